@@ -1,0 +1,142 @@
+"""The whole vocabulary of a method: `Method`, `Phase`, `Batch`, `Lab`.
+
+The loop (`ml.training`) owns time - order, devices, schedules, generators, events, state. The method owns the step.
+Nothing here knows a data set, a device or a service.
+
+Shapes: `N` samples, `B` batch, `C` classes, images `(B, 3, H, W)` float, normalised per channel by the loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+GRADIENT_NORM_LIMIT = 5.0  # denll.md §2 clips here; a healthy SGD step of the other methods stays well below
+
+
+class Network(nn.Module):
+    """What a method trains: an image classifier whose three parts have names, so that a method may renew some of them.
+
+    `body`, `last_stage` and `classifier` partition the parameters (PES re-initialises the later ones).
+    """
+
+    feature_count: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> penultimate representation (B, D)."""
+        raise TypeError(f"{type(self).__name__} defines no features")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C)."""
+        raise TypeError(f"{type(self).__name__} defines no logits")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees. Labels are the given ones; there is no field for clean labels (law 7)."""
+
+    views: tuple[Tensor, ...]  # each (B, 3, H, W)
+    labels: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,): row numbers in the training set
+    observe: Callable[[Tensor], None]  # takes plain logits (B, C); the loop logs margins and probabilities from them
+
+    @property
+    def images(self) -> Tensor:
+        return self.views[0]
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """Who owns which parameters, and how their learning rates move."""
+
+    members: tuple[torch.optim.Optimizer, ...]
+    factor: Callable[[float], float]  # progress of the phase in [0, 1) -> factor on each base learning rate
+
+
+class Lab(Protocol):
+    """What a method may ask of the loop when a phase or an epoch begins."""
+
+    epoch: int  # counted over all phases, from 0
+    epochs: int
+
+    def generator(self, concern: str) -> torch.Generator:
+        """The generator of one concern, derived from the spec's seed and checkpointed by the loop."""
+        ...
+
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        """`function` of every training image in index order, without gradients: (N, ...).
+
+        `views = 0` shows the plain image; `views = k` averages over k augmented ones.
+        """
+        ...
+
+
+def nothing(_: Lab) -> None:
+    """A phase that prepares nothing."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with its own loss, data and optimisers."""
+
+    epochs: int
+    loss: Callable[[Batch], Tensor]  # scalar with a graph
+    optimizers: Callable[[], Optimizers] | None  # built on entering; None keeps those of the phase before
+    step: Callable[[Batch, Optimizers], Tensor] | None = None  # instead of descend(loss): several losses, masks ...
+    enter: Callable[[Lab], None] = nothing  # once: re-initialise parts, estimate a transition matrix
+    begin_epoch: Callable[[Lab], None] = nothing  # score the set, split it, refine labels, move a schedule
+    pool: Callable[[], Tensor] | None = None  # which samples this epoch draws from; None is all
+    views: int = 1  # augmented views per image
+
+
+class Method(nn.Module):
+    """A strategy against noise. What it learns is a Parameter, what it remembers is a buffer: state_dict is its checkpoint."""
+
+    def __init__(self, params: BaseModel, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__()
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """From settings alone, so that (phase, epoch, step) is enough to resume."""
+        raise TypeError(f"{type(self).__name__} defines no phases")
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C): how it predicts when done."""
+        raise TypeError(f"{type(self).__name__} defines no prediction")
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """Every prediction worth reporting by name, `logits` among them under "answer": {"answer": (B, C), "g1": ...}."""
+        return {"answer": self.logits(images)}
+
+    def locate(self, images: Tensor) -> Tensor | None:
+        """(B, 3, H, W) -> centre x, centre y, sigma in network pixels (B, 3); None without a localization module."""
+        return None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of the training spec a method may know when it lays out its phases."""
+
+    epochs: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    factor: Callable[[float], float]  # the spec's schedule over the whole training: progress in [0, 1) -> factor
+
+
+def descend(loss: Tensor, optimizers: Optimizers) -> Tensor:
+    """One gradient step of every member, the joint norm clipped; returns the loss, detached, without synchronising."""
+    for optimizer in optimizers.members:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for o in optimizers.members for group in o.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM_LIMIT)
+    for optimizer in optimizers.members:
+        optimizer.step()
+    return loss.detach()
