@@ -1,0 +1,51 @@
+"""The database's clock in SQL, the only clock that leases are measured by; and UTC datetimes on both databases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A timezone-aware UTC datetime; SQLite, which stores text, gives it back aware too."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class now(ColumnElement[datetime]):  # noqa: N801 - reads as the SQL function it is
+    """The database's current time, `plus` seconds. Not the transaction's start: a long transaction still sees time pass."""
+
+    inherit_cache = False
+    type = UtcTime()
+
+    def __init__(self, plus: float = 0.0) -> None:
+        self.plus = float(plus)
+
+
+@compiles(now, "sqlite")
+def _sqlite(element: now, compiler: SQLCompiler, **_: Any) -> str:
+    # Padded to microseconds: the driver reads three digits as microseconds, and text must compare as time does.
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.plus:+.3f} seconds') || '000')"
+
+
+@compiles(now, "postgresql")
+def _postgresql(element: now, compiler: SQLCompiler, **_: Any) -> str:
+    return f"(clock_timestamp() + interval '{element.plus:.3f} seconds')"

@@ -1,0 +1,87 @@
+"""Engines and transactions. One engine per process, made by its `main`; the edge commits, nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, exc, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from app.errors import DatabaseAway
+from app.settings import Settings
+
+AWAY_RETRY_S = 5
+SERIALIZATION_FAILURES = {"40001", "40P01"}
+
+
+def connect(settings: Settings) -> Engine:
+    """An engine that fails within seconds when the database is away (D1) and enforces foreign keys."""
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s + 1})
+        event.listen(engine, "connect", _sqlite_pragmas)
+        event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    options = f"-c statement_timeout={int(settings.statement_timeout_s * 1000)} -c timezone=UTC -c lock_timeout={int(settings.statement_timeout_s * 1000)}"
+    return create_engine(
+        url,
+        connect_args={"connect_timeout": max(2, int(settings.connect_timeout_s)), "options": options, "tcp_user_timeout": 5000},
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_timeout_s,
+        pool_pre_ping=True,
+        pool_recycle=300,
+    )
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN is deferred; ours is not
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Any) -> None:
+    # A deferred transaction that reads, then writes, fails at once with "database is locked", whatever the timeout.
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("read_only") else "BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]:
+    """One unit of work: commits at the end, rolls back on error, speaks of an unreachable database as DatabaseAway."""
+    try:
+        bind: Any = engine.execution_options(read_only=True) if read_only else engine
+        with Session(bind, expire_on_commit=False) as session, session.begin():
+            yield session
+    except exc.DBAPIError as error:
+        if away(error):
+            raise DatabaseAway("The database does not answer; try again in a few seconds.", retry_after_s=AWAY_RETRY_S) from error
+        raise
+    except exc.TimeoutError as error:
+        raise DatabaseAway("All database connections are busy; try again in a few seconds.", retry_after_s=AWAY_RETRY_S) from error
+
+
+def away(error: exc.DBAPIError) -> bool:
+    """Whether the database could not serve us, as opposed to a statement being wrong."""
+    if error.connection_invalidated or isinstance(error, exc.OperationalError):
+        return True
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state in SERIALIZATION_FAILURES or state[:2] in {"08", "53", "57"}
+
+
+def wait_until_reachable(engine: Engine, seconds: float) -> None:
+    """Back off until the database answers (D6); DatabaseAway when it does not within `seconds`."""
+    deadline, pause = time.monotonic() + seconds, 0.1
+    while True:
+        try:
+            with transaction(engine, read_only=True) as session:
+                session.execute(text("SELECT 1"))
+            return
+        except DatabaseAway:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2.0, pause * 2)

@@ -1,0 +1,217 @@
+"""All tables on one page. Rows reference each other, so they share it; what may change them is said in `app.work` and the slices.
+
+Portable types only (SQLite embedded, Postgres deployed); every constraint is named, so that migrations can find it.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Enum, ForeignKey, Index, Integer, MetaData, String, UniqueConstraint, false
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.db.clock import UtcTime, now
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts only INTEGER keys
+
+
+class Row(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: Json, list[Any]: Json, datetime: UtcTime, str: String}  # noqa: RUF012
+
+
+class State(enum.StrEnum):
+    """Of anything that is worked on. `cancelling` is not a state but a running row whose cancellation was requested."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
+ENDED = (State.succeeded, State.failed, State.cancelled)
+
+
+def state_column(name: str) -> Any:
+    return mapped_column(
+        Enum(State, native_enum=False, create_constraint=True, name=name, length=16, values_callable=lambda e: [s.value for s in e]),
+        default=State.queued,
+    )
+
+
+class Work:
+    """Columns of a row that is claimed, leased and fenced. Only `app.work` assigns them."""
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    fence: Mapped[int] = mapped_column(default=0)
+    attempts_without_progress: Mapped[int] = mapped_column(default=0)
+    priority: Mapped[int] = mapped_column(default=0)
+    rung_at: Mapped[datetime | None]
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    progress_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    request_id: Mapped[str | None] = mapped_column(String(200))
+    error: Mapped[dict[str, Any] | None]
+
+
+class Dataset(Work, Row):
+    __tablename__ = "dataset"
+    __table_args__ = (Index("ix_dataset_queue", "state", "priority", "created_at"), Index("ix_dataset_newest", "created_at", "id"))
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    state: Mapped[State] = state_column("dataset_state")
+    name: Mapped[str] = mapped_column(String(200))
+    label_version: Mapped[int] = mapped_column(default=1)
+    upload: Mapped[dict[str, Any]]  # label_column, clean_column, sha256, bytes: how to read the archive
+    progress: Mapped[dict[str, Any] | None]
+    facts: Mapped[dict[str, Any] | None]  # classes, counts, digest, image_size, warnings: set when ready
+
+
+class Job(Work, Row):
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("ix_job_queue", "state", "priority", "created_at"),
+        Index("ix_job_newest", "created_at", "id"),
+        Index("ix_job_dataset", "dataset_id"),
+        Index("ix_job_compared_with", "compared_with_id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    state: Mapped[State] = state_column("job_state")
+    type: Mapped[str] = mapped_column(String(16), default="train")
+    name: Mapped[str | None] = mapped_column(String(200))
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id"))
+    label_version: Mapped[int] = mapped_column(default=1)
+    compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id"))  # the job this baseline stands beside
+    request: Mapped[dict[str, Any]]  # the request, every default filled in
+    spec: Mapped[dict[str, Any]]  # what ml reads; stored as JSON, never looked into
+    limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    progress: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    checkpoint_step: Mapped[int | None]
+    checkpoint_path: Mapped[str | None] = mapped_column(String(400))  # relative to the job's folder
+    restart_from: Mapped[int] = mapped_column(default=0)  # attempts up to this fence are not resumed from (retry from scratch)
+
+
+class JobEvent(Row):
+    """Append-only; the id is what `Last-Event-ID` replays from."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (Index("ix_job_event_job", "job_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))  # status, progress, metric, log, done
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class Epoch(Row):
+    """One epoch report; rewriting it after a resume is harmless."""
+
+    __tablename__ = "epoch"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class Model(Row):
+    __tablename__ = "model"
+    __table_args__ = (UniqueConstraint("job_id"), Index("ix_model_newest", "created_at", "id"))
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+    dataset_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("dataset.id", ondelete="SET NULL"))
+    name: Mapped[str | None] = mapped_column(String(200))
+    method: Mapped[str] = mapped_column(String(100))
+    network: Mapped[str] = mapped_column(String(100))
+    classes: Mapped[list[Any]]
+    digest: Mapped[str] = mapped_column(String(100))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class Alias(Row):
+    """A movable name. `default` without a row follows the newest succeeded training job."""
+
+    __tablename__ = "alias"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"))
+    updated_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class AliasChange(Row):
+    """Where an alias pointed, for history and rollback; null is a removal."""
+
+    __tablename__ = "alias_change"
+    __table_args__ = (Index("ix_alias_change_alias", "alias", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    alias: Mapped[str] = mapped_column(String(100))
+    model_id: Mapped[uuid.UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class ApiKey(Row):
+    """A key is shown once; only its SHA-256 stays (256 random bits need no slow hash)."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (UniqueConstraint("key_sha256"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    name: Mapped[str] = mapped_column(String(200))
+    key_sha256: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+    revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Row):
+    """The first answer to a creating request, replayed to its repetitions. `answer` is null while it is being made."""
+
+    __tablename__ = "idempotency_key"
+
+    principal: Mapped[str] = mapped_column(String(64), primary_key=True)  # which API key; "" is the loopback user
+    route: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    answer: Mapped[dict[str, Any] | None]  # status, headers, body
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class Worker(Row):
+    """Heartbeats of the processes around the table: readiness, and which device training will use."""
+
+    __tablename__ = "worker"
+    __table_args__ = (CheckConstraint("kind in ('supervisor', 'inference', 'dispatcher')", name="kind"),)
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)  # host:pid:start
+    kind: Mapped[str] = mapped_column(String(16))
+    device: Mapped[str | None] = mapped_column(String(100))
+    draining: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    seen_at: Mapped[datetime] = mapped_column(server_default=now())

@@ -1,0 +1,228 @@
+"""Every problem a client can be told of, on one page. Plain exceptions: no framework, no database.
+
+    Problem
+    ├── 400 Malformed · HostNotAllowed
+    ├── 401 Unauthenticated
+    ├── 403 Forbidden · CrossSite · RemoteImagesDisabled
+    ├── 404 NotFound · DatasetNotFound · JobNotFound · ModelNotFound · ImageNotFound · AliasNotFound · KeyNotFound · ArtifactNotFound
+    ├── 405 MethodNotAllowed
+    ├── 406 NotAcceptable
+    ├── 409 JobFinished · JobNotFinished · InUse · NotReady · RequestInFlight
+    ├── 413 TooLarge
+    ├── 415 UnsupportedMediaType
+    ├── 416 RangeNotSatisfiable
+    ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput · TooManyBadImages
+    ├── 429 QueueFull · Overloaded
+    ├── 503 DatabaseAway · InferenceAway · ModelUnavailable
+    ├── 504 DeadlineExceeded
+    └── 507 InsufficientStorage
+
+`code` is the class name in snake_case unless the instance names a finer one; `type` is `/problems/` and the code in
+kebab-case. Anything else that is raised is a bug and becomes a 500 that names only the request.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, NamedTuple
+
+DETAIL_CHARS = 200  # how much of a client's own text we echo
+
+
+def shown(text: object, limit: int = DETAIL_CHARS) -> str:
+    """A client's text as a message may repeat it: control characters escaped, surrogates replaced, cut."""
+    plain = str(text).encode("utf-8", "backslashreplace").decode()
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a request, by JSON Pointer (or file, or row)."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class Problem(Exception):
+    """A refusal in the terms of RFC 9457."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        errors: list[Fault] | None = None,
+        retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or snake(type(self).__name__)
+        self.http_status = status or self.status
+        self.errors = errors or []
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+
+    @property
+    def type(self) -> str:
+        return "/problems/" + self.code.replace("_", "-")
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+class Malformed(Problem):
+    status, title = 400, "The request cannot be read"
+
+
+class HostNotAllowed(Problem):
+    status, title = 400, "Unknown host"
+
+
+class Unauthenticated(Problem):
+    status, title = 401, "A valid API key is required"
+
+
+class Forbidden(Problem):
+    status, title = 403, "This key may not do that"
+
+
+class CrossSite(Problem):
+    status, title = 403, "Cross-site requests are refused"
+
+
+class RemoteImagesDisabled(Problem):
+    status, title = 403, "Images are never fetched by URL"
+
+
+class NotFound(Problem):
+    status, title = 404, "Not found"
+
+
+class DatasetNotFound(NotFound):
+    title = "No such data set"
+
+
+class ImageNotFound(NotFound):
+    title = "No such image"
+
+
+class JobNotFound(NotFound):
+    title = "No such job"
+
+
+class ModelNotFound(NotFound):
+    title = "No such model"
+
+
+class AliasNotFound(NotFound):
+    title = "No such alias"
+
+
+class KeyNotFound(NotFound):
+    title = "No such API key"
+
+
+class ArtifactNotFound(NotFound):
+    title = "No such artifact"
+
+
+class MethodNotAllowed(Problem):
+    status, title = 405, "Method not allowed"
+
+
+class NotAcceptable(Problem):
+    status, title = 406, "No such representation"
+
+
+class JobFinished(Problem):
+    status, title = 409, "The job has ended"
+
+
+class JobNotFinished(Problem):
+    status, title = 409, "The job has not ended"
+
+
+class InUse(Problem):
+    status, title = 409, "In use"
+
+
+class NotReady(Problem):
+    status, title = 409, "Not ready"
+
+
+class RequestInFlight(Problem):
+    status, title = 409, "The same request is still being answered"
+
+
+class TooLarge(Problem):
+    status, title = 413, "Too large"
+
+
+class UnsupportedMediaType(Problem):
+    status, title = 415, "Unsupported media type"
+
+
+class RangeNotSatisfiable(Problem):
+    status, title = 416, "Range not satisfiable"
+
+
+class InvalidRequest(Problem):
+    status, title = 422, "The request is not valid"
+
+
+class ArchiveRejected(Problem):
+    """`code` says why (unsafe_entry_name, ambiguous_archive ...); `entry` names where."""
+
+    status, title = 422, "The archive was rejected"
+
+    def __init__(self, detail: str, *, code: str, entry: str | None = None, status: int | None = None) -> None:
+        errors = [Fault(shown(entry), code, detail)] if entry is not None else []
+        super().__init__(detail, code=code, status=status, errors=errors)
+
+
+class TooManyBadImages(Problem):
+    status, title = 422, "Too many images cannot be read"
+
+
+class UndecodableInput(Problem):
+    status, title = 422, "The image cannot be read"
+
+
+class IdempotencyMismatch(Problem):
+    status, title = 422, "This idempotency key was used for another request"
+
+
+class QueueFull(Problem):
+    status, title = 429, "The queue is full"
+
+
+class Overloaded(Problem):
+    status, title = 429, "Too many predictions are waiting"
+
+
+class DatabaseAway(Problem):
+    status, title = 503, "The database cannot be reached"
+
+
+class InferenceAway(Problem):
+    status, title = 503, "The inference process cannot be reached"
+
+
+class ModelUnavailable(Problem):
+    status, title = 503, "The model's files cannot be read"
+
+
+class DeadlineExceeded(Problem):
+    status, title = 504, "The prediction took too long"
+
+
+class InsufficientStorage(Problem):
+    status, title = 507, "Not enough disk space"

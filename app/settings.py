@@ -1,0 +1,122 @@
+"""Every deployment knob and time limit of every process, from `DENLL_*` environment variables, read once per process.
+
+Experiments are not configured here (they live in the training spec), nor are constants of an algorithm.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True)
+
+    # Where
+    data_dir: Path = Field(default=Path("data"), description="Everything that outlives a process lies below this folder")
+    host: str = Field(default="127.0.0.1", description="Address the API binds; any but loopback needs an admin key")
+    port: int = Field(default=8000, ge=0, le=65535)
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty is SQLite below data_dir")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker of the bells")
+    inference_addresses: str = Field(default="tcp://127.0.0.1:8001", description="Comma-separated inference processes")
+    inference_listen: str = Field(default="tcp://127.0.0.1:8001", description="Where this inference process listens")
+    allowed_hosts: str = Field(default="", description="Host names answered besides loopback and `host`, comma-separated")
+
+    # Who
+    admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    # Work: leases, attempts, loops (reliability §2)
+    lease_s: float = Field(default=30.0, description="A claim nobody renews ends after this")
+    heartbeat_s: float = Field(default=5.0, description="How often a supervisor renews its lease")
+    database_grace_s: float = Field(default=25.0, description="A supervisor without database stops its child after this")
+    poll_s: float = Field(default=1.0, description="How often a child looks for orders (cancel, drain, fenced off)")
+    stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
+    drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
+    checkpoint_s: float = Field(default=60.0, description="Longest stretch of training without a checkpoint")
+    dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
+    ring_again_s: float = Field(default=10.0, description="A queued row is rung for again after this")
+    deaf_s: float = Field(default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)")
+    max_attempts_without_progress: int = Field(default=3, ge=1)
+    disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
+    warm_zygote: bool = Field(default=True, description="Fork children from a process that has torch loaded")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device of this host's training and inference")
+    threads: int = Field(default=0, ge=0, description="CPU threads of a training child; 0 is all cores")
+
+    # Load
+    max_queued: int = 1000
+    max_uploads: int = 4
+    min_free_bytes: int = 2 * GIB
+    json_bytes: int = MIB
+    upload_bytes: int = 2 * GIB
+    image_bytes: int = 16 * MIB
+    images_per_call: int = 32
+    predict_body_bytes: int = 64 * MIB
+    slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
+    slow_body_bytes: int = 30 * 1024
+    predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")
+    predict_batch: int = Field(default=64, description="Most images of one forward pass")
+    predict_deadline_s: float = 20.0
+    models_in_memory: int = 4
+    event_heartbeat_s: float = 15.0
+    event_poll_s: float = Field(default=0.5, description="How often an event stream looks for new events")
+    idempotency_kept_s: float = 7 * 24 * 3600.0
+
+    # Archives (reliability Z3)
+    archive_entries: int = 150_000
+    archive_entry_bytes: int = 64 * MIB
+    archive_total_bytes: int = 8 * GIB
+    archive_ratio: float = 200.0
+    bad_image_fraction: float = 0.10
+
+    # Connections
+    connect_timeout_s: float = 2.0
+    pool_timeout_s: float = 2.0
+    statement_timeout_s: float = 4.0
+    pool_size: int = 20
+
+    @model_validator(mode="after")
+    def _public_address_needs_a_key(self) -> Settings:
+        if not is_loopback(self.host) and not self.admin_key:
+            raise ValueError(f"refusing to bind {self.host} without a key: set DENLL_ADMIN_KEY, or bind 127.0.0.1")
+        if self.admin_key and len(self.admin_key.get_secret_value()) < 16:
+            raise ValueError("DENLL_ADMIN_KEY must have at least 16 characters")
+        return self
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL with the driver named."""
+        if not self.database_url:
+            return f"sqlite:///{self.data_dir.absolute() / 'denll.sqlite'}"
+        for plain in ("postgres://", "postgresql://"):
+            if self.database_url.startswith(plain):
+                return "postgresql+psycopg://" + self.database_url.removeprefix(plain)
+        return self.database_url
+
+    @property
+    def key_required(self) -> bool:
+        """Loopback without a configured key is open to this machine's user; all else needs a key."""
+        return self.admin_key is not None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@functools.cache
+def current() -> Settings:
+    """This process's settings. Tests and launchers pass their own `Settings` instead."""
+    return Settings()

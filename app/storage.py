@@ -1,0 +1,124 @@
+"""Files: paths made from ids alone, atomic writes, hashes, free space.
+
+No path, name or URL of a client is ever joined here (S2); the only inputs are UUIDs, fences and fixed names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.errors import InsufficientStorage
+
+CHUNK_BYTES = 1024 * 1024
+ENOSPC_RETRY_S = 60
+
+
+class Storage:
+    """The folder tree below `DENLL_DATA_DIR`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def create(self) -> None:
+        for name in ("datasets", "jobs", "models", "uploads", "weights"):
+            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
+
+    def dataset(self, dataset_id: uuid.UUID) -> Path:
+        return self.root / "datasets" / str(dataset_id)
+
+    def job(self, job_id: uuid.UUID) -> Path:
+        return self.root / "jobs" / str(job_id)
+
+    def attempt(self, job_id: uuid.UUID, fence: int) -> Path:
+        return self.job(job_id) / f"attempt-{fence}"
+
+    def attempts(self, job_id: uuid.UUID) -> list[Path]:
+        """Folders of every attempt at a job, newest first."""
+        found = [p for p in self.job(job_id).glob("attempt-*") if p.name.removeprefix("attempt-").isdigit()]
+        return sorted(found, key=lambda p: int(p.name.removeprefix("attempt-")), reverse=True)
+
+    def model(self, model_id: uuid.UUID) -> Path:
+        return self.root / "models" / str(model_id)
+
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    def upload(self, upload_id: uuid.UUID) -> Path:
+        """An archive received but not yet a data set."""
+        return self.root / "uploads" / f"{upload_id}.archive"
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+    def require(self, free: int) -> None:
+        """Raise InsufficientStorage unless `free` bytes are left."""
+        if self.free_bytes() < free:
+            raise InsufficientStorage(
+                f"Less than {free / 2**30:.1f} GiB are free; delete data sets or models, or add disk.",
+                retry_after_s=ENOSPC_RETRY_S,
+            )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Rename a complete, synced file or folder to where readers look, and make the rename durable."""
+    temporary.rename(target)
+    sync_folder(target.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: readers see the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> int:
+    """Delete a file or folder, first renamed so that nobody sees half of it; returns the bytes freed."""
+    if not path.exists():
+        return 0
+    doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex}.doomed")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(doomed)
+    freed = sum(p.stat().st_size for p in files_below(doomed))
+    if doomed.is_dir():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
+    return freed
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        for child in path.rglob("*"):
+            if child.is_file():
+                yield child

@@ -1,0 +1,173 @@
+"""Lease and fence for any row that is worked on: claim it once, renew the claim, settle it once, take it back when its worker died.
+
+Every statement is one UPDATE guarded by state and fence, measured by the database's clock, so any number of workers and
+dispatchers may run them at once. What the work is, this module does not know.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import now
+from app.db.tables import Dataset, Job, State
+
+Workable = TypeVar("Workable", Dataset, Job)
+Table = type[Dataset] | type[Job]
+
+POISON = {
+    "code": "poison",
+    "title": "The job keeps ending its worker",
+    "detail": "Several attempts in a row ended without a new checkpoint.",
+    "hint": "Look at /jobs/{id}/logs for what the attempts have in common; a smaller batch_size or image_size often helps.",
+}
+
+
+class Claim(NamedTuple):
+    id: uuid.UUID
+    fence: int
+    attempt: int
+    request_id: str | None
+
+
+class Reaped(NamedTuple):
+    id: uuid.UUID
+    state: State  # queued again, or failed as poison, or cancelled
+    attempt: int
+
+
+def claim_next(session: Session, table: Table, owner: str, lease_s: float) -> Claim | None:
+    """Take the oldest queued row of the highest priority, or None. The caller commits at once."""
+    oldest = (
+        select(table.id)
+        .where(table.state == State.queued)
+        .order_by(table.priority.desc(), table.created_at, table.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    statement = (
+        update(table)
+        .where(table.id == oldest, table.state == State.queued)
+        .values(
+            state=State.running,
+            attempt=table.attempt + 1,
+            fence=table.fence + 1,
+            lease_owner=owner,
+            lease_expires_at=now(lease_s),
+            heartbeat_at=now(),
+            progress_at=now(),
+            started_at=func.coalesce(table.started_at, now()),
+        )
+        .returning(table.id, table.fence, table.attempt, table.request_id)
+        .execution_options(synchronize_session=False)
+    )
+    row = session.execute(statement).one_or_none()
+    return Claim(*row) if row else None
+
+
+def held(table: Table, row_id: uuid.UUID, fence: int) -> tuple[ColumnElement[bool], ...]:
+    """The guard of every effect: this claim, and no later one, still holds."""
+    return (table.id == row_id, table.fence == fence, table.state == State.running)
+
+
+def write(session: Session, table: Table, row_id: uuid.UUID, fence: int, values: Mapping[str, Any]) -> bool:
+    """Set columns of a row we hold; False when the claim is lost, and then nothing was written."""
+    statement = update(table).where(*held(table, row_id, fence)).values(**values).execution_options(synchronize_session=False)
+    return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
+
+
+def heartbeat(session: Session, table: Table, row_id: uuid.UUID, fence: int, lease_s: float) -> bool:
+    return write(session, table, row_id, fence, {"lease_expires_at": now(lease_s), "heartbeat_at": now()})
+
+
+def progressed(session: Session, table: Table, row_id: uuid.UUID, fence: int, **values: Any) -> bool:
+    """Record progress worth keeping (a checkpoint): earlier failures no longer count towards poison."""
+    return write(session, table, row_id, fence, {"progress_at": now(), "attempts_without_progress": 0, **values})
+
+
+def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:
+    """End a row we hold. A job whose cancellation was requested before it succeeded still succeeds: one of the two wins, here."""
+    ended = {"state": state, "finished_at": now(), "lease_owner": None, "lease_expires_at": None, **values}
+    return write(session, table, row_id, fence, ended)
+
+
+def put_back(session: Session, table: Table, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int) -> State | None:
+    """End an attempt but not its work: queued again, or failed (poison) after `limit` attempts without progress, or cancelled.
+
+    A drain does not count. None when the claim was lost.
+    """
+    return _end_attempts(session, table, limit, counts, *held(table, row_id, fence)).get(row_id)
+
+
+def reap(session: Session, table: Table, limit: int) -> list[Reaped]:
+    """Put back every row whose lease has expired; safe to run from several processes at once."""
+    expired = (table.state == State.running, or_(table.lease_expires_at.is_(None), table.lease_expires_at < now()))
+    ids = list(session.scalars(select(table.id).where(*expired).with_for_update(skip_locked=True)))
+    if not ids:
+        return []
+    ended = _end_attempts(session, table, limit, True, table.id.in_(ids), *expired)
+    attempts = dict(session.execute(select(table.id, table.attempt).where(table.id.in_(ended))).tuples())
+    return [Reaped(row_id, state, attempts[row_id]) for row_id, state in ended.items()]
+
+
+def _end_attempts(session: Session, table: Table, limit: int, counts: bool, *where: ColumnElement[bool]) -> dict[uuid.UUID, State]:
+    failures = table.attempts_without_progress + (1 if counts else 0)
+    cancelled, poison = table.cancel_requested_at.is_not(None), failures >= limit
+    ended = or_(cancelled, poison)
+    statement = (
+        update(table)
+        .where(*where)
+        .values(
+            state=case((cancelled, State.cancelled.value), (poison, State.failed.value), else_=State.queued.value),
+            attempts_without_progress=failures,
+            finished_at=case((ended, now()), else_=None),
+            lease_owner=None,
+            lease_expires_at=None,
+            rung_at=None,
+        )
+        .returning(table.id, table.state)
+        .execution_options(synchronize_session=False)
+    )
+    states = dict(session.execute(statement).tuples())
+    failed = [row_id for row_id, state in states.items() if state == State.failed]
+    if failed:
+        session.execute(update(table).where(table.id.in_(failed)).values(error=POISON).execution_options(synchronize_session=False))
+    return states
+
+
+def request_cancel(session: Session, table: Table, row_id: uuid.UUID) -> State | None:
+    """Cancel a queued row at once, ask a running one to stop; the state after, or None when it has already ended."""
+    statement = (
+        update(table)
+        .where(table.id == row_id, table.state.in_((State.queued, State.running)))
+        .values(
+            state=case((table.state == State.queued, State.cancelled.value), else_=table.state),
+            finished_at=case((table.state == State.queued, now()), else_=None),
+            cancel_requested_at=func.coalesce(table.cancel_requested_at, now()),
+        )
+        .returning(table.state)
+        .execution_options(synchronize_session=False)
+    )
+    return session.execute(statement).scalar_one_or_none()
+
+
+def cancel_requested(session: Session, table: Table, row_id: uuid.UUID, fence: int) -> bool | None:
+    """Whether the holder should stop; None when it no longer holds the row."""
+    row = session.execute(select(table.cancel_requested_at).where(*held(table, row_id, fence))).one_or_none()
+    return None if row is None else row[0] is not None
+
+
+def due_for_bell(session: Session, table: Table, ring_again_s: float) -> int:
+    """Mark queued rows not rung for lately as rung and say how many there are: the dispatcher rings that often."""
+    stale = or_(table.rung_at.is_(None), table.rung_at < now(-ring_again_s))
+    statement = update(table).where(table.state == State.queued, stale).values(rung_at=now()).execution_options(synchronize_session=False)
+    return session.execute(statement).rowcount  # type: ignore[attr-defined,no-any-return]
+
+
+def queued(session: Session, table: Table) -> int:
+    return session.scalar(select(func.count()).where(table.state == State.queued)) or 0
