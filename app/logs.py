@@ -42,7 +42,11 @@ class JsonLines(logging.Formatter):
             line["traceback"] = self.formatException(record.exc_info)[-RECORD_BYTES // 2 :]
         text = json.dumps(line, ensure_ascii=True, default=str)
         if len(text) > RECORD_BYTES:
-            line = {k: line[k] for k in ("time", "level", "logger")} | _context.get() | {"message": text[: RECORD_BYTES // 4], "cut": True}
+            line = (
+                {k: line[k] for k in ("time", "level", "logger")}
+                | _context.get()
+                | {"message": text[: RECORD_BYTES // 4], "cut": True}
+            )
             text = json.dumps(line, ensure_ascii=True)
         return text
 

@@ -21,14 +21,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True)
 
     # Where
-    data_dir: Path = Field(default=Path("data"), description="Everything that outlives a process lies below this folder")
+    data_dir: Path = Field(
+        default=Path("data"), description="Everything that outlives a process lies below this folder"
+    )
     host: str = Field(default="127.0.0.1", description="Address the API binds; any but loopback needs an admin key")
     port: int = Field(default=8000, ge=0, le=65535)
     database_url: str = Field(default="", description="SQLAlchemy URL; empty is SQLite below data_dir")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker of the bells")
     inference_addresses: str = Field(default="tcp://127.0.0.1:8001", description="Comma-separated inference processes")
     inference_listen: str = Field(default="tcp://127.0.0.1:8001", description="Where this inference process listens")
-    allowed_hosts: str = Field(default="", description="Host names answered besides loopback and `host`, comma-separated")
+    allowed_hosts: str = Field(
+        default="", description="Host names answered besides loopback and `host`, comma-separated"
+    )
 
     # Who
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
@@ -37,18 +41,24 @@ class Settings(BaseSettings):
     # Work: leases, attempts, loops (reliability §2)
     lease_s: float = Field(default=30.0, description="A claim nobody renews ends after this")
     heartbeat_s: float = Field(default=5.0, description="How often a supervisor renews its lease")
-    database_grace_s: float = Field(default=25.0, description="A supervisor without database stops its child after this")
+    database_grace_s: float = Field(
+        default=25.0, description="A supervisor without database stops its child after this"
+    )
     poll_s: float = Field(default=1.0, description="How often a child looks for orders (cancel, drain, fenced off)")
     stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
     drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
     checkpoint_s: float = Field(default=60.0, description="Longest stretch of training without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
     ring_again_s: float = Field(default=10.0, description="A queued row is rung for again after this")
-    deaf_s: float = Field(default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)")
+    deaf_s: float = Field(
+        default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)"
+    )
     max_attempts_without_progress: int = Field(default=3, ge=1)
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
     warm_zygote: bool = Field(default=True, description="Fork children from a process that has torch loaded")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device of this host's training and inference")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of this host's training and inference"
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads of a training child; 0 is all cores")
 
     # Load

@@ -77,7 +77,9 @@ def held(table: Table, row_id: uuid.UUID, fence: int) -> tuple[ColumnElement[boo
 
 def write(session: Session, table: Table, row_id: uuid.UUID, fence: int, values: Mapping[str, Any]) -> bool:
     """Set columns of a row we hold; False when the claim is lost, and then nothing was written."""
-    statement = update(table).where(*held(table, row_id, fence)).values(**values).execution_options(synchronize_session=False)
+    statement = (
+        update(table).where(*held(table, row_id, fence)).values(**values).execution_options(synchronize_session=False)
+    )
     return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
 
 
@@ -96,7 +98,9 @@ def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state:
     return write(session, table, row_id, fence, ended)
 
 
-def put_back(session: Session, table: Table, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int) -> State | None:
+def put_back(
+    session: Session, table: Table, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int
+) -> State | None:
     """End an attempt but not its work: queued again, or failed (poison) after `limit` attempts without progress, or cancelled.
 
     A drain does not count. None when the claim was lost.
@@ -111,11 +115,13 @@ def reap(session: Session, table: Table, limit: int) -> list[Reaped]:
     if not ids:
         return []
     ended = _end_attempts(session, table, limit, True, table.id.in_(ids), *expired)
-    attempts = dict(session.execute(select(table.id, table.attempt).where(table.id.in_(ended))).tuples())
+    attempts = dict(session.execute(select(table.id, table.attempt).where(table.id.in_(ended))).tuples().all())
     return [Reaped(row_id, state, attempts[row_id]) for row_id, state in ended.items()]
 
 
-def _end_attempts(session: Session, table: Table, limit: int, counts: bool, *where: ColumnElement[bool]) -> dict[uuid.UUID, State]:
+def _end_attempts(
+    session: Session, table: Table, limit: int, counts: bool, *where: ColumnElement[bool]
+) -> dict[uuid.UUID, State]:
     failures = table.attempts_without_progress + (1 if counts else 0)
     cancelled, poison = table.cancel_requested_at.is_not(None), failures >= limit
     ended = or_(cancelled, poison)
@@ -133,10 +139,12 @@ def _end_attempts(session: Session, table: Table, limit: int, counts: bool, *whe
         .returning(table.id, table.state)
         .execution_options(synchronize_session=False)
     )
-    states = dict(session.execute(statement).tuples())
+    states = dict(session.execute(statement).tuples().all())
     failed = [row_id for row_id, state in states.items() if state == State.failed]
     if failed:
-        session.execute(update(table).where(table.id.in_(failed)).values(error=POISON).execution_options(synchronize_session=False))
+        session.execute(
+            update(table).where(table.id.in_(failed)).values(error=POISON).execution_options(synchronize_session=False)
+        )
     return states
 
 
@@ -165,7 +173,12 @@ def cancel_requested(session: Session, table: Table, row_id: uuid.UUID, fence: i
 def due_for_bell(session: Session, table: Table, ring_again_s: float) -> int:
     """Mark queued rows not rung for lately as rung and say how many there are: the dispatcher rings that often."""
     stale = or_(table.rung_at.is_(None), table.rung_at < now(-ring_again_s))
-    statement = update(table).where(table.state == State.queued, stale).values(rung_at=now()).execution_options(synchronize_session=False)
+    statement = (
+        update(table)
+        .where(table.state == State.queued, stale)
+        .values(rung_at=now())
+        .execution_options(synchronize_session=False)
+    )
     return session.execute(statement).rowcount  # type: ignore[attr-defined,no-any-return]
 
 

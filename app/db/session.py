@@ -29,7 +29,11 @@ def connect(settings: Settings) -> Engine:
     options = f"-c statement_timeout={int(settings.statement_timeout_s * 1000)} -c timezone=UTC -c lock_timeout={int(settings.statement_timeout_s * 1000)}"
     return create_engine(
         url,
-        connect_args={"connect_timeout": max(2, int(settings.connect_timeout_s)), "options": options, "tcp_user_timeout": 5000},
+        connect_args={
+            "connect_timeout": max(2, int(settings.connect_timeout_s)),
+            "options": options,
+            "tcp_user_timeout": 5000,
+        },
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_timeout_s,
@@ -58,10 +62,14 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
             yield session
     except exc.DBAPIError as error:
         if away(error):
-            raise DatabaseAway("The database does not answer; try again in a few seconds.", retry_after_s=AWAY_RETRY_S) from error
+            raise DatabaseAway(
+                "The database does not answer; try again in a few seconds.", retry_after_s=AWAY_RETRY_S
+            ) from error
         raise
     except exc.TimeoutError as error:
-        raise DatabaseAway("All database connections are busy; try again in a few seconds.", retry_after_s=AWAY_RETRY_S) from error
+        raise DatabaseAway(
+            "All database connections are busy; try again in a few seconds.", retry_after_s=AWAY_RETRY_S
+        ) from error
 
 
 def away(error: exc.DBAPIError) -> bool:

@@ -10,7 +10,19 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Enum, ForeignKey, Index, Integer, MetaData, String, UniqueConstraint, false
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -48,7 +60,14 @@ ENDED = (State.succeeded, State.failed, State.cancelled)
 
 def state_column(name: str) -> Any:
     return mapped_column(
-        Enum(State, native_enum=False, create_constraint=True, name=name, length=16, values_callable=lambda e: [s.value for s in e]),
+        Enum(
+            State,
+            native_enum=False,
+            create_constraint=True,
+            name=name,
+            length=16,
+            values_callable=lambda e: [s.value for s in e],
+        ),
         default=State.queued,
     )
 
@@ -75,7 +94,10 @@ class Work:
 
 class Dataset(Work, Row):
     __tablename__ = "dataset"
-    __table_args__ = (Index("ix_dataset_queue", "state", "priority", "created_at"), Index("ix_dataset_newest", "created_at", "id"))
+    __table_args__ = (
+        Index("ix_dataset_queue", "state", "priority", "created_at"),
+        Index("ix_dataset_newest", "created_at", "id"),
+    )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     state: Mapped[State] = state_column("dataset_state")
@@ -102,7 +124,9 @@ class Job(Work, Row):
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
     dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id"))
     label_version: Mapped[int] = mapped_column(default=1)
-    compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id"))  # the job this baseline stands beside
+    compared_with_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("job.id")
+    )  # the job this baseline stands beside
     request: Mapped[dict[str, Any]]  # the request, every default filled in
     spec: Mapped[dict[str, Any]]  # what ml reads; stored as JSON, never looked into
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -110,7 +134,9 @@ class Job(Work, Row):
     metrics: Mapped[dict[str, Any] | None]
     checkpoint_step: Mapped[int | None]
     checkpoint_path: Mapped[str | None] = mapped_column(String(400))  # relative to the job's folder
-    restart_from: Mapped[int] = mapped_column(default=0)  # attempts up to this fence are not resumed from (retry from scratch)
+    restart_from: Mapped[int] = mapped_column(
+        default=0
+    )  # attempts up to this fence are not resumed from (retry from scratch)
 
 
 class JobEvent(Row):
