@@ -8,7 +8,7 @@ Shapes: `N` samples, `B` batch, `C` classes, images `(B, 3, H, W)` float, normal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-GRADIENT_NORM_LIMIT = 5.0  # denll.md §2 clips here; a healthy SGD step of the other methods stays well below
-
 
 class Network(nn.Module):
     """What a method trains: an image classifier whose three parts have names, so that a method may renew some of them.
@@ -27,7 +25,10 @@ class Network(nn.Module):
     `body`, `last_stage` and `classifier` partition the parameters (PES re-initialises the later ones).
     """
 
-    feature_count: int
+    feature_count: int  # D
+    body: nn.Module
+    last_stage: nn.Module
+    classifier: nn.Module
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> penultimate representation (B, D)."""
@@ -38,14 +39,22 @@ class Network(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no logits")
 
 
+def no_generator(concern: str) -> torch.Generator:
+    """What a batch made by hand answers: only a training has generators."""
+    raise LookupError(f"this batch comes from no training, so it has no generator for {concern!r}")
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step sees. Labels are the given ones; there is no field for clean labels (law 7)."""
 
     views: tuple[Tensor, ...]  # each (B, 3, H, W)
     labels: Tensor  # int64 (B,)
-    index: Tensor  # int64 (B,): row numbers in the training set
-    observe: Callable[[Tensor], None]  # takes plain logits (B, C); the loop logs margins and probabilities from them
+    index: Tensor  # int64 (B,): positions among the labels the method was built with
+    observe: Callable[[Tensor], None]  # takes plain logits (B, C), at most once a step; the loop ranks labels by them
+    epoch: int = 0  # counted over all phases
+    progress: float = 0.0  # of the whole training, in [0, 1)
+    generator: Callable[[str], torch.Generator] = no_generator  # as Lab.generator: shared by all who name one concern
 
     @property
     def images(self) -> Tensor:
@@ -63,11 +72,18 @@ class Optimizers:
 class Lab(Protocol):
     """What a method may ask of the loop when a phase or an epoch begins."""
 
-    epoch: int  # counted over all phases, from 0
-    epochs: int
+    @property
+    def epoch(self) -> int:
+        """Counted over all phases, from 0."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases together."""
+        ...
 
     def generator(self, concern: str) -> torch.Generator:
-        """The generator of one concern, derived from the spec's seed and checkpointed by the loop."""
+        """The generator of one concern, on the training's device, from the spec's seed, checkpointed by the loop."""
         ...
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
@@ -84,7 +100,11 @@ def nothing(_: Lab) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with its own loss, data and optimisers."""
+    """A stretch of training with its own loss, data and optimisers.
+
+    `enter` and `begin_epoch` may change parameters, buffers and `requires_grad`, nothing else: these are what a
+    checkpoint holds, and neither is called again when a training resumes inside the epoch.
+    """
 
     epochs: int
     loss: Callable[[Batch], Tensor]  # scalar with a graph
@@ -94,12 +114,17 @@ class Phase:
     begin_epoch: Callable[[Lab], None] = nothing  # score the set, split it, refine labels, move a schedule
     pool: Callable[[], Tensor] | None = None  # which samples this epoch draws from; None is all
     views: int = 1  # augmented views per image
+    clip: float | None = None  # limit of the joint gradient norm; None does not clip
+    name: str = "train"  # shown in reports
 
 
 class Method(nn.Module):
-    """A strategy against noise. What it learns is a Parameter, what it remembers is a buffer: state_dict is its checkpoint."""
+    """A strategy against noise: what it learns is a Parameter, what it remembers a buffer, so state_dict is its state."""
 
-    def __init__(self, params: BaseModel, labels: Tensor, network: Callable[[], Network]) -> None:
+    def __init__(
+        self, params: BaseModel, labels: Tensor, network: Callable[[], Network], *, classes: int, image_size: int
+    ) -> None:
+        """`labels` are the given ones (N,); every call of `network` returns another, freshly initialised one."""
         super().__init__()
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -111,7 +136,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no prediction")
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """Every prediction worth reporting by name, `logits` among them under "answer": {"answer": (B, C), "g1": ...}."""
+        """Every prediction worth reporting, by name: {"answer": `logits` (B, C), "g1": ...}."""
         return {"answer": self.logits(images)}
 
     def locate(self, images: Tensor) -> Tensor | None:
@@ -129,14 +154,26 @@ class Recipe:
     weight_decay: float
     factor: Callable[[float], float]  # the spec's schedule over the whole training: progress in [0, 1) -> factor
 
+    def sgd(
+        self, parameters: Iterable[nn.Parameter], *, scale: float = 1.0, weight_decay: float | None = None
+    ) -> torch.optim.Optimizer:
+        """Plain SGD at `scale` times the spec's learning rate; the spec's weight decay unless another is given."""
+        return torch.optim.SGD(
+            parameters,
+            lr=self.learning_rate * scale,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay if weight_decay is None else weight_decay,
+        )
 
-def descend(loss: Tensor, optimizers: Optimizers) -> Tensor:
-    """One gradient step of every member, the joint norm clipped; returns the loss, detached, without synchronising."""
+
+def descend(loss: Tensor, optimizers: Optimizers, clip: float | None = None) -> Tensor:
+    """One gradient step of every member; `clip` limits the joint norm. The loss comes back detached, nothing waits."""
     for optimizer in optimizers.members:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    parameters = [p for o in optimizers.members for group in o.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM_LIMIT)
+    if clip is not None:
+        parameters = [p for o in optimizers.members for group in o.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip)
     for optimizer in optimizers.members:
         optimizer.step()
     return loss.detach()

@@ -1,0 +1,80 @@
+"""What can go wrong in the workshop, each a type with a stable code and a sentence the user can act on.
+
+This page knows no HTTP status and no job: `worker` translates.
+
+    Failure
+    +-- TrainingDiverged     the loss became NaN or infinite
+    +-- OutOfMemory          a step did not fit into memory
+    +-- UnknownName          no such method, network or class
+    +-- UnusableData         a data set that cannot be trained on
+    +-- UndecodableImage     bytes that are no acceptable image
+    +-- CheckpointInvalid    a checkpoint that is damaged or belongs to another training
+    +-- BundleCorrupt        published weights that do not verify
+    +-- MissingWeights       pretrained weights that the operator has not provided
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class Failure(Exception):
+    """A failure with a `code` in snake_case, a `detail` that names the cause, and a `hint` that names a way out."""
+
+    def __init__(self, detail: str, *, hint: str | None = None, code: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.code = code or re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def __str__(self) -> str:
+        return f"{self.detail} ({self.hint})" if self.hint else self.detail
+
+
+class TrainingDiverged(Failure):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, epoch: int, phase: str) -> None:
+        super().__init__(
+            f"the training loss stopped being finite in epoch {epoch} (phase {phase!r})",
+            hint="lower learning_rate, or set precision to f32",
+        )
+        self.epoch = epoch
+
+
+class OutOfMemory(Failure):
+    """A step did not fit into memory; `fitting_batch_size` is a size that should."""
+
+    def __init__(self, batch_size: int, where: str) -> None:
+        self.fitting_batch_size = max(2, 1 << (max(batch_size // 2, 2).bit_length() - 1))
+        hint = f"batch_size {self.fitting_batch_size} should fit"
+        if batch_size <= 2:
+            hint = "use a smaller network or a smaller image_size"
+        super().__init__(f"{where} ran out of memory at batch_size {batch_size}", hint=hint)
+
+
+class UnknownName(Failure):
+    """No such method, network or class."""
+
+
+class UnusableData(Failure):
+    """A data set that cannot be trained on."""
+
+
+class UndecodableImage(Failure):
+    """Bytes that are no acceptable image; `code` says why."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail, code=code)
+
+
+class CheckpointInvalid(Failure):
+    """A checkpoint that is damaged or belongs to another training."""
+
+
+class BundleCorrupt(Failure):
+    """Published weights that do not verify."""
+
+
+class MissingWeights(Failure):
+    """Pretrained weights that the operator has not provided."""

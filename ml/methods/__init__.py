@@ -1,0 +1,52 @@
+"""Discovery of methods: a file in this folder is a method, its file name the public name.
+
+A method's module exports `Params` (a frozen pydantic model: bounds, defaults, descriptions), `Method` and `ABOUT`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Protocol, TypedDict, cast
+
+from ml import errors
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ml import phase
+
+
+class About(TypedDict):
+    """What a catalog says of a method."""
+
+    title: str
+    paper: str  # citation, or "" where there is none
+    idea: str  # one or two sentences
+    relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
+    needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
+    presets: dict[str, dict[str, object]]  # name -> params
+
+
+class MethodModule(Protocol):
+    """The names every file in this folder exports."""
+
+    ABOUT: About
+
+    @property
+    def Params(self) -> type[BaseModel]: ...  # noqa: N802 - a class, seen through a module
+
+    @property
+    def Method(self) -> type[phase.Method]: ...  # noqa: N802
+
+
+def names() -> tuple[str, ...]:
+    """Every method, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> MethodModule:
+    """The module of one method; UnknownName if there is none."""
+    if name not in names():
+        raise errors.UnknownName(f"unknown method {name!r}", hint=f"one of {', '.join(names())}", code="unknown_method")
+    return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))

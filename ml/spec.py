@@ -1,0 +1,81 @@
+"""The training spec: everything that determines a training, seed included.
+
+Free of torch, so that it parses in milliseconds; its JSON Schema is what the API validates and the web form shows.
+It knows no data set and no deployment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NoiseKind = Literal["symmetric", "symmetric_inclusive", "pairflip", "asymmetric", "instance_dependent"]
+
+
+class NoiseSpec(BaseModel):
+    """Known noise, injected into the given labels before training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: NoiseKind = Field(
+        description="symmetric: uniform flips to another class; symmetric_inclusive: uniform redraws that may hit "
+        "the same class; pairflip: each class to its successor; asymmetric: truck to automobile, cat and dog ... on CIFAR-10, "
+        "to the next class of its block of five elsewhere; instance_dependent: depends on the image."
+    )
+    rate: float = Field(
+        ge=0.0, lt=1.0, description="Share of labels drawn for noise; the realised rate is reported, and may be lower."
+    )
+
+
+class TrainingSpec(BaseModel):
+    """Everything that determines a training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: str = Field(default="denll", max_length=100, description="The strategy against noisy labels.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="The method's settings; its defaults fill the rest."
+    )
+    network: str = Field(default="resnet18", max_length=100, description="The architecture.")
+    pretrained: bool = Field(default=False, description="Start from the pretrained weights installed on this service.")
+    image_size: int = Field(default=32, ge=8, le=512, description="Side of the square the network sees, in pixels.")
+    resize: Literal["squash", "crop"] = Field(
+        default="squash", description="squash: the whole image, aspect ratio lost; crop: its central square."
+    )
+    epochs: int = Field(default=30, ge=1, le=2000, description="Passes over the training set, all phases together.")
+    batch_size: int = Field(default=128, ge=2, le=8192, description="Images per step; more than the set holds is fine.")
+    learning_rate: float = Field(default=0.02, gt=0.0, le=10.0, description="Of SGD, at the start of the schedule.")
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Momentum of SGD.")
+    weight_decay: float = Field(default=5e-4, ge=0.0, le=1.0, description="L2 penalty on the weights.")
+    schedule: Literal["cosine", "multistep", "constant"] = Field(
+        default="cosine", description="cosine: down to 0; multistep: times 0.1 at 1/2 and at 3/4; constant: as it is."
+    )
+    augmentation: Literal["crop_flip", "flip", "none"] = Field(
+        default="crop_flip", description="Shifts by up to an eighth of the side and mirroring; mirroring; nothing."
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="All randomness follows from it.")
+    validation_fraction: float = Field(
+        default=0.1, ge=0.0, le=0.5, description="Share of the training set held out, its labels still noisy."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic of the network; auto: bf16 where the device profits. Losses are always f32.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU if there is one.")
+    deterministic: bool = Field(
+        default=False, description="Repeat results bit for bit on a GPU too, at some speed. On a CPU they always do."
+    )
+    noise: NoiseSpec | None = Field(
+        default=None, description="Known noise to inject, for a benchmark or a self-test; none: the labels as they are."
+    )
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: what a checkpoint must match to be resumed."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def seed_for(seed: int, concern: str) -> int:
+    """The seed of one concern (order, augmentation, noise ...), so that no two share a stream; below 2**63."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{concern}".encode()).digest()[:8], "big") >> 1
