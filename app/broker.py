@@ -45,7 +45,7 @@ class Broker:
         self._busy = threading.Lock()
 
     def ring(self, bell: Bell) -> bool:
-        """Ask a supervisor to look for work; False when Redis is away. Never raises, gives up within about two seconds."""
+        """Ask a supervisor to look for work; False when Redis is away. Never raises, gives up in about two seconds."""
         if not self._busy.acquire(timeout=1.0):
             return False  # somebody is already finding out that Redis is slow; the dispatcher rings later
         try:

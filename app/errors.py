@@ -4,7 +4,8 @@
     ├── 400 Malformed · HostNotAllowed
     ├── 401 Unauthenticated
     ├── 403 Forbidden · CrossSite · RemoteImagesDisabled
-    ├── 404 NotFound · DatasetNotFound · JobNotFound · ModelNotFound · ImageNotFound · AliasNotFound · KeyNotFound · ArtifactNotFound
+    ├── 404 NotFound · DatasetNotFound · ImageNotFound · JobNotFound · ArtifactNotFound · ModelNotFound · AliasNotFound
+    │       KeyNotFound
     ├── 405 MethodNotAllowed
     ├── 406 NotAcceptable
     ├── 409 JobFinished · JobNotFinished · InUse · NotReady · RequestInFlight

@@ -84,7 +84,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: readers see the old bytes or the new ones."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Lease and fence for any row that is worked on: claim it once, renew the claim, settle it once, take it back when its worker died.
+"""Lease and fence for any row that is worked on: claim it, renew the claim, settle it once, take it back from the dead.
 
 Every statement is one UPDATE guarded by state and fence, measured by the database's clock, so any number of workers and
 dispatchers may run them at once. What the work is, this module does not know.
@@ -23,7 +23,7 @@ POISON = {
     "code": "poison",
     "title": "The job keeps ending its worker",
     "detail": "Several attempts in a row ended without a new checkpoint.",
-    "hint": "Look at /jobs/{id}/logs for what the attempts have in common; a smaller batch_size or image_size often helps.",
+    "hint": "See what the attempts have in common in /jobs/{id}/logs; a smaller batch_size or image_size often helps.",
 }
 
 
@@ -93,7 +93,7 @@ def progressed(session: Session, table: Table, row_id: uuid.UUID, fence: int, **
 
 
 def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:
-    """End a row we hold. A job whose cancellation was requested before it succeeded still succeeds: one of the two wins, here."""
+    """End a row we hold. Success and a late cancellation may race for the row: one of the two wins, here."""
     ended = {"state": state, "finished_at": now(), "lease_owner": None, "lease_expires_at": None, **values}
     return write(session, table, row_id, fence, ended)
 
@@ -101,7 +101,7 @@ def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state:
 def put_back(
     session: Session, table: Table, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int
 ) -> State | None:
-    """End an attempt but not its work: queued again, or failed (poison) after `limit` attempts without progress, or cancelled.
+    """End an attempt, not its work: queued again, failed (poison) after `limit` attempts without progress or cancelled.
 
     A drain does not count. None when the claim was lost.
     """

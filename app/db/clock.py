@@ -31,7 +31,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class now(ColumnElement[datetime]):  # noqa: N801 - reads as the SQL function it is
-    """The database's current time, `plus` seconds. Not the transaction's start: a long transaction still sees time pass."""
+    """The database's time of day, `plus` seconds; not the transaction's start, so a long transaction sees time pass."""
 
     inherit_cache = False
     type = UtcTime()

@@ -26,7 +26,8 @@ def connect(settings: Settings) -> Engine:
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
-    options = f"-c statement_timeout={int(settings.statement_timeout_s * 1000)} -c timezone=UTC -c lock_timeout={int(settings.statement_timeout_s * 1000)}"
+    patience_ms = int(settings.statement_timeout_s * 1000)
+    options = f"-c statement_timeout={patience_ms} -c lock_timeout={patience_ms} -c timezone=UTC"
     return create_engine(
         url,
         connect_args={
@@ -87,9 +88,10 @@ def wait_until_reachable(engine: Engine, seconds: float) -> None:
         try:
             with transaction(engine, read_only=True) as session:
                 session.execute(text("SELECT 1"))
-            return
         except DatabaseAway:
             if time.monotonic() + pause > deadline:
                 raise
+        else:
+            return
         time.sleep(pause)
         pause = min(2.0, pause * 2)

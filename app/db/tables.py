@@ -1,4 +1,4 @@
-"""All tables on one page. Rows reference each other, so they share it; what may change them is said in `app.work` and the slices.
+"""All tables on one page. Rows reference each other, so they share it; `app.work` and the slices say what changes them.
 
 Portable types only (SQLite embedded, Postgres deployed); every constraint is named, so that migrations can find it.
 """

@@ -3,11 +3,11 @@
     header line   {"id": "...", "op": "predict", ..., "sizes": [3072, 2891]}\n
     body          the bytes of every part, in order, `sizes` long
 
-Requests  op `predict`: model, top_k, threshold, masks, mask_threshold, render (null, "overlay" or "mask"), deadline_s; parts are encoded images.
-          op `thumbnail`: side; parts are encoded images.
+Requests  op `predict`: model, top_k, threshold, masks, mask_threshold, render (null, "overlay" or "mask"), deadline_s;
+          op `thumbnail`: side. Parts are encoded images.
 Replies   `results`: one object an image, either a prediction or {"error": {code, status, title, detail}};
-          `parts`: for each result the number of its part, or null (rendered pictures); `timing_seconds`; or, for the whole
-          frame, `error` {code, status, title, detail, retry_after_s}.
+          `parts`: for each result the number of its part, or null (rendered pictures); `timing_seconds`;
+          or, for the whole frame, `error` {code, status, title, detail, retry_after_s}.
 Several frames may be under way on one connection; `id` pairs a reply with its request. Both ends bound what they read.
 """
 

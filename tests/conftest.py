@@ -1,0 +1,50 @@
+"""Databases and brokers for every test: real ones, one server a session, one database a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a Postgres server on which tests may create databases."""
+    with servers.postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database, once on SQLite and once on Postgres."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.sqlite'}"
+        return
+    with servers.fresh_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[str]:
+    if given := os.environ.get("TEST_REDIS_URL"):
+        yield given
+        return
+    with servers.redis_server() as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(shared_redis: str) -> str:
+    """A Redis that tests share; it holds only bells, so nobody needs it empty."""
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[servers.RedisServer]:
+    """A Redis of the test's own, to kill and to empty."""
+    with servers.redis_server() as server:
+        yield server

