@@ -59,7 +59,7 @@ def die_with_parent() -> None:
 @contextlib.contextmanager
 def running(arguments: list[str], ready: Callable[[], bool], **options: object) -> Iterator[subprocess.Popen[bytes]]:
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-    process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent, **options)  # type: ignore[call-overload]
+    process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent, **options)  # type: ignore[call-overload]  # noqa: PLW1509
     try:
         deadline = time.monotonic() + READY_S
         while not ready():

@@ -1,0 +1,64 @@
+# The commands of the project; `make` alone lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/dev.txt
+STAMP := $(VENV)/installed-$(shell cat $(LOCK) requirements/uv.txt | sha256sum | cut -c1-16)
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check format lint types contracts catalog lock migration bench clean
+
+help: ## List these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Build the environment in .venv from the hashed lock
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python $(LOCK) requirements/uv.txt
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+demo: install ## Learn from wrong labels in three minutes: upload, train, predict, find the errors
+	$(BIN)/python -m examples.demo
+
+run: install ## Serve on loopback until Ctrl-C
+	@exec $(BIN)/python -m worker.embedded
+
+test: install ## All tests, real Postgres and Redis included
+	$(BIN)/python -m pytest
+
+check: install ## Format, lint, types, import contracts and the fast tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+format: install ## Rewrite the code in its format
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+catalog: install ## Publish what ml can train to app/catalog.json
+	$(BIN)/python -m ml catalog > app/catalog.json.tmp && mv app/catalog.json.tmp app/catalog.json
+
+migration: install ## Draft a migration: make migration WHAT="add a column"
+	$(BIN)/python -m migrations revision "$(WHAT)"
+
+bench: install ## Benchmarks, one JSON line each
+	$(BIN)/python -m tests.benchmarks
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+lock: install ## Resolve the dependencies of pyproject.toml anew
+	echo uv | $(COMPILE) - -o requirements/uv.txt
+	$(COMPILE) pyproject.toml -o requirements/api.txt
+	$(COMPILE) pyproject.toml --extra worker --extra embedded -c requirements/api.txt -o requirements/worker.txt
+	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra dev -c requirements/worker.txt -o requirements/dev.txt
+
+clean: ## Remove the environment and caches; data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
