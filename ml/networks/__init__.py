@@ -1,0 +1,93 @@
+"""Networks by name: `names`, `build`, `about`. A family is a file here with `summaries()` and `build(...)`.
+
+torchvision's family comes last, since asking it imports torchvision.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml.networks.chain import Chain
+
+NOT_FAMILIES = ("chain",)
+SLOW = "torchvision_zoo"
+ABOUT_IMAGE_SIZE = 32
+
+
+class UnknownNetwork(ValueError):
+    """No network has this name, or it cannot read images of this size."""
+
+
+def names() -> tuple[str, ...]:
+    """Every network that can be built: our own first, then torchvision's (imports torchvision)."""
+    return tuple(name for family in _families() for name in family.summaries())
+
+
+def build(name: str, classes: int, image_size: int, pretrained: Path | None = None) -> Chain:
+    """A fresh network for square images of `image_size` pixels; `pretrained` is a safetensors file.
+
+    Raises UnknownNetwork for an unknown name or a size this network cannot read, ValueError for unfitting weights.
+    """
+    family = _family_of(name)
+    try:
+        network: Chain = family.build(name, classes, image_size, pretrained)
+        if family.__name__.endswith(SLOW):
+            _try_out(network, image_size)
+    except (RuntimeError, ZeroDivisionError, AssertionError) as error:  # torchvision's ways to refuse a size
+        raise UnknownNetwork(f"{name} cannot read images of {image_size} px: {error}") from error
+    except ValueError as error:
+        if "input size" in str(error).lower():
+            raise UnknownNetwork(f"{name} cannot read images of {image_size} px: {error}") from error
+        raise
+    return network
+
+
+def about(name: str) -> dict[str, Any]:
+    """Summary, parameters (10 classes) and multiply-adds times two of one forward pass at 32 px (None if it cannot)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    summary = _family_of(name).summaries()[name]
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
+        for image_size in (ABOUT_IMAGE_SIZE, 64, 224):
+            try:
+                network = build(name, 10, image_size).eval()
+                break
+            except UnknownNetwork:
+                continue
+        else:
+            raise UnknownNetwork(f"{name} reads neither 32, 64 nor 224 px")
+        parameters = sum(math.prod(p.shape) for p in network.parameters())
+        flops: int | None = None
+        if image_size == ABOUT_IMAGE_SIZE:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network(torch.empty(1, 3, image_size, image_size))
+            flops = counter.get_total_flops()
+    return {"summary": summary, "parameters": parameters, "flops_per_image": flops}
+
+
+def _families() -> list[Any]:  # modules: their two functions are a convention, checked by the tests of every name
+    found = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_FAMILIES]
+    found.sort(key=lambda family: (family == SLOW, family != "small", family))  # the small first, the slow last
+    return [importlib.import_module(f"{__name__}.{family}") for family in found]
+
+
+def _family_of(name: str) -> Any:
+    for family in _families():
+        if name in family.summaries():
+            return family
+    raise UnknownNetwork(f"no network is called {name!r}; known are {', '.join(names())}")
+
+
+@torch.no_grad()
+def _try_out(network: Chain, image_size: int) -> None:
+    """Some architectures shrink a small image to nothing: say so now, not in the first step of a training."""
+    was_training = network.training
+    device = next(network.parameters()).device
+    network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    network.train(was_training)

@@ -1,0 +1,118 @@
+"""The one shape every network has: body, last stage, classifier, run one after the other.
+
+A method may therefore renew a part by name, and a wrapper may change what the body sees. Knows no architecture.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ml.phase import Network
+
+SMALL_IMAGE = 64  # up to this side a network keeps full resolution in its stem; above it the ImageNet stem pays
+
+
+class Chain(Network):
+    """`classifier(last_stage(body(images)))`; the last stage ends pooled and flattened, the classifier is linear."""
+
+    body: nn.Module
+    last_stage: nn.Module
+    classifier: nn.Linear
+
+    def __init__(self, body: nn.Module, last_stage: nn.Module, classifier: nn.Linear, image_size: int) -> None:
+        super().__init__()
+        self.body = body
+        self.last_stage = last_stage
+        self.classifier = classifier
+        self.image_size = image_size
+
+    @property
+    def class_count(self) -> int:
+        return self.classifier.out_features
+
+    @property
+    def feature_count(self) -> int:  # type: ignore[override]  # follows the classifier, which a wrapper may widen
+        return self.classifier.in_features
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        features: Tensor = self.last_stage(self.body(images))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def named(**modules: nn.Module) -> nn.Sequential:
+    """A sequence whose members keep the names that published weights use."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def pooled() -> dict[str, nn.Module]:
+    """The end of a last stage: (B, D, H, W) -> (B, D)."""
+    return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+
+
+def initialise(module: nn.Module) -> None:
+    """He et al. 2015, fan-out, for every convolution: the published initialisation of residual networks."""
+    for member in module.modules():
+        if isinstance(member, nn.Conv2d):
+            nn.init.kaiming_normal_(member.weight, mode="fan_out", nonlinearity="relu")
+
+
+def widen_stem(network: nn.Module, channels: int) -> None:
+    """Let the first convolution read `channels` input channels, the known weights shared out among the copies."""
+    for _, stem in network.named_modules():
+        if isinstance(stem, nn.Conv2d):
+            break
+    else:
+        raise ValueError(f"{type(network).__name__} has no convolution whose input could be widened")
+    copies = channels // stem.in_channels
+    with torch.no_grad():
+        stem.weight = nn.Parameter(stem.weight.repeat(1, copies, 1, 1) / copies)
+    stem.in_channels = channels
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; any other format is refused, since unpickling runs code.
+
+    Raises ValueError when the file is not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # reads the header alone: a bad file fails before a big read
+            file.keys()
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
+
+
+def adopt(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
+    """Load pretrained weights, dropping the head where its shape differs; small stems take the kernel's centre.
+
+    Raises ValueError when anything but the head is missing or of another shape.
+    """
+    own = network.state_dict()
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        given = weights.get(name)
+        if given is not None and given.ndim == 4 and given.shape[:2] == tensor.shape[:2]:
+            given = _centre(given, tensor.shape[-1])
+        if given is not None and given.shape == tensor.shape:
+            fitting[name] = given
+        elif not name.startswith(head) and not name.endswith("num_batches_tracked"):
+            reason = "is missing from" if given is None else "has another shape in"
+            raise ValueError(f"{name} {reason} the pretrained weights")
+    network.load_state_dict(own | fitting)
+
+
+def _centre(kernel: Tensor, side: int) -> Tensor:
+    margin = (kernel.shape[-1] - side) // 2
+    return kernel if margin <= 0 else kernel[:, :, margin : margin + side, margin : margin + side]

@@ -1,0 +1,64 @@
+"""PreAct ResNet-18 (He et al., ECCV 2016) as the noisy-label literature uses it.
+
+conv1 is followed by BN and ReLU, and there is no final BN before pooling: so in MixUp, M-correction, DivideMix, ELR+,
+PES and SOP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ml.networks import chain
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class Block(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv plus the shortcut, which follows the first activation where it is a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(active)
+        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active)))) + kept
+        return out
+
+
+def summaries() -> dict[str, str]:
+    return {"preact_resnet18": "PreAct ResNet-18: the network of DivideMix, ELR+, PES (semi) and SOP+."}
+
+
+def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    small = image_size <= chain.SMALL_IMAGE
+    stages = [_stage(i) for i in range(4)]
+    stem: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, 64, 3 if small else 7, stride=1 if small else 2, padding=1 if small else 3, bias=False),
+        "bn1": nn.BatchNorm2d(64),
+        "relu": nn.ReLU(inplace=True),
+    }
+    if not small:
+        stem["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    body = chain.named(**stem, layer1=stages[0], layer2=stages[1], layer3=stages[2])
+    last_stage = chain.named(layer4=stages[3], **chain.pooled())
+    network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
+    chain.initialise(network)
+    if pretrained is not None:
+        chain.adopt(network, chain.read_weights(pretrained), head="classifier")
+    return network
+
+
+def _stage(index: int) -> nn.Sequential:
+    inputs, outputs = WIDTHS[max(index - 1, 0)], WIDTHS[index]
+    return nn.Sequential(Block(inputs, outputs, 1 if index == 0 else 2), Block(outputs, outputs, 1))

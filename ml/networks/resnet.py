@@ -1,0 +1,82 @@
+"""ResNet-18 and ResNet-34 (He et al., CVPR 2016), post-activation, with the stem the image size asks for.
+
+Up to 64 px the CIFAR stem (3x3, stride 1, no max-pool), above it the ImageNet stem (7x7, stride 2, max-pool).
+Module names are those of published ImageNet weights, so that such a file can be adopted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ml.networks import chain
+
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+WIDTHS = (64, 128, 256, 512)
+
+
+class Block(nn.Module):
+    """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        activated: Tensor = self.relu(out + shortcut)
+        return activated
+
+
+def summaries() -> dict[str, str]:
+    return {
+        "resnet18": "ResNet-18: the usual network for CIFAR-10 with noisy labels.",
+        "resnet34": "ResNet-34: the usual network for CIFAR-100 and CIFAR-N.",
+    }
+
+
+def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    stages = [_stage(i, count) for i, count in enumerate(BLOCKS[name])]
+    body = chain.named(**_stem(image_size), layer1=stages[0], layer2=stages[1], layer3=stages[2])
+    last_stage = chain.named(layer4=stages[3], **chain.pooled())
+    network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
+    chain.initialise(network)
+    if pretrained is not None:
+        chain.adopt(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
+    return network
+
+
+def _stem(image_size: int) -> dict[str, nn.Module]:
+    small = image_size <= chain.SMALL_IMAGE
+    kernel, stride = (3, 1) if small else (7, 2)
+    convolution = nn.Conv2d(3, WIDTHS[0], kernel, stride=stride, padding=kernel // 2, bias=False)
+    stem: dict[str, nn.Module] = {"conv1": convolution, "bn1": nn.BatchNorm2d(WIDTHS[0]), "relu": nn.ReLU(inplace=True)}
+    return stem if small else stem | {"maxpool": nn.MaxPool2d(3, stride=2, padding=1)}
+
+
+def _stage(index: int, blocks: int) -> nn.Sequential:
+    inputs, outputs = WIDTHS[max(index - 1, 0)], WIDTHS[index]
+    first = Block(inputs, outputs, stride=1 if index == 0 else 2)
+    return nn.Sequential(first, *(Block(outputs, outputs, stride=1) for _ in range(blocks - 1)))
+
+
+def _published_names(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published files know no parts: their `layer1.0.bn1.bias` is our `body.layer1.0.bn1.bias`, `fc` our classifier."""
+    published = {name: name.replace("classifier", "fc") for name in network.state_dict()}
+    return {
+        name: weights[key]
+        for name, known in published.items()
+        for key in (name, known, known.split(".", 1)[1])
+        if key in weights
+    }

@@ -1,0 +1,111 @@
+"""Laws of the networks: named parts partition the parameters, sensible sizes are read, weights come from safe files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ml import networks
+
+OURS = ("small", "resnet18", "resnet34", "preact_resnet18")
+
+
+@pytest.mark.parametrize("name", [*OURS, "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"])
+def test_parts_partition_the_parameters_and_chain_to_the_logits(name: str) -> None:
+    network = networks.build(name, classes=7, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+
+    parts = [network.body, network.last_stage, network.classifier]
+    owned = [id(p) for part in parts for p in part.parameters()]
+    assert sorted(owned) == sorted(id(p) for p in network.parameters())
+    assert all(any(True for _ in part.parameters()) for part in parts)
+    assert network.features(images).shape == (2, network.feature_count)
+    assert torch.equal(network(images), network.classifier(network.features(images)))
+    assert network(images).shape == (2, network.class_count) == (2, 7)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("image_size", [16, 33, 96])
+def test_our_networks_read_any_size_and_a_single_image(name: str, image_size: int) -> None:
+    network = networks.build(name, classes=3, image_size=image_size).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, image_size, image_size)).shape == (1, 3)
+
+
+def test_small_trains_on_a_batch_of_two_and_has_under_a_fifth_of_a_million_parameters() -> None:
+    network = networks.build("small", classes=10, image_size=32)
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+
+    assert 100_000 < sum(p.numel() for p in network.parameters()) < 200_000
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_residual_networks_have_the_published_number_of_parameters() -> None:
+    counts = {name: networks.about(name)["parameters"] for name in OURS}
+
+    assert counts["resnet18"] == 11_173_962  # CIFAR stem, 10 classes: the figure of every public CIFAR ResNet-18
+    assert counts["resnet34"] == 21_282_122
+    assert counts["preact_resnet18"] == 11_171_146 + 128  # the public figure has no BN after conv1
+
+
+def test_about_reports_cost_and_none_where_32_px_cannot_be_read() -> None:
+    assert networks.about("resnet18")["flops_per_image"] == pytest.approx(1.11e9, rel=0.02)
+    assert networks.about("alexnet")["flops_per_image"] is None
+
+
+def test_large_images_get_the_imagenet_stem() -> None:
+    small, large = (networks.build("resnet18", 10, size) for size in (64, 65))
+
+    assert not any(isinstance(m, torch.nn.MaxPool2d) for m in small.modules())
+    assert any(isinstance(m, torch.nn.MaxPool2d) for m in large.modules())
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(networks.UnknownNetwork, match="resnet18"):
+        networks.build("resnet19", 10, 32)
+
+
+def test_a_size_an_architecture_cannot_read_is_named() -> None:
+    with pytest.raises(networks.UnknownNetwork, match="32 px"):
+        networks.build("alexnet", 10, 32)
+
+
+def test_pretrained_weights_are_adopted_without_a_mismatched_head(tmp_path: Path) -> None:
+    from torchvision import models
+
+    published = models.resnet18(weights=None)
+    file = tmp_path / "resnet18.safetensors"
+    save_file(published.state_dict(), file)
+
+    small, large = (networks.build("resnet18", 5, size, file) for size in (32, 224))
+    known = published.layer4[1].conv2.weight
+    assert torch.equal(small.last_stage.get_parameter("layer4.1.conv2.weight"), known)
+    assert torch.equal(large.body.get_parameter("conv1.weight"), published.conv1.weight)
+    assert torch.equal(small.body.get_parameter("conv1.weight"), published.conv1.weight[:, :, 2:5, 2:5])
+    assert small.classifier.out_features == 5
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(networks.build("small", 10, 32).state_dict(), file)
+    with pytest.raises(ValueError, match="pretrained weights"):
+        networks.build("resnet18", 10, 32, file)
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    torch.save({"x": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match="safetensors"):
+        networks.build("small", 10, 32, file)
+
+
+def test_our_networks_leave_torchvision_alone() -> None:
+    code = (
+        "import sys; from ml import networks; networks.build('small', 10, 32); sys.exit('torchvision' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
