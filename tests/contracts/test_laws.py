@@ -1,0 +1,94 @@
+"""The laws of ARCHITECTURE.md, looked at from outside: fresh processes and types, because import contracts see only files."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TENSORS = {"torch", "torchvision", "numpy", "PIL"}
+SERVICE = {"fastapi", "starlette", "celery", "redis", "sqlalchemy", "kombu"}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level packages in sys.modules after importing `module` in a fresh process."""
+    program = f"import json, sys, {module}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return set(json.loads(output))
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("app.main", TENSORS | {"ml", "worker"}),
+        ("worker.celery_app", TENSORS | {"fastapi", "starlette"}),
+        ("worker.supervisor", TENSORS | {"fastapi", "starlette"}),
+        ("worker.dispatcher", TENSORS | {"fastapi", "starlette"}),
+        ("worker.children.train", {"fastapi", "starlette"}),
+        ("worker.inference", {"fastapi", "starlette"}),
+        ("ml.training", SERVICE | {"app", "worker"}),
+        ("ml.spec", SERVICE | {"torch", "app", "worker"}),
+    ],
+)
+def test_a_process_loads_only_what_its_law_allows(module: str, never: set[str]) -> None:
+    """Laws 1-3: what a package's __init__ drags in counts as well."""
+    assert loaded_by(module) & never == set()
+
+
+@pytest.mark.parametrize(
+    "module", ["app.main", "worker.supervisor", "worker.celery_app", "ml.training", "ml.methods", "ml.networks"]
+)
+def test_nothing_happens_on_import(module: str, tmp_path: Path) -> None:
+    """Law 5: importing opens no file for writing, no socket, and adds no log handler."""
+    program = f"""
+import logging, socket, sys
+touched = []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        touched.append(("open", str(arguments[0])))
+    if event in ("socket.bind", "socket.connect", "subprocess.Popen"):
+        touched.append((event, str(arguments[1:])))
+sys.addaudithook(watch)
+sys.dont_write_bytecode = True
+import {module}
+assert not logging.getLogger().handlers, logging.getLogger().handlers
+print(touched)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_types_have_no_field_for_clean_labels() -> None:
+    """Law 7: what a method can reach is given labels; the truth is a type of its own that only measure takes."""
+    from ml import data, phase
+
+    fields = {f.name for t in (phase.Batch, data.LabeledImages, phase.Recipe) for f in dataclasses.fields(t)}
+    asked = set(inspect.signature(phase.Method.__init__).parameters)
+
+    assert not {name for name in fields | asked if "clean" in name or "truth" in name}
+
+
+def test_a_method_names_neither_truth_nor_measure() -> None:
+    """Law 7, in the source of every method: no import of the module that knows the truth."""
+    for file in (ROOT / "ml" / "methods").glob("*.py"):
+        source = file.read_text()
+
+        assert "measure" not in source.split('"""')[-1], file
+        assert "Truth" not in source, file
