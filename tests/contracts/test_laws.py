@@ -1,4 +1,4 @@
-"""The laws of ARCHITECTURE.md, looked at from outside: fresh processes and types, because import contracts see only files."""
+"""The laws of ARCHITECTURE.md seen from outside: fresh processes and types, because import contracts see only files."""
 
 from __future__ import annotations
 
