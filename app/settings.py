@@ -47,12 +47,16 @@ class Settings(BaseSettings):
     poll_s: float = Field(default=1.0, description="How often a child looks for orders (cancel, drain, fenced off)")
     stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
     drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
+    cancel_grace_s: float = Field(default=3.0, description="How long a child may take to stop when told to")
+    checkpoint_min_s: float = Field(default=2.0, description="Epochs shorter than this share a checkpoint")
     checkpoint_s: float = Field(default=60.0, description="Longest stretch of training without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
     ring_again_s: float = Field(default=10.0, description="A queued row is rung for again after this")
     deaf_s: float = Field(
         default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)"
     )
+    presence_s: float = Field(default=5.0, description="How often a process says that it is there (readiness)")
+    leftovers_s: float = Field(default=24 * 3600.0, description="Temporary files nobody touched this long are removed")
     max_attempts_without_progress: int = Field(default=3, ge=1)
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
     warm_zygote: bool = Field(default=True, description="Fork children from a process that has torch loaded")
@@ -86,6 +90,8 @@ class Settings(BaseSettings):
     archive_total_bytes: int = 8 * GIB
     archive_ratio: float = 200.0
     bad_image_fraction: float = 0.10
+    ingest_s: float = Field(default=3600.0, description="A data set that takes longer to check is rejected")
+    ingest_memory_bytes: int = Field(default=4 * GIB, description="Most private memory of a child that decodes (S5)")
 
     # Connections
     connect_timeout_s: float = 2.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -18,6 +18,7 @@ from app.db.tables import Dataset, Job, State
 
 Workable = TypeVar("Workable", Dataset, Job)
 Table = type[Dataset] | type[Job]
+Order = Literal["cancel", "fenced_off"]
 
 POISON = {
     "code": "poison",
@@ -164,10 +165,10 @@ def request_cancel(session: Session, table: Table, row_id: uuid.UUID) -> State |
     return session.execute(statement).scalar_one_or_none()
 
 
-def cancel_requested(session: Session, table: Table, row_id: uuid.UUID, fence: int) -> bool | None:
-    """Whether the holder should stop; None when it no longer holds the row."""
+def order(session: Session, table: Table, row_id: uuid.UUID, fence: int) -> Order | None:
+    """What the holder should do other than go on: stop, as somebody cancelled or as it no longer holds the row."""
     row = session.execute(select(table.cancel_requested_at).where(*held(table, row_id, fence))).one_or_none()
-    return None if row is None else row[0] is not None
+    return "fenced_off" if row is None else "cancel" if row[0] is not None else None
 
 
 def due_for_bell(session: Session, table: Table, ring_again_s: float) -> int:

@@ -1,9 +1,9 @@
 """A job's history: append-only rows whose ids are what `Last-Event-ID` replays from.
 
-Kinds, all that a client ever sees: `status` {status, attempt?, reason?, detail?}, `progress` (the fields of a job's `progress`),
-`metric` (one epoch report), `log` {level, message}, `done` {status}: the last event of every job, written in the
-transaction that ends it. Who may write to the job is not decided here: callers first change the job's row, guarded by state or
-fence, in the same transaction. That row lock is also what makes ids of one job become visible in order.
+Kinds, all that a client ever sees: `status` {status, attempt?, reason?, detail?}, `progress` (the fields of a job's
+`progress`), `metric` (one epoch report), `log` {level, message}, `done` {status}: the last event of every job, written
+in the transaction that ends it. Who may write to the job is not decided here: callers first change the job's row,
+guarded by state or fence, in the same transaction. That row lock also makes ids of one job become visible in order.
 """
 
 from __future__ import annotations

@@ -1,0 +1,54 @@
+"""What an attempt at checking a data set may write. Every effect is guarded by its fence, as in `app.jobs.attempt`.
+
+How an archive is read, this module does not know.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app import work
+from app.db.tables import Dataset, State
+from app.work import Claim, Order
+
+
+def claim(session: Session, owner: str, lease_s: float) -> Claim | None:
+    """Take the next data set that waits to be checked. The caller commits at once."""
+    return work.claim_next(session, Dataset, owner, lease_s)
+
+
+def heartbeat(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:
+    """Renew the lease, and hear what the holder should do."""
+    work.heartbeat(session, Dataset, dataset_id, fence, lease_s)
+    return work.order(session, Dataset, dataset_id, fence)
+
+
+def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:
+    """Replace what `GET /datasets/{id}` shows as progress."""
+    return work.write(session, Dataset, dataset_id, fence, {"progress": dict(progress)})
+
+
+def ready(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
+    """Every byte is on disk and verified: from now on the data set can be used."""
+    return work.settle(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
+
+
+def reject(session: Session, dataset_id: uuid.UUID, fence: int, error: Mapping[str, Any]) -> bool:
+    """The archive cannot be used: `error` has code, title, detail, and `errors` that name entries."""
+    return work.settle(session, Dataset, dataset_id, fence, State.failed, error=dict(error))
+
+
+def put_back(
+    session: Session, dataset_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str
+) -> State | None:
+    """End the attempt, not the work: queued again, unless given up or tried too often; None when the claim was lost."""
+    return work.put_back(session, Dataset, dataset_id, fence, counts=counts, limit=limit)
+
+
+def reap(session: Session, limit: int) -> int:
+    """Put back every data set whose worker stopped renewing its lease."""
+    return len(work.reap(session, Dataset, limit))
