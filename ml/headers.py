@@ -1,0 +1,144 @@
+"""What the first bytes of a picture say - format, size, EXIF rotation - read without a decoder and within limits.
+
+A header is checked before any decoder allocates memory, so nothing here imports one. Knows no pixel.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from ml.errors import UndecodableImage
+
+MAX_PIXELS = 25_000_000
+MAX_SIDE = 10_000
+MAX_TEXT_BYTES = 1 << 20
+JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # JPEG markers without a segment behind them
+NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # markers in the range of SOF0..SOF15 that start no frame
+
+
+class Header(NamedTuple):
+    """What the first bytes say, before any EXIF rotation. `format` is Pillow's name."""
+
+    width: int
+    height: int
+    format: str
+
+
+def header(data: bytes) -> Header:
+    """Width, height and format by content, with the limits checked; nothing is decoded."""
+    if not data:
+        raise UndecodableImage("empty_file", "the file is empty")
+    try:
+        found = _read_header(data)
+    except (struct.error, IndexError):
+        raise UndecodableImage("damaged_image", "the file ends inside its header") from None
+    if found is None:
+        raise UndecodableImage("unsupported_format", "not a JPEG, PNG, WebP, BMP or GIF")
+    width, height, kind = found
+    if width < 1 or height < 1:
+        raise UndecodableImage("damaged_image", f"the {kind} header states a size of {width}x{height}")
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        raise UndecodableImage(
+            "image_too_large",
+            f"{width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million pixels and {MAX_SIDE} a side",
+        )
+    return found
+
+
+def _read_header(data: bytes) -> Header | None:
+    if data.startswith(JPEG_START):
+        return _jpeg_header(data)
+    if data.startswith(PNG_START):
+        _refuse_long_text(data)
+        width, height = struct.unpack_from(">II", data, 16)
+        return Header(width, height, "PNG")
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        width, height = struct.unpack_from("<HH", data, 6)
+        return Header(width, height, "GIF")
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _webp_header(data)
+    if data.startswith(b"BM"):
+        core = struct.unpack_from("<I", data, 14)[0] == 12  # the OS/2 header has 16-bit sides
+        width, height = struct.unpack_from("<HH" if core else "<ii", data, 18)
+        return Header(width, abs(height), "BMP")  # a negative height means top-down rows
+    return None
+
+
+def _jpeg_header(data: bytes) -> Header | None:
+    for marker, start in _segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
+            height, width = struct.unpack_from(">HH", data, start + 1)
+            return Header(width, height, "JPEG")
+    raise UndecodableImage("damaged_image", "the JPEG has no frame")
+
+
+def _segments(data: bytes) -> list[tuple[int, int]]:
+    """Markers and where their payload starts, up to the frame header: enough for size and EXIF."""
+    found: list[tuple[int, int]] = []
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            at += 1  # bytes between segments: decoders skip them with a warning
+            continue
+        marker = data[at + 1]
+        if marker in (0xFF, 0x00) or marker in NO_LENGTH:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):
+            return found
+        found.append((marker, at + 4))
+        if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
+            return found
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def _webp_header(data: bytes) -> Header | None:
+    kind = data[12:16]
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return Header(width & 0x3FFF, height & 0x3FFF, "WEBP")
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return Header((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, "WEBP")
+    if kind == b"VP8X":
+        sides = struct.unpack_from("<3s3s", data, 24)
+        width, height = (int.from_bytes(side, "little") + 1 for side in sides)
+        return Header(width, height, "WEBP")
+    return None
+
+
+def _refuse_long_text(data: bytes) -> None:
+    at = len(PNG_START)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and length > MAX_TEXT_BYTES:
+            raise UndecodableImage("image_too_large", f"a text chunk of {length} bytes; at most {MAX_TEXT_BYTES}")
+        at += 12 + length
+
+
+def jpeg_exif(data: bytes) -> bytes | None:
+    for marker, start in _segments(data):
+        if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
+            return data[start : start + 0xFFFF]
+    return None
+
+
+def orientation(exif: bytes | None) -> int:
+    """The EXIF orientation 1..8 in the first directory; 1 where it is absent or unreadable."""
+    if not exif:
+        return 1
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        directory = struct.unpack_from(order + "I", tiff, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", tiff, directory)[0]):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
