@@ -11,6 +11,7 @@ from typing import Literal
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from app.settings import Settings
 
@@ -56,6 +57,15 @@ class Broker:
         finally:
             self._busy.release()
         return True
+
+    def waiting(self, bell: Bell) -> int | None:
+        """How many bells nobody has heard yet; None when Redis is away."""
+        try:
+            with self._celery.connection_for_write(connect_timeout=1) as connection:
+                connection.ensure_connection(max_retries=1, timeout=1, interval_start=0, interval_step=0)
+                return int(connection.default_channel.client.llen(bell))  # type: ignore[attr-defined]
+        except (OperationalError, OSError, RedisError):
+            return None
 
     def reachable(self) -> bool:
         try:

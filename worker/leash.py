@@ -1,0 +1,61 @@
+"""What ties a child to its supervisor: one socket, and the kernel's promise that nobody outlives whom it belongs to.
+
+    supervisor -> child   b"d" drain (checkpoint, then stop) · b"c" stop: cancelled or fenced off · end of stream: die
+    child -> supervisor   b"." I advance
+
+Neither end knows what the child does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Literal
+
+Told = Literal["drain", "cancel"]
+
+BEAT_S = 0.5  # a child says that it advances at most this often
+PR_SET_PDEATHSIG = 1
+_WORDS: dict[bytes, Told] = {b"d": "drain", b"c": "cancel"}
+
+# How a child ends; anything else is a crash. Whatever it says, the row tells whether the work was settled.
+SETTLED, FENCED_OFF, DRAINED, STOPPED, DATABASE_AWAY = 0, 70, 75, 76, 69
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that forked us ends (Linux; elsewhere the socket must do)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Leash:
+    """The child's end. `told` is what the supervisor wants, to be looked at between steps."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self.told: Told | None = None
+        self._line = line
+        self._beaten = 0.0
+        threading.Thread(target=self._listen, name="leash", daemon=True).start()
+
+    def beat(self) -> None:
+        """Say that the work advances; a supervisor that hears nothing for `stall_s` kills the child."""
+        now = time.monotonic()
+        if now - self._beaten >= BEAT_S:
+            self._beaten = now
+            with contextlib.suppress(OSError):  # a supervisor that does not listen, or is gone: not the work's concern
+                self._line.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                word = self._line.recv(1)
+            except OSError:
+                word = b""
+            if not word:
+                os.killpg(0, signal.SIGKILL)  # the supervisor is gone; its lease will pass to another
+            self.told = _WORDS.get(word, self.told)

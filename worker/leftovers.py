@@ -1,0 +1,78 @@
+"""Files that no row refers to: what a killed process left behind. Removed only when old, and only in our own folders.
+
+A file under way (an upload being received, a bundle not yet published) is young; a finished one has a row.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import storage
+from app.db.tables import Dataset, Job, Model, State
+from app.storage import Storage
+
+
+class Referenced(NamedTuple):
+    """What rows refer to: ids by folder, and uploads still to be read."""
+
+    datasets: set[str]
+    jobs: set[str]
+    models: set[str]
+    uploads: set[str]
+
+
+def referenced(session: Session) -> Referenced:
+    datasets = session.execute(select(Dataset.id, Dataset.state)).tuples().all()
+    return Referenced(
+        datasets={str(i) for i, _ in datasets},
+        jobs={str(i) for i in session.scalars(select(Job.id))},
+        models={str(i) for i in session.scalars(select(Model.id))},
+        uploads={f"{i}.archive" for i, state in datasets if state in (State.queued, State.running)},
+    )
+
+
+def remove(files: Storage, referenced: Referenced, *, older_than_s: float) -> int:
+    """Delete files and folders without a row, untouched for that long; how many."""
+    before = time.time() - older_than_s
+    removed = 0
+    for folder in ("datasets", "jobs", "models", "uploads"):
+        kept = getattr(referenced, folder)
+        for path in _children(files.root / folder):
+            if path.name not in kept and _ours(path) and _touched(path) < before:
+                storage.remove(path)
+                removed += 1
+    for job_id in referenced.jobs:
+        for path in files.job(uuid.UUID(job_id)).glob("attempt-*/**/*.tmp*"):
+            if _touched(path) < before:
+                storage.remove(path)
+                removed += 1
+    return removed
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _ours(path: Path) -> bool:
+    """Names this service makes: an id (with an ending), or a temporary file of one. Anything else is the operator's."""
+    if path.name.endswith((".tmp", ".doomed", ".part")) or ".tmp" in path.name:
+        return True
+    try:
+        uuid.UUID(path.name.partition(".")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _touched(path: Path) -> float:
+    """When anything directly in it last changed."""
+    try:
+        return max([path.stat().st_mtime, *(p.stat().st_mtime for p in _children(path))])
+    except FileNotFoundError:
+        return time.time()  # somebody else is removing it

@@ -1,0 +1,74 @@
+"""Heartbeat rows: which processes are there, of what kind, on which device. Readiness is answered from them.
+
+The device is found without torch, because supervisors have none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Engine, delete, insert, update
+
+from app.db.clock import now
+from app.db.session import transaction
+from app.db.tables import Worker
+from app.errors import DatabaseAway
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["supervisor", "inference", "dispatcher"]
+
+
+def name() -> str:
+    """An owner's name that no other process, now or later, has."""
+    return f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def device(settings: Settings) -> str:
+    """`cuda` or `cpu`: what torch will find on this host, asked of the driver."""
+    if settings.device != "auto":
+        return settings.device
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if not hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+
+
+class Presence:
+    """This process's row. Losing the database costs a warning, never the process."""
+
+    def __init__(self, engine: Engine, kind: Kind, device: str | None, name: str) -> None:
+        self.name = name
+        self._engine = engine
+        self._kind = kind
+        self._device = device
+        self._told = True
+
+    def tell(self, *, draining: bool = False) -> bool:
+        """Say "I am here"; False when the database is away."""
+        seen = {"draining": draining, "seen_at": now()}
+        try:
+            with transaction(self._engine) as session:
+                known = session.execute(update(Worker).where(Worker.id == self.name).values(**seen))
+                if known.rowcount == 0:  # type: ignore[attr-defined]
+                    row = {"id": self.name, "kind": self._kind, "device": self._device, **seen}
+                    session.execute(insert(Worker).values(**row))
+        except DatabaseAway:
+            if self._told:
+                log.warning("heartbeat not written: the database is away")
+            self._told = False
+        else:
+            self._told = True
+        return self._told
+
+    def end(self) -> None:
+        """Take the row away, if the database lets us; the dispatcher removes it otherwise."""
+        try:
+            with transaction(self._engine) as session:
+                session.execute(delete(Worker).where(Worker.id == self.name))
+        except DatabaseAway:
+            log.warning("heartbeat row not removed: the database is away")

@@ -1,0 +1,192 @@
+"""Sees one piece of work after another through: claim, child, lease, stop, settle. Knows no tensors, no SQL, no Celery.
+
+The loop that renews the lease is the loop that watches the child: when either hangs, the lease ends and somebody else
+takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from app import logs
+from app.broker import Bell
+from app.datasets import ingestion
+from app.db.session import transaction
+from app.db.tables import State
+from app.errors import DatabaseAway
+from app.jobs import attempt
+from app.settings import Settings
+from app.work import Claim, Order
+from worker import leash
+from worker.zygote import Child, Errand, Zygote
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0  # how often drain and stall are looked at while the child is silent
+SETTLE_TRIES = 3
+CHILDREN: dict[Bell, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
+
+
+class Desk(Protocol):
+    """What may be written about one kind of work: `app.jobs.attempt` or `app.datasets.ingestion`."""
+
+    def claim(self, session: Session, owner: str, lease_s: float) -> Claim | None: ...
+
+    def heartbeat(self, session: Session, row_id: uuid.UUID, fence: int, lease_s: float, /) -> Order | None: ...
+
+    def put_back(
+        self, session: Session, row_id: uuid.UUID, fence: int, /, *, counts: bool, limit: int, reason: str
+    ) -> State | None: ...
+
+
+DESKS: dict[Bell, Desk] = {"jobs": attempt, "datasets": ingestion}
+
+
+@dataclass
+class Watch:
+    """What is known about one running child."""
+
+    renewed: float = field(default_factory=time.monotonic)  # when the lease was last renewed
+    advanced: float = field(default_factory=time.monotonic)  # when the child last said that it advances
+    reason: str | None = None  # why it is being stopped
+    deadline: float = float("inf")  # when a child told to stop is killed
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, engine: Engine, bell: Bell, owner: str) -> None:
+        self.draining = threading.Event()
+        self.heard = time.monotonic()  # when a bell was last answered
+        self.busy = False
+        self._settings = settings
+        self._engine = engine
+        self._owner = owner
+        self._desk = DESKS[bell]
+        self._module = CHILDREN[bell]
+        self._zygote = Zygote((self._module,), warm=settings.warm_zygote)
+
+    def answer(self) -> None:
+        """A bell: see work through until none is queued. Never raises for reasons outside this process."""
+        self.heard = time.monotonic()
+        self.busy = True
+        try:
+            while not self.draining.is_set() and (claim := self._claim()):
+                with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
+                    self._see_through(claim)
+        finally:
+            self.busy = False
+            self.heard = time.monotonic()
+
+    def close(self) -> None:
+        self._zygote.close()
+
+    def _claim(self) -> Claim | None:
+        try:
+            with transaction(self._engine) as session:
+                return self._desk.claim(session, self._owner, self._settings.lease_s)
+        except DatabaseAway:
+            log.warning("nothing claimed: the database is away")
+            return None  # the dispatcher rings again
+
+    def _see_through(self, claim: Claim) -> None:
+        log.info("attempt %d starts", claim.attempt)
+        try:
+            child = self._zygote.spawn(Errand(self._module, claim.id, claim.fence, claim.request_id))
+        except OSError:
+            log.exception("no child could be started")
+            self._settle(claim, "child_not_started")
+            return
+        watch = Watch()
+        try:
+            status = self._attend(claim, child, watch)
+        finally:
+            child.close()
+        reason = watch.reason or _reason(status)
+        log.info("child ended with %d: %s", status, reason)
+        if reason != "fenced_off":
+            self._settle(claim, reason)
+
+    def _attend(self, claim: Claim, child: Child, watch: Watch) -> int:
+        """Hold the lease until the child has ended; its exit status."""
+        due = watch.renewed + self._settings.heartbeat_s
+        while (status := child.wait(min(TICK_S, due - time.monotonic()))) is None:
+            now = time.monotonic()
+            if child.advanced():
+                watch.advanced = now
+            order = None
+            if now >= due:
+                order = self._renew(claim, watch)
+                due = time.monotonic() + self._settings.heartbeat_s
+            if self._must_die(watch, order):
+                log.warning("child is killed: %s", watch.reason)
+                return child.kill()
+            self._tell(child, watch, order)
+        return status
+
+    def _renew(self, claim: Claim, watch: Watch) -> Order | None:
+        try:
+            with transaction(self._engine) as session:
+                order = self._desk.heartbeat(session, claim.id, claim.fence, self._settings.lease_s)
+        except DatabaseAway:
+            log.warning("lease not renewed: the database is away")
+            return None
+        watch.renewed = time.monotonic()
+        return order
+
+    def _must_die(self, watch: Watch, order: Order | None) -> bool:
+        now = time.monotonic()
+        if order == "fenced_off":
+            watch.reason = "fenced_off"
+        elif now - watch.renewed > self._settings.database_grace_s:
+            watch.reason = "database_away"
+        elif now - watch.advanced > self._settings.stall_s:
+            watch.reason = "stalled"
+        else:
+            return now > watch.deadline
+        return True
+
+    def _tell(self, child: Child, watch: Watch, order: Order | None) -> None:
+        if watch.reason is None and order == "cancel":
+            watch.reason, watch.deadline = "cancelled", time.monotonic() + self._settings.cancel_grace_s
+            child.tell("cancel")
+        elif watch.reason is None and self.draining.is_set():
+            watch.reason, watch.deadline = "drained", time.monotonic() + self._settings.drain_s
+            child.tell("drain")
+
+    def _settle(self, claim: Claim, reason: str) -> None:
+        """Put the work back unless the child settled it; when the database stays away, the reaper will."""
+        limit = self._settings.max_attempts_without_progress
+        for _ in range(SETTLE_TRIES):
+            try:
+                with transaction(self._engine) as session:
+                    state = self._desk.put_back(
+                        session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
+                    )
+            except DatabaseAway:
+                log.warning("attempt not settled: the database is away")
+                self.draining.wait(TICK_S)
+            else:
+                if state is not None:
+                    log.info("now %s: %s", state.value, reason)
+                return
+
+
+def _reason(status: int) -> str:
+    if status < 0:
+        log.warning("child was killed by %s", signal.Signals(-status).name)
+        return "child_killed"
+    return {
+        leash.SETTLED: "settled",
+        leash.FENCED_OFF: "fenced_off",
+        leash.DRAINED: "drained",
+        leash.STOPPED: "cancelled",
+        leash.DATABASE_AWAY: "database_away",
+    }.get(status, "child_failed")

@@ -1,0 +1,205 @@
+"""The warm zygote: a process that has imported everything a child needs, has one thread, has run no operator and made
+no CUDA call, and forks a child in milliseconds instead of the seconds that importing torch takes.
+
+Our own loop instead of `multiprocessing`'s forkserver, because that one imports the supervisor's main module again in
+every child, hides import errors, and lets children share its process group. What a child does is not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+import uuid
+from typing import NamedTuple
+
+from worker import leash
+
+MESSAGE_BYTES = 4096
+SINGLE_THREADED = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}  # a fork copies one thread, and no pool survives
+
+
+class Errand(NamedTuple):
+    """What a child is for: the module whose `main` it runs, and the claim it works under."""
+
+    module: str
+    id: uuid.UUID
+    fence: int
+    request_id: str | None
+
+
+class Child:
+    """A running child, seen by its supervisor."""
+
+    def __init__(self, pid: int, line: socket.socket, zygote: Zygote) -> None:
+        self.pid = pid
+        self._line = line
+        self._zygote = zygote
+
+    def fileno(self) -> int:
+        return self._line.fileno()
+
+    def tell(self, word: leash.Told) -> None:
+        with contextlib.suppress(OSError):
+            self._line.send(word[:1].encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
+    def advanced(self) -> bool:
+        """Whether the child has beaten since the last look."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            return bool(self._line.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT))
+        return False
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for a beat, the end or the time; the exit status once ended: negative is the signal that killed it."""
+        lines = [self._line, self._zygote.line]
+        ready, _, _ = select.select(lines, [], [], max(0.0, seconds))
+        if self._zygote.line in ready:
+            return self._zygote.ended(self.pid)
+        if self._line in ready and not self._line.recv(1, socket.MSG_PEEK):
+            return self._zygote.ended(self.pid)  # closed its end: the status is on its way
+        return None
+
+    def kill(self) -> int:
+        """End the child and everything it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return self._zygote.ended(self.pid)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+class Zygote:
+    """The supervisor's end. Started from its main thread, because the kernel's death signal follows that thread."""
+
+    def __init__(self, modules: tuple[str, ...], *, warm: bool) -> None:
+        self._modules = modules
+        self._warm = warm
+        self._process: subprocess.Popen[bytes] | None = None
+        self.line: socket.socket
+        if warm:
+            self._start()
+
+    def spawn(self, errand: Errand) -> Child:
+        """Start one child; a zygote that died, or a cold one, is started anew."""
+        if not self._warm or self._process is None or self._process.poll() is not None:
+            self._start()
+        ours, theirs = socket.socketpair()
+        request = json.dumps(
+            {"module": errand.module, "id": str(errand.id), "fence": errand.fence, "request_id": errand.request_id}
+        )
+        try:
+            socket.send_fds(self.line, [request.encode()], [theirs.fileno()])
+            reply = self.line.recv(MESSAGE_BYTES)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        if not reply:
+            ours.close()
+            raise ChildProcessError("the zygote ended while it was asked for a child")
+        return Child(int(json.loads(reply)["pid"]), ours, self)
+
+    def ended(self, pid: int) -> int:
+        """Exit status of a child that has ended or is about to; SIGKILL's when the zygote itself is gone."""
+        while reply := self.line.recv(MESSAGE_BYTES):
+            message = json.loads(reply)
+            if message.get("ended") == pid:
+                return int(message["status"])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        return -signal.SIGKILL
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.line.close()
+            self._process.wait()
+            self._process = None
+
+    def _start(self) -> None:
+        self.close()
+        self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [
+                sys.executable,
+                "-m",
+                "worker.zygote",
+                str(theirs.fileno()),
+                *(self._modules if self._warm else ()),
+            ]
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=os.environ | SINGLE_THREADED, start_new_session=True
+            )
+
+
+def serve(line: socket.socket, modules: list[str]) -> None:
+    """Fork a child for every request and report how each ended, until the supervisor closes the line."""
+    leash.die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to interpret
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for module in modules:
+        importlib.import_module(module)
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([line.fileno(), wake], [], [])
+        if wake in ready:
+            os.read(wake, MESSAGE_BYTES)
+            _report_ended(line)
+        if line.fileno() in ready:
+            request, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
+            if not request:
+                return
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                line.close()
+                _become_child(json.loads(request), socket.socket(fileno=descriptors[0]))
+            os.close(descriptors[0])
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.setpgid(pid, pid)  # also here, so that the group exists before anybody may want to kill it
+            line.send(json.dumps({"pid": pid}).encode())
+
+
+def _report_ended(line: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(ended.si_pid, signal.SIGKILL)  # what it left behind; its pid is ours until we collect it
+            _, status = os.waitpid(ended.si_pid, 0)
+            line.send(json.dumps({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _become_child(request: dict[str, str], line: socket.socket) -> None:
+    status = 1
+    try:
+        with contextlib.suppress(PermissionError):  # already a group leader: the zygote was faster
+            os.setpgid(0, 0)
+        leash.die_with_parent()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        main = importlib.import_module(request["module"]).main
+        status = main(uuid.UUID(request["id"]), int(request["fence"]), request["request_id"], leash.Leash(line))
+    except BaseException:  # noqa: BLE001 - the outermost frame of a process; nothing may reach the zygote's loop
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
