@@ -26,9 +26,15 @@ class Network(nn.Module):
     """
 
     feature_count: int  # D
+    image_size: int  # H = W
     body: nn.Module
     last_stage: nn.Module
     classifier: nn.Module
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        raise TypeError(f"{type(self).__name__} does not say its classes")
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> penultimate representation (B, D)."""
@@ -119,11 +125,9 @@ class Phase:
 
 
 class Method(nn.Module):
-    """A strategy against noise: what it learns is a Parameter, what it remembers a buffer, so state_dict is its state."""
+    """A strategy against noise. What it learns is a Parameter, what it remembers a buffer: state_dict is its state."""
 
-    def __init__(
-        self, params: BaseModel, labels: Tensor, network: Callable[[], Network], *, classes: int, image_size: int
-    ) -> None:
+    def __init__(self, params: BaseModel, labels: Tensor, network: Callable[[], Network]) -> None:
         """`labels` are the given ones (N,); every call of `network` returns another, freshly initialised one."""
         super().__init__()
 

@@ -20,9 +20,9 @@ class NoiseSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: NoiseKind = Field(
-        description="symmetric: uniform flips to another class; symmetric_inclusive: uniform redraws that may hit "
-        "the same class; pairflip: each class to its successor; asymmetric: truck to automobile, cat and dog ... on CIFAR-10, "
-        "to the next class of its block of five elsewhere; instance_dependent: depends on the image."
+        description="symmetric: uniform flips to another class; symmetric_inclusive: uniform redraws that may hit the "
+        "same class; pairflip: each class to its successor; asymmetric: truck to automobile, cat and dog ... on "
+        "CIFAR-10, to the next class of its block of five elsewhere; instance_dependent: depends on the image."
     )
     rate: float = Field(
         ge=0.0, lt=1.0, description="Share of labels drawn for noise; the realised rate is reported, and may be lower."

@@ -1,0 +1,89 @@
+"""Cross-entropy on the given labels: the reference, and with two networks the compute-matched control of DeNLL.
+
+methods.md 2.1 and denll.md §4: one network; two networks averaged; the same pair pulled to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ml import phase
+from ml.blocks import exchange, losses
+from ml.methods import About
+
+ABOUT: About = {
+    "title": "Cross-entropy",
+    "paper": "",
+    "idea": "Plain training on the labels as given. With two networks it is the control for every method that has two.",
+    "relative_cost": 1.0,
+    "needs": [],
+    "presets": {
+        "one network": {},
+        "pair": {"networks": 2},
+        "pair with agreement": {"networks": 2, "agreement": "both"},
+    },
+}
+
+
+class Params(exchange.AgreementParams):
+    """Settings of cross-entropy."""
+
+    networks: Literal[1, 2] = Field(default=1, description="Networks trained side by side; two answer with their mean.")
+
+    @model_validator(mode="after")
+    def _agreement_needs_two(self) -> Self:
+        if self.agreement != "off" and self.networks == 1:
+            raise ValueError("agreement needs networks = 2")
+        return self
+
+
+class Method(phase.Method):
+    """One or two networks, each with its own cross-entropy."""
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], phase.Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        self.networks = nn.ModuleList(network() for _ in range(params.networks))
+
+    def phases(self, training: phase.Recipe) -> Sequence[phase.Phase]:
+        """One phase over all epochs."""
+
+        def loss(batch: phase.Batch) -> Tensor:
+            logits = [network(batch.images) for network in self.networks]
+            if exchange.is_ranking_epoch(self.params, batch.epoch, training.epochs):
+                batch.observe(_mean(logits))
+            total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
+            weight = exchange.weight(self.params, batch.epoch, training.epochs)
+            if weight > 0.0:
+                total = total + weight * exchange.agreement(self.params.agreement, logits[0], logits[1])
+            return total
+
+        def optimizers() -> phase.Optimizers:
+            return phase.Optimizers((training.sgd(self.parameters()),), training.factor)
+
+        return [phase.Phase(training.epochs, loss, optimizers)]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's logits; of a pair the logarithm of its mean probabilities."""
+        return self.heads(images)["answer"]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """`answer` alone, or `g1`, `g2` and their `mean`, which is the answer."""
+        logits = [network(images).float() for network in self.networks]
+        if len(logits) == 1:
+            return {"answer": logits[0]}
+        mean = _mean(logits)
+        return {"answer": mean, "g1": logits[0], "g2": logits[1], "mean": mean}
+
+
+def _mean(logits: Sequence[Tensor]) -> Tensor:
+    """Logits whose softmax is the mean of the members' softmax; one member passes unchanged."""
+    if len(logits) == 1:
+        return logits[0]
+    mean = torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
+    return mean.clamp(min=1e-30).log()

@@ -1,0 +1,430 @@
+"""A training: an iterable of events that can be stopped, snapshot and resumed at any step, bit for bit on a CPU.
+
+It owns time - order, precision, schedules, generators, state - and never asks which method it drives. It knows no
+database, no folder and no cancellation: the caller simply stops asking for the next event.
+
+Shapes: `N` images of the set, `M` of them trained on (the rest is held out), `B` batch, `C` classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml import checkpoint, data, devices, errors, loader, measure, methods, networks, noise, phase
+from ml.blocks import schedules
+from ml.events import EpochReport, Step
+from ml.spec import TrainingSpec, seed_for
+
+if TYPE_CHECKING:
+    from ml.data import LabeledImages, Truth
+
+__all__ = ("EpochReport", "Step", "Training", "build_network")
+
+WATCHED_STEPS = 50  # the device is asked this often whether the loss is still finite
+HASHED_ROWS = 256  # images that identify a data set, besides all labels
+
+
+class Training:
+    """Iterate to train; `state` and `restore` between any two events."""
+
+    def __init__(
+        self, spec: TrainingSpec, images: LabeledImages, truth: Truth | None, device: torch.device, weights: Path | None
+    ) -> None:
+        """Use `build`."""
+        self.spec, self.device, self.classes = spec, device, tuple(images.classes)
+        self.config_hash, self.data_hash = spec.digest(), _data_hash(images)
+        self.labels, self.noise_rate = _noisy(spec, images)  # int64 (N,) as trained on; realised injected noise | None
+        trained, held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
+        trained = torch.as_tensor(trained)
+        self.held_out = torch.as_tensor(held_out)
+        self.mean, self.std = loader.statistics(images.images, trained)
+        self._pixels = loader.Pixels(images.images, self.mean, self.std, device=device)
+        self._labels = self.labels.to(device)
+        self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
+        self._test = _clean_test(truth, self.mean, self.std, device)
+        self._half = devices.half_precision(spec.precision, device)
+        self._order_generator = torch.Generator().manual_seed(seed_for(spec.seed, "order"))
+        self._generators: dict[str, torch.Generator] = {}
+        self._random = devices.ModuleRandomness(seed_for(spec.seed, "modules"), device)
+        self._weights = weights
+        self._networks_made = 0
+        self.log = measure.LabelLog(self._labels, len(self.classes))
+        self.history: list[EpochReport] = []
+        self.method = self._make_method()
+        self.phases = tuple(self.method.phases(_recipe(spec)))
+        self._ends = [sum(stretch.epochs for stretch in self.phases[: i + 1]) for i in range(len(self.phases))]
+        self.epochs = self._ends[-1]
+        self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
+        self._entered = -1  # number of the phase entered last
+        self._optimizers: phase.Optimizers | None = None
+        self._order: Tensor | None = None  # positions (M,) or a pool of them, for this epoch; None between epochs
+        self._position = 0  # steps taken in this epoch
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._seconds = 0.0  # spent in this epoch
+
+    @classmethod
+    def build(
+        cls,
+        spec: TrainingSpec,
+        images: LabeledImages,
+        *,
+        truth: Truth | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        weights: Path | None = None,
+    ) -> Self:
+        """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones."""
+        place = devices.resolve(device or spec.device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if place.type == "cuda":
+            torch.backends.cudnn.benchmark = not spec.deterministic
+            if spec.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
+                torch.use_deterministic_algorithms(True, warn_only=True)
+        _check(spec, images)
+        with devices.bounded_memory(spec.batch_size, "preparing the training"):
+            return cls(spec, images, truth, place, weights)
+
+    def __iter__(self) -> Iterator[Step | EpochReport]:
+        """Train until the end, or until nobody asks; asking again goes on from there."""
+        while self.epoch < self.epochs:
+            with self._at_work("preparing an epoch"):
+                stretch, order = self._begin_epoch()
+            steps = loader.step_count(len(order), self.spec.batch_size)
+            while self._position < steps:
+                with self._at_work("a training step"):
+                    self._take_step(stretch, order, steps)
+                yield Step(self.epoch, stretch.name, self._position - 1, steps, self.step)
+            with self._at_work("measuring"):
+                report = self._end_epoch(stretch, order)
+            yield report
+
+    def label_issues(self) -> measure.LabelIssues | None:
+        """The ranking of all N given labels so far; None before the first epoch has ended."""
+        return measure.label_issues(self.labels, self.log, self.held_out)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Last, best noisy-validation, best test and mean of the last ten test accuracies."""
+        validation = [report.noisy_validation.get("answer") for report in self.history]
+        test = [report.test.get("answer") for report in self.history]
+        return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
+
+    def generator(self, concern: str) -> torch.Generator:
+        """The generator of one concern on the training's device, made when first asked for."""
+        if concern not in self._generators:
+            fresh = torch.Generator(self.device).manual_seed(seed_for(self.spec.seed, concern))
+            self._generators[concern] = fresh
+        return self._generators[concern]
+
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""
+        was_training = self.method.training
+        self.method.eval()
+        found: list[Tensor] = []
+        with torch.no_grad(), self._autocast():
+            for rows in torch.split(self._rows, self._pixels.plain_rows()):
+                shown = [self._views(rows, "scoring") for _ in range(views)] or [self._pixels.plain(rows)]
+                found.append(torch.stack([function(images).float() for images in shown]).mean(dim=0))
+        self.method.train(was_training)
+        return torch.cat(found)
+
+    def state(self) -> checkpoint.State:
+        """A snapshot of everything that the rest of the training depends on (K1); later steps do not change it."""
+        tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        log_tensors, log_facts = self.log.state()
+        tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
+        tensors |= {f"generator/{concern}": each.get_state() for concern, each in self._generators.items()}
+        tensors |= {f"random/{number}": each for number, each in enumerate(self._random.states)}
+        tensors |= {"order_generator": self._order_generator.get_state(), "loss": self._loss}
+        if self._order is not None:
+            tensors["order"] = self._order
+        tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
+        members = () if self._optimizers is None else self._optimizers.members
+        packed = [checkpoint.pack_optimizer(each, f"optimizer/{number}/") for number, each in enumerate(members)]
+        for each in packed:
+            tensors |= each.tensors
+        between_epochs = self._order is None and self.history
+        validation = self.history[-1].noisy_validation.get("answer") if between_epochs else None
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self._position,
+            "entered": self._entered,
+            "seconds": self._seconds,
+            "networks_made": self._networks_made,
+            "frozen": [name for name, p in self.method.named_parameters() if not p.requires_grad],
+            "optimizers": [each.facts for each in packed],
+            "log": log_facts,
+            "history": [report.to_json() for report in self.history],
+            "score": validation.accuracy if validation else None,
+            "config_hash": self.config_hash,
+            "data_hash": self.data_hash,
+        }
+        return checkpoint.State(tensors, facts)
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Become what `state` described; CheckpointInvalid if it belongs to another training (K3)."""
+        facts = state.facts
+        checkpoint.check_owner(facts, config_hash=self.config_hash, data_hash=self.data_hash)
+        self.method.load_state_dict(_under("method/", state.tensors))
+        for name, parameter in self.method.named_parameters():
+            parameter.requires_grad_(name not in facts["frozen"])
+        self._entered, self._optimizers = facts["entered"], None
+        if self._entered >= 0:
+            self._optimizers = self._built_optimizers()
+            for number, (optimizer, packed) in enumerate(
+                zip(self._optimizers.members, facts["optimizers"], strict=True)
+            ):
+                prefix = f"optimizer/{number}/"
+                checkpoint.unpack_optimizer(optimizer, prefix, checkpoint.State(state.tensors, packed))
+        self._generators = {}
+        for concern, tensor in _under("generator/", state.tensors).items():
+            self.generator(concern).set_state(tensor)
+        self._random.states = [state.tensors[f"random/{number}"] for number in range(len(self._random.states))]
+        self._order_generator.set_state(state.tensors["order_generator"])
+        self._order = state.tensors["order"].to(self.device) if "order" in state.tensors else None
+        self._loss = state.tensors["loss"].to(self.device, copy=True)
+        self.log.restore(_under("log/", state.tensors), facts["log"])
+        self.history = [EpochReport.from_json(report) for report in facts["history"]]
+        self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
+        self._seconds, self._networks_made = facts["seconds"], facts["networks_made"]
+
+    def _begin_epoch(self) -> tuple[phase.Phase, Tensor]:
+        """The phase of this epoch and its order; an epoch that has begun before is only picked up."""
+        number = next(number for number, end in enumerate(self._ends) if self.epoch < end)
+        stretch = self.phases[number]
+        if self._order is not None:
+            return stretch, self._order
+        self.method.train()
+        with self._random.swapped_in():
+            while self._entered < number:
+                self._entered += 1
+                self.phases[self._entered].enter(self)
+                if self.phases[self._entered].optimizers is not None:
+                    self._optimizers = self._built_optimizers()
+            stretch.begin_epoch(self)
+        pool = torch.arange(len(self._rows)) if stretch.pool is None else stretch.pool().cpu()
+        pool = pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
+        if len(pool) == 0:
+            raise errors.UnusableData(
+                f"epoch {self.epoch} ({stretch.name}) has no image to train on", code="empty_pool"
+            )
+        self._order = pool[torch.randperm(len(pool), generator=self._order_generator)].to(self.device)
+        self._position, self._seconds = 0, 0.0
+        self._loss.zero_()
+        return stretch, self._order
+
+    def _take_step(self, stretch: phase.Phase, order: Tensor, steps: int) -> None:
+        optimizers = self._set_rates(self._position / steps)
+        index = loader.batch_rows(order, self._position, self.spec.batch_size)
+        rows = self._rows[index]
+        batch = phase.Batch(
+            views=tuple(self._views(rows, "augmentation") for _ in range(stretch.views)),
+            labels=self._labels[rows],
+            index=index,
+            observe=lambda logits: self.log.observe(rows, logits),
+            epoch=self.epoch,
+            progress=(self.epoch + self._position / steps) / self.epochs,
+            generator=self.generator,
+        )
+        self.method.train()
+        with self._random.swapped_in():
+            if stretch.step is None:
+                with self._autocast():
+                    loss = stretch.loss(batch)
+                loss = phase.descend(loss, optimizers, stretch.clip)
+            else:
+                with self._autocast():
+                    loss = stretch.step(batch, optimizers)
+        self._loss += loss.detach() * len(index)
+        self._position += 1
+        self.step += 1
+        if self._position % WATCHED_STEPS == 0:
+            self._check_finite(stretch)
+
+    def _end_epoch(self, stretch: phase.Phase, order: Tensor) -> EpochReport:
+        self._check_finite(stretch)  # waits for the device, so the clock below is honest
+        shown = max(2, len(order))  # a single image is shown twice
+        training_seconds = self._seconds + time.perf_counter() - self._clock_started
+        validation = self._noisy_validation()
+        test = {} if self._test is None else measure.scores(self._heads, self._test)
+        self.log.end_epoch(validation["answer"].accuracy if validation else None)
+        assert self._optimizers is not None
+        report = EpochReport(
+            epoch=self.epoch,
+            epochs=self.epochs,
+            phase=stretch.name,
+            step=self.step,
+            train_loss=float(self._loss) / shown,
+            noisy_validation=validation,
+            test=test,
+            learning_rate=float(self._optimizers.members[0].param_groups[0]["lr"]),
+            seconds=self._seconds + time.perf_counter() - self._clock_started,
+            images_per_second=shown / training_seconds,
+            finite=all(math.isfinite(n) for score in (*validation.values(), *test.values()) for n in score),
+        )
+        self.history.append(report)
+        self.epoch += 1
+        self._order, self._position = None, 0
+        return report
+
+    def _noisy_validation(self) -> dict[str, measure.Score]:
+        """Scores on the held-out part; its labels are ranked in the same epochs as the others."""
+        current = self._rows
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal current
+            for current in torch.split(self.held_out.to(self.device), self._pixels.plain_rows()):
+                if len(current):
+                    yield self._pixels.plain(current), self._labels[current]
+
+        def heads(images: Tensor) -> dict[str, Tensor]:
+            found = self._heads(images)
+            if self.log.ranking:
+                self.log.observe(current, found["answer"])
+            return found
+
+        return measure.scores(heads, batches())
+
+    def _heads(self, images: Tensor) -> dict[str, Tensor]:
+        self.method.eval()
+        with torch.no_grad(), self._autocast():
+            return self.method.heads(images)
+
+    def _views(self, rows: Tensor, concern: str) -> Tensor:
+        return self._pixels.augmented(rows, self.spec.augmentation, self.generator(concern))
+
+    def _make_method(self) -> phase.Method:
+        module = methods.load(self.spec.method)
+        method = module.Method(
+            module.Params.model_validate(self.spec.params),
+            self._labels[self._rows],
+            self._network,
+        )
+        for part in method.modules():  # a whole-module call would choke on buffers that are images, (C, 3, H, W)
+            for parameter in part.parameters(recurse=False):
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return method.to(self.device)
+
+    def _network(self) -> phase.Network:
+        """Another fresh network each time, initialised from the seed and how many there were before it."""
+        self._networks_made += 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(self.spec.seed, f"network {self._networks_made}"))
+            return build_network(self.spec, len(self.classes), self._weights).to(self.device)
+
+    def _built_optimizers(self) -> phase.Optimizers:
+        """Those of the last entered phase that has its own."""
+        stretch = self.phases[self._owner()]
+        assert stretch.optimizers is not None, "the first phase of a method builds optimizers"
+        built = stretch.optimizers()
+        for group in (group for member in built.members for group in member.param_groups):
+            group.setdefault("initial_lr", group["lr"])
+        return built
+
+    def _owner(self) -> int:
+        """The phase whose optimizers are in use: the last entered one that builds any."""
+        return max(i for i in range(self._entered + 1) if self.phases[i].optimizers is not None)
+
+    def _set_rates(self, part: float) -> phase.Optimizers:
+        """Move the learning rates along the schedule, which runs over all phases that share the optimizers."""
+        assert self._optimizers is not None
+        owner = self._owner()
+        start = self._ends[owner] - self.phases[owner].epochs
+        heirs = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
+        end = self._ends[heirs[0] - 1] if heirs else self.epochs
+        factor = self._optimizers.factor((self.epoch - start + part) / (end - start))
+        for group in (group for member in self._optimizers.members for group in member.param_groups):
+            group["lr"] = group["initial_lr"] * factor
+        return self._optimizers
+
+    def _check_finite(self, stretch: phase.Phase) -> None:
+        if not bool(torch.isfinite(self._loss)):
+            raise errors.TrainingDiverged(self.epoch, stretch.name)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
+
+    @contextlib.contextmanager
+    def _at_work(self, what: str) -> Iterator[None]:
+        """Our own time, without that of whoever consumes the events."""
+        self._clock_started = time.perf_counter()
+        with devices.bounded_memory(self.spec.batch_size, what):
+            yield
+        self._seconds += time.perf_counter() - self._clock_started
+
+
+def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> phase.Network:
+    """The spec's network, freshly initialised or pretrained; UnknownName or MissingWeights."""
+    file = None
+    if spec.pretrained:
+        file = None if weights is None else weights / f"{spec.network}.safetensors"
+        if file is None or not file.is_file():
+            raise errors.MissingWeights(
+                f"no pretrained weights of {spec.network} are installed", hint="set pretrained to false"
+            )
+    try:
+        return networks.build(spec.network, classes, spec.image_size, file)
+    except networks.UnknownNetwork as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error
+
+
+def _recipe(spec: TrainingSpec) -> phase.Recipe:
+    factor = schedules.BY_NAME[spec.schedule]
+    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor)
+
+
+def _check(spec: TrainingSpec, images: LabeledImages) -> None:
+    count, classes = len(images.labels), len(images.classes)
+    if classes < 2:
+        raise errors.UnusableData("a data set needs at least two classes", code="too_few_classes")
+    if count == 0 or len(images.images) != count:
+        raise errors.UnusableData(f"{len(images.images)} images but {count} labels", code="no_images")
+    if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
+        raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
+    if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
+        raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def _noisy(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:
+    if spec.noise is None:
+        return images.labels.cpu(), None
+    seed = seed_for(spec.seed, "noise") % 2**32
+    pixels = np.asarray(images.images)
+    found = noise.inject(
+        spec.noise.kind, images.labels.numpy(), images.classes, rate=spec.noise.rate, images=pixels, seed=seed
+    )
+    return torch.from_numpy(found.labels), found.rate
+
+
+def _clean_test(truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device) -> measure.CleanTest | None:
+    if truth is None or truth.test_images is None or truth.test_labels is None or len(truth.test_labels) == 0:
+        return None
+    return measure.CleanTest(truth.test_images, truth.test_labels, mean, std, device)
+
+
+def _data_hash(images: LabeledImages) -> str:
+    """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
+    count = len(images.labels)
+    sample = torch.linspace(0, count - 1, min(count, HASHED_ROWS)).round().long()
+    digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
+    digest.update(images.labels.numpy().tobytes())
+    digest.update(images.images[sample].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
