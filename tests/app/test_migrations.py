@@ -1,0 +1,108 @@
+"""Migrations on both databases: they make the tables, go both ways, and keep what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, inspect, select, text
+
+from app.db import session
+from app.db.tables import Dataset, Epoch, Job, JobEvent
+from app.settings import Settings
+from migrations.__main__ import configuration, upgrade
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(database_url=database_url, data_dir=tmp_path)
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = session.connect(settings)
+    yield engine
+    engine.dispose()
+
+
+def test_the_migrations_make_exactly_the_tables(settings: Settings, engine: Engine) -> None:
+    """Up, nothing left to do, down to nothing, and up again."""
+    config = configuration(settings)
+    upgrade(settings)
+    command.check(config)
+    command.downgrade(config, "base")
+
+    assert set(inspect(engine).get_table_names()) == {"alembic_version"}
+
+    upgrade(settings)
+    command.check(config)
+
+
+def test_upgrading_twice_changes_nothing(settings: Settings, engine: Engine) -> None:
+    """Two replicas that start at once both migrate."""
+    upgrade(settings)
+    upgrade(settings)
+
+    assert "job" in inspect(engine).get_table_names()
+
+
+def with_a_later_migration(settings: Settings, folder: Path) -> Config:
+    """Our migrations and, after them, one that rebuilds a parent table as a schema change will."""
+    config = configuration(settings)
+    folder.mkdir()
+    (folder / "9999-12-31_later.py").write_text(
+        dedent(
+            """
+            import sqlalchemy as sa
+            from alembic import op
+            revision, down_revision, branch_labels, depends_on = "later", {head!r}, None, None
+            def upgrade():
+                with op.batch_alter_table("job", recreate="auto") as job:
+                    job.add_column(sa.Column("later", sa.Integer(), nullable=False, server_default="7"))
+                    job.alter_column("type", existing_type=sa.String(16), type_=sa.String(32), existing_nullable=False)
+            def downgrade():
+                with op.batch_alter_table("job") as job:
+                    job.drop_column("later")
+            """
+        ).format(head=_head(config))
+    )
+    ours = Path(str(config.get_main_option("script_location"))) / "versions"
+    config.set_main_option("version_locations", f"{ours}:{folder}")
+    return config
+
+
+def _head(config: Config) -> str | None:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(config).get_current_head()
+
+
+def test_a_schema_change_keeps_every_row_and_its_children(settings: Settings, engine: Engine, tmp_path: Path) -> None:
+    """On SQLite a change rebuilds the parent table; with foreign keys on that would empty its children."""
+    upgrade(settings)
+    with session.transaction(engine) as db:
+        data = Dataset(name="pets", upload={"label_column": "é"}, facts={"classes": ["a", "b"]})
+        db.add(data)
+        db.flush()
+        job = Job(dataset_id=data.id, request={"method": "ce"}, spec={"epochs": 2})
+        db.add(job)
+        db.flush()
+        db.add_all(
+            [
+                JobEvent(job_id=job.id, kind="status", data={"status": "queued"}),
+                Epoch(job_id=job.id, number=0, report={}),
+            ]
+        )
+    engine.dispose()
+
+    command.upgrade(with_a_later_migration(settings, tmp_path / "versions"), "head")
+
+    with session.transaction(engine, read_only=True) as db:
+        assert db.scalars(select(Dataset)).one().facts == {"classes": ["a", "b"]}
+        assert db.scalars(select(JobEvent)).one().data == {"status": "queued"}
+        assert db.scalars(select(Epoch)).one().job_id == job.id
+        assert db.execute(text("SELECT later FROM job")).scalars().one() == 7
