@@ -8,6 +8,7 @@
     │       KeyNotFound
     ├── 405 MethodNotAllowed
     ├── 406 NotAcceptable
+    ├── 408 BodyTooSlow
     ├── 409 JobFinished · JobNotFinished · InUse · NotReady · RequestInFlight
     ├── 413 TooLarge
     ├── 415 UnsupportedMediaType
@@ -141,6 +142,10 @@ class MethodNotAllowed(Problem):
 
 class NotAcceptable(Problem):
     status, title = 406, "No such representation"
+
+
+class BodyTooSlow(Problem):
+    status, title = 408, "The body arrives too slowly"
 
 
 class JobFinished(Problem):

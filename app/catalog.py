@@ -1,0 +1,158 @@
+"""What can be trained, as `python -m ml catalog` wrote it down: JSON Schemas turned into types, without torch.
+
+It knows the names and bounds of settings, never what they mean.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+COMMITTED = Path(__file__).with_name("catalog.json")
+BOUNDS = {
+    "minimum": "ge",
+    "maximum": "le",
+    "exclusiveMinimum": "gt",
+    "exclusiveMaximum": "lt",
+    "minLength": "min_length",
+    "maxLength": "max_length",
+    "minItems": "min_length",
+    "maxItems": "max_length",
+}
+PLAIN: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool, "null": None}
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class UnknownChoice(ValueError):
+    """A method or network that the catalog does not list; says what it lists."""
+
+
+class Catalog:
+    """Methods, networks, noises and the fields of a training spec."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.methods: dict[str, dict[str, Any]] = {m["name"]: m for m in document["methods"]}
+        self.networks: dict[str, dict[str, Any]] = {n["name"]: n for n in document["networks"]}
+        self.noises: list[dict[str, Any]] = document.get("noises", [])
+        self.spec: dict[str, Any] = document["spec"]
+        self._params: dict[str, type[BaseModel]] = {}
+
+    @classmethod
+    def load(cls, path: Path = COMMITTED) -> Catalog:
+        return cls(json.loads(path.read_bytes()))
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the training spec as pydantic field definitions, without `method` and `params`."""
+        properties, definitions = self.spec["properties"], self.spec.get("$defs", {})
+        return {n: definition(s, definitions) for n, s in properties.items() if n not in {"method", "params"}}
+
+    def default(self, field: str) -> Any:
+        return self.spec["properties"][field].get("default")
+
+    def params(self, method: str) -> type[BaseModel]:
+        """The type of one method's settings; UnknownChoice."""
+        self.check("method", method, self.methods)
+        if method not in self._params:
+            self._params[method] = model(f"{camel(method)}Params", self.methods[method]["params"])
+        return self._params[method]
+
+    def complete(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
+        """A method's settings with every default filled in, its host's too; ValidationError or UnknownChoice."""
+        settings = self.params(method).model_validate(given).model_dump(mode="json")
+        host = settings.get("host")
+        if isinstance(host, str) and isinstance(settings.get("host_params"), dict):
+            try:
+                settings["host_params"] = self.complete(host, settings["host_params"])
+            except ValidationError as error:
+                raise relocated(error, "host_params") from None
+        return settings
+
+    def check_network(self, name: str) -> None:
+        self.check("network", name, self.networks)
+
+    @staticmethod
+    def check(kind: str, name: str, known: dict[str, Any]) -> None:
+        if name in known:
+            return
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        listed = list(known)[:40]
+        more = f" and {len(known) - 40} more" if len(known) > len(listed) else ""
+        raise UnknownChoice(f"There is no such {kind}.{hint} Known: {', '.join(listed)}{more}.")
+
+    def relative_cost(self, method: str, params: dict[str, Any]) -> float:
+        """Cost of an epoch, plain cross-entropy with one network being 1."""
+        cost = float(self.methods[method].get("relative_cost", 1.0))
+        host = params.get("host")
+        return cost * float(self.methods[host].get("relative_cost", 1.0)) if host in self.methods else cost
+
+
+def relocated(error: ValidationError, *prefix: str) -> ValidationError:
+    """The same findings, one level further in."""
+    lines = [{**line, "loc": (*prefix, *line["loc"])} for line in error.errors(include_url=False)]
+    return ValidationError.from_exception_data(error.title, [in_words(line) for line in lines])
+
+
+def in_words(line: dict[str, Any]) -> Any:
+    from pydantic_core import PydanticCustomError
+
+    message = str(line["msg"]).replace("{", "(").replace("}", ")")
+    return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}  # type: ignore[arg-type]
+
+
+def model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:
+    """A strict pydantic model of a JSON Schema object."""
+    inner = {**(definitions or {}), **schema.get("$defs", {})}
+    fields = {n: definition(s, inner, n in schema.get("required", ())) for n, s in schema.get("properties", {}).items()}
+    made: type[BaseModel] = create_model(name, __config__=STRICT, __doc__=schema.get("description"), **fields)  # type: ignore[call-overload]
+    return made
+
+
+def definition(schema: dict[str, Any], definitions: dict[str, Any], required: bool = False) -> tuple[Any, Any]:
+    default = ... if required and "default" not in schema else schema.get("default")
+    if isinstance(default, (dict, list)):
+        fresh = functools.partial(copy.deepcopy, default)
+        return annotation(schema, definitions), Field(default_factory=fresh, description=schema.get("description"))
+    return annotation(schema, definitions), Field(default=default, description=schema.get("description"))
+
+
+def annotation(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
+    """The Python type of one JSON Schema: what pydantic itself generates for settings, no more."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return annotation({"title": name, **definitions[name]}, definitions)
+    if "const" in schema:
+        return Literal[schema["const"]]
+    if "enum" in schema:
+        return Literal[tuple(schema["enum"])]
+    for union in ("anyOf", "oneOf", "allOf"):
+        if union in schema:
+            return Union[tuple(annotation(s, definitions) for s in schema[union])]  # noqa: UP007 - built at run time
+    kind = schema.get("type")
+    if kind == "array":
+        base: Any = list[annotation(schema.get("items", {}), definitions)]  # type: ignore[misc]
+    elif kind == "object":
+        if "properties" not in schema:
+            return dict[str, Any]
+        return model(schema.get("title", "Settings"), schema, definitions)
+    else:
+        base = PLAIN.get(str(kind), Any)
+    bounds = {ours: schema[theirs] for theirs, ours in BOUNDS.items() if theirs in schema}
+    return Annotated[base, Field(**bounds)] if bounds else base
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
+
+
+def schema_of(annotation_: Any) -> dict[str, Any]:
+    """JSON Schema of a built type, for the OpenAPI document."""
+    return TypeAdapter(annotation_).json_schema(ref_template="#/components/schemas/{model}")

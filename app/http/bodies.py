@@ -1,0 +1,148 @@
+"""Request bodies under guard: counted bytes (H1), slow senders (H3), strict JSON (J1-J3, J6).
+
+It knows no route: a route that takes more than JSON raises its own limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from app.errors import BodyTooSlow, Fault, InvalidRequest, Malformed, TooLarge, UnsupportedMediaType, shown
+from app.settings import MIB, Settings
+
+DEPTH = 32  # of nested JSON; our deepest request has 4 levels
+SCOPE_KEY = "denll.body"
+
+
+class CountedBody:
+    """The `receive` of one request, with a limit in bytes and a least speed."""
+
+    def __init__(self, receive: Receive, settings: Settings) -> None:
+        self.limit = settings.json_bytes
+        self._receive = receive
+        self._slow_s, self._slow_bytes = settings.slow_body_s, settings.slow_body_bytes
+        self._total = self._window_bytes = 0
+        self._window_start: float | None = None
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()  # somebody waits for the client to go away; that may take hours
+        message = await self._in_time()
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self._total += size
+            self._window_bytes += size
+            self._complete = not message.get("more_body", False)
+            if self._total > self.limit:
+                raise too_large(self.limit)
+        return message
+
+    async def _in_time(self) -> Message:
+        clock = asyncio.get_running_loop().time
+        if self._window_start is None or clock() - self._window_start >= self._slow_s:
+            if self._window_start is not None and self._window_bytes < self._slow_bytes:
+                raise self._too_slow()
+            self._window_start, self._window_bytes = clock(), 0
+        try:
+            async with asyncio.timeout_at(self._window_start + self._slow_s):
+                return await self._receive()
+        except TimeoutError:
+            if self._window_bytes < self._slow_bytes:
+                raise self._too_slow() from None
+            return await self._in_time()
+
+    def _too_slow(self) -> BodyTooSlow:
+        return BodyTooSlow(
+            f"The body arrived slower than {self._slow_bytes} bytes in {self._slow_s:g} s.",
+            headers={"Connection": "close"},
+        )
+
+
+def too_large(limit: int) -> TooLarge:
+    size = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
+    return TooLarge(f"The body is larger than {size}.")
+
+
+def allow(scope: Scope, limit: int) -> None:
+    """Let this request's body be `limit` bytes long; refuse at once what declares more."""
+    scope[SCOPE_KEY].limit = limit
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise too_large(limit)
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+
+
+async def strict_json(request: Request) -> Any:
+    """The body as JSON, or None when it is empty; Malformed, InvalidRequest, UnsupportedMediaType or TooLarge."""
+    allow(request.scope, request.scope[SCOPE_KEY].limit)
+    data = await request.body()
+    kind = media_type(request)
+    if not data and not kind:
+        return None
+    if kind != "application/json":
+        raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
+    return parse(data)
+
+
+def parse(data: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, no NaN, no duplicate names; and nothing a database could choke on."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "it cannot be parsed"
+        raise Malformed(f"The body is not JSON in UTF-8: {reason}.") from None
+    faults = list(_faults(value))
+    if faults:
+        raise InvalidRequest(f"{faults[0].pointer or 'body'}: {faults[0].detail}", errors=faults)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        seen: set[str] = set()
+        name = next(n for n, _ in pairs if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+        fault = Fault("", "duplicate_field", f"The field {shown(name)!r} appears twice in one object.")
+        raise InvalidRequest(fault.detail, errors=[fault])
+    return names
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _faults(root: Any) -> list[Fault]:
+    """What is JSON but no value of ours: infinite numbers, NUL and lone surrogates in text, needless depth."""
+    found: list[Fault] = []
+    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
+    while waiting and not found:
+        pointer, value, depth = waiting.pop()
+        if depth > DEPTH:
+            found.append(Fault(pointer[:200], "too_deep", f"Nested deeper than {DEPTH} levels."))
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(Fault(pointer, "finite_number", "The number is out of range."))
+        elif isinstance(value, str) and not is_text(value):
+            found.append(Fault(pointer, "text", "NUL characters and lone surrogates are not text."))
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                step = pointer + "/" + shown(name).replace("~", "~0").replace("/", "~1")
+                if not is_text(name):
+                    found.append(Fault(step, "text", "NUL characters and lone surrogates are not text."))
+                waiting.append((step, inner, depth + 1))
+        elif isinstance(value, list):
+            waiting.extend((f"{pointer}/{n}", inner, depth + 1) for n, inner in enumerate(value))
+    return found
+
+
+def is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,0 +1,64 @@
+"""What routes ask for: a transaction that commits before the answer leaves, settings, storage, the bell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+
+from app.broker import Broker
+from app.catalog import Catalog
+from app.db import session as db
+from app.settings import Settings
+from app.storage import Storage
+
+
+def _transaction(request: Request) -> Iterator[Session]:
+    with db.transaction(request.app.state.engine) as session:
+        yield session
+
+
+def _reading(request: Request) -> Iterator[Session]:
+    with db.transaction(request.app.state.engine, read_only=True) as session:
+        yield session
+
+
+# scope="function": the exit half, and with it the commit, runs before the response is sent. With FastAPI's default
+# scope a failing commit would still answer 202.
+Transaction = Annotated[Session, Depends(_transaction, scope="function")]
+Reading = Annotated[Session, Depends(_reading, scope="function")]
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+async def _storage(request: Request) -> Storage:
+    storage: Storage = request.app.state.storage
+    return storage
+
+
+async def _broker(request: Request) -> Broker:
+    broker: Broker = request.app.state.broker
+    return broker
+
+
+async def _catalog(request: Request) -> Catalog:
+    catalog: Catalog = request.app.state.catalog
+    return catalog
+
+
+async def _request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+Config = Annotated[Settings, Depends(_settings)]
+Files = Annotated[Storage, Depends(_storage)]
+Bells = Annotated[Broker, Depends(_broker)]
+Trainable = Annotated[Catalog, Depends(_catalog)]
+RequestId = Annotated[str, Depends(_request_id)]

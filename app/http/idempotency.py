@@ -1,0 +1,124 @@
+"""The first answer to a creating request, replayed to its repetitions: by a unique row, never by a prior SELECT.
+
+`begin` and `finish` run in the transaction that creates; a crash leaves neither. What is created is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header
+from sqlalchemy import delete, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.db.clock import now
+from app.db.tables import IdempotencyKey
+from app.errors import Fault, IdempotencyMismatch, InvalidRequest, RequestInFlight
+from app.http.access import Principal
+
+VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
+IN_FLIGHT_S = 3600.0  # an upload's reservation that its process never finished is void after this
+RETRY_S = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a creating request was told."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+    def response(self, *, replayed: bool = False) -> Response:
+        headers = self.headers | ({"Idempotency-Replayed": "true"} if replayed else {})
+        return JSONResponse(self.body, self.status, headers)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One caller's key on one route; `kept_s` is how long its answer is replayed."""
+
+    principal: str
+    route: str
+    key: str
+    kept_s: float
+
+    def begin(self, session: Session, request_hash: str | None) -> tuple[Answer, str] | None:
+        """Reserve the key, or return the answer it already has and the hash of its request.
+
+        A repetition that comes while the first is being created in another transaction waits for it.
+        IdempotencyMismatch for another request; RequestInFlight for one that was reserved in a transaction of its own
+        and is not answered yet. With `request_hash` None the caller compares later.
+        """
+        void = IdempotencyKey.created_at < now(-self.kept_s)
+        abandoned = IdempotencyKey.answer.is_(None) & (IdempotencyKey.created_at < now(-IN_FLIGHT_S))
+        session.execute(delete(IdempotencyKey).where(*self._mine(), void | abandoned))
+        row = IdempotencyKey(
+            principal=self.principal, route=self.route, key=self.key, request_hash=request_hash or "", answer=None
+        )
+        try:
+            with session.begin_nested():
+                session.add(row)
+        except IntegrityError:
+            known = session.get(IdempotencyKey, (self.principal, self.route, self.key), populate_existing=True)
+            if known is None or known.answer is None:
+                raise RequestInFlight(
+                    "The first request with this Idempotency-Key is still being answered.", retry_after_s=RETRY_S
+                ) from None
+            if request_hash is not None:
+                self.compare(known.request_hash, request_hash)
+            return Answer(**known.answer), known.request_hash
+        return None
+
+    @staticmethod
+    def compare(stored: str, given: str) -> None:
+        if stored != given:
+            raise IdempotencyMismatch("This Idempotency-Key belongs to a request with another content.")
+
+    def finish(self, session: Session, request_hash: str, answer: Answer) -> None:
+        """Keep the answer, in the transaction that creates what it speaks of."""
+        stored = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+        session.execute(update(IdempotencyKey).where(*self._mine()).values(answer=stored, request_hash=request_hash))
+
+    def abandon(self, session: Session) -> None:
+        """Give up a reservation: nothing was created."""
+        session.execute(delete(IdempotencyKey).where(*self._mine(), IdempotencyKey.answer.is_(None)))
+
+    def _mine(self) -> tuple[Any, ...]:
+        return (
+            IdempotencyKey.principal == self.principal,
+            IdempotencyKey.route == self.route,
+            IdempotencyKey.key == self.key,
+        )
+
+
+async def _key(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="Repeat a request safely: the first answer is replayed")
+    ] = None,
+) -> Key | None:
+    if idempotency_key is None:
+        return None
+    if not VISIBLE.fullmatch(idempotency_key):
+        detail = "Use 1 to 255 visible ASCII characters."
+        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
+    principal: Principal = request.state.principal
+    route = f"{request.method} {request.scope['route'].path}"
+    return Key(principal.id, route, idempotency_key, request.app.state.settings.idempotency_kept_s)
+
+
+Idempotency = Annotated[Key | None, Depends(_key)]
+
+
+def request_hash(*parts: Any) -> str:
+    """SHA-256 of canonical JSON: the order of fields and the white space of a body do not matter."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()

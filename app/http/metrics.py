@@ -1,0 +1,54 @@
+"""Counters of this process's requests, and the text Prometheus reads. What else is measured, callers pass in."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metric(NamedTuple):
+    name: str
+    kind: str  # counter or gauge
+    help: str
+    samples: Iterable[tuple[Mapping[str, str], float]]
+
+
+class Meter:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[str, str, int], int] = defaultdict(int)
+        self._seconds: dict[tuple[str, str], float] = defaultdict(float)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "other"
+        with self._lock:
+            self._requests[known, route, status] += 1
+            self._seconds[known, route] += seconds
+
+    def metrics(self) -> list[Metric]:
+        with self._lock:
+            requests, seconds = dict(self._requests), dict(self._seconds)
+        counted = [({"method": m, "route": r, "status": str(s)}, float(n)) for (m, r, s), n in requests.items()]
+        spent = [({"method": m, "route": r}, total) for (m, r), total in seconds.items()]
+        return [
+            Metric("denll_http_requests_total", "counter", "Requests answered, by route and status", counted),
+            Metric("denll_http_request_seconds_total", "counter", "Time spent answering, by route", spent),
+        ]
+
+
+def render(metrics: Iterable[Metric]) -> str:
+    lines: list[str] = []
+    for metric in metrics:
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        for labels, value in metric.samples:
+            inner = ",".join(f'{name}="{escaped(text)}"' for name, text in labels.items())
+            lines.append(f"{metric.name}{{{inner}}} {value:g}" if inner else f"{metric.name} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

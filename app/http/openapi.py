@@ -1,0 +1,116 @@
+"""The OpenAPI document, made true: every operation lists the problems it can answer with, in their own media type.
+
+Problems that any route may answer with follow from what the route takes; a route names its own with `problems(...)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.errors import Problem
+from app.http.problems import MEDIA_TYPE
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "description": "RFC 9457: what went wrong, in a form programs can read.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "request_id"],
+    "properties": {
+        "type": {"type": "string", "examples": ["/problems/invalid-request"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "request_id": {"type": "string", "description": "Finds the story in the log"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "code", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "JSON Pointer, file name or row"},
+                    "code": {"type": "string"},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+        "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
+    },
+}
+TITLES = {
+    400: "Malformed request",
+    401: "No valid API key",
+    403: "Not allowed",
+    404: "Not found",
+    406: "No such representation",
+    408: "The body arrives too slowly",
+    409: "Conflict with the state of things",
+    413: "Too large",
+    415: "Unsupported media type",
+    416: "Range not satisfiable",
+    422: "Invalid request",
+    429: "Too much at once",
+    500: "A bug",
+    503: "Something we depend on is away",
+    504: "Too late",
+    507: "Disk full",
+}
+
+
+def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that can answer with these problems."""
+    return {kind.status: {"description": TITLES[kind.status], "content": problem_content()} for kind in kinds}
+
+
+def problem_content() -> dict[str, Any]:
+    return {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
+    """Make `app.openapi()` answer the true document; `bodies` are schemas built from the catalog, by component name."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None or "Problem" not in app.openapi_schema.get("components", {}).get("schemas", {}):
+            app.openapi_schema = None
+            app.openapi_schema = completed(generate(), bodies, key=bool(app.state.settings.key_required))
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def completed(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool) -> dict[str, Any]:
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas["Problem"] = PROBLEM_SCHEMA
+    for name, schema in bodies.items():
+        schemas.update(schema.pop("$defs", {}))
+        schemas[name] = schema
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            add_problems(path, method, operation, key=key)
+    return document
+
+
+def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool) -> None:
+    responses = operation["responses"]
+    default_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if default_422.get("$ref", "").endswith("HTTPValidationError"):
+        del responses["422"]
+    statuses = {400, 415, 422, 500, 503}
+    if key and path not in {"/livez", "/readyz"}:
+        statuses |= {401, 403}
+        operation["security"] = [{"key": []}]
+    if "{" in path:
+        statuses.add(404)
+    if method != "get":
+        statuses |= {403, 408, 413}
+    if method == "get" and "200" in responses:
+        responses.setdefault("304", {"description": "The client's copy is current"})
+    for status in sorted(statuses):
+        responses.setdefault(str(status), {"description": TITLES[status], "content": problem_content()})

@@ -1,0 +1,86 @@
+"""Keyset pages, newest first: a cursor names the last row seen, so rows that arrive meanwhile shift nothing."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+from fastapi import Depends, Query
+from pydantic import BaseModel
+from sqlalchemy import Select, and_, or_
+from sqlalchemy.orm import Session
+
+from app.errors import Fault, InvalidRequest
+
+Item = TypeVar("Item")
+Source = TypeVar("Source")
+
+
+class Page(BaseModel, Generic[Item]):
+    items: list[Item]
+    next_cursor: str | None
+
+
+class Asked(NamedTuple):
+    limit: int
+    cursor: str | None
+
+
+async def _asked(
+    limit: Annotated[int, Query(ge=1, le=200, description="Most items of one page")] = 50,
+    cursor: Annotated[str | None, Query(max_length=400, description="`next_cursor` of the page before")] = None,
+) -> Asked:
+    return Asked(limit, cursor)
+
+
+Paging = Annotated[Asked, Depends(_asked)]
+
+
+def newest(
+    session: Session, statement: Select[tuple[Source]], table: Any, asked: Asked
+) -> tuple[list[Source], str | None]:
+    """One page of a table with `created_at` and `id`, and the cursor of the next."""
+    if asked.cursor is not None:
+        at, last = decode(asked.cursor, parse_time_and_id)
+        statement = statement.where(or_(table.created_at < at, and_(table.created_at == at, table.id < last)))
+    statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(asked.limit + 1)
+    rows = list(session.scalars(statement))
+    more = len(rows) > asked.limit
+    rows = rows[: asked.limit]
+    return rows, encode([rows[-1].created_at.isoformat(), str(rows[-1].id)]) if more else None  # type: ignore[attr-defined]
+
+
+def sliced(items: Sequence[Source], asked: Asked) -> tuple[list[Source], str | None]:
+    """One page of a list that never changes its order."""
+    start = decode(asked.cursor, parse_offset) if asked.cursor is not None else 0
+    end = start + asked.limit
+    return list(items[start:end]), encode([end]) if end < len(items) else None
+
+
+def encode(values: list[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def decode(cursor: str, parse: Any) -> Any:
+    try:
+        return parse(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):
+        detail = "Not a cursor of this collection."
+        raise InvalidRequest(detail, errors=[Fault("/query/cursor", "cursor", detail)]) from None
+
+
+def parse_time_and_id(values: Any) -> tuple[datetime, uuid.UUID]:
+    at, last = values
+    return datetime.fromisoformat(at).astimezone(UTC), uuid.UUID(last)
+
+
+def parse_offset(values: Any) -> int:
+    (offset,) = values
+    if type(offset) is not int or not 0 <= offset < 2**53:
+        raise ValueError(offset)
+    return offset

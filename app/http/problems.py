@@ -1,0 +1,144 @@
+"""Any error -> `application/problem+json`: our problems, the framework's refusals, and bugs, in one shape that cannot fail.
+
+It echoes no body: a NaN, a lone surrogate or binary bytes in the input must not turn a 422 into a 500.
+"""
+
+from __future__ import annotations
+
+import difflib
+import http
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from app.errors import Fault, InvalidRequest, Malformed, Problem, shown, snake
+
+MEDIA_TYPE = "application/problem+json"
+FAULTS_SHOWN = 100  # of however many there are
+
+
+def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, Any]:
+    """The problem document."""
+    document: dict[str, Any] = {
+        "type": problem.type,
+        "title": problem.title,
+        "status": problem.http_status,
+        "detail": problem.detail,
+        "instance": shown(instance),
+        "request_id": request_id,
+    }
+    if problem.errors:
+        document["errors"] = [fault._asdict() for fault in problem.errors[:FAULTS_SHOWN]]
+        document["total_errors"] = len(problem.errors)
+    return document
+
+
+def respond(connection: HTTPConnection, problem: Problem, **members: Any) -> Response:
+    """The answer; `members` are extension members of this problem's type."""
+    request_id = connection.scope.get("state", {}).get("request_id", "")
+    document = describe(problem, request_id=request_id, instance=connection.scope["path"]) | members
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return Response(json.dumps(document), problem.http_status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Send every kind of error through `respond`."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        return respond(request, error if isinstance(error, Problem) else bug())
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return respond(request, from_validation(error.errors(), body_model(request)))
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return respond(request, from_framework(request, error))
+
+    app.add_exception_handler(Problem, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(Exception, ours)
+
+
+def bug() -> Problem:
+    """What a client learns of an unexpected error: nothing but the request id."""
+    return Problem("Something went wrong on our side. The request_id finds it in the service's log.", code="internal")
+
+
+def from_framework(request: Request, error: HTTPException) -> Problem:
+    phrase = http.HTTPStatus(error.status_code).phrase
+    details = {
+        404: "There is nothing at this path.",
+        405: f"{request.scope.get('asked_method', request.method)} is not possible here; see the Allow header.",
+        400: "The request body cannot be read.",
+    }
+    detail = details.get(error.status_code, phrase)
+    problem = Problem(detail, code=snake(phrase.replace(" ", "")), status=error.status_code)
+    problem.title = phrase  # type: ignore[misc]  # an instance of no subclass names itself
+    problem.headers.update(error.headers or {})
+    if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers["Allow"] = ", ".join(request.app.state.paths.methods(request.scope["path"]))
+    return problem
+
+
+def body_model(request: Request) -> Any:
+    """The type this route's JSON body is parsed into, for `did you mean`."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return getattr(getattr(field, "field_info", None), "annotation", None)
+
+
+def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
+    """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Malformed("The body is not JSON.")
+    faults = [fault(error, model) for error in errors]
+    return InvalidRequest(summary(faults), errors=faults)
+
+
+def summary(faults: Sequence[Fault]) -> str:
+    first = f"{faults[0].pointer or 'body'}: {faults[0].detail}"
+    return first if len(faults) == 1 else f"{first} (and {len(faults) - 1} more)"
+
+
+def fault(error: Any, model: Any = None) -> Fault:
+    location, code, message = tuple(error["loc"]), str(error["type"]), str(error["msg"])
+    if code == "extra_forbidden":
+        code, message = "unknown_field", f"There is no such field.{did_you_mean(location[-1], known(model, location))}"
+    elif code == "missing":
+        code, message = "required", "This field is required."
+    elif code == "value_error":
+        message = message.removeprefix("Value error, ")
+    return Fault(pointer(location), code, shown(message))
+
+
+def pointer(location: Sequence[Any]) -> str:
+    """`("body", "params", "a/b")` -> `/params/a~1b`; what is not in the body keeps where it is: `/query/limit`."""
+    parts = location[1:] if location and location[0] == "body" else location
+    return "".join("/" + shown(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def known(model: Any, location: Sequence[Any]) -> list[str]:
+    """Field names of the object in which `location` ends, as far as the types tell."""
+    current = model
+    for part in location[1:-1]:
+        current = next((f.annotation for m in models(current) for n, f in m.model_fields.items() if n == part), current)
+    return [name for found in models(current) for name in found.model_fields]
+
+
+def models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in models(inner)]

@@ -1,0 +1,29 @@
+"""API keys on the wire. A key itself is in exactly one answer."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from app.http.access import Scope
+from app.http.fields import Name, Strict
+
+
+class NewKey(Strict):
+    name: Name = Field(description="What the key is for")
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=4)] = Field(description="What it may do")
+
+
+class KeyOut(BaseModel):
+    id: uuid.UUID
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyShown(KeyOut):
+    key: str = Field(description="Shown this once; only its hash is kept")

@@ -1,0 +1,77 @@
+"""The API process: wiring only. Everything it opens is opened when it starts and closed when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.routing import APIRouter
+
+from app import logs, settings
+from app.broker import Broker
+from app.catalog import Catalog
+from app.db import session as db
+from app.http import guard, health, openapi, problems
+from app.http.access import Keyring
+from app.http.metrics import Meter
+from app.http.routing import Paths
+from app.keys import routes as keys
+from app.settings import Settings
+from app.storage import Storage
+from app.web import routes as web
+
+ROUTERS: tuple[APIRouter, ...] = (keys.router, health.router, web.router)
+ABOUT = "Trains image classifiers on badly labelled pictures and serves them with localization masks."
+
+
+def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
+    """The application, nothing opened yet."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = app.state
+        state.storage.create()
+        state.engine = db.connect(config)
+        state.broker = Broker(config)
+        state.keyring = Keyring(config, state.engine)
+        try:
+            yield
+        finally:
+            state.broker.close()
+            state.engine.dispose()
+
+    app = FastAPI(title="DeNLL", version="0.1.0", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.settings = config
+    app.state.catalog = catalog or Catalog.load()
+    app.state.storage = Storage(config.data_dir)
+    app.state.meter = Meter()
+    app.state.started_at = time.monotonic()
+    app.state.paths = Paths(ROUTERS)
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    openapi.install(app, {})
+    app.add_middleware(guard.Guard, settings=config, meter=app.state.meter)
+    return app
+
+
+def main() -> None:
+    config = settings.current()
+    logs.configure(config.log_level, process="api")
+    uvicorn.run(
+        create_app(config),
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,  # an open event stream must not block the end for ever
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+if __name__ == "__main__":
+    main()

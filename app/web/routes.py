@@ -1,0 +1,76 @@
+"""The web page: static files of this folder, served as they are. The page itself is a client of the public API."""
+
+from __future__ import annotations
+
+import hashlib
+from email.utils import formatdate
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Path as PathParameter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import NotFound
+from app.http import routing
+from app.http.access import OPEN
+from app.http.routing import Router
+from app.web import docs
+
+router = Router(include_in_schema=False)
+FOLDER = Path(__file__).with_name("static")
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".webp": "image/webp",
+    ".woff2": "font/woff2",
+    ".json": "application/json",
+    ".txt": "text/plain; charset=utf-8",
+    ".map": "application/json",
+}
+# Pictures may be blob: (a file the user dropped) and data:; everything else comes from here.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"Content-Security-Policy": POLICY, "X-Frame-Options": "DENY", "Cache-Control": "no-cache"}
+
+
+@router.get("/", dependencies=[OPEN])
+def page(request: Request) -> Response:
+    return static(request, "index.html")
+
+
+@router.get("/favicon.ico", dependencies=[OPEN])
+def favicon(request: Request) -> Response:
+    return static(request, "favicon.svg" if (FOLDER / "favicon.svg").is_file() else "favicon.ico")
+
+
+@router.get("/docs", dependencies=[OPEN])
+def documentation(request: Request) -> Response:
+    html = docs.page(request.app.openapi())
+    return routing.conditional(request, Response(html, 200, HEADERS, MEDIA_TYPES[".html"]))
+
+
+@router.get("/static/{name:path}", dependencies=[OPEN])
+def file(request: Request, name: Annotated[str, PathParameter(max_length=200)]) -> Response:
+    return static(request, name)
+
+
+def static(request: Request, name: str) -> Response:
+    """One file below the folder, by a name that is among those really there: no path of a client is opened."""
+    known = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.is_file() and p.suffix in MEDIA_TYPES}
+    path = known.get(name)
+    if path is None:
+        raise NotFound("There is nothing at this path.")
+    data = path.read_bytes()
+    headers = HEADERS | {
+        "ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"',
+        "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),
+    }
+    return routing.conditional(request, Response(data, 200, headers, MEDIA_TYPES[path.suffix]))
