@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 
 RECORD_BYTES = 8 * 1024
 
@@ -64,3 +65,10 @@ def configure(level: str, *, process: str) -> None:
         logging.getLogger(framework).handlers.clear()
         logging.getLogger(framework).propagate = True
     _context.set({"process": process})
+
+
+def also_to(path: Path) -> None:
+    """Append every record of this process to a file as well: the log of an attempt."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(JsonLines())
+    logging.getLogger().addHandler(handler)
