@@ -105,7 +105,7 @@ def in_words(line: dict[str, Any]) -> Any:
     from pydantic_core import PydanticCustomError
 
     message = str(line["msg"]).replace("{", "(").replace("}", ")")
-    return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}  # type: ignore[arg-type]
+    return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}
 
 
 def model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:

@@ -122,11 +122,11 @@ class Job(Work, Row):
     type: Mapped[str] = mapped_column(String(16), default="train")
     name: Mapped[str | None] = mapped_column(String(200))
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id"))
+    # null once the data set was deleted: the job and its model stay, `request` still names it
+    dataset_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("dataset.id", ondelete="SET NULL"))
     label_version: Mapped[int] = mapped_column(default=1)
-    compared_with_id: Mapped[uuid.UUID | None] = mapped_column(
-        ForeignKey("job.id")
-    )  # the job this baseline stands beside
+    # the job this baseline stands beside
+    compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
     request: Mapped[dict[str, Any]]  # the request, every default filled in
     spec: Mapped[dict[str, Any]]  # what ml reads; stored as JSON, never looked into
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)

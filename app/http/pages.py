@@ -41,9 +41,7 @@ async def _asked(
 Paging = Annotated[Asked, Depends(_asked)]
 
 
-def newest(
-    session: Session, statement: Select[tuple[Source]], table: Any, asked: Asked
-) -> tuple[list[Source], str | None]:
+def newest(session: Session, statement: Select[Source], table: Any, asked: Asked) -> tuple[list[Source], str | None]:
     """One page of a table with `created_at` and `id`, and the cursor of the next."""
     if asked.cursor is not None:
         at, last = decode(asked.cursor, parse_time_and_id)

@@ -1,6 +1,6 @@
-"""Any error -> `application/problem+json`: our problems, the framework's refusals, and bugs, in one shape that cannot fail.
+"""Any error -> `application/problem+json`: our problems, the framework's refusals, and bugs, in one shape.
 
-It echoes no body: a NaN, a lone surrogate or binary bytes in the input must not turn a 422 into a 500.
+It echoes no body, so it cannot fail itself: a NaN, a lone surrogate or binary bytes must not turn a 422 into a 500.
 """
 
 from __future__ import annotations

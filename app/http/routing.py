@@ -1,4 +1,4 @@
-"""The one kind of route: asks who may before it reads, parses JSON strictly, refuses unknown query parameters, tags answers.
+"""The one kind of route: asks who may before it reads, parses strictly, refuses unknown parameters, tags answers.
 
 FastAPI reads a JSON body before it runs dependencies; a stranger's body is not worth reading.
 """
@@ -97,5 +97,5 @@ class Paths:
         self._routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
 
     def methods(self, path: str) -> list[str]:
-        found = {m for route in self._routes if route.path_regex.match(path) for m in route.methods}
+        found = {m for route in self._routes if route.path_regex.match(path) for m in route.methods or ()}
         return sorted(found | ({"HEAD"} if "GET" in found else set()))

@@ -23,7 +23,7 @@ router = Router(tags=["keys"])
 
 @router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=KeyShown)
 def create(session: Transaction, body: NewKey, response: Response) -> KeyShown:
-    """Make a key. It is in this answer and nowhere else; an Idempotency-Key is not honoured, or the key would be stored."""
+    """Make a key. It is in this answer and nowhere else, so an Idempotency-Key is not honoured: that would store it."""
     row, key = service.create(session, body.name, body.scopes)
     response.headers["Location"] = f"/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"

@@ -35,7 +35,8 @@ def entry(path: str, method: str, operation: dict[str, Any]) -> str:
         for status, response in sorted(operation["responses"].items())
     )
     return (
-        f"<details><summary><code>{method.upper()} {escape(path)}</code> {escape(operation.get('summary', ''))}</summary>"
+        f"<details><summary><code>{method.upper()} {escape(path)}</code> {escape(operation.get('summary', ''))}"
+        "</summary>"
         f"<p>{escape(operation.get('description', ''))}</p>{table}"
         f"{f'<p>Body: {takes}</p>' if takes else ''}<ul>{answers}</ul></details>"
     )
