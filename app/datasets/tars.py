@@ -1,0 +1,213 @@
+"""The headers of a tar (v7, ustar, GNU, pax), read by ourselves from a file or from a stream as it decompresses.
+
+Only plain files and folders are admitted (Z2); real bytes are counted, whatever a header or a gzip trailer states.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from app.datasets.entries import CHUNK_BYTES, Entry, Limits, ambiguous, bad, require, require_size, too_large
+from app.datasets.names import Names, unsafe_name
+from app.errors import ArchiveRejected, shown
+
+BLOCK = 512
+MAX_EXTENDED_BYTES = 1 << 20  # a pax header or GNU long name beyond this is no name
+FILE_TYPES, FOLDER, LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX = b"0\0007", b"5", b"L", b"K", b"x", b"g"
+CHECKSUM = slice(148, 156)
+_octal = re.compile(rb"[ \0]*([0-7]*)[ \0]*").fullmatch
+
+
+class Tape(Protocol):
+    """A tar read from front to back."""
+
+    def read(self, count: int) -> bytes: ...
+    def skip(self, count: int) -> bool: ...
+
+
+class Plain:
+    """An uncompressed tar: skipping costs nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._end = file.seek(0, 2)
+        self._at = file.seek(0)
+
+    def read(self, count: int) -> bytes:
+        data = self._file.read(count)
+        self._at += len(data)
+        return data
+
+    def skip(self, count: int) -> bool:
+        self._at += count
+        self._file.seek(self._at)
+        return self._at <= self._end
+
+
+class Inflated:
+    """A tar as it decompresses, within the limits on size and ratio: bytes that came out against bytes put in."""
+
+    def __init__(self, plain: BinaryIO, compressed: BinaryIO, limits: Limits) -> None:
+        self._plain, self._compressed, self._limits, self._out = plain, compressed, limits, 0
+
+    def read(self, count: int) -> bytes:
+        parts = []
+        while count and (part := self._plain.read(min(count, CHUNK_BYTES))):
+            parts.append(part)
+            count -= len(part)
+            self._out += len(part)
+            if self._out > self._limits.total_bytes + BLOCK * 4 * self._limits.entries:
+                raise too_large(f"the archive holds more than {self._limits.total_bytes} bytes")
+            if self._out > self._limits.ratio_from_bytes and self._out > self._limits.ratio * self._compressed.tell():
+                raise too_large(f"the archive inflates more than {self._limits.ratio:g} times")
+        return b"".join(parts)
+
+    def skip(self, count: int) -> bool:
+        while count:
+            step = len(self.read(min(count, CHUNK_BYTES)))
+            if not step:
+                return False
+            count -= step
+        return True
+
+
+def looks_like(start: bytes) -> bool:
+    """Whether a first block is a tar header (or the end of an empty tar): its checksum says so."""
+    return len(start) == BLOCK and (not any(start) or _checksum_holds(start))
+
+
+def read(
+    tape: Tape, limits: Limits, keep: Callable[[str], bool] = lambda _: False
+) -> tuple[list[Entry], list[str], dict[str, bytes]]:
+    """Files, folders, and the contents of the files to `keep`; raises ArchiveRejected."""
+    names, entries, folders, kept = Names(), list[Entry](), list[str](), dict[str, bytes]()
+    total = at = seen = 0
+    next_name: bytes | None = None
+    next_size: int | None = None
+    while True:
+        block = tape.read(BLOCK)
+        at += BLOCK
+        if len(block) < BLOCK:
+            raise bad("the tar has no end: it is truncated")
+        if not any(block):
+            _require_silence(tape)
+            names.finish()
+            return entries, folders, kept
+        if not _checksum_holds(block):
+            raise bad(f"the header at byte {at - BLOCK} of the tar is damaged")
+        seen += 1
+        require(seen, limits)
+        kind, size = block[156:157], _number(block[124:136])
+        if kind in (LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX):
+            body = _extended(tape, size)
+            at += _padded(size)
+            if kind == LONG_NAME:
+                next_name = body.rstrip(b"\0")
+            elif kind in (PAX, GLOBAL_PAX):
+                next_name, next_size = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
+            continue
+        name, size = next_name or _name(block), size if next_size is None else next_size
+        next_name = next_size = None
+        path = _admit(names, name, kind)
+        if path.endswith("/") or not path:
+            if size:
+                raise ambiguous(f"the folder {shown(path)!r} has contents of its own", path)
+            folders.append(path)
+            continue
+        total += size
+        require_size(path, size, total, limits)
+        entries.append(Entry(path, at, size, False, size, None))
+        if keep(path):
+            if sum(map(len, kept.values())) + size > limits.table_bytes:
+                raise too_large(f"the tables have more than {limits.table_bytes} bytes", path)
+            kept[path] = tape.read(size)
+            whole = len(kept[path]) == size and tape.skip(_padded(size) - size)
+        else:
+            whole = tape.skip(_padded(size))
+        if not whole:
+            raise bad(f"the tar ends inside {shown(path)!r}", path)
+        at += _padded(size)
+
+
+def _admit(names: Names, raw: bytes, kind: bytes) -> str:
+    if kind == FOLDER and not raw.endswith(b"/"):
+        raw += b"/"
+    path = names.admit(raw)
+    if kind != FOLDER and kind not in (b"0", b"\0", b"7"):
+        raise ArchiveRejected(
+            f"{shown(path)!r} is a link, a device or a sparse file", code="unsafe_entry_type", entry=path
+        )
+    if not path and kind != FOLDER:
+        raise unsafe_name("", "a file has no name")
+    return path
+
+
+def _checksum_holds(block: bytes) -> bool:
+    found = _octal(block[CHECKSUM])
+    if found is None or not found[1]:
+        return False
+    return int(found[1], 8) == sum(block) - sum(block[CHECKSUM]) + 8 * 32
+
+
+def _number(raw: bytes) -> int:
+    if raw[0] & 0x80:  # GNU's base-256, for sizes beyond 8 GiB
+        value = int.from_bytes(raw, "big") - (0x80 << 8 * (len(raw) - 1))
+        if raw[0] != 0x80 or value >= 1 << 63:
+            raise bad("a size in the tar is out of range")
+        return value
+    found = _octal(raw)
+    if found is None:
+        raise bad("a size in the tar is no number")
+    return int(found[1] or b"0", 8)
+
+
+def _name(block: bytes) -> bytes:
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and block[345]:
+        return block[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name
+
+
+def _extended(tape: Tape, size: int) -> bytes:
+    if size > MAX_EXTENDED_BYTES:
+        raise unsafe_name("", f"a name in the tar has {size} bytes")
+    body = tape.read(_padded(size))
+    if len(body) < _padded(size):
+        raise bad("the tar ends inside a name")
+    return body[:size]
+
+
+def _pax(body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bool) -> tuple[bytes | None, int | None]:
+    """Name and size from pax records `<length> <key>=<value>\\n`."""
+    name, size = so_far
+    while body:
+        found = re.match(rb"([0-9]{1,7}) ([^=]+)=", body)
+        length = int(found[1]) if found else 0
+        if found is None or not found.end() < length <= len(body) or body[length - 1 : length] != b"\n":
+            raise bad("a pax header in the tar is damaged")
+        key, value = found[2], body[found.end() : length - 1]
+        if everywhere and key in (b"path", b"size"):
+            raise ambiguous(f"a global pax header sets {key.decode()} for every file")
+        if key.startswith(b"GNU.sparse"):
+            raise ArchiveRejected("the tar has a sparse file", code="unsafe_entry_type", entry=shown(name or ""))
+        if key == b"path":
+            name = value
+        elif key == b"size":
+            if not re.fullmatch(rb"[0-9]{1,18}", value):
+                raise bad("a size in the tar is no number")
+            size = int(value)
+        body = body[length:]
+    return name, size
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _require_silence(tape: Tape) -> None:
+    """After the end come zeros; a second archive behind it would be seen by some readers only."""
+    while block := tape.read(CHUNK_BYTES):
+        if any(block):
+            raise ambiguous("bytes follow the end of the tar")
