@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Literal
 
-Told = Literal["drain", "cancel"]
+Told = Literal["drain", "cancel"]  # what a supervisor wants of its child
 
 BEAT_S = 0.5  # a child says that it advances at most this often
 PR_SET_PDEATHSIG = 1

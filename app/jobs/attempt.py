@@ -119,7 +119,7 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, error: Mapping[str, st
 
 
 def put_back(session: Session, job_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str) -> State | None:
-    """End the attempt, not the job: queued again, unless cancelled or failed too often; None when the claim was lost."""
+    """End the attempt, not the job: queued again, unless cancelled or failed too often; None when the claim is lost."""
     state = work.put_back(session, Job, job_id, fence, counts=counts, limit=limit)
     if state is not None:
         events.changed(session, job_id, state, reason=reason)

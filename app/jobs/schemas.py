@@ -1,0 +1,271 @@
+"""Jobs on the wire: requests, as strict as the catalog is precise, and what a job shows of itself."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from app.catalog import Catalog, UnknownChoice, schema_of
+from app.db.tables import Job, State
+from app.errors import Fault, InvalidRequest, Problem
+from app.http import problems
+from app.http.fields import Id, Name, Strict, Tags, Text
+
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
+PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
+Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+BASELINES = 8
+LONGEST_S = 30 * 24 * 3600
+
+
+class Limits(Strict):
+    max_seconds: Annotated[int, Field(ge=1, le=LONGEST_S)] | None = Field(
+        default=None, description="The job fails when its training takes longer"
+    )
+
+
+class Baseline(Strict):
+    """A method to train beside the job, on the same split, seed and budget."""
+
+    method: Name
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Common(Strict):
+    """What every kind of job may say."""
+
+    name: Text | None = Field(default=None, description="Shown in lists")
+    tags: Tags = Field(default_factory=dict)
+    priority: Priority = Field(default="normal", description="high overtakes queued jobs, not running ones")
+    limits: Limits = Field(default_factory=Limits)
+
+
+class TrainingRequest(Common):
+    """The part of a training request that is not the training spec."""
+
+    type: Literal["train"] = "train"
+    dataset_id: Id = Field(description="A data set that is ready")
+    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        default=None, description="Version of the labels; the newest by default"
+    )
+    method: Name = Field(default="denll", description="The strategy against noisy labels; see GET /methods")
+    params: dict[str, Any] = Field(default_factory=dict, description="The method's settings")
+    compare_with: Annotated[list[Name | Baseline], Field(max_length=BASELINES)] = Field(
+        default_factory=list, description="Methods trained beside it on the same split, seed and budget"
+    )
+
+
+class ScoringRequest(Common):
+    """Score a whole data set with a model."""
+
+    type: Literal["predict"]
+    dataset_id: Id = Field(description="A data set that is ready")
+    model: Name = Field(default="default", description="Id or alias of a model")
+    split: Literal["train", "test", "all"] = Field(default="all", description="Which images")
+
+
+class Patch(Strict):
+    name: Text | None = None
+    tags: Tags = Field(default_factory=dict)
+    priority: Priority = "normal"
+
+
+class Retry(Strict):
+    from_: Literal["checkpoint", "scratch"] = Field(default="checkpoint", alias="from")
+
+
+def training_type(catalog: Catalog) -> type[TrainingRequest]:
+    """TrainingRequest with every field of the training spec."""
+    made: type[TrainingRequest] = create_model("TrainingJob", __base__=TrainingRequest, **catalog.fields)
+    return made
+
+
+class Parser:
+    """What `POST /jobs` accepts, made from the catalog once."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._training = training_type(catalog)
+
+    def parse(self, body: Any) -> TrainingRequest | ScoringRequest:
+        """The request, its `params` complete; InvalidRequest with a pointer for each fault."""
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body must be a JSON object.", errors=[Fault("", "object", "Send an object.")])
+        kind = body.get("type", "train")
+        if kind not in ("train", "predict"):
+            raise wrong("/type", "literal_error", "A job is of type 'train' or 'predict'.")
+        model: type[TrainingRequest] | type[ScoringRequest] = ScoringRequest if kind == "predict" else self._training
+        try:
+            request = model.model_validate(body)
+        except ValidationError as error:
+            raise invalid(error, model) from None
+        if isinstance(request, TrainingRequest):
+            request = self._completed(request)
+        return request
+
+    def _completed(self, request: TrainingRequest) -> TrainingRequest:
+        """Names checked against the catalog, methods' settings filled in."""
+        faults: list[Fault] = []
+        params = self._settings(request.method, request.params, "", faults)
+        try:
+            self._catalog.check_network(str(getattr(request, "network", "")))
+        except UnknownChoice as error:
+            if "network" in request.model_fields_set:
+                faults.append(Fault("/network", "unknown_network", str(error)))
+        baselines: list[Name | Baseline] = []
+        for n, given in enumerate(request.compare_with):
+            baseline = Baseline(method=given) if isinstance(given, str) else given
+            settings = self._settings(baseline.method, baseline.params, f"/compare_with/{n}", faults)
+            baselines.append(Baseline(method=baseline.method, params=settings))
+        if faults:
+            raise InvalidRequest(problems.summary(faults), errors=faults)
+        return request.model_copy(update={"params": params, "compare_with": baselines})
+
+    def _settings(self, method: str, given: dict[str, Any], at: str, faults: list[Fault]) -> dict[str, Any]:
+        try:
+            return self._catalog.complete(method, given)
+        except UnknownChoice as error:
+            faults.append(Fault(f"{at}/method", "unknown_method", str(error)))
+        except ValidationError as error:
+            found = [problems.fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
+            names = list(self._catalog.params(method).model_fields)
+            faults += [suggested(fault, names)._replace(pointer=at + fault.pointer) for fault in found]
+        return {}
+
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """JSON Schemas of what is accepted, for the OpenAPI document."""
+        training, scoring = schema_of(self._training), schema_of(ScoringRequest)
+        settings = {name: schema_of(self._catalog.params(name)) for name in self._catalog.methods}
+        training["properties"]["params"] = {
+            "anyOf": [{"$ref": f"#/components/schemas/{s['title']}"} for s in settings.values()],
+            "description": "The method's settings",
+            "default": {},
+        }
+        found = {"TrainingJob": training, "ScoringJob": scoring}
+        return found | {s["title"]: s for s in settings.values()}
+
+
+def suggested(fault: Fault, names: list[str]) -> Fault:
+    if fault.code != "unknown_field":
+        return fault
+    return fault._replace(detail=f"There is no such field.{problems.did_you_mean(fault.pointer.split('/')[-1], names)}")
+
+
+def invalid(error: ValidationError, model: type[BaseModel]) -> Problem:
+    found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False, include_input=False)]
+    return problems.from_validation(found, model)
+
+
+def wrong(pointer: str, code: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(f"{pointer}: {detail}", errors=[Fault(pointer, code, detail)])
+
+
+class Beside(BaseModel):
+    """A job of a comparison, side by side."""
+
+    id: uuid.UUID
+    status: Status
+    method: str | None
+    params: dict[str, Any]
+    metrics: dict[str, Any] | None
+    model_id: uuid.UUID | None
+
+
+class JobOut(BaseModel):
+    id: uuid.UUID
+    type: Literal["train", "predict"]
+    status: Status
+    name: str | None
+    tags: dict[str, str]
+    priority: Priority
+    dataset_id: uuid.UUID | None
+    label_version: int
+    method: str | None
+    network: str | None
+    epochs: int | None
+    request: dict[str, Any] = Field(description="The request with every default filled in")
+    limits: dict[str, Any]
+    progress: dict[str, Any] | None = Field(
+        description="phase, epoch, epochs, fraction, images_per_second, eta_seconds"
+    )
+    attempt: int
+    metrics: dict[str, Any] | None
+    model_id: uuid.UUID | None
+    error: dict[str, Any] | None
+    compared_with_id: uuid.UUID | None
+    comparison: list[Beside] | None
+    request_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    queue_seconds: float | None
+    run_seconds: float | None
+
+
+def status_of(job: Job) -> Status:
+    if job.state == State.running and job.cancel_requested_at is not None:
+        return "cancelling"
+    return job.state.value  # type: ignore[return-value]
+
+
+def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | None = None) -> JobOut:
+    started, ended = job.started_at, job.finished_at
+    now = datetime.now(UTC)
+    waited = ((started or ended or now) - job.created_at).total_seconds()
+    ran = ((ended or now) - started).total_seconds() if started else None
+    return JobOut(
+        id=job.id,
+        type=job.type,  # type: ignore[arg-type]
+        status=status_of(job),
+        name=job.name,
+        tags=job.tags,
+        priority=PRIORITY_NAMES.get(job.priority, "normal"),  # type: ignore[arg-type]
+        dataset_id=job.dataset_id,
+        label_version=job.label_version,
+        method=job.request.get("method"),
+        network=job.request.get("network"),
+        epochs=job.request.get("epochs"),
+        request=job.request,
+        limits=job.limits,
+        progress=job.progress,
+        attempt=job.attempt,
+        metrics=job.metrics,
+        model_id=model_id,
+        error=job.error,
+        compared_with_id=job.compared_with_id,
+        comparison=comparison,
+        request_id=job.request_id,
+        created_at=job.created_at,
+        started_at=started,
+        finished_at=ended,
+        queue_seconds=None if waited < 0 else round(waited, 3),
+        run_seconds=None if ran is None else round(max(0.0, ran), 3),
+    )
+
+
+def beside(job: Job, model_id: uuid.UUID | None) -> Beside:
+    return Beside(
+        id=job.id,
+        status=status_of(job),
+        method=job.request.get("method"),
+        params=job.request.get("params", {}),
+        metrics=job.metrics,
+        model_id=model_id,
+    )
+
+
+class Estimate(BaseModel):
+    seconds: float = Field(description="Of training, on the device that is there")
+    memory_bytes: int
+    disk_bytes: int
+    images_per_second: float
+    measured: bool = Field(description="Whether an earlier job of this kind was measured, or arithmetic is all there is")
+
+
+class DryRun(BaseModel):
+    request: dict[str, Any]
+    estimate: Estimate | None

@@ -1,0 +1,17 @@
+"""A child with a child of its own, both deaf: only the group can be killed."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from worker import leash
+
+
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(600)
+    return 0

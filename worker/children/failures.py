@@ -1,0 +1,50 @@
+"""From what went wrong in the workshop to the error of a job: code, title, detail, and a hint a user can act on."""
+
+from __future__ import annotations
+
+import errno
+
+from ml import errors
+
+TITLES = {
+    "diverged": "The training diverged",
+    "out_of_memory": "Not enough memory",
+    "time_limit": "The time limit was reached",
+    "disk_full": "The disk is full",
+    "unusable_data": "The data set cannot be trained on",
+    "dataset_corrupt": "The data set's files are damaged",
+    "no_device": "The device is not there",
+    "bundle_corrupt": "The model's files are damaged",
+    "missing_weights": "No pretrained weights are installed",
+    "internal_error": "The service made a mistake",
+}
+HINTS = {
+    "diverged": "Lower learning_rate, or set precision to f32.",
+    "disk_full": "Delete data sets, jobs or models, or add disk; then retry: it goes on from the last checkpoint.",
+    "dataset_corrupt": "Upload the data set again.",
+    "internal_error": "Look at /jobs/{id}/logs, and report it with the request id.",
+}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def of(failure: errors.Failure) -> dict[str, str]:
+    """The error of a job that ended with this failure."""
+    code = "diverged" if isinstance(failure, errors.TrainingDiverged) else failure.code
+    return error(code, _sentence(failure.detail), hint=failure.hint)
+
+
+def error(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
+    hint = _sentence(hint) if hint else HINTS.get(code, "Change the request, and submit it again.")
+    return {"code": code, "title": TITLES.get(code, "The job failed"), "detail": detail, "hint": hint}
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether writing failed for want of space; safetensors hides the number in its text."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in NO_SPACE)
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

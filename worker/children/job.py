@@ -1,0 +1,70 @@
+"""One attempt at one job, from the claim to the exit status. Which attempt is made depends on the job's type.
+
+Everything slow that an attempt needs is imported here, so that a zygote that has imported this module is warm.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from sqlalchemy import select
+
+from app import logs
+from app.db.session import connect, transaction
+from app.db.tables import Job
+from app.errors import DatabaseAway
+from app.jobs import attempt
+from app.settings import current
+from app.storage import Storage
+from ml import errors
+from worker import leash
+from worker.children import failures, score, train
+from worker.children.desk import Assignment, Desk, FencedOff, Interrupted
+from worker.leash import Leash
+
+log = logging.getLogger(__name__)
+
+
+def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
+    """What a child of the supervisor runs; its exit status, of those in `worker.leash`."""
+    settings = current()
+    logs.configure(settings.log_level, process="child")
+    with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
+        files = Storage(settings.data_dir)
+        folder = files.attempt(job_id, fence)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        logs.also_to(folder / "log.jsonl")
+        engine = connect(settings)
+        desk = Desk(settings, engine, job_id, fence, tie)
+        try:
+            with transaction(engine, read_only=True) as session:
+                job = session.scalars(select(Job).where(Job.id == job_id)).one()
+            return _attempt(Assignment(settings, files, engine, desk, tie, job, fence))
+        except Interrupted as stop:
+            log.info("stopped: %s", stop.told)
+            return leash.DRAINED if stop.told == "drain" else leash.STOPPED
+        except FencedOff:
+            log.warning("another attempt has taken over")
+            return leash.FENCED_OFF
+        except DatabaseAway:
+            log.warning("giving up: the database stays away")
+            return leash.DATABASE_AWAY
+
+
+def _attempt(given: Assignment) -> int:
+    run = {"train": train.run, "predict": score.run}[given.job.type]
+    try:
+        run(given)
+    except errors.Failure as failure:
+        log.warning("failed: %s", failure)
+        error = failures.of(failure)
+    except (Interrupted, FencedOff, DatabaseAway, OSError, RuntimeError, MemoryError):
+        raise  # of this attempt, not of the job: another may succeed
+    except Exception:
+        log.exception("a mistake of ours")
+        error = failures.error("internal_error", "An unexpected error ended the job.")
+    else:
+        return leash.SETTLED
+    given.desk.settle(lambda session: attempt.fail(session, given.job.id, given.fence, error))
+    return leash.SETTLED
