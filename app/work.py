@@ -116,7 +116,7 @@ def reap(session: Session, table: Table, limit: int) -> list[Reaped]:
     if not ids:
         return []
     ended = _end_attempts(session, table, limit, True, table.id.in_(ids), *expired)
-    attempts = dict(session.execute(select(table.id, table.attempt).where(table.id.in_(ended))).tuples().all())
+    attempts = dict(session.execute(select(table.id, table.attempt).where(table.id.in_(ended))).all())
     return [Reaped(row_id, state, attempts[row_id]) for row_id, state in ended.items()]
 
 
@@ -140,7 +140,7 @@ def _end_attempts(
         .returning(table.id, table.state)
         .execution_options(synchronize_session=False)
     )
-    states = dict(session.execute(statement).tuples().all())
+    states = dict(session.execute(statement).all())
     failed = [row_id for row_id, state in states.items() if state == State.failed]
     if failed:
         session.execute(

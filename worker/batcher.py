@@ -1,7 +1,7 @@
-"""The queue in front of the model. While a forward pass runs, requests gather; the next pass takes everything that waits.
+"""The queue in front of the model. While a forward pass runs, requests gather; the next pass takes all that waits.
 
-No timer, no window: an idle model answers at once, a busy one in full batches. The queue is bounded, and says so at once
-when it is full. Nothing here knows sockets.
+No timer, no window: an idle model answers at once, a busy one in full batches. The queue is bounded, and says so at
+once when it is full. Nothing here knows sockets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The inference process: frames in, micro-batches through `ml.predict`, frames out.
 
-It serves without database and without broker. A client can neither end it nor harm another client: a bad frame costs its
-connection, a bad image its own result. What batches are made of is `worker.batcher`'s business.
+It serves without database and without broker. A client can neither end it nor harm another client: a bad frame costs
+its connection, a bad image its own result. What batches are made of is `worker.batcher`'s business.
 """
 
 from __future__ import annotations

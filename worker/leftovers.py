@@ -28,7 +28,7 @@ class Referenced(NamedTuple):
 
 
 def referenced(session: Session) -> Referenced:
-    datasets = session.execute(select(Dataset.id, Dataset.state)).tuples().all()
+    datasets = session.execute(select(Dataset.id, Dataset.state)).all()
     return Referenced(
         datasets={str(i) for i, _ in datasets},
         jobs={str(i) for i in session.scalars(select(Job.id))},

@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 
 import ml.training
-
 from worker import leash
 
 PARENT_THREADS = 0
