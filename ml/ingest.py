@@ -79,10 +79,10 @@ def ingest(
     size = image_size or _suggested_size(container, ordered)
     with PixelFile(pixels.path(folder, size, resize), size) as file:
         outcomes = pixels.decode_all(container, ordered, file, resize=resize, threads=threads, progress=progress)
-        report = [Finding(*finding) for finding in findings]
-        report += [Finding(i.path, *o.fault, "excluded") for i, o in zip(ordered, outcomes, strict=True) if o.fault]
+        report = [Finding(i.path, *o.fault, "excluded") for i, o in zip(ordered, outcomes, strict=True) if o.fault]
         kept = [(i, o) for i, o in zip(ordered, outcomes, strict=True) if o.fault is None]
         _require_usable(len(ordered), [item for item, _ in kept], report, bad_fraction)
+    report += [Finding(*finding) for finding in findings]
     report += _copies(kept, classes)
     report += _small_classes([item for item, _ in kept], classes)
     found = {**(facts or {}), **_facts(kept, classes, report), "image_size": size, "resize": resize}
@@ -111,7 +111,7 @@ def _suggested_size(container: Path, items: Sequence[Item]) -> int:
 def _require_usable(total: int, kept: Sequence[Labeled], report: Sequence[Finding], bad_fraction: float) -> None:
     bad = total - len(kept)
     if bad > bad_fraction * total:
-        worst = next(finding for finding in report if finding.level == "excluded")
+        worst = report[0]
         raise UnusableData(
             f"{bad} of {total} images cannot be read, for example {worst.path[:150]}: {worst.detail}",
             hint=f"at most {bad_fraction:.0%} may be bad; repair or remove them",
