@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from ml import errors
 KEPT = 2  # the newest ones; the best is kept besides
 TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d+)")
+MANIFESTED = ("step", "score", "config_hash", "data_hash")  # facts repeated in the manifest
+OS_ERROR = re.compile(r"os error (\d+)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def write(folder: Path, state: State) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir()
-        save_file(state.tensors, temporary / TENSORS)
+        _save(state.tensors, temporary / TENSORS)
         (temporary / FACTS).write_text(json.dumps(state.facts, allow_nan=False), encoding="utf-8")
         for name in (TENSORS, FACTS):
             _flush(temporary / name)
@@ -99,6 +102,9 @@ def verify(path: Path) -> dict[str, Any]:
         for name in (TENSORS, FACTS):
             if _fingerprint(path / name) != manifest["files"][name]:
                 raise errors.CheckpointInvalid(f"{path.name}: {name} does not match its manifest")
+        facts = json.loads((path / FACTS).read_bytes())
+        if {key: manifest[key] for key in MANIFESTED} != {key: facts.get(key) for key in MANIFESTED}:
+            raise errors.CheckpointInvalid(f"{path.name}: its manifest contradicts its facts")
         if path.name != f"step-{manifest['step']}":
             raise errors.CheckpointInvalid(f"{path.name}: its manifest is of step {manifest['step']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,6 +201,15 @@ def _score(path: Path) -> float | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, float) else None
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # its own type for a full disk, too: callers wait for space on OSError (F15)
+        if code := OS_ERROR.search(str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def inject(
 ) -> Noisy:
     """Noise of one kind as the training spec names it; `images` (N, H, W, 3) are only read by instance_dependent."""
     classes = len(class_names)
+    if rate == 0.0:  # the spread of instance-dependent rates would flip some labels even so
+        return Noisy(labels.copy(), 0.0)
     match kind:
         case "symmetric":
             return symmetric(labels, classes, rate, seed)
@@ -129,8 +131,8 @@ def _draw(labels: Labels, transition: Matrix, seed: int) -> Noisy:
 def _categorical(chances: Matrix, draws: Matrix) -> Labels:
     """Inverse of the cumulative distribution, row by row: (B, C), (B,) in [0, 1) -> (B,)."""
     edges = chances.cumsum(axis=1)
-    picks: Labels = (draws[:, None] * edges[:, -1:] >= edges).sum(axis=1)
-    return np.minimum(picks, chances.shape[1] - 1)
+    picks = (draws[:, None] * edges[:, -1:] >= edges).sum(axis=1)
+    return np.asarray(np.minimum(picks, chances.shape[1] - 1), dtype=np.int64)
 
 
 def _truncated_normal(random: RandomState, count: int, mean: float) -> Matrix:

@@ -308,11 +308,11 @@ class Training:
 
     def _make_method(self) -> phase.Method:
         module = methods.load(self.spec.method)
-        method = module.Method(
-            module.Params.model_validate(self.spec.params),
-            self._labels[self._rows],
-            self._network,
-        )
+        with torch.random.fork_rng(devices=[]):  # parts that are not the network's initialise themselves
+            torch.manual_seed(seed_for(self.spec.seed, "method"))
+            method = module.Method(
+                module.Params.model_validate(self.spec.params), self._labels[self._rows], self._network
+            )
         for part in method.modules():  # a whole-module call would choke on buffers that are images, (C, 3, H, W)
             for parameter in part.parameters(recurse=False):
                 if parameter.dim() == 4:

@@ -1,0 +1,72 @@
+"""A method that uses all of the vocabulary: phases, a renewed part, a pool, two views, memory, generators, dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ml import phase
+from ml.blocks import losses
+from ml.methods import About
+
+ABOUT: About = {"title": "", "paper": "", "idea": "", "relative_cost": 1.0, "needs": [], "presets": {}}
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(phase.Method):
+    memory: Tensor
+    trusted: Tensor
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], phase.Network]) -> None:
+        super().__init__(params, labels, network)
+        self.make = network
+        self.network = network()
+        self.dropout = nn.Dropout(0.2)
+        self.register_buffer("memory", torch.zeros(len(labels), self.network.class_count))
+        self.register_buffer("trusted", torch.ones(len(labels), dtype=torch.bool))
+
+    def phases(self, training: phase.Recipe) -> Sequence[phase.Phase]:
+        first = max(1, training.epochs // 3)
+
+        def loss(batch: phase.Batch) -> Tensor:
+            logits = self.dropout(self.network(batch.images))
+            batch.observe(logits)
+            self.memory[batch.index] = 0.7 * self.memory[batch.index] + 0.3 * logits.detach().float()
+            return losses.cross_entropy(logits, batch.labels)
+
+        def step(batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
+            share = torch.rand((), generator=batch.generator("mixing"), device=batch.labels.device)
+            mixed = share * batch.views[0] + (1 - share) * batch.views[1]
+            return phase.descend(losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels), optimizers, 5.0)
+
+        def optimizers() -> phase.Optimizers:
+            body = [p for p in self.network.parameters() if p.requires_grad]
+            return phase.Optimizers((training.sgd(body),), training.factor)
+
+        def renew(lab: phase.Lab) -> None:
+            self.network.load_state_dict({**self.network.state_dict(), **_classifier(self.make())})
+
+        def select(lab: phase.Lab) -> None:
+            scored = lab.score(self.network, views=2)
+            self.trusted.copy_(scored.max(dim=1).values >= scored.max(dim=1).values.quantile(0.4))
+
+        return [
+            phase.Phase(first, loss, optimizers, name="first"),
+            phase.Phase(0, loss, None, enter=renew, name="renewal"),
+            phase.Phase(
+                training.epochs - first, loss, None, step, begin_epoch=select, pool=lambda: self.trusted, views=2
+            ),
+        ]
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def _classifier(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in network.state_dict().items() if name.startswith("classifier")}

@@ -1,0 +1,148 @@
+"""Laws that every method obeys: a new file in `ml/methods` is tested here without a line of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ml import checkpoint, data, methods, phase
+from ml.data import LabeledImages, Truth
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Step, Training
+from tests.ml.conftest import EXTRA_METHODS, halves, reports, same
+
+Specs = Callable[..., TrainingSpec]
+NAMES = [*methods.names(), *(file.stem for file in EXTRA_METHODS.glob("*.py"))]
+every_method = pytest.mark.parametrize("method", NAMES)
+published = pytest.mark.parametrize("method", methods.names())
+
+
+@every_method
+def test_losses_are_finite_and_every_trained_parameter_moves(
+    method: str, spec: Specs, labeled: LabeledImages, truth: Truth
+) -> None:
+    training = Training.build(spec(method=method, epochs=3), labeled, truth=truth)
+    before = {name: p.detach().clone() for name, p in training.method.named_parameters()}
+
+    assert all(report.finite and report.train_loss > 0 for report in reports(training))
+    moved = {name for name, p in training.method.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in training.method.named_parameters() if p.requires_grad}
+
+
+@every_method
+def test_a_killed_training_ends_bit_identical(
+    method: str, spec: Specs, labeled: LabeledImages, truth: Truth, tmp_path: Path
+) -> None:
+    settings = spec(method=method, epochs=4, noise={"kind": "symmetric", "rate": 0.3}, augmentation="crop_flip")
+    whole = Training.build(settings, labeled, truth=truth)
+    kept = {event.total_step: whole.state() for event in whole if isinstance(event, Step)}
+    expected = whole.state()
+
+    for step in np.random.RandomState(len(method)).choice(sorted(kept), 4, replace=False):
+        folder = tmp_path / str(step)
+        checkpoint.write(folder, kept[step])
+        found = checkpoint.newest([folder], config_hash=whole.config_hash, data_hash=whole.data_hash)
+        assert found.state is not None
+        resumed = Training.build(settings, labeled, truth=truth)
+        resumed.restore(found.state)
+        list(resumed)
+
+        assert same(expected.tensors, resumed.state().tensors) == []
+        assert timeless(resumed) == timeless(whole)
+
+
+@every_method
+def test_state_after_an_epoch_resumes_too(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    settings = spec(method=method, epochs=3)
+    whole = Training.build(settings, labeled)
+    kept = [whole.state() for event in whole if isinstance(event, EpochReport)]
+
+    for state in [*kept[:2], Training.build(settings, labeled).state()]:
+        resumed = Training.build(settings, labeled)
+        resumed.restore(state)
+        list(resumed)
+        assert same(kept[-1].tensors, resumed.state().tensors) == []
+
+
+@every_method
+def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(method=method, epochs=1), labeled)
+    list(training)
+    images = training.score(lambda shown: shown)[:9]
+    training.method.eval()
+    with torch.no_grad():
+        together = training.method.heads(images)
+        backwards = training.method.heads(images.flip(0))
+        alone = training.method.heads(images[4:5])
+
+    for name, logits in together.items():
+        torch.testing.assert_close(backwards[name].flip(0), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(alone[name], logits[4:5], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(training.method.logits(images), together["answer"])
+
+
+@every_method
+def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(method=method, epochs=2), labeled)
+    next(iter(training))  # the phase is entered
+    method_state = {name: value.clone() for name, value in training.method.state_dict().items()}
+    shown = training.score(lambda images: images)[:16]
+    labels = training.labels[data.split(len(training.labels), 0.1, 0)[0]][:16]
+    mirrored = torch.arange(15, -1, -1)
+    observed: list[Tensor] = []
+    forward = phase.Batch((shown,), labels, torch.arange(16), observed.append)
+    backward = replace(forward, views=(shown[mirrored],), labels=labels[mirrored], index=mirrored)
+
+    outcomes = []
+    for batch in (forward, backward):
+        training.method.load_state_dict(method_state)
+        torch.manual_seed(0)
+        training.method.eval() if method == "everything" else training.method.train()  # dropout sees positions
+        outcomes.append(float(training.phases[0].loss(batch).detach()))
+
+    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-4)
+    assert len(observed) == 2
+    torch.testing.assert_close(observed[0], observed[1][mirrored], rtol=1e-3, atol=1e-3)
+
+
+@published
+def test_learns_a_tiny_clean_set(method: str, spec: Specs, truth: Truth) -> None:
+    training = Training.build(spec(method=method, epochs=10, batch_size=16), clean(192), truth=truth)
+
+    assert reports(training)[-1].test["answer"].accuracy > 0.9
+
+
+@published
+def test_beats_chance_at_forty_percent_noise(method: str, spec: Specs, truth: Truth) -> None:
+    noisy = spec(method=method, epochs=10, batch_size=16, noise={"kind": "symmetric", "rate": 0.4})
+    training = Training.build(noisy, clean(192), truth=truth)
+
+    assert reports(training)[-1].test["answer"].accuracy > 0.5
+
+
+@every_method
+def test_every_label_is_ranked(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(method=method, epochs=2), labeled)
+    list(training)
+    issues = training.label_issues()
+
+    assert issues is not None
+    assert issues.label_score.shape == issues.is_label_issue.shape == issues.predicted_label.shape == (97,)
+    assert ((issues.label_score >= 0) & (issues.label_score <= 1)).all()
+    assert training.log.counts.min() > 0
+
+
+def clean(count: int) -> LabeledImages:
+    images, labels = halves(count, seed=2)
+    return LabeledImages(images, labels, tuple("abcd"))
+
+
+def timeless(training: Training) -> list[dict[str, object]]:
+    """Reports without the time they took."""
+    return [report.to_json() | {"seconds": 0, "images_per_second": 0} for report in training.history]

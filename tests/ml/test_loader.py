@@ -1,0 +1,112 @@
+"""Batches: what a view may look like, and that speed tricks change nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ml import loader
+
+CPU = torch.device("cpu")
+ZERO, ONE = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+
+
+def images(count: int = 6, side: int = 16) -> Tensor:
+    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def pixels(padded_bytes: int = loader.PADDED_BYTES) -> loader.Pixels:
+    return loader.Pixels(images(), ZERO, ONE, device=CPU, padded_bytes=padded_bytes)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_view_is_a_shifted_or_mirrored_image() -> None:
+    rows = torch.arange(6).repeat(20)
+    views = (pixels().augmented(rows, "crop_flip", generator()) * 255).round().to(torch.uint8)
+    padded = torch.nn.functional.pad(images(), (0, 0, 2, 2, 2, 2)).permute(0, 3, 1, 2)
+    seen = set()
+    for row, view in zip(rows.tolist(), views, strict=True):
+        possible = {
+            (top, left, mirrored): candidate.flip(2) if mirrored else candidate
+            for top in range(5)
+            for left in range(5)
+            for candidate in [padded[row, :, top : top + 16, left : left + 16]]
+            for mirrored in (False, True)
+        }
+        found = [key for key, candidate in possible.items() if torch.equal(candidate, view)]
+        assert len(found) == 1
+        seen.add(found[0])
+
+    assert len(seen) > 30  # of 50 possible ones
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "flip", "none"])
+def test_a_set_too_large_to_pad_gives_the_same_views(augmentation: str) -> None:
+    rows = torch.tensor([5, 0, 3])
+    few = pixels().augmented(rows, augmentation, generator(1))
+
+    assert torch.equal(few, pixels(padded_bytes=0).augmented(rows, augmentation, generator(1)))
+    assert few.is_contiguous(memory_format=torch.channels_last)
+    assert few.dtype == torch.float32
+
+
+def test_plain_images_survive_padding() -> None:
+    subject = pixels()
+    before = subject.plain(torch.arange(6))
+    subject.augmented(torch.arange(6), "crop_flip", generator())
+
+    assert torch.equal(subject.plain(torch.arange(6)), before)
+    torch.testing.assert_close(before, images().permute(0, 3, 1, 2) / 255)
+
+
+def test_normalised_pixels_have_mean_zero_and_deviation_one() -> None:
+    raw = images(50)
+    mean, std = loader.statistics(raw, torch.arange(50))
+    plain = loader.Pixels(raw, mean, std, device=CPU).plain(torch.arange(50)).double()
+
+    torch.testing.assert_close(plain.mean(dim=(0, 2, 3)), ZERO, atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain.std(dim=(0, 2, 3), unbiased=False), ONE, atol=1e-5, rtol=0)
+
+
+def test_a_constant_channel_stays_finite() -> None:
+    raw = torch.full((4, 16, 16, 3), 7, dtype=torch.uint8)
+    mean, std = loader.statistics(raw, torch.arange(4))
+
+    assert loader.Pixels(raw, mean, std, device=CPU).plain(torch.arange(4)).abs().max() < 1e-3
+
+
+def test_statistics_read_only_the_rows_they_are_given() -> None:
+    raw = images(8)
+    changed = raw.clone()
+    changed[4:] = 0
+
+    assert torch.equal(torch.stack(loader.statistics(raw, torch.arange(4))),
+                       torch.stack(loader.statistics(changed, torch.arange(4))))  # fmt: skip
+
+
+def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("pixels") / "p.npy"
+    np.save(path, images().numpy())
+    mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
+    subject = loader.Pixels(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
+    subject.augmented(torch.arange(3), "crop_flip", generator())
+
+    assert subject._images.data_ptr() == mapped.data_ptr()  # noqa: SLF001 - the law is about this very memory
+
+
+@given(st.integers(1, 300), st.integers(2, 64))
+def test_batches_partition_the_order_and_none_is_of_one(count: int, batch_size: int) -> None:
+    order = torch.randperm(count, generator=generator(count))
+    batches = [
+        loader.batch_rows(order, step, batch_size) for step in range(loader.step_count(count, batch_size))
+    ]
+
+    assert all(2 <= len(batch) <= batch_size + 1 for batch in batches)
+    assert torch.cat(batches).tolist() == (order.tolist() if count > 1 else [0, 0])

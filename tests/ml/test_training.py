@@ -1,0 +1,210 @@
+"""The loop: what it shows, what it reports, what it refuses, and that nobody outside can disturb it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ml import devices, errors
+from ml.data import LabeledImages, Truth
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Step, Training
+from tests.ml.conftest import halves, reports, same
+
+Specs = Callable[..., TrainingSpec]
+
+
+def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) -> None:
+    """Those trained on and those held out alike: the log counts both."""
+    training = Training.build(spec(epochs=2), labeled)
+    for number, _ in enumerate(event for event in training if isinstance(event, EpochReport)):
+        assert training.log.counts.tolist() == [number + 1.0] * 97
+
+
+def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImages) -> None:
+    """Repainting them changes no weight."""
+    whole = Training.build(spec(), labeled)
+    repainted = labeled.images.clone()
+    repainted[whole.held_out] = 0
+    other = Training.build(spec(), LabeledImages(repainted, labeled.labels, labeled.classes))
+    list(whole), list(other)
+
+    assert len(whole.held_out) == 10
+    assert same(dict(whole.method.state_dict()), dict(other.method.state_dict())) == []
+
+
+def test_truth_never_reaches_the_method(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
+    """Law 7: with other clean labels, or none, the same weights come out."""
+    assert truth.test_labels is not None
+    lies = Truth(None, truth.test_images, 3 - truth.test_labels)
+    states = []
+    for known in (truth, lies, None):
+        training = Training.build(spec(), labeled, truth=known)
+        list(training)
+        states.append(dict(training.method.state_dict()))
+
+    assert same(states[0], states[1]) == same(states[0], states[2]) == []
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(33, 32, 1), (65, 32, 2), (34, 32, 2), (20, 512, 1)])
+def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batch_size: int, steps: int) -> None:
+    images, labels = halves(count)
+    settings = spec(batch_size=batch_size, validation_fraction=0.0, epochs=1)
+    training = Training.build(settings, LabeledImages(images, labels, tuple("abcd")))
+
+    assert [event.steps for event in training if isinstance(event, Step)] == [steps] * steps
+    assert training.log.counts.tolist() == [1.0] * count
+
+
+def test_J4_a_single_image_trains(spec: Specs) -> None:
+    images, labels = halves(2)
+    training = Training.build(spec(validation_fraction=0.5), LabeledImages(images, labels, tuple("abcd")))
+
+    assert all(math.isfinite(report.train_loss) for report in reports(training))
+
+
+def test_one_seed_one_result_and_another_another(spec: Specs, labeled: LabeledImages) -> None:
+    outcomes = []
+    for seed in (1, 1, 2):
+        training = Training.build(spec(seed=seed, method="denll", augmentation="crop_flip"), labeled)
+        list(training)
+        outcomes.append(dict(training.method.state_dict()))
+
+    assert same(outcomes[0], outcomes[1]) == []
+    assert same(outcomes[0], outcomes[2]) != []
+
+
+def test_other_random_numbers_in_the_process_change_nothing(spec: Specs, labeled: LabeledImages) -> None:
+    """Dropout reads torch's global state: a training brings its own, and gives back the other."""
+    undisturbed = Training.build(spec(method="everything"), labeled)
+    list(undisturbed)
+    disturbed = Training.build(spec(method="everything"), labeled)
+    torch.manual_seed(5)
+    outside = [float(torch.rand(())) for _ in disturbed]
+    torch.manual_seed(5)
+
+    assert outside == [float(torch.rand(())) for _ in outside]
+    assert same(undisturbed.state().tensors, disturbed.state().tensors) == []
+
+
+def test_asking_again_goes_on(spec: Specs, labeled: LabeledImages) -> None:
+    whole, stopped = Training.build(spec(), labeled), Training.build(spec(), labeled)
+    list(whole)
+    while stopped.epoch < stopped.epochs:
+        next(iter(stopped))
+
+    assert same(whole.state().tensors, stopped.state().tensors) == []
+
+
+def test_a_state_is_not_changed_by_later_steps(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(), labeled)
+    events = iter(training)
+    next(events)
+    state = training.state()
+    kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    list(events)
+
+    assert same(state.tensors, kept) == []
+
+
+def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(), labeled)
+    events = iter(training)
+    while not isinstance(next(events), EpochReport):
+        pass
+    with torch.no_grad():
+        next(training.method.parameters()).fill_(math.nan)
+
+    with pytest.raises(errors.TrainingDiverged) as raised:
+        list(events)
+    assert raised.value.epoch == 1
+    assert raised.value.code == "training_diverged"
+
+
+def test_F18_running_out_of_memory_names_a_batch_size() -> None:
+    with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory(100, "a training step"):
+        torch.empty(2**50)
+
+    assert raised.value.fitting_batch_size == 32
+    assert raised.value.hint == "batch_size 32 should fit"
+
+
+def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
+    pair = spec(params={"networks": 2, "agreement": "both"})
+    report = reports(Training.build(pair, labeled, truth=truth))[-1]
+
+    assert set(report.noisy_validation) == set(report.test) == {"answer", "g1", "g2", "mean"}
+    assert report.noisy_validation["answer"] == report.noisy_validation["mean"]
+    assert EpochReport.from_json(report.to_json()) == report
+    assert report.images_per_second > 0
+
+
+def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(validation_fraction=0.0), labeled)
+
+    assert [(r.noisy_validation, r.test) for r in reports(training)] == [({}, {})] * 3
+    assert training.summary()["best_noisy_val"] is None
+
+
+def test_the_rate_follows_the_schedule(spec: Specs, labeled: LabeledImages) -> None:
+    """The last of the 3 steps of an epoch has progress (epoch + 2/3) / epochs."""
+    expected = {"constant": [0.05] * 4, "multistep": [0.05, 0.05, 0.005, 0.0005]}
+    expected["cosine"] = [0.025 * (1 + math.cos(math.pi * (epoch + 2 / 3) / 4)) for epoch in range(4)]
+    for schedule, rates in expected.items():
+        found = [r.learning_rate for r in reports(Training.build(spec(epochs=4, schedule=schedule), labeled))]
+        assert found == pytest.approx(rates)
+
+
+def test_bf16_trains_and_its_losses_are_f32(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(precision="bf16", method="denll", epochs=1), labeled)
+
+    assert all(report.finite for report in reports(training))
+    assert {p.dtype for p in training.method.parameters()} == {torch.float32}
+
+
+def test_injected_noise_is_reported_as_realised(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(noise={"kind": "pairflip", "rate": 0.4}), labeled)
+
+    assert training.noise_rate == pytest.approx(float((training.labels != labeled.labels).double().mean()))
+    assert training.noise_rate > 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"classes": ("a",)}, "too_few_classes"),
+        ({"classes": tuple("abc")}, "unknown_class"),
+        ({"images": torch.zeros(97, 8, 8, 3, dtype=torch.uint8)}, "wrong_image_size"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "no_images"),
+    ],
+)
+def test_unusable_data_is_refused(spec: Specs, labeled: LabeledImages, change: dict[str, object], code: str) -> None:
+    data = {"images": labeled.images, "labels": labeled.labels, "classes": labeled.classes} | change
+    with pytest.raises(errors.UnusableData) as raised:
+        Training.build(spec(), LabeledImages(**data))  # type: ignore[arg-type]
+
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"method": "nothing"}, "unknown_method"), ({"network": "nothing"}, "unknown_network"),
+     ({"pretrained": True}, "missing_weights")],
+)  # fmt: skip
+def test_unknown_names_are_refused(spec: Specs, labeled: LabeledImages, change: dict[str, object], code: str) -> None:
+    with pytest.raises(errors.Failure) as raised:
+        Training.build(spec(**change), labeled)
+
+    assert raised.value.code == code
+
+
+def test_another_spec_or_other_data_cannot_be_resumed(spec: Specs, labeled: LabeledImages) -> None:
+    state = Training.build(spec(), labeled).state()
+    other = LabeledImages(labeled.images, 3 - labeled.labels, labeled.classes)
+
+    for training in (Training.build(spec(seed=1), labeled), Training.build(spec(), other)):
+        with pytest.raises(errors.CheckpointInvalid):
+            training.restore(state)
