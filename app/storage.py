@@ -74,6 +74,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's bytes survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Rename a complete, synced file or folder to where readers look, and make the rename durable."""
     temporary.rename(target)

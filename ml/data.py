@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,17 @@ class Truth:
     train_clean: Tensor | None
     test_images: Tensor | None
     test_labels: Tensor | None
+
+
+class Picture(NamedTuple):
+    """What the index says of a picture; width and height are those of the upright original."""
+
+    index: int
+    path: str
+    split: str
+    given: int | None
+    width: int
+    height: int
 
 
 class Row(NamedTuple):
@@ -106,6 +117,13 @@ def facts(folder: Path) -> dict[str, object]:
     """What ingest found out: digest, suggested image_size, counts."""
     with index(folder) as database:
         return {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM fact")}
+
+
+def pictures(folder: Path, splits: Collection[str] = ("train", "test")) -> list[Picture]:
+    """The pictures of these splits in index order: those of `train` are the rows of LabeledImages."""
+    query = 'SELECT "index", path, split, given, width, height FROM image ORDER BY "index"'
+    with index(folder) as database:
+        return [Picture(*row) for row in database.execute(query) if row[2] in splits]
 
 
 def picture(folder: Path, number: int) -> bytes:

@@ -1,0 +1,208 @@
+"""One attempt at checking a data set: archive structure, layout, every image decoded, packed; then ready or rejected.
+
+Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready, so
+nothing half-made is ever seen (I4). Decoders run in this process, with limits on memory and time (S5), and nowhere else.
+What an archive or an image looks like inside, this module does not know.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from app import logs, storage
+from app.datasets import archive, ingestion, layout
+from app.datasets.entries import Limits
+from app.db.session import connect, transaction
+from app.db.tables import Dataset
+from app.errors import ArchiveRejected, DatabaseAway
+from app.settings import Settings, current
+from app.storage import Storage
+from ml import ingest
+from ml.errors import UnusableData
+from worker import leash
+from worker.leash import Leash
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 1.0
+SETTLE_PAUSE_S = 0.5
+
+
+class TooSlow(Exception):
+    """The archive took longer than a data set may take."""
+
+
+class Stopped(Exception):
+    """Told to stop, or the claim is lost."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
+    """What a child of the supervisor runs; its exit status, of those in `worker.leash`."""
+    settings = current()
+    logs.configure(settings.log_level, process="child")
+    with logs.bound(request_id=request_id, dataset_id=str(dataset_id), fence=str(fence)):
+        confine(settings)
+        engine = connect(settings)
+        attempt = Attempt(settings, engine, dataset_id, fence, tie)
+        try:
+            return attempt.run()
+        except Stopped as stopped:
+            return stopped.status
+        except DatabaseAway:
+            log.warning("giving up: the database stays away")
+            return leash.DATABASE_AWAY
+        finally:
+            shutil.rmtree(attempt.folder, ignore_errors=True)
+
+
+def confine(settings: Settings) -> None:
+    """A decoder that goes wild costs this process only. Mapped files do not count, private memory does."""
+    resource.setrlimit(resource.RLIMIT_DATA, (settings.ingest_memory_bytes, settings.ingest_memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def too_slow(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, settings.ingest_s)
+
+
+class Attempt:
+    def __init__(self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, tie: Leash) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._claim = (dataset_id, fence)
+        self._tie = tie
+        self._files = Storage(settings.data_dir)
+        self._target = self._files.dataset(dataset_id)
+        self.folder = self._target.with_name(f"{dataset_id}.tmp-{fence}")
+        self._told = time.monotonic()
+
+    def run(self) -> int:
+        for leftover in self._target.parent.glob(f"{self._claim[0]}.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of attempts that were killed
+        self.folder.mkdir(mode=0o750)
+        upload = self._files.upload(self._claim[0])
+        with transaction(self._engine, read_only=True) as session:
+            asked = session.execute(select(Dataset.upload).where(Dataset.id == self._claim[0])).scalar_one()
+        try:
+            facts = self._check(upload, asked)
+        except (ArchiveRejected, UnusableData, TooSlow, MemoryError, FileNotFoundError) as refusal:
+            log.info("rejected: %s", refusal)
+            error = rejection(refusal, self._settings)
+            self._settle(lambda session: ingestion.reject(session, *self._claim, error))
+        else:
+            self._settle(lambda session: self._publish(session, facts))
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        upload.unlink(missing_ok=True)
+        return leash.SETTLED
+
+    def _check(self, upload: Path, asked: Mapping[str, Any]) -> dict[str, object]:
+        settings = self._settings
+        limits = Limits(
+            entries=settings.archive_entries,
+            entry_bytes=settings.archive_entry_bytes,
+            total_bytes=settings.archive_total_bytes,
+            ratio=settings.archive_ratio,
+        )
+        found = archive.read(upload, limits)
+        meaning = layout.interpret(
+            found, label_column=asked.get("label_column"), clean_column=asked.get("clean_column")
+        )
+        container = self.folder / "archive"
+        if not archive.unwrap(upload, container, limits):
+            os.link(upload, container)
+        facts = ingest.ingest(
+            container,
+            meaning.images,
+            meaning.classes,
+            self.folder,
+            findings=meaning.findings,
+            facts=meaning.facts,
+            image_size=asked.get("image_size"),
+            resize=asked.get("resize") or "squash",
+            threads=settings.threads or os.cpu_count() or 1,
+            bad_fraction=settings.bad_image_fraction,
+            progress=self._progress,
+        )
+        for path in self.folder.iterdir():
+            path.chmod(0o640)
+            storage.sync_file(path)
+        storage.sync_folder(self.folder)
+        return {**facts, "class_names": list(meaning.classes)}
+
+    def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
+        """Ready and renamed together: the row is locked by the fenced update while the folder takes its place."""
+        done = ingestion.ready(session, *self._claim, facts)
+        if done and self.folder.exists():
+            storage.remove(self._target)  # of an attempt that died between rename and commit
+            storage.publish(self.folder, self._target)
+        return done
+
+    def _progress(self, done: int, total: int) -> None:
+        self._tie.beat()
+        if self._tie.told is not None:
+            raise Stopped(leash.DRAINED if self._tie.told == "drain" else leash.STOPPED)
+        if time.monotonic() - self._told < PROGRESS_S:
+            return
+        self._told = time.monotonic()
+        shown = {"phase": "checking images", "images": done, "of": total, "fraction": round(done / max(1, total), 4)}
+        try:
+            with transaction(self._engine) as session:
+                if not ingestion.report_progress(session, *self._claim, shown):
+                    raise Stopped(leash.FENCED_OFF)
+        except DatabaseAway:
+            log.warning("progress not written: the database is away")  # the supervisor watches the lease
+
+    def _settle(self, effect: Any) -> None:
+        deadline = time.monotonic() + self._settings.database_grace_s
+        while True:
+            try:
+                with transaction(self._engine) as session:
+                    done = effect(session)
+            except DatabaseAway:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(SETTLE_PAUSE_S)
+            else:
+                if not done:
+                    raise Stopped(leash.FENCED_OFF)
+                return
+
+
+def rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
+    """Why the archive was refused, as a problem that names entries."""
+    if isinstance(refusal, ArchiveRejected):
+        errors = [fault._asdict() for fault in refusal.errors]
+        return {"code": refusal.code, "title": refusal.title, "detail": refusal.detail, "errors": errors}
+    if isinstance(refusal, UnusableData):
+        detail = refusal.detail[:1].upper() + refusal.detail[1:] + "."
+        return {"code": refusal.code, "title": ArchiveRejected.title, "detail": detail, "hint": refusal.hint}
+    if isinstance(refusal, TooSlow):
+        detail = f"Checking the images took longer than {settings.ingest_s:.0f} s."
+        return {"code": "ingest_too_slow", "title": ArchiveRejected.title, "detail": detail}
+    if isinstance(refusal, MemoryError):
+        detail = f"Checking the images took more than {settings.ingest_memory_bytes >> 20} MiB of memory."
+        return {"code": "ingest_too_large", "title": ArchiveRejected.title, "detail": detail}
+    return {
+        "code": "upload_missing",
+        "title": ArchiveRejected.title,
+        "detail": "The uploaded file is gone; send it again.",
+    }
