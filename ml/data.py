@@ -73,6 +73,15 @@ class Row(NamedTuple):
     crc: int | None = None  # checked once, at ingest
 
 
+class TrainRow(NamedTuple):
+    """What is known of a training image besides its pixels: `index` in the data set, upright size."""
+
+    index: int
+    path: str
+    width: int
+    height: int
+
+
 def load(
     folder: Path, *, image_size: int, resize: Resize = "squash", threads: int = 1, progress: Progress = pixels.quiet
 ) -> tuple[LabeledImages, Truth]:
@@ -124,6 +133,13 @@ def pictures(folder: Path, splits: Collection[str] = ("train", "test")) -> list[
     query = 'SELECT "index", path, split, given, width, height FROM image ORDER BY "index"'
     with index(folder) as database:
         return [Picture(*row) for row in database.execute(query) if row[2] in splits]
+
+
+def train_rows(folder: Path) -> list[TrainRow]:
+    """The training images, in the order of `LabeledImages`."""
+    query = 'SELECT "index", path, width, height FROM image WHERE split = \'train\' ORDER BY "index"'
+    with index(folder) as database:
+        return [TrainRow(*row) for row in database.execute(query)]
 
 
 def picture(folder: Path, number: int) -> bytes:

@@ -148,6 +148,12 @@ class Assignment:
         """The only folder this attempt writes to."""
         return self.files.attempt(self.job.id, self.fence)
 
+    @property
+    def dataset(self) -> Path:
+        """The folder of the job's data set."""
+        assert self.job.dataset_id is not None, "a data set in use is not deleted"
+        return self.files.dataset(self.job.dataset_id)
+
     def still_wanted(self) -> None:
         """To be called during long work: says that it advances, and raises when told to stop."""
         self.tie.beat()

@@ -1,7 +1,7 @@
 """One attempt at checking a data set: archive structure, layout, every image decoded, packed; then ready or rejected.
 
-Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready, so
-nothing half-made is ever seen (I4). Decoders run in this process, with limits on memory and time (S5), and nowhere else.
+Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready,
+so nothing half-made is ever seen (I4). Decoders run in this process, under limits of memory and time (S5).
 What an archive or an image looks like inside, this module does not know.
 """
 
@@ -27,12 +27,13 @@ from app.datasets import archive, ingestion, layout
 from app.datasets.entries import Limits
 from app.db.session import connect, transaction
 from app.db.tables import Dataset
-from app.errors import ArchiveRejected, DatabaseAway
+from app.errors import ArchiveRejected, DatabaseAway, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
 from ml import ingest
 from ml.errors import UnusableData
 from worker import leash
+from worker.children import failures
 from worker.leash import Leash
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,13 @@ SETTLE_PAUSE_S = 0.5
 
 class TooSlow(Exception):
     """The archive took longer than a data set may take."""
+
+
+class UploadMissing(Exception):
+    """The uploaded file is not there."""
+
+
+REFUSALS = (ArchiveRejected, UnusableData, TooSlow, MemoryError, UploadMissing)
 
 
 class Stopped(Exception):
@@ -104,7 +112,9 @@ class Attempt:
             asked = session.execute(select(Dataset.upload).where(Dataset.id == self._claim[0])).scalar_one()
         try:
             facts = self._check(upload, asked)
-        except (ArchiveRejected, UnusableData, TooSlow, MemoryError, FileNotFoundError) as refusal:
+        except Exception as refusal:
+            if not isinstance(refusal, REFUSALS) and not failures.disk_full(refusal):
+                raise
             log.info("rejected: %s", refusal)
             error = rejection(refusal, self._settings)
             self._settle(lambda session: ingestion.reject(session, *self._claim, error))
@@ -122,6 +132,8 @@ class Attempt:
             total_bytes=settings.archive_total_bytes,
             ratio=settings.archive_ratio,
         )
+        if not upload.exists():
+            raise UploadMissing
         found = archive.read(upload, limits)
         meaning = layout.interpret(
             found, label_column=asked.get("label_column"), clean_column=asked.get("clean_column")
@@ -201,8 +213,8 @@ def rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
     if isinstance(refusal, MemoryError):
         detail = f"Checking the images took more than {settings.ingest_memory_bytes >> 20} MiB of memory."
         return {"code": "ingest_too_large", "title": ArchiveRejected.title, "detail": detail}
-    return {
-        "code": "upload_missing",
-        "title": ArchiveRejected.title,
-        "detail": "The uploaded file is gone; send it again.",
-    }
+    if isinstance(refusal, UploadMissing):
+        detail = "The uploaded file is gone; send it again."
+        return {"code": "upload_missing", "title": ArchiveRejected.title, "detail": detail}
+    detail = "The disk is full; delete data sets or models, or add disk, and upload it again."
+    return {"code": "insufficient_storage", "title": InsufficientStorage.title, "detail": detail}

@@ -1,7 +1,7 @@
 """From a finished training to what users see: bundle, artifacts, metrics, and the one effect that ends the job.
 
-Everything is written below the attempt's folder and verified; the bundle is renamed to where models are looked for in the
-transaction that inserts its row. What a bundle contains, `ml.bundle` knows.
+Everything is written below the attempt's folder and verified; the bundle is renamed to where models are looked for in
+the transaction that inserts its row. What a bundle contains, `ml.bundle` knows.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Publication:
 
     def _write_issues(self, path: Path, bundle_folder: Path) -> None:
         assert self._issues is not None
-        rows = data.train_rows(self._given.files.dataset(self._given.job.dataset_id))
+        rows = data.pictures(self._given.dataset, ["train"])
         names = [shown(name) for name in self._images.classes]
         given, issues = self._training.labels.tolist(), self._issues
         places = localize.places(bundle_folder, self._images, rows, self._given)

@@ -51,9 +51,10 @@ def load(given: Assignment, spec: TrainingSpec, threads: int) -> tuple[LabeledIm
         given.still_wanted()
 
     given.desk.progress({"phase": "loading", **shown})
-    folder = given.files.dataset(given.job.dataset_id)
     try:
-        return data.load(folder, image_size=spec.image_size, resize=spec.resize, threads=threads, progress=progress)
+        return data.load(
+            given.dataset, image_size=spec.image_size, resize=spec.resize, threads=threads, progress=progress
+        )
     except FileNotFoundError as error:
         raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
 
@@ -118,9 +119,10 @@ class Attempt:
         ]
         training = self._training
         newest = checkpoint.newest(folders, config_hash=training.config_hash, data_hash=training.data_hash)
-        for path, detail in newest.skipped:
-            log.warning("checkpoint of %s not used: %s", path.parent.parent.name, detail)
-            self._desk.log("warning", f"A checkpoint of {path.parent.parent.name} is not used: {detail}.")
+        for skipped in newest.skipped:
+            of = skipped.path.parent.parent.name
+            log.warning("checkpoint of %s not used: %s", of, skipped.detail)
+            self._desk.log("warning", f"A checkpoint of {of} is not used: {skipped.detail}.")
         if newest.state is not None:
             training.restore(newest.state)
             self._saved = (time.monotonic(), training.step)
