@@ -51,7 +51,8 @@ class Truth:
     test_labels: Tensor | None
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Picture:
     """What the index says of a picture; width and height are those of the upright original."""
 
     index: int
@@ -71,15 +72,6 @@ class Row(NamedTuple):
     deflated: bool | int
     image_bytes: int
     crc: int | None = None  # checked once, at ingest
-
-
-class TrainRow(NamedTuple):
-    """What is known of a training image besides its pixels: `index` in the data set, upright size."""
-
-    index: int
-    path: str
-    width: int
-    height: int
 
 
 def load(
@@ -133,13 +125,6 @@ def pictures(folder: Path, splits: Collection[str] = ("train", "test")) -> list[
     query = 'SELECT "index", path, split, given, width, height FROM image ORDER BY "index"'
     with index(folder) as database:
         return [Picture(*row) for row in database.execute(query) if row[2] in splits]
-
-
-def train_rows(folder: Path) -> list[TrainRow]:
-    """The training images, in the order of `LabeledImages`."""
-    query = 'SELECT "index", path, width, height FROM image WHERE split = \'train\' ORDER BY "index"'
-    with index(folder) as database:
-        return [TrainRow(*row) for row in database.execute(query)]
 
 
 def picture(folder: Path, number: int) -> bytes:
