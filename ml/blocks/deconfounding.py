@@ -1,0 +1,203 @@
+"""What DeNLL's two networks look at: an object before its own background, or before the mean background of all classes.
+
+The readings of the paper's Eq. 4 and 5 are settings here. It sees given labels only to average backgrounds by class,
+and knows no loss on them.
+
+Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, masks `(B, 1, H, W)`, features `(B, D)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ml.blocks import background, localization
+from ml.networks import chain
+from ml.phase import Batch
+
+
+class DeconfoundingParams(BaseModel):
+    """How an image is divided, and what a network is shown of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    split: Literal["complement", "median", "median_mask"] = Field(
+        default="complement",
+        description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 to the letter; median_mask: the pixels above "
+        "the median of M·x are the foreground.",
+    )
+    fusion: Literal["composite", "concat", "features"] = Field(
+        default="composite",
+        description="How a network reads f and b. composite: their sum; concat: six channels; features: one pass each.",
+    )
+    background: Literal["class_mean", "per_class", "zero"] = Field(
+        default="class_mean",
+        description="What the second network sees behind the object. class_mean: the classes' mean background; "
+        "per_class: each class's in turn, logits averaged (a pass per class); zero: the mean colour, a control.",
+    )
+    dim: bool = Field(default=True, description="Off (Table 4, w/o DIM): the second network sees the own background.")
+    lm: Literal["learned", "fixed", "off"] = Field(
+        default="learned",
+        description="learned: a Gaussian in each image; fixed (Table 4, w/o LM): the central 24/32; off: no mask.",
+    )
+    localization: Literal["joint", "label_free"] = Field(
+        default="joint",
+        description="What trains the localization module. joint: the loss on the given labels; label_free: only "
+        "that it leaves a homogeneous background.",
+    )
+    centre: Literal["linear", "soft_argmax"] = Field(
+        default="linear",
+        description="linear: one linear layer, in the middle half; soft_argmax: a heat map, anywhere.",
+    )
+    sigma: Literal["bounded", "fixed"] = Field(
+        default="bounded", description="bounded: learned, between 0.2 and 1 of the side; fixed: sigma_fraction."
+    )
+    sigma_fraction: float = Field(
+        default=0.3, ge=0.02, le=1.0, description="A fixed sigma, as a share of the image's side."
+    )
+    lm_learning_rate: float = Field(
+        default=0.1, gt=0.0, le=100.0, description="The localization module's learning rate, times the network's."
+    )
+
+
+class Core(nn.Module):
+    """What both networks share: where the object is, what lies around it, and what lies around each class's objects."""
+
+    def __init__(self, params: DeconfoundingParams, class_count: int, image_size: int) -> None:
+        super().__init__()
+        self.params = params
+        self.localization = (
+            localization.Localization(image_size, params.centre, params.sigma, params.sigma_fraction)
+            if params.lm == "learned"
+            else None
+        )
+        self.bank = background.BackgroundBank(class_count, image_size)
+        self.unit = background.UnitRange()
+        self._split_of: dict[int, tuple[Tensor, Tensor, background.Split]] = {}  # of this step's images, by identity
+
+    def passes(self, images: Tensor, second: bool) -> list[tuple[Tensor, ...]]:
+        """What g1 (f with b) or g2 (f with b̄, Eq. 4) looks at: forward passes, each of one or two inputs."""
+        p = self.params
+        behind_own = not (second and p.dim) or p.lm == "off"
+        if p.fusion == "composite" and p.split == "complement" and behind_own:
+            return [(images,)]  # f + b is the image
+        _, split = self.split(images)
+        if behind_own:
+            behind = [split.background]
+        elif p.background == "per_class":
+            behind = [entry[None] for entry in self.bank.classes]  # all of them, the own class no more than the others
+        else:
+            behind = [self.bank.mean() * (p.background != "zero")]
+        front = split.foreground
+        if p.fusion == "composite":
+            return [(front + b,) for b in behind]
+        if p.fusion == "concat":
+            return [(torch.cat([front, b.expand_as(front)], dim=1),) for b in behind]
+        return [(front, b.expand_as(front)) for b in behind]
+
+    def split(self, images: Tensor) -> tuple[Tensor, background.Split]:
+        """Mask and split; computed once for each tensor of a step."""
+        if id(images) in self._split_of:
+            _, mask, split = self._split_of[id(images)]
+            return mask, split
+        mask = self._mask(images)
+        used = mask.detach() if self.params.localization == "label_free" else mask
+        if self.params.split == "complement":
+            split = background.complement(images, used)
+        elif self.params.split == "median":
+            split = background.median(self.unit(images), used)
+        else:
+            split = background.median_mask(images, used, self.unit(images))
+        return mask, split
+
+    def begin(self, batch: Batch) -> None:
+        """Split a step's images once for everyone, and let the bank see their backgrounds."""
+        mask, split = self.split(batch.images)
+        self._split_of = {id(batch.images): (batch.images, mask, split)}
+        self.bank.update(split.background.detach(), batch.labels)
+
+    def end(self) -> None:
+        """Forget the step's images."""
+        self._split_of = {}
+
+    def label_free_loss(self, images: Tensor) -> Tensor | None:
+        """What alone trains the localization module if nothing that uses labels may."""
+        if self.params.localization == "label_free" and self.localization is not None:
+            return localization.homogeneity(images, self.split(images)[0])
+        return None
+
+    def _mask(self, images: Tensor) -> Tensor:
+        if self.params.lm == "fixed":
+            return localization.central_mask(images)
+        if self.localization is None:
+            return torch.ones_like(images[:, :1])
+        gaussians = self.localization(images)
+        if self.params.localization == "label_free":  # the objective would be best served by a mask over everything
+            gaussians = torch.cat([gaussians[:, :2], gaussians[:, 2:].detach()], dim=1)
+        return localization.gaussian_mask(gaussians, images.shape[2], images.shape[3])
+
+
+class Record(NamedTuple):
+    """One forward pass of a branch."""
+
+    images: Tensor
+    features: Tensor
+    logits: Tensor
+
+
+class Tape:
+    """What a branch computes while somebody listens."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._heard = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        self.records, self._heard = [], True
+        try:
+            yield
+        finally:
+            self.records, self._heard = [], False
+
+    def note(self, record: Record) -> None:
+        if self._heard:
+            self.records.append(record)
+
+
+class Branch(chain.Chain):
+    """g1 or g2: a network of the user's choice, which sees what `passes` makes of an image."""
+
+    def __init__(self, network: chain.Chain, passes: Callable[[Tensor], list[tuple[Tensor, ...]]], tape: Tape) -> None:
+        super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
+        self.passes = passes
+
+        def note(record: Record) -> None:  # a function, not the tape's method: a copy of the branch shares the tape
+            tape.note(record)
+
+        self.note: Callable[[Record], None] = note
+
+    def features(self, images: Tensor) -> Tensor:
+        """Mean over passes; within a pass its inputs side by side."""
+        seen = [torch.cat([chain.Chain.features(self, part) for part in parts], dim=1) for parts in self.passes(images)]
+        return torch.stack(seen).mean(dim=0) if len(seen) > 1 else seen[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        logits: Tensor = self.classifier(features)
+        self.note(Record(images, features, logits))
+        return logits
+
+
+def branch(network: chain.Chain, core: Core, tape: Tape, second: bool) -> Branch:
+    """A network made to read what `core` shows it. `core` and `tape` are shared by every copy a host makes of it."""
+    if core.params.fusion == "concat":
+        chain.widen_stem(network, 6)
+    elif core.params.fusion == "features":
+        network.classifier = nn.Linear(2 * network.feature_count, network.class_count)
+    return Branch(network, lambda images: core.passes(images, second), tape)

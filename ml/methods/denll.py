@@ -1,0 +1,249 @@
+"""Deconfounded Noisy Labels Learning: two networks, one of which sees every image before the classes' mean background.
+
+Wraps any network and any host method. A localization module splits an image into foreground f and background b
+(Eq. 5); g1 sees f and b, g2 sees f and b̄, the uniform mean over classes of the background (Eq. 4); both learn as the
+host says and exchange what they know (Eq. 6). What the paper leaves open is a setting; preset `paper` is its letter.
+
+Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ml import methods, phase
+from ml.blocks import deconfounding, draws, exchange, losses
+from ml.methods import About
+from ml.networks import chain
+from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+
+CLIP = 5.0  # of the joint gradient norm
+
+ABOUT: About = {
+    "title": "DeNLL",
+    "paper": "Deconfounded Noisy Labels Learning (2022), sections 3.1-3.3, Eq. 4-6",
+    "idea": "Wrong labels tie the background to the class. A localization module finds the object, and a second "
+    "network sees it before the mean background of all classes, so that the background says nothing about the label.",
+    "relative_cost": 2.2,
+    "needs": [],
+    "presets": {
+        "default": {},
+        "confounded": {
+            "localization": "label_free",
+            "centre": "soft_argmax",
+            "sigma": "fixed",
+            "sigma_fraction": 0.14,
+            "lm_learning_rate": 1.0,
+            "agreement": "one_way",
+        },
+        "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
+    },
+}
+
+
+def _offer_hosts(schema: dict[str, Any]) -> None:
+    """Hosts are the other methods, known when the schema is asked for, not when this file is imported."""
+    schema["enum"] = [name for name in methods.names() if name != "denll"]
+
+
+class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
+    """The readings of the paper that stay selectable."""
+
+    host: str = Field(
+        default="ce", description="The method each of the two networks follows.", json_schema_extra=_offer_hosts
+    )
+    host_params: dict[str, Any] = Field(default_factory=dict, description="The host's own settings.")
+    gates: Literal["detached", "joint", "off"] = Field(
+        default="detached",
+        description="Learned mixing of the two answers. detached: only the gates learn from it; joint: the networks as "
+        "well.",
+    )
+    agreement: Literal["off", "both", "one_way"] = Field(
+        default="both",
+        description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
+        "learns from the second, for labels that are wrong systematically.",
+    )
+    answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Whose answer is the model's.")
+
+    @model_validator(mode="after")
+    def _host_must_know_its_params(self) -> Params:
+        if self.host == "denll":
+            raise ValueError("host: DeNLL cannot host itself")
+        methods.load(self.host).Params.model_validate(self.host_params)
+        return self
+
+
+class Method(phase.Method):
+    """Eq. 6: two hosts, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        unused = [cast(chain.Chain, network())]  # the first also tells the shapes
+        self.core = deconfounding.Core(params, unused[0].class_count, unused[0].image_size)
+        self.tapes = (deconfounding.Tape(), deconfounding.Tape())
+        host = methods.load(params.host)
+        settings = host.Params.model_validate(params.host_params)
+        width = 0
+        made = []
+        for second in (False, True):
+
+            def fresh(second: bool = second) -> Network:
+                nonlocal width
+                plain = unused.pop() if unused else cast(chain.Chain, network())
+                member = deconfounding.branch(plain, self.core, self.tapes[second], second)
+                width = member.feature_count
+                return member
+
+            made.append(host.Method(settings, labels, fresh))
+        self.host1, self.host2 = made
+        self.gates = nn.ModuleList(_gate(2 * width) for _ in range(0 if params.gates == "off" else 2))
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """The host's own phases, each for both branches at once. Agreement waits for the last one: it slows the fitting
+        by which hosts select, and collapses a training whose layers have just been renewed."""
+        pairs = list(zip(self.host1.phases(training), self.host2.phases(training), strict=True))
+        last_begins = sum(first.epochs for first, _ in pairs[:-1])
+        epochs = last_begins + pairs[-1][0].epochs
+
+        def strength(epoch: int) -> float:
+            waited = epoch - last_begins
+            return 0.0 if waited < 0 else exchange.weight(self.params, waited, epochs - last_begins)
+
+        return [self._paired(first, second, training, strength) for first, second in pairs]
+
+    def _paired(self, first: Phase, second: Phase, training: Recipe, strength: Callable[[int], float]) -> Phase:
+        def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
+            """The hosts' losses; labels are ranked by g1 while agreement does not blur it, or by an untouched g2."""
+            plain = strength(batch.epoch) == 0.0 or strength(0) > 0.0
+            one_way = self.params.agreement == "one_way"
+            silent = replace(batch, observe=_unheard)
+            own, other = draws.twice(
+                batch.generator,
+                lambda generator: one(replace(batch if plain and not one_way else silent, generator=generator)),
+                lambda generator: two(replace(batch if one_way else silent, generator=generator)),
+            )
+            return own + other
+
+        def loss(batch: Batch) -> Tensor:
+            with self._hearing(batch):
+                return both(batch, first.loss, second.loss) + self._exchange(batch, strength(batch.epoch))
+
+        def step(batch: Batch, optimizers: Optimizers) -> Tensor:
+            """A host with a step of its own takes it; the exchange follows as one more step of everyone."""
+            one, two = steps
+            own, other = _owned(optimizers, self.host1), _owned(optimizers, self.host2)
+            taken = both(batch, lambda b: one(b, own), lambda b: two(b, other))
+            with self._hearing(batch):
+                for host in (self.host1, self.host2):
+                    host.logits(batch.images)
+                rest = self._exchange(batch, strength(batch.epoch))
+            return taken + (phase.descend(rest, optimizers, CLIP) if rest.requires_grad else rest)
+
+        steps = [member.step for member in (first, second) if member.step is not None]
+        pools = [member.pool for member in (first, second) if member.pool is not None]
+        builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
+        return replace(
+            first,
+            loss=loss,
+            optimizers=(lambda: self._optimizers(builders, training)) if builders else None,
+            step=step if steps else None,
+            enter=lambda lab: draws.twice_in(lab, first.enter, second.enter),
+            begin_epoch=lambda lab: draws.twice_in(lab, first.begin_epoch, second.begin_epoch),
+            pool=(lambda: _either(*(pool() for pool in pools))) if pools else None,
+            clip=CLIP,
+        )
+
+    def _optimizers(self, hosts: Sequence[Callable[[], Optimizers]], training: Recipe) -> Optimizers:
+        """Both hosts' own, and SGD without weight decay for what is DeNLL's: the localization module and the gates."""
+        one, two = (build() for build in hosts)
+        ours = []
+        if self.core.localization is not None:
+            scale = self.params.lm_learning_rate
+            ours.append(training.sgd(self.core.localization.parameters(), scale=scale, weight_decay=0.0))
+        if len(self.gates):
+            ours.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
+        return Optimizers((*one.members, *two.members, *ours), one.factor)
+
+    @contextmanager
+    def _hearing(self, batch: Batch) -> Iterator[None]:
+        """A step during which the images are split once and the branches' answers are recorded."""
+        self.core.begin(batch)
+        try:
+            with self.tapes[0].listening(), self.tapes[1].listening():
+                yield
+        finally:
+            self.core.end()
+
+    def _exchange(self, batch: Batch, strength: float) -> Tensor:
+        """Eq. 6 beyond the hosts' own losses: CE(o1, y') + CE(o2, y') + λ · agreement, and what trains the LM alone."""
+        rest = self.core.label_free_loss(batch.images)
+        total = torch.zeros((), device=batch.images.device) if rest is None else rest
+        for one, two in zip(self.tapes[0].records, self.tapes[1].records, strict=False):
+            if not (one.logits.requires_grad and two.logits.requires_grad):
+                continue  # a host's guess or score, not what it learns from
+            if strength > 0.0:
+                total = total + strength * exchange.agreement(self.params.agreement, one.logits, two.logits)
+            if len(self.gates) and any(one.images is view for view in batch.views):  # mixed images have other labels
+                for gated in self._gated(one, two, joint=self.params.gates == "joint"):
+                    total = total + losses.cross_entropy(gated, batch.labels)
+        return total
+
+    def _gated(self, one: deconfounding.Record, two: deconfounding.Record, *, joint: bool) -> tuple[Tensor, Tensor]:
+        """o_k = a_k·l_k + (1 - a_k)·l_other with a_k in [1/2, 1]: no network can be dropped, nor the two made one."""
+        seen = torch.cat([one.features, two.features], dim=1).float()
+        l1, l2 = one.logits.float(), two.logits.float()
+        if not joint:
+            seen, l1, l2 = seen.detach(), l1.detach(), l2.detach()
+        a1, a2 = (0.5 + 0.5 * torch.sigmoid(gate(seen)) for gate in self.gates)
+        return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The answer chosen by `answer`; without labels, as in training."""
+        return self.heads(images)["answer"]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """`g1`, `g2`, and `mean`: the logarithm of the mean probabilities of o1 and o2 (of g1 and g2 without gates)."""
+        with self.tapes[0].listening(), self.tapes[1].listening():
+            l1, l2 = self.host1.logits(images).float(), self.host2.logits(images).float()
+            one, two = self.tapes[0].records[0], self.tapes[1].records[0]
+        pair = (l1, l2)
+        if len(self.gates):
+            pair = self._gated(one._replace(logits=l1), two._replace(logits=l2), joint=True)
+        mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
+        heads = {"g1": l1, "g2": l2, "mean": mean}
+        return {"answer": heads[self.params.answer], **heads}
+
+    def locate(self, images: Tensor) -> Tensor | None:
+        """Centre x, centre y and sigma of each image's mask, in network pixels (B, 3)."""
+        return None if self.core.localization is None else self.core.localization(images)
+
+
+def _gate(width: int) -> nn.Linear:
+    gate = nn.Linear(width, 1)
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    return gate
+
+
+def _unheard(_: Tensor) -> None:
+    """The ranking of labels hears one network alone."""
+
+
+def _owned(optimizers: Optimizers, host: phase.Method) -> Optimizers:
+    """Those members whose parameters are the host's."""
+    known = {id(p) for p in host.parameters()}
+    members = [m for m in optimizers.members if all(id(p) in known for g in m.param_groups for p in g["params"])]
+    return Optimizers(tuple(members), optimizers.factor)
+
+
+def _either(one: Tensor, two: Tensor) -> Tensor:
+    """A sample is drawn if either branch trusts it; masks or indices."""
+    return one | two if one.dtype == torch.bool else torch.cat([one, two]).unique()  # type: ignore[no-untyped-call]
