@@ -13,17 +13,32 @@ from fastapi.routing import APIRouter
 from app import logs, settings
 from app.broker import Broker
 from app.catalog import Catalog
+from app.datasets import intake
+from app.datasets import routes as datasets
 from app.db import session as db
 from app.http import guard, health, openapi, problems
 from app.http.access import Keyring
 from app.http.metrics import Meter
 from app.http.routing import Paths
+from app.jobs import methods, outcome
+from app.jobs import routes as jobs
+from app.jobs.schemas import Parser
 from app.keys import routes as keys
+from app.models import routes as models
 from app.settings import Settings
 from app.storage import Storage
 from app.web import routes as web
 
-ROUTERS: tuple[APIRouter, ...] = (keys.router, health.router, web.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    datasets.router,
+    methods.router,
+    jobs.router,
+    outcome.router,
+    models.router,
+    keys.router,
+    health.router,
+    web.router,
+)
 ABOUT = "Trains image classifiers on badly labelled pictures and serves them with localization masks."
 
 
@@ -46,14 +61,16 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app = FastAPI(title="DeNLL", version="0.1.0", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
+    app.state.job_parser = Parser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
+    app.state.upload_slots = intake.Slots(config.max_uploads)
     app.state.meter = Meter()
     app.state.started_at = time.monotonic()
     app.state.paths = Paths(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
-    openapi.install(app, {})
+    openapi.install(app, app.state.job_parser.schemas())
     app.add_middleware(guard.Guard, settings=config, meter=app.state.meter)
     return app
 

@@ -165,6 +165,25 @@ def request_cancel(session: Session, table: Table, row_id: uuid.UUID) -> State |
     return session.execute(statement).scalar_one_or_none()
 
 
+def requeue(session: Session, table: Table, row_id: uuid.UUID, **values: Any) -> bool:
+    """Queue a failed or cancelled row again, as if it had not been tried; False when it is in another state."""
+    statement = (
+        update(table)
+        .where(table.id == row_id, table.state.in_((State.failed, State.cancelled)))
+        .values(
+            state=State.queued,
+            attempts_without_progress=0,
+            cancel_requested_at=None,
+            finished_at=None,
+            error=None,
+            rung_at=None,
+            **values,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
+
+
 def order(session: Session, table: Table, row_id: uuid.UUID, fence: int) -> Order | None:
     """What the holder should do other than go on: stop, as somebody cancelled or as it no longer holds the row."""
     row = session.execute(select(table.cancel_requested_at).where(*held(table, row_id, fence))).one_or_none()

@@ -209,7 +209,7 @@ class JobOut(BaseModel):
 def status_of(job: Job) -> Status:
     if job.state == State.running and job.cancel_requested_at is not None:
         return "cancelling"
-    return job.state.value  # type: ignore[return-value]
+    return job.state.value
 
 
 def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | None = None) -> JobOut:
@@ -219,11 +219,11 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | Non
     ran = ((ended or now) - started).total_seconds() if started else None
     return JobOut(
         id=job.id,
-        type=job.type,  # type: ignore[arg-type]
+        type=job.type,
         status=status_of(job),
         name=job.name,
         tags=job.tags,
-        priority=PRIORITY_NAMES.get(job.priority, "normal"),  # type: ignore[arg-type]
+        priority=PRIORITY_NAMES.get(job.priority, "normal"),
         dataset_id=job.dataset_id,
         label_version=job.label_version,
         method=job.request.get("method"),
@@ -263,7 +263,7 @@ class Estimate(BaseModel):
     memory_bytes: int
     disk_bytes: int
     images_per_second: float
-    measured: bool = Field(description="Whether an earlier job of this kind was measured, or arithmetic is all there is")
+    measured: bool = Field(description="From an earlier job of this kind; false: by arithmetic alone")
 
 
 class DryRun(BaseModel):

@@ -1,0 +1,149 @@
+"""Data sets on the wire. Names of files and columns are display text; no path of a client is ever opened."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.datasets import contents, service
+from app.datasets.contents import ImageRow
+from app.db.tables import Dataset, State
+
+Status = Literal["ingesting", "ready", "failed"]
+Split = Literal["train", "test"]
+Level = Literal["excluded", "warning", "ignored"]
+WARNINGS_SHOWN = 100
+
+
+class ReportLine(BaseModel):
+    path: str
+    code: str
+    detail: str
+    level: Level
+
+
+class Summary(BaseModel):
+    """How much the report has to say; /datasets/{id}/report says it."""
+
+    excluded: int = Field(description="Images left out")
+    ignored: int = Field(description="Files that are no images")
+    by_code: dict[str, dict[str, int]] = Field(description="Lines by level and code")
+    warnings: list[ReportLine] = Field(description="The first hundred")
+    total_warnings: int
+
+
+class DatasetOut(BaseModel):
+    id: uuid.UUID
+    name: str
+    status: Status
+    label_version: int
+    label_column: str | None
+    clean_column: str | None
+    size_bytes: int = Field(description="Of the upload")
+    sha256: str = Field(description="Of the upload")
+    digest: str | None = Field(description="Of images, labels and splits; the same however they were packed")
+    classes: list[str] | None = Field(description="Sorted; the position is the class id")
+    counts: dict[Split, dict[str, int]] | None = Field(description="Images by split and class")
+    images: int | None
+    image_size: int | None = Field(description="Suggested side for training")
+    facts: dict[str, Any] | None = Field(description="What else ingest found out")
+    report: Summary | None
+    progress: dict[str, Any] | None
+    error: dict[str, Any] | None
+    request_id: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class Contained(BaseModel):
+    classes: list[str]
+    counts: dict[Split, dict[str, int]]
+    report: Summary
+
+
+def contained(folder: Path) -> Contained:
+    """What the files of a ready data set tell."""
+    counts = contents.class_counts(folder)
+    by_code = contents.report_summary(folder)
+    warnings = contents.report(folder, level="warning", limit=WARNINGS_SHOWN)
+    return Contained(
+        classes=[c.name for c in counts],
+        counts={"train": {c.name: c.train for c in counts}, "test": {c.name: c.test for c in counts}},
+        report=Summary(
+            excluded=sum(by_code["excluded"].values()),
+            ignored=sum(by_code["ignored"].values()),
+            by_code=by_code,
+            warnings=[line(row) for row in warnings],
+            total_warnings=sum(by_code["warning"].values()),
+        ),
+    )
+
+
+def line(row: contents.ReportRow) -> ReportLine:
+    return ReportLine(path=row.path, code=row.code, detail=row.detail, level=row.level)
+
+
+def dataset_out(row: Dataset, inside: Contained | None) -> DatasetOut:
+    facts = row.facts or {}
+    ready = row.state == State.succeeded
+    return DatasetOut(
+        id=row.id,
+        name=row.name,
+        status=service.STATUS[row.state],
+        label_version=row.label_version,
+        label_column=facts.get("label_column") or row.upload.get("label_column"),
+        clean_column=row.upload.get("clean_column"),
+        size_bytes=row.upload.get("size_bytes", 0),
+        sha256=row.upload.get("sha256", ""),
+        digest=facts.get("digest"),
+        classes=inside.classes if inside else None,
+        counts=inside.counts if inside else None,
+        images=facts["train_images"] + facts["test_images"] if ready and "train_images" in facts else None,
+        image_size=facts.get("image_size"),
+        facts=row.facts,
+        report=inside.report if inside else None,
+        progress=None if ready else row.progress,
+        error=row.error,
+        request_id=row.request_id,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )
+
+
+class ImageOut(BaseModel):
+    index: int
+    path: str
+    split: Split
+    given_label: str | None
+    clean_label: str | None
+    width: int = Field(description="Upright, after EXIF orientation")
+    height: int
+    sha256: str
+    size_bytes: int
+    media_type: str
+
+
+def image_out(row: ImageRow, classes: list[str]) -> ImageOut:
+    return ImageOut(
+        index=row.number,
+        path=row.path,
+        split=row.split,
+        given_label=None if row.given is None else classes[row.given],
+        clean_label=None if row.clean is None else classes[row.clean],
+        width=row.width,
+        height=row.height,
+        sha256=row.sha256,
+        size_bytes=row.image_bytes,
+        media_type=row.content_type,
+    )
+
+
+class LabelVersion(BaseModel):
+    version: int
+    source: Literal["upload"] = Field(description="Where these labels came from")
+    edits: int = Field(description="Changes against the version before")
+    created_at: datetime

@@ -1,0 +1,66 @@
+"""Data sets as rows: made, looked up, deleted. What is inside one, `contents` reads from its files."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.db.tables import Dataset, Job, State
+from app.errors import DatasetNotFound, InUse, NotReady
+
+STATUS = {
+    State.queued: "ingesting",
+    State.running: "ingesting",
+    State.succeeded: "ready",
+    State.failed: "failed",
+    State.cancelled: "failed",
+}
+STATES = {status: [state for state, s in STATUS.items() if s == status] for status in set(STATUS.values())}
+
+
+def create(
+    session: Session, dataset_id: uuid.UUID, name: str, upload: dict[str, Any], request_id: str | None
+) -> Dataset:
+    """A data set that waits to be checked; its archive lies in the uploads folder under the same id."""
+    row = Dataset(id=dataset_id, name=name, upload=upload, request_id=request_id)
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def get(session: Session, dataset_id: uuid.UUID) -> Dataset:
+    row = session.get(Dataset, dataset_id)
+    if row is None:
+        raise DatasetNotFound("There is no data set with this id.")
+    return row
+
+
+def ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) -> Dataset:
+    """A data set that can be used; with `keep`, nobody deletes it before this transaction ends."""
+    statement = select(Dataset).where(Dataset.id == dataset_id)
+    row = session.scalar(statement.with_for_update(read=True) if keep else statement)
+    if row is None:
+        raise DatasetNotFound("There is no data set with this id.")
+    if row.state != State.succeeded:
+        status = STATUS[row.state]
+        again = "wait until it is ready" if status == "ingesting" else "upload it again"
+        raise NotReady(f"The data set is {status}; {again}.")
+    return row
+
+
+def delete(session: Session, dataset_id: uuid.UUID) -> None:
+    """Forget a data set; its jobs and models stay. InUse while something works on it. The caller removes the files."""
+    row = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
+    if row is None:
+        raise DatasetNotFound("There is no data set with this id.")
+    if row.state == State.running:
+        raise InUse("The data set is being read; try again when it is ready or failed.")
+    active = (Job.dataset_id == dataset_id, Job.state.in_((State.queued, State.running)))
+    jobs = session.scalar(select(func.count()).select_from(Job).where(*active)) or 0
+    if jobs:
+        raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} need it; cancel or wait.")
+    session.delete(row)

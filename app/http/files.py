@@ -1,0 +1,126 @@
+"""Files as answers: fixed types, never rendered inline (S6), one byte range (H6), checksums. Others decide which."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import functools
+import io
+import itertools
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app import storage
+from app.errors import RangeNotSatisfiable
+from app.http import routing
+
+CHUNK_BYTES = 256 * 1024
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+MEDIA_TYPES = {
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".csv": "text/csv; charset=utf-8",
+    ".png": "image/png",
+    ".txt": "text/plain; charset=utf-8",
+    ".safetensors": "application/octet-stream",
+}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run (C3)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    return storage.sha256_file(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file that hardly ever changes; computed once."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+def download(request: Request, path: Path) -> Response:
+    """The file, or the one range that was asked for. Anything odder than one range gets the whole (RFC 9110 §14.2)."""
+    size, digest = path.stat().st_size, sha256(path)
+    etag = f'"{digest[:32]}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f'attachment; filename="{path.name}"',
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
+    }
+    if routing.matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    start, end, partial = 0, size, False
+    if request.headers.get("if-range", etag) == etag:
+        start, end, partial = selected(request.headers.get("range"), size)
+    headers["Content-Length"] = str(end - start)
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+    return StreamingResponse(_pieces(path, start, end), 206 if partial else 200, headers, media_type)
+
+
+def selected(header: str | None, size: int) -> tuple[int, int, bool]:
+    """First byte, byte after the last, and whether that is less than everything."""
+    match = RANGE.fullmatch(header.strip()) if header else None
+    if match is None or not any(match.groups()):
+        return 0, size, False
+    first, last = match.groups()
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+    if last and first and int(last) < int(first):
+        return 0, size, False
+    if start >= end:
+        raise RangeNotSatisfiable(f"The file has {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
+    return start, end, True
+
+
+async def _pieces(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
+    file = await run_in_threadpool(path.open, "rb")
+    try:
+        await run_in_threadpool(file.seek, start)
+        left = end - start
+        while left > 0 and (piece := await run_in_threadpool(file.read, min(CHUNK_BYTES, left))):
+            left -= len(piece)
+            yield piece
+    finally:
+        file.close()
+
+
+def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    """A table for spreadsheets, streamed, with nothing in it that they would run."""
+
+    def lines() -> Iterator[str]:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
+        for row in itertools.chain([header], rows):
+            writer.writerow([neutral(value) for value in row])
+            if buffer.tell() > CHUNK_BYTES:
+                yield buffer.getvalue()
+                buffer.seek(0)
+                buffer.truncate()
+        yield buffer.getvalue()
+
+    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-cache"}
+    return StreamingResponse(lines(), 200, headers, "text/csv; charset=utf-8")
+
+
+def neutral(value: object) -> object:
+    """A cell that stays text; numbers stay numbers."""
+    if isinstance(value, str) and value.startswith(FORMULA):
+        return "'" + value
+    return "" if value is None else value
+
+
+def wants_csv(request: Request) -> bool:
+    """Whether the client prefers CSV to JSON."""
+    accepted = request.headers.get("accept", "")
+    return "text/csv" in accepted and "application/json" not in accepted.split("text/csv")[0]

@@ -1,0 +1,61 @@
+"""What a training will cost, before it starts: from the speed of an earlier job of its kind, or else from arithmetic.
+
+Rough on purpose: it tells minutes from hours and megabytes from gigabytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.catalog import Catalog
+from app.db.tables import Job, State
+from app.jobs.schemas import Estimate
+
+RECENT = 50  # jobs looked through for a measured speed
+FLOPS_IMAGE_SIZE = 32  # the side at which the catalog counts a network's operations
+FORWARD_AND_BACKWARD = 3  # a backward pass costs about two forward ones
+FLOPS_PER_S = {"cpu": 60e9, "cuda": 60e12}  # what ordinary training reaches, not what the data sheet says
+RUNTIME_BYTES = {"cpu": 700_000_000, "cuda": 2_500_000_000}  # torch itself, before the first tensor
+BYTES_PER_PARAMETER = 16  # f32 weight, gradient, momentum, and a copy while a checkpoint is written
+ACTIVATION_BYTES_PER_FLOP = 0.02  # ResNet-18 at 32 px: 1.1 GFLOP and about 20 MB an image, kept for the backward pass
+CHECKPOINTS_KEPT = 3
+
+
+def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train_images: int, device: str) -> Estimate:
+    where = "cuda" if device.startswith("cuda") else "cpu"
+    network = catalog.networks.get(resolved["network"], {})
+    cost = catalog.relative_cost(resolved["method"], resolved["params"])
+    area = (resolved["image_size"] / FLOPS_IMAGE_SIZE) ** 2
+    flops = float(network.get("flops_per_image") or 1e9) * area
+    parameters = int(network.get("parameters") or 10_000_000)
+    measured = measured_speed(session, resolved)
+    speed = measured or FLOPS_PER_S[where] / (flops * FORWARD_AND_BACKWARD * cost)
+    copies = max(1, round(cost))  # a method that costs twice as much mostly holds two networks
+    pixels = train_images * resolved["image_size"] ** 2 * 3
+    activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)
+    return Estimate(
+        seconds=round(train_images * resolved["epochs"] / max(speed, 1e-3), 1),
+        memory_bytes=int(RUNTIME_BYTES[where] + parameters * BYTES_PER_PARAMETER * copies + activations + pixels),
+        disk_bytes=int(parameters * copies * (8 * CHECKPOINTS_KEPT + 4) + train_images * resolved["epochs"] * 2),
+        images_per_second=round(speed, 2),
+        measured=measured is not None,
+    )
+
+
+def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
+    """Images per second of the newest finished training with the same method, network, size and precision."""
+    newest = (
+        select(Job.request, Job.progress)
+        .where(Job.type == "train", Job.state == State.succeeded, Job.progress.is_not(None))
+        .order_by(Job.created_at.desc())
+        .limit(RECENT)
+    )
+    kind = ("method", "params", "network", "image_size", "precision", "device")
+    for request, progress in session.execute(newest).tuples():
+        speed = (progress or {}).get("images_per_second")
+        if speed and all(request.get(name) == resolved[name] for name in kind):
+            return float(speed)
+    return None

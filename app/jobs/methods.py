@@ -1,0 +1,71 @@
+"""GET /methods: what can be trained, as the catalog says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.catalog import Catalog
+from app.errors import NotFound
+from app.http.access import READ
+from app.http.deps import Trainable
+from app.http.routing import Router
+
+router = Router(tags=["methods"])
+
+
+class Method(BaseModel):
+    name: str
+    title: str
+    paper: str
+    idea: str
+    relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
+    needs: list[str] = Field(description="What you must know or have")
+    presets: dict[str, dict[str, Any]] = Field(description="Named settings")
+    defaults: dict[str, Any]
+    json_schema: dict[str, Any] = Field(serialization_alias="schema", description="JSON Schema of `params`")
+
+
+class Methods(BaseModel):
+    items: list[Method]
+    next_cursor: str | None
+    spec: dict[str, Any] = Field(description="JSON Schema of the fields every training has")
+    networks: list[dict[str, Any]]
+    noises: list[dict[str, Any]]
+
+
+def described(catalog: Catalog, name: str) -> Method:
+    entry = catalog.methods[name]
+    properties = entry["params"].get("properties", {})
+    return Method(
+        name=name,
+        title=entry["title"],
+        paper=entry["paper"],
+        idea=entry["idea"],
+        relative_cost=entry["relative_cost"],
+        needs=entry["needs"],
+        presets=entry["presets"],
+        defaults={field: schema["default"] for field, schema in properties.items() if "default" in schema},
+        json_schema=entry["params"],
+    )
+
+
+@router.get("/methods", dependencies=[READ], response_model=Methods)
+async def list_(catalog: Trainable) -> Methods:
+    """Every method, and what all trainings share: fields, networks, noises."""
+    return Methods(
+        items=[described(catalog, name) for name in catalog.methods],
+        next_cursor=None,
+        spec=catalog.spec,
+        networks=list(catalog.networks.values()),
+        noises=catalog.noises,
+    )
+
+
+@router.get("/methods/{name}", dependencies=[READ], response_model=Method)
+async def get(catalog: Trainable, name: str) -> Method:
+    """One method."""
+    if name not in catalog.methods:
+        raise NotFound(f"There is no such method; known: {', '.join(catalog.methods)}.")
+    return described(catalog, name)

@@ -1,0 +1,156 @@
+"""What a job shows besides itself: /jobs/{id}/metrics, logs, label-issues, artifacts."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.datasets import issues
+from app.datasets.issues import LabelIssue
+from app.errors import ArtifactNotFound, RangeNotSatisfiable
+from app.http import files as answers
+from app.http import pages
+from app.http.access import READ
+from app.http.deps import Files, Reading
+from app.http.openapi import problems
+from app.http.pages import Paging
+from app.http.routing import Router
+from app.jobs import results, service
+
+router = Router(tags=["jobs"])
+
+
+class Series(BaseModel):
+    epoch: list[int]
+    series: dict[str, list[float | None]] = Field(description="As long as `epoch`; nested scores are named with dots")
+    total_points: int
+
+
+@router.get("/jobs/{job_id}/metrics", dependencies=[READ], response_model=Series)
+def metrics(
+    session: Reading,
+    job_id: uuid.UUID,
+    max_points: Annotated[int, Query(ge=1, le=100_000, description="Evenly spaced; first and last are kept")] = 1000,
+) -> Series:
+    """Epoch reports as columns."""
+    service.get(session, job_id)
+    reports = service.reports(session, job_id)
+    epochs, series = results.columns(reports, max_points)
+    return Series(epoch=epochs, series=series, total_points=len(reports))
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                "application/x-ndjson": {"schema": {"type": "string"}},
+            }
+        }
+    },
+)
+def logs(
+    request: Request,
+    session: Reading,
+    files: Files,
+    job_id: uuid.UUID,
+    format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt only")] = None,
+    last: Annotated[int, Query(ge=1, le=100_000, description="So many lines from the end")] = 1000,
+) -> Response:
+    """What the attempts wrote, oldest first."""
+    service.get(session, job_id)
+    lines = results.log_lines(files, job_id, attempt, last)
+    if format == "ndjson" or (format is None and "application/x-ndjson" in request.headers.get("accept", "")):
+        return StreamingResponse((f"{line}\n" for line in lines), media_type="application/x-ndjson")
+    readable = (f"{results.readable(line)}\n" for line in lines)
+    return StreamingResponse(readable, media_type="text/plain; charset=utf-8")
+
+
+class LabelIssues(BaseModel):
+    items: list[LabelIssue]
+    next_cursor: str | None
+    total: int = Field(description="Ranked images")
+    issues: int = Field(description="Of them, those whose label is an issue")
+
+
+@router.get(
+    "/jobs/{job_id}/label-issues",
+    dependencies=[READ],
+    response_model=LabelIssues,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(ArtifactNotFound)},
+)
+def label_issues(
+    request: Request,
+    session: Reading,
+    files: Files,
+    job_id: uuid.UUID,
+    paging: Paging,
+    is_label_issue: Annotated[bool | None, Query(description="Only those that are, or are not")] = None,
+) -> Any:
+    """Every training image, the most suspicious label first; all of them as CSV."""
+    service.get(session, job_id)
+    rows = issues.read(issues.find(files, job_id))
+    flagged = sum(issues.issue(row).is_label_issue for row in rows)
+    total = len(rows)
+    if is_label_issue is not None:
+        rows = [row for row in rows if issues.issue(row).is_label_issue == is_label_issue]
+    if answers.wants_csv(request):
+        header = list(rows[0]) if rows else ["index"]
+        return answers.csv_table(f"label-issues-{job_id}", header, (list(issues.typed(row)) for row in rows))
+    kept, cursor = pages.sliced(rows, paging)
+    return LabelIssues(items=[issues.issue(r) for r in kept], next_cursor=cursor, total=total, issues=flagged)
+
+
+class Artifact(BaseModel):
+    name: str
+    size_bytes: int
+    sha256: str
+    media_type: str
+
+
+class Artifacts(BaseModel):
+    items: list[Artifact]
+    next_cursor: str | None
+
+
+@router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Artifacts)
+def artifacts(session: Reading, files: Files, job_id: uuid.UUID) -> Artifacts:
+    """Files of the newest attempt, and the published weights and manifest."""
+    job = service.get(session, job_id)
+    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    items = [
+        Artifact(
+            name=name,
+            size_bytes=path.stat().st_size,
+            sha256=answers.sha256(path),
+            media_type=answers.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        )
+        for name, path in found.items()
+    ]
+    return Artifacts(items=items, next_cursor=None)
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts/{name}",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        206: {"description": "The range that was asked for"},
+        **problems(RangeNotSatisfiable, ArtifactNotFound),
+    },
+)
+def artifact(request: Request, session: Reading, files: Files, job_id: uuid.UUID, name: str) -> Response:
+    """Download one file: `Range` for a part, `Repr-Digest` and ETag to check it."""
+    job = service.get(session, job_id)
+    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    return answers.download(request, results.artifact(found, name))

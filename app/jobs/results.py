@@ -1,0 +1,90 @@
+"""What a job leaves behind: its series as columns, its log lines, its artifacts. Nothing is changed here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.errors import ArtifactNotFound
+from app.storage import Storage
+
+BUNDLE = ("weights.safetensors", "manifest.json")
+
+
+def columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
+    """Epoch numbers, and each series beside them; at most `max_points`, the first and the last among them.
+
+    Nested scores become names: `{"test": {"answer": {"accuracy": 0.9}}}` is the series `test.answer.accuracy`.
+    """
+    kept = [reports[n] for n in spaced(len(reports), max_points)]
+    flat = [dict(flatten(report)) for _, report in kept]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(flat)))
+    return [number for number, _ in kept], {name: [row.get(name) for row in flat] for name in names}
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Evenly spaced indexes into `count` things."""
+    if count <= most:
+        return list(range(count))
+    return [round(n * (count - 1) / (most - 1)) for n in range(most)] if most > 1 else [count - 1]
+
+
+def flatten(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    for name, value in report.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            yield prefix + name, value
+
+
+def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: int) -> Iterator[str]:
+    """The last lines of the attempts' own logs, oldest first, one JSON object each."""
+    paths = [a / "log.jsonl" for a in reversed(storage.attempts(job_id)) if attempt is None or _number(a) == attempt]
+    lines: deque[str] = deque(maxlen=last)
+    for path in paths:
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                lines.extend(line.rstrip("\n") for line in file if line.strip())
+    yield from lines
+
+
+def readable(line: str) -> str:
+    """A log line for people; a line that is no JSON (a process was killed while writing) stays as it is."""
+    try:
+        record = json.loads(line)
+        return f"{record['time']} {record['level']:<7} {record['message']}"
+    except (ValueError, KeyError, TypeError):
+        return line
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.removeprefix("attempt-"))
+
+
+def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
+    """Files a client may download, by name: those of the newest attempt that has any, and the model's bundle."""
+    found: dict[str, Path] = {}
+    for attempt in storage.attempts(job_id):
+        folder = attempt / "artifacts"
+        files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+        found = {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
+        metrics = attempt / "metrics.jsonl"
+        if found:
+            found |= {metrics.name: metrics} if metrics.is_file() else {}
+            break
+    if model_id is not None:
+        paths = (storage.model(model_id) / name for name in BUNDLE)
+        found |= {path.name: path for path in paths if path.is_file()}
+    return dict(sorted(found.items()))
+
+
+def artifact(found: dict[str, Path], name: str) -> Path:
+    """One of them, by a name that is among them: no path of a client is opened."""
+    if name not in found:
+        raise ArtifactNotFound("This job has no such artifact; GET /jobs/{id}/artifacts lists them.")
+    return found[name]

@@ -1,0 +1,187 @@
+"""/jobs: submit, list, watch, cancel, retry."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import BackgroundTasks, Body, Header, Query
+from fastapi.sse import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app import storage
+from app.db import session as db
+from app.db.tables import Job
+from app.errors import (
+    DatasetNotFound,
+    IdempotencyMismatch,
+    JobFinished,
+    JobNotFinished,
+    JobNotFound,
+    NotReady,
+    QueueFull,
+)
+from app.http import pages
+from app.http.access import READ, TRAIN
+from app.http.deps import Bells, Config, Files, Reading, RequestId, Trainable, Transaction
+from app.http.idempotency import Answer, Idempotency, request_hash
+from app.http.openapi import problems
+from app.http.pages import Page, Paging
+from app.http.routing import Router
+from app.jobs import schemas, service, stream, submit
+from app.jobs.schemas import DryRun, JobOut, Patch, Retry, Status
+
+router = Router(tags=["jobs"])
+LARGEST_ID = 2**63 - 1
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    dependencies=[TRAIN],
+    response_model=JobOut,
+    responses={200: {"model": DryRun}, **problems(DatasetNotFound, NotReady, QueueFull)},
+)
+def create(
+    request: Request,
+    session: Transaction,
+    config: Config,
+    catalog: Trainable,
+    broker: Bells,
+    request_id: RequestId,
+    idempotency: Idempotency,
+    background: BackgroundTasks,
+    body: Annotated[dict[str, Any], Body()],
+    dry_run: Annotated[bool, Query(description="Only resolve the request and estimate its cost")] = False,
+) -> Response:
+    """Start a training, or score a data set with a model. The answer shows the request with every default filled in."""
+    parsed = request.app.state.job_parser.parse(body)
+    if dry_run:
+        return JSONResponse(submit.dry_run(session, catalog, parsed).model_dump(mode="json"))
+    hashed = request_hash(body)
+    if idempotency is not None and (before := idempotency.begin(session, hashed)):
+        return before[0].response(replayed=True)
+    rows = submit.rows(session, catalog, parsed, request_id)
+    jobs = service.create(session, rows, max_queued=config.max_queued)
+    comparison = [schemas.beside(job, None) for job in jobs] if len(jobs) > 1 else None
+    shown = schemas.job_out(jobs[0], None, comparison).model_dump(mode="json")
+    answer = Answer(202, {"Location": f"/jobs/{jobs[0].id}"}, shown)
+    if idempotency is not None:
+        idempotency.finish(session, hashed, answer)
+    for _ in jobs:
+        background.add_task(broker.ring, "jobs")  # after the commit and after the answer
+    return answer.response()
+
+
+@router.get("/jobs", dependencies=[READ], response_model=Page[JobOut])
+def list_(
+    session: Reading,
+    paging: Paging,
+    status: Status | None = None,
+    type: Annotated[str | None, Query(pattern="^(train|predict)$")] = None,
+    dataset_id: uuid.UUID | None = None,
+) -> Page[JobOut]:
+    """Jobs, newest first. `comparison` is shown by GET /jobs/{id} alone."""
+    rows, cursor = pages.newest(session, service.selected(status, type, dataset_id), Job, paging)
+    models = service.model_ids(session, rows)
+    return Page(items=[schemas.job_out(job, models.get(job.id)) for job in rows], next_cursor=cursor)
+
+
+@router.get("/jobs/{job_id}", dependencies=[READ], response_model=JobOut)
+def get(session: Reading, job_id: uuid.UUID) -> JobOut:
+    """A job, and beside it those it is compared with."""
+    return whole(session, service.get(session, job_id))
+
+
+def whole(session: Reading, job: Job) -> JobOut:
+    group = service.compared(session, job)
+    models = service.model_ids(session, [job, *group])
+    comparison = [schemas.beside(other, models.get(other.id)) for other in group] or None
+    return schemas.job_out(job, models.get(job.id), comparison)
+
+
+@router.patch("/jobs/{job_id}", dependencies=[TRAIN], response_model=JobOut)
+def change(session: Transaction, job_id: uuid.UUID, body: Patch) -> JobOut:
+    """Change name, tags or priority; fields that are not sent stay."""
+    values = body.model_dump(exclude_unset=True)
+    if "priority" in values:
+        values["priority"] = schemas.PRIORITIES[body.priority]
+    return whole(session, service.change(session, job_id, values))
+
+
+@router.delete("/jobs/{job_id}", status_code=204, dependencies=[TRAIN], responses=problems(JobNotFinished))
+def delete(session: Transaction, files: Files, background: BackgroundTasks, job_id: uuid.UUID) -> None:
+    """Delete a job that has ended, with its files; its model stays."""
+    service.forget(session, job_id)
+    background.add_task(storage.remove, files.job(job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    dependencies=[TRAIN],
+    response_model=JobOut,
+    responses=problems(JobFinished),
+)
+def cancel(session: Transaction, job_id: uuid.UUID) -> JobOut:
+    """End a queued job at once, a running one within seconds; 409 when it has ended."""
+    return whole(session, service.cancel(session, job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    dependencies=[TRAIN],
+    response_model=JobOut,
+    responses=problems(JobFinished, JobNotFinished, QueueFull, IdempotencyMismatch),
+)
+def retry(
+    session: Transaction,
+    config: Config,
+    broker: Bells,
+    background: BackgroundTasks,
+    idempotency: Idempotency,
+    job_id: uuid.UUID,
+    body: Retry | None = None,
+) -> Response:
+    """Queue a failed or cancelled job again: from its last checkpoint, or `{"from": "scratch"}`."""
+    asked = body or Retry()
+    hashed = request_hash(str(job_id), asked.from_)
+    if idempotency is not None and (before := idempotency.begin(session, hashed)):
+        return before[0].response(replayed=True)
+    job = service.retry(session, job_id, scratch=asked.from_ == "scratch", max_queued=config.max_queued)
+    if job.dataset_id is None:
+        raise NotReady("The job's data set was deleted.", code="dataset_deleted")
+    answer = Answer(202, {"Location": f"/jobs/{job_id}"}, whole(session, job).model_dump(mode="json"))
+    if idempotency is not None:
+        idempotency.finish(session, hashed, answer)
+    background.add_task(broker.ring, "jobs")
+    return answer.response()
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    dependencies=[READ],
+    response_class=EventSourceResponse,
+    responses={204: {"description": "The job has ended and you have seen it all"}, **problems(JobNotFound)},
+)
+async def events(
+    request: Request,
+    config: Config,
+    job_id: uuid.UUID,
+    last_event_id: Annotated[int | None, Header(ge=0, le=LARGEST_ID, description="Replay what came after")] = None,
+) -> Response:
+    """Server-sent events `status`, `progress`, `metric`, `log`, `done`; from the first one, or after Last-Event-ID."""
+    engine = request.app.state.engine
+
+    def known() -> bool:
+        with db.transaction(engine, read_only=True) as session:
+            service.get(session, job_id)
+        return last_event_id is not None and stream.over(engine, job_id, last_event_id)
+
+    if await run_in_threadpool(known):
+        return Response(status_code=204)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(stream.follow(engine, config, job_id, last_event_id or 0), headers=headers)

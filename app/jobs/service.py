@@ -1,0 +1,135 @@
+"""Jobs as rows: created, listed, changed, cancelled, retried, deleted. How one runs, `attempt` and the worker know."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Select, delete, select, update
+from sqlalchemy.orm import Session
+
+from app import work
+from app.db.tables import ENDED, Epoch, Job, Model, State, Worker
+from app.errors import JobFinished, JobNotFinished, JobNotFound, QueueFull
+from app.jobs import events
+
+QUEUE_RETRY_S = 60
+
+
+def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: int) -> list[Job]:
+    """Queue a job and those it is compared with; the first row is the job, the others stand beside it. QueueFull."""
+    if work.queued(session, Job) + len(rows) > max_queued:
+        raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
+    jobs: list[Job] = []
+    for values in rows:
+        job = Job(**values, compared_with_id=jobs[0].id if jobs else None)
+        session.add(job)
+        session.flush()
+        session.refresh(job)
+        events.changed(session, job.id, State.queued)
+        jobs.append(job)
+    return jobs
+
+
+def get(session: Session, job_id: uuid.UUID) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise JobNotFound("There is no job with this id.")
+    return job
+
+
+def compared(session: Session, job: Job) -> list[Job]:
+    """The job and all that stand beside it, in the order they were asked for; empty when it stands alone."""
+    first = job.compared_with_id or job.id
+    found = list(
+        session.scalars(
+            select(Job).where((Job.id == first) | (Job.compared_with_id == first)).order_by(Job.created_at, Job.id)
+        )
+    )
+    return found if len(found) > 1 else []
+
+
+def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUID]:
+    """The published model of each job that has one."""
+    rows = session.execute(select(Model.job_id, Model.id).where(Model.job_id.in_([job.id for job in jobs]))).tuples()
+    return {job_id: model_id for job_id, model_id in rows if job_id is not None}
+
+
+def selected(status: str | None, type_: str | None, dataset_id: uuid.UUID | None) -> Select[Job]:
+    """Jobs with a status as clients see it."""
+    statement = select(Job)
+    if status == "cancelling":
+        statement = statement.where(Job.state == State.running, Job.cancel_requested_at.is_not(None))
+    elif status == "running":
+        statement = statement.where(Job.state == State.running, Job.cancel_requested_at.is_(None))
+    elif status is not None:
+        statement = statement.where(Job.state == State(status))
+    if type_ is not None:
+        statement = statement.where(Job.type == type_)
+    if dataset_id is not None:
+        statement = statement.where(Job.dataset_id == dataset_id)
+    return statement
+
+
+def change(session: Session, job_id: uuid.UUID, values: Mapping[str, Any]) -> Job:
+    """Set name, tags or priority; priority only matters while the job waits."""
+    job = get(session, job_id)
+    if values:
+        session.execute(update(Job).where(Job.id == job_id).values(**values))
+        session.refresh(job)
+    return job
+
+
+def cancel(session: Session, job_id: uuid.UUID) -> Job:
+    """End a queued job, ask a running one to stop; JobFinished when it has ended, and nothing changes."""
+    state = work.request_cancel(session, Job, job_id)
+    job = get(session, job_id)
+    session.refresh(job)
+    if state is None:
+        raise JobFinished(f"The job is {job.state}; only a queued or running one can be cancelled.")
+    if state == State.cancelled:
+        events.changed(session, job_id, state)
+    else:
+        events.append(session, job_id, "status", {"status": "cancelling"})
+    return job
+
+
+def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int) -> Job:
+    """Queue a failed or cancelled job again, from its last checkpoint or from nothing. JobFinished, JobNotFinished."""
+    if work.queued(session, Job) >= max_queued:
+        raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
+    again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
+    requeued = work.requeue(session, Job, job_id, **(again if scratch else {}))
+    job = get(session, job_id)
+    session.refresh(job)
+    if not requeued:
+        if job.state == State.succeeded:
+            raise JobFinished("The job has succeeded; there is nothing to retry.")
+        raise JobNotFinished(f"The job is {job.state}; only a failed or cancelled one can be retried.")
+    if scratch:
+        session.execute(delete(Epoch).where(Epoch.job_id == job_id))
+    events.changed(session, job_id, State.queued, reason="retry")
+    return job
+
+
+def forget(session: Session, job_id: uuid.UUID) -> None:
+    """Delete a job that has ended; its model stays. The caller removes the files. JobNotFinished."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise JobNotFound("There is no job with this id.")
+    if job.state not in ENDED:
+        raise JobNotFinished(f"The job is {job.state}; cancel it first.")
+    session.delete(job)
+
+
+def reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:
+    """Epoch reports in order."""
+    rows = session.execute(select(Epoch.number, Epoch.report).where(Epoch.job_id == job_id).order_by(Epoch.number))
+    return [(number, report) for number, report in rows.tuples()]
+
+
+def training_device(session: Session) -> str:
+    """What the youngest supervisor trains on; `cpu` while none has ever been seen."""
+    newest = select(Worker.device).where(Worker.kind == "supervisor").order_by(Worker.seen_at.desc()).limit(1)
+    return session.scalar(newest) or "cpu"

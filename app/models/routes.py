@@ -1,0 +1,98 @@
+"""/models and /aliases: what was published, and the names that move over it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from fastapi import BackgroundTasks, Path, Query, Response
+from sqlalchemy import select
+
+from app import storage
+from app.db.tables import Alias, Model
+from app.errors import AliasNotFound, Fault, InUse, InvalidRequest, ModelNotFound, NotReady
+from app.http import pages
+from app.http.access import READ, TRAIN
+from app.http.deps import Files, Reading, Transaction
+from app.http.openapi import problems
+from app.http.pages import Page, Paging
+from app.http.routing import Router
+from app.models import service
+from app.models.schemas import AliasName, AliasOut, ModelOut, Pin, alias_out, model_out
+
+router = Router(tags=["models"])
+Name = Annotated[AliasName, Path(description="Lower case, digits, dot, dash, underscore")]
+
+
+@router.get("/models", dependencies=[READ], response_model=Page[ModelOut])
+def list_(
+    session: Reading,
+    paging: Paging,
+    method: Annotated[str | None, Query(max_length=100)] = None,
+    dataset_id: uuid.UUID | None = None,
+) -> Page[ModelOut]:
+    """Published models, newest first."""
+    statement = select(Model)
+    if method is not None:
+        statement = statement.where(Model.method == method)
+    if dataset_id is not None:
+        statement = statement.where(Model.dataset_id == dataset_id)
+    rows, cursor = pages.newest(session, statement, Model, paging)
+    aliases = service.aliases_of(session, rows)
+    return Page(items=[model_out(row, aliases[row.id]) for row in rows], next_cursor=cursor)
+
+
+@router.get("/models/{model_id}", dependencies=[READ], response_model=ModelOut)
+def get(session: Reading, model_id: uuid.UUID) -> ModelOut:
+    model = service.get(session, model_id)
+    return model_out(model, service.aliases_of(session, [model])[model.id])
+
+
+@router.delete("/models/{model_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
+def delete(session: Transaction, files: Files, background: BackgroundTasks, model_id: uuid.UUID) -> None:
+    """Delete a model and its files; 409 while an alias pins it or a job scores with it."""
+    service.remove(session, model_id)
+    background.add_task(storage.remove, files.model(model_id))
+
+
+@router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
+def aliases(session: Reading) -> Page[AliasOut]:
+    """Every alias; `default` is there as soon as there is a model."""
+    rows = list(session.scalars(select(Alias).order_by(Alias.name)))
+    items = [alias_out(r.name, r.model_id, r, service.history(session, r.name)) for r in rows]
+    follows = None if any(r.name == service.DEFAULT for r in rows) else service.newest(session)
+    if follows is not None:
+        items.insert(0, alias_out(service.DEFAULT, follows.id, None, service.history(session, service.DEFAULT)))
+    return Page(items=items, next_cursor=None)
+
+
+@router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
+def get_alias(session: Reading, alias: Name) -> AliasOut:
+    row = session.get(Alias, alias)
+    model_id = row.model_id if row else service.aliased(session, alias).id
+    return alias_out(alias, model_id, row, service.history(session, alias))
+
+
+@router.put(
+    "/aliases/{alias}",
+    dependencies=[TRAIN],
+    response_model=AliasOut,
+    responses={201: {"model": AliasOut}, **problems(NotReady, ModelNotFound)},
+)
+def put_alias(session: Transaction, response: Response, alias: Name, body: Pin) -> AliasOut:
+    """Point an alias at a model (201 when it is new), or with `rollback` at the one before."""
+    if body.rollback == (body.model_id is not None):
+        detail = "Give either model_id or rollback."
+        raise InvalidRequest(detail, errors=[Fault("/model_id", "either_or", detail)])
+    if body.model_id is None:
+        row = service.roll_back(session, alias)
+    else:
+        row, fresh = service.pin(session, alias, body.model_id)
+        response.status_code = 201 if fresh else 200
+    return alias_out(alias, row.model_id, row, service.history(session, alias))
+
+
+@router.delete("/aliases/{alias}", status_code=204, dependencies=[TRAIN], responses=problems(AliasNotFound))
+def delete_alias(session: Transaction, alias: Name) -> None:
+    """Remove an alias; its history stays, and `default` follows the newest training again."""
+    service.unpin(session, alias)

@@ -1,0 +1,139 @@
+"""Models and the names that move over them: looked up, pinned, deleted. A published model never changes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import now
+from app.db.tables import Alias, AliasChange, Job, Model, State
+from app.errors import AliasNotFound, InUse, ModelNotFound, NotReady
+
+DEFAULT = "default"  # follows the newest succeeded training until somebody pins it
+
+
+class Resolved(NamedTuple):
+    model: Model
+    alias: str | None
+
+
+def get(session: Session, model_id: uuid.UUID) -> Model:
+    model = session.get(Model, model_id)
+    if model is None:
+        raise ModelNotFound("There is no model with this id.")
+    return model
+
+
+def resolve(session: Session, name: str) -> Resolved:
+    """The model an id or an alias names. ModelNotFound, AliasNotFound; NotReady for a job without its model yet."""
+    try:
+        model_id = uuid.UUID(name)
+    except ValueError:
+        return Resolved(aliased(session, name), name)
+    model = session.get(Model, model_id) or session.scalar(select(Model).where(Model.job_id == model_id))
+    if model is not None:
+        return Resolved(model, None)
+    state = session.scalar(select(Job.state).where(Job.id == model_id))
+    if state is not None:
+        raise NotReady(f"This is a job without a model: it is {state}.")
+    raise ModelNotFound("There is no model with this id.")
+
+
+def aliased(session: Session, alias: str) -> Model:
+    """The model an alias points at."""
+    model = session.scalar(select(Model).join(Alias, Alias.model_id == Model.id).where(Alias.name == alias))
+    if model is None and alias == DEFAULT:
+        model = newest(session)
+        if model is None:
+            raise ModelNotFound("There is no model yet: train one with POST /jobs.")
+    if model is None:
+        raise AliasNotFound("There is no alias of this name.")
+    return model
+
+
+def newest(session: Session) -> Model | None:
+    """The model of the newest succeeded training; baselines of a comparison do not count."""
+    trained = (
+        select(Model)
+        .join(Job, Job.id == Model.job_id)
+        .where(Job.compared_with_id.is_(None))
+        .order_by(Model.created_at.desc(), Model.id.desc())
+        .limit(1)
+    )
+    return session.scalar(trained) or session.scalar(
+        select(Model).order_by(Model.created_at.desc(), Model.id.desc()).limit(1)
+    )
+
+
+def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, list[str]]:
+    """Names that point at each model, `default` included while it follows."""
+    found: dict[uuid.UUID, list[str]] = {model.id: [] for model in models}
+    rows = session.execute(select(Alias.name, Alias.model_id).order_by(Alias.name)).tuples().all()
+    for name, model_id in rows:
+        if model_id in found:
+            found[model_id].append(name)
+    if all(name != DEFAULT for name, _ in rows) and (follows := newest(session)) and follows.id in found:
+        found[follows.id].insert(0, DEFAULT)
+    return found
+
+
+def remove(session: Session, model_id: uuid.UUID) -> None:
+    """Delete a model's row; the caller removes its files. InUse while an alias or a scoring job needs it."""
+    model = session.scalar(select(Model).where(Model.id == model_id).with_for_update())
+    if model is None:
+        raise ModelNotFound("There is no model with this id.")
+    names = list(session.scalars(select(Alias.name).where(Alias.model_id == model_id)))
+    if names:
+        raise InUse(f"The alias {', '.join(names)} points at this model; move it first.")
+    scoring = (Job.type == "predict", Job.state.in_((State.queued, State.running)))
+    if any(spec.get("model_id") == str(model_id) for spec in session.scalars(select(Job.spec).where(*scoring))):
+        raise InUse("A queued or running job scores a data set with this model; cancel or wait.")
+    session.delete(model)
+
+
+def alias(session: Session, name: str) -> Alias:
+    row = session.get(Alias, name)
+    if row is None:
+        raise AliasNotFound("There is no alias of this name.")
+    return row
+
+
+def pin(session: Session, name: str, model_id: uuid.UUID) -> tuple[Alias, bool]:
+    """Point an alias at a model, and remember that it did; whether the alias is new."""
+    get(session, model_id)
+    values = {"model_id": model_id, "updated_at": now()}
+    moved = session.execute(update(Alias).where(Alias.name == name).values(**values)).rowcount  # type: ignore[attr-defined]
+    if not moved:
+        session.add(Alias(name=name, model_id=model_id))
+    session.add(AliasChange(alias=name, model_id=model_id))
+    session.flush()
+    row = alias(session, name)
+    session.refresh(row)
+    return row, not moved
+
+
+def roll_back(session: Session, name: str) -> Alias:
+    """Point an alias at the model it pointed at before, if that still exists."""
+    current = alias(session, name)
+    changes = select(AliasChange.model_id).where(AliasChange.alias == name).order_by(AliasChange.id.desc())
+    for model_id in session.scalars(changes):
+        if model_id is not None and model_id != current.model_id and session.get(Model, model_id) is not None:
+            return pin(session, name, model_id)[0]
+    raise NotReady("This alias has no earlier model to go back to.", code="nothing_to_roll_back")
+
+
+def unpin(session: Session, name: str) -> None:
+    """Remove an alias; `default` follows the newest training again."""
+    if session.execute(delete(Alias).where(Alias.name == name)).rowcount == 0:  # type: ignore[attr-defined]
+        raise AliasNotFound("There is no alias of this name.")
+    session.add(AliasChange(alias=name, model_id=None))
+
+
+def history(session: Session, name: str, limit: int = 50) -> Sequence[AliasChange]:
+    """Where an alias pointed, newest first."""
+    changes = select(AliasChange).where(AliasChange.alias == name).order_by(AliasChange.id.desc()).limit(limit)
+    return session.scalars(changes).all()
