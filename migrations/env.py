@@ -8,20 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import JSON, Connection, create_engine, event, text
 from sqlalchemy.engine import make_url
 
-from app.db.clock import UtcTime
-from app.db.tables import Row
+from app.db.clock import UtcTime, now
+from app.db.tables import BigId, Row
 from app.settings import Settings, current
 
 ADVISORY_LOCK = 0x64656E6C6C  # "denll"
 
 
 def render(kind: str, thing: object, _: object) -> str | bool:
-    """Draft migrations in plain column types: they must not depend on the application's."""
-    if kind == "type" and isinstance(thing, UtcTime):
-        return "sa.DateTime(timezone=True)"
+    """Draft migrations in portable words: they must depend neither on the application nor on one database."""
+    if kind == "type":
+        words = {"time": isinstance(thing, UtcTime), "json": isinstance(thing, JSON), "big_id": thing is BigId}
+        for word in (name for name, fits in words.items() if fits):
+            return f"portable.{word}()"
+    if kind == "server_default" and isinstance(getattr(thing, "arg", None), now):
+        return "portable.now()"
     return False
 
 

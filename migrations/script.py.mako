@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-${imports if imports else ""}
+
+from migrations import portable
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
