@@ -30,12 +30,17 @@ def bound(**ids: str | None) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process  # not a context variable: threads begin without any
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage()[: RECORD_BYTES // 2],
+            "process": self._process,
             **_context.get(),
             **getattr(record, "fields", {}),
         }
@@ -55,7 +60,7 @@ class JsonLines(logging.Formatter):
 def configure(level: str, *, process: str) -> None:
     """Send every record of this process to standard output, one JSON object a line. Called once by each `main`."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -64,11 +69,10 @@ def configure(level: str, *, process: str) -> None:
     for framework in ("uvicorn", "uvicorn.error", "celery"):
         logging.getLogger(framework).handlers.clear()
         logging.getLogger(framework).propagate = True
-    _context.set({"process": process})
 
 
-def also_to(path: Path) -> None:
+def also_to(path: Path, *, process: str) -> None:
     """Append every record of this process to a file as well: the log of an attempt."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(process))
     logging.getLogger().addHandler(handler)

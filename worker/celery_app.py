@@ -138,6 +138,8 @@ def _answer(lives: dict[Bell, Life], bell: Bell) -> Any:
 
 def _log(**_: Any) -> None:
     logs.configure(current().log_level, process="supervisor")
+    for every_bell in ("celery.app.trace", "celery.worker.strategy"):
+        logging.getLogger(every_bell).setLevel(logging.WARNING)
 
 
 def __getattr__(attribute: str) -> Celery:

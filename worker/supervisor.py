@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0  # how often drain and stall are looked at while the child is silent
 SETTLE_TRIES = 3
+FENCED_GRACE_S = 1.0  # for a child whose claim is lost; it may not write, but it may hold the device
 CHILDREN: dict[Bell, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
 
 
@@ -78,7 +79,7 @@ class Supervisor:
         self.heard = time.monotonic()
         self.busy = True
         try:
-            while not self.draining.is_set() and (claim := self._claim()):
+            while not self.draining.is_set() and self._prepared() and (claim := self._claim()):
                 with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
                     self._see_through(claim)
         finally:
@@ -87,6 +88,15 @@ class Supervisor:
 
     def close(self) -> None:
         self._zygote.close()
+
+    def _prepared(self) -> bool:
+        """Whether a child can be started; work is left to others while it cannot."""
+        try:
+            self._zygote.prepare()
+        except OSError:
+            log.exception("no child can be started")
+            return False
+        return True
 
     def _claim(self) -> Claim | None:
         try:
@@ -125,7 +135,7 @@ class Supervisor:
             if now >= due:
                 order = self._renew(claim, watch)
                 due = time.monotonic() + self._settings.heartbeat_s
-            if self._must_die(watch, order):
+            if self._must_die(watch):
                 log.warning("child is killed: %s", watch.reason)
                 return child.kill()
             self._tell(child, watch, order)
@@ -141,11 +151,9 @@ class Supervisor:
         watch.renewed = time.monotonic()
         return order
 
-    def _must_die(self, watch: Watch, order: Order | None) -> bool:
+    def _must_die(self, watch: Watch) -> bool:
         now = time.monotonic()
-        if order == "fenced_off":
-            watch.reason = "fenced_off"
-        elif now - watch.renewed > self._settings.database_grace_s:
+        if now - watch.renewed > self._settings.database_grace_s:
             watch.reason = "database_away"
         elif now - watch.advanced > self._settings.stall_s:
             watch.reason = "stalled"
@@ -154,7 +162,10 @@ class Supervisor:
         return True
 
     def _tell(self, child: Child, watch: Watch, order: Order | None) -> None:
-        if watch.reason is None and order == "cancel":
+        if order == "fenced_off" and watch.reason != order:  # or settled by the child, which is about to end
+            watch.reason, watch.deadline = order, time.monotonic() + FENCED_GRACE_S
+            child.tell("cancel")
+        elif watch.reason is None and order == "cancel":
             watch.reason, watch.deadline = "cancelled", time.monotonic() + self._settings.cancel_grace_s
             child.tell("cancel")
         elif watch.reason is None and self.draining.is_set():

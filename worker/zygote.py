@@ -23,6 +23,7 @@ from typing import NamedTuple
 from worker import leash
 
 MESSAGE_BYTES = 4096
+READY = b'{"ready": true}'
 SINGLE_THREADED = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -86,14 +87,29 @@ class Zygote:
         self._modules = modules
         self._warm = warm
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self.line: socket.socket
         if warm:
             self._start()
 
-    def spawn(self, errand: Errand) -> Child:
-        """Start one child; a zygote that died, or a cold one, is started anew."""
-        if not self._warm or self._process is None or self._process.poll() is not None:
+    def prepare(self) -> None:
+        """Wait until children can be started; a zygote that died is started anew. OSError when it cannot start.
+
+        To be called before work is claimed: importing may take longer than a lease.
+        """
+        if self._process is None or self._process.poll() is not None:
             self._start()
+        while not self._ready:
+            reply = self.line.recv(MESSAGE_BYTES)
+            if not reply:
+                raise ChildProcessError("the zygote ended before it was ready")
+            self._ready = reply == READY
+
+    def spawn(self, errand: Errand) -> Child:
+        """Start one child."""
+        if not self._warm:
+            self.close()  # a cold zygote forks once
+        self.prepare()
         ours, theirs = socket.socketpair()
         request = json.dumps(
             {"module": errand.module, "id": str(errand.id), "fence": errand.fence, "request_id": errand.request_id}
@@ -125,7 +141,7 @@ class Zygote:
         if self._process is not None:
             self.line.close()
             self._process.wait()
-            self._process = None
+            self._process, self._ready = None, False
 
     def _start(self) -> None:
         self.close()
@@ -148,8 +164,10 @@ def serve(line: socket.socket, modules: list[str]) -> None:
     leash.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to interpret
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for module in modules:
-        importlib.import_module(module)
+    for name in modules:
+        module = importlib.import_module(name)
+        getattr(module, "warm", lambda: None)()  # what it would import only when it is used
+    line.send(READY)
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)

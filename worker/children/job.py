@@ -5,7 +5,9 @@ Everything slow that an attempt needs is imported here, so that a zygote that ha
 
 from __future__ import annotations
 
+import importlib
 import logging
+import pkgutil
 import uuid
 
 from sqlalchemy import select
@@ -17,13 +19,22 @@ from app.errors import DatabaseAway
 from app.jobs import attempt
 from app.settings import current
 from app.storage import Storage
-from ml import errors
+from ml import errors, methods, networks
 from worker import leash
 from worker.children import failures, score, train
 from worker.children.desk import Assignment, Desk, FencedOff, Interrupted
 from worker.leash import Leash
 
 log = logging.getLogger(__name__)
+
+
+def warm() -> None:
+    """Import what an attempt would import later: methods, networks, and the compiler that optimizers ask for."""
+    importlib.import_module("torch._dynamo")
+    for name in methods.names():
+        methods.load(name)
+    for module in pkgutil.iter_modules(networks.__path__, f"{networks.__name__}."):
+        importlib.import_module(module.name)
 
 
 def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
@@ -34,7 +45,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
         files = Storage(settings.data_dir)
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        logs.also_to(folder / "log.jsonl")
+        logs.also_to(folder / "log.jsonl", process="child")
         engine = connect(settings)
         desk = Desk(settings, engine, job_id, fence, tie)
         try:

@@ -130,8 +130,8 @@ class Attempt:
             self._desk.log("info", f"Resumed at step {training.step}, epoch {training.epoch + 1}.")
             for report in training.history:
                 self._desk.epoch(report.to_json())
-        elif folders:
-            self._desk.log("warning", "No checkpoint could be used: the training starts again.")
+        elif newest.skipped:
+            self._desk.log("warning", "No checkpoint can be used: the training starts again.")
 
     def train(self) -> None:
         """Iterate to the end."""
