@@ -44,6 +44,10 @@ class Pixels:
         """The images as they are: int64 (B,) -> (B, 3, S, S)."""
         return self._normalised(self._images[rows])
 
+    def stored(self, rows: Tensor) -> Tensor:
+        """The bytes themselves: int64 (B,) -> uint8 (B, S, S, 3)."""
+        return self._images[rows]
+
     def plain_rows(self) -> int:
         """How many rows to ask of `plain` at once."""
         return max(2, PLAIN_PIXELS // self.side**2)

@@ -121,6 +121,16 @@ class Training:
         test = [report.test.get("answer") for report in self.history]
         return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
 
+    @property
+    def method_label_count(self) -> int:
+        """M: the length of the labels that the method was built with."""
+        return len(self._rows)
+
+    def sample(self, count: int) -> Tensor:
+        """Up to `count` evenly spread training images as they are stored: uint8 (n, S, S, 3) on the CPU."""
+        spread = torch.linspace(0, len(self._rows) - 1, min(count, len(self._rows))).round().long()
+        return self._pixels.stored(self._rows[spread.to(self.device)]).cpu().contiguous()
+
     def generator(self, concern: str) -> torch.Generator:
         """The generator of one concern on the training's device, made when first asked for."""
         if concern not in self._generators:

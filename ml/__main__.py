@@ -1,0 +1,147 @@
+"""The command line: `python -m ml train | measure | catalog`. It needs no service, and no service needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ml import errors, spec
+
+CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
+CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json", "epochs.jsonl", "label-issues.csv"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a failure is one line on stderr and exit code 1, wrong usage 2."""
+    parser = argparse.ArgumentParser(prog="python -m ml", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train on a folder or zip of pictures, resuming where it was stopped")
+    train.add_argument("data", type=Path, help="class folders, or images with train.csv/labels.csv (and test.csv)")
+    train.add_argument("--out", type=Path, default=Path("trained"), help="where checkpoints and the bundle go")
+    train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
+    train.add_argument("--params", type=json.loads, help="the method's settings as JSON")
+    train.add_argument("--noise", type=json.loads, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}')
+    train.add_argument("--label-column", help="the column to learn from")
+    train.add_argument("--threads", type=int, help="CPU threads")
+    train.add_argument("--weights", type=Path, help="folder of pretrained weights")
+    for name in PLAIN_OPTIONS:
+        described = spec.TrainingSpec.model_fields[name].description
+        train.add_argument(f"--{name.replace('_', '-')}", default=None, help=(described or "").replace("%", "%%"))
+    measure = commands.add_parser("measure", help="the four accuracies and the label issues of a finished training")
+    measure.add_argument("trained", type=Path, help="the --out folder of a training")
+    commands.add_parser("catalog", help="everything that can be trained, as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        return {"train": _train, "measure": _measure, "catalog": _catalog}[options.command](options)
+    except (errors.Failure, ValidationError) as error:
+        print(f"{options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+PLAIN_OPTIONS = (
+    "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
+    "schedule", "augmentation", "seed", "validation_fraction", "precision", "device", "deterministic", "pretrained",
+)  # fmt: skip
+
+
+def _train(options: argparse.Namespace) -> int:
+    from ml import bundle, checkpoint, folders
+    from ml.training import EpochReport, Training
+
+    wanted = _spec(options)
+    found = folders.read(
+        options.data, image_size=wanted.image_size, resize=wanted.resize, label_column=options.label_column
+    )
+    for line in found.left_out:
+        print(f"left out {line}", file=sys.stderr)
+    training = Training.build(wanted, found.images, truth=found.truth, threads=options.threads, weights=options.weights)
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / SPEC).write_text(wanted.model_dump_json(indent=1), encoding="utf-8")
+    known = checkpoint.newest([out / CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash)
+    for skipped in known.skipped:
+        print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
+    if known.state is not None:
+        training.restore(known.state)
+        print(f"resumed at epoch {training.epoch}, step {training.step}", file=sys.stderr)
+    saved = time.monotonic()
+    for event in training:
+        if isinstance(event, EpochReport):
+            print(f"\r{_line(event)}", file=sys.stderr)
+        elif sys.stderr.isatty():
+            print(f"\repoch {event.epoch} step {event.step + 1}/{event.steps}  ", end="", file=sys.stderr, flush=True)
+        if isinstance(event, EpochReport) or time.monotonic() - saved > CHECKPOINT_S:
+            checkpoint.write(out / CHECKPOINTS, training.state())
+            saved = time.monotonic()
+    lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in training.history]
+    (out / EPOCHS).write_text("".join(lines), encoding="utf-8")
+    if (issues := training.label_issues()) is not None:
+        _write_issues(out / ISSUES, issues, training.labels.tolist(), training.classes)
+    shutil.rmtree(out / BUNDLE, ignore_errors=True)  # of the same training before, which a bundle never overwrites
+    bundle.save(out / BUNDLE, training, metrics={"test_accuracy": training.summary()})
+    return _measure(argparse.Namespace(trained=out))
+
+
+def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
+    """The spec file, then the options on top of it."""
+    settings: dict[str, Any] = json.loads(options.spec.read_text(encoding="utf-8")) if options.spec else {}
+    for name in (*PLAIN_OPTIONS, "params", "noise"):
+        if (value := getattr(options, name)) is not None:
+            settings[name] = value
+    return spec.TrainingSpec.model_validate(settings)
+
+
+def _line(report: Any) -> str:  # an EpochReport; its module needs torch
+    validation, test = report.noisy_validation.get("answer"), report.test.get("answer")
+    return (
+        f"epoch {report.epoch + 1}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
+        + (f", noisy validation {validation.accuracy:.4f}" if validation else "")
+        + (f", test {test.accuracy:.4f}" if test else "")
+        + f", {report.images_per_second:.0f} images/s"
+    )
+
+
+def _write_issues(path: Path, issues: Any, given: list[int], classes: tuple[str, ...]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "label_score", "is_label_issue", "given_label", "predicted_label"])
+        for index in issues.label_score.argsort(kind="stable"):
+            writer.writerow(
+                [index, f"{issues.label_score[index]:.6f}", bool(issues.is_label_issue[index]), classes[given[index]],
+                 classes[issues.predicted_label[index]]]
+            )  # fmt: skip
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from ml import measure
+
+    lines = (options.trained / EPOCHS).read_text(encoding="utf-8").splitlines()
+    reports = [json.loads(line) for line in lines]
+    accuracies = {
+        part: [report[part].get("answer", {}).get("accuracy") for report in reports]
+        for part in ("noisy_validation", "test")
+    }
+    found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}
+    found["last_epoch"] = reports[-1]
+    print(json.dumps(found, indent=1, allow_nan=False))
+    return 0
+
+
+def _catalog(options: argparse.Namespace) -> int:
+    from ml import catalog
+
+    sys.stdout.write(catalog.text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A plain folder or zip of pictures as tensors, for the command line: class folders, or images and a table.
+
+Reads what the user points at on their own machine; the service, which must distrust what it reads, has its own way in.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from ml import images
+from ml.data import UNKNOWN, LabeledImages, Truth
+from ml.errors import UndecodableImage, UnusableData
+from ml.images import Geometry, Resize
+
+TABLES = {"train.csv": "train", "labels.csv": "train", "test.csv": "test"}
+PATH_COLUMNS = ("file", "file_name", "path")
+LABEL_COLUMNS = ("label", "given", "class")
+CLEAN_COLUMN = "clean"
+SPLITS = ("train", "test")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+
+
+class Source(Protocol):
+    """Named bytes."""
+
+    def names(self) -> list[str]: ...
+
+    def read(self, name: str) -> bytes: ...
+
+
+class Folder:
+    """Files below a folder, by their path inside it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self) -> list[str]:
+        return sorted(path.relative_to(self._path).as_posix() for path in self._path.rglob("*") if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+
+class Zip:
+    """Members of a zip, by name; nothing is extracted."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+
+    def names(self) -> list[str]:
+        return sorted(info.filename for info in self._zip.infolist() if not info.is_dir())
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)
+
+
+class Row(NamedTuple):
+    """A picture to learn from or to test on; `clean` is "" where unknown."""
+
+    path: str
+    split: str
+    given: str
+    clean: str
+
+
+class Found(NamedTuple):
+    """A data set and what had to be left out of it."""
+
+    images: LabeledImages
+    truth: Truth
+    left_out: tuple[str, ...]
+
+
+def read(path: Path, *, image_size: int, resize: Resize = "squash", label_column: str | None = None) -> Found:
+    """The pictures and labels in a folder or zip. `label_column` names the column to learn from.
+
+    UnusableData if there is no table and no class folder, or fewer than two classes.
+    """
+    source: Source = Folder(path) if path.is_dir() else Zip(path)
+    names = source.names()
+    tables = [name for name in names if name in TABLES]
+    rows = _from_tables(source, tables, label_column) if tables else _from_folders(names)
+    classes = tuple(sorted({row.given for row in rows if row.split == "train"}))
+    if len(classes) < 2:
+        raise UnusableData(f"{path.name} has fewer than two classes", code="too_few_classes")
+    pixels: list[torch.Tensor] = []
+    kept: list[Row] = []
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            picture = images.decode(source.read(row.path))
+        except (UndecodableImage, OSError, KeyError) as error:
+            left_out.append(f"{row.path}: {error}")
+            continue
+        geometry = Geometry.of(picture.shape[1], picture.shape[0], image_size, resize)
+        pixels.append(torch.from_numpy(np.ascontiguousarray(images.resize(picture, geometry))))
+        kept.append(row)
+    return _assembled(kept, pixels, classes, tuple(left_out))
+
+
+def _assembled(
+    rows: list[Row], pixels: list[torch.Tensor], classes: tuple[str, ...], left_out: tuple[str, ...]
+) -> Found:
+    number: Mapping[str, int] = {name: number for number, name in enumerate(classes)}
+    train = [i for i, row in enumerate(rows) if row.split == "train"]
+    test = [i for i, row in enumerate(rows) if row.split == "test" and (row.clean or row.given) in number]
+    if not train:
+        raise UnusableData("no picture to train on could be decoded", code="no_images")
+    clean = torch.tensor([number.get(rows[i].clean, UNKNOWN) for i in train])
+    return Found(
+        LabeledImages(_stacked(pixels, train), torch.tensor([number[rows[i].given] for i in train]), classes),
+        Truth(
+            train_clean=clean if bool((clean != UNKNOWN).any()) else None,
+            test_images=_stacked(pixels, test) if test else None,
+            test_labels=torch.tensor([number[rows[i].clean or rows[i].given] for i in test]) if test else None,
+        ),
+        left_out,
+    )
+
+
+def _stacked(pixels: list[torch.Tensor], numbers: Iterable[int]) -> torch.Tensor:
+    return torch.stack([pixels[number] for number in numbers])
+
+
+def _from_tables(source: Source, tables: list[str], label_column: str | None) -> list[Row]:
+    rows: list[Row] = []
+    for table in tables:
+        reader = csv.DictReader(io.StringIO(source.read(table).decode("utf-8-sig"), newline=""))
+        columns = list(reader.fieldnames or ())
+        path_column = _first(PATH_COLUMNS, columns, table)
+        split = TABLES[table]
+        wanted = (label_column,) if label_column and (split == "train" or label_column in columns) else LABEL_COLUMNS
+        given_column = _first((*wanted, CLEAN_COLUMN) if split == "test" else wanted, columns, table)
+        rows += [Row(line[path_column], split, line[given_column], line.get(CLEAN_COLUMN) or "") for line in reader]
+    return rows
+
+
+def _first(wanted: Iterable[str], columns: list[str], table: str) -> str:
+    found = [name for name in wanted if name in columns]
+    if not found:
+        raise UnusableData(
+            f"{table} has none of the columns {', '.join(wanted)}",
+            hint=f"its columns are {', '.join(columns)}; name one with --label-column",
+            code="wrong_columns",
+        )
+    return found[0]
+
+
+def _from_folders(names: list[str]) -> list[Row]:
+    """`[train|test/]<class>/.../<picture>`."""
+    pictures = [PurePosixPath(name).parts for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    split_above = {parts[0] for parts in pictures if len(parts) > 2} & set(SPLITS)
+    rows = []
+    for parts in pictures:
+        split, below = (parts[0], parts[1:]) if split_above and parts[0] in SPLITS else ("train", parts)
+        if len(below) > 1:
+            rows.append(Row("/".join(parts), split, below[0], ""))
+    if not rows:
+        raise UnusableData("no table and no class folder with pictures was found", code="no_images")
+    return rows

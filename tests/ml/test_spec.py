@@ -1,0 +1,58 @@
+"""The training spec: strict, bounded, and cheap to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ml.spec import TrainingSpec, seed_for
+
+
+def test_parsing_needs_no_torch() -> None:
+    script = "import sys, ml.spec, ml.errors; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+def test_every_field_says_what_it_is_and_numbers_are_bounded() -> None:
+    schema = TrainingSpec.model_json_schema()
+    for properties in (schema["properties"], schema["$defs"]["NoiseSpec"]["properties"]):
+        for name, field in properties.items():
+            assert field.get("description"), name
+            if field.get("type") in {"integer", "number"}:
+                assert {"minimum", "exclusiveMinimum"} & set(field), name
+                assert {"maximum", "exclusiveMaximum"} & set(field), name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"batch_size": 1},
+        {"unknown": 1}, {"seed": 2**32}, {"noise": {"kind": "symmetric", "rate": 1.0}}, {"noise": {"kind": "odd"}},
+        {"validation_fraction": -0.1}, {"device": "tpu"},
+    ],
+)  # fmt: skip
+def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TrainingSpec.model_validate(wrong)
+
+
+def test_the_digest_follows_every_field() -> None:
+    digests = {TrainingSpec(**change).digest() for change in ({}, {"seed": 1}, {"params": {"a": 1}}, {"epochs": 31})}
+
+    assert len(digests) == 4
+    assert TrainingSpec().digest() == TrainingSpec.model_validate_json(TrainingSpec().model_dump_json()).digest()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_concerns_have_seeds_of_their_own(seed: int) -> None:
+    seeds = [seed_for(seed, concern) for concern in ("order", "augmentation", "noise")]
+
+    assert len(set(seeds)) == 3
+    assert all(0 <= each < 2**63 for each in seeds)
