@@ -25,6 +25,9 @@ from app.jobs import routes as jobs
 from app.jobs.schemas import Parser
 from app.keys import routes as keys
 from app.models import routes as models
+from app.models.known import Known
+from app.predictions import routes as predictions
+from app.predictions.gateway import Gateway
 from app.settings import Settings
 from app.storage import Storage
 from app.web import routes as web
@@ -35,6 +38,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     outcome.router,
     models.router,
+    predictions.router,
     keys.router,
     health.router,
     web.router,
@@ -52,9 +56,17 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state.engine = db.connect(config)
         state.broker = Broker(config)
         state.keyring = Keyring(config, state.engine)
+        state.models_known = Known(state.engine)
+        state.gateway = Gateway(
+            config.inference_addresses,
+            connect_timeout_s=config.connect_timeout_s,
+            deadline_s=config.predict_deadline_s,
+            most_in_flight=config.predict_queue,
+        )
         try:
             yield
         finally:
+            await state.gateway.close()
             state.broker.close()
             state.engine.dispose()
 
@@ -70,7 +82,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
-    openapi.install(app, app.state.job_parser.schemas())
+    openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
     app.add_middleware(guard.Guard, settings=config, meter=app.state.meter)
     return app
 

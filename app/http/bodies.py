@@ -145,4 +145,6 @@ def _faults(root: Any) -> list[Fault]:
 
 
 def is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    if "\0" in value:
+        return False
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import BackgroundTasks, Path, Query, Response
 from sqlalchemy import select
+from starlette.requests import Request
 
 from app import storage
 from app.db.tables import Alias, Model
@@ -49,9 +50,12 @@ def get(session: Reading, model_id: uuid.UUID) -> ModelOut:
 
 
 @router.delete("/models/{model_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
-def delete(session: Transaction, files: Files, background: BackgroundTasks, model_id: uuid.UUID) -> None:
+def delete(
+    request: Request, session: Transaction, files: Files, background: BackgroundTasks, model_id: uuid.UUID
+) -> None:
     """Delete a model and its files; 409 while an alias pins it or a job scores with it."""
     service.remove(session, model_id)
+    background.add_task(request.app.state.models_known.forget)
     background.add_task(storage.remove, files.model(model_id))
 
 
@@ -79,11 +83,14 @@ def get_alias(session: Reading, alias: Name) -> AliasOut:
     response_model=AliasOut,
     responses={201: {"model": AliasOut}, **problems(NotReady, ModelNotFound)},
 )
-def put_alias(session: Transaction, response: Response, alias: Name, body: Pin) -> AliasOut:
+def put_alias(
+    request: Request, session: Transaction, response: Response, background: BackgroundTasks, alias: Name, body: Pin
+) -> AliasOut:
     """Point an alias at a model (201 when it is new), or with `rollback` at the one before."""
     if body.rollback == (body.model_id is not None):
         detail = "Give either model_id or rollback."
         raise InvalidRequest(detail, errors=[Fault("/model_id", "either_or", detail)])
+    background.add_task(request.app.state.models_known.forget)
     if body.model_id is None:
         row = service.roll_back(session, alias)
     else:
@@ -93,6 +100,7 @@ def put_alias(session: Transaction, response: Response, alias: Name, body: Pin) 
 
 
 @router.delete("/aliases/{alias}", status_code=204, dependencies=[TRAIN], responses=problems(AliasNotFound))
-def delete_alias(session: Transaction, alias: Name) -> None:
+def delete_alias(request: Request, session: Transaction, background: BackgroundTasks, alias: Name) -> None:
     """Remove an alias; its history stays, and `default` follows the newest training again."""
     service.unpin(session, alias)
+    background.add_task(request.app.state.models_known.forget)

@@ -1,0 +1,128 @@
+"""What a request to /predict asks, in any of its forms, as sources and options. No picture is read here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from app.errors import Fault, InvalidRequest, TooLarge, UndecodableInput, UnsupportedMediaType
+from app.http import bodies, problems
+from app.http.multipart import Begin, Data, Parts
+from app.predictions.images import Source
+from app.predictions.schemas import MASK_KINDS, Format, MaskThreshold, Options, PredictRequest, Threshold, TopK
+from app.settings import Settings
+
+FIELD_BYTES = 64 * 1024
+FIELDS: dict[str, TypeAdapter[Any]] = {
+    "model": TypeAdapter(str),
+    "top_k": TypeAdapter(TopK),
+    "threshold": TypeAdapter(Threshold),
+    "masks": TypeAdapter(str),
+    "mask_threshold": TypeAdapter(MaskThreshold),
+    "format": TypeAdapter(Format),
+}
+
+
+def mask_kinds(text: str, pointer: str) -> list[Any]:
+    """`gaussian,rle` as a list; an empty text asks for no mask."""
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in MASK_KINDS:
+            detail = f"There is no such mask.{problems.did_you_mean(kind, MASK_KINDS)} Known: {', '.join(MASK_KINDS)}."
+            raise InvalidRequest(detail, errors=[Fault(pointer, "unknown_mask", detail)])
+    return list(dict.fromkeys(kinds))
+
+
+def too_many(most: int) -> TooLarge:
+    return TooLarge(
+        f'At most {most} images a call. To score many, upload them as a data set and POST /jobs {{"type": "predict"}}.',
+        code="too_many_images",
+    )
+
+
+async def read(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
+    """The body of a POST: a raw picture, multipart files, or JSON."""
+    kind = bodies.media_type(request)
+    bodies.allow(request.scope, settings.image_bytes if kind.startswith("image/") else settings.predict_body_bytes)
+    if kind == "multipart/form-data":
+        return await _multipart(request, options, settings)
+    if kind == "application/json":
+        return await _json(request, settings)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return [Source("0", "bytes", await request.body(), "")], options
+    raise UnsupportedMediaType("Send image/*, multipart/form-data with `file` parts, or application/json.")
+
+
+async def _json(request: Request, settings: Settings) -> tuple[list[Source], Options]:
+    value = await asyncio.to_thread(bodies.parse, await request.body())
+    inputs = value.get("inputs") if isinstance(value, dict) else None
+    if isinstance(inputs, list) and len(inputs) > settings.images_per_call:
+        raise too_many(settings.images_per_call)
+    try:
+        body = PredictRequest.model_validate(value)
+    except ValidationError as error:
+        found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False, include_input=False)]
+        raise problems.from_validation(found, PredictRequest) from None
+    sources = [
+        Source(given.id or str(n), given.image.type, given.image.value, f"/inputs/{n}/image/value")
+        for n, given in enumerate(body.inputs)
+    ]
+    return sources, Options(**body.model_dump(exclude={"inputs"}))
+
+
+async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
+    parts = Parts(request.headers["content-type"], most=settings.images_per_call + len(FIELDS) + 1)
+    sources: list[Source] = []
+    said: dict[str, Any] = {}
+    name, value = "", bytearray()
+    async for chunk in request.stream():
+        for event in parts.feed(chunk):
+            if isinstance(event, Begin):
+                name, value = event.name, bytearray()
+                _expect(name, event.filename, said)
+                if name == "file" and len(sources) >= settings.images_per_call:
+                    raise too_many(settings.images_per_call)
+            elif isinstance(event, Data):
+                value += event.data
+                if len(value) > (settings.image_bytes if name == "file" else FIELD_BYTES):
+                    raise TooLarge(f"An image may have at most {settings.image_bytes} bytes.")
+            elif name == "file":
+                sources.append(Source(str(len(sources)), "bytes", bytes(value), f"/file/{len(sources)}"))
+            else:
+                said[name] = field(name, bytes(value))
+    parts.close()
+    if not sources:
+        raise InvalidRequest("/file: There is no `file` part.", errors=[Fault("/file", "required", "Send a file.")])
+    return sources, options.model_copy(update=said)
+
+
+def _expect(name: str, filename: str | None, said: dict[str, Any]) -> None:
+    problem = None
+    if name != "file" and name not in FIELDS:
+        problem = ("unknown_field", f"There is no such field.{problems.did_you_mean(name, [*FIELDS, 'file'])}")
+    elif name in said:
+        problem = ("duplicate_field", "This part appears twice.")
+    elif (filename is not None) != (name == "file"):
+        problem = ("file", "`file` parts are files with a file name; the others are plain fields.")
+    if problem:
+        pointer = problems.pointer(("body", name))
+        raise InvalidRequest(f"{pointer}: {problem[1]}", errors=[Fault(pointer, *problem)])
+
+
+def field(name: str, raw: bytes) -> Any:
+    pointer = problems.pointer(("body", name))
+    try:
+        value = FIELDS[name].validate_python(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InvalidRequest("The field is not UTF-8.", errors=[Fault(pointer, "text", "Not UTF-8.")]) from None
+    except ValidationError as error:
+        detail = str(error.errors()[0]["msg"])
+        raise InvalidRequest(f"{pointer}: {detail}", errors=[Fault(pointer, "value", detail)]) from None
+    return mask_kinds(value, pointer) if name == "masks" else value
+
+
+def none_worked(faults: list[Fault]) -> UndecodableInput:
+    return UndecodableInput(f"No image could be used. {problems.summary(faults)}", errors=faults)

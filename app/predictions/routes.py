@@ -1,0 +1,219 @@
+"""/predict: the one slice that waits. Looks up the model, gathers the pictures, asks the inference process, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Annotated, Any
+
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import (
+    DeadlineExceeded,
+    Fault,
+    InferenceAway,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    Problem,
+    RemoteImagesDisabled,
+    TooLarge,
+)
+from app.http import routing
+from app.http.access import PREDICT
+from app.http.deps import Config
+from app.http.openapi import problems
+from app.http.routing import Router
+from app.models.known import Served
+from app.predictions import images, requests
+from app.predictions.images import Loaded, Source
+from app.predictions.schemas import Format, MaskThreshold, Options, Predictions, PredictRequest, Threshold, TopK
+from app.settings import Settings
+
+router = Router(tags=["predictions"])
+PICTURE = {"schema": {"type": "string", "format": "binary"}}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": PICTURE}},
+    **problems(
+        RemoteImagesDisabled,
+        ModelNotFound,
+        NotReady,
+        TooLarge,
+        Overloaded,
+        InferenceAway,
+        DeadlineExceeded,
+    ),
+}
+BODY = {
+    "required": True,
+    "content": {
+        "image/*": PICTURE,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "array", "items": PICTURE["schema"], "maxItems": 32}},
+            }
+        },
+        "application/json": {"schema": {"$ref": "#/components/schemas/PredictRequest"}},
+    },
+}
+Model = Annotated[str, Query(min_length=1, max_length=200, description="Id or alias")]
+Masks = Annotated[str, Query(max_length=200, description="Of gaussian, rle, polygon, png; comma-separated")]
+Wanted = Annotated[Format | None, Query(description="overlay or mask: a picture; also by Accept: image/png")]
+
+
+def options_of(
+    request: Request,
+    model: str,
+    top_k: int,
+    threshold: float | None,
+    masks: str,
+    mask_threshold: float,
+    format: Format | None,
+) -> Options:
+    accept = request.headers.get("accept", "")
+    picture = "image/png" in accept and "application/json" not in accept and "text/html" not in accept
+    return Options(
+        model=model,
+        top_k=top_k,
+        threshold=threshold,
+        masks=requests.mask_kinds(masks, "/query/masks"),
+        mask_threshold=mask_threshold,
+        format=format or ("overlay" if picture else "json"),
+    )
+
+
+@router.get("/predict", dependencies=[PREDICT], response_model=Predictions, responses=ANSWERS)
+async def predict(
+    request: Request,
+    config: Config,
+    image: Annotated[
+        list[str], Query(description="dataset:<id>/<index>, dataset:<id>/<path> or data:image/png;base64,...")
+    ],
+    model: Model = "default",
+    top_k: Annotated[TopK, Query()] = 5,
+    threshold: Annotated[Threshold | None, Query(description="Abstain below this score")] = None,
+    masks: Masks = "gaussian",
+    mask_threshold: Annotated[MaskThreshold, Query()] = 0.5,
+    format: Wanted = None,
+) -> Response:
+    """Classify referenced images. Safe and cacheable: the ETag follows from model, images and parameters."""
+    if len(image) > config.images_per_call:
+        raise requests.too_many(config.images_per_call)
+    sources = [Source(str(n), "reference", given, f"/query/image/{n}") for n, given in enumerate(image)]
+    options = options_of(request, model, top_k, threshold, masks, mask_threshold, format)
+    return await answer(request, config, sources, options)
+
+
+@router.post(
+    "/predict",
+    dependencies=[PREDICT],
+    response_model=Predictions,
+    responses=ANSWERS,
+    openapi_extra={"requestBody": BODY},
+)
+async def predict_bytes(
+    request: Request,
+    config: Config,
+    model: Model = "default",
+    top_k: Annotated[TopK, Query()] = 5,
+    threshold: Annotated[Threshold | None, Query(description="Abstain below this score")] = None,
+    masks: Masks = "gaussian",
+    mask_threshold: Annotated[MaskThreshold, Query()] = 0.5,
+    format: Wanted = None,
+) -> Response:
+    """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's)."""
+    said = options_of(request, model, top_k, threshold, masks, mask_threshold, format)
+    sources, options = await requests.read(request, said, config)
+    return await answer(request, config, sources, options)
+
+
+async def answer(request: Request, config: Settings, sources: list[Source], options: Options) -> Response:
+    """One result or one error for each source, in order; UndecodableInput when none worked."""
+    if options.format != "json" and len(sources) != 1:
+        detail = "A picture can be rendered of one image at a time."
+        raise InvalidRequest(detail, errors=[Fault("/query/format", "one_image", detail)])
+    served: Served = await request.app.state.models_known.resolve(options.model)
+    storage = request.app.state.storage
+    loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])
+    etag = tag(served, loaded, options)
+    if request.method == "GET" and routing.matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"})
+    usable = [one for one in loaded if one.error is None]
+    results, parts, timing = await ask(request, served, usable, options)
+    predictions = merged(loaded, results)
+    if all("error" in one for one in predictions):
+        raise requests.none_worked([fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
+    if options.format != "json":
+        if not parts:
+            raise NotReady("This model has no localization module, so there is no mask to draw.", code="no_mask")
+        headers["Content-Disposition"] = f'attachment; filename="{options.format}.png"'
+        return Response(parts[0], 200, headers, "image/png")
+    model = {"id": str(served.id), "alias": served.alias, "digest": served.digest, "method": served.method}
+    document = {"model": model, "predictions": predictions, "timing_seconds": timing}
+    return Response(json.dumps(document), 200, headers, "application/json")
+
+
+async def ask(
+    request: Request, served: Served, usable: list[Loaded], options: Options
+) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
+    """What the inference process says of the usable pictures, in their order."""
+    if not usable:
+        return [], [], {}
+    header = {
+        "op": "predict",
+        "model": str(served.id),
+        "request_id": request.state.request_id,
+        **options.asked(),
+        "render": None if options.format == "json" else options.format,
+    }
+    frame = await request.app.state.gateway.ask(header, [one.data for one in usable])
+    return frame.header["results"], frame.parts, frame.header.get("timing_seconds", {})
+
+
+def merged(loaded: list[Loaded], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results and errors in input order."""
+    replies = iter(results)
+    found = []
+    for one in loaded:
+        if one.error is not None:
+            found.append({"input_id": one.input_id, "error": error_of(one.error)})
+            continue
+        reply = next(replies)
+        if "error" in reply:
+            found.append({"input_id": one.input_id, "error": as_problem(reply["error"])})
+        else:
+            found.append({"input_id": one.input_id, **reply})
+    return found
+
+
+def error_of(problem: Problem) -> dict[str, Any]:
+    return {"type": problem.type, "title": problem.title, "status": problem.http_status, "detail": problem.detail}
+
+
+def as_problem(error: dict[str, Any]) -> dict[str, Any]:
+    kind = "/problems/" + str(error.get("code", "undecodable_input")).replace("_", "-")
+    title = error.get("title", "The image cannot be read")
+    return {"type": kind, "title": title, "status": error.get("status", 422), "detail": error.get("detail", title)}
+
+
+def fault(source: Source, error: dict[str, Any]) -> Fault:
+    code = error["type"].rpartition("/")[2].replace("-", "_")
+    return Fault(source.pointer or f"/{source.input_id}", code, error["detail"])
+
+
+def tag(served: Served, loaded: list[Loaded], options: Options) -> str:
+    """Same model, same pictures, same parameters: same answer."""
+    parts = [served.digest, served.alias, [one.digest for one in loaded], options.asked()]
+    return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
+
+
+def body_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of the JSON body, for the OpenAPI document."""
+    return {"PredictRequest": PredictRequest.model_json_schema(ref_template="#/components/schemas/{model}")}
