@@ -9,6 +9,7 @@ Legend: images are uint8 (H, W, 3); points are (..., 2) as (x, y) in continuous 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ Pixels = NDArray[np.uint8]
 
 # Modes are converted strip by strip: a whole RGBA picture beside its RGB copy would double the peak.
 STRIP_PIXELS = 1 << 20
-LARGE_WEBP_PIXELS = 8_000_000  # Pillow decodes WebP through an animation canvas: 16 bytes a pixel
+
+# A frame of 8 bits with one or three components, baseline or progressive. CMYK has four, and its own conversion.
+_ordinary = re.compile(rb"\xff[\xc0\xc2]\0[\x0b\x11]\x08").search
 
 # What Pillow raises for damaged files, collected over its decoders: nearly anything but a crash.
 _PILLOW_ERRORS = (
@@ -43,8 +46,6 @@ def decode(data: bytes) -> Pixels:
         pixels = _fast_jpeg(data)
         if pixels is not None:
             return pixels if b"Exif\0\0" not in data else _upright(pixels, orientation(jpeg_exif(data)))
-    if found.format == "WEBP" and found.width * found.height > LARGE_WEBP_PIXELS:
-        return _large_webp(data)
     return _pillow(data, found)
 
 
@@ -53,10 +54,10 @@ def decode_into(data: bytes, target: Pixels) -> bool:
 
     The short way of ingest: no second array. The target's size is the limit, so no header is read before.
     """
-    if not data.startswith(JPEG_START) or b"Exif\0\0" in data:
+    if not data.startswith(JPEG_START) or b"Exif\0\0" in data or not _ordinary(data):
         return False
     try:
-        found: Pixels = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, CMYK, any warning
+        found: Pixels = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, and any warning
     except ValueError:
         return False
     return found.shape == target.shape
@@ -98,21 +99,6 @@ def _rgb(picture: Image.Image) -> Pixels:
         else:
             pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
     return pixels
-
-
-def _large_webp(data: bytes) -> Pixels:
-    """Still WebP straight to RGB. torchvision is imported here alone: it is slow to load and rarely needed."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
-
-    try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        planes = decode_image(encoded, ImageReadMode.RGB)  # (3, H, W) over interleaved memory
-    except RuntimeError as error:
-        raise UndecodableImage("damaged_image", f"the WEBP cannot be decoded: {error}"[:200]) from error
-    pixels: Pixels = np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
-    at = data.find(b"EXIF", 12)
-    return _upright(pixels, orientation(data[at + 8 :] if at > 0 else None))
 
 
 def _upright(pixels: Pixels, turn: int) -> Pixels:
