@@ -151,7 +151,7 @@ def __getattr__(attribute: str) -> Celery:
 
 def main(arguments: Sequence[str]) -> None:
     flags = ["--pool=threads", "--concurrency=1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    create(current()).worker_main(["worker", *flags, *arguments])
+    create(current()).worker_main(["--quiet", "worker", *flags, *arguments])
 
 
 if __name__ == "__main__":

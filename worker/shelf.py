@@ -12,10 +12,10 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from ml.predict import Predictor
 
 from app.storage import Storage
 from ml.errors import BundleCorrupt, Failure
+from ml.predict import Predictor
 
 log = logging.getLogger(__name__)
 
