@@ -101,6 +101,7 @@ def tarred(files: Mapping[str, bytes], *, compression: str = "", kind: int = tar
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
+            entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             archive.addfile(entry, io.BytesIO(data))
     return file.getvalue()
 

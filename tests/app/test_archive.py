@@ -1,0 +1,349 @@
+"""The structure of archives, Z1-Z5: what is refused, by which code, and that hostile bytes raise nothing else."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.datasets import archive
+from app.datasets.entries import Limits
+from app.errors import ArchiveRejected
+from tests import pictures
+from tests.pictures import Raw, hand_zip
+
+JPEG = pictures.encoded(1)
+Write = Callable[[bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def to_file(data: bytes) -> Path:
+        path = tmp_path / "upload"
+        path.write_bytes(data)
+        return path
+
+    return to_file
+
+
+def refusal(path: Path, **limits: Any) -> ArchiveRejected:
+    with pytest.raises(ArchiveRejected) as caught:
+        archive.read(path, Limits(**limits))
+    return caught.value
+
+
+def both(name: str) -> list[bytes]:
+    """The same name in a zip and in a tar."""
+    return [hand_zip([Raw(name.encode(), JPEG)]), pictures.tarred({name: JPEG})]
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_zip_is_read_as_it_was_written(write: Write, deflated: bool) -> None:
+    files = {**pictures.class_folders(), "ä/😀.png": JPEG, "big/table.csv": b"a,b\n" * 9999}
+    found = archive.read(write(pictures.zipped(files, deflated=deflated, folders=["empty"])))
+    assert (found.container, found.compression, found.folders) == ("zip", "", ["empty/"])
+    assert {entry.path: found.content(entry) for entry in found.entries} == files
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_a_tar_is_read_as_it_was_written(write: Write, tmp_path: Path, compression: str, kind: int) -> None:
+    deep = "/".join(["folder" * 8] * 3)  # beyond the 100 bytes of the oldest header
+    files = {**pictures.class_folders(), "labels.csv": b"a,b\n" * 999, f"{deep}/ä.jpg": JPEG, "empty.txt": b""}
+    path = write(pictures.tarred(files, compression=compression, kind=kind))
+    found = archive.read(path)
+    assert found.container == "tar"
+    assert found.content(next(entry for entry in found.entries if entry.path == "labels.csv")) == files["labels.csv"]
+    plain = tmp_path / "plain"
+    assert archive.unwrap(path, plain) == bool(compression)
+    tar = (plain if compression else path).read_bytes()
+    assert {entry.path: tar[entry.offset :][: entry.stored_bytes] for entry in found.entries} == files
+
+
+def test_leading_dots_of_a_packed_folder_are_no_names(write: Write) -> None:
+    found = archive.read(write(pictures.tarred({"./": b"", "./cat/1.jpg": JPEG, "./dog/1.jpg": JPEG})))
+    assert [entry.path for entry in found.entries] == ["cat/1.jpg", "dog/1.jpg"]
+
+
+def test_zip64_is_read(write: Write) -> None:
+    saturated = 0xFFFFFFFF
+    extra = struct.pack("<HHQQ", 1, 16, len(JPEG), len(JPEG))
+    raw = Raw(b"a/1.jpg", JPEG, size=saturated, stored=saturated, extra=extra)
+    assert archive.read(write(hand_zip([raw]))).entries[0].image_bytes == len(JPEG)
+    short = Raw(b"a/1.jpg", JPEG, size=saturated, stored=saturated, extra=extra[:-4])
+    assert refusal(write(hand_zip([short]))).code == "bad_archive"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.jpg", "a/../../x.jpg", "a/..", "/etc/x.jpg", "//host/share/x.jpg", "C:/x.jpg", "c:x.jpg", "a\\b.jpg",
+        "a/\x01.jpg", "a/\x7f.jpg", "a/\n.jpg", "a/\x85.jpg", "a/./b.jpg", "a//b.jpg", f"a/{'x' * 256}", "ä" * 128,
+        "d/" * 16 + "x.jpg",
+    ],
+)  # fmt: skip
+def test_Z1_unsafe_names_are_refused(write: Write, name: str) -> None:
+    for data in both(name):
+        found = refusal(write(data))
+        assert (found.code, found.http_status) == ("unsafe_entry_name", 422)
+        assert found.errors[0].pointer
+        assert found.detail.isprintable()
+
+
+@pytest.mark.parametrize("name", [b"a\0b.jpg", b"\xff\xfe.jpg", b"caf\xe9/1.jpg", b"\xed\xa0\x80.jpg"])
+def test_Z1_undecodable_names_are_refused(write: Write, name: bytes) -> None:
+    assert refusal(write(hand_zip([Raw(name, JPEG)]))).code == "unsafe_entry_name"
+
+
+def test_Z1_the_longest_and_deepest_allowed_names_pass(write: Write) -> None:
+    for name in ("x" * 255, "d/" * 15 + "x.jpg", "..hidden/...", "a b/-_+=%~.jpg", "日本/😀.jpg"):
+        for data in both(name):
+            assert [entry.path for entry in archive.read(write(data)).entries] == [name]
+
+
+@pytest.mark.parametrize("mode", [0o120777, 0o020666, 0o060666, 0o010644, 0o140755])
+def test_Z2_links_and_devices_in_a_zip_are_refused(write: Write, mode: int) -> None:
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", b"/etc/passwd", mode=mode)]))).code == "unsafe_entry_type"
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"S", b"V", b"Z"]
+)
+def test_Z2_links_and_devices_in_a_tar_are_refused(write: Write, kind: bytes) -> None:
+    assert refusal(write(pictures.tarred_entry("a/x.jpg", kind, "/etc/passwd"))).code == "unsafe_entry_type"
+
+
+@pytest.mark.parametrize(
+    "pack", [pictures.zipped, pictures.tarred, lambda files: pictures.tarred(files, compression="gz")]
+)
+def test_Z3_limits_on_entries_and_bytes(write: Write, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    path = write(pack({f"a/{number}.jpg": bytes(1000) for number in range(9)}))
+    assert len(archive.read(path, Limits(entries=9, entry_bytes=1000, total_bytes=9000)).entries) == 9
+    for limits in ({"entries": 8}, {"entry_bytes": 999}, {"total_bytes": 8999}):
+        found = refusal(path, **limits)
+        assert (found.code, found.http_status) == ("archive_too_large", 413)
+
+
+def test_Z3_bombs_are_refused_without_inflating_them(write: Write) -> None:
+    bomb = bytes(60 << 20)
+    lying = Raw(b"a/x.jpg", bomb, method=8, size=1000)
+    honest = Raw(b"a/x.jpg", bomb, method=8)
+    archives = [hand_zip([honest]), hand_zip([lying]), pictures.tarred({"a/x.jpg": bomb}, compression="gz")]
+    del bomb
+    for data in archives:
+        path = write(data)
+        tracemalloc.start()
+        found = refusal(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.code == "archive_too_large"
+        assert peak < 8 << 20
+
+
+def test_Z3_unwrapping_counts_real_bytes(write: Write, tmp_path: Path) -> None:
+    path = write(pictures.tarred({"a/x.jpg": bytes(30 << 20)}, compression="gz"))
+    with pytest.raises(ArchiveRejected) as caught:
+        archive.unwrap(path, tmp_path / "plain")
+    assert caught.value.code == "archive_too_large"
+    assert (tmp_path / "plain").stat().st_size < 8 << 20
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("a/x.jpg", "a/x.jpg"), ("a/x.jpg", "A/X.JPG"), ("ä.jpg", "a\u0308.jpg"), ("ß.jpg", "SS.jpg"),
+        ("a", "a/x.jpg"), ("A", "a/b/x.jpg"),
+    ],
+)  # fmt: skip
+def test_Z4_names_that_mean_one_file_are_refused(write: Write, pair: tuple[str, str]) -> None:
+    for names in (pair, pair[::-1]):
+        raws = [Raw(name.encode(), JPEG) for name in names]
+        assert refusal(write(hand_zip(raws))).code == "ambiguous_archive"
+        tar = b"".join(pictures.tarred({name: JPEG}, kind=tarfile.GNU_FORMAT)[:1536] for name in names) + bytes(1024)
+        assert refusal(write(tar)).code == "ambiguous_archive"
+
+
+@pytest.mark.parametrize(
+    "local",
+    [{"name": b"a/y.jpg"}, {"size": 1}, {"stored": 1}, {"crc": 1}, {"method": 8}, {"flags": 0x800}, {"size": 0}],
+)
+def test_Z4_local_header_and_directory_must_agree(write: Write, local: dict[str, Any]) -> None:
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, local=local)]))).code == "ambiguous_archive"
+
+
+def test_Z4_a_header_that_leaves_sizes_to_the_descriptor_agrees(write: Write) -> None:
+    raw = Raw(b"a/x.jpg", JPEG, flags=8, local={"size": 0, "stored": 0, "crc": 0})
+    assert len(archive.read(write(hand_zip([raw]))).entries) == 1
+
+
+def test_Z4_overlapping_entries_are_refused(write: Write) -> None:
+    twice = [Raw(b"a/x.jpg", JPEG), Raw(b"a/x.jpg", JPEG, offset=0)]
+    assert refusal(write(hand_zip(twice))).code == "ambiguous_archive"
+    inner = hand_zip([Raw(b"b/y.jpg", JPEG)])
+    nested = [Raw(b"a/x.jpg", inner), Raw(b"b/y.jpg", JPEG, offset=30 + len(b"a/x.jpg"))]
+    assert refusal(write(hand_zip(nested))).code == "ambiguous_archive"
+
+
+def test_Z4_two_ends_a_second_name_and_a_second_tar_are_refused(write: Write) -> None:
+    hidden = hand_zip([Raw(b"b/y.jpg", JPEG)])
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG)], comment=hidden))).code == "ambiguous_archive"
+    second = struct.pack("<HHBL", 0x7075, 12, 1, 0) + b"b/y.jpg"
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, extra=second)]))).code == "ambiguous_archive"
+    two = pictures.tarred({"a.jpg": JPEG}) + pictures.tarred({"b.jpg": JPEG})
+    assert refusal(write(two)).code == "ambiguous_archive"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no archive", b"PK\3\4", b"PK\5\6" + bytes(10), b"\x1f\x8b", b"\x1f\x8b" + bytes(40)]
+)
+def test_Z5_what_is_no_archive_is_refused(write: Write, data: bytes) -> None:
+    assert (found := refusal(write(data))).code == "bad_archive"
+    assert found.http_status == 422
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda: pictures.zipped(pictures.class_folders()), lambda: pictures.tarred(pictures.class_folders()),
+             lambda: pictures.tarred(pictures.class_folders(), compression="gz")]
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+def test_Z5_truncated_archives_are_refused(write: Write, pack: Callable[[], bytes], kept: float) -> None:
+    data = pack()
+    if data[:2] == b"ca":  # tars end in blocks of zeros: cut before them
+        data = data.rstrip(b"\0")
+    assert refusal(write(data[: int(len(data) * kept)])).code == "bad_archive"
+
+
+@pytest.mark.parametrize("data", [b"x", b"\n", b"\0" * 30])
+def test_Z5_bytes_around_a_zip_are_refused(write: Write, data: bytes) -> None:
+    plain = pictures.zipped(pictures.class_folders())
+    assert refusal(write(plain + data)).code == "bad_archive"
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG)], before=b"PK\3\4" + data))).code == "bad_archive"
+
+
+def test_Z5_encryption_and_odd_compression_are_named(write: Write) -> None:
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, flags=1)]))).code == "encrypted_archive"
+    assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, method=99)]))).code == "encrypted_archive"
+    for method, name in ((9, "deflate64"), (12, "bzip2"), (14, "lzma"), (77, "77")):
+        found = refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, method=method)])))
+        assert found.code == "bad_archive"
+        assert name in found.detail
+
+
+def test_Z5_a_damaged_table_is_refused_by_its_crc(write: Write) -> None:
+    found = archive.read(write(hand_zip([Raw(b"labels.csv", b"file,label\n", crc=1)])))
+    with pytest.raises(ArchiveRejected, match="damaged"):
+        found.content(found.entries[0])
+
+
+def test_Z5_zstd_is_read_or_said_to_be_unreadable(write: Write) -> None:
+    assert refusal(write(b"\x28\xb5\x2f\xfd" + bytes(30))).code in ("unsupported_compression", "bad_archive")
+
+
+def test_Z5_a_wrong_entry_count_is_refused(write: Write) -> None:
+    for count in (0, 2, 500):
+        assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG)], count=count))).code == "bad_archive"
+
+
+def test_Z10_modes_and_owners_are_ignored(write: Write) -> None:
+    raws = [Raw(b"a/x.jpg", JPEG, mode=mode) for mode in (0o104777, 0, 0o100000)]
+    for raw in raws:
+        assert len(archive.read(write(hand_zip([raw]))).entries) == 1
+
+
+# --- hostile bytes ------------------------------------------------------------------------------------------------
+
+small = st.integers(0, 70_000) | st.sampled_from([0xFFFF, 0xFFFFFFFF])
+names = st.sampled_from([b"a/x.jpg", b"a/y.jpg", b"a", b"b/", b"A/X.jpg", b"../x"]) | st.binary(max_size=12)
+raws = st.builds(
+    Raw,
+    name=names,
+    data=st.binary(max_size=40),
+    method=st.sampled_from([0, 0, 8, 9]),
+    flags=st.sampled_from([0, 0, 8, 1, 0x800]),
+    mode=st.sampled_from([0, 0o100644, 0o120777]),
+    size=st.none() | small,
+    stored=st.none() | small,
+    crc=st.none() | small,
+    extra=st.just(b"") | st.binary(max_size=30),
+    offset=st.none() | small,
+    local=st.none()
+    | st.fixed_dictionaries({}, optional={"size": small, "stored": small, "name": names, "method": st.just(8)}),
+)
+
+
+def accepted(path: Path) -> archive.Archive | None:
+    """None for a refusal; any other exception is a bug."""
+    try:
+        return archive.read(path, Limits(entries=50, total_bytes=1 << 20))
+    except ArchiveRejected:
+        return None
+
+
+def require_sound(found: archive.Archive) -> None:
+    """What may be relied on: files apart from each other, inside the container, under different safe names."""
+    size = found.path.stat().st_size
+    spans = sorted((entry.offset, entry.offset + entry.stored_bytes) for entry in found.entries)
+    ends = [0, *(end for _, end in spans)]
+    assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
+    assert ends[-1] <= size
+    names = [entry.path for entry in found.entries]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert not any(".." in name.split("/") or name.startswith("/") or "\\" in name for name in names)
+
+
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400, deadline=None)
+
+
+@shared
+@given(entries=st.lists(raws, max_size=4), count=st.none() | st.integers(0, 9), comment=st.binary(max_size=30))
+def test_hand_built_zips_are_sound_or_refused(
+    write: Write, entries: list[Raw], count: int | None, comment: bytes
+) -> None:
+    data = hand_zip(
+        [Raw(**{**vars(raw), "crc": (raw.crc or 0) & 0xFFFFFFFF}) for raw in entries], count=count, comment=comment
+    )
+    if (found := accepted(write(data))) is not None:
+        require_sound(found)
+
+
+@shared
+@given(
+    base=st.sampled_from(["zip", "deflated", "tar", "gz"]),
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_bytes_changed_anywhere_are_sound_or_refused(write: Write, base: str, changes: list[tuple[int, int]]) -> None:
+    files = {"a/1.jpg": b"x" * 50, "b/2.jpg": b"y" * 700, "labels.csv": b"file,label\n"}
+    data = {
+        "zip": lambda: pictures.zipped(files),
+        "deflated": lambda: pictures.zipped(files, deflated=True),
+        "tar": lambda: pictures.tarred(files),
+        "gz": lambda: pictures.tarred(files, compression="gz"),
+    }[base]()
+    broken = bytearray(data)
+    for position, value in changes:
+        # Half of the changes hit the last bytes, where a zip keeps its directory.
+        broken[-1 - position % 200 if position % 2 and base in ("zip", "deflated") else position % len(broken)] = value
+    found = accepted(write(bytes(broken)))
+    if found is not None and not found.compression:
+        require_sound(found)
+
+
+@shared
+@given(data=st.binary(max_size=600), start=st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08"]))
+def test_random_bytes_are_refused(write: Write, data: bytes, start: bytes) -> None:
+    found = accepted(write(start + data))
+    assert found is None or not found.entries
+
+
+def test_reading_leaves_crc_to_ingest(write: Write) -> None:
+    """One bad CRC costs one image, not the archive (Z5): here it is only handed on."""
+    found = archive.read(write(hand_zip([Raw(b"a/x.jpg", JPEG, crc=7)])))
+    assert found.entries[0].crc == 7 != zlib.crc32(JPEG)
