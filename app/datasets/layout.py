@@ -146,6 +146,8 @@ def _report_unlabelled(images: dict[str, Entry], rows: Sequence[Row], findings: 
 
 def _layout(rows: list[Row], findings: list[Finding], facts: dict[str, str | None]) -> Layout:
     """Class ids from sorted names, and `val` settled: it is the test set only where no other exists."""
+    if not any(row.split == "train" for row in rows):
+        reject("no_images", "there are no training images: name a folder or table train")
     val: Split = "train" if any(row.split == "test" for row in rows) else "test"
     names = {row.given for row in rows} | {row.clean for row in rows}
     classes = tuple(sorted(name for name in names if name is not None))
@@ -160,8 +162,6 @@ def _layout(rows: list[Row], findings: list[Finding], facts: dict[str, str | Non
         for r in rows for e in (r.entry,)
     ]  # fmt: skip
     trained = {image.given for image in images if image.split == "train"}
-    if not trained:
-        reject("no_images", "there are no training images: name a folder or table train")
     if len(trained) < 2:
         only = shown(classes[next(iter(trained)) or 0], 60)
         reject("too_few_classes", f"all training images belong to the class {only!r}; two classes are needed")
