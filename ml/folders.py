@@ -101,7 +101,7 @@ def read(path: Path, *, image_size: int, resize: Resize = "squash", label_column
             left_out.append(f"{row.path}: {error}")
             continue
         geometry = Geometry.of(picture.shape[1], picture.shape[0], image_size, resize)
-        pixels.append(torch.from_numpy(np.ascontiguousarray(images.resize(picture, geometry))))
+        pixels.append(torch.from_numpy(np.array(images.resize(picture, geometry))))
         kept.append(row)
     return _assembled(kept, pixels, classes, tuple(left_out))
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -205,9 +204,7 @@ def test_F16_a_writer_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path: P
 
 def test_optimizer_state_survives_with_the_layout_of_its_weights() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last))
-    optimizers: list[Any] = []
-    for _ in range(2):
-        optimizers.append(torch.optim.SGD([weight], lr=0.1, momentum=0.9))
+    optimizers = [torch.optim.SGD([weight], lr=0.1, momentum=0.9) for _ in range(2)]
     weight.grad = torch.randn_like(weight)
     optimizers[0].step()
     packed = checkpoint.pack_optimizer(optimizers[0], "o/")

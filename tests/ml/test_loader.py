@@ -98,15 +98,13 @@ def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pyte
     subject = loader.Pixels(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
     subject.augmented(torch.arange(3), "crop_flip", generator())
 
-    assert subject._images.data_ptr() == mapped.data_ptr()  # noqa: SLF001 - the law is about this very memory
+    assert subject._images.data_ptr() == mapped.data_ptr()  # the law is about this very memory
 
 
 @given(st.integers(1, 300), st.integers(2, 64))
 def test_batches_partition_the_order_and_none_is_of_one(count: int, batch_size: int) -> None:
     order = torch.randperm(count, generator=generator(count))
-    batches = [
-        loader.batch_rows(order, step, batch_size) for step in range(loader.step_count(count, batch_size))
-    ]
+    batches = [loader.batch_rows(order, step, batch_size) for step in range(loader.step_count(count, batch_size))]
 
     assert all(2 <= len(batch) <= batch_size + 1 for batch in batches)
     assert torch.cat(batches).tolist() == (order.tolist() if count > 1 else [0, 0])

@@ -23,7 +23,7 @@ def images(count: int) -> np.ndarray:
 def transition(noisy: np.ndarray, clean: np.ndarray = LABELS) -> np.ndarray:
     counts = np.zeros((10, 10))
     np.add.at(counts, (clean, noisy), 1)
-    return counts / counts.sum(axis=1, keepdims=True)
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 def test_exclusive_noise_never_keeps_the_clean_class() -> None:
@@ -53,7 +53,13 @@ def test_cifar10_flips_follow_the_names_and_half_the_classes_stay() -> None:
     seen = transition(found.labels)
 
     assert found.rate == pytest.approx(0.2, abs=0.01)
-    assert {(i, j) for i, j in zip(*np.nonzero(seen), strict=True) if i != j} == {(9, 1), (2, 0), (4, 7), (3, 5), (5, 3)}
+    assert {(i, j) for i, j in zip(*np.nonzero(seen), strict=True) if i != j} == {
+        (9, 1),
+        (2, 0),
+        (4, 7),
+        (3, 5),
+        (5, 3),
+    }
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 7, 10, 11, 100])
@@ -91,9 +97,7 @@ def test_instance_noise_depends_on_the_image_alone() -> None:
 def test_noise_is_pure_and_seeded(kind: str, rate: float, seed: int) -> None:
     labels = np.random.RandomState(0).randint(0, 10, 60)
     before = labels.copy()
-    one, two = (
-        noise.inject(kind, labels, CIFAR10, rate=rate, images=images(60), seed=seed) for _ in range(2)
-    )
+    one, two = (noise.inject(kind, labels, CIFAR10, rate=rate, images=images(60), seed=seed) for _ in range(2))
 
     assert np.array_equal(one.labels, two.labels)
     assert np.array_equal(labels, before)

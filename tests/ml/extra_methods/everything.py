@@ -65,7 +65,8 @@ class Method(phase.Method):
         ]
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
 
 def _classifier(network: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""T1, T2: the loader against a loader of single PIL images, and a whole epoch against its bare steps, one thread.
+
+Conditions: CPU, torch with one thread, f32, batch 128, 32 px, crop and flip. Ratios of CPU time of this process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from ml import checkpoint, loader, phase
+from ml.data import LabeledImages, Truth
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Step, Training
+
+COUNT, SIDE, BATCH = 2560, 32, 128
+MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
+
+
+def pictures() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+class SingleImages(Dataset[Tensor]):
+    """What the noisy-label repositories do: one PIL image at a time through torchvision's transforms."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+        self._transform = transforms.Compose(
+            [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+             transforms.Normalize(MEAN.tolist(), STD.tolist())]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> Tensor:
+        shown: Tensor = self._transform(Image.fromarray(self._images[row]))
+        return shown
+
+
+def pipeline() -> dict[str, object]:
+    images = pictures()
+    ours = loader.Pixels(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
+    generator, singles = torch.Generator().manual_seed(1), SingleImages(images.numpy())
+
+    def resident() -> None:
+        for rows in torch.split(torch.randperm(COUNT), BATCH):
+            ours.augmented(rows, "crop_flip", generator)
+
+    def single() -> None:
+        for _ in DataLoader(singles, BATCH, shuffle=True):
+            pass
+
+    resident()
+    pairs = [(cpu_seconds(resident), cpu_seconds(single)) for _ in range(5)]
+    speed, peer = (COUNT / statistics.median(times) for times in zip(*pairs, strict=True))
+    return {
+        "id": "T1",
+        "benchmark": "loader, images per CPU second over PIL's",
+        "measured": round(speed / peer, 1),
+        "target": ">= 12",
+        "images_per_cpu_second": round(speed),
+        "peer_images_per_cpu_second": round(peer),
+    }
+
+
+def epoch(network: str, count: int, repeats: int) -> dict[str, object]:
+    """With events, augmentation and the log that ranks labels; validation is left out, which bare steps do not have."""
+    images = LabeledImages(pictures()[:count], torch.arange(count) % 10, tuple("abcdefghij"))
+    spec = TrainingSpec(
+        method="ce", network=network, epochs=repeats + 1, batch_size=BATCH, precision="f32", validation_fraction=0.0
+    )
+    training = Training.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
+    events = iter(training)
+    whole_epoch(events)  # warm
+    static = static_steps(training, count)
+    pairs = [(cpu_seconds(static), cpu_seconds(lambda: whole_epoch(events))) for _ in range(repeats)]
+    ratio = statistics.median(bare / whole for bare, whole in pairs)
+    return {
+        "id": "T2",
+        "benchmark": f"epoch of {network} over its bare steps",
+        "measured": round(ratio, 3),
+        "target": ">= 0.97",
+        "images_per_cpu_second": round(count / statistics.median(whole for _, whole in pairs)),
+    }
+
+
+def whole_epoch(events: Iterator[Step | EpochReport]) -> None:
+    while not isinstance(next(events), EpochReport):
+        pass
+
+
+def static_steps(training: Training, count: int) -> Callable[[], None]:
+    """The same network on one batch that never changes: forward, loss, backward, step."""
+    batch = training.score(lambda shown: shown)[:BATCH].contiguous(memory_format=torch.channels_last)
+    labels = training.labels[:BATCH]
+    network = training.method.networks[0]  # type: ignore[index]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+
+    def steps() -> None:
+        network.train()
+        for _ in range(count // BATCH):
+            loss = torch.nn.functional.cross_entropy(network(batch), labels)
+            phase.descend(loss, phase.Optimizers((optimizer,), lambda _: 1.0))
+
+    return steps
+
+
+def checkpoint_seconds() -> dict[str, object]:
+    """What a checkpoint of ResNet-18 costs; written once a minute it may take 0.03 of it at most."""
+    images = LabeledImages(pictures()[:BATCH], torch.arange(BATCH) % 10, tuple("abcdefghij"))
+    training = Training.build(TrainingSpec(method="ce", epochs=1, precision="f32"), images, device="cpu", threads=1)
+    next(iter(training))
+    times = []
+    with TemporaryDirectory() as folder:
+        for step in range(3):
+            started = time.perf_counter()
+            training.step = step + 1
+            checkpoint.write(Path(folder), training.state())
+            times.append(time.perf_counter() - started)
+    share = round(statistics.median(times) / 60, 4)
+    return {
+        "id": "T2b",
+        "benchmark": "checkpoint of resnet18, share of a minute",
+        "measured": share,
+        "target": "<= 0.03",
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for result in (pipeline(), epoch("small", 1280, 7), epoch("resnet18", 256, 3), checkpoint_seconds()):
+        print(json.dumps(result), flush=True)

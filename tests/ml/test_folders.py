@@ -1,0 +1,86 @@
+"""Plain folders and zips on the command line."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml import errors, folders
+
+
+def picture(path: Path, shade: int, side: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((side, side, 3), shade, np.uint8)).save(path)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    root = tmp_path / "set"
+    for split, count in (("train", 3), ("test", 2)):
+        for name, shade in (("cat", 10), ("dog", 200)):
+            for number in range(count):
+                picture(root / split / name / f"{number}.png", shade + number, side=8 + number)
+    (root / "train" / "notes.txt").write_text("not a picture")
+    return root
+
+
+def test_class_folders_with_splits(class_folders: Path) -> None:
+    found = folders.read(class_folders, image_size=8)
+
+    assert found.images.classes == ("cat", "dog")
+    assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.images.images.shape == (6, 8, 8, 3)
+    assert found.images.images[:, 0, 0, 0].tolist() == [10, 11, 12, 200, 201, 202]
+    assert found.truth.test_labels is not None
+    assert found.truth.test_labels.tolist() == [0, 0, 1, 1]
+    assert found.truth.train_clean is None
+
+
+def test_a_zip_is_the_folder_it_was_made_from(class_folders: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in class_folders.rglob("*"):
+            archive.write(path, path.relative_to(class_folders))
+    one, two = (folders.read(path, image_size=8) for path in (class_folders, tmp_path / "set.zip"))
+
+    assert one.images.images.equal(two.images.images)
+    assert one.images.labels.equal(two.images.labels)
+
+
+def test_tables_with_a_label_column_and_the_truth(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / "images" / f"{number}.png", 40 * number)
+    (tmp_path / "train.csv").write_text(
+        "\ufefffile,clean,human\nimages/0.png,a,a\nimages/1.png,b,a\nimages/2.png,b,b\nimages/gone.png,b,b\n"
+    )
+    (tmp_path / "test.csv").write_text("file,clean\nimages/3.png,b\n")
+    found = folders.read(tmp_path, image_size=8, label_column="human")
+
+    assert found.images.labels.tolist() == [0, 0, 1]
+    assert found.truth.train_clean is not None
+    assert found.truth.train_clean.tolist() == [0, 1, 1]
+    assert found.truth.test_labels is not None
+    assert found.truth.test_labels.tolist() == [1]
+    assert len(found.left_out) == 1
+    assert "gone.png" in found.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({"readme.txt": "x"}, "no_images"),
+        ({"labels.csv": "file,kind\nx.png,a\n"}, "wrong_columns"),
+        ({"labels.csv": "file,label\nx.png,a\n"}, "too_few_classes"),
+        ({"labels.csv": "file,label\nx.png,a\ny.png,b\n"}, "no_images"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path: Path, files: dict[str, str], code: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(errors.UnusableData) as raised:
+        folders.read(tmp_path, image_size=8)
+
+    assert raised.value.code == code

@@ -1,0 +1,61 @@
+"""The command line, from pictures to a bundle, stopped and taken up again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ml import __main__ as command
+from ml import bundle
+from tests.ml.conftest import halves
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for split, count in (("train", 48), ("test", 16)):
+        images, labels = halves(count, seed=count)
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            path = tmp_path / "set" / split / "abcd"[label] / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.numpy()).save(path)
+    return tmp_path / "set"
+
+
+def arguments(pictures: Path, out: Path, **changes: object) -> list[str]:
+    options = {"method": "ce", "network": "small", "image-size": 16, "epochs": 2, "batch-size": 16, "precision": "f32"}
+    return ["train", str(pictures), "--out", str(out)] + [f"--{k}={v}" for k, v in (options | changes).items()]
+
+
+def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
+    printed = capsys.readouterr()
+
+    assert set(json.loads(printed.out)["test_accuracy"]) >= {"last", "best_noisy_val", "best_test", "mean_last10"}
+    assert "epoch 2/2 train: loss" in printed.err
+    assert bundle.verify(out / command.BUNDLE).classes == tuple("abcd")
+    with (out / command.ISSUES).open(newline="") as file:
+        assert [row["index"] for row in csv.DictReader(file)].__len__() == 48
+
+    assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
+    assert "resumed at epoch 2" in capsys.readouterr().err
+    assert command.main(["measure", str(out)]) == 0
+
+
+def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ({"method": "nothing"}, {"epochs": 0}, {"network": "nothing"}):
+        assert command.main(arguments(pictures, tmp_path / "out", **wrong)) == 1
+        assert "train: " in capsys.readouterr().err
+
+
+def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({"epochs": 9, "momentum": 0.5}))
+    out = tmp_path / "out"
+    assert command.main([*arguments(pictures, out, epochs=1), f"--spec={tmp_path / 'spec.json'}"]) == 0
+
+    saved = json.loads((out / command.SPEC).read_text())
+    assert (saved["epochs"], saved["momentum"], saved["network"]) == (1, 0.5, "small")
