@@ -42,19 +42,25 @@ class LabelTable(NamedTuple):
         at = {name: position for position, name in enumerate(self.table.columns)}
         file, label, clean = at[self.file], at.get(self.label or ""), at.get(self.clean or "")
         split = at.get("split") if self.split is None else None
-        places = self._places()
+        home, *elsewhere = self._places()
+        known: set[str] = set()  # labels already checked
         found = []
         for line, fields in self.table.rows:
-            path = _safe(self.table, line, fields[file])
-            entry = next((images[place + path] for place in places if place + path in images), None)
+            path = fields[file]
+            entry = images.get(home + path)  # a name found as it stands needs no other check
+            if entry is None:
+                path = _safe(self.table, line, path)
+                entry = next((images[place + path] for place in (home, *elsewhere) if place + path in images), None)
             if entry is None:
                 detail = f"{shown(self.table.path)}, line {line}: no such image in the archive"
                 findings.append(Finding(shown(path), "unknown_file", detail, "warning"))
                 continue
-            given = None if label is None else tables.label(self.table, line, self.label or "", fields[label])
-            truth = None if clean is None or not fields[clean] else fields[clean]
-            if truth is not None:
-                tables.label(self.table, line, self.clean or "", truth)
+            given = None if label is None else fields[label]
+            if given is not None and given not in known:
+                known.add(tables.label(self.table, line, self.label or "", given))
+            truth = (fields[clean] or None) if clean is not None else None
+            if truth is not None and truth not in known:
+                known.add(tables.label(self.table, line, self.clean or "", truth))
             found.append(Row(entry, self._split(line, fields, split, path), given, truth))
         return found
 

@@ -22,7 +22,7 @@ class Names:
 
     def __init__(self) -> None:
         self._files: dict[str, str] = {}  # folded name: name
-        self._folders: set[str] = set()  # every folder known to be safe, ancestors included
+        self._folders: dict[str, str] = {}  # every folder known to be safe, ancestors included: folded
 
     def admit(self, raw: bytes) -> str:
         """The name of an entry without leading `./`, ending in `/` for a folder; raises ArchiveRejected."""
@@ -34,27 +34,25 @@ class Names:
         if name.startswith("./"):
             name = _leading_dots.sub("", name)
         folder, _, leaf = name.rpartition("/")
-        if not (folder in self._folders and _plain(leaf)):
+        if (folded := self._folders.get(folder)) is not None and _plain(leaf):
+            folded = f"{folded}/{leaf.lower()}"
+        else:
             name = self._checked(name)
             if name.endswith("/") or not name:
                 return name
-        self._register(name)
+            folded = _folded(name)
+        if (other := self._files.setdefault(folded, name)) is not name:
+            same = "appears twice" if other == name else f"means the same file as {shown(other)!r} on some systems"
+            raise ArchiveRejected(f"{shown(name)!r} {same}", code="ambiguous_archive", entry=name)
         return name
 
     def finish(self) -> None:
         """A file that is also a folder is seen only when all names are known."""
-        for folder in self._folders:
-            if (file := self._files.get(_folded(folder))) is not None:
+        for folded in self._folders.values():
+            if (file := self._files.get(folded)) is not None:
                 raise ArchiveRejected(
                     f"{shown(file)!r} is a file and a folder at once", code="ambiguous_archive", entry=file
                 )
-
-    def _register(self, name: str) -> None:
-        folded = _folded(name)
-        other = self._files.setdefault(folded, name)
-        if other is not name:
-            same = "appears twice" if other == name else f"means the same file as {shown(other)!r} on some systems"
-            raise ArchiveRejected(f"{shown(name)!r} {same}", code="ambiguous_archive", entry=name)
 
     def _checked(self, name: str) -> str:
         original = name
@@ -77,7 +75,9 @@ class Names:
                     original, f"a component of {shown(original, 80)!r} is longer than {MAX_COMPONENT_BYTES} bytes"
                 )
         folders = parts if name.endswith("/") else parts[:-1]
-        self._folders.update("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
+        for depth in range(1, len(folders) + 1):
+            folder = "/".join(folders[:depth])
+            self._folders[folder] = _folded(folder)
         return name
 
 

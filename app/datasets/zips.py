@@ -28,7 +28,7 @@ DESCRIPTOR = 0x08  # sizes and CRC follow the data, the local header may say 0
 UTF8 = 0x800
 COMPARED = ENCRYPTED | DESCRIPTOR | UTF8
 PROBE_BYTES = 1 << 14  # how much of an entry is inflated to catch one that lies about its size
-REGULAR = (0, stat.S_IFREG, stat.S_IFDIR)
+REGULAR = (0, stat.S_IFREG >> 12, stat.S_IFDIR >> 12)
 METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "ppmd", 99: "AES"}
 
 File = tuple[Entry, int, int]  # with where its header starts and its data ends
@@ -123,7 +123,7 @@ def _entry(view: mmap.mmap, at: int, directory: int, names: Names) -> tuple[Entr
         raise ArchiveRejected(f"{shown(path)!r} is encrypted", code="encrypted_archive", entry=path)
     if method not in (STORED, DEFLATED):
         raise bad(f"{shown(path)!r} is compressed by {METHODS.get(method, method)}; only deflate is read", path)
-    if stat.S_IFMT(attributes >> 16) not in REGULAR:
+    if attributes >> 28 not in REGULAR:  # the file type of the unix mode
         raise ArchiveRejected(f"{shown(path)!r} is a link or a device", code="unsafe_entry_type", entry=path)
     if IN_ZIP64 in (stored, size, header):
         stored, size, header = _zip64(extra, path, size, stored, header)
