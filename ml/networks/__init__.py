@@ -32,7 +32,7 @@ def names() -> tuple[str, ...]:
 def build(name: str, classes: int, image_size: int, pretrained: Path | None = None) -> Chain:
     """A fresh network for square images of `image_size` pixels; `pretrained` is a safetensors file.
 
-    Raises UnknownNetwork for an unknown name or a size this network cannot read, ValueError for unfitting weights.
+    Raises UnknownNetwork for an unknown name or a size this network cannot read, MissingWeights for unfitting weights.
     """
     family = _family_of(name)
     try:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ml import errors
 from ml.phase import Network
 
 SMALL_IMAGE = 64  # up to this side a network keeps full resolution in its stem; above it the ImageNet stem pays
@@ -84,20 +85,22 @@ def widen_stem(network: nn.Module, channels: int) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; any other format is refused, since unpickling runs code.
 
-    Raises ValueError when the file is not a safetensors file.
+    Raises MissingWeights when the file is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:  # reads the header alone: a bad file fails before a big read
             file.keys()
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
+        raise errors.MissingWeights(
+            f"{path.name} is not a readable safetensors file", code="unreadable_weights"
+        ) from error
 
 
 def adopt(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
     """Load pretrained weights, dropping the head where its shape differs; small stems take the kernel's centre.
 
-    Raises ValueError when anything but the head is missing or of another shape.
+    Raises MissingWeights when anything but the head is missing or of another shape.
     """
     own = network.state_dict()
     fitting: dict[str, Tensor] = {}
@@ -109,7 +112,7 @@ def adopt(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
             fitting[name] = given
         elif not name.startswith(head) and not name.endswith("num_batches_tracked"):
             reason = "is missing from" if given is None else "has another shape in"
-            raise ValueError(f"{name} {reason} the pretrained weights")
+            raise errors.MissingWeights(f"{name} {reason} the pretrained weights", code="unfitting_weights")
     network.load_state_dict(own | fitting)
 
 

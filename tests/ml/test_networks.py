@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ml import networks
+from ml import errors, networks
 
 OURS = ("small", "resnet18", "resnet34", "preact_resnet18")
 
@@ -93,19 +93,19 @@ def test_pretrained_weights_are_adopted_without_a_mismatched_head(tmp_path: Path
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file(networks.build("small", 10, 32).state_dict(), file)
-    with pytest.raises(ValueError, match="pretrained weights"):
+    with pytest.raises(errors.MissingWeights, match="pretrained weights"):
         networks.build("resnet18", 10, 32, file)
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     torch.save({"x": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match="safetensors"):
+    with pytest.raises(errors.MissingWeights, match="safetensors"):
         networks.build("small", 10, 32, file)
 
 
 def test_our_networks_leave_torchvision_alone() -> None:
     code = (
-        "import sys; from ml import networks; networks.build('small', 10, 32); sys.exit('torchvision' in sys.modules)"
+        "import sys; from ml import errors, networks; networks.build('small', 10, 32); sys.exit('torchvision' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

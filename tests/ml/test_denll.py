@@ -1,0 +1,377 @@
+"""Laws of DeNLL: what each network may see, who learns from whom, and that every selectable reading works."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pydantic
+import pytest
+import torch
+from torch import Tensor
+
+from ml import data, methods, networks, phase, scenes
+from ml.blocks import background, deconfounding, draws, localization
+from ml.methods import denll
+from ml.spec import TrainingSpec
+from ml.training import Training
+
+SIDE, CLASSES = 16, 3
+
+
+def made(**params: Any) -> denll.Method:
+    torch.manual_seed(0)
+    return denll.Method(
+        denll.Params(**params), torch.arange(30) % CLASSES, lambda: networks.build("small", CLASSES, SIDE)
+    )
+
+
+def batch(count: int = 12, observe: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> phase.Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
+    labels = torch.arange(count) % CLASSES
+    return phase.Batch((images,), labels, torch.arange(count), observe, epoch)
+
+
+def recipe(epochs: int = 10) -> phase.Recipe:
+    return phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
+
+
+def loss_of(method: denll.Method, seen: phase.Batch) -> Tensor:
+    method.train()
+    return method.phases(recipe())[0].loss(seen)
+
+
+# --- the split ---
+
+
+def test_complementary_halves_make_the_image_again() -> None:
+    images, mask = torch.randn(4, 3, SIDE, SIDE), torch.rand(4, 1, SIDE, SIDE)
+    front, behind = background.complement(images, mask)
+
+    assert torch.allclose(front + behind, images, atol=1e-6)
+
+
+def test_the_median_split_is_the_papers_equation_5() -> None:
+    images, mask = torch.rand(2, 3, SIDE, SIDE), torch.rand(2, 1, SIDE, SIDE)
+    front, behind = background.median(images, mask)
+    masked = mask * images
+    middle = torch.stack([one.flatten().median() for one in masked])[:, None, None, None]
+
+    assert torch.equal(front, torch.relu(masked - middle))
+    assert torch.equal(behind, torch.relu(-masked + middle))
+
+
+def test_the_median_mask_calls_half_of_the_pixels_foreground() -> None:
+    images = torch.rand(2, 3, SIDE, SIDE)
+    mask = torch.rand(2, 1, SIDE, SIDE, requires_grad=True)
+    front, behind = background.median_mask(images, mask, images)
+
+    assert ((front != 0).any(dim=1).float().mean() - 0.5).abs() < 0.01
+    assert torch.allclose(front + behind, images)
+    (gradient,) = torch.autograd.grad(front.sum(), mask)
+    assert gradient.abs().sum() > 0
+
+
+def test_unit_range_undoes_a_normalisation_once_black_and_white_were_seen() -> None:
+    unit = background.UnitRange()
+    images = torch.rand(4, 3, 8, 8)
+    images[0, :, 0, 0], images[0, :, 0, 1] = 0.0, 1.0
+    mean, std = torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1) + 0.2
+
+    assert torch.allclose(unit((images - mean) / std), images, atol=1e-5)
+
+
+# --- localization ---
+
+
+@pytest.mark.parametrize("centre", ["linear", "soft_argmax"])
+@pytest.mark.parametrize("image_size", [16, 32, 100])
+def test_localization_starts_in_the_middle_and_stays_in_its_bounds(centre: Any, image_size: int) -> None:
+    module = localization.Localization(image_size, centre, "bounded", 0.3)
+    images = torch.randn(6, 3, image_size, image_size)
+    x, y, sigma = module(images).detach().unbind(dim=1)
+    middle = (image_size - 1) / 2
+    assert torch.allclose(torch.stack([x, y]), torch.tensor(middle), atol=0.05 * image_size)
+    assert torch.allclose(sigma, torch.tensor(image_size / 2), rtol=0.05)
+
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=30.0)
+    x, y, sigma = module(images).detach().unbind(dim=1)
+    reach = image_size / 4 if centre == "linear" else image_size / 2
+    assert ((torch.stack([x, y]) - middle).abs() <= reach + 1e-3).all()
+    assert ((sigma >= 0.2 * image_size - 1e-3) & (sigma <= image_size + 1e-3)).all()
+
+
+def test_a_fixed_sigma_is_a_share_of_the_side() -> None:
+    module = localization.Localization(32, "soft_argmax", "fixed", 0.14)
+    assert torch.allclose(module(torch.randn(3, 3, 32, 32))[:, 2], torch.tensor(0.14 * 32))
+
+
+def test_the_mask_is_the_gaussian_of_equation_5() -> None:
+    mask = localization.gaussian_mask(torch.tensor([[3.0, 5.0, 2.0]]), 9, 8)[0, 0]
+
+    assert mask.shape == (9, 8)
+    assert mask[5, 3] == 1.0
+    assert mask[7, 4] == pytest.approx(float(torch.exp(torch.tensor(-(1.0 + 4.0) / 8.0))))
+
+
+def test_homogeneity_is_least_where_the_mask_covers_the_odd_one_out() -> None:
+    images = torch.zeros(1, 3, 32, 32) + 0.02 * torch.randn(1, 3, 32, 32)
+    images[:, :, 6:16, 15:25] += 1.0
+    on, off = (localization.gaussian_mask(torch.tensor([[x, y, 5.0]]), 32, 32) for x, y in ((19.5, 10.5), (8.0, 24.0)))
+
+    assert localization.homogeneity(images, on) < 0.5 * localization.homogeneity(images, off)
+
+
+# --- the bank ---
+
+
+def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() -> None:
+    bank = background.BackgroundBank(CLASSES, 4)
+    first, second = torch.randn(4, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    bank.update(first, torch.tensor([0, 0, 1, 1]))
+    assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
+    assert torch.allclose(bank.mean()[0], (first[:2].mean(dim=0) + first[2:].mean(dim=0)) / 2, atol=1e-6)
+
+    bank.update(second, torch.tensor([1, 2]))
+    assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
+    assert torch.allclose(bank.classes[1], 0.9 * first[2:].mean(dim=0) + 0.1 * second[0], atol=1e-6)
+    assert torch.allclose(bank.classes[2], second[1])
+
+
+@pytest.mark.parametrize("kind", ["class_mean", "per_class", "zero"])
+def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
+    """The same image under each given label: if its own class's entry came alone, its logits would differ."""
+    method = made(background=kind, lm="fixed")
+    method.core.bank.update(torch.randn(9, 3, SIDE, SIDE), torch.arange(9) % CLASSES)
+    image = torch.randn(1, 3, SIDE, SIDE).expand(CLASSES, -1, -1, -1)
+    seen = phase.Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
+    method.core.begin(seen)
+    passes = method.core.passes(image, second=True)
+
+    for parts in passes:
+        assert all(torch.allclose(part, part[:1].expand_as(part)) for part in parts)
+    assert len(passes) == (CLASSES if kind == "per_class" else 1)
+
+
+def test_the_mean_background_is_the_same_in_training_and_at_test() -> None:
+    method = made(lm="fixed")
+    loss_of(method, batch())
+    images = torch.randn(2, 3, SIDE, SIDE)
+    before = method.core.bank.mean().clone()
+    method.train()
+    ((trained,),) = method.core.passes(images, second=True)
+    method.eval()
+    ((tested,),) = method.core.passes(images, second=True)
+
+    method.heads(images)
+    assert torch.equal(trained, tested)
+    assert torch.equal(method.core.bank.mean(), before)
+
+
+def test_g1_sees_the_image_and_g2_its_foreground_before_the_mean_background() -> None:
+    method = made(lm="fixed")
+    loss_of(method, batch())
+    images = torch.randn(2, 3, SIDE, SIDE)
+    ((first,),) = method.core.passes(images, second=False)
+    ((second,),) = method.core.passes(images, second=True)
+    mask = localization.central_mask(images)
+
+    assert torch.equal(first, images)
+    assert torch.allclose(second, mask * images + method.core.bank.mean())
+    inside = mask[0, 0].bool()
+    assert torch.allclose(second[:, :, ~inside], method.core.bank.mean()[:, :, ~inside].expand(2, -1, -1))
+
+
+def test_without_dim_or_without_mask_both_networks_see_the_image() -> None:
+    images = torch.randn(2, 3, SIDE, SIDE)
+    for params in ({"dim": False}, {"lm": "off"}):
+        ((second,),) = made(**params).core.passes(images, second=True)
+        assert torch.equal(second, images)
+
+
+# --- who learns from whom ---
+
+
+def gradients(method: denll.Method, part: str) -> float:
+    owners = {"g1": method.host1, "g2": method.host2, "lm": method.core.localization, "gates": method.gates}
+    return sum(float(p.grad.abs().sum()) for p in owners[part].parameters() if p.grad is not None)
+
+
+def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None:
+    method = made()
+    record = [deconfounding.Record(torch.zeros(5, 1), torch.randn(5, 96), torch.randn(5, CLASSES)) for _ in range(2)]
+    o1, o2 = method._gated(*record, joint=True)
+    l1, l2 = record[0].logits, record[1].logits
+    assert torch.allclose(o1, 0.75 * l1 + 0.25 * l2)
+    assert torch.allclose(o2, 0.75 * l2 + 0.25 * l1)
+
+    for size in (-1e4, 1e4):
+        torch.nn.init.constant_(method.gates[0].bias, size)
+        o1, _ = method._gated(*record, joint=True)
+        assert torch.allclose(o1, 0.5 * (l1 + l2) if size < 0 else l1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gates", "reached"), [("detached", False), ("joint", True)])
+def test_detached_gates_teach_the_networks_nothing(gates: str, reached: bool) -> None:
+    method = made(gates=gates, agreement="off")
+    seen = batch()
+    with method._hearing(seen):
+        method.host1.logits(seen.images), method.host2.logits(seen.images)
+        method._exchange(seen, 0.0).backward()
+
+    assert gradients(method, "gates") > 0
+    assert (gradients(method, "g1") > 0) == reached
+    assert (gradients(method, "g2") > 0) == reached
+
+
+@pytest.mark.parametrize(("direction", "reached"), [("one_way", False), ("both", True)])
+def test_one_way_agreement_teaches_g1_and_leaves_g2_alone(direction: str, reached: bool) -> None:
+    method = made(agreement=direction, gates="off", localization="label_free", sigma="fixed")
+    seen = batch()
+    with method._hearing(seen):
+        method.host1.logits(seen.images), method.host2.logits(seen.images)
+        method._exchange(seen, 3.0).backward()
+
+    assert gradients(method, "g1") > 0
+    assert (gradients(method, "g2") > 0) == reached
+
+
+@pytest.mark.parametrize("fusion", ["composite", "concat", "features"])
+def test_label_free_localization_learns_nothing_from_labels(fusion: str) -> None:
+    """The given labels reversed: not one bit of what the localization module learns may change."""
+    method = made(localization="label_free", sigma="fixed", fusion=fusion, agreement_start=0.0, agreement_ramp=0.0)
+    assert method.core.localization is not None
+    seen, grads = batch(), []
+    for labels in (seen.labels, seen.labels.flip(0)):
+        method.zero_grad()
+        loss_of(method, dataclasses.replace(seen, labels=labels)).backward()
+        grads.append([p.grad.clone() for p in method.core.localization.parameters() if p.grad is not None])
+
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
+    assert sum(float(g.abs().sum()) for g in grads[0]) > 0
+
+
+def test_joint_localization_learns_from_the_loss_on_labels() -> None:
+    method = made(localization="joint")
+    loss_of(method, batch()).backward()
+
+    assert gradients(method, "lm") > 0
+
+
+def test_both_hosts_draw_the_same_random_numbers() -> None:
+    generator = torch.Generator().manual_seed(3)
+    one, two = draws.twice(
+        lambda _: generator,
+        lambda g: torch.rand(4, generator=g("mixing")),
+        lambda g: torch.rand(4, generator=g("mixing")),
+    )
+    alone = torch.Generator().manual_seed(3)
+
+    assert torch.equal(one, two)
+    assert torch.equal(torch.rand(4, generator=alone), one)
+    assert torch.equal(generator.get_state(), alone.get_state())
+
+
+# --- agreement over time, ranking ---
+
+
+def test_labels_are_ranked_in_plain_epochs_by_g1_and_by_an_untouched_g2_in_all() -> None:
+    for params, epochs in (({}, [0]), ({"agreement": "one_way"}, [0, 9]), ({"agreement": "off"}, [0, 9])):
+        ranked = []
+        for epoch in (0, 9):
+            heard: list[Tensor] = []
+            loss_of(made(**params), batch(observe=heard.append, epoch=epoch))
+            assert len(heard) <= 1
+            ranked += [epoch] * len(heard)
+        assert ranked == epochs, params
+
+
+def test_an_agreement_from_the_first_epoch_still_leaves_a_ranking() -> None:
+    heard: list[Tensor] = []
+    loss_of(made(agreement_start=0.0, agreement_ramp=0.0), batch(observe=heard.append, epoch=9))
+
+    assert len(heard) == 1
+
+
+# --- every reading works ---
+
+READINGS: list[dict[str, Any]] = [
+    {},
+    *(denll.ABOUT["presets"][name] for name in ("confounded", "paper")),
+    {"split": "median_mask"},
+    {"fusion": "features"},
+    {"background": "per_class", "lm": "fixed"},
+    {"gates": "off", "agreement": "off", "answer": "g2"},
+    {"agreement": "one_way", "answer": "g1", "lm": "off"},
+    {"dim": False, "centre": "soft_argmax"},
+    {"host": "ce", "host_params": {"networks": 2, "agreement": "both"}},
+]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> data.LabeledImages:
+    drawn = scenes.draw(48, seed=1, image_size=16, noise="ordinary")
+    return data.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), scenes.CLASSES)
+
+
+@pytest.mark.parametrize("params", READINGS, ids=str)
+def test_every_reading_trains_resumes_exactly_and_answers(params: dict[str, Any], pictures: data.LabeledImages) -> None:
+    settings = {"agreement_start": 0.0, "agreement_ramp": 0.0} | params
+    spec = TrainingSpec(
+        method="denll", params=settings, network="small", image_size=16, epochs=2, batch_size=16, precision="f32"
+    )
+    training = Training.build(spec, pictures, device="cpu", threads=1)
+    steps = iter(training)
+    for _ in range(2):
+        next(steps)
+    state = training.state()
+    for _ in steps:
+        pass
+    resumed = Training.build(spec, pictures, device="cpu", threads=1)
+    resumed.restore(state)
+    for _ in resumed:
+        pass
+
+    ended, again = training.method.state_dict(), resumed.method.state_dict()
+    assert all(torch.equal(ended[name], again[name]) for name in ended)
+    method = training.method.eval()
+    images = torch.randn(3, 3, 16, 16)
+    heads = method.heads(images)
+    assert set(heads) == {"answer", "g1", "g2", "mean"}
+    assert torch.equal(method.logits(images), heads["answer"])
+    assert torch.equal(heads["answer"], heads[settings.get("answer", "mean")])
+    assert all(torch.isfinite(logits).all() and logits.shape == (3, 6) for logits in heads.values())
+    assert (method.locate(images) is None) == (settings.get("lm", "learned") != "learned")
+
+
+@pytest.mark.parametrize("host", [name for name in methods.names() if name not in ("denll", "ce")])
+def test_every_other_method_can_host(host: str, pictures: data.LabeledImages) -> None:
+    spec = TrainingSpec(
+        method="denll", params={"host": host}, network="small", image_size=16, epochs=4, batch_size=16, precision="f32"
+    )
+    training = Training.build(spec, pictures, device="cpu", threads=1)
+    before = {name: each.clone() for name, each in training.method.named_parameters()}
+    for _ in training:
+        pass
+
+    changed = {name for name, each in training.method.named_parameters() if not torch.equal(each, before[name])}
+    assert any(name.startswith("host1.") for name in changed)
+    assert any(name.startswith("host2.") for name in changed)
+    assert any(name.startswith("core.localization.") for name in changed)
+    assert all(torch.isfinite(each).all() for each in training.method.state_dict().values() if each.is_floating_point())
+
+
+def test_settings_of_the_host_are_checked_and_denll_hosts_no_denll() -> None:
+    with pytest.raises(pydantic.ValidationError, match="networks"):
+        denll.Params(host="ce", host_params={"networks": 3})
+    with pytest.raises(pydantic.ValidationError, match="itself"):
+        denll.Params(host="denll")
+    assert "denll" not in denll.Params.model_json_schema()["properties"]["host"]["enum"]
+
+
+def test_every_preset_is_valid() -> None:
+    for params in denll.ABOUT["presets"].values():
+        denll.Params(**params)
