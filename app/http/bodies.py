@@ -87,7 +87,7 @@ async def strict_json(request: Request) -> Any:
     allow(request.scope, request.scope[SCOPE_KEY].limit)
     data = await request.body()
     kind = media_type(request)
-    if not data and not kind:
+    if not data and kind in {"", "application/json"}:
         return None
     if kind != "application/json":
         raise UnsupportedMediaType("Send the body as Content-Type: application/json.")

@@ -126,7 +126,7 @@ def prometheus(request: Request) -> Response:
 
 def counted(session: Session) -> list[Metric]:
     def by_state(table: type[Job] | type[Dataset]) -> list[tuple[dict[str, str], float]]:
-        rows = session.execute(select(table.state, func.count()).group_by(table.state)).tuples()
+        rows = session.execute(select(table.state, func.count()).group_by(table.state))
         return [({"state": state.value}, float(n)) for state, n in rows]
 
     models = float(session.scalar(select(func.count()).select_from(Model)) or 0)

@@ -27,6 +27,7 @@ from app.storage import Storage
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
+REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
 
 class Loaded(NamedTuple):
@@ -51,15 +52,22 @@ class Source(NamedTuple):
 
 
 def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
-    """The picture's bytes. RemoteImagesDisabled and InvalidRequest concern the whole request and are raised."""
+    """The picture's bytes. InvalidRequest concerns the whole request and is raised."""
     try:
         data = _bytes_of(source, storage)
         check(data, most_bytes)
-    except (RemoteImagesDisabled, InvalidRequest):
+    except InvalidRequest:
         raise
     except Problem as problem:
         return Loaded(source.input_id, b"", problem)
     return Loaded(source.input_id, data, None)
+
+
+def refuse_remote(source: Source) -> None:
+    """A URL is refused before anything else is looked at; RemoteImagesDisabled."""
+    scheme, colon, _ = str(source.value[:10]).lower().partition(":")
+    if source.kind == "reference" and colon and scheme in REMOTE:
+        raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
 
 
 def _bytes_of(source: Source, storage: Storage) -> bytes:
@@ -83,8 +91,6 @@ def referenced(reference: str, storage: Storage, pointer: str) -> bytes:
         if not comma or not kind.startswith("image/") or not kind.endswith(";base64"):
             raise wrong(pointer, "A data URI must read data:image/<type>;base64,<data>.")
         return decoded(encoded)
-    if colon and scheme in {"http", "https", "ftp", "file", "s3", "gs"}:
-        raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
     raise wrong(pointer, "Write dataset:<id>/<index or path>, or data:image/png;base64,<data>.")
 
 

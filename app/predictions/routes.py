@@ -138,6 +138,8 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
     if options.format != "json" and len(sources) != 1:
         detail = "A picture can be rendered of one image at a time."
         raise InvalidRequest(detail, errors=[Fault("/query/format", "one_image", detail)])
+    for source in sources:
+        images.refuse_remote(source)
     served: Served = await request.app.state.models_known.resolve(options.model)
     storage = request.app.state.storage
     loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])

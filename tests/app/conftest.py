@@ -1,0 +1,295 @@
+"""The API on real databases: an application in this process, files in a temporary folder, no worker but our hands."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import threading
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+from sqlalchemy import Engine
+
+from app.datasets import archive, ingestion, layout
+from app.db import session as db
+from app.db.tables import Job, Model, Row
+from app.jobs import attempt
+from app.main import create_app
+from app.settings import Settings
+from app.storage import Storage
+from ml import ingest
+from tests.servers import eventually, free_port
+
+ADDRESS = "http://127.0.0.1:8000"
+
+
+DOCUMENTS: dict[bool, dict[str, Any]] = {}  # the OpenAPI document takes longer to make than most tests
+
+
+class Client(TestClient):
+    """Checks that every answer is one the OpenAPI document promises, in its media type."""
+
+    def request(self, method: str, url: Any, **named: Any) -> Any:
+        response = super().request(method, url, **named)
+        check_documented(self.app, method, response)  # type: ignore[arg-type]
+        return response
+
+
+def check_documented(app: FastAPI, method: str, response: Any) -> None:
+    assert response.headers["x-request-id"]
+    if response.status_code >= 400:
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json() if method != "HEAD" else {"status": response.status_code}
+        assert problem["status"] == response.status_code
+        if method != "HEAD":
+            assert {"type", "title", "detail", "instance", "request_id"} <= problem.keys()
+    operation = documented(app, response.request.url.path, "get" if method == "HEAD" else method.lower())
+    if operation is None or (method == "HEAD" and response.status_code == 304):
+        return
+    promised = operation["responses"].get(str(response.status_code))
+    assert promised is not None, f"{method} {response.request.url.path} answered an undocumented {response.status_code}"
+    kind = response.headers.get("content-type", "").split(";")[0]
+    if response.status_code not in (204, 304) and "content" in promised:
+        assert kind in promised["content"], f"{method} {response.request.url.path}: {kind} not in {promised['content']}"
+
+
+def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
+    key = app.state.settings.key_required
+    if key not in DOCUMENTS:
+        DOCUMENTS[key] = app.openapi()
+    paths = DOCUMENTS[key]["paths"]
+    for template in sorted(paths, key=lambda t: t.count("{")):
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            found: dict[str, Any] | None = paths[template].get(method)
+            return found
+    return None
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """Redis is away (a port nobody listens at): nothing an answer says may depend on it."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        redis_url=f"redis://127.0.0.1:{free_port()}/0",
+        inference_addresses=f"tcp://127.0.0.1:{free_port()}",
+        connect_timeout_s=0.5,
+        event_poll_s=0.02,
+        min_free_bytes=0,
+        predict_deadline_s=3.0,
+    )
+
+
+@pytest.fixture
+def with_settings(settings: Settings) -> Iterator[Callable[..., Client]]:
+    """A client of an application whose settings differ in this or that."""
+    opened: list[Client] = []
+    engine = db.connect(settings)
+    Row.metadata.create_all(engine)
+    engine.dispose()
+
+    def start(**changed: Any) -> Client:
+        app = create_app(Settings(**{**settings.model_dump(), **changed}))
+        client = Client(app, base_url=ADDRESS, raise_server_exceptions=False)
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield start
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(with_settings: Callable[..., Client]) -> Client:
+    return with_settings()
+
+
+@pytest.fixture
+def engine(client: Client) -> Engine:
+    found: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.fixture
+def files(client: Client) -> Storage:
+    found: Storage = client.app.state.storage  # type: ignore[attr-defined]
+    return found
+
+
+def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, "JPEG")
+    return out.getvalue()
+
+
+def class_folders(images: int = 6) -> bytes:
+    """A zip of two classes, with train and test, a broken picture and a stray file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive_:
+        for n in range(images):
+            for split in ("train", "test"):
+                shade = n * 7 + (3 if split == "test" else 0)
+                archive_.writestr(f"{split}/cat/{n}.jpg", jpeg((200, shade, 10)))
+                archive_.writestr(f"{split}/dog/{n}.jpg", jpeg((10, shade, 200)))
+        archive_.writestr("train/cat/broken.jpg", b"\xff\xd8\xff nothing more")
+        archive_.writestr("train/cat/=cmd.txt", b"not a picture")
+    return out.getvalue()
+
+
+@pytest.fixture
+def archive_bytes() -> bytes:
+    return class_folders()
+
+
+def upload(client: Client, data: bytes, **headers: str) -> Any:
+    return client.post("/datasets?name=pets", content=data, headers={"Content-Type": "application/zip", **headers})
+
+
+def ingest_it(client: Client, dataset_id: str) -> None:
+    """What the worker does with a queued data set."""
+    files: Storage = client.app.state.storage  # type: ignore[attr-defined]
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        claim = ingestion.claim(session, "test", 60)
+    assert claim is not None
+    assert str(claim.id) == dataset_id
+    folder = files.dataset(claim.id)
+    folder.mkdir()
+    files.upload(claim.id).rename(folder / "archive")
+    found = layout.interpret(archive.read(folder / "archive"))
+    facts = ingest.ingest(
+        folder / "archive",
+        found.images,
+        found.classes,
+        folder,
+        findings=found.findings,
+        facts=found.facts,
+        bad_fraction=0.5,
+    )
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        assert ingestion.ready(session, claim.id, claim.fence, facts)
+
+
+@pytest.fixture
+def dataset_id(client: Client, archive_bytes: bytes) -> str:
+    """A data set that is ready."""
+    answer = upload(client, archive_bytes)
+    assert answer.status_code == 202, answer.text
+    found: str = answer.json()["id"]
+    ingest_it(client, found)
+    return found
+
+
+@dataclasses.dataclass
+class Hands:
+    """What workers do to jobs, step by step."""
+
+    engine: Engine
+    files: Storage
+
+    def claim(self) -> Any:
+        with db.transaction(self.engine) as session:
+            return attempt.claim(session, "test", 60)
+
+    def epochs(self, claim: Any, count: int) -> None:
+        reports = [
+            {"epoch": n, "train_loss": 2.0 - n / count, "test": {"answer": {"accuracy": n / count}}}
+            for n in range(count)
+        ]
+        with db.transaction(self.engine) as session:
+            assert attempt.record_epochs(session, claim.id, claim.fence, reports)
+
+    def publish(self, claim: Any) -> uuid.UUID:
+        model_id = uuid.uuid4()
+        folder = self.files.model(model_id)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        with db.transaction(self.engine) as session:
+            job = session.get(Job, claim.id)
+            assert job is not None
+            model = {
+                "id": model_id,
+                "dataset_id": job.dataset_id,
+                "name": None,
+                "method": job.request["method"],
+                "network": job.request["network"],
+                "classes": ["cat", "dog"],
+                "digest": f"sha256:{model_id.hex}",
+                "size_bytes": 2,
+                "metrics": {"test_accuracy": {"last": 0.9}},
+                "spec": job.spec,
+            }
+            assert attempt.publish(session, claim.id, claim.fence, metrics=model["metrics"], model=model)
+        return model_id
+
+    def fail(self, claim: Any) -> None:
+        error = {
+            "code": "diverged",
+            "title": "It diverged",
+            "detail": "The loss became NaN.",
+            "hint": "lower learning_rate",
+        }
+        with db.transaction(self.engine) as session:
+            assert attempt.fail(session, claim.id, claim.fence, error)
+
+    def models(self) -> int:
+        with db.transaction(self.engine) as session:
+            return session.query(Model).count()
+
+
+@pytest.fixture
+def hands(engine: Engine, files: Storage) -> Hands:
+    return Hands(engine, files)
+
+
+@pytest.fixture
+def submit(client: Client, dataset_id: str) -> Callable[..., Any]:
+    def post(**fields: Any) -> Any:
+        answer = client.post("/jobs", json={"dataset_id": dataset_id, **fields})
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    return post
+
+
+class Live:
+    """The application behind a real server, for what a test client in the same thread cannot show."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.port = free_port()
+        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.thread.start()
+        eventually(lambda: self.server.started, what="the server starts")
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+
+
+@pytest.fixture
+def live(settings: Settings, with_settings: Callable[..., Client]) -> Iterator[Callable[..., Live]]:
+    started: list[Live] = []
+
+    def start(**changed: Any) -> Live:
+        server = Live(create_app(Settings(**{**settings.model_dump(), **changed})))
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()

@@ -1,0 +1,107 @@
+"""Keys: where they are needed, what they allow, and that only their hash is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from sqlalchemy import select, text
+
+from app.db import session as db
+from app.db.tables import ApiKey
+from app.settings import Settings
+from tests.app.conftest import Client
+
+ADMIN = "a-bootstrap-key-for-tests"
+
+
+@pytest.fixture
+def guarded(with_settings: Callable[..., Client]) -> Client:
+    return with_settings(admin_key=ADMIN)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def new_key(client: Client, *scopes: str) -> Any:
+    answer = client.post("/keys", json={"name": "test", "scopes": list(scopes)}, headers=bearer(ADMIN))
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_S1_a_public_address_without_a_key_is_refused_at_start() -> None:
+    with pytest.raises(ValidationError, match="refusing to bind"):
+        Settings(host="0.0.0.0")
+    with pytest.raises(ValidationError, match="16 characters"):
+        Settings(host="0.0.0.0", admin_key="short")
+
+
+def test_with_a_key_configured_only_health_and_the_page_are_open(guarded: Client) -> None:
+    for path in ("/livez", "/", "/docs"):
+        assert guarded.get(path).status_code == 200
+    assert guarded.get("/readyz").status_code in (200, 503)
+    paths = guarded.app.openapi()["paths"]  # type: ignore[attr-defined]
+    for template, operations in paths.items():
+        for method in operations:
+            if template not in ("/livez", "/readyz"):
+                answer = guarded.request(method.upper(), template.replace("{", "").replace("}", ""))
+                assert answer.status_code == 401, (method, template)
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer x", "Basic abc", "Bearer \xff\xfe", f"bearer{ADMIN}"])
+def test_what_is_no_valid_key_is_a_401(guarded: Client, value: str) -> None:
+    headers = {"Authorization": value.encode("latin-1")} if value else {}
+    assert guarded.get("/jobs", headers=headers).status_code == 401  # type: ignore[arg-type]
+
+
+def test_a_stranger_s_body_is_not_even_parsed(guarded: Client) -> None:
+    assert guarded.post("/jobs", content=b"{broken", headers={"Content-Type": "application/json"}).status_code == 401
+
+
+def test_scopes_open_their_own_doors_only(guarded: Client) -> None:
+    read = bearer(new_key(guarded, "read")["key"])
+    train = bearer(new_key(guarded, "train")["key"])
+    predict = bearer(new_key(guarded, "predict")["key"])
+    admin = bearer(new_key(guarded, "admin")["key"])
+    assert guarded.get("/jobs", headers=read).status_code == 200
+    assert guarded.post("/jobs", json={}, headers=read).status_code == 403
+    assert guarded.post("/jobs", json={}, headers=train).status_code == 422
+    assert guarded.get("/jobs", headers=train).status_code == 403
+    assert guarded.get("/predict?image=https://x", headers=predict).status_code == 403
+    assert guarded.get("/predict?image=dataset:x", headers=predict).json()["type"] != "/problems/forbidden"
+    assert guarded.get("/predict?image=dataset:x", headers=read).json()["type"] == "/problems/forbidden"
+    assert guarded.get("/keys", headers=read).status_code == 403
+    assert guarded.get("/keys", headers=admin).status_code == 200
+
+
+def test_a_key_is_shown_once_and_stored_as_a_hash(guarded: Client) -> None:
+    made = new_key(guarded, "read")
+    shown_again = guarded.get(f"/keys/{made['id']}", headers=bearer(ADMIN))
+    assert made["key"] not in shown_again.text
+    assert made["key"] not in guarded.get("/keys", headers=bearer(ADMIN)).text
+    with db.transaction(guarded.app.state.engine) as session:  # type: ignore[attr-defined]
+        row = session.execute(select(ApiKey)).scalar_one()
+        everything = session.execute(text("select * from api_key")).one()
+    assert len(row.key_sha256) == 64
+    assert made["key"] not in str(everything)
+
+
+def test_a_revoked_key_stops_working_at_once(guarded: Client) -> None:
+    made = new_key(guarded, "read")
+    assert guarded.get("/jobs", headers=bearer(made["key"])).status_code == 200
+    assert guarded.delete(f"/keys/{made['id']}", headers=bearer(ADMIN)).status_code == 204
+    assert guarded.get("/jobs", headers=bearer(made["key"])).status_code == 401
+    assert guarded.get(f"/keys/{made['id']}", headers=bearer(ADMIN)).json()["revoked_at"]
+
+
+def test_without_a_key_configured_loopback_is_open(client: Client) -> None:
+    assert client.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("scopes", [[], ["root"], ["read"] * 9, "read", [1]])
+def test_scopes_are_those_that_exist(client: Client, scopes: object) -> None:
+    assert client.post("/keys", json={"name": "x", "scopes": scopes}).status_code == 422

@@ -1,0 +1,96 @@
+"""A ready data set as the API shows it, read with the standard library alone."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.datasets import archive, contents, layout
+from app.errors import ImageNotFound
+from ml import ingest
+from tests import pictures
+
+FILES = {
+    **pictures.class_folders(("bird", "cat", "dog"), each=5, splits=("train", "test"), side=20),
+    "train/cat/broken.jpg": b"no",
+    "train/cat/copy.jpg": pictures.encoded(1, 20, 20, hue=0),
+    "README.md": b"#",
+}
+
+
+@pytest.fixture(scope="module", params=["zip", "tar.gz"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Through all of the way in: archive, layout, ingest."""
+    home = tmp_path_factory.mktemp("dataset")
+    upload = home / "upload"
+    packed = (
+        pictures.zipped(FILES, deflated=True) if request.param == "zip" else pictures.tarred(FILES, compression="gz")
+    )
+    upload.write_bytes(packed)
+    found = layout.interpret(archive.read(upload))
+    if not archive.unwrap(upload, home / "archive"):
+        os.link(upload, home / "archive")
+    ingest.ingest(home / "archive", found.images, found.classes, home, findings=found.findings, facts=found.facts)
+    return home
+
+
+def test_classes_are_counted_per_split(folder: Path) -> None:
+    assert contents.class_names(folder) == ["bird", "cat", "dog"]
+    assert contents.class_counts(folder) == [(0, "bird", 5, 5), (1, "cat", 6, 5), (2, "dog", 5, 5)]
+    assert contents.facts(folder)["train_images"] == 16
+
+
+def test_pages_follow_each_other_without_gap_or_repeat(folder: Path) -> None:
+    seen: list[int] = []
+    while page := contents.images(folder, after=seen[-1] if seen else -1, limit=7):
+        seen += [row.number for row in page]
+    assert seen == list(range(31))
+
+
+def test_filters_combine(folder: Path) -> None:
+    rows = contents.images(folder, split="test", given=2)
+    assert [row.path for row in rows] == [f"test/dog/{number}.jpg" for number in range(5)]
+    assert [row.number for row in contents.images(folder, among=[3, 1, 500], after=1)] == [3]
+    assert contents.images(folder, among=[]) == []
+
+
+def test_an_image_is_found_by_index_and_by_path_with_its_bytes(folder: Path) -> None:
+    for path, data in FILES.items():
+        if path.endswith("README.md") or b"no" == data:
+            continue
+        row = contents.image(folder, path)
+        assert contents.image(folder, row.number) == row
+        assert contents.original(folder, row) == data
+        assert (row.width, row.height, row.content_type) == (20, 20, "image/jpeg")
+
+
+@pytest.mark.parametrize("reference", [-1, 31, 2**70, "nope", "../archive", "README.md", "\ud800", ""])
+def test_an_unknown_image_is_not_found(folder: Path, reference: int | str) -> None:
+    with pytest.raises(ImageNotFound):
+        contents.image(folder, reference)
+
+
+def test_a_thumbnail_is_a_png_of_the_packed_pixels(folder: Path) -> None:
+    row = contents.image(folder, "test/dog/3.jpg")
+    with Image.open(io.BytesIO(contents.thumbnail(folder, row))) as picture:
+        assert picture.format == "PNG"
+        expected = np.load(next(folder.glob("pixels-*.npy")))[row.number]
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+def test_the_report_names_every_file(folder: Path) -> None:
+    assert {(row.path, row.code, row.level) for row in contents.report(folder)} == {
+        ("train/cat/broken.jpg", "unsupported_format", "excluded"),
+        ("README.md", "ignored_file", "ignored"),
+        ("train/cat/copy.jpg", "duplicate_image", "warning"),
+        ("train/cat/copy.jpg", "same_image_two_labels", "warning"),
+    }
+    assert contents.report_summary(folder)["excluded"] == {"unsupported_format": 1}
+    warnings = contents.report(folder, level="warning")
+    assert contents.report(folder, level="warning", after=warnings[0].number) == warnings[1:]
+    assert contents.report(folder, code="ignored_file", limit=1)[0].path == "README.md"

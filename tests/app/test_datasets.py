@@ -1,0 +1,322 @@
+"""Uploads, what is inside a data set, and that refused or interrupted uploads leave nothing."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import socket
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from app import storage
+from app.db import session as db
+from app.db.tables import Dataset, IdempotencyKey
+from tests.app.conftest import Client, Hands, Live, class_folders, upload
+from tests.servers import eventually
+
+ZIP = {"Content-Type": "application/zip"}
+
+
+def uploads(client: Client) -> list[str]:
+    return os.listdir(client.app.state.settings.data_dir / "uploads")  # type: ignore[attr-defined]
+
+
+def rows(client: Client) -> int:
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        return session.scalar(select(func.count()).select_from(Dataset)) or 0
+
+
+def test_a_multipart_upload_is_queued_and_named(client: Client, archive_bytes: bytes) -> None:
+    answer = client.post("/datasets", files={"file": ("../../etc/My pets.zip", archive_bytes)}, data={"name": "pets"})
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["name"]) == (202, "ingesting", "pets")
+    assert answer.headers["location"] == f"/datasets/{body['id']}"
+    assert uploads(client) == [f"{body['id']}.archive"]
+    unnamed = client.post("/datasets", files={"file": ("../../etc/My pets.zip", archive_bytes)})
+    assert unnamed.json()["name"] == "My pets"
+
+
+def test_a_raw_upload_is_the_same_as_a_multipart_one(client: Client, archive_bytes: bytes) -> None:
+    raw = upload(client, archive_bytes).json()
+    parts = client.post("/datasets", files={"file": ("a.zip", archive_bytes)}).json()
+    assert raw["sha256"] == parts["sha256"] == hashlib.sha256(archive_bytes).hexdigest()
+    assert raw["size_bytes"] == len(archive_bytes)
+
+
+def one(name: str, data: bytes = b"x") -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"", 422, "bad-archive"),
+        (b"PK\x03\x04 no zip at all", 422, "bad-archive"),
+        (class_folders()[:-50], 422, "bad-archive"),
+        (one("../evil.jpg"), 422, "unsafe-entry-name"),
+        (one("readme.txt"), 422, "no-images"),
+    ],
+)
+def test_I10_a_rejected_archive_leaves_no_row_and_no_file(client: Client, body: bytes, status: int, kind: str) -> None:
+    answer = client.post("/datasets", content=body, headers=ZIP)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}")
+    assert (rows(client), uploads(client)) == (0, [])
+
+
+def multipart(*parts: bytes, boundary: bytes = b"b") -> bytes:
+    return b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+
+
+FILE = b'Content-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n' + class_folders()
+NAME = b'Content-Disposition: form-data; name="name"\r\n\r\npets'
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (multipart(), 422),
+        (multipart(NAME), 422),
+        (multipart(FILE, FILE), 422),
+        (multipart(NAME, NAME, FILE), 422),
+        (multipart(FILE.replace(b'; filename="a.zip"', b"")), 422),
+        (multipart(NAME.replace(b'name="name"', b'name="nam"'), FILE), 422),
+        (multipart(NAME.replace(b"pets", b"\xff\xfe"), FILE), 422),
+        (multipart(NAME.replace(b"pets", b"a\x07"), FILE), 422),
+        (multipart(NAME.replace(b"pets", b"x" * (1 << 20) + b"y"), FILE), 413),
+        (multipart(*[NAME] * 17), 422),
+        (multipart(b"no headers at all"), 400),
+        (multipart(b"Content-Type: text/plain\r\n\r\nx"), 400),
+        (multipart(b"X: " + b"y" * 20_000 + b"\r\n\r\nx"), 400),
+        (multipart(FILE)[:-6], 400),
+        (b"garbage", 400),
+    ],
+)
+def test_P1_H2_odd_multipart_bodies_are_refused_and_leave_nothing(client: Client, body: bytes, status: int) -> None:
+    answer = client.post("/datasets", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == status, answer.text
+    assert (rows(client), uploads(client)) == (0, [])
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", "application/pdf", ""])
+def test_other_media_types_are_refused(client: Client, kind: str) -> None:
+    answer = client.post("/datasets", content=b"x", headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code in (400, 415)
+    assert uploads(client) == []
+
+
+def test_H1_an_upload_over_the_limit_is_a_413(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
+    client = with_settings(upload_bytes=1000)
+    for content in (archive_bytes, iter([archive_bytes[:900], archive_bytes[900:]])):
+        assert client.post("/datasets", content=content, headers=ZIP).status_code == 413
+    assert uploads(client) == []
+
+
+def test_Z3_an_archive_over_its_limits_is_a_413(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
+    client = with_settings(archive_entries=5)
+    answer = upload(client, archive_bytes)
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/archive-too-large")
+    assert uploads(client) == []
+
+
+def test_D5_too_little_free_disk_is_a_507(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
+    client = with_settings(min_free_bytes=1 << 60)
+    answer = upload(client, archive_bytes)
+    assert (answer.status_code, answer.json()["type"]) == (507, "/problems/insufficient-storage")
+    assert answer.headers["retry-after"]
+    assert (rows(client), uploads(client)) == (0, [])
+
+
+def test_F14_a_disk_that_fills_up_during_an_upload_is_a_507(
+    client: Client, archive_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fdopen
+
+    def small_disk(descriptor: int, *arguments: Any, **named: Any) -> Any:
+        os.close(descriptor)
+        return real(os.open("/dev/full", os.O_WRONLY), *arguments, **named)
+
+    monkeypatch.setattr(os, "fdopen", small_disk)
+    answer = upload(client, archive_bytes)
+    monkeypatch.undo()
+    assert (answer.status_code, answer.json()["type"]) == (507, "/problems/insufficient-storage")
+    assert (rows(client), uploads(client)) == (0, [])
+    assert upload(client, archive_bytes).status_code == 202
+
+
+def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., Live], client: Client) -> None:
+    server = live()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
+        head = b"POST /datasets HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/zip\r\nContent-Length: 9000000\r\n\r\n"
+        half.sendall(head + b"PK\x03\x04" + b"x" * 2_000_000)
+        eventually(lambda: len(uploads(client)) == 1, what="the upload is under way")
+    eventually(lambda: uploads(client) == [], seconds=5, what="nothing is left")
+    assert rows(client) == 0
+
+
+def test_D4_more_uploads_than_allowed_are_a_429(
+    live: Callable[..., Live], client: Client, archive_bytes: bytes
+) -> None:
+    import httpx2
+
+    server = live(max_uploads=1)
+    release = threading.Event()
+
+    def slowly() -> Any:
+        yield archive_bytes[:10]
+        release.wait(20)
+        yield archive_bytes[10:]
+
+    answers: list[int] = []
+    first = threading.Thread(
+        target=lambda: answers.append(httpx2.post(f"{server.url}/datasets", content=slowly(), headers=ZIP).status_code)
+    )
+    first.start()
+    eventually(lambda: len(uploads(client)) == 1, what="the first upload is under way")
+    second = httpx2.post(f"{server.url}/datasets", content=archive_bytes, headers=ZIP)
+    release.set()
+    first.join()
+    assert (second.status_code, second.json()["type"]) == (429, "/problems/too-many-uploads")
+    assert second.headers["retry-after"]
+    assert answers == [202]
+
+
+def test_an_upload_repeated_with_its_key_makes_one_data_set(client: Client, archive_bytes: bytes) -> None:
+    first = upload(client, archive_bytes, **{"Idempotency-Key": "k"})
+    again = upload(client, archive_bytes, **{"Idempotency-Key": "k"})
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    other = upload(client, class_folders(7), **{"Idempotency-Key": "k"})
+    assert (other.status_code, other.json()["type"]) == (422, "/problems/idempotency-mismatch")
+    assert (rows(client), len(uploads(client))) == (1, 1)
+
+
+def test_a_refused_upload_frees_its_key(client: Client, archive_bytes: bytes) -> None:
+    assert upload(client, b"no zip", **{"Idempotency-Key": "k"}).status_code == 422
+    assert upload(client, archive_bytes, **{"Idempotency-Key": "k"}).status_code == 202
+
+
+def test_a_key_still_in_flight_is_a_409(client: Client, archive_bytes: bytes) -> None:
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add(IdempotencyKey(principal="", route="POST /datasets", key="k", request_hash="", answer=None))
+    answer = upload(client, archive_bytes, **{"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/request-in-flight")
+
+
+def test_a_ready_data_set_tells_its_classes_counts_and_report(client: Client, dataset_id: str) -> None:
+    body = client.get(f"/datasets/{dataset_id}").json()
+    assert (body["status"], body["classes"], body["error"]) == ("ready", ["cat", "dog"], None)
+    assert body["counts"] == {"train": {"cat": 6, "dog": 6}, "test": {"cat": 6, "dog": 6}}
+    assert body["digest"].startswith("sha256:")
+    assert body["report"]["excluded"] == 1
+    assert body["report"]["ignored"] == 1
+    assert client.get("/datasets?status=ready").json()["items"][0]["id"] == dataset_id
+    assert client.get("/datasets?status=ingesting").json()["items"] == []
+
+
+def test_pages_walk_through_all_newest_first_without_gaps(client: Client, archive_bytes: bytes) -> None:
+    made = [upload(client, archive_bytes).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = client.get("/datasets", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [item["id"] for item in page["items"]]
+        if len(seen) == 2:
+            upload(client, archive_bytes)  # what arrives meanwhile shifts nothing
+        if not (cursor := page["next_cursor"]):
+            break
+    assert seen == made[::-1]
+
+
+def test_an_etag_saves_the_second_answer(client: Client, dataset_id: str) -> None:
+    first = client.get(f"/datasets/{dataset_id}")
+    again = client.get(f"/datasets/{dataset_id}", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get(f"/datasets/{dataset_id}", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_images_are_listed_filtered_and_served_as_they_were(client: Client, dataset_id: str) -> None:
+    path = f"/datasets/{dataset_id}/images"
+    everything = client.get(path).json()["items"]
+    assert [image["index"] for image in everything] == list(range(24))
+    cats = client.get(path, params={"split": "train", "given_label": "cat", "limit": 4}).json()
+    assert {(i["split"], i["given_label"]) for i in cats["items"]} == {("train", "cat")}
+    rest = client.get(path, params={"split": "train", "given_label": "cat", "cursor": cats["next_cursor"]}).json()
+    assert len(cats["items"]) + len(rest["items"]) == 6
+    assert client.get(path, params={"given_label": "cow"}).status_code == 422
+    original = client.get(f"{path}/0")
+    assert original.headers["content-type"] == "image/jpeg"
+    assert original.headers["content-disposition"].startswith("attachment")
+    assert hashlib.sha256(original.content).hexdigest() == everything[0]["sha256"]
+    thumbnail = client.get(f"{path}/0/thumbnail")
+    assert thumbnail.content.startswith(b"\x89PNG")
+    assert client.get(f"{path}/999").status_code == 404
+    assert client.get(f"{path}/-1").status_code == 422
+    assert client.get(f"{path}/0", headers={"If-None-Match": original.headers["etag"]}).status_code == 304
+
+
+def test_C3_the_report_is_json_or_csv_that_no_spreadsheet_runs(client: Client, dataset_id: str) -> None:
+    page = client.get(f"/datasets/{dataset_id}/report").json()
+    assert {"excluded", "ignored"} <= {line["level"] for line in page["items"]}
+    answer = client.get(f"/datasets/{dataset_id}/report", headers={"Accept": "text/csv"})
+    table = list(csv.DictReader(io.StringIO(answer.text)))
+    assert len(table) == len(page["items"])
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in table for cell in row.values())
+    only = client.get(f"/datasets/{dataset_id}/report?level=ignored").json()["items"]
+    assert [line["path"] for line in only] == ["train/cat/=cmd.txt"]
+
+
+def test_labels_start_at_version_one(client: Client, dataset_id: str) -> None:
+    items = client.get(f"/datasets/{dataset_id}/labels").json()["items"]
+    assert [item["version"] for item in items] == [1]
+
+
+def test_what_is_inside_is_a_409_until_it_is_ready(client: Client, archive_bytes: bytes) -> None:
+    queued = upload(client, archive_bytes).json()["id"]
+    for path in ("images", "report", "labels", "images/0", "images/0/thumbnail"):
+        assert client.get(f"/datasets/{queued}/{path}").status_code == 409
+
+
+def test_deleting_frees_the_disk_and_is_a_409_while_a_job_needs_it(
+    client: Client, dataset_id: str, submit: Callable[..., Any], hands: Hands
+) -> None:
+    job = submit()
+    folder = Path(client.app.state.settings.data_dir) / "datasets" / dataset_id  # type: ignore[attr-defined]
+    refused = client.delete(f"/datasets/{dataset_id}")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
+    hands.publish(hands.claim())
+    assert client.delete(f"/datasets/{dataset_id}").status_code == 204
+    assert not folder.exists()
+    assert client.get(f"/datasets/{dataset_id}").status_code == 404
+    kept = client.get(f"/jobs/{job['id']}").json()
+    assert (kept["status"], kept["dataset_id"], kept["request"]["dataset_id"]) == ("succeeded", None, dataset_id)
+
+
+def test_memory_does_not_grow_with_the_upload(client: Client) -> None:
+    """I1: nothing but the chunk in hand is kept."""
+    import tracemalloc
+
+    block = os.urandom(1 << 20)
+    tracemalloc.start()
+    answer = client.post("/datasets", content=(block for _ in range(48)), headers=ZIP)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert answer.status_code == 422
+    assert peak < 24 << 20
+
+
+def test_files_removed_are_gone_at_once(tmp_path: Path) -> None:
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    (tmp_path / "x" / "y" / "z").write_bytes(b"123")
+    assert storage.remove(tmp_path / "x") == 3
+    assert os.listdir(tmp_path) == []

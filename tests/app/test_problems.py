@@ -1,0 +1,110 @@
+"""Hostile bodies: each is a 4xx problem that names what is wrong, and none becomes a 500 (J1-J6)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.errors import shown
+from tests.app.conftest import Client
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """Nothing here depends on which database it is."""
+    return f"sqlite:///{tmp_path / 'test.sqlite'}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"{", 400),
+        (b"NaN", 400),
+        (b'{"epochs": NaN}', 400),
+        (b'{"epochs": -Infinity}', 400),
+        (b"\xff\xfe\x00", 400),
+        ('{"a": 1}'.encode("utf-16"), 400),
+        (b"[" * 100_000, 400),
+        (b'{"a":' * 60 + b"1" + b"}" * 60, 422),
+        (b'{"epochs": ' + b"9" * 5000 + b"}", 400),
+        (b"[]", 422),
+        (b"null", 422),
+        (b'"text"', 422),
+        (b'{"epochs": 1e999}', 422),
+        (b'{"name": "\\ud800"}', 422),
+        (b'{"\\ud800": 1}', 422),
+        (b'{"name": "a\\u0000b"}', 422),
+        (b'{"dataset_id": "x", "dataset_id": "y"}', 422),
+    ],
+)
+def test_J3_bodies_that_are_no_request_are_refused(client: Client, body: bytes, status: int) -> None:
+    assert client.post("/jobs", content=body, headers=JSON).status_code == status
+    assert client.post("/keys", content=body, headers=JSON).status_code == status
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "image/png", "application/zip", ""])
+def test_J3_binary_bodies_of_another_type_are_refused(client: Client, kind: str) -> None:
+    answer = client.post("/jobs", content=bytes(range(256)), headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("value", [True, "3", 3.5, 2**70, -1, 0, None, [], {}])
+def test_J2_an_integer_field_takes_integers_only(client: Client, value: object) -> None:
+    answer = client.post("/jobs", json={"dataset_id": "0" * 32, "epochs": value})
+    assert answer.status_code == 422
+    assert "/epochs" in [fault["pointer"] for fault in answer.json()["errors"]]
+
+
+def test_J1_unknown_fields_are_named_with_the_likely_one(client: Client) -> None:
+    answer = client.post("/jobs", json={"dataset_id": "0" * 32, "epoch": 3, "noise": {"kind": "symmetric", "rat": 1}})
+    faults = {fault["pointer"]: fault["detail"] for fault in answer.json()["errors"]}
+    assert "'epochs'" in faults["/epoch"]
+    assert "'rate'" in faults["/noise/rat"]
+
+
+def test_unknown_query_parameters_are_named(client: Client) -> None:
+    answer = client.get("/jobs?limt=3")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/query/limt"
+    assert "'limit'" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "201", "x", "1e3", "9" * 400, "%00", "%ff"])
+def test_P2_a_bad_limit_is_a_422(client: Client, value: str) -> None:
+    assert client.get(f"/jobs?limit={value}").status_code == 422
+
+
+@pytest.mark.parametrize("cursor", ["x", "e30", "WzFd", "%00", "WyIxIiwiMiJd", "a" * 399, "bnVsbA"])
+def test_a_cursor_of_somebody_elses_making_is_a_422(client: Client, cursor: str) -> None:
+    assert client.get("/jobs", params={"cursor": cursor}).status_code == 422
+
+
+@pytest.mark.parametrize("thing", ["datasets", "jobs", "models", "keys"])
+def test_J5_malformed_ids_are_422_and_unknown_ones_404(client: Client, thing: str) -> None:
+    assert client.get(f"/{thing}/not-a-uuid").status_code == 422
+    answer = client.get(f"/{thing}/00000000-0000-4000-8000-000000000000")
+    assert answer.status_code == 404
+    assert answer.json()["type"].endswith("-not-found")
+
+
+@pytest.mark.parametrize("text", ["a\x07b", "x" * 201, "\u202e\x1b[31m"])
+def test_J6_text_has_no_control_characters_and_an_end(client: Client, text: str) -> None:
+    answer = client.post("/keys", json={"name": text, "scopes": ["read"]})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/name"
+
+
+def test_a_client_s_text_is_shown_escaped_and_cut() -> None:
+    assert shown("a\x00\ud800b") == "a\\x00\\ud800b"
+    assert len(shown("x" * 10_000)) <= 200
+
+
+def test_details_survive_being_json(client: Client) -> None:
+    answer = client.get("/jobs", params={"\U0001f600\x01": "1"})
+    assert answer.status_code == 422
+    json.loads(answer.content.decode("ascii"))
