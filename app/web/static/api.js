@@ -1,0 +1,113 @@
+/** The public HTTP API as functions. Knows the key, problem documents and event streams; knows nothing of the page. */
+
+const KEY = "denll-key";
+
+/** A refusal in the service's own words (RFC 9457), or the network's silence in ours. */
+export class Problem extends Error {
+  constructor(document, status = 0) {
+    super(document.detail || document.title || "Something went wrong");
+    this.title = document.title || "Something went wrong";
+    this.detail = document.detail || "";
+    this.hint = document.hint || "";
+    this.errors = document.errors || [];
+    this.requestId = document.request_id || "";
+    this.status = status;
+  }
+}
+
+const silence = () =>
+  new Problem({ title: "The service does not answer", detail: "It may be starting, or it has been stopped. This page tries again by itself." });
+
+/** Tells the page when a key is needed ("key-needed") or has changed ("key-changed"). */
+export const keys = new EventTarget();
+
+export function setKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+  keys.dispatchEvent(new Event("key-changed"));
+}
+
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+/** Headers with the key, if there is one. */
+export function authorized(headers = {}) {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+}
+
+function refusal(status, text) {
+  if (status === 401) keys.dispatchEvent(new Event("key-needed"));
+  try {
+    return new Problem(JSON.parse(text), status);
+  } catch {
+    return new Problem({ title: `The service answered ${status}`, detail: text.slice(0, 200) }, status);
+  }
+}
+
+async function ask(path, { headers, ...options } = {}) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: authorized(headers) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw silence();
+  }
+  if (!response.ok) throw refusal(response.status, await response.text());
+  return response;
+}
+
+async function send(method, path, body, headers = {}) {
+  const options = { method, headers };
+  if (body !== undefined) {
+    options.headers = { "Content-Type": "application/json", ...headers };
+    options.body = JSON.stringify(body);
+  }
+  const response = await ask(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+export const get = async (path, options) => (await ask(path, options)).json();
+export const getText = async (path) => (await ask(path)).text();
+export const post = (path, body, headers) => send("POST", path, body, headers);
+export const remove = (path) => send("DELETE", path);
+
+/** POST a File as it is. */
+export async function postFile(path, file, signal) {
+  const headers = { "Content-Type": file.type || "application/octet-stream" };
+  return (await ask(path, { method: "POST", body: file, headers, signal })).json();
+}
+
+/** A path as an image address. Images cannot carry a key, so with one the bytes are fetched first; the caller revokes blob addresses. */
+export async function imageAddress(path) {
+  if (!hasKey()) return path;
+  return URL.createObjectURL(await (await ask(path)).blob());
+}
+
+export async function blob(path, headers) {
+  return (await ask(path, { headers })).blob();
+}
+
+/** Multipart upload with progress(sent, total); fetch cannot report what has been sent, XMLHttpRequest can. */
+export function upload(path, form, progress, signal) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", path);
+    for (const [name, value] of Object.entries(authorized())) request.setRequestHeader(name, value);
+    request.upload.addEventListener("progress", (event) => progress(event.loaded, event.total));
+    request.addEventListener("load", () => {
+      if (request.status < 300) resolve(JSON.parse(request.responseText));
+      else reject(refusal(request.status, request.responseText));
+    });
+    request.addEventListener("error", () => reject(silence()));
+    request.addEventListener("abort", () => reject(new DOMException("aborted", "AbortError")));
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(form);
+  });
+}
+
+/** A key for one creating request, so that repeating it after a lost answer creates nothing twice. */
+export function idempotencyKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

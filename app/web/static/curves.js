@@ -1,0 +1,104 @@
+/** Line charts as SVG, coloured by the style sheet: they follow the colour scheme and scale with the page. Knows series of numbers only. */
+
+import { fill, h, svg, write } from "./dom.js";
+import { percent, short } from "./format.js";
+
+const WIDTH = 460;
+const HEIGHT = 210;
+const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
+
+/**
+ * A chart of series over epochs. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows.
+ * `share` charts run from 0 to at most 1 and read as per cent.
+ */
+export function chart({ title, share = false }) {
+  const value = share ? (y) => percent(y) : short;
+  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
+  const legend = h("ul", { class: "legend" });
+  const at = h("span", { class: "quiet" });
+  const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
+  let shown = [];
+  let scale = null;
+
+  function draw(series) {
+    shown = series.filter((each) => each.points.length);
+    element.hidden = !shown.length;
+    if (!shown.length) return;
+    scale = scales(shown, share);
+    fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), shown.map((each, place) => line(each, place, scale)), svg("g", { class: "cursor" }));
+    point(null);
+  }
+
+  /** Values at an epoch, the last one without a pointer. */
+  function point(x) {
+    const last = Math.max(...shown.map((each) => each.points.at(-1)[0]));
+    write(at, `epoch ${x ?? last}`);
+    fill(legend, shown.map((each, place) => {
+      const found = x === null ? each.points.at(-1) : nearest(each.points, x);
+      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, each.title), h("span", { class: "legend-value" }, found ? value(found[1]) : "–"));
+    }));
+    plot.setAttribute("aria-label", `${title}: ${shown.map((each) => `${each.title} ${value(each.points.at(-1)[1])}`).join(", ")}, epoch ${last}`);
+    fill(plot.querySelector(".cursor"), x !== null && svg("line", { x1: scale.x(x), x2: scale.x(x), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
+      x !== null && shown.map((each, place) => {
+        const [px, py] = nearest(each.points, x);
+        return svg("circle", { cx: scale.x(px), cy: scale.y(py), r: 3.5, "data-series": place });
+      }));
+  }
+
+  plot.addEventListener("pointermove", (event) => {
+    if (!scale) return;
+    const box = plot.getBoundingClientRect();
+    const x = scale.inverse(((event.clientX - box.left) / box.width) * WIDTH);
+    point(nearest(shown.flatMap((each) => each.points), x)[0]);
+  });
+  plot.addEventListener("pointerleave", () => scale && point(null));
+  return { element, draw };
+}
+
+function nearest(points, x) {
+  return points.reduce((best, each) => (Math.abs(each[0] - x) < Math.abs(best[0] - x) ? each : best));
+}
+
+function scales(series, share) {
+  const xs = series.flatMap((each) => each.points.map(([x]) => x));
+  const ys = series.flatMap((each) => each.points.map(([, y]) => y));
+  const [left, right] = [Math.min(...xs), Math.max(...xs)];
+  const ticks = roundTicks(share ? Math.min(...ys, 0) : Math.min(0, ...ys), share ? Math.min(1, Math.max(...ys) * 1.05) : Math.max(...ys));
+  const [low, high] = [ticks[0], ticks.at(-1)];
+  const wide = WIDTH - MARGIN.left - MARGIN.right;
+  const tall = HEIGHT - MARGIN.top - MARGIN.bottom;
+  return {
+    left, right, ticks,
+    x: (x) => MARGIN.left + (right > left ? (x - left) / (right - left) : 0.5) * wide,
+    y: (y) => MARGIN.top + (1 - (y - low) / (high - low || 1)) * tall,
+    inverse: (pixel) => left + ((pixel - MARGIN.left) / wide) * (right - left),
+  };
+}
+
+/** Four to six round values that enclose low and high. */
+function roundTicks(low, high) {
+  const rough = (high - low || 1) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= rough);
+  const first = Math.floor(low / step + 1e-9);
+  const last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
+  return Array.from({ length: last - first + 1 }, (_, place) => (first + place) * step);
+}
+
+function axes(scale, label) {
+  const between = Math.max(1, Math.ceil((scale.right - scale.left) / 6));
+  const xs = [];
+  for (let x = scale.left; x <= scale.right; x += between) xs.push(x);
+  return [
+    scale.ticks.map((y) => svg("g", { class: "tick" },
+      svg("line", { x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: scale.y(y), y2: scale.y(y) }),
+      svg("text", { x: MARGIN.left - 8, y: scale.y(y) + 4, "text-anchor": "end" }, label(y)))),
+    xs.map((x) => svg("text", { class: "tick-x", x: scale.x(x), y: HEIGHT - 6, "text-anchor": "middle" }, String(x))),
+  ];
+}
+
+function line({ points }, place, scale) {
+  if (points.length === 1) return svg("circle", { class: "series-dot", "data-series": place, cx: scale.x(points[0][0]), cy: scale.y(points[0][1]), r: 3 });
+  const path = points.map(([x, y], step) => `${step ? "L" : "M"}${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join("");
+  return svg("path", { class: "series", "data-series": place, d: path });
+}

@@ -1,0 +1,91 @@
+/** The section of data sets: the list with what ingest found, and its upload form. Knows nothing of jobs. */
+
+import { remove } from "./api.js";
+import { classBars, ingestReport, warnings } from "./dataset.js";
+import { announce, fill, h, write } from "./dom.js";
+import { ago, bytes, number, plural, words } from "./format.js";
+import { pagedList } from "./lists.js";
+import { problemBlock, show } from "./problems.js";
+import { uploadForm } from "./upload.js";
+
+const BUSY = ["ingesting", "queued", "running"];
+
+export function datasets(bus) {
+  const list = pagedList({
+    path: "/datasets",
+    list: document.getElementById("dataset-list"),
+    more: document.getElementById("datasets-more"),
+    problem: document.getElementById("datasets-problem"),
+    rows: (item) => datasetRow(item, () => list.refresh()),
+    empty: () => h("li", { class: "empty" }, "No data sets yet. Upload one above; it takes a minute."),
+    busy: (items) => items.some((item) => BUSY.includes(item.status)),
+    quickMs: 1000,
+    slowMs: 30000,
+    loaded: (items) => bus.dispatchEvent(new CustomEvent("datasets", { detail: items })),
+  });
+  uploadForm(() => list.refresh());
+  return list;
+}
+
+function datasetRow(first, refresh) {
+  const name = h("h3", {});
+  const status = h("span", { class: "status" });
+  const facts = h("p", { class: "quiet" });
+  const body = h("div", {});
+  const problem = h("div", {});
+  const report = h("div", { class: "report" });
+  const details = h("details", { class: "more", hidden: true, on: { toggle: () => details.open && ingestReport(report, first.id) } },
+    h("summary", {}, "Report"), report);
+  const button = h("button", { type: "button", class: "small quiet-button", on: { click: drop } }, "Delete");
+  const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, name, status, button), facts, body, details, problem);
+  let shown = "";
+
+  async function drop() {
+    if (!window.confirm(`Delete the data set “${name.textContent}” and its files?`)) return;
+    try {
+      await remove(`/datasets/${first.id}`);
+      announce(`${name.textContent} deleted`);
+      await refresh();
+    } catch (error) {
+      show(problem, error);
+    }
+  }
+
+  function update(item) {
+    write(name, item.name);
+    write(status, item.status);
+    status.dataset.status = item.status;
+    write(facts, summary(item));
+    if (shown && shown !== item.status) announce(`${item.name}: ${item.status}`);
+    if (shown !== item.status) fill(body, item.status === "ready" && classBars(item), item.status === "ready" && warnings(item));
+    if (item.status === "failed" && shown !== "failed") fill(body, problemBlock(item.error || { title: "The data set could not be read" }));
+    if (BUSY.includes(item.status)) fill(body, ingestProgress(item));
+    details.hidden = item.status !== "ready";
+    shown = item.status;
+  }
+  return { element, update };
+}
+
+function summary(item) {
+  const parts = [];
+  if (item.counts) parts.push(imageCounts(item.counts));
+  if (item.classes?.length) parts.push(plural(item.classes.length, "class", "classes"));
+  if (item.image_size) parts.push(`about ${item.image_size} px`);
+  if (item.size_bytes) parts.push(bytes(item.size_bytes));
+  if (item.label_version > 1) parts.push(`labels version ${item.label_version}`);
+  parts.push(ago(item.created_at));
+  return parts.filter(Boolean).join(" · ");
+}
+
+function imageCounts(counts) {
+  return ["train", "test"].filter((split) => counts[split]).map((split) => `${number(total(counts[split]))} ${split}`).join(" + ") + " images";
+}
+
+const total = (value) => (typeof value === "number" ? value : Object.values(value).reduce((sum, each) => sum + each, 0));
+
+function ingestProgress(item) {
+  const share = item.progress?.fraction;
+  return h("div", { class: "progress-line" },
+    h("progress", { max: 1, ...(typeof share === "number" ? { value: share } : {}), "aria-label": `Reading ${item.name}` }),
+    h("span", {}, item.progress?.phase ? words(item.progress.phase) : "Reading every image"));
+}

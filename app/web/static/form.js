@@ -1,0 +1,138 @@
+/**
+ * Form fields from a description (schema.js). An empty field is "chosen for you": it is not sent, and shows the value
+ * the service would take. Knows nothing of jobs or methods.
+ */
+
+import { fill, h, uniqueId } from "./dom.js";
+import { plain, words } from "./format.js";
+
+/** A form control: {path, element, read(), set(value), suggest(value), fail(text)}; read() gives undefined when left to the service. */
+export function control(field, changed) {
+  if (field.kind === "group") return group(field, changed);
+  const made = { choice, boolean, integer: numeric, number: numeric }[field.kind] || text;
+  const id = uniqueId("field");
+  const inner = made(field, id, () => (fail(""), changed()));
+  const error = h("p", { class: "field-error", id: `${id}-error` });
+  const help = field.help && h("p", { class: "field-help", id: `${id}-help` }, field.help);
+  inner.input.setAttribute("aria-describedby", `${id}-help ${id}-error`);
+  inner.input.setAttribute("name", field.path.join("."));
+  function fail(message) {
+    error.textContent = message;
+    if (message) inner.input.setAttribute("aria-invalid", "true");
+    else inner.input.removeAttribute("aria-invalid");
+  }
+  const label = h("label", { for: id }, field.label);
+  const element = field.kind === "boolean"
+    ? h("div", { class: "field check" }, inner.input, label, help, error)
+    : h("div", { class: "field" }, label, inner.input, help, error);
+  return { ...inner, path: field.path, element, fail };
+}
+
+function group(field, changed) {
+  const controls = field.fields.map((each) => control(each, changed));
+  const element = h("fieldset", { class: "field-group" },
+    h("legend", {}, field.label),
+    field.help && h("p", { class: "field-help" }, field.help),
+    h("div", { class: "fields" }, controls.map((each) => each.element)));
+  return { path: field.path, element, controls };
+}
+
+/** Every single field, those inside groups too. */
+export function leaves(controls) {
+  return controls.flatMap((each) => (each.controls ? leaves(each.controls) : [each]));
+}
+
+/** What the user has chosen, as nested JSON. */
+export function read(controls) {
+  const body = {};
+  for (const each of leaves(controls)) {
+    const value = each.read();
+    if (value === undefined) continue;
+    let place = body;
+    for (const key of each.path.slice(0, -1)) place = place[key] ??= {};
+    place[each.path.at(-1)] = value;
+  }
+  return body;
+}
+
+/** Show the service's values in the fields that were left to it. */
+export function suggest(controls, values) {
+  for (const each of leaves(controls)) each.suggest(each.path.reduce((place, key) => place?.[key], values));
+}
+
+/** Put errors beside their fields; returns those that belong to none. */
+export function fail(controls, errors) {
+  const all = leaves(controls);
+  for (const each of all) each.fail("");
+  const rest = errors.filter((error) => {
+    const found = all.find((each) => error.pointer === "/" + each.path.join("/"));
+    found?.fail(error.detail);
+    return !found;
+  });
+  const first = all.find((each) => each.input.getAttribute("aria-invalid"));
+  first?.input.closest("details")?.setAttribute("open", "");
+  first?.input.focus();
+  return rest;
+}
+
+function choice(field, id, changed) {
+  const automatic = h("option", { value: "" }, field.nullable ? "none" : "automatic");
+  const input = h("select", { id, on: { change: changed } },
+    automatic, field.options.map((each) => h("option", { value: each }, words(each))));
+  return {
+    input,
+    read: () => field.options.find((each) => String(each) === input.value),
+    set: (value) => (input.value = value ?? ""),
+    suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : `${words(value)} (automatic)`),
+  };
+}
+
+function boolean(field, id, changed) {
+  let touched = false;
+  const input = h("input", { id, type: "checkbox", checked: field.fallback === true, on: { change: () => ((touched = true), changed()) } });
+  return {
+    input,
+    read: () => (touched ? input.checked : undefined),
+    set: (value) => ((touched = value !== undefined), (input.checked = Boolean(value ?? field.fallback))),
+    suggest: (value) => !touched && typeof value === "boolean" && (input.checked = value),
+  };
+}
+
+function numeric(field, id, changed) {
+  const input = h("input", {
+    id, type: "number", inputmode: field.kind === "integer" ? "numeric" : "decimal", step: field.kind === "integer" ? 1 : "any",
+    min: field.minimum, max: field.maximum, placeholder: placeholder(field.fallback), on: { input: changed },
+  });
+  return {
+    input,
+    read: () => (input.value === "" ? undefined : input.valueAsNumber),
+    set: (value) => (input.value = value ?? ""),
+    suggest: (value) => (input.placeholder = placeholder(value)),
+  };
+}
+
+/** Text, lists (separated by commas) and, as a last resort, JSON. */
+function text(field, id, changed) {
+  const input = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false", placeholder: placeholder(field.fallback), on: { input: changed } });
+  return {
+    input,
+    read: () => (input.value.trim() === "" ? undefined : parse(field, input.value.trim())),
+    set: (value) => (input.value = value === undefined ? "" : placeholder(value)),
+    suggest: (value) => (input.placeholder = placeholder(value)),
+  };
+}
+
+function parse(field, value) {
+  if (field.kind === "text") return value;
+  if (field.kind === "list") {
+    const items = value.split(",").map((each) => each.trim()).filter(Boolean);
+    return field.of === "integer" || field.of === "number" ? items.map(Number) : items;
+  }
+  try {
+    return JSON.parse(value);
+  } catch {
+    return value; // the service says what is wrong with it
+  }
+}
+
+const placeholder = (value) => (value === undefined || value === null ? "" : typeof value === "number" ? String(value) : plain(value));

@@ -1,0 +1,49 @@
+/** The labels that look wrong, worst first, as a gallery: the picture, what it is called, what the model would call it. */
+
+import { get, imageAddress } from "./api.js";
+import { save } from "./dataset.js";
+import { fill, h } from "./dom.js";
+import { number, percent } from "./format.js";
+import { show } from "./problems.js";
+
+const SHOWN = 24;
+
+export function labelIssues(job) {
+  const place = h("section", { class: "issues", "aria-label": "Label issues" });
+  load(place, job, null, []).catch((error) => show(place, error));
+  return place;
+}
+
+async function load(place, job, cursor, before) {
+  const path = `/jobs/${job.id}/label-issues`;
+  const page = await get(`${path}?limit=${SHOWN}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+  const cards = await Promise.all(page.items.map((each) => card(job, each)));
+  const all = [...before, ...cards];
+  const problem = h("div", {});
+  fill(place,
+    h("h3", {}, "Labels that look wrong"),
+    h("p", { class: "quiet" }, heading(job, page)),
+    h("ul", { class: "gallery" }, all),
+    h("div", { class: "actions" },
+      page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).catch((error) => show(problem, error)) } }, "Show more"),
+      h("button", { type: "button", class: "quiet-button", on: { click: () => save(path, `label-issues-${job.id}.csv`, problem) } }, "Save as CSV")),
+    problem);
+}
+
+function heading(job, page) {
+  const rate = job.metrics?.estimated_noise_rate;
+  const count = page.issues ?? page.total;
+  return [
+    typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong.`,
+    typeof count === "number" && `${number(count)} found.`,
+    "The most suspicious come first; look at them before you believe it.",
+  ].filter(Boolean).join(" ");
+}
+
+async function card(job, each) {
+  const address = await imageAddress(`/datasets/${job.dataset_id}/images/${each.index}/thumbnail`).catch(() => "");
+  return h("li", { class: each.is_label_issue ? "issue" : "" },
+    h("img", { src: address, alt: `Training picture ${each.index}`, loading: "lazy", width: 96, height: 96 }),
+    h("p", {}, h("span", { class: "given" }, each.given_label), h("span", { class: "unseen" }, " is given, predicted is "), h("span", { class: "predicted" }, each.predicted_label)),
+    h("p", { class: "quiet small" }, `score ${number(each.label_score, 2)}`));
+}

@@ -1,0 +1,125 @@
+/** One job, live: progress, curves, what went wrong, what came out. Follows the job's events while it is open. */
+
+import { get, post, remove } from "./api.js";
+import { chart } from "./curves.js";
+import { announce, fill, h } from "./dom.js";
+import { follow } from "./events.js";
+import { plain, words } from "./format.js";
+import { labelIssues } from "./issues.js";
+import { comparison, figures } from "./outcome.js";
+import { problemBlock, show } from "./problems.js";
+import { liveProgress } from "./progress.js";
+import { series } from "./series.js";
+
+export const ENDED = ["succeeded", "failed", "cancelled"];
+const LOG_LINES = 200;
+
+/** {element, update(job), close()}; `refreshList` asks for all jobs anew. */
+export function jobPanel(first, refreshList) {
+  const path = `/jobs/${first.id}`;
+  const live = liveProgress();
+  const accuracy = chart({ title: "Accuracy", share: true });
+  const loss = chart({ title: "Loss" });
+  const actions = h("div", { class: "actions" });
+  const problem = h("div", {});
+  const outcome = h("div", { class: "outcome" });
+  const log = h("ol", { class: "log" });
+  const logs = h("details", { class: "more", hidden: true }, h("summary", {}, "Log"), log);
+  const settings = h("dl", { class: "facts" });
+  const element = h("div", { class: "job-panel" }, live.element, problem,
+    h("div", { class: "charts" }, accuracy.element, loss.element), outcome,
+    h("details", { class: "more" }, h("summary", {}, "Settings"), settings), logs, actions);
+  const reports = new Map(); // epoch -> report: one seen twice, after a resume, is one point
+  const closing = new AbortController();
+  let status = null;
+  let asked = false;
+
+  function draw() {
+    const lines = series(reports);
+    accuracy.draw(lines.accuracy);
+    loss.draw(lines.loss);
+  }
+
+  function update(job) {
+    live.update(job);
+    if (status === job.status) return;
+    if (status) announce(`The job is ${job.status}`);
+    status = job.status;
+    fill(actions, buttons(job));
+    fill(problem, job.error && problemBlock(job.error));
+    fill(settings, settingsOf(job));
+    if (ENDED.includes(status)) showOutcome(job);
+    else fill(outcome);
+    if (!asked) watch();
+  }
+
+  /** Events from the first on: what happened before this panel opened is replayed. */
+  async function watch() {
+    asked = true;
+    try {
+      await follow(`${path}/events`, { onEvent: heard, signal: closing.signal });
+    } catch (error) {
+      show(problem, error);
+    }
+    asked = false;
+    if (!closing.signal.aborted) refreshList();
+  }
+
+  let frame = 0;
+  function heard({ type, data }) {
+    if (type === "metric") {
+      reports.set(data.epoch, data);
+      cancelAnimationFrame(frame);
+      frame = requestAnimationFrame(draw);
+    } else if (type === "progress" && !ENDED.includes(status)) {
+      live.update({ status, progress: data });
+    } else if (type === "log") {
+      logs.hidden = false;
+      log.append(h("li", { "data-level": data.level }, data.message));
+      if (log.children.length > LOG_LINES) log.firstChild.remove();
+    } else if (type === "status" && data.status !== status) {
+      refreshList();
+    }
+  }
+
+  async function showOutcome(job) {
+    try {
+      const whole = await get(path);
+      fill(outcome, figures(whole), await comparison(whole), job.status === "succeeded" && labelIssues(whole));
+    } catch (error) {
+      show(outcome, error);
+    }
+  }
+
+  function buttons(job) {
+    const act = (text, run, style = "") => h("button", { type: "button", class: style, on: { click: (event) => attempt(event.target, run) } }, text);
+    if (job.status === "cancelling") return [h("button", { type: "button", disabled: true }, "Cancelling")];
+    if (!ENDED.includes(job.status)) return [act("Cancel", () => post(`${path}/cancel`))];
+    return [
+      job.status !== "succeeded" && act("Retry from the last checkpoint", () => post(`${path}/retry`)),
+      act("Delete", () => window.confirm("Delete this job and its files?") && remove(path), "quiet-button"),
+    ];
+  }
+
+  async function attempt(button, run) {
+    button.disabled = true;
+    try {
+      await run();
+      await refreshList();
+    } catch (error) {
+      button.disabled = false;
+      show(problem, error);
+    }
+  }
+
+  update(first);
+  return { element, update, close: () => closing.abort() };
+}
+
+const RESULTS = ["id", "status", "progress", "metrics", "error", "name", "comparison", "links"];
+
+function settingsOf(job) {
+  return Object.entries(job.request || job)
+    .filter(([name, value]) => !RESULTS.includes(name) && value !== null && value !== undefined)
+    .map(([name, value]) => [h("dt", {}, words(name)), h("dd", {}, plain(value))]);
+}

@@ -1,0 +1,123 @@
+/** The section where a model is tried on one picture: from a file, or from a data set. */
+
+import { Problem, get, imageAddress, postFile } from "./api.js";
+import { fill, h } from "./dom.js";
+import { ago } from "./format.js";
+import { predictionView } from "./prediction.js";
+import { show } from "./problems.js";
+import { dropZone } from "./upload.js";
+
+const SAMPLES = 10;
+
+export function predict(bus) {
+  const panel = document.getElementById("try-panel");
+  const model = h("select", { id: "try-model", on: { change: () => (samples(), again()) } });
+  const input = h("input", { id: "try-file", type: "file", accept: "image/*", on: { change: () => input.files[0] && fromFile(input.files[0]) } });
+  const drop = h("label", { class: "drop", for: "try-file" }, input,
+    h("span", { class: "drop-text" }, h("strong", {}, "Choose a picture"), " ", h("span", {}, "or drop it here")));
+  const strip = h("div", { class: "samples", hidden: true });
+  const problem = h("div", {});
+  const view = predictionView();
+  const waiting = h("p", { class: "empty" }, "A model appears here when a job has succeeded.");
+  const body = h("div", { hidden: true },
+    h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model)), drop, strip);
+  let models = [];
+  let again = () => {};
+  let turn = 0;
+
+  fill(panel, waiting, body, problem, view.element);
+  dropZone(drop, (files) => fromFile(files[0]));
+
+  async function refresh() {
+    try {
+      models = (await get("/models?limit=50")).items;
+      const before = model.value;
+      fill(model, h("option", { value: "default" }, "default · the newest, until it is pinned"),
+        models.map((each) => h("option", { value: each.id }, modelName(each))));
+      model.value = models.some((each) => each.id === before) ? before : "default";
+      waiting.hidden = models.length > 0;
+      body.hidden = models.length === 0;
+      show(problem, null);
+      await samples();
+    } catch (error) {
+      show(problem, error);
+    }
+  }
+
+  /** A few test pictures of the data set the model learned from. */
+  async function samples() {
+    const chosen = models.find((each) => each.id === model.value) || models[0];
+    if (strip.dataset.of === chosen?.dataset_id) return;
+    strip.hidden = true;
+    strip.dataset.of = chosen?.dataset_id;
+    if (!chosen?.dataset_id) return;
+    try {
+      const of = `/datasets/${chosen.dataset_id}`;
+      const page = await get(`${of}/images?split=test&limit=${SAMPLES}`);
+      const buttons = await Promise.all(page.items.map((each) => sample(of, chosen.dataset_id, each)));
+      fill(strip, h("p", { class: "quiet" }, "or one of its test pictures"), buttons);
+      strip.hidden = !page.items.length;
+    } catch {
+      strip.hidden = true; // the data set may be gone; the model works without it
+    }
+  }
+
+  async function sample(of, datasetId, each) {
+    const picture = h("img", { src: await imageAddress(`${of}/images/${each.index}/thumbnail`), alt: `Test picture ${each.index}`, width: 56, height: 56, loading: "lazy" });
+    return h("button", { type: "button", class: "sample", on: { click: () => fromDataset(of, datasetId, each.index) } }, picture);
+  }
+
+  function fromFile(file) {
+    again = () => run(() => postFile(`/predict?${query()}`, file), () => URL.createObjectURL(file), file.name);
+    again();
+    input.value = "";
+  }
+
+  function fromDataset(of, datasetId, index) {
+    const reference = encodeURIComponent(`dataset:${datasetId}/${index}`);
+    again = () => run(() => get(`/predict?image=${reference}&${query()}`), () => imageAddress(`${of}/images/${index}`), `picture ${index}`);
+    again();
+  }
+
+  const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian" });
+
+  /** The last picture chosen wins, however the answers overtake each other. */
+  async function run(ask, address, name) {
+    turn += 1;
+    const mine = turn;
+    panel.classList.add("busy");
+    try {
+      const [answer, picture] = await Promise.all([ask(), address()]);
+      const image = await loaded(picture);
+      if (mine !== turn) return;
+      const [prediction] = answer.predictions;
+      if (prediction.error) throw new Problem(prediction.error, prediction.error.status);
+      show(problem, null);
+      view.draw(prediction, image, answer, name);
+    } catch (error) {
+      if (mine !== turn) return;
+      view.element.hidden = true;
+      show(problem, error);
+    } finally {
+      if (mine === turn) panel.classList.remove("busy");
+    }
+  }
+
+  bus.addEventListener("models-changed", refresh);
+  return { refresh };
+}
+
+async function loaded(address) {
+  const image = new Image();
+  image.src = address;
+  try {
+    await image.decode();
+  } catch {
+    throw new Problem({ title: "The browser cannot show this picture", detail: "JPEG, PNG, WebP, GIF and BMP work everywhere." });
+  } finally {
+    if (address.startsWith("blob:")) URL.revokeObjectURL(address);
+  }
+  return image;
+}
+
+const modelName = (each) => [each.name || each.method, each.network, ago(each.created_at)].filter(Boolean).join(" · ");

@@ -1,0 +1,51 @@
+/** One prediction shown: the picture with its mask, the label, the scores. Knows a canvas and an answer, no request. */
+
+import { radios } from "./choices.js";
+import { announce, fill, h } from "./dom.js";
+import { duration, number, percent } from "./format.js";
+import { drawMask } from "./masks.js";
+
+export function predictionView() {
+  const canvas = h("canvas", { role: "img" });
+  const words = h("div", { class: "answer" });
+  const style = radios({
+    legend: "Mask", style: "segments", changed: redraw,
+    options: [{ value: "ellipse", title: "Ellipse" }, { value: "heat", title: "Heat" }, { value: "none", title: "Off" }],
+  });
+  const opacity = h("input", { type: "range", id: "mask-opacity", min: 0, max: 1, step: 0.05, value: 0.6, on: { input: redraw } });
+  const controls = h("div", { class: "mask-controls" }, style.element,
+    h("div", { class: "field" }, h("label", { for: "mask-opacity" }, "Opacity"), opacity));
+  const element = h("div", { class: "result", hidden: true }, h("div", { class: "picture" }, canvas, controls), words);
+  let shown = null;
+
+  function redraw() {
+    if (shown) drawMask(canvas, shown.image, shown.mask, { style: style.value(), opacity: Number(opacity.value) });
+  }
+
+  function draw(prediction, image, answer, name) {
+    shown = { image, mask: prediction.mask };
+    controls.hidden = !prediction.mask;
+    element.hidden = false;
+    redraw();
+    const verdict = prediction.abstained ? "not sure" : prediction.label;
+    const text = `${name}: ${verdict}, score ${percent(prediction.score)}`;
+    canvas.setAttribute("aria-label", prediction.mask ? `${text}; the mask covers ${percent(prediction.mask.area_fraction, 0)} of the picture` : text);
+    announce(text);
+    fill(words,
+      h("p", { class: "verdict" }, verdict),
+      h("ol", { class: "scores", "aria-label": "Scores" }, prediction.top_k.map((each) =>
+        h("li", { vars: { share: each.score } }, h("span", { class: "score-label" }, each.label), h("span", { class: "score-value" }, percent(each.score))))),
+      facts(prediction, answer));
+  }
+  return { element, draw };
+}
+
+function facts({ image, mask }, { model, timing_seconds: timing }) {
+  const g = mask?.gaussian;
+  return h("dl", { class: "facts" },
+    image && [h("dt", {}, "Picture"), h("dd", {}, `${number(image.width)} × ${number(image.height)} px`)],
+    g && [h("dt", {}, "Looks at"), h("dd", {}, `${number(g.cx, 0)}, ${number(g.cy, 0)} · σ ${number(g.sigma_x, 1)} × ${number(g.sigma_y, 1)} px`)],
+    !mask && [h("dt", {}, "Mask"), h("dd", {}, "this method has no localization module")],
+    model && [h("dt", {}, "Model"), h("dd", {}, [model.method, model.alias].filter(Boolean).join(" · "))],
+    timing && [h("dt", {}, "Time"), h("dd", {}, duration(Object.values(timing).reduce((sum, each) => sum + each, 0)))]);
+}

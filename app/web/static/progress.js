@@ -1,0 +1,34 @@
+/** How far a job is: bar, phase, epoch, speed, time left. A screen reader hears a new epoch, not every step. */
+
+import { h, write } from "./dom.js";
+import { duration, number, words } from "./format.js";
+
+export function liveProgress() {
+  const bar = h("progress", { max: 1, "aria-label": "Progress of the job" });
+  const text = h("span", { class: "progress-text" });
+  const spoken = h("span", { class: "unseen", "aria-live": "polite" });
+  const element = h("div", { class: "progress-line" }, bar, text, spoken);
+
+  function update({ status, progress }) {
+    element.hidden = !["queued", "running", "cancelling"].includes(status);
+    if (status === "queued") {
+      bar.removeAttribute("value");
+      write(text, "Waiting for its turn");
+      return;
+    }
+    if (typeof progress?.fraction === "number") bar.value = progress.fraction;
+    else bar.removeAttribute("value");
+    write(text, describe(progress || {}, status));
+    if (progress?.epoch) write(spoken, `epoch ${progress.epoch} of ${progress.epochs}`);
+  }
+  return { element, update };
+}
+
+function describe(progress, status) {
+  return [
+    status === "cancelling" ? "Cancelling" : words(progress.phase || "starting"),
+    progress.epoch != null && progress.epochs && `epoch ${progress.epoch} of ${progress.epochs}`,
+    progress.images_per_second && `${number(progress.images_per_second)} images/s`,
+    progress.eta_seconds != null && status === "running" && `${duration(progress.eta_seconds)} left`,
+  ].filter(Boolean).join(" · ");
+}

@@ -1,0 +1,64 @@
+/** JSON Schema as a flat description of form fields. Knows the subset of JSON Schema that pydantic writes, and no HTML. */
+
+import { words } from "./format.js";
+
+/**
+ * Fields of an object schema, in its order:
+ * {name, path, label, help, kind, options, minimum, maximum, fallback, fields}
+ * kind: choice, boolean, integer, number, list, text, group (with fields of its own) or json.
+ */
+export function fieldsOf(schema, { root = schema, path = [], skip = [] } = {}) {
+  const object = follow(schema, root).schema;
+  return Object.entries(object.properties || {})
+    .filter(([name]) => !skip.includes(name))
+    .map(([name, each]) => describe(name, each, root, [...path, name]));
+}
+
+function describe(name, raw, root, path) {
+  const { schema, nullable } = follow(raw, root);
+  const field = {
+    name,
+    path,
+    nullable,
+    label: words(name),
+    help: raw.description || schema.description || "",
+    fallback: raw.default ?? schema.default,
+    minimum: schema.minimum ?? schema.exclusiveMinimum,
+    maximum: schema.maximum ?? schema.exclusiveMaximum,
+  };
+  const options = choices(schema);
+  if (options) return { ...field, kind: "choice", options };
+  if (schema.type === "boolean") return { ...field, kind: "boolean" };
+  if (schema.type === "integer" || schema.type === "number") return { ...field, kind: schema.type };
+  if (schema.type === "string") return { ...field, kind: "text" };
+  if (schema.type === "array") return { ...field, kind: "list", of: follow(schema.items || {}, root).schema.type };
+  if (schema.type === "object" && schema.properties) {
+    return { ...field, kind: "group", fields: fieldsOf(schema, { root, path }) };
+  }
+  return { ...field, kind: "json" };
+}
+
+function choices(schema) {
+  if (schema.enum) return schema.enum;
+  if (schema.const !== undefined) return [schema.const];
+  const each = schema.anyOf || schema.oneOf;
+  return each && each.every((one) => one.const !== undefined) ? each.map((one) => one.const) : null;
+}
+
+/** Through $ref, a single allOf and "or null", to the schema that says something. */
+function follow(schema, root) {
+  let nullable = false;
+  for (;;) {
+    const others = (schema.anyOf || schema.oneOf || []).filter((each) => each.type !== "null");
+    if (schema.$ref) schema = lookup(schema.$ref, root);
+    else if (schema.allOf?.length === 1) schema = schema.allOf[0];
+    else if (others.length === 1) {
+      nullable ||= others.length < (schema.anyOf || schema.oneOf).length;
+      schema = others[0];
+    } else return { schema, nullable };
+  }
+}
+
+function lookup(reference, root) {
+  return reference.replace(/^#\//, "").split("/").reduce((place, key) => place?.[key], root) || {};
+}

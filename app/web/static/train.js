@@ -1,0 +1,173 @@
+/** The training form, generated from `GET /methods`: a new method, network or setting appears by itself. */
+
+import { idempotencyKey, post } from "./api.js";
+import { catalog } from "./catalog.js";
+import { checks, radios } from "./choices.js";
+import { announce, fill, h, write } from "./dom.js";
+import { bytes, duration, words } from "./format.js";
+import { control, fail, leaves, read, suggest } from "./form.js";
+import { show } from "./problems.js";
+import { fieldsOf } from "./schema.js";
+
+const BASIC = ["epochs", "batch_size", "image_size", "network", "seed"];
+const ELSEWHERE = ["method", "params", "dataset_id", "compare_with"]; // these have controls of their own
+const SETTLE_MS = 400; // an estimate is asked for when typing has paused this long
+
+export async function train(bus) {
+  const form = document.getElementById("train-form");
+  try {
+    trainingForm(form, await catalog(), bus);
+  } catch (error) {
+    show(form, error);
+  }
+}
+
+function trainingForm(form, { methods, spec, networks }, bus) {
+  const dataset = datasetPicker(bus, changed);
+  const common = fieldsOf(spec, { skip: ELSEWHERE }).map((field) =>
+    control(field.name === "network" && networks.length ? { ...field, kind: "choice", options: networks.map((each) => each.name) } : field, changed));
+  const isBasic = (each) => BASIC.includes(each.path[0]);
+  const picker = radios({
+    legend: "Method", style: "cards", changed: methodChosen,
+    options: methods.map((each) => ({ value: each.name, title: each.title || each.name, text: each.idea, note: cost(each) })),
+  });
+  const presetPlace = h("div", {});
+  const comparePlace = h("div", {});
+  const paramsPlace = h("div", {});
+  const estimate = h("p", { class: "estimate", "aria-live": "polite" });
+  const problem = h("div", {});
+  const start = h("button", { class: "primary", disabled: true }, "Start training");
+  let preset = null;
+  let compare = null;
+  let params = [];
+  let timer = 0;
+  let last = { body: "", key: "" };
+
+  fill(form,
+    dataset.element, picker.element, presetPlace,
+    h("div", { class: "fields" }, BASIC.map((name) => common.find((each) => each.path[0] === name)?.element)),
+    comparePlace,
+    h("details", { class: "more" }, h("summary", {}, "More settings"),
+      h("div", { class: "fields" }, common.filter((each) => !isBasic(each) && !each.controls).map((each) => each.element)),
+      common.filter((each) => each.controls).map((each) => each.element),
+      paramsPlace),
+    h("div", { class: "actions" }, start, estimate), problem);
+
+  function methodChosen() {
+    const method = methods.find((each) => each.name === picker.value());
+    preset = method.presets.length > 1 && radios({
+      legend: "Preset", style: "segments", changed,
+      options: method.presets.map((each) => ({ value: each.name, title: each.title || words(each.name) })),
+    });
+    const others = methods.filter((each) => each !== method);
+    compare = others.length > 0 && checks({
+      legend: "Compare with", help: "Trained beside it on the same split, seed and epochs.", changed,
+      options: others.map((each) => ({ value: each.name, title: each.title || each.name })),
+    });
+    params = fieldsOf(method.schema, { path: ["params"] }).map((field) => control(field, changed));
+    const single = params.filter((each) => !each.controls);
+    fill(presetPlace, preset && preset.element);
+    fill(comparePlace, compare && compare.element);
+    fill(paramsPlace, params.length > 0 && h("fieldset", { class: "field-group" },
+      h("legend", {}, `Settings of ${method.title || method.name}`),
+      method.paper && h("p", { class: "field-help" }, method.paper),
+      h("div", { class: "fields" }, single.map((each) => each.element)),
+      params.filter((each) => each.controls).map((each) => each.element)));
+    changed();
+  }
+
+  function request() {
+    const method = methods.find((each) => each.name === picker.value());
+    const chosen = preset && method.presets.find((each) => each.name === preset.value());
+    const body = { dataset_id: dataset.value(), method: method.name, ...read(common) };
+    const settings = { ...(chosen ? chosen.values : {}), ...read(params).params };
+    if (Object.keys(settings).length) body.params = settings;
+    if (compare && compare.values().length) body.compare_with = compare.values();
+    return body;
+  }
+
+  function changed() {
+    clearTimeout(timer);
+    start.disabled = !dataset.value();
+    timer = setTimeout(dryRun, SETTLE_MS);
+  }
+
+  /** The grey values and the estimate. What the browser itself finds wrong is not sent. */
+  async function dryRun() {
+    if (!dataset.value()) return write(estimate, "A data set that is ready comes first.");
+    if (!form.checkValidity()) return write(estimate, "");
+    const asked = request();
+    try {
+      const answer = await post("/jobs?dry_run=true", asked);
+      if (JSON.stringify(asked) !== JSON.stringify(request())) return undefined;
+      suggest([...common, ...params], answer.request);
+      write(estimate, estimateText(answer.estimate));
+      show(problem, null);
+      fail([...common, ...params], []);
+    } catch (error) {
+      refused(error);
+    }
+    return undefined;
+  }
+
+  function refused(error) {
+    write(estimate, "");
+    show(problem, error, fail([...common, ...params], error.errors || []));
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (!browserAgrees([...common, ...params])) return;
+    const body = request();
+    if (JSON.stringify(body) !== last.body) last = { body: JSON.stringify(body), key: idempotencyKey() };
+    start.disabled = true;
+    try {
+      const job = await post("/jobs", body, { "Idempotency-Key": last.key });
+      last = { body: "", key: "" };
+      show(problem, null);
+      announce("The job is queued");
+      bus.dispatchEvent(new CustomEvent("job-started", { detail: job }));
+    } catch (error) {
+      refused(error);
+    } finally {
+      start.disabled = !dataset.value();
+    }
+  });
+  methodChosen();
+}
+
+/** Bounds the browser knows are said beside the field, in its own words. */
+function browserAgrees(controls) {
+  const wrong = leaves(controls).filter((each) => !each.input.checkValidity());
+  fail(controls, wrong.map((each) => ({ pointer: "/" + each.path.join("/"), detail: each.input.validationMessage })));
+  return wrong.length === 0;
+}
+
+function datasetPicker(bus, changed) {
+  const input = h("select", { id: "train-dataset", name: "dataset_id", on: { change: changed } });
+  let ready = [];
+  bus.addEventListener("datasets", ({ detail }) => {
+    const now = detail.filter((each) => each.status === "ready");
+    if (now.map((each) => each.id).join() === ready.map((each) => each.id).join()) return;
+    const before = input.value;
+    const newest = now.find((each) => !ready.some((old) => old.id === each.id));
+    ready = now;
+    fill(input, ready.map((each) => h("option", { value: each.id }, each.name)));
+    input.value = ready.some((each) => each.id === before) && !newest ? before : (newest || ready[0])?.id ?? "";
+    input.disabled = !ready.length;
+    changed();
+  });
+  const element = h("div", { class: "field wide" }, h("label", { for: "train-dataset" }, "Data set"), input);
+  return { element, value: () => input.value };
+}
+
+const cost = (method) => (typeof method.relative_cost === "number" ? `cost ${method.relative_cost} ×` : method.relative_cost && String(method.relative_cost));
+
+function estimateText(estimate) {
+  if (!estimate) return "";
+  const parts = [];
+  if (estimate.seconds != null) parts.push(`about ${duration(estimate.seconds)}`);
+  if (estimate.memory_bytes != null) parts.push(`${bytes(estimate.memory_bytes)} of memory`);
+  if (estimate.disk_bytes != null) parts.push(`${bytes(estimate.disk_bytes)} on disk`);
+  return parts.join(" · ");
+}

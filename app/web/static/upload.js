@@ -1,0 +1,95 @@
+/** The upload form: one archive, its name and columns, a progress bar, a way to stop. Knows nothing of the list. */
+
+import { Problem, upload } from "./api.js";
+import { announce, write } from "./dom.js";
+import { bytes, duration, percent } from "./format.js";
+import { show } from "./problems.js";
+
+export function uploadForm(uploaded) {
+  const part = (name) => document.getElementById(`upload-${name}`);
+  const [form, file, name, problem] = ["form", "file", "name", "problem"].map(part);
+  let running = null;
+
+  file.addEventListener("change", chosen);
+  dropZone(part("drop"), (files) => {
+    file.files = files;
+    chosen();
+  });
+
+  function chosen() {
+    const [archive] = file.files;
+    write(part("chosen"), archive ? archive.name : "Choose an archive");
+    part("drop").classList.toggle("has-file", Boolean(archive));
+    if (archive && !name.value) name.placeholder = archive.name.replace(/\.(zip|tar|tgz|tar\.\w+|gz|zst)$/i, "");
+    show(problem, null);
+  }
+
+  part("cancel").addEventListener("click", () => running?.abort());
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const [archive] = file.files;
+    if (!archive) return show(problem, new Problem({ title: "Choose an archive first" }));
+    if (running) return undefined;
+    running = new AbortController();
+    busy(true);
+    show(problem, null);
+    try {
+      await upload("/datasets", body(archive), progressText(archive), running.signal);
+      announce(`${archive.name} uploaded; its images are being read`);
+      form.reset();
+      chosen();
+      name.placeholder = "";
+      await uploaded();
+    } catch (error) {
+      show(problem, error);
+    } finally {
+      running = null;
+      busy(false);
+    }
+    return undefined;
+  });
+
+  /** Fields first, so that the service knows them before the archive streams in. */
+  function body(archive) {
+    const data = new FormData();
+    data.append("name", name.value.trim() || name.placeholder || archive.name);
+    for (const [field, input] of [["label_column", part("label-column")], ["clean_column", part("clean-column")]]) {
+      if (input.value.trim()) data.append(field, input.value.trim());
+    }
+    data.append("file", archive);
+    return data;
+  }
+
+  function busy(is) {
+    part("button").disabled = is;
+    part("cancel").hidden = !is;
+    part("progress").hidden = !is;
+  }
+
+  function progressText(archive) {
+    const started = performance.now();
+    return (sent, total) => {
+      const share = total ? sent / total : 0;
+      const left = ((performance.now() - started) / 1000) * (1 / Math.max(share, 1e-6) - 1);
+      part("bar").value = share;
+      const text = share < 1 ? `${percent(share, 0)} of ${bytes(archive.size)} · ${duration(left)} left` : "Checking the archive";
+      write(part("text"), text);
+    };
+  }
+}
+
+/** Files dropped on an element; the page itself never navigates to a dropped file. */
+export function dropZone(element, dropped) {
+  for (const type of ["dragenter", "dragover"]) {
+    element.addEventListener(type, (event) => {
+      event.preventDefault();
+      element.classList.add("over");
+    });
+  }
+  for (const type of ["dragleave", "drop"]) element.addEventListener(type, () => element.classList.remove("over"));
+  element.addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files.length) dropped(event.dataTransfer.files);
+  });
+}
