@@ -61,7 +61,7 @@ def test_filters_combine(folder: Path) -> None:
 
 def test_an_image_is_found_by_index_and_by_path_with_its_bytes(folder: Path) -> None:
     for path, data in FILES.items():
-        if path.endswith("README.md") or b"no" == data:
+        if path.endswith("README.md") or data == b"no":
             continue
         row = contents.image(folder, path)
         assert contents.image(folder, row.number) == row
