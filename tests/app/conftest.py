@@ -27,6 +27,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage import Storage
 from ml import ingest
+from tests import servers
 from tests.servers import eventually, free_port
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -72,6 +73,19 @@ def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
             found: dict[str, Any] | None = paths[template].get(method)
             return found
     return None
+
+
+BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty SQLite database; tests of what a database decides are marked BOTH and see Postgres too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.sqlite'}"
+        return
+    with servers.fresh_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
 
 
 @pytest.fixture

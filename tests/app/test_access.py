@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from app.db import session as db
 from app.db.tables import ApiKey
 from app.settings import Settings
-from tests.app.conftest import Client
+from tests.app.conftest import BOTH, Client
 
 ADMIN = "a-bootstrap-key-for-tests"
 
@@ -78,6 +78,7 @@ def test_scopes_open_their_own_doors_only(guarded: Client) -> None:
     assert guarded.get("/keys", headers=admin).status_code == 200
 
 
+@BOTH
 def test_a_key_is_shown_once_and_stored_as_a_hash(guarded: Client) -> None:
     made = new_key(guarded, "read")
     shown_again = guarded.get(f"/keys/{made['id']}", headers=bearer(ADMIN))
@@ -90,6 +91,7 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(guarded: Client) -> None:
     assert made["key"] not in str(everything)
 
 
+@BOTH
 def test_a_revoked_key_stops_working_at_once(guarded: Client) -> None:
     made = new_key(guarded, "read")
     assert guarded.get("/jobs", headers=bearer(made["key"])).status_code == 200

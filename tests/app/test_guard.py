@@ -5,19 +5,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.http import guard
 from tests.app.conftest import Client, Live
-
-
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """Nothing here depends on which database it is."""
-    return f"sqlite:///{tmp_path / 'test.sqlite'}"
 
 
 def test_H4_a_foreign_host_name_is_refused_and_ours_are_not(

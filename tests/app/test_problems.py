@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,12 +10,6 @@ from app.errors import shown
 from tests.app.conftest import Client
 
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """Nothing here depends on which database it is."""
-    return f"sqlite:///{tmp_path / 'test.sqlite'}"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,466 @@
+"""Jobs: what a request becomes, who may change what when, and that the answer never depends on the bell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import event, func, select
+from sqlalchemy.orm import Session
+
+from app.broker import Broker
+from app.db import session as db
+from app.db.tables import Job, Worker
+from app.jobs import results
+from app.storage import Storage
+from tests.app.conftest import BOTH, Client, Hands, Live, upload
+
+
+def jobs(client: Client) -> int:
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        return session.scalar(select(func.count()).select_from(Job)) or 0
+
+
+@BOTH
+def test_only_the_data_set_is_required_and_every_default_is_shown(client: Client, dataset_id: str) -> None:
+    started = time.perf_counter()
+    answer = client.post("/jobs", json={"dataset_id": dataset_id})
+    took = time.perf_counter() - started
+    job = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/jobs/{job['id']}")
+    assert (job["status"], job["method"], job["attempt"]) == ("queued", "denll", 0)
+    fields = client.app.state.catalog.spec["properties"]  # type: ignore[attr-defined]
+    assert fields.keys() <= job["request"].keys()
+    params = client.get("/methods/denll").json()["defaults"]
+    assert params.items() <= job["request"]["params"].items() or set(params) == set(job["request"]["params"])
+    assert client.get(f"/jobs/{job['id']}").json()["request"] == job["request"]
+    assert took < 1.0
+
+
+def test_defaults_suit_the_size_of_the_set_and_the_device(client: Client, dataset_id: str) -> None:
+    on_cpu = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id}).json()["request"]
+    assert (on_cpu["network"], on_cpu["batch_size"], on_cpu["validation_fraction"]) == ("small", 32, 0.0)
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add(Worker(id="w", kind="supervisor", device="cuda"))
+    on_gpu = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id}).json()["request"]
+    assert (on_gpu["network"], on_gpu["epochs"]) == ("resnet18", 100)
+    asked = {"dataset_id": dataset_id, "network": "small", "epochs": 3, "batch_size": 7}
+    kept = client.post("/jobs?dry_run=true", json=asked).json()["request"]
+    assert {name: kept[name] for name in asked} == asked
+
+
+def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str) -> None:
+    small = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "epochs": 1})
+    large = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "epochs": 10})
+    assert small.status_code == 200
+    assert large.json()["estimate"]["seconds"] == pytest.approx(10 * small.json()["estimate"]["seconds"], rel=0.2)
+    assert small.json()["estimate"]["memory_bytes"] > 0
+    assert jobs(client) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"method": "denl"}, "/method"),
+        ({"network": "resnet19"}, "/network"),
+        ({"params": {"splat": 1}}, "/params/splat"),
+        ({"params": {"lm_learning_rate": -1}}, "/params/lm_learning_rate"),
+        ({"params": {"host": "ce", "host_params": {"nope": 1}}}, "/params/host_params/nope"),
+        ({"learning_rate": 0}, "/learning_rate"),
+        ({"learning_rate": True}, "/learning_rate"),
+        ({"noise": {"kind": "loud", "rate": 0.1}}, "/noise/kind"),
+        ({"noise": {"kind": "symmetric", "rate": 2}}, "/noise/rate"),
+        ({"compare_with": ["ce", "nope"]}, "/compare_with/1/method"),
+        ({"compare_with": ["ce"] * 9}, "/compare_with"),
+        ({"priority": "urgent"}, "/priority"),
+        ({"limits": {"max_seconds": 0}}, "/limits/max_seconds"),
+        ({"label_version": 9}, "/label_version"),
+        ({"tags": {"a": 1}}, "/tags/a"),
+        ({"tags": {str(n): "x" for n in range(33)}}, "/tags"),
+        ({"name": "x" * 201}, "/name"),
+        ({"type": "dance"}, "/type"),
+        ({"type": "predict", "split": "half"}, "/split"),
+        ({"batch_size": 1}, "/batch_size"),
+    ],
+)
+def test_J1_J2_what_is_wrong_is_named_by_its_pointer(
+    client: Client, dataset_id: str, fields: dict[str, Any], pointer: str
+) -> None:
+    answer = client.post("/jobs", json={"dataset_id": dataset_id, **fields})
+    assert answer.status_code == 422, answer.text
+    assert pointer in [fault["pointer"] for fault in answer.json()["errors"]], answer.text
+    assert jobs(client) == 0
+
+
+def test_an_unknown_method_lists_those_there_are(client: Client, dataset_id: str) -> None:
+    detail = client.post("/jobs", json={"dataset_id": dataset_id, "method": "denl"}).json()["detail"]
+    assert "'denll'" in detail
+    assert "ce" in detail
+
+
+def test_a_data_set_that_is_missing_or_not_ready_is_a_404_or_409(client: Client, archive_bytes: bytes) -> None:
+    missing = client.post("/jobs", json={"dataset_id": "00000000-0000-4000-8000-000000000000"})
+    assert (missing.status_code, missing.json()["type"]) == (404, "/problems/dataset-not-found")
+    queued = upload(client, archive_bytes).json()["id"]
+    waiting = client.post("/jobs", json={"dataset_id": queued})
+    assert (waiting.status_code, waiting.json()["type"]) == (409, "/problems/not-ready")
+
+
+@BOTH
+def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+    job = submit(compare_with=["ce"], seed=7)
+    assert [one["method"] for one in job["comparison"]] == ["denll", "ce"]
+    hands.publish(hands.claim())
+    shown = client.get(f"/jobs/{job['id']}").json()["comparison"]
+    assert [one["status"] for one in shown] == ["succeeded", "queued"]
+    beside = client.get(f"/jobs/{shown[1]['id']}").json()
+    assert (beside["compared_with_id"], beside["request"]["seed"]) == (job["id"], 7)
+    assert beside["comparison"] == shown
+
+
+def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+    submit()
+    model_id = hands.publish(hands.claim())
+    job = submit(type="predict", split="test")
+    assert (job["type"], job["request"]["model_id"]) == ("predict", str(model_id))
+    with db.transaction(hands.engine) as session:
+        spec = session.scalars(select(Job.spec).where(Job.type == "predict")).one()
+    assert spec == {"model_id": str(model_id), "dataset_id": job["dataset_id"], "split": "test"}
+    assert client.get("/jobs?type=predict").json()["items"][0]["id"] == job["id"]
+    refused = client.delete(f"/models/{model_id}")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
+
+
+def test_F26_D4_a_full_queue_is_a_429(
+    with_settings: Callable[..., Client], dataset_id: str, submit: Callable[..., Any]
+) -> None:
+    submit()
+    full = with_settings(max_queued=1)
+    answer = full.post("/jobs", json={"dataset_id": dataset_id})
+    assert (answer.status_code, answer.json()["type"]) == (429, "/problems/queue-full")
+    assert answer.headers["retry-after"]
+    assert jobs(full) == 1
+
+
+@BOTH
+def test_F22_twenty_concurrent_requests_with_one_key_make_one_job(
+    client: Client, live: Callable[..., Live], dataset_id: str
+) -> None:
+    server = live()
+    answers: list[httpx2.Response] = []
+
+    def post() -> None:
+        headers = {"Idempotency-Key": "once"}
+        answers.append(httpx2.post(f"{server.url}/jobs", json={"dataset_id": dataset_id}, headers=headers, timeout=30))
+
+    threads = [threading.Thread(target=post) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} <= {202, 409, 503}
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert len({answer.json()["id"] for answer in accepted}) == 1
+    assert sum("idempotency-replayed" not in answer.headers for answer in accepted) == 1
+    assert jobs(client) == 1
+
+
+@BOTH
+def test_a_key_of_another_request_is_a_422_and_white_space_is_no_difference(client: Client, dataset_id: str) -> None:
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    body = {"dataset_id": dataset_id, "seed": 1}
+    first = client.post("/jobs", content=json.dumps(body), headers=headers)
+    spaced = client.post("/jobs", content=json.dumps(dict(reversed(body.items())), indent=3), headers=headers)
+    assert (spaced.status_code, spaced.json()) == (202, first.json())
+    assert spaced.headers["idempotency-replayed"] == "true"
+    assert spaced.headers["location"] == first.headers["location"]
+    other = client.post("/jobs", json={**body, "seed": 2}, headers={"Idempotency-Key": "k"})
+    assert (other.status_code, other.json()["type"]) == (422, "/problems/idempotency-mismatch")
+    assert client.post("/jobs", json=body, headers={"Idempotency-Key": "a b"}).status_code == 422
+    assert client.post("/jobs", json=body, headers={"Idempotency-Key": "x" * 256}).status_code == 422
+    assert jobs(client) == 1
+
+
+class Counting(Broker):
+    """A broker whose rings are counted; what it rings at is away."""
+
+    def __init__(self) -> None:
+        self.rings: list[str] = []
+
+    def ring(self, bell: Any) -> bool:
+        self.rings.append(bell)
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_failing_commit_is_a_5xx_and_rings_no_bell(client: Client, dataset_id: str) -> None:
+    client.app.state.broker = counting = Counting()  # type: ignore[attr-defined]
+
+    def refuse(_: Session) -> None:
+        raise RuntimeError("the commit failed")
+
+    event.listen(Session, "before_commit", refuse)
+    try:
+        answer = client.post("/jobs", json={"dataset_id": dataset_id})
+    finally:
+        event.remove(Session, "before_commit", refuse)
+    assert answer.status_code == 500
+    assert (counting.rings, jobs(client)) == ([], 0)
+    assert client.post("/jobs", json={"dataset_id": dataset_id}).status_code == 202
+    assert counting.rings == ["jobs"]
+
+
+def test_F07_the_answer_does_not_wait_for_a_broker_that_is_away(client: Client, submit: Callable[..., Any]) -> None:
+    assert submit()["status"] == "queued"
+    assert client.get("/readyz").json()["checks"]["broker"]["status"] == "degraded"
+
+
+@BOTH
+def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
+    client: Client, submit: Callable[..., Any], hands: Hands
+) -> None:
+    job = submit()
+    cancelled = client.post(f"/jobs/{job['id']}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
+    again = client.post(f"/jobs/{job['id']}/cancel")
+    assert (again.status_code, again.json()["type"]) == (409, "/problems/job-finished")
+    other = submit()
+    hands.claim()
+    asked = client.post(f"/jobs/{other['id']}/cancel")
+    assert (asked.status_code, asked.json()["status"]) == (202, "cancelling")
+    assert client.get("/jobs?status=cancelling").json()["items"][0]["id"] == other["id"]
+    assert client.post("/jobs/00000000-0000-4000-8000-000000000000/cancel").status_code == 404
+
+
+@BOTH
+def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+    job = submit()
+    path = f"/jobs/{job['id']}"
+    assert client.post(f"{path}/retry").json()["type"] == "/problems/job-not-finished"
+    claim = hands.claim()
+    hands.epochs(claim, 3)
+    hands.fail(claim)
+    failed = client.get(path).json()
+    assert (failed["status"], failed["error"]["code"], failed["error"]["hint"]) == ("failed", "diverged", "lower it")
+    resumed = client.post(f"{path}/retry")
+    assert (resumed.status_code, resumed.json()["status"], resumed.json()["error"]) == (202, "queued", None)
+    assert client.get(f"{path}/metrics").json()["epoch"] == [0, 1, 2]
+    hands.fail(hands.claim())
+    assert client.post(f"{path}/retry", json={"from": "scratch"}).status_code == 202
+    assert client.get(f"{path}/metrics").json()["epoch"] == []
+    with db.transaction(hands.engine) as session:
+        assert session.scalars(select(Job.restart_from)).one() == 2
+    hands.publish(hands.claim())
+    assert client.post(f"{path}/retry").json()["type"] == "/problems/job-finished"
+    assert client.post(f"{path}/retry", json={"from": "mars"}).status_code == 422
+
+
+@BOTH
+def test_patch_changes_what_is_sent_and_nothing_else(client: Client, submit: Callable[..., Any]) -> None:
+    job = submit(name="a", tags={"team": "x"})
+    path = f"/jobs/{job['id']}"
+    changed = client.patch(path, json={"priority": "high"}).json()
+    assert (changed["name"], changed["tags"], changed["priority"]) == ("a", {"team": "x"}, "high")
+    assert client.patch(path, json={"name": None}).json()["name"] is None
+    assert client.patch(path, json={"status": "succeeded"}).status_code == 422
+
+
+@BOTH
+def test_a_job_is_deleted_when_it_has_ended_and_its_model_stays(
+    client: Client, submit: Callable[..., Any], hands: Hands, files: Storage
+) -> None:
+    job = submit()
+    path = f"/jobs/{job['id']}"
+    assert client.delete(path).json()["type"] == "/problems/job-not-finished"
+    claim = hands.claim()
+    files.attempt(claim.id, claim.fence).mkdir(parents=True)
+    model_id = hands.publish(claim)
+    assert client.delete(path).status_code == 204
+    assert client.get(path).status_code == 404
+    assert not files.job(claim.id).exists()
+    assert client.get(f"/models/{model_id}").json()["job_id"] is None
+
+
+def stream(text: str) -> list[tuple[int, str, Any]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+@BOTH
+def test_events_replay_from_any_id_and_end_with_done(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+    job = submit()
+    path = f"/jobs/{job['id']}/events"
+    claim = hands.claim()
+    hands.epochs(claim, 3)
+    hands.publish(claim)
+    everything = stream(client.get(path).text)
+    kinds = [kind for _, kind, _ in everything]
+    assert kinds == ["status", "status", "metric", "metric", "metric", "status", "done"]
+    middle = everything[3][0]
+    assert stream(client.get(path, headers={"Last-Event-ID": str(middle)}).text) == everything[4:]
+    ended = client.get(path, headers={"Last-Event-ID": str(everything[-1][0])})
+    assert (ended.status_code, ended.content) == (204, b"")
+    assert client.get(path, headers={"Last-Event-ID": "x"}).status_code == 422
+    assert client.head(path).status_code == 200
+
+
+def test_the_done_of_an_earlier_attempt_ends_no_stream(
+    client: Client, submit: Callable[..., Any], hands: Hands
+) -> None:
+    job = submit()
+    hands.fail(hands.claim())
+    client.post(f"/jobs/{job['id']}/retry")
+    hands.publish(hands.claim())
+    kinds = [kind for _, kind, _ in stream(client.get(f"/jobs/{job['id']}/events").text)]
+    assert kinds.count("done") == 1
+    assert kinds[-1] == "done"
+
+
+def test_events_arrive_while_the_job_runs_with_heartbeats_between(
+    live: Callable[..., Live], submit: Callable[..., Any], hands: Hands
+) -> None:
+    job = submit()
+    claim = hands.claim()
+    server = live(event_heartbeat_s=0.05)
+    seen: list[str] = []
+    with httpx2.stream("GET", f"{server.url}/jobs/{job['id']}/events", timeout=20) as response:
+        for line in response.iter_lines():
+            seen.append(line)
+            if line.startswith(": still here") and claim:
+                hands.epochs(claim, 1)
+                hands.publish(claim)
+                claim = None
+            if line == "event: done":
+                break
+    assert ": still here" in seen
+    assert "event: metric" in seen
+
+
+@BOTH
+def test_metrics_are_columns_thinned_out_evenly(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+    job = submit()
+    hands.epochs(hands.claim(), 101)
+    body = client.get(f"/jobs/{job['id']}/metrics?max_points=5").json()
+    assert body["epoch"] == [0, 25, 50, 75, 100]
+    assert body["series"]["test.answer.accuracy"][0] == 0
+    assert {len(column) for column in body["series"].values()} == {5}
+    assert body["total_points"] == 101
+
+
+def test_series_keep_first_and_last() -> None:
+    assert results.spaced(3, 10) == [0, 1, 2]
+    assert results.spaced(10, 1) == [9]
+    assert results.spaced(1000, 3) == [0, 500, 999] or results.spaced(1000, 3)[::2] == [0, 999]
+
+
+def test_logs_are_text_or_ndjson_of_all_attempts(
+    client: Client, submit: Callable[..., Any], hands: Hands, files: Storage
+) -> None:
+    job = submit()
+    claim = hands.claim()
+    for fence in (1, 2):
+        folder = files.attempt(claim.id, fence)
+        folder.mkdir(parents=True)
+        line = {"time": "2026-01-01T00:00:00", "level": "INFO", "message": f"attempt {fence}", "request_id": "r"}
+        (folder / "log.jsonl").write_text(json.dumps(line) + "\n" + '{"cut')
+    path = f"/jobs/{job['id']}/logs"
+    assert "INFO    attempt 1" in client.get(path).text
+    lines = client.get(path, headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    assert json.loads(lines[0])["message"] == "attempt 1"
+    assert client.get(f"{path}?attempt=2&last=1").text == '{"cut\n'
+
+
+@pytest.fixture
+def finished(client: Client, submit: Callable[..., Any], hands: Hands, files: Storage) -> str:
+    """A succeeded job with a ranking and an artifact."""
+    job = submit()
+    claim = hands.claim()
+    folder = files.attempt(claim.id, claim.fence) / "artifacts"
+    folder.mkdir(parents=True)
+    header = "index,path,split,given_label,predicted_label,label_score,is_label_issue,cx,cy,sigma_x,sigma_y"
+    rows = ["0,a.jpg,train,cat,cat,0.9,False,20.0,15.0,5.0,4.0", "1,=b.jpg,train,dog,cat,0.1,True,,,,"]
+    (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
+    (folder / "figure.png").write_bytes(bytes(range(256)) * 4)
+    hands.publish(claim)
+    found: str = job["id"]
+    return found
+
+
+def test_label_issues_come_worst_first_in_cleanlab_s_words(client: Client, finished: str) -> None:
+    path = f"/jobs/{finished}/label-issues"
+    body = client.get(path).json()
+    assert (body["total"], body["issues"]) == (2, 1)
+    worst, best = body["items"]
+    assert (worst["index"], worst["is_label_issue"], worst["label_score"], worst["mask"]) == (1, True, 0.1, None)
+    assert best["mask"]["gaussian"] == {"cx": 20.0, "cy": 15.0, "sigma_x": 5.0, "sigma_y": 4.0}
+    page = client.get(f"{path}?limit=1").json()
+    assert client.get(path, params={"limit": 1, "cursor": page["next_cursor"]}).json()["items"] == [best]
+    assert client.get(f"{path}?is_label_issue=false").json()["items"] == [best]
+    table = list(csv.DictReader(io.StringIO(client.get(path, headers={"Accept": "text/csv"}).text)))
+    assert [row["path"] for row in table] == ["'=b.jpg", "a.jpg"]
+    dataset = client.get(f"/jobs/{finished}").json()["dataset_id"]
+    flagged = client.get(f"/datasets/{dataset}/images?is_label_issue=true").json()["items"]
+    assert [image["index"] for image in flagged] == [1]
+
+
+def test_a_job_without_a_ranking_says_so(client: Client, submit: Callable[..., Any]) -> None:
+    answer = client.get(f"/jobs/{submit()['id']}/label-issues")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/artifact-not-found")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "part"),
+    [
+        (None, 200, slice(0, 1024)),
+        ("bytes=0-9", 206, slice(0, 10)),
+        ("bytes=1000-", 206, slice(1000, 1024)),
+        ("bytes=-24", 206, slice(1000, 1024)),
+        ("bytes=-9999", 206, slice(0, 1024)),
+        ("bytes=0-99999", 206, slice(0, 1024)),
+        ("bytes=9-2", 200, slice(0, 1024)),
+        ("bytes=0-1,3-4", 200, slice(0, 1024)),
+        ("bytes=" + "0-," * 5000, 200, slice(0, 1024)),
+        ("lines=0-1", 200, slice(0, 1024)),
+        ("bytes=--1", 200, slice(0, 1024)),
+        ("bytes=1024-", 416, None),
+        ("bytes=-0", 416, None),
+    ],
+)
+def test_H6_artifacts_come_whole_or_in_one_range(
+    client: Client, finished: str, asked: str | None, status: int, part: slice | None
+) -> None:
+    whole = bytes(range(256)) * 4
+    answer = client.get(f"/jobs/{finished}/artifacts/figure.png", headers={"Range": asked} if asked else {})
+    assert answer.status_code == status
+    if part is not None:
+        assert answer.content == whole[part]
+        assert answer.headers["repr-digest"].startswith("sha-256=:")
+    else:
+        assert answer.headers["content-range"] == "bytes */1024"
+
+
+def test_artifacts_are_listed_with_checksums_and_named_exactly(client: Client, finished: str) -> None:
+    items = {item["name"]: item for item in client.get(f"/jobs/{finished}/artifacts").json()["items"]}
+    assert {"figure.png", "label-issues.csv", "manifest.json"} <= items.keys()
+    assert len(items["figure.png"]["sha256"]) == 64
+    for name in ("nothing.png", "..%2f..%2fsecret", "%2e%2e", "log.jsonl", ".hidden"):
+        assert client.get(f"/jobs/{finished}/artifacts/{name}").status_code == 404
+
+
+def test_static_names_are_never_paths(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    assert client.get(f"/static/{tmp_path}/secret.txt").status_code == 404
