@@ -6,12 +6,15 @@ second and the second stays untouched. It knows no network, only logits `(B, C)`
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import losses
+
+ROUNDING = 1e-9  # 0.7 * 10 is 7.000000000000001
 
 
 class AgreementParams(BaseModel):
@@ -44,7 +47,8 @@ def weight(params: AgreementParams, epoch: int, epochs: int) -> float:
     """The weight of the agreement term in one epoch (counted from 0): the same in all its steps."""
     if params.agreement == "off":
         return 0.0
-    start = round(params.agreement_start * epochs)
+    # rounded up: a short training, too, has a plain epoch to rank labels in, unless it is told to start at 0
+    start = math.ceil(params.agreement_start * epochs - ROUNDING)
     length = round(params.agreement_ramp * epochs)
     # epoch + 1: the first epoch of a ramp already has some weight, or it would be one more plain epoch
     return params.agreement_weight * min(1.0, max(0.0, (epoch + 1 - start) / max(length, 1)))

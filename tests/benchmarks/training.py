@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision import transforms  # type: ignore[import-untyped]
 
 from ml import checkpoint, loader, phase
 from ml.data import LabeledImages, Truth
@@ -113,7 +114,8 @@ def static_steps(training: Training, count: int) -> Callable[[], None]:
     """The same network on one batch that never changes: forward, loss, backward, step."""
     batch = training.score(lambda shown: shown)[:BATCH].contiguous(memory_format=torch.channels_last)
     labels = training.labels[:BATCH]
-    network = training.method.networks[0]  # type: ignore[index]
+    networks: Any = training.method.networks
+    network = networks[0]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
 
     def steps() -> None:

@@ -208,3 +208,12 @@ def test_another_spec_or_other_data_cannot_be_resumed(spec: Specs, labeled: Labe
     for training in (Training.build(spec(seed=1), labeled), Training.build(spec(), other)):
         with pytest.raises(errors.CheckpointInvalid):
             training.restore(state)
+
+
+def test_losses_are_those_of_before(spec: Specs, labeled: LabeledImages) -> None:
+    """Golden: what should not alter results must not; what should, has to change this line and say why."""
+    noisy = spec(params={"networks": 2, "agreement": "both"}, noise={"kind": "symmetric", "rate": 0.3}, seed=3)
+
+    assert [r.train_loss for r in reports(Training.build(noisy, labeled))] == pytest.approx(
+        [2.8017, 2.4757, 2.1848], rel=1e-2
+    )

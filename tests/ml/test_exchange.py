@@ -1,0 +1,69 @@
+"""The agreement term: its value, its direction and its schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ml.blocks import exchange, losses, schedules
+from ml.blocks.exchange import AgreementParams
+from ml.methods import ce
+
+Z, OTHER = torch.tensor([[2.0, 0, -1], [0, 1, 0.5]]), torch.tensor([[1.0, 0.5, -0.5], [0.2, 0.1, 1]])
+LABELS = torch.tensor([0, 2])
+
+
+def test_cross_entropy_and_agreement_have_the_reference_values() -> None:
+    """methods.md §10: CE 0.6751; JoCoR at λ = 0.9 is 0.1 (CE1 + CE2) + 0.9 symKL, [0.4787, 0.5269] per sample."""
+    jocor = 0.1 * (losses.cross_entropy(Z, LABELS) + losses.cross_entropy(OTHER, LABELS))
+    jocor = jocor + 0.9 * losses.symmetric_kl(Z, OTHER)
+
+    assert float(losses.cross_entropy(Z, LABELS)) == pytest.approx(0.6751, abs=1e-4)
+    assert float(jocor) == pytest.approx((0.4787 + 0.5269) / 2, abs=1e-4)
+
+
+def test_losses_are_f32_whatever_comes_in() -> None:
+    half = Z.bfloat16()
+
+    assert losses.cross_entropy(half, LABELS).dtype == losses.symmetric_kl(half, half).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("direction", "second_learns"), [("both", True), ("one_way", False)])
+def test_one_way_leaves_the_second_network_alone(direction: str, second_learns: bool) -> None:
+    first, second = Z.clone().requires_grad_(), OTHER.clone().requires_grad_()
+    term = exchange.agreement(direction, first, second)
+    torch.autograd.backward(term)
+
+    assert float(term.detach()) == pytest.approx(float(losses.symmetric_kl(Z, OTHER)))
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0
+    assert (second.grad is not None) == second_learns
+
+
+def test_the_weight_starts_ramps_and_stays() -> None:
+    params = AgreementParams(agreement="both", agreement_weight=3.0, agreement_start=0.2, agreement_ramp=0.3)
+
+    assert [exchange.weight(params, epoch, 10) for epoch in range(10)] == [0, 0, 1, 2, 3, 3, 3, 3, 3, 3]
+    assert [exchange.is_ranking_epoch(params, epoch, 10) for epoch in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+@pytest.mark.parametrize("agreement", ["off", "both", "one_way"])
+def test_some_epoch_always_ranks_labels(start: float, epochs: int, agreement: str) -> None:
+    params = AgreementParams.model_validate({"agreement": agreement, "agreement_start": start, "agreement_ramp": 0.0})
+
+    assert any(exchange.is_ranking_epoch(params, epoch, epochs) for epoch in range(epochs))
+
+
+def test_one_network_has_nobody_to_agree_with() -> None:
+    with pytest.raises(ValidationError, match="networks = 2"):
+        ce.Params(agreement="both")
+
+
+def test_schedules_begin_at_one_and_never_grow() -> None:
+    for name, factor in schedules.BY_NAME.items():
+        values = [factor(step / 100) for step in range(100)]
+        assert values[0] == 1.0, name
+        assert values == sorted(values, reverse=True), name
