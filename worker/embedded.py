@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import json
 import logging
 import os
 import secrets
@@ -65,10 +66,9 @@ def broker(scratch: Path, environment: dict[str, str]) -> Program:
 def programs(settings: Settings) -> list[Program]:
     """What is started once broker and database are there; ended in the same order."""
     python = [sys.executable, "-m"]
-    uvicorn = ["uvicorn", "app.main:create_app", "--factory", "--no-access-log", "--timeout-graceful-shutdown", "5"]
     drain_s = settings.drain_s + 5.0
     return [
-        Program("api", [*python, *uvicorn, "--host", settings.host, "--port", str(settings.port)], grace_s=8.0),
+        Program("api", [*python, "app.main"], grace_s=8.0),
         Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0),
         Program("supervisor-jobs", [*python, "worker.celery_app", "-Q", "jobs"], grace_s=drain_s),
         Program("supervisor-datasets", [*python, "worker.celery_app", "-Q", "datasets"], grace_s=drain_s),
@@ -99,6 +99,7 @@ class Launcher:
         self._scratch = scratch
         self._environment = dict(os.environ) | {
             "DENLL_DATA_DIR": str(self._storage.root),
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # inference and training share the cores
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         self._processes: list[Process] = []
@@ -146,7 +147,7 @@ class Launcher:
         while True:
             for process in self._processes:
                 process.keep()
-            if not ready and _answers(f"{page}/readyz"):
+            if not ready and _ready(f"{page}/readyz", patient=time.monotonic() < give_up - READY_S / 2):
                 ready = True
                 print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
             if not ready and time.monotonic() > give_up:
@@ -164,11 +165,12 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _answers(url: str) -> bool:
+def _ready(url: str, *, patient: bool) -> bool:
+    """Whether the API answers, and, while we are patient, whether everything behind it is there too."""
     try:
         with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - our own API
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+            return not patient or json.load(answer).get("status") != "degraded"
+    except (urllib.error.URLError, OSError, ValueError):
         return False
 
 

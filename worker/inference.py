@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from worker.shelf import Shelf
 log = logging.getLogger(__name__)
 
 OPERATIONS = {"predict", "thumbnail"}
+LOOK_S = 0.5  # how often the folder of models is looked at
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
 
 
@@ -127,10 +129,16 @@ def live(settings: Settings, shelf: Shelf, batcher: Batcher, ended: threading.Ev
     """Say that we are here while the database lets us, and take the newest model from disk before anybody asks."""
     engine = connect(settings)
     row = presence.Presence(engine, "inference", shelf.device, presence.name())
+    models, seen, told = Storage(settings.data_dir).root / "models", 0, float("-inf")
     while not ended.is_set():
-        batcher.warm()
-        row.tell()
-        ended.wait(settings.presence_s)
+        changed = models.stat().st_mtime_ns
+        if changed != seen:  # a model was published or deleted
+            seen = changed
+            batcher.warm()
+        if time.monotonic() - told >= settings.presence_s:
+            told = time.monotonic()
+            row.tell()
+        ended.wait(LOOK_S)
     row.end()
     engine.dispose()
 

@@ -16,6 +16,7 @@ TITLES = {
     "no_device": "The device is not there",
     "bundle_corrupt": "The model's files are damaged",
     "missing_weights": "No pretrained weights are installed",
+    "invalid_spec": "The job's settings are not valid here",
     "internal_error": "The service made a mistake",
 }
 HINTS = {

@@ -10,6 +10,7 @@ import logging
 import pkgutil
 import uuid
 
+from pydantic import ValidationError
 from sqlalchemy import select
 
 from app import logs
@@ -67,6 +68,10 @@ def _attempt(given: Assignment) -> int:
     run = {"train": train.run, "predict": score.run}[given.job.type]
     try:
         run(given)
+    except ValidationError as invalid:
+        log.warning("the job's spec is not valid here: %s", invalid)
+        detail = f"This version of the service cannot run the job's settings: {invalid.errors()[0]['msg']}."
+        error = failures.error("invalid_spec", detail, hint="Submit the job again with POST /jobs.")
     except errors.Failure as failure:
         log.warning("failed: %s", failure)
         error = failures.of(failure)
