@@ -187,15 +187,13 @@ class House:
     def ended(self, job_id: uuid.UUID, seconds: float = 60.0) -> Job:
         return self.until(job_id, lambda job: job.state in ENDED, seconds)
 
+    def child_of(self, supervisor: subprocess.Popen[bytes]) -> list[int]:
+        """The training children of a supervisor now: its zygote's children."""
+        return [pid for zygote in children(supervisor.pid) for pid in children(zygote)]
+
     def child(self, supervisor: subprocess.Popen[bytes]) -> int:
-        """The pid of the training child: the zygote's child."""
-
-        def found() -> int | None:
-            return next((pid for zygote in children(supervisor.pid) for pid in children(zygote)), None)
-
-        pid = eventually(found, seconds=20.0, what="a training child")
-        assert pid is not None
-        return pid
+        """The pid of its training child, as soon as there is one."""
+        return eventually(lambda: self.child_of(supervisor), seconds=20.0, what="a training child")[0]
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self._logs.iterdir()))

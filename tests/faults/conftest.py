@@ -1,0 +1,84 @@
+"""One house for all faults of a database: its own Redis, a dispatcher, and a supervisor whenever one is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from app.broker import Broker
+from app.db.tables import Job
+from tests import servers
+from tests.worker import house
+
+EPOCHS = 20  # about two seconds on a quiet machine: long enough to be struck in the middle
+
+
+class Stricken(house.House):
+    """A house to which things happen."""
+
+    redis: servers.RedisServer
+    data: uuid.UUID
+    undisturbed: str  # digest of the model that an uninterrupted attempt makes
+
+    def working(self) -> subprocess.Popen[bytes]:
+        """A supervisor that runs, the same as before if it still does."""
+        for process in self.processes:
+            if process.poll() is None and "worker.celery_app" in process.args:  # type: ignore[operator]
+                return process
+        return self.supervisor()
+
+    def begin(self, **spec: object) -> uuid.UUID:
+        """Submit a job that takes a while, and ring."""
+        job_id = self.submit(self.data, **({"epochs": EPOCHS} | spec))
+        self.ring()
+        return job_id
+
+    def ring(self, times: int = 1) -> None:
+        broker = Broker(self.settings)
+        for _ in range(times):
+            broker.ring("jobs")
+        broker.close()
+
+    def in_the_middle(self, job_id: uuid.UUID) -> Job:
+        """The job once two checkpoints are written."""
+        return self.until(job_id, lambda job: (job.checkpoint_step or 0) >= 6)
+
+    def succeeded(self, job_id: uuid.UUID) -> Job:
+        """The job, ended well: one model, and bit for bit the one of an attempt that nothing happened to (I3, I5)."""
+        job = self.ended(job_id)
+        assert job.state == "succeeded", f"{job.state} {job.error}\n{self.logs()}"
+        assert [model.digest for model in self.models(job_id)] == [self.undisturbed]
+        assert [event.data["status"] for event in self.history(job_id, "done")] == ["succeeded"]
+        numbers = [event.data["epoch"] for event in self.history(job_id, "metric")]
+        assert numbers == list(range(EPOCHS))
+        return job
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def stricken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stricken]:
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(servers.redis_server())
+        url = ""
+        if request.param == "postgres":
+            url = stack.enter_context(servers.fresh_database(request.getfixturevalue("postgres_server")))
+        made = Stricken(tmp_path_factory.mktemp("house"), url, redis.url)
+        stack.callback(made.close)
+        made.redis = redis
+        made.dispatcher()
+        made.working()
+        made.data = made.dataset()
+        first = made.begin()
+        assert made.ended(first, 100.0).state == "succeeded", made.logs()
+        made.undisturbed = made.models(first)[0].digest
+        yield made
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
