@@ -1,6 +1,6 @@
 """From an upload to a queued data set: received, checked, made a row. Whatever goes wrong leaves nothing (I10).
 
-The bytes lie under a temporary name until everything else has succeeded; only then do they get the name a row refers to.
+The bytes lie under a temporary name until all else has succeeded; only then do they get the name a row refers to.
 """
 
 from __future__ import annotations

@@ -57,9 +57,10 @@ class Key:
         IdempotencyMismatch for another request; RequestInFlight for one that was reserved in a transaction of its own
         and is not answered yet. With `request_hash` None the caller compares later.
         """
-        void = IdempotencyKey.created_at < now(-self.kept_s)
+        old = IdempotencyKey.created_at < now(-self.kept_s)
         abandoned = IdempotencyKey.answer.is_(None) & (IdempotencyKey.created_at < now(-IN_FLIGHT_S))
-        session.execute(delete(IdempotencyKey).where(*self._mine(), void | abandoned))
+        here = (IdempotencyKey.principal == self.principal, IdempotencyKey.route == self.route)
+        session.execute(delete(IdempotencyKey).where(*here, old | abandoned))
         row = IdempotencyKey(
             principal=self.principal, route=self.route, key=self.key, request_hash=request_hash or "", answer=None
         )

@@ -54,7 +54,7 @@ def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
         .limit(RECENT)
     )
     kind = ("method", "params", "network", "image_size", "precision", "device")
-    for request, progress in session.execute(newest).tuples():
+    for request, progress in session.execute(newest):
         speed = (progress or {}).get("images_per_second")
         if speed and all(request.get(name) == resolved[name] for name in kind):
             return float(speed)

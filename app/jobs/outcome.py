@@ -23,6 +23,8 @@ from app.http.routing import Router
 from app.jobs import results, service
 
 router = Router(tags=["jobs"])
+KINDS = {kind.split(";")[0] for kind in answers.MEDIA_TYPES.values()} | {"application/octet-stream"}
+BINARY = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(KINDS)}
 
 
 class Series(BaseModel):
@@ -144,8 +146,8 @@ def artifacts(session: Reading, files: Files, job_id: uuid.UUID) -> Artifacts:
     dependencies=[READ],
     response_class=Response,
     responses={
-        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-        206: {"description": "The range that was asked for"},
+        200: {"content": BINARY},
+        206: {"description": "The range that was asked for", "content": BINARY},
         **problems(RangeNotSatisfiable, ArtifactNotFound),
     },
 )

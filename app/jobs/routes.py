@@ -34,6 +34,16 @@ from app.jobs import schemas, service, stream, submit
 from app.jobs.schemas import DryRun, JobOut, Patch, Retry, Status
 
 router = Router(tags=["jobs"])
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "oneOf": [{"$ref": "#/components/schemas/TrainingJob"}, {"$ref": "#/components/schemas/ScoringJob"}]
+            }
+        }
+    },
+}
 LARGEST_ID = 2**63 - 1
 
 
@@ -42,6 +52,7 @@ LARGEST_ID = 2**63 - 1
     status_code=202,
     dependencies=[TRAIN],
     response_model=JobOut,
+    openapi_extra={"requestBody": REQUEST_BODY},
     responses={200: {"model": DryRun}, **problems(DatasetNotFound, NotReady, QueueFull)},
 )
 def create(
@@ -164,8 +175,12 @@ def retry(
 @router.get(
     "/jobs/{job_id}/events",
     dependencies=[READ],
-    response_class=EventSourceResponse,
-    responses={204: {"description": "The job has ended and you have seen it all"}, **problems(JobNotFound)},
+    response_class=Response,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "The job has ended and you have seen it all"},
+        **problems(JobNotFound),
+    },
 )
 async def events(
     request: Request,

@@ -52,7 +52,7 @@ def compared(session: Session, job: Job) -> list[Job]:
 
 def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUID]:
     """The published model of each job that has one."""
-    rows = session.execute(select(Model.job_id, Model.id).where(Model.job_id.in_([job.id for job in jobs]))).tuples()
+    rows = session.execute(select(Model.job_id, Model.id).where(Model.job_id.in_([job.id for job in jobs])))
     return {job_id: model_id for job_id, model_id in rows if job_id is not None}
 
 
@@ -126,7 +126,7 @@ def forget(session: Session, job_id: uuid.UUID) -> None:
 def reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:
     """Epoch reports in order."""
     rows = session.execute(select(Epoch.number, Epoch.report).where(Epoch.job_id == job_id).order_by(Epoch.number))
-    return [(number, report) for number, report in rows.tuples()]
+    return [(number, report) for number, report in rows]
 
 
 def training_device(session: Session) -> str:

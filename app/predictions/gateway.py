@@ -59,10 +59,10 @@ class Connection:
 
     async def ask(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """Send a frame and await its reply; ConnectionError when there is no connection, or no longer."""
-        writer = await self._connected()
         reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[header["id"]] = reply
+        self._waiting[header["id"]] = reply  # before connecting, or a burst would all choose this connection
         try:
+            writer = await self._connected()
             writer.writelines(wire.encode(header, parts))
             await writer.drain()
             return await reply

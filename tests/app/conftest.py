@@ -250,7 +250,7 @@ class Hands:
             "code": "diverged",
             "title": "It diverged",
             "detail": "The loss became NaN.",
-            "hint": "lower learning_rate",
+            "hint": "lower it",
         }
         with db.transaction(self.engine) as session:
             assert attempt.fail(session, claim.id, claim.fence, error)

@@ -78,6 +78,8 @@ def test_zip64_is_read(write: Write) -> None:
     extra = struct.pack("<HHQQ", 1, 16, len(JPEG), len(JPEG))
     raw = Raw(b"a/1.jpg", JPEG, size=saturated, stored=saturated, extra=extra)
     assert archive.read(write(hand_zip([raw]))).entries[0].image_bytes == len(JPEG)
+    lying = Raw(**{**vars(raw), "local": {"extra": struct.pack("<HHQQ", 1, 16, len(JPEG), 7)}})
+    assert refusal(write(hand_zip([lying]))).code == "ambiguous_archive"
     short = Raw(b"a/1.jpg", JPEG, size=saturated, stored=saturated, extra=extra[:-4])
     assert refusal(write(hand_zip([short]))).code == "bad_archive"
 

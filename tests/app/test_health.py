@@ -1,0 +1,65 @@
+"""Liveness touches nothing; readiness says what is missing; metrics are Prometheus'."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from app.db import session as db
+from app.db.tables import Worker
+from app.http import metrics
+from app.http.metrics import Metric
+from tests.app.conftest import BOTH, Client
+
+
+@BOTH
+def test_readiness_lists_what_is_missing(client: Client) -> None:
+    body = client.get("/readyz").json()
+    assert body["status"] == "degraded"
+    assert {name: check["status"] for name, check in body["checks"].items()} == {
+        "database": "ok",
+        "supervisor": "degraded",
+        "inference": "degraded",
+        "dispatcher": "degraded",
+        "broker": "degraded",
+        "disk": "ok",
+    }
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add(Worker(id="s", kind="supervisor", device="cpu"))
+    seen = client.get("/readyz").json()["checks"]["supervisor"]
+    assert (seen["status"], seen["device"]) == ("ok", "cpu")
+    assert seen["heartbeat_age_seconds"] < 10
+
+
+def test_F09_D1_D3_without_a_database_we_live_but_are_not_ready(with_settings: Callable[..., Client]) -> None:
+    client = with_settings(database_url="postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.5)
+    started = time.monotonic()
+    assert client.get("/livez").status_code == 200
+    assert time.monotonic() - started < 1
+    for path in ("/readyz", "/jobs", "/datasets/00000000-0000-4000-8000-000000000000"):
+        answer = client.get(path)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+    assert client.get("/readyz").json()["checks"]["database"]["status"] == "unavailable"
+    assert "denll_database_up 0" in client.get("/metrics").text
+    assert time.monotonic() - started < 20
+
+
+@BOTH
+def test_metrics_count_requests_and_jobs(client: Client, submit: Callable[..., Any]) -> None:
+    submit()
+    client.get("/nowhere/at/all")
+    text = client.get("/metrics").text
+    assert 'denll_jobs{state="queued"} 1' in text
+    assert re.search(r'denll_http_requests_total\{method="POST",route="/jobs",status="202"\} 1', text)
+    assert 'route="other",status="404"' in text
+    assert "nowhere" not in text
+
+
+def test_labels_are_escaped() -> None:
+    assert (
+        metrics.render([Metric("m", "gauge", "h", [({"a": 'x"\\\n'}, 1.5)])]).splitlines()[-1]
+        == 'm{a="x\\"\\\\\\n"} 1.5'
+    )

@@ -1,0 +1,97 @@
+"""Models and the names that move over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.storage import Storage
+from tests.app.conftest import BOTH, Client, Hands
+
+
+@pytest.fixture
+def published(submit: Callable[..., Any], hands: Hands) -> list[str]:
+    """Three models, oldest first."""
+    found = []
+    for seed in range(3):
+        submit(seed=seed)
+        found.append(str(hands.publish(hands.claim())))
+    return found
+
+
+@BOTH
+def test_a_succeeded_job_carries_its_model_and_the_model_its_job(
+    client: Client, submit: Callable[..., Any], hands: Hands
+) -> None:
+    job = submit()
+    assert job["model_id"] is None
+    model_id = str(hands.publish(hands.claim()))
+    assert client.get(f"/jobs/{job['id']}").json()["model_id"] == model_id
+    model = client.get(f"/models/{model_id}").json()
+    assert (model["job_id"], model["method"], model["classes"]) == (job["id"], "denll", ["cat", "dog"])
+    assert [m["id"] for m in client.get("/models?method=denll").json()["items"]] == [model_id]
+    assert client.get("/models?method=ce").json()["items"] == []
+
+
+@BOTH
+def test_default_follows_the_newest_training_until_it_is_pinned(
+    client: Client, published: list[str], submit: Callable[..., Any], hands: Hands
+) -> None:
+    follows = client.get("/aliases/default").json()
+    assert (follows["model_id"], follows["pinned"]) == (published[2], False)
+    assert client.get(f"/models/{published[2]}").json()["aliases"] == ["default"]
+    assert client.put("/aliases/default", json={"model_id": published[0]}).status_code == 201
+    submit()
+    hands.publish(hands.claim())
+    assert client.get("/aliases/default").json()["model_id"] == published[0]
+    assert client.delete("/aliases/default").status_code == 204
+    assert client.get("/aliases/default").json()["model_id"] not in published
+
+
+@BOTH
+def test_an_alias_moves_remembers_and_rolls_back(client: Client, published: list[str]) -> None:
+    first, second, _ = published
+    assert client.put("/aliases/champion", json={"model_id": first}).status_code == 201
+    assert client.put("/aliases/champion", json={"model_id": second}).status_code == 200
+    back = client.put("/aliases/champion", json={"rollback": True}).json()
+    assert back["model_id"] == first
+    assert [change["model_id"] for change in back["history"]] == [first, second, first]
+    assert [a["name"] for a in client.get("/aliases").json()["items"]] == ["default", "champion"]
+    assert client.delete("/aliases/champion").status_code == 204
+    assert client.get("/aliases/champion").status_code == 404
+    assert client.delete("/aliases/champion").status_code == 404
+
+
+def test_there_must_be_something_to_roll_back_to(client: Client, published: list[str]) -> None:
+    client.put("/aliases/champion", json={"model_id": published[0]})
+    answer = client.put("/aliases/champion", json={"rollback": True})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/nothing-to-roll-back")
+
+
+@pytest.mark.parametrize("body", [{}, {"rollback": False}, {"model_id": "x"}, {"model_id": None, "rollback": "yes"}])
+def test_an_alias_needs_a_model_or_a_rollback(client: Client, body: dict[str, Any]) -> None:
+    assert client.put("/aliases/champion", json=body).status_code == 422
+
+
+@pytest.mark.parametrize("name", ["Champion", "a b", "-x", "x" * 64, "%00"])
+def test_alias_names_are_plain(client: Client, published: list[str], name: str) -> None:
+    assert client.put(f"/aliases/{name}", json={"model_id": published[0]}).status_code == 422
+
+
+@BOTH
+def test_a_pinned_model_cannot_be_deleted(client: Client, published: list[str], files: Storage) -> None:
+    first = published[0]
+    client.put("/aliases/champion", json={"model_id": first})
+    refused = client.delete(f"/models/{first}")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
+    client.delete("/aliases/champion")
+    assert client.delete(f"/models/{first}").status_code == 204
+    assert client.get(f"/models/{first}").status_code == 404
+    assert not any(path.name == first for path in (files.root / "models").iterdir())
+
+
+def test_without_a_model_there_is_no_default(client: Client) -> None:
+    assert client.get("/aliases/default").status_code == 404
+    assert client.get("/aliases").json()["items"] == []

@@ -1,0 +1,70 @@
+"""The OpenAPI document: complete, consistent, and true (that it is true, every other test here checks too)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.app.conftest import Client
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*(references(inner) for inner in value.values()))
+    if isinstance(value, list):
+        return set().union(*(references(inner) for inner in value))
+    return set()
+
+
+def test_every_reference_leads_somewhere(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= known
+
+
+def test_every_problem_is_documented_in_its_own_media_type(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in json.dumps(document)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (method, path, status)
+
+
+def test_every_route_of_the_contract_is_there(client: Client) -> None:
+    paths = {
+        (path, method)
+        for path, operations in client.get("/openapi.json").json()["paths"].items()
+        for method in operations
+    }
+    expected = """
+    /datasets get post | /datasets/{dataset_id} get delete | /datasets/{dataset_id}/report get
+    /datasets/{dataset_id}/images get | /datasets/{dataset_id}/images/{index} get
+    /datasets/{dataset_id}/images/{index}/thumbnail get | /datasets/{dataset_id}/labels get
+    /methods get | /methods/{name} get | /jobs get post | /jobs/{job_id} get patch delete
+    /jobs/{job_id}/cancel post | /jobs/{job_id}/retry post | /jobs/{job_id}/events get
+    /jobs/{job_id}/metrics get | /jobs/{job_id}/logs get | /jobs/{job_id}/label-issues get
+    /jobs/{job_id}/artifacts get | /jobs/{job_id}/artifacts/{name} get
+    /models get | /models/{model_id} get delete | /aliases get | /aliases/{alias} get put delete
+    /predict get post | /keys get post | /keys/{key_id} get delete | /livez get | /readyz get | /metrics get
+    """
+    wanted = set()
+    for entry in expected.replace("\n", "|").split("|"):
+        path, *methods = entry.split() or [""]
+        wanted |= {(path, method) for method in methods}
+    assert wanted <= paths
+
+
+def test_a_training_request_shows_every_method_s_settings(client: Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert {"TrainingJob", "ScoringJob", "DenllParams", "CeParams"} <= schemas.keys()
+    epochs = schemas["TrainingJob"]["properties"]["epochs"]
+    assert (epochs["minimum"], epochs["type"]) == (1, "integer")
+
+
+def test_the_request_body_of_a_job_is_one_of_its_kinds(client: Client) -> None:
+    body = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["requestBody"]
+    options = body["content"]["application/json"]["schema"]["oneOf"]
+    assert [option["$ref"].rsplit("/", 1)[1] for option in options] == ["TrainingJob", "ScoringJob"]
