@@ -163,8 +163,8 @@ def _facts(
     """Counts, sizes and the digest: sha256 over path, split, content and labels of every image, in order."""
     digest = hashlib.sha256()
     for item, outcome in kept:
-        row = (item.path, item.split, outcome.sha256, _name(classes, item.given), _name(classes, item.clean))
-        digest.update(("\0".join(map(repr, row)) + "\n").encode())
+        labels = (_name(classes, item.given), _name(classes, item.clean))
+        digest.update(f"{item.path!r} {item.split} {outcome.sha256} {labels!r}\n".encode())
     train = [item for item, _ in kept if item.split == "train"]
     known = [item for item in train if item.clean is not None]
     wrong = sum(item.given != item.clean for item in known)
@@ -175,8 +175,8 @@ def _facts(
         "train_images": len(train),
         "test_images": len(kept) - len(train),
         "image_bytes": sum(item.image_bytes for item, _ in kept),
-        "median_width": int(statistics.median(outcome.width for _, outcome in kept)),
-        "median_height": int(statistics.median(outcome.height for _, outcome in kept)),
+        "median_width": statistics.median_low(outcome.width for _, outcome in kept),
+        "median_height": statistics.median_low(outcome.height for _, outcome in kept),
         "formats": dict(collections.Counter(outcome.format for _, outcome in kept)),
         "excluded": levels["excluded"],
         "warnings": levels["warning"],
@@ -211,7 +211,6 @@ def _write_index(
         database.executemany("INSERT INTO class VALUES (?,?)", enumerate(classes))
         database.executemany("INSERT INTO report VALUES (?,?,?,?)", report)
         database.executemany("INSERT INTO fact VALUES (?,?)", ((k, json.dumps(v)) for k, v in facts.items()))
-        database.execute("CREATE INDEX image_by_label ON image (split, given)")
         database.execute("COMMIT")
     finally:
         database.close()

@@ -80,11 +80,15 @@ def _sorted_out(entries: Sequence[Entry], findings: list[Finding]) -> tuple[dict
     """Images and other files by path; junk is reported and gone (Z7)."""
     images: dict[str, Entry] = {}
     others: dict[str, Entry] = {}
+    junk: dict[str, bool] = {}  # by folder: there are few
     for entry in entries:
-        path = entry.path
-        if path[0] == "." or "/." in path or _is_junk(path):
+        path = entry[0]
+        folder, _, leaf = path.rpartition("/")
+        if folder not in junk:
+            junk[folder] = folder.startswith(".") or "/." in folder or not JUNK.isdisjoint(folder.lower().split("/"))
+        if junk[folder] or leaf[0] == "." or leaf.lower() in JUNK:
             findings.append(Finding(path, "junk_file", "left behind by an operating system", "ignored"))
-        elif path.rpartition(".")[2].lower() in IMAGES:
+        elif leaf.rpartition(".")[2].lower() in IMAGES:
             images[path] = entry
         else:
             others[path] = entry
@@ -94,11 +98,6 @@ def _sorted_out(entries: Sequence[Entry], findings: list[Finding]) -> tuple[dict
         if not is_table(path)
     )
     return images, others
-
-
-def _is_junk(path: str) -> bool:
-    lower = path.lower()
-    return ("__macosx" in lower or ".db" in lower or ".ini" in lower) and not JUNK.isdisjoint(lower.split("/"))
 
 
 def _merged(rows: list[Row], table: Table, findings: list[Finding]) -> list[Row]:
@@ -154,13 +153,10 @@ def _layout(rows: list[Row], findings: list[Finding], facts: dict[str, str | Non
     ids: dict[str | None, int | None] = {name: index for index, name in enumerate(classes)}
     ids[None] = None
     splits: dict[str, Split] = {"train": "train", "test": "test", "val": val}
-    images = [
-        Labeled(
-            e.path, splits[r.split],
-            ids[r.given], ids[r.clean], e.offset, e.stored_bytes, e.deflated, e.image_bytes, e.crc,
-        )
-        for r in rows for e in (r.entry,)
-    ]  # fmt: skip
+    images = []
+    for (path, offset, stored_bytes, deflated, image_bytes, crc), split, given, clean in rows:
+        place = (offset, stored_bytes, deflated, image_bytes, crc)
+        images.append(Labeled(path, splits[split], ids[given], ids[clean], *place))
     trained = {image.given for image in images if image.split == "train"}
     if len(trained) < 2:
         only = shown(classes[next(iter(trained)) or 0], 60)

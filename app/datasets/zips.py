@@ -7,6 +7,7 @@ only as far as nothing larger will ever be inflated.
 from __future__ import annotations
 
 import mmap
+import operator
 import stat
 import struct
 import zlib
@@ -18,7 +19,9 @@ from app.errors import ArchiveRejected, shown
 END = struct.Struct("<4s4H2LH")
 END64_LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
-CENTRAL = struct.Struct("<4s6H3L5H2L")
+# Of the directory's fields only those we use: magic, flags, method, CRC, stored, size, three lengths, disk, attributes,
+# place of the local header. Bytes 6 to 30 are, field by field, bytes 4 to 28 of the local header.
+CENTRAL = struct.Struct("<4s4x2H4x3L4H2x2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 MAX_COMMENT = 0xFFFF
 IN_ZIP64 = 0xFFFFFFFF
@@ -31,8 +34,6 @@ PROBE_BYTES = 1 << 14  # how much of an entry is inflated to catch one that lies
 REGULAR = (0, stat.S_IFREG >> 12, stat.S_IFDIR >> 12)
 METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "ppmd", 99: "AES"}
 
-File = tuple[Entry, int, int]  # with where its header starts and its data ends
-
 
 def read(view: mmap.mmap, limits: Limits) -> tuple[list[Entry], list[str]]:
     """Files and folders in directory order; raises ArchiveRejected."""
@@ -41,17 +42,18 @@ def read(view: mmap.mmap, limits: Limits) -> tuple[list[Entry], list[str]]:
     names = Names()
     entries: list[Entry] = []
     folders: list[str] = []
-    spans: list[tuple[int, int, str]] = []
+    headers: list[int] = []
+    ends: list[int] = []
     total = seen = 0
     at = start
     try:
         while at < end:
-            entry, header, next_at = _entry(view, at, start, names)
-            at = next_at
+            entry, header, at = _entry(view, at, start, names)
             seen += 1
             require(seen, limits)
-            spans.append((header, entry.offset + entry.stored_bytes, entry.path))
-            if entry.path.endswith("/") or not entry.path:
+            headers.append(header)
+            ends.append(entry.offset + entry.stored_bytes)
+            if not entry.path or entry.path[-1] == "/":
                 folders.append(entry.path)
                 continue
             total += entry.image_bytes
@@ -62,7 +64,7 @@ def read(view: mmap.mmap, limits: Limits) -> tuple[list[Entry], list[str]]:
     # Old writers count modulo 65,536 instead of using zip64.
     if at != end or (seen & 0xFFFF if count < 0xFFFF else seen) != count:
         raise bad(f"the central directory states {count} entries and holds {seen}")
-    _require_apart(spans)
+    _require_apart(headers, ends)
     names.finish()
     return entries, folders
 
@@ -111,13 +113,14 @@ def _directory64(view: mmap.mmap, locator_at: int, plain: tuple[int, int, int]) 
 
 def _entry(view: mmap.mmap, at: int, directory: int, names: Names) -> tuple[Entry, int, int]:
     """The directory entry at `at`, held against its local header; also where that header and the next entry start."""
-    (magic, _, _, flags, method, _, _, crc, stored, size, name_bytes, extra_bytes, comment_bytes, disk, _, attributes,
-     header) = CENTRAL.unpack_from(view, at)  # fmt: skip
+    (magic, flags, method, crc, stored, size, name_bytes, extra_bytes, comment_bytes, disk, attributes, header) = (
+        CENTRAL.unpack_from(view, at)
+    )
     if magic != b"PK\x01\x02":
         raise bad("the central directory is damaged")
     name_at = at + CENTRAL.size
-    raw = view[name_at : name_at + name_bytes]
-    extra = view[name_at + name_bytes : name_at + name_bytes + extra_bytes] if extra_bytes else b""
+    name_end = name_at + name_bytes
+    raw = view[name_at:name_end]
     path = names.admit(raw)
     if flags & ENCRYPTED or method == 99:
         raise ArchiveRejected(f"{shown(path)!r} is encrypted", code="encrypted_archive", entry=path)
@@ -125,25 +128,39 @@ def _entry(view: mmap.mmap, at: int, directory: int, names: Names) -> tuple[Entr
         raise bad(f"{shown(path)!r} is compressed by {METHODS.get(method, method)}; only deflate is read", path)
     if attributes >> 28 not in REGULAR:  # the file type of the unix mode
         raise ArchiveRejected(f"{shown(path)!r} is a link or a device", code="unsafe_entry_type", entry=path)
-    if IN_ZIP64 in (stored, size, header):
-        stored, size, header = _zip64(extra, path, size, stored, header)
+    saturated = IN_ZIP64 in (stored, size, header)
+    if extra_bytes or saturated:
+        extra = view[name_end : name_end + extra_bytes]
+        _require_one_name(extra, raw, path)
+        if saturated:
+            stored, size, header = _zip64(extra, path, size, stored, header)
     if disk not in (0, 0xFFFF):
         raise bad("zips in several parts are not accepted", path)
-    if extra:
-        _require_one_name(extra, raw, path)
-    if (method == STORED and stored != size) or (path.endswith("/") and size):
+    if (method == STORED and stored != size) or (size and path[-1:] == "/"):
         raise ambiguous(f"{shown(path)!r} states two sizes", path)
-    magic, _, local_flags, local_method, _, _, *sizes, local_name, local_extra = LOCAL.unpack_from(view, header)
-    start = header + LOCAL.size + local_name + local_extra
-    if magic != b"PK\x03\x04" or start + stored > directory:
+    if header + LOCAL.size > directory or view[header : header + 4] != b"PK\x03\x04":
         raise bad(f"the data of {shown(path)!r} is not where the zip says", path)
-    same_name = view[header + LOCAL.size : header + LOCAL.size + local_name] == raw
-    if not same_name or local_method != method or (local_flags ^ flags) & COMPARED:
+    if saturated or view[header + 4 : header + 28] != view[at + 6 : at + 30]:
+        _require_agreement(view, header, (flags, method, name_bytes), (crc, stored, size), path)
+    local_name = header + LOCAL.size
+    offset = local_name + name_bytes + view[header + 28] + (view[header + 29] << 8)
+    if view[local_name : local_name + name_bytes] != raw:
         raise ambiguous(f"the two headers of {shown(path)!r} disagree", path)
-    if sizes != [crc, stored, size]:
-        _require_sizes(view, header, sizes, (crc, stored, size), path, described=bool(flags & DESCRIPTOR))
-    next_at = name_at + name_bytes + extra_bytes + comment_bytes
-    return Entry(path, start, stored, method == DEFLATED, size, crc), header, next_at
+    if offset + stored > directory:
+        raise bad(f"the data of {shown(path)!r} is not where the zip says", path)
+    return Entry(path, offset, stored, method == DEFLATED, size, crc), header, name_end + extra_bytes + comment_bytes
+
+
+def _require_agreement(
+    view: mmap.mmap, header: int, form: tuple[int, int, int], stated: tuple[int, int, int], path: str
+) -> None:
+    """The headers differ in some byte: only versions and times may, and what `_require_sizes` allows."""
+    flags, method, name_bytes = form
+    _, _, local_flags, local_method, _, _, *sizes, local_name, _ = LOCAL.unpack_from(view, header)
+    if local_name != name_bytes or local_method != method or (local_flags ^ flags) & COMPARED:
+        raise ambiguous(f"the two headers of {shown(path)!r} disagree", path)
+    if tuple(sizes) != stated:
+        _require_sizes(view, header, sizes, stated, path, described=bool(flags & DESCRIPTOR))
 
 
 def _require_sizes(
@@ -195,24 +212,25 @@ def _require_one_name(extra: bytes, raw: bytes, path: str) -> None:
 
 
 def _require_honest(view: mmap.mmap, entry: Entry, total: int, limits: Limits) -> None:
-    size, stored = entry.image_bytes, entry.stored_bytes
-    require_size(entry.path, size, total, limits)
+    path, _, stored, deflated, size, _ = entry
+    if size > limits.entry_bytes or total > limits.total_bytes:
+        require_size(path, size, total, limits)
     if size > limits.ratio_from_bytes and size > limits.ratio * stored:
-        raise too_large(f"{shown(entry.path)!r} inflates more than {limits.ratio:g} times", entry.path)
-    if entry.deflated and stored >= PROBE_BYTES:
+        raise too_large(f"{shown(path)!r} inflates more than {limits.ratio:g} times", path)
+    if deflated and stored >= PROBE_BYTES:
         probe = view[entry.offset : entry.offset + PROBE_BYTES]
         try:
             inflated = len(zlib.decompressobj(-15).decompress(probe, size + 1))
         except zlib.error:
             return  # one damaged entry is left out later, with its name in the report
         if inflated > size:
-            raise too_large(f"{shown(entry.path)!r} is larger than the archive states", entry.path)
+            raise too_large(f"{shown(path)!r} is larger than the archive states", path)
 
 
-def _require_apart(spans: list[tuple[int, int, str]]) -> None:
-    spans.sort()
-    end = 0
-    for header, span_end, path in spans:
-        if header < end:
-            raise ambiguous(f"{shown(path)!r} overlaps another entry", path)
-        end = span_end
+def _require_apart(headers: list[int], ends: list[int]) -> None:
+    """Usually they lie in directory order, and one pass shows it."""
+    if any(map(operator.lt, headers[1:], ends)):
+        spans = sorted(zip(headers, ends, strict=True))
+        headers, ends = [header for header, _ in spans], [end for _, end in spans]
+        if any(map(operator.lt, headers[1:], ends)):
+            raise ambiguous("entries of the zip overlap each other")
