@@ -9,7 +9,6 @@ Shapes: `N` images of the set, `M` of them trained on (the rest is held out), `B
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import time
@@ -17,22 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ml import checkpoint, data, devices, errors, loader, measure, methods, networks, noise, phase
-from ml.blocks import schedules
+from ml import checkpoint, data, devices, errors, loader, measure, methods, phase, preparation
 from ml.events import EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
 
 if TYPE_CHECKING:
     from ml.data import LabeledImages, Truth
 
-__all__ = ("EpochReport", "Step", "Training", "build_network")
+__all__ = ("EpochReport", "Step", "Training")
 
 WATCHED_STEPS = 50  # the device is asked this often whether the loss is still finite
-HASHED_ROWS = 256  # images that identify a data set, besides all labels
 
 
 class Training:
@@ -43,8 +39,10 @@ class Training:
     ) -> None:
         """Use `build`."""
         self.spec, self.device, self.classes = spec, device, tuple(images.classes)
-        self.config_hash, self.data_hash = spec.digest(), _data_hash(images)
-        self.labels, self.noise_rate = _noisy(spec, images)  # int64 (N,) as trained on; realised injected noise | None
+        self.config_hash, self.data_hash = spec.digest(), preparation.data_hash(images)
+        self.labels, self.noise_rate = preparation.noisy_labels(
+            spec, images
+        )  # int64 (N,) as trained on; realised injected noise | None
         trained, held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
         trained = torch.as_tensor(trained)
         self.held_out = torch.as_tensor(held_out)
@@ -52,7 +50,7 @@ class Training:
         self._pixels = loader.Pixels(images.images, self.mean, self.std, device=device)
         self._labels = self.labels.to(device)
         self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
-        self._test = _clean_test(truth, self.mean, self.std, device)
+        self._test = preparation.clean_test(truth, self.mean, self.std, device)
         self._half = devices.half_precision(spec.precision, device)
         self._order_generator = torch.Generator().manual_seed(seed_for(spec.seed, "order"))
         self._generators: dict[str, torch.Generator] = {}
@@ -62,7 +60,7 @@ class Training:
         self.log = measure.LabelLog(self._labels, len(self.classes))
         self.history: list[EpochReport] = []
         self.method = self._make_method()
-        self.phases = tuple(self.method.phases(_recipe(spec)))
+        self.phases = tuple(self.method.phases(preparation.recipe(spec)))
         self._ends = [sum(stretch.epochs for stretch in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.epochs = self._ends[-1]
         self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
@@ -93,7 +91,7 @@ class Training:
             if spec.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
                 torch.use_deterministic_algorithms(True, warn_only=True)
-        _check(spec, images)
+        preparation.check(spec, images)
         with devices.bounded_memory(spec.batch_size, "preparing the training"):
             return cls(spec, images, truth, place, weights)
 
@@ -334,7 +332,7 @@ class Training:
         self._networks_made += 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.spec.seed, f"network {self._networks_made}"))
-            return build_network(self.spec, len(self.classes), self._weights).to(self.device)
+            return preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
 
     def _built_optimizers(self) -> phase.Optimizers:
         """Those of the last entered phase that has its own."""
@@ -375,65 +373,6 @@ class Training:
         with devices.bounded_memory(self.spec.batch_size, what):
             yield
         self._seconds += time.perf_counter() - self._clock_started
-
-
-def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> phase.Network:
-    """The spec's network, freshly initialised or pretrained; UnknownName or MissingWeights."""
-    file = None
-    if spec.pretrained:
-        file = None if weights is None else weights / f"{spec.network}.safetensors"
-        if file is None or not file.is_file():
-            raise errors.MissingWeights(
-                f"no pretrained weights of {spec.network} are installed", hint="set pretrained to false"
-            )
-    try:
-        return networks.build(spec.network, classes, spec.image_size, file)
-    except networks.UnknownNetwork as error:
-        raise errors.UnknownName(str(error), code="unknown_network") from error
-
-
-def _recipe(spec: TrainingSpec) -> phase.Recipe:
-    factor = schedules.BY_NAME[spec.schedule]
-    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor)
-
-
-def _check(spec: TrainingSpec, images: LabeledImages) -> None:
-    count, classes = len(images.labels), len(images.classes)
-    if classes < 2:
-        raise errors.UnusableData("a data set needs at least two classes", code="too_few_classes")
-    if count == 0 or len(images.images) != count:
-        raise errors.UnusableData(f"{len(images.images)} images but {count} labels", code="no_images")
-    if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
-        raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
-    if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
-        raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
-
-
-def _noisy(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:
-    if spec.noise is None:
-        return images.labels.cpu(), None
-    seed = seed_for(spec.seed, "noise") % 2**32
-    pixels = np.asarray(images.images)
-    found = noise.inject(
-        spec.noise.kind, images.labels.numpy(), images.classes, rate=spec.noise.rate, images=pixels, seed=seed
-    )
-    return torch.from_numpy(found.labels), found.rate
-
-
-def _clean_test(truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device) -> measure.CleanTest | None:
-    if truth is None or truth.test_images is None or truth.test_labels is None or len(truth.test_labels) == 0:
-        return None
-    return measure.CleanTest(truth.test_images, truth.test_labels, mean, std, device)
-
-
-def _data_hash(images: LabeledImages) -> str:
-    """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
-    count = len(images.labels)
-    sample = torch.linspace(0, count - 1, min(count, HASHED_ROWS)).round().long()
-    digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
-    digest.update(images.labels.numpy().tobytes())
-    digest.update(images.images[sample].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

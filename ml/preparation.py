@@ -1,0 +1,88 @@
+"""What a training starts from: usable data, labels with their noise, the network, the truth set aside for measuring.
+
+Everything happens once, before the first step; it knows nothing of epochs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml import errors, measure, networks, noise, phase
+from ml.blocks import schedules
+from ml.spec import TrainingSpec, seed_for
+
+if TYPE_CHECKING:
+    from ml.data import LabeledImages, Truth
+
+HASHED_ROWS = 256  # images that identify a data set, besides all labels
+
+
+def network(spec: TrainingSpec, classes: int, weights: Path | None) -> phase.Network:
+    """The spec's network, freshly initialised or pretrained; UnknownName or MissingWeights."""
+    file = None
+    if spec.pretrained:
+        file = None if weights is None else weights / f"{spec.network}.safetensors"
+        if file is None or not file.is_file():
+            raise errors.MissingWeights(
+                f"no pretrained weights of {spec.network} are installed", hint="set pretrained to false"
+            )
+    try:
+        return networks.build(spec.network, classes, spec.image_size, file)
+    except networks.UnknownNetwork as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error
+    except ValueError as error:
+        raise errors.MissingWeights(f"the pretrained weights of {spec.network} do not fit: {error}") from error
+
+
+def recipe(spec: TrainingSpec) -> phase.Recipe:
+    """What the method may know of the spec."""
+    factor = schedules.BY_NAME[spec.schedule]
+    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor)
+
+
+def check(spec: TrainingSpec, images: LabeledImages) -> None:
+    """UnusableData if images, labels, classes and spec do not fit together."""
+    count, classes = len(images.labels), len(images.classes)
+    if classes < 2:
+        raise errors.UnusableData("a data set needs at least two classes", code="too_few_classes")
+    if count == 0 or len(images.images) != count:
+        raise errors.UnusableData(f"{len(images.images)} images but {count} labels", code="no_images")
+    if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
+        raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
+    if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
+        raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:
+    """The labels to train on, int64 (N,), and the realised rate of the noise that the spec injects, if any."""
+    if spec.noise is None:
+        return images.labels.cpu(), None
+    seed = seed_for(spec.seed, "noise") % 2**32
+    pixels = np.asarray(images.images)
+    found = noise.inject(
+        spec.noise.kind, images.labels.numpy(), images.classes, rate=spec.noise.rate, images=pixels, seed=seed
+    )
+    return torch.from_numpy(found.labels), found.rate
+
+
+def clean_test(truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device) -> measure.CleanTest | None:
+    """The clean test set on the device; None where there is none."""
+    if truth is None or truth.test_images is None or truth.test_labels is None or len(truth.test_labels) == 0:
+        return None
+    return measure.CleanTest(truth.test_images, truth.test_labels, mean, std, device)
+
+
+def data_hash(images: LabeledImages) -> str:
+    """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
+    count = len(images.labels)
+    sample = torch.linspace(0, count - 1, min(count, HASHED_ROWS)).round().long()
+    digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
+    digest.update(images.labels.numpy().tobytes())
+    digest.update(images.images[sample].numpy().tobytes())
+    return digest.hexdigest()
