@@ -72,7 +72,7 @@ def newest(session: Session) -> Model | None:
 def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, list[str]]:
     """Names that point at each model, `default` included while it follows."""
     found: dict[uuid.UUID, list[str]] = {model.id: [] for model in models}
-    rows = session.execute(select(Alias.name, Alias.model_id).order_by(Alias.name)).tuples().all()
+    rows = session.execute(select(Alias.name, Alias.model_id).order_by(Alias.name)).all()
     for name, model_id in rows:
         if model_id in found:
             found[model_id].append(name)
