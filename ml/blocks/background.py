@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-KEPT = 0.9  # of a class's entry, at each batch that shows the class
-
 
 class Split(NamedTuple):
     """An image as foreground and background."""
@@ -76,8 +74,10 @@ class BackgroundBank(nn.Module):
     classes: Tensor
     known: Tensor
 
-    def __init__(self, class_count: int, image_size: int) -> None:
+    def __init__(self, class_count: int, image_size: int, kept: float) -> None:
+        """`kept`: the share of a class's entry that stays at each batch with the class."""
         super().__init__()
+        self.kept = kept
         self.register_buffer("classes", torch.zeros(class_count, 3, image_size, image_size))
         self.register_buffer("known", torch.zeros(class_count, dtype=torch.bool))
 
@@ -89,7 +89,7 @@ class BackgroundBank(nn.Module):
         mean = (members.T @ backgrounds.float().flatten(1)) / count.clamp_min(1)[:, None]
         mean = mean.view_as(self.classes)
         shown = (count > 0)[:, None, None, None]
-        moved = torch.where(self.known[:, None, None, None], KEPT * self.classes + (1 - KEPT) * mean, mean)
+        moved = torch.where(self.known[:, None, None, None], self.kept * self.classes + (1 - self.kept) * mean, mean)
         self.classes.copy_(torch.where(shown, moved, self.classes))
         self.known.logical_or_(count > 0)
 

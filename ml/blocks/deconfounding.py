@@ -40,6 +40,13 @@ class DeconfoundingParams(BaseModel):
         description="What the second network sees behind the object. class_mean: the classes' mean background; "
         "per_class: each class's in turn, logits averaged (a pass per class); zero: the mean colour, a control.",
     )
+    bank_kept: float = Field(
+        default=0.9,
+        ge=0.0,
+        lt=1.0,
+        description="Share of a class's mean background that stays at each batch. What trembles behind the object "
+        "makes batch statistics tremble: 0.99 where the second network answers alone.",
+    )
     dim: bool = Field(default=True, description="Off (Table 4, w/o DIM): the second network sees the own background.")
     lm: Literal["learned", "fixed", "off"] = Field(
         default="learned",
@@ -76,7 +83,7 @@ class Core(nn.Module):
             if params.lm == "learned"
             else None
         )
-        self.bank = background.BackgroundBank(class_count, image_size)
+        self.bank = background.BackgroundBank(class_count, image_size, params.bank_kept)
         self.unit = background.UnitRange()
         self._split_of: dict[int, tuple[Tensor, Tensor, background.Split]] = {}  # of this step's images, by identity
 

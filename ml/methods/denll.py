@@ -39,9 +39,11 @@ ABOUT: About = {
             "localization": "label_free",
             "centre": "soft_argmax",
             "sigma": "fixed",
-            "sigma_fraction": 0.14,
+            "sigma_fraction": 0.11,
             "lm_learning_rate": 1.0,
+            "bank_kept": 0.99,
             "agreement": "one_way",
+            "answer": "g2",
         },
         "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
     },
@@ -59,7 +61,7 @@ class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
     host: str = Field(
         default="ce", description="The method each of the two networks follows.", json_schema_extra=_offer_hosts
     )
-    host_params: dict[str, Any] = Field(default_factory=dict, description="The host's own settings.")
+    host_params: dict[str, Any] = Field(default={}, description="The host's own settings.")
     gates: Literal["detached", "joint", "off"] = Field(
         default="detached",
         description="Learned mixing of the two answers. detached: only the gates learn from it; joint: the networks as "

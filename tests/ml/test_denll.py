@@ -129,7 +129,7 @@ def test_homogeneity_is_least_where_the_mask_covers_the_odd_one_out() -> None:
 
 
 def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() -> None:
-    bank = background.BackgroundBank(CLASSES, 4)
+    bank = background.BackgroundBank(CLASSES, 4, 0.9)
     first, second = torch.randn(4, 3, 4, 4), torch.randn(2, 3, 4, 4)
     bank.update(first, torch.tensor([0, 0, 1, 1]))
     assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
