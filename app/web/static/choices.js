@@ -30,10 +30,10 @@ export function radios({ legend, options, style, changed }) {
 export function checks({ legend, help, options, changed }) {
   const boxes = options.map((each) => {
     const id = uniqueId("check");
-    const input = h("input", { type: "checkbox", id, value: each.value, on: { change: changed } });
-    return { input, element: h("div", { class: "check" }, input, h("label", { for: id }, each.title)) };
+    const input = h("input", { type: "checkbox", id, on: { change: changed } });
+    return { input, value: each.value, element: h("div", { class: "check" }, input, h("label", { for: id }, each.title)) };
   });
   const element = h("fieldset", { class: "picker" }, h("legend", {}, legend),
     h("div", { class: "checks" }, boxes.map((box) => box.element)), help && h("p", { class: "field-help" }, help));
-  return { element, values: () => boxes.filter((box) => box.input.checked).map((box) => box.input.value) };
+  return { element, values: () => boxes.filter((box) => box.input.checked).map((box) => box.value) };
 }

@@ -7,10 +7,11 @@ import { show } from "./problems.js";
 
 const CLASSES_SHOWN = 10;
 const ENTRIES_SHOWN = 20;
+const WARNINGS_SHOWN = 3;
 
 /** One bar a class, as long as its share of the largest class. */
 export function classBars(item) {
-  const counts = (item.classes || []).map((each) => [nameOf(each), countOf(item, each)]);
+  const counts = (item.classes || []).map((name) => [name, item.counts.train[name] || 0]);
   if (!counts.some(([, count]) => count > 0)) return null;
   const largest = Math.max(...counts.map(([, count]) => count));
   const rest = counts.length - CLASSES_SHOWN;
@@ -20,22 +21,13 @@ export function classBars(item) {
     rest > 0 && h("li", { class: "quiet" }, `and ${plural(rest, "more class", "more classes")}`));
 }
 
-const nameOf = (each) => (typeof each === "string" ? each : each.name);
-
-function countOf(item, each) {
-  if (typeof each === "object" && each.counts) return each.counts.train ?? 0;
-  return item.counts?.train?.[nameOf(each)] ?? 0;
-}
-
-/** The report's summary in one quiet paragraph; nothing when there is nothing to say. */
-export function warnings(item) {
-  const report = item.report || {};
-  const texts = (report.warnings || []).map((each) => (typeof each === "string" ? each : each.detail));
-  const counts = Object.entries(report)
-    .filter(([, value]) => typeof value === "number" && value > 0)
-    .map(([key, value]) => `${words(key).toLowerCase()}: ${number(value)}`);
-  if (!texts.length && !counts.length) return null;
-  return h("ul", { class: "warnings", "aria-label": "Warnings" }, [...texts, ...counts].map((text) => h("li", {}, text)));
+/** The first warnings of ingest, and how much more its report says; nothing when there is nothing to say. */
+export function warnings({ report }) {
+  if (!report) return null;
+  const texts = report.warnings.slice(0, WARNINGS_SHOWN).map((each) => [each.path, each.detail].filter(Boolean).join(": "));
+  if (report.total_warnings > texts.length) texts.push(`${plural(report.total_warnings - texts.length, "more warning")} in the report`);
+  if (report.excluded) texts.unshift(`${plural(report.excluded, "image")} left out`);
+  return texts.length > 0 && h("ul", { class: "warnings", "aria-label": "Warnings" }, texts.map((text) => h("li", {}, text)));
 }
 
 /** Every file that was left out, with its reason; and the whole table as CSV. */

@@ -3,12 +3,12 @@
 import { remove } from "./api.js";
 import { classBars, ingestReport, warnings } from "./dataset.js";
 import { announce, fill, h, write } from "./dom.js";
-import { ago, bytes, number, plural, words } from "./format.js";
+import { ago, bytes, number, percent, plural, words } from "./format.js";
 import { pagedList } from "./lists.js";
 import { problemBlock, show } from "./problems.js";
 import { uploadForm } from "./upload.js";
 
-const BUSY = ["ingesting", "queued", "running"];
+const BUSY = ["ingesting"];
 
 export function datasets(bus) {
   const list = pagedList({
@@ -70,7 +70,8 @@ function summary(item) {
   const parts = [];
   if (item.counts) parts.push(imageCounts(item.counts));
   if (item.classes?.length) parts.push(plural(item.classes.length, "class", "classes"));
-  if (item.image_size) parts.push(`about ${item.image_size} px`);
+  if (item.facts?.median_width) parts.push(`${item.facts.median_width} × ${item.facts.median_height} px`);
+  if (typeof item.facts?.noise_rate === "number") parts.push(`known noise rate ${percent(item.facts.noise_rate)}`);
   if (item.size_bytes) parts.push(bytes(item.size_bytes));
   if (item.label_version > 1) parts.push(`labels version ${item.label_version}`);
   parts.push(ago(item.created_at));
@@ -81,7 +82,7 @@ function imageCounts(counts) {
   return ["train", "test"].filter((split) => counts[split]).map((split) => `${number(total(counts[split]))} ${split}`).join(" + ") + " images";
 }
 
-const total = (value) => (typeof value === "number" ? value : Object.values(value).reduce((sum, each) => sum + each, 0));
+const total = (byClass) => Object.values(byClass).reduce((sum, each) => sum + each, 0);
 
 function ingestProgress(item) {
   const share = item.progress?.fraction;

@@ -32,10 +32,9 @@ async function load(place, job, cursor, before) {
 
 function heading(job, page) {
   const rate = job.metrics?.estimated_noise_rate;
-  const count = page.issues ?? page.total;
   return [
     typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong.`,
-    typeof count === "number" && `${number(count)} found.`,
+    `${number(page.issues)} of ${number(page.total)} pictures found.`,
     "The most suspicious come first; look at them before you believe it.",
   ].filter(Boolean).join(" ");
 }

@@ -6,7 +6,7 @@ import { announce, fill, h } from "./dom.js";
 import { follow } from "./events.js";
 import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
-import { comparison, figures } from "./outcome.js";
+import { comparison, comparisonOpen, figures } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
 import { liveProgress } from "./progress.js";
 import { series } from "./series.js";
@@ -23,6 +23,7 @@ export function jobPanel(first, refreshList) {
   const actions = h("div", { class: "actions" });
   const problem = h("div", {});
   const outcome = h("div", { class: "outcome" });
+  const beside = h("div", {});
   const log = h("ol", { class: "log" });
   const logs = h("details", { class: "more", hidden: true }, h("summary", {}, "Log"), log);
   const settings = h("dl", { class: "facts" });
@@ -33,6 +34,7 @@ export function jobPanel(first, refreshList) {
   const closing = new AbortController();
   let status = null;
   let asked = false;
+  let unsettled = false; // a job it is compared with still runs
 
   function draw() {
     const lines = series(reports);
@@ -42,7 +44,10 @@ export function jobPanel(first, refreshList) {
 
   function update(job) {
     live.update(job);
-    if (status === job.status) return;
+    if (status === job.status) {
+      if (unsettled) showComparison();
+      return;
+    }
     if (status) announce(`The job is ${job.status}`);
     status = job.status;
     fill(actions, buttons(job));
@@ -84,11 +89,18 @@ export function jobPanel(first, refreshList) {
 
   async function showOutcome(job) {
     try {
-      const whole = await get(path);
-      fill(outcome, figures(whole), await comparison(whole), job.status === "succeeded" && labelIssues(whole));
+      fill(outcome, figures(job), beside, job.status === "succeeded" && job.type === "train" && labelIssues(job));
+      await showComparison();
     } catch (error) {
       show(outcome, error);
     }
+  }
+
+  /** Only the whole job knows those beside it. */
+  async function showComparison() {
+    const whole = await get(path);
+    unsettled = comparisonOpen(whole);
+    fill(beside, await comparison(whole));
   }
 
   function buttons(job) {
@@ -116,10 +128,8 @@ export function jobPanel(first, refreshList) {
   return { element, update, close: () => closing.abort() };
 }
 
-const RESULTS = ["id", "status", "progress", "metrics", "error", "name", "comparison", "links"];
-
 function settingsOf(job) {
-  return Object.entries(job.request || job)
-    .filter(([name, value]) => !RESULTS.includes(name) && value !== null && value !== undefined)
+  return Object.entries(job.request)
+    .filter(([, value]) => value !== null)
     .map(([name, value]) => [h("dt", {}, words(name)), h("dd", {}, plain(value))]);
 }

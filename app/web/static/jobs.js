@@ -70,7 +70,7 @@ function jobRow(first, names, refresh) {
 
   function update(item) {
     latest = item;
-    write(name, item.name || `${item.method} on ${names.get(item.dataset_id) || "a data set"}`);
+    write(name, item.name || `${item.method || "Scores"} on ${names.get(item.dataset_id) || "a data set"}`);
     write(status, item.status);
     status.dataset.status = item.status;
     write(facts, summary(item));
@@ -86,7 +86,7 @@ function summary(item) {
   const accuracy = item.metrics?.test_accuracy;
   return [
     item.method, item.network, item.epochs && plural(item.epochs, "epoch"),
-    accuracy && `test accuracy ${percent(typeof accuracy === "number" ? accuracy : accuracy.last)}`,
+    accuracy && `test accuracy ${percent(accuracy.last)}`,
     ago(item.created_at),
   ].filter(Boolean).join(" · ");
 }

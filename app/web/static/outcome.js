@@ -1,44 +1,61 @@
 /** What a finished job found: its figures, and the comparison with its baselines. */
 
-import { get } from "./api.js";
+import { catalog, methodTitle } from "./catalog.js";
 import { h } from "./dom.js";
-import { duration, percent, short, words } from "./format.js";
+import { duration, number, percent, short, words } from "./format.js";
 
-const SHARES = /accuracy|rate|fraction|calibration|precision|auroc/;
+const MAIN = [
+  ["test_accuracy.last", "Test accuracy, last epoch"],
+  ["test_accuracy.best_test", "Test accuracy, at its peak"],
+  ["noisy_validation_accuracy", "Noisy validation accuracy"],
+  ["test_calibration_error", "Calibration error"],
+  ["estimated_noise_rate", "Estimated noise rate"],
+  ["label_issues", "Label issues"],
+  ["train_seconds", "Training time"],
+];
+const SHARES = /accuracy|noise_rate|calibration|precision|auroc|\.last$|\.best_noisy_val$|\.best_test$|mean_last/;
 
-/** A row of large figures; numbers alone, nested ones flattened. */
+/** The figures that matter, large; all of them on request. What is not known is not shown. */
 export function figures(job) {
-  const found = flat(job.metrics || {});
-  if (!found.length) return null;
-  return h("dl", { class: "figures", "aria-label": "Figures" },
-    found.map(([name, value]) => h("div", {}, h("dd", {}, shown(name, value)), h("dt", {}, words(name)))));
+  const found = new Map(flat(job.metrics || {}));
+  if (!found.size) return null;
+  const main = MAIN.filter(([name]) => found.has(name));
+  return h("section", { "aria-label": "Figures" },
+    h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, shown(name, found.get(name))), h("dt", {}, title)))),
+    h("details", { class: "more" }, h("summary", {}, "All figures"),
+      h("dl", { class: "facts" }, [...found].map(([name, value]) => [h("dt", {}, words(name.replaceAll(".", ", "))), h("dd", {}, shown(name, value))]))));
 }
 
+/** {a: {b: 1}} as [["a.b", 1]] */
 function flat(metrics, prefix = "") {
   return Object.entries(metrics).flatMap(([name, value]) => {
     if (typeof value === "number") return [[prefix + name, value]];
-    return value && typeof value === "object" && !Array.isArray(value) ? flat(value, `${prefix}${name}_`) : [];
+    return value && typeof value === "object" && !Array.isArray(value) ? flat(value, `${prefix}${name}.`) : [];
   });
 }
 
-const shown = (name, value) => (SHARES.test(name) ? percent(value) : name.endsWith("seconds") ? duration(value) : short(value));
+function shown(name, value) {
+  if (/epochs?$/.test(name)) return number(value);
+  if (name.endsWith("seconds")) return duration(value);
+  return SHARES.test(name) ? percent(value) : short(value);
+}
 
-/** The job beside the baselines trained on the same split, seed and epochs; nothing when it was trained alone. */
+/** The job beside those trained on the same split, seed and epochs; nothing when it was trained alone. */
 export async function comparison(job) {
-  const others = job.comparison || [];
-  if (!others.length) return null;
-  const rows = [{ ...job, own: true }, ...others];
-  const best = Math.max(...rows.map((each) => accuracy(each) ?? 0));
+  const rows = [job, ...(job.comparison || []).filter((each) => each.id !== job.id)];
+  if (rows.length < 2) return null;
+  const known = await catalog();
+  const best = Math.max(...rows.map((each) => accuracy(each) ?? 0)) || 1;
   return h("section", { "aria-label": "Comparison" },
-    h("h3", {}, "Beside its baselines"),
+    h("h3", {}, "Side by side"),
     h("ul", { class: "compare" }, rows.map((each) =>
-      h("li", { class: each.own ? "own" : "", vars: { share: (accuracy(each) ?? 0) / (best || 1) } },
-        h("span", { class: "compare-name" }, each.method), h("span", { class: "compare-bar" }),
+      h("li", { class: each.id === job.id ? "own" : "", vars: { share: (accuracy(each) ?? 0) / best } },
+        h("span", { class: "compare-name" }, methodTitle(known, each.method, each.params || each.request?.params)), h("span", { class: "compare-bar" }),
         h("span", { class: "compare-value" }, accuracy(each) === null ? each.status : percent(accuracy(each)))))),
     h("p", { class: "quiet" }, "Test accuracy at the last epoch: same split, same seed, same number of epochs."));
 }
 
-function accuracy(job) {
-  const value = job.metrics?.test_accuracy;
-  return typeof value === "number" ? value : value?.last ?? null;
-}
+const accuracy = (job) => job.metrics?.test_accuracy?.last ?? null;
+
+/** Whether a job still waits for one it is compared with. */
+export const comparisonOpen = (job) => (job.comparison || []).some((each) => !["succeeded", "failed", "cancelled"].includes(each.status));

@@ -1,42 +1,28 @@
-/** Epoch reports as the lines of charts: grouped by what they measure, named in plain words. A new metric appears by itself. */
+/** Epoch reports as the lines of two charts. A head or a metric that is new appears by itself. */
 
 import { words } from "./format.js";
 
-const NAMES = {
-  loss: "Training",
-  train_loss: "Training",
-  noisy_validation_accuracy: "Noisy validation",
-  noisy_validation_loss: "Noisy validation",
-  test_accuracy: "Test",
-  test_loss: "Test",
-  test_accuracy_g1: "Test, g1",
-  test_accuracy_g2: "Test, g2",
-  test_accuracy_mean: "Test, mean",
-};
+const ANSWER = "answer"; // the head that predicts when training is done
 
-/** reports: Map of epoch -> report. Returns {loss, accuracy}, each [{name, title, points}] in order of first appearance. */
+/** reports: Map of epoch (from 0) -> epoch report. Returns {accuracy, loss}, each [{name, title, points: [[epoch from 1, value]]}]. */
 export function series(reports) {
-  const found = { loss: new Map(), accuracy: new Map() };
-  for (const [epoch, report] of [...reports].sort(([a], [b]) => a - b)) {
-    for (const [name, value] of numbers(report)) {
-      const kind = name.includes("accuracy") ? "accuracy" : name.includes("loss") ? "loss" : null;
-      if (!kind) continue;
-      if (!found[kind].has(name)) found[kind].set(name, []);
-      found[kind].get(name).push([epoch, value]);
-    }
-  }
-  const lines = (map) => [...map].map(([name, points]) => ({ name, title: title(name), points }));
-  return { loss: lines(found.loss), accuracy: lines(found.accuracy) };
+  const sorted = [...reports].sort(([a], [b]) => a - b).map(([epoch, report]) => [epoch + 1, report]);
+  const heads = [...new Set(sorted.flatMap(([, report]) => Object.keys(report.test || {})))];
+  const validation = (kind) => line("Noisy validation", sorted, (report) => report.noisy_validation?.[ANSWER]?.[kind]);
+  const test = (head, kind) => line(head === ANSWER ? "Test" : `Test, ${headName(head)}`, sorted, (report) => report.test?.[head]?.[kind]);
+  const answer = test(ANSWER, "accuracy");
+  const others = heads.filter((head) => head !== ANSWER).map((head) => test(head, "accuracy")).filter((each) => !same(each, answer));
+  return {
+    accuracy: [answer, validation("accuracy"), ...others].filter((each) => each.points.length),
+    loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((each) => each.points.length),
+  };
 }
 
-/** {a: {b: 1}} as [["a_b", 1]] */
-function numbers(report, prefix = "") {
-  return Object.entries(report).flatMap(([name, value]) => {
-    if (typeof value === "number") return [[prefix + name, value]];
-    return value && typeof value === "object" && !Array.isArray(value) ? numbers(value, `${prefix}${name}_`) : [];
-  });
+function line(title, sorted, value) {
+  const points = sorted.map(([epoch, report]) => [epoch, value(report)]).filter(([, each]) => typeof each === "number");
+  return { title, points };
 }
 
-function title(name) {
-  return NAMES[name] || words(name.replace(/_?(accuracy|loss)_?/, " "));
-}
+const same = (a, b) => a.points.length === b.points.length && a.points.every(([, value], place) => value === b.points[place][1]);
+
+const headName = (head) => (/^g\d+$/.test(head) ? head : words(head).toLowerCase());

@@ -1,16 +1,24 @@
 /** The training form, generated from `GET /methods`: a new method, network or setting appears by itself. */
 
 import { idempotencyKey, post } from "./api.js";
-import { catalog } from "./catalog.js";
+import { catalog, presetTitle } from "./catalog.js";
 import { checks, radios } from "./choices.js";
 import { announce, fill, h, write } from "./dom.js";
-import { bytes, duration, words } from "./format.js";
+import { bytes, duration, number } from "./format.js";
 import { control, fail, leaves, read, suggest } from "./form.js";
 import { show } from "./problems.js";
 import { fieldsOf } from "./schema.js";
 
 const BASIC = ["epochs", "batch_size", "image_size", "network", "seed"];
 const ELSEWHERE = ["method", "params", "dataset_id", "compare_with"]; // these have controls of their own
+/** What a request says besides the training itself. */
+const ORDER = {
+  properties: {
+    name: { type: "string", description: "Shown in the list of jobs." },
+    priority: { enum: ["low", "normal", "high"], description: "high overtakes jobs that wait, not those that run." },
+    limits: { type: "object", properties: { max_seconds: { type: "integer", minimum: 1, description: "The job fails when its training takes longer." } } },
+  },
+};
 const SETTLE_MS = 400; // an estimate is asked for when typing has paused this long
 
 export async function train(bus) {
@@ -24,12 +32,12 @@ export async function train(bus) {
 
 function trainingForm(form, { methods, spec, networks }, bus) {
   const dataset = datasetPicker(bus, changed);
-  const common = fieldsOf(spec, { skip: ELSEWHERE }).map((field) =>
-    control(field.name === "network" && networks.length ? { ...field, kind: "choice", options: networks.map((each) => each.name) } : field, changed));
+  const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) =>
+    control(field.name === "network" ? { ...field, kind: "choice", options: networks } : field, changed));
   const isBasic = (each) => BASIC.includes(each.path[0]);
   const picker = radios({
     legend: "Method", style: "cards", changed: methodChosen,
-    options: methods.map((each) => ({ value: each.name, title: each.title || each.name, text: each.idea, note: cost(each) })),
+    options: methods.map((each) => ({ value: each.name, title: each.title, text: each.idea, note: cost(each) })),
   });
   const presetPlace = h("div", {});
   const comparePlace = h("div", {});
@@ -57,19 +65,21 @@ function trainingForm(form, { methods, spec, networks }, bus) {
     const method = methods.find((each) => each.name === picker.value());
     preset = method.presets.length > 1 && radios({
       legend: "Preset", style: "segments", changed,
-      options: method.presets.map((each) => ({ value: each.name, title: each.title || words(each.name) })),
+      options: method.presets.map((each) => ({ value: each.name, title: each.title })),
     });
     const others = methods.filter((each) => each !== method);
     compare = others.length > 0 && checks({
       legend: "Compare with", help: "Trained beside it on the same split, seed and epochs.", changed,
-      options: others.map((each) => ({ value: each.name, title: each.title || each.name })),
+      options: others.flatMap((other) => other.presets.map((each) => ({
+        value: { method: other.name, params: each.values }, title: other.presets.length > 1 ? presetTitle(other, each) : other.title,
+      }))),
     });
     params = fieldsOf(method.schema, { path: ["params"] }).map((field) => control(field, changed));
     const single = params.filter((each) => !each.controls);
     fill(presetPlace, preset && preset.element);
     fill(comparePlace, compare && compare.element);
     fill(paramsPlace, params.length > 0 && h("fieldset", { class: "field-group" },
-      h("legend", {}, `Settings of ${method.title || method.name}`),
+      h("legend", {}, `Settings of ${method.title}`),
       method.paper && h("p", { class: "field-help" }, method.paper),
       h("div", { class: "fields" }, single.map((each) => each.element)),
       params.filter((each) => each.controls).map((each) => each.element)));
@@ -161,13 +171,9 @@ function datasetPicker(bus, changed) {
   return { element, value: () => input.value };
 }
 
-const cost = (method) => (typeof method.relative_cost === "number" ? `cost ${method.relative_cost} ×` : method.relative_cost && String(method.relative_cost));
+const cost = (method) => `cost ${number(method.relative_cost, method.relative_cost % 1 ? 1 : 0)} ×`;
 
 function estimateText(estimate) {
   if (!estimate) return "";
-  const parts = [];
-  if (estimate.seconds != null) parts.push(`about ${duration(estimate.seconds)}`);
-  if (estimate.memory_bytes != null) parts.push(`${bytes(estimate.memory_bytes)} of memory`);
-  if (estimate.disk_bytes != null) parts.push(`${bytes(estimate.disk_bytes)} on disk`);
-  return parts.join(" · ");
+  return `About ${duration(estimate.seconds)}${estimate.measured ? "" : ", roughly"} · ${bytes(estimate.memory_bytes)} of memory · ${bytes(estimate.disk_bytes)} on disk`;
 }

@@ -1,0 +1,62 @@
+"""The whole service as a user starts it: one embedded launcher a session, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+ROOT = Path(__file__).parents[2]
+READY_S = 90.0
+ENDED_S = 40.0
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a running embedded service that is ready."""
+    data = tmp_path_factory.mktemp("service")
+    port = servers.free_port()
+    own = {key: value for key, value in os.environ.items() if not key.startswith("DENLL_")}
+    environment = own | {
+        "DENLL_DATA_DIR": str(data),
+        "DENLL_PORT": str(port),
+        "DENLL_MIN_FREE_BYTES": str(100 * 1024 * 1024),  # a small disk runs these tests too
+    }
+    url = f"http://127.0.0.1:{port}"
+    with (data / "launcher.log").open("wb") as log:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "worker.embedded"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            _await_ready(launcher, url, data / "launcher.log")
+            yield url
+        finally:
+            launcher.send_signal(signal.SIGINT)  # what Ctrl-C sends: it ends everything it started
+            try:
+                launcher.wait(ENDED_S)
+            except subprocess.TimeoutExpired:
+                launcher.kill()
+                raise
+
+
+def _await_ready(launcher: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if launcher.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(f"the service is not ready at {url}:\n{log.read_text(errors='replace')[-3000:]}")

@@ -1,0 +1,199 @@
+"""The page in a real browser against the real service: what a data owner does, from upload to mask.
+
+Whatever the browser's console calls an error fails the test, violations of the content security policy included; only
+the refusals a test provokes itself are expected there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from ml import scenes
+from tests import pictures
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TRAINED_MS = 240_000
+QUICK_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if path is None:
+        pytest.skip("NOT RUN: the page was not tested, no Chromium on PATH (set TEST_CHROMIUM to one)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Console:
+    """What the browser complained of. `expected` are statuses that a test provokes: Chromium logs each as an error."""
+
+    def __init__(self, page: Page) -> None:
+        self.expected: set[int] = set()
+        self._errors: list[str] = []
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self._errors.append(message.text)
+
+    @property
+    def errors(self) -> list[str]:
+        status = re.compile(r"responded with a status of (\d+)")
+        return [e for e in self._errors if not ((found := status.search(e)) and int(found[1]) in self.expected)]
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def console(page: Page, service: str) -> Iterator[Console]:
+    """Opens the service's page, listening from the first byte on; at the end it demands silence."""
+    console = Console(page)
+    page.goto(service)
+    yield console
+    assert console.errors == []
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "plates.zip"
+    scenes.write_archive(path, train=96, test=24, seed=5, noise="ordinary", noise_rate=0.3)
+    return path
+
+
+def upload(page: Page, archive: Path, name: str) -> Locator:
+    """Through the page's own file input; returns the row of the data set."""
+    page.get_by_label("Choose an archive").set_input_files(archive)
+    page.get_by_label("Name", exact=True).first.fill(name)
+    page.get_by_role("button", name="Upload").click()
+    return page.locator(".dataset", has_text=name)
+
+
+def start(page: Page, name: str, *, epochs: int) -> Locator:
+    """A job of the small network from the form; returns its row, open."""
+    form = page.locator("#train-form")
+    form.get_by_label("Epochs").fill(str(epochs))
+    form.get_by_label("Batch size").fill("32")
+    form.get_by_label("Network", exact=True).select_option("small")
+    form.get_by_text("More settings").click()
+    form.get_by_label("Name").fill(name)
+    expect(form.locator(".estimate")).to_contain_text("of memory")
+    form.get_by_role("button", name="Start training").click()
+    return page.locator(".job", has_text=name)
+
+
+def test_from_upload_through_training_to_a_mask(page: Page, console: Console, archive: Path, tmp_path: Path) -> None:
+    expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+    expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
+
+    job = start(page, "first light", epochs=3)
+    expect(job.locator(".progress-text")).to_contain_text("epoch", timeout=60_000)
+    curve = job.get_by_role("img", name=re.compile("^Accuracy: Test "))
+    expect(curve.locator("path.series").first).to_be_visible(timeout=TRAINED_MS)
+    expect(job.locator(".status")).to_have_text("succeeded", timeout=TRAINED_MS)
+    expect(job.locator(".figures")).to_contain_text("Test accuracy, last epoch")
+    expect(job.locator(".gallery li")).to_have_count(24)
+    expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(scenes.CLASSES)))
+
+    picture = tmp_path / "dropped.jpg"
+    picture.write_bytes(pictures.encoded(7, 90, 60))
+    drop(page, picture)
+    result = page.locator(".result")
+    expect(result.locator(".verdict")).to_have_text(re.compile("|".join(scenes.CLASSES)), timeout=QUICK_MS)
+    expect(result.locator(".scores li")).to_have_count(5)
+    assert changed_pixels(result) > 1000, "the mask is drawn over the picture"
+
+
+def drop(page: Page, file: Path) -> None:
+    """Drop a file on the picture field, as a mouse would."""
+    transfer = page.evaluate_handle(
+        """([name, bytes]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/jpeg"}));
+            return transfer;
+        }""",
+        [file.name, list(file.read_bytes())],
+    )
+    page.dispatch_event("#try-panel .drop", "drop", {"dataTransfer": transfer})
+
+
+def changed_pixels(result: Locator) -> int:
+    """How many pixels of the shown picture differ between mask on and off."""
+
+    def seen() -> NDArray[np.uint8]:
+        return np.asarray(Image.open(io.BytesIO(result.locator("canvas").screenshot())).convert("RGB"))
+
+    masked = seen()
+    result.get_by_text("Off", exact=True).click()
+    return int((masked != seen()).any(-1).sum())
+
+
+def test_a_running_job_is_cancelled_from_its_panel(page: Page, console: Console, archive: Path) -> None:
+    expect(upload(page, archive, "to be cancelled").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+    job = start(page, "never ends", epochs=2000)
+    expect(job.locator(".status")).to_have_text("running", timeout=60_000)
+    job.get_by_role("button", name="Cancel").click()
+    expect(job.locator(".status")).to_have_text("cancelled", timeout=30_000)
+    expect(job.get_by_role("button", name="Retry from the last checkpoint")).to_be_visible()
+
+
+def test_a_rejected_archive_says_why(page: Page, console: Console, tmp_path: Path) -> None:
+    console.expected = {422}
+    broken = tmp_path / "notes.zip"
+    broken.write_bytes(b"this is no archive")
+    upload(page, broken, "notes")
+    problem = page.locator("#upload-problem").get_by_role("alert")
+    expect(problem).to_contain_text("The archive was rejected")
+    expect(problem.locator("p").nth(1)).to_be_visible()
+
+
+def test_a_value_out_of_bounds_is_said_beside_its_field(page: Page, console: Console, archive: Path) -> None:
+    expect(upload(page, archive, "bounds").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+    epochs = page.locator("#train-form").get_by_label("Epochs")
+    epochs.fill("0")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#train-form .field", has=epochs).locator(".field-error")).not_to_be_empty()
+    expect(epochs).to_be_focused()
+
+
+def test_every_control_has_a_name_and_nothing_overflows_a_phone(page: Page, console: Console) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    expect(page.get_by_label("Epochs")).to_be_visible()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("input, select, button")]
+            .filter((each) => each.checkVisibility())
+            .filter((each) => !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label")))
+            .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
