@@ -55,6 +55,7 @@ class Predictor:
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self.half = half and self._answers_alike(check)  # whether it computes in bf16
+        self.localizes = self._answers(check[:1], half=False)[1] is not None  # whether predictions come with a place
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Self:
@@ -74,13 +75,6 @@ class Predictor:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         half = devices.half_precision(precision, place)
         return cls(manifest, method.to(place), place, half=half, check=check)
-
-    @property
-    def localizes(self) -> bool:
-        """Whether predictions come with a place."""
-        black = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        with torch.inference_mode():
-            return self._method.locate(black) is not None
 
     def geometry(self, width: int, height: int) -> Geometry:
         """How a picture of this size lies in the network's square."""

@@ -157,6 +157,25 @@ class Record(NamedTuple):
     logits: Tensor
 
 
+class Gates(nn.Module):
+    """o_k = a_k·l_k + (1 - a_k)·l_other with a_k in [1/2, 1]: no network can be dropped, nor the two made one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(width, 2)  # one row for each network: its weights and bias start at 0, so a_k at 3/4
+        nn.init.zeros_(self.own.weight)
+        nn.init.zeros_(self.own.bias)
+
+    def forward(self, one: Record, two: Record, *, detached: bool = False) -> tuple[Tensor, Tensor]:
+        """o_1 and o_2 (B, C), in f32; `detached` lets only the gates learn from them."""
+        seen = torch.cat([one.features, two.features], dim=1).float()
+        l1, l2 = one.logits.float(), two.logits.float()
+        if detached:
+            seen, l1, l2 = seen.detach(), l1.detach(), l2.detach()
+        a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.own(seen))).split(1, dim=1)  # type: ignore[no-untyped-call]
+        return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
+
+
 class Tape:
     """What a branch computes while somebody listens."""
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml import methods, phase
 from ml.blocks import deconfounding, draws, exchange, losses
@@ -72,6 +72,9 @@ class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
         description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
         "learns from the second, for labels that are wrong systematically.",
     )
+    agreement_start: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="Share of the epochs without agreement; labels are ranked in them."
+    )
     answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Whose answer is the model's.")
 
     @model_validator(mode="after")
@@ -106,11 +109,11 @@ class Method(phase.Method):
 
             made.append(host.Method(settings, labels, fresh))
         self.host1, self.host2 = made
-        self.gates = nn.ModuleList(_gate(2 * width) for _ in range(0 if params.gates == "off" else 2))
+        self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
-        """The host's own phases, each for both branches at once. Agreement waits for the last one: it slows the fitting
-        by which hosts select, and collapses a training whose layers have just been renewed."""
+        """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
+        hosts select, and collapses a training whose layers have just been renewed."""
         pairs = list(zip(self.host1.phases(training), self.host2.phases(training), strict=True))
         last_begins = sum(first.epochs for first, _ in pairs[:-1])
         epochs = last_begins + pairs[-1][0].epochs
@@ -170,7 +173,7 @@ class Method(phase.Method):
         if self.core.localization is not None:
             scale = self.params.lm_learning_rate
             ours.append(training.sgd(self.core.localization.parameters(), scale=scale, weight_decay=0.0))
-        if len(self.gates):
+        if self.gates is not None:
             ours.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
         return Optimizers((*one.members, *two.members, *ours), one.factor)
 
@@ -193,19 +196,12 @@ class Method(phase.Method):
                 continue  # a host's guess or score, not what it learns from
             if strength > 0.0:
                 total = total + strength * exchange.agreement(self.params.agreement, one.logits, two.logits)
-            if len(self.gates) and any(one.images is view for view in batch.views):  # mixed images have other labels
-                for gated in self._gated(one, two, joint=self.params.gates == "joint"):
+            if self.gates is not None and any(
+                one.images is view for view in batch.views
+            ):  # mixed images have other labels
+                for gated in self.gates(one, two, detached=self.params.gates == "detached"):
                     total = total + losses.cross_entropy(gated, batch.labels)
         return total
-
-    def _gated(self, one: deconfounding.Record, two: deconfounding.Record, *, joint: bool) -> tuple[Tensor, Tensor]:
-        """o_k = a_k·l_k + (1 - a_k)·l_other with a_k in [1/2, 1]: no network can be dropped, nor the two made one."""
-        seen = torch.cat([one.features, two.features], dim=1).float()
-        l1, l2 = one.logits.float(), two.logits.float()
-        if not joint:
-            seen, l1, l2 = seen.detach(), l1.detach(), l2.detach()
-        a1, a2 = (0.5 + 0.5 * torch.sigmoid(gate(seen)) for gate in self.gates)
-        return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
 
     def logits(self, images: Tensor) -> Tensor:
         """The answer chosen by `answer`; without labels, as in training."""
@@ -217,8 +213,8 @@ class Method(phase.Method):
             l1, l2 = self.host1.logits(images).float(), self.host2.logits(images).float()
             one, two = self.tapes[0].records[0], self.tapes[1].records[0]
         pair = (l1, l2)
-        if len(self.gates):
-            pair = self._gated(one._replace(logits=l1), two._replace(logits=l2), joint=True)
+        if self.gates is not None:
+            pair = self.gates(one._replace(logits=l1), two._replace(logits=l2))
         mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
         heads = {"g1": l1, "g2": l2, "mean": mean}
         return {"answer": heads[self.params.answer], **heads}
@@ -226,13 +222,6 @@ class Method(phase.Method):
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels (B, 3)."""
         return None if self.core.localization is None else self.core.localization(images)
-
-
-def _gate(width: int) -> nn.Linear:
-    gate = nn.Linear(width, 1)
-    nn.init.zeros_(gate.weight)
-    nn.init.zeros_(gate.bias)
-    return gate
 
 
 def _unheard(_: Tensor) -> None:

@@ -203,14 +203,15 @@ def gradients(method: denll.Method, part: str) -> float:
 def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None:
     method = made()
     record = [deconfounding.Record(torch.zeros(5, 1), torch.randn(5, 96), torch.randn(5, CLASSES)) for _ in range(2)]
-    o1, o2 = method._gated(*record, joint=True)
+    assert method.gates is not None
+    o1, o2 = method.gates(*record)
     l1, l2 = record[0].logits, record[1].logits
     assert torch.allclose(o1, 0.75 * l1 + 0.25 * l2)
     assert torch.allclose(o2, 0.75 * l2 + 0.25 * l1)
 
     for size in (-1e4, 1e4):
-        torch.nn.init.constant_(method.gates[0].bias, size)
-        o1, _ = method._gated(*record, joint=True)
+        torch.nn.init.constant_(method.gates.own.bias, size)
+        o1, _ = method.gates(*record)
         assert torch.allclose(o1, 0.5 * (l1 + l2) if size < 0 else l1, atol=1e-5)
 
 
