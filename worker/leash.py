@@ -27,10 +27,10 @@ _WORDS: dict[bytes, Told] = {b"d": "drain", b"c": "cancel"}
 SETTLED, FENCED_OFF, DRAINED, STOPPED, DATABASE_AWAY = 0, 70, 75, 76, 69
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the thread that forked us ends (Linux; elsewhere the socket must do)."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the kernel for a signal when the thread that forked us ends; 0 is none (Linux; elsewhere sockets must do)."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 class Leash:

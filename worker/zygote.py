@@ -168,7 +168,9 @@ def serve(line: socket.socket, modules: list[str]) -> None:
     for name in modules:
         module = importlib.import_module(name)
         getattr(module, "warm", lambda: None)()  # what it would import only when it is used
+    leash.die_with_parent(0)  # from here on the end of the line says so, and leaves time to end the children's groups
     line.send(READY)
+    forked: set[int] = set()
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
@@ -177,11 +179,13 @@ def serve(line: socket.socket, modules: list[str]) -> None:
         ready, _, _ = select.select([line.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, MESSAGE_BYTES)
-            _report_ended(line)
+            forked -= _report_ended(line)
         if line.fileno() in ready:
             request, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
             if not request:
-                os._exit(0)  # nothing of ours to tidy, and unloading torch takes a second
+                for child in forked:
+                    _kill_group(child)
+                os._exit(0)  # nothing else to tidy, and unloading torch takes a second
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -190,16 +194,24 @@ def serve(line: socket.socket, modules: list[str]) -> None:
             os.close(descriptors[0])
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.setpgid(pid, pid)  # also here, so that the group exists before anybody may want to kill it
+            forked.add(pid)
             line.send(json.dumps({"pid": pid}).encode())
 
 
-def _report_ended(line: socket.socket) -> None:
-    with contextlib.suppress(ChildProcessError):
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _report_ended(line: socket.socket) -> set[int]:
+    gone: set[int] = set()
+    with contextlib.suppress(ChildProcessError, BrokenPipeError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(ended.si_pid, signal.SIGKILL)  # what it left behind; its pid is ours until we collect it
+            _kill_group(ended.si_pid)  # what it left behind; the pid is ours until we collect it
             _, status = os.waitpid(ended.si_pid, 0)
+            gone.add(ended.si_pid)
             line.send(json.dumps({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+    return gone
 
 
 def _become_child(request: dict[str, str], line: socket.socket) -> None:

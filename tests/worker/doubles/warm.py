@@ -8,8 +8,6 @@ from pathlib import Path
 import ml.training
 from worker import leash
 
-PARENT_THREADS = 0
-
 
 def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
     import torch

@@ -1,0 +1,146 @@
+"""Zygote, leash and child: started in milliseconds, told by a socket, and never outliving whom they belong to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import eventually
+from tests.worker.house import ROOT, alive, children
+from worker import leash
+from worker.zygote import Child, Errand, Zygote
+
+DOUBLES = "tests.worker.doubles"
+
+
+def errand(name: str) -> Errand:
+    return Errand(f"{DOUBLES}.{name}", uuid.uuid4(), 1, None)
+
+
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    made = Zygote((f"{DOUBLES}.obedient", f"{DOUBLES}.parent"), warm=True)
+    yield made
+    made.close()
+
+
+def ended(child: Child, seconds: float = 20.0) -> int:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (status := child.wait(0.5)) is not None:
+            return status
+        child.advanced()
+    raise AssertionError("the child goes on")
+
+
+@pytest.mark.parametrize(("word", "status"), [("drain", leash.DRAINED), ("cancel", leash.STOPPED)])
+def test_a_child_hears_what_it_is_told_and_its_status_comes_back(zygote: Zygote, word: leash.Told, status: int) -> None:
+    child = zygote.spawn(errand("obedient"))
+    child.tell(word)
+
+    assert ended(child) == status
+    child.close()
+
+
+def test_a_child_says_that_it_advances(zygote: Zygote) -> None:
+    child = zygote.spawn(errand("obedient"))
+
+    eventually(child.advanced, what="a beat")
+    assert child.kill() == -signal.SIGKILL
+    child.close()
+
+
+def test_killing_a_child_kills_what_it_started(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zygote.close()
+    monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
+    child = zygote.spawn(errand("parent"))
+    pids = [int(pid) for pid in eventually(lambda: read(tmp_path / "pids"), what="both pids")]
+
+    child.kill()
+
+    eventually(lambda: not any(map(alive, pids)), what="the end of the group")
+    child.close()
+
+
+def test_a_child_that_dies_is_reported_with_its_signal(zygote: Zygote) -> None:
+    child = zygote.spawn(errand("obedient"))
+    os.kill(child.pid, signal.SIGKILL)
+
+    assert ended(child) == -signal.SIGKILL
+    child.close()
+
+
+def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote) -> None:
+    child = zygote.spawn(errand("obedient"))
+    (pid,) = [z for z in children(os.getpid()) if child.pid in children(z)]
+    os.kill(pid, signal.SIGKILL)
+
+    assert ended(child) == -signal.SIGKILL
+    eventually(lambda: not alive(child.pid), what="the end of the child")
+    child.close()
+    other = zygote.spawn(errand("obedient"))
+    other.tell("cancel")
+    assert ended(other) == leash.STOPPED
+    other.close()
+
+
+def test_children_die_with_the_supervisor_however_it_ends(tmp_path: Path) -> None:
+    """SIGKILL leaves it no time to say anything: socket and kernel do."""
+    program = f"""
+import time, uuid
+from worker.zygote import Errand, Zygote
+zygote = Zygote((), warm=True)
+child = zygote.spawn(Errand("{DOUBLES}.parent", uuid.uuid4(), 1, None))
+time.sleep(600)
+"""
+    environment = os.environ | {"PIDS": str(tmp_path / "pids")}
+    supervisor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment)
+    pids = [int(pid) for pid in eventually(lambda: read(tmp_path / "pids"), what="both pids")]
+    pids += children(supervisor.pid)
+    supervisor.kill()
+    supervisor.wait()
+
+    eventually(lambda: not any(map(alive, pids)), what="the end of zygote, child and grandchild")
+
+
+def test_a_cold_zygote_starts_a_fresh_process_each_time() -> None:
+    cold = Zygote((f"{DOUBLES}.obedient",), warm=False)
+    seen = set()
+    for _ in range(2):
+        child = cold.spawn(errand("obedient"))
+        seen |= {z for z in children(os.getpid()) if child.pid in children(z)}
+        child.tell("drain")
+        assert ended(child) == leash.DRAINED
+        child.close()
+    cold.close()
+
+    assert len(seen) == 2
+
+
+@pytest.mark.slow
+def test_the_warm_zygote_has_one_thread_and_its_child_computes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork after an OpenMP region hangs; a zygote that imported torch and nothing more does not."""
+    monkeypatch.setenv("WARM", str(tmp_path / "warm"))
+    warm = Zygote(("worker.children.job", f"{DOUBLES}.warm"), warm=True)
+    warm.prepare()
+    child = warm.spawn(errand("warm"))
+    assert ended(child) == 0
+    child.close()
+    warm.close()
+
+    threads, *_ = (tmp_path / "warm").read_text().split()
+    assert int(threads) == 1
+
+
+def read(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
