@@ -70,7 +70,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             state.broker.close()
             state.engine.dispose()
 
-    app = FastAPI(title="DeNLL", version="0.1.0", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="DeNLL", version="0.1.0", description=ABOUT, lifespan=lifespan, openapi_url=None)
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = Parser(app.state.catalog)

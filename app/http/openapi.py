@@ -5,6 +5,7 @@ Problems that any route may answer with follow from what the route takes; a rout
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from fastapi import FastAPI
@@ -70,13 +71,14 @@ def problem_content() -> dict[str, Any]:
 
 def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
     """Make `app.openapi()` answer the true document; `bodies` are schemas built from the catalog, by component name."""
-    generate = app.openapi
+    generate, lock = app.openapi, threading.Lock()
+    finished: list[dict[str, Any]] = []
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None or "Problem" not in app.openapi_schema.get("components", {}).get("schemas", {}):
-            app.openapi_schema = None
-            app.openapi_schema = completed(generate(), bodies, key=bool(app.state.settings.key_required))
-        return app.openapi_schema
+        with lock:
+            if not finished:
+                finished.append(completed(generate(), bodies, key=bool(app.state.settings.key_required)))
+        return finished[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
 
@@ -88,8 +90,8 @@ def completed(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, ke
         schemas.pop(unused, None)
     schemas["Problem"] = PROBLEM_SCHEMA
     for name, schema in bodies.items():
-        schemas.update(schema.pop("$defs", {}))
-        schemas[name] = schema
+        schemas.update(schema.get("$defs", {}))
+        schemas[name] = {key: value for key, value in schema.items() if key != "$defs"}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

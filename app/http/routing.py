@@ -34,7 +34,7 @@ class Route(APIRoute):
 
         async def guarded(request: Request) -> Response:
             await self.allow.check(request)
-            self._refuse_unknown_query(request)
+            self._check_query(request)
             if self.body_field is not None:
                 value = await bodies.strict_json(request)
                 request._json = value
@@ -43,7 +43,7 @@ class Route(APIRoute):
 
         return guarded
 
-    def _refuse_unknown_query(self, request: Request) -> None:
+    def _check_query(self, request: Request) -> None:
         faults = [
             Fault(
                 problems.pointer(("query", name)),
@@ -52,6 +52,11 @@ class Route(APIRoute):
             )
             for name in request.query_params
             if name not in self.query_names
+        ]
+        faults += [
+            Fault(problems.pointer(("query", name)), "text", "NUL characters are not text.")
+            for name, value in request.query_params.multi_items()
+            if not bodies.is_text(value)
         ]
         if faults:
             raise InvalidRequest(problems.summary(faults), errors=faults)

@@ -20,7 +20,7 @@ def page(document: dict[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width"><link rel="icon" href="/static/favicon.svg">'
-        '<link rel="stylesheet" href="/static/docs.css"></head><body><main>'
+        '<link rel="stylesheet" href="/static/css/base.css"></head><body><main>'
         f"<h1>{title}</h1><p>{escape(document['info'].get('description', ''))}</p>"
         f'<p>For programs: <a href="/openapi.json">openapi.json</a></p>{sections}</main></body></html>'
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import Path as PathParameter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from app.errors import NotFound
 from app.http import routing
@@ -49,6 +49,12 @@ def page(request: Request) -> Response:
 @router.get("/favicon.ico", dependencies=[OPEN])
 def favicon(request: Request) -> Response:
     return static(request, "favicon.svg" if (FOLDER / "favicon.svg").is_file() else "favicon.ico")
+
+
+@router.get("/openapi.json", dependencies=[OPEN])
+def openapi(request: Request) -> Response:
+    """Made in a thread: it takes a while the first time."""
+    return routing.conditional(request, JSONResponse(request.app.openapi()))
 
 
 @router.get("/docs", dependencies=[OPEN])
