@@ -7,6 +7,8 @@ LOCK := requirements/dev.txt
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) requirements/uv.txt | sha256sum | cut -c1-16)
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
+# Threads that spin while they wait starve whoever shares the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test check format lint types contracts catalog lock migration bench clean

@@ -1,8 +1,8 @@
 """`make demo`: the whole main job through the public API, in three minutes on two cores.
 
-Draws pictures whose wrong labels follow the scene, uploads them, trains DeNLL beside plain cross-entropy, predicts with a
-mask, and holds what the service found against what was planted. It is a client like any other: from `ml` it takes only
-the generator of pictures, never anything that trains.
+Draws pictures whose wrong labels follow the scene, uploads them, trains DeNLL beside plain cross-entropy, predicts with
+a mask, and holds what the service found against what was planted. It is a client like any other: from `ml` it takes
+only the generator of pictures, never anything that trains.
 
 `DENLL_URL` and `DENLL_API_KEY` point it at a service that is already running; otherwise it uses, or starts, the one on
 loopback.
@@ -100,9 +100,7 @@ def draw() -> tuple[Path, Planted]:
         rows = list(csv.DictReader(io.TextIOWrapper(archive.open("train.csv"), "utf-8")))
     planted = Planted({r["file"]: r["clean"] for r in rows}, {r["file"]: r["label"] for r in rows})
     share = len(planted.wrong) / len(rows)
-    print(
-        f"Drew {TRAIN} pictures in {len(scenes.CLASSES)} classes; {share:.0%} of the labels are wrong: they name the scene."
-    )
+    print(f"Drew {TRAIN} pictures in {len(scenes.CLASSES)} classes; {share:.0%} of the labels are wrong: the scene's.")
     return path, planted
 
 
@@ -211,9 +209,8 @@ def caught(api: httpx2.Client, job: dict[str, Any], planted: Planted) -> None:
     hit, top = len(flagged & planted.wrong), len(set(worst) & planted.wrong)
     print(f"\nOf {len(planted.wrong)} planted label errors:")
     print(f"  {hit} are among the {len(flagged)} labels it calls wrong")
-    print(
-        f"  {top} are among the {len(worst)} lowest label scores (guessing: {len(planted.wrong) ** 2 // len(planted.given)})"
-    )
+    guessed = len(planted.wrong) ** 2 // len(planted.given)
+    print(f"  {top} are among the {len(worst)} lowest label scores (guessing would find {guessed})")
 
 
 def overlay(api: httpx2.Client, dataset: dict[str, Any], job: dict[str, Any]) -> None:
@@ -228,9 +225,8 @@ def overlay(api: httpx2.Client, dataset: dict[str, Any], job: dict[str, Any]) ->
         picture = api.get("/predict", params={"model": job["model_id"], "image": reference, "format": "overlay"})
         path = FOLDER / f"overlay-{item['index']}.png"
         path.write_bytes(picture.raise_for_status().content)
-        print(
-            f"  {prediction['label']:9} {prediction['score']:4.0%}  mask at ({centre['cx']:.1f}, {centre['cy']:.1f})  {path}"
-        )
+        where = f"({centre['cx']:.1f}, {centre['cy']:.1f})"
+        print(f"  {prediction['label']:9} {prediction['score']:4.0%}  mask at {where}  {path}")
     print(
         f"\nEverything is kept: job {job['id']}, model {job['model_id']}. `make run` serves it with a page to look at."
     )

@@ -10,6 +10,8 @@ import pytest
 
 from tests import servers
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve other processes
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
