@@ -1,0 +1,39 @@
+"""What is committed but generated stays true: the import contracts, and the catalog that `ml` publishes to `app`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ml import catalog, methods, networks, spec
+
+ROOT = Path(__file__).parents[2]
+STALE = "app/catalog.json is stale: run `make catalog` and look at what changed"
+
+
+def test_the_import_contracts_hold() -> None:
+    """Laws 1-4, as `pyproject.toml` states them."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_catalog_is_fresh() -> None:
+    """A changed default or bound is visible in review, and the API validates what `ml` accepts."""
+    committed = json.loads((ROOT / "app" / "catalog.json").read_text())
+
+    assert committed["spec"] == catalog.schema(spec.TrainingSpec), STALE
+    assert {m["name"]: m["params"] for m in committed["methods"]} == {
+        name: catalog.schema(methods.load(name).Params) for name in methods.names()
+    }, STALE
+    assert {m["name"]: m["presets"] for m in committed["methods"]} == {
+        name: methods.load(name).ABOUT["presets"] for name in methods.names()
+    }, STALE
+    assert [n["name"] for n in committed["networks"]] == list(networks.names()), STALE
+    assert next(n for n in committed["networks"] if n["name"] == "small") == {
+        "name": "small",
+        **networks.about("small"),
+    }, STALE
