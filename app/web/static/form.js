@@ -4,7 +4,7 @@
  */
 
 import { fill, h, uniqueId } from "./dom.js";
-import { plain, words } from "./format.js";
+import { plain } from "./format.js";
 
 /** A form control: {path, element, read(), set(value), suggest(value), fail(text)}; read() gives undefined when left to the service. */
 export function control(field, changed) {
@@ -78,12 +78,12 @@ export function fail(controls, errors) {
 function choice(field, id, changed) {
   const automatic = h("option", { value: "" }, field.nullable ? "none" : "automatic");
   const input = h("select", { id, on: { change: changed } },
-    automatic, field.options.map((each) => h("option", { value: each }, words(each))));
+    automatic, field.options.map((each) => h("option", { value: each }, String(each))));
   return {
     input,
     read: () => field.options.find((each) => String(each) === input.value),
     set: (value) => (input.value = value ?? ""),
-    suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : `${words(value)} (automatic)`),
+    suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : `${value} (automatic)`),
   };
 }
 

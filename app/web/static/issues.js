@@ -33,9 +33,9 @@ async function load(place, job, cursor, before) {
 function heading(job, page) {
   const rate = job.metrics?.estimated_noise_rate;
   return [
-    typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong.`,
-    `${number(page.issues)} of ${number(page.total)} pictures found.`,
-    "The most suspicious come first; look at them before you believe it.",
+    typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong;`,
+    `${number(page.issues)} of ${number(page.total)} are flagged.`,
+    "The most suspicious come first: the given label struck through, the predicted one below it.",
   ].filter(Boolean).join(" ");
 }
 

@@ -61,6 +61,7 @@ export function jobPanel(first, refreshList) {
   /** Events from the first on: what happened before this panel opened is replayed. */
   async function watch() {
     asked = true;
+    fill(log);
     try {
       await follow(`${path}/events`, { onEvent: heard, signal: closing.signal });
     } catch (error) {

@@ -1,5 +1,6 @@
 /** The section of jobs: the list, one row a job, each opening its panel in place. Knows nothing of training forms. */
 
+import { catalog, methodTitle } from "./catalog.js";
 import { h, write } from "./dom.js";
 import { ago, percent, plural } from "./format.js";
 import { ENDED, jobPanel } from "./job.js";
@@ -9,13 +10,16 @@ export function jobs(bus) {
   const names = new Map(); // of data sets
   bus.addEventListener("datasets", ({ detail }) => detail.forEach((each) => names.set(each.id, each.name)));
   let succeeded = null;
+  let known = null; // titles of methods
+  catalog().then((found) => ((known = found), list.redraw()), () => {}); // without it the names serve
+  const title = (item) => item.name || `${methodName(known, item)} on ${names.get(item.dataset_id) || "a data set"}`;
 
   const list = pagedList({
     path: "/jobs",
     list: document.getElementById("job-list"),
     more: document.getElementById("jobs-more"),
     problem: document.getElementById("jobs-problem"),
-    rows: (item) => jobRow(item, names, () => list.refresh()),
+    rows: (item) => jobRow(item, title, () => list.refresh()),
     empty: () => h("li", { class: "empty" }, "Nothing has been trained yet."),
     busy: (items) => items.some((item) => !ENDED.includes(item.status)),
     quickMs: 2000,
@@ -35,7 +39,7 @@ export function jobs(bus) {
   return list;
 }
 
-function jobRow(first, names, refresh) {
+function jobRow(first, title, refresh) {
   const name = h("span", { class: "row-name" });
   const status = h("span", { class: "status" });
   const facts = h("span", { class: "quiet" });
@@ -70,7 +74,7 @@ function jobRow(first, names, refresh) {
 
   function update(item) {
     latest = item;
-    write(name, item.name || `${item.method || "Scores"} on ${names.get(item.dataset_id) || "a data set"}`);
+    write(name, title(item));
     write(status, item.status);
     status.dataset.status = item.status;
     write(facts, summary(item));
@@ -82,10 +86,15 @@ function jobRow(first, names, refresh) {
   return { element, update, open, remove: close };
 }
 
+function methodName(known, item) {
+  if (item.type === "predict") return "Scores";
+  return known ? methodTitle(known, item.method, item.request.params) : item.method;
+}
+
 function summary(item) {
   const accuracy = item.metrics?.test_accuracy;
   return [
-    item.method, item.network, item.epochs && plural(item.epochs, "epoch"),
+    item.compared_with_id && "for comparison", item.network, item.epochs && plural(item.epochs, "epoch"),
     accuracy && `test accuracy ${percent(accuracy.last)}`,
     ago(item.created_at),
   ].filter(Boolean).join(" · ");

@@ -1,12 +1,16 @@
 /** The field for the API key: appears when the service asks for one, and is gone when it has been given. */
 
-import { keys, setKey } from "./api.js";
+import { hasKey, keys, setKey } from "./api.js";
+import { write } from "./dom.js";
 
 export function keyForm() {
   const form = document.getElementById("key-form");
   const input = document.getElementById("key");
+  const help = document.getElementById("key-help");
+  const asked = help.textContent;
   keys.addEventListener("key-needed", () => {
     if (!form.hidden) return;
+    write(help, hasKey() ? "The service does not accept this key." : asked);
     form.hidden = false;
     input.focus();
   });

@@ -7,7 +7,7 @@ import { show } from "./problems.js";
 const PAGE = 20;
 
 /**
- * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), items()}.
+ * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), row(id)}.
  * `busy(items)` says whether to look again soon; nothing is asked while the page is hidden.
  */
 export function pagedList({ path, list, more, problem, rows, empty, busy, quickMs, slowMs, loaded }) {
@@ -66,5 +66,5 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     refresh();
   });
   document.addEventListener("visibilitychange", again);
-  return { refresh, items: () => items, row: (id) => known.get(id) };
+  return { refresh, redraw: () => items.length && draw(), row: (id) => known.get(id) };
 }

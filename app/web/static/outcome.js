@@ -45,11 +45,10 @@ export async function comparison(job) {
   const rows = [job, ...(job.comparison || []).filter((each) => each.id !== job.id)];
   if (rows.length < 2) return null;
   const known = await catalog();
-  const best = Math.max(...rows.map((each) => accuracy(each) ?? 0)) || 1;
   return h("section", { "aria-label": "Comparison" },
     h("h3", {}, "Side by side"),
     h("ul", { class: "compare" }, rows.map((each) =>
-      h("li", { class: each.id === job.id ? "own" : "", vars: { share: (accuracy(each) ?? 0) / best } },
+      h("li", { class: each.id === job.id ? "own" : "", vars: { share: accuracy(each) ?? 0 } },
         h("span", { class: "compare-name" }, methodTitle(known, each.method, each.params || each.request?.params)), h("span", { class: "compare-bar" }),
         h("span", { class: "compare-value" }, accuracy(each) === null ? each.status : percent(accuracy(each)))))),
     h("p", { class: "quiet" }, "Test accuracy at the last epoch: same split, same seed, same number of epochs."));

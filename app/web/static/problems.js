@@ -17,7 +17,7 @@ export function problemBlock(problem, errors = problem.errors || []) {
 
 /** Show an error in a place, or clear the place with null. A bug of the page is shown too, and thrown on for the console. */
 export function show(place, error, errors) {
-  if (!error) {
+  if (!error || error.status === 401) { // the field for the key says it
     fill(place);
   } else if (error instanceof Problem) {
     fill(place, problemBlock(error, errors));

@@ -11,7 +11,8 @@ export function series(reports) {
   const validation = (kind) => line("Noisy validation", sorted, (report) => report.noisy_validation?.[ANSWER]?.[kind]);
   const test = (head, kind) => line(head === ANSWER ? "Test" : `Test, ${headName(head)}`, sorted, (report) => report.test?.[head]?.[kind]);
   const answer = test(ANSWER, "accuracy");
-  const others = heads.filter((head) => head !== ANSWER).map((head) => test(head, "accuracy")).filter((each) => !same(each, answer));
+  const others = heads.filter((head) => head !== ANSWER).map((head) => ({ head, ...test(head, "accuracy") }))
+    .filter((each) => isNetwork(each.head) || !same(each, answer)); // the mean is mostly the answer itself
   return {
     accuracy: [answer, validation("accuracy"), ...others].filter((each) => each.points.length),
     loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((each) => each.points.length),
@@ -25,4 +26,6 @@ function line(title, sorted, value) {
 
 const same = (a, b) => a.points.length === b.points.length && a.points.every(([, value], place) => value === b.points[place][1]);
 
-const headName = (head) => (/^g\d+$/.test(head) ? head : words(head).toLowerCase());
+const isNetwork = (head) => /^g\d+$/.test(head);
+
+const headName = (head) => (isNetwork(head) ? head : words(head).toLowerCase());

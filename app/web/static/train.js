@@ -53,7 +53,7 @@ function trainingForm(form, { methods, spec, networks }, bus) {
 
   fill(form,
     dataset.element, picker.element, presetPlace,
-    h("div", { class: "fields" }, BASIC.map((name) => common.find((each) => each.path[0] === name)?.element)),
+    h("div", { class: "fields basic" }, BASIC.map((name) => common.find((each) => each.path[0] === name)?.element)),
     comparePlace,
     h("details", { class: "more" }, h("summary", {}, "More settings"),
       h("div", { class: "fields" }, common.filter((each) => !isBasic(each) && !each.controls).map((each) => each.element)),
