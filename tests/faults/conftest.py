@@ -60,7 +60,7 @@ class Stricken(house.House):
         return job
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
 def stricken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stricken]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(servers.redis_server())

@@ -1,0 +1,224 @@
+"""The inference process as a client of its socket meets it: real process, real models, and no database at all."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import uuid
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from app.predictions import wire
+from ml import bundle
+from ml.data import LabeledImages
+from ml.spec import TrainingSpec
+from ml.training import Training
+from tests.servers import eventually, free_port
+from tests.worker.house import SIDE, House, opened, pictures
+
+pytestmark = pytest.mark.timeout(150)
+
+
+class Served:
+    """A running inference process, its models, and one question after another."""
+
+    def __init__(self, house: House, port: int) -> None:
+        self.house = house
+        self.port = port
+        self.process = house.start("worker.inference")
+        self.models: dict[str, uuid.UUID] = {}
+
+    def ask(self, *images: bytes, model: object = None, **header: Any) -> wire.Frame:
+        return run(self.exchange(list(images), model=model, **header))
+
+    async def exchange(self, images: list[bytes], *, model: object = None, **header: Any) -> wire.Frame:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=wire.HEADER_BYTES)
+        asked = {"id": "1", "op": "predict", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
+        writer.writelines(wire.encode(asked, images))
+        frame = await wire.read(reader)
+        writer.close()
+        assert frame is not None
+        return frame
+
+    def results(self, *images: bytes, **header: Any) -> list[dict[str, Any]]:
+        frame = self.ask(*images, **header)
+        assert "error" not in frame.header, frame.header
+        found: list[dict[str, Any]] = frame.header["results"]
+        return found
+
+
+def run(coroutine: Coroutine[Any, Any, wire.Frame]) -> wire.Frame:
+    return asyncio.run(coroutine)
+
+
+def publish(house: House, method: str) -> uuid.UUID:
+    model = uuid.uuid4()
+    made = [torch.from_numpy(pixels(data)) for _, _, data in pictures(32)]
+    labels = torch.arange(32) % 2
+    spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=16, epochs=1, precision="f32")
+    training = Training.build(spec, LabeledImages(torch.stack(made), labels, ("circle", "stripe")), device="cpu")
+    for _ in training:
+        pass
+    bundle.save(house.files.model(model), training)
+    return model
+
+
+def pixels(data: bytes) -> Any:
+    import numpy as np
+
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    port = free_port()
+    with opened(
+        tmp_path_factory.mktemp("inference"),
+        "",
+        "redis://127.0.0.1:1/0",
+        inference_listen=f"tcp://127.0.0.1:{port}",
+        predict_queue=8,
+    ) as house:
+        away = house.settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+        house.settings = away  # what it is started with; this house's own tables are not asked
+        made = Served(house, port)
+        made.models = {method: publish(house, method) for method in ("ce", "denll")}
+        eventually(lambda: listening(port), seconds=90.0, what="the inference process")
+        yield made
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+PICTURE = pictures(1)[0][2]
+
+
+def photo(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 40, 40)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_an_answer_has_label_scores_and_a_mask_in_original_pixels(served: Served) -> None:
+    (result,) = served.results(photo(64, 40), masks=["gaussian", "rle", "polygon", "png"], top_k=2, threshold=0.999)
+
+    assert result["image"]["width"] == 64
+    assert result["image"]["height"] == 40
+    assert [entry["class_id"] for entry in result["top_k"]] in ([0, 1], [1, 0])
+    assert result["label"] == result["top_k"][0]["label"]
+    assert result["score"] == result["top_k"][0]["score"] >= result["top_k"][1]["score"]
+    assert result["abstained"] == (result["score"] < 0.999)
+    assert result["mask"]["space"] == "image_pixels"
+    assert result["mask"]["rle"]["size"] == [40, 64]
+    assert {"gaussian", "bbox", "polygon", "png", "threshold", "area_fraction"} <= result["mask"].keys()
+
+
+def test_a_model_without_localization_answers_without_a_mask(served: Served) -> None:
+    (result,) = served.results(PICTURE, model=served.models["ce"])
+
+    assert result["mask"] is None
+
+
+def test_a_bad_image_is_an_error_in_its_own_result(served: Served) -> None:
+    good, bad, truncated, also_good = served.results(PICTURE, b"nonsense", PICTURE[:60], PICTURE)
+
+    assert good == also_good
+    assert bad["error"]["status"] == 415
+    assert truncated["error"]["status"] == 422
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(served: Served) -> None:
+    alone = served.results(PICTURE)
+    together = served.results(PICTURE, photo(30, 90), photo(8, 8))
+
+    assert alone[0]["label"] == together[0]["label"]
+    assert alone[0]["score"] == pytest.approx(together[0]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("render", ["overlay", "mask"])
+def test_a_picture_is_rendered_at_the_size_of_the_original(served: Served, render: str) -> None:
+    frame = served.ask(photo(64, 40), render=render)
+
+    assert frame.header["parts"] == [0]
+    assert Image.open(io.BytesIO(frame.parts[0])).size == (64, 40)
+
+
+def test_thumbnails_fit_into_their_square(served: Served) -> None:
+    frame = served.ask(photo(64, 40), b"nonsense", op="thumbnail", side=32)
+
+    assert frame.header["parts"] == [0, None]
+    assert frame.header["results"][1]["error"]["status"] == 415
+    assert Image.open(io.BytesIO(frame.parts[0])).size == (32, 20)
+
+
+def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served: Served) -> None:
+    damaged = publish(served.house, "ce")
+    weights = served.house.files.model(damaged) / bundle.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    broken = served.ask(PICTURE, model=damaged)
+    missing = served.ask(PICTURE, model=uuid.uuid4())
+
+    for frame in (broken, missing):
+        assert frame.header["error"]["code"] == "model_unavailable"
+        assert frame.header["error"]["status"] == 503
+    assert served.results(PICTURE)[0]["label"]
+
+
+def test_what_is_past_its_deadline_is_not_computed(served: Served) -> None:
+    frame = served.ask(PICTURE, deadline_s=0.0)
+
+    assert frame.header["error"]["code"] == "deadline_exceeded"
+
+
+def test_F26_a_full_queue_says_so_at_once_and_answers_what_it_took(served: Served) -> None:
+    async def everybody() -> list[wire.Frame]:
+        return await asyncio.gather(*(served.exchange([PICTURE]) for _ in range(50)))
+
+    frames = asyncio.run(everybody())
+
+    refused = [frame.header["error"] for frame in frames if "error" in frame.header]
+    assert {(error["code"], error["status"]) for error in refused} <= {("overloaded", 429)}
+    assert all(frame.header["results"][0]["label"] for frame in frames if "error" not in frame.header)
+    too_many = served.ask(*[PICTURE] * 9)
+    assert too_many.header["error"]["code"] == "overloaded"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"sizes": [-1]}\n',
+        b'{"sizes": [99999999999]}\n',
+        b"[1, 2]\n",
+        b'{"id": "1", "op": "predict", "model": "no id", "deadline_s": 1, "sizes": [1]}\nx',
+        b'{"id": "1", "op": "sing", "deadline_s": 1, "sizes": []}\n',
+    ],
+)
+def test_garbage_costs_its_connection_at_most(served: Served, garbage: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20.0) as client:
+        client.sendall(garbage)
+        client.shutdown(socket.SHUT_WR)
+        answer = client.recv(4096)
+
+    assert answer == b"" or b"malformed" in answer
+    assert served.process.poll() is None
+    assert served.results(PICTURE)[0]["label"]
+
+
+def test_sigterm_ends_it_cleanly(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    other = served.house.start("worker.inference", inference_listen=f"unix://{path}")
+    eventually(path.exists, seconds=90.0, what="its socket")
+    other.terminate()
+
+    assert other.wait(20.0) == 0
