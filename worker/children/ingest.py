@@ -7,6 +7,7 @@ What an archive or an image looks like inside, this module does not know.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -84,6 +85,7 @@ def confine(settings: Settings) -> None:
     """A decoder that goes wild costs this process only. Mapped files do not count, private memory does."""
     resource.setrlimit(resource.RLIMIT_DATA, (settings.ingest_memory_bytes, settings.ingest_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.disable()  # a list of 150,000 entries is walked again and again, and nothing here is cyclic
 
     def too_slow(number: int, frame: FrameType | None) -> None:
         raise TooSlow
