@@ -69,17 +69,15 @@ def _number(attempt: Path) -> int:
 def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
     """Files a client may download, by name: those of the newest attempt that has any, and the model's bundle."""
     found: dict[str, Path] = {}
+    if model_id is not None:
+        paths = (storage.model(model_id) / name for name in BUNDLE)
+        found = {path.name: path for path in paths if path.is_file()}
     for attempt in storage.attempts(job_id):
         folder = attempt / "artifacts"
         files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
-        found = {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
-        metrics = attempt / "metrics.jsonl"
-        if found:
-            found |= {metrics.name: metrics} if metrics.is_file() else {}
+        if files:
+            found |= {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
             break
-    if model_id is not None:
-        paths = (storage.model(model_id) / name for name in BUNDLE)
-        found |= {path.name: path for path in paths if path.is_file()}
     return dict(sorted(found.items()))
 
 

@@ -29,13 +29,13 @@ KINDS = ["application/json", "multipart/form-data; boundary=b", "image/png", "ap
 
 
 @BOTH
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_nonsense_is_a_server_error(client: Client, dataset_id: str, seed: int) -> None:
     dice = random.Random(seed)
     document = client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            for _ in range(6):
+            for _ in range(3):
                 filled = path
                 for name in [p["name"] for p in operation.get("parameters", []) if p["in"] == "path"]:
                     value = dataset_id if name == "dataset_id" and dice.random() < 0.5 else dice.choice(PATHS)
