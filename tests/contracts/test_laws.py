@@ -54,6 +54,8 @@ touched = []
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
         touched.append(("open", str(arguments[0])))
+    if event == "subprocess.Popen" and "ldconfig" in str(arguments[1]):
+        return  # torch looks for CUDA libraries
     if event in ("socket.bind", "socket.connect", "subprocess.Popen"):
         touched.append((event, str(arguments[1:])))
 sys.addaudithook(watch)
