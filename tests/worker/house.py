@@ -188,8 +188,8 @@ class House:
         return self.until(job_id, lambda job: job.state in ENDED, seconds)
 
     def child_of(self, supervisor: subprocess.Popen[bytes]) -> list[int]:
-        """The training children of a supervisor now: its zygote's children."""
-        return [pid for zygote in children(supervisor.pid) for pid in children(zygote)]
+        """The training children of a supervisor now."""
+        return zygotes_children(supervisor.pid)
 
     def child(self, supervisor: subprocess.Popen[bytes]) -> int:
         """The pid of its training child, as soon as there is one."""
@@ -216,6 +216,16 @@ def children(pid: int) -> list[int]:
             fields = task.read_text().rpartition(")")[2].split()
             if int(fields[1]) == pid and fields[0] != "Z":
                 found.append(int(task.parent.name))
+    return found
+
+
+def zygotes_children(supervisor: int) -> list[int]:
+    """What the zygotes of a process have forked."""
+    found = []
+    for pid in children(supervisor):
+        with contextlib.suppress(OSError):
+            if b"worker.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found += children(pid)
     return found
 
 

@@ -1,0 +1,12 @@
+"""A child that always ends by a signal: what an out-of-memory killer leaves."""
+
+import os
+import signal
+import uuid
+
+from worker import leash
+
+
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
