@@ -79,6 +79,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) 
             return leash.DATABASE_AWAY
         finally:
             shutil.rmtree(attempt.folder, ignore_errors=True)
+            engine.dispose()
 
 
 def confine(settings: Settings) -> None:

@@ -62,6 +62,8 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
         except DatabaseAway:
             log.warning("giving up: the database stays away")
             return leash.DATABASE_AWAY
+        finally:
+            engine.dispose()
 
 
 def _attempt(given: Assignment) -> int:

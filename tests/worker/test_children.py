@@ -1,0 +1,191 @@
+"""Attempts in the process of the test: what a child does where no signal reaches - a full disk, a bad upload."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.datasets import ingestion
+from app.db.session import transaction
+from app.db.tables import Dataset, State
+from app.jobs import attempt
+from ml import checkpoint
+from tests.worker.house import House, opened, pictures
+from worker import leash
+from worker.children import ingest, job
+from worker.leash import Leash
+
+
+@pytest.fixture
+def house(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", disk_full_s=1.0) as made:
+        for module in (ingest, job):
+            monkeypatch.setattr(module, "current", lambda: made.settings)
+        monkeypatch.setattr(ingest, "confine", lambda _: None)  # limits of a process, and this one is the test's
+        monkeypatch.setattr(job.logs, "configure", lambda *_, **__: None)
+        monkeypatch.setattr(job.logs, "also_to", lambda *_, **__: None)
+        yield made
+
+
+class Loose(Leash):
+    """A leash with nobody at the other end: losing a real one would end this process."""
+
+    def __init__(self) -> None:
+        self.told = None
+
+    def beat(self) -> None:
+        """Nobody listens."""
+
+
+@pytest.fixture
+def tie() -> Leash:
+    return Loose()
+
+
+def claimed(house: House) -> tuple[uuid.UUID, int]:
+    with transaction(house.engine) as session:
+        claim = attempt.claim(session, "test", 60.0)
+    assert claim is not None
+    return claim.id, claim.fence
+
+
+def test_F15_a_full_disk_delays_a_checkpoint(house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = house.submit(house.dataset(), epochs=3)
+    written, write = [], checkpoint.write
+
+    def full_twice(folder: Path, state: checkpoint.State) -> Path:
+        written.append(state.step)
+        if len(written) in (1, 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, state)
+
+    monkeypatch.setattr(checkpoint, "write", full_twice)
+    monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.01)
+
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert house.state(job_id) == "succeeded"
+    assert any("disk is full" in event.data["message"] for event in house.history(job_id, "log"))
+
+
+def test_F15_a_disk_that_stays_full_fails_the_job(house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = house.submit(house.dataset(), epochs=3)
+
+    def full(folder: Path, state: checkpoint.State) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.2)
+
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    failed = house.job(job_id)
+    assert (failed.state, failed.error and failed.error["code"]) == ("failed", "disk_full")
+
+
+def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: House, tie: Leash) -> None:
+    job_id = house.submit(house.dataset(), epochs=2000, limits={"max_seconds": 1})
+
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    failed = house.job(job_id)
+    assert (failed.state, failed.error and failed.error["code"]) == ("failed", "time_limit")
+    assert failed.checkpoint_path is not None
+    assert (house.files.job(job_id) / failed.checkpoint_path / checkpoint.MANIFEST).exists()
+
+
+def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: House, tie: Leash) -> None:
+    job_id = house.submit(house.dataset(), epochs=1)
+    _, fence = claimed(house)
+
+    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    folder = house.files.attempt(job_id, fence) / "artifacts"
+    listed = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    assert {entry["name"] for entry in listed} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
+    assert all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in listed)
+    lines = (folder / "label-issues.csv").read_text().splitlines()
+    assert lines[0] == "index,path,split,given_label,predicted_label,label_score,is_label_issue"
+    assert len(lines) == 1 + 48
+
+
+def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Leash) -> None:
+    dataset = house.dataset()
+    trained = house.submit(dataset, epochs=1)
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    (model,) = house.models(trained)
+    scoring = house.submit(dataset)
+    with transaction(house.engine) as session:
+        row = session.get(job.Job, scoring)
+        assert row is not None
+        row.type, row.spec = "predict", {"model_id": str(model.id), "split": "test"}
+    _, fence = claimed(house)
+
+    assert job.main(scoring, fence, None, tie) == leash.SETTLED
+    assert house.state(scoring) == "succeeded"
+    lines = (house.files.attempt(scoring, fence) / "artifacts" / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 1 + 8
+    assert house.models(scoring) == []
+
+
+def uploaded(house: House, data: bytes) -> tuple[uuid.UUID, int]:
+    """A received archive whose row is claimed."""
+    dataset = uuid.uuid4()
+    house.files.upload(dataset).write_bytes(data)
+    with transaction(house.engine) as session:
+        session.add(Dataset(id=dataset, name="set", upload={}))
+    with transaction(house.engine) as session:
+        claim = ingestion.claim(session, "test", 60.0)
+    assert claim is not None
+    return claim.id, claim.fence
+
+
+def archive(entries: list[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in entries:
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def row_of(house: House, dataset: uuid.UUID) -> Any:
+    with transaction(house.engine, read_only=True) as session:
+        return session.get(Dataset, dataset)
+
+
+def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: House, tie: Leash) -> None:
+    dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
+
+    assert ingest.main(dataset, fence, None, tie) == leash.SETTLED
+    row = row_of(house, dataset)
+    assert row.state == State.succeeded
+    assert row.facts["train_images"] == 12
+    assert {path.name for path in house.files.dataset(dataset).iterdir()} >= {"archive", "index.sqlite"}
+    assert not house.files.upload(dataset).exists()
+    assert len(list((house.folder / "datasets").iterdir())) == 1
+
+
+def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: House, tie: Leash) -> None:
+    dataset, fence = uploaded(house, archive([("../evil.png", pictures(1)[0][2])]))
+
+    assert ingest.main(dataset, fence, None, tie) == leash.SETTLED
+    row = row_of(house, dataset)
+    assert row.state == State.failed
+    assert row.error["code"] == "unsafe_entry_name"
+    assert list((house.folder / "datasets").iterdir()) == []
+    assert not house.files.upload(dataset).exists()
+
+
+def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Leash) -> None:
+    dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
+    with transaction(house.engine) as session:
+        ingestion.put_back(session, dataset, fence, counts=False, limit=3, reason="test")
+
+    assert ingest.main(dataset, fence, None, tie) == leash.FENCED_OFF
+    assert row_of(house, dataset).state == State.queued
+    assert list((house.folder / "datasets").iterdir()) == []
+    assert house.files.upload(dataset).exists()
