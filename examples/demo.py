@@ -31,7 +31,7 @@ from ml import scenes
 
 FOLDER = Path("demo")
 SEED = 1
-TRAIN, TEST, NOISE_RATE = 3000, 600, 0.5
+TRAIN, TEST, NOISE_RATE = 2400, 600, 0.4
 EPOCHS = 10
 START_S, READY_S = 60.0, 120.0
 BAR = 28
@@ -129,6 +129,8 @@ def train(api: httpx2.Client, dataset: dict[str, Any]) -> dict[str, Any]:
         "epochs": EPOCHS,
         "batch_size": 64,
         "image_size": 32,
+        "learning_rate": 0.1,
+        "augmentation": "crop_flip",
         "seed": SEED,
         "compare_with": ["ce"],
     }
@@ -182,8 +184,7 @@ def show(method: str, progress: dict[str, Any], metric: dict[str, Any]) -> None:
     words = [f"\r  {method:6} {bar} epoch {progress.get('epoch', 0):>2}/{progress.get('epochs', EPOCHS)}"]
     if metric:
         words.append(f"loss {metric['train_loss']:.3f}")
-        if "test_accuracy" in metric and metric["test_accuracy"] is not None:
-            words.append(f"clean test {metric['test_accuracy']:.1%}")
+        words += [f"clean test {metric['test']['answer']['accuracy']:.1%}"] if metric["test"] else []
     if progress.get("images_per_second"):
         words.append(f"{progress['images_per_second']:.0f} images/s")
     if progress.get("eta_seconds") is not None:
