@@ -130,7 +130,7 @@ def train(api: httpx2.Client, dataset: dict[str, Any]) -> dict[str, Any]:
         "batch_size": 64,
         "image_size": 32,
         "learning_rate": 0.1,
-        "augmentation": "crop_flip",
+        "augmentation": "flip",
         "seed": SEED,
         "compare_with": ["ce"],
     }
