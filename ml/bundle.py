@@ -112,14 +112,7 @@ def read(folder: Path) -> tuple[Manifest, dict[str, Tensor], Tensor]:
 def _tensors(training: Training) -> dict[str, Tensor]:
     state = training.method.state_dict()
     tensors = {MODEL + name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    return tensors | {CHECK: _check_squares(training)}
-
-
-def _check_squares(training: Training) -> Tensor:
-    rows = torch.linspace(0, len(training.labels) - 1, min(CHECK_IMAGES, len(training.labels))).round().long()
-    shown = training._pixels.plain(rows.to(training.device)).cpu().permute(0, 2, 3, 1)  # normalised, float
-    bytes_ = (shown * training.std.float() + training.mean.float()) * 255
-    return bytes_.round().clamp(0, 255).to(torch.uint8).contiguous()
+    return tensors | {CHECK: training.sample(CHECK_IMAGES)}
 
 
 def _manifest(training: Training, weights: File, metrics: Mapping[str, Any]) -> Manifest:
