@@ -107,6 +107,12 @@ class Settings(BaseSettings):
             raise ValueError("DENLL_ADMIN_KEY must have at least 16 characters")
         return self
 
+    @model_validator(mode="after")
+    def _a_lease_outlives_its_heartbeats(self) -> Settings:
+        if not self.heartbeat_s < self.database_grace_s < self.lease_s:
+            raise ValueError("DENLL_HEARTBEAT_S must be below DENLL_DATABASE_GRACE_S, and that below DENLL_LEASE_S")
+        return self
+
     @property
     def database(self) -> str:
         """SQLAlchemy URL with the driver named."""

@@ -29,6 +29,7 @@ from worker.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 EXIT_DEAF = 70
+TICK_S = 0.02  # with prefetch disabled Celery listens again only when its loop turns, which else is once a second
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -113,6 +114,10 @@ def create(settings: Settings) -> Celery:
         for queue in sender.app.amqp.queues.consume_from:
             lives[queue] = Life(settings, queue)
 
+    def listen(sender: Any, **_: Any) -> None:
+        if sender.hub is not None:  # also after every reconnect
+            sender.hub.call_repeatedly(TICK_S, lambda: None)
+
     def drain(**_: Any) -> None:
         for life in lives.values():
             life.supervisor.draining.set()
@@ -123,6 +128,7 @@ def create(settings: Settings) -> Celery:
 
     signals.setup_logging.connect(_log, weak=False)
     signals.worker_init.connect(begin, weak=False)
+    signals.worker_ready.connect(listen, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(end, weak=False)
     return celery

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 class Launched:
     def __init__(self, data: Path, port: int, log: Path) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")}
-        settings = {"DENLL_DATA_DIR": str(data), "DENLL_PORT": str(port), "DENLL_LEASE_S": "5", "DENLL_THREADS": "1"}
+        settings = {"DENLL_DATA_DIR": str(data), "DENLL_PORT": str(port), "DENLL_THREADS": "1"}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(

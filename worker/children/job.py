@@ -47,6 +47,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         logs.also_to(folder / "log.jsonl", process="child")
+        log.info("child runs")
         engine = connect(settings)
         desk = Desk(settings, engine, job_id, fence, tie)
         try:
