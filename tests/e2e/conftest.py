@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,19 +22,19 @@ READY_S = 90.0
 ENDED_S = 40.0
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a running embedded service that is ready."""
-    data = tmp_path_factory.mktemp("service")
+@contextlib.contextmanager
+def launched(data: Path, **settings: str) -> Iterator[str]:
+    """The base URL of a service that runs in `data`, with these settings, until the end of the block."""
     port = servers.free_port()
     own = {key: value for key, value in os.environ.items() if not key.startswith("DENLL_")}
     environment = own | {
         "DENLL_DATA_DIR": str(data),
         "DENLL_PORT": str(port),
         "DENLL_MIN_FREE_BYTES": str(100 * 1024 * 1024),  # a small disk runs these tests too
+        **settings,
     }
     url = f"http://127.0.0.1:{port}"
-    with (data / "launcher.log").open("wb") as log:
+    with (data / "launcher.log").open("ab") as log:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "worker.embedded"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
@@ -47,6 +48,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 launcher.kill()
                 raise
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a running embedded service that is ready."""
+    with launched(tmp_path_factory.mktemp("service")) as url:
+        yield url
 
 
 def _await_ready(launcher: subprocess.Popen[bytes], url: str, log: Path) -> None:
