@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
 COMMITTED = Path(__file__).with_name("catalog.json")
 BOUNDS = {
@@ -53,9 +54,6 @@ class Catalog:
         """Fields of the training spec as pydantic field definitions, without `method` and `params`."""
         properties, definitions = self.spec["properties"], self.spec.get("$defs", {})
         return {n: definition(s, definitions) for n, s in properties.items() if n not in {"method", "params"}}
-
-    def default(self, field: str) -> Any:
-        return self.spec["properties"][field].get("default")
 
     def params(self, method: str) -> type[BaseModel]:
         """The type of one method's settings; UnknownChoice."""
@@ -102,8 +100,6 @@ def relocated(error: ValidationError, *prefix: str) -> ValidationError:
 
 
 def in_words(line: dict[str, Any]) -> Any:
-    from pydantic_core import PydanticCustomError
-
     message = str(line["msg"]).replace("{", "(").replace("}", ")")
     return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}
 

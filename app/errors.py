@@ -7,13 +7,12 @@
     ├── 404 NotFound · DatasetNotFound · ImageNotFound · JobNotFound · ArtifactNotFound · ModelNotFound · AliasNotFound
     │       KeyNotFound
     ├── 405 MethodNotAllowed
-    ├── 406 NotAcceptable
     ├── 408 BodyTooSlow
     ├── 409 JobFinished · JobNotFinished · InUse · NotReady · RequestInFlight
     ├── 413 TooLarge
     ├── 415 UnsupportedMediaType
     ├── 416 RangeNotSatisfiable
-    ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput · TooManyBadImages
+    ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
     ├── 429 QueueFull · Overloaded
     ├── 503 DatabaseAway · InferenceAway · ModelUnavailable
     ├── 504 DeadlineExceeded
@@ -140,10 +139,6 @@ class MethodNotAllowed(Problem):
     status, title = 405, "Method not allowed"
 
 
-class NotAcceptable(Problem):
-    status, title = 406, "No such representation"
-
-
 class BodyTooSlow(Problem):
     status, title = 408, "The body arrives too slowly"
 
@@ -192,10 +187,6 @@ class ArchiveRejected(Problem):
     def __init__(self, detail: str, *, code: str, entry: str | None = None, status: int | None = None) -> None:
         errors = [Fault(shown(entry), code, detail)] if entry is not None else []
         super().__init__(detail, code=code, status=status, errors=errors)
-
-
-class TooManyBadImages(Problem):
-    status, title = 422, "Too many images cannot be read"
 
 
 class UndecodableInput(Problem):

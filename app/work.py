@@ -88,11 +88,6 @@ def heartbeat(session: Session, table: Table, row_id: uuid.UUID, fence: int, lea
     return write(session, table, row_id, fence, {"lease_expires_at": now(lease_s), "heartbeat_at": now()})
 
 
-def progressed(session: Session, table: Table, row_id: uuid.UUID, fence: int, **values: Any) -> bool:
-    """Record progress worth keeping (a checkpoint): earlier failures no longer count towards poison."""
-    return write(session, table, row_id, fence, {"progress_at": now(), "attempts_without_progress": 0, **values})
-
-
 def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:
     """End a row we hold. Success and a late cancellation may race for the row: one of the two wins, here."""
     ended = {"state": state, "finished_at": now(), "lease_owner": None, "lease_expires_at": None, **values}

@@ -45,7 +45,6 @@ TITLES = {
     401: "No valid API key",
     403: "Not allowed",
     404: "Not found",
-    406: "No such representation",
     408: "The body arrives too slowly",
     409: "Conflict with the state of things",
     413: "Too large",

@@ -29,7 +29,6 @@ class DataFacts(NamedTuple):
     """What ingest found out, as far as defaults depend on it."""
 
     train_images: int
-    test_images: int
     image_size: int | None
     label_version: int
 

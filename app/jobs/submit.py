@@ -76,4 +76,4 @@ def facts_of(dataset: Dataset) -> DataFacts:
     if not train:
         detail = "The data set has no training images."
         raise InvalidRequest(detail, errors=[Fault("/dataset_id", "no_training_images", detail)])
-    return DataFacts(train, int(facts.get("test_images", 0)), facts.get("image_size"), dataset.label_version)
+    return DataFacts(train, facts.get("image_size"), dataset.label_version)
