@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -101,6 +101,12 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
         return Malformed("The body is not JSON.")
     faults = [fault(error, model) for error in errors]
     return InvalidRequest(summary(faults), errors=faults)
+
+
+def of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
+    """The same for a body that a route validates itself."""
+    found = error.errors(include_url=False, include_input=False)
+    return from_validation([{**line, "loc": ("body", *line["loc"])} for line in found], model)
 
 
 def summary(faults: Sequence[Fault]) -> str:

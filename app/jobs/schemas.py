@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from app.catalog import Catalog, UnknownChoice, schema_of
 from app.db.tables import Job, State
-from app.errors import Fault, InvalidRequest, Problem
+from app.errors import Fault, InvalidRequest
 from app.http import problems
 from app.http.fields import Id, Name, Strict, Tags, Text
 
@@ -102,7 +102,7 @@ class Parser:
         try:
             request = model.model_validate(body)
         except ValidationError as error:
-            raise invalid(error, model) from None
+            raise problems.of_body(error, model) from None
         if isinstance(request, TrainingRequest):
             request = self._completed(request)
         return request
@@ -153,11 +153,6 @@ def suggested(fault: Fault, names: list[str]) -> Fault:
     if fault.code != "unknown_field":
         return fault
     return fault._replace(detail=f"There is no such field.{problems.did_you_mean(fault.pointer.split('/')[-1], names)}")
-
-
-def invalid(error: ValidationError, model: type[BaseModel]) -> Problem:
-    found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False, include_input=False)]
-    return problems.from_validation(found, model)
 
 
 def wrong(pointer: str, code: str, detail: str) -> InvalidRequest:

@@ -50,13 +50,13 @@ async def read(request: Request, options: Options, settings: Settings) -> tuple[
     if kind == "multipart/form-data":
         return await _multipart(request, options, settings)
     if kind == "application/json":
-        return await _json(request, settings)
+        return await _json(request, options, settings)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return [Source("0", "bytes", await request.body(), "")], options
     raise UnsupportedMediaType("Send image/*, multipart/form-data with `file` parts, or application/json.")
 
 
-async def _json(request: Request, settings: Settings) -> tuple[list[Source], Options]:
+async def _json(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
     value = await asyncio.to_thread(bodies.parse, await request.body())
     inputs = value.get("inputs") if isinstance(value, dict) else None
     if isinstance(inputs, list) and len(inputs) > settings.images_per_call:
@@ -64,13 +64,12 @@ async def _json(request: Request, settings: Settings) -> tuple[list[Source], Opt
     try:
         body = PredictRequest.model_validate(value)
     except ValidationError as error:
-        found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False, include_input=False)]
-        raise problems.from_validation(found, PredictRequest) from None
+        raise problems.of_body(error, PredictRequest) from None
     sources = [
         Source(given.id or str(n), given.image.type, given.image.value, f"/inputs/{n}/image/value")
         for n, given in enumerate(body.inputs)
     ]
-    return sources, Options(**body.model_dump(exclude={"inputs"}))
+    return sources, options.model_copy(update=body.model_dump(exclude={"inputs"}, exclude_unset=True))
 
 
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:

@@ -76,16 +76,20 @@ def options_of(
     mask_threshold: float,
     format: Format | None,
 ) -> Options:
-    accept = request.headers.get("accept", "")
-    picture = "image/png" in accept and "application/json" not in accept and "text/html" not in accept
     return Options(
         model=model,
         top_k=top_k,
         threshold=threshold,
         masks=requests.mask_kinds(masks, "/query/masks"),
         mask_threshold=mask_threshold,
-        format=format or ("overlay" if picture else "json"),
+        format=format or ("overlay" if wants_picture(request) else "json"),
     )
+
+
+def wants_picture(request: Request) -> bool:
+    """Whether the client shows pictures: it asks for PNG, or, as an `<img>` of some browsers does, for any image."""
+    kinds = {kind.split(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")}
+    return bool(kinds & {"image/png", "image/*"}) and not kinds & {"application/json", "text/html"}
 
 
 @router.get("/predict", dependencies=[PREDICT], response_model=Predictions, responses=ANSWERS)

@@ -204,6 +204,31 @@ def test_a_picture_is_rendered_where_one_is_accepted(
     assert client.get(f"{url}&image=dataset:{dataset_id}/1&format=mask").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "image/png"),  # <img> in Chromium
+        ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", "image/png"),  # <img> in Firefox
+        ("text/html,application/xhtml+xml,image/avif,image/webp,image/apng,*/*;q=0.8", "application/json"),  # a page
+        ("application/json, image/png;q=0.5", "application/json"),
+        ("*/*", "application/json"),
+    ],
+)
+def test_an_img_element_gets_a_picture_and_a_program_gets_json(
+    client: Client, model_id: str, dataset_id: str, accept: str, kind: str
+) -> None:
+    answer = client.get(f"/predict?image=dataset:{dataset_id}/0", headers={"Accept": accept})
+    assert answer.headers["content-type"] == kind
+
+
+def test_fields_of_a_json_body_replace_the_query_s_and_no_others(client: Client, model_id: str, edge: Edge) -> None:
+    picture = {"type": "base64", "value": base64.b64encode(jpeg((9, 9, 9))).decode()}
+    answer = client.post("/predict?top_k=3&mask_threshold=0.25", json={"inputs": [{"image": picture}], "top_k": 2})
+    assert (answer.status_code, edge.asked[-1]["top_k"], edge.asked[-1]["mask_threshold"]) == (200, 2, 0.25)
+    unknown = client.post("/predict?model=nobody", json={"inputs": [{"image": picture}]})
+    assert unknown.status_code == 404
+
+
 @pytest.mark.parametrize("form", ["query", "multipart", "json"])
 def test_more_than_32_images_are_a_413_that_names_the_batch_job(client: Client, form: str) -> None:
     uri = "data:image/gif;base64,R0lGODlh"
