@@ -1,15 +1,18 @@
 """The label ranking that an attempt left as CSV: read, worst first, in cleanlab's words.
 
-How a score comes about, `ml` knows; which job's ranking is meant, the caller does.
+How a score comes about, `ml` knows; which job's ranking is meant, the caller does. A ranking never changes, so the last
+ones asked for are kept: page after page of 150,000 rows costs one reading.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
+import math
+import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from pydantic import BaseModel
 from sqlalchemy import select
@@ -17,10 +20,42 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound
+from app.http import files as answers
 from app.storage import Storage
 
 FILE = "label-issues.csv"
 GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
+KEPT = 2  # rankings in memory; one of 150,000 images takes about 60 MB
+
+
+class Ranked(NamedTuple):
+    """A row in the order of the file's columns; one without localization has no Gaussian."""
+
+    number: int
+    path: str
+    split: str
+    given_label: str
+    predicted_label: str
+    label_score: float | None
+    is_label_issue: bool
+    cx: float | None = None
+    cy: float | None = None
+    sigma_x: float | None = None
+    sigma_y: float | None = None
+
+
+class Ranking(NamedTuple):
+    """Every ranked image, worst label first."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Ranked, ...]
+    issues: int
+
+    def where(self, is_label_issue: bool | None) -> tuple[Ranked, ...]:
+        """All rows, or those whose label is an issue, or is none."""
+        if is_label_issue is None:
+            return self.rows
+        return tuple(row for row in self.rows if row.is_label_issue == is_label_issue)
 
 
 class Gaussian(BaseModel):
@@ -30,7 +65,7 @@ class Gaussian(BaseModel):
     sigma_y: float
 
 
-class Mask(BaseModel):
+class Place(BaseModel):
     """Where the network looks, in pixels of the original picture."""
 
     space: str
@@ -45,7 +80,7 @@ class LabelIssue(BaseModel):
     predicted_label: str | None
     label_score: float | None
     is_label_issue: bool
-    mask: Mask | None
+    mask: Place | None
 
 
 def find(storage: Storage, job_id: uuid.UUID) -> Path:
@@ -68,51 +103,56 @@ def newest_ranking(session: Session, storage: Storage, dataset_id: uuid.UUID) ->
     raise ArtifactNotFound("No finished training has ranked the labels of this data set.")
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Every row as text, worst label first."""
+def read(path: Path) -> Ranking:
+    status = path.stat()
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _read(path: Path, size: int, changed_ns: int) -> Ranking:
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rows.sort(key=lambda row: (_number(row.get("label_score")) is None, _number(row.get("label_score")) or 0.0))
-    return rows
+        cells = csv.reader(file)
+        columns = tuple(next(cells))
+        rows = [_ranked(dict(zip(columns, row, strict=True))) for row in cells]
+    rows.sort(key=lambda row: math.inf if row.label_score is None else row.label_score)
+    return Ranking(columns, tuple(rows), sum(row.is_label_issue for row in rows))
 
 
-def indexes(path: Path, *, is_label_issue: bool) -> set[int]:
-    """Indexes of the ranked images whose label is an issue, or is none."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["index"]) for row in csv.DictReader(file) if _true(row["is_label_issue"]) == is_label_issue}
+def _ranked(row: dict[str, str]) -> Ranked:
+    return Ranked(
+        int(row["index"]),
+        _text(row["path"]),
+        sys.intern(row["split"]),
+        sys.intern(_text(row["given_label"])),
+        sys.intern(_text(row["predicted_label"])),
+        _number(row["label_score"]),
+        row["is_label_issue"].lower() == "true",
+        *(_number(row.get(name, "")) for name in GAUSSIAN),
+    )
 
 
-def issue(row: dict[str, str]) -> LabelIssue:
-    numbers = [_number(row.get(name)) for name in GAUSSIAN]
-    known = [n for n in numbers if n is not None]
+def issue(row: Ranked) -> LabelIssue:
     mask = None
-    if len(known) == len(GAUSSIAN):
-        mask = Mask(space="image_pixels", gaussian=Gaussian(**dict(zip(GAUSSIAN, known, strict=True))))
+    if row.cx is not None and row.cy is not None and row.sigma_x is not None and row.sigma_y is not None:
+        gaussian = Gaussian(cx=row.cx, cy=row.cy, sigma_x=row.sigma_x, sigma_y=row.sigma_y)
+        mask = Place(space="image_pixels", gaussian=gaussian)
     return LabelIssue(
-        index=int(row["index"]),
-        path=row["path"],
-        split=row["split"],
-        given_label=row["given_label"] or None,
-        predicted_label=row["predicted_label"] or None,
-        label_score=_number(row["label_score"]),
-        is_label_issue=_true(row["is_label_issue"]),
+        index=row.number,
+        path=row.path,
+        split=row.split,
+        given_label=row.given_label or None,
+        predicted_label=row.predicted_label or None,
+        label_score=row.label_score,
+        is_label_issue=row.is_label_issue,
         mask=mask,
     )
 
 
-def typed(row: dict[str, str]) -> Iterator[Any]:
-    """A row's cells with numbers as numbers, so that only text is neutralised in an export."""
-    for name, value in row.items():
-        yield value if name in {"path", "split", "given_label", "predicted_label", "is_label_issue"} else _number(value)
+def _text(cell: str) -> str:
+    """What the file holds so that no spreadsheet runs it (C3), as it was: labels are exact text."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(answers.FORMULA) else cell
 
 
-def _true(value: str) -> bool:
-    return value.strip().lower() in {"true", "1"}
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value) if value else None
-    except ValueError:
-        return None
-    return number if number is None or (abs(number) != float("inf") and number == number) else None  # noqa: PLR0124
+def _number(cell: str) -> float | None:
+    number = float(cell) if cell else math.nan
+    return number if math.isfinite(number) else None

@@ -173,8 +173,8 @@ def images(
             raise InvalidRequest(detail, errors=[Fault("/query/given_label", "unknown_class", detail)])
         given = classes.index(given_label)
     if is_label_issue is not None:
-        ranking = issues.newest_ranking(session, files, dataset_id)
-        among = issues.indexes(ranking, is_label_issue=is_label_issue)
+        ranking = issues.read(issues.newest_ranking(session, files, dataset_id))
+        among = {row.number for row in ranking.where(is_label_issue)}
     after = pages.decode(paging.cursor, pages.parse_offset) if paging.cursor is not None else -1
     rows = contents.images(folder, split=split, given=given, among=among, after=after, limit=paging.limit + 1)
     kept = rows[: paging.limit]

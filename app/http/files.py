@@ -114,7 +114,9 @@ def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
 
 
 def neutral(value: object) -> object:
-    """A cell that stays text; numbers stay numbers."""
+    """A cell that stays text; numbers stay numbers, truth is spelled as in JSON."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str) and value.startswith(FORMULA):
         return "'" + value
     return "" if value is None else value

@@ -100,16 +100,14 @@ def label_issues(
 ) -> Any:
     """Every training image, the most suspicious label first; all of them as CSV."""
     service.get(session, job_id)
-    rows = issues.read(issues.find(files, job_id))
-    flagged = sum(issues.issue(row).is_label_issue for row in rows)
-    total = len(rows)
-    if is_label_issue is not None:
-        rows = [row for row in rows if issues.issue(row).is_label_issue == is_label_issue]
+    ranking = issues.read(issues.find(files, job_id))
+    rows = ranking.where(is_label_issue)
     if answers.wants_csv(request):
-        header = list(rows[0]) if rows else ["index"]
-        return answers.csv_table(f"label-issues-{job_id}", header, (list(issues.typed(row)) for row in rows))
+        columns = ranking.columns
+        return answers.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
     kept, cursor = pages.sliced(rows, paging)
-    return LabelIssues(items=[issues.issue(r) for r in kept], next_cursor=cursor, total=total, issues=flagged)
+    items = [issues.issue(row) for row in kept]
+    return LabelIssues(items=items, next_cursor=cursor, total=len(ranking.rows), issues=ranking.issues)
 
 
 class Artifact(BaseModel):

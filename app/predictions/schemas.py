@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.datasets.issues import Gaussian
 from app.http.fields import Name, Strict
 
 MaskKind = Literal["gaussian", "rle", "polygon", "png"]
@@ -71,13 +72,6 @@ class Scored(BaseModel):
     label: str
     class_id: int
     score: float
-
-
-class Gaussian(BaseModel):
-    cx: float
-    cy: float
-    sigma_x: float
-    sigma_y: float
 
 
 class Rle(BaseModel):

@@ -390,7 +390,7 @@ def finished(client: Client, submit: Callable[..., Any], hands: Hands, files: St
     folder = files.attempt(claim.id, claim.fence) / "artifacts"
     folder.mkdir(parents=True)
     header = "index,path,split,given_label,predicted_label,label_score,is_label_issue,cx,cy,sigma_x,sigma_y"
-    rows = ["0,a.jpg,train,cat,cat,0.9,False,20.0,15.0,5.0,4.0", "1,=b.jpg,train,dog,cat,0.1,True,,,,"]
+    rows = ["0,a.jpg,train,cat,cat,0.9,false,20.0,15.0,5.0,4.0", "1,'=b.jpg,train,dog,cat,0.1,true,,,,"]
     (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
     (folder / "figure.png").write_bytes(bytes(range(256)) * 4)
     hands.publish(claim)
@@ -404,12 +404,16 @@ def test_label_issues_come_worst_first_in_cleanlab_s_words(client: Client, finis
     assert (body["total"], body["issues"]) == (2, 1)
     worst, best = body["items"]
     assert (worst["index"], worst["is_label_issue"], worst["label_score"], worst["mask"]) == (1, True, 0.1, None)
+    assert worst["path"] == "=b.jpg"
     assert best["mask"]["gaussian"] == {"cx": 20.0, "cy": 15.0, "sigma_x": 5.0, "sigma_y": 4.0}
     page = client.get(f"{path}?limit=1").json()
     assert client.get(path, params={"limit": 1, "cursor": page["next_cursor"]}).json()["items"] == [best]
     assert client.get(f"{path}?is_label_issue=false").json()["items"] == [best]
     table = list(csv.DictReader(io.StringIO(client.get(path, headers={"Accept": "text/csv"}).text)))
-    assert [row["path"] for row in table] == ["'=b.jpg", "a.jpg"]
+    assert [(row["index"], row["path"], row["is_label_issue"]) for row in table] == [
+        ("1", "'=b.jpg", "true"),
+        ("0", "a.jpg", "false"),
+    ]
     dataset = client.get(f"/jobs/{finished}").json()["dataset_id"]
     flagged = client.get(f"/datasets/{dataset}/images?is_label_issue=true").json()["items"]
     assert [image["index"] for image in flagged] == [1]
