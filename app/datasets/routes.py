@@ -141,10 +141,8 @@ def report(
         rows = contents.report(folder, level=level, code=code, limit=-1)
         table = ((r.path, r.code, r.detail, r.level) for r in rows)
         return answers.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
-    after = pages.decode(paging.cursor, pages.parse_offset) if paging.cursor is not None else 0
-    rows = contents.report(folder, level=level, code=code, after=after, limit=paging.limit + 1)
-    kept = rows[: paging.limit]
-    cursor = pages.encode([kept[-1].number]) if len(rows) > len(kept) else None
+    rows = contents.report(folder, level=level, code=code, after=pages.after(paging, 0), limit=paging.limit + 1)
+    kept, cursor = pages.numbered(rows, paging)
     return Page(items=[schemas.line(row) for row in kept], next_cursor=cursor)
 
 
@@ -175,10 +173,9 @@ def images(
     if is_label_issue is not None:
         ranking = issues.read(issues.newest_ranking(session, files, dataset_id))
         among = {row.number for row in ranking.where(is_label_issue)}
-    after = pages.decode(paging.cursor, pages.parse_offset) if paging.cursor is not None else -1
+    after = pages.after(paging, -1)
     rows = contents.images(folder, split=split, given=given, among=among, after=after, limit=paging.limit + 1)
-    kept = rows[: paging.limit]
-    cursor = pages.encode([kept[-1].number]) if len(rows) > len(kept) else None
+    kept, cursor = pages.numbered(rows, paging)
     return Page(items=[schemas.image_out(row, classes) for row in kept], next_cursor=cursor)
 
 

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
@@ -19,6 +19,14 @@ from app.errors import Fault, InvalidRequest
 
 Item = TypeVar("Item")
 Source = TypeVar("Source")
+
+
+class HasNumber(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
 class Page(BaseModel, Generic[Item]):
@@ -55,9 +63,21 @@ def newest(session: Session, statement: Select[Source], table: Any, asked: Asked
 
 def sliced(items: Sequence[Source], asked: Asked) -> tuple[list[Source], str | None]:
     """One page of a list that never changes its order."""
-    start = decode(asked.cursor, parse_offset) if asked.cursor is not None else 0
+    start = after(asked, 0)
     end = start + asked.limit
     return list(items[start:end]), encode([end]) if end < len(items) else None
+
+
+def numbered(rows: Sequence[Numbered], asked: Asked) -> tuple[Sequence[Numbered], str | None]:
+    """One page of rows in the order of their numbers, one more than its limit having been read behind `after`."""
+    kept = rows[: asked.limit]
+    return kept, encode([kept[-1].number]) if len(rows) > len(kept) else None
+
+
+def after(asked: Asked, start: int) -> int:
+    """Where the page before ended, or `start`."""
+    found: int = decode(asked.cursor, parse_offset) if asked.cursor is not None else start
+    return found
 
 
 def encode(values: list[Any]) -> str:
