@@ -16,7 +16,7 @@ from app.catalog import Catalog
 from app.datasets import intake
 from app.datasets import routes as datasets
 from app.db import session as db
-from app.http import guard, health, openapi, problems
+from app.http import connection, guard, health, openapi, problems
 from app.http.access import Keyring
 from app.http.metrics import Meter
 from app.http.routing import Paths
@@ -98,7 +98,8 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,  # an open event stream must not block the end for ever
-        h11_max_incomplete_event_size=64 * 1024,
+        http=connection.bounded(config),
+        ws="none",
     )
 
 

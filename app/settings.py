@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     image_bytes: int = 16 * MIB
     images_per_call: int = 32
     predict_body_bytes: int = 64 * MIB
+    header_bytes: int = 128 * 1024
+    slow_header_s: float = Field(default=30.0, description="A request that has not begun in this time is closed")
     slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
     slow_body_bytes: int = 30 * 1024
     predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")

@@ -80,7 +80,10 @@ class Guard:
             raise UnsupportedMediaType("Send the body without Content-Encoding.")
         if method in SAFE:
             return
-        if headers.get("sec-fetch-site") == "cross-site" or not same_origin(headers.get("origin"), host):
+        # No Origin: not a browser's cross-site request.
+        if headers.get("sec-fetch-site") == "cross-site" or not all(
+            same_origin(origin, host) for origin in headers.getlist("origin")
+        ):
             raise CrossSite("The Origin of this request is another site.")
         kind = headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if kind in SIMPLE_TYPES:
@@ -113,11 +116,12 @@ def is_address(name: str) -> bool:
     return True
 
 
-def same_origin(origin: str | None, host: str) -> bool:
-    """Whether the page that sent this came from us. No Origin: not a browser's cross-site request."""
-    if origin is None:
-        return True
-    return urlsplit(origin).netloc.lower() == host
+def same_origin(origin: str, host: str) -> bool:
+    """Whether the page that sent this came from us; what is no origin at all did not."""
+    try:
+        return urlsplit(origin).netloc.lower() == host
+    except ValueError:
+        return False
 
 
 class Reply:

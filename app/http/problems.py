@@ -22,6 +22,7 @@ from app.errors import Fault, InvalidRequest, Malformed, Problem, shown, snake
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_SHOWN = 100  # of however many there are
+NAME_CHARS = 100  # of a name that is no field of ours; our longest is far shorter
 
 
 def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
     """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Malformed("The body is not JSON.")
-    faults = [fault(error, model) for error in errors]
+    faults = [fault(error, model if n < FAULTS_SHOWN else None) for n, error in enumerate(errors)]
     return InvalidRequest(summary(faults), errors=faults)
 
 
@@ -132,7 +133,8 @@ def pointer(location: Sequence[Any]) -> str:
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    """Costs more than all the rest of a refusal: ask it for the faults that are shown, not for all."""
+    close = difflib.get_close_matches(str(name)[:NAME_CHARS], list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -44,14 +44,15 @@ class Route(APIRoute):
         return guarded
 
     def _check_query(self, request: Request) -> None:
+        unknown = [name for name in request.query_params if name not in self.query_names]
         faults = [
             Fault(
                 problems.pointer(("query", name)),
                 "unknown_parameter",
-                f"There is no query parameter {shown(name)!r} here.{problems.did_you_mean(name, self.query_names)}",
+                f"There is no query parameter {shown(name)!r} here."
+                + (problems.did_you_mean(name, self.query_names) if n < problems.FAULTS_SHOWN else ""),
             )
-            for name in request.query_params
-            if name not in self.query_names
+            for n, name in enumerate(unknown)
         ]
         faults += [
             Fault(problems.pointer(("query", name)), "text", "NUL characters are not text.")

@@ -133,7 +133,9 @@ class Parser:
         except ValidationError as error:
             found = [problems.fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
             names = list(self._catalog.params(method).model_fields)
-            faults += [suggested(fault, names)._replace(pointer=at + fault.pointer) for fault in found]
+            shown = problems.FAULTS_SHOWN
+            named = [suggested(fault, names) for fault in found[:shown]] + found[shown:]
+            faults += [fault._replace(pointer=at + fault.pointer) for fault in named]
         return {}
 
     def schemas(self) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from app.datasets import archive, ingestion, layout
 from app.db import session as db
 from app.db.tables import Job, Model, Row
+from app.http import connection
 from app.jobs import attempt
 from app.main import create_app
 from app.settings import Settings
@@ -280,8 +281,9 @@ class Live:
 
     def __init__(self, app: FastAPI) -> None:
         self.port = free_port()
-        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=1)
-        self.server = uvicorn.Server(config)
+        config: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": 1, "ws": "none"}
+        http = connection.bounded(app.state.settings)
+        self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, http=http, **config))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.url = f"http://127.0.0.1:{self.port}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -37,6 +39,12 @@ def test_H5_a_cross_site_request_cannot_change_anything(client: Client, headers:
     answer = client.post("/jobs", json={}, headers=headers)
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/cross-site")
     assert client.get("/livez", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("origins", [["http://["], ["http://[x"], ["http://127.0.0.1:8000", "https://evil.example"]])
+def test_H5_an_origin_that_is_none_and_a_second_one_are_refused(client: Client, origins: list[str]) -> None:
+    answer = client.post("/jobs", json={}, headers=[("Origin", origin) for origin in origins])
+    assert (answer.status_code, answer.json()["type"]) == (403, "/problems/cross-site")
 
 
 def test_H5_our_own_page_may_change_things(client: Client) -> None:
@@ -108,9 +116,9 @@ def test_a_bug_is_a_500_problem_that_tells_nothing_but_the_request(client: Clien
 
 @pytest.mark.parametrize(
     ("origin", "same"),
-    [(None, True), ("http://h:1", True), ("http://h:2", False), ("null", False), ("http://h:1.evil", False)],
+    [("http://h:1", True), ("http://h:2", False), ("null", False), ("http://h:1.evil", False), ("http://[", False)],
 )
-def test_same_origin_compares_host_and_port(origin: str | None, same: bool) -> None:
+def test_same_origin_compares_host_and_port(origin: str, same: bool) -> None:
     assert guard.same_origin(origin, "h:1") == same
 
 
@@ -125,6 +133,73 @@ def test_H3_a_body_that_trickles_is_given_up(live: Callable[..., Live]) -> None:
     assert answer.startswith(b"HTTP/1.1 408"), answer
     assert b"application/problem+json" in answer
     assert time.monotonic() - started < 5
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """Everything until the server closes; what it sent before a reset counts."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"GE",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HT",
+    ],
+)
+def test_H3_a_connection_that_trickles_outside_of_a_body_is_closed(live: Callable[..., Live], start: bytes) -> None:
+    server = live(slow_header_s=0.5)
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as slow:
+        slow.sendall(start)
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - started < 10:
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(65536):
+                        break
+                slow.sendall(b"a")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_H1_endless_headers_are_a_431_problem(live: Callable[..., Live], before: bytes) -> None:
+    server = live(header_bytes=4096)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as endless:
+        endless.sendall(before + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                endless.sendall(b"a" * 65536)
+        answer = all_of(endless)
+    assert b"HTTP/1.1 431 " in answer
+    assert b"/problems/header-too-large" in answer
+
+
+def test_what_is_no_http_is_a_400_problem(live: Callable[..., Live]) -> None:
+    server = live()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as other:
+        other.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
+        head, _, body = all_of(other).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["type"] == "/problems/malformed"
+
+
+def test_an_upgrade_is_answered_as_a_request(live: Callable[..., Live]) -> None:
+    server = live()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as other:
+        other.sendall(
+            b"GET /jobs/x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        answer = all_of(other)
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"application/problem+json" in answer
 
 
 def test_websockets_are_not_served(client: Client) -> None:

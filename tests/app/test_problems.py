@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_J1_unknown_fields_are_named_with_the_likely_one(client: Client) -> None
     faults = {fault["pointer"]: fault["detail"] for fault in answer.json()["errors"]}
     assert "'epochs'" in faults["/epoch"]
     assert "'rate'" in faults["/noise/rat"]
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/keys", "/jobs/00000000-0000-4000-8000-000000000000/retry"])
+def test_P5_refusing_thousands_of_unknown_fields_takes_no_seconds(client: Client, path: str) -> None:
+    body = json.dumps({f"learning_rat{n}": n for n in range(30_000)})
+    started = time.monotonic()
+    answer = client.post(path, content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["total_errors"] >= 30_000) == (422, True)
+    assert len(answer.json()["errors"]) == 100
+    assert time.monotonic() - started < 5
+
+
+def test_P5_refusing_thousands_of_query_parameters_takes_no_second(client: Client) -> None:
+    started = time.monotonic()
+    answer = client.get("/jobs?" + "&".join(f"limi{n}=1" for n in range(6000)))
+    assert (answer.status_code, answer.json()["total_errors"]) == (422, 6000)
+    assert time.monotonic() - started < 2
 
 
 def test_unknown_query_parameters_are_named(client: Client) -> None:

@@ -1,0 +1,92 @@
+"""One connection of the server: what a client may send before there is a request to guard.
+
+The server's own parser collects a request's line and headers without a limit in bytes or in time, and says what it
+cannot parse in plain text. Here they have both limits, and a refusal has the one shape of all our refusals. Bodies are
+`bodies`' business, everything else the server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+import uuid
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.http import problems
+from app.settings import Settings
+
+
+class Connection(HttpToolsProtocol):
+    """A subclass names the limits; `bounded` makes it."""
+
+    head_bytes: ClassVar[int]
+    head_s: ClassVar[float]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._in_head = True  # or between requests
+        self._received = 0  # bytes of the head that is not yet complete, as far as chunks tell
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._received += len(data)
+        if self._patience is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()  # also while the rest of a refused body is thrown away
+        super().data_received(data)
+        if self._in_head and self._received > self.head_bytes and not self.transport.is_closing():
+            self._refuse(431, "header_too_large", f"The request's headers have more than {self.head_bytes} bytes.")
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._received = True, 0
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "malformed", "What was sent cannot be read as HTTP/1.1.")
+
+    def _wait_for_head(self) -> None:
+        self._patience = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        phrase = http.HTTPStatus(status).phrase
+        document = {
+            "type": "/problems/" + code.replace("_", "-"),
+            "title": phrase,
+            "status": status,
+            "detail": detail,
+            "request_id": uuid.uuid4().hex,
+        }
+        body = json.dumps(document).encode()
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+
+def bounded(settings: Settings) -> type[Connection]:
+    """The connection that these settings describe, for the server to make."""
+    limits = {"head_bytes": settings.header_bytes, "head_s": settings.slow_header_s}
+    return type("BoundedConnection", (Connection,), limits)
