@@ -225,10 +225,9 @@ def picture(data: bytes, media_type: str, filename: str, tag: str) -> Response:
     response_model=Page[LabelVersion],
     responses=problems(NotReady),
 )
-def labels(session: Reading, dataset_id: uuid.UUID) -> Page[LabelVersion]:
+def labels(session: Reading, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersion]:
     """Versions of the labels, newest first. The images never change."""
     row = service.ready(session, dataset_id)
-    return Page(
-        items=[LabelVersion(version=1, source="upload", edits=0, created_at=row.finished_at or row.created_at)],
-        next_cursor=None,
-    )
+    uploaded = LabelVersion(version=1, source="upload", edits=0, created_at=row.finished_at or row.created_at)
+    items, cursor = pages.sliced([uploaded], paging)
+    return Page(items=items, next_cursor=cursor)

@@ -8,8 +8,10 @@ from pydantic import BaseModel, Field
 
 from app.catalog import Catalog
 from app.errors import NotFound
+from app.http import pages
 from app.http.access import READ
 from app.http.deps import Trainable
+from app.http.pages import Paging
 from app.http.routing import Router
 
 router = Router(tags=["methods"])
@@ -52,11 +54,12 @@ def described(catalog: Catalog, name: str) -> Method:
 
 
 @router.get("/methods", dependencies=[READ], response_model=Methods)
-async def list_(catalog: Trainable) -> Methods:
+async def list_(catalog: Trainable, paging: Paging) -> Methods:
     """Every method, and what all trainings share: fields, networks, noises."""
+    names, cursor = pages.sliced(list(catalog.methods), paging)
     return Methods(
-        items=[described(catalog, name) for name in catalog.methods],
-        next_cursor=None,
+        items=[described(catalog, name) for name in names],
+        next_cursor=cursor,
         spec=catalog.spec,
         networks=list(catalog.networks.values()),
         noises=catalog.noises,

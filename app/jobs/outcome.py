@@ -18,7 +18,7 @@ from app.http import pages
 from app.http.access import READ
 from app.http.deps import Files, Reading
 from app.http.openapi import problems
-from app.http.pages import Paging
+from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import results, service
 
@@ -117,16 +117,12 @@ class Artifact(BaseModel):
     media_type: str
 
 
-class Artifacts(BaseModel):
-    items: list[Artifact]
-    next_cursor: str | None
-
-
-@router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Artifacts)
-def artifacts(session: Reading, files: Files, job_id: uuid.UUID) -> Artifacts:
+@router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Page[Artifact])
+def artifacts(session: Reading, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
     """Files of the newest attempt, and the published weights and manifest."""
     job = service.get(session, job_id)
     found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    kept, cursor = pages.sliced(list(found.items()), paging)
     items = [
         Artifact(
             name=name,
@@ -134,9 +130,9 @@ def artifacts(session: Reading, files: Files, job_id: uuid.UUID) -> Artifacts:
             sha256=answers.sha256(path),
             media_type=answers.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
         )
-        for name, path in found.items()
+        for name, path in kept
     ]
-    return Artifacts(items=items, next_cursor=None)
+    return Page(items=items, next_cursor=cursor)
 
 
 @router.get(

@@ -60,14 +60,15 @@ def delete(
 
 
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
-def aliases(session: Reading) -> Page[AliasOut]:
+def aliases(session: Reading, paging: Paging) -> Page[AliasOut]:
     """Every alias; `default` is there as soon as there is a model."""
     rows = list(session.scalars(select(Alias).order_by(Alias.name)))
     items = [alias_out(r.name, r.model_id, r, service.history(session, r.name)) for r in rows]
     follows = None if any(r.name == service.DEFAULT for r in rows) else service.newest(session)
     if follows is not None:
         items.insert(0, alias_out(service.DEFAULT, follows.id, None, service.history(session, service.DEFAULT)))
-    return Page(items=items, next_cursor=None)
+    items, cursor = pages.sliced(items, paging)
+    return Page(items=items, next_cursor=cursor)
 
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)

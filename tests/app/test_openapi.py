@@ -57,6 +57,26 @@ def test_every_route_of_the_contract_is_there(client: Client) -> None:
     assert wanted <= paths
 
 
+def test_J9_every_collection_is_paged(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    paged = set()
+    for path, operations in document["paths"].items():
+        answer = operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+        name = answer.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if "items" in schemas.get(name, {}).get("properties", {}):
+            assert "next_cursor" in schemas[name]["required"], path
+            names = {parameter["name"]: parameter["schema"] for parameter in operations["get"]["parameters"]}
+            assert names["limit"]["maximum"] == 200, path
+            assert "cursor" in names, path
+            paged.add(path)
+    assert {"/methods", "/aliases", "/jobs", "/datasets/{dataset_id}/labels", "/jobs/{job_id}/artifacts"} <= paged
+
+
+def test_components_have_names_a_generated_client_can_bear(client: Client) -> None:
+    assert not [name for name in client.get("/openapi.json").json()["components"]["schemas"] if "__" in name]
+
+
 def test_a_training_request_shows_every_method_s_settings(client: Client) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     assert {"TrainingJob", "ScoringJob", "DenllParams", "CeParams"} <= schemas.keys()
