@@ -83,11 +83,12 @@ class BackgroundBank(nn.Module):
 
     @torch.no_grad()
     def update(self, backgrounds: Tensor, labels: Tensor) -> None:
-        """EMA of each class's batch mean; the first batch with a class sets its entry."""
+        """EMA of each class's batch mean, in f32; the first batch with a class sets its entry."""
         members = nn.functional.one_hot(labels, len(self.classes)).to(self.classes.dtype)  # (B, C)
         count = members.sum(dim=0)
-        mean = (members.T @ backgrounds.float().flatten(1)) / count.clamp_min(1)[:, None]
-        mean = mean.view_as(self.classes)
+        with torch.autocast(backgrounds.device.type, enabled=False):
+            sums = members.T @ backgrounds.float().flatten(1)
+        mean = (sums / count.clamp_min(1)[:, None]).view_as(self.classes)
         shown = (count > 0)[:, None, None, None]
         moved = torch.where(self.known[:, None, None, None], self.kept * self.classes + (1 - self.kept) * mean, mean)
         self.classes.copy_(torch.where(shown, moved, self.classes))

@@ -172,7 +172,8 @@ class Gates(nn.Module):
         l1, l2 = one.logits.float(), two.logits.float()
         if detached:
             seen, l1, l2 = seen.detach(), l1.detach(), l2.detach()
-        a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.own(seen))).split(1, dim=1)  # type: ignore[no-untyped-call]
+        with torch.autocast(seen.device.type, enabled=False):
+            a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.own(seen))).split(1, dim=1)  # type: ignore[no-untyped-call]
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
 
 

@@ -141,6 +141,22 @@ def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() 
     assert torch.allclose(bank.classes[2], second[1])
 
 
+def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
+    """Autocast rounds every product to eight bits, inside a block that only says `.float()` as well."""
+    images, labels = torch.randn(40, 3, 4, 4), torch.arange(40) % CLASSES
+    records = [deconfounding.Record(images, torch.randn(5, 6), torch.randn(5, CLASSES)) for _ in range(2)]
+    gates = deconfounding.Gates(12)
+    torch.nn.init.normal_(gates.own.weight)
+    found = []
+    for half in (False, True):
+        bank = background.BackgroundBank(CLASSES, 4, 0.9)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            bank.update(images, labels)
+            found.append([bank.classes, *gates(*records)])
+
+    assert all(torch.equal(exact, rounded) for exact, rounded in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["class_mean", "per_class", "zero"])
 def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
     """The same image under each given label: if its own class's entry came alone, its logits would differ."""
