@@ -18,7 +18,8 @@ GIB = 1024 * MIB
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True)
+    # Errors go to the log, and the input of one about the whole holds keys and passwords (S9).
+    model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Where
     data_dir: Path = Field(

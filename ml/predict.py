@@ -69,7 +69,8 @@ class Predictor:
             method = _rebuild(manifest)
             method.load_state_dict(state)
         except (errors.UnknownName, networks.UnknownNetwork, ValidationError, RuntimeError) as error:
-            raise errors.BundleCorrupt(f"the model cannot be rebuilt: {error}") from error
+            # What the tensors lack is for the log, by way of __cause__: it fills pages and helps no client.
+            raise errors.BundleCorrupt("the model's weights do not fit the network that its manifest names") from error
         for parameter in method.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

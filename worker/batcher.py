@@ -165,7 +165,7 @@ class Batcher:
         try:
             self._pass(model, requests)
         except Failure as failure:
-            log.warning("model %s: %s", model, failure)
+            log.warning("model %s: %s", model, failure, exc_info=failure.__cause__)
             for request in requests:
                 request.refuse(unavailable(failure.detail))
         except Exception:

@@ -104,3 +104,18 @@ def test_F25_any_damage_is_a_corrupt_bundle(training: Training, tmp_path: Path, 
         bundle.verify(folder)
     with pytest.raises(errors.BundleCorrupt):
         Predictor.load(folder, device="cpu")
+
+
+def test_F25_weights_of_another_network_are_said_to_be_so_in_plain_words(training: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    said = bundle.save(folder, training)
+    changed = said.model_copy(update={"spec": said.spec.model_copy(update={"network": "resnet18"})})
+    assert changed.spec.network != said.spec.network
+    digest = bundle._digest(bundle._facts(changed), changed.files[bundle.WEIGHTS])
+    text = changed.model_copy(update={"digest": digest}).model_dump_json()
+    (folder / bundle.MANIFEST).write_text(text)
+
+    with pytest.raises(errors.BundleCorrupt) as caught:
+        Predictor.load(folder, device="cpu")
+    assert caught.value.detail == "the model's weights do not fit the network that its manifest names"
+    assert "state_dict" in str(caught.value.__cause__)  # what the log needs
