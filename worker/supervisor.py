@@ -117,6 +117,9 @@ class Supervisor:
         watch = Watch()
         try:
             status = self._attend(claim, child, watch)
+        except BaseException:
+            child.kill()  # nobody would watch it
+            raise
         finally:
             child.close()
         reason = watch.reason or _reason(status)

@@ -66,9 +66,15 @@ class Child:
         ready, _, _ = select.select(lines, [], [], max(0.0, seconds))
         if self._zygote.line in ready:
             return self._zygote.ended(self.pid)
-        if self._line in ready and not self._line.recv(1, socket.MSG_PEEK):
-            return self._zygote.ended(self.pid)  # closed its end: the status is on its way
+        if self._line in ready and self._closed():
+            return self._zygote.ended(self.pid)  # the status is on its way
         return None
+
+    def _closed(self) -> bool:
+        try:
+            return not self._line.recv(1, socket.MSG_PEEK)
+        except ConnectionResetError:  # it ended without reading what it was told last
+            return True
 
     def kill(self) -> int:
         """End the child and everything it started."""
@@ -116,16 +122,19 @@ class Zygote:
         )
         try:
             socket.send_fds(self.line, [request.encode()], [theirs.fileno()])
-            reply = self.line.recv(MESSAGE_BYTES)
+            return Child(self._forked(), ours, self)
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
-        if not reply:
-            ours.close()
-            raise ChildProcessError("the zygote ended while it was asked for a child")
-        return Child(int(json.loads(reply)["pid"]), ours, self)
+
+    def _forked(self) -> int:
+        """The pid of the child just asked for; news of earlier ones that nobody awaited is skipped."""
+        while reply := self.line.recv(MESSAGE_BYTES):
+            if (pid := json.loads(reply).get("pid")) is not None:
+                return int(pid)
+        raise ChildProcessError("the zygote ended while it was asked for a child")
 
     def ended(self, pid: int) -> int:
         """Exit status of a child that has ended or is about to; SIGKILL's when the zygote itself is gone."""

@@ -78,6 +78,17 @@ def test_a_child_that_dies_is_reported_with_its_signal(zygote: Zygote) -> None:
     child.close()
 
 
+def test_a_child_may_end_without_reading_what_it_was_told(zygote: Zygote) -> None:
+    """Its socket is then reset, not closed."""
+    child = zygote.spawn(errand("obedient"))
+    os.kill(child.pid, signal.SIGSTOP)
+    child.tell("cancel")
+    os.kill(child.pid, signal.SIGKILL)
+
+    assert ended(child) == -signal.SIGKILL
+    child.close()
+
+
 def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote) -> None:
     child = zygote.spawn(errand("obedient"))
     (pid,) = [z for z in children(os.getpid()) if child.pid in children(z)]
