@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -65,8 +66,9 @@ class Contained(BaseModel):
     report: Summary
 
 
+@functools.lru_cache(maxsize=512)
 def contained(folder: Path) -> Contained:
-    """What the files of a ready data set tell."""
+    """What the files of a ready data set tell; they never change, and no id is used twice."""
     counts = contents.class_counts(folder)
     by_code = contents.report_summary(folder)
     warnings = contents.report(folder, level="warning", limit=WARNINGS_SHOWN)
