@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import BackgroundTasks, Body, Header, Query
 from fastapi.sse import EventSourceResponse
@@ -91,7 +91,7 @@ def list_(
     session: Reading,
     paging: Paging,
     status: Status | None = None,
-    type: Annotated[str | None, Query(pattern="^(train|predict)$")] = None,
+    type: Literal["train", "predict"] | None = None,
     dataset_id: uuid.UUID | None = None,
 ) -> Page[JobOut]:
     """Jobs, newest first. `comparison` is shown by GET /jobs/{id} alone."""
@@ -163,8 +163,6 @@ def retry(
     if idempotency is not None and (before := idempotency.begin(session, hashed)):
         return before[0].response(replayed=True)
     job = service.retry(session, job_id, scratch=asked.from_ == "scratch", max_queued=config.max_queued)
-    if job.dataset_id is None:
-        raise NotReady("The job's data set was deleted.", code="dataset_deleted")
     answer = Answer(202, {"Location": f"/jobs/{job_id}"}, whole(session, job).model_dump(mode="json"))
     if idempotency is not None:
         idempotency.finish(session, hashed, answer)

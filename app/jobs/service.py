@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import work
 from app.db.tables import ENDED, Epoch, Job, Model, State, Worker
-from app.errors import JobFinished, JobNotFinished, JobNotFound, QueueFull
+from app.errors import JobFinished, JobNotFinished, JobNotFound, NotReady, QueueFull
 from app.jobs import events
 
 QUEUE_RETRY_S = 60
@@ -96,7 +96,10 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int) -> Job:
-    """Queue a failed or cancelled job again, from its last checkpoint or from nothing. JobFinished, JobNotFinished."""
+    """Queue a failed or cancelled job again, from its last checkpoint or from nothing.
+
+    JobFinished, JobNotFinished, QueueFull; NotReady when its data set is gone.
+    """
     if work.queued(session, Job) >= max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
@@ -107,6 +110,8 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
         if job.state == State.succeeded:
             raise JobFinished("The job has succeeded; there is nothing to retry.")
         raise JobNotFinished(f"The job is {job.state}; only a failed or cancelled one can be retried.")
+    if job.dataset_id is None:
+        raise NotReady("The job's data set was deleted.", code="dataset_deleted")
     if scratch:
         session.execute(delete(Epoch).where(Epoch.job_id == job_id))
     events.changed(session, job_id, State.queued, reason="retry")

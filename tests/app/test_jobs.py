@@ -266,6 +266,19 @@ def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable
 
 
 @BOTH
+def test_a_job_whose_data_set_was_deleted_stays_as_it_ended(
+    client: Client, dataset_id: str, submit: Callable[..., Any], hands: Hands
+) -> None:
+    path = f"/jobs/{submit()['id']}"
+    hands.fail(hands.claim())
+    assert client.delete(f"/datasets/{dataset_id}").status_code == 204
+    before = client.get(path).json()
+    answer = client.post(f"{path}/retry", json={"from": "scratch"})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/dataset-deleted")
+    assert client.get(path).json() == before
+
+
+@BOTH
 def test_patch_changes_what_is_sent_and_nothing_else(client: Client, submit: Callable[..., Any]) -> None:
     job = submit(name="a", tags={"team": "x"})
     path = f"/jobs/{job['id']}"
