@@ -1,4 +1,4 @@
-"""Where and how the arithmetic runs: device, precision, randomness of modules, running out of memory.
+"""Where and how the arithmetic runs: device, precision, running out of memory.
 
 It knows nothing of what is computed.
 """
@@ -34,36 +34,6 @@ def half_precision(precision: str, device: torch.device) -> bool:
     # a CPU without such instructions emulates them, many times slower; there is no public question before torch 2.12
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-
-
-class ModuleRandomness:
-    """The random state of modules that read torch's global one (dropout), swapped in while they run.
-
-    So a training neither disturbs nor is disturbed by whoever else draws random numbers in this process.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self.states = [torch.Generator().manual_seed(seed).get_state()]
-        if device.type == "cuda":
-            self.states.append(torch.Generator(device).manual_seed(seed).get_state())
-
-    @contextlib.contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Run a block on our random state."""
-        outside = self._swap(self.states)
-        try:
-            yield
-        finally:
-            self.states = self._swap(outside)
-
-    def _swap(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        before = [torch.get_rng_state()]
-        torch.set_rng_state(states[0])
-        if self._device.type == "cuda":
-            before.append(torch.cuda.get_rng_state(self._device))
-            torch.cuda.set_rng_state(states[1], self._device)
-        return before
 
 
 @contextlib.contextmanager

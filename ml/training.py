@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ml import checkpoint, data, devices, errors, loader, measure, methods, phase, preparation
+from ml import checkpoint, data, devices, errors, loader, measure, methods, phase, preparation, randomness
 from ml.events import EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
 
@@ -52,9 +52,7 @@ class Training:
         self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
         self._test = preparation.clean_test(truth, self.mean, self.std, device)
         self._half = devices.half_precision(spec.precision, device)
-        self._order_generator = torch.Generator().manual_seed(seed_for(spec.seed, "order"))
-        self._generators: dict[str, torch.Generator] = {}
-        self._random = devices.ModuleRandomness(seed_for(spec.seed, "modules"), device)
+        self._random = randomness.Randomness(spec.seed, device)
         self._weights = weights
         self._networks_made = 0
         self.log = measure.LabelLog(self._labels, len(self.classes))
@@ -130,11 +128,8 @@ class Training:
         return self._pixels.stored(self._rows[spread.to(self.device)]).cpu().contiguous()
 
     def generator(self, concern: str) -> torch.Generator:
-        """The generator of one concern on the training's device, made when first asked for."""
-        if concern not in self._generators:
-            fresh = torch.Generator(self.device).manual_seed(seed_for(self.spec.seed, concern))
-            self._generators[concern] = fresh
-        return self._generators[concern]
+        """See `phase.Lab.generator`."""
+        return self._random.generator(concern)
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""
@@ -153,9 +148,8 @@ class Training:
         tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
         log_tensors, log_facts = self.log.state()
         tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
-        tensors |= {f"generator/{concern}": each.get_state() for concern, each in self._generators.items()}
-        tensors |= {f"random/{number}": each for number, each in enumerate(self._random.states)}
-        tensors |= {"order_generator": self._order_generator.get_state(), "loss": self._loss}
+        tensors |= {f"random/{name}": tensor for name, tensor in self._random.state().items()}
+        tensors["loss"] = self._loss
         if self._order is not None:
             tensors["order"] = self._order
         tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
@@ -197,11 +191,7 @@ class Training:
             ):
                 prefix = f"optimizer/{number}/"
                 checkpoint.unpack_optimizer(optimizer, prefix, checkpoint.State(state.tensors, packed))
-        self._generators = {}
-        for concern, tensor in _under("generator/", state.tensors).items():
-            self.generator(concern).set_state(tensor)
-        self._random.states = [state.tensors[f"random/{number}"] for number in range(len(self._random.states))]
-        self._order_generator.set_state(state.tensors["order_generator"])
+        self._random.restore(_under("random/", state.tensors))
         self._order = state.tensors["order"].to(self.device) if "order" in state.tensors else None
         self._loss = state.tensors["loss"].to(self.device, copy=True)
         self.log.restore(_under("log/", state.tensors), facts["log"])
@@ -216,7 +206,7 @@ class Training:
         if self._order is not None:
             return stretch, self._order
         self.method.train()
-        with self._random.swapped_in():
+        with self._random.of_modules():
             while self._entered < number:
                 self._entered += 1
                 self.phases[self._entered].enter(self)
@@ -229,7 +219,7 @@ class Training:
             raise errors.UnusableData(
                 f"epoch {self.epoch} ({stretch.name}) has no image to train on", code="empty_pool"
             )
-        self._order = pool[torch.randperm(len(pool), generator=self._order_generator)].to(self.device)
+        self._order = pool[torch.randperm(len(pool), generator=self._random.order)].to(self.device)
         self._position, self._seconds = 0, 0.0
         self._loss.zero_()
         return stretch, self._order
@@ -248,7 +238,7 @@ class Training:
             generator=self.generator,
         )
         self.method.train()
-        with self._random.swapped_in():
+        with self._random.of_modules():
             if stretch.step is None:
                 with self._autocast():
                     loss = stretch.loss(batch)
@@ -316,8 +306,7 @@ class Training:
 
     def _make_method(self) -> phase.Method:
         module = methods.load(self.spec.method)
-        with torch.random.fork_rng(devices=[]):  # parts that are not the network's initialise themselves
-            torch.manual_seed(seed_for(self.spec.seed, "method"))
+        with randomness.seeded(seed_for(self.spec.seed, "method")):  # of the parts that are not a network's
             method = module.Method(
                 module.Params.model_validate(self.spec.params), self._labels[self._rows], self._network
             )
@@ -330,8 +319,7 @@ class Training:
     def _network(self) -> phase.Network:
         """Another fresh network each time, initialised from the seed and how many there were before it."""
         self._networks_made += 1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.spec.seed, f"network {self._networks_made}"))
+        with randomness.seeded(seed_for(self.spec.seed, f"network {self._networks_made}")):
             return preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
 
     def _built_optimizers(self) -> phase.Optimizers:
