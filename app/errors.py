@@ -72,7 +72,11 @@ class Problem(Exception):
 
     @property
     def type(self) -> str:
-        return "/problems/" + self.code.replace("_", "-")
+        return type_of(self.code)
+
+
+def type_of(code: str) -> str:
+    return "/problems/" + code.replace("_", "-")
 
 
 def snake(name: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from app.datasets import contents, service
 from app.datasets.contents import ImageRow
 from app.db.tables import Dataset, State
+from app.errors import type_of
 
 Status = Literal["ingesting", "ready", "failed"]
 Split = Literal["train", "test"]
@@ -54,7 +55,7 @@ class DatasetOut(BaseModel):
     facts: dict[str, Any] | None = Field(description="What else ingest found out")
     report: Summary | None
     progress: dict[str, Any] | None
-    error: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and errors naming entries")
     request_id: str | None
     created_at: datetime
     finished_at: datetime | None
@@ -109,7 +110,7 @@ def dataset_out(row: Dataset, inside: Contained | None) -> DatasetOut:
         facts=row.facts,
         report=inside.report if inside else None,
         progress=None if ready else row.progress,
-        error=row.error,
+        error=row.error and {"type": type_of(row.error["code"]), **row.error},
         request_id=row.request_id,
         created_at=row.created_at,
         finished_at=row.finished_at,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from app.catalog import Catalog, UnknownChoice, schema_of
 from app.db.tables import Job, State
-from app.errors import Fault, InvalidRequest
+from app.errors import Fault, InvalidRequest, type_of
 from app.http import problems
 from app.http.fields import Id, Name, Strict, Tags, Text
 
@@ -192,7 +192,7 @@ class JobOut(BaseModel):
     attempt: int
     metrics: dict[str, Any] | None
     model_id: uuid.UUID | None
-    error: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
     compared_with_id: uuid.UUID | None
     comparison: list[Beside] | None
     request_id: str | None
@@ -232,7 +232,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | Non
         attempt=job.attempt,
         metrics=job.metrics,
         model_id=model_id,
-        error=job.error,
+        error=job.error and {"type": type_of(job.error["code"]), **job.error},
         compared_with_id=job.compared_with_id,
         comparison=comparison,
         request_id=job.request_id,

@@ -22,6 +22,7 @@ from app.errors import (
     Problem,
     RemoteImagesDisabled,
     TooLarge,
+    type_of,
 )
 from app.http import routing
 from app.http.access import PREDICT
@@ -204,7 +205,7 @@ def error_of(problem: Problem) -> dict[str, Any]:
 
 
 def as_problem(error: dict[str, Any]) -> dict[str, Any]:
-    kind = "/problems/" + str(error.get("code", "undecodable_input")).replace("_", "-")
+    kind = type_of(str(error.get("code", "undecodable_input")))
     title = error.get("title", "The image cannot be read")
     return {"type": kind, "title": title, "status": error.get("status", 422), "detail": error.get("detail", title)}
 

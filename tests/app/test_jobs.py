@@ -252,6 +252,7 @@ def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable
     hands.fail(claim)
     failed = client.get(path).json()
     assert (failed["status"], failed["error"]["code"], failed["error"]["hint"]) == ("failed", "diverged", "lower it")
+    assert failed["error"]["type"] == "/problems/diverged"
     resumed = client.post(f"{path}/retry")
     assert (resumed.status_code, resumed.json()["status"], resumed.json()["error"]) == (202, "queued", None)
     assert client.get(f"{path}/metrics").json()["epoch"] == [0, 1, 2]
