@@ -91,7 +91,7 @@ def verify(folder: Path) -> Manifest:
             raise errors.BundleCorrupt(f"this model has format {manifest.format}, not {FORMAT}")
         found = _fingerprint(folder / WEIGHTS)
     except (OSError, ValidationError) as error:
-        raise errors.BundleCorrupt(f"the model's files are missing or damaged ({type(error).__name__})") from error
+        raise errors.BundleCorrupt("the model's files are missing or damaged") from error
     if manifest.files != {WEIGHTS: found} or manifest.digest != _digest(_facts(manifest), found):
         raise errors.BundleCorrupt("the model's files do not match their manifest")
     return manifest

@@ -114,9 +114,12 @@ def thumbnails(encoded: Sequence[bytes], side: int) -> tuple[Results, list[bytes
 def refusal(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
     if isinstance(failure, MemoryError):
         failure = UndecodableImage("image_too_large", "the image does not fit into memory")
-    detail = failure.detail[:1].upper() + failure.detail[1:] + "."
-    status = STATUS.get(failure.code, 422)
+    status, detail = STATUS.get(failure.code, 422), sentence(failure.detail)
     return {"code": failure.code, "status": status, "title": "The image cannot be read", "detail": detail}
+
+
+def sentence(detail: str) -> str:
+    return detail[:1].upper() + detail[1:] + "."
 
 
 def _told(

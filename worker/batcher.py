@@ -167,7 +167,7 @@ class Batcher:
         except Failure as failure:
             log.warning("model %s: %s", model, failure, exc_info=failure.__cause__)
             for request in requests:
-                request.refuse(unavailable(failure.detail))
+                request.refuse(unavailable(answers.sentence(failure.detail)))
         except Exception:
             log.exception("a batch of %d requests", len(requests))
             if len(requests) > 1:

@@ -171,6 +171,7 @@ def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served:
     for frame in (broken, missing):
         assert frame.header["error"]["code"] == "model_unavailable"
         assert frame.header["error"]["status"] == 503
+    assert broken.header["error"]["detail"] == "The model's files do not match their manifest."
     assert served.results(PICTURE)[0]["label"]
 
 
