@@ -9,6 +9,9 @@ from typing import Any, Self
 
 from ml.measure import Score
 
+# What an epoch is measured on: images held out, against their given and against their clean labels; the test set.
+PARTS = ("noisy_validation", "clean_validation", "test")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -23,15 +26,16 @@ class Step:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch yields. `noisy_validation` is measured against given labels, `test` against clean ones."""
+    """What one epoch yields. Scores are by head, "answer" among them; empty where there is nothing to measure by."""
 
     epoch: int  # from 0
     epochs: int
     phase: str
     step: int  # taken so far in the whole training
     train_loss: float
-    noisy_validation: dict[str, Score]  # by head, "answer" among them; empty without a held-out part
-    test: dict[str, Score]  # by head; empty where no truth is known
+    noisy_validation: dict[str, Score]  # images held out, against the labels as they are given
+    clean_validation: dict[str, Score]  # those of them whose clean label is known, against it: shown, never selected by
+    test: dict[str, Score]  # the test set, against clean labels
     learning_rate: float
     seconds: float  # measuring included
     images_per_second: float  # while training
@@ -40,7 +44,7 @@ class EpochReport:
     def to_json(self) -> dict[str, Any]:
         """Strict JSON: what is not finite is null."""
         plain = {name: _strict(value) for name, value in dataclasses.asdict(self).items()}
-        for name in ("noisy_validation", "test"):
+        for name in PARTS:
             scores: dict[str, Score] = getattr(self, name)
             plain[name] = {head: {k: _strict(v) for k, v in s._asdict().items()} for head, s in scores.items()}
         return plain
@@ -49,7 +53,7 @@ class EpochReport:
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """The inverse of `to_json`, null being NaN."""
         known = dict(plain)
-        for name in ("noisy_validation", "test"):
+        for name in PARTS:
             known[name] = {
                 head: Score(**{k: math.nan if v is None else v for k, v in score.items()})
                 for head, score in plain[name].items()

@@ -29,6 +29,7 @@ class Pixels:
         """`images` uint8 (N, S, S, 3), possibly memory-mapped: on a CPU it is only copied if it is to be padded."""
         self.side = int(images.shape[1])
         self.shift = self.side // SHIFT_SHARE
+        self.mean, self.std = mean, std
         self.device = device
         self._padded_bytes = padded_bytes
         self._images = images.to(device)
@@ -39,6 +40,10 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def of(self, images: Tensor) -> Pixels:
+        """Other images uint8 (T, S, S, 3), normalised and placed as these are."""
+        return Pixels(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
 
     def plain(self, rows: Tensor) -> Tensor:
         """The images as they are: int64 (B,) -> (B, 3, S, S)."""

@@ -7,7 +7,7 @@ Shapes: `N` training images, `B` batch, `C` classes, `E` epochs that ranked labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,11 +34,14 @@ class Score(NamedTuple):
     calibration_error: float  # expected calibration error in [0, 1]
 
 
-def scores(heads: Callable[[Tensor], dict[str, Tensor]], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Score]:
-    """The score of every head over (images, labels) batches; waits for the device once, at the end."""
+def scores(answers: Iterable[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Score]:
+    """The score of every head from batches of its logits (B, C) and labels (B,); waits for the device once, at the end.
+
+    Empty without a batch.
+    """
     sums: dict[str, Tensor] = {}
-    for images, labels in batches:
-        for name, logits in heads(images).items():
+    for heads, labels in answers:
+        for name, logits in heads.items():
             counted = _tally(logits.float(), labels)
             sums[name] = sums[name] + counted if name in sums else counted
     return {name: _score(tally.cpu()) for name, tally in sums.items()}
@@ -60,17 +63,20 @@ def _score(tally: Tensor) -> Score:
     return Score(float(bins[:, 1].sum()) / count, loss / count, float((bins[:, 1] - bins[:, 2]).abs().sum()) / count)
 
 
-class CleanTest:
-    """The clean test set on a device: never trained or selected on."""
+class Part:
+    """Some images on a device, and the labels by which to measure a prediction of them: never trained on."""
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> None:
-        """`images` uint8 (T, S, S, 3), `labels` int64 (T,): the clean ones."""
-        self._pixels = loader.Pixels(images, mean, std, device=device)
-        self._labels = labels.to(device)
+    def __init__(self, pixels: loader.Pixels, rows: Tensor, labels: Tensor) -> None:
+        """`rows` int64 (R,) of `pixels`, and the label of each."""
+        self._pixels = pixels
+        self._rows, self._labels = rows.to(pixels.device), labels.to(pixels.device)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.split(torch.arange(len(self._labels), device=self._labels.device), self._pixels.plain_rows()):
-            yield self._pixels.plain(rows), self._labels[rows]
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows (B,), images (B, 3, S, S) and labels (B,); nothing where the part is empty."""
+        size = self._pixels.plain_rows()
+        for start in range(0, len(self._rows), size):
+            rows = self._rows[start : start + size]
+            yield rows, self._pixels.plain(rows), self._labels[start : start + size]
 
 
 def summary(noisy_validation: Sequence[float | None], test: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -97,9 +103,8 @@ class LabelLog:
         """`labels` int64 (N,): the given ones, on the training's device."""
         self._labels = labels
         self._unseen = torch.full((len(labels),), torch.nan, dtype=torch.float16, device=labels.device)
-        self.margins: list[
-            Tensor
-        ] = []  # float16 (N,) for each epoch that ranked labels; NaN where a label was not seen
+        # float16 (N,) for each epoch that ranked labels; NaN where a label was not seen
+        self.margins: list[Tensor] = []
         self.sums = torch.zeros(len(labels), classes, device=labels.device)  # of softmax; counts are in `counts`
         self.counts = torch.zeros(len(labels), device=labels.device)
         self.best: tuple[float, int, Tensor, Tensor] | None = None  # accuracy, epochs, sums, counts when it was best

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import errors, measure, networks, noise, phase
+from ml import errors, loader, measure, networks, noise, phase
 from ml.blocks import schedules
+from ml.data import UNKNOWN
 from ml.spec import TrainingSpec, seed_for
 
 if TYPE_CHECKING:
@@ -71,11 +72,21 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
     return torch.from_numpy(found.labels), found.rate
 
 
-def clean_test(truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device) -> measure.CleanTest | None:
-    """The clean test set on the device; None where there is none."""
-    if truth is None or truth.test_images is None or truth.test_labels is None or len(truth.test_labels) == 0:
-        return None
-    return measure.CleanTest(truth.test_images, truth.test_labels, mean, std, device)
+def parts(truth: Truth | None, pixels: loader.Pixels, given: Tensor, held_out: Tensor) -> dict[str, measure.Part]:
+    """What every epoch is measured on, by the names of `events.PARTS`; empty where no label is known to measure by."""
+    nothing = held_out[:0]
+    clean, known, test = nothing, nothing, measure.Part(pixels, nothing, nothing)
+    if truth is not None and truth.train_clean is not None:
+        known = held_out[truth.train_clean[held_out] != UNKNOWN]
+        clean = truth.train_clean[known]
+    if truth is not None and truth.test_images is not None and truth.test_labels is not None:
+        rows = torch.arange(len(truth.test_labels))
+        test = measure.Part(pixels.of(truth.test_images), rows, truth.test_labels)
+    return {
+        "noisy_validation": measure.Part(pixels, held_out, given[held_out]),
+        "clean_validation": measure.Part(pixels, known, clean),
+        "test": test,
+    }
 
 
 def data_hash(images: LabeledImages) -> str:

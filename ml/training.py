@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ml import checkpoint, data, devices, errors, loader, measure, methods, phase, preparation, randomness
-from ml.events import EpochReport, Step
+from ml.events import PARTS, EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
 
 if TYPE_CHECKING:
@@ -40,17 +40,14 @@ class Training:
         """Use `build`."""
         self.spec, self.device, self.classes = spec, device, tuple(images.classes)
         self.config_hash, self.data_hash = spec.digest(), preparation.data_hash(images)
-        self.labels, self.noise_rate = preparation.noisy_labels(
-            spec, images
-        )  # int64 (N,) as trained on; realised injected noise | None
-        trained, held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
-        trained = torch.as_tensor(trained)
-        self.held_out = torch.as_tensor(held_out)
+        # int64 (N,) as trained on; the realised rate of injected noise, or None
+        self.labels, self.noise_rate = preparation.noisy_labels(spec, images)
+        trained, self.held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
         self.mean, self.std = loader.statistics(images.images, trained)
         self._pixels = loader.Pixels(images.images, self.mean, self.std, device=device)
         self._labels = self.labels.to(device)
         self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
-        self._test = preparation.clean_test(truth, self.mean, self.std, device)
+        self._parts = preparation.parts(truth, self._pixels, self.labels, self.held_out)
         self._half = devices.half_precision(spec.precision, device)
         self._random = randomness.Randomness(spec.seed, device)
         self._weights = weights
@@ -256,9 +253,9 @@ class Training:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
         shown = max(2, len(order))  # a single image is shown twice
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
-        validation = self._noisy_validation()
-        test = {} if self._test is None else measure.scores(self._heads, self._test)
-        self.log.end_epoch(validation["answer"].accuracy if validation else None)
+        measured = {name: measure.scores(self._answers(name)) for name in PARTS}
+        validation = measured["noisy_validation"].get("answer")
+        self.log.end_epoch(validation.accuracy if validation else None)
         assert self._optimizers is not None
         report = EpochReport(
             epoch=self.epoch,
@@ -266,35 +263,24 @@ class Training:
             phase=stretch.name,
             step=self.step,
             train_loss=float(self._loss) / shown,
-            noisy_validation=validation,
-            test=test,
+            **measured,
             learning_rate=float(self._optimizers.members[0].param_groups[0]["lr"]),
             seconds=self._seconds + time.perf_counter() - self._clock_started,
             images_per_second=shown / training_seconds,
-            finite=all(math.isfinite(n) for score in (*validation.values(), *test.values()) for n in score),
+            finite=all(math.isfinite(n) for heads in measured.values() for score in heads.values() for n in score),
         )
         self.history.append(report)
         self.epoch += 1
         self._order, self._position = None, 0
         return report
 
-    def _noisy_validation(self) -> dict[str, measure.Score]:
-        """Scores on the held-out part; its labels are ranked in the same epochs as the others."""
-        current = self._rows
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal current
-            for current in torch.split(self.held_out.to(self.device), self._pixels.plain_rows()):
-                if len(current):
-                    yield self._pixels.plain(current), self._labels[current]
-
-        def heads(images: Tensor) -> dict[str, Tensor]:
+    def _answers(self, name: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Logits of every head and labels of a part, batch by batch; held-out labels are ranked as the others are."""
+        for rows, images, labels in self._parts[name]:
             found = self._heads(images)
-            if self.log.ranking:
-                self.log.observe(current, found["answer"])
-            return found
-
-        return measure.scores(heads, batches())
+            if name == "noisy_validation" and self.log.ranking:
+                self.log.observe(rows, found["answer"])
+            yield found, labels
 
     def _heads(self, images: Tensor) -> dict[str, Tensor]:
         self.method.eval()

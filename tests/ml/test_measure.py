@@ -33,10 +33,8 @@ def planted(rate: float = 0.25, epochs: int = 5) -> tuple[LabelLog, torch.Tensor
 def test_scores_of_two_batches_are_those_of_one() -> None:
     """z and y of methods.md §10: mean cross-entropy 0.6751, one of two right."""
     logits, labels = torch.tensor([[2.0, 0, -1], [0, 1, 0.5]]), torch.tensor([0, 2])
-    both = measure.scores(lambda shown: {"answer": shown}, [(logits, labels)])["answer"]
-    halves = measure.scores(
-        lambda shown: {"answer": shown}, zip(torch.split(logits, 1), torch.split(labels, 1), strict=True)
-    )
+    both = measure.scores([({"answer": logits}, labels)])["answer"]
+    halves = measure.scores(({"answer": logits[i : i + 1]}, labels[i : i + 1]) for i in range(2))
 
     assert both.accuracy == 0.5
     assert both.loss == pytest.approx(0.6751, abs=1e-4)
@@ -48,7 +46,7 @@ def test_calibrated_predictions_have_no_calibration_error() -> None:
     logits = torch.tensor([0.75, 0.25]).log().repeat(400, 1)
     labels = (torch.arange(400) % 4 == 0).long()
 
-    assert measure.scores(lambda shown: {"a": shown}, [(logits, labels)])["a"].calibration_error < 1e-6
+    assert measure.scores([({"a": logits}, labels)])["a"].calibration_error < 1e-6
 
 
 def test_planted_errors_are_found() -> None:

@@ -39,7 +39,7 @@ def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImage
 def test_truth_never_reaches_the_method(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     """Law 7: with other clean labels, or none, the same weights come out."""
     assert truth.test_labels is not None
-    lies = Truth(None, truth.test_images, 3 - truth.test_labels)
+    lies = Truth(3 - labeled.labels, truth.test_images, 3 - truth.test_labels)
     states = []
     for known in (truth, lies, None):
         training = Training.build(spec(), labeled, truth=known)
@@ -142,10 +142,26 @@ def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth:
     assert report.images_per_second > 0
 
 
+def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs, labeled: LabeledImages) -> None:
+    """What a set without a test split can tell: by the clean labels that are known, and by no others."""
+    held_out = Training.build(spec(), labeled).held_out
+    noisy = labeled.labels.clone()
+    noisy[held_out] = (noisy[held_out] + 1) % 4
+    clean = torch.full_like(noisy, -1)
+    clean[held_out[::2]] = labeled.labels[held_out[::2]]
+    given = LabeledImages(labeled.images, noisy, labeled.classes)
+    seen = reports(Training.build(spec(epochs=10, batch_size=16), given, truth=Truth(clean, None, None)))[-1]
+    unknown = reports(Training.build(spec(epochs=1), given, truth=Truth(torch.full_like(noisy, -1), None, None)))[-1]
+
+    assert seen.clean_validation["answer"].accuracy == 1.0
+    assert seen.noisy_validation["answer"].accuracy < 0.5
+    assert seen.test == unknown.test == unknown.clean_validation == {}
+
+
 def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: LabeledImages) -> None:
     training = Training.build(spec(validation_fraction=0.0), labeled)
 
-    assert [(r.noisy_validation, r.test) for r in reports(training)] == [({}, {})] * 3
+    assert [(r.noisy_validation, r.clean_validation, r.test) for r in reports(training)] == [({}, {}, {})] * 3
     assert training.summary()["best_noisy_val"] is None
 
 
