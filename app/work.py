@@ -20,11 +20,19 @@ Workable = TypeVar("Workable", Dataset, Job)
 Table = type[Dataset] | type[Job]
 Order = Literal["cancel", "fenced_off"]
 
-POISON = {
-    "code": "poison",
-    "title": "The job keeps ending its worker",
-    "detail": "Several attempts in a row ended without a new checkpoint.",
-    "hint": "See what the attempts have in common in /jobs/{id}/logs; a smaller batch_size or image_size often helps.",
+POISON: dict[Table, dict[str, str]] = {
+    Job: {
+        "code": "poison",
+        "title": "The job keeps ending its worker",
+        "detail": "Several attempts in a row ended without a new checkpoint.",
+        "hint": "See in /jobs/{id}/logs what they have in common; a smaller batch_size or image_size often helps.",
+    },
+    Dataset: {
+        "code": "poison",
+        "title": "The archive keeps ending its worker",
+        "detail": "Several attempts in a row at checking its images ended before they were done.",
+        "hint": "Upload the archive in parts to find the picture that does it.",
+    },
 }
 
 
@@ -139,7 +147,10 @@ def _end_attempts(
     failed = [row_id for row_id, state in states.items() if state == State.failed]
     if failed:
         session.execute(
-            update(table).where(table.id.in_(failed)).values(error=POISON).execution_options(synchronize_session=False)
+            update(table)
+            .where(table.id.in_(failed))
+            .values(error=POISON[table])
+            .execution_options(synchronize_session=False)
         )
     return states
 

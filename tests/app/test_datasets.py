@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import socket
 import threading
@@ -19,6 +20,7 @@ import pytest
 from sqlalchemy import func, select
 
 from app import storage
+from app.datasets import ingestion
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
 from tests.app.conftest import BOTH, Client, Hands, Live, class_folders, upload
@@ -308,6 +310,28 @@ def test_deleting_frees_the_disk_and_is_a_409_while_a_job_needs_it(
     assert client.get(f"/datasets/{dataset_id}").status_code == 404
     kept = client.get(f"/jobs/{job['id']}").json()
     assert (kept["status"], kept["dataset_id"], kept["request"]["dataset_id"]) == ("succeeded", None, dataset_id)
+
+
+@BOTH
+def test_an_archive_that_keeps_ending_its_worker_says_so_in_its_own_words(client: Client, archive_bytes: bytes) -> None:
+    made = upload(client, archive_bytes).json()
+    for _ in range(2):
+        with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+            claim = ingestion.claim(session, "test", -1.0)
+            assert claim is not None
+        with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+            assert ingestion.reap(session, 2) == 1
+    failed = client.get(f"/datasets/{made['id']}").json()
+    assert (failed["status"], failed["error"]["type"]) == ("failed", "/problems/poison")
+    assert "job" not in json.dumps(failed["error"])
+
+
+def test_S6_pictures_are_never_rendered_as_a_page_of_ours(client: Client, dataset_id: str) -> None:
+    for name in ("0", "0/thumbnail"):
+        headers = client.get(f"/datasets/{dataset_id}/images/{name}").headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-disposition"].startswith("attachment")
+        assert "sandbox" in headers["content-security-policy"]
 
 
 def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., Live]) -> None:
