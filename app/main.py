@@ -70,7 +70,14 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             state.broker.close()
             state.engine.dispose()
 
-    app = FastAPI(title="DeNLL", version="0.1.0", description=ABOUT, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(
+        title="DeNLL",
+        version="0.1.0",
+        description=ABOUT,
+        lifespan=lifespan,
+        openapi_url=None,
+        redirect_slashes=False,  # what is not 2xx is a problem document, and a redirect is none
+    )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = Parser(app.state.catalog)

@@ -100,8 +100,16 @@ def test_H6_an_unknown_method_is_a_405_that_names_all_others(client: Client, pat
 
 
 def test_nothing_at_a_path_is_a_404_problem(client: Client) -> None:
-    for path in ("/nowhere", "/static/../settings.py", "/static/%2e%2e/main.py", "/static/nothing.js", "/v2/health"):
-        assert client.get(path).status_code == 404
+    for path in (
+        "/nowhere",
+        "/static/../settings.py",
+        "/static/%2e%2e/main.py",
+        "/static/nothing.js",
+        "/v2/health",
+        "/jobs/",
+    ):
+        answer = client.get(path, follow_redirects=False)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 
 def test_a_bug_is_a_500_problem_that_tells_nothing_but_the_request(client: Client) -> None:
