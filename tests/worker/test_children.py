@@ -20,7 +20,8 @@ from app.jobs import attempt
 from ml import checkpoint
 from tests.worker.house import House, opened, pictures
 from worker import leash
-from worker.children import ingest, job
+from worker.children import ingest, job, publish
+from worker.children.desk import Interrupted
 from worker.leash import Leash
 
 
@@ -87,6 +88,35 @@ def test_F15_a_disk_that_stays_full_fails_the_job(house: House, tie: Leash, monk
     assert job.main(*claimed(house), None, tie) == leash.SETTLED
     failed = house.job(job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "disk_full")
+
+
+def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
+    house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verified one in which a part has another name; it was half restored when that was noticed."""
+    job_id = house.submit(house.dataset(), epochs=2)
+    write = checkpoint.write
+
+    def as_before(folder: Path, state: checkpoint.State) -> Path:
+        tensors = {name.replace("random/", "generators/"): tensor for name, tensor in state.tensors.items()}
+        assert tensors.keys() != state.tensors.keys()
+        return write(folder, checkpoint.State(tensors, state.facts))
+
+    def drained(_: publish.Publication) -> None:
+        raise Interrupted("drain")
+
+    first = claimed(house)
+    with monkeypatch.context() as before:
+        before.setattr(checkpoint, "write", as_before)
+        before.setattr(publish.Publication, "write", drained)
+        assert job.main(*first, None, tie) == leash.DRAINED
+    with transaction(house.engine) as session:
+        attempt.put_back(session, *first, counts=False, limit=3, reason="drained")
+
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert house.state(job_id) == "succeeded"
+    assert any("starts again" in event.data["message"] for event in house.history(job_id, "log"))
+    assert [event.data["epoch"] for event in house.history(job_id, "metric")][-2:] == [0, 1]
 
 
 def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: House, tie: Leash) -> None:

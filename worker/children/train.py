@@ -11,6 +11,8 @@ import shutil
 import time
 from collections.abc import Callable
 
+import torch
+
 from ml import checkpoint, data, errors
 from ml.data import LabeledImages, Truth
 from ml.events import EpochReport, Step
@@ -32,9 +34,19 @@ def run(given: Assignment) -> None:
     threads = settings.threads or os.cpu_count() or 1
     images, truth = load(given, spec, threads)
     device = settings.device if spec.device == "auto" else spec.device
-    training = Training.build(spec, images, truth=truth, device=device, threads=threads, weights=files.weights())
+
+    def begun() -> Training:
+        return Training.build(spec, images, truth=truth, device=device, threads=threads, weights=files.weights())
+
+    training = begun()
     attempt = Attempt(given, training)
-    attempt.resume()
+    try:
+        attempt.resume()
+    except errors.CheckpointInvalid as error:  # after half of it was restored: begin anew
+        log.warning("not resumed: %s", error, exc_info=error.__cause__)
+        given.desk.log("warning", f"The training starts again: {error.detail}.")
+        training = begun()
+        attempt = Attempt(given, training)
     attempt.train()
     publication = publish.Publication(given, training, images, truth)
     attempt.when_there_is_space(publication.write)
@@ -57,6 +69,16 @@ def load(given: Assignment, spec: TrainingSpec, threads: int) -> tuple[LabeledIm
         )
     except FileNotFoundError as error:
         raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
+
+
+def restore(training: Training, state: checkpoint.State) -> None:
+    """Put back a verified state; CheckpointInvalid when it fits no more, as one from before an update may."""
+    try:
+        training.restore(state)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise errors.CheckpointInvalid("the checkpoint was written by another version of this service") from error
 
 
 class Pace:
@@ -124,7 +146,7 @@ class Attempt:
             log.warning("checkpoint of %s not used: %s", of, skipped.detail)
             self._desk.log("warning", f"A checkpoint of {of} is not used: {skipped.detail}.")
         if newest.state is not None:
-            training.restore(newest.state)
+            restore(training, newest.state)
             self._saved = (time.monotonic(), training.step)
             log.info("resumed at step %d", training.step)
             self._desk.log("info", f"Resumed at step {training.step}, epoch {training.epoch + 1}.")
