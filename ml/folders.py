@@ -1,6 +1,13 @@
-"""A plain folder or zip of pictures as tensors, for the command line: class folders, or images and a table.
+"""A plain folder or zip of pictures as tensors, for the command line.
 
-Reads what the user points at on their own machine; the service, which must distrust what it reads, has its own way in.
+Tables win: `train.csv`, `labels.csv` and `test.csv`, at the top and exactly so named. A picture's path, seen from
+there, is in the column `file`, `file_name` or `path`; its label in `label`, `given`, `class` or the one asked for; its
+clean label, where known, in `clean`. Without a table it is `[train|test/]<class>/.../<picture>`, again from the top.
+Classes are all names that occur, sorted; what has no label or cannot be decoded is left out and named.
+
+The service, which must distrust what it reads, has its own way in. It reads more: folders around the set, `val`,
+tables of other names, a column `split`, paths seen from the table. A column `clean` is the
+truth there only where the upload says so, and no column to learn from is guessed where there are several.
 """
 
 from __future__ import annotations
@@ -88,13 +95,16 @@ def read(path: Path, *, image_size: int, resize: Resize = "squash", label_column
     names = source.names()
     tables = [name for name in names if name in TABLES]
     rows = _from_tables(source, tables, label_column) if tables else _from_folders(names)
-    classes = tuple(sorted({row.given for row in rows if row.split == "train"}))
-    if len(classes) < 2:
+    if len({row.given for row in rows if row.split == "train" and row.given}) < 2:
         raise UnusableData(f"{path.name} has fewer than two classes", code="too_few_classes")
+    classes = tuple(sorted({label for row in rows for label in (row.given, row.clean) if label}))
     pixels: list[torch.Tensor] = []
     kept: list[Row] = []
     left_out: list[str] = []
     for row in rows:
+        if not (row.given or (row.split == "test" and row.clean)):
+            left_out.append(f"{row.path}: no label")
+            continue
         try:
             picture = images.decode(source.read(row.path))
         except (UndecodableImage, OSError, KeyError) as error:
@@ -111,7 +121,7 @@ def _assembled(
 ) -> Found:
     number: Mapping[str, int] = {name: number for number, name in enumerate(classes)}
     train = [i for i, row in enumerate(rows) if row.split == "train"]
-    test = [i for i, row in enumerate(rows) if row.split == "test" and (row.clean or row.given) in number]
+    test = [i for i, row in enumerate(rows) if row.split == "test"]
     if not train:
         raise UnusableData("no picture to train on could be decoded", code="no_images")
     clean = torch.tensor([number.get(rows[i].clean, UNKNOWN) for i in train])

@@ -68,6 +68,22 @@ def test_tables_with_a_label_column_and_the_truth(tmp_path: Path) -> None:
     assert "gone.png" in found.left_out[0]
 
 
+def test_classes_are_all_that_occur_and_a_row_without_a_label_is_left_out(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / f"{number}.png", 40 * number)
+    (tmp_path / "train.csv").write_text("file,label,clean\n0.png,b,c\n1.png,d,d\n2.png,,d\n")
+    (tmp_path / "test.csv").write_text("file,label\n3.png,a\n4.png,\n")
+    found = folders.read(tmp_path, image_size=8)
+
+    assert found.images.classes == ("a", "b", "c", "d")
+    assert found.images.labels.tolist() == [1, 3]
+    assert found.truth.train_clean is not None
+    assert found.truth.train_clean.tolist() == [2, 3]
+    assert found.truth.test_labels is not None
+    assert found.truth.test_labels.tolist() == [0]
+    assert sorted(found.left_out) == ["2.png: no label", "4.png: no label"]
+
+
 @pytest.mark.parametrize(
     ("files", "code"),
     [
