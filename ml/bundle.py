@@ -121,7 +121,7 @@ def _manifest(training: Training, weights: File, metrics: Mapping[str, Any]) -> 
         "classes": list(training.classes),
         "mean": [float(value) for value in training.mean],
         "std": [float(value) for value in training.std],
-        "label_count": len(training.labels) - len(training.held_out),
+        "label_count": training.method_label_count,
     }
     known = {"digest": _digest(facts, weights), "files": {WEIGHTS: weights}, "metrics": dict(metrics)}
     return Manifest.model_validate(facts | known)

@@ -77,9 +77,7 @@ def write(folder: Path, state: State) -> Path:
         for name in (TENSORS, FACTS):
             _flush(temporary / name)
         files = {name: _fingerprint(temporary / name) for name in (TENSORS, FACTS)}
-        manifest = {key: state.facts.get(key) for key in ("step", "score", "config_hash", "data_hash")} | {
-            "files": files
-        }
+        manifest = {key: state.facts.get(key) for key in MANIFESTED} | {"files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, allow_nan=False), encoding="utf-8")
         _flush(temporary / MANIFEST)
         _flush(temporary)

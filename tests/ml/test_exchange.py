@@ -23,6 +23,24 @@ def test_cross_entropy_and_agreement_have_the_reference_values() -> None:
     assert float(jocor) == pytest.approx((0.4787 + 0.5269) / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("row", "probabilities", "cross_entropy", "symmetric_kl"),
+    [(0, [0.8438, 0.1142, 0.0420], 0.1698, 0.4459), (1, [0.1863, 0.5065, 0.3072], 1.1803, 0.3856)],
+)
+def test_every_row_has_the_reference_values(
+    row: int, probabilities: list[float], cross_entropy: float, symmetric_kl: float
+) -> None:
+    """methods.md §10, computed there in float64; KL(p‖q) + KL(q‖p) spelled out by its definition."""
+    z, other, label = Z[row : row + 1], OTHER[row : row + 1], LABELS[row : row + 1]
+    p, q = (each.double().softmax(dim=1) for each in (z, other))
+    by_definition = float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())
+
+    assert p[0].tolist() == pytest.approx(probabilities, abs=1e-4)
+    assert float(losses.cross_entropy(z, label)) == pytest.approx(cross_entropy, abs=1e-4)
+    assert float(losses.symmetric_kl(z, other)) == pytest.approx(by_definition, rel=1e-5)
+    assert by_definition == pytest.approx(symmetric_kl, abs=1e-4)
+
+
 def test_losses_are_f32_whatever_comes_in() -> None:
     half = Z.bfloat16()
 
