@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in PLAIN_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description
         train.add_argument(f"--{name.replace('_', '-')}", default=None, help=(described or "").replace("%", "%%"))
-    measure = commands.add_parser("measure", help="the four accuracies and the label issues of a finished training")
+    measure = commands.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
     measure.add_argument("trained", type=Path, help="the --out folder of a training")
     commands.add_parser("catalog", help="everything that can be trained, as JSON")
     options = parser.parse_args(arguments)
@@ -99,11 +99,12 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
 
 
 def _line(report: Any) -> str:  # an EpochReport; its module needs torch
-    validation, test = report.noisy_validation.get("answer"), report.test.get("answer")
+    from ml.events import PARTS
+
+    known = [(name.replace("_", " "), getattr(report, name).get("answer")) for name in PARTS]
     return (
         f"epoch {report.epoch + 1}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
-        + (f", noisy validation {validation.accuracy:.4f}" if validation else "")
-        + (f", test {test.accuracy:.4f}" if test else "")
+        + "".join(f", {name} {score.accuracy:.4f}" for name, score in known if score)
         + f", {report.images_per_second:.0f} images/s"
     )
 
