@@ -83,9 +83,9 @@ class Training:
             torch.set_num_threads(threads)
         if place.type == "cuda":
             torch.backends.cudnn.benchmark = not spec.deterministic
+            torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
             if spec.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
-                torch.use_deterministic_algorithms(True, warn_only=True)
         preparation.check(spec, images)
         with devices.bounded_memory(spec.batch_size, "preparing the training"):
             return cls(spec, images, truth, place, weights)

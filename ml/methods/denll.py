@@ -196,9 +196,8 @@ class Method(phase.Method):
                 continue  # a host's guess or score, not what it learns from
             if strength > 0.0:
                 total = total + strength * exchange.agreement(self.params.agreement, one.logits, two.logits)
-            if self.gates is not None and any(
-                one.images is view for view in batch.views
-            ):  # mixed images have other labels
+            as_they_are = any(one.images is view for view in batch.views)  # mixed images have other labels
+            if self.gates is not None and as_they_are:
                 for gated in self.gates(one, two, detached=self.params.gates == "detached"):
                     total = total + losses.cross_entropy(gated, batch.labels)
         return total
