@@ -22,6 +22,7 @@ from app.errors import Fault, InvalidRequest, Malformed, Problem, shown, snake
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_SHOWN = 100  # of however many there are
+COUNTED = Fault("", "counted", "")  # stands for each fault that is not shown: wording thousands takes seconds
 NAME_CHARS = 100  # of a name that is no field of ours; our longest is far shorter
 
 
@@ -100,7 +101,8 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
     """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Malformed("The body is not JSON.")
-    faults = [fault(error, model if n < FAULTS_SHOWN else None) for n, error in enumerate(errors)]
+    faults = [fault(error, model) for error in errors[:FAULTS_SHOWN]]
+    faults += [COUNTED] * (len(errors) - len(faults))
     return InvalidRequest(summary(faults), errors=faults)
 
 
