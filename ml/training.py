@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ml import checkpoint, data, devices, errors, loader, measure, methods, phase, preparation, randomness
+from ml import checkpoint, course, data, devices, errors, loader, measure, methods, phase, preparation, randomness
 from ml.events import PARTS, EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
 
@@ -55,9 +55,8 @@ class Training:
         self.log = measure.LabelLog(self._labels, len(self.classes))
         self.history: list[EpochReport] = []
         self.method = self._make_method()
-        self.phases = tuple(self.method.phases(preparation.recipe(spec)))
-        self._ends = [sum(stretch.epochs for stretch in self.phases[: i + 1]) for i in range(len(self.phases))]
-        self.epochs = self._ends[-1]
+        self._course = course.Course(self.method.phases(preparation.recipe(spec)))
+        self.phases, self.epochs = self._course.phases, self._course.epochs
         self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
         self._entered = -1  # number of the phase entered last
         self._optimizers: phase.Optimizers | None = None
@@ -198,7 +197,7 @@ class Training:
 
     def _begin_epoch(self) -> tuple[phase.Phase, Tensor]:
         """The phase of this epoch and its order; an epoch that has begun before is only picked up."""
-        number = next(number for number, end in enumerate(self._ends) if self.epoch < end)
+        number = self._course.number(self.epoch)
         stretch = self.phases[number]
         if self._order is not None:
             return stretch, self._order
@@ -310,25 +309,17 @@ class Training:
 
     def _built_optimizers(self) -> phase.Optimizers:
         """Those of the last entered phase that has its own."""
-        stretch = self.phases[self._owner()]
+        stretch = self.phases[self._course.owner(self._entered)]
         assert stretch.optimizers is not None, "the first phase of a method builds optimizers"
         built = stretch.optimizers()
         for group in (group for member in built.members for group in member.param_groups):
             group.setdefault("initial_lr", group["lr"])
         return built
 
-    def _owner(self) -> int:
-        """The phase whose optimizers are in use: the last entered one that builds any."""
-        return max(i for i in range(self._entered + 1) if self.phases[i].optimizers is not None)
-
     def _set_rates(self, part: float) -> phase.Optimizers:
-        """Move the learning rates along the schedule, which runs over all phases that share the optimizers."""
+        """Move the learning rates along their schedule; `part` of this epoch has passed."""
         assert self._optimizers is not None
-        owner = self._owner()
-        start = self._ends[owner] - self.phases[owner].epochs
-        heirs = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
-        end = self._ends[heirs[0] - 1] if heirs else self.epochs
-        factor = self._optimizers.factor((self.epoch - start + part) / (end - start))
+        factor = self._optimizers.factor(self._course.progress(self._entered, self.epoch + part))
         for group in (group for member in self._optimizers.members for group in member.param_groups):
             group["lr"] = group["initial_lr"] * factor
         return self._optimizers
