@@ -6,8 +6,8 @@ clean label, where known, in `clean`. Without a table it is `[train|test/]<class
 Classes are all names that occur, sorted; what has no label or cannot be decoded is left out and named.
 
 The service, which must distrust what it reads, has its own way in. It reads more: folders around the set, `val`,
-tables of other names, a column `split`, paths seen from the table. A column `clean` is the
-truth there only where the upload says so, and no column to learn from is guessed where there are several.
+tables of other names, a column `split`, paths seen from the table. There a column `clean` is the truth only where the
+upload says so, and no column to learn from is guessed where several could be.
 """
 
 from __future__ import annotations
