@@ -32,8 +32,8 @@ demo: install ## Learn from wrong labels in three minutes: upload, train, predic
 run: install ## Serve on loopback until Ctrl-C
 	@exec $(BIN)/python -m worker.embedded
 
-test: install ## All tests, real Postgres and Redis included
-	$(BIN)/python -m pytest
+test: install ## All tests, real Postgres and Redis included, on two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/ruff format --check
