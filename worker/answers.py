@@ -5,14 +5,12 @@ Knows predictions and pictures, no queue and no socket.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ml import images, masks
 from ml.errors import UndecodableImage
@@ -89,25 +87,6 @@ def results(
         body = _told(predictor.classes, data, image.geometry, prediction, gaussian, options)
         told.append(Result(body, None if picture is None else len(parts)))
         parts += [] if picture is None else [picture]
-    return told, parts
-
-
-def thumbnails(encoded: Sequence[bytes], side: int) -> tuple[Results, list[bytes]]:
-    """JPEGs that fit into a square of `side` pixels, upright."""
-    told: Results = []
-    parts: list[bytes] = []
-    for data in encoded:
-        try:
-            picture = Image.fromarray(images.decode(data))
-        except (UndecodableImage, MemoryError) as failure:
-            told.append(Result({"error": refusal(failure)}))
-            continue
-        picture.thumbnail((side, side), Image.Resampling.BILINEAR)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
-        body = {"media_type": "image/jpeg", "width": picture.width, "height": picture.height}
-        told.append(Result(body, len(parts)))
-        parts.append(buffer.getvalue())
     return told, parts
 
 

@@ -44,8 +44,7 @@ class Request:
     """Encoded images of one caller, answered together."""
 
     id: str
-    operation: str
-    model: uuid.UUID | None
+    model: uuid.UUID
     images: list[bytes]
     options: dict[str, Any]
     deadline_s: float
@@ -66,7 +65,6 @@ class Batcher:
         self._shelf = shelf
         self._waiting: deque[Request] = deque()
         self._images = self._bytes = 0  # waiting
-        self._thumbnails = 0  # images under way beside the model
         self._changed = threading.Condition()
         self._ended = self._warming = False
         self._pool = ThreadPoolExecutor(max(2, settings.threads or 4), thread_name_prefix="decode")
@@ -85,9 +83,6 @@ class Batcher:
 
     def submit(self, request: Request) -> None:
         """Let a request wait for the model, or refuse it at once."""
-        if request.operation == "thumbnail":
-            self._submit_thumbnails(request)
-            return
         size = sum(map(len, request.images))
         with self._changed:
             full = self._images + len(request.images) > self._settings.predict_queue
@@ -103,27 +98,6 @@ class Batcher:
         with self._changed:
             self._warming = True
             self._changed.notify()
-
-    def _submit_thumbnails(self, request: Request) -> None:
-        with self._changed:
-            if self._thumbnails + len(request.images) > self._settings.predict_queue:
-                raise overloaded()
-            self._thumbnails += len(request.images)
-        self._pool.submit(self._answer_thumbnails, request)
-
-    def _answer_thumbnails(self, request: Request) -> None:
-        try:
-            if request.late:
-                request.refuse(too_late())
-            else:
-                results, parts = answers.thumbnails(request.images, int(request.options.get("side", 128)))
-                request.reply(_header(request, results, {}), parts)
-        except Exception:
-            log.exception("thumbnails of request %s", request.id)
-            request.refuse(unavailable("The pictures could not be drawn."))
-        finally:
-            with self._changed:
-                self._thumbnails -= len(request.images)
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
@@ -223,7 +197,6 @@ def unavailable(detail: str) -> Refused:
 def _by_model(requests: Iterable[Request]) -> list[tuple[uuid.UUID, list[Request]]]:
     groups: dict[uuid.UUID, list[Request]] = {}
     for request in requests:
-        assert request.model is not None
         groups.setdefault(request.model, []).append(request)
     return list(groups.items())
 

@@ -29,7 +29,6 @@ from worker.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
-OPERATIONS = {"predict", "thumbnail"}
 LOOK_S = 0.5  # how often the folder of models is looked at
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
 
@@ -74,18 +73,17 @@ def parse(frame: wire.Frame, reply: Any) -> Request:
     """A request out of a frame, its fields checked; Refused when they make no sense."""
     header = frame.header
     try:
-        operation = header["op"]
-        model = uuid.UUID(header["model"]) if operation == "predict" else None
+        model = uuid.UUID(header["model"])
         options = {key: header[key] for key in OPTIONS & header.keys()}
-        request = Request(str(header["id"]), operation, model, frame.parts, options, float(header["deadline_s"]), reply)
+        request = Request(str(header["id"]), model, frame.parts, options, float(header["deadline_s"]), reply)
     except (KeyError, TypeError, ValueError) as error:
         raise Refused("malformed", 400, f"not a request: {type(error).__name__}") from error
-    if operation not in OPERATIONS or not frame.parts:
-        raise Refused("malformed", 400, "not a request: unknown operation, or no image")
+    if not frame.parts:
+        raise Refused("malformed", 400, "not a request: no image")
     return request
 
 
-OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render", "side"}
+OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 
 
 async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:

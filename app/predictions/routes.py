@@ -174,7 +174,6 @@ async def ask(
     if not usable:
         return [], [], {}
     header = {
-        "op": "predict",
         "model": str(served.id),
         "request_id": request.state.request_id,
         **options.asked(),

@@ -1,10 +1,10 @@
 """Frames between the API and an inference process: one JSON header line, then raw bytes. No base64, no pickle.
 
-    header line   {"id": "...", "op": "predict", ..., "sizes": [3072, 2891]}\n
+    header line   {"id": "...", "model": "...", ..., "sizes": [3072, 2891]}\n
     body          the bytes of every part, in order, `sizes` long
 
-Requests  op `predict`: model, top_k, threshold, masks, mask_threshold, render (null, "overlay" or "mask"), deadline_s;
-          op `thumbnail`: side. Parts are encoded images.
+Requests  model, top_k, threshold, masks, mask_threshold, render (null, "overlay" or "mask"), deadline_s; parts are the
+          encoded images.
 Replies   `results`: one object an image, either a prediction or {"error": {code, status, title, detail}};
           `parts`: for each result the number of its part, or null (rendered pictures); `timing_seconds`;
           or, for the whole frame, `error` {code, status, title, detail, retry_after_s}.

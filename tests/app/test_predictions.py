@@ -382,7 +382,7 @@ def test_the_least_busy_process_is_asked_and_a_full_one_says_so(edge: Edge) -> N
         addresses = f"tcp://127.0.0.1:{edge.port},tcp://127.0.0.1:{other.port}"
         gateway = Gateway(addresses, connect_timeout_s=1, deadline_s=5, most_in_flight=4)
         edge.silent = other.silent = True
-        header = {"op": "predict", "render": None}
+        header = {"render": None}
         waiting = [asyncio.create_task(gateway.ask(header, [b"x"])) for _ in range(4)]
         await asyncio.to_thread(eventually, lambda: len(edge.asked) + len(other.asked) == 4)
         assert (len(edge.asked), len(other.asked)) == (2, 2)

@@ -39,7 +39,7 @@ class Served:
 
     async def exchange(self, images: list[bytes], *, model: object = None, **header: Any) -> wire.Frame:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=wire.HEADER_BYTES)
-        asked = {"id": "1", "op": "predict", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
+        asked = {"id": "1", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
         writer.writelines(wire.encode(asked, images))
         frame = await wire.read(reader)
         writer.close()
@@ -151,14 +151,6 @@ def test_a_picture_is_rendered_at_the_size_of_the_original(served: Served, rende
     assert Image.open(io.BytesIO(frame.parts[0])).size == (64, 40)
 
 
-def test_thumbnails_fit_into_their_square(served: Served) -> None:
-    frame = served.ask(photo(64, 40), b"nonsense", op="thumbnail", side=32)
-
-    assert frame.header["parts"] == [0, None]
-    assert frame.header["results"][1]["error"]["status"] == 415
-    assert Image.open(io.BytesIO(frame.parts[0])).size == (32, 20)
-
-
 def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served: Served) -> None:
     damaged = publish(served.house, "ce")
     weights = served.house.files.model(damaged) / bundle.WEIGHTS
@@ -201,8 +193,8 @@ def test_F26_a_full_queue_says_so_at_once_and_answers_what_it_took(served: Serve
         b'{"sizes": [-1]}\n',
         b'{"sizes": [99999999999]}\n',
         b"[1, 2]\n",
-        b'{"id": "1", "op": "predict", "model": "no id", "deadline_s": 1, "sizes": [1]}\nx',
-        b'{"id": "1", "op": "sing", "deadline_s": 1, "sizes": []}\n',
+        b'{"id": "1", "model": "no id", "deadline_s": 1, "sizes": [1]}\nx',
+        b'{"id": "1", "deadline_s": 1, "sizes": []}\n',
     ],
 )
 def test_garbage_costs_its_connection_at_most(served: Served, garbage: bytes) -> None:

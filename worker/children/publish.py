@@ -130,14 +130,16 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
     """A job's metrics. What was measured against noisy labels is named noisy; what is not known is null."""
     last = training.history[-1]
     test, validation = last.test.get("answer"), last.noisy_validation.get("answer")
+    held_out = last.clean_validation.get("answer")
     clean = truth.train_clean if truth.train_clean is not None else images.labels if training.spec.noise else None
     ranked = None if issues is None or clean is None else measure.ranking_quality(issues, training.labels, clean)
     found: dict[str, Any] = strict(
         {
-            "test_accuracy": training.summary() if test else None,
+            "test_accuracy": accuracies(training) if test else None,
             "test_loss": test and test.loss,
             "test_calibration_error": test and test.calibration_error,
             "test_accuracy_by_head": {head: score.accuracy for head, score in last.test.items()} or None,
+            "clean_validation_accuracy": held_out and held_out.accuracy,
             "noisy_validation_accuracy": validation and validation.accuracy,
             "noisy_validation_loss": validation and validation.loss,
             "estimated_noise_rate": None if issues is None else issues.noise_rate,
@@ -150,6 +152,12 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
         }
     )
     return found
+
+
+def accuracies(training: Training) -> dict[str, float | int | None]:
+    """Test accuracies; the `best` is the one that noisy validation chose, because the test set chooses nothing."""
+    found = training.summary()
+    return {"last": found["last"], "best": found["best_noisy_val"], **found}
 
 
 def speed(history: Sequence[EpochReport]) -> float | None:

@@ -7,6 +7,7 @@ import { duration, number, percent, short, words } from "./format.js";
 const MAIN = [
   ["test_accuracy.last", "Test accuracy, last epoch"],
   ["test_accuracy.best_test", "Test accuracy, at its peak"],
+  ["clean_validation_accuracy", "Accuracy on held-out images, true labels"],
   ["noisy_validation_accuracy", "Noisy validation accuracy"],
   ["test_calibration_error", "Calibration error"],
   ["estimated_noise_rate", "Estimated noise rate"],
