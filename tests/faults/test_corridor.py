@@ -187,10 +187,12 @@ def test_F04_a_worker_that_wakes_up_late_writes_nothing(stricken: Stricken) -> N
     for pid in (asleep.pid, child):
         os.kill(pid, signal.SIGSTOP)
 
-    done = stricken.succeeded(job)
-    assert stricken.reasons(job) == ["lease_expired"]
-    for pid in (asleep.pid, child):
-        os.kill(pid, signal.SIGCONT)
+    try:
+        done = stricken.succeeded(job)
+        assert stricken.reasons(job) == ["lease_expired"]
+    finally:
+        for pid in (asleep.pid, child):
+            os.kill(pid, signal.SIGCONT)
     eventually(lambda: not alive(child), what="the end of the child that slept")
     other = stricken.begin(epochs=1)
     assert stricken.ended(other).state == "succeeded"
