@@ -33,6 +33,7 @@ def test_the_catalog_is_fresh() -> None:
         name: methods.load(name).ABOUT["presets"] for name in methods.names()
     }, STALE
     assert [n["name"] for n in committed["networks"]] == list(networks.names()), STALE
+    assert all(n["parameters"] > 0 for n in committed["networks"])
     assert next(n for n in committed["networks"] if n["name"] == "small") == {
         "name": "small",
         **networks.about("small"),
