@@ -35,12 +35,18 @@ run: install ## Serve on loopback until Ctrl-C
 test: install ## All tests, real Postgres and Redis included, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: install ## Format, lint, types, import contracts and the fast tests
+check: lint types contracts ## Format, lint, types, import contracts and the fast tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
+
+lint: install ## Format and lint, without changing anything
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+
+types: install ## mypy, strict
 	$(BIN)/mypy
+
+contracts: install ## The import contracts of ARCHITECTURE.md
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not browser"
 
 format: install ## Rewrite the code in its format
 	$(BIN)/ruff format
