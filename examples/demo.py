@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from PIL import Image
 
 from ml import scenes
 
@@ -35,6 +36,7 @@ TRAIN, TEST, NOISE_RATE = 2400, 600, 0.4
 EPOCHS = 10
 START_S, READY_S = 60.0, 120.0
 BAR = 28
+SHOWN = 256  # pixels a side of the pictures it writes
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ def follow(api: httpx2.Client, job_id: str) -> None:
             show(method, progress, metric)
             if kind == "done":
                 break
-    print()
     job = ok(api.get(f"/jobs/{job_id}"))
+    print(f"\n  {method}: {job['status']} after {job['run_seconds']:.0f} s")
     if job["status"] != "succeeded":
         sys.exit(f"The job {job['status']}: {job['error']}")
 
@@ -179,6 +181,8 @@ def events(stream: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def show(method: str, progress: dict[str, Any], metric: dict[str, Any]) -> None:
+    if not sys.stdout.isatty():
+        return  # a log wants lines, not frames; the last line of a job is printed by `follow`
     fraction = progress.get("fraction") or 0.0
     bar = "█" * round(BAR * fraction) + "·" * (BAR - round(BAR * fraction))
     words = [f"\r  {method:6} {bar} epoch {progress.get('epoch', 0):>2}/{progress.get('epochs', EPOCHS)}"]
@@ -220,14 +224,16 @@ def overlay(api: httpx2.Client, dataset: dict[str, Any], job: dict[str, Any]) ->
     references = [f"dataset:{dataset['id']}/{item['index']}" for item in page["items"]]
     query = [("model", job["model_id"]), *(("image", reference) for reference in references)]
     answer = ok(api.get("/predict", params=query))
-    print("\nPredictions with masks:")
+    print("\nPredictions with masks, on pictures it has not seen:")
     for item, reference, prediction in zip(page["items"], references, answer["predictions"], strict=True):
         centre = prediction["mask"]["gaussian"]
         picture = api.get("/predict", params={"model": job["model_id"], "image": reference, "format": "overlay"})
         path = FOLDER / f"overlay-{item['index']}.png"
-        path.write_bytes(picture.raise_for_status().content)
+        with Image.open(io.BytesIO(picture.raise_for_status().content)) as small:
+            small.resize((SHOWN, SHOWN), Image.Resampling.NEAREST).save(path)
         where = f"({centre['cx']:.1f}, {centre['cy']:.1f})"
-        print(f"  {prediction['label']:9} {prediction['score']:4.0%}  mask at {where}  {path}")
+        truth = item["given_label"]  # the labels of the test pictures are true
+        print(f"  {prediction['label']:9} {prediction['score']:4.0%}  is a {truth:9}  mask at {where}  {path}")
     print(
         f"\nEverything is kept: job {job['id']}, model {job['model_id']}. `make run` serves it with a page to look at."
     )
