@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -68,15 +68,16 @@ Masks = Annotated[str, Query(max_length=200, description="Of gaussian, rle, poly
 Wanted = Annotated[Format | None, Query(description="overlay or mask: a picture; also by Accept: image/png")]
 
 
-def options_of(
+async def options_of(
     request: Request,
-    model: str,
-    top_k: int,
-    threshold: float | None,
-    masks: str,
-    mask_threshold: float,
-    format: Format | None,
+    model: Model = "default",
+    top_k: Annotated[TopK, Query()] = 5,
+    threshold: Annotated[Threshold | None, Query(description="Abstain below this score")] = None,
+    masks: Masks = "gaussian",
+    mask_threshold: Annotated[MaskThreshold, Query()] = 0.5,
+    format: Wanted = None,
 ) -> Options:
+    """What the query asks for besides images; the same for GET and POST."""
     return Options(
         model=model,
         top_k=top_k,
@@ -85,6 +86,9 @@ def options_of(
         mask_threshold=mask_threshold,
         format=format or ("overlay" if wants_picture(request) else "json"),
     )
+
+
+Asked = Annotated[Options, Depends(options_of)]
 
 
 def wants_picture(request: Request) -> bool:
@@ -100,19 +104,13 @@ async def predict(
     image: Annotated[
         list[str], Query(description="dataset:<id>/<index>, dataset:<id>/<path> or data:image/png;base64,...")
     ],
-    model: Model = "default",
-    top_k: Annotated[TopK, Query()] = 5,
-    threshold: Annotated[Threshold | None, Query(description="Abstain below this score")] = None,
-    masks: Masks = "gaussian",
-    mask_threshold: Annotated[MaskThreshold, Query()] = 0.5,
-    format: Wanted = None,
+    asked: Asked,
 ) -> Response:
     """Classify referenced images. Safe and cacheable: the ETag follows from model, images and parameters."""
     if len(image) > config.images_per_call:
         raise requests.too_many(config.images_per_call)
     sources = [Source(str(n), "reference", given, f"/query/image/{n}") for n, given in enumerate(image)]
-    options = options_of(request, model, top_k, threshold, masks, mask_threshold, format)
-    return await answer(request, config, sources, options)
+    return await answer(request, config, sources, asked)
 
 
 @router.post(
@@ -125,16 +123,10 @@ async def predict(
 async def predict_bytes(
     request: Request,
     config: Config,
-    model: Model = "default",
-    top_k: Annotated[TopK, Query()] = 5,
-    threshold: Annotated[Threshold | None, Query(description="Abstain below this score")] = None,
-    masks: Masks = "gaussian",
-    mask_threshold: Annotated[MaskThreshold, Query()] = 0.5,
-    format: Wanted = None,
+    asked: Asked,
 ) -> Response:
     """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's)."""
-    said = options_of(request, model, top_k, threshold, masks, mask_threshold, format)
-    sources, options = await requests.read(request, said, config)
+    sources, options = await requests.read(request, asked, config)
     return await answer(request, config, sources, options)
 
 
