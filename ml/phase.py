@@ -51,6 +51,15 @@ def no_generator(concern: str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Images of a step whose given labels the method does not see."""
+
+    views: tuple[Tensor, ...]  # each (B', 3, H, W)
+    index: Tensor  # int64 (B',), as Batch.index
+    observe: Callable[[Tensor], None]  # as Batch.observe
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one step sees. Labels are the given ones; there is no field for clean labels (law 7)."""
 
@@ -59,7 +68,9 @@ class Batch:
     index: Tensor  # int64 (B,): positions among the labels the method was built with
     observe: Callable[[Tensor], None]  # takes plain logits (B, C), at most once a step; the loop ranks labels by them
     epoch: int = 0  # counted over all phases
-    progress: float = 0.0  # of the whole training, in [0, 1)
+    progress: float = 0.0  # of the whole training, in [0, 1); within an epoch every turn counts from its start
+    turn: int = 0  # number of the phase's turn
+    unlabelled: Unlabelled | None = None  # where the turn has such images
     generator: Callable[[str], torch.Generator] = no_generator  # as Lab.generator: shared by all who name one concern
 
     @property
@@ -100,6 +111,18 @@ class Lab(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One pass of an epoch over a pool. A phase that trains its networks one after the other gives each its turn.
+
+    Pools are masks (M,) or int64 positions, of which a repeated one is shown as often.
+    """
+
+    pool: Tensor  # of these every step shows the next, each once
+    unlabelled: Tensor | None = None  # beside them, round after round; None or empty shows none
+    share: float = 0.5  # of a batch that is unlabelled, if there are enough
+
+
 def nothing(_: Lab) -> None:
     """A phase that prepares nothing."""
 
@@ -118,7 +141,7 @@ class Phase:
     step: Callable[[Batch, Optimizers], Tensor] | None = None  # instead of descend(loss): several losses, masks ...
     enter: Callable[[Lab], None] = nothing  # once: re-initialise parts, estimate a transition matrix
     begin_epoch: Callable[[Lab], None] = nothing  # score the set, split it, refine labels, move a schedule
-    pool: Callable[[], Tensor] | None = None  # which samples this epoch draws from; None is all
+    turns: Callable[[], Sequence[Turn]] | None = None  # what this epoch draws from; None is one turn of all samples
     views: int = 1  # augmented views per image
     clip: float | None = None  # limit of the joint gradient norm; None does not clip
     name: str = "train"  # shown in reports

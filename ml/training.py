@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ml import checkpoint, course, data, devices, errors, loader, measure, methods, phase, preparation, randomness
+from ml import (
+    checkpoint,
+    course,
+    data,
+    devices,
+    errors,
+    loader,
+    measure,
+    methods,
+    phase,
+    preparation,
+    randomness,
+    timetable,
+)
 from ml.events import PARTS, EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
 
@@ -60,7 +73,7 @@ class Training:
         self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
         self._entered = -1  # number of the phase entered last
         self._optimizers: phase.Optimizers | None = None
-        self._order: Tensor | None = None  # positions (M,) or a pool of them, for this epoch; None between epochs
+        self._timetable: timetable.Timetable | None = None  # of this epoch; None between epochs
         self._position = 0  # steps taken in this epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent in this epoch
@@ -93,14 +106,13 @@ class Training:
         """Train until the end, or until nobody asks; asking again goes on from there."""
         while self.epoch < self.epochs:
             with self._at_work("preparing an epoch"):
-                stretch, order = self._begin_epoch()
-            steps = loader.step_count(len(order), self.spec.batch_size)
-            while self._position < steps:
+                stretch, plan = self._begin_epoch()
+            while self._position < plan.steps:
                 with self._at_work("a training step"):
-                    self._take_step(stretch, order, steps)
-                yield Step(self.epoch, stretch.name, self._position - 1, steps, self.step)
+                    self._take_step(stretch, plan.slot(self._position))
+                yield Step(self.epoch, stretch.name, self._position - 1, plan.steps, self.step)
             with self._at_work("measuring"):
-                report = self._end_epoch(stretch, order)
+                report = self._end_epoch(stretch, plan)
             yield report
 
     def label_issues(self) -> measure.LabelIssues | None:
@@ -146,14 +158,14 @@ class Training:
         tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
         tensors |= {f"random/{name}": tensor for name, tensor in self._random.state().items()}
         tensors["loss"] = self._loss
-        if self._order is not None:
-            tensors["order"] = self._order
+        if self._timetable is not None:
+            tensors |= {f"timetable/{name}": tensor for name, tensor in self._timetable.state().items()}
         tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
         members = () if self._optimizers is None else self._optimizers.members
         packed = [checkpoint.pack_optimizer(each, f"optimizer/{number}/") for number, each in enumerate(members)]
         for each in packed:
             tensors |= each.tensors
-        between_epochs = self._order is None and self.history
+        between_epochs = self._timetable is None and self.history
         validation = self.history[-1].noisy_validation.get("answer") if between_epochs else None
         facts: dict[str, Any] = {
             "step": self.step,
@@ -188,19 +200,20 @@ class Training:
                 prefix = f"optimizer/{number}/"
                 checkpoint.unpack_optimizer(optimizer, prefix, checkpoint.State(state.tensors, packed))
         self._random.restore(_under("random/", state.tensors))
-        self._order = state.tensors["order"].to(self.device) if "order" in state.tensors else None
+        drawn = _under("timetable/", state.tensors)
+        self._timetable = timetable.Timetable.restored(drawn, self.spec.batch_size, self.device) if drawn else None
         self._loss = state.tensors["loss"].to(self.device, copy=True)
         self.log.restore(_under("log/", state.tensors), facts["log"])
         self.history = [EpochReport.from_json(report) for report in facts["history"]]
         self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
         self._seconds, self._networks_made = facts["seconds"], facts["networks_made"]
 
-    def _begin_epoch(self) -> tuple[phase.Phase, Tensor]:
-        """The phase of this epoch and its order; an epoch that has begun before is only picked up."""
+    def _begin_epoch(self) -> tuple[phase.Phase, timetable.Timetable]:
+        """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
         number = self._course.number(self.epoch)
         stretch = self.phases[number]
-        if self._order is not None:
-            return stretch, self._order
+        if self._timetable is not None:
+            return stretch, self._timetable
         self.method.train()
         with self._random.of_modules():
             while self._entered < number:
@@ -209,20 +222,20 @@ class Training:
                 if self.phases[self._entered].optimizers is not None:
                     self._optimizers = self._built_optimizers()
             stretch.begin_epoch(self)
-        pool = torch.arange(len(self._rows)) if stretch.pool is None else stretch.pool().cpu()
-        pool = pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
-        if len(pool) == 0:
+        turns = [phase.Turn(torch.arange(len(self._rows)))] if stretch.turns is None else stretch.turns()
+        plan = timetable.Timetable.drawn(turns, self.spec.batch_size, self._random.order, self.device)
+        if plan.is_empty:
             raise errors.UnusableData(
                 f"epoch {self.epoch} ({stretch.name}) has no image to train on", code="empty_pool"
             )
-        self._order = pool[torch.randperm(len(pool), generator=self._random.order)].to(self.device)
+        self._timetable = plan
         self._position, self._seconds = 0, 0.0
         self._loss.zero_()
-        return stretch, self._order
+        return stretch, plan
 
-    def _take_step(self, stretch: phase.Phase, order: Tensor, steps: int) -> None:
-        optimizers = self._set_rates(self._position / steps)
-        index = loader.batch_rows(order, self._position, self.spec.batch_size)
+    def _take_step(self, stretch: phase.Phase, slot: timetable.Slot) -> None:
+        optimizers = self._set_rates(slot.passed)
+        index = slot.labelled
         rows = self._rows[index]
         batch = phase.Batch(
             views=tuple(self._views(rows, "augmentation") for _ in range(stretch.views)),
@@ -230,7 +243,9 @@ class Training:
             index=index,
             observe=lambda logits: self.log.observe(rows, logits),
             epoch=self.epoch,
-            progress=(self.epoch + self._position / steps) / self.epochs,
+            progress=(self.epoch + slot.passed) / self.epochs,
+            turn=slot.turn,
+            unlabelled=None if slot.unlabelled is None else self._unlabelled(stretch, slot.unlabelled),
             generator=self.generator,
         )
         self.method.train()
@@ -248,9 +263,13 @@ class Training:
         if self._position % WATCHED_STEPS == 0:
             self._check_finite(stretch)
 
-    def _end_epoch(self, stretch: phase.Phase, order: Tensor) -> EpochReport:
+    def _unlabelled(self, stretch: phase.Phase, index: Tensor) -> phase.Unlabelled:
+        rows = self._rows[index]
+        views = tuple(self._views(rows, "augmentation") for _ in range(stretch.views))
+        return phase.Unlabelled(views, index, lambda logits: self.log.observe(rows, logits))
+
+    def _end_epoch(self, stretch: phase.Phase, plan: timetable.Timetable) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
-        shown = max(2, len(order))  # a single image is shown twice
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
         measured = {name: measure.scores(self._answers(name)) for name in PARTS}
         validation = measured["noisy_validation"].get("answer")
@@ -261,16 +280,16 @@ class Training:
             epochs=self.epochs,
             phase=stretch.name,
             step=self.step,
-            train_loss=float(self._loss) / shown,
+            train_loss=float(self._loss) / plan.labelled,
             **measured,
             learning_rate=float(self._optimizers.members[0].param_groups[0]["lr"]),
             seconds=self._seconds + time.perf_counter() - self._clock_started,
-            images_per_second=shown / training_seconds,
+            images_per_second=plan.images / training_seconds,
             finite=all(math.isfinite(n) for heads in measured.values() for score in heads.values() for n in score),
         )
         self.history.append(report)
         self.epoch += 1
-        self._order, self._position = None, 0
+        self._timetable, self._position = None, 0
         return report
 
     def _answers(self, name: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

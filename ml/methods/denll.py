@@ -22,7 +22,7 @@ from ml import methods, phase
 from ml.blocks import deconfounding, draws, exchange, losses
 from ml.methods import About
 from ml.networks import chain
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Network, Optimizers, Phase, Recipe, Turn
 
 CLIP = 5.0  # of the joint gradient norm
 
@@ -129,7 +129,8 @@ class Method(phase.Method):
             """The hosts' losses; labels are ranked by g1 while agreement does not blur it, or by an untouched g2."""
             plain = strength(batch.epoch) == 0.0 or strength(0) > 0.0
             one_way = self.params.agreement == "one_way"
-            silent = replace(batch, observe=_unheard)
+            beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
+            silent = replace(batch, observe=_unheard, unlabelled=beside)
             own, other = draws.twice(
                 batch.generator,
                 lambda generator: one(replace(batch if plain and not one_way else silent, generator=generator)),
@@ -153,7 +154,7 @@ class Method(phase.Method):
             return taken + (phase.descend(rest, optimizers, CLIP) if rest.requires_grad else rest)
 
         steps = [member.step for member in (first, second) if member.step is not None]
-        pools = [member.pool for member in (first, second) if member.pool is not None]
+        turns = [member.turns for member in (first, second) if member.turns is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
         return replace(
             first,
@@ -162,7 +163,7 @@ class Method(phase.Method):
             step=step if steps else None,
             enter=lambda lab: draws.twice_in(lab, first.enter, second.enter),
             begin_epoch=lambda lab: draws.twice_in(lab, first.begin_epoch, second.begin_epoch),
-            pool=(lambda: _either(*(pool() for pool in pools))) if pools else None,
+            turns=(lambda: _shared(*(each() for each in turns))) if turns else None,
             clip=CLIP,
         )
 
@@ -234,6 +235,22 @@ def _owned(optimizers: Optimizers, host: phase.Method) -> Optimizers:
     return Optimizers(tuple(members), optimizers.factor)
 
 
-def _either(one: Tensor, two: Tensor) -> Tensor:
-    """A sample is drawn if either branch trusts it; masks or indices."""
+def _shared(one: Sequence[Turn], two: Sequence[Turn]) -> Sequence[Turn]:
+    """The turns of both branches as one: a sample is labelled if either trusts it, unlabelled if neither does."""
+    return [_either(*pair) for pair in zip(one, two, strict=True)]
+
+
+def _either(one: Turn, two: Turn) -> Turn:
+    pool = _joined(one.pool, two.pool)
+    besides = [turn.unlabelled for turn in (one, two) if turn.unlabelled is not None]
+    unlabelled = _without(_joined(besides[0], besides[-1]), pool) if besides else None
+    return replace(one, pool=pool, unlabelled=unlabelled)
+
+
+def _joined(one: Tensor, two: Tensor) -> Tensor:
+    """Masks or positions."""
     return one | two if one.dtype == torch.bool else torch.cat([one, two]).unique()  # type: ignore[no-untyped-call]
+
+
+def _without(pool: Tensor, other: Tensor) -> Tensor:
+    return pool & ~other if pool.dtype == torch.bool else pool[~torch.isin(pool, other)]

@@ -1,4 +1,4 @@
-"""A method that uses all of the vocabulary: phases, a renewed part, a pool, two views, memory, generators, dropout."""
+"""A method that uses all of the vocabulary: phases, a renewed part, turns, two views, memory, generators, dropout."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ class Method(phase.Method):
         def step(batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
             share = torch.rand((), generator=batch.generator("mixing"), device=batch.labels.device)
             mixed = share * batch.views[0] + (1 - share) * batch.views[1]
+            assert (batch.unlabelled is not None) == (batch.turn == 0)
+            if batch.unlabelled is not None:
+                batch.unlabelled.observe(self.network(batch.unlabelled.views[1]))
             return phase.descend(losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels), optimizers, 5.0)
 
         def optimizers() -> phase.Optimizers:
@@ -59,10 +62,11 @@ class Method(phase.Method):
         return [
             phase.Phase(first, loss, optimizers, name="first"),
             phase.Phase(0, loss, None, enter=renew, name="renewal"),
-            phase.Phase(
-                training.epochs - first, loss, None, step, begin_epoch=select, pool=lambda: self.trusted, views=2
-            ),
+            phase.Phase(training.epochs - first, loss, None, step, begin_epoch=select, turns=self._turns, views=2),
         ]
+
+    def _turns(self) -> Sequence[phase.Turn]:
+        return [phase.Turn(self.trusted, unlabelled=~self.trusted, share=0.25), phase.Turn(~self.trusted)]
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
