@@ -87,7 +87,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.paths = Paths(ROUTERS)
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
     openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
     app.add_middleware(guard.Guard, settings=config, meter=app.state.meter)
