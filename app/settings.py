@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+MOST_DEVICES = 8  # of one host, for one job
+DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
 class Settings(BaseSettings):
@@ -61,8 +64,9 @@ class Settings(BaseSettings):
     max_attempts_without_progress: int = Field(default=3, ge=1)
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
     warm_zygote: bool = Field(default=True, description="Fork children from a process that has torch loaded")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device of this host's training and inference"
+    devices: str = Field(
+        default="auto",
+        description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
     )
     threads: int = Field(default=0, ge=0, description="CPU threads of a training child; 0 is all cores")
 
@@ -102,6 +106,19 @@ class Settings(BaseSettings):
     statement_timeout_s: float = 4.0
     pool_size: int = 20
 
+    @field_validator("devices")
+    @classmethod
+    def _devices_of_one_kind(cls, devices: str) -> str:
+        names = names_in(devices)
+        cpus, gpus = names.count("cpu"), len(set(names))
+        fits = DEVICES.fullmatch(devices.strip()) and len(names) <= MOST_DEVICES
+        if not fits or (len(names) > 1 and len(names) not in (cpus, gpus)):
+            raise ValueError(
+                f"DENLL_DEVICES must be auto, cpu, cuda or a list like cuda:0,cuda:1 of at most {MOST_DEVICES}, "
+                "each GPU once (cpu,cpu is two CPU processes)"
+            )
+        return devices
+
     @model_validator(mode="after")
     def _public_address_needs_a_key(self) -> Settings:
         if not is_loopback(self.host) and not self.admin_key:
@@ -127,9 +144,21 @@ class Settings(BaseSettings):
         return self.database_url
 
     @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices in their order, at least one; a job gets the first of them, inference the very first.
+
+        `auto` is one device, and stays a word here: what it means on this host only torch or the driver can say.
+        """
+        return names_in(self.devices)
+
+    @property
     def key_required(self) -> bool:
         """Loopback without a configured key is open to this machine's user; all else needs a key."""
         return self.admin_key is not None
+
+
+def names_in(devices: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in devices.split(","))
 
 
 def is_loopback(host: str) -> bool:

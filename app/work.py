@@ -49,11 +49,13 @@ class Reaped(NamedTuple):
     attempt: int
 
 
-def claim_next(session: Session, table: Table, owner: str, lease_s: float) -> Claim | None:
-    """Take the oldest queued row of the highest priority, or None. The caller commits at once."""
+def claim_next(
+    session: Session, table: Table, owner: str, lease_s: float, *fitting: ColumnElement[bool]
+) -> Claim | None:
+    """Take the oldest queued row of the highest priority that fits, or None. The caller commits at once."""
     oldest = (
         select(table.id)
-        .where(table.state == State.queued)
+        .where(table.state == State.queued, *fitting)
         .order_by(table.priority.desc(), table.created_at, table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -69,7 +71,6 @@ def claim_next(session: Session, table: Table, owner: str, lease_s: float) -> Cl
             lease_owner=owner,
             lease_expires_at=now(lease_s),
             heartbeat_at=now(),
-            progress_at=now(),
             started_at=func.coalesce(table.started_at, now()),
         )
         .returning(table.id, table.fence, table.attempt, table.request_id)
@@ -208,5 +209,5 @@ def due_for_bell(session: Session, table: Table, ring_again_s: float) -> int:
     return session.execute(statement).rowcount  # type: ignore[attr-defined,no-any-return]
 
 
-def queued(session: Session, table: Table) -> int:
-    return session.scalar(select(func.count()).where(table.state == State.queued)) or 0
+def queued(session: Session, table: Table, *fitting: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).where(table.state == State.queued, *fitting)) or 0

@@ -17,10 +17,9 @@ from typing import Any, cast
 from celery import Celery, signals
 from sqlalchemy import Engine
 
-from app import logs, work
+from app import logs
 from app.broker import TASK, Bell, transport_options
-from app.db.session import connect, transaction
-from app.db.tables import Dataset, Job
+from app.db.session import connect
 from app.errors import DatabaseAway
 from app.settings import Settings, current
 from worker.presence import Presence, device, name
@@ -41,7 +40,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,  # until then the rows wait
         "broker_connection_timeout": settings.connect_timeout_s,
         "worker_pool": "threads",  # no torch here, nothing to isolate; and a thread sees the drain flag
-        "worker_concurrency": 1,  # one child per device
+        "worker_concurrency": 1,  # one piece of work at a time
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,  # a busy worker hoards no bells
         "task_acks_late": False,  # late acks are redelivered after an hour: a long job would run twice
@@ -64,9 +63,11 @@ class Life:
         self.engine: Engine = connect(settings)
         owner = name()
         self.supervisor = Supervisor(settings, self.engine, bell, owner)
-        self._presence = Presence(self.engine, "supervisor", device(settings), owner)
+        devices = self.supervisor.devices
+        self._presence = Presence(
+            self.engine, "supervisor", device(settings) if devices else None, owner, devices=devices
+        )
         self._settings = settings
-        self._table: work.Table = Job if bell == "jobs" else Dataset
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, name="presence", daemon=True)
         self._thread.start()
@@ -94,8 +95,7 @@ class Life:
         if supervisor.busy or supervisor.draining.is_set() or not silent:
             return False
         try:
-            with transaction(self.engine, read_only=True) as session:
-                return work.queued(session, self._table) > 0 and not supervisor.busy
+            return supervisor.work_waits() and not supervisor.busy
         except DatabaseAway:
             return False
 

@@ -31,9 +31,10 @@ def name() -> str:
 
 
 def device(settings: Settings) -> str:
-    """`cuda` or `cpu`: what torch will find on this host, asked of the driver."""
-    if settings.device != "auto":
-        return settings.device
+    """This process's first device, `cpu`, `cuda` or `cuda:1`; for `auto`, what torch will find, asked of the driver."""
+    first = settings.device_names[0]
+    if first != "auto":
+        return first
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return "cuda" if not hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
@@ -41,11 +42,12 @@ def device(settings: Settings) -> str:
 class Presence:
     """This process's row. Losing the database costs a warning, never the process."""
 
-    def __init__(self, engine: Engine, kind: Kind, device: str | None, name: str) -> None:
+    def __init__(self, engine: Engine, kind: Kind, device: str | None, name: str, *, devices: int = 0) -> None:
+        """`devices` is how many are offered to jobs."""
         self.name = name
         self._engine = engine
         self._kind = kind
-        self._device = device
+        self._device, self._devices = device, devices
         self._told = True
 
     def tell(self, *, draining: bool = False) -> bool:
@@ -55,7 +57,13 @@ class Presence:
             with transaction(self._engine) as session:
                 known = session.execute(update(Worker).where(Worker.id == self.name).values(**seen))
                 if known.rowcount == 0:  # type: ignore[attr-defined]
-                    row = {"id": self.name, "kind": self._kind, "device": self._device, **seen}
+                    row = {
+                        "id": self.name,
+                        "kind": self._kind,
+                        "device": self._device,
+                        "devices": self._devices,
+                        **seen,
+                    }
                     session.execute(insert(Worker).values(**row))
         except DatabaseAway:
             if self._told:

@@ -40,7 +40,9 @@ CHILDREN: dict[Bell, str] = {"jobs": "worker.children.job", "datasets": "worker.
 class Desk(Protocol):
     """What may be written about one kind of work: `app.jobs.attempt` or `app.datasets.ingestion`."""
 
-    def claim(self, session: Session, owner: str, lease_s: float) -> Claim | None: ...
+    def claim(self, session: Session, owner: str, lease_s: float, devices: int) -> Claim | None: ...
+
+    def waiting(self, session: Session, devices: int) -> int: ...
 
     def heartbeat(self, session: Session, row_id: uuid.UUID, fence: int, lease_s: float, /) -> Order | None: ...
 
@@ -70,6 +72,7 @@ class Supervisor:
         self._settings = settings
         self._engine = engine
         self._owner = owner
+        self.devices = len(settings.device_names) if bell == "jobs" else 0  # what one piece of work may use
         self._desk = DESKS[bell]
         self._module = CHILDREN[bell]
         self._zygote = Zygote((self._module,), warm=settings.warm_zygote)
@@ -86,6 +89,11 @@ class Supervisor:
             self.busy = False
             self.heard = time.monotonic()
 
+    def work_waits(self) -> bool:
+        """Whether anything is queued that this supervisor could take. DatabaseAway."""
+        with transaction(self._engine, read_only=True) as session:
+            return self._desk.waiting(session, self.devices) > 0
+
     def close(self) -> None:
         self._zygote.close()
 
@@ -101,7 +109,7 @@ class Supervisor:
     def _claim(self) -> Claim | None:
         try:
             with transaction(self._engine) as session:
-                return self._desk.claim(session, self._owner, self._settings.lease_s)
+                return self._desk.claim(session, self._owner, self._settings.lease_s, self.devices)
         except DatabaseAway:
             log.warning("nothing claimed: the database is away")
             return None  # the dispatcher rings again

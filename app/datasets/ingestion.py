@@ -16,9 +16,14 @@ from app.db.tables import Dataset, State
 from app.work import Claim, Order
 
 
-def claim(session: Session, owner: str, lease_s: float) -> Claim | None:
-    """Take the next data set that waits to be checked. The caller commits at once."""
+def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Claim | None:
+    """Take the next data set that waits to be checked; no device is needed for it. The caller commits at once."""
     return work.claim_next(session, Dataset, owner, lease_s)
+
+
+def waiting(session: Session, devices: int = 0) -> int:
+    """How many data sets wait to be checked."""
+    return work.queued(session, Dataset)
 
 
 def heartbeat(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:

@@ -83,7 +83,6 @@ class Work:
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
-    progress_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=now())
     started_at: Mapped[datetime | None]
@@ -115,6 +114,7 @@ class Job(Work, Row):
         Index("ix_job_newest", "created_at", "id"),
         Index("ix_job_dataset", "dataset_id"),
         Index("ix_job_compared_with", "compared_with_id"),
+        CheckConstraint("gpus >= 1", name="gpus"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
@@ -130,6 +130,7 @@ class Job(Work, Row):
     request: Mapped[dict[str, Any]]  # the request, every default filled in
     spec: Mapped[dict[str, Any]]  # what ml reads; stored as JSON, never looked into
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")  # devices of one host that it is trained on
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
     checkpoint_step: Mapped[int | None]
@@ -239,5 +240,6 @@ class Worker(Row):
     id: Mapped[str] = mapped_column(String(200), primary_key=True)  # host:pid:start
     kind: Mapped[str] = mapped_column(String(16))
     device: Mapped[str | None] = mapped_column(String(100))
+    devices: Mapped[int] = mapped_column(default=0, server_default="0")  # how many it offers to jobs
     draining: Mapped[bool] = mapped_column(server_default=false(), default=False)
     seen_at: Mapped[datetime] = mapped_column(server_default=now())

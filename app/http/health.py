@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app import roster
 from app.db import session as db
-from app.db.tables import Dataset, Job, Model, Worker
+from app.db.tables import Dataset, Job, Model
 from app.errors import DatabaseAway
 from app.http import metrics, problems
 from app.http.access import OPEN, READ
@@ -22,9 +23,6 @@ from app.http.metrics import Metric
 from app.http.routing import Router
 
 router = Router(tags=["service"])
-WORKER_SILENT_S = 30.0  # a worker that says nothing for six heartbeats is not counted on
-Kind = Literal["supervisor", "inference", "dispatcher"]
-KINDS: tuple[Kind, ...] = ("supervisor", "inference", "dispatcher")
 
 
 class Check(BaseModel):
@@ -32,6 +30,8 @@ class Check(BaseModel):
     detail: str | None = None
     heartbeat_age_seconds: float | None = None
     device: str | None = None
+    devices: int | None = Field(default=None, description="Of this kind, on all hosts together")
+    running: int | None = Field(default=None, description="Processes of this kind, on all hosts together")
     free_bytes: int | None = None
 
 
@@ -71,8 +71,8 @@ def check(state: Any) -> dict[str, Check]:
         with db.transaction(state.engine, read_only=True) as session:
             workers = heartbeats(session)
         checks["database"] = Check(status="ok")
-        for kind in KINDS:
-            checks[kind] = workers.get(kind, Check(status="degraded", detail="none is running"))
+        for role in roster.ROLES:
+            checks[role] = workers.get(role, Check(status="degraded", detail="none is running"))
     except DatabaseAway as error:
         checks["database"] = Check(status="unavailable", detail=error.detail)
     rings = state.broker.reachable()
@@ -88,16 +88,18 @@ def check(state: Any) -> dict[str, Check]:
 
 
 def heartbeats(session: Session) -> dict[str, Check]:
-    """The youngest heartbeat of each kind of worker."""
+    """The youngest heartbeat of each kind of worker, and how many of it live."""
     found: dict[str, Check] = {}
-    for worker in session.scalars(select(Worker).where(Worker.draining.is_(False)).order_by(Worker.seen_at)):
-        age = max(0.0, (datetime.now(UTC) - worker.seen_at).total_seconds())
-        silent = age > WORKER_SILENT_S
-        found[worker.kind] = Check(
-            status="degraded" if silent else "ok",
-            detail="no sign of life lately" if silent else None,
-            heartbeat_age_seconds=round(age, 1),
-            device=worker.device,
+    for role, seen in itertools.groupby(roster.seen(session), key=lambda one: one.role):
+        youngest, *others = seen
+        lively = [one for one in (youngest, *others) if one.age_s <= roster.SILENT_S]
+        found[role] = Check(
+            status="ok" if lively else "degraded",
+            detail=None if lively else "no sign of life lately",
+            heartbeat_age_seconds=round(youngest.age_s, 1),
+            device=youngest.device,
+            devices=sum(one.devices for one in lively) if role == "supervisor" else None,
+            running=len(lively),
         )
     return found
 

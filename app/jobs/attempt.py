@@ -20,12 +20,17 @@ from app.jobs import events
 from app.work import Claim, Order
 
 
-def claim(session: Session, owner: str, lease_s: float) -> Claim | None:
-    """Take the next queued job. The caller commits at once."""
-    claimed = work.claim_next(session, Job, owner, lease_s)
+def claim(session: Session, owner: str, lease_s: float, devices: int = 1) -> Claim | None:
+    """Take the next queued job that this many devices are enough for. The caller commits at once."""
+    claimed = work.claim_next(session, Job, owner, lease_s, Job.gpus <= devices)
     if claimed:
         events.changed(session, claimed.id, State.running, attempt=claimed.attempt)
     return claimed
+
+
+def waiting(session: Session, devices: int = 1) -> int:
+    """How many queued jobs a supervisor with this many devices could take."""
+    return work.queued(session, Job, Job.gpus <= devices)
 
 
 def heartbeat(session: Session, job_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:

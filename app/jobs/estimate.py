@@ -32,13 +32,16 @@ def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train
     flops = float(network.get("flops_per_image") or 1e9) * area
     parameters = int(network.get("parameters") or 10_000_000)
     measured = measured_speed(session, resolved)
-    speed = measured or FLOPS_PER_S[where] / (flops * FORWARD_AND_BACKWARD * cost)
+    gpus = resolved["resources"]["gpus"]
+    speed = measured or gpus * FLOPS_PER_S[where] / (flops * FORWARD_AND_BACKWARD * cost)
     copies = max(1, round(cost))  # a method that costs twice as much mostly holds two networks
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)
     return Estimate(
         seconds=round(train_images * resolved["epochs"] / max(speed, 1e-3), 1),
-        memory_bytes=int(RUNTIME_BYTES[where] + parameters * BYTES_PER_PARAMETER * copies + activations + pixels),
+        memory_bytes=int(
+            gpus * (RUNTIME_BYTES[where] + parameters * BYTES_PER_PARAMETER * copies + pixels) + activations
+        ),
         disk_bytes=int(parameters * copies * (8 * CHECKPOINTS_KEPT + 4) + train_images * resolved["epochs"] * 2),
         images_per_second=round(speed, 2),
         measured=measured is not None,
@@ -50,6 +53,7 @@ def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
     newest = (
         select(Job.request, Job.progress)
         .where(Job.type == "train", Job.state == State.succeeded, Job.progress.is_not(None))
+        .where(Job.gpus == resolved["resources"]["gpus"])
         .order_by(Job.created_at.desc())
         .limit(RECENT)
     )

@@ -13,6 +13,7 @@ from app.db.tables import Job, State
 from app.errors import Fault, InvalidRequest, type_of
 from app.http import problems
 from app.http.fields import Id, Name, Strict, Tags, Text
+from app.settings import MOST_DEVICES
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
@@ -25,6 +26,12 @@ LONGEST_S = 30 * 24 * 3600
 class Limits(Strict):
     max_seconds: Annotated[int, Field(ge=1, le=LONGEST_S)] | None = Field(
         default=None, description="The job fails when its training takes longer"
+    )
+
+
+class Resources(Strict):
+    gpus: Annotated[int, Field(ge=1, le=MOST_DEVICES)] = Field(
+        default=1, description="Devices of one host that share every batch of the training"
     )
 
 
@@ -57,6 +64,7 @@ class TrainingRequest(Common):
     compare_with: Annotated[list[Name | Baseline], Field(max_length=BASELINES)] = Field(
         default_factory=list, description="Methods trained beside it on the same split, seed and budget"
     )
+    resources: Resources = Field(default_factory=Resources)
 
 
 class ScoringRequest(Common):
@@ -186,6 +194,7 @@ class JobOut(BaseModel):
     epochs: int | None
     request: dict[str, Any] = Field(description="The request with every default filled in")
     limits: dict[str, Any]
+    resources: Resources
     progress: dict[str, Any] | None = Field(
         description="phase, epoch, epochs, fraction, images_per_second, eta_seconds"
     )
@@ -228,6 +237,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | Non
         epochs=job.request.get("epochs"),
         request=job.request,
         limits=job.limits,
+        resources=Resources(gpus=job.gpus),
         progress=job.progress,
         attempt=job.attempt,
         metrics=job.metrics,

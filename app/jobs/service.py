@@ -10,7 +10,7 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from app import work
-from app.db.tables import ENDED, Epoch, Job, Model, State, Worker
+from app.db.tables import ENDED, Epoch, Job, Model, State
 from app.errors import JobFinished, JobNotFinished, JobNotFound, NotReady, QueueFull
 from app.jobs import events
 
@@ -132,9 +132,3 @@ def reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, An
     """Epoch reports in order."""
     rows = session.execute(select(Epoch.number, Epoch.report).where(Epoch.job_id == job_id).order_by(Epoch.number))
     return [(number, report) for number, report in rows]
-
-
-def training_device(session: Session) -> str:
-    """What the youngest supervisor trains on; `cpu` while none has ever been seen."""
-    newest = select(Worker.device).where(Worker.kind == "supervisor").order_by(Worker.seen_at.desc()).limit(1)
-    return session.scalar(newest) or "cpu"

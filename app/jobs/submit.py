@@ -6,11 +6,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app import roster
 from app.catalog import Catalog
 from app.datasets import service as datasets
 from app.db.tables import Dataset
 from app.errors import Fault, InvalidRequest
-from app.jobs import defaults, estimate, schemas, service
+from app.jobs import defaults, estimate, schemas
 from app.jobs.defaults import DataFacts
 from app.jobs.schemas import Baseline, DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
@@ -22,6 +23,7 @@ def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | Scori
     if isinstance(request, ScoringRequest):
         return DryRun(request=_scoring(session, request)["request"], estimate=None)
     device = _device(session, request)
+    _check_resources(session, request)
     resolved = defaults.resolve(request, facts_of(dataset), device, catalog)
     cost = estimate.training(session, catalog, resolved, facts_of(dataset).train_images, device)
     return DryRun(request=resolved, estimate=cost)
@@ -43,6 +45,7 @@ def rows(
     if isinstance(request, ScoringRequest):
         return [{**common, "type": "predict", "label_version": dataset.label_version, **_scoring(session, request)}]
     facts, device = facts_of(dataset), _device(session, request)
+    _check_resources(session, request)
     resolved = defaults.resolve(request, facts, device, catalog)
     beside = [b for b in request.compare_with if isinstance(b, Baseline)]
     alone = [resolved] + [{**resolved, "method": b.method, "params": b.params, "compare_with": []} for b in beside]
@@ -50,6 +53,7 @@ def rows(
         {
             **common,
             "type": "train",
+            "gpus": request.resources.gpus,
             "label_version": one["label_version"],
             "request": one,
             "spec": defaults.spec_of(one, catalog),
@@ -67,7 +71,15 @@ def _scoring(session: Session, request: ScoringRequest) -> dict[str, Any]:
 
 def _device(session: Session, request: TrainingRequest) -> str:
     asked = str(getattr(request, "device", "auto"))
-    return service.training_device(session) if asked == "auto" else asked
+    return roster.training_device(session) if asked == "auto" else asked
+
+
+def _check_resources(session: Session, request: TrainingRequest) -> None:
+    """Refuse what would wait for ever: more devices than any host has. While no supervisor is there, nobody knows."""
+    most = roster.most_devices(session)
+    if most is not None and request.resources.gpus > most:
+        detail = f"No host offers {request.resources.gpus} devices to one job; at most {most}."
+        raise InvalidRequest(detail, errors=[Fault("/resources/gpus", "not_offered", detail)])
 
 
 def facts_of(dataset: Dataset) -> DataFacts:

@@ -211,9 +211,9 @@ class Hands:
     engine: Engine
     files: Storage
 
-    def claim(self) -> Any:
+    def claim(self, devices: int = 1) -> Any:
         with db.transaction(self.engine) as session:
-            return attempt.claim(session, "test", 60)
+            return attempt.claim(session, "test", 60, devices)
 
     def epochs(self, claim: Any, count: int) -> None:
         reports = [

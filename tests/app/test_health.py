@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.db import session as db
+from app.db.clock import now
 from app.db.tables import Worker
 from app.http import metrics
 from app.http.metrics import Metric
@@ -21,16 +22,35 @@ def test_readiness_lists_what_is_missing(client: Client) -> None:
     assert {name: check["status"] for name, check in body["checks"].items()} == {
         "database": "ok",
         "supervisor": "degraded",
+        "ingestion": "degraded",
         "inference": "degraded",
         "dispatcher": "degraded",
         "broker": "degraded",
         "disk": "ok",
     }
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-        session.add(Worker(id="s", kind="supervisor", device="cpu"))
+        session.add(Worker(id="s", kind="supervisor", device="cpu", devices=1))
     seen = client.get("/readyz").json()["checks"]["supervisor"]
     assert (seen["status"], seen["device"]) == ("ok", "cpu")
     assert seen["heartbeat_age_seconds"] < 10
+
+
+@BOTH
+def test_readiness_speaks_of_all_hosts(client: Client) -> None:
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add_all(
+            [
+                Worker(id="a", kind="supervisor", device="cuda", devices=1),
+                Worker(id="b", kind="supervisor", device="cuda:0", devices=2),
+                Worker(id="dead", kind="supervisor", device="cuda", devices=4, seen_at=now(-100.0)),
+                Worker(id="c", kind="supervisor", seen_at=now(-100.0)),
+            ]
+        )
+    checks = client.get("/readyz").json()["checks"]
+    supervisor, ingestion = checks["supervisor"], checks["ingestion"]
+    assert (supervisor["status"], supervisor["running"], supervisor["devices"]) == ("ok", 2, 3)
+    assert (ingestion["status"], ingestion["running"]) == ("degraded", 0)
+    assert ingestion["heartbeat_age_seconds"] >= 100
 
 
 def test_F09_D1_D3_without_a_database_we_live_but_are_not_ready(with_settings: Callable[..., Client]) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.broker import Broker
 from app.db import session as db
+from app.db.clock import now
 from app.db.tables import Job, Worker
 from app.jobs import results
 from app.storage import Storage
@@ -49,7 +50,7 @@ def test_defaults_suit_the_size_of_the_set_and_the_device(client: Client, datase
     on_cpu = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id}).json()["request"]
     assert (on_cpu["network"], on_cpu["batch_size"], on_cpu["validation_fraction"]) == ("small", 32, 0.0)
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-        session.add(Worker(id="w", kind="supervisor", device="cuda"))
+        session.add(Worker(id="w", kind="supervisor", device="cuda", devices=1))
     on_gpu = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id}).json()["request"]
     assert (on_gpu["network"], on_gpu["epochs"]) == ("resnet18", 100)
     asked = {"dataset_id": dataset_id, "network": "small", "epochs": 3, "batch_size": 7}
@@ -82,6 +83,11 @@ def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str)
         ({"compare_with": ["ce"] * 9}, "/compare_with"),
         ({"priority": "urgent"}, "/priority"),
         ({"limits": {"max_seconds": 0}}, "/limits/max_seconds"),
+        ({"resources": {"gpus": 0}}, "/resources/gpus"),
+        ({"resources": {"gpus": 9}}, "/resources/gpus"),
+        ({"resources": {"gpus": True}}, "/resources/gpus"),
+        ({"resources": {"gpu": 1}}, "/resources/gpu"),
+        ({"type": "predict", "resources": {"gpus": 2}}, "/resources"),
         ({"label_version": 9}, "/label_version"),
         ({"tags": {"a": 1}}, "/tags/a"),
         ({"tags": {str(n): "x" for n in range(33)}}, "/tags"),
@@ -98,6 +104,45 @@ def test_J1_J2_what_is_wrong_is_named_by_its_pointer(
     assert answer.status_code == 422, answer.text
     assert pointer in [fault["pointer"] for fault in answer.json()["errors"]], answer.text
     assert jobs(client) == 0
+
+
+@BOTH
+def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
+    client: Client, submit: Callable[..., Any], hands: Hands
+) -> None:
+    large = submit(resources={"gpus": 2}, compare_with=["ce"])
+    small = submit(priority="low")
+    assert (large["resources"], large["request"]["resources"]) == ({"gpus": 2}, {"gpus": 2})
+    assert (small["resources"], small["request"]["resources"]) == ({"gpus": 1}, {"gpus": 1})
+    beside = client.get(f"/jobs/{large['comparison'][1]['id']}").json()
+    assert beside["resources"] == beside["request"]["resources"] == {"gpus": 2}
+
+    claimed = hands.claim()
+    assert str(claimed.id) == small["id"]
+    assert hands.claim() is None
+    assert [str(hands.claim(devices=n).id) for n in (2, 3)] == [large["id"], beside["id"]]
+
+
+@pytest.mark.parametrize("dry_run", ["false", "true"])
+def test_more_devices_than_any_host_offers_are_refused_at_once(client: Client, dataset_id: str, dry_run: str) -> None:
+    def post(gpus: int) -> Any:
+        asked = {"dataset_id": dataset_id, "resources": {"gpus": gpus}}
+        return client.post(f"/jobs?dry_run={dry_run}", json=asked)
+
+    assert post(8).status_code in (200, 202)  # nobody is there to know better
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add_all(
+            [
+                Worker(id="one", kind="supervisor", device="cuda:0", devices=2, draining=True),
+                Worker(id="two", kind="supervisor", device="cuda", devices=1),
+                Worker(id="checks data sets", kind="supervisor"),
+                Worker(id="gone", kind="supervisor", device="cuda:0", devices=8, seen_at=now(-3600.0)),
+            ]
+        )
+    assert post(2).status_code in (200, 202)
+    answer = post(3)
+    assert (answer.status_code, [fault["pointer"] for fault in answer.json()["errors"]]) == (422, ["/resources/gpus"])
+    assert "at most 2" in answer.json()["detail"]
 
 
 def test_an_unknown_method_lists_those_there_are(client: Client, dataset_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -9,7 +10,8 @@ from textwrap import dedent
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy import Connection, Engine, inspect, select, text
+from sqlalchemy.exc import IntegrityError
 
 from app.db import session
 from app.db.tables import Dataset, Epoch, Job, JobEvent
@@ -48,6 +50,47 @@ def test_upgrading_twice_changes_nothing(settings: Settings, engine: Engine) -> 
     upgrade(settings)
 
     assert "job" in inspect(engine).get_table_names()
+
+
+def insert(db: Connection, table: str, **values: object) -> None:
+    """A row as another version of the service wrote it."""
+    named = ", ".join(f":{name}" for name in values)
+    db.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({named})"), values)
+
+
+def test_an_older_database_keeps_its_rows_and_gains_what_is_new(settings: Settings, engine: Engine) -> None:
+    """A populated database one version back: every later column has a value, every constraint holds, and back again."""
+    config = configuration(settings)
+    upgrade(settings, "20261122e053")
+    number = uuid.UUID(int=7)
+    one = str(number) if engine.dialect.name == "postgresql" else number.hex
+    work = {"id": one, "state": "queued", "attempt": 0, "fence": 0, "attempts_without_progress": 0, "priority": 0}
+    with engine.begin() as db:
+        insert(db, "dataset", **work, name="pets", label_version=1, upload="{}")
+        job = {"type": "train", "tags": "{}", "request": "{}", "spec": "{}", "limits": "{}", "restart_from": 0}
+        insert(db, "job", **work, **job, dataset_id=one, label_version=1)
+        insert(db, "job_event", job_id=one, kind="status", data="{}")
+        insert(db, "worker", id="w", kind="supervisor")
+    upgrade(settings)
+    command.check(config)
+
+    with engine.begin() as db:
+        assert db.execute(text("SELECT gpus FROM job")).scalar_one() == 1
+        assert db.execute(text("SELECT devices FROM worker")).scalar_one() == 0
+        assert db.execute(text("SELECT count(*) FROM job_event")).scalar_one() == 1
+    for refused in ("gpus = 0", "state = 'asleep'", "restart_from = null"):
+        with pytest.raises(IntegrityError), engine.begin() as db:
+            db.execute(text(f"UPDATE job SET {refused}"))
+    indexes = {index["name"] for index in inspect(engine).get_indexes("job")}
+    assert {"ix_job_queue", "ix_job_newest", "ix_job_dataset", "ix_job_compared_with"} <= indexes
+
+    engine.dispose()
+    command.downgrade(config, "20261122e053")
+    with engine.begin() as db:
+        assert db.execute(text("SELECT name FROM dataset")).scalar_one() == "pets"
+        assert db.execute(text("SELECT count(*) FROM job_event")).scalar_one() == 1
+    engine.dispose()
+    upgrade(settings)
 
 
 def with_a_later_migration(settings: Settings, folder: Path) -> Config:

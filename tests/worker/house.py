@@ -78,7 +78,7 @@ def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
 class House:
     def __init__(self, folder: Path, database_url: str, redis_url: str, **knobs: object) -> None:
         self.folder = folder / "data"
-        settings = {"data_dir": self.folder, "database_url": database_url, "redis_url": redis_url, "device": "cpu"}
+        settings = {"data_dir": self.folder, "database_url": database_url, "redis_url": redis_url, "devices": "cpu"}
         self.settings = Settings(**(settings | QUICK | knobs))  # type: ignore[arg-type]
         self.files = Storage(self.folder)
         self.files.create()

@@ -154,6 +154,15 @@ class Assignment:
         assert self.job.dataset_id is not None, "a data set in use is not deleted"
         return self.files.dataset(self.job.dataset_id)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices to compute on, one for each share of the job; a job may ask for less than a GPU."""
+        own = self.settings.device_names[: self.job.gpus]
+        asked = str(self.job.spec.get("device", "auto"))
+        if asked == "auto" or own[0].startswith(asked):
+            return own
+        return (asked,) * len(own)  # a GPU on a host that has none ends in no_device
+
     def still_wanted(self) -> None:
         """To be called during long work: says that it advances, and raises when told to stop."""
         self.tie.beat()

@@ -28,7 +28,7 @@ def run(given: Assignment) -> None:
     """
     spec, threads = given.job.spec, given.settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    predictor = Predictor.load(given.files.model(uuid.UUID(spec["model_id"])), given.settings.device)
+    predictor = Predictor.load(given.files.model(uuid.UUID(spec["model_id"])), given.devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 
     def preparing(done: int, total: int) -> None:

@@ -33,7 +33,7 @@ def run(given: Assignment) -> None:
     spec = TrainingSpec.model_validate(given.job.spec)
     threads = settings.threads or os.cpu_count() or 1
     images, truth = load(given, spec, threads)
-    device = settings.device if spec.device == "auto" else spec.device
+    device = given.devices[0]
 
     def begun() -> Training:
         return Training.build(spec, images, truth=truth, device=device, threads=threads, weights=files.weights())
