@@ -1,5 +1,6 @@
 """The warm zygote: a process that has imported everything a child needs, has one thread, has run no operator and made
-no CUDA call, and forks a child in milliseconds instead of the seconds that importing torch takes.
+no CUDA call, and forks a child in milliseconds instead of the seconds that importing torch takes. Even those, some 20
+for a process of this size, nobody waits for: one child is always forked ahead and waits for its errand.
 
 Our own loop instead of `multiprocessing`'s forkserver, because that one imports the supervisor's main module again in
 every child, hides import errors, and lets children share its process group. What a child does is not known here.
@@ -8,6 +9,7 @@ every child, hides import errors, and lets children share its process group. Wha
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -18,7 +20,8 @@ import subprocess
 import sys
 import traceback
 import uuid
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from worker import leash
 
@@ -177,6 +180,8 @@ def serve(line: socket.socket, modules: list[str]) -> None:
     for name in modules:
         module = importlib.import_module(name)
         getattr(module, "warm", lambda: None)()  # what it would import only when it is used
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would touch, and so copy, every page of what was imported
     leash.die_with_parent(0)  # from here on the end of the line says so, and leaves time to end the children's groups
     line.send(READY)
     forked: set[int] = set()
@@ -184,6 +189,7 @@ def serve(line: socket.socket, modules: list[str]) -> None:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    spare = _fork(line, forked)
     while True:
         ready, _, _ = select.select([line.fileno(), wake], [], [])
         if wake in ready:
@@ -195,16 +201,42 @@ def serve(line: socket.socket, modules: list[str]) -> None:
                 for child in forked:
                     _kill_group(child)
                 os._exit(0)  # nothing else to tidy, and unloading torch takes a second
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                line.close()
-                _become_child(json.loads(request), socket.socket(fileno=descriptors[0]))
+            while not spare.take(request, descriptors):
+                spare = _fork(line, forked)
             os.close(descriptors[0])
-            with contextlib.suppress(PermissionError, ProcessLookupError):
-                os.setpgid(pid, pid)  # also here, so that the group exists before anybody may want to kill it
-            forked.add(pid)
-            line.send(json.dumps({"pid": pid}).encode())
+            line.send(json.dumps({"pid": spare.pid}).encode())
+            spare = _fork(line, forked)
+
+
+class Spare(NamedTuple):
+    """A child that waits for its errand."""
+
+    pid: int
+    line: socket.socket
+
+    def take(self, request: bytes, descriptors: list[int]) -> bool:
+        """Send it on its errand; False when it has died meanwhile."""
+        with self.line:
+            try:
+                socket.send_fds(self.line, [request], descriptors)
+            except OSError:
+                return False
+        return True
+
+
+def _fork(line: socket.socket, forked: set[int]) -> Spare:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        line.close()
+        ours.close()
+        _become_child(theirs)
+    theirs.close()
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpgid(pid, pid)  # also here, so that the group exists before anybody may want to kill it
+    forked.add(pid)
+    return Spare(pid, ours)
 
 
 def _kill_group(pid: int) -> None:
@@ -223,7 +255,7 @@ def _report_ended(line: socket.socket) -> set[int]:
     return gone
 
 
-def _become_child(request: dict[str, str], line: socket.socket) -> None:
+def _become_child(errands: socket.socket) -> NoReturn:
     status = 1
     try:
         with contextlib.suppress(PermissionError):  # already a group leader: the zygote was faster
@@ -231,6 +263,13 @@ def _become_child(request: dict[str, str], line: socket.socket) -> None:
         leash.die_with_parent()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        _call_itself("denll-spare")
+        with errands:
+            message, descriptors, _, _ = socket.recv_fds(errands, MESSAGE_BYTES, 1)
+        if not message:
+            os._exit(0)  # the zygote is gone
+        _call_itself("denll-child")
+        request, line = json.loads(message), socket.socket(fileno=descriptors[0])
         main = importlib.import_module(request["module"]).main
         status = main(uuid.UUID(request["id"]), int(request["fence"]), request["request_id"], leash.Leash(line))
     except BaseException:  # noqa: BLE001 - the outermost frame of a process; nothing may reach the zygote's loop
@@ -239,6 +278,12 @@ def _become_child(request: dict[str, str], line: socket.socket) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _call_itself(name: str) -> None:
+    """What `ps` and `top` show."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 if __name__ == "__main__":

@@ -220,13 +220,17 @@ def children(pid: int) -> list[int]:
 
 
 def zygotes_children(supervisor: int) -> list[int]:
-    """What the zygotes of a process have forked."""
+    """The children on an errand that the zygotes of a process have forked."""
     found = []
     for pid in children(supervisor):
         with contextlib.suppress(OSError):
             if b"worker.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found += children(pid)
+                found += [child for child in children(pid) if called(child) == "denll-child"]
     return found
+
+
+def called(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def alive(pid: int) -> bool:

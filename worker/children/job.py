@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 def warm() -> None:
     """Import what an attempt would import later: methods, networks, and the compiler that optimizers ask for."""
+    current()
     importlib.import_module("torch._dynamo")
     for name in methods.names():
         methods.load(name)

@@ -159,7 +159,9 @@ class Attempt:
         """Iterate to the end."""
         training, desk, pace = self._training, self._desk, Pace(self._training)
         try:
-            for event in training:
+            for number, event in enumerate(training):
+                if number == 0:
+                    log.info("first step")
                 self._given.tie.beat()
                 if isinstance(event, EpochReport):
                     desk.epoch(event.to_json())
