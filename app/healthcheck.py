@@ -1,23 +1,83 @@
-"""`python -m app.healthcheck`: exit status 0 when this machine's API answers /livez, for containers."""
+"""`python -m app.healthcheck [api | inference | heartbeat]`: exit status 0 when the process of this container works.
+
+    api        /livez answers
+    inference  a frame that asks for nothing is answered on the socket of predictions
+    heartbeat  a process of this host name (a supervisor, a dispatcher) wrote its row lately
+
+Run every few seconds, so it imports no more than it needs; what to do about an illness, it does not know.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import sys
 import urllib.request
+from collections.abc import Callable
 
-TIMEOUT_S = 3
+TIMEOUT_S = 3.0
+SILENT_BEATS = 6  # a process that missed this many heartbeats is not counted on
+EVERYWHERE = {"0.0.0.0", "", "::"}  # noqa: S104 - what is bound, not what we bind
 
 
-def main() -> int:
+def api() -> bool:
     host, port = os.environ.get("DENLL_HOST", "127.0.0.1"), os.environ.get("DENLL_PORT", "8000")
-    host = "127.0.0.1" if host in {"0.0.0.0", "", "::"} else host  # noqa: S104 - what is bound, not what we bind
+    with urllib.request.urlopen(f"http://{_reachable(host)}:{port}/livez", timeout=TIMEOUT_S) as answer:
+        return bool(answer.status == 200)
+
+
+def inference() -> bool:
+    """The loop that serves predictions turns: it refuses our empty request."""
+    from app.predictions import wire
+
+    address = wire.parse(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
+    with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as line:
+        line.settimeout(TIMEOUT_S)
+        line.connect(address.path or (_reachable(address.host or ""), address.port))
+        line.sendall(b"".join(wire.encode({"id": "healthcheck"})))
+        with line.makefile("rb") as replies:
+            return bool(json.loads(replies.readline(wire.HEADER_BYTES))["id"] == "healthcheck")
+
+
+def heartbeat() -> bool:
+    from sqlalchemy import exists, select
+
+    from app.db.clock import now
+    from app.db.session import connect, transaction
+    from app.db.tables import Worker
+    from app.settings import current
+
+    settings = current()
+    ours = Worker.id.startswith(f"{socket.gethostname()[:100]}:", autoescape=True)
+    fresh = Worker.seen_at > now(-SILENT_BEATS * settings.presence_s)
+    engine = connect(settings)
     try:
-        with urllib.request.urlopen(f"http://{host}:{port}/livez", timeout=TIMEOUT_S) as answer:
-            return 0 if answer.status == 200 else 1
-    except OSError:
+        with transaction(engine, read_only=True) as session:
+            return bool(session.scalar(select(exists().where(ours, fresh))))
+    finally:
+        engine.dispose()
+
+
+CHECKS: dict[str, Callable[[], bool]] = {"api": api, "inference": inference, "heartbeat": heartbeat}
+
+
+def main(arguments: list[str]) -> int:
+    """0: it works; 1: it does not, with the reason on standard error."""
+    check = CHECKS.get((arguments or ["api"])[0])
+    if check is None or len(arguments) > 1:
+        print(__doc__, file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        return 0 if check() else 1
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from answering is the answer
+        print(f"{type(error).__name__}: {error}"[:500], file=sys.stderr)  # noqa: T201
         return 1
 
 
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in EVERYWHERE else host
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
