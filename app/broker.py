@@ -68,7 +68,7 @@ class Broker:
         if not self._busy.acquire(timeout=1.0):
             return False  # somebody is already finding out that Redis is slow; the dispatcher rings later
         try:
-            self._celery.send_task(TASK[bell], queue=bell, retry=False, ignore_result=True, expires=3600)
+            self._celery.send_task(TASK[bell], queue=bell, retry=False, ignore_result=True)
         except away() as error:
             log.warning("bell not rung: %s", type(error).__name__)
             return False

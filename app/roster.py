@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.broker import Bell
 from app.db.clock import now
 from app.db.tables import Worker
 
@@ -41,6 +42,13 @@ def seen(session: Session) -> list[Seen]:
         for kind, device, n, last, at in rows
     ]
     return sorted(found, key=lambda one: one.role)
+
+
+def listening(session: Session, bell: Bell) -> int:
+    """How many supervisors there are that a bell may reach."""
+    devices = Worker.devices > 0 if bell == "jobs" else Worker.devices == 0
+    lively = Worker.seen_at > now(-SILENT_S)
+    return session.scalar(select(func.count()).where(Worker.kind == "supervisor", devices, lively)) or 0
 
 
 def most_devices(session: Session) -> int | None:

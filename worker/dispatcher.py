@@ -14,7 +14,7 @@ from typing import cast
 
 from sqlalchemy import Engine, delete
 
-from app import logs, work
+from app import logs, roster, work
 from app.broker import TASK, Bell, Broker
 from app.datasets import ingestion
 from app.db.clock import now
@@ -73,7 +73,9 @@ class Dispatcher:
             return  # Redis is away, or nobody has listened for long: more of the same helps nobody
         with transaction(self._engine) as session:
             due = work.due_for_bell(session, TABLES[bell], self._settings.ring_again_s)
-        for _ in range(min(due, BELLS_WAITING - waiting)):
+            # Each bell is heard by one supervisor, and the only one with enough devices may be any of them.
+            bells = max(due, roster.listening(session, bell)) if due else 0
+        for _ in range(min(bells, BELLS_WAITING - waiting)):
             self._broker.ring(bell)
 
     def tidy(self) -> None:

@@ -39,6 +39,8 @@ def referenced(session: Session) -> Referenced:
 
 def remove(files: Storage, referenced: Referenced, *, older_than_s: float) -> int:
     """Delete files and folders without a row, untouched for that long; how many."""
+    if not any(referenced):
+        return 0  # a folder of leftovers only is more likely beside the wrong database, or one still to be restored
     before = time.time() - older_than_s
     removed = 0
     for folder in ("datasets", "jobs", "models", "uploads"):

@@ -58,7 +58,7 @@ DESKS: dict[Bell, Desk] = {"jobs": attempt, "datasets": ingestion}
 class Watch:
     """What is known about one running child."""
 
-    renewed: float = field(default_factory=time.monotonic)  # when the lease was last renewed
+    renewed: float = field(default_factory=time.monotonic)  # when the renewal that succeeded last was asked for
     advanced: float = field(default_factory=time.monotonic)  # when the child last said that it advances
     reason: str | None = None  # why it is being stopped
     deadline: float = float("inf")  # when a child told to stop is killed
@@ -82,9 +82,13 @@ class Supervisor:
         self.heard = time.monotonic()
         self.busy = True
         try:
-            while not self.draining.is_set() and self._prepared() and (claim := self._claim()):
+            while not self.draining.is_set() and self._prepared():
+                watch = Watch()  # before the question: the lease begins when the database hears it
+                claim = self._claim()
+                if claim is None:
+                    return
                 with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
-                    self._see_through(claim)
+                    self._see_through(claim, watch)
         finally:
             self.busy = False
             self.heard = time.monotonic()
@@ -114,7 +118,7 @@ class Supervisor:
             log.warning("nothing claimed: the database is away")
             return None  # the dispatcher rings again
 
-    def _see_through(self, claim: Claim) -> None:
+    def _see_through(self, claim: Claim, watch: Watch) -> None:
         log.info("attempt %d starts", claim.attempt)
         try:
             child = self._zygote.spawn(Errand(self._module, claim.id, claim.fence, claim.request_id))
@@ -122,7 +126,6 @@ class Supervisor:
             log.exception("no child could be started")
             self._settle(claim, "child_not_started")
             return
-        watch = Watch()
         try:
             status = self._attend(claim, child, watch)
         except BaseException:
@@ -153,13 +156,14 @@ class Supervisor:
         return status
 
     def _renew(self, claim: Claim, watch: Watch) -> Order | None:
+        asked = time.monotonic()
         try:
             with transaction(self._engine) as session:
                 order = self._desk.heartbeat(session, claim.id, claim.fence, self._settings.lease_s)
         except DatabaseAway:
             log.warning("lease not renewed: the database is away")
             return None
-        watch.renewed = time.monotonic()
+        watch.renewed = asked
         return order
 
     def _must_die(self, watch: Watch) -> bool:

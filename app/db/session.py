@@ -26,21 +26,36 @@ def connect(settings: Settings) -> Engine:
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
-    patience_ms = int(settings.statement_timeout_s * 1000)
-    options = f"-c statement_timeout={patience_ms} -c lock_timeout={patience_ms} -c timezone=UTC"
     return create_engine(
         url,
-        connect_args={
-            "connect_timeout": max(2, int(settings.connect_timeout_s)),
-            "options": options,
-            "tcp_user_timeout": 5000,
-        },
+        connect_args=_postgres_patience(settings),
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_timeout_s,
         pool_pre_ping=True,
         pool_recycle=300,
     )
+
+
+def _postgres_patience(settings: Settings) -> dict[str, Any]:
+    """How long each side waits for the other. Neither hears of it when a host or its network is gone: both must ask."""
+    patience_ms = int(settings.statement_timeout_s * 1000)
+    limits = {
+        "timezone": "UTC",
+        "statement_timeout": patience_ms,
+        "lock_timeout": patience_ms,
+        # Whoever is cut off inside a transaction holds its row locks until the server gives up on it, by default after
+        # two hours; nobody could take over the job. Well before the lease ends it must be free.
+        "idle_in_transaction_session_timeout": int(settings.lease_s * 1000 / 3),
+    }
+    return {
+        "connect_timeout": max(2, int(settings.connect_timeout_s)),
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        "tcp_user_timeout": patience_ms + 1000,  # for what we sent and nobody acknowledges,
+        "keepalives_idle": max(1, int(settings.statement_timeout_s)),  # and for an answer that was lost on its way
+        "keepalives_interval": 1,
+        "keepalives_count": 2,
+    }
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

@@ -139,12 +139,12 @@ class House:
 
     def submit(self, dataset_id: uuid.UUID, **spec: Any) -> uuid.UUID:
         """A queued job, as `POST /jobs` leaves it."""
-        limits = spec.pop("limits", {})
+        limits, gpus = spec.pop("limits", {}), spec.pop("gpus", 1)
         settings = {"method": "ce", "network": "small", "image_size": SIDE, "batch_size": 16, "epochs": 3, "seed": 1}
         complete = TrainingSpec.model_validate(settings | {"precision": "f32"} | spec).model_dump(mode="json")
         job_id = uuid.uuid4()
         with transaction(self.engine) as session:
-            session.add(Job(id=job_id, dataset_id=dataset_id, request={}, spec=complete, limits=limits))
+            session.add(Job(id=job_id, dataset_id=dataset_id, request={}, spec=complete, limits=limits, gpus=gpus))
             session.flush()
             events.changed(session, job_id, State.queued)
         return job_id

@@ -15,13 +15,13 @@ import pytest
 
 from app.datasets import ingestion
 from app.db.session import transaction
-from app.db.tables import Dataset, State
+from app.db.tables import Dataset, Job, State
 from app.jobs import attempt
 from ml import checkpoint
 from tests.worker.house import House, opened, pictures
 from worker import leash
 from worker.children import ingest, job, publish
-from worker.children.desk import Interrupted
+from worker.children.desk import Assignment, Desk, Interrupted
 from worker.leash import Leash
 
 
@@ -219,3 +219,25 @@ def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Lea
     assert row_of(house, dataset).state == State.queued
     assert list((house.folder / "datasets").iterdir()) == []
     assert house.files.upload(dataset).exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "gpus", "given"),
+    [
+        ("cuda:2,cuda:3", "auto", 1, ("cuda:2",)),
+        ("cuda:2,cuda:3", "cuda", 2, ("cuda:2", "cuda:3")),
+        ("cuda:2,cuda:3", "cpu", 2, ("cpu", "cpu")),
+        ("cpu,cpu", "auto", 2, ("cpu", "cpu")),
+        ("auto", "auto", 1, ("auto",)),
+        ("auto", "cuda", 1, ("cuda",)),
+        ("cpu", "cuda", 1, ("cuda",)),
+    ],
+)
+def test_a_job_gets_the_first_of_its_hosts_devices(
+    house: House, tie: Leash, host: str, asked: str, gpus: int, given: tuple[str, ...]
+) -> None:
+    settings = house.settings.model_copy(update={"devices": host})
+    wanted = Job(spec={"device": asked}, gpus=gpus)
+    desk = Desk(settings, house.engine, uuid.uuid4(), 1, tie)
+
+    assert Assignment(settings, house.files, house.engine, desk, tie, wanted, 1).devices == given

@@ -66,6 +66,24 @@ def test_F19_a_job_that_always_kills_its_child_is_poison(house: House, monkeypat
     assert house.reasons(job) == ["child_killed"] * 3
 
 
+def test_a_job_for_more_devices_than_there_are_is_left_to_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither blocks the queue nor makes an idle supervisor think that it has gone deaf."""
+    dataset = uuid.uuid4()
+    with transaction(house.engine) as session:
+        session.add(Dataset(id=dataset, name="set", upload={}, state=State.succeeded))
+    large, small = house.submit(dataset, gpus=2), house.submit(dataset)
+    run = Run(house, "suicidal", monkeypatch)
+
+    assert house.ended(small).state == "failed"
+    run.thread.join(20.0)
+    assert (house.state(large), run.supervisor.work_waits()) == ("queued", False)
+    run.end()
+    house.settings = house.settings.model_copy(update={"devices": "cpu,cpu"})
+    both = Run(house, "suicidal", monkeypatch)
+    assert house.ended(large).state == "failed"
+    both.end()
+
+
 def test_a_child_that_does_not_advance_is_killed_and_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     job = queued(house)
     run = Run(house, "silent", monkeypatch)
