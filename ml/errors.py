@@ -4,7 +4,8 @@ This page knows no HTTP status and no job: `worker` translates.
 
     Failure
     +-- TrainingDiverged     the loss became NaN or infinite
-    +-- OutOfMemory          a step did not fit into memory
+    +-- OutOfMemory          a training or a prediction does not fit into memory
+    +-- RanksApart           the processes of one training no longer agree
     +-- UnknownName          no such method, network or class
     +-- UnusableData         a data set that cannot be trained on
     +-- UndecodableImage     bytes that are no acceptable image
@@ -43,14 +44,31 @@ class TrainingDiverged(Failure):
 
 
 class OutOfMemory(Failure):
-    """A step did not fit into memory; `fitting_batch_size` is a size that should."""
+    """What is asked for does not fit into memory; `fitting_batch_size` is a size that should, None if none does."""
 
-    def __init__(self, batch_size: int, where: str) -> None:
-        self.fitting_batch_size = max(2, 1 << (max(batch_size // 2, 2).bit_length() - 1))
+    def __init__(self, detail: str, fitting_batch_size: int | None) -> None:
+        self.fitting_batch_size = rounded_batch(fitting_batch_size)
         hint = f"batch_size {self.fitting_batch_size} should fit"
-        if batch_size <= 2:
+        if self.fitting_batch_size is None:
             hint = "use a smaller network or a smaller image_size"
-        super().__init__(f"{where} ran out of memory at batch_size {batch_size}", hint=hint)
+        super().__init__(detail, hint=hint)
+
+
+def rounded_batch(size: int | None) -> int | None:
+    """Down to what people write: a multiple of 8, or 4 or 2; None below."""
+    if size is None or size < 2:
+        return None
+    return size // 8 * 8 if size >= 8 else size // 4 * 4 or 2
+
+
+class RanksApart(Failure):
+    """The processes of one training, which do the same, hold weights that differ by more than rounding."""
+
+    def __init__(self, drift: float) -> None:
+        super().__init__(
+            f"the processes of this training hold weights that differ by {drift:.1e} of their size",
+            hint="train on one device, or on devices of one kind",
+        )
 
 
 class UnknownName(Failure):

@@ -35,6 +35,10 @@ class Randomness:
             self._concerns[concern] = torch.Generator(self._device).manual_seed(seed_for(self._seed, concern))
         return self._concerns[concern]
 
+    def on_device(self) -> tuple[torch.Generator, ...]:
+        """Those of all concerns so far: the training's device draws from them, and from what modules draw from."""
+        return tuple(self._concerns.values())
+
     @contextlib.contextmanager
     def of_modules(self) -> Iterator[None]:
         """Swap in what modules draw from (dropout), which is torch's global state and belongs to the whole process."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from ml import (
     phase,
     preparation,
     randomness,
+    stepping,
     timetable,
 )
 from ml.events import PARTS, EpochReport, Step
@@ -77,6 +78,7 @@ class Training:
         self._position = 0  # steps taken in this epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent in this epoch
+        self._stepper: stepping.Eager | stepping.Captured = stepping.Eager()
 
     @classmethod
     def build(
@@ -88,19 +90,22 @@ class Training:
         device: str | None = None,
         threads: int | None = None,
         weights: Path | None = None,
+        captured: bool = False,
     ) -> Self:
-        """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones."""
+        """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
+
+        `captured` repeats recorded steps on a GPU (`ml.stepping`). It is no part of the spec: the result is the same.
+        """
         place = devices.resolve(device or spec.device)
         if threads is not None:
             torch.set_num_threads(threads)
-        if place.type == "cuda":
-            torch.backends.cudnn.benchmark = not spec.deterministic
-            torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
-            if spec.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
+        devices.settle(place, exact=spec.precision == "f32", deterministic=spec.deterministic)
         preparation.check(spec, images)
         with devices.bounded_memory(spec.batch_size, "preparing the training"):
-            return cls(spec, images, truth, place, weights)
+            training = cls(spec, images, truth, place, weights)
+            if captured and place.type == "cuda":
+                training.record_steps(stepping.CudaGraphs(place))
+            return training
 
     def __iter__(self) -> Iterator[Step | EpochReport]:
         """Train until the end, or until nobody asks; asking again goes on from there."""
@@ -114,6 +119,10 @@ class Training:
             with self._at_work("measuring"):
                 report = self._end_epoch(stretch, plan)
             yield report
+
+    def record_steps(self, recorder: stepping.Recorder) -> None:
+        """From now on, record steps and repeat them."""
+        self._stepper = stepping.Captured(recorder, self._random.on_device)
 
     def label_issues(self) -> measure.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
@@ -207,6 +216,7 @@ class Training:
         self.history = [EpochReport.from_json(report) for report in facts["history"]]
         self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
         self._seconds, self._networks_made = facts["seconds"], facts["networks_made"]
+        self._stepper.forget()
 
     def _begin_epoch(self) -> tuple[phase.Phase, timetable.Timetable]:
         """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
@@ -235,33 +245,46 @@ class Training:
 
     def _take_step(self, stretch: phase.Phase, slot: timetable.Slot) -> None:
         optimizers = self._set_rates(slot.passed)
-        index = slot.labelled
+        shown = (slot.labelled,) if slot.unlabelled is None else (slot.labelled, slot.unlabelled)
+        key = (self.epoch, slot.turn, *map(len, shown))
+        progress = (self.epoch + slot.passed) / self.epochs
+
+        def work(shown: stepping.Inputs, progress: float) -> None:
+            batch = self._batch(stretch, slot.turn, shown, progress)
+            self._loss += self._descended(stretch, batch, optimizers) * len(batch.index)
+
+        with self._random.of_modules():
+            self._stepper.take(key, shown, progress, optimizers, work)
+        self._position += 1
+        self.step += 1
+        if self._position % WATCHED_STEPS == 0:
+            self._check_finite(stretch)
+
+    def _batch(self, stretch: phase.Phase, turn: int, shown: stepping.Inputs, progress: float) -> phase.Batch:
+        """Of the labelled and, in some turns, unlabelled positions `shown`."""
+        index, *others = shown
         rows = self._rows[index]
-        batch = phase.Batch(
+        return phase.Batch(
             views=tuple(self._views(rows, "augmentation") for _ in range(stretch.views)),
             labels=self._labels[rows],
             index=index,
             observe=lambda logits: self.log.observe(rows, logits),
             epoch=self.epoch,
-            progress=(self.epoch + slot.passed) / self.epochs,
-            turn=slot.turn,
-            unlabelled=None if slot.unlabelled is None else self._unlabelled(stretch, slot.unlabelled),
+            progress=progress,
+            turn=turn,
+            unlabelled=self._unlabelled(stretch, others[0]) if others else None,
             generator=self.generator,
         )
+
+    def _descended(self, stretch: phase.Phase, batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
+        """The loss of a batch, detached, after the step down it."""
         self.method.train()
-        with self._random.of_modules():
-            if stretch.step is None:
-                with self._autocast():
-                    loss = stretch.loss(batch)
-                loss = phase.descend(loss, optimizers, stretch.clip)
-            else:
-                with self._autocast():
-                    loss = stretch.step(batch, optimizers)
-        self._loss += loss.detach() * len(index)
-        self._position += 1
-        self.step += 1
-        if self._position % WATCHED_STEPS == 0:
-            self._check_finite(stretch)
+        if stretch.step is None:
+            with self._autocast():
+                loss = stretch.loss(batch)
+            return phase.descend(loss, optimizers, stretch.clip)
+        with self._autocast():
+            return stretch.step(batch, optimizers).detach()
 
     def _unlabelled(self, stretch: phase.Phase, index: Tensor) -> phase.Unlabelled:
         rows = self._rows[index]
@@ -290,6 +313,7 @@ class Training:
         self.history.append(report)
         self.epoch += 1
         self._timetable, self._position = None, 0
+        self._stepper.forget()
         return report
 
     def _answers(self, name: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -340,7 +364,7 @@ class Training:
         assert self._optimizers is not None
         factor = self._optimizers.factor(self._course.progress(self._entered, self.epoch + part))
         for group in (group for member in self._optimizers.members for group in member.param_groups):
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = _as_f32(group["initial_lr"] * factor)
         return self._optimizers
 
     def _check_finite(self, stretch: phase.Phase) -> None:
@@ -357,6 +381,11 @@ class Training:
         with devices.bounded_memory(self.spec.batch_size, what):
             yield
         self._seconds += time.perf_counter() - self._clock_started
+
+
+def _as_f32(number: float) -> float:
+    """Rounded as it would be in a tensor, so that a recorded step and a written one take the same learning rate."""
+    return float(np.float32(number))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

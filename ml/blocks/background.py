@@ -84,7 +84,8 @@ class BackgroundBank(nn.Module):
     @torch.no_grad()
     def update(self, backgrounds: Tensor, labels: Tensor) -> None:
         """EMA of each class's batch mean, in f32; the first batch with a class sets its entry."""
-        members = nn.functional.one_hot(labels, len(self.classes)).to(self.classes.dtype)  # (B, C)
+        classes = torch.arange(len(self.classes), device=labels.device)
+        members = (labels[:, None] == classes).to(self.classes.dtype)  # (B, C); one_hot would wait for the device
         count = members.sum(dim=0)
         with torch.autocast(backgrounds.device.type, enabled=False):
             sums = members.T @ backgrounds.float().flatten(1)

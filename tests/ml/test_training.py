@@ -128,8 +128,8 @@ def test_F18_running_out_of_memory_names_a_batch_size() -> None:
     with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory(100, "a training step"):
         torch.empty(2**50)
 
-    assert raised.value.fitting_batch_size == 32
-    assert raised.value.hint == "batch_size 32 should fit"
+    assert raised.value.fitting_batch_size == 48
+    assert raised.value.hint == "batch_size 48 should fit"
 
 
 def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:

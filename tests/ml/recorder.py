@@ -1,0 +1,81 @@
+"""A recorder for tensors on a CPU that has a CUDA graph's rules: it repeats operations, not Python.
+
+What a recording repeats are the operations that reached the dispatcher, on the very tensors that they were given, with
+the very numbers; results go where they went. So whatever a branch, a counter or a float of Python would have changed
+shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ml import stepping
+
+
+class Repeated(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {each.untyped_storage()._cdata for each in tensors_in((args, kwargs))}
+        made = func(*args, **kwargs)
+        fresh = [each for each in tensors_in(made) if each.untyped_storage()._cdata not in given]
+        writes = func._schema.is_mutable
+        if fresh or writes:  # a view needs no repeating
+            self.done.append((func, args, kwargs, [each.detach() for each in fresh]))
+        return made
+
+    def again(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, before in self.done:
+                made = func(*args, **kwargs)
+                given = {each.untyped_storage()._cdata for each in tensors_in((args, kwargs))}
+                fresh = [each for each in tensors_in(made) if each.untyped_storage()._cdata not in given]
+                for old, new in zip(before, fresh, strict=True):
+                    old.copy_(new)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [each for member in value.values() for each in tensors_in(member)]
+    if isinstance(value, (list, tuple)):
+        return [each for member in value for each in tensors_in(member)]
+    return []
+
+
+class Recorder:
+    """Counts what it did."""
+
+    def __init__(self) -> None:
+        self.warmed = self.recorded = self.repeated = 0
+
+    def warm(self, work: Callable[[], object]) -> None:
+        self.warmed += 1
+        work()
+
+    def record(self, work: Callable[[], object], generators: Sequence[torch.Generator]) -> Callable[[], object]:
+        tape = Repeated()
+        before = [each.get_state() for each in generators]
+        try:
+            with tape:
+                work()
+        except TypeError as error:
+            for each, state in zip(generators, before, strict=True):
+                each.set_state(state)
+            raise stepping.Unrecordable(str(error)) from error
+        self.recorded += 1
+
+        def again() -> None:
+            self.repeated += 1
+            tape.again()
+
+        return again

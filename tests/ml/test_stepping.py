@@ -1,0 +1,122 @@
+"""A repeated recording does what the step as written does, and a step never waits for the device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ml import methods, phase
+from ml.data import LabeledImages, Truth
+from ml.spec import TrainingSpec
+from ml.training import Step, Training
+from tests.ml.conftest import EXTRA_METHODS, halves, same
+from tests.ml.recorder import Recorder
+
+Specs = Callable[..., TrainingSpec]
+NAMES = [*methods.names(), *(file.stem for file in EXTRA_METHODS.glob("*.py"))]
+RECORDABLE = [
+    {"method": "ce", "augmentation": "crop_flip"},
+    {"method": "ce", "params": {"networks": 2, "agreement": "both"}, "augmentation": "crop_flip"},
+    {"method": "ce", "precision": "bf16"},
+    {"method": "denll", "augmentation": "crop_flip"},
+    {"method": "denll", "params": {"localization": "label_free", "centre": "soft_argmax", "agreement": "one_way"}},
+]
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
+
+
+@pytest.fixture
+def four_steps() -> LabeledImages:
+    """87 images are trained on: three batches of 24 and one of 15."""
+    images, labels = halves(97)
+    return LabeledImages(images, labels, tuple("abcd"))
+
+
+@pytest.mark.parametrize("changes", RECORDABLE, ids=lambda changes: " ".join(str(each) for each in changes.values()))
+def test_repeating_a_recorded_step_is_taking_it(
+    changes: dict[str, Any], spec: Specs, four_steps: LabeledImages, truth: Truth
+) -> None:
+    """Weights, momentum, label log, generators and losses, over epochs, an uneven last batch, agreement setting in."""
+    settings = spec(epochs=4, batch_size=24, **changes)
+    written, recorded = (Training.build(settings, four_steps, truth=truth) for _ in range(2))
+    recorder = Recorder()
+    recorded.record_steps(recorder)
+    list(written), list(recorded)
+
+    assert (recorder.warmed, recorder.recorded, recorder.repeated) == (8, 4, 4)
+    assert same(written.state().tensors, recorded.state().tensors) == []
+    assert [r.train_loss for r in written.history] == [r.train_loss for r in recorded.history]
+
+
+@pytest.mark.parametrize("method", ["ce", "denll"])
+def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four_steps: LabeledImages) -> None:
+    settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
+    whole = Training.build(settings, four_steps)
+    whole.record_steps(Recorder())
+    kept = [whole.state() for event in whole if isinstance(event, Step)]
+    for state in (kept[2], kept[3], kept[8]):  # after a repeated step, twice, and in the second epoch
+        resumed = Training.build(settings, four_steps)
+        list(zip(resumed, range(2), strict=False))  # it had recorded something else
+        resumed.record_steps(Recorder())
+        resumed.restore(state)
+        list(resumed)
+        assert same(whole.state().tensors, resumed.state().tensors) == []
+
+
+def test_a_step_that_reads_progress_is_taken_as_written(
+    spec: Specs, four_steps: LabeledImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A recording would repeat the number: it is withheld, and the training goes on without one."""
+    settings = spec(epochs=2, batch_size=24)
+    written, recorded = (Training.build(settings, four_steps) for _ in range(2))
+    for training in (written, recorded):
+        plain = training.phases[0].loss
+
+        def weighted(batch: phase.Batch, plain: Any = plain) -> torch.Tensor:
+            weight = 1.0 + batch.progress
+            return plain(batch) * weight
+
+        object.__setattr__(training.phases[0], "loss", weighted)
+    recorder = Recorder()
+    recorded.record_steps(recorder)
+    with caplog.at_level(logging.WARNING):
+        list(written), list(recorded)
+
+    assert (recorder.recorded, recorder.repeated) == (0, 0)
+    assert len(caplog.messages) == 1
+    assert "one by one" in caplog.messages[0]
+    assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        assert name not in WAITS, f"{name} waits for the device"
+        if name.startswith("index"):
+            chosen = [each for each in args[1] or () if isinstance(each, torch.Tensor)] if name != "index_add" else []
+            assert all(each.dtype != torch.bool for each in chosen), f"{name} with a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_no_step_waits_for_the_device(method: str, spec: Specs, four_steps: LabeledImages) -> None:
+    training = Training.build(spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip"), four_steps)
+    taken = training._take_step
+    steps = 0
+
+    def watched(*args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        with NoWaiting():
+            taken(*args)
+
+    training._take_step = watched  # type: ignore[method-assign]
+    list(training)
+
+    assert steps == training.step >= 3 * 4
