@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect
+from sqlalchemy import DateTime, Dialect, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 
@@ -30,22 +30,25 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class now(ColumnElement[datetime]):  # noqa: N801 - reads as the SQL function it is
+class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
     """The database's time of day, `plus` seconds; not the transaction's start, so a long transaction sees time pass."""
 
-    inherit_cache = False
+    inherit_cache = True
     type = UtcTime()
 
     def __init__(self, plus: float = 0.0) -> None:
-        self.plus = float(plus)
+        super().__init__(*([literal(f"{plus:+.3f} seconds")] if plus else []))
 
 
+# The seconds are a parameter: inside the text they would make every statement a new one, to be compiled again.
 @compiles(now, "sqlite")
-def _sqlite(element: now, compiler: SQLCompiler, **_: Any) -> str:
+def _sqlite(element: now, compiler: SQLCompiler, **named: Any) -> str:
     # Padded to microseconds: the driver reads three digits as microseconds, and text must compare as time does.
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.plus:+.3f} seconds') || '000')"
+    plus = "".join(f", {compiler.process(seconds, **named)}" for seconds in element.clauses)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{plus}) || '000')"
 
 
 @compiles(now, "postgresql")
-def _postgresql(element: now, compiler: SQLCompiler, **_: Any) -> str:
-    return f"(clock_timestamp() + interval '{element.plus:.3f} seconds')"
+def _postgresql(element: now, compiler: SQLCompiler, **named: Any) -> str:
+    plus = "".join(f" + CAST({compiler.process(seconds, **named)} AS interval)" for seconds in element.clauses)
+    return f"(clock_timestamp(){plus})"

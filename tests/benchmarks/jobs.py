@@ -1,8 +1,8 @@
 """D1, D2: how long a job waits for its process and its first step, and how soon the API answers.
 
-D1 is the deployed service on loopback: real Postgres (without fsync), Redis, API, a supervisor with its warm zygote; and
-`small` on 48 pictures of 16 px, so that the training itself is next to nothing. Wall time from what the client did to
-what the child's own log says. D2 starts the API as an operator does, byte-compiled and with SQLite, beside a process
+D1 is the deployed service on loopback: real Postgres (without fsync), Redis, API, a supervisor with its warm zygote,
+and `small` on 48 pictures of 16 px, so that the training itself is next to nothing. Wall time, from what the client did
+to what the child's own log says. D2 starts the API as an operator does, byte-compiled and with SQLite, beside a process
 that only imports the frameworks, alternated.
 """
 
