@@ -1,0 +1,234 @@
+"""`make test-compose`: the deployment as an operator meets it, on a machine without a Docker engine.
+
+Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks upload, job and prediction
+through it with the key. The training container is killed in mid-job; the stack is taken down and up again. Needs root
+and Debian's packages buildah, podman, runc, netavark, aardvark-dns, catatonit and debootstrap; an internet connection
+for packages; 30 GB below TMPDIR (/var/tmp), which are given back. `--keep FOLDER` works there, keeps images and caches
+for the next run, and still removes containers, volumes, networks and mounts.
+
+The engine is podman, with stand-ins for the official images (`images.py`), without a GPU: what only the official
+images, Docker itself or the NVIDIA runtime do is not tested here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from ml import scenes
+from tests.compose import images
+from tests.compose.engine import NEEDED, Engine
+from tests.servers import eventually, free_port
+
+COMPOSE = Path(sys.executable).with_name("docker-compose")
+FILES = ("docker-compose.yml", "docker-compose.cpu.yml")
+SECRETS = ("DENLL_ADMIN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")
+OURS = ("api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference")
+EPOCHS = 12
+TRAINING = {"method": "ce", "network": "small", "epochs": EPOCHS, "batch_size": 64, "image_size": 32, "seed": 3}
+BEFORE_KILL = 3  # epochs
+BUILD_TOOLS = ("uv", "pip", "pip3", "gcc", "cc", "make")
+
+
+class Stack:
+    """The project under its own name and on a free loopback port, beside whatever else runs here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.port = free_port()
+        keys = {name: secrets.token_hex(24) for name in SECRETS}
+        self.engine.environment |= keys | {"PUBLISH": f"127.0.0.1:{self.port}"}
+        self.client = httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {keys['DENLL_ADMIN_KEY']}"},
+            timeout=60.0,
+        )
+
+    def compose(self, *arguments: str) -> str:
+        files = [part for name in FILES for part in ("--file", str(images.ROOT / name))]
+        return self.engine.run(COMPOSE, "--project-name", "denlltest", *files, *arguments, timeout=600)
+
+    def up(self) -> None:
+        self.compose("up", "--detach", "--no-build", "--pull=never", "--quiet-pull")
+        eventually(self.ready, seconds=180, what="/readyz without anything missing")
+
+    def ready(self) -> bool:
+        try:
+            answer = self.client.get("/readyz")
+        except httpx2.TransportError:
+            return False
+        return answer.status_code == 200 and answer.json()["status"] == "ok"
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--all", "--quiet", service)
+
+    def get(self, path: str) -> dict[str, Any]:
+        return answered(self.client.get(path))
+
+
+def answered(answer: httpx2.Response) -> dict[str, Any]:
+    assert answer.is_success, f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="The containers for real")
+    options.add_argument("--keep", type=Path, metavar="FOLDER", help="work there and keep images and caches")
+    keep: Path | None = options.parse_args().keep
+    if missing := [name for name in NEEDED if not shutil.which(name)]:
+        sys.exit(f"Not found: {', '.join(missing)}. apt-get install {' '.join(NEEDED)} netavark aardvark-dns")
+    if os.geteuid() != 0:
+        sys.exit("Building images and namespaces here needs root.")
+    began = time.monotonic()
+    with engine(keep) as podman:
+        with step("stand-ins for the images of a registry"):
+            images.stand_ins(podman)
+        sizes = {}
+        for target in ("api", "worker"):
+            with step(f"image {target} from the Dockerfile"):
+                sizes[target] = images.size_bytes(podman, images.build(podman, target))
+        base = images.size_bytes(podman, images.names()["python"])
+        for target, size in sizes.items():
+            print(f"  {target}: {(size - base) / 1e6:,.0f} MB on a base of {base / 1e6:,.0f} MB")
+        with podman.serving():
+            story(Stack(podman))
+    print(f"1 passed, 0 failed  ({time.monotonic() - began:.0f} s)")
+
+
+@contextlib.contextmanager
+def engine(keep: Path | None) -> Iterator[Engine]:
+    folder = keep or Path(tempfile.mkdtemp(prefix="denll-compose-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Engine(folder.resolve())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    try:
+        yield made
+    finally:
+        made.clean() if keep else made.forget()
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    print(f"{what} ...", flush=True)
+    yield
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+
+
+def story(stack: Stack) -> None:
+    try:
+        with step("up"):
+            stack.up()
+        with step("hardening, as the containers have it"):
+            hardened(stack)
+        with step("upload"):
+            dataset = upload(stack)
+        with step(f"job, its container killed after {BEFORE_KILL} epochs"):
+            job = train_through_a_kill(stack, dataset)
+        with step("predict"):
+            before = snapshot(stack, dataset, job)
+        with step("down"):
+            stack.compose("down")
+        with step("up again"):
+            stack.up()
+        with step("nothing lost"):
+            eventually(lambda: snapshot(stack, dataset, job) == before, seconds=30, what="the same answers as before")
+    except BaseException:
+        print(stack.compose("ps", "--all"), stack.compose("logs", "--no-color", "--tail=40"), sep="\n", file=sys.stderr)
+        raise
+    finally:
+        stack.client.close()
+        stack.compose("down", "--volumes", "--timeout=5")
+
+
+def hardened(stack: Stack) -> None:
+    assert stack.client.get("/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    for service in OURS:
+        container = stack.container(service)
+        facts = stack.engine.inspect(container)
+        assert facts["HostConfig"]["ReadonlyRootfs"], service
+        assert facts["HostConfig"]["Memory"] > 0, service
+        assert stack.engine.execute(container, "id", "-u").stdout.strip() == "10001", service
+        assert stack.engine.execute(container, "touch", "/srv/denll/mark").returncode != 0, service
+        assert stack.engine.execute(container, "cat", "/proc/1/comm").stdout.strip() != "python", service
+        for tool in BUILD_TOOLS:
+            assert stack.engine.execute(container, "sh", "-c", f"command -v {tool}").returncode != 0, (service, tool)
+        effective = stack.engine.execute(container, "grep", "CapEff", "/proc/self/status").stdout.split()[1]
+        assert int(effective, 16) == 0, (service, effective)
+    assert stack.engine.execute(stack.container("api"), "python", "-c", "import torch").returncode != 0
+    for service in ("postgres", "redis"):
+        facts = stack.engine.inspect(stack.container(service))
+        assert not any(facts["HostConfig"]["PortBindings"].values()), service
+    for service in (*OURS, "postgres", "redis"):
+        eventually(lambda s=service: health(stack, s) == "healthy", seconds=120, what=f"{service} healthy")
+
+
+def health(stack: Stack, service: str) -> str:
+    state = stack.engine.inspect(stack.container(service))["State"]
+    return str((state.get("Health") or state["Healthcheck"])["Status"])
+
+
+def upload(stack: Stack) -> str:
+    archive = stack.engine.folder / "temporary" / "scenes.zip"
+    scenes.write_archive(archive, train=1200, test=200, seed=5, noise="symmetric", noise_rate=0.2)
+    with archive.open("rb") as file:
+        fields = {"name": "scenes", "label_column": "label", "clean_column": "clean"}
+        dataset = answered(
+            stack.client.post("/datasets", data=fields, files={"file": (archive.name, file, "application/zip")})
+        )
+    path = f"/datasets/{dataset['id']}"
+    eventually(lambda: stack.get(path)["status"] != "ingesting", seconds=60, what="the data set is checked")
+    assert stack.get(path)["status"] == "ready", stack.get(path)
+    return path
+
+
+def train_through_a_kill(stack: Stack, dataset: str) -> str:
+    job = answered(stack.client.post("/jobs", json={"dataset_id": dataset.rpartition("/")[2], **TRAINING}))
+    path = f"/jobs/{job['id']}"
+    victim = stack.container("supervisor-jobs")
+    eventually(lambda: len(epochs(stack, path)) >= BEFORE_KILL, seconds=240, what=f"{BEFORE_KILL} epochs")
+    pid = int(stack.engine.inspect(victim)["State"]["Pid"])
+    os.kill(pid, signal.SIGKILL)  # of the container's first process: the kernel ends the rest, as it does out of memory
+    assert stack.get(path)["status"] == "running", "the job ended before its container was killed"
+    eventually(lambda: stack.get(path)["status"] not in {"queued", "running"}, seconds=360, what="the job's end")
+    ended = stack.get(path)
+    assert ended["status"] == "succeeded", ended
+    assert ended["attempt"] == 2, ended
+    measured = epochs(stack, path)
+    assert measured == list(range(measured[0], measured[0] + EPOCHS)), "an epoch is missing or doubled"
+    restarted = stack.engine.inspect(victim)["State"]
+    assert restarted["Running"], "the engine did not restart the killed container"
+    assert restarted["Pid"] != pid
+    return path
+
+
+def epochs(stack: Stack, job: str) -> list[int]:
+    """The epochs that the job has measured."""
+    found: list[int] = stack.get(f"{job}/metrics")["epoch"]
+    return found
+
+
+def snapshot(stack: Stack, dataset: str, job: str) -> dict[str, Any]:
+    """Everything a client can see of what was made, without what a clock put in."""
+    facts = {path: stack.get(path) for path in (dataset, job, f"{job}/metrics", f"{job}/label-issues")}
+    model = f"/models/{facts[job]['model_id']}"
+    prediction = stack.get(f"/predict?image=dataset:{dataset.rpartition('/')[2]}/0&model={facts[job]['model_id']}")
+    prediction.pop("timing_seconds", None)
+    return facts | {model: stack.get(model), "prediction": prediction}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Images: stand-ins for the three that the stack takes from a registry, and ours, really built from the Dockerfile.
+
+The stand-ins are this machine's Debian release with its own Python, Postgres and Redis, under the names that the
+Dockerfile and Compose ask for. So the base's patch version and the entrypoints of the official images are not tested.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from pathlib import Path
+
+from tests.compose.engine import Engine
+
+ROOT = Path(__file__).parents[2]
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+HUB = "docker.io/library/"  # where an engine looks for a name without a host
+
+POSTGRES_ENTRYPOINT = """\
+#!/bin/sh
+# What the official image's entrypoint does, as far as this stack relies on it.
+set -e
+export PGDATA=/var/lib/postgresql/data
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+  umask 077
+  printf '%s' "$POSTGRES_PASSWORD" > /tmp/password
+  initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --pgdata="$PGDATA" > /dev/null
+  echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+  pg_ctl --options="-c listen_addresses=''" --wait start > /dev/null
+  PGPASSWORD="$POSTGRES_PASSWORD" createdb --username="$POSTGRES_USER" "$POSTGRES_DB"
+  pg_ctl --mode=fast --wait stop > /dev/null
+fi
+exec postgres -c listen_addresses='*'
+"""
+
+INSTALL = (
+    "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d",  # no service starts inside a build
+    "chmod +x /usr/sbin/policy-rc.d",
+    "mkdir -p /etc/postgresql-common",
+    "echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf",
+    "apt-get update -q",
+    "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql redis-server",
+    "apt-get clean",
+    "ln -s /usr/lib/postgresql/*/bin/* /usr/local/bin/",
+    "install -d -o redis -g redis /data",
+)
+
+
+def names() -> dict[str, str]:
+    """The images that the container files name: python, postgres, redis."""
+    text = (ROOT / "Dockerfile").read_text() + (ROOT / "docker-compose.yml").read_text()
+    found = re.findall(r"(?:PYTHON_IMAGE=|image: )((python|postgres|redis):\S+)", text)
+    return {kind: HUB + image for image, kind in found}
+
+
+def stand_ins(engine: Engine) -> None:
+    """Build what a registry would have given, unless a kept folder still has it."""
+    wanted = names()
+    assert wanted.keys() == {"python", "postgres", "redis"}, wanted
+    if all(_known(engine, image) for image in wanted.values()):
+        return
+    rootfs = engine.folder / "rootfs"
+    release, mirror = platform.freedesktop_os_release()["VERSION_CODENAME"], _mirror(engine)
+    packages = "python3,python3-venv,ca-certificates"
+    engine.run("debootstrap", "--variant=minbase", f"--include={packages}", release, rootfs, mirror)
+    for name in ("python", "python3"):
+        (rootfs / "usr/local/bin" / name).symlink_to("/usr/bin/python3")
+    shutil.copy(AUTHORITIES, rootfs / "etc/ssl/certs" / AUTHORITIES.name)  # what this machine trusts, a build trusts
+    base = engine.run("buildah", "from", "scratch")
+    engine.run("buildah", "add", "--quiet", base, rootfs, "/")
+    for variable in ("PIP_CERT", "SSL_CERT_FILE"):
+        engine.run("buildah", "config", "--env", f"{variable}={AUTHORITIES}", base)
+    engine.run("buildah", "commit", "--quiet", "--rm", base, wanted["python"])
+    shutil.rmtree(rootfs)
+    _servers(engine, wanted)
+
+
+def _servers(engine: Engine, wanted: dict[str, str]) -> None:
+    made = engine.run("buildah", "from", "--pull-never", wanted["python"])
+    script = engine.folder / "postgres-entrypoint"
+    script.write_text(POSTGRES_ENTRYPOINT)
+    script.chmod(0o755)
+    engine.run("buildah", "copy", "--quiet", made, script, "/usr/local/bin/postgres-entrypoint")
+    install = " && ".join(INSTALL)
+    engine.run("buildah", "run", "--isolation=chroot", made, "--", "sh", "-c", install)
+    engine.run("buildah", "config", "--entrypoint", '["postgres-entrypoint"]', "--cmd", "", made)
+    engine.run("buildah", "commit", "--quiet", made, wanted["postgres"])
+    engine.run("buildah", "config", "--entrypoint", "[]", "--cmd", "redis-server", made)
+    engine.run("buildah", "commit", "--quiet", "--rm", made, wanted["redis"])
+
+
+def build(engine: Engine, target: str) -> str:
+    """One target of our Dockerfile, as an engine's own builder would; the image's name."""
+    image = f"{HUB}denll-{target}:local"
+    engine.run(
+        *("buildah", "build", "--quiet", "--isolation=chroot", "--pull-never", "--format=docker"),
+        *("--target", target, "--tag", image, "--file", ROOT / "Dockerfile", ROOT),
+        timeout=1500,
+    )
+    return image
+
+
+def size_bytes(engine: Engine, image: str) -> int:
+    return int(engine.podman("image", "inspect", "--format={{.Size}}", image))
+
+
+def _known(engine: Engine, image: str) -> bool:
+    return engine.run("buildah", "images", "--quiet", image, check=False) != ""
+
+
+def _mirror(engine: Engine) -> str:
+    """Where this machine gets Debian from."""
+    sites = engine.run("apt-get", "indextargets", "--format=$(SITE)", "Created-By: Packages").splitlines()
+    return next(site for site in sites if "security" not in site)

@@ -1,0 +1,229 @@
+"""Compose resolves the files as for an operator; every law is read from what it resolves, not from the text."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SECRETS = {"DENLL_ADMIN_KEY": "a" * 24, "POSTGRES_PASSWORD": "b" * 24, "REDIS_PASSWORD": "c" * 24}
+GPU = ("docker-compose.yml",)
+CPU = (*GPU, "docker-compose.cpu.yml")
+OURS = {"migrate", "api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference"}
+LASTING = OURS - {"migrate"} | {"postgres", "redis"}
+
+
+def compose(files: tuple[str, ...], environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`docker compose config` with no variable but these, and no .env of whoever runs the tests."""
+    chosen = [part for name in files for part in ("--file", str(ROOT / name))]
+    return subprocess.run(
+        [str(BIN / "docker-compose"), "--env-file", os.devnull, *chosen, "config", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@functools.cache
+def resolved(files: tuple[str, ...], **more: str) -> dict[str, Any]:
+    done = compose(files, SECRETS | more, "--format=json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module", params=[GPU, CPU], ids=["gpu", "cpu"])
+def stack(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return resolved(request.param)
+
+
+@pytest.fixture(scope="module")
+def services(stack: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = stack["services"]
+    return found
+
+
+@pytest.mark.parametrize("files", [GPU, CPU], ids=["gpu", "cpu"])
+def test_compose_accepts_the_files(files: tuple[str, ...]) -> None:
+    done = compose(files, SECRETS, "--quiet")
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("given", [{}, {"empty": ""}], ids=["unset", "empty"])
+def test_compose_refuses_without_a_secret(secret: str, given: dict[str, str]) -> None:
+    environment = {name: value for name, value in SECRETS.items() if name != secret}
+    done = compose(GPU, environment | dict.fromkeys([secret] if given else [], ""), "--quiet")
+
+    assert done.returncode != 0
+    assert f"{secret} is missing a value" in done.stderr
+
+
+def test_the_example_sets_no_secret_and_names_every_variable_that_the_files_read() -> None:
+    example = (ROOT / ".env.example").read_text()
+    offered = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    read = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in CPU)))
+
+    assert offered.keys() == read
+    assert {name for name, value in offered.items() if name in SECRETS and value} == set()
+
+
+def test_the_stack_is_what_the_page_says(services: dict[str, dict[str, Any]]) -> None:
+    assert services.keys() == OURS | {"postgres", "redis"}
+
+
+def test_every_setting_of_a_service_is_one_that_we_have(services: dict[str, dict[str, Any]]) -> None:
+    known = {f"DENLL_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        given = services[name]["environment"]
+
+        assert given.keys() <= known, name
+        Settings(**{key.removeprefix("DENLL_").lower(): value for key, value in given.items()})
+
+
+def test_nothing_but_the_api_is_published_and_that_on_loopback(services: dict[str, dict[str, Any]]) -> None:
+    published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
+
+    assert published.keys() == {"api"}
+    assert [port["host_ip"] for port in published["api"]] == ["127.0.0.1"]
+
+
+def test_the_published_address_can_be_chosen() -> None:
+    ports = resolved(GPU, PUBLISH="0.0.0.0:9000")["services"]["api"]["ports"]
+
+    assert [(port["host_ip"], port["published"]) for port in ports] == [("0.0.0.0", "9000")]
+
+
+def test_only_the_api_has_a_way_out_of_the_inner_network(stack: dict[str, Any]) -> None:
+    outer = {name for name, network in stack["networks"].items() if not network.get("internal")}
+    reaching = {name for name, service in stack["services"].items() if outer & service["networks"].keys()}
+
+    assert reaching == {"api"}
+
+
+def test_a_secret_reaches_only_who_needs_it(services: dict[str, dict[str, Any]]) -> None:
+    def holders(secret: str) -> set[str]:
+        return {name for name, service in services.items() if SECRETS[secret] in json.dumps(service)}
+
+    assert holders("DENLL_ADMIN_KEY") == {"api"}
+    assert holders("POSTGRES_PASSWORD") == OURS | {"postgres"}
+    assert holders("REDIS_PASSWORD") == OURS | {"redis"}
+
+
+def test_no_secret_stands_in_a_command_line(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        commands = json.dumps([service.get("command"), service.get("entrypoint"), service.get("healthcheck")])
+
+        assert not [secret for secret, value in SECRETS.items() if value in commands], name
+
+
+def test_every_container_is_hardened(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert service["init"] is True, name  # children of children are reaped
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert not service.get("cap_add"), name
+        assert not service.get("privileged"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert int(service["mem_limit"]) > 0, name
+        assert int(service["pids_limit"]) > 0, name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert {mount["type"] for mount in service["volumes"]} == {"volume"}, name  # nothing of the host
+
+
+def test_what_comes_from_a_registry_is_an_exact_version_and_does_not_run_as_root(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    for name in ("postgres", "redis"):
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?-[a-z]+", services[name]["image"]), name
+        assert services[name]["user"] == name
+
+
+def test_the_two_images_are_built_here_each_once(services: dict[str, dict[str, Any]]) -> None:
+    built = {service["image"]: service["build"]["target"] for service in services.values() if "build" in service}
+
+    assert built == {"denll-api:local": "api", "denll-worker:local": "worker"}
+    assert {services[name]["image"] for name in OURS} == set(built)
+    assert sum("build" in service for service in services.values()) == len(built)
+
+
+def test_health_is_asked_of_all_that_last_in_arguments_without_spaces(services: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, service in services.items() if "healthcheck" in service} == LASTING
+    for name in LASTING:
+        test = services[name]["healthcheck"]["test"]
+
+        assert test[0] == "CMD", name
+        assert not [part for part in test if " " in part], name
+
+
+def test_nobody_starts_before_what_it_needs(services: dict[str, dict[str, Any]]) -> None:
+    for name in OURS:
+        waits = {on: how["condition"] for on, how in services[name]["depends_on"].items()}
+
+        assert waits.pop("postgres") == "service_healthy", name
+        if name != "migrate":
+            assert waits == {"redis": "service_healthy", "migrate": "service_completed_successfully"}, name
+
+
+def test_what_dies_comes_back_and_migrations_run_once(services: dict[str, dict[str, Any]]) -> None:
+    assert {name: services[name]["restart"] for name in services} == dict.fromkeys(LASTING, "unless-stopped") | {
+        "migrate": "no"
+    }
+
+
+def test_a_supervisor_has_longer_to_end_than_it_needs(services: dict[str, dict[str, Any]]) -> None:
+    for name in ("supervisor-jobs", "supervisor-datasets"):
+        assert services[name]["stop_grace_period"] == "1m0s"
+    assert Settings().drain_s + Settings().cancel_grace_s < 60
+
+
+def test_what_must_outlive_a_container_lies_in_named_volumes(stack: dict[str, Any]) -> None:
+    mounted = {
+        name: {mount["source"]: mount["target"] for mount in service.get("volumes", [])}
+        for name, service in stack["services"].items()
+    }
+
+    assert stack["volumes"].keys() == {"database", "bells", "files"}
+    assert mounted["postgres"] == {"database": "/var/lib/postgresql"}
+    assert mounted["redis"] == {"bells": "/data"}
+    for name in OURS:
+        assert mounted[name] == {"files": stack["services"][name]["environment"]["DENLL_DATA_DIR"]}
+
+
+def test_redis_keeps_what_it_was_told_and_never_evicts(services: dict[str, dict[str, Any]]) -> None:
+    configuration = services["redis"]["command"][-1].splitlines()
+
+    assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configuration)
+    assert configuration[1] == "requirepass $$REDISCLI_AUTH"  # Compose escapes what the container's shell expands
+
+
+def test_the_gpu_is_reserved_by_who_computes_and_by_nobody_in_the_cpu_override() -> None:
+    def reserving(files: tuple[str, ...]) -> set[str]:
+        services = resolved(files)["services"]
+        return {name for name, service in services.items() if service.get("deploy", {}).get("resources")}
+
+    reservation = resolved(GPU)["services"]["supervisor-jobs"]["deploy"]["resources"]["reservations"]["devices"]
+
+    assert reserving(GPU) == {"supervisor-jobs", "inference"}
+    assert reserving(CPU) == set()
+    assert reservation == [{"capabilities": ["gpu"], "count": -1, "driver": "nvidia"}]
+
+
+def test_the_cpu_override_computes_on_the_cpu() -> None:
+    services = resolved(CPU)["services"]
+
+    assert {services[name]["environment"]["DENLL_DEVICES"] for name in ("supervisor-jobs", "inference")} == {"cpu"}

@@ -1,0 +1,71 @@
+"""The Dockerfile: hadolint, and what it must never do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def stages() -> dict[str, str]:
+    """Stage -> its text."""
+    parts = re.split(r"^FROM .+ AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_hadolint_has_no_complaint() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run(
+        [hadolint, "--failure-threshold=info", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_base_is_one_exact_version_not_older_than_the_floor() -> None:
+    base = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))["PYTHON_IMAGE"]
+    found = re.fullmatch(r"python:3\.11\.(\d+)-slim-[a-z]+", base)
+    bases = re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)
+
+    assert found is not None
+    assert int(found[1]) >= 14
+    assert set(bases) - stages().keys() == {"${PYTHON_IMAGE}"}
+
+
+def test_what_ships_runs_as_a_fixed_user_that_is_not_root() -> None:
+    for target in ("api", "worker"):
+        assert re.findall(r"^USER (\S+)$", stages()[target], re.MULTILINE) == ["10001:10001"]
+
+
+def test_everything_installed_is_locked_by_hash() -> None:
+    installs = re.findall(r"pip (?:install|sync)[^\n]*", DOCKERFILE)
+
+    assert len(installs) == 3
+    assert all("--require-hashes" in line for line in installs)
+
+
+def test_no_stage_that_ships_installs_anything() -> None:
+    for target in ("base", "api", "worker"):
+        assert not re.search(r"pip (install|sync)|apt-get|\buv\b", stages()[target])
+
+
+def test_the_api_image_is_made_from_the_lock_without_torch() -> None:
+    assert "worker.txt" not in stages()["api-environment"]
+    assert not re.search(r"^torch==", (ROOT / "requirements/api.txt").read_text(), re.MULTILINE)
+
+
+def test_only_what_the_images_are_made_of_reaches_the_builder() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    copied = set(re.findall(r"^COPY (?!--from)([\w.-]+)", DOCKERFILE, re.MULTILINE))
+
+    assert lines[0] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
