@@ -11,7 +11,29 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), labels)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """H(Y, softmax(logits)) of every row: (B,)."""
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean H(q, softmax(logits)) over the batch, q (B, C) summing to 1: a scalar."""
+    return -(targets * functional.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+
+
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """Mean of KL(p‖q) + KL(q‖p) over the batch, p and q the softmax of two logits (B, C): a scalar (JoCoR's term)."""
     p, q = functional.log_softmax(first.float(), dim=1), functional.log_softmax(second.float(), dim=1)
     return ((p.exp() - q.exp()) * (p - q)).sum(dim=1).mean()
+
+
+def prior_kl(logits: Tensor) -> Tensor:
+    """KL(uniform ‖ batch mean of softmax(logits)): a scalar, 0 where all classes are answered equally often."""
+    mean = logits.float().softmax(dim=1).mean(dim=0)
+    return -(mean * len(mean)).clamp_min(1e-12).log().mean()
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """Mean Σ_c p_c log p_c over the batch: a scalar in [-log C, 0], largest where the network is sure."""
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    return (log_p.exp() * log_p).sum(dim=1).mean()

@@ -25,3 +25,8 @@ def constant(progress: float) -> float:
 
 
 BY_NAME: dict[str, Callable[[float], float]] = {"cosine": cosine, "multistep": multistep, "constant": constant}
+
+
+def ramp(elapsed: float, length: float) -> float:
+    """From 0 up to 1 over `length`, linearly; 1 at once where there is no length."""
+    return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))

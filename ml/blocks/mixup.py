@@ -1,0 +1,39 @@
+"""MixUp: convex pairs of images and of their targets (Zhang et al., ICLR 2018).
+
+It knows no network and no loss. Shapes: `R` rows mixed with each other, `C` classes, images (R, 3, H, W), targets
+(R, C) that sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def ratio(alpha: float, generator: torch.Generator) -> Tensor:
+    """λ ~ Beta(alpha, alpha), a float32 scalar on the generator's device; for one batch there is one λ.
+
+    Bailey's polar form of Student's t (Mathematics of Computation 62, 1994), mapped to the unit interval: exact for
+    every alpha > 0, two uniform draws, no rejection - so every batch draws alike, on every device.
+    """
+    radius, angle = torch.rand(2, generator=generator, device=generator.device, dtype=torch.float64).unbind()
+    kept, along = radius.pow(1 / alpha), torch.cos(2 * math.pi * angle)
+    off_centre: Tensor = along * (1 - kept).sqrt() / (kept + along.square() * (1 - kept)).sqrt()
+    return (0.5 + 0.5 * off_centre).float()
+
+
+def folded(share: Tensor) -> Tensor:
+    """λ' = max(λ, 1 - λ): every mixture stays nearer to its own row (MixMatch Eq. 9, DivideMix Eq. 6)."""
+    return torch.maximum(share, 1 - share)
+
+
+def partners(rows: int, generator: torch.Generator) -> Tensor:
+    """A random permutation int64 (R,) on the generator's device: whom each row is mixed with."""
+    return torch.randperm(rows, generator=generator, device=generator.device)
+
+
+def mixed(rows: Tensor, share: Tensor, partner: Tensor) -> Tensor:
+    """share · row + (1 - share) · its partner: (R, ...) -> (R, ...)."""
+    return rows[partner].lerp_(rows, share.to(rows.dtype))
