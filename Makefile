@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format lint types contracts catalog lock migration bench clean
+.PHONY: help install demo run test test-hosts check format lint types contracts catalog lock migration bench clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ run: install ## Serve on loopback until Ctrl-C
 
 test: install ## All tests, real Postgres and Redis included, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-hosts: install ## Two hosts on this machine, one cut off in mid-job (root and iproute2; part of `make test`)
+	$(BIN)/python -m pytest tests/hosts -rs
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"

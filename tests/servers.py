@@ -30,6 +30,7 @@ import redis
 from sqlalchemy.engine import make_url
 
 READY_S = 30.0
+LOOPBACK = "127.0.0.1"
 T = TypeVar("T")
 
 
@@ -103,9 +104,9 @@ def postgres_binaries(scratch: Path) -> Path:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of a server on which databases may be created."""
-    if given := os.environ.get("TEST_DATABASE_URL"):
+def postgres(address: str = LOOPBACK) -> Iterator[str]:
+    """The URL of a server on which databases may be created; at another address it is always a private one."""
+    if address == LOOPBACK and (given := os.environ.get("TEST_DATABASE_URL")):
         psycopg.connect(plain(given), connect_timeout=5).close()
         print(f"postgres: {make_url(given).render_as_string()} (TEST_DATABASE_URL)", file=sys.stderr)
         yield given
@@ -125,8 +126,10 @@ def postgres() -> Iterator[str]:
             os.chown(data, record.pw_uid, record.pw_gid)
         initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"]
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {address}/24 trust\n")
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": address,
             "port": port,
             "unix_socket_directories": "",
             "fsync": "off",
@@ -137,7 +140,7 @@ def postgres() -> Iterator[str]:
         arguments = [str(binaries / "postgres"), "-D", str(data)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
-        url = f"postgresql://test@127.0.0.1:{port}/postgres"
+        url = f"postgresql://test@{address}:{port}/postgres"
         with running(arguments, lambda: answers(url), **options):
             yield url
     finally:
@@ -187,9 +190,10 @@ def redis_binary() -> str:
 class RedisServer:
     """A private Redis that a test may kill, empty and start again on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = LOOPBACK) -> None:
         self.port, self.password = free_port(), secrets.token_hex(8)
-        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        self.url = f"redis://:{self.password}@{address}:{self.port}/0"
+        self._address = address
         self._stack = contextlib.ExitStack()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -197,7 +201,7 @@ class RedisServer:
         arguments = [
             redis_binary(),
             "--bind",
-            "127.0.0.1",
+            self._address,
             "--port",
             str(self.port),
             "--save",
@@ -227,8 +231,8 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer()
+def redis_server(address: str = LOOPBACK) -> Iterator[RedisServer]:
+    server = RedisServer(address)
     server.start()
     try:
         yield server

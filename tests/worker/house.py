@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,12 +94,14 @@ class House:
         plain = {f"DENLL_{name.upper()}": str(value) for name, value in values.items()}
         return {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")} | plain | {"OMP_NUM_THREADS": "1"}
 
-    def start(self, *module: str, name: str = "", **more: object) -> subprocess.Popen[bytes]:
-        """Run `python -m module` as one process of the house."""
+    def start(
+        self, *module: str, name: str = "", within: Sequence[str] = (), **more: object
+    ) -> subprocess.Popen[bytes]:
+        """Run `python -m module` as one process of the house; `within` is a command that puts it somewhere else."""
         log = self._logs / f"{len(self.processes)}-{name or module[0]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *module],
+                [*within, sys.executable, "-m", *module],
                 cwd=ROOT,
                 env=self.environment(**more),
                 stdout=output,

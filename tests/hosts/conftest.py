@@ -1,0 +1,122 @@
+"""One service on three machines that are one: Postgres, Redis, API and dispatcher here, a supervisor on each host."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from app.db.tables import Job
+from tests import servers
+from tests.hosts.network import Host, Missing, Network
+from tests.servers import eventually, free_port
+from tests.worker import house
+from tests.worker.house import SIDE
+
+EPOCHS = 60  # some seconds: a host is cut off in the middle
+KEY = secrets.token_hex(16)
+KNOBS = {
+    "lease_s": 9.0,
+    "database_grace_s": 4.0,
+    "statement_timeout_s": 1.0,
+    "admin_key": KEY,  # nobody serves a network without
+    "min_free_bytes": 0,
+}
+
+
+class Spread(house.House):
+    """A house whose supervisors live on other hosts, with the same data folder."""
+
+    network: Network
+    data: uuid.UUID
+    undisturbed: str  # digest of the model of a job that nothing happens to
+    supervisors: dict[str, subprocess.Popen[bytes]]
+    client: httpx.Client
+
+    def environment(self, **more: object) -> dict[str, str]:
+        return super().environment(admin_key=KEY, **more)
+
+    def begin(self) -> uuid.UUID:
+        """A job, by the front door."""
+        asked: dict[str, Any] = {
+            "dataset_id": str(self.data),
+            "method": "ce",
+            "network": "small",
+            "epochs": EPOCHS,
+            "batch_size": 16,
+            "image_size": SIDE,
+            "seed": 1,
+            "precision": "f32",
+        }
+        answer = self.client.post("/jobs", json=asked)
+        assert answer.status_code == 202, answer.text
+        return uuid.UUID(answer.json()["id"])
+
+    def host_of(self, job: Job) -> str | None:
+        """The name of the host that works on it now."""
+        return job.lease_owner.split(":")[0] if job.lease_owner else None
+
+    def in_the_middle(self, job_id: uuid.UUID) -> tuple[Job, Host]:
+        """The job once two checkpoints are written, and the host that works on it."""
+        job = self.until(job_id, lambda job: (job.checkpoint_step or 0) >= 6)
+        return job, next(host for host in self.network.hosts if host.name == self.host_of(job))
+
+    def succeeded(self, job_id: uuid.UUID) -> Job:
+        """The job, ended well: one model, bit for bit that of an undisturbed job, and each epoch told once."""
+        job = self.ended(job_id, 90.0)
+        assert job.state == "succeeded", f"{job.state} {job.error}\n{self.logs()}"
+        assert [model.digest for model in self.models(job_id)] == [self.undisturbed]
+        assert [event.data["epoch"] for event in self.history(job_id, "metric")] == list(range(EPOCHS))
+        assert [event.data["status"] for event in self.history(job_id, "done")] == ["succeeded"]
+        return job
+
+
+@pytest.fixture(scope="session")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
+    with contextlib.ExitStack() as stack:
+        try:
+            network = Network()
+        except Missing as missing:
+            pytest.skip(f"NOT RUN: several hosts were not tested: {missing}")
+        stack.callback(network.close)
+        server = stack.enter_context(servers.postgres(network.address))
+        url = stack.enter_context(servers.fresh_database(server))
+        redis = stack.enter_context(servers.redis_server(network.address))
+        made = Spread(tmp_path_factory.mktemp("house"), url, redis.url, **KNOBS)
+        stack.callback(made.close)
+        made.network = network
+        made.data = made.dataset()
+        made.client = stack.enter_context(serving(made))
+        made.dispatcher()
+        made.supervisors = {
+            host.name: made.start("worker.celery_app", "-Q", "jobs", name=host.name, within=host.within)
+            for host in network.hosts
+        }
+        first = made.begin()
+        assert made.ended(first, 100.0).state == "succeeded", made.logs()
+        made.undisturbed = made.models(first)[0].digest
+        yield made
+
+
+@contextlib.contextmanager
+def serving(made: Spread) -> Iterator[httpx.Client]:
+    """The API, at this machine's address among the hosts."""
+    port = free_port()
+    made.start("app.main", host=made.network.address, port=port)
+    url = f"http://{made.network.address}:{port}"
+    with httpx.Client(base_url=url, timeout=30.0, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        eventually(lambda: answers(client), seconds=60.0, what="the API")
+        yield client
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/livez").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,25 @@
+"""`python -m tests.hosts.holder`: claims the next data set, renews its lease, and never gets to commit."""
+
+from __future__ import annotations
+
+import time
+
+from app.datasets import ingestion
+from app.db.session import connect, transaction
+from app.settings import current
+
+
+def main() -> None:
+    settings = current()
+    engine = connect(settings)
+    with transaction(engine) as session:
+        claim = ingestion.claim(session, "holder", settings.lease_s)
+    assert claim is not None
+    with transaction(engine) as session:
+        ingestion.heartbeat(session, claim.id, claim.fence, settings.lease_s)
+        print("held", flush=True)
+        time.sleep(600.0)
+
+
+if __name__ == "__main__":
+    main()
