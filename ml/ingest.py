@@ -161,10 +161,12 @@ def _facts(
     kept: Sequence[tuple[Labeled, Outcome]], classes: Sequence[str], report: Sequence[Finding]
 ) -> dict[str, object]:
     """Counts, sizes and the digest: sha256 over path, split, content and labels of every image, in order."""
+    pairs = {(item.given, item.clean) for item, _ in kept}
+    named = {pair: repr((_name(classes, pair[0]), _name(classes, pair[1]))) for pair in pairs}
     digest = hashlib.sha256()
     for item, outcome in kept:
-        labels = (_name(classes, item.given), _name(classes, item.clean))
-        digest.update(f"{item.path!r} {item.split} {outcome.sha256} {labels!r}\n".encode())
+        labels = named[item.given, item.clean]
+        digest.update(f"{item.path!r} {item.split} {outcome.sha256} {labels}\n".encode())
     train = [item for item, _ in kept if item.split == "train"]
     known = [item for item in train if item.clean is not None]
     wrong = sum(item.given != item.clean for item in known)

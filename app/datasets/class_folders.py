@@ -11,29 +11,44 @@ from app.errors import shown
 
 def rows_of(images: dict[str, Entry], folders: Sequence[str], findings: list[Finding]) -> list[Row]:
     """Rows from folder names; empty folders and images outside of any class are reported."""
-    root = _wrapper(images)
-    parts = {path: path[len(root) :].split("/") for path in images}
-    splits = {first.lower() for first, *rest in parts.values() if rest and first.lower() in SPLITS}
+    homes = {path: path.rpartition("/")[0] for path in images}
+    root = _wrapper(set(homes.values()))
+    parts = {home: _inside(home, root).split("/")[:-1] for home in set(homes.values())}  # few, however many images
+    splits = {names[0].lower() for names in parts.values() if names and names[0].lower() in SPLITS}
     levels = 1 if splits else 0
+    labels: dict[str, tuple[str, str] | None] = {}
     rows = []
     for path, entry in images.items():
-        names = parts[path]
-        if splits and (len(names) < 2 or names[0].lower() not in SPLITS):
-            reject("ambiguous_layout", f"{shown(path)!r} lies outside of the folders {listed(splits)}", path)
-        if len(names) < levels + 2:
+        home = homes[path]
+        if home not in labels:
+            labels[home] = _label(parts[home], splits, path)
+        if (label := labels[home]) is None:
             findings.append(Finding(path, "no_class_folder", "the image lies in no class folder", "excluded"))
-            continue
-        split = SPLITS[names[0].lower()] if splits else "train"
-        rows.append(Row(entry, split, names[levels], None))
+        else:
+            rows.append(Row(entry, *label, None))
     if not rows:
         reject("ambiguous_layout", "no image lies in a class folder and no table labels them")
-    used = {"/".join(parts[row.entry.path][: levels + 1]) for row in rows}
+    used = {"/".join(parts[home][: levels + 1]) for home, label in labels.items() if label is not None}
     findings.extend(
         Finding(folder, "empty_class", "the folder holds no images and is no class", "warning")
         for folder in folders
         if folder.startswith(root) and _is_empty_class(folder[len(root) :].strip("/"), levels, used)
     )
     return rows
+
+
+def _label(names: Sequence[str], splits: set[str], path: str) -> tuple[str, str] | None:
+    """Split and class that the folders around an image name, or None where there is no class."""
+    if not splits:
+        return ("train", names[0]) if names else None
+    if not names or names[0].lower() not in SPLITS:
+        reject("ambiguous_layout", f"{shown(path)!r} lies outside of the folders {listed(splits)}", path)
+    return (SPLITS[names[0].lower()], names[1]) if len(names) > 1 else None
+
+
+def _inside(home: str, root: str) -> str:
+    """A folder as seen from the root, ending in `/`; the root itself is empty."""
+    return f"{home}/"[len(root) :] if home else ""
 
 
 def _is_empty_class(inside: str, levels: int, used: set[str]) -> bool:
@@ -44,14 +59,14 @@ def _is_empty_class(inside: str, levels: int, used: set[str]) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def _wrapper(images: dict[str, Entry]) -> str:
+def _wrapper(homes: set[str]) -> str:
     """The folders that wrap the whole set, ending in `/`: shared by all images, and with class folders below."""
     root = ""
     while True:
-        firsts = {path[len(root) :].partition("/")[0] for path in images}
-        if len(firsts) != 1 or (first := firsts.pop()).lower() in SPLITS:
+        firsts = {_inside(home, root).partition("/")[0] for home in homes}
+        if len(firsts) != 1 or (first := firsts.pop()).lower() in SPLITS or not first:
             return root
         below = f"{root}{first}/"
-        if not any("/" in path[len(below) :] for path in images):
+        if not any(_inside(home, below) for home in homes):
             return root
         root = below
