@@ -1,37 +1,27 @@
 # Two images from one file: `api` (desk: api, dispatcher, migrate; no torch) and `worker` (supervisors, inference).
-# Neither holds uv, pip or a compiler. There is no HEALTHCHECK: one image runs several processes, and Compose knows which.
+# Neither holds uv, pip or a compiler: the installer is only mounted while it works, and each environment is one layer.
+# There is no HEALTHCHECK: one image runs several processes, and Compose knows which.
 # 3.11 is the version that everything was tested with.
 ARG PYTHON_IMAGE=python:3.11.16-slim-trixie
 
 # hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE} AS builder
-ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
-WORKDIR /build
-COPY requirements/uv.txt requirements/
+FROM ${PYTHON_IMAGE} AS installer
+COPY requirements/uv.txt /opt/uv.txt
 RUN python3 -m venv /opt/uv \
- && /opt/uv/bin/python -m pip install --quiet --no-cache-dir --require-hashes -r requirements/uv.txt \
- && python3 -m venv --without-pip /opt/venv
+ && /opt/uv/bin/python -m pip install --quiet --no-cache-dir --require-hashes -r /opt/uv.txt
 
-FROM builder AS api-environment
-COPY requirements/api.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/uv \
-    /opt/uv/bin/uv pip sync --quiet --require-hashes --compile-bytecode --python /opt/venv/bin/python requirements/api.txt
-
-FROM builder AS worker-environment
-COPY requirements/worker.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/uv \
-    /opt/uv/bin/uv pip sync --quiet --require-hashes --compile-bytecode --python /opt/venv/bin/python requirements/worker.txt
-
-FROM builder AS source
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE} AS source
+WORKDIR /srv/denll
 COPY app app
-COPY worker worker
 COPY migrations migrations
 COPY ml ml
-RUN /opt/venv/bin/python -m compileall -q app worker migrations ml
+COPY worker worker
+RUN python3 -m compileall -q .
 
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS base
-# Root is read-only at run time: what a library wants to keep goes to the temporary file system.
+# The root is read-only at run time: what a library wants to keep goes to the temporary file system.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -41,14 +31,19 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN groupadd --gid 10001 denll \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin denll \
  && install --directory --owner=denll --group=denll --mode=0750 /data \
+ && python3 -m venv --without-pip /opt/venv \
  && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip*
 WORKDIR /srv/denll
 
 FROM base AS api
-COPY --from=api-environment /opt/venv /opt/venv
-COPY --from=source /build/app app
-COPY --from=source /build/migrations migrations
-COPY --from=source /build/worker worker
+RUN --mount=type=bind,from=installer,source=/opt/uv,target=/opt/uv \
+    --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/var/cache/uv \
+    UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never /opt/uv/bin/uv pip sync \
+      --quiet --require-hashes --compile-bytecode --python /opt/venv/bin/python /requirements/api.txt
+COPY --from=source /srv/denll/app app
+COPY --from=source /srv/denll/migrations migrations
+COPY --from=source /srv/denll/worker worker
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "app.main"]
@@ -57,9 +52,13 @@ FROM base AS worker
 # Threads that spin while they wait starve whoever shares the cores; a driver is asked for nothing but computing.
 ENV OMP_WAIT_POLICY=PASSIVE \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=worker-environment /opt/venv /opt/venv
-COPY --from=source /build/app app
-COPY --from=source /build/worker worker
-COPY --from=source /build/ml ml
+RUN --mount=type=bind,from=installer,source=/opt/uv,target=/opt/uv \
+    --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/var/cache/uv \
+    UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never /opt/uv/bin/uv pip sync \
+      --quiet --require-hashes --compile-bytecode --python /opt/venv/bin/python /requirements/worker.txt
+COPY --from=source /srv/denll/app app
+COPY --from=source /srv/denll/ml ml
+COPY --from=source /srv/denll/worker worker
 USER 10001:10001
 CMD ["python", "-m", "worker.celery_app", "-Q", "jobs"]

@@ -11,10 +11,10 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-hosts check format lint types contracts catalog lock migration bench clean
+.PHONY: help install demo run test test-compose test-hosts check format lint types contracts catalog lock migration bench clean
 
 help: ## List these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Build the environment in .venv from the hashed lock
 
@@ -37,6 +37,9 @@ test: install ## All tests, real Postgres and Redis included, on two processes
 
 test-hosts: install ## Two hosts on this machine, one cut off in mid-job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
+
+test-compose: install ## Build the images and run the whole stack in containers (Debian, root; see tests/compose)
+	$(BIN)/python -m tests.compose
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"

@@ -1,7 +1,8 @@
 """`make test-compose`: the deployment as an operator meets it, on a machine without a Docker engine.
 
 Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks upload, job and prediction
-through it with the key. The training container is killed in mid-job; the stack is taken down and up again. Needs root
+through it with the key. The training container is killed in mid-job; the stack is taken down and up again, and
+once restored from a backup with the commands of docs/deployment.md. Needs root
 and Debian's packages buildah, podman, runc, netavark, aardvark-dns, catatonit and debootstrap; an internet connection
 for packages; 30 GB below TMPDIR (/var/tmp), which are given back. `--keep FOLDER` works there, keeps images and caches
 for the next run, and still removes containers, volumes, networks and mounts.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -33,6 +35,7 @@ from tests.compose.engine import NEEDED, Engine
 from tests.servers import eventually, free_port
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
+PROJECT = "denlltest"
 FILES = ("docker-compose.yml", "docker-compose.cpu.yml")
 SECRETS = ("DENLL_ADMIN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")
 OURS = ("api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference")
@@ -58,7 +61,16 @@ class Stack:
 
     def compose(self, *arguments: str) -> str:
         files = [part for name in FILES for part in ("--file", str(images.ROOT / name))]
-        return self.engine.run(COMPOSE, "--project-name", "denlltest", *files, *arguments, timeout=600)
+        return self.engine.run(COMPOSE, "--project-name", PROJECT, *files, *arguments, timeout=600)
+
+    def shell(self, script: str) -> None:
+        """Commands as an operator types them; `docker compose` is this stack's."""
+        folder = self.engine.folder / "temporary"
+        files = " ".join(f"--file {images.ROOT / name}" for name in FILES)
+        docker = folder / "docker"
+        docker.write_text(f'#!/bin/sh\nshift\nexec {COMPOSE} --project-name {PROJECT} {files} "$@"\n')
+        docker.chmod(0o755)
+        self.engine.run("env", f"--chdir={folder}", f"PATH={folder}:{os.environ['PATH']}", "bash", "-ec", script)
 
     def up(self) -> None:
         self.compose("up", "--detach", "--no-build", "--pull=never", "--quiet-pull")
@@ -140,12 +152,23 @@ def story(stack: Stack) -> None:
             job = train_through_a_kill(stack, dataset)
         with step("predict"):
             before = snapshot(stack, dataset, job)
+        print(stack.engine.podman("stats", "--no-stream", "--format={{.Name}} {{.MemUsage}}"))
         with step("down"):
             stack.compose("down")
         with step("up again"):
             stack.up()
         with step("nothing lost"):
-            eventually(lambda: snapshot(stack, dataset, job) == before, seconds=30, what="the same answers as before")
+            unchanged(stack, before)
+        save, restore = page_commands("Backup and restore")
+        with step("backup, as the page says"):
+            stack.shell(save)
+        with step("everything gone"):
+            stack.compose("down", "--volumes")
+        with step("restore, as the page says"):
+            stack.shell(restore)
+            eventually(stack.ready, seconds=180, what="/readyz without anything missing")
+        with step("nothing lost"):
+            unchanged(stack, before)
     except BaseException:
         print(stack.compose("ps", "--all"), stack.compose("logs", "--no-color", "--tail=40"), sep="\n", file=sys.stderr)
         raise
@@ -219,6 +242,18 @@ def epochs(stack: Stack, job: str) -> list[int]:
     """The epochs that the job has measured."""
     found: list[int] = stack.get(f"{job}/metrics")["epoch"]
     return found
+
+
+def page_commands(section: str) -> list[str]:
+    """The shell blocks of a section of the operator's page."""
+    text = (images.ROOT / "docs/deployment.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def unchanged(stack: Stack, before: dict[str, Any]) -> None:
+    dataset, job = list(before)[:2]
+    after = snapshot(stack, dataset, job)
+    assert after == before, {path: (before[path], after[path]) for path in before if before[path] != after[path]}
 
 
 def snapshot(stack: Stack, dataset: str, job: str) -> dict[str, Any]:

@@ -223,6 +223,25 @@ def test_the_gpu_is_reserved_by_who_computes_and_by_nobody_in_the_cpu_override()
     assert reservation == [{"capabilities": ["gpu"], "count": -1, "driver": "nvidia"}]
 
 
+SNIPPETS = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/deployment.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=[f"{number}" for number in range(1, len(SNIPPETS) + 1)])
+def test_every_compose_file_that_the_page_shows_resolves(snippet: str, tmp_path: Path) -> None:
+    """Beside our files, as the page says; one that has its own name stands alone."""
+    for name in GPU:
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "shown.yml").write_text(snippet)
+    alone = snippet.startswith("name:")
+    files = [str(tmp_path / name) for name in (*(() if alone else GPU), "shown.yml")]
+    done = compose(tuple(files), SECRETS, "--format=json")
+
+    assert done.returncode == 0, done.stderr
+    for name, service in json.loads(done.stdout)["services"].items():
+        assert service["read_only"], name
+        assert "0.0.0.0" not in [port["host_ip"] for port in service.get("ports", [])], name
+
+
 def test_the_cpu_override_computes_on_the_cpu() -> None:
     services = resolved(CPU)["services"]
 
