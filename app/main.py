@@ -33,12 +33,12 @@ from app.storage import Storage
 from app.web import routes as web
 
 ROUTERS: tuple[APIRouter, ...] = (
+    predictions.router,  # the busiest first: routes are tried in this order
     datasets.router,
     methods.router,
     jobs.router,
     outcome.router,
     models.router,
-    predictions.router,
     keys.router,
     health.router,
     web.router,
@@ -66,7 +66,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         try:
             yield
         finally:
-            await state.gateway.close()
+            state.gateway.close()
             state.broker.close()
             state.engine.dispose()
 

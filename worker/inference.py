@@ -14,9 +14,12 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from app import logs
 from app.db.session import connect
@@ -33,40 +36,59 @@ LOOK_S = 0.5  # how often the folder of models is looked at
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
 
 
-class Connection:
-    """One client: reads its frames, writes replies in the order in which they are ready."""
+class Connection(asyncio.Protocol):
+    """One client: its frames in; replies out in the order in which they are ready, all that are ready in one write."""
 
-    def __init__(self, batcher: Batcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, batcher: Batcher, open_ones: set[Connection]) -> None:
         self._batcher = batcher
-        self._reader = reader
-        self._writer = writer
+        self._open_ones = open_ones
+        self._frames = wire.Frames()
         self._loop = asyncio.get_running_loop()
+        self._outbox: deque[list[bytes]] = deque()  # filled by the model's and the pool's threads
+        self._writing = threading.Lock()  # held from the first reply of a write until it is written
 
-    async def serve(self) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
+        self._open_ones.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open_ones.discard(self)
+        if self._frames.partial:
+            log.warning("connection closed inside a frame")
+
+    def data_received(self, data: bytes) -> None:
         try:
-            while frame := await wire.read(self._reader):
-                self._take(frame)
-        except (wire.BadFrame, ConnectionError, TimeoutError) as error:
+            frames = self._frames.feed(data)
+        except wire.BadFrame as error:
             log.warning("connection closed: %s", error)
-        finally:
-            self._writer.close()
-
-    def _take(self, frame: wire.Frame) -> None:
-        identity = frame.header.get("id")
-        try:
-            request = parse(frame, lambda header, parts: self._loop.call_soon_threadsafe(self._write, header, parts))
-            self._batcher.submit(request)
-        except Refused as refused:
-            self._write({"id": identity, "error": refused.error}, ())
-
-    def _write(self, header: dict[str, Any], parts: Sequence[bytes]) -> None:
-        if self._writer.is_closing():
+            self._transport.close()
             return
-        if self._writer.transport.get_write_buffer_size() > OUTBOX_BYTES:
+        for frame in frames:
+            try:
+                self._batcher.submit(parse(frame, self.reply))
+            except Refused as refused:
+                self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def reply(self, header: dict[str, Any], parts: Sequence[bytes]) -> None:
+        """Called by any thread. The first reply wakes the loop; those that follow until it wakes go with it."""
+        self._outbox.append(wire.encode(header, parts))
+        if self._writing.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                self._loop.call_soon_threadsafe(self._write)
+
+    def _write(self) -> None:
+        self._writing.release()
+        ready = [buffer for _ in range(len(self._outbox)) for buffer in self._outbox.popleft()]
+        if not ready or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > OUTBOX_BYTES:
             log.warning("connection closed: its replies are not read")
-            self._writer.transport.abort()
+            self._transport.abort()
             return
-        self._writer.writelines(wire.encode(header, parts))
+        self._transport.writelines(ready)
 
 
 def parse(frame: wire.Frame, reply: Any) -> Request:
@@ -89,30 +111,25 @@ OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:
     """Listen until told to end; a socket file left behind by a dead process is replaced."""
     address = wire.parse(settings.inference_listen)
-    connections: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+    connections: set[Connection] = set()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
-        try:
-            await Connection(batcher, reader, writer).serve()
-        finally:
-            connections.discard(task)
+    def connection() -> Connection:
+        return Connection(batcher, connections)
 
     if address.path is not None:
         with contextlib.suppress(FileNotFoundError):
             Path(address.path).unlink()  # noqa: ASYNC240 - before anybody is served
-        server = await asyncio.start_unix_server(connected, address.path, limit=wire.HEADER_BYTES)
+        server = await loop.create_unix_server(connection, address.path)
         Path(address.path).chmod(0o600)  # noqa: ASYNC240
     else:
-        server = await asyncio.start_server(connected, address.host, address.port, limit=wire.HEADER_BYTES)
+        server = await loop.create_server(connection, address.host, address.port)
     log.info("listening at %s", settings.inference_listen)
     async with server:
         await ended.wait()
         server.close()
-        for task in connections:
-            task.cancel()
+        for each in list(connections):
+            each.close()
 
 
 async def run(settings: Settings, batcher: Batcher) -> None:
@@ -141,23 +158,28 @@ def live(settings: Settings, shelf: Shelf, batcher: Batcher, ended: threading.Ev
     engine.dispose()
 
 
-def main() -> None:
-    settings = current()
-    logs.configure(settings.log_level, process="inference")
-    files = Storage(settings.data_dir)
-    files.create()
-    shelf = Shelf(files, presence.device(settings), settings.models_in_memory, settings.threads or os.cpu_count() or 1)
+def run_process(settings: Settings, shelf: Shelf) -> None:
+    """Answer with the models of `shelf` until told to end."""
     batcher = Batcher(settings, shelf)
     ended = threading.Event()
     alive = threading.Thread(target=live, args=(settings, shelf, batcher, ended), name="presence", daemon=True)
     batcher.start()
     alive.start()
     try:
-        asyncio.run(run(settings, batcher))
+        uvloop.run(run(settings, batcher))
     finally:
         ended.set()
         batcher.end()
         alive.join(settings.connect_timeout_s * 2)
+
+
+def main() -> None:
+    settings = current()
+    logs.configure(settings.log_level, process="inference")
+    files = Storage(settings.data_dir)
+    files.create()
+    threads = settings.threads or os.cpu_count() or 1
+    run_process(settings, Shelf(files, presence.device(settings), settings.models_in_memory, threads))
 
 
 if __name__ == "__main__":

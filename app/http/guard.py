@@ -12,7 +12,7 @@ import time
 import uuid
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +29,13 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 # What a page of another site can send without asking first; multipart is one too, there the Origin decides.
 SIMPLE_TYPES = frozenset({"text/plain", "application/x-www-form-urlencoded"})
+
+ON_EVERY_ANSWER = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"same-origin"),
+)
+OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # whatever a route says of these
 
 
 class Guard:
@@ -103,9 +110,10 @@ class Guard:
         path = getattr(route, "path", None) or "other"
         self._meter.count(method, path, status or 0, seconds)
         changed = method not in SAFE and path != "/predict"
-        fields = {"method": method, "route": path, "status": status, "seconds": round(seconds, 4)}
         level = logging.INFO if changed or (status or 0) >= 400 else logging.DEBUG
-        log.log(level, "request", extra={"fields": fields})
+        if log.isEnabledFor(level):
+            fields = {"method": method, "route": path, "status": status, "seconds": round(seconds, 4)}
+            log.log(level, "request", extra={"fields": fields})
 
 
 def is_address(name: str) -> bool:
@@ -139,11 +147,8 @@ class Reply:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request_id
-            headers["X-Content-Type-Options"] = "nosniff"
-            headers["Cross-Origin-Resource-Policy"] = "same-origin"
-            headers["Referrer-Policy"] = "same-origin"
+            given = [header for header in message["headers"] if header[0] not in OURS]
+            message["headers"] = [*given, (b"x-request-id", self._request_id.encode("ascii")), *ON_EVERY_ANSWER]
             await self._send(message)
             if self._head:
                 self._done = True

@@ -6,7 +6,6 @@ It knows frames and addresses, not images. Predictions are pure, so a frame lost
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -37,14 +36,62 @@ PROBLEMS: dict[int, type[Problem]] = {
 }
 
 
+class Line(asyncio.Protocol):
+    """One open connection: hands each reply to whoever waits for it, and tells all of them when it is gone."""
+
+    def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
+        self.closed = False
+        self._waiting = waiting
+        self._frames = wire.Frames()
+        self._room = asyncio.Event()  # in the buffer of what is to be sent
+        self._room.set()
+
+    async def send(self, buffers: Sequence[bytes]) -> None:
+        if self.closed:
+            raise ConnectionError("the inference process went away")
+        self._transport.writelines(buffers)
+        if not self._room.is_set():
+            await self._room.wait()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._frames.feed(data)
+        except wire.BadFrame as error:
+            log.warning("inference connection lost: %s", error)
+            self._transport.abort()
+            return
+        for frame in frames:
+            reply = self._waiting.get(str(frame.header.get("id")))
+            if reply is not None and not reply.done():
+                reply.set_result(frame)
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._room.set()
+        for reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(ConnectionError("the inference process went away"))
+
+
 class Connection:
     """One address: connected when first needed, and again after a failure."""
 
     def __init__(self, address: Address, connect_timeout_s: float) -> None:
         self.address = address
         self._connect_timeout_s = connect_timeout_s
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._line: Line | None = None
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
         self._connecting = asyncio.Lock()
         self._rest_until = 0.0
@@ -62,55 +109,36 @@ class Connection:
         reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[header["id"]] = reply  # before connecting, or a burst would all choose this connection
         try:
-            writer = await self._connected()
-            writer.writelines(wire.encode(header, parts))
-            await writer.drain()
+            line = self._line
+            if line is None or line.closed:
+                line = await self._connected()
+            await line.send(wire.encode(header, parts))
             return await reply
         finally:
             self._waiting.pop(header["id"], None)
 
-    async def _connected(self) -> asyncio.StreamWriter:
+    async def _connected(self) -> Line:
         async with self._connecting:
-            if self._writer is None:
+            if self._line is None or self._line.closed:
                 try:
                     async with asyncio.timeout(self._connect_timeout_s):
-                        reader, self._writer = await self._open()
+                        self._line = await self._open()
                 except (OSError, TimeoutError) as error:
                     self._rest_until = asyncio.get_running_loop().time() + REST_S
                     raise ConnectionError(f"no inference process at {self.address}") from error
-                self._reading = asyncio.create_task(self._read(reader))
-            return self._writer
+            return self._line
 
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _open(self) -> Line:
+        loop, line = asyncio.get_running_loop(), Line(self._waiting)
         if self.address.path is not None:
-            return await asyncio.open_unix_connection(self.address.path, limit=wire.HEADER_BYTES)
-        return await asyncio.open_connection(self.address.host, self.address.port, limit=wire.HEADER_BYTES)
+            await loop.create_unix_connection(lambda: line, self.address.path)
+        else:
+            await loop.create_connection(lambda: line, self.address.host or "", self.address.port)
+        return line
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while (frame := await wire.read(reader)) is not None:
-                reply = self._waiting.get(str(frame.header.get("id")))
-                if reply is not None and not reply.done():
-                    reply.set_result(frame)
-        except OSError as error:
-            log.warning("inference connection lost: %s", error)
-        finally:
-            self._lose()
-
-    def _lose(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None
-        for reply in self._waiting.values():
-            if not reply.done():
-                reply.set_exception(ConnectionError("the inference process went away"))
-
-    async def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reading
-        self._lose()
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
 
 
 class Gateway:
@@ -151,9 +179,9 @@ class Gateway:
                     continue
         raise InferenceAway("No inference process answers; it may be starting.", retry_after_s=RETRY_S)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for connection in self._connections:
-            await connection.close()
+            connection.close()
 
 
 def refusal(error: dict[str, Any]) -> Problem:

@@ -27,6 +27,7 @@ from app.storage import Storage
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
+LITTLE_BYTES = 64 * 1024  # hashed in the time that handing it to another thread takes
 REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
 
@@ -49,6 +50,11 @@ class Source(NamedTuple):
     kind: str
     value: bytes | str
     pointer: str
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether there is nothing to open and little to read."""
+        return isinstance(self.value, bytes) and len(self.value) <= LITTLE_BYTES
 
 
 def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:

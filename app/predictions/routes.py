@@ -32,6 +32,7 @@ from app.http.routing import Router
 from app.models.known import Served
 from app.predictions import images, requests
 from app.predictions.images import Loaded, Source
+from app.predictions.lane import Lane
 from app.predictions.schemas import Format, MaskThreshold, Options, Predictions, PredictRequest, Threshold, TopK
 from app.settings import Settings
 
@@ -113,21 +114,28 @@ async def predict(
     return await answer(request, config, sources, asked)
 
 
-@router.post(
-    "/predict",
-    dependencies=[PREDICT],
-    response_model=Predictions,
-    responses=ANSWERS,
-    openapi_extra={"requestBody": BODY},
-)
 async def predict_bytes(
     request: Request,
     config: Config,
     asked: Asked,
 ) -> Response:
     """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's)."""
+    route: Lane = request.scope["route"]
+    route.remember(request, asked)
     sources, options = await requests.read(request, asked, config)
     return await answer(request, config, sources, options)
+
+
+router.add_api_route(
+    "/predict",
+    predict_bytes,
+    methods=["POST"],
+    route_class_override=Lane,
+    dependencies=[PREDICT],
+    response_model=Predictions,
+    responses=ANSWERS,
+    openapi_extra={"requestBody": BODY},
+)
 
 
 async def answer(request: Request, config: Settings, sources: list[Source], options: Options) -> Response:
@@ -139,7 +147,10 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
         images.refuse_remote(source)
     served: Served = await request.app.state.models_known.resolve(options.model)
     storage = request.app.state.storage
-    loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])
+    if all(source.at_hand for source in sources):  # another thread would cost more than the work
+        loaded = [images.load(s, storage, config.image_bytes) for s in sources]
+    else:
+        loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])
     etag = tag(served, loaded, options)
     if request.method == "GET" and routing.matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"})

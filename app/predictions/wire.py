@@ -13,7 +13,6 @@ Several frames may be under way on one connection; `id` pairs a reply with its r
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,31 +33,59 @@ class BadFrame(ConnectionError):
 
 def encode(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
     """Buffers to write, in order; parts are not copied."""
-    line = json.dumps(header | {"sizes": [len(p) for p in parts]}, separators=(",", ":"), allow_nan=False)
-    return [line.encode() + b"\n", *parts]
+    return [_line(header | {"sizes": [len(p) for p in parts]}).encode() + b"\n", *parts]
 
 
-async def read(reader: asyncio.StreamReader) -> Frame | None:
-    """The next frame, or None at a clean end of the connection. The reader needs `limit=HEADER_BYTES`."""
-    try:
-        line = await reader.readuntil(b"\n")
-    except asyncio.IncompleteReadError as error:
-        if error.partial:
-            raise BadFrame("connection ended inside a header") from error
-        return None
-    except asyncio.LimitOverrunError as error:
-        raise BadFrame("header too long") from error
+_line = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # made once: `json.dumps` makes one a call
+
+
+class Frames:
+    """Bytes in as they arrive, complete frames out. BadFrame: nothing that follows can be understood."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._header: dict[str, Any] | None = None  # of the frame whose body is still arriving
+        self._sizes: list[int] = []
+
+    @property
+    def partial(self) -> bool:
+        """Whether the bytes so far end inside a frame."""
+        return bool(self._buffer) or self._header is not None
+
+    def feed(self, data: bytes) -> list[Frame]:
+        self._buffer += data
+        found: list[Frame] = []
+        at = 0
+        while True:
+            if self._header is None:
+                end = self._buffer.find(b"\n", at)
+                if (len(self._buffer) if end < 0 else end) - at > HEADER_BYTES:
+                    raise BadFrame("header too long")
+                if end < 0:
+                    break
+                self._header, self._sizes = _header(bytes(self._buffer[at:end]))
+                at = end + 1
+            if len(self._buffer) - at < sum(self._sizes):
+                break
+            parts = []
+            for size in self._sizes:
+                parts.append(bytes(self._buffer[at : at + size]))
+                at += size
+            found.append(Frame(self._header, parts))
+            self._header = None
+        del self._buffer[:at]
+        return found
+
+
+def _header(line: bytes) -> tuple[dict[str, Any], list[int]]:
     try:
         header = json.loads(line)
         sizes = header["sizes"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadFrame("not a frame header") from error
-    if not all(type(n) is int and n >= 0 for n in sizes) or sum(sizes) > FRAME_BYTES:
+    if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes) or sum(sizes) > FRAME_BYTES:
         raise BadFrame("impossible sizes")
-    try:
-        return Frame(header, [await reader.readexactly(n) for n in sizes])
-    except asyncio.IncompleteReadError as error:
-        raise BadFrame("connection ended inside a body") from error
+    return header, sizes
 
 
 class Address(NamedTuple):

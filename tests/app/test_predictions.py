@@ -19,6 +19,7 @@ from app.errors import Overloaded
 from app.predictions import wire
 from app.predictions.gateway import Gateway
 from app.settings import Settings
+from tests import frames
 from tests.app.conftest import Client, Hands, jpeg
 from tests.servers import eventually, free_port
 
@@ -71,7 +72,7 @@ class Edge:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         try:
-            while frame := await wire.read(reader):
+            async for frame in frames.read(reader):
                 self.asked.append(frame.header)
                 if self.hang_up:
                     self.hang_up -= 1
@@ -391,7 +392,7 @@ def test_the_least_busy_process_is_asked_and_a_full_one_says_so(edge: Edge) -> N
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await gateway.close()
+        gateway.close()
 
     asyncio.run(scenario())
     other.end()

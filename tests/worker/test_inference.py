@@ -19,6 +19,7 @@ from ml import bundle
 from ml.data import LabeledImages
 from ml.spec import TrainingSpec
 from ml.training import Training
+from tests import frames
 from tests.servers import eventually, free_port
 from tests.worker.house import SIDE, House, opened, pictures
 
@@ -41,7 +42,7 @@ class Served:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=wire.HEADER_BYTES)
         asked = {"id": "1", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
         writer.writelines(wire.encode(asked, images))
-        frame = await wire.read(reader)
+        frame = await anext(frames.read(reader), None)
         writer.close()
         assert frame is not None
         return frame

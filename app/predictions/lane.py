@@ -1,0 +1,46 @@
+"""A route for many small requests: what a query string asks for is worked out once, not with every request.
+
+It knows neither images nor models. Who may is asked every time, as on every route.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from app.http.routing import Route
+
+REMEMBERED = 256
+QUERY_BYTES = 512  # longer ones are parsed anew
+
+
+class Lane(Route):
+    """Its endpoint takes request, settings and what the query asks for, and gives the last to `remember`."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._seen: dict[tuple[bytes, str | None], Any] = {}
+
+    def remember(self, request: Request, asked: Any) -> None:
+        key = _key(request)
+        if key not in self._seen and len(key[0]) <= QUERY_BYTES:
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen[key] = asked
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        asked = self._seen.get(_key(request)) if scope["method"] in (self.methods or ()) else None
+        if asked is None:
+            await super().handle(scope, receive, send)
+            return
+        await self.allow.check(request)
+        response = await self.endpoint(request, request.app.state.settings, asked)
+        await response(scope, receive, send)
+
+
+def _key(request: Request) -> tuple[bytes, str | None]:
+    """All that `Options` are made of."""
+    return request.scope["query_string"], request.headers.get("accept")

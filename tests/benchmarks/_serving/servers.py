@@ -1,0 +1,253 @@
+"""The servers under test: each a tree of processes that is started once, and stands still while another is measured.
+
+A tree that is not under test is stopped (SIGSTOP), so that its polling costs nobody anything. CPU time is that of the
+whole tree, read from the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from sqlalchemy import insert
+
+from app.db.session import connect, transaction
+from app.db.tables import Model as ModelRow
+from app.settings import Settings
+from app.storage import Storage
+from ml import bundle
+from ml.data import LabeledImages
+from ml.spec import TrainingSpec
+from ml.training import Training
+from tests.benchmarks._serving.model import CLASSES, FREE, SIDE
+from tests.servers import die_with_parent, eventually, free_port
+
+ROOT = Path(__file__).parents[3]
+PEERS = ROOT / ".venv-bench" / "bin" / "python"
+TICKS = os.sysconf("SC_CLK_TCK")
+START_S = 120.0
+
+
+@dataclass
+class Server:
+    """A running server and where it takes pictures."""
+
+    name: str
+    port: int
+    roots: list[subprocess.Popen[bytes]]
+    paths: dict[str, str] = field(default_factory=lambda: {"multipart": "/predict"})
+
+    def tree(self) -> list[int]:
+        parents = _parents()
+        found = [process.pid for process in self.roots]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its processes that live, and of those that were waited for."""
+        return sum(sum(map(int, _stat(pid)[11:15])) for pid in self.tree()) / TICKS
+
+    def signal(self, number: signal.Signals) -> None:
+        for pid in self.tree():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        self.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the load generator against one server."""
+
+    answers: int
+    seconds: float
+    cpu_seconds: float
+    p50_ms: float
+    p99_ms: float
+    first_ms: list[float]  # the first twenty
+    problems: dict[str, int]
+    otherwise: int
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu_seconds / self.answers
+
+    @property
+    def per_second(self) -> float:
+        return self.answers / self.seconds
+
+
+def drive(server: Server, requests: Sequence[tuple[bytes, int, str]], *, clients: int, count: int) -> Outcome:
+    """`count` requests by so many clients; the server must be awake."""
+    encoded = [(b64encode(data).decode(), status, label) for data, status, label in requests]
+    plan = {"port": server.port, "clients": clients, "count": count, "requests": encoded}
+    before = server.cpu_seconds()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks._serving.load"],
+        input=json.dumps(plan), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    return Outcome(cpu_seconds=server.cpu_seconds() - before, **json.loads(done.stdout))
+
+
+def request(kind: str, path: str, data: bytes) -> bytes:
+    """A complete HTTP request with one picture, raw or as a browser's form sends it."""
+    if kind == "raw":
+        head, body, media = "", data, "image/jpeg"
+    else:
+        head = '--edge\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+        body, media = head.encode() + data + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: */*", f"Content-Type: {media}"]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def pictures(count: int) -> list[bytes]:
+    """JPEGs of 32 px, about a kilobyte each: a colour for each class under smooth noise."""
+    random = np.random.default_rng(0)
+    return [simplejpeg.encode_jpeg(_square(random, n % len(CLASSES)), quality=90) for n in range(count)]
+
+
+def _square(random: np.random.Generator, label: int) -> np.ndarray:
+    hues = np.random.default_rng(7).integers(0, 200, (len(CLASSES), 3))
+    coarse = random.integers(0, 56, (8, 8, 3)) + hues[label]
+    return np.kron(coarse, np.ones((SIDE // 8, SIDE // 8, 1))).astype(np.uint8)
+
+
+def publish(folder: Path, method: str = "ce", network: str = "resnet18", count: int = 160) -> None:
+    """A model of `network`, trained for an epoch, as the service publishes it."""
+    random = np.random.default_rng(1)
+    labels = torch.arange(count) % len(CLASSES)
+    images = torch.from_numpy(np.stack([_square(random, int(label)) for label in labels]))
+    spec = TrainingSpec(method=method, network=network, image_size=SIDE, batch_size=32, epochs=1, precision="f32")
+    training = Training.build(spec, LabeledImages(images, labels, CLASSES), device="cpu")
+    for _ in training:
+        pass
+    bundle.save(folder, training)
+
+
+@contextlib.contextmanager
+def ours(scratch: Path, model: Path | str, threads: int) -> Iterator[Server]:
+    """The API process and the inference process, on a socket file as `make run` has them; no broker, no supervisor."""
+    data = scratch / f"ours-{uuid.uuid4().hex[:8]}"
+    address, port = f"unix://{data}.sock", free_port()
+    knobs: dict[str, Any] = {
+        "data_dir": data, "port": port, "inference_addresses": address, "inference_listen": address,
+        "threads": threads, "devices": "cpu", "redis_url": "redis://127.0.0.1:1/0", "min_free_bytes": 0,
+    }  # fmt: skip
+    settings = Settings(**knobs)
+    files, model_id = Storage(data), uuid.uuid4()
+    files.create()
+    environment = {f"DENLL_{name.upper()}": str(value) for name, value in knobs.items()}
+    _started([sys.executable, "-m", "migrations"], environment).wait(START_S)
+    facts: dict[str, Any] = {"method": "ce", "network": FREE, "classes": [], "digest": FREE, "spec": {}}
+    if model != FREE:
+        _link(Path(model), files.model(model_id))
+        manifest = bundle.verify(files.model(model_id))
+        facts |= {"network": manifest.spec.network, "classes": list(manifest.classes), "digest": manifest.digest}
+    engine = connect(settings)
+    with transaction(engine) as session:
+        session.execute(insert(ModelRow).values(id=model_id, size_bytes=0, metrics={}, **facts))
+    engine.dispose()
+    inference = "worker.inference" if model != FREE else "tests.benchmarks._serving.free"
+    roots = [_started([sys.executable, "-m", module], environment) for module in (inference, "app.main")]
+    query = f"/predict?model={model_id}"
+    with _ending(Server("ours", port, roots, {"multipart": query, "raw": query})) as server:
+        yield server
+
+
+def _link(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        os.link(file, target / file.name)
+
+
+@contextlib.contextmanager
+def peer(name: str, model: Path | str, threads: int) -> Iterator[Server]:
+    port = free_port()
+    command = [str(PEERS), "-m", f"tests.benchmarks._serving.{name}", str(port), str(model), str(threads)]
+    paths = {"multipart": "/predict"} | ({"raw": "/raw"} if name == "naive" else {})
+    with _ending(Server(name, port, [_started(command, {})], paths)) as server:
+        yield server
+
+
+def _started(command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")} | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment | more | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL if "-v" not in sys.argv else None,
+        stderr=None if "-v" in sys.argv else subprocess.DEVNULL,
+        preexec_fn=die_with_parent,  # noqa: PLW1509
+    )
+
+
+@contextlib.contextmanager
+def _ending(server: Server) -> Iterator[Server]:
+    """The server once it answers a picture; all its processes are gone afterwards."""
+    try:
+        eventually(lambda: _answers(server), seconds=START_S, what=server.name)
+        server.signal(signal.SIGSTOP)
+        yield server
+    finally:
+        tree = server.tree()
+        server.signal(signal.SIGCONT)
+        for process in server.roots:
+            process.terminate()
+        for process in server.roots:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+        for pid in tree:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _answers(server: Server) -> bool:
+    if any(process.poll() is not None for process in server.roots):
+        raise RuntimeError(f"{server.name} ended while it started")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        head, _, body = request("multipart", server.paths["multipart"], pictures(1)[0]).partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        connection.request("POST", server.paths["multipart"], body, headers)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _parents() -> dict[int, int]:
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = int(_stat(int(entry.name))[1])
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat behind the name: state, parent, ...; times are fields 11 to 14."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
