@@ -28,6 +28,7 @@ from ml import (
     loader,
     measure,
     methods,
+    parallel,
     phase,
     preparation,
     randomness,
@@ -49,7 +50,13 @@ class Training:
     """Iterate to train; `state` and `restore` between any two events."""
 
     def __init__(
-        self, spec: TrainingSpec, images: LabeledImages, truth: Truth | None, device: torch.device, weights: Path | None
+        self,
+        spec: TrainingSpec,
+        images: LabeledImages,
+        truth: Truth | None,
+        device: torch.device,
+        weights: Path | None,
+        group: parallel.Group | None,
     ) -> None:
         """Use `build`."""
         self.spec, self.device, self.classes = spec, device, tuple(images.classes)
@@ -64,7 +71,7 @@ class Training:
         self._parts = preparation.parts(truth, self._pixels, self.labels, self.held_out)
         self._half = devices.half_precision(spec.precision, device)
         self._random = randomness.Randomness(spec.seed, device)
-        self._weights = weights
+        self._weights, self._group = weights, group
         self._networks_made = 0
         self.log = measure.LabelLog(self._labels, len(self.classes))
         self.history: list[EpochReport] = []
@@ -91,9 +98,11 @@ class Training:
         threads: int | None = None,
         weights: Path | None = None,
         captured: bool = False,
+        group: parallel.Group | None = None,
     ) -> Self:
         """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
 
+        All members of a `group` build the same training and iterate it alike; each computes its share of the networks.
         `captured` repeats recorded steps on a GPU (`ml.stepping`). It is no part of the spec: the result is the same.
         """
         place = devices.resolve(device or spec.device)
@@ -102,8 +111,8 @@ class Training:
         devices.settle(place, exact=spec.precision == "f32", deterministic=spec.deterministic)
         preparation.check(spec, images)
         with devices.bounded_memory(spec.batch_size, "preparing the training"):
-            training = cls(spec, images, truth, place, weights)
-            if captured and place.type == "cuda":
+            training = cls(spec, images, truth, place, weights, group)
+            if captured and group is None and place.type == "cuda":
                 training.record_steps(stepping.CudaGraphs(place))
             return training
 
@@ -293,6 +302,8 @@ class Training:
 
     def _end_epoch(self, stretch: phase.Phase, plan: timetable.Timetable) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
+        if self._group is not None:
+            self._group.align(self.method.state_dict().values())
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
         measured = {name: measure.scores(self._answers(name)) for name in PARTS}
         validation = measured["noisy_validation"].get("answer")
@@ -348,7 +359,8 @@ class Training:
         """Another fresh network each time, initialised from the seed and how many there were before it."""
         self._networks_made += 1
         with randomness.seeded(seed_for(self.spec.seed, f"network {self._networks_made}")):
-            return preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
+            network = preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
+        return network if self._group is None else parallel.shard(network, self._group)
 
     def _built_optimizers(self) -> phase.Optimizers:
         """Those of the last entered phase that has its own."""

@@ -1,0 +1,121 @@
+"""Several processes train what one would: the same numbers up to rounding, and to the bit among themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.ml import ranks
+from tests.ml.conftest import same
+
+TOLERANCE = 1e-3  # of f32 after two epochs: weights are equal to 1e-5, ranked margins are kept in 16 bits
+RANDOM_OF_MODULES = "random/modules"  # each rank's share draws for itself; see `ml.parallel`
+
+
+Found = dict[str, list[dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks left what they found; one process starts them all, since importing torch takes seconds."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "tests.ml.ranks", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Found:
+    """What two ranks found, by scenario."""
+    names = [scenario.__name__ for scenario in ranks.SCENARIOS]
+    return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1)] for name in names}
+
+
+def distant(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> list[str]:
+    """Names of tensors that differ by more than a share of their largest value."""
+    differing = set(one) ^ set(other)
+    for name in set(one) & set(other):
+        a, b = one[name].double(), other[name].double()
+        known = ~torch.isnan(a)
+        alike = a.shape == b.shape and torch.equal(known, ~torch.isnan(b))
+        if not alike or _largest((a - b)[known]) > tolerance * max(_largest(a[known]), 1e-3):
+            differing.add(name)
+    return sorted(differing)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def plain(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in found.items() if RANDOM_OF_MODULES not in name}
+
+
+def training(two: Found, name: str) -> dict[str, Tensor]:
+    prefix = f"{name}: "
+    return {key.removeprefix(prefix): t for key, t in two["trainings"][0].items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", sorted(set(ranks.CHANGES) - {"uneven"}))
+def test_two_processes_train_what_one_does(two: Found, name: str) -> None:
+    """Weights, running statistics, momentum, order, the ranking of labels, and every reported loss."""
+    assert distant(plain(training(two, name)), plain(ranks.trained(name)), TOLERANCE) == []
+
+
+@pytest.mark.parametrize("name", ["trainings", "resumed", "gradients", "half"])
+def test_all_processes_hold_the_same_bits(two: Found, name: str) -> None:
+    assert same(*two[name]) == []
+
+
+def test_resuming_on_two_processes_changes_no_bit(two: Found) -> None:
+    assert same(training(two, "denll"), two["resumed"][0]) == []
+
+
+def test_dropout_draws_for_each_row_and_leaves_one_generator_behind(two: Found) -> None:
+    one, other = two["draws"]
+    rows = one["first"].unbind()
+
+    assert same(one, other) == []
+    assert all(not torch.equal(a, b) for number, a in enumerate(rows) for b in rows[:number])
+    assert not torch.equal(one["first"], one["second"])
+
+
+def test_gradients_are_those_of_the_whole_batch(two: Found, tmp_path: Path) -> None:
+    """Exactly: of a copy, of images, asked for by name, and of a penalty that no rank may add twice."""
+    alone = ranks.gradients(None, tmp_path)
+
+    assert distant(alone, two["gradients"][1], 1e-12) == []
+
+
+def test_bf16_gradients_are_no_further_from_f32(two: Found, tmp_path: Path) -> None:
+    exact, alone = ranks.half(None, tmp_path, enabled=False), ranks.half(None, tmp_path)
+
+    def distance(found: dict[str, Tensor]) -> float:
+        return sum(float((found[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
+
+    assert set(two["half"][0]) == set(exact)
+    assert distance(two["half"][0]) < 1.2 * distance(alone)
+
+
+def test_ranks_that_drift_apart_are_noticed_by_all(two: Found) -> None:
+    assert [list(found) for found in two["apart"]] == [["RanksApart"]] * 2
+
+
+def test_ranks_without_a_row_take_part(folder: Path) -> None:
+    """Five ranks, and a last batch of two."""
+    found = [load_file(folder / f"uneven-{rank}.safetensors") for rank in range(5)]
+
+    assert distant(plain(found[4]), plain(ranks.trained("uneven")), TOLERANCE) == []
+    assert all(same(found[0], other) == [] for other in found[1:])
+
+
+def test_F08_a_rank_that_ends_ends_all(folder: Path) -> None:
+    """Which of them the launcher names is chance: the others end because an exchange breaks."""
+    assert (folder / "ended").read_text() in ("1 3", "0 1")
