@@ -1,7 +1,7 @@
 """The load generator: so many clients, each sending its next request when the last one is answered, until all are sent.
 
 A process of its own that knows bytes and sockets only: requests are complete before the clock starts, and of an answer
-it reads no more than status, length and label. `Plan` in on standard input, `Outcome` out, both as JSON.
+it reads no more than status, length and label. The plan comes on standard input, outcomes leave, both as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -108,16 +108,20 @@ async def drive(port: int, clients: int, requests: list[Sent], count: int) -> di
         "seconds": seconds,
         "p50_ms": 1000 * in_order[len(in_order) // 2],
         "p99_ms": 1000 * in_order[int(len(in_order) * 0.99)],
-        "first_ms": [1000 * latency for latency in run.latencies[:20]],
         "problems": dict(run.problems),
         "otherwise": run.otherwise,
     }
 
 
+async def stages(plan: dict[str, Any], requests: list[Sent]) -> list[dict[str, object]]:
+    """One stage right behind the other, so that what a burst leaves behind can be seen."""
+    return [await drive(plan["port"], clients, requests, count) for clients, count in plan["stages"]]
+
+
 def main() -> None:
     plan = json.load(sys.stdin)
     requests = [Sent(b64decode(data), status, label.encode()) for data, status, label in plan["requests"]]
-    print(json.dumps(uvloop.run(drive(plan["port"], plan["clients"], requests, plan["count"]))))
+    print(json.dumps(uvloop.run(stages(plan, requests))))
 
 
 if __name__ == "__main__":

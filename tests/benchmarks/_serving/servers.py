@@ -7,17 +7,16 @@ whole tree, read from the kernel.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,45 +79,47 @@ class Server:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of the load generator against one server."""
+    """What the load generator saw of one server, and what that cost the server."""
 
     answers: int
     seconds: float
-    cpu_seconds: float
     p50_ms: float
     p99_ms: float
-    first_ms: list[float]  # the first twenty
     problems: dict[str, int]
-    otherwise: int
-
-    @property
-    def cpu_ms(self) -> float:
-        return 1000 * self.cpu_seconds / self.answers
+    otherwise: int  # answers with another label than expected
+    cpu_ms: float  # of the whole tree, per answer of all stages
 
     @property
     def per_second(self) -> float:
         return self.answers / self.seconds
 
 
-def drive(server: Server, requests: Sequence[tuple[bytes, int, str]], *, clients: int, count: int) -> Outcome:
-    """`count` requests by so many clients; the server must be awake."""
+Asked = tuple[bytes, int, str]  # a request, its status, its label
+
+
+def drive(server: Server, requests: Sequence[Asked], *stages: tuple[int, int]) -> list[Outcome]:
+    """For each stage (clients, requests) one outcome; the server is awake for as long as it takes."""
     encoded = [(b64encode(data).decode(), status, label) for data, status, label in requests]
-    plan = {"port": server.port, "clients": clients, "count": count, "requests": encoded}
-    before = server.cpu_seconds()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks._serving.load"],
-        input=json.dumps(plan), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True,
-    )  # fmt: skip
-    return Outcome(cpu_seconds=server.cpu_seconds() - before, **json.loads(done.stdout))
+    plan = {"port": server.port, "stages": stages, "requests": encoded}
+    with server.awake():
+        before = server.cpu_seconds()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks._serving.load"],
+            input=json.dumps(plan), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True,
+        )  # fmt: skip
+        spent = server.cpu_seconds() - before
+    cpu_ms = 1000 * spent / sum(count for _, count in stages)
+    return [Outcome(cpu_ms=cpu_ms, **found) for found in json.loads(done.stdout)]
 
 
 def request(kind: str, path: str, data: bytes) -> bytes:
     """A complete HTTP request with one picture, raw or as a browser's form sends it."""
     if kind == "raw":
-        head, body, media = "", data, "image/jpeg"
+        body, media = data, "image/jpeg"
     else:
-        head = '--edge\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-        body, media = head.encode() + data + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
+        named = 'Content-Disposition: form-data; name="file"; filename="a.jpg"'
+        head = f"--edge\r\n{named}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
+        body, media = head + data + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: */*", f"Content-Type: {media}"]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
@@ -206,10 +207,8 @@ def _started(command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes
 
 @contextlib.contextmanager
 def _ending(server: Server) -> Iterator[Server]:
-    """The server once it answers a picture; all its processes are gone afterwards."""
+    """All its processes are gone afterwards."""
     try:
-        eventually(lambda: _answers(server), seconds=START_S, what=server.name)
-        server.signal(signal.SIGSTOP)
         yield server
     finally:
         tree = server.tree()
@@ -222,6 +221,13 @@ def _ending(server: Server) -> Iterator[Server]:
         for pid in tree:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def await_all(servers: Iterable[Server]) -> None:
+    """Wait until each has answered a picture; from then on it stands still until it is measured."""
+    for server in servers:
+        eventually(functools.partial(_answers, server), seconds=START_S, what=server.name)
+        server.signal(signal.SIGSTOP)
 
 
 def _answers(server: Server) -> bool:

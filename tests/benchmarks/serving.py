@@ -1,0 +1,210 @@
+"""S1, S2, S4, S5: our service beside LitServe, BentoML and a plain FastAPI endpoint, under one load generator.
+
+Conditions: all on this machine and over loopback, closed loop, keep-alive, 32 px JPEGs of about a kilobyte, f32 unless
+the line says bf16. Ours is the real API process and the real inference process with a published model. The peers run
+the same weights in eager torch, decode with the same decoder, and batch up to 64; each server has all cores. Servers
+take turns within a round and stand still meanwhile; a figure is the median over the rounds of the ratio within each.
+CPU is that of the whole process tree. The limit is a plain loop over decoder and model in our own arithmetic, at the
+best batch size. `-v` shows what the servers say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from ml import devices, images
+from ml.predict import Predictor
+from tests.benchmarks._serving import servers
+from tests.benchmarks._serving.model import CLASSES, FREE
+from tests.benchmarks._serving.servers import Asked, Outcome, Server
+
+PEERS = ("naive", "litserve_peer", "bentoml_peer")
+BATCHING = PEERS[1:]
+ROUNDS = 3
+BATCHES = (8, 16, 32, 64)
+THREADS = os.cpu_count() or 1
+
+
+def line(id: str, what: str, measured: float | None, target: str, met: bool | None, **details: object) -> None:
+    shown = None if measured is None else round(measured, 3)
+    print(json.dumps({"id": id, "benchmark": what, "measured": shown, "target": target, "met": met} | details))
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def running(scratch: Path, model: Path | str) -> Iterator[dict[str, Server]]:
+    """Ours and every peer that starts here."""
+    with contextlib.ExitStack() as stack:
+        started = {"ours": stack.enter_context(servers.ours(scratch, model, THREADS))}
+        if servers.PEERS.exists():
+            started |= {name: stack.enter_context(servers.peer(name, model, THREADS)) for name in PEERS}
+        servers.await_all(started.values())
+        yield started
+
+
+def middle(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def asked(server: Server, kind: str, labels: Sequence[str]) -> list[Asked]:
+    pictures = servers.pictures(len(labels))
+    made = [servers.request(kind, server.paths[kind], picture) for picture in pictures]
+    return [(data, 200, label) for data, label in zip(made, labels, strict=True)]
+
+
+def layer(scratch: Path) -> None:
+    """S1: the serving layer alone."""
+    labels = [CLASSES[0]] * 64
+    rounds: list[dict[str, Outcome]] = []
+    with running(scratch, FREE) as started:
+        for _ in range(ROUNDS + 1):
+            rounds.append({})
+            for name, server in started.items():
+                for kind in server.paths:
+                    (found,) = servers.drive(server, asked(server, kind, labels), (32, 1200))
+                    rounds[-1][f"{name} {kind}"] = found
+    del rounds[0]  # connections, caches, first calls
+    cpu = {name: round(middle([r[name].cpu_ms for r in rounds]), 3) for name in rounds[0]}
+    details = {"cpu_ms": cpu, "problems": [r[name].problems for r in rounds for name in r if r[name].problems]}
+    if len(started) == 1:
+        line("S1", "CPU of the serving layer", None, "<= 0.30", None, why="no peers: run `make bench`", **details)
+        return
+    for what, mine, theirs, most in (
+        ("multipart over LitServe or BentoML", "ours multipart", [f"{name} multipart" for name in BATCHING], 0.30),
+        ("raw over LitServe or BentoML", "ours raw", [f"{name} multipart" for name in BATCHING], 0.15),
+        ("multipart over plain FastAPI", "ours multipart", ["naive multipart"], 0.60),
+    ):
+        ratio = middle([r[mine].cpu_ms / min(r[name].cpu_ms for name in theirs) for r in rounds])
+        line("S1", f"CPU of the layer, {what}", ratio, f"<= {most:.2f}", ratio <= most, **details)
+        details = {}
+
+
+class Limit:
+    """The same work in a plain loop."""
+
+    def __init__(self, model: Path, precision: str) -> None:
+        torch.set_num_threads(THREADS)
+        self.predictor = Predictor.load(model, device="cpu", precision=precision)
+        self.pictures = servers.pictures(64)
+        self.labels = [CLASSES[int(p.probabilities.argmax())] for p in self.answers(self.pictures)]
+        self.best_batch = max(BATCHES, key=lambda size: self.per_second(size, 128))
+
+    def answers(self, pictures: Sequence[bytes]) -> list[object]:
+        return self.predictor.predict_squares([images.decode(picture) for picture in pictures])
+
+    def per_second(self, batch: int, count: int) -> float:
+        started = time.perf_counter()
+        for first in range(0, count, batch):
+            self.answers([self.pictures[(first + n) % 64] for n in range(batch)])
+        return count / (time.perf_counter() - started)
+
+    def one_ms(self) -> float:
+        times = []
+        for picture in self.pictures[:40]:
+            started = time.perf_counter()
+            self.answers([picture])
+            times.append(1000 * (time.perf_counter() - started))
+        return middle(times)
+
+
+class Round(NamedTuple):
+    limit: float  # images a second
+    one_ms: float
+    few: dict[str, Outcome]  # 8 clients
+    many: dict[str, Outcome]  # 64 clients
+    alone: dict[str, Outcome]
+    after: dict[str, Outcome]  # one client, right after 64
+
+
+def one_round(limit: Limit, started: dict[str, Server]) -> Round:
+    found = Round(limit.per_second(limit.best_batch, 192), limit.one_ms(), {}, {}, {}, {})
+    for name, server in started.items():
+        requests = asked(server, "multipart", limit.labels)
+        found.alone[name], found.few[name], found.many[name], found.after[name] = servers.drive(
+            server, requests, (1, 40), (8, 192), (64, 256), (1, 40)
+        )
+    return found
+
+
+def network(scratch: Path, precision: str) -> list[Round]:
+    """S2, S4 and the first half of S5."""
+    model = scratch / "model"
+    if not model.exists():
+        servers.publish(model)
+    limit = Limit(model, precision)
+    with running(scratch, model) as started:
+        rounds = [one_round(limit, started) for _ in range(ROUNDS + 1)][1:]
+        names = list(started)
+        spoiled(started["ours"], limit.labels)
+    del limit
+    throughput(rounds, names)
+    waiting(rounds, names)
+    problems = [o.problems for r in rounds for o in (r.few["ours"], r.many["ours"]) if o.problems]
+    otherwise = sum(o.otherwise for r in rounds for o in (r.few["ours"], r.many["ours"]))
+    failed = sum(sum(found.values()) for found in problems) + otherwise
+    line("S5", "failed or wrong answers at 64 clients", failed, "0", failed == 0, problems=problems)
+    return rounds
+
+
+def throughput(rounds: list[Round], names: list[str]) -> None:
+    for clients, of in ((8, lambda r: r.few), (64, lambda r: r.many)):
+        share = middle([of(r)["ours"].per_second / r.limit for r in rounds])
+        speeds = {name: round(middle([of(r)[name].per_second for r in rounds]), 1) for name in names}
+        cpu = {name: round(middle([of(r)[name].cpu_ms for r in rounds]), 2) for name in names}
+        details = {"images_per_second": speeds | {"limit": round(middle([r.limit for r in rounds]), 1)}, "cpu_ms": cpu}
+        what = f"ResNet-18 f32, {clients} clients, images/s"
+        line("S2", f"{what}, share of the limit", share, ">= 0.90", share >= 0.90, **details)
+        if len(names) > 1:
+            best = middle([of(r)["ours"].per_second / max(of(r)[n].per_second for n in names[1:]) for r in rounds])
+            line("S2", f"{what} over the best peer", best, ">= 1.25", best >= 1.25)
+    if not devices.half_precision("auto", torch.device("cpu")):
+        why = "this CPU has no bf16 instructions"
+        line("S2", "ResNet-18 bf16, images/s over the best peer", None, ">= 2.10", None, why=why)
+
+
+def waiting(rounds: list[Round], names: list[str]) -> None:
+    forward = middle([r.one_ms for r in rounds])
+    for when, of in (("one client", lambda r: r.alone), ("one client after 64", lambda r: r.after)):
+        p50 = {name: round(middle([of(r)[name].p50_ms for r in rounds]), 2) for name in names}
+        p99 = {name: round(middle([of(r)[name].p99_ms for r in rounds]), 2) for name in names}
+        over = middle([of(r)["ours"].p50_ms - (1.2 * r.one_ms + 1.5) for r in rounds])
+        details = {"p50_ms": p50, "p99_ms": p99, "forward_ms": round(forward, 2)}
+        line("S4", f"p50 of {when} beyond 1.2 forwards + 1.5 ms", over, "<= 0", over <= 0, **details)
+        if len(names) > 1:
+            peer = middle([of(r)["ours"].p50_ms / min(of(r)[n].p50_ms for n in names[1:]) for r in rounds])
+            line("S4", f"p50 of {when} over the quickest peer", peer, "<= 0.70", peer <= 0.70)
+
+
+def spoiled(server: Server, labels: Sequence[str]) -> None:
+    """S5: one picture in sixteen is cut off; it alone is refused."""
+    good = asked(server, "raw", labels)
+    cut = servers.pictures(1)[0][:300]
+    requests = [
+        (servers.request("raw", server.paths["raw"], cut), 422, "") if n % 16 == 5 else each
+        for n, each in enumerate(good)
+    ]
+    (found,) = servers.drive(server, requests, (64, 256))
+    wrong = sum(found.problems.values()) + found.otherwise
+    what = "answers that a bad picture in sixteen changed"
+    line("S5", what, wrong, "0", wrong == 0, problems=found.problems)
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder:
+        layer(Path(folder))
+        network(Path(folder), "auto")
+
+
+if __name__ == "__main__":
+    main()
