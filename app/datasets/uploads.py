@@ -68,13 +68,14 @@ class Sink:
             self._file.close()
 
     def _drain(self) -> None:
-        block = b"".join(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self._hash.update(block)
-        self.size_bytes += len(block)
-        if self._file is None:
-            return
+        blocks, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        for block in blocks:  # one by one: joined they would be copied once more
+            self._hash.update(block)
+            self.size_bytes += len(block)
+            if self._file is not None:
+                self._store(self._file, block)
+
+    def _store(self, file: BinaryIO, block: bytes) -> None:
         self._since_check += len(block)
         if self._since_check >= CHECK_SPACE_BYTES:
             self._since_check = 0
@@ -82,7 +83,7 @@ class Sink:
         view = memoryview(block)
         try:
             while view:
-                view = view[self._file.write(view) :]
+                view = view[file.write(view) :]
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                 raise

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import json
 import mmap
-import shutil
 import sys
 import time
 import zipfile
@@ -35,6 +34,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def cpu_seconds_in(work: Callable[[Path], object]) -> float:
+    """The same, of work that needs an empty folder; making and deleting it does not count."""
+    with TemporaryDirectory() as folder:
+        return cpu_seconds(lambda: work(Path(folder)))
+
+
 def write_zip(path: Path, count: int) -> None:
     """Smooth noise at quality 75: about the bytes of a CIFAR picture."""
     random = np.random.default_rng(0)
@@ -45,12 +50,9 @@ def write_zip(path: Path, count: int) -> None:
             target.writestr(f"class-{number % CLASSES}/{number:05d}.jpg", simplejpeg.encode_jpeg(picture, quality=75))
 
 
-def ours(path: Path, folder: Path) -> None:
-    target = folder / "ready"
-    target.mkdir()
+def ours(path: Path, target: Path) -> None:
     found = layout.interpret(archive.read(path))
     ingest.ingest(path, found.images, found.classes, target, findings=found.findings, facts=found.facts)
-    shutil.rmtree(target)
 
 
 def floor(path: Path, members: list[tuple[int, int]]) -> None:
@@ -60,13 +62,11 @@ def floor(path: Path, members: list[tuple[int, int]]) -> None:
             squares[row] = simplejpeg.decode_jpeg(view[start : start + length])
 
 
-def unzip_and_pillow(path: Path, folder: Path) -> None:
-    target = folder / "extracted"
+def unzip_and_pillow(path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as source:
         source.extractall(target)
     squares = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(target.rglob("*.jpg"))]
     np.stack(squares)
-    shutil.rmtree(target)
 
 
 def measured(count: int) -> dict[str, object]:
@@ -80,8 +80,8 @@ def measured(count: int) -> dict[str, object]:
         rounds = [
             (
                 cpu_seconds(lambda: floor(whole, members)),
-                cpu_seconds(lambda: ours(whole, folder)),
-                10 * cpu_seconds(lambda: unzip_and_pillow(tenth, folder)),
+                cpu_seconds_in(lambda target: ours(whole, target)),
+                10 * cpu_seconds_in(lambda target: unzip_and_pillow(tenth, target)),
             )
             for _ in range(ROUNDS)
         ]
@@ -92,6 +92,7 @@ def measured(count: int) -> dict[str, object]:
         "benchmark": f"ingest of {count} JPEGs, CPU over the floor",
         "measured": round(own / least, 2),
         "target": "<= 1.6",
+        "met": round(own / least, 2) <= 1.6,
         "floor_s": round(least, 2),
         "ours_s": round(own, 2),
         "structure_s": round(structure, 2),
