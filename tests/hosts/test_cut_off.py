@@ -43,12 +43,16 @@ def lease_holds(spread: Spread, job: Job) -> bool:
 
 
 def cut_while_an_answer_is_owed(spread: Spread, host: Host, job: Job) -> None:
-    """Pull the cable when the database has acknowledged the host's question and works on it: the answer is lost."""
-    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE client_addr = :at AND wait_event_type = 'Lock'")
+    """Pull the cable when the database has acknowledged a question of supervisor and child: the answers are lost."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE client_addr = :at AND wait_event_type = 'Lock'"
+        " AND clock_timestamp() - query_start > interval '0.2 seconds'"  # acknowledgements may come that late
+    )
     with transaction(spread.engine) as holding:
         holding.execute(select(Job.id).where(Job.id == job.id).with_for_update())
         with spread.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
-            eventually(lambda: looking.scalar(waiting, {"at": host.address}), seconds=5.0, what="a question")
+            asked = {"at": host.address}
+            eventually(lambda: looking.scalar(waiting, asked) == 2, seconds=20.0, what="supervisor and child waiting")
         host.cut()
 
 
