@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml import errors
+from ml import durable, errors
 from ml.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -69,17 +69,17 @@ def save(folder: Path, training: Training, *, metrics: Mapping[str, Any] | None 
     temporary.mkdir(parents=True)
     try:
         save_file(_tensors(training), temporary / WEIGHTS)
-        _flush(temporary / WEIGHTS)
-        manifest = _manifest(training, _fingerprint(temporary / WEIGHTS), metrics or {})
+        durable.flush(temporary / WEIGHTS)
+        manifest = _manifest(training, _file(temporary / WEIGHTS), metrics or {})
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
+        durable.flush(temporary / MANIFEST)
+        durable.flush(temporary)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder.parent)
+    durable.flush(folder.parent)
     return verify(folder)
 
 
@@ -89,7 +89,7 @@ def verify(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         if manifest.format != FORMAT:
             raise errors.BundleCorrupt(f"this model has format {manifest.format}, not {FORMAT}")
-        found = _fingerprint(folder / WEIGHTS)
+        found = _file(folder / WEIGHTS)
     except (OSError, ValidationError) as error:
         raise errors.BundleCorrupt("the model's files are missing or damaged") from error
     if manifest.files != {WEIGHTS: found} or manifest.digest != _digest(_facts(manifest), found):
@@ -137,14 +137,5 @@ def _digest(facts: Mapping[str, Any], weights: File) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _fingerprint(path: Path) -> File:
-    with path.open("rb") as file:
-        return File(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _file(path: Path) -> File:
+    return File(**durable.fingerprint(path)._asdict())

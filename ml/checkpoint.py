@@ -1,12 +1,11 @@
 """Checkpoints on disk: written all or nothing, verified before use, the one before as a fallback.
 
-A checkpoint is a folder `step-N` with `tensors.safetensors`, `facts.json` and `manifest.json` (size and SHA-256 of
-both). What is inside is the training's business; who reads and writes when, the caller's. No pickle.
+A checkpoint is a folder `step-N` with `tensors.safetensors`, `facts.json` and `manifest.json` (format, and size and
+SHA-256 of both). What is inside is the training's business; who reads and writes when, the caller's. No pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml import errors
+from ml import durable, errors
 
+FORMAT = 1
 KEPT = 2  # the newest ones; the best is kept besides
 TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -75,19 +75,19 @@ def write(folder: Path, state: State) -> Path:
         _save(state.tensors, temporary / TENSORS)
         (temporary / FACTS).write_text(json.dumps(state.facts, allow_nan=False), encoding="utf-8")
         for name in (TENSORS, FACTS):
-            _flush(temporary / name)
-        files = {name: _fingerprint(temporary / name) for name in (TENSORS, FACTS)}
-        manifest = {key: state.facts.get(key) for key in MANIFESTED} | {"files": files}
+            durable.flush(temporary / name)
+        files = {name: durable.fingerprint(temporary / name)._asdict() for name in (TENSORS, FACTS)}
+        manifest = {key: state.facts.get(key) for key in MANIFESTED} | {"format": FORMAT, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, allow_nan=False), encoding="utf-8")
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
+        durable.flush(temporary / MANIFEST)
+        durable.flush(temporary)
         if target.exists():  # the same step again, after falling back to an earlier one
             shutil.rmtree(target)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder)
+    durable.flush(folder)
     verify(target)
     _prune(folder, state.step)
     return target
@@ -97,8 +97,10 @@ def verify(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files all have the recorded size and SHA-256; CheckpointInvalid otherwise."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise errors.CheckpointInvalid(f"{path.name} has format {manifest['format']!r}, not {FORMAT}")
         for name in (TENSORS, FACTS):
-            if _fingerprint(path / name) != manifest["files"][name]:
+            if durable.fingerprint(path / name)._asdict() != manifest["files"][name]:
                 raise errors.CheckpointInvalid(f"{path.name}: {name} does not match its manifest")
         facts = json.loads((path / FACTS).read_bytes())
         if {key: manifest[key] for key in MANIFESTED} != {key: facts.get(key) for key in MANIFESTED}:
@@ -208,17 +210,3 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         if code := OS_ERROR.search(str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         raise
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

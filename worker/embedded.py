@@ -91,6 +91,23 @@ def locked(data_dir: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for sockets, whose path must be short and only ours to open; those of killed launchers are removed."""
+    for owner in Path(tempfile.gettempdir()).glob("denll-*/owner"):
+        with contextlib.suppress(OSError), owner.open("rb") as file:  # locked: its launcher lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="denll-"))
+    try:
+        with (folder / "owner.new").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "owner.new").rename(folder / "owner")  # never seen without its lock
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Launcher:
     def __init__(self, settings: Settings, scratch: Path) -> None:
         self._settings = settings
@@ -181,12 +198,8 @@ def main() -> None:
     except ValidationError as error:
         sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
     Storage(settings.data_dir).create()
-    scratch = Path(tempfile.mkdtemp(prefix="denll-"))  # sockets: their path must be short, and only ours to open
-    try:
-        with locked(settings.data_dir):
-            sys.exit(Launcher(settings, scratch).run())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with locked(settings.data_dir), scratch_folder() as folder:
+        sys.exit(Launcher(settings, folder).run())
 
 
 if __name__ == "__main__":

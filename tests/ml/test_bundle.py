@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ml import bundle, data, errors, scenes
+from ml import bundle, data, durable, errors, scenes
 from ml.predict import Predictor
 from ml.spec import TrainingSpec
 from ml.training import Training
@@ -67,7 +67,7 @@ def test_a_bundle_is_never_overwritten_and_a_failed_write_leaves_nothing(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle, "_flush", full)
+    monkeypatch.setattr(durable, "flush", full)
     with pytest.raises(OSError, match="space"):
         bundle.save(tmp_path / "other", training)
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]

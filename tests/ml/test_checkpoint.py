@@ -220,3 +220,12 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path, state(1)).rename(tmp_path / "step-2")
     with pytest.raises(errors.CheckpointInvalid, match="manifest is of step 1"):
         checkpoint.verify(path)
+
+
+def test_a_checkpoint_of_another_format_is_not_read(tmp_path: Path) -> None:
+    path = checkpoint.write(tmp_path, state(1))
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"format": checkpoint.FORMAT + 1}))
+
+    with pytest.raises(errors.CheckpointInvalid, match="has format 2, not 1"):
+        checkpoint.read(path)

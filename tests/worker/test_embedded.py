@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from tests.servers import die_with_parent, eventually, free_port
 from tests.worker.house import ROOT, alive, children
+from worker import embedded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -108,3 +110,17 @@ def running(launched: Launched, name: bytes, *, besides: int) -> bool:
         except OSError:
             continue
     return False
+
+
+def test_the_scratch_of_a_killed_launcher_is_removed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, foreign = tmp_path / "denll-dead", tmp_path / "denll-foreign"
+    dead.mkdir()
+    foreign.mkdir()
+    (dead / "owner").touch()
+
+    with embedded.scratch_folder() as living, embedded.scratch_folder() as own:
+        assert set(tmp_path.iterdir()) == {foreign, living, own}
+    assert list(tmp_path.iterdir()) == [foreign]
