@@ -71,6 +71,9 @@ class Part:
         self._pixels = pixels
         self._rows, self._labels = rows.to(pixels.device), labels.to(pixels.device)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows (B,), images (B, 3, S, S) and labels (B,); nothing where the part is empty."""
         size = self._pixels.plain_rows()

@@ -190,7 +190,7 @@ class Recipe:
             lr=self.learning_rate * scale,
             momentum=self.momentum,
             weight_decay=self.weight_decay if weight_decay is None else weight_decay,
-            fused=True,  # one pass over the weights, and the only kind that reads its rate from a tensor without waiting
+            fused=True,  # one pass over the weights; and no other kind reads its rate from a tensor without waiting
         )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +35,7 @@ from ml import (
     randomness,
     stepping,
     timetable,
+    trial,
 )
 from ml.events import PARTS, EpochReport, Step
 from ml.spec import TrainingSpec, seed_for
@@ -86,6 +88,7 @@ class Training:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent in this epoch
         self._stepper: stepping.Eager | stepping.Captured = stepping.Eager()
+        self._room: tuple[int, trial.Room] | None = None  # for which phase, and what it needs
 
     @classmethod
     def build(
@@ -121,6 +124,7 @@ class Training:
         while self.epoch < self.epochs:
             with self._at_work("preparing an epoch"):
                 stretch, plan = self._begin_epoch()
+                self._check_room(stretch, plan)
             while self._position < plan.steps:
                 with self._at_work("a training step"):
                     self._take_step(stretch, plan.slot(self._position))
@@ -251,6 +255,42 @@ class Training:
         self._position, self._seconds = 0, 0.0
         self._loss.zero_()
         return stretch, plan
+
+    def _check_room(self, stretch: phase.Phase, plan: timetable.Timetable) -> None:
+        """OutOfMemory before the first step of a phase that does not fit; it is tried once in each process."""
+        if self._room is not None and self._room[0] == self._entered:
+            return
+        slot = plan.slot(self._position)
+        shown = (slot.labelled,) if slot.unlabelled is None else (slot.labelled, slot.unlabelled)
+        scored = len(self._rows) if stretch.begin_epoch is not phase.nothing else 0
+        measured = min(self._pixels.plain_rows(), max(scored, *map(len, self._parts.values())))
+        assert self._optimizers is not None
+        still = trial.still(self._optimizers)
+        drawn = self._random.state()
+
+        def step(size: int) -> None:
+            progress = (self.epoch + slot.passed) / self.epochs
+            batch = self._batch(stretch, slot.turn, tuple(each[:size] for each in shown), progress)
+            beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
+            self._descended(stretch, replace(batch, observe=_unheard, unlabelled=beside), still)
+
+        def measure(size: int) -> None:
+            self._heads(self._pixels.plain(self._rows[:size]))
+
+        with trial.traceless(self.method), self._random.of_modules():
+            self._batch(stretch, slot.turn, tuple(each[:2] for each in shown), 0.0)  # pads the images
+            room = trial.room(
+                step,
+                measure if measured else None,
+                rows=(len(slot.labelled), 0 if slot.unlabelled is None else len(slot.unlabelled)),
+                measured_rows=measured,
+                optimizers=self._optimizers,
+                device=self.device,
+                width=1 if self._group is None else self._group.size,
+            )
+        self._random.restore(drawn)
+        self._room = (self._entered, room)
+        room.check(self.spec.batch_size)
 
     def _take_step(self, stretch: phase.Phase, slot: timetable.Slot) -> None:
         optimizers = self._set_rates(slot.passed)
@@ -386,13 +426,21 @@ class Training:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
 
+    def _fitting(self) -> int | None:
+        assert self._room is not None
+        return self._room[1].fitting(self.spec.batch_size)
+
     @contextlib.contextmanager
     def _at_work(self, what: str) -> Iterator[None]:
         """Our own time, without that of whoever consumes the events."""
         self._clock_started = time.perf_counter()
-        with devices.bounded_memory(self.spec.batch_size, what):
+        with devices.bounded_memory(self.spec.batch_size, what, self._fitting if self._room else None):
             yield
         self._seconds += time.perf_counter() - self._clock_started
+
+
+def _unheard(_: Tensor) -> None:
+    """What a trial says of labels."""
 
 
 def _as_f32(number: float) -> float:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ml.blocks import losses
+
 
 class Split(NamedTuple):
     """An image as foreground and background."""
@@ -84,8 +86,7 @@ class BackgroundBank(nn.Module):
     @torch.no_grad()
     def update(self, backgrounds: Tensor, labels: Tensor) -> None:
         """EMA of each class's batch mean, in f32; the first batch with a class sets its entry."""
-        classes = torch.arange(len(self.classes), device=labels.device)
-        members = (labels[:, None] == classes).to(self.classes.dtype)  # (B, C); one_hot would wait for the device
+        members = losses.one_hot(labels, len(self.classes))  # (B, C)
         count = members.sum(dim=0)
         with torch.autocast(backgrounds.device.type, enabled=False):
             sums = members.T @ backgrounds.float().flatten(1)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """int64 (B,) -> f32 (B, C). torch's own asks whether the labels are in range, and waits for the answer."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
 
 def co_refined(labels: Tensor, clean_probability: Tensor, own: Tensor) -> Tensor:
     """w · Y + (1 - w) · p (DivideMix Eq. 3): given labels int64 (B,), w (B,) in [0, 1], own average (B, C)."""
-    given = functional.one_hot(labels, own.shape[1])
-    return torch.lerp(own, given.to(own.dtype), clean_probability[:, None])
+    given = losses.one_hot(labels, own.shape[1]).to(own.dtype)
+    return torch.lerp(own, given, clean_probability[:, None])
 
 
 def loss(logits: Tensor, targets: Tensor, labelled: int, unlabelled_weight: float) -> Tensor:

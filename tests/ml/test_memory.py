@@ -1,0 +1,206 @@
+"""What a training needs is known before its first step, from a trial that leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml import errors, memory, trial
+from ml.data import LabeledImages, Truth
+from ml.spec import TrainingSpec
+from ml.training import Training
+from tests.ml.conftest import SIDE, same
+
+Specs = Callable[..., TrainingSpec]
+GIGABYTE = 10**9
+
+
+def line(fixed: float, each: float) -> memory.Cost:
+    return memory.Cost(torch.tensor([fixed], dtype=torch.float64), torch.tensor([each], dtype=torch.float64))
+
+
+def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
+    """Exactly: the same operations run, each on more images."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(500)
+    )
+    network(torch.zeros(2, 3, 16, 16))
+
+    def work(images: int) -> None:
+        network(torch.zeros(images, 3, 16, 16)).square().mean().backward()
+        network.zero_grad()
+
+    found = memory.cost(work)
+    for images in (1 + 1, 5, 64):
+        ledger = memory.Ledger()
+        with ledger:
+            work(images)
+        assert found.peak(images) == max(ledger.course)
+    assert found.peak(64) > 64 * 8 * 14 * 14 * 4 * 2  # at least what two layers keep
+
+
+def test_the_peak_moves_from_weights_to_images() -> None:
+    cost = memory.Cost(torch.tensor([100.0, 10.0]), torch.tensor([1.0, 5.0]))
+
+    assert [cost.peak(images) for images in (2, 22, 23, 100)] == [102, 122, 125, 510]
+
+
+def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
+    need = memory.Need(fixed=GIGABYTE, step=line(0, GIGABYTE / 10), measuring=0)
+    with pytest.raises(errors.OutOfMemory) as raised:
+        trial.Room(need, 4 * GIGABYTE).check(128)
+
+    assert "batch_size 128 needs about 13.8 GB" in raised.value.detail
+    assert "4.0 GB are free" in raised.value.detail
+    assert raised.value.hint == "batch_size 8 should fit"
+    assert need.at(8) < 4 * GIGABYTE < need.at(32)
+
+
+def test_F18_what_could_fit_is_tried() -> None:
+    """A prediction a little above what is free is no reason to refuse."""
+    trial.Room(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
+
+
+def test_F18_nothing_is_offered_where_nothing_fits() -> None:
+    room = trial.Room(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
+    with pytest.raises(errors.OutOfMemory, match="smaller network"):
+        room.check(64)
+
+
+def test_F18_a_step_that_ran_out_of_memory_is_answered_from_the_same_figures() -> None:
+    """Though there seemed to be room: what did not fit is the new limit."""
+    room = trial.Room(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
+
+    assert room.fitting(100) == 56
+    assert room.fitting(2) is None
+
+
+def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
+    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).expand(8192, -1, -1, -1)  # one image's bytes, 8192 rows
+    labeled = LabeledImages(images, torch.arange(8192) % 4, tuple("abcd"))
+    copies = 1 if memory.free_bytes(torch.device("cpu")) < 100 * GIGABYTE else 2
+    settings = spec(
+        network="resnet18",
+        image_size=64,
+        batch_size=8192,
+        params={"networks": copies},
+        augmentation="none",
+        validation_fraction=0.0,
+    )
+    training = Training.build(settings, labeled)
+    before = {name: value.clone() for name, value in training.method.state_dict().items()}
+    with pytest.raises(errors.OutOfMemory) as raised:
+        next(iter(training))
+
+    assert training.step == 0
+    assert same(before, dict(training.method.state_dict())) == []
+    assert raised.value.code == "out_of_memory"
+    fitting = raised.value.fitting_batch_size
+    assert fitting is not None
+    assert f"batch_size {fitting} should fit" in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["ce", "denll", "everything"])
+def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
+    training = Training.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
+    stretch, plan = training._begin_epoch()
+    before = training.state()
+    training._check_room(stretch, plan)
+    after = training.state()
+
+    assert same(before.tensors, after.tensors) == []
+    assert before.facts == after.facts
+    assert all(p.grad is None for p in training.method.parameters())
+
+
+def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(), labeled)
+    stretch, plan = training._begin_epoch()
+    training._check_room(stretch, plan)
+    training._room = None
+    started = time.process_time()
+    training._check_room(stretch, plan)
+
+    assert time.process_time() - started < 0.1
+
+
+def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("1:cpu:/elsewhere\n0::/outer/inner\n", encoding="ascii")
+    root, outer, inner = tmp_path / "fs", tmp_path / "fs/outer", tmp_path / "fs/outer/inner"
+    inner.mkdir(parents=True)
+    assert memory.cgroup_free(root, own) >= memory.UNLIMITED  # another kind of cgroups
+
+    def limit(group: Path, most: str, used: int, cached: int) -> None:
+        (group / "memory.max").write_text(f"{most}\n", encoding="ascii")
+        (group / "memory.current").write_text(f"{used}\n", encoding="ascii")
+        (group / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\nactive_file 5\n", encoding="ascii")
+
+    limit(inner, "max", 500, 0)
+    assert memory.cgroup_free(root, own) >= memory.UNLIMITED
+    limit(outer, "1000", 700, 100)
+    assert memory.cgroup_free(root, own) == 1000 - 700 + 105
+    limit(inner, "800", 600, 0)
+    assert memory.cgroup_free(root, own) == 205
+    limit(inner, "800", 900, 0)
+    assert memory.cgroup_free(root, own) == 0
+
+
+def test_the_machine_says_what_is_available(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    3 kB\n", encoding="ascii")
+
+    assert memory.available(tmp_path / "meminfo") == 3 * 1024
+    assert memory.available(tmp_path / "nothing") == memory.UNLIMITED
+    assert 0 < memory.free_bytes(torch.device("cpu")) < memory.UNLIMITED
+
+
+GROWTH = """
+import json, sys
+import torch
+from ml.data import LabeledImages
+from ml.spec import TrainingSpec
+from ml.training import Training
+
+torch.set_num_threads(1)
+spec = TrainingSpec.model_validate_json(sys.argv[1])
+count, side = 2 * spec.batch_size, spec.image_size
+images = torch.zeros(count, side, side, 3, dtype=torch.uint8)
+data = LabeledImages(images, torch.arange(count) % 4, tuple("abcd"))
+training = Training.build(spec, data, device="cpu", threads=1)
+training._check_room(*training._begin_epoch())
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # forget the highest so far
+steps = iter(training)
+next(steps), next(steps)
+print(json.dumps({"predicted": training._room[1].need.at(spec.batch_size), "grown": status("VmHWM") - before}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "method", "batch_size"), [("small", "ce", 1024), ("small", "denll", 512), ("resnet18", "ce", 48)]
+)
+def test_a_process_grows_about_as_predicted(network: str, method: str, batch_size: int, spec: Specs) -> None:
+    """Never much less, or a training that fits would be refused; never so much more that what is offered fails."""
+    side = 32 if network == "resnet18" else 2 * SIDE
+    settings = spec(
+        network=network, method=method, batch_size=batch_size, image_size=side, epochs=1, validation_fraction=0.0
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, settings.model_dump_json()], stdout=subprocess.PIPE, check=True, timeout=100
+    )
+    found = json.loads(done.stdout)
+
+    assert found["predicted"] / memory.REFUSED < found["grown"] < found["predicted"] / memory.OFFERED, found
