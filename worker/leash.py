@@ -34,12 +34,18 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 class Leash:
-    """The child's end. `told` is what the supervisor wants, to be looked at between steps."""
+    """The child's end. `told` is what the supervisor wants, to be looked at between steps.
+
+    One process listens: the child, or the one it has forked to do the work. Until then it has no second thread.
+    """
 
     def __init__(self, line: socket.socket) -> None:
         self.told: Told | None = None
         self._line = line
         self._beaten = 0.0
+
+    def listen(self) -> None:
+        """Hear from now on what the supervisor says, and end when it is gone."""
         threading.Thread(target=self._listen, name="leash", daemon=True).start()
 
     def beat(self) -> None:

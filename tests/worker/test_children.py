@@ -42,6 +42,9 @@ class Loose(Leash):
     def __init__(self) -> None:
         self.told = None
 
+    def listen(self) -> None:
+        """Nobody speaks."""
+
     def beat(self) -> None:
         """Nobody listens."""
 

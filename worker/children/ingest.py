@@ -65,6 +65,7 @@ class Stopped(Exception):
 def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
     """What a child of the supervisor runs; its exit status, of those in `worker.leash`."""
     settings = current()
+    tie.listen()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, dataset_id=str(dataset_id), fence=str(fence)):
         confine(settings)

@@ -9,6 +9,7 @@ import importlib
 import logging
 import pkgutil
 import uuid
+from collections.abc import Callable
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -22,7 +23,7 @@ from app.settings import current
 from app.storage import Storage
 from ml import errors, methods, networks
 from worker import leash
-from worker.children import failures, score, train
+from worker.children import failures, ranks, score, train
 from worker.children.desk import Assignment, Desk, FencedOff, Interrupted
 from worker.leash import Leash
 
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def warm() -> None:
-    """Import what an attempt would import later: methods, networks, and the compiler that optimizers ask for."""
+    """Import what an attempt would import later: methods, networks, a launcher, the compiler optimizers ask for."""
     current()
     importlib.import_module("torch._dynamo")
+    importlib.import_module("torch.distributed.launcher.api")
     for name in methods.names():
         methods.load(name)
     for module in pkgutil.iter_modules(networks.__path__, f"{networks.__name__}."):
@@ -69,7 +71,11 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
 
 
 def _attempt(given: Assignment) -> int:
-    run = {"train": train.run, "predict": score.run}[given.job.type]
+    run: Callable[[Assignment], None] = {"train": train.run, "predict": score.run}[given.job.type]
+    if len(given.devices) > 1:
+        run = ranks.run  # one of them will listen
+    else:
+        given.tie.listen()
     try:
         run(given)
     except ValidationError as invalid:

@@ -10,12 +10,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from ml import checkpoint, data, errors
+from ml import checkpoint, data, devices, errors, parallel
 from ml.data import LabeledImages, Truth
 from ml.events import EpochReport, Step
+from ml.launch import Seat
 from ml.spec import TrainingSpec
 from ml.training import Training
 from worker.children import failures, publish
@@ -27,34 +29,63 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to write to a full d
 CHECKPOINTS = "checkpoints"
 
 
-def run(given: Assignment) -> None:
-    """Train to the end and publish. Raises Interrupted when told to stop, and ml.errors.Failure."""
-    settings, files = given.settings, given.files
+def run(given: Assignment, seat: Seat | None = None) -> None:
+    """Train to the end and publish, with a `seat` as the first of several ranks.
+
+    Raises Interrupted when told to stop, and ml.errors.Failure.
+    """
     spec = TrainingSpec.model_validate(given.job.spec)
-    threads = settings.threads or os.cpu_count() or 1
-    images, truth = load(given, spec, threads)
-    device = given.devices[0]
-
-    def begun() -> Training:
-        return Training.build(spec, images, truth=truth, device=device, threads=threads, weights=files.weights())
-
-    training = begun()
+    images, truth = load(given, spec, threads(given))
+    group = None if seat is None else join(given, seat)
+    training = build(given, spec, images, truth, group)
     attempt = Attempt(given, training)
+    resumed: Path | None = None
     try:
-        attempt.resume()
+        resumed = attempt.resume()
     except errors.CheckpointInvalid as error:  # after half of it was restored: begin anew
         log.warning("not resumed: %s", error, exc_info=error.__cause__)
         given.desk.log("warning", f"The training starts again: {error.detail}.")
-        training = begun()
+        training = build(given, spec, images, truth, group)
         attempt = Attempt(given, training)
+    if group is not None:
+        group.said_by_first(None if resumed is None else str(resumed))
     attempt.train()
+    if group is not None:
+        group.leave()  # what follows needs no other process
     publication = publish.Publication(given, training, images, truth)
     attempt.when_there_is_space(publication.write)
     given.desk.settle(publication.effect)
     publication.tidy()
 
 
-def load(given: Assignment, spec: TrainingSpec, threads: int) -> tuple[LabeledImages, Truth]:
+def threads(given: Assignment) -> int:
+    """CPU threads of each process of the attempt."""
+    return max(1, (given.settings.threads or os.cpu_count() or 1) // len(given.devices))
+
+
+def join(given: Assignment, seat: Seat) -> parallel.Group:
+    """Meet the other ranks. One that stays silent longer than a child may is lost."""
+    device = devices.resolve(given.devices[seat.rank])
+    return parallel.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
+
+
+def build(
+    given: Assignment, spec: TrainingSpec, images: LabeledImages, truth: Truth, group: parallel.Group | None
+) -> Training:
+    """The training of this job, on this process's device."""
+    device = given.devices[0 if group is None else group.rank]
+    return Training.build(
+        spec,
+        images,
+        truth=truth,
+        device=device,
+        threads=threads(given),
+        weights=given.files.weights(),
+        group=group,
+    )
+
+
+def load(given: Assignment, spec: TrainingSpec, processors: int) -> tuple[LabeledImages, Truth]:
     """The data set at the spec's size; making pixels of a size not seen before takes a while, and can be stopped."""
     shown = {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
 
@@ -65,7 +96,7 @@ def load(given: Assignment, spec: TrainingSpec, threads: int) -> tuple[LabeledIm
     given.desk.progress({"phase": "loading", **shown})
     try:
         return data.load(
-            given.dataset, image_size=spec.image_size, resize=spec.resize, threads=threads, progress=progress
+            given.dataset, image_size=spec.image_size, resize=spec.resize, threads=processors, progress=progress
         )
     except FileNotFoundError as error:
         raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
@@ -131,8 +162,8 @@ class Attempt:
         self._full_since: float | None = None
         self._pause, self._next_try = FIRST_PAUSE_S, 0.0
 
-    def resume(self) -> None:
-        """Go on from the newest valid checkpoint of any attempt that may be resumed from."""
+    def resume(self) -> Path | None:
+        """Go on from the newest valid checkpoint of any attempt that may be resumed from; where it lies."""
         numbers = [int(path.name.removeprefix("attempt-")) for path in self._files.attempts(self._job.id)]
         folders = [
             self._files.attempt(self._job.id, number) / CHECKPOINTS
@@ -154,6 +185,7 @@ class Attempt:
                 self._desk.epoch(report.to_json())
         elif newest.skipped:
             self._desk.log("warning", "No checkpoint can be used: the training starts again.")
+        return newest.path
 
     def train(self) -> None:
         """Iterate to the end."""

@@ -7,6 +7,7 @@ from worker import leash
 
 
 def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+    tie.listen()
     while tie.told is None:
         tie.beat()
         time.sleep(0.01)

@@ -1,0 +1,111 @@
+"""A job on several devices through the real worker: two CPU processes, one model, and never an orphan."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from app import work
+from app.broker import Broker
+from app.db.session import transaction
+from app.db.tables import Job
+from ml.predict import Predictor
+from tests.servers import eventually
+from tests.worker.house import SIDE, House, alive, children
+
+pytestmark = pytest.mark.timeout(150)
+
+EPOCHS = 12
+
+
+class Pair(House):
+    """A house whose supervisor offers two devices."""
+
+    data: uuid.UUID
+    worker: subprocess.Popen[bytes]
+
+    def begin(self, **spec: object) -> uuid.UUID:
+        job = self.submit(self.data, **({"epochs": EPOCHS, "gpus": 2} | spec))
+        broker = Broker(self.settings)
+        broker.ring("jobs")
+        broker.close()
+        return job
+
+    def ranks(self) -> list[int]:
+        """Once both compute: the launcher of the job, rank 0 and rank 1."""
+        child = self.child(self.worker)
+        return [child, *eventually(lambda: pair if len(pair := sorted(children(child))) == 2 else None, what="ranks")]
+
+    def in_the_middle(self, job: uuid.UUID) -> list[int]:
+        self.until(job, lambda row: (row.checkpoint_step or 0) >= 3)
+        return self.ranks()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, shared_redis: str) -> Iterator[Pair]:
+    made = Pair(tmp_path_factory.mktemp("pair"), "", shared_redis, devices="cpu,cpu", threads=2)
+    try:
+        made.worker = made.supervisor()
+        made.data = made.dataset()
+        yield made
+    finally:
+        made.close()
+
+
+def test_F02_a_killed_rank_costs_one_attempt_and_no_bit(pair: Pair) -> None:
+    """The job ends with the one model that an undisturbed pair makes, and it predicts."""
+    undisturbed, job = pair.begin(), pair.begin()
+    assert pair.ended(undisturbed).state == "succeeded", pair.logs()
+    pids = pair.in_the_middle(job)
+    os.kill(pids[2], signal.SIGKILL)
+
+    done = pair.ended(job)
+
+    assert (done.state, done.attempt) == ("succeeded", 2), pair.logs()
+    assert pair.reasons(job) == ["child_killed"], pair.logs()
+    one, other = (pair.models(each) for each in (undisturbed, job))
+    assert len(one) == len(other) == 1
+    assert one[0].digest == other[0].digest
+    assert [event.data["epoch"] for event in pair.history(job, "metric")] == list(range(EPOCHS))
+    predictor = Predictor.load(pair.files.model(other[0].id), "cpu")
+    assert predictor.predict([np.zeros((SIDE, SIDE, 3), dtype=np.uint8)])[0].probabilities.sum() == pytest.approx(1.0)
+    eventually(lambda: not any(map(alive, pids)), what="the end of all processes")
+
+
+def test_a_cancelled_pair_ends_in_time(pair: Pair) -> None:
+    job = pair.begin(epochs=1000)
+    pids = pair.in_the_middle(job)
+    with transaction(pair.engine) as session:
+        work.request_cancel(session, Job, job)
+
+    assert pair.ended(job, 20.0).state == "cancelled"
+    assert pair.models(job) == []
+    eventually(lambda: not any(map(alive, pids)), what="the end of all processes")
+
+
+def test_a_failure_of_all_ranks_is_told_once(pair: Pair) -> None:
+    """No rank finds pretrained weights; the job fails as it would with one process."""
+    job = pair.begin(pretrained=True)
+    failed = pair.ended(job)
+
+    assert failed.error is not None, pair.logs()
+    assert (failed.state, failed.attempt, failed.error["code"]) == ("failed", 1, "missing_weights")
+
+
+def test_a_drained_pair_leaves_its_checkpoint_and_no_process(pair: Pair) -> None:
+    job = pair.begin(epochs=1000)
+    pids = pair.in_the_middle(job)
+    pair.worker.send_signal(signal.SIGTERM)
+
+    row = pair.until(job, lambda row: row.state == "queued")
+    assert (row.attempts_without_progress, pair.reasons(job)) == (0, ["drained"])
+    assert pair.worker.wait(30.0) == 0
+    eventually(lambda: not any(map(alive, pids)), what="the end of all processes")
+    with transaction(pair.engine) as session:
+        work.request_cancel(session, Job, job)
