@@ -33,7 +33,7 @@ run: install ## Serve on loopback until Ctrl-C
 	@exec $(BIN)/python -m worker.embedded
 
 test: install ## All tests, real Postgres and Redis included, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 test-hosts: install ## Two hosts on this machine, one cut off in mid-job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
