@@ -25,6 +25,7 @@ from worker.shelf import Shelf
 log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 * 1024 * 1024  # encoded images waiting, besides their number
+THUMBNAIL_BYTES = 8 * 1024  # a JPEG of this size is decoded in a tenth of a millisecond
 RETRY_S = 1
 Reply = Callable[[dict[str, Any], Sequence[bytes]], object]
 
@@ -81,16 +82,18 @@ class Batcher:
         self._thread.join()
         self._pool.shutdown()
 
-    def submit(self, request: Request) -> None:
-        """Let a request wait for the model, or refuse it at once."""
-        size = sum(map(len, request.images))
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Let requests wait for the model, which learns of them together; what finds no room is refused at once."""
         with self._changed:
-            full = self._images + len(request.images) > self._settings.predict_queue
-            if full or self._bytes + size > WAITING_BYTES:
-                raise overloaded()
-            self._waiting.append(request)
-            self._images += len(request.images)
-            self._bytes += size
+            for request in requests:
+                size = sum(map(len, request.images))
+                full = self._images + len(request.images) > self._settings.predict_queue
+                if full or self._bytes + size > WAITING_BYTES:
+                    request.refuse(overloaded())
+                    continue
+                self._waiting.append(request)
+                self._images += len(request.images)
+                self._bytes += size
             self._changed.notify()
 
     def warm(self) -> None:
@@ -155,7 +158,9 @@ class Batcher:
         predictor = self._shelf.get(model)
         encoded = [image for request in requests for image in request.images]
         decode = answers.decoder(predictor)
-        decoded = [decode(encoded[0])] if len(encoded) == 1 else list(self._pool.map(decode, encoded))
+        # A thread for each would cost more than decoding thumbnails.
+        spread = len(encoded) > 1 and sum(map(len, encoded)) > THUMBNAIL_BYTES * len(encoded)
+        decoded = list(self._pool.map(decode, encoded) if spread else map(decode, encoded))
         ready = time.monotonic()
         predictions = iter(predictor.predict_squares([d.square for d in decoded if d.square is not None]))
         found = [None if d.square is None else next(predictions) for d in decoded]

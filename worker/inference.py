@@ -63,11 +63,14 @@ class Connection(asyncio.Protocol):
             log.warning("connection closed: %s", error)
             self._transport.close()
             return
+        requests = []
         for frame in frames:
             try:
-                self._batcher.submit(parse(frame, self.reply))
+                requests.append(parse(frame, self.reply))
             except Refused as refused:
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
+        if requests:
+            self._batcher.submit(requests)
 
     def close(self) -> None:
         self._transport.close()

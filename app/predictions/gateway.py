@@ -45,13 +45,21 @@ class Line(asyncio.Protocol):
         self._frames = wire.Frames()
         self._room = asyncio.Event()  # in the buffer of what is to be sent
         self._room.set()
+        self._outbox: list[bytes] = []
 
     async def send(self, buffers: Sequence[bytes]) -> None:
         if self.closed:
             raise ConnectionError("the inference process went away")
-        self._transport.writelines(buffers)
+        if not self._outbox:  # what else is asked in this turn of the loop goes in the same write
+            asyncio.get_running_loop().call_soon(self._write)
+        self._outbox += buffers
         if not self._room.is_set():
             await self._room.wait()
+
+    def _write(self) -> None:
+        if not self.closed:
+            self._transport.writelines(self._outbox)
+        self._outbox.clear()
 
     def close(self) -> None:
         self._transport.close()
