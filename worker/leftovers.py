@@ -5,6 +5,7 @@ A file under way (an upload being received, a bundle not yet published) is young
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from pathlib import Path
@@ -49,11 +50,12 @@ def remove(files: Storage, referenced: Referenced, *, older_than_s: float) -> in
             if path.name not in kept and _ours(path) and _touched(path) < before:
                 storage.remove(path)
                 removed += 1
-    for job_id in referenced.jobs:
-        for path in files.job(uuid.UUID(job_id)).glob("attempt-*/**/*.tmp*"):
-            if _touched(path) < before:
-                storage.remove(path)
-                removed += 1
+    inside = [files.job(uuid.UUID(i)).glob("attempt-*/**/*.tmp*") for i in referenced.jobs]
+    inside += [files.dataset(uuid.UUID(i)).glob("*.tmp") for i in referenced.datasets]
+    for path in itertools.chain.from_iterable(inside):
+        if _touched(path) < before:
+            storage.remove(path)
+            removed += 1
     return removed
 
 

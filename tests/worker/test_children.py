@@ -213,6 +213,22 @@ def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: House
     assert not house.files.upload(dataset).exists()
 
 
+def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(house: House, tie: Leash) -> None:
+    """Both hosts write below the same data folder."""
+    dataset, late = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
+    with transaction(house.engine) as session:
+        assert ingestion.put_back(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
+        assert ingestion.claim(session, "another host", 60.0) is not None
+    theirs = house.files.dataset(dataset).with_name(f"{dataset}.tmp-{late + 1}") / "archive"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"under way")
+
+    assert ingest.main(dataset, late, None, tie) == leash.FENCED_OFF
+    assert theirs.read_bytes() == b"under way"
+    assert house.files.upload(dataset).exists()
+    assert [path.name for path in (house.folder / "datasets").iterdir()] == [theirs.parent.name]
+
+
 def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Leash) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:

@@ -47,16 +47,20 @@ def test_only_old_files_of_ours_without_a_row_go(house: House) -> None:
     uploads, models = house.files.root / "uploads", house.files.root / "models"
     orphan = aged(models / str(uuid.uuid4()) / "manifest.json", days=2)
     stale = aged(uploads / f"{uuid.uuid4()}.part", days=2)
+    pixels = aged(house.files.dataset(kept_id) / "pixels-64.npy.7f.tmp", days=2)
     kept = [
         aged(uploads / f"{kept_id}.archive", days=2),  # waits to be checked
         aged(uploads / f"{uuid.uuid4()}.part", days=0.5),  # another host is receiving it
         aged(models / "notes.txt", days=2),  # the operator's
+        aged(house.files.dataset(kept_id) / "pixels-32.npy", days=2),
+        aged(house.files.dataset(kept_id) / "pixels-96.npy.a7.tmp", days=0.5),  # another host is making it
         aged(models / str(uuid.uuid4()) / "manifest.json", days=0.5),  # another host is publishing it
     ]
 
-    assert tidied(house) == 2
+    assert tidied(house) == 3
     assert not orphan.exists()
     assert not stale.exists()
+    assert not pixels.exists()
     assert [path for path in kept if not path.exists()] == []
 
 

@@ -108,8 +108,8 @@ class Attempt:
         self._told = time.monotonic()
 
     def run(self) -> int:
-        for leftover in self._target.parent.glob(f"{self._claim[0]}.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of attempts that were killed
+        for earlier in range(1, self._claim[1]):  # a later one may be at work: this host may have slept over its lease
+            shutil.rmtree(self._target.with_name(f"{self._claim[0]}.tmp-{earlier}"), ignore_errors=True)
         self.folder.mkdir(mode=0o750)
         upload = self._files.upload(self._claim[0])
         with transaction(self._engine, read_only=True) as session:
