@@ -8,12 +8,17 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ml import errors, spec
 
+if TYPE_CHECKING:
+    from ml import parallel
+    from ml.launch import Seat
+
+SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
 CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json", "epochs.jsonl", "label-issues.csv"
 
@@ -29,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--params", type=json.loads, help="the method's settings as JSON")
     train.add_argument("--noise", type=json.loads, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}')
     train.add_argument("--label-column", help="the column to learn from")
-    train.add_argument("--threads", type=int, help="CPU threads")
+    train.add_argument("--threads", type=int, help="CPU threads, of each process")
+    train.add_argument("--devices", help="instead of the spec's: cuda:1, or several together: cuda:0,cuda:1")
     train.add_argument("--weights", type=Path, help="folder of pretrained weights")
     for name in PLAIN_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description
@@ -52,22 +58,65 @@ PLAIN_OPTIONS = (
 
 
 def _train(options: argparse.Namespace) -> int:
+    names = options.devices.split(",") if options.devices else [None]
+    if len(names) == 1:
+        return _trained(options, names[0], None)
+    from ml import launch, training  # noqa: F401 - what every process needs, imported once
+
+    try:
+        return launch.launch(_rank, len(names), options, names)[0]
+    except launch.RankEnded as ended:
+        raise errors.Failure(f"{ended}: the training stopped") from ended
+
+
+def _rank(seat: Seat, options: argparse.Namespace, names: list[str]) -> int:
+    """One of the processes that train together; the first alone writes and prints."""
+    from ml import devices, parallel
+
+    try:
+        device = devices.resolve(names[seat.rank])
+        group = parallel.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
+        return _trained(options, names[seat.rank], group)
+    except (errors.Failure, ValidationError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        raise
+
+
+def _trained(options: argparse.Namespace, device: str | None, group: parallel.Group | None) -> int:
     from ml import bundle, checkpoint, folders
     from ml.training import EpochReport, Training
 
     wanted = _spec(options)
+    first = group is None or group.rank == 0
     found = folders.read(
         options.data, image_size=wanted.image_size, resize=wanted.resize, label_column=options.label_column
     )
+    training = Training.build(
+        wanted,
+        found.images,
+        truth=found.truth,
+        device=device,
+        threads=options.threads,
+        weights=options.weights,
+        group=group,
+    )
+    if group is not None and not first:
+        if (chosen := group.said_by_first()) is not None:
+            training.restore(checkpoint.read(Path(chosen)))
+        for _ in training:
+            pass
+        group.leave()
+        return 0
     for line in found.left_out:
         print(f"left out {line}", file=sys.stderr)
-    training = Training.build(wanted, found.images, truth=found.truth, threads=options.threads, weights=options.weights)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / SPEC).write_text(wanted.model_dump_json(indent=1), encoding="utf-8")
     known = checkpoint.newest([out / CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash)
     for skipped in known.skipped:
         print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
+    if group is not None:
+        group.said_by_first(None if known.path is None else str(known.path))
     if known.state is not None:
         training.restore(known.state)
         print(f"resumed at epoch {training.epoch}, step {training.step}", file=sys.stderr)
@@ -80,6 +129,8 @@ def _train(options: argparse.Namespace) -> int:
         if isinstance(event, EpochReport) or time.monotonic() - saved > CHECKPOINT_S:
             checkpoint.write(out / CHECKPOINTS, training.state())
             saved = time.monotonic()
+    if group is not None:
+        group.leave()
     lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in training.history]
     (out / EPOCHS).write_text("".join(lines), encoding="utf-8")
     if (issues := training.label_issues()) is not None:

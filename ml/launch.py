@@ -7,6 +7,7 @@ nothing of what they do.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -45,6 +46,8 @@ def launch(entry: Callable[..., T], size: int, *arguments: object) -> list[T]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)  # pages about what RankEnded says
     before = [signal.getsignal(number) for number in SIGNALS]
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         config = LaunchConfig(

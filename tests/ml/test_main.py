@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,20 @@ def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
 
     saved = json.loads((out / command.SPEC).read_text())
     assert (saved["epochs"], saved["momentum"], saved["network"]) == (1, 0.5, "small")
+
+
+def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
+    """In a process of its own, because it forks."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert command.main(arguments(pictures, one, **{"learning-rate": 0.01, "threads": 1})) == 0
+    wanted = arguments(pictures, two, **{"learning-rate": 0.01, "threads": 1, "devices": "cpu,cpu"})
+    done = subprocess.run(
+        [sys.executable, "-m", "ml", *wanted], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def losses(out: Path) -> list[float]:
+        return [json.loads(line)["train_loss"] for line in (out / command.EPOCHS).read_text().splitlines()]
+
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    assert bundle.verify(two / command.BUNDLE).classes == tuple("abcd")

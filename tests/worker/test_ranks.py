@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from app import errors as problems
 from app import work
 from app.broker import Broker
 from app.db.session import transaction
 from app.db.tables import Job
+from ml import errors
+from ml.launch import RankEnded
 from ml.predict import Predictor
 from tests.servers import eventually
 from tests.worker.house import SIDE, House, alive, children
+from worker.children import failures, ranks
+from worker.children.desk import FencedOff, Interrupted
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -109,3 +115,28 @@ def test_a_drained_pair_leaves_its_checkpoint_and_no_process(pair: Pair) -> None
     eventually(lambda: not any(map(alive, pids)), what="the end of all processes")
     with transaction(pair.engine) as session:
         work.request_cancel(session, Job, job)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Interrupted("drain"),
+        Interrupted("cancel"),
+        FencedOff(),
+        problems.DatabaseAway("away"),
+        errors.OutOfMemory("a training step ran out of memory", 8),
+        errors.TrainingDiverged(3, "train"),
+    ],
+)
+def test_F18_what_one_rank_meets_ends_the_attempt_as_if_there_were_no_others(error: Exception) -> None:
+    """Told by the second rank; the first has only lost it."""
+    told = json.loads(json.dumps({"rank": 1, "told": ranks._told(error)}))
+    with pytest.raises(Exception) as raised:
+        ranks._end_as([told], RankEnded(0, 1))
+
+    assert isinstance(error, type(raised.value))
+    if isinstance(error, errors.Failure):
+        assert isinstance(raised.value, errors.Failure)
+        assert failures.of(raised.value) == failures.of(error)
+    if isinstance(raised.value, Interrupted):
+        assert raised.value.told == error.told

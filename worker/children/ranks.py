@@ -31,8 +31,6 @@ LONELY_S = 10  # a rank that has lost another waits this long to be ended: the l
 def run(given: Assignment) -> None:
     """As `train.run`, on all devices of the job; RuntimeError when a process ended without saying why."""
     TrainingSpec.model_validate(given.job.spec)
-    for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(talkative).setLevel(logging.CRITICAL)  # an order to stop is an error to them
     given.engine.dispose()  # a connection belongs to one process
     reading, writing = os.pipe()
     try:
