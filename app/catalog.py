@@ -9,6 +9,7 @@ import copy
 import difflib
 import functools
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -88,9 +89,16 @@ class Catalog:
 
     def relative_cost(self, method: str, params: dict[str, Any]) -> float:
         """Cost of an epoch, plain cross-entropy with one network being 1."""
-        cost = float(self.methods[method].get("relative_cost", 1.0))
-        host = params.get("host")
-        return cost * float(self.methods[host].get("relative_cost", 1.0)) if host in self.methods else cost
+        return math.prod(self._costs(method, params))
+
+    def networks_held(self, method: str, params: dict[str, Any]) -> int:
+        """Networks trained side by side, roughly: a method or host that costs more than one mostly holds two."""
+        return math.prod(min(2, max(1, round(cost))) for cost in self._costs(method, params))
+
+    def _costs(self, method: str, params: dict[str, Any]) -> list[float]:
+        """Of the method, and of the host that it wraps."""
+        names = [name for name in (method, params.get("host")) if name in self.methods]
+        return [float(self.methods[name].get("relative_cost", 1.0)) for name in names]
 
 
 def relocated(error: ValidationError, *prefix: str) -> ValidationError:

@@ -38,7 +38,7 @@ class EpochReport:
     test: dict[str, Score]  # the test set, against clean labels
     learning_rate: float
     seconds: float  # measuring included
-    images_per_second: float  # while training
+    images_per_second: float  # of the training set, each counted once however often it is shown; while training
     finite: bool  # all of the above
 
     def to_json(self) -> dict[str, Any]:

@@ -49,7 +49,6 @@ class Timetable:
         self.is_empty = any(len(turn.order) == 0 for turn in turns)
         # a single image is shown twice
         self.labelled = sum(max(FEWEST_ROWS, len(turn.order)) for turn in turns)
-        self.images = self.labelled + sum(t.unlabelled.numel() for t in turns if t.unlabelled is not None)
 
     @classmethod
     def drawn(cls, turns: Sequence[Turn], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:

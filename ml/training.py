@@ -358,7 +358,7 @@ class Training:
             **measured,
             learning_rate=float(self._optimizers.members[0].param_groups[0]["lr"]),
             seconds=self._seconds + time.perf_counter() - self._clock_started,
-            images_per_second=plan.images / training_seconds,
+            images_per_second=len(self._rows) / training_seconds,
             finite=all(math.isfinite(n) for heads in measured.values() for score in heads.values() for n in score),
         )
         self.history.append(report)

@@ -34,7 +34,7 @@ def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train
     measured = measured_speed(session, resolved)
     gpus = resolved["resources"]["gpus"]
     speed = measured or gpus * FLOPS_PER_S[where] / (flops * FORWARD_AND_BACKWARD * cost)
-    copies = max(1, round(cost))  # a method that costs twice as much mostly holds two networks
+    copies = catalog.networks_held(resolved["method"], resolved["params"])
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)
     return Estimate(

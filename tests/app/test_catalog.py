@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -93,3 +94,17 @@ def test_a_host_s_settings_are_completed_and_checked() -> None:
     with pytest.raises(ValidationError) as caught:
         committed.complete("denll", {"host": "ce", "host_params": {"nope": 1}})
     assert caught.value.errors()[0]["loc"] == ("host_params", "nope")
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "networks"),
+    [("ce", {}, 1), ("denll", {"host": "ce"}, 2), ("dividemix", {}, 2), ("denll", {"host": "dividemix"}, 4)],
+)
+def test_a_dear_method_holds_two_networks_and_a_host_multiplies(
+    method: str, params: dict[str, str], networks: int
+) -> None:
+    committed = Catalog.load()
+    costs = [committed.methods[name]["relative_cost"] for name in (method, *params.values())]
+
+    assert committed.networks_held(method, params) == networks
+    assert committed.relative_cost(method, params) == pytest.approx(math.prod(costs))
