@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.servers import die_with_parent, eventually
 
-NEEDED = ("buildah", "podman", "runc", "debootstrap", "catatonit")
+NEEDED = ("buildah", "podman", "runc", "debootstrap", "catatonit", "iptables")
 BEAT_S = 1.0  # between two looks for containers whose health is due
 RECHECK_S = 20.0  # of a healthy container
 
@@ -34,7 +34,7 @@ class Engine:
     def _configured(self) -> dict[str, str]:
         """Configuration files that keep images, containers, volumes, networks and caches below our folder."""
         root = self.folder
-        for name in ("storage", "run", "networks", "libpod", "state", "temporary"):
+        for name in ("storage", "run", "networks", "state", "temporary"):
             (root / name).mkdir(parents=True, exist_ok=True)
         files = {
             "storage.conf": f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/storage"\nrunroot = "{root}/run"\n',
@@ -42,7 +42,7 @@ class Engine:
             "containers.conf": (
                 '[containers]\ndefault_ulimits = ["nofile=8192:8192", "nproc=8192:8192"]\n'
                 f'[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-                f'static_dir = "{root}/libpod"\ntmp_dir = "{root}/state"\nvolume_path = "{root}/volumes"\n'
+                f'tmp_dir = "{root}/state"\nvolume_path = "{root}/volumes"\n'
                 f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{root}/networks"\n'
             ),
         }
@@ -127,9 +127,9 @@ class Engine:
         return [c["Id"] for c in listed if "healthy" in c.get("Status", "") or "starting" in c.get("Status", "")]
 
     def clean(self) -> None:
-        """Containers, networks and mounts of ours; and, unless the folder is to be kept, everything else."""
-        self._ended.set()
+        """Containers, volumes, networks and mounts: all but images and caches."""
         self.podman("rm", "--all", "--force", "--time=0", "--volumes", check=False)
+        self.podman("volume", "prune", "--force", check=False)
         self.podman("network", "prune", "--force", check=False)
         self.run("buildah", "rm", "--all", check=False)
         for mounted in sorted(_mounts_below(self.folder), reverse=True):

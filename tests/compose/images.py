@@ -20,18 +20,19 @@ HUB = "docker.io/library/"  # where an engine looks for a name without a host
 POSTGRES_ENTRYPOINT = """\
 #!/bin/sh
 # What the official image's entrypoint does, as far as this stack relies on it.
+# Its socket lies in /tmp (PGHOST): podman lays a file system of root's over /run.
 set -e
 export PGDATA=/var/lib/postgresql/data
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   umask 077
   printf '%s' "$POSTGRES_PASSWORD" > /tmp/password
-  initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --pgdata="$PGDATA" > /dev/null
+  initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --locale=C.UTF-8 > /dev/null
   echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
-  pg_ctl --options="-c listen_addresses=''" --wait start > /dev/null
+  pg_ctl --options="-c listen_addresses='' -c unix_socket_directories=$PGHOST" --wait start > /dev/null
   PGPASSWORD="$POSTGRES_PASSWORD" createdb --username="$POSTGRES_USER" "$POSTGRES_DB"
   pg_ctl --mode=fast --wait stop > /dev/null
 fi
-exec postgres -c listen_addresses='*'
+exec postgres -c listen_addresses='*' -c unix_socket_directories="$PGHOST"
 """
 
 INSTALL = (
@@ -84,7 +85,7 @@ def _servers(engine: Engine, wanted: dict[str, str]) -> None:
     engine.run("buildah", "copy", "--quiet", made, script, "/usr/local/bin/postgres-entrypoint")
     install = " && ".join(INSTALL)
     engine.run("buildah", "run", "--isolation=chroot", made, "--", "sh", "-c", install)
-    engine.run("buildah", "config", "--entrypoint", '["postgres-entrypoint"]', "--cmd", "", made)
+    engine.run("buildah", "config", "--entrypoint", '["postgres-entrypoint"]', "--cmd", "", "--env=PGHOST=/tmp", made)
     engine.run("buildah", "commit", "--quiet", made, wanted["postgres"])
     engine.run("buildah", "config", "--entrypoint", "[]", "--cmd", "redis-server", made)
     engine.run("buildah", "commit", "--quiet", "--rm", made, wanted["redis"])
