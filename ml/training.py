@@ -260,7 +260,7 @@ class Training:
         """OutOfMemory before the first step of a phase that does not fit; it is tried once in each process."""
         if self._room is not None and self._room[0] == self._entered:
             return
-        slot = plan.slot(self._position)
+        slot = plan.slot(min(self._position, plan.steps - 1))  # a resumed epoch may have taken all its steps
         shown = (slot.labelled,) if slot.unlabelled is None else (slot.labelled, slot.unlabelled)
         scored = len(self._rows) if stretch.begin_epoch is not phase.nothing else 0
         measured = min(self._pixels.plain_rows(), max(scored, *map(len, self._parts.values())))
