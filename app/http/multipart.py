@@ -5,6 +5,7 @@ What a part means, and where its bytes go, the caller decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import Malformed, TooLarge
 
 HEADER_BYTES = 16 * 1024  # of one part
+MOST_HEADERS = 16
 BOUNDARY_BYTES = 200  # RFC 2046 allows 70
+HEADER = re.compile(rb"([A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)")  # the plain ones; any other is the parser's business
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,49 @@ class End:
 Event = Begin | Data | End
 
 
+def boundary_of(content_type: str) -> bytes:
+    _, options = parse_options_header(content_type)
+    boundary: bytes = options.get(b"boundary", b"")
+    if not 0 < len(boundary) <= BOUNDARY_BYTES:
+        raise Malformed("multipart/form-data needs a boundary.")
+    return boundary
+
+
+def begin(headers: dict[bytes, bytes]) -> Begin:
+    """What the headers of a part say; their names in lower case."""
+    kind, options = parse_options_header(headers.get(b"content-disposition"))
+    if kind != b"form-data" or b"name" not in options:
+        raise Malformed("Every part needs Content-Disposition: form-data with a name.")
+    filename = options.get(b"filename")
+    media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
+    text = None if filename is None else filename.decode("utf-8", "replace")
+    return Begin(options[b"name"].decode("utf-8", "replace"), text, media_type.decode("latin-1"))
+
+
+def only_part(content_type: str, body: bytes) -> tuple[Begin, bytes] | None:
+    """The part of a whole body that has just one, as a client's upload of a picture does, found without a parser.
+
+    None where the form is any other: `Parts` then judges it.
+    """
+    boundary = boundary_of(content_type)
+    first, last = b"--" + boundary + b"\r\n", b"\r\n--" + boundary
+    head, end = body.find(b"\r\n\r\n", 0, HEADER_BYTES), len(body) - len(last) - len(b"--\r\n")
+    if head < 0 or not body.startswith(first) or not body.endswith(last + b"--\r\n"):
+        return None
+    if body.find(last, head + 2) != end:
+        return None
+    lines = body[len(first) : head].split(b"\r\n")
+    found = [match.groups() for line in lines if (match := HEADER.fullmatch(line))]
+    if len(found) != len(lines) or len(lines) > MOST_HEADERS:
+        return None
+    return begin({name.lower(): value for name, value in found}), body[head + 4 : end]
+
+
 class Parts:
     """Feed bytes, get the events they complete; Malformed, or TooLarge for too many parts."""
 
     def __init__(self, content_type: str, *, most: int = 16) -> None:
-        _, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary", b"")
-        if not 0 < len(boundary) <= BOUNDARY_BYTES:
-            raise Malformed("multipart/form-data needs a boundary.")
+        boundary = boundary_of(content_type)
         self._events: list[Event] = []
         self._most, self._count, self._ended = most, 0, False
         self._headers: dict[bytes, bytes] = {}
@@ -64,7 +102,7 @@ class Parts:
                 "on_end": self._end,
             },
             max_header_size=HEADER_BYTES,
-            max_header_count=16,
+            max_header_count=MOST_HEADERS,
         )
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -102,13 +140,7 @@ class Parts:
         self._name, self._value = b"", b""
 
     def _headers_end(self) -> None:
-        kind, options = parse_options_header(self._headers.get(b"content-disposition"))
-        if kind != b"form-data" or b"name" not in options:
-            raise Malformed("Every part needs Content-Disposition: form-data with a name.")
-        filename = options.get(b"filename")
-        media_type = self._headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
-        text = None if filename is None else filename.decode("utf-8", "replace")
-        self._events.append(Begin(options[b"name"].decode("utf-8", "replace"), text, media_type.decode("latin-1")))
+        self._events.append(begin(self._headers))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         self._events.append(Data(bytes(data[start:end])))

@@ -10,12 +10,13 @@ from starlette.requests import Request
 
 from app.errors import Fault, InvalidRequest, TooLarge, UndecodableInput, UnsupportedMediaType
 from app.http import bodies, problems
-from app.http.multipart import Begin, Data, Parts
+from app.http.multipart import Begin, Data, Parts, only_part
 from app.predictions.images import Source
 from app.predictions.schemas import MASK_KINDS, Format, MaskThreshold, Options, PredictRequest, Threshold, TopK
 from app.settings import Settings
 
 FIELD_BYTES = 64 * 1024
+SMALL_BYTES = 64 * 1024
 FIELDS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(str),
     "top_k": TypeAdapter(TopK),
@@ -73,6 +74,11 @@ async def _json(request: Request, options: Options, settings: Settings) -> tuple
 
 
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) <= SMALL_BYTES:  # the usual request: one small picture and nothing else
+        only = only_part(request.headers["content-type"], await request.body())
+        if only is not None and only[0].name == "file" and only[0].filename is not None:
+            return [Source("0", "bytes", only[1], "/file/0")], options
     parts = Parts(request.headers["content-type"], most=settings.images_per_call + len(FIELDS) + 1)
     sources: list[Source] = []
     said: dict[str, Any] = {}

@@ -151,11 +151,12 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
         loaded = [images.load(s, storage, config.image_bytes) for s in sources]
     else:
         loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])
-    etag = tag(served, loaded, options)
+    asked = options.asked()
+    etag = tag(served, loaded, asked)
     if request.method == "GET" and routing.matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"})
     usable = [one for one in loaded if one.error is None]
-    results, parts, timing = await ask(request, served, usable, options)
+    results, parts, timing = await ask(request, served, usable, asked)
     predictions = merged(loaded, results)
     if all("error" in one for one in predictions):
         raise requests.none_worked([fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
@@ -171,7 +172,7 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
 
 
 async def ask(
-    request: Request, served: Served, usable: list[Loaded], options: Options
+    request: Request, served: Served, usable: list[Loaded], asked: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
     """What the inference process says of the usable pictures, in their order."""
     if not usable:
@@ -179,8 +180,8 @@ async def ask(
     header = {
         "model": str(served.id),
         "request_id": request.state.request_id,
-        **options.asked(),
-        "render": None if options.format == "json" else options.format,
+        **asked,
+        "render": None if asked["format"] == "json" else asked["format"],
     }
     frame = await request.app.state.gateway.ask(header, [one.data for one in usable])
     return frame.header["results"], frame.parts, frame.header.get("timing_seconds", {})
@@ -217,9 +218,9 @@ def fault(source: Source, error: dict[str, Any]) -> Fault:
     return Fault(source.pointer or f"/{source.input_id}", code, error["detail"])
 
 
-def tag(served: Served, loaded: list[Loaded], options: Options) -> str:
+def tag(served: Served, loaded: list[Loaded], asked: dict[str, Any]) -> str:
     """Same model, same pictures, same parameters: same answer."""
-    parts = [served.digest, served.alias, [one.digest for one in loaded], options.asked()]
+    parts = [served.digest, served.alias, [one.digest for one in loaded], asked]
     return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
 
 

@@ -1,0 +1,67 @@
+"""The short way through a form with one part says what the parser says, or nothing."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import Problem
+from app.http.multipart import Begin, Data, Parts, only_part
+
+KIND = "multipart/form-data; boundary=edge"
+NAMED = b'Content-Disposition: form-data; name="file"; filename="a.jpg"'
+PIECES = [
+    b"--edge", b"\r\n", b"--", NAMED, b"Content-Type: image/jpeg", b"content-type:x", b"picture", b": ", b" ", b"\n",
+    b"\r\n\r\n", b"edge", b"\x00\xff", b'Content-Disposition: form-data; name="model"', b"\t",
+]  # fmt: skip
+
+
+def form(data: bytes, *headers: bytes) -> bytes:
+    return b"--edge\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + data + b"\r\n--edge--\r\n"
+
+
+def parsed(body: bytes) -> list[tuple[Begin, bytes]] | None:
+    """All parts, or None where the parser refuses."""
+    parts, found = Parts(KIND), list[tuple[Begin, bytes]]()
+    try:
+        for event in parts.feed(body):
+            if isinstance(event, Begin):
+                found.append((event, b""))
+            elif isinstance(event, Data):
+                found[-1] = (found[-1][0], found[-1][1] + event.data)
+        parts.close()
+    except Problem:
+        return None
+    return found
+
+
+def shortly(body: bytes) -> tuple[Begin, bytes] | None:
+    try:
+        return only_part(KIND, body)
+    except Problem:
+        assert parsed(body) is None
+        return None
+
+
+def test_an_upload_of_one_picture_needs_no_parser() -> None:
+    body = form(b"\xff\xd8 bytes \r\n-- and more", NAMED, b"Content-Type: image/jpeg")
+
+    assert only_part(KIND, body) == (Begin("file", "a.jpg", "image/jpeg"), b"\xff\xd8 bytes \r\n-- and more")
+    assert parsed(body) == [only_part(KIND, body)]
+
+
+def test_forms_of_any_other_shape_are_left_to_the_parser() -> None:
+    one = form(b"x", NAMED)
+
+    assert only_part(KIND, one.removesuffix(b"--\r\n") + b"\r\n" + NAMED + b"\r\n\r\ny\r\n--edge--\r\n") is None
+    assert only_part(KIND, b"preamble\r\n" + one) is None
+    assert only_part(KIND, one + b"epilogue") is None
+    assert only_part(KIND, one[:-8]) is None
+    assert only_part(KIND, form(b"x", NAMED, b" folded: line")) is None
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join))
+def test_the_short_way_agrees_with_the_parser_on_any_bytes(middle: bytes) -> None:
+    for body in (middle, form(middle, NAMED), b"--edge\r\n" + middle + b"\r\n--edge--\r\n"):
+        found = shortly(body)
+        assert found is None or parsed(body) == [found]
