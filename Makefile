@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts check format lint types contracts catalog lock migration bench clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-compose: install ## Build the images and run the whole stack in containers 
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
+
+test-gpu: install ## What only a GPU can show: learning in bf16, exact resume, recorded steps, T7
+	$(BIN)/python -m pytest tests/gpu -rs --timeout 900
 
 lint: install ## Format and lint, without changing anything
 	$(BIN)/ruff format --check

@@ -1,0 +1,115 @@
+"""CE and DeNLL on a GPU: they learn in bf16, repeat bit for bit where asked, resume, record steps, and predict."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ml import bundle, errors
+from ml.data import LabeledImages, Truth
+from ml.predict import Predictor
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Step, Training
+from tests.ml.conftest import reports, same
+
+METHODS = pytest.mark.parametrize("method", ["ce", "denll"])
+
+
+def spec(**changes: Any) -> TrainingSpec:
+    settings: dict[str, Any] = {"network": "resnet18", "epochs": 4, "batch_size": 128, "device": "cuda"}
+    return TrainingSpec.model_validate(settings | changes)
+
+
+@METHODS
+def test_learns_in_bf16(method: str, labeled: LabeledImages, truth: Truth) -> None:
+    training = Training.build(spec(method=method, precision="bf16"), labeled, truth=truth)
+    told = reports(training)
+
+    assert training.device == torch.device("cuda", 0)
+    assert all(report.finite for report in told)
+    assert told[-1].test["answer"].accuracy > 0.8
+    assert {parameter.dtype for parameter in training.method.parameters()} == {torch.float32}
+
+
+@METHODS
+def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth: Truth) -> None:
+    settings = spec(method=method, precision="bf16", deterministic=True, augmentation="crop_flip")
+    written = Training.build(settings, labeled, truth=truth)
+    recorded = Training.build(settings, labeled, truth=truth, captured=True)
+    list(written), list(recorded)
+
+    assert not recorded._stepper._gave_up  # type: ignore[union-attr]  # it really was recorded
+    assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+@METHODS
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_deterministic_training_resumes_bit_for_bit(method: str, captured: bool, labeled: LabeledImages) -> None:
+    settings = spec(method=method, deterministic=True, epochs=2)
+    whole = Training.build(settings, labeled, captured=captured)
+    kept = [whole.state() for event in whole if isinstance(event, Step)]
+    resumed = Training.build(settings, labeled, captured=captured)
+    resumed.restore(kept[len(kept) // 3])
+    list(resumed)
+
+    assert same(whole.state().tensors, resumed.state().tensors) == []
+
+
+def test_F18_what_cannot_fit_is_refused_and_the_memory_is_free_again() -> None:
+    images = torch.zeros(1, 256, 256, 3, dtype=torch.uint8).expand(8192, -1, -1, -1)
+    data = LabeledImages(images, torch.arange(8192) % 10, tuple("abcdefghij"))
+    huge = spec(network="resnet152", image_size=256, batch_size=8192, augmentation="none", validation_fraction=0.0)
+    before = torch.cuda.memory_allocated()
+    with pytest.raises(errors.OutOfMemory, match="batch_size"):
+        next(iter(Training.build(huge, data)))
+
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_a_step_takes_about_the_memory_that_was_predicted(labeled: LabeledImages) -> None:
+    training = Training.build(spec(precision="bf16", batch_size=1024), labeled)
+    training._check_room(*training._begin_epoch())
+    assert training._room is not None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    next(iter(training))
+    taken = torch.cuda.max_memory_allocated() - before
+
+    assert 0.7 < taken / training._room[1].need.at(1024) < 1.5
+
+
+def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) -> None:
+    """Top-1 as in f32 at load, and no answer depends on its companions by more than 1e-2."""
+    training = Training.build(spec(precision="bf16"), labeled, truth=truth)
+    list(training)
+    bundle.save(tmp_path / "model", training)
+    predictor = Predictor.load(tmp_path / "model", "cuda", "bf16")
+    squares = list(labeled.images[:65].numpy())
+    together, alone = predictor.predict_squares(squares), predictor.predict_squares(squares[7:8])[0]
+
+    assert predictor.half
+    assert abs(together[7].probabilities - alone.probabilities).max() < 1e-2
+
+
+def test_t7_is_measured() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.gpu"], stdout=subprocess.PIPE, text=True, check=True, timeout=600
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    assert all(line["measured"] > 0 for line in lines)
+    assert any(line["captured"] for line in lines)
+
+
+def test_events_come_in_order(labeled: LabeledImages) -> None:
+    """Recorded steps yield the events that written ones do."""
+    events = list(Training.build(spec(epochs=1), labeled, captured=True))
+
+    assert isinstance(events[-1], EpochReport)
+    assert [event.total_step for event in events[:-1] if isinstance(event, Step)] == list(range(1, len(events)))
