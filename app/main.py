@@ -23,6 +23,7 @@ from app.http.routing import Paths
 from app.jobs import methods, outcome
 from app.jobs import routes as jobs
 from app.jobs.schemas import Parser
+from app.jobs.stream import News
 from app.keys import routes as keys
 from app.models import routes as models
 from app.models.known import Known
@@ -57,6 +58,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state.broker = Broker(config)
         state.keyring = Keyring(config, state.engine)
         state.models_known = Known(state.engine)
+        state.news = News(state.engine, config.event_poll_s)
         state.gateway = Gateway(
             config.inference_addresses,
             connect_timeout_s=config.connect_timeout_s,

@@ -197,4 +197,7 @@ async def events(
     if await run_in_threadpool(known):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(stream.follow(engine, config, job_id, last_event_id or 0), headers=headers)
+    shown = stream.follow(
+        engine, request.app.state.news, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
+    )
+    return EventSourceResponse(shown, headers=headers)

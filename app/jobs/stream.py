@@ -1,31 +1,72 @@
 """A job's events as a stream: stored rows, replayed from any id, followed until the job ends.
 
-It looks at the table twice a second in a thread: any process may write events, and a lost notification loses nothing.
+The table is looked at twice a second, because any process may write events and a lost notification loses nothing; once
+for all streams of this process, and only as long as there are any.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator
 
 from fastapi.sse import format_sse_event
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from starlette.concurrency import run_in_threadpool
 
 from app.db import session as db
 from app.db.tables import ENDED, Job, JobEvent
 from app.errors import DatabaseAway
 from app.jobs import events
-from app.settings import Settings
 
 BATCH = 500
 RECONNECT_MS = 2000
 
 
-async def follow(engine: Engine, settings: Settings, job_id: uuid.UUID, last_id: int) -> AsyncIterator[bytes]:
+class News:
+    """Wakes the streams of this process whose job has something new."""
+
+    def __init__(self, engine: Engine, period_s: float) -> None:
+        self._engine, self._period_s = engine, period_s
+        self._waiting: dict[asyncio.Future[None], tuple[uuid.UUID, int]] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    async def of(self, job_id: uuid.UUID, last_id: int, seconds: float) -> None:
+        """Wait until the job has an event after `last_id`, or is gone; at most so long."""
+        woken = asyncio.get_running_loop().create_future()
+        self._waiting[woken] = (job_id, last_id)
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._look_out())
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await woken
+        finally:
+            del self._waiting[woken]
+
+    async def _look_out(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self._period_s)
+            jobs = {job_id for job_id, _ in self._waiting.values()}
+            with contextlib.suppress(DatabaseAway):
+                newest = await run_in_threadpool(self._newest, jobs)
+                for woken, (job_id, last_id) in self._waiting.items():
+                    if job_id in jobs and newest.get(job_id, last_id + 1) > last_id and not woken.done():
+                        woken.set_result(None)
+
+    def _newest(self, jobs: set[uuid.UUID]) -> dict[uuid.UUID, int]:
+        """The last event of each; a job that was deleted has none."""
+        statement = select(JobEvent.job_id, func.max(JobEvent.id)).where(JobEvent.job_id.in_(jobs))
+        with db.transaction(self._engine, read_only=True) as session:
+            return dict(session.execute(statement.group_by(JobEvent.job_id)).all())
+
+
+async def follow(
+    engine: Engine, news: News, job_id: uuid.UUID, last_id: int, *, heartbeat_s: float
+) -> AsyncIterator[bytes]:
     """Every event after `last_id`, then `done`; a comment now and then keeps the connection alive."""
     yield format_sse_event(retry=RECONNECT_MS)
     said = time.monotonic()
@@ -45,10 +86,10 @@ async def follow(engine: Engine, settings: Settings, job_id: uuid.UUID, last_id:
             return
         if len(rows) == BATCH:
             continue
-        if time.monotonic() - said >= settings.event_heartbeat_s:
+        await news.of(job_id, last_id, said + heartbeat_s - time.monotonic())
+        if time.monotonic() - said >= heartbeat_s:
             yield format_sse_event(comment="still here")
             said = time.monotonic()
-        await asyncio.sleep(settings.event_poll_s)
 
 
 def look(engine: Engine, job_id: uuid.UUID, last_id: int) -> tuple[list[JobEvent], bool]:

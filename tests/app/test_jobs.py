@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
 from app.broker import Broker
@@ -21,6 +23,7 @@ from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Job, Worker
 from app.jobs import results
+from app.jobs.stream import News, follow
 from app.storage import Storage
 from tests.app.conftest import BOTH, Client, Hands, Live, upload
 
@@ -405,6 +408,38 @@ def test_events_arrive_while_the_job_runs_with_heartbeats_between(
                 break
     assert ": still here" in seen
     assert "event: metric" in seen
+
+
+@BOTH
+def test_many_streams_look_at_the_table_as_often_as_one(
+    engine: Engine, submit: Callable[..., Any], hands: Hands
+) -> None:
+    job_id = uuid.UUID(submit()["id"])
+    claim = hands.claim()
+    looks: list[str] = []
+
+    async def read(news: News) -> str:
+        return b"".join([part async for part in follow(engine, news, job_id, 0, heartbeat_s=60.0)]).decode()
+
+    async def together() -> list[str]:
+        news, loop, often = News(engine, 0.02), asyncio.get_running_loop(), asyncio.Event()
+
+        def looked(*told: Any) -> None:
+            looks.append(told[2])
+            if sum("max(" in look for look in looks) == 5:
+                loop.call_soon_threadsafe(often.set)
+
+        event.listen(engine, "before_cursor_execute", looked)
+        async with asyncio.timeout(30):
+            readers = [asyncio.create_task(read(news)) for _ in range(20)]
+            await often.wait()
+            assert sum("job_event.data" in look for look in looks) == len(readers)  # what each shows at first
+            await asyncio.to_thread(hands.fail, claim)
+            return await asyncio.gather(*readers)
+
+    told = asyncio.run(together())
+    assert [kind for _, kind, _ in stream(told[0])] == ["status", "status", "status", "done"]
+    assert told == [told[0]] * 20
 
 
 @BOTH
