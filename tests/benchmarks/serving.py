@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -201,6 +202,7 @@ def spoiled(server: Server, labels: Sequence[str]) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers must not outlive us, however we end
     with TemporaryDirectory() as folder:
         layer(Path(folder))
         network(Path(folder), "auto")

@@ -202,6 +202,7 @@ def _started(command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes
         stdout=subprocess.DEVNULL if "-v" not in sys.argv else None,
         stderr=None if "-v" in sys.argv else subprocess.DEVNULL,
         preexec_fn=die_with_parent,  # noqa: PLW1509
+        start_new_session=True,  # a group of its own, so that its end reaches children that lost their parent
     )
 
 
@@ -211,16 +212,15 @@ def _ending(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
-        tree = server.tree()
         server.signal(signal.SIGCONT)
         for process in server.roots:
             process.terminate()
         for process in server.roots:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-        for pid in tree:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def await_all(servers: Iterable[Server]) -> None:
