@@ -29,7 +29,7 @@ def main() -> None:
     print(json.dumps(bf16("small", 128, 5)), flush=True)
     print(json.dumps(pair("small", 640, 5)), flush=True)
     print(json.dumps(pair("resnet18", 32, 2)), flush=True)
-    print(json.dumps(scoring("resnet18", 96, 2)), flush=True)
+    print(json.dumps(scoring("small", 1024, 7)), flush=True)
 
 
 def labeled(count: int) -> LabeledImages:
