@@ -289,18 +289,23 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, group: Group, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.group = group
+        ctx.group, ctx.layouts = group, [(parameter.shape, parameter.stride()) for parameter in parameters]
         ctx.set_materialize_grads(False)  # a parameter that had no part in the pass has no gradient
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = [grad for grad in grads if grad is not None]
-        if not known:
-            return (None, *grads)
-        together = ctx.group.summed(torch.cat([grad.reshape(-1) for grad in known]))
-        parts = iter(together.split([grad.numel() for grad in known]))
-        return (None, *(None if grad is None else next(parts).view(grad.shape) for grad in grads))
+        known = [(number, grad) for number, grad in enumerate(grads) if grad is not None]
+        found: list[Tensor | None] = [None] * len(grads)
+        if known:
+            together = known[0][1].new_empty(sum(grad.numel() for _, grad in known))
+            at = 0
+            for number, grad in known:  # laid out like the parameter, so that nobody has to copy it once more
+                shape, strides = ctx.layouts[number]
+                found[number] = together.as_strided(shape, strides, at).copy_(grad)
+                at += grad.numel()
+            ctx.group.summed(together)
+        return (None, *found)
 
 
 class _Normalise(torch.autograd.Function):
