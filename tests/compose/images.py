@@ -24,12 +24,12 @@ POSTGRES_ENTRYPOINT = """\
 set -e
 export PGDATA=/var/lib/postgresql/data
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-  umask 077
-  printf '%s' "$POSTGRES_PASSWORD" > /tmp/password
-  initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth-local=trust --auth-host=scram-sha-256 --locale=C.UTF-8 > /dev/null
+  umask 077; export LANG=C.UTF-8
+  printf '%s' "$POSTGRES_PASSWORD" > /tmp/secret
+  initdb -U "$POSTGRES_USER" --pwfile=/tmp/secret --auth-local=trust --auth-host=scram-sha-256
   echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
   pg_ctl --options="-c listen_addresses='' -c unix_socket_directories=$PGHOST" --wait start > /dev/null
-  PGPASSWORD="$POSTGRES_PASSWORD" createdb --username="$POSTGRES_USER" "$POSTGRES_DB"
+  createdb --username="$POSTGRES_USER" "$POSTGRES_DB"
   pg_ctl --mode=fast --wait stop > /dev/null
 fi
 exec postgres -c listen_addresses='*' -c unix_socket_directories="$PGHOST"
