@@ -66,12 +66,13 @@ def main() -> None:
 @contextlib.contextmanager
 def service(api: httpx2.Client) -> Iterator[None]:
     """The service at that address; started for the length of the demo if none answers."""
-    if answers(api):
+    named = "DENLL_URL" in os.environ
+    if named and not waited_for(api):
+        sys.exit(f"No service answers at {api.base_url}.")
+    if named or answers(api):
         print(f"Using the service at {api.base_url}")
         yield
         return
-    if "DENLL_URL" in os.environ:
-        sys.exit(f"No service answers at {api.base_url}.")
     print("Starting the service ...", flush=True)
     log = (FOLDER / "service.log").open("w")
     process = subprocess.Popen([sys.executable, "-m", "worker.embedded"], stdout=log, stderr=subprocess.STDOUT)
@@ -86,6 +87,14 @@ def service(api: httpx2.Client) -> Iterator[None]:
         process.send_signal(signal.SIGINT)
         process.wait()
         log.close()
+
+
+def waited_for(api: httpx2.Client) -> bool:
+    """Whether it answers within the time that a start may take: containers may be up before their processes listen."""
+    deadline = time.monotonic() + START_S
+    while not (there := answers(api)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return there
 
 
 def answers(api: httpx2.Client) -> bool:

@@ -1,7 +1,7 @@
 """`make test-compose`: the deployment as an operator meets it, on a machine without a Docker engine.
 
-Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks upload, job and prediction
-through it with the key. The training container is killed in mid-job; the stack is taken down and up again, and once
+Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks the demo, upload, job and
+prediction through it with the key. The training container is killed in mid-job; the stack is taken down and up again, and once
 restored from a backup with the commands of docs/deployment.md.
 
 Needs root and Debian's packages buildah, podman, runc, netavark, aardvark-dns, catatonit, iptables and debootstrap; the
@@ -154,6 +154,8 @@ def story(stack: Stack) -> None:
             stack.up()
         with step("hardening, as the containers have it"):
             hardened(stack)
+        with step("the demo, against it"):
+            print(demo(stack))
         with step("upload"):
             dataset = upload(stack)
         with step(f"job, its container killed after {BEFORE_KILL} epochs"):
@@ -207,6 +209,15 @@ def hardened(stack: Stack) -> None:
 def health(stack: Stack, service: str) -> str:
     state = stack.engine.inspect(stack.container(service))["State"]
     return str((state.get("Health") or state["Healthcheck"])["Status"])
+
+
+def demo(stack: Stack) -> str:
+    """What `make demo` runs, told the address and the key as the README says; what it prints."""
+    told = [f"DENLL_URL={stack.client.base_url}", f"DENLL_ADMIN_KEY={stack.engine.environment['DENLL_ADMIN_KEY']}"]
+    folder = stack.engine.folder / "temporary"
+    return stack.engine.run(
+        "env", f"--chdir={folder}", f"PYTHONPATH={images.ROOT}", *told, sys.executable, "-m", "examples.demo"
+    )
 
 
 def upload(stack: Stack) -> str:
