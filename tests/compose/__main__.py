@@ -1,8 +1,8 @@
 """`make test-compose`: the deployment as an operator meets it, on a machine without a Docker engine.
 
 Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks the demo, upload, job and
-prediction through it with the key. The training container is killed in mid-job; the stack is taken down and up again, and once
-restored from a backup with the commands of docs/deployment.md.
+prediction through it with the key. The training container is killed in mid-job; the stack is taken down and up again,
+and once restored from a backup with the commands of docs/deployment.md.
 
 Needs root and Debian's packages buildah, podman, runc, netavark, aardvark-dns, catatonit, iptables and debootstrap; the
 package indexes of pip and apt; 30 GB below TMPDIR (/var/tmp), which are given back. `--keep FOLDER` works there, keeps
