@@ -69,6 +69,9 @@ class Settings(BaseSettings):
         description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
     )
     threads: int = Field(default=0, ge=0, description="CPU threads of a training child; 0 is all cores")
+    cuda_graphs: bool = Field(
+        default=False, description="Repeat recorded training steps on a GPU; try `make test-gpu` on it before"
+    )
 
     # Load
     max_queued: int = 1000

@@ -82,6 +82,7 @@ def build(
         threads=threads(given),
         weights=given.files.weights(),
         group=group,
+        captured=given.settings.cuda_graphs,
     )
 
 
