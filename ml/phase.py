@@ -185,13 +185,23 @@ class Recipe:
         self, parameters: Iterable[nn.Parameter], *, scale: float = 1.0, weight_decay: float | None = None
     ) -> torch.optim.Optimizer:
         """Plain SGD at `scale` times the spec's learning rate; the spec's weight decay unless another is given."""
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=self.learning_rate * scale,
             momentum=self.momentum,
             weight_decay=self.weight_decay if weight_decay is None else weight_decay,
             fused=True,  # one pass over the weights; and no other kind reads its rate from a tensor without waiting
         )
+        optimizer.register_step_pre_hook(_begin_momentum)
+        return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Of parameters that had no gradient before, as newly unfrozen ones: the fused kind takes all to begin together."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
 
 def descend(loss: Tensor, optimizers: Optimizers, clip: float | None = None) -> Tensor:

@@ -24,7 +24,15 @@ log = logging.getLogger(__name__)
 
 
 class Withheld:
-    """Stands where a number changes from step to step: no arithmetic takes it, so a recording that needs it fails."""
+    """Stands where a number changes from step to step: a recording that asks for it fails."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:  # a plain object has an answer
+        raise TypeError("a recorded step asks for what changes from step to step")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a recorded step asks for what changes from step to step")
 
 
 Inputs = tuple[Tensor, ...]
@@ -139,6 +147,8 @@ class CudaGraphs:
     def record(self, work: Callable[[], object], generators: Sequence[torch.Generator]) -> Callable[[], object]:
         """Capture the work, and replay it once, since capturing does not do it."""
         graph = torch.cuda.CUDAGraph()
+        drawn = [*generators, torch.cuda.default_generators[self._stream.device.index]]
+        before = [generator.clone_state() for generator in drawn]
         torch.cuda.synchronize()
         try:
             for generator in generators:
@@ -150,6 +160,8 @@ class CudaGraphs:
                 finally:
                     graph.capture_end()
         except (RuntimeError, TypeError) as error:  # a wait for the device, a copy to it, a number that is withheld
+            for generator, state in zip(drawn, before, strict=True):  # a broken capture leaves them unable to draw
+                generator.graphsafe_set_state(state)
             raise Unrecordable(str(error).partition("\n")[0]) from error
         graph.replay()
         return graph.replay

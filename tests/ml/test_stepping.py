@@ -67,8 +67,13 @@ def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four
         assert same(whole.state().tensors, resumed.state().tensors) == []
 
 
+@pytest.mark.parametrize(
+    "weigh",
+    [lambda progress: 1.0 + progress, lambda progress: 1.0 if progress == 0.0 else 0.5, lambda progress: progress or 2],
+    ids=["arithmetic", "equality", "truth"],
+)
 def test_a_step_that_reads_progress_is_taken_as_written(
-    spec: Specs, four_steps: LabeledImages, caplog: pytest.LogCaptureFixture
+    weigh: Callable[[Any], Any], spec: Specs, four_steps: LabeledImages, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A recording would repeat the number: it is withheld, and the training goes on without one."""
     settings = spec(epochs=2, batch_size=24)
@@ -77,7 +82,7 @@ def test_a_step_that_reads_progress_is_taken_as_written(
         plain = training.phases[0].loss
 
         def weighted(batch: phase.Batch, plain: Any = plain) -> torch.Tensor:
-            weight = 1.0 + batch.progress
+            weight = weigh(batch.progress)
             return plain(batch) * weight
 
         object.__setattr__(training.phases[0], "loss", weighted)
