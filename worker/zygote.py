@@ -194,7 +194,7 @@ def serve(line: socket.socket, modules: list[str]) -> None:
         ready, _, _ = select.select([line.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, MESSAGE_BYTES)
-            forked -= _report_ended(line)
+            forked -= _report_ended(line, spare.pid)
         if line.fileno() in ready:
             request, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
             if not request:
@@ -244,14 +244,16 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _report_ended(line: socket.socket) -> set[int]:
+def _report_ended(line: socket.socket, spare: int) -> set[int]:
+    """Collect who has ended, and tell the supervisor of all but the spare: it knows nothing of that one."""
     gone: set[int] = set()
     with contextlib.suppress(ChildProcessError, BrokenPipeError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             _kill_group(ended.si_pid)  # what it left behind; the pid is ours until we collect it
             _, status = os.waitpid(ended.si_pid, 0)
             gone.add(ended.si_pid)
-            line.send(json.dumps({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+            if ended.si_pid != spare:
+                line.send(json.dumps({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)}).encode())
     return gone
 
 

@@ -221,13 +221,13 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def zygotes_children(supervisor: int) -> list[int]:
-    """The children on an errand that the zygotes of a process have forked."""
+def zygotes_children(supervisor: int, name: str = "denll-child") -> list[int]:
+    """The children that the zygotes of a process have forked: those on an errand, or of another name."""
     found = []
     for pid in children(supervisor):
         with contextlib.suppress(OSError):
             if b"worker.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found += [child for child in children(pid) if called(child) == "denll-child"]
+                found += [child for child in children(pid) if called(child) == name]
     return found
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,25 @@ def test_a_drain_puts_back_what_runs_and_does_not_count(house: House, monkeypatc
     row = house.job(job)
     assert (row.state, row.attempts_without_progress) == ("queued", 0)
     assert house.reasons(job) == ["drained"]
+
+
+def test_the_end_of_a_child_forked_ahead_concerns_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease of the one at work is renewed all the same, and the next errand finds somebody."""
+    job = queued(house)
+    run = Run(house, "obedient", monkeypatch)
+    house.until(job, lambda row: row.state == State.running)
+    spare = eventually(lambda: zygotes_children(os.getpid(), "denll-spare"), what="a child forked ahead")[0]
+    os.kill(spare, signal.SIGKILL)
+    eventually(lambda: not alive(spare), what="its end")
+    killed = house.job(job).heartbeat_at
+    assert killed is not None
+    house.until(job, lambda row: row.heartbeat_at is not None and row.heartbeat_at > killed + timedelta(seconds=0.5))
+    run.end()
+    assert house.reasons(job) == ["drained"]
+
+    after = Run(house, "obedient", monkeypatch)
+    house.until(job, lambda row: row.state == State.running)
+    after.end()
 
 
 def test_a_lost_claim_ends_the_child_and_writes_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
