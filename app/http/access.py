@@ -34,8 +34,10 @@ class Principal(NamedTuple):
     id: str
     scopes: frozenset[str]
 
-    def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+    def require(self, scope: Scope) -> None:
+        """Forbidden unless it may."""
+        if scope not in self.scopes and "admin" not in self.scopes:
+            raise Forbidden(f"This needs a key with the scope {scope!r}.")
 
 
 ANYBODY = Principal("", frozenset(SCOPES))
@@ -115,8 +117,7 @@ class Allow:
         if self.scope is None:
             return
         principal = await request.app.state.keyring.principal(request.headers.get("authorization"))
-        if not principal.may(self.scope):
-            raise Forbidden(f"This needs a key with the scope {self.scope!r}.")
+        principal.require(self.scope)
         request.state.principal = principal
 
 

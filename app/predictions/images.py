@@ -56,6 +56,11 @@ class Source(NamedTuple):
         """Whether there is nothing to open and little to read."""
         return isinstance(self.value, bytes) and len(self.value) <= LITTLE_BYTES
 
+    @property
+    def of_dataset(self) -> bool:
+        """Whether it is a picture that the service keeps, for those who may read data sets."""
+        return self.kind == "dataset" or (self.kind == "reference" and str(self.value[:8]).lower() == "dataset:")
+
 
 def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
     """The picture's bytes. InvalidRequest concerns the whole request and is raised."""

@@ -25,7 +25,7 @@ from app.errors import (
     type_of,
 )
 from app.http import routing
-from app.http.access import PREDICT
+from app.http.access import PREDICT, Principal
 from app.http.deps import Config
 from app.http.openapi import problems
 from app.http.routing import Router
@@ -107,7 +107,10 @@ async def predict(
     ],
     asked: Asked,
 ) -> Response:
-    """Classify referenced images. Safe and cacheable: the ETag follows from model, images and parameters."""
+    """Classify referenced images. Safe and cacheable: the ETag follows from model, images and parameters.
+
+    An image of a data set can be drawn in the answer, so a reference to one needs a key with `read` as well.
+    """
     if len(image) > config.images_per_call:
         raise requests.too_many(config.images_per_call)
     sources = [Source(str(n), "reference", given, f"/query/image/{n}") for n, given in enumerate(image)]
@@ -119,7 +122,10 @@ async def predict_bytes(
     config: Config,
     asked: Asked,
 ) -> Response:
-    """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's)."""
+    """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's).
+
+    An input of type `dataset` needs a key with `read` as well.
+    """
     route: Lane = request.scope["route"]
     route.remember(request, asked)
     sources, options = await requests.read(request, asked, config)
@@ -145,6 +151,9 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
         raise InvalidRequest(detail, errors=[Fault("/query/format", "one_image", detail)])
     for source in sources:
         images.refuse_remote(source)
+    if any(source.of_dataset for source in sources):
+        caller: Principal = request.state.principal
+        caller.require("read")
     served: Served = await request.app.state.models_known.resolve(options.model)
     storage = request.app.state.storage
     if all(source.at_hand for source in sources):  # another thread would cost more than the work

@@ -80,10 +80,26 @@ def test_scopes_open_their_own_doors_only(guarded: Client) -> None:
     assert guarded.post("/jobs", json={}, headers=train).status_code == 422
     assert guarded.get("/jobs", headers=train).status_code == 403
     assert guarded.get("/predict?image=https://x", headers=predict).status_code == 403
-    assert guarded.get("/predict?image=dataset:x", headers=predict).json()["type"] != "/problems/forbidden"
-    assert guarded.get("/predict?image=dataset:x", headers=read).json()["type"] == "/problems/forbidden"
+    assert guarded.get("/predict?image=data:x", headers=predict).json()["type"] != "/problems/forbidden"
+    assert guarded.get("/predict?image=data:x", headers=read).json()["type"] == "/problems/forbidden"
     assert guarded.get("/keys", headers=read).status_code == 403
     assert guarded.get("/keys", headers=admin).status_code == 200
+
+
+@pytest.mark.parametrize("reference", ["dataset:x/0", "DataSet:x/0"])
+def test_a_picture_of_a_data_set_is_for_those_who_may_read_it(guarded: Client, reference: str) -> None:
+    """An overlay would show it, and a prediction tells of it."""
+    predict, both = (bearer(new_key(guarded, *scopes)["key"]) for scopes in (["predict"], ["predict", "read"]))
+    kept = {"id": "kept", "image": {"type": "dataset", "value": "x/0"}}
+    sent = {"id": "sent", "image": {"type": "base64", "value": "eA=="}}
+
+    def asked(key: dict[str, str]) -> list[Any]:
+        shown = guarded.get("/predict", params={"image": reference, "format": "overlay"}, headers=key)
+        return [shown, guarded.post("/predict", json={"inputs": [sent, kept]}, headers=key)]
+
+    refused = [answer.json() for answer in asked(predict)]
+    assert [(problem["status"], "'read'" in problem["detail"]) for problem in refused] == [(403, True)] * 2
+    assert all(answer.status_code != 403 for answer in asked(both))
 
 
 @BOTH
