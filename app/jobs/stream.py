@@ -76,9 +76,11 @@ async def follow(
         except DatabaseAway:
             rows, ended = [], False
         for row in rows:
-            last_id = row.id
             # A retried job has an older `done` in its history: only one that nothing follows ends the stream.
-            if row.kind == "done" and not (ended and row is rows[-1]):
+            if row.kind == "done" and row is rows[-1] and not (ended and len(rows) < BATCH):
+                break  # whether anything follows, the next look shows
+            last_id = row.id
+            if row.kind == "done" and row is not rows[-1]:
                 continue
             yield format_sse_event(id=str(row.id), event=row.kind, data_str=json.dumps(row.data))
             said = time.monotonic()

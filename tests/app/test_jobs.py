@@ -411,6 +411,26 @@ def test_events_arrive_while_the_job_runs_with_heartbeats_between(
 
 
 @BOTH
+def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
+    engine: Engine, submit: Callable[..., Any], hands: Hands
+) -> None:
+    """Its end is committed between the look at its state and the look at its events."""
+    job_id = uuid.UUID(submit()["id"])
+    running = [hands.claim()]
+
+    def looked(*told: Any) -> None:
+        if running and "job_event.data" in told[2]:
+            hands.fail(running.pop())
+
+    async def read() -> str:
+        news = News(engine, 0.02)
+        return b"".join([part async for part in follow(engine, news, job_id, 0, heartbeat_s=0.5)]).decode()
+
+    event.listen(engine, "before_cursor_execute", looked)
+    assert [kind for _, kind, _ in stream(asyncio.run(read()))] == ["status", "status", "status", "done"]
+
+
+@BOTH
 def test_many_streams_look_at_the_table_as_often_as_one(
     engine: Engine, submit: Callable[..., Any], hands: Hands
 ) -> None:
