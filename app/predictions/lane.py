@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.http.routing import Route
 
 REMEMBERED = 256
-QUERY_BYTES = 512  # longer ones are parsed anew
+KEY_BYTES = 512  # what is longer is parsed anew
 
 
 class Lane(Route):
@@ -25,7 +25,7 @@ class Lane(Route):
 
     def remember(self, request: Request, asked: Any) -> None:
         key = _key(request)
-        if key not in self._seen and len(key[0]) <= QUERY_BYTES:
+        if key not in self._seen and len(key[0]) + len(key[1] or "") <= KEY_BYTES:
             if len(self._seen) >= REMEMBERED:
                 self._seen.clear()
             self._seen[key] = asked
