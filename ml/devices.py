@@ -82,18 +82,12 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def bounded_memory(batch_size: int, where: str, fitting: Callable[[], int | None] | None = None) -> Iterator[None]:
+def bounded_memory(what: str, fitting: Callable[[], int | None] = lambda: None) -> Iterator[None]:
     """Turn every way of running out of memory into OutOfMemory (F18); `fitting` tells a batch size that should fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _exhausted(batch_size, where, fitting) from error
-    except RuntimeError as error:  # the CPU allocator's own complaint has no type
-        if CPU_EXHAUSTED.search(str(error)):
-            raise _exhausted(batch_size, where, fitting) from error
-        raise
-
-
-def _exhausted(batch_size: int, where: str, fitting: Callable[[], int | None] | None) -> errors.OutOfMemory:
-    detail = f"{where} ran out of memory at batch_size {batch_size}"
-    return errors.OutOfMemory(detail, max(batch_size // 2, 1) if fitting is None else fitting())
+    except (RuntimeError, MemoryError) as error:  # the CPU allocator's own complaint has no type
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not CPU_EXHAUSTED.search(str(error)):
+            raise
+        raise errors.OutOfMemory(f"{what} ran out of memory", fitting()) from error

@@ -46,12 +46,13 @@ class TrainingDiverged(Failure):
 class OutOfMemory(Failure):
     """What is asked for does not fit into memory; `fitting_batch_size` is a size that should, None if none does."""
 
-    def __init__(self, detail: str, fitting_batch_size: int | None) -> None:
+    def __init__(
+        self, detail: str, fitting_batch_size: int | None, *, else_hint: str = "use a smaller network or image_size"
+    ) -> None:
+        """`else_hint` is the way out where no batch size is one."""
         self.fitting_batch_size = rounded_batch(fitting_batch_size)
-        hint = f"batch_size {self.fitting_batch_size} should fit"
-        if self.fitting_batch_size is None:
-            hint = "use a smaller network or a smaller image_size"
-        super().__init__(detail, hint=hint)
+        fits = f"batch_size {self.fitting_batch_size} should fit"
+        super().__init__(detail, hint=else_hint if self.fitting_batch_size is None else fits)
 
 
 def rounded_batch(size: int | None) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
-PADDED_BYTES = 1 << 30  # a padded copy up to this size is worth its memory on a CPU; beyond, batches are padded singly
+PADDED_BYTES = 1 << 30  # a padded copy up to this size is worth a CPU's memory; beyond, batches are padded singly
 SAMPLE_ROWS = 2048  # enough images for a channel mean to three digits
 SMALLEST_STD = 1 / 255  # a channel that never varies must not divide by zero
 PLAIN_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
@@ -86,7 +86,7 @@ class Pixels:
 
     def _fits_padded(self) -> bool:
         padded_bytes = len(self._images) * (self.side + 2 * self.shift) ** 2 * 3
-        return self.device.type != "cpu" or padded_bytes <= self._padded_bytes
+        return padded_bytes <= self._padded_bytes
 
     def _pad(self, images: Tensor) -> Tensor:
         p = self.shift

@@ -101,7 +101,7 @@ class Predictor:
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
-        with devices.bounded_memory(len(squares), "a prediction"):
+        with devices.bounded_memory(f"predicting {len(squares)} images at once", lambda: len(squares) // 2):
             heads, places = self._answers(stacked, half=self.half)
         geometry = self.geometry(self.image_size, self.image_size)
         rows = {name: probabilities.numpy() for name, probabilities in heads.items()}

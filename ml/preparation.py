@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import errors, loader, measure, networks, noise, phase
+from ml import errors, loader, measure, memory, networks, noise, phase
 from ml.blocks import schedules
 from ml.data import UNKNOWN
 from ml.spec import TrainingSpec, seed_for
@@ -58,6 +58,30 @@ def check(spec: TrainingSpec, images: LabeledImages) -> None:
         raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
     if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
         raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def pixels(
+    images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
+) -> loader.Pixels:
+    """The images of the set on the device. OutOfMemory if a GPU has no room for them; a CPU reads them from disk."""
+    if device.type == "cpu":
+        return loader.Pixels(images.images, mean, std, device=device)
+    left = room_beside(images, truth, memory.free_bytes(device))
+    return loader.Pixels(images.images, mean, std, device=device, padded_bytes=left // 2)
+
+
+def room_beside(images: LabeledImages, truth: Truth | None, free: int) -> int:
+    """Bytes that all images, as they are stored, leave of so many free ones; OutOfMemory if they are more."""
+    sets = [images.images] if truth is None or truth.test_images is None else [images.images, truth.test_images]
+    stored = sum(each.nbytes for each in sets)
+    if stored > free:
+        raise errors.OutOfMemory(
+            f"the data set's {sum(map(len, sets))} images take {stored / 1e9:.1f} GB on the device, "
+            f"and {free / 1e9:.1f} GB are free",
+            None,
+            else_hint="use a smaller image_size, or set device to cpu",
+        )
+    return free - stored
 
 
 def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:

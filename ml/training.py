@@ -67,7 +67,7 @@ class Training:
         self.labels, self.noise_rate = preparation.noisy_labels(spec, images)
         trained, self.held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
         self.mean, self.std = loader.statistics(images.images, trained)
-        self._pixels = loader.Pixels(images.images, self.mean, self.std, device=device)
+        self._pixels = preparation.pixels(images, truth, self.mean, self.std, device)
         self._labels = self.labels.to(device)
         self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
         self._parts = preparation.parts(truth, self._pixels, self.labels, self.held_out)
@@ -113,7 +113,7 @@ class Training:
             torch.set_num_threads(threads)
         devices.settle(place, exact=spec.precision == "f32", deterministic=spec.deterministic)
         preparation.check(spec, images)
-        with devices.bounded_memory(spec.batch_size, "preparing the training"):
+        with devices.bounded_memory("preparing the training"):
             training = cls(spec, images, truth, place, weights, group)
             if captured and group is None and place.type == "cuda":
                 training.record_steps(stepping.CudaGraphs(place))
@@ -427,14 +427,14 @@ class Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
 
     def _fitting(self) -> int | None:
-        assert self._room is not None
-        return self._room[1].fitting(self.spec.batch_size)
+        """None before a phase was tried: only what does not depend on the batch size comes earlier."""
+        return None if self._room is None else self._room[1].fitting(self.spec.batch_size)
 
     @contextlib.contextmanager
     def _at_work(self, what: str) -> Iterator[None]:
         """Our own time, without that of whoever consumes the events."""
         self._clock_started = time.perf_counter()
-        with devices.bounded_memory(self.spec.batch_size, what, self._fitting if self._room else None):
+        with devices.bounded_memory(f"{what} with batch_size {self.spec.batch_size}", self._fitting):
             yield
         self._seconds += time.perf_counter() - self._clock_started
 

@@ -66,7 +66,7 @@ def test_settling_on_a_cpu_changes_nothing() -> None:
 
 
 def test_F18_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shape"), devices.bounded_memory(8, "a step"):
+    with pytest.raises(RuntimeError, match="shape"), devices.bounded_memory("a step"):
         torch.zeros(2, 3).view(7)  # "shape '[7]' is invalid"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml import errors, memory, trial
+from ml import errors, memory, preparation, trial
 from ml.data import LabeledImages, Truth
 from ml.spec import TrainingSpec
 from ml.training import Training
@@ -61,6 +61,20 @@ def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
     assert "4.0 GB are free" in raised.value.detail
     assert raised.value.hint == "batch_size 8 should fit"
     assert need.at(8) < 4 * GIGABYTE < need.at(32)
+
+
+def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -> None:
+    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).expand(100, -1, -1, -1)
+    labeled = LabeledImages(images, torch.arange(100) % 4, tuple("abcd"))
+    truth = Truth(None, images[:20], torch.arange(20) % 4)
+    taken = 120 * 64 * 64 * 3
+    with pytest.raises(errors.OutOfMemory, match="120 images") as raised:
+        preparation.room_beside(labeled, truth, taken - 1)
+
+    assert raised.value.fitting_batch_size is None
+    assert raised.value.hint == "use a smaller image_size, or set device to cpu"
+    assert preparation.room_beside(labeled, truth, taken + 7) == 7
+    assert preparation.room_beside(labeled, None, taken) == 20 * 64 * 64 * 3
 
 
 def test_F18_what_could_fit_is_tried() -> None:

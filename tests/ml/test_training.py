@@ -125,7 +125,7 @@ def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: Lab
 
 
 def test_F18_running_out_of_memory_names_a_batch_size() -> None:
-    with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory(100, "a training step"):
+    with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory("a training step", lambda: 50):
         torch.empty(2**50)
 
     assert raised.value.fitting_batch_size == 48
