@@ -90,16 +90,26 @@ class Group:
                 return value
             return json.loads(self._store.get(f"said {self._said}"))
 
+    def least(self, own: int) -> int:
+        """The smallest of what the ranks say."""
+        said = torch.tensor(own, dtype=torch.int64, device=self.device)
+        with _among_peers():
+            dist.all_reduce(said, dist.ReduceOp.MIN)
+        return int(said)
+
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Take over rank 0's values."""
+        for own in tensors:
+            own.detach().copy_(self._of_first(own))
+
     def align(self, tensors: Iterable[Tensor]) -> None:
-        """Take over rank 0's values; Failure on every rank if one of them differed by more than rounding.
+        """Take over rank 0's values; RanksApart on every rank if one of them differed by more than rounding.
 
         On a CPU nothing ever differs. GPUs may choose their algorithms one by one, and round differently.
         """
         drift = torch.zeros((), device=self.device)
         for own in tensors:
-            common = own.detach().clone(memory_format=torch.contiguous_format)
-            with _among_peers():
-                dist.broadcast(common, 0)
+            common = self._of_first(own)
             if own.is_floating_point() and own.numel():
                 apart = (own.detach() - common).abs().max() / common.abs().max().clamp_min(1e-12)
                 drift = torch.maximum(drift, apart.float().nan_to_num(0.0))  # NaN is found by those who look at losses
@@ -108,6 +118,12 @@ class Group:
             dist.all_reduce(drift, dist.ReduceOp.MAX)
         if float(drift) > LARGEST_DRIFT:
             raise errors.RanksApart(float(drift))
+
+    def _of_first(self, own: Tensor) -> Tensor:
+        common = own.detach().clone(memory_format=torch.contiguous_format)
+        with _among_peers():
+            dist.broadcast(common, 0)
+        return common
 
     def own(self, rows: int) -> slice:
         """This rank's share of that many rows: consecutive, and alike to one row; maybe empty."""

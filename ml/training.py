@@ -245,6 +245,8 @@ class Training:
                 if self.phases[self._entered].optimizers is not None:
                     self._optimizers = self._built_optimizers()
             stretch.begin_epoch(self)
+        if self._group is not None:
+            self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
         turns = [phase.Turn(torch.arange(len(self._rows)))] if stretch.turns is None else stretch.turns()
         plan = timetable.Timetable.drawn(turns, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
@@ -286,7 +288,7 @@ class Training:
                 measured_rows=measured,
                 optimizers=self._optimizers,
                 device=self.device,
-                width=1 if self._group is None else self._group.size,
+                group=self._group,
             )
         self._random.restore(drawn)
         self._room = (self._entered, room)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ml import errors, memory
+from ml import errors, memory, parallel
 from ml.phase import Optimizers
 
 GIGABYTE = 1e9
@@ -59,7 +59,11 @@ def still(optimizers: Optimizers) -> Optimizers:
 @contextlib.contextmanager
 def traceless(method: nn.Module) -> Iterator[None]:
     """A block after which buffers, gradients and mode are as before it."""
-    kept = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    kept = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in method.modules()
+        for name, buffer in module._buffers.items()
+    ]
     gradients = [(parameter, parameter.grad) for parameter in method.parameters()]
     training = method.training
     for parameter, _ in gradients:
@@ -69,8 +73,10 @@ def traceless(method: nn.Module) -> Iterator[None]:
     finally:
         method.train(training)
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for module, name, buffer, value in kept:
+                module._buffers[name] = buffer  # a step may have put another in its place
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
@@ -83,12 +89,18 @@ def room(
     measured_rows: int,
     optimizers: Optimizers,
     device: torch.device,
-    width: int = 1,
+    group: parallel.Group | None = None,
 ) -> Room:
-    """Try `step` and `measure` of so many images. `rows`: labelled and unlabelled ones of a step; `width` processes."""
+    """Try `step` and `measure` of so many images. `rows`: labelled and unlabelled ones of a step.
+
+    All ranks of a `group` find the same room: that of the one that has the least.
+    """
     labelled, unlabelled = rows
+    width = 1 if group is None else group.size
     sizes = (2 * width, 3 * width)
     free = memory.free_bytes(device)
+    if group is not None:
+        free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
     stepping = memory.cost(step, sizes)
     measuring = 0 if measure is None else memory.cost(measure, sizes).peak(measured_rows)
     shown = labelled + unlabelled

@@ -29,6 +29,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "denll": {"method": "denll"},
     "denll confounded": {"method": "denll", "params": "confounded"},
     "denll concat": {"method": "denll", "params": {"fusion": "concat", "gates": "joint"}},
+    "dividemix": {"method": "dividemix"},
     "uneven": {"batch_size": 17},  # 97 images, 10 held out: five steps of 17 and one of 2
 }
 STOP_AT = 5  # events: in the middle of the second epoch
@@ -158,6 +159,24 @@ def apart(group: parallel.Group, folder: Path) -> Tensors:
     return {}
 
 
+def undecided(group: parallel.Group, folder: Path) -> Tensors:
+    """The second rank scores images otherwise, as another GPU may by a rounding, and so divides the set otherwise."""
+    training = build("dividemix", group)
+    score = training.score
+    if group.rank == 1:
+        training.score = lambda function, views=0: score(function, views=views).flip(0)  # type: ignore[method-assign]
+    list(training)
+    return outcome(training)
+
+
+def room(group: parallel.Group, folder: Path) -> Tensors:
+    """What each rank believes to be free, and the least of two numbers."""
+    training = build("ce", group)
+    next(iter(training))
+    assert training._room is not None
+    return {"free": torch.tensor(training._room[1].free), "least": torch.tensor(group.least(10 - group.rank))}
+
+
 def abandoned(group: parallel.Group, folder: Path) -> Tensors:
     """The second rank ends in mid-training; the first hears of it."""
     for event in build("ce", group):
@@ -167,7 +186,7 @@ def abandoned(group: parallel.Group, folder: Path) -> Tensors:
 
 
 SCENARIOS: tuple[Callable[[parallel.Group, Path], Tensors], ...]
-SCENARIOS = (trainings, resumed, draws, gradients, half, apart)
+SCENARIOS = (trainings, resumed, draws, gradients, half, apart, undecided, room)
 
 
 def play(seat: Seat, scenarios: Sequence[Callable[[parallel.Group, Path], Tensors]], folder: Path) -> None:

@@ -134,6 +134,17 @@ def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImage
     assert all(p.grad is None for p in training.method.parameters())
 
 
+def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
+    method = torch.nn.BatchNorm2d(2)
+    kept = method.running_mean
+    with trial.traceless(method):
+        method(torch.rand(3, 2, 4, 4))
+        method.running_mean = torch.ones(5)
+
+    assert method.running_mean is kept
+    assert torch.equal(kept, torch.zeros(2))
+
+
 def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
     training = Training.build(spec(), labeled)
     stretch, plan = training._begin_epoch()

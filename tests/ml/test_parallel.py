@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ml import memory
 from tests.ml import ranks
 from tests.ml.conftest import same
 
@@ -106,6 +107,18 @@ def test_bf16_gradients_are_no_further_from_f32(two: Found, tmp_path: Path) -> N
 
 def test_ranks_that_drift_apart_are_noticed_by_all(two: Found) -> None:
     assert [list(found) for found in two["apart"]] == [["RanksApart"]] * 2
+
+
+def test_all_ranks_take_the_steps_of_the_first(two: Found) -> None:
+    """Though they would have divided the set otherwise: else one of them waits for an exchange that never comes."""
+    assert same(*two["undecided"]) == []
+
+
+def test_all_ranks_find_the_same_room(two: Found) -> None:
+    """And refuse together; on a CPU all have a share of one memory."""
+    assert same(*two["room"]) == []
+    assert int(two["room"][0]["least"]) == 9
+    assert 0 < int(two["room"][0]["free"]) < 0.75 * memory.free_bytes(torch.device("cpu"))
 
 
 def test_ranks_without_a_row_take_part(folder: Path) -> None:
