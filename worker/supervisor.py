@@ -42,7 +42,7 @@ class Desk(Protocol):
 
     def claim(self, session: Session, owner: str, lease_s: float, devices: int) -> Claim | None: ...
 
-    def waiting(self, session: Session, devices: int) -> int: ...
+    def waiting(self, session: Session, owner: str, devices: int) -> int: ...
 
     def heartbeat(self, session: Session, row_id: uuid.UUID, fence: int, lease_s: float, /) -> Order | None: ...
 
@@ -96,7 +96,7 @@ class Supervisor:
     def work_waits(self) -> bool:
         """Whether anything is queued that this supervisor could take. DatabaseAway."""
         with transaction(self._engine, read_only=True) as session:
-            return self._desk.waiting(session, self.devices) > 0
+            return self._desk.waiting(session, self._owner, self.devices) > 0
 
     def close(self) -> None:
         self._zygote.close()

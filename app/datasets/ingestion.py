@@ -21,7 +21,7 @@ def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Cla
     return work.claim_next(session, Dataset, owner, lease_s)
 
 
-def waiting(session: Session, devices: int = 0) -> int:
+def waiting(session: Session, owner: str, devices: int = 0) -> int:
     """How many data sets wait to be checked."""
     return work.queued(session, Dataset)
 

@@ -128,7 +128,7 @@ class Job(Work, Row):
     # the job this baseline stands beside
     compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
     request: Mapped[dict[str, Any]]  # the request, every default filled in
-    spec: Mapped[dict[str, Any]]  # what ml reads; stored as JSON, never looked into
+    spec: Mapped[dict[str, Any]]  # what ml reads; here only `device` is looked at, by who claims
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     gpus: Mapped[int] = mapped_column(default=1, server_default="1")  # devices of one host that it is trained on
     progress: Mapped[dict[str, Any] | None]

@@ -11,26 +11,34 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import case, insert, or_, select, update
+from sqlalchemy import ColumnElement, case, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import work
-from app.db.tables import Epoch, Job, Model, State
+from app import roster, work
+from app.db.tables import Epoch, Job, Model, State, Worker
 from app.jobs import events
 from app.work import Claim, Order
 
 
 def claim(session: Session, owner: str, lease_s: float, devices: int = 1) -> Claim | None:
-    """Take the next queued job that this many devices are enough for. The caller commits at once."""
-    claimed = work.claim_next(session, Job, owner, lease_s, Job.gpus <= devices)
+    """Take the next queued job for a supervisor with this many devices. The caller commits at once."""
+    claimed = work.claim_next(session, Job, owner, lease_s, *_fitting(owner, devices))
     if claimed:
         events.changed(session, claimed.id, State.running, attempt=claimed.attempt)
     return claimed
 
 
-def waiting(session: Session, devices: int = 1) -> int:
+def waiting(session: Session, owner: str, devices: int = 1) -> int:
     """How many queued jobs a supervisor with this many devices could take."""
-    return work.queued(session, Job, Job.gpus <= devices)
+    return work.queued(session, Job, *_fitting(owner, devices))
+
+
+def _fitting(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
+    """Jobs for this supervisor: its devices are enough; one that needs a GPU it takes with a GPU, or if no other has."""
+    with_gpus = (*roster.TRAINS, Worker.device.startswith("cuda"), Worker.devices >= Job.gpus)
+    on_gpus = select(Worker.id).where(*with_gpus).correlate(Job)
+    needs_none = Job.spec["device"].as_string().is_distinct_from("cuda")
+    return Job.gpus <= devices, or_(needs_none, on_gpus.where(Worker.id == owner).exists(), ~on_gpus.exists())
 
 
 def heartbeat(session: Session, job_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:

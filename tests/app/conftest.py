@@ -211,9 +211,9 @@ class Hands:
     engine: Engine
     files: Storage
 
-    def claim(self, devices: int = 1) -> Any:
+    def claim(self, devices: int = 1, owner: str = "test") -> Any:
         with db.transaction(self.engine) as session:
-            return attempt.claim(session, "test", 60, devices)
+            return attempt.claim(session, owner, 60, devices)
 
     def epochs(self, claim: Any, count: int) -> None:
         reports = [

@@ -22,7 +22,7 @@ from app.broker import Broker
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Job, Worker
-from app.jobs import results
+from app.jobs import attempt, results
 from app.jobs.stream import News, follow
 from app.storage import Storage
 from tests.app.conftest import BOTH, Client, Hands, Live, upload
@@ -124,6 +124,25 @@ def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
     assert str(claimed.id) == small["id"]
     assert hands.claim() is None
     assert [str(hands.claim(devices=n).id) for n in (2, 3)] == [large["id"], beside["id"]]
+
+
+@BOTH
+def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
+    engine: Engine, submit: Callable[..., Any], hands: Hands
+) -> None:
+    """While none is known, anybody takes it, and it fails with the reason."""
+    first, second, either = (submit(device=device)["id"] for device in ("cuda", "cuda", "auto"))
+    assert str(hands.claim(owner="without").id) == first
+    with db.transaction(engine) as session:
+        session.add(Worker(id="without", kind="supervisor", device="cpu", devices=1))
+        session.add(Worker(id="with", kind="supervisor", device="cuda:0", devices=1))
+
+    def waiting(owner: str) -> int:
+        with db.transaction(engine) as session:
+            return attempt.waiting(session, owner)
+
+    assert (waiting("without"), waiting("with")) == (1, 2)
+    assert [str(hands.claim(owner=owner).id) for owner in ("without", "with")] == [either, second]
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
