@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -165,6 +166,7 @@ def run_process(settings: Settings, shelf: Shelf) -> None:
     """Answer with the models of `shelf` until told to end."""
     batcher = Batcher(settings, shelf)
     ended = threading.Event()
+    gc.freeze()  # what was imported stays: searching it for garbage would hold up answers
     alive = threading.Thread(target=live, args=(settings, shelf, batcher, ended), name="presence", daemon=True)
     batcher.start()
     alive.start()
