@@ -48,23 +48,26 @@ def among(name: str, count: int) -> torch.device:
     return torch.device("cuda", number)
 
 
-def settle(device: torch.device, *, exact: bool, deterministic: bool = False) -> None:
-    """Make `device` the current one and set the arithmetic of the process (see above); nothing to do for a CPU."""
+def settle(device: torch.device, *, exact: bool, deterministic: bool = False, shapes_repeat: bool = True) -> None:
+    """Make `device` the current one and set the arithmetic of the process (see above); nothing to do for a CPU.
+
+    Where `shapes_repeat`, each shape of a batch is worth a search for its fastest algorithms.
+    """
     if device.type != "cuda":
         return
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)  # too late for a CUDA that has started
-    arithmetic(exact=exact, deterministic=deterministic)
+    arithmetic(exact=exact, deterministic=deterministic, searching=shapes_repeat)
     torch.cuda.set_device(device)
 
 
-def arithmetic(*, exact: bool, deterministic: bool) -> None:
+def arithmetic(*, exact: bool, deterministic: bool, searching: bool) -> None:
     """The flags of a GPU's arithmetic. Set by the names torch has had since 2.9: reading the older ones then raises."""
     rounded = "ieee" if exact or deterministic else "tf32"
     torch.backends.cuda.matmul.fp32_precision = rounded
     torch.backends.cudnn.conv.fp32_precision = rounded  # type: ignore[attr-defined]  # untyped in torch
     torch.backends.cudnn.rnn.fp32_precision = rounded  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not deterministic  # it may choose another algorithm in every process
+    torch.backends.cudnn.benchmark = searching and not deterministic  # it may choose another algorithm in every process
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 

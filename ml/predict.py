@@ -64,7 +64,9 @@ class Predictor:
         `precision` is auto, f32 or bf16. bf16 is used only if it chooses the same class for every stored check square.
         """
         place = devices.resolve(device)
-        devices.settle(place, exact=True)
+        devices.settle(
+            place, exact=True, shapes_repeat=False
+        )  # a search at every new batch size would stop the service
         manifest, state, check = bundle.read(folder)
         try:
             method = _rebuild(manifest)

@@ -49,12 +49,19 @@ def test_a_device_that_is_not_there_is_named(name: str, count: int, said: str) -
     [(True, False, "ieee"), (False, False, "tf32"), (False, True, "ieee"), (True, True, "ieee")],
 )
 def test_what_stays_f32_is_exact_where_asked(exact: bool, deterministic: bool, precision: str) -> None:
-    devices.arithmetic(exact=exact, deterministic=deterministic)
+    devices.arithmetic(exact=exact, deterministic=deterministic, searching=True)
 
     assert torch.backends.cuda.matmul.fp32_precision == precision
     assert torch.backends.cudnn.conv.fp32_precision == precision
     assert torch.backends.cudnn.benchmark != deterministic
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+@pytest.mark.usefixtures("arithmetic_kept")
+def test_algorithms_are_not_searched_for_where_every_batch_differs() -> None:
+    devices.arithmetic(exact=True, deterministic=False, searching=False)
+
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_settling_on_a_cpu_changes_nothing() -> None:
