@@ -34,7 +34,7 @@ def waiting(session: Session, owner: str, devices: int = 1) -> int:
 
 
 def _fitting(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
-    """Jobs for this supervisor: its devices are enough; one that needs a GPU it takes with a GPU, or if no other has."""
+    """Jobs for this supervisor: its devices are enough, and one that needs a GPU is not better left to another."""
     with_gpus = (*roster.TRAINS, Worker.device.startswith("cuda"), Worker.devices >= Job.gpus)
     on_gpus = select(Worker.id).where(*with_gpus).correlate(Job)
     needs_none = Job.spec["device"].as_string().is_distinct_from("cuda")
