@@ -52,7 +52,7 @@ def inject(
 
 
 def symmetric(labels: Labels, classes: int, rate: float, seed: int, *, inclusive: bool = False) -> Noisy:
-    """Uniform flips. Exclusive: never to the class itself, by T (methods.md 6.1).
+    """Uniform flips. Exclusive: never to the class itself, by T.
 
     Inclusive: exactly floor(rate * N) random samples redraw among all classes, so about rate * (1 - 1/C) end up wrong.
     """
@@ -76,7 +76,7 @@ def pairflip(labels: Labels, classes: int, rate: float, seed: int) -> Noisy:
 def asymmetric(labels: Labels, class_names: Sequence[str], rate: float, seed: int) -> Noisy:
     """Similar classes: on CIFAR-10, by class names, its five source classes; otherwise circles in blocks of five.
 
-    On CIFAR-10 the overall rate is half of `rate`, because only half of the classes flip (methods.md 6.3).
+    On CIFAR-10 the overall rate is half of `rate`, because only half of the classes flip.
     """
     classes = len(class_names)
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -96,7 +96,7 @@ def asymmetric(labels: Labels, class_names: Sequence[str], rate: float, seed: in
 
 
 def instance_dependent(labels: Labels, classes: int, images: NDArray[np.uint8], rate: float, seed: int) -> Noisy:
-    """Part-dependent noise of Xia et al. 2020 (methods.md 6.4): each image has its own rate and its own alternative.
+    """Part-dependent noise of Xia et al. 2020: each image has its own rate and its own alternative.
 
     `images` are raw bytes (N, H, W, 3), flattened in this order; one projection (H*W*3, C) for every clean class.
     """

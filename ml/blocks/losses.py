@@ -13,7 +13,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean H(Y, softmax(logits)) over the batch (methods.md 2.1): a scalar."""
+    """Mean H(Y, softmax(logits)) over the batch: a scalar."""
     return functional.cross_entropy(logits.float(), labels)
 
 

@@ -1,6 +1,6 @@
 """Cross-entropy on the given labels: the reference, and with two networks the compute-matched control of DeNLL.
 
-methods.md 2.1 and denll.md §4: one network; two networks averaged; the same pair pulled to agree.
+One network; two networks averaged; the same pair pulled to agree.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """DivideMix: two networks, each of which tells the other whose labels to trust; the rest is learned without its label.
 
-Li, Socher, Hoi, ICLR 2020, Algorithm 1 (methods.md 3.4). After a warm-up every epoch fits a mixture of two Gaussians to
-each network's losses. Then the networks take turns: one trains by MixMatch on what the other's mixture calls clean
-(labelled, targets co-refined) and noisy (unlabelled, targets co-guessed).
+Li, Socher, Hoi, ICLR 2020, Algorithm 1. After a warm-up every epoch fits a mixture of two Gaussians to each network's
+losses. Then the networks take turns: one trains by MixMatch on what the other's mixture calls clean (labelled, targets
+co-refined) and noisy (unlabelled, targets co-guessed).
 
 Epochs are the spec's, so are batch size, learning rate and schedule; the paper's are 300, 128 (64 labelled, 64 not),
 0.02 and one drop at half. Warm-up and ramp are shares of the epochs. Left out: Clothing1M's balanced subset per epoch.

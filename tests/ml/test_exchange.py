@@ -15,7 +15,7 @@ LABELS = torch.tensor([0, 2])
 
 
 def test_cross_entropy_and_agreement_have_the_reference_values() -> None:
-    """methods.md §10: CE 0.6751; JoCoR at λ = 0.9 is 0.1 (CE1 + CE2) + 0.9 symKL, [0.4787, 0.5269] per sample."""
+    """A worked example: CE 0.6751; JoCoR at λ = 0.9 is 0.1 (CE1 + CE2) + 0.9 symKL, [0.4787, 0.5269] per sample."""
     jocor = 0.1 * (losses.cross_entropy(Z, LABELS) + losses.cross_entropy(OTHER, LABELS))
     jocor = jocor + 0.9 * losses.symmetric_kl(Z, OTHER)
 
@@ -30,7 +30,7 @@ def test_cross_entropy_and_agreement_have_the_reference_values() -> None:
 def test_every_row_has_the_reference_values(
     row: int, probabilities: list[float], cross_entropy: float, symmetric_kl: float
 ) -> None:
-    """methods.md §10, computed there in float64; KL(p‖q) + KL(q‖p) spelled out by its definition."""
+    """A worked example in float64; KL(p‖q) + KL(q‖p) spelled out by its definition."""
     z, other, label = Z[row : row + 1], OTHER[row : row + 1], LABELS[row : row + 1]
     p, q = (each.double().softmax(dim=1) for each in (z, other))
     by_definition = float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())

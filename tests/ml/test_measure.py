@@ -31,7 +31,7 @@ def planted(rate: float = 0.25, epochs: int = 5) -> tuple[LabelLog, torch.Tensor
 
 
 def test_scores_of_two_batches_are_those_of_one() -> None:
-    """z and y of methods.md §10: mean cross-entropy 0.6751, one of two right."""
+    """A worked example: mean cross-entropy 0.6751, one of two right."""
     logits, labels = torch.tensor([[2.0, 0, -1], [0, 1, 0.5]]), torch.tensor([0, 2])
     both = measure.scores([({"answer": logits}, labels)])["answer"]
     halves = measure.scores(({"answer": logits[i : i + 1]}, labels[i : i + 1]) for i in range(2))

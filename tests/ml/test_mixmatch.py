@@ -1,4 +1,4 @@
-"""MixUp and MixMatch: their values, by methods.md §10 and by their definitions in float64."""
+"""MixUp and MixMatch: their values, by worked examples and by their definitions in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_the_prior_and_the_cross_entropies_have_the_reference_values() -> None:
-    """methods.md §10: KL(uniform ‖ batch mean of softmax(z)) 0.0943; CE per sample 0.1698, 1.1803."""
+    """A worked example: KL(uniform ‖ batch mean of softmax(z)) 0.0943; CE per sample 0.1698, 1.1803."""
     assert float(losses.prior_kl(Z)) == pytest.approx(0.0943, abs=1e-4)
     assert losses.cross_entropies(Z, LABELS).tolist() == pytest.approx([0.1698, 1.1803], abs=1e-4)
     assert float(losses.soft_cross_entropy(Z, torch.eye(3)[LABELS])) == pytest.approx(0.6751, abs=1e-4)
@@ -51,7 +51,7 @@ def test_a_class_that_nobody_answers_costs_a_finite_amount() -> None:
 
 
 def test_sharpening_has_the_reference_value() -> None:
-    """methods.md §10: [0.5, 0.3, 0.2] at T = 0.5."""
+    """A worked example: [0.5, 0.3, 0.2] at T = 0.5."""
     sharp = mixmatch.sharpened(torch.tensor([[0.5, 0.3, 0.2]]), 0.5)
 
     assert sharp[0].tolist() == pytest.approx([0.6579, 0.2368, 0.1053], abs=1e-4)

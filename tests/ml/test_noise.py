@@ -83,7 +83,7 @@ def test_instance_noise_has_the_mean_of_the_truncated_normal(rate: float, expect
 
 
 def test_instance_noise_depends_on_the_image_alone() -> None:
-    """Equal images of one class have one alternative: raw pixels make the softmax one-hot (methods.md 6.4)."""
+    """Equal images of one class have one alternative: raw pixels make the softmax one-hot."""
     labels = np.repeat(np.arange(4, dtype=np.int64), 500)
     equal = np.repeat(images(4), 500, axis=0)
     found = noise.instance_dependent(labels, 4, equal, 0.5, seed=2)
