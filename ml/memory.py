@@ -99,9 +99,9 @@ class Need(NamedTuple):
     """What a phase still has to allocate on its device, by batch size."""
 
     fixed: int  # bytes of momentum
-    step: Cost  # by labelled images
+    step: Cost  # by images of each kind
     measuring: int  # the peak of a pass without gradients, whose batches have a size of their own
-    share: float = 1.0  # of a batch that is labelled
+    share: float = 1.0  # of a batch that is of one kind: half where some images are unlabelled
     most: int | None = None  # images that a batch can have
 
     def at(self, batch_size: int) -> int:

@@ -106,7 +106,8 @@ class Training:
         """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
 
         All members of a `group` build the same training and iterate it alike; each computes its share of the networks.
-        `captured` repeats recorded steps on a GPU (`ml.stepping`). It is no part of the spec: the result is the same.
+        `captured` repeats recorded steps (`ml.stepping`) where one process trains on a GPU; it means nothing elsewhere
+        and is no part of the spec, since the result is the same.
         """
         place = devices.resolve(device or spec.device)
         if threads is not None:

@@ -91,11 +91,10 @@ def room(
     device: torch.device,
     group: parallel.Group | None = None,
 ) -> Room:
-    """Try `step` and `measure` of so many images. `rows`: labelled and unlabelled ones of a step.
+    """Try `step` and `measure` of so many images. `rows`: labelled and unlabelled ones of a step, taken to cost alike.
 
     All ranks of a `group` find the same room: that of the one that has the least.
     """
-    labelled, unlabelled = rows
     width = 1 if group is None else group.size
     sizes = (2 * width, 3 * width)
     free = memory.free_bytes(device)
@@ -103,9 +102,8 @@ def room(
         free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
     stepping = memory.cost(step, sizes)
     measuring = 0 if measure is None else memory.cost(measure, sizes).peak(measured_rows)
-    shown = labelled + unlabelled
-    need = memory.Need(momentum_bytes(optimizers), stepping, measuring, labelled / shown, shown)
-    return Room(need, free)
+    kinds = sum(count > 0 for count in rows)  # a try shows as many of each
+    return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / kinds, sum(rows)), free)
 
 
 def momentum_bytes(optimizers: Optimizers) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ml import bundle, errors
+from ml import bundle, errors, phase
 from ml.data import LabeledImages, Truth
 from ml.predict import Predictor
 from ml.spec import TrainingSpec
@@ -45,6 +46,29 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
     list(written), list(recorded)
 
     assert not recorded._stepper._gave_up  # type: ignore[union-attr]  # it really was recorded
+    assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+@pytest.mark.parametrize(
+    "weigh",
+    [lambda batch: 1.0 + batch.progress, lambda batch: 1.0 if float(batch.labels.sum()) >= 0 else 2.0],
+    ids=["progress", "a wait"],
+)
+def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[phase.Batch], float], labeled: LabeledImages) -> None:
+    """Generators above all: torch leaves those of a broken capture unable to draw."""
+    settings = spec(epochs=2, deterministic=True, augmentation="crop_flip")
+    written, recorded = (Training.build(settings, labeled, captured=captured) for captured in (False, True))
+    for training in (written, recorded):
+        plain = training.phases[0].loss
+
+        def weighted(batch: phase.Batch, plain: Any = plain) -> torch.Tensor:
+            loss: torch.Tensor = plain(batch)
+            return loss * weigh(batch)
+
+        object.__setattr__(training.phases[0], "loss", weighted)
+    list(written), list(recorded)
+
+    assert recorded._stepper._gave_up  # type: ignore[union-attr]
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 

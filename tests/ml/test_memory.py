@@ -14,6 +14,7 @@ import torch
 
 from ml import errors, memory, preparation, trial
 from ml.data import LabeledImages, Truth
+from ml.phase import Optimizers
 from ml.spec import TrainingSpec
 from ml.training import Training
 from tests.ml.conftest import SIDE, same
@@ -75,6 +76,20 @@ def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -
     assert raised.value.hint == "use a smaller image_size, or set device to cpu"
     assert preparation.room_beside(labeled, truth, taken + 7) == 7
     assert preparation.room_beside(labeled, None, taken) == 20 * 64 * 64 * 3
+
+
+def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
+    def step(images: int) -> None:
+        labelled, unlabelled = torch.ones(images, 1000), torch.ones(images, 1000)
+        torch.cat([labelled, unlabelled])
+
+    optimizers = Optimizers((), lambda progress: 1.0)
+    rooms = [
+        trial.room(step, None, rows=rows, measured_rows=0, optimizers=optimizers, device=torch.device("cpu"))
+        for rows in ((16, 16), (30, 2))
+    ]
+
+    assert [room.need.at(32) for room in rooms] == [2 * 32 * 1000 * 4] * 2
 
 
 def test_F18_what_could_fit_is_tried() -> None:
