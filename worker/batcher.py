@@ -105,10 +105,16 @@ class Batcher:
     def _run(self) -> None:
         while (batch := self._take()) is not None:
             if not batch:
-                self._shelf.forget_deleted()
-                self._shelf.take_newest()
+                self._look_at_the_shelf()
             for model, requests in _by_model(self._in_time(batch)):
                 self._predict(model, requests)
+
+    def _look_at_the_shelf(self) -> None:
+        try:
+            self._shelf.forget_deleted()
+            self._shelf.take_newest()
+        except OSError as error:  # of a file system on the network; whoever asks for a model meets it too
+            log.warning("the models cannot be looked at: %s", error)
 
     def _take(self) -> list[Request] | None:
         """Everything that waits, up to the batch limit; empty when there is time to warm a model; None at the end."""

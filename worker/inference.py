@@ -150,10 +150,11 @@ def live(settings: Settings, shelf: Shelf, batcher: Batcher, ended: threading.Ev
     row = presence.Presence(engine, "inference", shelf.device, presence.name())
     models, seen, told = Storage(settings.data_dir).root / "models", 0, float("-inf")
     while not ended.is_set():
-        changed = models.stat().st_mtime_ns
-        if changed != seen:  # a model was published or deleted
-            seen = changed
-            batcher.warm()
+        with contextlib.suppress(OSError):  # of a file system on the network
+            changed = models.stat().st_mtime_ns
+            if changed != seen:  # a model was published or deleted
+                seen = changed
+                batcher.warm()
         if time.monotonic() - told >= settings.presence_s:
             told = time.monotonic()
             row.tell()

@@ -168,6 +168,21 @@ def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served:
     assert served.results(PICTURE)[0]["label"]
 
 
+def test_models_that_cannot_be_looked_at_for_a_while_are_answered_with_afterwards(served: Served) -> None:
+    """As with a file system on the network that fails: what looked at it once ended the thread of all predictions."""
+    folder, picture = served.house.folder / "models", pictures(1)[0][2]
+    assert served.results(picture)  # from now on in memory, until it is seen to be gone
+    away = folder.rename(folder.with_name("models-away"))
+    folder.touch()
+    try:
+        eventually(lambda: served.ask(picture).header.get("error"), what="its absence noticed")
+    finally:
+        folder.unlink()
+        away.rename(folder)
+
+    assert eventually(lambda: served.ask(picture).header.get("results"), what="its return noticed")[0]["label"]
+
+
 def test_what_is_past_its_deadline_is_not_computed(served: Served) -> None:
     frame = served.ask(PICTURE, deadline_s=0.0)
 
