@@ -30,6 +30,7 @@ from app.models import routes as models
 from app.models.known import Known
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
+from app.predictions.lane import Lane
 from app.settings import Settings
 from app.storage import Storage
 from app.web import routes as web
@@ -93,7 +94,11 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
     openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
-    app.add_middleware(guard.Guard, settings=config, meter=app.state.meter)
+    stack = app.build_middleware_stack()
+    for route in app.routes:
+        if isinstance(route, Lane):
+            stack = route.beside(app, stack)
+    app.middleware_stack = guard.Guard(stack, settings=config, meter=app.state.meter)
     return app
 
 

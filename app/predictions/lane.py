@@ -1,14 +1,16 @@
-"""A route for many small requests: what a query string asks for is worked out once, not with every request.
+"""A route for many small requests: it goes around the framework, and works out a query string once, not every time.
 
-It knows neither images nor models. Who may is asked every time, as on every route.
+It knows neither images nor models. Who may is asked every time, as on every route; errors are the guard's business, as
+everywhere.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.routing import Route
 
@@ -30,15 +32,22 @@ class Lane(Route):
                 self._seen.clear()
             self._seen[key] = asked
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        asked = self._seen.get(_key(request)) if scope["method"] in (self.methods or ()) else None
-        if asked is None:
-            await super().handle(scope, receive, send)
-            return
-        await self.allow.check(request)
-        response = await self.endpoint(request, request.app.state.settings, asked)
-        await response(scope, receive, send)
+    def beside(self, app: FastAPI, stack: ASGIApp) -> ASGIApp:
+        """`stack`, the layers of `app`, for everything but this route's requests whose query is remembered."""
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["path"] == self.path and scope["method"] in (self.methods or ()):
+                request = Request(scope, receive, send)
+                asked = self._seen.get(_key(request))
+                if asked is not None:
+                    scope["app"], scope["route"] = app, self
+                    await self.allow.check(request)
+                    response = await self.endpoint(request, app.state.settings, asked)
+                    await response(scope, receive, send)
+                    return
+            await stack(scope, receive, send)
+
+        return serve
 
 
 def _key(request: Request) -> tuple[bytes, str | None]:

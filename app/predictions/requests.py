@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -70,7 +71,7 @@ async def _json(request: Request, options: Options, settings: Settings) -> tuple
         Source(given.id or str(n), given.image.type, given.image.value, f"/inputs/{n}/image/value")
         for n, given in enumerate(body.inputs)
     ]
-    return sources, options.model_copy(update=body.model_dump(exclude={"inputs"}, exclude_unset=True))
+    return sources, replace(options, **body.model_dump(exclude={"inputs"}, exclude_unset=True))
 
 
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
@@ -101,7 +102,7 @@ async def _multipart(request: Request, options: Options, settings: Settings) -> 
     parts.close()
     if not sources:
         raise InvalidRequest("/file: There is no `file` part.", errors=[Fault("/file", "required", "Send a file.")])
-    return sources, options.model_copy(update=said)
+    return sources, replace(options, **said)
 
 
 def _expect(name: str, filename: str | None, said: dict[str, Any]) -> None:

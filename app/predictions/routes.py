@@ -160,16 +160,16 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
         loaded = [images.load(s, storage, config.image_bytes) for s in sources]
     else:
         loaded = await asyncio.to_thread(lambda: [images.load(s, storage, config.image_bytes) for s in sources])
-    asked = options.asked()
-    etag = tag(served, loaded, asked)
-    if request.method == "GET" and routing.matches(request.headers.get("if-none-match"), etag):
-        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"})
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Accept"}
+    if request.method == "GET":  # the answer to a POST is no resource that could be asked for again
+        headers["ETag"] = tag(served, loaded, options.asked)
+        if routing.matches(request.headers.get("if-none-match"), headers["ETag"]):
+            return Response(status_code=304, headers=headers)
     usable = [one for one in loaded if one.error is None]
-    results, parts, timing = await ask(request, served, usable, asked)
+    results, parts, timing = await ask(request, served, usable, options.asked)
     predictions = merged(loaded, results)
     if all("error" in one for one in predictions):
         raise requests.none_worked([fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
     if options.format != "json":
         if not parts:
             raise NotReady("This model has no localization module, so there is no mask to draw.", code="no_mask")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
@@ -40,19 +42,21 @@ class PredictRequest(Strict):
     format: Format = "json"
 
 
-class Options(BaseModel):
+@dataclass(frozen=True)
+class Options:
     """How to predict, wherever it was said."""
 
-    model: str = "default"
-    top_k: int = 5
-    threshold: float | None = None
-    masks: list[MaskKind] = ["gaussian"]
-    mask_threshold: float = 0.5
-    format: Format = "json"
+    model: str
+    top_k: int
+    threshold: float | None
+    masks: list[MaskKind]
+    mask_threshold: float
+    format: Format
 
+    @cached_property
     def asked(self) -> dict[str, Any]:
-        """What changes the answer, besides model and images."""
-        return self.model_dump(exclude={"model"})
+        """What changes the answer, besides model and images; not to be changed."""
+        return {key: value for key, value in asdict(self).items() if key != "model"}
 
 
 class ServedBy(BaseModel):
