@@ -17,7 +17,10 @@ from app.errors import Malformed, TooLarge
 HEADER_BYTES = 16 * 1024  # of one part
 MOST_HEADERS = 16
 BOUNDARY_BYTES = 200  # RFC 2046 allows 70
-HEADER = re.compile(rb"([A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)")  # the plain ones; any other is the parser's business
+# The plain ones; any other is the parser's business.
+HEADER = re.compile(rb"([A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)")
+BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9_.'-]{1,70})")
+FILE = re.compile(rb'form-data; name="([A-Za-z0-9_-]+)"; filename="([A-Za-z0-9_. -]+)"')
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ Event = Begin | Data | End
 
 
 def boundary_of(content_type: str) -> bytes:
+    if plain := BOUNDARY.fullmatch(content_type):
+        return plain[1].encode()
     _, options = parse_options_header(content_type)
     boundary: bytes = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= BOUNDARY_BYTES:
@@ -52,13 +57,20 @@ def boundary_of(content_type: str) -> bytes:
 
 def begin(headers: dict[bytes, bytes]) -> Begin:
     """What the headers of a part say; their names in lower case."""
-    kind, options = parse_options_header(headers.get(b"content-disposition"))
-    if kind != b"form-data" or b"name" not in options:
-        raise Malformed("Every part needs Content-Disposition: form-data with a name.")
-    filename = options.get(b"filename")
+    name, filename = _names(headers.get(b"content-disposition", b""))
     media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
     text = None if filename is None else filename.decode("utf-8", "replace")
-    return Begin(options[b"name"].decode("utf-8", "replace"), text, media_type.decode("latin-1"))
+    return Begin(name.decode("utf-8", "replace"), text, media_type.decode("latin-1"))
+
+
+def _names(disposition: bytes) -> tuple[bytes, bytes | None]:
+    """The name of a part and that of its file."""
+    if plain := FILE.fullmatch(disposition):
+        return plain[1], plain[2]
+    kind, options = parse_options_header(disposition)
+    if kind != b"form-data" or b"name" not in options:
+        raise Malformed("Every part needs Content-Disposition: form-data with a name.")
+    return options[b"name"], options.get(b"filename")
 
 
 def only_part(content_type: str, body: bytes) -> tuple[Begin, bytes] | None:
