@@ -33,6 +33,7 @@ from ml import (
     phase,
     preparation,
     randomness,
+    sharding,
     stepping,
     timetable,
     trial,
@@ -403,7 +404,7 @@ class Training:
         self._networks_made += 1
         with randomness.seeded(seed_for(self.spec.seed, f"network {self._networks_made}")):
             network = preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
-        return network if self._group is None else parallel.shard(network, self._group)
+        return network if self._group is None else sharding.shard(network, self._group)
 
     def _built_optimizers(self) -> phase.Optimizers:
         """Those of the last entered phase that has its own."""

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ml import checkpoint, methods, networks, parallel
+from ml import checkpoint, methods, networks, parallel, sharding
 from ml.data import LabeledImages, Truth
 from ml.launch import RankEnded, Seat, launch
 from ml.spec import TrainingSpec
@@ -107,7 +107,7 @@ def draws(group: parallel.Group, folder: Path) -> Tensors:
     network = networks.build("small", 4, 16)
     network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))  # type: ignore[assignment]
     network.last_stage = nn.Flatten()
-    parallel.shard(network, group)
+    sharding.shard(network, group)
     torch.manual_seed(3)
     first, second = (network.features(torch.ones(8, 3, 16, 16)) for _ in range(2))
     return {"first": first, "second": second, "left": torch.get_rng_state()}
@@ -120,7 +120,7 @@ def gradients(group: parallel.Group | None, folder: Path) -> Tensors:
     torch.manual_seed(0)
     network = networks.build("small", 4, 16).double()
     if group is not None:
-        parallel.shard(network, group)
+        sharding.shard(network, group)
     network = copy.deepcopy(network)
     next(network.parameters()).requires_grad_(False)
     images = halves(11)[0].permute(0, 3, 1, 2).double().div(255).requires_grad_()
@@ -139,7 +139,7 @@ def half(group: parallel.Group | None, folder: Path, *, enabled: bool = True) ->
     torch.manual_seed(0)
     network = networks.build("small", 4, 16)
     if group is not None:
-        parallel.shard(network, group)
+        sharding.shard(network, group)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
         logits = network(halves(13)[0].permute(0, 3, 1, 2).float().div(255))
         logits.float().square().mean().backward()
