@@ -212,7 +212,10 @@ def _started(command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes
 
 @contextlib.contextmanager
 def _ending(server: Server) -> Iterator[Server]:
-    """All its processes are gone afterwards."""
+    """All its processes are gone afterwards, even if ours is killed: leaders die with it, their children do not."""
+    groups = [f"-{process.pid}" for process in server.roots]
+    last = ["sh", "-c", 'cat; kill -s KILL -- "$@"', "sh", *groups]  # when its input ends, which our end ends too
+    warden = subprocess.Popen(last, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield server
     finally:
@@ -222,8 +225,8 @@ def _ending(server: Server) -> Iterator[Server]:
         for process in server.roots:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        warden.communicate()
+        for process in server.roots:
             process.wait()
 
 
