@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http import problems
+from app.http import bodies, problems
 from app.settings import Settings
 
 
@@ -76,6 +76,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_head, self._received = True, 0
+        self.scope[bodies.ARRIVED_KEY] = True  # type: ignore[literal-required]  # ours
         super().on_message_complete()
 
     def on_headers_complete(self) -> None:

@@ -59,7 +59,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         reply = Reply(scope, send)
-        body = bodies.CountedBody(receive, self._settings)
+        body = bodies.CountedBody(receive, self._settings, arrived=scope.get(bodies.ARRIVED_KEY, False))
         asked = scope["method"]
         # A copy: the server must go on seeing HEAD, or it would wait for the body that Content-Length announces.
         scope = {**scope, bodies.SCOPE_KEY: body, "asked_method": asked, "method": "GET" if asked == "HEAD" else asked}
