@@ -142,6 +142,42 @@ def test_a_reference_is_answered_and_cached_by_its_etag(
     assert client.head(f"/predict?image=dataset:{dataset_id}/0").headers["etag"] == by_index.headers["etag"]
 
 
+BODIES: dict[str, dict[str, Any]] = {
+    "picture": {"content": jpeg((1, 2, 3)), "headers": IMAGE},
+    "form": {"files": [("file", ("a.jpg", jpeg((1, 2, 3)), "image/jpeg"))]},
+    "form of two, one broken": {
+        "files": [("file", ("a", jpeg((1, 2, 3)))), ("file", ("b", jpeg((1, 2, 3)) + b"broken"))]
+    },
+    "form with options": {"files": [("file", ("a.jpg", jpeg((1, 2, 3))))], "data": {"top_k": "1"}},
+    "form with an unknown field": {"files": [("file", ("a.jpg", b"x"))], "data": {"topk": "1"}},
+    "json": {"json": {"inputs": [{"image": {"type": "base64", "value": base64.b64encode(jpeg((1, 2, 3))).decode()}}]}},
+    "json that is none": {"content": b"{", "headers": {"Content-Type": "application/json"}},
+    "broken picture": {"content": jpeg((1, 2, 3)) + b"broken", "headers": IMAGE},
+    "no picture": {"content": b"plain text", "headers": IMAGE},
+    "nothing": {"content": b"", "headers": IMAGE},
+    "another type": {"content": b"a,b", "headers": {"Content-Type": "text/csv"}},
+    "too large": {"content": b"\xff\xd8\xff" + bytes(17 << 20), "headers": IMAGE},
+    "a host that is not ours": {"content": jpeg((1, 2, 3)), "headers": {**IMAGE, "Host": "elsewhere.example"}},
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_query_seen_before_is_answered_as_one_that_is_new(
+    client: Client, model_id: str, edge: Edge, body: dict[str, Any]
+) -> None:
+    """The second way in goes around the framework."""
+    query = "/predict?top_k=3&masks=gaussian&mask_threshold=0.4"
+    seen = []
+    for _ in range(2):
+        answer = client.post(query, **body)
+        found = answer.json()
+        for changing in ("timing_seconds", "request_id"):
+            found.pop(changing, None)
+        seen.append((answer.status_code, set(answer.headers), answer.headers["content-type"], found))
+        assert client.post(query, content=jpeg((9, 9, 9)), headers=IMAGE).status_code == 200
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize("url", ["https://x/y.png", "HTTP://x", "file:///etc/passwd", "ftp://x", "s3://b/k"])
 def test_S2_nothing_is_ever_fetched_by_url(client: Client, url: str) -> None:
     answer = client.get("/predict", params={"image": url})
