@@ -111,7 +111,7 @@ def read(folder: Path) -> tuple[Manifest, dict[str, Tensor], Tensor]:
 def _tensors(training: Training) -> dict[str, Tensor]:
     state = training.method.state_dict()
     tensors = {MODEL + name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    return tensors | {CHECK: training.sample(CHECK_IMAGES)}
+    return tensors | {CHECK: training.batches.sample(CHECK_IMAGES)}
 
 
 def _manifest(training: Training, weights: File, metrics: Mapping[str, Any]) -> Manifest:
@@ -121,7 +121,7 @@ def _manifest(training: Training, weights: File, metrics: Mapping[str, Any]) -> 
         "classes": list(training.classes),
         "mean": [float(value) for value in training.mean],
         "std": [float(value) for value in training.std],
-        "label_count": training.method_label_count,
+        "label_count": len(training.batches),
     }
     known = {"digest": _digest(facts, weights), "files": {WEIGHTS: weights}, "metrics": dict(metrics)}
     return Manifest.model_validate(facts | known)

@@ -42,6 +42,10 @@ class State:
         """Steps since the beginning of the training, over all epochs."""
         return int(self.facts["step"])
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, by what follows."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
 
 @dataclass(frozen=True)
 class Skipped:

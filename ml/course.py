@@ -1,14 +1,16 @@
-"""The course of a training: which phase an epoch belongs to, and how far the schedules have run. Arithmetic alone.
+"""The course of a training: which phase an epoch belongs to, and how far the schedules have run.
 
 Phases follow each other; one without optimizers of its own goes on with those of the phase before, and the schedule
-runs on over all that share them. Epochs are counted from 0 over all phases.
+runs on over all that share them. Epochs are counted from 0 over all phases. It takes no step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ml.phase import Phase
+import numpy as np
+
+from ml.phase import Optimizers, Phase
 
 
 class Course:
@@ -34,3 +36,25 @@ class Course:
         heirs = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
         end = self._ends[heirs[0] - 1] if heirs else self.epochs
         return (epoch - start) / (end - start)
+
+    def optimizers(self, number: int) -> Optimizers:
+        """Those of phase `number`, freshly built; of -1, before the first phase, there are none."""
+        if number < 0:
+            return Optimizers((), lambda progress: 1.0)
+        build = self.phases[self.owner(number)].optimizers
+        assert build is not None
+        built = build()
+        for group in built.groups:
+            group.setdefault("initial_lr", group["lr"])
+        return built
+
+    def set_rates(self, optimizers: Optimizers, number: int, epoch: float) -> None:
+        """Move the learning rates of phase `number` to where they are after `epoch` epochs."""
+        factor = optimizers.factor(self.progress(number, epoch))
+        for group in optimizers.groups:
+            group["lr"] = _as_f32(group["initial_lr"] * factor)
+
+
+def _as_f32(number: float) -> float:
+    """Rounded as it would be in a tensor, so that a recorded step and a written one take the same learning rate."""
+    return float(np.float32(number))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,11 @@ class Optimizers:
 
     members: tuple[torch.optim.Optimizer, ...]
     factor: Callable[[float], float]  # progress of the phase in [0, 1) -> factor on each base learning rate
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The members' groups of parameters, each with its learning rate: torch's own, to be changed in place."""
+        return [group for member in self.members for group in member.param_groups]
 
 
 class Lab(Protocol):
@@ -210,7 +215,7 @@ def descend(loss: Tensor, optimizers: Optimizers, clip: float | None = None) -> 
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if clip is not None:
-        parameters = [p for o in optimizers.members for group in o.param_groups for p in group["params"]]
+        parameters = [p for group in optimizers.groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip)
     for optimizer in optimizers.members:
         optimizer.step()

@@ -1,11 +1,13 @@
-"""What a training starts from: usable data, labels with their noise, the network, the truth set aside for measuring.
+"""What a training starts from: usable data, labels with their noise, the method and its networks, the truth set aside
+for measuring.
 
-Everything happens once, before the first step; it knows nothing of epochs.
+All of it is made before the first step, save networks that a method asks for later; it knows nothing of epochs.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import errors, loader, measure, memory, networks, noise, phase
+from ml import errors, loader, measure, memory, methods, networks, noise, parallel, phase, randomness, sharding
 from ml.blocks import schedules
 from ml.data import UNKNOWN
 from ml.spec import TrainingSpec, seed_for
@@ -39,6 +41,43 @@ def network(spec: TrainingSpec, classes: int, weights: Path | None) -> phase.Net
         raise errors.UnknownName(str(error), code="unknown_network") from error
     except ValueError as error:
         raise errors.MissingWeights(f"the pretrained weights of {spec.network} do not fit: {error}") from error
+
+
+class FreshNetworks:
+    """Makes another network at each call, initialised from the seed and how many there were before it."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        classes: int,
+        weights: Path | None,
+        device: torch.device,
+        group: parallel.Group | None,
+    ) -> None:
+        """`weights` is the folder of pretrained ones; the members of a `group` share each network's work."""
+        self.made = 0
+        self._spec, self._classes, self._weights = spec, classes, weights
+        self._device, self._group = device, group
+
+    def __call__(self) -> phase.Network:
+        self.made += 1
+        with randomness.seeded(seed_for(self._spec.seed, f"network {self.made}")):
+            fresh = network(self._spec, self._classes, self._weights).to(self._device)
+        return fresh if self._group is None else sharding.shard(fresh, self._group)
+
+
+def method(
+    spec: TrainingSpec, labels: Tensor, network: Callable[[], phase.Network], device: torch.device
+) -> phase.Method:
+    """The spec's method on the device, for the given labels int64 (M,)."""
+    module = methods.load(spec.method)
+    with randomness.seeded(seed_for(spec.seed, "method")):  # of the parts that are not a network's
+        made = module.Method(module.Params.model_validate(spec.params), labels, network)
+    for part in made.modules():  # a whole-module call would choke on buffers that are images, (C, 3, H, W)
+        for parameter in part.parameters(recurse=False):
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return made.to(device)
 
 
 def recipe(spec: TrainingSpec) -> phase.Recipe:

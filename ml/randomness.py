@@ -48,6 +48,15 @@ class Randomness:
         finally:
             self._modules = self._swap(outside)
 
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A block after which nothing was drawn."""
+        before = self.state()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
     def _swap(self, states: list[Tensor]) -> list[Tensor]:
         before = [torch.get_rng_state()]
         torch.set_rng_state(states[0])

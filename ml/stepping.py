@@ -92,7 +92,7 @@ class Captured:
         else:
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given)
-            for own, group in zip(self._rates, _groups(optimizers), strict=True):
+            for own, group in zip(self._rates, optimizers.groups, strict=True):
                 own.fill_(group["lr"])
             self._again()
 
@@ -102,7 +102,7 @@ class Captured:
 
     def _record(self, inputs: Inputs, progress: float, optimizers: Optimizers, work: Work) -> None:
         own = tuple(given.clone() for given in inputs)
-        rates = [torch.tensor(group["lr"], dtype=torch.float32, device=own[0].device) for group in _groups(optimizers)]
+        rates = [torch.tensor(group["lr"], dtype=torch.float32, device=own[0].device) for group in optimizers.groups]
         try:
             with _rates_in(optimizers, rates):
                 again = self._recorder.record(lambda: work(own, Withheld()), self._generators())
@@ -115,14 +115,10 @@ class Captured:
         self._again, self._inputs, self._rates = again, own, rates
 
 
-def _groups(optimizers: Optimizers) -> list[dict[str, Any]]:
-    return [group for member in optimizers.members for group in member.param_groups]
-
-
 @contextlib.contextmanager
 def _rates_in(optimizers: Optimizers, rates: Sequence[Tensor]) -> Iterator[None]:
     """Learning rates as tensors while a step is recorded; floats before and after, as checkpoints want them."""
-    groups = _groups(optimizers)
+    groups = optimizers.groups
     before = [group["lr"] for group in groups]
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate

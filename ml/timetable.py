@@ -29,6 +29,11 @@ class Slot(NamedTuple):
     unlabelled: Tensor | None  # int64 (B',): the images beside them, none twice
     passed: float  # of the turn, in [0, 1)
 
+    @property
+    def shown(self) -> tuple[Tensor, ...]:
+        """The positions of every kind that there is."""
+        return (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
+
 
 class Drawn(NamedTuple):
     """One turn, in its order."""

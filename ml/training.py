@@ -12,15 +12,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ml import (
+    batches,
     checkpoint,
     course,
     data,
@@ -28,18 +27,16 @@ from ml import (
     errors,
     loader,
     measure,
-    methods,
     parallel,
     phase,
     preparation,
     randomness,
-    sharding,
     stepping,
     timetable,
     trial,
 )
 from ml.events import PARTS, EpochReport, Step
-from ml.spec import TrainingSpec, seed_for
+from ml.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from ml.data import LabeledImages, Truth
@@ -68,22 +65,22 @@ class Training:
         self.labels, self.noise_rate = preparation.noisy_labels(spec, images)
         trained, self.held_out = data.split(len(self.labels), spec.validation_fraction, spec.seed)
         self.mean, self.std = loader.statistics(images.images, trained)
-        self._pixels = preparation.pixels(images, truth, self.mean, self.std, device)
-        self._labels = self.labels.to(device)
-        self._rows = trained.to(device)  # int64 (M,): the row of the set that each position of the method means
-        self._parts = preparation.parts(truth, self._pixels, self.labels, self.held_out)
         self._half = devices.half_precision(spec.precision, device)
         self._random = randomness.Randomness(spec.seed, device)
-        self._weights, self._group = weights, group
-        self._networks_made = 0
-        self.log = measure.LabelLog(self._labels, len(self.classes))
-        self.history: list[EpochReport] = []
-        self.method = self._make_method()
+        pixels = preparation.pixels(images, truth, self.mean, self.std, device)
+        given, rows = self.labels.to(device), trained.to(device)
+        self.log = measure.LabelLog(given, len(self.classes))
+        self.batches = batches.Batches(pixels, given, rows, spec.augmentation, self._random.generator, self.log)
+        self._parts = preparation.parts(truth, pixels, self.labels, self.held_out)
+        self._group = group
+        self._networks = preparation.FreshNetworks(spec, len(self.classes), weights, device, group)
+        self.method = preparation.method(spec, self.batches.labels, self._networks, device)
         self._course = course.Course(self.method.phases(preparation.recipe(spec)))
         self.phases, self.epochs = self._course.phases, self._course.epochs
+        self.history: list[EpochReport] = []
         self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
         self._entered = -1  # number of the phase entered last
-        self._optimizers: phase.Optimizers | None = None
+        self._optimizers = self._course.optimizers(self._entered)
         self._timetable: timetable.Timetable | None = None  # of this epoch; None between epochs
         self._position = 0  # steps taken in this epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -135,104 +132,6 @@ class Training:
                 report = self._end_epoch(stretch, plan)
             yield report
 
-    def record_steps(self, recorder: stepping.Recorder) -> None:
-        """From now on, record steps and repeat them."""
-        self._stepper = stepping.Captured(recorder, self._random.on_device)
-
-    def label_issues(self) -> measure.LabelIssues | None:
-        """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return measure.label_issues(self.labels, self.log, self.held_out)
-
-    def summary(self) -> dict[str, float | int | None]:
-        """Last, best noisy-validation, best test and mean of the last ten test accuracies."""
-        validation = [report.noisy_validation.get("answer") for report in self.history]
-        test = [report.test.get("answer") for report in self.history]
-        return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
-
-    @property
-    def method_label_count(self) -> int:
-        """M: the length of the labels that the method was built with."""
-        return len(self._rows)
-
-    def sample(self, count: int) -> Tensor:
-        """Up to `count` evenly spread training images as they are stored: uint8 (n, S, S, 3) on the CPU."""
-        spread = torch.linspace(0, len(self._rows) - 1, min(count, len(self._rows))).round().long()
-        return self._pixels.stored(self._rows[spread.to(self.device)]).cpu().contiguous()
-
-    def generator(self, concern: str) -> torch.Generator:
-        """See `phase.Lab.generator`."""
-        return self._random.generator(concern)
-
-    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""
-        was_training = self.method.training
-        self.method.eval()
-        found: list[Tensor] = []
-        with torch.no_grad(), self._autocast():
-            for rows in torch.split(self._rows, self._pixels.plain_rows()):
-                shown = [self._views(rows, "scoring") for _ in range(views)] or [self._pixels.plain(rows)]
-                found.append(torch.stack([function(images).float() for images in shown]).mean(dim=0))
-        self.method.train(was_training)
-        return torch.cat(found)
-
-    def state(self) -> checkpoint.State:
-        """A snapshot of everything that the rest of the training depends on (K1); later steps do not change it."""
-        tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
-        log_tensors, log_facts = self.log.state()
-        tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
-        tensors |= {f"random/{name}": tensor for name, tensor in self._random.state().items()}
-        tensors["loss"] = self._loss
-        if self._timetable is not None:
-            tensors |= {f"timetable/{name}": tensor for name, tensor in self._timetable.state().items()}
-        tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
-        members = () if self._optimizers is None else self._optimizers.members
-        packed = [checkpoint.pack_optimizer(each, f"optimizer/{number}/") for number, each in enumerate(members)]
-        for each in packed:
-            tensors |= each.tensors
-        between_epochs = self._timetable is None and self.history
-        validation = self.history[-1].noisy_validation.get("answer") if between_epochs else None
-        facts: dict[str, Any] = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "position": self._position,
-            "entered": self._entered,
-            "seconds": self._seconds,
-            "networks_made": self._networks_made,
-            "frozen": [name for name, p in self.method.named_parameters() if not p.requires_grad],
-            "optimizers": [each.facts for each in packed],
-            "log": log_facts,
-            "history": [report.to_json() for report in self.history],
-            "score": validation.accuracy if validation else None,
-            "config_hash": self.config_hash,
-            "data_hash": self.data_hash,
-        }
-        return checkpoint.State(tensors, facts)
-
-    def restore(self, state: checkpoint.State) -> None:
-        """Become what `state` described; CheckpointInvalid if it belongs to another training (K3)."""
-        facts = state.facts
-        checkpoint.check_owner(facts, config_hash=self.config_hash, data_hash=self.data_hash)
-        self.method.load_state_dict(_under("method/", state.tensors))
-        for name, parameter in self.method.named_parameters():
-            parameter.requires_grad_(name not in facts["frozen"])
-        self._entered, self._optimizers = facts["entered"], None
-        if self._entered >= 0:
-            self._optimizers = self._built_optimizers()
-            for number, (optimizer, packed) in enumerate(
-                zip(self._optimizers.members, facts["optimizers"], strict=True)
-            ):
-                prefix = f"optimizer/{number}/"
-                checkpoint.unpack_optimizer(optimizer, prefix, checkpoint.State(state.tensors, packed))
-        self._random.restore(_under("random/", state.tensors))
-        drawn = _under("timetable/", state.tensors)
-        self._timetable = timetable.Timetable.restored(drawn, self.spec.batch_size, self.device) if drawn else None
-        self._loss = state.tensors["loss"].to(self.device, copy=True)
-        self.log.restore(_under("log/", state.tensors), facts["log"])
-        self.history = [EpochReport.from_json(report) for report in facts["history"]]
-        self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
-        self._seconds, self._networks_made = facts["seconds"], facts["networks_made"]
-        self._stepper.forget()
-
     def _begin_epoch(self) -> tuple[phase.Phase, timetable.Timetable]:
         """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
         number = self._course.number(self.epoch)
@@ -245,11 +144,11 @@ class Training:
                 self._entered += 1
                 self.phases[self._entered].enter(self)
                 if self.phases[self._entered].optimizers is not None:
-                    self._optimizers = self._built_optimizers()
+                    self._optimizers = self._course.optimizers(self._entered)
             stretch.begin_epoch(self)
         if self._group is not None:
             self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
-        turns = [phase.Turn(torch.arange(len(self._rows)))] if stretch.turns is None else stretch.turns()
+        turns = [phase.Turn(torch.arange(len(self.batches)))] if stretch.turns is None else stretch.turns()
         plan = timetable.Timetable.drawn(turns, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
             raise errors.UnusableData(
@@ -265,69 +164,41 @@ class Training:
         if self._room is not None and self._room[0] == self._entered:
             return
         slot = plan.slot(min(self._position, plan.steps - 1))  # a resumed epoch may have taken all its steps
-        shown = (slot.labelled,) if slot.unlabelled is None else (slot.labelled, slot.unlabelled)
-        scored = len(self._rows) if stretch.begin_epoch is not phase.nothing else 0
-        measured = min(self._pixels.plain_rows(), max(scored, *map(len, self._parts.values())))
-        assert self._optimizers is not None
-        still = trial.still(self._optimizers)
-        drawn = self._random.state()
 
-        def step(size: int) -> None:
-            progress = (self.epoch + slot.passed) / self.epochs
-            batch = self._batch(stretch, slot.turn, tuple(each[:size] for each in shown), progress)
-            beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
-            self._descended(stretch, replace(batch, observe=_unheard, unlabelled=beside), still)
+        def show(size: int) -> phase.Batch:
+            few, progress = tuple(each[:size] for each in slot.shown), self._progress(slot)
+            return self.batches.batch(stretch, slot.turn, few, epoch=self.epoch, progress=progress)
 
-        def measure(size: int) -> None:
-            self._heads(self._pixels.plain(self._rows[:size]))
-
-        with trial.traceless(self.method), self._random.of_modules():
-            self._batch(stretch, slot.turn, tuple(each[:2] for each in shown), 0.0)  # pads the images
+        scored = len(self.batches) if stretch.begin_epoch is not phase.nothing else 0
+        with self._random.untouched(), self._random.of_modules():
             room = trial.room(
-                step,
-                measure if measured else None,
-                rows=(len(slot.labelled), 0 if slot.unlabelled is None else len(slot.unlabelled)),
-                measured_rows=measured,
+                self.method,
+                show,
+                lambda batch, optimizers: self._descended(stretch, batch, optimizers),
+                lambda size: self._heads(self.batches.plain(size)),
+                rows=tuple(map(len, slot.shown)),
+                measured_rows=min(self.batches.plain_rows(), max(scored, *map(len, self._parts.values()))),
                 optimizers=self._optimizers,
                 device=self.device,
                 group=self._group,
             )
-        self._random.restore(drawn)
         self._room = (self._entered, room)
         room.check(self.spec.batch_size)
 
     def _take_step(self, stretch: phase.Phase, slot: timetable.Slot) -> None:
-        optimizers = self._set_rates(slot.passed)
-        shown = (slot.labelled,) if slot.unlabelled is None else (slot.labelled, slot.unlabelled)
-        key = (self.epoch, slot.turn, *map(len, shown))
-        progress = (self.epoch + slot.passed) / self.epochs
+        self._course.set_rates(self._optimizers, self._entered, self.epoch + slot.passed)
+        key = (self.epoch, slot.turn, *map(len, slot.shown))
 
         def work(shown: stepping.Inputs, progress: float) -> None:
-            batch = self._batch(stretch, slot.turn, shown, progress)
-            self._loss += self._descended(stretch, batch, optimizers) * len(batch.index)
+            batch = self.batches.batch(stretch, slot.turn, shown, epoch=self.epoch, progress=progress)
+            self._loss += self._descended(stretch, batch, self._optimizers) * len(batch.index)
 
         with self._random.of_modules():
-            self._stepper.take(key, shown, progress, optimizers, work)
+            self._stepper.take(key, slot.shown, self._progress(slot), self._optimizers, work)
         self._position += 1
         self.step += 1
         if self._position % WATCHED_STEPS == 0:
             self._check_finite(stretch)
-
-    def _batch(self, stretch: phase.Phase, turn: int, shown: stepping.Inputs, progress: float) -> phase.Batch:
-        """Of the labelled and, in some turns, unlabelled positions `shown`."""
-        index, *others = shown
-        rows = self._rows[index]
-        return phase.Batch(
-            views=tuple(self._views(rows, "augmentation") for _ in range(stretch.views)),
-            labels=self._labels[rows],
-            index=index,
-            observe=lambda logits: self.log.observe(rows, logits),
-            epoch=self.epoch,
-            progress=progress,
-            turn=turn,
-            unlabelled=self._unlabelled(stretch, others[0]) if others else None,
-            generator=self.generator,
-        )
 
     def _descended(self, stretch: phase.Phase, batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
         """The loss of a batch, detached, after the step down it."""
@@ -339,11 +210,6 @@ class Training:
         with self._autocast():
             return stretch.step(batch, optimizers).detach()
 
-    def _unlabelled(self, stretch: phase.Phase, index: Tensor) -> phase.Unlabelled:
-        rows = self._rows[index]
-        views = tuple(self._views(rows, "augmentation") for _ in range(stretch.views))
-        return phase.Unlabelled(views, index, lambda logits: self.log.observe(rows, logits))
-
     def _end_epoch(self, stretch: phase.Phase, plan: timetable.Timetable) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
         if self._group is not None:
@@ -352,7 +218,6 @@ class Training:
         measured = {name: measure.scores(self._answers(name)) for name in PARTS}
         validation = measured["noisy_validation"].get("answer")
         self.log.end_epoch(validation.accuracy if validation else None)
-        assert self._optimizers is not None
         report = EpochReport(
             epoch=self.epoch,
             epochs=self.epochs,
@@ -360,9 +225,9 @@ class Training:
             step=self.step,
             train_loss=float(self._loss) / plan.labelled,
             **measured,
-            learning_rate=float(self._optimizers.members[0].param_groups[0]["lr"]),
+            learning_rate=float(self._optimizers.groups[0]["lr"]),
             seconds=self._seconds + time.perf_counter() - self._clock_started,
-            images_per_second=len(self._rows) / training_seconds,
+            images_per_second=len(self.batches) / training_seconds,
             finite=all(math.isfinite(n) for heads in measured.values() for score in heads.values() for n in score),
         )
         self.history.append(report)
@@ -384,44 +249,9 @@ class Training:
         with torch.no_grad(), self._autocast():
             return self.method.heads(images)
 
-    def _views(self, rows: Tensor, concern: str) -> Tensor:
-        return self._pixels.augmented(rows, self.spec.augmentation, self.generator(concern))
-
-    def _make_method(self) -> phase.Method:
-        module = methods.load(self.spec.method)
-        with randomness.seeded(seed_for(self.spec.seed, "method")):  # of the parts that are not a network's
-            method = module.Method(
-                module.Params.model_validate(self.spec.params), self._labels[self._rows], self._network
-            )
-        for part in method.modules():  # a whole-module call would choke on buffers that are images, (C, 3, H, W)
-            for parameter in part.parameters(recurse=False):
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return method.to(self.device)
-
-    def _network(self) -> phase.Network:
-        """Another fresh network each time, initialised from the seed and how many there were before it."""
-        self._networks_made += 1
-        with randomness.seeded(seed_for(self.spec.seed, f"network {self._networks_made}")):
-            network = preparation.network(self.spec, len(self.classes), self._weights).to(self.device)
-        return network if self._group is None else sharding.shard(network, self._group)
-
-    def _built_optimizers(self) -> phase.Optimizers:
-        """Those of the last entered phase that has its own."""
-        stretch = self.phases[self._course.owner(self._entered)]
-        assert stretch.optimizers is not None, "the first phase of a method builds optimizers"
-        built = stretch.optimizers()
-        for group in (group for member in built.members for group in member.param_groups):
-            group.setdefault("initial_lr", group["lr"])
-        return built
-
-    def _set_rates(self, part: float) -> phase.Optimizers:
-        """Move the learning rates along their schedule; `part` of this epoch has passed."""
-        assert self._optimizers is not None
-        factor = self._optimizers.factor(self._course.progress(self._entered, self.epoch + part))
-        for group in (group for member in self._optimizers.members for group in member.param_groups):
-            group["lr"] = _as_f32(group["initial_lr"] * factor)
-        return self._optimizers
+    def _progress(self, slot: timetable.Slot) -> float:
+        """How much of the whole training lies behind, in [0, 1)."""
+        return (self.epoch + slot.passed) / self.epochs
 
     def _check_finite(self, stretch: phase.Phase) -> None:
         if not bool(torch.isfinite(self._loss)):
@@ -442,15 +272,86 @@ class Training:
             yield
         self._seconds += time.perf_counter() - self._clock_started
 
+    def generator(self, concern: str) -> torch.Generator:
+        """See `phase.Lab.generator`."""
+        return self._random.generator(concern)
 
-def _unheard(_: Tensor) -> None:
-    """What a trial says of labels."""
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""
+        was_training = self.method.training
+        self.method.eval()
+        with torch.no_grad(), self._autocast():
+            found = [
+                torch.stack([function(images).float() for images in shown]).mean(dim=0)
+                for shown in self.batches.scored(views)
+            ]
+        self.method.train(was_training)
+        return torch.cat(found)
 
+    def record_steps(self, recorder: stepping.Recorder) -> None:
+        """From now on, record steps and repeat them."""
+        self._stepper = stepping.Captured(recorder, self._random.on_device)
 
-def _as_f32(number: float) -> float:
-    """Rounded as it would be in a tensor, so that a recorded step and a written one take the same learning rate."""
-    return float(np.float32(number))
+    def label_issues(self) -> measure.LabelIssues | None:
+        """The ranking of all N given labels so far; None before the first epoch has ended."""
+        return measure.label_issues(self.labels, self.log, self.held_out)
 
+    def summary(self) -> dict[str, float | int | None]:
+        """Last, best noisy-validation, best test and mean of the last ten test accuracies."""
+        validation = [report.noisy_validation.get("answer") for report in self.history]
+        test = [report.test.get("answer") for report in self.history]
+        return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    def state(self) -> checkpoint.State:
+        """A snapshot of everything that the rest of the training depends on (K1); later steps do not change it."""
+        tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        log_tensors, log_facts = self.log.state()
+        tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
+        tensors |= {f"random/{name}": tensor for name, tensor in self._random.state().items()}
+        tensors["loss"] = self._loss
+        if self._timetable is not None:
+            tensors |= {f"timetable/{name}": tensor for name, tensor in self._timetable.state().items()}
+        tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
+        members = enumerate(self._optimizers.members)
+        packed = [checkpoint.pack_optimizer(each, f"optimizer/{number}/") for number, each in members]
+        for each in packed:
+            tensors |= each.tensors
+        between_epochs = self._timetable is None and self.history
+        validation = self.history[-1].noisy_validation.get("answer") if between_epochs else None
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self._position,
+            "entered": self._entered,
+            "seconds": self._seconds,
+            "networks_made": self._networks.made,
+            "frozen": [name for name, p in self.method.named_parameters() if not p.requires_grad],
+            "optimizers": [each.facts for each in packed],
+            "log": log_facts,
+            "history": [report.to_json() for report in self.history],
+            "score": validation.accuracy if validation else None,
+            "config_hash": self.config_hash,
+            "data_hash": self.data_hash,
+        }
+        return checkpoint.State(tensors, facts)
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Become what `state` described; CheckpointInvalid if it belongs to another training (K3)."""
+        facts = state.facts
+        checkpoint.check_owner(facts, config_hash=self.config_hash, data_hash=self.data_hash)
+        self.method.load_state_dict(state.under("method/"))
+        for name, parameter in self.method.named_parameters():
+            parameter.requires_grad_(name not in facts["frozen"])
+        self._entered = facts["entered"]
+        self._optimizers = self._course.optimizers(self._entered)
+        for number, (member, packed) in enumerate(zip(self._optimizers.members, facts["optimizers"], strict=True)):
+            checkpoint.unpack_optimizer(member, f"optimizer/{number}/", checkpoint.State(state.tensors, packed))
+        self._random.restore(state.under("random/"))
+        drawn = state.under("timetable/")
+        self._timetable = timetable.Timetable.restored(drawn, self.spec.batch_size, self.device) if drawn else None
+        self._loss = state.tensors["loss"].to(self.device, copy=True)
+        self.log.restore(state.under("log/"), facts["log"])
+        self.history = [EpochReport.from_json(report) for report in facts["history"]]
+        self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
+        self._seconds, self._networks.made = facts["seconds"], facts["networks_made"]
+        self._stepper.forget()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ml import errors, memory, parallel
-from ml.phase import Optimizers
+from ml.phase import Batch, Optimizers
 
 GIGABYTE = 1e9
 MOMENTS = {"momentum": 1, "betas": 2}  # an optimiser's setting -> how many more tensors like each parameter it keeps
@@ -56,6 +57,16 @@ def still(optimizers: Optimizers) -> Optimizers:
     return Optimizers(tuple(Still(member) for member in optimizers.members), optimizers.factor)
 
 
+def silent(batch: Batch) -> Batch:
+    """The same images and labels, and nobody who hears what is observed of them."""
+    beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
+    return replace(batch, observe=_unheard, unlabelled=beside)
+
+
+def _unheard(_: Tensor) -> None:
+    """What a trial says of labels."""
+
+
 @contextlib.contextmanager
 def traceless(method: nn.Module) -> Iterator[None]:
     """A block after which buffers, gradients and mode are as before it."""
@@ -82,28 +93,34 @@ def traceless(method: nn.Module) -> Iterator[None]:
 
 
 def room(
-    step: Callable[[int], object],
-    measure: Callable[[int], object] | None,
+    method: nn.Module,
+    show: Callable[[int], Batch],
+    take: Callable[[Batch, Optimizers], object],
+    measure: Callable[[int], object],
     *,
-    rows: tuple[int, int],
+    rows: tuple[int, ...],
     measured_rows: int,
     optimizers: Optimizers,
     device: torch.device,
     group: parallel.Group | None = None,
 ) -> Room:
-    """Try `step` and `measure` of so many images. `rows`: labelled and unlabelled ones of a step, taken to cost alike.
+    """Try a step and a measurement, without a trace in the method: `show` makes a batch of so many images of each kind,
+    `take` takes the step, `measure` goes through so many images without gradients.
 
-    All ranks of a `group` find the same room: that of the one that has the least.
+    `rows`: images of each kind in a real step, taken to cost alike; `measured_rows` may be 0. What `show` draws, the
+    caller puts back. All ranks of a `group` find the same room: that of the one that has the least.
     """
     width = 1 if group is None else group.size
     sizes = (2 * width, 3 * width)
-    free = memory.free_bytes(device)
-    if group is not None:
-        free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
-    stepping = memory.cost(step, sizes)
-    measuring = 0 if measure is None else memory.cost(measure, sizes).peak(measured_rows)
-    kinds = sum(count > 0 for count in rows)  # a try shows as many of each
-    return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / kinds, sum(rows)), free)
+    owners = still(optimizers)
+    with traceless(method):
+        show(2)  # what is made with a first batch and stays, as padded images, is no part of a step
+        free = memory.free_bytes(device)
+        if group is not None:
+            free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
+        stepping = memory.cost(lambda size: take(silent(show(size)), owners), sizes)
+        measuring = memory.cost(measure, sizes).peak(measured_rows) if measured_rows else 0
+    return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
 
 
 def momentum_bytes(optimizers: Optimizers) -> int:

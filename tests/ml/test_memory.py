@@ -14,7 +14,7 @@ import torch
 
 from ml import errors, memory, preparation, trial
 from ml.data import LabeledImages, Truth
-from ml.phase import Optimizers
+from ml.phase import Batch, Optimizers, Unlabelled
 from ml.spec import TrainingSpec
 from ml.training import Training
 from tests.ml.conftest import SIDE, same
@@ -79,15 +79,24 @@ def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -
 
 
 def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
-    def step(images: int) -> None:
+    index = torch.arange(3)
+
+    def show(images: int) -> Batch:
         labelled, unlabelled = torch.ones(images, 1000), torch.ones(images, 1000)
-        torch.cat([labelled, unlabelled])
+        return Batch((labelled,), index, index, fail, unlabelled=Unlabelled((unlabelled,), index, fail))
+
+    def take(batch: Batch, _: Optimizers) -> None:
+        assert batch.unlabelled is not None
+        shown = torch.cat([batch.images, *batch.unlabelled.views])
+        batch.observe(shown)
+        batch.unlabelled.observe(shown)
+
+    def fail(_: object) -> None:
+        pytest.fail("a trial is no measurement: nobody hears of it")
 
     optimizers = Optimizers((), lambda progress: 1.0)
-    rooms = [
-        trial.room(step, None, rows=rows, measured_rows=0, optimizers=optimizers, device=torch.device("cpu"))
-        for rows in ((16, 16), (30, 2))
-    ]
+    others = {"measured_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
+    rooms = [trial.room(torch.nn.Identity(), show, take, fail, rows=rows, **others) for rows in ((16, 16), (30, 2))]
 
     assert [room.need.at(32) for room in rooms] == [2 * 32 * 1000 * 4] * 2
 
