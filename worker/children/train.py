@@ -51,7 +51,8 @@ def run(given: Assignment, seat: Seat | None = None) -> None:
         group.said_by_first(None if resumed is None else str(resumed))
     attempt.train()
     if group is not None:
-        group.leave()  # what follows needs no other process
+        group.leave()  # what follows needs no other process, and may wait for space longer than they would
+    attempt.keep_result()
     publication = publish.Publication(given, training, images, truth)
     attempt.when_there_is_space(publication.write)
     given.desk.settle(publication.effect)
@@ -211,8 +212,11 @@ class Attempt:
             if stop.told == "drain":
                 self.checkpoint()
             raise
-        if training.step != self._saved[1]:
-            self.when_there_is_space(self.checkpoint)  # what follows can be repeated without training again
+
+    def keep_result(self) -> None:
+        """Write the last checkpoint: publishing can be repeated without training again."""
+        if self._training.step != self._saved[1]:
+            self.when_there_is_space(self.checkpoint)
 
     def checkpoint(self) -> None:
         """Write a checkpoint and point at it; older attempts' ones go once two of ours are verified."""
