@@ -8,6 +8,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from app import work
 from app.broker import Broker
 from app.db.session import transaction
 from app.db.tables import Job
+from app.jobs import attempt
 from ml import errors
 from ml.launch import RankEnded
 from ml.predict import Predictor
 from tests.servers import eventually
-from tests.worker.house import SIDE, House, alive, children
+from tests.worker.doubles import full
+from tests.worker.house import SIDE, House, alive, children, opened
+from worker import leash
 from worker.children import failures, ranks
 from worker.children.desk import FencedOff, Interrupted
 
@@ -115,6 +119,28 @@ def test_a_drained_pair_leaves_its_checkpoint_and_no_process(pair: Pair) -> None
     eventually(lambda: not any(map(alive, pids)), what="the end of all processes")
     with transaction(pair.engine) as session:
         work.request_cancel(session, Job, job)
+
+
+def test_F15_a_rank_that_waits_for_space_at_the_end_waits_alone(tmp_path: Path, database_url: str) -> None:
+    """The disk may stay full for longer than the others would wait for the first rank."""
+    knobs = {"devices": "cpu,cpu", "threads": 2, "stall_s": 5.0, "checkpoint_s": 1000.0, "checkpoint_min_s": 1000.0}
+    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", **knobs) as house:
+        job = house.submit(house.dataset(), gpus=2)
+        with transaction(house.engine) as session:
+            claim = attempt.claim(session, "test", 60.0, devices=2)
+        assert claim is not None
+        space = tmp_path / "space"
+        launcher = house.start("tests.worker.doubles.full", str(space), str(job), str(claim.fence))
+
+        def tries() -> int:
+            return sum("disk is full" in event.data["message"] for event in house.history(job, "log"))
+
+        eventually(lambda: tries() * full.PAUSE_S > 1.5 * house.settings.stall_s, seconds=60.0, what="a long wait")
+        space.touch()
+
+        assert launcher.wait(30.0) == leash.SETTLED, house.logs()
+        assert house.state(job) == "succeeded"
+        assert len(house.models(job)) == 1
 
 
 @pytest.mark.parametrize(
