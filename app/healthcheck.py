@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Callable
 
 TIMEOUT_S = 3.0
-SILENT_BEATS = 6  # a process that missed this many heartbeats is not counted on
 EVERYWHERE = {"0.0.0.0", "", "::"}  # noqa: S104 - what is bound, not what we bind
 
 
@@ -43,6 +42,7 @@ def inference() -> bool:
 def heartbeat() -> bool:
     from sqlalchemy import exists, select
 
+    from app import roster
     from app.db.clock import now
     from app.db.session import connect, transaction
     from app.db.tables import Worker
@@ -50,7 +50,7 @@ def heartbeat() -> bool:
 
     settings = current()
     ours = Worker.id.startswith(f"{socket.gethostname()[:100]}:", autoescape=True)
-    fresh = Worker.seen_at > now(-SILENT_BEATS * settings.presence_s)
+    fresh = Worker.seen_at > now(-roster.SILENT_S)
     engine = connect(settings)
     try:
         with transaction(engine, read_only=True) as session:

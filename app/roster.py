@@ -15,7 +15,7 @@ from app.broker import Bell
 from app.db.clock import now
 from app.db.tables import Worker
 
-SILENT_S = 30.0  # a process that says nothing for six heartbeats is not counted on
+SILENT_S = 30.0  # a process that says nothing for six heartbeats (three at the most) is not counted on
 Role = Literal["supervisor", "ingestion", "inference", "dispatcher"]
 ROLES: tuple[Role, ...] = ("supervisor", "ingestion", "inference", "dispatcher")
 TRAINS = (Worker.kind == "supervisor", Worker.devices > 0)  # the others check data sets

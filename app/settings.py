@@ -59,7 +59,12 @@ class Settings(BaseSettings):
     deaf_s: float = Field(
         default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)"
     )
-    presence_s: float = Field(default=5.0, description="How often a process says that it is there (readiness)")
+    presence_s: float = Field(
+        default=5.0,
+        gt=0.0,
+        le=10.0,
+        description="How often a process says that it is there; after 30 s it counts as gone",
+    )
     leftovers_s: float = Field(default=24 * 3600.0, description="Temporary files nobody touched this long are removed")
     max_attempts_without_progress: int = Field(default=3, ge=1)
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")

@@ -101,11 +101,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
         group=group,
     )
     if group is not None and not first:
-        if (chosen := group.said_by_first()) is not None:
-            training.restore(checkpoint.read(Path(chosen)))
-        for _ in training:
-            pass
-        group.leave()
+        training.compute_along()
         return 0
     for line in found.left_out:
         print(f"left out {line}", file=sys.stderr)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 REFUSED = 1.25  # times what is free: a need below it is tried
 OFFERED = 0.6  # of what is free: a batch size that needs less should fit
+UNLIMITED = 1 << 62
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 CGROUP_FILE_CACHE = ("inactive_file", "active_file")  # counted as used, and given back when somebody needs it
 
@@ -126,9 +127,6 @@ def free_bytes(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     return min(available(PROC / "meminfo"), cgroup_free(CGROUPS, PROC / "self" / "cgroup"))
-
-
-UNLIMITED = 1 << 62
 
 
 def available(meminfo: Path) -> int:

@@ -64,9 +64,8 @@ class Predictor:
         `precision` is auto, f32 or bf16. bf16 is used only if it chooses the same class for every stored check square.
         """
         place = devices.resolve(device)
-        devices.settle(
-            place, exact=True, shapes_repeat=False
-        )  # a search at every new batch size would stop the service
+        # batches have every size, and a search at each new one would stop the service
+        devices.settle(place, exact=True, shapes_repeat=False)
         manifest, state, check = bundle.read(folder)
         try:
             method = _rebuild(manifest)

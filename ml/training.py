@@ -132,6 +132,15 @@ class Training:
                 report = self._end_epoch(stretch, plan)
             yield report
 
+    def compute_along(self) -> None:
+        """As another rank than the first of the group: begin where that one begins, train to the end, and part."""
+        assert self._group is not None
+        if (chosen := self._group.said_by_first()) is not None:
+            self.restore(checkpoint.read(Path(chosen)))
+        for _ in self:
+            pass
+        self._group.leave()
+
     def _begin_epoch(self) -> tuple[phase.Phase, timetable.Timetable]:
         """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
         number = self._course.number(self.epoch)

@@ -37,33 +37,26 @@ LOOK_S = 0.5  # how often the folder of models is looked at
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
 
 
-class Connection(asyncio.Protocol):
+class Connection(wire.End):
     """One client: its frames in; replies out in the order in which they are ready, all that are ready in one write."""
 
     def __init__(self, batcher: Batcher, open_ones: set[Connection]) -> None:
+        super().__init__()
         self._batcher = batcher
         self._open_ones = open_ones
-        self._frames = wire.Frames()
         self._loop = asyncio.get_running_loop()
         self._outbox: deque[list[bytes]] = deque()  # filled by the model's and the pool's threads
         self._writing = threading.Lock()  # held from the first reply of a write until it is written
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
+        super().connection_made(transport)
         self._open_ones.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._open_ones.discard(self)
-        if self._frames.partial:
-            log.warning("connection closed inside a frame")
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            frames = self._frames.feed(data)
-        except wire.BadFrame as error:
-            log.warning("connection closed: %s", error)
-            self._transport.close()
-            return
+    def frames_received(self, frames: list[wire.Frame]) -> None:
         requests = []
         for frame in frames:
             try:
@@ -72,9 +65,6 @@ class Connection(asyncio.Protocol):
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
         if requests:
             self._batcher.submit(requests)
-
-    def close(self) -> None:
-        self._transport.close()
 
     def reply(self, header: dict[str, Any], parts: Sequence[bytes]) -> None:
         """Called by any thread. The first reply wakes the loop; those that follow until it wakes go with it."""

@@ -75,18 +75,19 @@ async def follow(
             rows, ended = await run_in_threadpool(look, engine, job_id, last_id)
         except DatabaseAway:
             rows, ended = [], False
+        more, newest = len(rows) == BATCH, rows[-1] if rows else None
+        final = ended and not more
+        if newest is not None and newest.kind == "done" and not final:
+            rows.pop()  # whether anything follows it, the next look shows
         for row in rows:
-            # A retried job has an older `done` in its history: only one that nothing follows ends the stream.
-            if row.kind == "done" and row is rows[-1] and not (ended and len(rows) < BATCH):
-                break  # whether anything follows, the next look shows
             last_id = row.id
-            if row.kind == "done" and row is not rows[-1]:
-                continue
-            yield format_sse_event(id=str(row.id), event=row.kind, data_str=json.dumps(row.data))
-            said = time.monotonic()
-        if ended and len(rows) < BATCH:
+            # A retried job has an older `done` in its history: only one that nothing follows ends the stream.
+            if row.kind != "done" or (final and row is newest):
+                yield format_sse_event(id=str(row.id), event=row.kind, data_str=json.dumps(row.data))
+                said = time.monotonic()
+        if final:
             return
-        if len(rows) == BATCH:
+        if more:
             continue
         await news.of(job_id, last_id, said + heartbeat_s - time.monotonic())
         if time.monotonic() - said >= heartbeat_s:

@@ -36,13 +36,13 @@ PROBLEMS: dict[int, type[Problem]] = {
 }
 
 
-class Line(asyncio.Protocol):
+class Line(wire.End):
     """One open connection: hands each reply to whoever waits for it, and tells all of them when it is gone."""
 
     def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
+        super().__init__()
         self.closed = False
         self._waiting = waiting
-        self._frames = wire.Frames()
         self._room = asyncio.Event()  # in the buffer of what is to be sent
         self._room.set()
         self._outbox: list[bytes] = []
@@ -61,19 +61,7 @@ class Line(asyncio.Protocol):
             self._transport.writelines(self._outbox)
         self._outbox.clear()
 
-    def close(self) -> None:
-        self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            frames = self._frames.feed(data)
-        except wire.BadFrame as error:
-            log.warning("inference connection lost: %s", error)
-            self._transport.abort()
-            return
+    def frames_received(self, frames: list[Frame]) -> None:
         for frame in frames:
             reply = self._waiting.get(str(frame.header.get("id")))
             if reply is not None and not reply.done():
@@ -86,6 +74,7 @@ class Line(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self.closed = True
         self._room.set()
         for reply in self._waiting.values():

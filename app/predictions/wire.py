@@ -13,10 +13,14 @@ Several frames may be under way on one connection; `id` pairs a reply with its r
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+log = logging.getLogger(__name__)
 
 HEADER_BYTES = 4 * 1024 * 1024  # a reply of 32 images with polygons and run-lengths stays far below
 FRAME_BYTES = 512 * 1024 * 1024
@@ -86,6 +90,35 @@ def _header(line: bytes) -> tuple[dict[str, Any], list[int]]:
     if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes) or sum(sizes) > FRAME_BYTES:
         raise BadFrame("impossible sizes")
     return header, sizes
+
+
+class End(asyncio.Protocol):
+    """One end of a connection: bytes in, frames to `frames_received`; one bad frame ends it."""
+
+    def __init__(self) -> None:
+        self._frames = Frames()
+
+    def frames_received(self, frames: list[Frame]) -> None:
+        """Frames that have become complete together."""
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._frames.partial:
+            log.warning("connection ended inside a frame")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._frames.feed(data)
+        except BadFrame as error:
+            log.warning("connection ended: %s", error)
+            self._transport.abort()
+        else:
+            self.frames_received(frames)
 
 
 class Address(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from app import healthcheck, settings
+from app import healthcheck, roster, settings
 from app.db.clock import now
 from app.db.session import connect, transaction
 from app.db.tables import Worker
@@ -49,7 +49,7 @@ def test_a_process_that_wrote_its_row_lately_is_healthy(database: Settings) -> N
 
 
 def test_a_process_silent_for_long_is_not(database: Settings) -> None:
-    seen(database, name(), 2 * healthcheck.SILENT_BEATS * database.presence_s)
+    seen(database, name(), 2 * roster.SILENT_S)
 
     assert healthcheck.main(["heartbeat"]) == 1
 

@@ -395,8 +395,3 @@ def test_settings_of_the_host_are_checked_and_denll_hosts_no_denll() -> None:
     with pytest.raises(pydantic.ValidationError, match="itself"):
         denll.Params(host="denll")
     assert "denll" not in denll.Params.model_json_schema()["properties"]["host"]["enum"]
-
-
-def test_every_preset_is_valid() -> None:
-    for params in denll.ABOUT["presets"].values():
-        denll.Params(**params)

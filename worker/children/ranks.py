@@ -13,11 +13,10 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from app import errors as problems
-from ml import checkpoint, data, errors, launch, parallel
+from ml import data, errors, launch, parallel
 from ml.spec import TrainingSpec
 from worker import leash
 from worker.children import failures, train
@@ -57,18 +56,13 @@ def _rank(seat: launch.Seat, given: Assignment, writing: int) -> None:
 
 
 def _compute_along(given: Assignment, seat: launch.Seat) -> None:
-    """The training of rank 0 once more, from the checkpoint that it chose."""
+    """The training of rank 0 once more."""
     spec = TrainingSpec.model_validate(given.job.spec)
     group = train.join(given, seat)
     images, truth = data.load(
         given.dataset, image_size=spec.image_size, resize=spec.resize, threads=train.threads(given)
     )
-    training = train.build(given, spec, images, truth, group)
-    if (chosen := group.said_by_first()) is not None:
-        train.restore(training, checkpoint.read(Path(chosen)))
-    for _ in training:
-        pass
-    group.leave()
+    train.build(given, spec, images, truth, group).compute_along()
 
 
 @contextmanager
