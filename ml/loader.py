@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from ml import distortion
+
 SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
 PADDED_BYTES = 1 << 30  # a padded copy up to this size is worth a CPU's memory; beyond, batches are padded singly
 SAMPLE_ROWS = 2048  # enough images for a channel mean to three digits
@@ -57,15 +59,25 @@ class Pixels:
         """How many rows to ask of `plain` at once."""
         return max(2, PLAIN_PIXELS // self.side**2)
 
-    def augmented(self, rows: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
-        """One random view of each: int64 (B,) -> (B, 3, S, S). `crop_flip`, `flip` or `none`; see the training spec."""
+    def augmented(
+        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+    ) -> Tensor:
+        """One random view of each: int64 (B,) -> (B, 3, S, S). `crop_flip`, `flip` or `none`; see the training spec.
+
+        `strongly` distorts it on top of that; see `ml.distortion`.
+        """
+        pixels = self._moved(rows, augmentation, generator)
+        return self._normalised(distortion.distorted(pixels, generator) if strongly else pixels)
+
+    def _moved(self, rows: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
+        """Cut out and mirrored: uint8 (B, S, S, 3)."""
         if augmentation == "none":
-            return self.plain(rows)
+            return self._images[rows]
         pixels = self._cropped(rows, generator) if augmentation == "crop_flip" else self._images[rows]
         mirrored = pixels.flip(2)
         chosen = torch.randint(0, 2, (len(rows), 1, 1, 1), generator=generator, device=self.device, dtype=torch.uint8)
         # bytes are chosen by bits: a `where` with a broadcast condition runs 8 times slower on a CPU
-        return self._normalised(pixels ^ ((pixels ^ mirrored) & (chosen * 255)))
+        return pixels ^ ((pixels ^ mirrored) & (chosen * 255))
 
     def _cropped(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Zero-padded by `shift`, then cut out at a random place: uint8 (B, S, S, 3)."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+View = Literal["weak", "strong"]  # weak: as the spec augments; strong: AutoAugment and Cutout on top of it
 
 
 class Network(nn.Module):
@@ -84,6 +86,7 @@ class Optimizers:
 
     members: tuple[torch.optim.Optimizer, ...]
     factor: Callable[[float], float]  # progress of the phase in [0, 1) -> factor on each base learning rate
+    steady: tuple[torch.optim.Optimizer, ...] = ()  # those of the members whose rates never move
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -106,6 +109,10 @@ class Lab(Protocol):
 
     def generator(self, concern: str) -> torch.Generator:
         """The generator of one concern, on the training's device, from the spec's seed, checkpointed by the loop."""
+        ...
+
+    def noisy_accuracies(self, head: str = "answer") -> Sequence[float]:
+        """Of every epoch so far, on the images held out, against their given labels; empty where none are held out."""
         ...
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
@@ -132,6 +139,10 @@ def nothing(_: Lab) -> None:
     """A phase that prepares nothing."""
 
 
+def no_matter(_: Batch) -> None:
+    """A step like any other."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training with its own loss, data and optimisers.
@@ -143,11 +154,12 @@ class Phase:
     epochs: int
     loss: Callable[[Batch], Tensor]  # scalar with a graph
     optimizers: Callable[[], Optimizers] | None  # built on entering; None keeps those of the phase before
-    step: Callable[[Batch, Optimizers], Tensor] | None = None  # instead of descend(loss): several losses, masks ...
+    before_step: Callable[[Batch], None] = no_matter  # after the gradients, before they are used: mask some
+    after_step: Callable[[Batch], None] = no_matter  # average weights
     enter: Callable[[Lab], None] = nothing  # once: re-initialise parts, estimate a transition matrix
     begin_epoch: Callable[[Lab], None] = nothing  # score the set, split it, refine labels, move a schedule
     turns: Callable[[], Sequence[Turn]] | None = None  # what this epoch draws from; None is one turn of all samples
-    views: int = 1  # augmented views per image
+    views: tuple[View, ...] = ("weak",)  # what is shown of every image
     clip: float | None = None  # limit of the joint gradient norm; None does not clip
     name: str = "train"  # shown in reports
 
@@ -209,11 +221,20 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
 
-def descend(loss: Tensor, optimizers: Optimizers, clip: float | None = None) -> Tensor:
-    """One gradient step of every member; `clip` limits the joint norm. The loss comes back detached, nothing waits."""
+def descend(
+    loss: Tensor,
+    optimizers: Optimizers,
+    clip: float | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """One gradient step of every member; the loss comes back detached, nothing waits.
+
+    `before` may change the gradients; after it `clip` limits their joint norm.
+    """
     for optimizer in optimizers.members:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    before()
     if clip is not None:
         parameters = [p for group in optimizers.groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip)

@@ -7,7 +7,7 @@ It knows no data set and no deployment.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,7 +50,14 @@ class TrainingSpec(BaseModel):
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Momentum of SGD.")
     weight_decay: float = Field(default=5e-4, ge=0.0, le=1.0, description="L2 penalty on the weights.")
     schedule: Literal["cosine", "multistep", "constant"] = Field(
-        default="cosine", description="cosine: down to 0; multistep: times 0.1 at 1/2 and at 3/4; constant: as it is."
+        default="cosine", description="cosine: down to `floor`; multistep: times `decay` at `milestones`; constant."
+    )
+    milestones: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(0.5, 0.75), max_length=20, description="Of multistep: shares of the epochs, as 80 of 200 is 0.4."
+    )
+    decay: float = Field(default=0.1, gt=0.0, le=1.0, description="Of multistep: the factor at each milestone.")
+    floor: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Of cosine: where it ends, as a share of the learning rate."
     )
     augmentation: Literal["crop_flip", "flip", "none"] = Field(
         default="crop_flip", description="Shifts by up to an eighth of the side and mirroring; mirroring; nothing."

@@ -18,24 +18,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ml import (
-    batches,
-    checkpoint,
-    course,
-    data,
-    devices,
-    errors,
-    loader,
-    measure,
-    parallel,
-    phase,
-    preparation,
-    randomness,
-    stepping,
-    timetable,
-    trial,
-)
+from ml import checkpoint, data, devices, errors, loader, measure, parallel, phase, randomness
 from ml.events import PARTS, EpochReport, Step
+from ml.loop import batches, course, preparation, stepping, timetable, trial
 from ml.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -104,8 +89,8 @@ class Training:
         """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
 
         All members of a `group` build the same training and iterate it alike; each computes its share of the networks.
-        `captured` repeats recorded steps (`ml.stepping`) where one process trains on a GPU; it means nothing elsewhere
-        and is no part of the spec, since the result is the same.
+        `captured` repeats recorded steps (`ml.loop.stepping`) where one process trains on a GPU; it means nothing
+        elsewhere and is no part of the spec, since the result is the same.
         """
         place = devices.resolve(device or spec.device)
         if threads is not None:
@@ -212,12 +197,12 @@ class Training:
     def _descended(self, stretch: phase.Phase, batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
         """The loss of a batch, detached, after the step down it."""
         self.method.train()
-        if stretch.step is None:
-            with self._autocast():
-                loss = stretch.loss(batch)
-            return phase.descend(loss, optimizers, stretch.clip)
         with self._autocast():
-            return stretch.step(batch, optimizers).detach()
+            loss = stretch.loss(batch)
+        taken = phase.descend(loss, optimizers, stretch.clip, lambda: stretch.before_step(batch))
+        with self._autocast():
+            stretch.after_step(batch)
+        return taken
 
     def _end_epoch(self, stretch: phase.Phase, plan: timetable.Timetable) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
@@ -284,6 +269,10 @@ class Training:
     def generator(self, concern: str) -> torch.Generator:
         """See `phase.Lab.generator`."""
         return self._random.generator(concern)
+
+    def noisy_accuracies(self, head: str = "answer") -> list[float]:
+        """See `phase.Lab.noisy_accuracies`."""
+        return [report.noisy_validation[head].accuracy for report in self.history if report.noisy_validation]
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""

@@ -48,6 +48,7 @@ class _WatchedLab:
         self.generator = generator
         self.epoch = lab.epoch
         self.epochs = lab.epochs
+        self.noisy_accuracies = lab.noisy_accuracies
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         if views:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-MILESTONES = (0.5, 0.75)  # the shares of the training at which "multistep" decays; CIFAR-N drops once at 0.6
-DECAY = 0.1
-
-
-def cosine(progress: float) -> float:
-    """From 1 down to 0 along half a cosine."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+ROUNDING = 1e-9  # epoch 40 of 120 is not below a third
 
 
-def multistep(progress: float) -> float:
-    """Times `DECAY` at each milestone."""
-    return DECAY ** sum(progress >= milestone for milestone in MILESTONES)
+def cosine(progress: float, floor: float = 0.0) -> float:
+    """From 1 down to `floor` along half a cosine."""
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def multistep(progress: float, milestones: Sequence[float], decay: float) -> float:
+    """Times `decay` at each milestone, a share of the training."""
+    return decay ** sum(progress >= milestone - ROUNDING for milestone in milestones)
 
 
 def constant(progress: float) -> float:
@@ -24,7 +23,16 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-BY_NAME: dict[str, Callable[[float], float]] = {"cosine": cosine, "multistep": multistep, "constant": constant}
+def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: float) -> Callable[[float], float]:
+    """The schedule that the training spec names."""
+    match name:
+        case "cosine":
+            return lambda progress: cosine(progress, floor)
+        case "multistep":
+            return lambda progress: multistep(progress, milestones, decay)
+        case "constant":
+            return constant
+    raise ValueError(f"no schedule is called {name!r}")
 
 
 def ramp(elapsed: float, length: float) -> float:

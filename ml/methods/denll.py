@@ -142,25 +142,21 @@ class Method(phase.Method):
             with self._hearing(batch):
                 return both(batch, first.loss, second.loss) + self._exchange(batch, strength(batch.epoch))
 
-        def step(batch: Batch, optimizers: Optimizers) -> Tensor:
-            """A host with a step of its own takes it; the exchange follows as one more step of everyone."""
-            one, two = steps
-            own, other = _owned(optimizers, self.host1), _owned(optimizers, self.host2)
-            taken = both(batch, lambda b: one(b, own), lambda b: two(b, other))
-            with self._hearing(batch):
-                for host in (self.host1, self.host2):
-                    host.logits(batch.images)
-                rest = self._exchange(batch, strength(batch.epoch))
-            return taken + (phase.descend(rest, optimizers, CLIP) if rest.requires_grad else rest)
+        def each(*hooks: Callable[[Batch], None]) -> Callable[[Batch], None]:
+            def run(batch: Batch) -> None:
+                for hook in hooks:
+                    hook(batch)
 
-        steps = [member.step for member in (first, second) if member.step is not None]
+            return run
+
         turns = [member.turns for member in (first, second) if member.turns is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
         return replace(
             first,
             loss=loss,
             optimizers=(lambda: self._optimizers(builders, training)) if builders else None,
-            step=step if steps else None,
+            before_step=each(first.before_step, second.before_step),
+            after_step=each(first.after_step, second.after_step),
             enter=lambda lab: draws.twice_in(lab, first.enter, second.enter),
             begin_epoch=lambda lab: draws.twice_in(lab, first.begin_epoch, second.begin_epoch),
             turns=(lambda: _shared(*(each() for each in turns))) if turns else None,
@@ -176,7 +172,7 @@ class Method(phase.Method):
             ours.append(training.sgd(self.core.localization.parameters(), scale=scale, weight_decay=0.0))
         if self.gates is not None:
             ours.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
-        return Optimizers((*one.members, *two.members, *ours), one.factor)
+        return Optimizers((*one.members, *two.members, *ours), one.factor, (*one.steady, *two.steady))
 
     @contextmanager
     def _hearing(self, batch: Batch) -> Iterator[None]:
@@ -226,13 +222,6 @@ class Method(phase.Method):
 
 def _unheard(_: Tensor) -> None:
     """The ranking of labels hears one network alone."""
-
-
-def _owned(optimizers: Optimizers, host: phase.Method) -> Optimizers:
-    """Those members whose parameters are the host's."""
-    known = {id(p) for p in host.parameters()}
-    members = [m for m in optimizers.members if all(id(p) in known for g in m.param_groups for p in g["params"])]
-    return Optimizers(tuple(members), optimizers.factor)
 
 
 def _shared(one: Sequence[Turn], two: Sequence[Turn]) -> Sequence[Turn]:

@@ -136,7 +136,15 @@ class Method(phase.Method):
         rest = training.epochs - warm_up
         return [
             plain,
-            Phase(rest, mixmatch_loss, None, begin_epoch=self._divide, turns=self._turns, views=2, name="mixmatch"),
+            Phase(
+                rest,
+                mixmatch_loss,
+                None,
+                begin_epoch=self._divide,
+                turns=self._turns,
+                views=("weak", "weak"),
+                name="mixmatch",
+            ),
         ]
 
     def _warm_up(self, batch: Batch) -> Tensor:

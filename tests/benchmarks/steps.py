@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from ml import devices, networks, phase, timetable
+from ml import devices, networks, phase
 from ml.data import LabeledImages, Truth
+from ml.loop import timetable
 from ml.methods import dividemix
 from ml.spec import TrainingSpec
 from ml.training import EpochReport, Training

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ml import stepping
+from ml.loop import stepping
 
 
 class Repeated(TorchDispatchMode):

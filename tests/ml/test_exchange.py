@@ -81,7 +81,19 @@ def test_one_network_has_nobody_to_agree_with() -> None:
 
 
 def test_schedules_begin_at_one_and_never_grow() -> None:
-    for name, factor in schedules.BY_NAME.items():
+    for name in ("cosine", "multistep", "constant"):
+        factor = schedules.by_name(name, milestones=(0.5, 0.75), decay=0.1, floor=0.01)
         values = [factor(step / 100) for step in range(100)]
         assert values[0] == 1.0, name
         assert values == sorted(values, reverse=True), name
+
+
+def test_milestones_are_shares_of_the_epochs_to_the_epoch() -> None:
+    factor = schedules.by_name("multistep", milestones=(1 / 3, 2 / 3), decay=0.1, floor=0.0)
+    rates = [factor(epoch / 120) for epoch in (39, 40, 79, 80)]
+
+    assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_a_cosine_ends_at_its_floor() -> None:
+    assert schedules.cosine(1.0, floor=0.01) == pytest.approx(0.01)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml import errors, memory, preparation, trial
+from ml import errors, memory
 from ml.data import LabeledImages, Truth
+from ml.loop import preparation, trial
 from ml.phase import Batch, Optimizers, Unlabelled
 from ml.spec import TrainingSpec
 from ml.training import Training

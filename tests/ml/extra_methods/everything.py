@@ -22,6 +22,7 @@ class Params(BaseModel):
 class Method(phase.Method):
     memory: Tensor
     trusted: Tensor
+    average: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], phase.Network]) -> None:
         super().__init__(params, labels, network)
@@ -29,6 +30,7 @@ class Method(phase.Method):
         self.network = network()
         self.dropout = nn.Dropout(0.2)
         self.register_buffer("memory", torch.zeros(len(labels), self.network.class_count))
+        self.register_buffer("average", torch.zeros_like(self.network.classifier.weight))
         self.register_buffer("trusted", torch.ones(len(labels), dtype=torch.bool))
 
     def phases(self, training: phase.Recipe) -> Sequence[phase.Phase]:
@@ -40,13 +42,21 @@ class Method(phase.Method):
             self.memory[batch.index] = 0.7 * self.memory[batch.index] + 0.3 * logits.detach().float()
             return losses.cross_entropy(logits, batch.labels)
 
-        def step(batch: phase.Batch, optimizers: phase.Optimizers) -> Tensor:
+        def mixing(batch: phase.Batch) -> Tensor:
             share = torch.rand((), generator=batch.generator("mixing"), device=batch.labels.device)
             mixed = share * batch.views[0] + (1 - share) * batch.views[1]
             assert (batch.unlabelled is not None) == (batch.turn == 0)
             if batch.unlabelled is not None:
                 batch.unlabelled.observe(self.network(batch.unlabelled.views[1]))
-            return phase.descend(losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels), optimizers, 5.0)
+            return losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels)
+
+        def halve(_: phase.Batch) -> None:
+            for parameter in self.network.classifier.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(0.5)
+
+        def follow(_: phase.Batch) -> None:
+            self.average.lerp_(self.network.classifier.weight.detach(), 0.1)
 
         def optimizers() -> phase.Optimizers:
             body = [p for p in self.network.parameters() if p.requires_grad]
@@ -62,7 +72,17 @@ class Method(phase.Method):
         return [
             phase.Phase(first, loss, optimizers, name="first"),
             phase.Phase(0, loss, None, enter=renew, name="renewal"),
-            phase.Phase(training.epochs - first, loss, None, step, begin_epoch=select, turns=self._turns, views=2),
+            phase.Phase(
+                training.epochs - first,
+                mixing,
+                None,
+                before_step=halve,
+                after_step=follow,
+                begin_epoch=select,
+                turns=self._turns,
+                views=("weak", "strong"),
+                clip=5.0,
+            ),
         ]
 
     def _turns(self) -> Sequence[phase.Turn]:

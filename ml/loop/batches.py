@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ml import measure, phase
 from ml.loader import Pixels
-from ml.stepping import Inputs
+from ml.loop.stepping import Inputs
 
 STEPS, SCORING = "augmentation", "scoring"  # concerns that draw augmented views
 
@@ -61,7 +61,7 @@ class Batches:
         Batches without gradients are larger than those of steps.
         """
         for rows in torch.split(self._rows, self.plain_rows()):
-            yield [self._augmented(rows, SCORING) for _ in range(views)] or [self._pixels.plain(rows)]
+            yield [self._augmented(rows, SCORING, "weak") for _ in range(views)] or [self._pixels.plain(rows)]
 
     def plain(self, count: int) -> Tensor:
         """The first `count` images as they are: (count, 3, S, S)."""
@@ -83,8 +83,8 @@ class Batches:
     def _views(self, stretch: phase.Phase, index: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], None]]:
         """Of each position, and who hears what logits say of them."""
         rows = self._rows[index]
-        views = tuple(self._augmented(rows, STEPS) for _ in range(stretch.views))
+        views = tuple(self._augmented(rows, STEPS, kind) for kind in stretch.views)
         return views, lambda logits: self._log.observe(rows, logits)
 
-    def _augmented(self, rows: Tensor, concern: str) -> Tensor:
-        return self._pixels.augmented(rows, self._augmentation, self._generator(concern))
+    def _augmented(self, rows: Tensor, concern: str, kind: phase.View) -> Tensor:
+        return self._pixels.augmented(rows, self._augmentation, self._generator(concern), strongly=kind == "strong")

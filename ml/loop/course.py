@@ -51,8 +51,10 @@ class Course:
     def set_rates(self, optimizers: Optimizers, number: int, epoch: float) -> None:
         """Move the learning rates of phase `number` to where they are after `epoch` epochs."""
         factor = optimizers.factor(self.progress(number, epoch))
-        for group in optimizers.groups:
-            group["lr"] = _as_f32(group["initial_lr"] * factor)
+        steady = {id(member) for member in optimizers.steady}
+        for member in optimizers.members:
+            for group in member.param_groups:
+                group["lr"] = _as_f32(group["initial_lr"] * (1.0 if id(member) in steady else factor))
 
 
 def _as_f32(number: float) -> float:
