@@ -87,7 +87,7 @@ lock: install ## Resolve the dependencies of pyproject.toml anew
 	$(COMPILE) pyproject.toml -o requirements/api.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded -c requirements/api.txt -o requirements/worker.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra dev -c requirements/worker.txt -o requirements/dev.txt
-	printf 'bentoml>=1.4\nlitserve>=0.2\n' | $(COMPILE) - -o requirements/bench.txt
+	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
 
 clean: ## Remove the environment and caches; data stays
 	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
