@@ -19,7 +19,14 @@ NOISES: dict[spec.NoiseKind, str] = {
     "pairflip": "Each class flips to its successor only.",
     "asymmetric": "Similar classes: truck to automobile, bird to airplane, deer to horse, cat and dog; other class "
     "names in circles of five.",
+    "asymmetric_circular": "Each class flips to the next of its block of five consecutive classes.",
+    "asymmetric_superclass": "Each class flips to the next of its super-class; for the class names of CIFAR-100.",
+    "asymmetric_pairs": "Two random classes of each block of five swap, so that 0.4 of the rate is wrong.",
+    "transition": "By a given transition matrix.",
     "instance_dependent": "Each image has its own rate and its own wrong class.",
+    "instance_dependent_shared": "The same with one projection for all classes, as in the experiments of CORES.",
+    "confounded": "Drawn labels become the class that the image's background suggests, which a linear classifier of "
+    "the border has learned; where that is the image's own class it stays.",
 }
 
 

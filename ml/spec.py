@@ -7,11 +7,17 @@ It knows no data set and no deployment.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-NoiseKind = Literal["symmetric", "symmetric_inclusive", "pairflip", "asymmetric", "instance_dependent"]
+NoiseKind = Literal[
+    "symmetric", "symmetric_inclusive", "pairflip", "asymmetric", "asymmetric_circular", "asymmetric_superclass",
+    "asymmetric_pairs", "transition", "instance_dependent", "instance_dependent_shared", "confounded",
+]  # fmt: skip
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+MOST_CLASSES = 256  # of a given transition matrix: it travels in a request
+ROW_SUM_OFF = 1e-3  # what rounding in a request may leave of a row's sum
 
 
 class NoiseSpec(BaseModel):
@@ -22,11 +28,35 @@ class NoiseSpec(BaseModel):
     kind: NoiseKind = Field(
         description="symmetric: uniform flips to another class; symmetric_inclusive: uniform redraws that may hit the "
         "same class; pairflip: each class to its successor; asymmetric: truck to automobile, cat and dog ... on "
-        "CIFAR-10, to the next class of its block of five elsewhere; instance_dependent: depends on the image."
+        "CIFAR-10, to the next class of its block of five elsewhere; transition: by `matrix`; instance_dependent: "
+        "depends on the image; confounded: to the class that the image's background suggests. `GET /methods` "
+        "describes all of them."
     )
-    rate: float = Field(
-        ge=0.0, lt=1.0, description="Share of labels drawn for noise; the realised rate is reported, and may be lower."
+    rate: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description="Share of labels drawn for noise, of every kind but transition; the realised rate is reported, and "
+        "may be lower.",
     )
+    matrix: tuple[tuple[Probability, ...], ...] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=MOST_CLASSES,
+        description="Of transition: row i, column j is the chance that class i is labelled j, classes in the order of "
+        "the data set; rows sum to 1.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.kind == "transition") is not (self.rate is None):
+            raise ValueError("rate belongs to every kind of noise but transition")
+        if (self.kind == "transition") is not (self.matrix is not None):
+            raise ValueError("matrix belongs to transition noise alone")
+        for number, row in enumerate(self.matrix or ()):
+            if len(row) != len(self.matrix or ()):
+                raise ValueError(f"row {number} of matrix has {len(row)} columns, not one for each class")
+            if abs(sum(row) - 1) > ROW_SUM_OFF:
+                raise ValueError(f"row {number} of matrix sums to {sum(row):.4g}, not to 1")
+        return self
 
 
 class TrainingSpec(BaseModel):

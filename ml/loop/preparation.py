@@ -130,7 +130,13 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
     seed = seed_for(spec.seed, "noise") % 2**32
     pixels = np.asarray(images.images)
     found = noise.inject(
-        spec.noise.kind, images.labels.numpy(), images.classes, rate=spec.noise.rate, images=pixels, seed=seed
+        spec.noise.kind,
+        images.labels.numpy(),
+        images.classes,
+        rate=spec.noise.rate,
+        matrix=spec.noise.matrix,
+        images=pixels,
+        seed=seed,
     )
     return torch.from_numpy(found.labels), found.rate
 

@@ -35,12 +35,25 @@ def test_every_field_says_what_it_is_and_numbers_are_bounded() -> None:
     [
         {"epochs": 0}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"batch_size": 1},
         {"unknown": 1}, {"seed": 2**32}, {"noise": {"kind": "symmetric", "rate": 1.0}}, {"noise": {"kind": "odd"}},
-        {"validation_fraction": -0.1}, {"device": "tpu"},
+        {"validation_fraction": -0.1}, {"device": "tpu"}, {"noise": {"kind": "pairflip"}},
+        {"noise": {"kind": "transition", "rate": 0.1}}, {"noise": {"kind": "transition"}},
+        {"noise": {"kind": "pairflip", "rate": 0.1, "matrix": [[1, 0], [0, 1]]}},
+        {"noise": {"kind": "transition", "rate": 0.1, "matrix": [[1, 0], [0, 1]]}},
+        {"noise": {"kind": "transition", "matrix": [[1, 0]]}},
+        {"noise": {"kind": "transition", "matrix": [[1, 0], [0.5, 0.4]]}},
+        {"noise": {"kind": "transition", "matrix": [[1.5, -0.5], [0, 1]]}},
+        {"noise": {"kind": "transition", "matrix": [[1, 0], [1]]}},
     ],
 )  # fmt: skip
 def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainingSpec.model_validate(wrong)
+
+
+def test_a_transition_matrix_may_be_rounded() -> None:
+    found = TrainingSpec.model_validate({"noise": {"kind": "transition", "matrix": [[0.3333] * 3] * 3}})
+
+    assert TrainingSpec.model_validate_json(found.model_dump_json()) == found
 
 
 def test_the_digest_follows_every_field() -> None:
