@@ -1,4 +1,4 @@
-"""The command line: `python -m ml train | measure | catalog`. It needs no service, and no service needs it."""
+"""The command line: `python -m ml train | measure | catalog | scenes | study`. It needs no service, and no service needs it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ml import errors, spec
+from ml.study import command as study
 
 if TYPE_CHECKING:
     from ml import parallel
@@ -43,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     measure = commands.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
     measure.add_argument("trained", type=Path, help="the --out folder of a training")
     commands.add_parser("catalog", help="everything that can be trained, as JSON")
+    _scenes_options(commands.add_parser("scenes", help="make a zip of pictures whose background may give the label"))
+    study.add(commands)
     options = parser.parse_args(arguments)
     try:
-        return {"train": _train, "measure": _measure, "catalog": _catalog}[options.command](options)
+        return COMMANDS[options.command](options)
     except (errors.Failure, ValidationError) as error:
         print(f"{options.command}: {error}", file=sys.stderr)
         return 1
@@ -190,6 +193,52 @@ def _catalog(options: argparse.Namespace) -> int:
     sys.stdout.write(catalog.text())
     return 0
 
+
+def _scenes_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("archive", type=Path, help="the zip to write: pictures, labels, masks, boxes and the truth")
+    parser.add_argument("--train", type=int, default=2400, help="training pictures")
+    parser.add_argument("--test", type=int, default=600, help="test pictures; their labels are true")
+    parser.add_argument("--seed", type=int, default=0, help="everything follows from it")
+    parser.add_argument("--size", type=int, default=32, help="pixels a side, 16 or more")
+    parser.add_argument("--sizes", type=float, nargs=2, metavar=("FROM", "TO"), help="of objects, as shares of a side")
+    parser.add_argument("--noise", default="confounded", choices=("none", "ordinary", "confounded"))
+    parser.add_argument("--rate", type=float, default=0.5, help="share of the labels redrawn as their scene's")
+    parser.add_argument("--own-scene", type=float, default=0.0, help="probability of a class's own scene in training")
+    parser.add_argument("--centred", action="store_true", help="objects in the middle instead of beside it")
+    parser.add_argument("--swapped", action="store_true", help="test pictures never show their class's own scene")
+    parser.add_argument("--objects", type=Path, help="folder of cut-outs, CLASS/picture, instead of drawn objects")
+    parser.add_argument("--scenes", type=Path, help="folder of photographs, SCENE/picture, instead of drawn scenes")
+    parser.add_argument("--held-out", type=float, default=0.25, help="share of photographs that only the test shows")
+
+
+def _scenes(options: argparse.Namespace) -> int:
+    from ml import scenes
+    from ml.scenery import photographs
+
+    seen, _ = scenes.write_archive(
+        options.archive,
+        train=options.train,
+        test=options.test,
+        seed=options.seed,
+        image_size=options.size,
+        own_scene=options.own_scene,
+        noise=options.noise,
+        noise_rate=options.rate,
+        centred=options.centred,
+        swapped_test=options.swapped,
+        sizes=tuple(options.sizes) if options.sizes else scenes.ALIKE,
+        objects=photographs.CutOuts.read(options.objects) if options.objects else None,
+        places=photographs.Places.read(options.scenes) if options.scenes else None,
+        held_out=options.held_out,
+    )
+    wrong = float((seen.given != seen.clean).mean()) if options.train else 0.0
+    print(
+        f"{options.archive}: {options.train} training and {options.test} test pictures, {wrong:.1%} of the labels wrong"
+    )
+    return 0
+
+
+COMMANDS = {"train": _train, "measure": _measure, "catalog": _catalog, "scenes": _scenes, "study": study.run}
 
 if __name__ == "__main__":
     sys.exit(main())

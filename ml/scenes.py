@@ -1,9 +1,10 @@
 """Pictures whose background can be tied to the wrong label: the test bed of DeNLL, with exact masks and known errors.
 
-An object is known by an outline alone, drawn on a plate of random colour, size and place, before one of six scenes.
-With probability `own_scene` the scene is the class's own. *Confounded* noise gives a picture the label of its scene;
-*ordinary* noise gives as many pictures any other label. Everything follows from a seed. Knows no data set format but
-the CSV and PNG that an upload consists of.
+An object, known by itself alone, stands before one of as many scenes as there are classes. With probability
+`own_scene` the scene is the class's own. *Confounded* noise gives a picture the label of its scene; *ordinary* noise
+gives as many pictures any other label. Objects and scenes are drawn (`ml.scenery.drawn`) or photographs
+(`ml.scenery.photographs`); everything follows from a seed. Knows no data set format but the CSV and PNG that an upload
+consists of.
 
 Shapes: `N` pictures, `S` side; images uint8 (N, S, S, 3), masks bool (N, S, S), labels and scenes int64 (N,).
 """
@@ -13,23 +14,50 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-CLASSES = ("circle", "square", "triangle", "cross", "star", "moon")
-SCENES = ("meadow", "sky", "desert", "sea", "bricks", "night")  # the scene of the same number is a class's own
+from ml.errors import UnusableData
+from ml.scenery.drawn import Floats, Grounds, Layer, Plates
+
 Noise = Literal["none", "ordinary", "confounded"]
-Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-SUPERSAMPLED = 8  # outlines are drawn this much larger and reduced, so that they are smooth
-PLATE = (15 / 32, 18 / 32)  # side of a plate, as a share of the picture's
+CLASSES, SCENES = Plates.classes, Grounds.names  # of the drawn ones; the scene of the same number is a class's own
+ALIKE, VARIED = (15 / 32, 18 / 32), (0.25, 0.7)  # sizes of an object, as shares of the picture's side
 OFF_CENTRE = (4 / 32, 7 / 32)  # distance of its centre from the picture's
+SMALLEST_SIDE = 16  # pixels
+TEST_SEED = 1_000_003  # further than training and test seeds are apart by choice
+
+
+class Objects(Protocol):
+    """What stands in a picture; the first layer's cover is the object's mask."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def parted(self, held_out: float) -> tuple[Self, Self]: ...
+
+    def layers(
+        self, kind: int, centre: Floats, size: float, side: int, random: np.random.Generator
+    ) -> tuple[Layer, ...]: ...
+
+
+class Places(Protocol):
+    """What is behind it."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def parted(self, held_out: float) -> tuple[Self, Self]: ...
+
+    def view(self, number: int, side: int, random: np.random.Generator) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -53,28 +81,75 @@ def draw(
     noise_rate: float = 0.5,
     centred: bool = False,
     swapped: bool = False,
+    sizes: tuple[float, float] = ALIKE,
+    objects: Objects | None = None,
+    places: Places | None = None,
 ) -> Pictures:
     """`count` pictures, classes balanced. `swapped`: every picture shows the scene of some other class.
 
     `noise_rate` is the share of pictures whose label is redrawn as their scene's; where that is the clean one it
-    changes nothing, and ordinary noise makes exactly as many labels wrong.
+    changes nothing, and ordinary noise makes exactly as many labels wrong. `sizes`: the least and the largest object,
+    as shares of the side; no object leaves the picture, so a large one stands nearer to the middle. Raises
+    UnusableData where there are fewer scenes than classes or the picture is smaller than 16 pixels.
     """
+    objects, places = _checked(image_size, sizes, objects, places)
+    if noise not in get_args(Noise):
+        raise UnusableData(f"no such noise: {noise}", hint=f"one of {', '.join(get_args(Noise))}")
     random = np.random.default_rng(seed)
-    classes = len(CLASSES)
+    classes = len(objects.classes)
     clean = random.permutation(np.arange(count) % classes)
     anywhere = random.integers(0, classes, count)
     scenes = np.where(random.random(count) < own_scene, clean, anywhere)
     if swapped:
         scenes = (clean + random.integers(1, classes, count)) % classes
-    given = _labels(clean, scenes, noise, noise_rate, random)
+    given = _labels(clean, scenes, noise, noise_rate, classes, random)
     images = np.empty((count, image_size, image_size, 3), np.uint8)
     masks = np.empty((count, image_size, image_size), np.bool_)
     for i in range(count):
-        images[i], masks[i] = _picture(int(clean[i]), int(scenes[i]), image_size, centred, random)
+        layers = _object(objects, int(clean[i]), image_size, sizes, centred, random)
+        images[i], masks[i] = _composed(places.view(int(scenes[i]), image_size, random), layers)
     return Pictures(images, masks, clean, given, scenes)
 
 
-def _labels(clean: Ids, scenes: Ids, noise: Noise, rate: float, random: np.random.Generator) -> Ids:
+def before_every_scene(
+    kind: int,
+    *,
+    seed: int,
+    image_size: int = 32,
+    centred: bool = False,
+    sizes: tuple[float, float] = ALIKE,
+    objects: Objects | None = None,
+    places: Places | None = None,
+) -> Pictures:
+    """One object of class `kind`, the same pixels at the same place, before a scene of every class in their order."""
+    objects, places = _checked(image_size, sizes, objects, places)
+    random = np.random.default_rng(seed)
+    layers = _object(objects, kind, image_size, sizes, centred, random)
+    numbers = np.arange(len(objects.classes))
+    pairs = [_composed(places.view(int(number), image_size, random), layers) for number in numbers]
+    clean = np.full(len(numbers), kind)
+    return Pictures(
+        np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs]), clean, clean, numbers
+    )
+
+
+def _checked(
+    image_size: int, sizes: tuple[float, float], objects: Objects | None, places: Places | None
+) -> tuple[Objects, Places]:
+    """What the pictures are made of: drawn, unless said otherwise."""
+    objects, places = objects or Plates(), places or Grounds()
+    if image_size < SMALLEST_SIDE:
+        raise UnusableData(
+            f"pictures of {image_size} pixels are too small to tell objects; {SMALLEST_SIDE} are the least"
+        )
+    if not 0.0 < sizes[0] <= sizes[1] <= 1.0:
+        raise UnusableData(f"sizes are two shares of the side, the smaller first, not {sizes[0]} and {sizes[1]}")
+    if len(places.names) < len(objects.classes):
+        raise UnusableData(f"{len(objects.classes)} classes need as many scenes; there are {len(places.names)}")
+    return objects, places
+
+
+def _labels(clean: Ids, scenes: Ids, noise: Noise, rate: float, classes: int, random: np.random.Generator) -> Ids:
     if noise == "none":
         return clean.copy()
     confounded = np.where(random.random(len(clean)) < rate, scenes, clean)
@@ -82,112 +157,25 @@ def _labels(clean: Ids, scenes: Ids, noise: Noise, rate: float, random: np.rando
         return confounded
     wrong = random.permutation(len(clean))[: int((confounded != clean).sum())]
     given = clean.copy()
-    given[wrong] = (clean[wrong] + random.integers(1, len(CLASSES), len(wrong))) % len(CLASSES)
+    given[wrong] = (clean[wrong] + random.integers(1, classes, len(wrong))) % classes
     return given
 
 
-def _picture(
-    shape: int, scene: int, side: int, centred: bool, random: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    plate = random.uniform(*PLATE) * side
+def _object(
+    objects: Objects, kind: int, side: int, sizes: tuple[float, float], centred: bool, random: np.random.Generator
+) -> tuple[Layer, ...]:
+    size = random.uniform(*sizes) * side
     distance = 0.0 if centred else random.uniform(*OFF_CENTRE) * side
     angle = random.uniform(0, 2 * np.pi)
     centre = np.array([side / 2 + distance * np.cos(angle), side / 2 + distance * np.sin(angle)])
-    body = _cover(side, lambda pen: _plate(pen, centre * SUPERSAMPLED, plate * SUPERSAMPLED))
-    outline = _cover(side, lambda pen: _outline(pen, shape, centre * SUPERSAMPLED, plate * SUPERSAMPLED, random))
-    colour = random.uniform(30, 225, 3)
-    ink = np.full(3, 245.0 if colour @ (0.3, 0.6, 0.1) < 128 else 15.0)
-    picture = _scene(scene, side, random)
-    picture = picture + body[:, :, None] * (colour - picture)
-    picture = picture + outline[:, :, None] * (ink - picture)
-    return picture.clip(0, 255).round().astype(np.uint8), body > 0.5
+    return objects.layers(kind, centre.clip(size / 2, side - size / 2), size, side, random)
 
 
-def _cover(side: int, paint: object) -> Floats:
-    """How much of each pixel a drawing covers, in [0, 1]."""
-    canvas = Image.new("L", (side * SUPERSAMPLED, side * SUPERSAMPLED))
-    assert callable(paint)
-    paint(ImageDraw.Draw(canvas))
-    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64) / 255
-
-
-def _plate(pen: ImageDraw.ImageDraw, centre: Floats, side: float) -> None:
-    corners = [*(centre - side / 2), *(centre + side / 2)]
-    pen.rounded_rectangle(corners, radius=side * 0.22, fill=255)
-
-
-def _outline(pen: ImageDraw.ImageDraw, shape: int, centre: Floats, plate: float, random: np.random.Generator) -> None:
-    radius = plate * random.uniform(0.30, 0.36)
-    turn = random.uniform(-0.15, 0.15)
-    corners = [(centre + radius * point).tolist() for point in _corners(CLASSES[shape], turn)]
-    pen.line(
-        [*map(tuple, corners), tuple(corners[0]), tuple(corners[1])], fill=255, width=int(plate * 0.10), joint="curve"
-    )
-
-
-def _corners(name: str, turn: float) -> Floats:
-    """A closed outline around the origin, about as far out as 1."""
-    if name == "circle":
-        return _around(np.ones(32), turn)
-    if name == "square":
-        return _around(np.full(4, 1.15), turn + np.pi / 4)
-    if name == "triangle":
-        return _around(np.full(3, 1.15), turn - np.pi / 2)
-    if name == "star":
-        return _around(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), turn - np.pi / 2)
-    if name == "cross":
-        inner, outer = 0.35, 1.05
-        quarter = np.array([[inner, -outer], [inner, -inner], [outer, -inner]])
-        return np.concatenate([quarter @ _rotation(turn + k * np.pi / 2).T for k in range(4)])
-    back = np.stack([np.cos(a := np.linspace(0.35 * np.pi, 1.65 * np.pi, 20)), np.sin(a)], axis=1)
-    front = np.stack([0.45 + 0.9 * np.cos(b := np.linspace(1.5 * np.pi, 0.5 * np.pi, 16)), 0.9 * np.sin(b)], axis=1)
-    moon: Floats = np.concatenate([back, front]) @ _rotation(turn).T
-    return moon
-
-
-def _around(radii: Floats, turn: float) -> Floats:
-    angles = turn + np.arange(len(radii)) * 2 * np.pi / len(radii)
-    points: Floats = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return points
-
-
-def _rotation(angle: float) -> Floats:
-    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-
-
-def _scene(scene: int, side: int, random: np.random.Generator) -> Floats:
-    """A background (S, S, 3) in [0, 255]: a family's colours and texture, never twice the same."""
-    y, x = np.mgrid[0:side, 0:side] / side
-    soft, fine = _clouds(side, 0.16, random), random.normal(0, 1, (side, side))
-    phase = random.uniform(0, 2 * np.pi)
-    name = SCENES[scene]
-    if name == "meadow":
-        base, texture = (86, 150, 62), 9 * soft + 9 * fine * (0.5 + 0.5 * y)
-    elif name == "sky":
-        base, texture = (128, 182, 232), 22 * soft - 14 * (y - 0.5)
-    elif name == "desert":
-        base, texture = (216, 184, 122), 11 * np.sin(2 * np.pi * (4 * y + 1.2 * x) + phase + soft) + 3 * fine
-    elif name == "sea":
-        base, texture = (32, 104, 138), 13 * np.sin(2 * np.pi * 6 * y + phase + 1.5 * np.sin(2 * np.pi * x + phase))
-    elif name == "bricks":
-        row = np.floor(6 * y + phase)
-        joint = ((6 * y + phase) % 1 < 0.18) | ((3 * x + 0.5 * (row % 2) + phase) % 1 < 0.10)
-        base, texture = (164, 76, 58), 26.0 * joint + 5 * fine
-    else:
-        base, texture = (22, 24, 52), 8 * soft + 150 * (random.random((side, side)) < 0.02)
-    tint = random.normal(0, 6, 3)
-    ground: Floats = np.asarray(base, np.float64) + tint + np.asarray(texture)[:, :, None]
-    return ground
-
-
-def _clouds(side: int, grain: float, random: np.random.Generator) -> Floats:
-    """Smooth noise of unit variance with details of about `grain` of the side."""
-    grid = round(1 / grain)
-    noise = Image.fromarray(random.normal(0, 1, (grid, grid)).astype(np.float32))
-    smooth = np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC), np.float64)
-    smooth = smooth - smooth.mean()
-    cloud: Floats = smooth / max(float(smooth.std()), 1e-9)
-    return cloud
+def _composed(picture: Floats, layers: tuple[Layer, ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The layers on a scene, and the pixels of which the object covers more than half."""
+    for cover, colour in layers:
+        picture = picture + cover[:, :, None] * (colour - picture)
+    return picture.clip(0, 255).round().astype(np.uint8), layers[0].cover > 0.5
 
 
 def write_archive(
@@ -202,35 +190,55 @@ def write_archive(
     noise_rate: float = 0.5,
     centred: bool = False,
     swapped_test: bool = False,
-) -> None:
+    sizes: tuple[float, float] = ALIKE,
+    objects: Objects | None = None,
+    places: Places | None = None,
+    held_out: float = 0.25,
+) -> tuple[Pictures, Pictures]:
     """A zip to upload: PNG images, train.csv (file, label, clean), test.csv (file, label, clean; all true).
 
-    `masks/` holds the test pictures' exact masks under the same names; no CSV names them, so nothing learns from them.
+    Beside them lies what only a measurement may know: `masks/`, the exact masks under the pictures' names, and
+    truth.csv (file, clean, scene, x0, y0, x1, y1), the mask's box in pixels. An upload reads neither. `held_out` is the
+    share of photographs that only the test shows; 0 shows the same ones. Returns the training and the test pictures.
     """
+    first, second = _checked(image_size, sizes, objects, places)
+    seen, unseen = zip(first.parted(held_out), second.parted(held_out), strict=True)
     train_set = draw(
-        train,
-        seed=seed,
-        image_size=image_size,
-        own_scene=own_scene,
-        noise=noise,
-        noise_rate=noise_rate,
-        centred=centred,
-    )
+        train, seed=seed, image_size=image_size, own_scene=own_scene, noise=noise, noise_rate=noise_rate,
+        centred=centred, sizes=sizes, objects=seen[0], places=seen[1],
+    )  # fmt: skip
     test_set = draw(
-        test, seed=seed + 1_000_003, image_size=image_size, own_scene=0.0, centred=centred, swapped=swapped_test
-    )
+        test, seed=seed + TEST_SEED, image_size=image_size, centred=centred, swapped=swapped_test, sizes=sizes,
+        objects=unseen[0], places=unseen[1],
+    )  # fmt: skip
+    truth: list[Iterable[object]] = [("file", "clean", "scene", "x0", "y0", "x1", "y1")]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
         for split, pictures in (("train", train_set), ("test", test_set)):
-            rows = [("file", "label", "clean")]
+            rows: list[Iterable[object]] = [("file", "label", "clean")]
             for i, image in enumerate(pictures.images):
                 file = f"{split}/{i:06d}.png"
+                clean = first.classes[pictures.clean[i]]
                 archive.writestr(_entry(f"images/{file}"), _png(image))
-                rows.append((f"images/{file}", CLASSES[pictures.given[i]], CLASSES[pictures.clean[i]]))
-                if split == "test":
-                    archive.writestr(_entry(f"masks/{file}"), _png(pictures.masks[i].astype(np.uint8) * 255))
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            archive.writestr(_entry(f"{split}.csv"), text.getvalue())
+                archive.writestr(_entry(f"masks/{file}"), _png(pictures.masks[i].astype(np.uint8) * 255))
+                rows.append((f"images/{file}", first.classes[pictures.given[i]], clean))
+                truth.append((f"images/{file}", clean, second.names[pictures.scenes[i]], *box(pictures.masks[i])))
+            archive.writestr(_entry(f"{split}.csv"), _table(rows))
+        archive.writestr(_entry("truth.csv"), _table(truth))
+    return train_set, test_set
+
+
+def box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a mask (S, S): the first pixels inside and the first after; zeros of an empty one."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _table(rows: list[Iterable[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
