@@ -197,6 +197,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     factor: Callable[[float], float]  # the spec's schedule over the whole training: progress in [0, 1) -> factor
+    batch_size: int = 128
 
     def sgd(
         self, parameters: Iterable[nn.Parameter], *, scale: float = 1.0, weight_decay: float | None = None

@@ -22,6 +22,12 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean of H(Y, softmax(logits)) by class weights (C,), over their sum in the batch: a scalar, 0 where that is 0."""
+    own = weights[labels]
+    return (own * cross_entropies(logits, labels)).sum() / own.sum().clamp_min(1e-12)
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean H(q, softmax(logits)) over the batch, q (B, C) summing to 1: a scalar."""
     return -(targets * functional.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()

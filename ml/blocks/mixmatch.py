@@ -32,10 +32,16 @@ def co_refined(labels: Tensor, clean_probability: Tensor, own: Tensor) -> Tensor
     return torch.lerp(own, given, clean_probability[:, None])
 
 
-def loss(logits: Tensor, targets: Tensor, labelled: int, unlabelled_weight: float) -> Tensor:
+def loss(
+    logits: Tensor, targets: Tensor, labelled: int, unlabelled_weight: float, class_weights: Tensor | None = None
+) -> Tensor:
     """L_x + λ_u · L_u of mixed rows (DivideMix Eq. 9, 10), a scalar: cross-entropy of the first `labelled` rows, and
-    the squared distance of probabilities of the rest, which bounds what a wrong guess can cost, mean over elements."""
-    supervised = losses.soft_cross_entropy(logits[:labelled], targets[:labelled])
+    the squared distance of probabilities of the rest, which bounds what a wrong guess can cost, mean over elements.
+
+    `class_weights` (C,) weigh the targets of the labelled rows, as PES does.
+    """
+    wanted = targets[:labelled] if class_weights is None else targets[:labelled] * class_weights
+    supervised = losses.soft_cross_entropy(logits[:labelled], wanted)
     if unlabelled_weight == 0.0 or labelled == len(logits):
         return supervised
     distance = functional.mse_loss(logits[labelled:].float().softmax(dim=1), targets[labelled:])

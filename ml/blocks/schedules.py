@@ -38,3 +38,23 @@ def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: floa
 def ramp(elapsed: float, length: float) -> float:
     """From 0 up to 1 over `length`, linearly; 1 at once where there is no length."""
     return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))
+
+
+def window(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
+    """The stretch of a schedule between two shares of the training, as a schedule of its own.
+
+    With it a phase that has its own optimisers goes on where the phase before it stood.
+    """
+    return lambda progress: factor(begin + progress * (end - begin))
+
+
+def lengths(epochs: int, shares: Sequence[float]) -> list[int]:
+    """Epochs of consecutive phases by their shares, and what is left for the last one, which has no share: (len + 1).
+
+    A phase with a share has an epoch at least, the last one too; too few epochs are taken from the longest phase, from
+    the later of two, so that the first phase goes last.
+    """
+    found = [max(1, round(share * epochs)) if share > 0 else 0 for share in shares]
+    while sum(found) >= epochs and sum(found) > 1:
+        found[max(range(len(found)), key=lambda number: (found[number], number))] -= 1
+    return [*found, epochs - sum(found)]
