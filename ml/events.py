@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from ml.measure import Score
 
-# What an epoch is measured on: images held out, against their given and against their clean labels; the test set.
-PARTS = ("noisy_validation", "clean_validation", "test")
+# What an epoch is measured on: images held out, against their given and against their clean labels; the test set; and
+# where the spec injects noise, the same images against the labels before it, and trained ones against the wrong labels.
+PARTS = ("noisy_validation", "clean_validation", "test", "before_noise", "memorised")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class EpochReport:
     noisy_validation: dict[str, Score]  # images held out, against the labels as they are given
     clean_validation: dict[str, Score]  # those of them whose clean label is known, against it: shown, never selected by
     test: dict[str, Score]  # the test set, against clean labels
+    before_noise: dict[str, Score]  # images held out, against their labels before noise was injected
+    memorised: dict[str, Score]  # trained images with a wrong label that was injected, against that label
     learning_rate: float
     seconds: float  # measuring included
     images_per_second: float  # of the training set, each counted once however often it is shown; while training
@@ -56,7 +59,7 @@ class EpochReport:
         for name in PARTS:
             known[name] = {
                 head: Score(**{k: math.nan if v is None else v for k, v in score.items()})
-                for head, score in plain[name].items()
+                for head, score in plain.get(name, {}).items()
             }
         return cls(**known)
 

@@ -56,7 +56,7 @@ class Training:
         given, rows = self.labels.to(device), trained.to(device)
         self.log = measure.LabelLog(given, len(self.classes))
         self.batches = batches.Batches(pixels, given, rows, spec.augmentation, self._random.generator, self.log)
-        self._parts = preparation.parts(truth, pixels, self.labels, self.held_out)
+        self._parts = preparation.parts(truth, pixels, self.labels, self.held_out, images.labels.cpu())
         self._group = group
         self._networks = preparation.FreshNetworks(spec, len(self.classes), weights, device, group)
         self.method = preparation.method(spec, self.batches.labels, self._networks, device)

@@ -23,6 +23,7 @@ from ml.spec import TrainingSpec, seed_for
 if TYPE_CHECKING:
     from ml.data import LabeledImages, Truth
 
+WRONG_ROWS = 2000  # images with an injected wrong label that every epoch is asked for
 HASHED_ROWS = 256  # images that identify a data set, besides all labels
 
 
@@ -83,7 +84,7 @@ def method(
 def recipe(spec: TrainingSpec) -> phase.Recipe:
     """What the method may know of the spec."""
     factor = schedules.by_name(spec.schedule, milestones=spec.milestones, decay=spec.decay, floor=spec.floor)
-    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size)
+    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor)
 
 
 def check(spec: TrainingSpec, images: LabeledImages) -> None:
@@ -141,8 +142,13 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
     return torch.from_numpy(found.labels), found.rate
 
 
-def parts(truth: Truth | None, pixels: loader.Pixels, given: Tensor, held_out: Tensor) -> dict[str, measure.Part]:
-    """What every epoch is measured on, by the names of `events.PARTS`; empty where no label is known to measure by."""
+def parts(
+    truth: Truth | None, pixels: loader.Pixels, given: Tensor, held_out: Tensor, before: Tensor
+) -> dict[str, measure.Part]:
+    """What every epoch is measured on, by the names of `events.PARTS`; empty where no label is known to measure by.
+
+    `before` are the labels (N,) before noise was injected: `given` itself where none was.
+    """
     nothing = held_out[:0]
     clean, known, test = nothing, nothing, measure.Part(pixels, nothing, nothing)
     if truth is not None and truth.train_clean is not None:
@@ -151,17 +157,27 @@ def parts(truth: Truth | None, pixels: loader.Pixels, given: Tensor, held_out: T
     if truth is not None and truth.test_images is not None and truth.test_labels is not None:
         rows = torch.arange(len(truth.test_labels))
         test = measure.Part(pixels.of(truth.test_images), rows, truth.test_labels)
+    changed = given != before
+    known_before = held_out if bool(changed.any()) else nothing
+    changed[held_out] = False
+    wrong = evenly(changed.nonzero()[:, 0], WRONG_ROWS)
     return {
         "noisy_validation": measure.Part(pixels, held_out, given[held_out]),
         "clean_validation": measure.Part(pixels, known, clean),
         "test": test,
+        "before_noise": measure.Part(pixels, known_before, before[known_before]),
+        "memorised": measure.Part(pixels, wrong, given[wrong]),
     }
+
+
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly spread over them."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
 
 
 def data_hash(images: LabeledImages) -> str:
     """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
-    count = len(images.labels)
-    sample = torch.linspace(0, count - 1, min(count, HASHED_ROWS)).round().long()
+    sample = evenly(torch.arange(len(images.labels)), HASHED_ROWS)
     digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
     digest.update(images.labels.numpy().tobytes())
     digest.update(images.images[sample].numpy().tobytes())

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ml import devices, errors
+from ml import devices, errors, loader, selftest
 from ml.data import LabeledImages, Truth
+from ml.loop import preparation
 from ml.spec import TrainingSpec
 from ml.training import EpochReport, Step, Training
 from tests.ml.conftest import halves, reports, same
@@ -163,6 +164,39 @@ def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: La
 
     assert [(r.noisy_validation, r.clean_validation, r.test) for r in reports(training)] == [({}, {}, {})] * 3
     assert training.summary()["best_noisy_val"] is None
+
+
+def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled: LabeledImages) -> None:
+    """Nothing of it without noise; early on the network answers what is right, not the wrong labels it trains on."""
+    noisy = spec(noise={"kind": "pairflip", "rate": 0.4}, epochs=4, batch_size=16)
+    training = Training.build(noisy, labeled)
+    last = reports(training)[-1]
+    plain = reports(Training.build(spec(epochs=1), labeled))[-1]
+    tested = selftest.outcome(training, training.label_issues(), labeled.labels)
+
+    assert plain.before_noise == plain.memorised == {}
+    assert selftest.outcome(Training.build(spec(), labeled), None, labeled.labels) is None
+    assert last.before_noise["answer"].accuracy > 0.8 > last.noisy_validation["answer"].accuracy
+    assert last.memorised["answer"].accuracy < 0.5
+    assert tested is not None
+    assert (tested["noise"], tested["rate"], tested["realised_rate"]) == ("pairflip", 0.4, training.noise_rate)
+    assert (tested["memorised"], tested["held_out_accuracy"]) == (
+        last.memorised["answer"].accuracy,
+        last.before_noise["answer"].accuracy,
+    )
+    assert min(tested["auroc"], tested["average_precision"], tested["precision_at_count"]) > 0.7
+
+
+def test_what_was_memorised_is_asked_of_changed_labels_that_were_trained_on(labeled: LabeledImages) -> None:
+    given, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
+    given[:10] = (given[:10] + 1) % 4
+    pixels = loader.Pixels(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
+    parts = preparation.parts(None, pixels, given, held_out, labeled.labels)
+    rows, _, labels = next(iter(parts["memorised"]))
+
+    assert rows.tolist() == [1, 3, 5, 7, 9]
+    assert labels.equal(given[rows])
+    assert next(iter(parts["before_noise"]))[2].equal(labeled.labels[held_out])
 
 
 def test_the_rate_follows_the_schedule(spec: Specs, labeled: LabeledImages) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from app import storage
 from app.jobs import attempt
-from ml import bundle, data, measure
+from ml import bundle, data, measure, selftest
 from ml.bundle import Manifest
 from ml.data import LabeledImages, Truth
 from ml.events import EpochReport
@@ -91,10 +91,20 @@ class Publication:
             self._write_issues(folder / "label-issues.csv", self._issues)
         lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in self._training.history]
         (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        if (tested := self.metrics["self_test"]) is not None:
+            (folder / "self-test.json").write_text(json.dumps(tested, indent=1, allow_nan=False), encoding="utf-8")
+            self._write_injected(folder / "injected-labels.csv")
         (folder / "spec.json").write_text(self._training.spec.model_dump_json(indent=1), encoding="utf-8")
         for path in self._bundle.iterdir():  # the same bytes under a second name: no copy
             os.link(path, folder / ("bundle.json" if path.name == bundle.MANIFEST else path.name))
         artifacts.write_manifest(folder)
+
+    def _write_injected(self, path: Path) -> None:
+        """The images whose label the injected noise changed."""
+        pictures, classes = data.pictures(self._given.dataset, ["train"]), self._images.classes
+        labels = zip(pictures, self._images.labels.tolist(), self._training.labels.tolist(), strict=True)
+        rows = [(p.index, p.path, classes[before], classes[given]) for p, before, given in labels if before != given]
+        artifacts.table(path, ["index", "path", "label_before", "given_label"], rows)
 
     def _write_issues(self, path: Path, issues: LabelIssues) -> None:
         """Every training image with its label's score; label issues are those flagged."""
@@ -146,6 +156,7 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
             "injected_noise_rate": training.noise_rate,
             "label_issues": None if issues is None else int(issues.is_label_issue.sum()),
             "label_ranking": ranked,
+            "self_test": selftest.outcome(training, issues, images.labels),
             "epochs": training.epochs,
             "train_seconds": sum(report.seconds for report in training.history),
             "images_per_second": speed(training.history),
