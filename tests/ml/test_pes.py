@@ -1,0 +1,238 @@
+"""Laws of PES alone: which part learns when, whose labels are trusted, what a class weighs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ml import networks, phase
+from ml.blocks import confidence, losses, renewal, schedules
+from ml.data import LabeledImages
+from ml.methods import pes
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Training
+from tests.ml.conftest import CLASSES, SIDE, halves
+
+COUNT = 40
+
+
+class Bench:
+    """The part of a lab that a selection asks for: it answers with fixed probabilities (N, C)."""
+
+    epoch, epochs = 30, 200
+
+    def __init__(self, answers: Tensor) -> None:
+        self.answers = answers
+        self.views = 0
+
+    def generator(self, concern: str) -> torch.Generator:
+        return phase.no_generator(concern)
+
+    def noisy_accuracies(self, head: str = "answer") -> Sequence[float]:
+        return []
+
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        self.views = views
+        return self.answers
+
+
+def made(**params: Any) -> pes.Method:
+    torch.manual_seed(0)
+    labels = torch.arange(COUNT) % CLASSES
+    return pes.Method(pes.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
+
+
+def phases(
+    method: pes.Method, epochs: int = 200, factor: Callable[[float], float] = schedules.constant
+) -> list[phase.Phase]:
+    return list(method.phases(phase.Recipe(epochs, 0.1, 0.9, 1e-4, factor)))
+
+
+def owned(stretch: phase.Phase) -> set[nn.Parameter]:
+    assert stretch.optimizers is not None
+    return {parameter for group in stretch.optimizers().groups for parameter in group["params"]}
+
+
+def of(method: pes.Method, *parts: str) -> set[nn.Parameter]:
+    return set(renewal.parameters(method.network, parts))
+
+
+def state(method: pes.Method, part: str) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in getattr(method.network, part).state_dict().items()}
+
+
+def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def lab() -> Bench:
+    return Bench(losses.one_hot(torch.arange(COUNT) % CLASSES, CLASSES))
+
+
+# --- phases ---
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(200, [25, 7, 5, 163]), (10, [1, 1, 1, 7]), (4, [1, 1, 1, 1]), (3, [1, 1, 1]), (2, [1, 1]), (1, [1])],
+)
+def test_phases_scale_with_the_epochs_and_the_renewals_are_dropped_first(epochs: int, expected: list[int]) -> None:
+    stretches = phases(made(), epochs)
+
+    assert [stretch.epochs for stretch in stretches] == expected
+    assert stretches[0].name == "warm-up"
+    assert epochs == 1 or stretches[-1].name == "confident"
+
+
+def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
+    """Algorithm 1: last stage and classifier, then the classifier once more, then everything."""
+    method = made()
+    stretches = phases(method)
+    for stretch, renewed in zip(stretches, ((), renewal.TAIL, renewal.TAIL[1:], ()), strict=True):
+        before = {part: state(method, part) for part in renewal.PARTS}
+        stretch.enter(lab())
+
+        assert {part for part in renewal.PARTS if differing(before[part], state(method, part))} == set(renewed)
+        learning = renewed or renewal.PARTS
+        assert {p for p in method.network.parameters() if p.requires_grad} == of(method, *learning)
+        assert owned(stretch) == of(method, *learning)
+
+
+def test_a_renewed_part_forgets_its_batch_statistics() -> None:
+    method = made()
+    method.network.last_stage[1].running_mean.fill_(7.0)  # type: ignore[index, union-attr, operator]
+    phases(method)[1].enter(lab())
+
+    assert not method.network.last_stage[1].running_mean.any()  # type: ignore[index, union-attr, operator]
+
+
+def test_the_released_codes_tail_rests_after_its_renewal() -> None:
+    method = made(after_refine="frozen_tail")
+    stretches = phases(method)
+    for stretch in stretches:
+        stretch.enter(lab())
+
+    assert owned(stretches[-1]) == of(method, "body")
+    assert {p for p in method.network.parameters() if p.requires_grad} == of(method, "body")
+
+
+def test_without_a_new_last_stage_only_the_classifier_is_renewed() -> None:
+    method = made(refine_last_stage=0.0, after_refine="frozen_tail")
+    stretches = phases(method)
+    before = state(method, "last_stage")
+    for stretch in stretches:
+        stretch.enter(lab())
+
+    assert [stretch.name for stretch in stretches] == ["warm-up", "refine classifier", "confident"]
+    assert not differing(before, state(method, "last_stage"))
+    assert owned(stretches[-1]) == of(method, "body", "last_stage")
+
+
+def test_the_schedule_counts_through_and_adam_stands_still() -> None:
+    stretches = phases(made(), 200, lambda progress: 1.0 - progress)
+    begun = 0
+    for stretch in stretches:
+        assert stretch.optimizers is not None
+        own = stretch.optimizers()
+        assert own.factor(0.0) == pytest.approx(1.0 - begun / 200)
+        assert (own.steady == own.members) == stretch.name.startswith("refine")
+        begun += stretch.epochs
+        assert own.factor(1.0) == pytest.approx(1.0 - begun / 200)
+
+
+def test_adam_has_the_published_rate_in_the_published_steps_and_more_in_fewer() -> None:
+    assert renewal.reaching(1e-4, renewal.PUBLISHED_STEPS) == 1e-4
+    assert renewal.reaching(1e-4, 7 * 351) == 1e-4
+    assert renewal.reaching(1e-4, renewal.PUBLISHED_STEPS // 5) == pytest.approx(5e-4)
+    assert renewal.reaching(1e-4, 1) == renewal.LARGEST_RATE
+    assert renewal.reaching(0.05, 1) == 0.05
+
+
+# --- who is trusted ---
+
+
+def test_confident_are_the_images_whose_given_label_is_predicted() -> None:
+    method = made()
+    answers = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(1))
+    bench = Bench(answers)
+    phases(method)[-1].begin_epoch(bench)
+    expected = answers.argmax(dim=1) == method.confident.labels
+
+    assert bench.views == 2
+    assert torch.equal(method.confident.mask, expected)
+    turns = phases(method)[-1].turns
+    assert turns is not None
+    assert torch.equal(turns()[0].pool, expected)
+
+
+def test_a_class_that_would_starve_keeps_its_last_confident_images() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    before = torch.tensor([1, 0, 1, 0, 0, 1]).bool()
+    chosen = torch.tensor([0, 1, 0, 0, 1, 1]).bool()
+
+    assert confidence.fed(chosen, before, labels, 4).tolist() == [False, True, True, False, True, True]
+
+
+def test_nothing_confident_at_first_falls_back_to_all_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = confidence.Confident(torch.arange(COUNT) % CLASSES, CLASSES)
+    wrong = losses.one_hot((chosen.labels + 1) % CLASSES, CLASSES)
+    with caplog.at_level(logging.INFO, logger=confidence.log.name):
+        chosen.select(Bench(wrong), networks.build("small", CLASSES, SIDE))
+
+    assert chosen.mask.all()
+    assert "[10, 10, 10, 10]" in caplog.text
+    assert "[0, 1, 2, 3]" in caplog.text
+
+
+# --- what a class weighs ---
+
+
+def test_class_weights_have_the_reference_values() -> None:
+    counts = torch.tensor([100, 50, 10, 0])
+
+    assert confidence.weights(counts).tolist() == pytest.approx([0.5333, 1.0667, 5.3333, 0], abs=1e-4)
+    assert confidence.weights(counts, 3.0).tolist() == pytest.approx([0.5333, 1.0667, 3, 0], abs=1e-4)
+
+
+def test_the_loss_is_the_weighted_mean_and_no_weight_is_no_loss() -> None:
+    logits, labels = torch.randn(8, CLASSES), torch.arange(8) % CLASSES
+    weights = torch.tensor([0.5, 1.0, 5.0, 0.0])
+    expected = functional.cross_entropy(logits, labels, weight=weights)
+
+    assert float(losses.weighted_cross_entropy(logits, labels, weights)) == pytest.approx(float(expected))
+    assert float(losses.weighted_cross_entropy(logits, labels, torch.zeros(CLASSES))) == 0.0
+
+
+def test_weights_follow_the_confident_images() -> None:
+    method = made()
+    answers = losses.one_hot(method.confident.labels, CLASSES)
+    answers[:20] = answers[:20].roll(1, dims=1)  # half of every class is predicted wrongly
+    answers[:2] = losses.one_hot(method.confident.labels[:2], CLASSES)
+    phases(method)[-1].begin_epoch(Bench(answers))
+    counts = torch.tensor([6.0, 6.0, 5.0, 5.0])
+
+    assert method.confident.class_weights.tolist() == pytest.approx((5.5 / counts).tolist())
+
+
+# --- altogether ---
+
+
+def test_it_leaves_out_the_wrong_labels(spec: Callable[..., TrainingSpec]) -> None:
+    images, clean = halves(160, seed=2)
+    noise = {"kind": "symmetric", "rate": 0.4}
+    settings = spec(method="pes", epochs=6, batch_size=16, validation_fraction=0.0, noise=noise)
+    training = Training.build(settings, LabeledImages(images, clean, tuple("abcd")))
+    wrong = training.labels != clean
+    reports = [event for event in training if isinstance(event, EpochReport)]
+    assert isinstance(training.method, pes.Method)
+    trusted = training.method.confident.mask
+
+    assert [report.phase for report in reports][:3] == ["warm-up", "refine last stage", "refine classifier"]
+    assert wrong[~trusted].float().mean() > 0.8
+    assert wrong[trusted].float().mean() < 0.1
