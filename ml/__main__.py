@@ -1,4 +1,4 @@
-"""The command line: `python -m ml train | measure | catalog | scenes | study`. It needs no service, and no service needs it."""
+"""The command line: `python -m ml train | measure | catalog | scenes | study`. It needs no service."""
 
 from __future__ import annotations
 

@@ -1,0 +1,112 @@
+"""`python -m ml study`: run the grid of a study file, as far as its results are not there yet, and make its table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml import errors
+
+if TYPE_CHECKING:
+    from ml.study.plan import Plan
+    from ml.study.results import Task
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's options."""
+    study = commands.add_parser("study", help="run a grid of methods, noises and seeds, and make its table")
+    study.add_argument("file", help="a study file, or the name of one that comes along")
+    study.add_argument("--out", type=Path, help="folder of results and tables; default studies/<name of the file>")
+    study.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="where a data set lies")
+    study.add_argument("--jobs", type=int, default=1, help="trainings at a time, each in its own process")
+    study.add_argument("--only", action="append", default=[], metavar="KIND=GLOB", help="row=..., cell=... or seed=...")
+    study.add_argument("--table", action="store_true", help="only make the table of the results that are there")
+    study.add_argument("--list", action="store_true", help="only say which trainings are done and which are not")
+    study.add_argument("--nice", type=int, default=0, help="how far to stand back behind other processes, 0 to 19")
+    study.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    study.add_argument("--device", help="instead of the specs': cpu, cuda, cuda:1")
+    study.add_argument("--weights", type=Path, help="folder of pretrained weights")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit code 1 where something could not be done; what could be done is done."""
+    from ml.study import plan, results, table
+
+    file = plan.find(options.file)
+    laid_out = plan.lay_out(plan.read(file), file.parent, options.only)
+    out = options.out or Path("studies") / file.stem
+    for fault in laid_out.faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    missing = 0
+    if not options.table:
+        out.mkdir(parents=True, exist_ok=True)
+        missing = _train(laid_out, out, options)
+    if options.list:
+        return 0
+    if not out.is_dir():
+        raise errors.UnusableData(f"there are no results in {out}", code="no_results")
+    print(table.write(laid_out, results.read(out), out))
+    return 1 if missing or laid_out.faults else 0
+
+
+def _train(laid_out: Plan, out: Path, options: argparse.Namespace) -> int:
+    """Run what is not there yet; how many runs failed."""
+    tasks = _tasks(laid_out, out, _given(options.data))
+    todo = [task for task in tasks if not task.target.exists()]
+    print(f"{len(tasks) - len(todo)} of {len(tasks)} trainings are done", file=sys.stderr)
+    if options.list:
+        for task in tasks:
+            print("done" if task.target.exists() else "open", _name(laid_out, task))
+        return 0
+    if not todo:
+        return 0
+    from ml.study import crew
+    from ml.study.trial import Place
+
+    ended = 0
+
+    def epoch(task: Task, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{_name(laid_out, task)}: {text}  ", end="", file=sys.stderr, flush=True)
+
+    def done(task: Task, _: str) -> None:
+        nonlocal ended
+        ended += 1
+        print(f"\r{ended}/{len(todo)} {_name(laid_out, task)}", file=sys.stderr, flush=True)
+
+    place = Place(options.device, options.threads, options.weights)
+    failed = crew.work(todo, place, jobs=max(1, options.jobs), nice=options.nice, epoch=epoch, done=done)
+    for task, fault in failed:
+        print(f"failed: {_name(laid_out, task)}: {fault}", file=sys.stderr)
+    return len(failed)
+
+
+def _tasks(laid_out: Plan, out: Path, given: Mapping[str, Path]) -> list[Task]:
+    import json
+
+    from ml.study import results, sources
+
+    made = []
+    for run in laid_out.runs():
+        path = sources.location(run.data, run.source, laid_out.folder, given)
+        known = sources.fingerprint(path, json.dumps(run.source.draw, sort_keys=True))
+        made.append(results.task(run, path, known, out))
+    return made
+
+
+def _given(texts: list[str]) -> dict[str, Path]:
+    given = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not path:
+            raise errors.UnusableData(f"--data {text}: not NAME=PATH", code="no_data")
+        given[name] = Path(path)
+    return given
+
+
+def _name(laid_out: Plan, task: Task) -> str:
+    entry = next(entry for entry in laid_out.entries if entry.run.key == task.run.key)
+    return f"{entry.row.label}, {entry.cell.name}, seed {entry.seed}"

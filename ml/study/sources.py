@@ -1,0 +1,143 @@
+"""The pictures of a run: a user's folder or zip, a data set of the service, or drawn scenes; and which of them it sees.
+
+Pictures are read once in a process and kept. Everything drawn is drawn by the run's seed.
+
+Shapes: `N` images, `S` side; images uint8 (N, S, S, 3), labels int64 (N,).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ml import data, errors, folders, scenes
+from ml.data import UNKNOWN, LabeledImages, Truth
+from ml.images import Resize
+from ml.spec import TrainingSpec, seed_for
+from ml.study.plan import DataSet, Run
+
+READY = "index.sqlite"  # what a data set that the service has made ready holds
+PROBE = 12  # scenes drawn to tell one generator from another
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one run learns from and is measured by."""
+
+    images: LabeledImages
+    truth: Truth
+    beside: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # more test sets: images and labels
+
+
+def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> Path | None:
+    """Where a data set lies; None for drawn ones. UnusableData if nobody said, or nothing is there."""
+    if source.source == "scenes":
+        return None
+    if name not in given and source.path is None:
+        raise errors.UnusableData(f"where is the data set {name!r}?", hint=f"--data {name}=PATH", code="no_data")
+    path = given[name] if name in given else folder / str(source.path)
+    if not path.exists():
+        raise errors.UnusableData(f"data set {name!r}: {path} does not exist", code="no_data")
+    return path
+
+
+@functools.cache
+def fingerprint(path: Path | None, draw: str = "{}") -> str:
+    """What tells one data set from another without decoding it: names, sizes and tables; of scenes, what is drawn."""
+    digest = hashlib.sha256()
+    if path is None:
+        few = scenes.draw(PROBE, seed=0, **json.loads(draw))
+        for each in (few.images, few.clean, few.given):
+            digest.update(each.tobytes())
+    elif (path / READY).is_file():
+        digest.update(repr(data.facts(path)["digest"]).encode())
+    elif path.is_dir():
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            digest.update(repr((file.relative_to(path).as_posix(), file.stat().st_size)).encode())
+        for table in sorted(path.glob("*.csv")):
+            digest.update(table.read_bytes())
+    else:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                digest.update(repr((entry.filename, entry.file_size, entry.CRC)).encode())
+    return digest.hexdigest()
+
+
+def load(run: Run, path: Path | None) -> Material:
+    """The pictures of a run."""
+    if path is None:
+        return _scenes(run)
+    spec, source = run.spec, run.source
+    images, truth = _read(path, spec.image_size, spec.resize, source.label_column)
+    if truth.test_images is None and source.test_share > 0:
+        images, truth = _with_test(images, truth, source.test_share, spec.seed)
+    return _limited(images, truth, source, spec)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, image_size: int, resize: Resize, label_column: str | None) -> tuple[LabeledImages, Truth]:
+    if (path / READY).is_file():
+        return data.load(path, image_size=image_size, resize=resize)
+    found = folders.read(path, image_size=image_size, resize=resize, label_column=label_column)
+    return found.images, found.truth
+
+
+def _scenes(run: Run) -> Material:
+    source, side, seed = run.source, run.spec.image_size, run.spec.seed
+    settings = source.draw
+    plain = {name: value for name, value in settings.items() if name not in ("noise", "noise_rate", "own_scene")}
+    train = scenes.draw(source.train or 1500, seed=seed_for(seed, "scenes"), image_size=side, **settings)
+    count, of_test = source.test or 600, seed_for(seed, "scenes to test on")
+    test = scenes.draw(count, seed=of_test, image_size=side, **plain)
+    beside = {}
+    if source.swapped:
+        swapped = scenes.draw(count, seed=of_test + 1, image_size=side, swapped=True, **plain)
+        beside["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
+    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), tuple(scenes.CLASSES))
+    truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
+    return Material(images, truth, beside)
+
+
+def _with_test(images: LabeledImages, truth: Truth, share: float, seed: int) -> tuple[LabeledImages, Truth]:
+    """Some images set aside to test on; by their clean labels where they are known."""
+    kept, aside = data.split(len(images), share, seed_for(seed, "study test"))
+    clean = truth.train_clean
+    labels = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
+    return _rows(images, kept), Truth(None if clean is None else clean[kept], images.images[aside], labels[aside])
+
+
+def _limited(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingSpec) -> Material:
+    clean = truth.train_clean
+    by = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
+    rows = _drawn(by, source.train, source.train_per_class, seed_for(spec.seed, "study train"))
+    if rows is not None:
+        images, clean = _rows(images, rows), None if clean is None else clean[rows]
+    truth = replace(truth, train_clean=clean)
+    if truth.test_images is not None and truth.test_labels is not None:
+        rows = _drawn(truth.test_labels, source.test, source.test_per_class, seed_for(spec.seed, "study test images"))
+        if rows is not None:
+            truth = replace(truth, test_images=truth.test_images[rows], test_labels=truth.test_labels[rows])
+    return Material(images, truth)
+
+
+def _drawn(labels: Tensor, total: int | None, per_class: int | None, seed: int) -> Tensor | None:
+    """Ascending rows of a random choice; None where nothing is left out."""
+    if total is None and per_class is None:
+        return None
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if per_class is not None:
+        order = torch.cat([order[labels[order] == number][:per_class] for number in range(int(labels.max()) + 1)])
+        order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+    return order[: len(order) if total is None else total].sort().values
+
+
+def _rows(images: LabeledImages, rows: Tensor) -> LabeledImages:
+    return replace(images, images=images.images[rows], labels=images.labels[rows], digest="")

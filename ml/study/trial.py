@@ -1,0 +1,155 @@
+"""One run of a study: a training from its first step to its last, and everything measured of it, as JSON.
+
+Clean labels stay with `ml.measure` and this account of it. It knows no table and no other run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ml import loader, measure
+from ml.events import EpochReport
+from ml.study import sources
+from ml.study.plan import Run
+from ml.training import Training
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes; the threads are part of the result's last digits."""
+
+    device: str | None = None
+    threads: int = 1
+    weights: Path | None = None
+
+
+def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
+    """Train and measure; `said` hears of every epoch. The result is strict JSON."""
+    material = sources.load(run, path)
+    training = Training.build(
+        run.spec,
+        material.images,
+        truth=material.truth,
+        device=place.device,
+        threads=place.threads,
+        weights=place.weights,
+        captured=True,
+    )
+    seconds = _train(training, said)
+    clean = material.truth.train_clean
+    if clean is None and run.spec.noise is not None:
+        clean = material.images.labels  # a self-test: the labels before the noise are the truth
+    found = {
+        **run.identity,
+        "facts": _facts(training, material, clean),
+        "seconds": seconds,
+        "heads": _heads(training.history),
+        "beside": {name: _beside(training, *pictures) for name, pictures in material.beside.items()},
+        "wrong_labels": None if clean is None else _wrong_labels(training, clean),
+        "ranking": None if clean is None else _ranking(training, clean),
+        "epochs": [report.to_json() for report in training.history],
+    }
+    strict: dict[str, Any] = _strict(found)
+    return strict
+
+
+def _train(training: Training, said: Callable[[EpochReport], None]) -> dict[str, float]:
+    """CPU and wall seconds of the steps (with what a method does before an epoch) and of measuring."""
+    spent = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
+    cpu, wall = time.process_time(), time.perf_counter()
+    for event in training:
+        kind = "measuring_" if isinstance(event, EpochReport) else ""
+        cpu_now, wall_now = time.process_time(), time.perf_counter()
+        spent[f"{kind}cpu"] += cpu_now - cpu
+        spent[f"{kind}wall"] += wall_now - wall
+        if isinstance(event, EpochReport):
+            said(event)
+        cpu, wall = time.process_time(), time.perf_counter()
+    return spent
+
+
+def _facts(training: Training, material: sources.Material, clean: Tensor | None) -> dict[str, Any]:
+    known = None if clean is None else clean >= 0
+    wrong = None if clean is None or known is None else (training.labels != clean)[known].double().mean()
+    tested = material.truth.test_labels
+    return {
+        "classes": len(material.images.classes),
+        "train_images": len(material.images),
+        "held_out": len(training.held_out),
+        "test_images": 0 if tested is None else len(tested),
+        "noise_rate": None if wrong is None else float(wrong),  # realised, of all given labels
+        "parameters": sum(parameter.numel() for parameter in training.method.parameters()),
+        "device": str(training.device),
+        "torch": str(torch.__version__),
+    }
+
+
+def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None]]:
+    """The four figures of every head."""
+    names = history[-1].test or history[-1].noisy_validation
+    return {
+        name: measure.summary(
+            [report.noisy_validation[name].accuracy if name in report.noisy_validation else None for report in history],
+            [report.test[name].accuracy if name in report.test else None for report in history],
+        )
+        for name in names
+    }
+
+
+def _beside(training: Training, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """The scores of every head on another test set, after the last epoch."""
+    pixels = loader.Pixels(images, training.mean, training.std, device=training.device)
+    part = measure.Part(pixels, torch.arange(len(labels)), labels)
+    training.method.eval()
+    with torch.no_grad():
+        found = measure.scores((training.method.heads(shown), known) for _, shown, known in part)
+    return {name: score._asdict() for name, score in found.items()}
+
+
+def _wrong_labels(training: Training, clean: Tensor) -> dict[str, dict[str, float]]:
+    """Of the wrong labels that were trained on: how many a head repeats, and for how many it says the truth."""
+    outside = torch.ones(len(clean), dtype=torch.bool)
+    outside[training.held_out] = False
+    rows = outside.nonzero()[:, 0]
+    names: list[str] = []
+
+    def predicted(images: Tensor) -> Tensor:
+        heads = training.method.heads(images)
+        names[:] = heads
+        return torch.stack([logits.argmax(dim=1) for logits in heads.values()], dim=1)
+
+    found = training.score(predicted).long().cpu()  # (M, heads)
+    given, true = training.labels[rows], clean[rows]
+    wrong = (given != true) & (true >= 0)
+    if not bool(wrong.any()):
+        return {}
+    return {
+        name: {
+            "repeated": float((found[wrong, number] == given[wrong]).double().mean()),
+            "recovered": float((found[wrong, number] == true[wrong]).double().mean()),
+        }
+        for number, name in enumerate(names)
+    }
+
+
+def _ranking(training: Training, clean: Tensor) -> dict[str, float] | None:
+    issues = training.label_issues()
+    if issues is None:
+        return None
+    return measure.ranking_quality(issues, training.labels, clean)
+
+
+def _strict(value: Any) -> Any:  # any JSON value
+    if isinstance(value, dict):
+        return {name: _strict(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
