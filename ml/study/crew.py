@@ -54,6 +54,7 @@ def _attempt(task: Task, place: Place, said: Callable[[str], None]) -> str:
         answer = event.test.get("answer")
         said(f"epoch {event.epoch + 1}/{event.epochs}" + (f" test {answer.accuracy:.4f}" if answer else ""))
 
+    results.code()  # as it is now that it runs, not as it will be when the run has ended
     try:
         results.write(task, perform(task.run, task.data, place, report))
     except errors.Failure as failure:

@@ -106,7 +106,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What determines the result besides the pictures: defaults of the spec left out, those of the method not."""
         source = self.source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
-        return {"spec": self.spec.model_dump(mode="json", exclude_defaults=True), "data": {"name": self.data, **source}}
+        spec = {"method": self.spec.method, **self.spec.model_dump(mode="json", exclude_defaults=True)}
+        return {"spec": spec, "data": {"name": self.data, **source}}
 
     @property
     def key(self) -> str:
