@@ -11,7 +11,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml import scenes
+from ml import __main__ as command
+from ml import errors, scenes
+from ml.scenery import drawn
+
+ROUNDING = 1 / 255  # of two pixels
+
+
+class Flat:
+    """Scenes of one grey each, black to white: what shines through an object is known to the pixel."""
+
+    def __init__(self, *greys: float) -> None:
+        self.names = tuple(f"grey {grey}" for grey in greys)
+        self._greys = greys
+
+    def parted(self, held_out: float) -> tuple[Flat, Flat]:
+        return self, self
+
+    def view(self, number: int, side: int, random: np.random.Generator) -> drawn.Floats:
+        return np.full((side, side, 3), self._greys[number])
 
 
 def test_the_same_seed_draws_the_same_pictures_and_another_seed_others() -> None:
@@ -34,9 +52,53 @@ def test_masks_cover_the_plate_off_centre_at_any_size(image_size: int) -> None:
     assert ((np.hypot(x, y) > 3 / 32) & (np.hypot(x, y) < 8 / 32)).all()
 
 
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_sizes_vary_as_asked_and_no_object_leaves_its_picture(image_size: int) -> None:
+    pictures = scenes.draw(60, seed=1, image_size=image_size, sizes=scenes.VARIED)
+    boxes = np.array([scenes.box(mask) for mask in pictures.masks])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+
+    least, largest = scenes.VARIED
+    assert (np.abs(width - height) <= 1).all()  # a plate cut by the picture's edge would not be square
+    assert width.min() < (least + 0.1) * image_size
+    assert width.max() > (largest - 0.1) * image_size
+    assert width.max() <= largest * image_size + 1
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_a_mask_is_every_pixel_of_which_the_object_covers_more_than_half(image_size: int) -> None:
+    """The same object before black and before white: what does not change is the object."""
+    greys = Flat(0.0, 255.0, 0.0, 255.0, 0.0, 255.0)
+    for kind in range(len(scenes.CLASSES)):
+        shown = scenes.before_every_scene(kind, seed=kind, image_size=image_size, sizes=scenes.VARIED, places=greys)
+        black, white = shown.images[:2].astype(np.float64)
+        covered = 1 - (white - black) / 255
+
+        assert (covered[shown.masks[0]] >= 0.5 - ROUNDING).all()
+        assert (covered[~shown.masks[0]] <= 0.5 + ROUNDING).all()
+        assert (shown.masks == shown.masks[0]).all()
+
+
+def test_one_object_stands_before_every_scene_and_its_pixels_stay_the_same() -> None:
+    shown = scenes.before_every_scene(4, seed=9)
+    inside = _eroded(shown.masks[0])
+
+    assert inside.sum() > 80
+    assert (shown.images[:, inside] == shown.images[:1, inside]).all()
+    assert (shown.clean == 4).all()
+    assert shown.scenes.tolist() == list(range(6))
+    assert len({image.tobytes() for image in shown.images}) == 6
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Without the pixels at its border, of which the scene may be a part."""
+    padded = np.pad(mask, 1)
+    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
 def test_a_plate_hides_its_scene_and_the_scene_is_all_there_is_around_it() -> None:
     """Outside the mask, pictures of one scene look alike whatever their class; that is the confounder."""
-    pictures = scenes.draw(240, seed=2)
+    pictures = scenes.draw(180, seed=2)
     outside = ~pictures.masks
     mean = np.array([image[away].mean(axis=0) for image, away in zip(pictures.images, outside, strict=True)])
     centres = np.array([mean[pictures.scenes == scene].mean(axis=0) for scene in range(6)])
@@ -45,9 +107,28 @@ def test_a_plate_hides_its_scene_and_the_scene_is_all_there_is_around_it() -> No
     assert (nearest == pictures.scenes).mean() > 0.9
 
 
+def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
+    """A linear classifier that sees nothing but the border's colours: the confound is real, and only where planned."""
+    found = {}
+    for noise in ("confounded", "ordinary"):
+        pictures = scenes.draw(600, seed=8, image_size=16, noise=noise, noise_rate=0.5, sizes=(0.25, 0.5))
+        wrong = pictures.given != pictures.clean
+        border = np.concatenate([pictures.images[:, 0], pictures.images[:, -1]], axis=1) / 255
+        seen = np.concatenate([border.mean(axis=1), border.std(axis=1), np.ones((600, 1))], axis=1)
+        seen = np.concatenate([seen, seen[:, :3] ** 2, seen[:, :1] * seen[:, 1:3], seen[:, 1:2] * seen[:, 2:3]], axis=1)
+        weights = np.linalg.lstsq(seen[:400], np.eye(6)[pictures.given[:400]], rcond=None)[0]
+        read = (seen[400:] @ weights).argmax(axis=1)
+        found[noise] = [(read == labels[400:]).mean() for labels in (pictures.given, pictures.clean)]
+        assert wrong.mean() == pytest.approx(0.5 * 5 / 6, abs=0.06)
+
+    assert found["confounded"][0] > 0.45
+    assert found["confounded"][1] < 0.27
+    assert max(found["ordinary"]) < 0.27
+
+
 def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> None:
-    confounded = scenes.draw(600, seed=5, noise="confounded", noise_rate=0.4)
-    ordinary = scenes.draw(600, seed=5, noise="ordinary", noise_rate=0.4)
+    confounded = scenes.draw(400, seed=5, image_size=16, noise="confounded", noise_rate=0.4)
+    ordinary = scenes.draw(400, seed=5, image_size=16, noise="ordinary", noise_rate=0.4)
     wrong = confounded.given != confounded.clean
 
     assert (confounded.given[wrong] == confounded.scenes[wrong]).all()
@@ -57,32 +138,67 @@ def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> No
 
 
 def test_own_scene_is_a_probability_and_swapped_scenes_are_never_the_own_ones() -> None:
-    tied, loose = scenes.draw(600, seed=6, own_scene=0.5), scenes.draw(600, seed=6, swapped=True)
+    tied, loose = (scenes.draw(400, seed=6, image_size=16, **how) for how in ({"own_scene": 0.5}, {"swapped": True}))
 
     assert (tied.scenes == tied.clean).mean() == pytest.approx(0.5 + 0.5 / 6, abs=0.06)
     assert (loose.scenes != loose.clean).all()
 
 
-def test_the_archive_is_what_an_upload_wants_and_masks_are_outside_of_what_is_learned(tmp_path: Path) -> None:
+def test_every_argument_has_its_law_and_breaking_it_says_so() -> None:
+    for broken, said in (
+        ({"image_size": 15}, "too small"),
+        ({"sizes": (0.6, 0.4)}, "the smaller first"),
+        ({"places": Flat(0.0, 255.0)}, "as many scenes"),
+        ({"noise": "symmetric"}, "no such noise"),
+    ):
+        with pytest.raises(errors.UnusableData, match=said):
+            scenes.draw(6, seed=1, **broken)  # type: ignore[arg-type]
+
+
+def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "scenes.zip"
     scenes.write_archive(path, train=30, test=12, seed=7, noise_rate=0.5)
 
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-        train, test = (
-            list(csv.DictReader(io.StringIO(archive.read(f"{split}.csv").decode()))) for split in ("train", "test")
+        train, test, truth = (
+            list(csv.DictReader(io.StringIO(archive.read(f"{table}.csv").decode())))
+            for table in ("train", "test", "truth")
         )
         picture = np.asarray(Image.open(io.BytesIO(archive.read(test[0]["file"]))))
-        mask = np.asarray(Image.open(io.BytesIO(archive.read(test[0]["file"].replace("images/", "masks/")))))
-    assert [len(train), len(test)] == [30, 12]
-    assert {row["file"] for row in train + test} <= names
+        masks = {
+            row["file"]: np.asarray(Image.open(io.BytesIO(archive.read(row["file"].replace("images/", "masks/")))))
+            for row in truth
+        }
+    assert [len(train), len(test), len(truth)] == [30, 12, 42]
+    assert {row["file"] for row in train + test} == {row["file"] for row in truth} <= names
     assert {row["clean"] for row in train} == set(scenes.CLASSES)
     assert any(row["label"] != row["clean"] for row in train)
     assert all(row["label"] == row["clean"] for row in test)
-    assert not {row["file"] for row in train + test} & {name for name in names if name.startswith("masks/")}
+    clean = {row["file"]: row["clean"] for row in train + test}
+    assert all(clean[row["file"]] == row["clean"] and row["scene"] in scenes.SCENES for row in truth)
     assert picture.shape == (32, 32, 3)
-    assert mask.shape == (32, 32)
-    assert set(np.unique(mask)) == {0, 255}
+    for row in truth:
+        x0, y0, x1, y1 = (int(row[edge]) for edge in ("x0", "y0", "x1", "y1"))
+        inside = masks[row["file"]][y0:y1, x0:x1]
+        assert set(np.unique(masks[row["file"]])) == {0, 255}
+        assert inside.sum() == masks[row["file"]].sum()
+        assert inside.any(axis=0).all()
+        assert inside.any(axis=1).all()
+
+
+def test_the_command_writes_the_same_zip_as_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--train 12 --test 6 --seed 3 --size 48 --sizes 0.3 0.6 --noise ordinary --rate 0.4 --swapped"
+    assert command.main(["scenes", str(tmp_path / "one.zip"), *options.split()]) == 0
+    first, _ = scenes.write_archive(
+        tmp_path / "two.zip", train=12, test=6, seed=3, image_size=48, sizes=(0.3, 0.6), noise="ordinary",
+        noise_rate=0.4, swapped_test=True,
+    )  # fmt: skip
+
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    assert f"{(first.given != first.clean).mean():.1%} of the labels wrong" in capsys.readouterr().out
+    assert command.main(["scenes", str(tmp_path / "three.zip"), "--size", "8"]) == 1
+    assert "too small" in capsys.readouterr().err
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
