@@ -35,8 +35,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """Mean of KL(p‖q) + KL(q‖p) over the batch, p and q the softmax of two logits (B, C): a scalar (JoCoR's term)."""
+    return symmetric_kls(first, second).mean()
+
+
+def symmetric_kls(first: Tensor, second: Tensor) -> Tensor:
+    """KL(p‖q) + KL(q‖p) of every row: (B,)."""
     p, q = functional.log_softmax(first.float(), dim=1), functional.log_softmax(second.float(), dim=1)
-    return ((p.exp() - q.exp()) * (p - q)).sum(dim=1).mean()
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
 def prior_kl(logits: Tensor) -> Tensor:

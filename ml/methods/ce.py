@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ml import phase
-from ml.blocks import exchange, losses
+from ml.blocks import exchange, losses, peers
 from ml.methods import About
 
 ABOUT: About = {
@@ -56,7 +56,7 @@ class Method(phase.Method):
         def loss(batch: phase.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
             if exchange.is_ranking_epoch(self.params, batch.epoch, training.epochs):
-                batch.observe(_mean(logits))
+                batch.observe(peers.mean(logits))
             total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
             weight = exchange.weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:
@@ -74,16 +74,4 @@ class Method(phase.Method):
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`answer` alone, or `g1`, `g2` and their `mean`, which is the answer."""
-        logits = [network(images).float() for network in self.networks]
-        if len(logits) == 1:
-            return {"answer": logits[0]}
-        mean = _mean(logits)
-        return {"answer": mean, "g1": logits[0], "g2": logits[1], "mean": mean}
-
-
-def _mean(logits: Sequence[Tensor]) -> Tensor:
-    """Logits whose softmax is the mean of the members' softmax; one member passes unchanged."""
-    if len(logits) == 1:
-        return logits[0]
-    mean = torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
-    return mean.clamp(min=1e-30).log()
+        return peers.heads([network(images).float() for network in self.networks])
