@@ -1,27 +1,233 @@
-"""Strong distortion of images for consistency training: Cutout (DeVries and Taylor 2017) of half the side.
+"""Strong distortion of images for consistency training: AutoAugment's CIFAR-10 policy (Cubuk et al., CVPR 2019), then
+Cutout (DeVries and Taylor 2017) of half the side.
 
-It knows neither labels nor epochs. Shapes: `B` images, `S` side; uint8 (B, S, S, 3).
+Every image draws one of 25 pairs of operations, each done with its own probability. No image is treated alone: a batch
+goes through three stages - moved, blended, toned - in which every image has its own numbers, and those of most change
+nothing. So nothing waits for a GPU. The operations are torchvision's functional transforms up to rounding, of which
+some know one strength for a whole batch and others one image at a time. It knows neither labels nor epochs.
+
+Shapes: `B` images, `S` side; uint8 (B, S, S, 3) outside, planes (B, 3, S, S) inside.
 """
 
 from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 HOLE_SHARE = 2  # a hole is a square of S // 2: 16 of 32 pixels
+LEVELS = 10  # of strength, the lowest first
+SIDEWAYS = 150 / 331  # the largest shift, as a share of the side: the paper's figure is for images of 331 px
+FILL = 128  # behind what moved away, as the released implementations of CIFAR policies have it
+GREY = (0.2989, 0.587, 0.114)  # of red, green, blue: ITU-R 601-2
+
+# operations by stage; those of either sign draw it, beside them is their strongest magnitude
+SIGNED = {
+    "ShearX": 0.3,
+    "ShearY": 0.3,
+    "TranslateX": SIDEWAYS,
+    "TranslateY": SIDEWAYS,
+    "Rotate": 30.0,  # degrees
+    "Brightness": 0.9,
+    "Color": 0.9,
+    "Contrast": 0.9,
+    "Sharpness": 0.9,
+}
+MOVES, BLENDS = tuple(SIGNED)[:5], tuple(SIGNED)[5:]
+TONES = ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
+OPERATIONS = (*MOVES, *BLENDS, *TONES)
+NOTHING = len(OPERATIONS)  # the number of no operation
+
+
+class Drawn(NamedTuple):
+    """What happens to each image of a batch."""
+
+    operation: Tensor  # int64 (B,): a position in OPERATIONS, or NOTHING
+    magnitude: Tensor  # f32 (B,), in the operation's own unit
+
+    def of(self, name: str, otherwise: float = 0.0) -> Tensor:
+        """The magnitude where this operation was drawn, `otherwise` elsewhere: f32 (B, 1, 1)."""
+        return self.magnitude.where(self.is_(name), otherwise)[:, None, None]
+
+    def is_(self, name: str) -> Tensor:
+        """Where this operation was drawn: bool (B,)."""
+        return self.operation == OPERATIONS.index(name)
+
+    def rows(self, rows: Tensor) -> Drawn:
+        """The same of some images."""
+        return Drawn(self.operation[rows], self.magnitude[rows])
 
 
 def distorted(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Another image of each, on the generator's device."""
-    return cut_out(pixels, generator)
+    """Another image of each, on the generator's device: uint8 (B, S, S, 3)."""
+    planes = pixels.permute(0, 3, 1, 2).contiguous()
+    planes = cut_out(auto_augment(planes, generator), generator)
+    return planes.permute(0, 2, 3, 1).contiguous()
 
 
-def cut_out(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A black square around a random pixel of each image, cut off at the border."""
-    count, side = pixels.shape[:2]
+def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the policy's pairs of operations for each image: uint8 (B, 3, S, S)."""
+    count, side = len(planes), planes.shape[2]
+    policy = _policy(side, planes.device)
+    pair = torch.randint(0, len(policy.probability), (count,), generator=generator, device=planes.device)
+    chance = torch.rand(2, count, generator=generator, device=planes.device)
+    sign = torch.randint(0, 2, (2, count), generator=generator, device=planes.device) * 2 - 1
+    for turn in range(2):
+        done = chance[turn] <= policy.probability[pair, turn]
+        magnitude = policy.magnitude[pair, turn]
+        drawn = Drawn(
+            torch.where(done, policy.operation[pair, turn], NOTHING),
+            torch.where(policy.signed[pair, turn], magnitude * sign[turn], magnitude),
+        )
+        planes = applied(planes, drawn)
+    return planes
+
+
+def applied(planes: Tensor, drawn: Drawn) -> Tensor:
+    """Each image after its operation: uint8 (B, 3, S, S)."""
+    for stage, names in ((_moved, MOVES), (_blended, BLENDS), (_toned, TONES)):
+        planes = _staged(planes, drawn, stage, names)
+    return planes
+
+
+def _staged(planes: Tensor, drawn: Drawn, stage: Callable[[Tensor, Drawn], Tensor], names: Sequence[str]) -> Tensor:
+    """After a stage, which leaves other operations' images as they are: a CPU need not even show it them."""
+    if planes.device.type != "cpu":  # it would have to wait to know which
+        return stage(planes, drawn)
+    rows = torch.stack([drawn.is_(name) for name in names]).any(dim=0).nonzero()[:, 0]
+    planes = planes.clone()
+    planes[rows] = stage(planes[rows], drawn.rows(rows))
+    return planes
+
+
+def _moved(planes: Tensor, drawn: Drawn) -> Tensor:
+    """Shears, shifts and rotations, each pixel from the one nearest to where it was."""
+    side = planes.shape[2]
+    line = torch.arange(side, device=planes.device) + 0.5  # middles of pixels
+    x, y = line[None, None, :], line[None, :, None]
+    half = side / 2
+    angle = drawn.of("Rotate") * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    # about the image's middle a rotation, about its corner a shear
+    from_x = cos * (x - half) - sin * (y - half) + half + drawn.of("ShearX") * y - drawn.of("TranslateX").trunc()
+    from_y = sin * (x - half) + cos * (y - half) + half + drawn.of("ShearY") * x - drawn.of("TranslateY").trunc()
+    column, row = (from_x - 0.5).round().long(), (from_y - 0.5).round().long()
+    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+    places = (row.clamp(0, side - 1) * side + column.clamp(0, side - 1)).flatten(1)
+    found = planes.flatten(2).gather(2, places[:, None].expand(-1, 3, -1)).view_as(planes)
+    return torch.where(inside[:, None], found, FILL)
+
+
+def _blended(planes: Tensor, drawn: Drawn) -> Tensor:
+    """Away from, or towards, a poorer image: black, all of one grey, colourless, or blurred."""
+    image = planes.float()
+    red, green, blue = image.unbind(dim=1)
+    colourless = (GREY[0] * red + GREY[1] * green + GREY[2] * blue).floor()[:, None]  # (B, 1, S, S)
+    flat = colourless.mean(dim=(2, 3), keepdim=True)
+    poorer = torch.where(_each(drawn.is_("Sharpness")), _blurred(image), colourless)
+    poorer = torch.where(_each(drawn.is_("Contrast")), flat, poorer)
+    poorer = poorer * _each(~drawn.is_("Brightness"))
+    own = 1 + torch.stack([drawn.of(name) for name in BLENDS]).sum(dim=0)[:, None]  # (B, 1, 1, 1)
+    return torch.lerp(poorer, image, own).clamp_(0, 255).to(torch.uint8)
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """Every pixel the mean of its nine neighbours, itself counted five times; the border stays."""
+    side = image.shape[2]
+    rows = image[:, :, : side - 2] + image[:, :, 1 : side - 1] + image[:, :, 2:]
+    nine = rows[..., : side - 2] + rows[..., 1 : side - 1] + rows[..., 2:]
+    middle = image[:, :, 1 : side - 1, 1 : side - 1]
+    blurred = image.clone()
+    blurred[:, :, 1 : side - 1, 1 : side - 1] = ((nine + 4 * middle) / 13).round()
+    return blurred
+
+
+def _toned(planes: Tensor, drawn: Drawn) -> Tensor:
+    """What depends on a pixel's own value alone: every channel of every image looks its values up in a table."""
+    value = torch.arange(256, device=planes.device, dtype=torch.float32).expand(1, 1, 256)
+    places = planes.flatten(2).long()
+    inverted = 255 - value
+    step = torch.exp2(8 - drawn.of("Posterize", 8.0))
+    table = torch.where(_rows(drawn.is_("Invert")), inverted, value - value % step)
+    table = torch.where(value >= drawn.of("Solarize", 256.0), inverted, table)
+    table = torch.where(_rows(drawn.is_("AutoContrast")), _stretched(value, planes), table)
+    table = torch.where(_rows(drawn.is_("Equalize")), _levelled(value, places), table)
+    return table.to(torch.uint8).expand(-1, 3, -1).gather(2, places).view_as(planes)
+
+
+def _stretched(value: Tensor, planes: Tensor) -> Tensor:
+    """Tables that map a channel's darkest value to 0 and its brightest to 255: (B, 3, 256)."""
+    darkest, brightest = (each.flatten(1)[..., None].float() for each in (planes.amin((2, 3)), planes.amax((2, 3))))
+    stretched = ((value - darkest) * (255 / (brightest - darkest).clamp_min(1))).clamp(0, 255)
+    return torch.where(brightest > darkest, stretched, value)
+
+
+def _levelled(value: Tensor, places: Tensor) -> Tensor:
+    """Tables that make all values of a channel about equally frequent: (B, 3, 256), whole numbers."""
+    counts = places.new_zeros(*places.shape[:2], 256).scatter_add_(2, places, torch.ones_like(places))
+    of_brightest = counts.gather(2, places.amax(dim=2, keepdim=True))
+    step = (places.shape[2] - of_brightest) // 255
+    below = counts.cumsum(dim=2) - counts
+    levelled = ((below + step // 2) // step.clamp_min(1)).clamp_max(255)
+    return torch.where(step > 0, levelled.float(), value)
+
+
+def _each(chosen: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return chosen[:, None, None, None]
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1)."""
+    return chosen[:, None, None]
+
+
+class _Policy(NamedTuple):
+    """25 pairs of operations, each (25, 2)."""
+
+    operation: Tensor
+    probability: Tensor
+    magnitude: Tensor
+    signed: Tensor
+
+
+@functools.cache
+def _policy(side: int, device: torch.device) -> _Policy:
+    """torchvision's table of the policy, for images of `side` pixels."""
+    from torchvision.transforms import autoaugment  # type: ignore[import-untyped]  # takes seconds
+
+    pairs = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10).policies
+    return _Policy(
+        torch.tensor([[OPERATIONS.index(name) for name, _, _ in pair] for pair in pairs], device=device),
+        torch.tensor([[probability for _, probability, _ in pair] for pair in pairs], device=device),
+        torch.tensor([[magnitude(name, level, side) for name, _, level in pair] for pair in pairs], device=device),
+        torch.tensor([[name in SIGNED for name, _, _ in pair] for pair in pairs], device=device),
+    )
+
+
+def magnitude(name: str, level: int | None, side: int) -> float:
+    """How strong an operation of this level is: a share, degrees, pixels, bits that stay or a threshold of values."""
+    strength = 0.0 if level is None else level / (LEVELS - 1)
+    match name:
+        case "Posterize":
+            return 8 - round(4 * strength)
+        case "Solarize":
+            return 255 * (1 - strength)
+        case "TranslateX" | "TranslateY":
+            return SIGNED[name] * side * strength
+    return SIGNED.get(name, 0.0) * strength
+
+
+def cut_out(planes: Tensor, generator: torch.Generator) -> Tensor:
+    """A black square around a random pixel of each image, cut off at the border: uint8 (B, 3, S, S)."""
+    count, side = len(planes), planes.shape[2]
     hole = side // HOLE_SHARE
-    centres = torch.randint(0, side, (2, count, 1), generator=generator, device=pixels.device)
-    places = torch.arange(side, device=pixels.device) - (centres - hole // 2)  # (2, B, S), from the hole's first pixel
+    centres = torch.randint(0, side, (2, count, 1), generator=generator, device=planes.device)
+    places = torch.arange(side, device=planes.device) - (centres - hole // 2)  # (2, B, S), from the hole's first pixel
     inside = (places >= 0) & (places < hole)
     covered = inside[0][:, :, None] & inside[1][:, None, :]
-    return pixels.masked_fill(covered[..., None], 0)
+    return planes.masked_fill(covered[:, None], 0)

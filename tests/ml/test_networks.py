@@ -104,8 +104,6 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
         networks.build("small", 10, 32, file)
 
 
-def test_our_networks_leave_torchvision_alone() -> None:
-    code = (
-        "import sys; from ml import networks; networks.build('small', 10, 32); sys.exit('torchvision' in sys.modules)"
-    )
+def test_our_networks_and_views_leave_torchvision_alone() -> None:
+    code = "import sys; from ml import loader, networks; networks.build('small', 10, 32); sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
