@@ -1,15 +1,14 @@
-"""Measuring: accuracies, calibration, and which given labels are probably wrong.
+"""Measuring: accuracies, calibration, and how well a ranking of labels finds the wrong ones.
 
 The only module of `ml` that takes clean labels. It trains nothing and knows no method.
 
-Shapes: `N` training images, `B` batch, `C` classes, `E` epochs that ranked labels; logits and probabilities (B, C).
+Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ml import loader
+from ml.ranking import LabelIssues
 
 BINS = 15  # of the expected calibration error (Guo et al. 2017)
-LONGEST_LOG = 200  # epochs of margins kept; memorisation sets in long before
-LARGEST_MARGIN = 6e4  # float16 ends at 65504
 
 Vector = NDArray[np.float64]
 
@@ -99,134 +97,6 @@ def summary(noisy_validation: Sequence[float | None], test: Sequence[float | Non
     }
 
 
-class LabelLog:
-    """What plain logits said of every given label, epoch by epoch: the material that labels are ranked from."""
-
-    def __init__(self, labels: Tensor, classes: int) -> None:
-        """`labels` int64 (N,): the given ones, on the training's device."""
-        self._labels = labels
-        self._unseen = torch.full((len(labels),), torch.nan, dtype=torch.float16, device=labels.device)
-        # float16 (N,) for each epoch that ranked labels; NaN where a label was not seen
-        self.margins: list[Tensor] = []
-        self.sums = torch.zeros(len(labels), classes, device=labels.device)  # of softmax; counts are in `counts`
-        self.counts = torch.zeros(len(labels), device=labels.device)
-        self.best: tuple[float, int, Tensor, Tensor] | None = None  # accuracy, epochs, sums, counts when it was best
-        self._current: Tensor | None = None
-
-    @property
-    def ranking(self) -> bool:
-        """Whether this epoch has ranked labels so far."""
-        return self._current is not None
-
-    def observe(self, rows: Tensor, logits: Tensor) -> None:
-        """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
-        if len(self.margins) >= LONGEST_LOG:
-            return
-        if self._current is None:
-            self._current = self._unseen.clone()
-        logits, given = logits.detach().float(), self._labels[rows][:, None]
-        others = logits.scatter(1, given, -torch.inf).amax(dim=1)
-        margins = (logits.gather(1, given)[:, 0] - others).clamp(-LARGEST_MARGIN, LARGEST_MARGIN)
-        self._current[rows] = margins.half()
-        self.sums[rows] += logits.softmax(dim=1)
-        self.counts[rows] += 1
-
-    def end_epoch(self, noisy_validation_accuracy: float | None) -> None:
-        """Close the epoch. The ranking uses the epochs up to the best noisy-validation one: later ones memorise."""
-        if self._current is None:
-            return
-        self.margins.append(self._current)
-        self._current = None
-        accuracy = 0.0 if noisy_validation_accuracy is None else noisy_validation_accuracy
-        if self.best is None or accuracy > self.best[0] or noisy_validation_accuracy is None:
-            self.best = (accuracy, len(self.margins), self.sums.clone(), self.counts.clone())
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON to restore from."""
-        tensors = {"sums": self.sums, "counts": self.counts}
-        facts: dict[str, Any] = {"best": None}
-        if self.margins:
-            tensors["margins"] = torch.stack(self.margins)
-        if self._current is not None:
-            tensors["current"] = self._current
-        if self.best is not None:
-            facts["best"] = [self.best[0], self.best[1]]
-            tensors |= {"best_sums": self.best[2], "best_counts": self.best[3]}
-        return tensors, facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become what `state` described."""
-        placed = {name: tensor.to(self._labels.device, copy=True) for name, tensor in tensors.items()}
-        self.sums, self.counts = placed["sums"], placed["counts"]
-        self.margins = list(placed["margins"]) if "margins" in placed else []
-        self._current = placed.get("current")
-        best = facts["best"]
-        self.best = None if best is None else (best[0], best[1], placed["best_sums"], placed["best_counts"])
-
-
-@dataclass(frozen=True)
-class LabelIssues:
-    """The ranking of every given label, in cleanlab's words."""
-
-    label_score: Vector  # (N,) in [0, 1], low is suspicious
-    predicted_label: NDArray[np.int64]  # (N,)
-    is_label_issue: NDArray[np.bool_]  # (N,)
-    noise_rate: float  # estimated share of wrong labels
-    transition: Vector  # (C, C), estimated P(given j | likely i); rows sum to 1
-
-
-def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) -> LabelIssues | None:
-    """Rank the given labels by their margin averaged over epochs (AUM); None if no epoch was logged.
-
-    How many are wrong is estimated by confident learning on the probabilities averaged over the same epochs (too many
-    while the network is weak: 1.1 to 1.6 times the truth); that many of the lowest scores are issues,
-    unless the prediction agrees with the label. `held_out` are the rows that were not
-    trained on: their margins are lower, and are shifted so that both groups have one median.
-    """
-    if log.best is None:
-        return None
-    given = labels.cpu().numpy()
-    _, epochs, sums, times = log.best
-    aum = np.nanmean(_seen(torch.stack(log.margins[:epochs]).double().cpu().numpy()), axis=0)
-    if held_out is not None and 0 < len(held_out) < len(given):
-        outside = np.zeros(len(given), dtype=bool)
-        outside[held_out.cpu().numpy()] = True
-        aum[outside] += np.median(aum[~outside]) - np.median(aum[outside])
-    probabilities = (sums / times.clamp(min=1)[:, None]).double().cpu().numpy()
-    predicted = probabilities.argmax(axis=1)
-    counts = confident_counts(given, probabilities)
-    rate = float(counts.sum() - np.trace(counts)) / len(given)
-    worst = np.argsort(aum, kind="stable")[: round(rate * len(given))]
-    issue = np.zeros(len(given), dtype=bool)
-    issue[worst] = True
-    transition = transition_matrix(counts, np.bincount(given, minlength=len(counts)))
-    return LabelIssues(_sigmoid(aum), predicted, issue & (predicted != given), rate, transition)
-
-
-def confident_counts(given: NDArray[np.int64], probabilities: Vector) -> Vector:
-    """(C, C) counts of (given i, confidently j), of the rows that are confident of any class (Northcutt et al. 2021).
-
-    A row is confident of class j if its probability of j reaches the mean among the rows whose given label is j.
-    """
-    classes = probabilities.shape[1]
-    present = np.bincount(given, minlength=classes)
-    own = np.bincount(given, weights=probabilities[np.arange(len(given)), given], minlength=classes)
-    thresholds = np.where(present > 0, own / np.maximum(present, 1), np.inf)
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    likely, sure = confident.argmax(axis=1), confident.max(axis=1) >= 0
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (given[sure], likely[sure]), 1)
-    return counts
-
-
-def transition_matrix(counts: Vector, present: NDArray[np.int64]) -> Vector:
-    """(C, C) P(given j | likely i), rows summing to 1: confident counts rescaled to how often each label is given."""
-    taken = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, np.eye(len(counts)))  # else at its word
-    joint = taken / taken.sum(axis=1, keepdims=True) * present[:, None]
-    likely = joint.sum(axis=0)
-    return np.where(likely[:, None] > 0, joint.T / np.maximum(likely, 1e-12)[:, None], np.eye(len(joint)))
-
-
 def auroc(score: Vector, wrong: NDArray[np.bool_]) -> float:
     """Chance that a wrong label scores below a right one, ties counted half; NaN if all are of one kind."""
     _, inverse, counts = np.unique(-score, return_inverse=True, return_counts=True)
@@ -249,6 +119,13 @@ def precision_at(score: Vector, wrong: NDArray[np.bool_], count: int) -> float:
     return float(wrong[np.argsort(score, kind="stable")[:count]].mean()) if count else float("nan")
 
 
+def wrong(given: Tensor, clean: Tensor | None) -> NDArray[np.int8] | None:
+    """Which given labels int64 (N,) are wrong: 1, right: 0, unknown: -1; None where no clean label is known."""
+    if clean is None or not bool((clean >= 0).any()):
+        return None
+    return torch.where(clean >= 0, (given.cpu() != clean).to(torch.int8), -1).to(torch.int8).numpy()
+
+
 def ranking_quality(issues: LabelIssues, given: Tensor, clean: Tensor) -> dict[str, float] | None:
     """How well a ranking finds the labels that differ from the truth; `clean` is -1 where unknown."""
     known = (clean >= 0).cpu().numpy()
@@ -264,13 +141,3 @@ def ranking_quality(issues: LabelIssues, given: Tensor, clean: Tensor) -> dict[s
         "issue_precision": float(wrong[flagged].mean()) if flagged.any() else 0.0,
         "issue_recall": float(flagged[wrong].mean()),
     }
-
-
-def _seen(margins: Vector) -> Vector:
-    """A row that no epoch has seen has margin 0: neither suspicious nor trusted."""
-    margins[:, np.isnan(margins).all(axis=0)] = 0.0
-    return margins
-
-
-def _sigmoid(values: Vector) -> Vector:
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -500, 500))), dtype=np.float64)

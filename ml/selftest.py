@@ -12,7 +12,7 @@ from ml import measure
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ml.measure import LabelIssues
+    from ml.ranking import LabelIssues
     from ml.training import Training
 
 RANKING = ("auroc", "average_precision", "precision_at_count", "issue_precision", "issue_recall")

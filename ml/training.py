@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ml import checkpoint, data, devices, errors, loader, measure, parallel, phase, randomness
+from ml import checkpoint, data, devices, errors, loader, measure, parallel, phase, randomness, ranking
 from ml.events import PARTS, EpochReport, Step
 from ml.loop import batches, course, preparation, stepping, timetable, trial
 from ml.spec import TrainingSpec
@@ -54,7 +54,7 @@ class Training:
         self._random = randomness.Randomness(spec.seed, device)
         pixels = preparation.pixels(images, truth, self.mean, self.std, device)
         given, rows = self.labels.to(device), trained.to(device)
-        self.log = measure.LabelLog(given, len(self.classes))
+        self.log = ranking.LabelLog(given, len(self.classes))
         self.batches = batches.Batches(pixels, given, rows, spec.augmentation, self._random.generator, self.log)
         self._parts = preparation.parts(truth, pixels, self.labels, self.held_out, images.labels.cpu())
         self._group = group
@@ -290,9 +290,9 @@ class Training:
         """From now on, record steps and repeat them."""
         self._stepper = stepping.Captured(recorder, self._random.on_device)
 
-    def label_issues(self) -> measure.LabelIssues | None:
+    def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return measure.label_issues(self.labels, self.log, self.held_out)
+        return ranking.label_issues(self.labels, self.log, self.held_out)
 
     def summary(self) -> dict[str, float | int | None]:
         """Last, best noisy-validation, best test and mean of the last ten test accuracies."""

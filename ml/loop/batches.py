@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ml import measure, phase
+from ml import phase, ranking
 from ml.loader import Pixels
 from ml.loop.stepping import Inputs
 
@@ -29,7 +29,7 @@ class Batches:
         rows: Tensor,
         augmentation: str,
         generator: Callable[[str], torch.Generator],
-        log: measure.LabelLog,
+        log: ranking.LabelLog,
     ) -> None:
         """`rows` int64 (M,): which of `pixels` and given `labels` (N,) are trained on; `log` hears what is observed."""
         self.labels = labels[rows]  # int64 (M,)

@@ -19,10 +19,10 @@ Specs = Callable[..., TrainingSpec]
 
 
 def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) -> None:
-    """Those trained on and those held out alike: the log counts both."""
+    """Those trained on and those held out alike: the log weighs both, the n-th epoch n squared times."""
     training = Training.build(spec(epochs=2), labeled)
     for number, _ in enumerate(event for event in training if isinstance(event, EpochReport)):
-        assert training.log.counts.tolist() == [number + 1.0] * 97
+        assert training.log.heard.weights.tolist() == [sum((n + 1.0) ** 2 for n in range(number + 1))] * 97
 
 
 def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImages) -> None:
@@ -57,7 +57,7 @@ def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batc
     training = Training.build(settings, LabeledImages(images, labels, tuple("abcd")))
 
     assert [event.steps for event in training if isinstance(event, Step)] == [steps] * steps
-    assert training.log.counts.tolist() == [1.0] * count
+    assert training.log.heard.weights.tolist() == [1.0] * count
 
 
 def test_J4_a_single_image_trains(spec: Specs) -> None:

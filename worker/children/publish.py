@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from app import storage
 from app.jobs import attempt
@@ -22,10 +23,11 @@ from ml import bundle, data, measure, selftest
 from ml.bundle import Manifest
 from ml.data import LabeledImages, Truth
 from ml.events import EpochReport
-from ml.measure import LabelIssues
+from ml.figures import findings
 from ml.predict import Predictor
+from ml.ranking import LabelIssues
 from ml.training import Training
-from worker.children import artifacts, localize
+from worker.children import artifacts, figures, localize
 from worker.children.desk import Assignment
 
 BUNDLE = "bundle"
@@ -44,7 +46,10 @@ class Publication:
         self._issues = training.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
+        clean = clean_labels(training, images, truth)
         self.metrics = summary(training, images, truth, self._issues)
+        self._figures = figures.find(given, training, images, truth, self._issues, clean)
+        self.metrics |= {} if self._figures is None else findings.metrics(self._figures.numbers)
 
     def write(self) -> None:
         """Everything on disk, complete and verified."""
@@ -95,6 +100,7 @@ class Publication:
             (folder / "self-test.json").write_text(json.dumps(tested, indent=1, allow_nan=False), encoding="utf-8")
             self._write_injected(folder / "injected-labels.csv")
         (folder / "spec.json").write_text(self._training.spec.model_dump_json(indent=1), encoding="utf-8")
+        figures.write(self._given, self._figures, folder)
         for path in self._bundle.iterdir():  # the same bytes under a second name: no copy
             os.link(path, folder / ("bundle.json" if path.name == bundle.MANIFEST else path.name))
         artifacts.write_manifest(folder)
@@ -141,7 +147,7 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
     last = training.history[-1]
     test, validation = last.test.get("answer"), last.noisy_validation.get("answer")
     held_out = last.clean_validation.get("answer")
-    clean = truth.train_clean if truth.train_clean is not None else images.labels if training.spec.noise else None
+    clean = clean_labels(training, images, truth)
     ranked = None if issues is None or clean is None else measure.ranking_quality(issues, training.labels, clean)
     found: dict[str, Any] = strict(
         {
@@ -163,6 +169,13 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
         }
     )
     return found
+
+
+def clean_labels(training: Training, images: LabeledImages, truth: Truth) -> Tensor | None:
+    """Int64 (N,) by which given labels are judged: the set's own, or those before noise was injected; None: unknown."""
+    if truth.train_clean is not None:
+        return truth.train_clean
+    return images.labels if training.spec.noise else None
 
 
 def accuracies(training: Training) -> dict[str, float | int | None]:

@@ -1,0 +1,174 @@
+"""Which given labels are probably wrong, by what one training says of them while it learns.
+
+The score of a label is its margin, how far its logit lies above the best other one, averaged over epochs (area under
+the margin, Pleiss et al. 2020). Three things are ours (evidence: `docs/evidence/ranking.md`). Logits are first measured
+against their class's standard, as confident learning measures probabilities (Northcutt et al. 2021): a class that the
+network names boldly must say more to count. Later epochs weigh more, until memorisation begins. Images that were held
+out are put on the scale of those trained on. It knows no clean labels and no method.
+
+Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+STANDARD = 0.75  # how much of a class's standard is taken off its logit: best on the mean of our four sets
+LARGEST_LOGIT = 1e4  # of a network that is about to diverge: sums stay finite
+
+Vector = NDArray[np.float64]
+
+
+class Heard(NamedTuple):
+    """Weighted sums over epochs of what was said of every label."""
+
+    margins: Tensor  # f32 (N,)
+    probabilities: Tensor  # f32 (N, C)
+    weights: Tensor  # f32 (N,): what the other two are to be divided by
+
+    def copy(self) -> Heard:
+        """The same figures, which later ones do not change."""
+        return Heard(*(each.clone() for each in self))
+
+
+class LabelLog:
+    """What plain logits said of every given label: the material that labels are ranked from."""
+
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        """`labels` int64 (N,): the given ones, on the training's device."""
+        place = labels.device
+        self._labels, self._classes = labels, classes
+        self.heard = Heard(
+            torch.zeros(len(labels), device=place),
+            torch.zeros(len(labels), classes, device=place),
+            torch.zeros(len(labels), device=place),
+        )
+        self.epochs = 0  # that ranked labels and have ended
+        self.ranking = False  # whether this epoch has ranked labels so far
+        self.best: tuple[float, Heard] | None = None  # noisy-validation accuracy, and what was heard when it was best
+        # Per class, of the images it is given to: its mean logit in the last epoch, and sums and counts of this one.
+        self._standards = torch.zeros(classes, device=place)
+        self._own = torch.zeros(2, classes, device=place)
+
+    def observe(self, rows: Tensor, logits: Tensor) -> None:
+        """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
+        self.ranking = True
+        logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        given = functional.one_hot(self._labels[rows], self._classes).float()
+        self._own += torch.stack([(given * logits).sum(dim=0), given.sum(dim=0)])
+        judged = logits - STANDARD * self._standards
+        others = judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)
+        weight = float(self.epochs + 1) ** 2  # early epochs know little, and no fixed share of them is a warm-up
+        self.heard.margins[rows] += weight * ((given * judged).sum(dim=1) - others)
+        self.heard.probabilities[rows] += weight * judged.softmax(dim=1)
+        self.heard.weights[rows] += weight
+
+    def end_epoch(self, noisy_validation_accuracy: float | None) -> None:
+        """Close the epoch. The ranking uses the epochs up to the best noisy-validation one: later ones memorise."""
+        if not self.ranking:
+            return
+        sums, counts = self._own
+        self._standards.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self._standards))
+        self._own.zero_()
+        self.epochs += 1
+        self.ranking = False
+        accuracy = 0.0 if noisy_validation_accuracy is None else noisy_validation_accuracy
+        if self.best is None or accuracy >= self.best[0] or noisy_validation_accuracy is None:
+            self.best = (accuracy, self.heard.copy())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON to restore from."""
+        tensors = {"standards": self._standards, "own": self._own, **self.heard._asdict()}
+        facts: dict[str, Any] = {"epochs": self.epochs, "ranking": self.ranking, "best": None}
+        if self.best is not None:
+            facts["best"] = self.best[0]
+            tensors |= {f"best_{name}": tensor for name, tensor in self.best[1]._asdict().items()}
+        return tensors, facts
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Become what `state` described."""
+        placed = {name: tensor.to(self._labels.device, copy=True) for name, tensor in tensors.items()}
+        self._standards, self._own = placed["standards"], placed["own"]
+        self.heard = Heard(*(placed[name] for name in Heard._fields))
+        self.epochs, self.ranking = facts["epochs"], facts["ranking"]
+        best = facts["best"]
+        self.best = None if best is None else (best, Heard(*(placed[f"best_{name}"] for name in Heard._fields)))
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    """The ranking of every given label, in cleanlab's words."""
+
+    label_score: Vector  # (N,) in [0, 1], low is suspicious
+    predicted_label: NDArray[np.int64]  # (N,)
+    is_label_issue: NDArray[np.bool_]  # (N,)
+    noise_rate: float  # estimated share of wrong labels
+    transition: Vector  # (C, C), estimated P(given j | likely i); rows sum to 1
+
+
+def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) -> LabelIssues | None:
+    """Rank the given labels; None if no epoch was logged. `held_out` are the rows that were not trained on.
+
+    How many are wrong is estimated from the predictions that contradict a label (`contradictions`); so many of the
+    lowest scores are issues, unless the prediction agrees with the label.
+    """
+    if log.best is None:
+        return None
+    given = labels.cpu().numpy()
+    margins, sums, weights = (each.double().cpu().numpy() for each in log.best[1])
+    times = np.where(weights > 0, weights, 1.0)  # a label that no epoch has seen is neither suspicious nor trusted
+    margins, probabilities = margins / times, sums / times[:, None]
+    if held_out is not None and 0 < len(held_out) < len(given):
+        margins = aligned(margins, held_out.cpu().numpy())
+    predicted = probabilities.argmax(axis=1)
+    counts = contradictions(given, probabilities)
+    rate = float(counts.sum() - np.trace(counts)) / len(given)
+    issue = np.zeros(len(given), dtype=bool)
+    issue[np.argsort(margins, kind="stable")[: round(rate * len(given))]] = True
+    return LabelIssues(_sigmoid(margins), predicted, issue & (predicted != given), rate, transition_matrix(counts))
+
+
+def aligned(margins: Vector, held_out: NDArray[np.int64]) -> Vector:
+    """Margins (N,), those of the rows held out with the median and the distance of quartiles of the others.
+
+    Nothing pulls the margin of an image that is not trained on towards its label, so they are lower and wider.
+    """
+    outside = np.zeros(len(margins), dtype=bool)
+    outside[held_out] = True
+    (low, middle, high), (lower, own, upper) = (
+        np.quantile(margins[part], (0.25, 0.5, 0.75)) for part in (~outside, outside)
+    )
+    scale = (high - low) / (upper - lower) if high > low and upper > lower else 1.0
+    return np.where(outside, (margins - own) * scale + middle, margins)
+
+
+def contradictions(given: NDArray[np.int64], probabilities: Vector) -> Vector:
+    """(C, C) expected counts of (given i, likely j), which sum to N.
+
+    A prediction that contradicts the given label counts with its probability, and the label with the rest. That is
+    fewer than confident learning counts, which takes most of what a weak network doubts for wrong.
+    """
+    rows, classes = np.arange(len(given)), probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    doubt = np.where(predicted == given, 0.0, probabilities[rows, predicted])
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (given, predicted), doubt)
+    np.add.at(counts, (given, given), 1 - doubt)
+    return counts
+
+
+def transition_matrix(counts: Vector) -> Vector:
+    """(C, C) P(given j | likely i), rows summing to 1, from counts of (given i, likely j)."""
+    likely = counts.sum(axis=0)
+    return np.where(likely[:, None] > 0, counts.T / np.maximum(likely, 1e-12)[:, None], np.eye(len(counts)))
+
+
+def _sigmoid(values: Vector) -> Vector:
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -500, 500))), dtype=np.float64)

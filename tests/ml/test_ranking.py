@@ -1,0 +1,176 @@
+"""The ranking of labels against planted errors, and what it must not depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ml import measure, ranking
+from ml.ranking import LabelLog
+
+CLASSES, COUNT = 4, 400
+
+
+def planted(rate: float = 0.25, boldness: float = 0.0, epochs: int = 5) -> tuple[LabelLog, torch.Tensor, torch.Tensor]:
+    """A log of logits that know the clean class, given labels of which `rate` are wrong, and the clean ones.
+
+    `boldness` is added to the logit of class 0, whatever the image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.arange(COUNT) % CLASSES
+    given = clean.clone()
+    wrong = torch.randperm(COUNT, generator=generator)[: int(rate * COUNT)]
+    given[wrong] = (clean[wrong] + 1) % CLASSES
+    log = LabelLog(given, CLASSES)
+    for _ in range(epochs):
+        logits = 4.0 * torch.nn.functional.one_hot(clean, CLASSES) + torch.randn(COUNT, CLASSES, generator=generator)
+        logits[:, 0] += boldness
+        said(log, logits, torch.randperm(COUNT, generator=generator))
+    return log, given, clean
+
+
+def said(log: LabelLog, logits: torch.Tensor, order: torch.Tensor, accuracy: float | None = 0.5) -> None:
+    """An epoch in which these logits were heard, in batches."""
+    for rows in torch.split(order, 64):
+        log.observe(rows, logits[rows])
+    log.end_epoch(accuracy)
+
+
+def ranked(given: torch.Tensor, log: LabelLog, held_out: torch.Tensor | None = None) -> ranking.LabelIssues:
+    issues = ranking.label_issues(given, log, held_out)
+    assert issues is not None
+    return issues
+
+
+def test_planted_errors_are_found() -> None:
+    log, given, clean = planted()
+    issues = ranked(given, log)
+    quality = measure.ranking_quality(issues, given, clean)
+    assert quality is not None
+
+    assert quality["auroc"] > 0.99
+    assert quality["precision_at_count"] > 0.95
+    assert quality["issue_precision"] > 0.95
+    assert issues.noise_rate == pytest.approx(0.25, abs=0.03)
+    assert (issues.predicted_label == clean.numpy()).mean() > 0.97
+    expected = 0.75 * np.eye(CLASSES) + 0.25 * np.roll(np.eye(CLASSES), 1, axis=1)
+    assert np.abs(issues.transition - expected).max() < 0.08
+
+
+def test_clean_labels_raise_no_alarm() -> None:
+    log, given, _ = planted(rate=0.0)
+    issues = ranked(given, log)
+
+    assert issues.noise_rate < 0.02
+    assert issues.is_label_issue.sum() < 8
+
+
+def test_an_issue_is_never_a_label_that_the_prediction_confirms() -> None:
+    log, given, _ = planted(rate=0.4)
+    issues = ranked(given, log)
+
+    assert issues.is_label_issue.any()
+    assert not (issues.is_label_issue & (issues.predicted_label == given.numpy())).any()
+
+
+def test_a_class_named_boldly_hides_no_wrong_labels() -> None:
+    """A network that adds 3.5 to every logit of class 0: in its first epoch, without standards yet, that costs much."""
+
+    def precision(boldness: float, epochs: int) -> float:
+        log, given, clean = planted(boldness=boldness, epochs=epochs)
+        return measure.average_precision(ranked(given, log).label_score, (given != clean).numpy())
+
+    assert precision(3.5, epochs=1) < 0.9
+    assert precision(3.5, epochs=5) > precision(0.0, epochs=5) - 0.01
+
+
+def test_a_margin_by_hand() -> None:
+    """Two epochs of two images: the second is judged by the standards of the first, and counts four times."""
+    log = LabelLog(torch.tensor([0, 1]), 2)
+    rows = torch.arange(2)
+    said(log, torch.tensor([[4.0, 0.0], [0.0, 2.0]]), rows)  # margins 4 and 2; the standards are 4 and 2
+    said(log, torch.tensor([[3.0, 1.0], [2.0, 2.0]]), rows)  # margins 2 and 0, less or more 0.75 * (4 - 2)
+    margins, _, weights = log.heard
+
+    assert weights.tolist() == [5.0, 5.0]
+    assert margins.tolist() == [1 * 4 + 4 * (2 - 1.5), 1 * 2 + 4 * (0 + 1.5)]
+
+
+def test_the_order_of_images_in_an_epoch_means_nothing() -> None:
+    given = torch.arange(COUNT) % CLASSES
+    epochs = torch.randn(2, COUNT, CLASSES, generator=torch.Generator().manual_seed(2))
+    forward, backward = LabelLog(given, CLASSES), LabelLog(given, CLASSES)
+    for logits in epochs:
+        said(forward, logits, torch.arange(COUNT))
+        said(backward, logits, torch.arange(COUNT).flip(0))
+
+    np.testing.assert_allclose(ranked(given, forward).label_score, ranked(given, backward).label_score, rtol=1e-5)
+
+
+def test_held_out_rows_are_put_on_the_scale_of_the_others() -> None:
+    """Their margins are lower and wider; the ranking must not call them all suspicious."""
+    held_out = torch.arange(0, COUNT, 10)
+    margins = np.random.default_rng(0).normal(2.0, 1.0, COUNT)
+    seen = margins.copy()
+    seen[held_out] = 3 * seen[held_out] - 9
+    aligned = ranking.aligned(seen, held_out.numpy())
+
+    assert np.array_equal(np.delete(aligned, held_out), np.delete(margins, held_out))
+    assert np.median(aligned[held_out]) == pytest.approx(np.median(np.delete(margins, held_out)))
+    assert np.abs(aligned - margins)[held_out].max() < 1
+    level = np.array([1.0, 1.0, 1.0, 5.0])
+    assert ranking.aligned(level, np.array([3])).tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_what_is_heard_after_the_best_epoch_is_not_used() -> None:
+    log, given, _ = planted()
+    before = ranked(given, log)
+    memorised = 20.0 * torch.nn.functional.one_hot(given, CLASSES).float()
+    for _ in range(20):
+        said(log, memorised, torch.arange(COUNT), accuracy=0.3)
+    after = ranked(given, log)
+
+    assert np.array_equal(after.label_score, before.label_score)
+    assert after.noise_rate == before.noise_rate
+
+
+def test_a_label_that_was_never_heard_is_neither_suspicious_nor_trusted() -> None:
+    log = LabelLog(torch.tensor([0, 1, 1]), 2)
+    said(log, torch.tensor([[3.0, 0.0], [3.0, 0.0], [9.0, 9.0]]), torch.arange(2))
+    issues = ranked(torch.tensor([0, 1, 1]), log)
+
+    assert issues.label_score[2] == 0.5
+    assert issues.label_score[1] < 0.5 < issues.label_score[0]
+    assert not issues.is_label_issue[2]
+
+
+def test_a_log_restored_is_the_log() -> None:
+    log, given, _ = planted()
+    log.observe(torch.arange(10), torch.randn(10, CLASSES))
+    other = LabelLog(given, CLASSES)
+    other.restore(*log.state())
+    for each in (log, other):
+        each.observe(torch.arange(10, 30), torch.ones(20, CLASSES))
+        each.end_epoch(0.9)
+        said(each, torch.ones(COUNT, CLASSES), torch.arange(COUNT), accuracy=None)
+    one, two = ranked(given, log), ranked(given, other)
+
+    assert np.array_equal(one.label_score, two.label_score)
+    assert one.noise_rate == two.noise_rate
+    assert np.array_equal(one.transition, two.transition)
+
+
+def test_a_log_without_epochs_ranks_nothing() -> None:
+    assert ranking.label_issues(torch.zeros(3, dtype=torch.int64), LabelLog(torch.zeros(3).long(), 2)) is None
+
+
+def test_contradictions_by_hand() -> None:
+    """Row 1 is given 0 and likely 1 with probability 0.75; class 2 has no image and is not likely."""
+    given = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.875, 0.125, 0], [0.25, 0.75, 0], [0.125, 0.875, 0], [0.125, 0.875, 0]])
+    counts = ranking.contradictions(given, probabilities)
+
+    assert counts.tolist() == [[1.25, 0.75, 0], [0, 2, 0], [0, 0, 0]]
+    transition = ranking.transition_matrix(counts)
+    assert transition.tolist() == [[1, 0, 0], [pytest.approx(0.75 / 2.75), pytest.approx(2 / 2.75), 0], [0, 0, 1]]
