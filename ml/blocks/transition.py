@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ml import errors
 
-LEAST = 1e-7  # no probability below it is taken for one
+LEAST = 1e-30  # stands for an entry of 0, which has no logarithm
 LEAST_DENOMINATOR = 1e-8
 ROUNDING = 1e-3  # a row that is written down sums to 1 up to this
 
@@ -92,11 +92,11 @@ def forward_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) ->
 def importance(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
     """β = p_y / (Tᵀp)_y of every sample, (B,): how much likelier its label is among clean ones than among given ones.
 
-    Differentiable in both; T may hold a learned slack, so the denominator is kept positive.
+    Differentiable in both. T may hold a learned slack: its entries count from 0 up, so that β stays below 1 / T_yy.
     """
     p = logits.float().softmax(dim=1)
     own = p.gather(1, labels[:, None])[:, 0]
-    return own / (p * _towards(labels, transition)).sum(dim=1).clamp_min(LEAST_DENOMINATOR)
+    return own / (p * _towards(labels, transition.clamp_min(0.0))).sum(dim=1).clamp_min(LEAST_DENOMINATOR)
 
 
 def _anchor(likelihoods: Tensor, quantile: float) -> Tensor:

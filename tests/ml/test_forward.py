@@ -1,0 +1,74 @@
+"""Laws of forward correction alone: what the two stages share, and what a known matrix spares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ml import networks, phase
+from ml.data import LabeledImages
+from ml.methods import forward
+from ml.spec import TrainingSpec
+from ml.training import EpochReport, Training
+from tests.ml.conftest import CLASSES, SIDE, reports, same
+
+Specs = Callable[..., TrainingSpec]
+KNOWN = [[0.7 if i == j else 0.1 for j in range(CLASSES)] for i in range(CLASSES)]
+
+
+def phases(epochs: int, **params: Any) -> list[phase.Phase]:
+    labels = torch.arange(40) % CLASSES
+    method = forward.Method(forward.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
+    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+
+
+def test_both_stages_scale_with_the_epochs() -> None:
+    assert [stretch.epochs for stretch in phases(240)] == [120, 120]
+    assert [stretch.epochs for stretch in phases(10, estimate=0.25)] == [2, 8]
+    assert [stretch.epochs for stretch in phases(1)] == [1, 0]
+
+
+def test_a_known_matrix_is_used_at_once(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(method="forward", params={"transition": KNOWN}, epochs=1), labeled)
+    list(training)
+
+    assert [stretch.name for stretch in phases(10, transition=KNOWN)] == ["forward"]
+    torch.testing.assert_close(training.method.get_buffer("transition"), torch.tensor(KNOWN))
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_second_stage_has_a_new_network_in_the_old_place(
+    restart: bool, spec: Specs, labeled: LabeledImages
+) -> None:
+    params = {"restart": restart}
+    training = Training.build(spec(method="forward", params=params, epochs=2, validation_fraction=0.0), labeled)
+    parameters = list(training.method.parameters())
+    events = iter(training)
+    next(event for event in events if isinstance(event, EpochReport))
+    learned = {name: value.clone() for name, value in training.method.network.state_dict().items()}
+    training.phases[1].enter(training)
+    begun = training.method.network.state_dict()
+    matrix = training.method.get_buffer("transition")
+
+    assert list(map(id, training.method.parameters())) == list(map(id, parameters))
+    assert (same(begun, learned) == []) != restart
+    assert torch.allclose(matrix.sum(dim=1), torch.ones(CLASSES))
+    assert not torch.equal(matrix, torch.eye(CLASSES))
+    fresh = training._networks()
+    training._networks.made -= 2
+    assert (same(begun, training._networks().state_dict()) == []) == restart
+    assert same(begun, fresh.state_dict()) != []
+
+
+def test_it_hosts_denll(spec: Specs, labeled: LabeledImages) -> None:
+    """Both branches are made anew, and each has its own matrix."""
+    training = Training.build(spec(method="denll", params={"host": "forward"}, epochs=2), labeled)
+    found = reports(training)
+
+    assert [report.phase for report in found] == ["estimate", "forward"]
+    one, two = (training.method.get_buffer(f"host{k}.transition") for k in (1, 2))
+    assert not torch.equal(one, torch.eye(CLASSES))
+    assert not torch.equal(one, two)

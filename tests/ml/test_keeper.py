@@ -1,0 +1,69 @@
+"""The kept weights are those of the best epoch since the phase began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ml import phase
+from ml.blocks import keeper
+
+
+class Bench:
+    """A lab that knows how well every epoch did."""
+
+    def __init__(self, accuracies: Sequence[float]) -> None:
+        self.accuracies = accuracies
+        self.epoch, self.epochs = 0, 10
+
+    def generator(self, concern: str) -> torch.Generator:
+        return phase.no_generator(concern)
+
+    def noisy_accuracies(self, head: str = "answer") -> Sequence[float]:
+        return self.accuracies[: self.epoch]
+
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        raise LookupError("nothing to score")
+
+
+def kept(accuracies: Sequence[float], since: int, epochs: int) -> float:
+    """Epoch e ends with weight e + 1: the weight that is given back."""
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    own = keeper.Keeper(network)
+    lab = Bench(accuracies)
+    for epoch in range(epochs + 1):
+        lab.epoch = epoch
+        if epoch >= since:
+            own.follow(lab, network, since)
+        nn.init.constant_(network[0].weight, epoch + 1.0)
+    weight = network[0].weight
+    nn.init.constant_(weight, -5.0)
+    own.restore(network)
+    assert network[0].weight is weight
+    return float(weight.detach())
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "since", "best"),
+    [([0.2, 0.6, 0.4], 0, 2), ([0.9, 0.3, 0.5, 0.4], 1, 3), ([0.5, 0.5], 0, 2), ([0.1, 0.2, 0.3], 0, 3)],
+)
+def test_the_best_epoch_since_the_phase_began_is_kept(accuracies: list[float], since: int, best: int) -> None:
+    """Of equals the later; what an earlier phase reached does not count."""
+    assert kept(accuracies, since, len(accuracies)) == best
+
+
+def test_where_nothing_is_held_out_the_last_epoch_is_kept() -> None:
+    assert kept([], 0, 4) == 4
+
+
+def test_a_copy_has_the_networks_state_and_no_parameter() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    own = keeper.Keeper(network)
+
+    assert list(own.parameters()) == []
+    assert {name: value.shape for name, value in own.named_buffers() if name != "best"} == {
+        name.replace(".", "/"): value.shape for name, value in network.state_dict().items()
+    }
