@@ -31,7 +31,8 @@ function describe(name, raw, root, path) {
   if (schema.type === "boolean") return { ...field, kind: "boolean" };
   if (schema.type === "integer" || schema.type === "number") return { ...field, kind: schema.type };
   if (schema.type === "string") return { ...field, kind: "text" };
-  if (schema.type === "array") return { ...field, kind: "list", of: follow(schema.items || {}, root).schema.type };
+  const of = schema.type === "array" ? follow(schema.items || {}, root).schema.type : undefined;
+  if (schema.type === "array" && of !== "array") return { ...field, kind: "list", of }; // rows of numbers are written as JSON
   if (schema.type === "object" && schema.properties) {
     return { ...field, kind: "group", fields: fieldsOf(schema, { root, path }) };
   }
