@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from ml import methods, networks, spec
+from ml.noise import cifar
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,6 +29,11 @@ NOISES: dict[spec.NoiseKind, str] = {
     "confounded": "Drawn labels become the class that the image's background suggests, which a linear classifier of "
     "the border has learned; where that is the image's own class it stays.",
 }
+# What a request must say of a kind instead of a rate, and how many classes a kind is for, where it is for one number.
+FITS: dict[spec.NoiseKind, dict[str, Any]] = {
+    "transition": {"needs": "matrix"},
+    "asymmetric_superclass": {"classes": len(cifar.FINE)},
+}
 
 
 def document() -> dict[str, Any]:
@@ -36,8 +42,13 @@ def document() -> dict[str, Any]:
         "spec": schema(spec.TrainingSpec),
         "methods": [_method(name) for name in methods.names()],
         "networks": [{"name": name, **networks.about(name)} for name in networks.names()],
-        "noises": [{"kind": kind, "summary": NOISES[kind]} for kind in get_args(spec.NoiseKind)],
+        "noises": noises(),
     }
+
+
+def noises() -> list[dict[str, Any]]:
+    """Every kind of noise: its name, a sentence, and what of `FITS` it has."""
+    return [{"kind": kind, "summary": NOISES[kind], **FITS.get(kind, {})} for kind in get_args(spec.NoiseKind)]
 
 
 def text() -> str:

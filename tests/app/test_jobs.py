@@ -82,6 +82,15 @@ def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str)
         ({"learning_rate": True}, "/learning_rate"),
         ({"noise": {"kind": "loud", "rate": 0.1}}, "/noise/kind"),
         ({"noise": {"kind": "symmetric", "rate": 2}}, "/noise/rate"),
+        ({"noise": {"kind": "symmetric"}}, "/noise/rate"),
+        ({"noise": {"kind": "symmetric", "rate": 0.1, "matrix": [[1, 0], [0, 1]]}}, "/noise/matrix"),
+        ({"noise": {"kind": "asymmetric_superclass", "rate": 0.1}}, "/noise/kind"),
+        ({"noise": {"kind": "transition", "rate": 0.1}}, "/noise/matrix"),
+        ({"noise": {"kind": "transition", "rate": 0.1, "matrix": [[1, 0], [0, 1]]}}, "/noise/rate"),
+        ({"noise": {"kind": "transition", "matrix": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}}, "/noise/matrix"),
+        ({"noise": {"kind": "transition", "matrix": [[1, 0], [1]]}}, "/noise/matrix/1"),
+        ({"noise": {"kind": "transition", "matrix": [[0.5, 0.4], [0, 1]]}}, "/noise/matrix/0"),
+        ({"noise": {"kind": "transition", "matrix": [[0.5, 0.5], [0, 2]]}}, "/noise/matrix/1/1"),
         ({"compare_with": ["ce", "nope"]}, "/compare_with/1/method"),
         ({"compare_with": ["ce"] * 9}, "/compare_with"),
         ({"priority": "urgent"}, "/priority"),
@@ -107,6 +116,13 @@ def test_J1_J2_what_is_wrong_is_named_by_its_pointer(
     assert answer.status_code == 422, answer.text
     assert pointer in [fault["pointer"] for fault in answer.json()["errors"]], answer.text
     assert jobs(client) == 0
+
+
+def test_known_noise_is_asked_for_by_rate_or_by_matrix(client: Client, dataset_id: str) -> None:
+    for noise in ({"kind": "confounded", "rate": 0.3}, {"kind": "transition", "matrix": [[0.9, 0.1], [0, 1]]}):
+        job = client.post("/jobs", json={"dataset_id": dataset_id, "noise": noise}).json()
+        assert job["request"]["noise"] == {"rate": None, "matrix": None} | noise
+    assert jobs(client) == 2
 
 
 @BOTH

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from ml import catalog, methods
-from ml.spec import NoiseKind, TrainingSpec
+from ml.spec import NoiseKind, NoiseSpec, TrainingSpec
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -41,3 +41,7 @@ def test_the_specs_defaults_are_spelled_out() -> None:
 
 def test_every_noise_is_described() -> None:
     assert set(catalog.NOISES) == set(get_args(NoiseKind))
+    for entry in catalog.noises():
+        needed = entry.get("needs", "rate")
+        value = {"rate": 0.3, "matrix": [[1.0, 0.0], [0.5, 0.5]]}[needed]
+        assert NoiseSpec.model_validate({"kind": entry["kind"], needed: value}).kind == entry["kind"]
