@@ -33,7 +33,7 @@ class AgreementParams(BaseModel):
         default=0.1,
         ge=0.0,
         le=1.0,
-        description="Share of the epochs without agreement; wrong labels are ranked in them.",
+        description="Share of the epochs without agreement.",
     )
     agreement_ramp: float = Field(
         default=0.1,
@@ -47,20 +47,11 @@ def weight(params: AgreementParams, epoch: int, epochs: int) -> float:
     """The weight of the agreement term in one epoch (counted from 0): the same in all its steps."""
     if params.agreement == "off":
         return 0.0
-    # rounded up: a short training, too, has a plain epoch to rank labels in, unless it is told to start at 0
+    # rounded up: a short training, too, has a plain epoch, unless it is told to start at 0
     start = math.ceil(params.agreement_start * epochs - ROUNDING)
     length = round(params.agreement_ramp * epochs)
     # epoch + 1: the first epoch of a ramp already has some weight, or it would be one more plain epoch
     return params.agreement_weight * min(1.0, max(0.0, (epoch + 1 - start) / max(length, 1)))
-
-
-def is_ranking_epoch(params: AgreementParams, epoch: int, epochs: int) -> bool:
-    """Whether labels should be ranked by this epoch's logits.
-
-    Agreement blurs the ranking, so only plain epochs count; where agreement is on from the first epoch there is no
-    plain one, and every epoch counts: a ranking always exists.
-    """
-    return weight(params, epoch, epochs) == 0.0 or weight(params, 0, epochs) > 0.0
 
 
 def agreement(direction: str, first: Tensor, second: Tensor) -> Tensor:

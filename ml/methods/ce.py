@@ -55,8 +55,7 @@ class Method(phase.Method):
 
         def loss(batch: phase.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
-            if exchange.is_ranking_epoch(self.params, batch.epoch, training.epochs):
-                batch.observe(peers.mean(logits))
+            batch.observe(peers.mean(logits))
             total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
             weight = exchange.weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:

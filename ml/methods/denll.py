@@ -72,9 +72,7 @@ class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
         description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
         "learns from the second, for labels that are wrong systematically.",
     )
-    agreement_start: float = Field(
-        default=0.3, ge=0.0, le=1.0, description="Share of the epochs without agreement; labels are ranked in them."
-    )
+    agreement_start: float = Field(default=0.3, ge=0.0, le=1.0, description="Share of the epochs without agreement.")
     answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Whose answer is the model's.")
 
     @model_validator(mode="after")
@@ -126,14 +124,13 @@ class Method(phase.Method):
 
     def _paired(self, first: Phase, second: Phase, training: Recipe, strength: Callable[[int], float]) -> Phase:
         def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
-            """The hosts' losses; labels are ranked by g1 while agreement does not blur it, or by an untouched g2."""
-            plain = strength(batch.epoch) == 0.0 or strength(0) > 0.0
+            """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
             beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
             silent = replace(batch, observe=_unheard, unlabelled=beside)
             own, other = draws.twice(
                 batch.generator,
-                lambda generator: one(replace(batch if plain and not one_way else silent, generator=generator)),
+                lambda generator: one(replace(silent if one_way else batch, generator=generator)),
                 lambda generator: two(replace(batch if one_way else silent, generator=generator)),
             )
             return own + other

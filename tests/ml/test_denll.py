@@ -296,22 +296,13 @@ def test_both_hosts_draw_the_same_random_numbers() -> None:
 # --- agreement over time, ranking ---
 
 
-def test_labels_are_ranked_in_plain_epochs_by_g1_and_by_an_untouched_g2_in_all() -> None:
-    for params, epochs in (({}, [0]), ({"agreement": "one_way"}, [0, 9]), ({"agreement": "off"}, [0, 9])):
-        ranked = []
+def test_labels_are_ranked_in_every_epoch_by_one_network() -> None:
+    """With agreement too: it blurs the ranking less than the late epochs sharpen it."""
+    for params in ({}, {"agreement": "one_way"}, {"agreement": "off"}):
         for epoch in (0, 9):
             heard: list[Tensor] = []
             loss_of(made(**params), batch(observe=heard.append, epoch=epoch))
-            assert len(heard) <= 1
-            ranked += [epoch] * len(heard)
-        assert ranked == epochs, params
-
-
-def test_an_agreement_from_the_first_epoch_still_leaves_a_ranking() -> None:
-    heard: list[Tensor] = []
-    loss_of(made(agreement_start=0.0, agreement_ramp=0.0), batch(observe=heard.append, epoch=9))
-
-    assert len(heard) == 1
+            assert len(heard) == 1, params
 
 
 # --- every reading works ---

@@ -63,16 +63,6 @@ def test_the_weight_starts_ramps_and_stays() -> None:
     params = AgreementParams(agreement="both", agreement_weight=3.0, agreement_start=0.2, agreement_ramp=0.3)
 
     assert [exchange.weight(params, epoch, 10) for epoch in range(10)] == [0, 0, 1, 2, 3, 3, 3, 3, 3, 3]
-    assert [exchange.is_ranking_epoch(params, epoch, 10) for epoch in range(4)] == [True, True, False, False]
-
-
-@pytest.mark.parametrize("start", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("epochs", [1, 2, 7])
-@pytest.mark.parametrize("agreement", ["off", "both", "one_way"])
-def test_some_epoch_always_ranks_labels(start: float, epochs: int, agreement: str) -> None:
-    params = AgreementParams.model_validate({"agreement": agreement, "agreement_start": start, "agreement_ramp": 0.0})
-
-    assert any(exchange.is_ranking_epoch(params, epoch, epochs) for epoch in range(epochs))
 
 
 def test_one_network_has_nobody_to_agree_with() -> None:
