@@ -1,4 +1,4 @@
-"""The command line: `python -m ml train | measure | catalog | scenes | study`. It needs no service."""
+"""The command line: `python -m ml train | measure | catalog | scenes | study | figures`. It needs no service."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ml import errors, spec
+from ml.figures import command as figures
 from ml.study import command as study
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("catalog", help="everything that can be trained, as JSON")
     _scenes_options(commands.add_parser("scenes", help="make a zip of pictures whose background may give the label"))
     study.add(commands)
+    figures.add(commands)
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command](options)
@@ -238,7 +240,14 @@ def _scenes(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"train": _train, "measure": _measure, "catalog": _catalog, "scenes": _scenes, "study": study.run}
+COMMANDS = {
+    "train": _train,
+    "measure": _measure,
+    "catalog": _catalog,
+    "scenes": _scenes,
+    "study": study.run,
+    "figures": figures.run,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,6 +26,7 @@ MEDIA_TYPES = {
     ".jsonl": "application/x-ndjson",
     ".csv": "text/csv; charset=utf-8",
     ".png": "image/png",
+    ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
     ".safetensors": "application/octet-stream",
 }

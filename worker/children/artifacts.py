@@ -11,7 +11,13 @@ from app import storage
 from ml.masks import Gaussian
 
 FOLDER, MANIFEST = "artifacts", "manifest.json"
-MEDIA_TYPES = {".csv": "text/csv", ".json": "application/json", ".jsonl": "application/x-ndjson"}
+MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that starts so (C3)
 GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
 

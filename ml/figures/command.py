@@ -1,0 +1,69 @@
+"""`python -m ml figures`: the figures of a training that `python -m ml train` has finished.
+
+Free of torch until it runs, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+FOLDER, NUMBERS = "figures", "figures.json"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's options."""
+    figures = commands.add_parser("figures", help="the paper's figures of a finished training, as numbers and plots")
+    figures.add_argument("trained", type=Path, help="the --out folder of a training")
+    figures.add_argument("data", type=Path, help="the folder or zip it was trained on")
+    figures.add_argument("--out", type=Path, help="default: figures/ in the training's folder")
+    figures.add_argument("--label-column", help="the column it learned from")
+    figures.add_argument("--device", help="instead of the spec's")
+    figures.add_argument("--threads", type=int, help="CPU threads")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write figures.json and each figure as PNG and SVG; CheckpointInvalid where data and training do not belong
+    together, Failure where nothing was trained to the end."""
+    from ml import checkpoint, errors, folders, measure
+    from ml.figures import findings, plots
+    from ml.spec import TrainingSpec
+    from ml.training import Training
+
+    spec = TrainingSpec.model_validate_json((options.trained / "spec.json").read_text(encoding="utf-8"))
+    found = folders.read(
+        options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
+    )
+    truth = found.truth
+    training = Training.build(spec, found.images, truth=truth, device=options.device, threads=options.threads)
+    known = checkpoint.newest(
+        [options.trained / "checkpoints"], config_hash=training.config_hash, data_hash=training.data_hash
+    )
+    for skipped in known.skipped:
+        print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
+    if known.state is None:
+        raise errors.CheckpointInvalid("no checkpoint of a training of this data is there")
+    training.restore(known.state)
+    if training.epoch < training.epochs:
+        raise errors.Failure(f"the training stopped in epoch {training.epoch + 1} of {training.epochs}: finish it")
+    clean = truth.train_clean
+    if clean is None and spec.noise is not None:
+        clean = found.images.labels
+    test = None
+    if truth.test_images is not None and truth.test_labels is not None:
+        test = (truth.test_images, truth.test_labels)
+    figures = findings.find(
+        training,
+        found.images,
+        findings.judged(training, found.images, test),
+        wrong=measure.wrong(training.labels, clean),
+        issues=training.label_issues(),
+    )
+    out = options.out or options.trained / FOLDER
+    out.mkdir(parents=True, exist_ok=True)
+    (out / NUMBERS).write_text(json.dumps(figures.numbers, allow_nan=False), encoding="utf-8")
+    drawn = plots.draw(figures.numbers, figures.pictures, out)
+    print(f"{out}: {', '.join(drawn)}")
+    return 0

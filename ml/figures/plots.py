@@ -1,0 +1,205 @@
+"""Findings as pictures: one PNG and one SVG each. Looks at the numbers alone; no training, no tensors.
+
+matplotlib is imported when something is drawn, never before: it takes a second and nobody else needs it. Figures are
+made without its global state (`pyplot`), so any thread may draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2f6db3", "#d9742b", "#8a949c"  # told apart without colour vision too
+NAMED = 30  # classes whose names fit an axis
+DPI = 120
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # class names are users' text: nothing in them is markup
+    "svg.hashsalt": "denll",
+}
+
+Numbers = dict[str, Any]
+Plot = Callable[["Figure", Numbers], bool]  # draws, unless the numbers are not there
+
+
+def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]:
+    """Write every figure that there are numbers for into the folder; their names.
+
+    `pictures` uint8 (P, S, S, 3): those of `found["attention"]`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plots: dict[str, Plot] = {**PLOTS, "attention": lambda figure, numbers: _attention(figure, numbers, pictures)}
+    drawn = []
+    for name, paint in plots.items():
+        with rc_context(STYLE):
+            figure = Figure(layout="constrained")
+            FigureCanvasAgg(figure)
+            if not paint(figure, found):
+                continue
+            figure.savefig(folder / f"figure-{name}.png", dpi=DPI)
+            figure.set_layout_engine("none")  # it is laid out; doing so again takes as long as drawing
+            figure.savefig(folder / f"figure-{name}.svg", metadata={"Date": None})  # the same numbers, the same bytes
+        drawn.append(name)
+    return drawn
+
+
+def _backgrounds(figure: Figure, found: Numbers) -> bool:
+    """Fig. 1a beside the accuracy on swapped backgrounds."""
+    correlation, swap = found.get("correlation"), found.get("backgrounds")
+    if correlation is None or swap is None:
+        return False
+    figure.set_size_inches(7, 3)
+    left, right = figure.subplots(1, 2)
+    _bars(left, {"foreground": correlation["foreground"], "background": correlation["background"]})
+    left.set(title="Correlation with the whole image", ylim=(min(0.0, *correlation.values()) - 0.02, 1))
+    _bars(right, {"own background": swap["accuracy"], "swapped": swap["swapped_accuracy"]})
+    right.set(title="Accuracy", ylim=(0, 1))
+    figure.supxlabel(f"{found['images']} images, mask: {found['mask']}", fontsize=8, color=GREY)
+    return True
+
+
+def _bars(axes: Any, values: dict[str, float]) -> None:
+    bars = axes.bar(list(values), list(values.values()), width=0.55, color=[BLUE, ORANGE])
+    axes.bar_label(bars, fmt="%.2f")
+
+
+def _reliance(figure: Figure, found: Numbers) -> bool:
+    """How far predictions move: over images, and by class."""
+    swap = found.get("backgrounds")
+    if swap is None:
+        return False
+    figure.set_size_inches(7, 3)
+    left, right = figure.subplots(1, 2)
+    left.hist(swap["per_image"], bins=20, range=(0, 1), color=BLUE)
+    left.axvline(swap["background_reliance"], color=ORANGE)
+    left.set(title="Background reliance", xlabel="how far the prediction moves", ylabel="images", xlim=(0, 1))
+    known = [(c, value) for c, value in enumerate(swap["per_class"]) if value is not None]
+    right.barh([c for c, _ in known], [value for _, value in known], color=BLUE)
+    right.invert_yaxis()
+    right.set(title="By class", xlim=(0, 1))
+    _name(right.yaxis, found["classes"])
+    return True
+
+
+def _losses(figure: Figure, found: Numbers) -> bool:
+    """Fig. 1c."""
+    histogram = found.get("loss_histogram")
+    if histogram is None:
+        return False
+    figure.set_size_inches(5, 3)
+    axes = figure.subplots()
+    for name, colour in (("right", BLUE), ("wrong", ORANGE)):
+        axes.stairs(histogram[name], histogram["edges"], fill=True, alpha=0.6, color=colour, label=f"{name} labels")
+    by = "" if histogram["wrong_by"] == "truth" else "; wrong as the ranking flags them"
+    axes.set(title="Loss of training labels", xlabel=f"cross-entropy{by}", ylabel="images")
+    axes.legend(frameon=False)
+    return True
+
+
+def _confusion(figure: Figure, found: Numbers) -> bool:
+    if found.get("confusion") is None:
+        return False
+    counts = np.asarray(found["confusion"], float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return _matrix(figure, shares, found["classes"], "Answers by label", "label", "answer")
+
+
+def _transition(figure: Figure, found: Numbers) -> bool:
+    if found.get("transition") is None:
+        return False
+    return _matrix(
+        figure, np.asarray(found["transition"]), found["classes"], "Estimated noise", "likely class", "given label"
+    )
+
+
+def _matrix(figure: Figure, shares: Any, classes: list[str], title: str, rows: str, columns: str) -> bool:
+    side = min(9.0, 3.0 + 0.32 * min(len(classes), NAMED))
+    figure.set_size_inches(side + 0.8, side)
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(shares, vmin=0, vmax=1, cmap="viridis"), shrink=0.8)
+    axes.set(title=title, xlabel=columns, ylabel=rows)
+    _name(axes.yaxis, classes)
+    _name(axes.xaxis, classes, rotation=90)
+    if len(classes) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "black" if share > 0.6 else "white"
+            axes.text(
+                column, row, f"{share:.2f}"[1 if share < 1 else 0 :], ha="center", va="center", color=colour, size=6
+            )
+    return True
+
+
+def _name(axis: Any, classes: list[str], rotation: int = 0) -> None:
+    """Class names where they fit."""
+    if len(classes) <= NAMED:
+        axis.set_ticks(range(len(classes)), labels=[name[:24] for name in classes], rotation=rotation)
+
+
+def _reliability(figure: Figure, found: Numbers) -> bool:
+    bins = [each for each in found.get("reliability") or () if each["count"]]
+    if not bins:
+        return False
+    figure.set_size_inches(3.6, 3.4)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    axes.bar(
+        [b["from"] for b in bins], [b["accuracy"] for b in bins], width=1 / 15, align="edge", color=BLUE, alpha=0.6
+    )
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o", color=ORANGE, markersize=4)
+    axes.set(title="Reliability", xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
+    return True
+
+
+def _attention(figure: Figure, found: Numbers, pictures: NDArray[np.uint8]) -> bool:
+    """Fig. 1b: each picture under its Grad-CAM, with the answer above; one sheet, since axes are slow to draw."""
+    shown = found.get("attention")
+    if not shown:
+        return False
+    columns = min(6, len(shown))
+    rows = -(-len(shown) // columns)
+    side = pictures.shape[1]
+    step, head = round(1.06 * side), round(1.2 * side)
+    sheet = np.full((rows * head, columns * step, 3), 255, np.uint8)
+    figure.set_size_inches(1.5 * columns, 1.5 * rows * head / step)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    for number, (each, picture) in enumerate(zip(shown, pictures, strict=True)):
+        top, left = number // columns * head + head - side, number % columns * step
+        sheet[top : top + side, left : left + side] = (picture.astype(float) + _coloured(each["grad_cam"], side)) / 2
+        right = each["answer"] == each["label"]
+        name = found["classes"][each["answer"]][:16]
+        axes.text(left + side / 2, top - 0.05 * side, name, ha="center", size=8, color=BLUE if right else ORANGE)
+    axes.imshow(sheet)
+    return True
+
+
+def _coloured(attention: list[list[float]], side: int) -> NDArray[np.float64]:
+    """Attention (h, w) in [0, 1] as colours (S, S, 3) in [0, 255], smoothly enlarged."""
+    from matplotlib import colormaps
+
+    small = Image.fromarray(np.asarray(attention, np.float32))
+    large = np.asarray(small.resize((side, side), Image.Resampling.BILINEAR))
+    return np.asarray(colormaps["viridis"](large)[..., :3] * 255, np.float64)
+
+
+PLOTS: dict[str, Plot] = {
+    "backgrounds": _backgrounds,
+    "reliance": _reliance,
+    "losses": _losses,
+    "confusion": _confusion,
+    "reliability": _reliability,
+    "transition": _transition,
+}

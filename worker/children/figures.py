@@ -1,0 +1,72 @@
+"""The figures of a finished training: numbers for the job's metrics, files for its artifacts.
+
+Nothing that goes wrong with a figure fails a job: its model is trained. Orders to stop are obeyed, and a full disk is
+waited for as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from app.errors import DatabaseAway
+from ml import measure
+from ml.data import LabeledImages, Truth
+from ml.figures import findings, plots
+from ml.figures.findings import Findings
+from ml.ranking import LabelIssues
+from ml.training import Training
+from worker.children import failures
+from worker.children.desk import Assignment, FencedOff, Interrupted
+
+log = logging.getLogger(__name__)
+
+NUMBERS = "figures.json"
+
+
+def find(
+    given: Assignment,
+    training: Training,
+    images: LabeledImages,
+    truth: Truth,
+    issues: LabelIssues | None,
+    clean: Tensor | None,
+) -> Findings | None:
+    """What there is to show; `clean` int64 (N,) are the labels that tell which given ones are wrong, where known."""
+    epochs = training.epochs
+    given.desk.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
+    test = None
+    if truth.test_images is not None and truth.test_labels is not None:
+        test = (truth.test_images, truth.test_labels)
+    try:
+        return findings.find(
+            training,
+            images,
+            findings.judged(training, images, test),
+            wrong=measure.wrong(training.labels, clean),
+            issues=issues,
+            going_on=given.still_wanted,
+        )
+    except (Interrupted, FencedOff, DatabaseAway):
+        raise
+    except Exception:  # whatever a measurement stumbles over
+        log.exception("no figures")
+        given.desk.log("warning", "The figures could not be made; everything else is there.")
+        return None
+
+
+def write(given: Assignment, found: Findings | None, folder: Path) -> None:
+    """figures.json, and each figure as PNG and SVG."""
+    if found is None:
+        return
+    try:
+        (folder / NUMBERS).write_text(json.dumps(found.numbers, allow_nan=False), encoding="utf-8")
+        plots.draw(found.numbers, found.pictures, folder)
+    except Exception as error:
+        if failures.disk_full(error):
+            raise
+        log.exception("not all figures drawn")
+        given.desk.log("warning", "Not all figures could be drawn; everything else is there.")
