@@ -162,9 +162,10 @@ def markdown(plan: Plan, made: Sequence[Line]) -> str:
     if rates:
         told = ", ".join(f"{name} {PERCENT * rate.mean:.1f} %" for name, rate in rates.items())
         text += ["", f"Wrong labels (realised): {told}."]
-    text += ["" if not plan.faults else "\nNot in the table:", *(f"- {fault}" for fault in plan.faults)]
+    if plan.faults:
+        text += ["", "Not in the table:", *(f"- {fault}" for fault in plan.faults)]
     for measure in MEASURES:
-        if any(line.values[measure.name] for line in made):
+        if measure.name == study.report or any(line.values[measure.name] for line in made):
             text += ["", f"## {measure.title[0].upper()}{measure.title[1:]}", ""]
             beside = measure.name == study.report and any(line.paper for line in made)
             if beside:

@@ -1,0 +1,260 @@
+"""Studies: a small file becomes trainings and a table, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ml import __main__ as command
+from ml import errors
+from ml.study import plan, results, sources, table
+from tests.ml.conftest import halves
+
+HEAD = """
+title = "two methods on tiny scenes"
+seeds = [1, 2]
+paper = "table1"
+
+[spec]
+network = "small"
+image_size = 16
+epochs = 2
+batch_size = 16
+learning_rate = 0.05
+augmentation = "flip"
+
+[data.scenes]
+source = "scenes"
+train = 48
+test = 24
+swapped = true
+draw = { noise_rate = 0.4 }
+
+[[cells]]
+name = "confounded"
+data = "scenes"
+draw = { noise = "confounded" }
+paper = "CIFAR-10 S20"
+
+[[rows]]
+label = "CE"
+method = "ce"
+"""
+PAIR = """
+[[rows]]
+label = "pair"
+method = "ce"
+params = { networks = 2 }
+
+[[rows]]
+label = "pair, g2"
+method = "ce"
+params = { networks = 2 }
+head = "g2"
+"""
+MEASURED = ("epochs", "heads", "beside", "wrong_labels", "ranking", "facts")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(HEAD + PAIR)
+    return path
+
+
+def laid_out(path: Path, *only: str) -> plan.Plan:
+    return plan.lay_out(plan.read(path), path.parent, only)
+
+
+def by_run(out: Path) -> dict[str, dict[str, Any]]:
+    """What was measured of every run, without what no two trainings have in common: their seconds."""
+    return {
+        json.dumps([each["spec"], each["data"]], sort_keys=True): {
+            name: [{k: v for k, v in epoch.items() if "second" not in k} for epoch in each[name]]
+            if name == "epochs"
+            else each[name]
+            for name in MEASURED
+        }
+        for each in results.read(out)
+    }
+
+
+def test_a_table_follows_from_the_result_files_which_a_second_call_leaves_alone(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert command.main(["study", str(study), "--out", str(out)]) == 0
+    first = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "table.json"}
+    shown = capsys.readouterr().out
+    assert len(first) == 4, "two rows that differ in their head alone are one training"
+    assert {path.name for path in out.iterdir()} == {*first, "table.md", "table.csv", "table.json"}
+
+    found = [json.loads((out / name).read_text()) for name in first]
+    pairs = [each for each in found if each["spec"]["params"]["networks"] == 2]
+    last = [100 * each["epochs"][-1]["test"]["g2"]["accuracy"] for each in pairs]
+    swapped = [100 * each["beside"]["swapped"]["g2"]["accuracy"] for each in pairs]
+    lines = {line["row"]: line for line in json.loads((out / "table.json").read_text())["lines"]}
+    told = lines["pair, g2"]["measures"]
+    assert told["last"]["mean"] == pytest.approx(statistics.fmean(last))
+    assert told["last"]["std"] == pytest.approx(statistics.stdev(last))
+    assert told["swapped"]["mean"] == pytest.approx(statistics.fmean(swapped))
+    seconds = {
+        n: {e["spec"]["seed"]: e["seconds"]["cpu"] for e in found if e["spec"]["params"]["networks"] == n}
+        for n in (1, 2)
+    }
+    assert lines["pair"]["cost"] == pytest.approx(statistics.median(seconds[2][s] / seconds[1][s] for s in (1, 2)))
+    theirs = table.paper_numbers()["table1", "CE", "CIFAR-10 S20"]
+    assert lines["CE"]["paper"] == {"mean": theirs[0], "std": theirs[1]}
+    assert f"({theirs[0]:g} ± {theirs[1]:g})" in shown
+    assert f"| pair, g2 | {statistics.fmean(last):.1f} ± {statistics.stdev(last):.1f} |" in shown
+
+    assert command.main(["study", str(study), "--out", str(out)]) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in first} == first
+    (study.parent / "elsewhere").mkdir()
+    assert command.main(["study", str(study), "--out", str(study.parent / "elsewhere"), "--table"]) == 0
+    assert "| CE | – (84 ± 0.66) |" in capsys.readouterr().out, "a table without results has no numbers of ours"
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was_and_processes_change_no_number(study: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    arguments = [sys.executable, "-m", "ml", "study", str(study), "--out", str(out), "--jobs", "2"]
+    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.strip().startswith("1/4"):
+            break
+    os.kill(running.pid, signal.SIGKILL)
+    running.stderr.read()  # to the end: until its processes, too, are gone
+    running.wait()
+    running.stderr.close()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert 1 <= len(finished) <= 4
+
+    assert command.main(["study", str(study), "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert command.main(["study", str(study), "--out", str(alone)]) == 0
+    assert by_run(out) == by_run(alone)
+
+
+def test_what_cannot_be_done_is_told_and_the_rest_is_done(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = '[[rows]]\nlabel = "who?"\nmethod = "nobody"\n[[rows]]\nlabel = "what?"\nmethod = "ce"\nparams = {x = 1}\n'
+    far = '[[rows]]\nlabel = "far"\nmethod = "ce"\nspec = { network = "nothing" }\n'
+    study.write_text(HEAD.replace("[1, 2]", "[1]") + wrong + far)
+    assert command.main(["study", str(study), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+
+    assert "row 'who?' in 'confounded': unknown method 'nobody'" in told
+    assert "row 'what?' in 'confounded'" in told
+    assert "failed: far, confounded, seed 1: no network is called 'nothing'" in told
+    assert [each["spec"]["method"] for each in results.read(tmp_path / "out")] == ["ce"]
+
+
+def test_only_narrows_rows_cells_and_seeds(study: Path) -> None:
+    some = laid_out(study, "row=pair*", "seed=2").entries
+    assert [(entry.row.label, entry.seed) for entry in some] == [("pair", 2), ("pair, g2", 2)]
+    assert laid_out(study, "row=CE", "row=pair", "cell=nowhere").entries == ()
+    with pytest.raises(errors.UnusableData, match="--only"):
+        laid_out(study, "label=CE")
+
+
+def test_a_run_is_named_by_what_its_method_does_not_by_what_the_file_leaves_out(study: Path) -> None:
+    [plain] = laid_out(study, "row=CE", "seed=1").runs()
+    study.write_text(HEAD + 'params = { networks = 1, agreement = "off" }\nspec = { momentum = 0.9 }\n')
+    [spelled] = laid_out(study, "row=CE", "seed=1").runs()
+    study.write_text(HEAD + "params = { agreement_start = 0.5 }\n")
+    [other] = laid_out(study, "row=CE", "seed=1").runs()
+
+    assert plain.key == spelled.key
+    assert plain.key != other.key
+
+
+def test_what_is_more_special_wins(study: Path) -> None:
+    study.write_text(
+        HEAD.replace('paper = "CIFAR-10 S20"', "spec = { epochs = 3, batch_size = 8 }")
+        + 'spec = { epochs = 4, momentum = 0.5 }\nwhen = [{ cells = ["conf*"], spec = { momentum = 0.1 } }]\n'
+    )
+    [run] = laid_out(study, "seed=1").runs()
+    assert (run.spec.learning_rate, run.spec.batch_size, run.spec.epochs, run.spec.momentum) == (0.05, 8, 4, 0.1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """40 training and 24 test pictures with a wrong label in three."""
+    lines = {"train": ["file,clean,given"], "test": ["file,clean"]}
+    for split, count in (("train", 40), ("test", 24)):
+        images, labels = halves(count, seed=count)
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            name = f"{split}/{number:03}.png"
+            Image.fromarray(image.numpy()).save(tmp_path / "set" / name)
+            wrong = "abcd"[(label + (number % 3 == 0)) % 4]
+            lines[split].append(f"{name},{'abcd'[label]}" + (f",{wrong}" if split == "train" else ""))
+    for split, text in lines.items():
+        (tmp_path / "set" / f"{split}.csv").write_text("\n".join(text) + "\n")
+    return tmp_path / "set"
+
+
+def limited(column: str, seed: int, **limits: Any) -> plan.Run:
+    source = plan.DataSet(label_column=column, **limits)
+    spec = plan.TrainingSpec(method="ce", network="small", image_size=16, seed=seed)
+    return plan.Run(spec, "set", source)
+
+
+def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folder: Path) -> None:
+    clean, given = (sources.load(limited(c, 1, train_per_class=4, test=7), folder) for c in ("clean", "given"))
+    other = sources.load(limited("clean", 2, train_per_class=4, test=7), folder)
+
+    assert clean.images.labels.bincount().tolist() == [4, 4, 4, 4]
+    assert torch.equal(clean.images.images, given.images.images)
+    assert given.truth.train_clean is not None
+    assert torch.equal(given.truth.train_clean, clean.images.labels)
+    assert not torch.equal(given.images.labels, clean.images.labels)
+    assert not torch.equal(clean.images.images, other.images.images)
+    assert clean.truth.test_labels is not None
+    assert len(clean.truth.test_labels) == 7
+    assert len(sources.load(limited("clean", 1, train=11), folder).images) == 11
+
+
+def test_a_set_without_test_images_sets_some_aside(folder: Path) -> None:
+    (folder / "test.csv").unlink()
+    found = sources.load(limited("given", 1, test_share=0.25), folder)
+    assert found.truth.test_labels is not None
+    assert (len(found.images), len(found.truth.test_labels)) == (30, 10)
+
+
+def test_other_pictures_under_the_same_name_are_another_run(folder: Path) -> None:
+    before = sources.fingerprint(folder)
+    sources.fingerprint.cache_clear()
+    (folder / "train.csv").write_text((folder / "train.csv").read_text().replace(",a,", ",b,", 1))
+    assert sources.fingerprint(folder) != before
+
+
+def test_a_data_set_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(errors.UnusableData, match="--data cifar10=PATH"):
+        sources.location("cifar10", plan.DataSet(), tmp_path, {})
+
+
+@pytest.mark.parametrize("path", sorted(plan.FILES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_that_comes_along_can_be_laid_out(path: Path) -> None:
+    whole = laid_out(path)
+    assert whole.faults == ()
+    assert {entry.row.label for entry in whole.entries} == {row.label for row in whole.study.rows}
+    assert whole.study.reference in {row.label for row in whole.study.rows}
+    if whole.study.paper is not None:
+        known = {line.row.label for line in table.lines(whole, []) if line.paper is not None}
+        named = {row for number, row, _ in table.paper_numbers() if number == whole.study.paper}
+        told = {row.paper or row.label for row in whole.study.rows if row.label in known}
+        assert told == named, "every row of the paper's table stands in the study"
