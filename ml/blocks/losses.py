@@ -44,6 +44,12 @@ def symmetric_kls(first: Tensor, second: Tensor) -> Tensor:
     return ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
+def consistency_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean KL(p‖q), p and q the softmax of two views' logits (B, C), without gradient into the teacher's: a scalar."""
+    log_p, log_q = (functional.log_softmax(each.float(), dim=1) for each in (teacher.detach(), student))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+
+
 def prior_kl(logits: Tensor) -> Tensor:
     """KL(uniform ‖ batch mean of softmax(logits)): a scalar, 0 where all classes are answered equally often."""
     mean = logits.float().softmax(dim=1).mean(dim=0)

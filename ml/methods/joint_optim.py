@@ -28,7 +28,7 @@ from ml.blocks import losses, memory, renewal, schedules
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
-ASYMMETRIC = {"prior_weight": 0.8, "entropy_weight": 0.4, "retrain_rate": 0.2 / 0.03}
+ASYMMETRIC: dict[str, object] = {"prior_weight": 0.8, "entropy_weight": 0.4, "retrain_rate": 0.2 / 0.03}
 
 ABOUT: About = {
     "title": "Joint-Optim",

@@ -1,0 +1,81 @@
+"""CORES: a regulariser that makes a network sure parts right labels from wrong ones, and a sieve drops the wrong.
+
+Cheng et al., ICLR 2021, Eq. 3 and 5. After a plain beginning the weight of the regulariser grows; when it is fully on,
+only labels whose loss is no larger than an image's mean loss over all labels are trained on.
+
+The beginning and the growth are shares of the epochs, the released code's are 10 and 30 of 100. The learning rate is
+the spec's, divided by one plus the regulariser's weight.
+
+Published: resnet34, 100 epochs, batches of 64, learning rate 0.1 times 0.1 at 50, neither momentum nor weight decay
+(others who ran it used 0.9 and 5e-4), nothing held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ml import phase
+from ml.blocks import sieve
+from ml.methods import About
+from ml.phase import Network, Phase, Recipe
+
+ABOUT: About = {
+    "title": "CORES",
+    "paper": "Cheng et al.: Learning with Instance-Dependent Label Noise: A Sample Sieve Approach (ICLR 2021)",
+    "idea": "Rewarding sure answers parts the losses of right and wrong labels. A sieve then keeps the labels whose "
+    "loss is below the image's mean over all labels.",
+    "relative_cost": 1.0,
+    "needs": [],
+    "presets": {"default": {}},
+}
+
+
+class Params(BaseModel):
+    """The settings of CORES."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    plain: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="Share of the epochs that train without the regulariser."
+    )
+    growth: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="Share of the epochs after that, over which its weight grows from 0."
+    )
+    sieve_from: float = Field(default=0.31, ge=0.0, le=1.0, description="Share of the epochs before labels are sieved.")
+    beta: float = Field(default=2.0, ge=0.0, le=20.0, description="The regulariser's weight once it is fully on.")
+
+
+class Method(phase.Method):
+    """One network and its sieve."""
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        self.network = network()
+        self.sieve = sieve.Sieve(labels, self.network.class_count)
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """One phase; what changes with its epochs are the regulariser and the sieve."""
+        p = self.params
+        begin, growth, since = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))
+        return [
+            sieve.sieving(
+                self.network,
+                self.sieve,
+                training,
+                epochs=training.epochs,
+                begin=begin,
+                growth=growth,
+                since=max(1, since),
+                largest=p.beta,
+                factor=training.factor,
+            )
+        ]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's."""
+        logits: Tensor = self.network(images)
+        return logits

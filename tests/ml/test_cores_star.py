@@ -1,0 +1,129 @@
+"""Laws of CORES* alone: what stage 2 keeps of stage 1, which view teaches which, how the stages scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ml import networks, phase
+from ml.blocks import losses, schedules
+from ml.methods import cores_star
+from tests.ml.conftest import CLASSES, SIDE
+
+COUNT = 16
+
+
+def made(**params: Any) -> cores_star.Method:
+    torch.manual_seed(0)
+    labels = torch.arange(COUNT) % CLASSES
+    return cores_star.Method(cores_star.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
+
+
+def phases(method: cores_star.Method, epochs: int = 1640) -> list[phase.Phase]:
+    cosine = schedules.by_name("cosine", milestones=(), decay=0.1, floor=0.0)
+    return list(method.phases(phase.Recipe(epochs, 0.3, 0.9, 5e-4, cosine)))
+
+
+def batch(**changes: Any) -> phase.Batch:
+    """Eight labelled and four unlabelled images, a weak and a strong view each."""
+    views = torch.randn(2, 12, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    settings: dict[str, Any] = {
+        "views": (views[0, :8], views[1, :8]),
+        "labels": torch.arange(8) % CLASSES,
+        "index": torch.arange(8),
+        "observe": lambda _: None,
+        "epoch": 500,
+        "progress": 0.5,
+        "unlabelled": phase.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
+    }
+    return phase.Batch(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "expected"),
+    [(1640, 40 / 1640, [40, 1600]), (30, 0.2, [6, 24]), (2, 0.2, [1, 1]), (1, 0.2, [1])],
+)
+def test_stages_scale_with_the_epochs(epochs: int, share: float, expected: list[int]) -> None:
+    assert [stretch.epochs for stretch in phases(made(sieve=share), epochs)] == expected
+
+
+@pytest.mark.parametrize(("epochs", "since"), [(40, 31), (6, 5), (2, 1)])
+def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
+    method = made(sieve=1.0)
+    method.train()
+    (stretch, _) = phases(method, epochs + 1)
+    images = torch.randn(COUNT, 3, SIDE, SIDE)
+    seen = [
+        phase.Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
+        for epoch in (since - 1, since)
+    ]
+    stretch.loss(seen[0])
+    assert method.sieve.kept.all()
+    stretch.loss(seen[1])
+    assert not method.sieve.kept.all()
+
+
+def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:
+    method = made()
+    method.train()
+    method.sieve.kept.copy_(torch.arange(COUNT) < 10)
+    second = phases(method)[1]
+    before = method.network.classifier.weight.clone()  # type: ignore[union-attr, operator]
+    second.enter(None)  # type: ignore[arg-type]
+    second.loss(batch())
+    assert second.turns is not None
+    (turn,) = second.turns()
+
+    assert not torch.equal(before, method.network.classifier.weight)  # type: ignore[arg-type]
+    assert torch.equal(turn.pool, torch.arange(COUNT) < 10)
+    assert turn.unlabelled is not None
+    assert torch.equal(turn.unlabelled, ~turn.pool)
+    assert second.views == ("weak", "strong")
+
+
+def test_labelled_images_teach_by_their_strong_view_and_the_weak_one_teaches_the_strong() -> None:
+    method = made(consistency_weight=0.4).eval()
+    seen = batch()
+    assert seen.unlabelled is not None
+    answers = [method.network(view) for view in (seen.views[1], *seen.unlabelled.views)]
+    expected = losses.cross_entropy(answers[0], seen.labels) + 0.4 * losses.consistency_kl(answers[1], answers[2])
+
+    assert float(phases(method)[1].loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_consistency_teaches_the_second_alone_and_is_nothing_between_equals() -> None:
+    one, two = (torch.randn(3, CLASSES).requires_grad_() for _ in range(2))
+    torch.autograd.backward(losses.consistency_kl(one, two))
+    p, q = one.detach().softmax(dim=1), two.detach().softmax(dim=1)
+
+    assert one.grad is None
+    assert two.grad is not None
+    assert float(losses.consistency_kl(one, two).detach()) == pytest.approx(
+        float((p * (p / q).log()).sum() / 3), rel=1e-4
+    )
+    assert float(losses.consistency_kl(one, one).detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_nothing_set_aside_or_everything_is_plain_training_on_all() -> None:
+    for kept in (True, False):
+        method = made()
+        method.sieve.kept.fill_(kept)
+        turns = phases(method)[1].turns
+        assert turns is not None
+        (turn,) = turns()
+        assert turn.pool.all()
+        assert turn.unlabelled is None
+    assert torch.isfinite(phases(method)[1].loss(batch(unlabelled=None)))
+
+
+def test_the_learning_rate_of_stage_two_climbs_and_then_follows_the_schedule() -> None:
+    build = phases(made())[1].optimizers
+    assert build is not None
+    factor = build().factor
+
+    assert factor(0.0) == pytest.approx(1 / 300)
+    assert factor(60 / 1600) == pytest.approx(0.5)
+    assert factor(120 / 1600) == pytest.approx(1.0)
+    assert factor(1.0) == pytest.approx(0.0, abs=1e-9)
