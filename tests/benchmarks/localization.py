@@ -1,6 +1,8 @@
 """Where masks look: pointing accuracy and IoU on boxes and masks that no training sees.
 
-    python -m tests.benchmarks.localization [FOLDER]       FOLDER, or DEVELOPMENT_DATA: imagenette/, coco_things/, ...
+    python -m tests.benchmarks.localization [FOLDER [SET ...]]
+        FOLDER, or DEVELOPMENT_DATA: where imagenette/, coco_things/, ... are; SET: scenes, imagenette (with
+        coco_things), neu_steel, magnetic_tile; without one, all of them
 
 On each set a plain network (CE) and DeNLL with the label-free localization (preset `confounded`) are trained on noisy
 labels for the same CPU time, small, at 64 px (scenes at 32). Measured are DeNLL's Gaussian, the map (border contrast,
@@ -18,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def centre_errors(training: Training, located: Located) -> tuple[float, float]:
     side = located.objects.shape[1]
     cells = torch.arange(side, dtype=torch.float32)
     area = located.objects.sum(dim=(1, 2))
-    x, y = (located.objects.sum(dim=axis) @ cells / area for axis in (1, 2))
+    x, y = (located.objects.float().sum(dim=axis) @ cells / area for axis in (1, 2))
     middle = torch.stack([x, y], dim=1)
     error = (places - middle).square().sum(dim=1).sqrt().mean()
     prior = ((side - 1) / 2 - middle).square().sum(dim=1).sqrt().mean()
@@ -182,13 +184,15 @@ def on_scenes() -> None:
     )  # fmt: skip
 
 
-def on_photographs(folder: Path) -> None:
-    """The three sets of the development data that are trained on, and coco_things."""
+def on_photographs(folder: Path, chosen: Collection[str]) -> None:
+    """The sets of the development data that are trained on, and coco_things."""
     for identity, name, of in (
         ("L2", "imagenette", sets.imagenette),
         ("L3", "neu_steel", sets.neu_steel),
         ("L4", "magnetic_tile", sets.magnetic_tile),
     ):
+        if name not in chosen:
+            continue
         known = of(folder / name)
         plain, denll = pair(name, known.trained)
         told(identity, name, known.located, plain, denll)
@@ -210,14 +214,16 @@ def told(identity: str, name: str, located: Located, plain: Training, denll: Tra
 
 def main() -> None:
     torch.set_num_threads(1)
-    on_scenes()
+    chosen = sys.argv[2:] or list(EPOCHS)
+    if "scenes" in chosen:
+        on_scenes()
     given = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("DEVELOPMENT_DATA")
     if given is None or not (Path(given) / "imagenette").is_dir():
         why = "no development data: name their folder, or set DEVELOPMENT_DATA"
         for identity in ("L2", "L3", "L4", "L5"):
             line(identity, "localization on photographs", None, "> chance and the centre prior", None, why=why)
         return
-    on_photographs(Path(given))
+    on_photographs(Path(given), chosen)
 
 
 if __name__ == "__main__":
