@@ -34,6 +34,20 @@ def partners(rows: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(rows, generator=generator, device=generator.device)
 
 
+def partners_of(index: Tensor, generator: torch.Generator) -> Tensor:
+    """As `partners`, drawn for samples (R,) and not for places: in another order each is mixed with the same one."""
+    order = index.argsort(stable=True)
+    partner = torch.empty_like(order)
+    partner[order] = order[partners(len(order), generator)]
+    return partner
+
+
+def nearest(share: Tensor, partner: Tensor) -> Tensor:
+    """int64 (R,): of which mixture each row is the larger part."""
+    own = torch.arange(len(partner), device=partner.device)
+    return torch.where(share >= 0.5, own, partner.argsort())
+
+
 def mixed(rows: Tensor, share: Tensor, partner: Tensor) -> Tensor:
     """share · row + (1 - share) · its partner: (R, ...) -> (R, ...)."""
     return rows[partner].lerp_(rows, share.to(rows.dtype))

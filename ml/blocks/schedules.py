@@ -40,6 +40,11 @@ def ramp(elapsed: float, length: float) -> float:
     return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))
 
 
+def gaussian_ramp(elapsed: float, length: float) -> float:
+    """exp(-5 (1 - x)²) with x = elapsed / length up to 1: from 0.007 to 1, as Laine and Aila (ICLR 2017) do."""
+    return math.exp(-5.0 * (1.0 - ramp(elapsed, length)) ** 2)
+
+
 def window(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
     """The stretch of a schedule between two shares of the training, as a schedule of its own.
 

@@ -98,14 +98,17 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
     labels = training.labels[data.split(len(training.labels), 0.1, 0)[0]][:16]
     mirrored = torch.arange(15, -1, -1)
     observed: list[Tensor] = []
-    forward = phase.Batch((shown,), labels, torch.arange(16), observed.append)
-    backward = replace(forward, views=(shown[mirrored],), labels=labels[mirrored], index=mirrored)
+    views = (shown,) * len(training.phases[0].views)
+    draws = torch.Generator()
+    forward = phase.Batch(views, labels, torch.arange(16), observed.append, generator=lambda _: draws)
+    backward = replace(forward, views=(shown[mirrored],) * len(views), labels=labels[mirrored], index=mirrored)
 
     outcomes = []
     for batch in (forward, backward):
         training.method.load_state_dict(method_state)
         torch.manual_seed(0)
         training.method.eval() if method == "everything" else training.method.train()  # dropout sees positions
+        draws.manual_seed(0)
         outcomes.append(float(training.phases[0].loss(batch).detach()))
 
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-4)

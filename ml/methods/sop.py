@@ -1,0 +1,71 @@
+"""SOP: sparse over-parameterisation. Each sample has variables that explain a wrong label, so the network need not.
+
+Liu, Zhu, Qu, You, ICML 2022, Eq. 5 and 6, as the released code computes them. The variables are learned by gradient
+descent of their own at rates that never move, and are no part of the prediction.
+
+Published: ResNet-34, SGD 0.02 with weight decay 5e-4, times 0.1 at 40 and 80 of 120 epochs (CIFAR-100: of 150), batches
+of 128; all images are trained on. Clothing1M: ResNet-50, 0.002 and 1e-3, times 0.1 at 5 of 10, batches of 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ml import phase
+from ml.blocks import overparameterization
+from ml.methods import About
+from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+
+ABOUT: About = {
+    "title": "SOP",
+    "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
+    "idea": "Every image has its own small store of error. Where a label contradicts the rest of the set, the error "
+    "grows there and the network learns what remains.",
+    "relative_cost": 1.0,
+    "needs": [],
+    "presets": {
+        "cifar10": {"u_learning_rate": 10.0, "v_learning_rate": 10.0},
+        "cifar100": {"u_learning_rate": 1.0, "v_learning_rate": 10.0},
+        "clothing1m": {"u_learning_rate": 0.1, "v_learning_rate": 1.0},
+    },
+}
+
+
+class Params(overparameterization.OverparameterizationParams):
+    """Settings of SOP."""
+
+
+class Method(phase.Method):
+    """One network, and u and v of every sample."""
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        self.network = network()
+        self.variables = overparameterization.SampleVariables(len(labels), self.network.class_count)
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """One phase over all epochs."""
+
+        def optimizers() -> Optimizers:
+            own = self.variables.sgd(self.params)
+            return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
+
+        return [Phase(training.epochs, self._loss, optimizers, before_step=self._undo_mean)]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """L_CE + L_MSE."""
+        logits = self.network(batch.images)
+        batch.observe(logits)
+        terms = self.variables.terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+        return terms.cross_entropy + terms.squared_error
+
+    def _undo_mean(self, batch: Batch) -> None:
+        self.variables.undo_mean(len(batch.index))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's own, without u and v."""
+        logits: Tensor = self.network(images)
+        return logits

@@ -1,0 +1,84 @@
+"""SOP+: sparse over-parameterisation with a second, strongly distorted view that must be answered alike, and balance.
+
+Liu, Zhu, Qu, You, ICML 2022, sections 2 and 4, as the released code computes it: both views pass as one batch, u and v
+explain the answer to the weak one, and the divergence of the strong one's answer has no gradient into the weak one's.
+
+Published: PreAct ResNet-18, SGD 0.02 with weight decay 5e-4 (released for CIFAR-100: 1e-3), cosine to 2e-4 over 300
+epochs, batches of 128; all images are trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ml import phase
+from ml.blocks import losses, overparameterization
+from ml.methods import About
+from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+
+ABOUT: About = {
+    "title": "SOP+",
+    "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
+    "idea": "SOP whose network must answer a strongly distorted view of an image as it answers the plain one, and all "
+    "classes about equally often.",
+    "relative_cost": 2.0,
+    "needs": [],
+    "presets": {
+        "cifar10": {"u_learning_rate": 10.0, "v_learning_rate": 10.0},
+        "cifar100 symmetric": {"u_learning_rate": 1.0, "v_learning_rate": 10.0},
+        "cifar100 asymmetric": {"u_learning_rate": 0.1, "v_learning_rate": 100.0},
+        "cifar100 asymmetric, paper": {"u_learning_rate": 1.0, "v_learning_rate": 100.0, "detach_u_in_mse": True},
+    },
+}
+
+
+class Params(overparameterization.OverparameterizationParams):
+    """Settings of SOP+."""
+
+    consistency: float = Field(
+        default=0.9, ge=0.0, le=100.0, description="Weight of answering the distorted view alike."
+    )
+    balance: float = Field(
+        default=0.1, ge=0.0, le=100.0, description="Weight of answering all classes equally often in a batch."
+    )
+
+
+class Method(phase.Method):
+    """One network, and u and v of every sample."""
+
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        self.network = network()
+        self.variables = overparameterization.SampleVariables(len(labels), self.network.class_count)
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """One phase over all epochs."""
+
+        def optimizers() -> Optimizers:
+            own = self.variables.sgd(self.params)
+            return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
+
+        return [Phase(training.epochs, self._loss, optimizers, before_step=self._undo_mean, views=("weak", "strong"))]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
+        weak, strong = self.network(torch.cat(batch.views)).chunk(2)
+        batch.observe(weak)
+        terms = self.variables.terms(weak, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+        consistency = losses.consistency_kl(weak, strong)
+        balance = overparameterization.balance(terms.probabilities)
+        plain = terms.cross_entropy + terms.squared_error
+        return plain + self.params.consistency * consistency + self.params.balance * balance
+
+    def _undo_mean(self, batch: Batch) -> None:
+        self.variables.undo_mean(len(batch.index))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's own, without u and v."""
+        logits: Tensor = self.network(images)
+        return logits
