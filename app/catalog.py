@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -73,6 +74,15 @@ class Catalog:
             except ValidationError as error:
                 raise relocated(error, "host_params") from None
         return settings
+
+    def suited(self, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that a method's rules choose for a data set with these facts; {} are the defaults."""
+        entry = self.methods[method]
+        for rule in entry.get("rules", []):
+            found = facts.get(rule["fact"])
+            if isinstance(found, int | float) and found < rule["below"]:
+                return dict(entry["presets"][rule["preset"]])
+        return {}
 
     def check_network(self, name: str) -> None:
         self.check("network", name, self.networks)

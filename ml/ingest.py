@@ -16,7 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from ml import headers, pixels
+from ml.clutter import clutter
 from ml.errors import UndecodableImage, UnusableData
 from ml.images import Resize
 from ml.pixels import Item, Outcome, PixelFile, Progress
@@ -82,10 +85,13 @@ def ingest(
         report = [Finding(i.path, *o.fault, "excluded") for i, o in zip(ordered, outcomes, strict=True) if o.fault]
         kept = [(i, o) for i, o in zip(ordered, outcomes, strict=True) if o.fault is None]
         _require_usable(len(ordered), [item for item, _ in kept], report, bad_fraction)
+    trained = sum(item.split == "train" for item, _ in kept)
+    squares = np.load(pixels.path(folder, size, resize), mmap_mode="r", allow_pickle=False)
     report += [Finding(*finding) for finding in findings]
     report += _copies(kept, classes)
     report += _small_classes([item for item, _ in kept], classes)
     found = {**(facts or {}), **_facts(kept, classes, report), "image_size": size, "resize": resize}
+    found["clutter"] = round(clutter(squares[:trained]), 4)
     _write_index(folder / "index.sqlite", kept, classes, report, found)
     return found
 

@@ -7,17 +7,21 @@
 | batch_size | 32 below 1,000 training images, 64 below 4,000, else 128: an epoch keeps enough steps | same |
 | epochs | 200,000 images in all, within 8 and 40 | 2,500,000 images in all, within 30 and 100 |
 | validation_fraction | the catalog's; 0 below 100 training images, where it would only take images away | same |
+| params | the preset that the method's rules name for what ingest found out about the pictures | same |
 
 All other fields have the catalog's defaults, which are the papers'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from app.catalog import Catalog
 from app.errors import Fault, InvalidRequest
-from app.jobs.schemas import TrainingRequest
+from app.jobs import noise
+from app.jobs.schemas import Baseline, TrainingRequest
 
 NETWORKS = {"cpu": "small", "cuda": "resnet18"}
 LARGEST_SIDE_ON_CPU = 64
@@ -31,19 +35,32 @@ class DataFacts(NamedTuple):
     train_images: int
     image_size: int | None
     label_version: int
+    measured: Mapping[str, Any] = MappingProxyType({})  # every fact by name, for the rules of methods
 
 
 def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:
-    """The request as JSON, every default filled in; InvalidRequest for labels that do not exist."""
+    """The request as JSON, every default filled in; InvalidRequest for labels that do not exist, or
+    for noise that does not fit."""
     resolved = request.model_dump(mode="json")
     chosen = suggested(facts, device, catalog)
     resolved |= {name: value for name, value in chosen.items() if name not in request.model_fields_set}
+    resolved["params"] = params(request, facts, catalog)
+    beside = [one for one in request.compare_with if isinstance(one, Baseline)]
+    resolved["compare_with"] = [{"method": one.method, "params": params(one, facts, catalog)} for one in beside]
+    noise.check(resolved.get("noise"), facts.measured.get("classes"), catalog)
     if request.label_version is None:
         resolved["label_version"] = facts.label_version
     elif request.label_version > facts.label_version:
         detail = f"The newest label version is {facts.label_version}."
         raise InvalidRequest(detail, errors=[Fault("/label_version", "unknown_label_version", detail)])
     return resolved
+
+
+def params(asked: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog) -> dict[str, Any]:
+    """A method's settings as they were asked for, or else as its rules choose for this data set."""
+    if "params" in asked.model_fields_set:
+        return asked.params
+    return catalog.complete(asked.method, catalog.suited(asked.method, facts.measured))
 
 
 def suggested(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:

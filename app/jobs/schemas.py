@@ -100,7 +100,7 @@ class Parser:
         self._training = training_type(catalog)
 
     def parse(self, body: Any) -> TrainingRequest | ScoringRequest:
-        """The request, its `params` complete; InvalidRequest with a pointer for each fault."""
+        """The request, its `params` complete if it has any; InvalidRequest with a pointer for each fault."""
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.", errors=[Fault("", "object", "Send an object.")])
         kind = body.get("type", "train")
@@ -128,10 +128,10 @@ class Parser:
         for n, given in enumerate(request.compare_with):
             baseline = Baseline(method=given) if isinstance(given, str) else given
             settings = self._settings(baseline.method, baseline.params, f"/compare_with/{n}", faults)
-            baselines.append(Baseline(method=baseline.method, params=settings))
+            baselines.append(baseline.model_copy(update={"params": settings}) if _asks(baseline) else baseline)
         if faults:
             raise InvalidRequest(problems.summary(faults), errors=faults)
-        return request.model_copy(update={"params": params, "compare_with": baselines})
+        return request.model_copy(update={"compare_with": baselines} | ({"params": params} if _asks(request) else {}))
 
     def _settings(self, method: str, given: dict[str, Any], at: str, faults: list[Fault]) -> dict[str, Any]:
         try:
@@ -157,6 +157,11 @@ class Parser:
         }
         found = {"TrainingJob": training, "ScoringJob": scoring}
         return found | {s["title"]: s for s in settings.values()}
+
+
+def _asks(one: TrainingRequest | Baseline) -> bool:
+    """Whether it says anything about params; where it does not, they follow from the data set (`defaults`)."""
+    return "params" in one.model_fields_set
 
 
 def suggested(fault: Fault, names: list[str]) -> Fault:

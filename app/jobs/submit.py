@@ -13,7 +13,7 @@ from app.db.tables import Dataset
 from app.errors import Fault, InvalidRequest
 from app.jobs import defaults, estimate, schemas
 from app.jobs.defaults import DataFacts
-from app.jobs.schemas import Baseline, DryRun, ScoringRequest, TrainingRequest
+from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
 
 
@@ -47,8 +47,7 @@ def rows(
     facts, device = facts_of(dataset), _device(session, request)
     _check_resources(session, request)
     resolved = defaults.resolve(request, facts, device, catalog)
-    beside = [b for b in request.compare_with if isinstance(b, Baseline)]
-    alone = [resolved] + [{**resolved, "method": b.method, "params": b.params, "compare_with": []} for b in beside]
+    alone = [resolved] + [{**resolved, **baseline, "compare_with": []} for baseline in resolved["compare_with"]]
     return [
         {
             **common,
@@ -88,4 +87,4 @@ def facts_of(dataset: Dataset) -> DataFacts:
     if not train:
         detail = "The data set has no training images."
         raise InvalidRequest(detail, errors=[Fault("/dataset_id", "no_training_images", detail)])
-    return DataFacts(train, facts.get("image_size"), dataset.label_version)
+    return DataFacts(train, facts.get("image_size"), dataset.label_version, facts)

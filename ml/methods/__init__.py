@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Protocol, TypedDict, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, cast
 
 from ml import errors
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ml import phase
+
+
+class Rule(TypedDict):
+    """When a preset suits a data set better than the defaults: if a fact that ingest has found lies below a number."""
+
+    preset: str
+    fact: str
+    below: float
 
 
 class About(TypedDict):
@@ -26,6 +35,7 @@ class About(TypedDict):
     relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
+    rules: NotRequired[list[Rule]]  # the first that holds is what the service chooses where no params are asked for
 
 
 class MethodModule(Protocol):
@@ -50,3 +60,13 @@ def load(name: str) -> MethodModule:
     if name not in names():
         raise errors.UnknownName(f"unknown method {name!r}", hint=f"one of {', '.join(names())}", code="unknown_method")
     return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
+
+
+def suited(name: str, facts: Mapping[str, object]) -> dict[str, object]:
+    """The params that a method's rules choose for a data set with these facts; {} are the defaults."""
+    about = load(name).ABOUT
+    for rule in about.get("rules", []):
+        found = facts.get(rule["fact"])
+        if isinstance(found, int | float) and found < rule["below"]:
+            return about["presets"][rule["preset"]]
+    return {}

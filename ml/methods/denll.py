@@ -47,6 +47,7 @@ ABOUT: About = {
         },
         "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
     },
+    "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
 }
 
 

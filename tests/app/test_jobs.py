@@ -61,6 +61,23 @@ def test_defaults_suit_the_size_of_the_set_and_the_device(client: Client, datase
     assert {name: kept[name] for name in asked} == asked
 
 
+def test_settings_follow_from_the_pictures_unless_they_are_asked_for(client: Client, dataset_id: str) -> None:
+    def settings(clutter: float, **asked: object) -> dict[str, Any]:
+        with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+            dataset = session.get_one(Dataset, uuid.UUID(dataset_id))
+            dataset.facts = {**(dataset.facts or {}), "clutter": clutter}
+        answer = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **asked})
+        return answer.json()["request"]  # type: ignore[no-any-return]
+
+    denll = client.get("/methods/denll").json()
+    assert settings(0.9)["params"] == denll["defaults"]
+    assert settings(0.7)["params"] == denll["defaults"] | denll["presets"]["confounded"]
+    assert settings(0.7, params={})["params"] == denll["defaults"]
+    beside = settings(0.7, method="ce", compare_with=["denll", {"method": "denll", "params": {}}])["compare_with"]
+    assert beside[0]["params"] == denll["defaults"] | denll["presets"]["confounded"]
+    assert beside[1]["params"] == denll["defaults"]
+
+
 def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str) -> None:
     small = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "image_size": 256, "epochs": 10})
     large = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "image_size": 256, "epochs": 100})
