@@ -29,7 +29,7 @@ ABOUT: About = {
     "paper": "Xia et al.: Robust Early-learning: Hindering the Memorization of Noisy Labels (ICLR 2021)",
     "idea": "Most weights of a network serve to memorise. In every step the gradient reaches only those that the loss "
     "depends on most, the fewer the more labels are wrong.",
-    "relative_cost": 1.33,
+    "relative_cost": 1.1,  # measured: a mask for batches of 32 to 128 adds 3 to 20 %; 1.33 where one forwards twice
     "needs": ["noise rate"],
     "presets": {
         "20 % noise": {"noise_rate": 0.2},
