@@ -1,0 +1,70 @@
+"""ELR: the reference's values, what an average remembers, and cross-entropy where it does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ml.blocks import early_learning, losses, memory
+from ml.data import LabeledImages
+from ml.spec import TrainingSpec
+from ml.training import Training
+
+Specs = Callable[..., TrainingSpec]
+LOGITS = torch.tensor([[2, 0, -1], [0, 1, 0.5]])
+LABELS = torch.tensor([0, 2])
+
+
+def test_two_calls_on_one_batch_give_the_references_values() -> None:
+    average = memory.Average(5, 3, kept=0.7)
+    index = torch.tensor([4, 1])
+    p = early_learning.clipped(LOGITS)
+    totals = [
+        losses.cross_entropy(LOGITS, LABELS) + 3 * early_learning.regularizer(p, average.update(index, p))
+        for _ in range(2)
+    ]
+
+    assert [round(float(total), 4) for total in totals] == [0.1217, -0.3480]
+    expected = torch.tensor([[0.4303, 0.0582, 0.0214], [0.0950, 0.2583, 0.1567]])
+    torch.testing.assert_close(average.values[index], expected, rtol=0, atol=5e-5)
+    assert average.values[[0, 2, 3]].eq(0).all()
+
+
+def test_held_answers_stay_finite_when_the_network_is_certain() -> None:
+    logits = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]], requires_grad=True)
+    p = early_learning.clipped(logits)
+    held = early_learning.regularizer(p, (p / p.sum(dim=1, keepdim=True)).detach())
+    held.backward()
+
+    assert torch.isfinite(held)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_being_held_pulls_towards_what_was_remembered() -> None:
+    logits = torch.zeros(1, 3, requires_grad=True)
+    remembered = torch.tensor([[0.1, 0.8, 0.1]])
+    early_learning.regularizer(early_learning.clipped(logits), remembered).backward()
+
+    assert logits.grad is not None
+    assert logits.grad.argmin() == 1
+
+
+def test_without_weight_it_is_cross_entropy(spec: Specs, labeled: LabeledImages) -> None:
+    plain = Training.build(spec(epochs=2, batch_size=48), labeled)
+    held = Training.build(spec(method="elr", params={"weight": 0.0}, epochs=2, batch_size=48), labeled)
+    list(plain)
+    list(held)
+
+    for one, other in zip(plain.method.parameters(), held.method.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.9])
+def test_an_average_never_seen_twice_is_the_answer_times_what_is_new(kept: float) -> None:
+    average = memory.Average(2, 3, kept)
+    p = early_learning.clipped(LOGITS)
+
+    torch.testing.assert_close(average.update(torch.arange(2), p), (1 - kept) * p)

@@ -1,0 +1,66 @@
+"""SOP+: SOP on the weak view, and what its two additional terms ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ml import networks, phase
+from ml.blocks import losses, overparameterization
+from ml.methods import sop, sop_plus
+from tests.ml.conftest import CLASSES, SIDE
+
+COUNT = 8
+
+
+def images(seed: int) -> torch.Tensor:
+    return torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def loss(module: Any, views: tuple[torch.Tensor, ...], **params: float) -> float:
+    """Of a network as it is tested, where the views of a batch do not touch each other."""
+    torch.manual_seed(0)
+    labels = torch.arange(COUNT) % CLASSES
+    method = module.Method(module.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
+    method.eval()
+    stretch = method.phases(phase.Recipe(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    assert len(stretch.views) == len(views)
+    return float(stretch.loss(phase.Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
+
+
+def test_without_its_terms_it_is_sop_on_the_weak_view() -> None:
+    assert loss(sop_plus, (images(0), images(1)), consistency=0.0, balance=0.0) == pytest.approx(
+        loss(sop, (images(0),)), rel=1e-5
+    )
+
+
+def test_consistency_costs_nothing_where_both_views_are_answered_alike() -> None:
+    free, asked = (loss(sop_plus, (images(0), images(0)), consistency=c, balance=0.0) for c in (0.0, 50.0))
+    other, wanted = (loss(sop_plus, (images(0), images(1)), consistency=c, balance=0.0) for c in (0.0, 50.0))
+
+    assert asked == pytest.approx(free, rel=1e-5)
+    assert wanted > other
+
+
+def test_consistency_teaches_the_strong_view_alone() -> None:
+    weak = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
+    strong = torch.tensor([[0.0, 1.0, 0.5]], requires_grad=True)
+    found = losses.consistency_kl(weak, strong)
+    found.backward()
+
+    p, q = weak.detach().softmax(dim=1), strong.detach().softmax(dim=1)
+    assert float(found.detach()) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
+    assert weak.grad is None
+    torch.testing.assert_close(strong.grad, q - p)
+
+
+def test_balance_is_least_where_all_classes_come_equally_often() -> None:
+    even = overparameterization.balance(torch.eye(4))
+    uneven = overparameterization.balance(torch.tensor([[0.7, 0.1, 0.1, 0.1]]))
+    absent = overparameterization.balance(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+    assert float(even) == pytest.approx(torch.tensor(4.0).log().item())
+    assert even < uneven < absent
+    assert torch.isfinite(absent)
