@@ -1,4 +1,4 @@
-"""The command line: `python -m ml train | measure | catalog | scenes | study | figures`. It needs no service."""
+"""The command line: `python -m ml COMMAND`, as `--help` lists them. It needs no service, and no service needs it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
 CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json", "epochs.jsonl", "label-issues.csv"
+SELF_TEST = "self-test.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     measure = commands.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
     measure.add_argument("trained", type=Path, help="the --out folder of a training")
     commands.add_parser("catalog", help="everything that can be trained, as JSON")
+    convert = commands.add_parser("convert", help="CIFAR and Clothing1M as published -> a zip that the service takes")
+    convert.add_argument("data", type=Path, help="the folder or zip with the original files")
+    convert.add_argument("archive", type=Path, help="the zip to write: pictures, train.csv and test.csv")
     _scenes_options(commands.add_parser("scenes", help="make a zip of pictures whose background may give the label"))
     study.add(commands)
     figures.add(commands)
@@ -88,7 +92,7 @@ def _rank(seat: Seat, options: argparse.Namespace, names: list[str]) -> int:
 
 
 def _trained(options: argparse.Namespace, device: str | None, group: parallel.Group | None) -> int:
-    from ml import bundle, checkpoint, folders
+    from ml import bundle, checkpoint, folders, selftest
     from ml.training import EpochReport, Training
 
     wanted = _spec(options)
@@ -136,6 +140,8 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
     (out / EPOCHS).write_text("".join(lines), encoding="utf-8")
     if (issues := training.label_issues()) is not None:
         _write_issues(out / ISSUES, issues, training.labels.tolist(), training.classes)
+    if (tested := selftest.outcome(training, issues, found.images.labels)) is not None:
+        (out / SELF_TEST).write_text(json.dumps(tested, indent=1, allow_nan=False), encoding="utf-8")
     shutil.rmtree(out / BUNDLE, ignore_errors=True)  # of the same training before, which a bundle never overwrites
     bundle.save(out / BUNDLE, training, metrics={"test_accuracy": training.summary()})
     return _measure(argparse.Namespace(trained=out))
@@ -185,6 +191,8 @@ def _measure(options: argparse.Namespace) -> int:
     }
     found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}
     found["last_epoch"] = reports[-1]
+    if (options.trained / SELF_TEST).exists():
+        found["self_test"] = json.loads((options.trained / SELF_TEST).read_text(encoding="utf-8"))
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0
 
@@ -193,6 +201,16 @@ def _catalog(options: argparse.Namespace) -> int:
     from ml import catalog
 
     sys.stdout.write(catalog.text())
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from ml.layouts import archive
+
+    found = archive.convert(options.data, options.archive)
+    for line in found.left_out:
+        print(f"left out {line}", file=sys.stderr)
+    print(f"{options.archive}: {len(found.names)} pictures; columns {', '.join(found.labels)}")
     return 0
 
 
@@ -244,6 +262,7 @@ COMMANDS = {
     "train": _train,
     "measure": _measure,
     "catalog": _catalog,
+    "convert": _convert,
     "scenes": _scenes,
     "study": study.run,
     "figures": figures.run,

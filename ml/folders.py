@@ -3,7 +3,8 @@
 Tables win: `train.csv`, `labels.csv` and `test.csv`, at the top and exactly so named. A picture's path, seen from
 there, is in the column `file`, `file_name` or `path`; its label in `label`, `given`, `class` or the one asked for; its
 clean label, where known, in `clean`. Without a table it is `[train|test/]<class>/.../<picture>`, again from the top.
-Classes are all names that occur, sorted; what has no label or cannot be decoded is left out and named.
+Classes are all names that occur, sorted; what has no label or cannot be decoded is left out and named. Before any of
+this, a set in the format of its authors is known by its files (`ml.layouts`).
 
 The service, which must distrust what it reads, has its own way in. It reads more: folders around the set, `val`,
 tables of other names, a column `split`, paths seen from the table. There a column `clean` is the truth only where the
@@ -14,18 +15,18 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ml import images
+from ml import images, layouts
 from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.errors import UndecodableImage, UnusableData
-from ml.images import Geometry, Resize
+from ml.images import Geometry, Pixels, Resize
+from ml.layouts.source import Source, opened
 
 TABLES = {"train.csv": "train", "labels.csv": "train", "test.csv": "test"}
 PATH_COLUMNS = ("file", "file_name", "path")
@@ -33,40 +34,6 @@ LABEL_COLUMNS = ("label", "given", "class")
 CLEAN_COLUMN = "clean"
 SPLITS = ("train", "test")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-
-
-class Source(Protocol):
-    """Named bytes."""
-
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-
-class Folder:
-    """Files below a folder, by their path inside it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        return sorted(path.relative_to(self._path).as_posix() for path in self._path.rglob("*") if path.is_file())
-
-    def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
-
-
-class Zip:
-    """Members of a zip, by name; nothing is extracted."""
-
-    def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path)
-
-    def names(self) -> list[str]:
-        return sorted(info.filename for info in self._zip.infolist() if not info.is_dir())
-
-    def read(self, name: str) -> bytes:
-        return self._zip.read(name)
 
 
 class Row(NamedTuple):
@@ -91,22 +58,18 @@ def read(path: Path, *, image_size: int, resize: Resize = "squash", label_column
 
     UnusableData if there is no table and no class folder, or fewer than two classes.
     """
-    source: Source = Folder(path) if path.is_dir() else Zip(path)
-    names = source.names()
-    tables = [name for name in names if name in TABLES]
-    rows = _from_tables(source, tables, label_column) if tables else _from_folders(names)
+    rows, fetch, left_out = _found(opened(path), label_column)
     if len({row.given for row in rows if row.split == "train" and row.given}) < 2:
         raise UnusableData(f"{path.name} has fewer than two classes", code="too_few_classes")
     classes = tuple(sorted({label for row in rows for label in (row.given, row.clean) if label}))
     pixels: list[torch.Tensor] = []
     kept: list[Row] = []
-    left_out: list[str] = []
-    for row in rows:
+    for number, row in enumerate(rows):
         if not (row.given or (row.split == "test" and row.clean)):
             left_out.append(f"{row.path}: no label")
             continue
         try:
-            picture = images.decode(source.read(row.path))
+            picture = fetch(number)
         except (UndecodableImage, OSError, KeyError) as error:
             left_out.append(f"{row.path}: {error}")
             continue
@@ -138,6 +101,19 @@ def _assembled(
 
 def _stacked(pixels: list[torch.Tensor], numbers: Iterable[int]) -> torch.Tensor:
     return torch.stack([pixels[number] for number in numbers])
+
+
+def _found(source: Source, label_column: str | None) -> tuple[list[Row], Callable[[int], Pixels], list[str]]:
+    """Rows, the picture of each by its number, and what is left out already."""
+    if (published := layouts.find(source)) is not None:
+        given, clean = published.columns(label_column)
+        truth = [""] * len(given) if clean is None else clean
+        columns = zip(published.names, published.splits, given, truth, strict=True)
+        return [Row(*each) for each in columns], published.pixels, list(published.left_out)
+    names = source.names()
+    tables = [name for name in names if name in TABLES]
+    rows = _from_tables(source, tables, label_column) if tables else _from_folders(names)
+    return rows, lambda number: images.decode(source.read(rows[number].path)), []
 
 
 def _from_tables(source: Source, tables: list[str], label_column: str | None) -> list[Row]:

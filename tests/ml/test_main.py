@@ -37,6 +37,9 @@ def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsy
     assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
     printed = capsys.readouterr()
 
+    tested = json.loads(printed.out)["self_test"]
+    assert (tested["noise"], tested["rate"]) == ("symmetric", 0.2)
+    assert 0 < tested["realised_rate"] < 0.4
     assert set(json.loads(printed.out)["test_accuracy"]) >= {"last", "best_noisy_val", "best_test", "mean_last10"}
     assert "epoch 2/2 train: loss" in printed.err
     assert bundle.verify(out / command.BUNDLE).classes == tuple("abcd")

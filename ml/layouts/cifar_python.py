@@ -1,0 +1,52 @@
+"""CIFAR-10 and CIFAR-100 as pickles, their "python version": data_batch_1 to 5, test_batch and batches.meta, or train,
+test and meta. The pickles are read by an allow-list (`pickles`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml.errors import UnusableData
+from ml.layouts import cifar, pickles
+from ml.layouts.pictures import DEFAULT, Pictures
+from ml.layouts.source import Source, beside
+
+TEN = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "test"}
+HUNDRED = {"train": "train", "test": "test"}
+
+
+def read(source: Source) -> Pictures | None:
+    """The set, or None where no such files are; UnusableData if they are damaged."""
+    names = source.names()
+    if (files := beside(names, "batches.meta")) is not None and "data_batch_1" in files:
+        return _read(source, files, TEN, files["batches.meta"], {DEFAULT: ("label_names", "labels")})
+    if (files := beside(names, "meta")) is not None and "train" in files:
+        keys = {DEFAULT: ("fine_label_names", "fine_labels"), cifar.COARSE: ("coarse_label_names", "coarse_labels")}
+        return _read(source, files, HUNDRED, files["meta"], keys)
+    return None
+
+
+def _read(
+    source: Source, files: Mapping[str, str], splits: Mapping[str, str], meta: str, keys: Mapping[str, tuple[str, str]]
+) -> Pictures:
+    """`keys`: for each column, where the names of its classes are, and where its numbers."""
+    known = pickles.read(source.read(meta), meta)
+    names = {column: [_text(name) for name in _entry(known, of, meta)] for column, (of, _) in keys.items()}
+    batches = []
+    for leaf, split in splits.items():
+        if leaf in files:
+            held = pickles.read(source.read(files[leaf]), files[leaf])
+            numbers = {column: _entry(held, key, files[leaf]) for column, (_, key) in keys.items()}
+            batches.append(cifar.batch(split, _entry(held, "data", files[leaf]), numbers, names, files[leaf]))
+    return cifar.pictures(batches, names, source)
+
+
+def _entry(held: Mapping[str, Any], key: str, file: str) -> Any:
+    if key not in held:
+        raise UnusableData(f"{file} has no entry {key!r}", code="dataset_corrupt")
+    return held[key]
+
+
+def _text(name: Any) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
