@@ -9,6 +9,7 @@ import { labelIssues } from "./issues.js";
 import { comparison, comparisonOpen, figures } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
 import { liveProgress } from "./progress.js";
+import { selfTest } from "./selftest.js";
 import { series } from "./series.js";
 
 export const ENDED = ["succeeded", "failed", "cancelled"];
@@ -90,7 +91,7 @@ export function jobPanel(first, refreshList) {
 
   async function showOutcome(job) {
     try {
-      fill(outcome, figures(job), beside, job.status === "succeeded" && job.type === "train" && labelIssues(job));
+      fill(outcome, figures(job), selfTest(job), beside, job.status === "succeeded" && job.type === "train" && labelIssues(job));
       await showComparison();
     } catch (error) {
       show(outcome, error);

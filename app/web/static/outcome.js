@@ -14,7 +14,7 @@ const MAIN = [
   ["label_issues", "Label issues"],
   ["train_seconds", "Training time"],
 ];
-const SHARES = /accuracy|noise_rate|calibration|precision|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
+const SHARES = /accuracy|^self_test|noise_rate|calibration|precision|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
 
 /** The figures that matter, large; all of them on request. What is not known is not shown. */
 export function figures(job) {

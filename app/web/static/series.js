@@ -11,10 +11,12 @@ export function series(reports) {
   const validation = (kind) => line("Noisy validation", sorted, (report) => report.noisy_validation?.[ANSWER]?.[kind]);
   const test = (head, kind) => line(head === ANSWER ? "Test" : `Test, ${headName(head)}`, sorted, (report) => report.test?.[head]?.[kind]);
   const answer = test(ANSWER, "accuracy");
+  const held = line("Held out, before noise", sorted, (report) => report.before_noise?.[ANSWER]?.accuracy);
+  const memorised = line("Wrong labels memorised", sorted, (report) => report.memorised?.[ANSWER]?.accuracy);
   const others = heads.filter((head) => head !== ANSWER).map((head) => ({ head, ...test(head, "accuracy") }))
     .filter((each) => isNetwork(each.head) || !same(each, answer)); // the mean is mostly the answer itself
   return {
-    accuracy: [answer, validation("accuracy"), ...others].filter((each) => each.points.length),
+    accuracy: [answer, validation("accuracy"), held, memorised, ...others].filter((each) => each.points.length),
     loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((each) => each.points.length),
   };
 }
