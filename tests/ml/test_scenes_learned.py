@@ -1,0 +1,57 @@
+"""The paper's claim where it can be true or false: labels that name the scene, and who learns the object anyway."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ml import data, phase, scenes
+from ml.methods import denll
+from ml.spec import TrainingSpec
+from ml.training import Training
+
+SIDE, TRAINED_ON, TESTED_ON = 16, 1000, 300
+CHANCE = 1 / len(scenes.CLASSES)
+
+
+def trained(method: str, params: dict[str, object]) -> tuple[Training, scenes.Pictures]:
+    """A method after eight epochs on confounded labels, and pictures whose scene is always another class's."""
+    pictures = scenes.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
+    labeled = data.LabeledImages(torch.from_numpy(pictures.images), torch.from_numpy(pictures.given), scenes.CLASSES)
+    spec = TrainingSpec(
+        method=method, params=params, network="small", image_size=SIDE, epochs=8, batch_size=64, learning_rate=0.1,
+        augmentation="flip", precision="f32", seed=1, validation_fraction=0.0,
+    )  # fmt: skip
+    training = Training.build(spec, labeled, device="cpu", threads=1)
+    for _ in training:
+        pass
+    return training, scenes.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
+
+
+def answers(training: Training, images: np.ndarray) -> tuple[np.ndarray, phase.Method, torch.Tensor]:
+    method = training.method.eval()
+    mean, std = (torch.as_tensor(each, dtype=torch.float32).view(1, 3, 1, 1) for each in (training.mean, training.std))
+    shown = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    with torch.no_grad():
+        return method.logits(shown).argmax(dim=1).numpy(), method, shown
+
+
+@pytest.mark.slow
+def test_plain_cross_entropy_follows_the_scene_and_denll_does_not() -> None:
+    training, swapped = trained("ce", {})
+    said, _, _ = answers(training, swapped.images)
+    assert (said == swapped.clean).mean() < CHANCE
+    assert (said == swapped.scenes).mean() > 0.6
+
+    training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
+    said, method, shown = answers(training, swapped.images)
+    located = method.locate(shown)
+    assert located is not None
+    grid = np.arange(SIDE)
+    area = swapped.masks.sum(axis=(1, 2))
+    centres = np.stack([(swapped.masks.sum(axis=axis) * grid).sum(axis=1) / area for axis in (1, 2)], axis=1)
+    error = np.hypot(*(located[:, :2].numpy() - centres).T).mean()
+    assert (said == swapped.clean).mean() > CHANCE + 0.1
+    assert (said == swapped.scenes).mean() < 0.3
+    assert error < 0.5 * np.hypot(*(centres - (SIDE - 1) / 2).T).mean()
