@@ -3,7 +3,8 @@
 The score of a label is its margin, how far its logit lies above the best other one, averaged over epochs (area under
 the margin, Pleiss et al. 2020). Three things are ours (evidence: `docs/evidence/ranking.md`). Logits are first measured
 against their class's standard, as confident learning measures probabilities (Northcutt et al. 2021): a class that the
-network names boldly must say more to count. Later epochs weigh more, until memorisation begins. Images that were held
+network names boldly must say more to count. An epoch weighs the more the later it is and the fewer given labels the
+network fits: early ones know little, and those that fit all have memorised the wrong ones too. Images that were held
 out are put on the scale of those trained on. It knows no clean labels and no method.
 
 Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
@@ -21,21 +22,24 @@ from torch import Tensor
 from torch.nn import functional
 
 STANDARD = 0.75  # how much of a class's standard is taken off its logit: best on the mean of our four sets
+SHARPNESS = 4.0  # an epoch weighs (its number * share of labels that it does not fit) to this power
+LEAST_LEFT = 1e-3  # where all labels are fitted, epochs still count
 LARGEST_LOGIT = 1e4  # of a network that is about to diverge: sums stay finite
 
 Vector = NDArray[np.float64]
 
 
 class Heard(NamedTuple):
-    """Weighted sums over epochs of what was said of every label."""
+    """Sums of what was said of every label."""
 
     margins: Tensor  # f32 (N,)
     probabilities: Tensor  # f32 (N, C)
     weights: Tensor  # f32 (N,): what the other two are to be divided by
 
-    def copy(self) -> Heard:
-        """The same figures, which later ones do not change."""
-        return Heard(*(each.clone() for each in self))
+    @classmethod
+    def nothing(cls, count: int, classes: int, place: torch.device) -> Heard:
+        """Of `count` labels."""
+        return cls(*(torch.zeros(shape, device=place) for shape in (count, (count, classes), count)))
 
 
 class LabelLog:
@@ -45,61 +49,54 @@ class LabelLog:
         """`labels` int64 (N,): the given ones, on the training's device."""
         place = labels.device
         self._labels, self._classes = labels, classes
-        self.heard = Heard(
-            torch.zeros(len(labels), device=place),
-            torch.zeros(len(labels), classes, device=place),
-            torch.zeros(len(labels), device=place),
-        )
+        self.heard = Heard.nothing(len(labels), classes, place)  # in the epochs that have ended, each with its weight
         self.epochs = 0  # that ranked labels and have ended
         self.ranking = False  # whether this epoch has ranked labels so far
-        self.best: tuple[float, Heard] | None = None  # noisy-validation accuracy, and what was heard when it was best
-        # Per class, of the images it is given to: its mean logit in the last epoch, and sums and counts of this one.
+        self._now = Heard.nothing(len(labels), classes, place)  # in this epoch
+        # Per class, of the images it is given to: its mean logit in the last epoch. And of this epoch: the sum of these
+        # logits, how many there are, how many of them were above all others.
         self._standards = torch.zeros(classes, device=place)
-        self._own = torch.zeros(2, classes, device=place)
+        self._own = torch.zeros(3, classes, device=place)
 
     def observe(self, rows: Tensor, logits: Tensor) -> None:
         """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
         self.ranking = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         given = functional.one_hot(self._labels[rows], self._classes).float()
-        self._own += torch.stack([(given * logits).sum(dim=0), given.sum(dim=0)])
         judged = logits - STANDARD * self._standards
-        others = judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)
-        weight = float(self.epochs + 1) ** 2  # early epochs know little, and no fixed share of them is a warm-up
-        self.heard.margins[rows] += weight * ((given * judged).sum(dim=1) - others)
-        self.heard.probabilities[rows] += weight * judged.softmax(dim=1)
-        self.heard.weights[rows] += weight
+        margins = (given * judged).sum(dim=1) - judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)
+        self._own += torch.stack([given * logits, given, given * (margins > 0)[:, None]]).sum(dim=1)
+        self._now.margins[rows] += margins
+        self._now.probabilities[rows] += judged.softmax(dim=1)
+        self._now.weights[rows] += 1
 
-    def end_epoch(self, noisy_validation_accuracy: float | None) -> None:
-        """Close the epoch. The ranking uses the epochs up to the best noisy-validation one: later ones memorise."""
+    def end_epoch(self) -> None:
+        """Close the epoch: what it said counts the more, the later it is and the fewer given labels it agreed with."""
         if not self.ranking:
             return
-        sums, counts = self._own
+        sums, counts, fitted = self._own
         self._standards.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self._standards))
-        self._own.zero_()
         self.epochs += 1
         self.ranking = False
-        accuracy = 0.0 if noisy_validation_accuracy is None else noisy_validation_accuracy
-        if self.best is None or accuracy >= self.best[0] or noisy_validation_accuracy is None:
-            self.best = (accuracy, self.heard.copy())
+        weight = (self.epochs * (1 - fitted.sum() / counts.sum()).clamp(min=LEAST_LEFT)) ** SHARPNESS
+        for total, now in zip(self.heard, self._now, strict=True):
+            total.add_(weight * now)
+            now.zero_()
+        self._own.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON to restore from."""
         tensors = {"standards": self._standards, "own": self._own, **self.heard._asdict()}
-        facts: dict[str, Any] = {"epochs": self.epochs, "ranking": self.ranking, "best": None}
-        if self.best is not None:
-            facts["best"] = self.best[0]
-            tensors |= {f"best_{name}": tensor for name, tensor in self.best[1]._asdict().items()}
-        return tensors, facts
+        tensors |= {f"now_{name}": tensor for name, tensor in self._now._asdict().items()}
+        return tensors, {"epochs": self.epochs, "ranking": self.ranking}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Become what `state` described."""
         placed = {name: tensor.to(self._labels.device, copy=True) for name, tensor in tensors.items()}
         self._standards, self._own = placed["standards"], placed["own"]
         self.heard = Heard(*(placed[name] for name in Heard._fields))
+        self._now = Heard(*(placed[f"now_{name}"] for name in Heard._fields))
         self.epochs, self.ranking = facts["epochs"], facts["ranking"]
-        best = facts["best"]
-        self.best = None if best is None else (best, Heard(*(placed[f"best_{name}"] for name in Heard._fields)))
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,10 @@ def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) 
     How many are wrong is estimated from the predictions that contradict a label (`contradictions`); so many of the
     lowest scores are issues, unless the prediction agrees with the label.
     """
-    if log.best is None:
+    if not log.epochs:
         return None
     given = labels.cpu().numpy()
-    margins, sums, weights = (each.double().cpu().numpy() for each in log.best[1])
+    margins, sums, weights = (each.double().cpu().numpy() for each in log.heard)
     times = np.where(weights > 0, weights, 1.0)  # a label that no epoch has seen is neither suspicious nor trusted
     margins, probabilities = margins / times, sums / times[:, None]
     if held_out is not None and 0 < len(held_out) < len(given):

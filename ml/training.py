@@ -210,8 +210,7 @@ class Training:
             self._group.align(self.method.state_dict().values())
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
         measured = {name: measure.scores(self._answers(name)) for name in PARTS}
-        validation = measured["noisy_validation"].get("answer")
-        self.log.end_epoch(validation.accuracy if validation else None)
+        self.log.end_epoch()
         report = EpochReport(
             epoch=self.epoch,
             epochs=self.epochs,
