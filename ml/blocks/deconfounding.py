@@ -162,7 +162,11 @@ class Gates(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.own = nn.Linear(width, 2)  # one row for each network: its weights and bias start at 0, so a_k at 3/4
+        self.own = nn.Linear(width, 2)  # one row for each network
+        self.reset()
+
+    def reset(self) -> None:
+        """Weights and biases at 0, so a_k at 3/4."""
         nn.init.zeros_(self.own.weight)
         nn.init.zeros_(self.own.bias)
 
@@ -219,6 +223,11 @@ class Branch(chain.Chain):
         logits: Tensor = self.classifier(features)
         self.note(Record(images, features, logits))
         return logits
+
+
+def branches(host: nn.Module) -> list[Branch]:
+    """Those that a host trains, copies it made of them among them."""
+    return [module for module in host.modules() if isinstance(module, Branch)]
 
 
 def branch(network: chain.Chain, core: Core, tape: Tape, second: bool) -> Branch:

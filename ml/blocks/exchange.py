@@ -6,15 +6,22 @@ second and the second stays untouched. It knows no network, only logits `(B, C)`
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml.blocks import losses
 
 ROUNDING = 1e-9  # 0.7 * 10 is 7.000000000000001
+FARTHEST = 0.1  # nats of symmetric KL, on average over the first epoch of an exchange
+MOST_CLIPPED = 0.2  # of that epoch's steps
+
+log = logging.getLogger(__name__)
 
 
 class AgreementParams(BaseModel):
@@ -57,3 +64,43 @@ def weight(params: AgreementParams, epoch: int, epochs: int) -> float:
 def agreement(direction: str, first: Tensor, second: Tensor) -> Tensor:
     """The unweighted agreement term of two logits (B, C): a scalar, `one_way` without gradient into `second`."""
     return losses.symmetric_kl(first, second.detach() if direction == "one_way" else second)
+
+
+class Brake(nn.Module):
+    """Halves an exchange that begins badly: on networks that are far apart, or with gradients that have to be clipped.
+
+    Pulling networks together right after their layers were renewed has collapsed trainings. It watches one epoch
+    without waiting for the device, and decides when the next one begins.
+    """
+
+    factor: Tensor  # f32 (): on the weight of the agreement term
+    divergence: Tensor  # the agreement terms' sum
+    terms: Tensor  # their number
+    clipped: Tensor  # number of steps whose gradients were too large
+    steps: Tensor  # number of all steps
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+        for name in ("divergence", "terms", "clipped", "steps"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def watch(self, term: Tensor) -> None:
+        """An unweighted agreement term."""
+        self.divergence += term.detach().float()
+        self.terms += 1
+
+    def watch_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
+        """The gradients of a step, before they are clipped at `limit`."""
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.clipped += (norm > limit).float()
+        self.steps += 1
+
+    def decide(self) -> None:
+        """After the watched epoch: half the weight from now on, and a warning, if it began badly."""
+        apart = float(self.divergence / self.terms.clamp_min(1))
+        clipped = float(self.clipped / self.steps.clamp_min(1))
+        log.info("the exchange began at a symmetric KL of %.3f nats, %.0f %% of steps clipped", apart, 100 * clipped)
+        if apart > FARTHEST or clipped > MOST_CLIPPED:
+            log.warning("the networks are far apart, or steps too large: their exchange counts half from now on")
+            self.factor *= 0.5

@@ -4,6 +4,12 @@ Wraps any network and any host method. A localization module splits an image int
 (Eq. 5); g1 sees f and b, g2 sees f and b̄, the uniform mean over classes of the background (Eq. 4); both learn as the
 host says and exchange what they know (Eq. 6). What the paper leaves open is a setting; preset `paper` is its letter.
 
+On a host that renews or freezes parts of its networks, both branches' parts of that name are meant. The gates belong to
+the classifier: they are reset when it is renewed, and learn along with it. The localization module belongs to the body:
+it rests as long as that is frozen, and is never renewed. On a host of several phases the exchange waits for the last;
+if that begins badly, its weight is halved. Gates learn from images that keep their given label, as a host shows them
+unmixed; the targets of mixed ones are the host's own, and it tells nobody.
+
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
 
@@ -19,10 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import methods, phase
-from ml.blocks import deconfounding, draws, exchange, losses
+from ml.blocks import confidence, deconfounding, draws, exchange, losses
 from ml.methods import About
 from ml.networks import chain
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe, Turn
+from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 
 CLIP = 5.0  # of the joint gradient norm
 
@@ -109,6 +115,7 @@ class Method(phase.Method):
             made.append(host.Method(settings, labels, fresh))
         self.host1, self.host2 = made
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
+        self.brake = exchange.Brake()
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
@@ -121,9 +128,14 @@ class Method(phase.Method):
             waited = epoch - last_begins
             return 0.0 if waited < 0 else exchange.weight(self.params, waited, epochs - last_begins)
 
-        return [self._paired(first, second, training, strength) for first, second in pairs]
+        begun = next((epoch for epoch in range(epochs) if strength(epoch) > 0.0), epochs) if last_begins else None
+        return [self._paired(first, second, training, strength, begun) for first, second in pairs]
 
-    def _paired(self, first: Phase, second: Phase, training: Recipe, strength: Callable[[int], float]) -> Phase:
+    def _paired(
+        self, first: Phase, second: Phase, training: Recipe, strength: Callable[[int], float], begun: int | None
+    ) -> Phase:
+        """`begun` is the epoch in which the exchange begins, on a host with several phases."""
+
         def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
             """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
@@ -138,7 +150,8 @@ class Method(phase.Method):
 
         def loss(batch: Batch) -> Tensor:
             with self._hearing(batch):
-                return both(batch, first.loss, second.loss) + self._exchange(batch, strength(batch.epoch))
+                found = both(batch, first.loss, second.loss)
+                return found + self._exchange(batch, strength(batch.epoch), watched=batch.epoch == begun)
 
         def each(*hooks: Callable[[Batch], None]) -> Callable[[Batch], None]:
             def run(batch: Batch) -> None:
@@ -147,19 +160,40 @@ class Method(phase.Method):
 
             return run
 
+        def watch(batch: Batch) -> None:
+            if batch.epoch == begun:
+                self.brake.watch_gradients(self.parameters(), CLIP)
+
+        def begin_epoch(lab: Lab) -> None:
+            if begun is not None and lab.epoch == begun + 1:
+                self.brake.decide()
+            draws.twice_in(lab, first.begin_epoch, second.begin_epoch)
+
         turns = [member.turns for member in (first, second) if member.turns is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
         return replace(
             first,
             loss=loss,
             optimizers=(lambda: self._optimizers(builders, training)) if builders else None,
-            before_step=each(first.before_step, second.before_step),
+            before_step=each(first.before_step, second.before_step, watch),
             after_step=each(first.after_step, second.after_step),
-            enter=lambda lab: draws.twice_in(lab, first.enter, second.enter),
-            begin_epoch=lambda lab: draws.twice_in(lab, first.begin_epoch, second.begin_epoch),
+            enter=lambda lab: self._enter(lab, first, second),
+            begin_epoch=begin_epoch,
             turns=(lambda: _shared(*(each() for each in turns))) if turns else None,
             clip=CLIP,
         )
+
+    def _enter(self, lab: Lab, first: Phase, second: Phase) -> None:
+        """Both hosts' own beginning, which DeNLL's own parts follow."""
+        members = deconfounding.branches(self)
+        before = [member.classifier.weight.detach().clone() for member in members]
+        draws.twice_in(lab, first.enter, second.enter)
+        after = [member.classifier.weight for member in members]
+        if self.gates is not None and not all(map(torch.equal, before, after)):
+            self.gates.reset()
+        if self.core.localization is not None:
+            learning = any(p.requires_grad for member in members for p in member.body.parameters())
+            self.core.localization.requires_grad_(learning)
 
     def _optimizers(self, hosts: Sequence[Callable[[], Optimizers]], training: Recipe) -> Optimizers:
         """Both hosts' own, and SGD without weight decay for what is DeNLL's: the localization module and the gates."""
@@ -182,15 +216,17 @@ class Method(phase.Method):
         finally:
             self.core.end()
 
-    def _exchange(self, batch: Batch, strength: float) -> Tensor:
+    def _exchange(self, batch: Batch, strength: float, *, watched: bool = False) -> Tensor:
         """Eq. 6 beyond the hosts' own losses: CE(o1, y') + CE(o2, y') + λ · agreement, and what trains the LM alone."""
         rest = self.core.label_free_loss(batch.images)
         total = torch.zeros((), device=batch.images.device) if rest is None else rest
         for one, two in zip(self.tapes[0].records, self.tapes[1].records, strict=False):
-            if not (one.logits.requires_grad and two.logits.requires_grad):
-                continue  # a host's guess or score, not what it learns from
-            if strength > 0.0:
-                total = total + strength * exchange.agreement(self.params.agreement, one.logits, two.logits)
+            learned = one.logits.requires_grad and two.logits.requires_grad  # neither a host's guess nor its score
+            if strength > 0.0 and learned:
+                term = exchange.agreement(self.params.agreement, one.logits, two.logits)
+                total = total + strength * self.brake.factor * term
+                if watched:
+                    self.brake.watch(term)
             as_they_are = any(one.images is view for view in batch.views)  # mixed images have other labels
             if self.gates is not None and as_they_are:
                 for gated in self.gates(one, two, detached=self.params.gates == "detached"):
@@ -228,16 +264,25 @@ def _shared(one: Sequence[Turn], two: Sequence[Turn]) -> Sequence[Turn]:
 
 
 def _either(one: Turn, two: Turn) -> Turn:
-    pool = _joined(one.pool, two.pool)
-    besides = [turn.unlabelled for turn in (one, two) if turn.unlabelled is not None]
-    unlabelled = _without(_joined(besides[0], besides[-1]), pool) if besides else None
-    return replace(one, pool=pool, unlabelled=unlabelled)
+    """As many labelled images in all as the one that shows more, so that a host's repetitions stay what they are."""
+    given = [_positions(turn.pool) for turn in (one, two)]
+    pool, longest = _joined(given), max(map(len, given))
+    besides = [_positions(turn.unlabelled) for turn in (one, two) if turn.unlabelled is not None]
+    unlabelled = _without(_joined(besides), pool) if besides else None
+    shown = confidence.repeated(pool, longest) if len(pool) < longest else pool
+    return Turn(shown, unlabelled, min(one.share, two.share))
 
 
-def _joined(one: Tensor, two: Tensor) -> Tensor:
-    """Masks or positions."""
-    return one | two if one.dtype == torch.bool else torch.cat([one, two]).unique()  # type: ignore[no-untyped-call]
+def _positions(pool: Tensor) -> Tensor:
+    """A mask (M,) or positions (n,) -> int64 (n,)."""
+    return pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
+
+
+def _joined(pools: Sequence[Tensor]) -> Tensor:
+    """Every position in any of them, once."""
+    found: Tensor = torch.cat(list(pools)).unique()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _without(pool: Tensor, other: Tensor) -> Tensor:
-    return pool & ~other if pool.dtype == torch.bool else pool[~torch.isin(pool, other)]
+    return pool[~torch.isin(pool, other)]

@@ -1,0 +1,225 @@
+"""Laws of DeNLL on hosts with several phases: what rests, what is renewed, when the exchange begins, what is shown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ml import data, networks, phase
+from ml.blocks import exchange, schedules
+from ml.events import Step
+from ml.methods import denll
+from ml.phase import Turn
+from ml.spec import TrainingSpec
+from ml.training import Training
+from tests.ml.conftest import halves, same
+
+SIDE, CLASSES, COUNT = 16, 3, 24
+AT_ONCE = {"agreement_start": 0.0, "agreement_ramp": 0.0}
+SELECTING = ["pes", "pes_semi", "dividemix"]
+
+
+def made(host: str, **params: Any) -> denll.Method:
+    torch.manual_seed(0)
+    labels = torch.arange(COUNT) % CLASSES
+    made = denll.Params.model_validate({"host": host, **AT_ONCE, **params})
+    return denll.Method(made, labels, lambda: networks.build("small", CLASSES, SIDE))
+
+
+def phases(method: denll.Method, epochs: int = 40) -> list[phase.Phase]:
+    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
+
+
+class Bench:
+    """The part of a lab that PES asks for: every given label is predicted."""
+
+    epoch, epochs = 0, 40
+
+    def generator(self, concern: str) -> torch.Generator:
+        return torch.Generator()
+
+    def noisy_accuracies(self, head: str = "answer") -> list[float]:
+        return []
+
+    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
+        return nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float()
+
+
+def batch(epoch: int = 0, views: int = 1) -> phase.Batch:
+    shown = torch.randn(views, COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).unbind()
+    labels, index = torch.arange(COUNT) % CLASSES, torch.arange(COUNT)
+    mixing = torch.Generator().manual_seed(2)
+    return phase.Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
+
+
+# --- which of DeNLL's parts belong to which of the host's ---
+
+
+def test_the_localization_module_rests_while_the_hosts_body_does() -> None:
+    method = made("pes")
+    assert method.core.localization is not None
+    learning = []
+    for stretch in phases(method):
+        stretch.enter(Bench())
+        learning.append({p.requires_grad for p in method.core.localization.parameters()})
+
+    assert learning == [{True}, {False}, {False}, {True}]
+
+
+def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
+    method = made("pes")
+    assert method.gates is not None
+    reset = []
+    for stretch in phases(method):
+        nn.init.ones_(method.gates.own.weight)
+        stretch.enter(Bench())
+        reset.append(not method.gates.own.weight.any())
+
+    assert reset == [False, True, True, False]
+    assert all(p.requires_grad for p in method.gates.parameters())
+
+
+@pytest.mark.parametrize("host", ["pes", "pes_semi"])
+def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
+    method = made(host)
+    for stretch in phases(method)[:2]:
+        stretch.enter(Bench())
+    stretch.loss(batch()).backward()
+    moving = [{n for n, p in each.named_parameters() if p.grad is not None} for each in (method.host1, method.host2)]
+
+    assert moving[0] == moving[1]
+    assert any(name.startswith("network.classifier") for name in moving[0])
+    assert any(name.startswith("network.last_stage") for name in moving[0]) == (host == "pes")
+    assert not any(name.startswith("network.body") for name in moving[0])
+
+
+# --- the exchange ---
+
+
+@pytest.mark.parametrize("host", SELECTING)
+def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) -> None:
+    """Seen by the buffers that watch it: the same step, before and after."""
+    method = made(host)
+    method.train()
+    stretches = phases(method)
+    begun = sum(stretch.epochs for stretch in stretches[:-1])
+    plain, last = stretches[0], stretches[-1]
+    plain.loss(batch(begun - 1))
+    assert float(method.brake.terms) == 0.0
+    last.loss(batch(begun, views=len(last.views)))
+
+    assert float(method.brake.terms) > 0.0
+    assert float(method.brake.divergence) > 0.0
+
+
+def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for divergence, clipped, factor in ((0.05, 0, 1.0), (0.2, 0, 0.5), (0.05, 3, 0.5), (0.05, 1, 1.0)):
+        caplog.clear()
+        brake = exchange.Brake()
+        for step in range(10):
+            brake.watch(torch.tensor(divergence))
+            weight = nn.Parameter(torch.zeros(1))
+            weight.grad = torch.tensor([6.0 if step < clipped else 4.0])
+            brake.watch_gradients([weight, nn.Parameter(torch.zeros(1))], 5.0)
+        with caplog.at_level(logging.WARNING):
+            brake.decide()
+        assert float(brake.factor) == factor
+        assert bool(caplog.records) == (factor < 1.0)
+
+
+def test_the_brake_is_asked_once_after_the_first_epoch_of_the_exchange() -> None:
+    method = made("pes")
+    last = phases(method)[-1]
+    begun = sum(stretch.epochs for stretch in phases(method)[:-1])
+    method.brake.watch(torch.tensor(9.0))
+    for epoch, factor in ((begun, 1.0), (begun + 1, 0.5), (begun + 2, 0.5)):
+        bench = Bench()
+        bench.epoch = epoch
+        last.begin_epoch(bench)
+        assert float(method.brake.factor) == factor
+
+
+def test_a_host_of_one_phase_has_no_brake() -> None:
+    method = made("ce")
+    method.train()
+    (only,) = phases(method)
+    only.loss(batch(0))
+
+    assert float(method.brake.terms) == 0.0
+
+
+# --- what is shown, and what the gates learn from ---
+
+
+def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
+    one = Turn(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
+    two = Turn(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
+    found = denll._either(one, two)
+
+    assert found.pool.bincount().tolist() == [2, 1, 2, 1]
+    assert found.unlabelled is not None
+    assert found.unlabelled.tolist() == [4, 5, 6, 7]
+    assert found.share == 0.4
+    alone = denll._either(Turn(torch.arange(8) < 6), one)
+    assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
+    assert alone.unlabelled is not None
+    assert alone.unlabelled.tolist() == [6, 7]
+
+
+@pytest.mark.parametrize(("host", "learning"), [("dividemix", True), ("pes_semi", False)])
+def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: str, learning: bool) -> None:
+    method = made(host)
+    assert method.gates is not None
+    method.train()
+    last = phases(method)[-1]
+    seen = batch(20, views=2)
+    unlabelled = phase.Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
+    shown = phase.Batch(
+        tuple(view[:12] for view in seen.views),
+        seen.labels[:12],
+        torch.arange(12),
+        seen.observe,
+        20,
+        0.5,
+        unlabelled=unlabelled,
+        generator=seen.generator,
+    )
+    last.loss(shown).backward()
+
+    assert (method.gates.own.weight.grad is not None) == learning
+
+
+# --- altogether ---
+
+
+@pytest.mark.parametrize("host", SELECTING)
+def test_it_resumes_bit_for_bit_inside_every_phase(host: str) -> None:
+    pictures = data.LabeledImages(*halves(40), tuple("abcd"))
+    spec = TrainingSpec(
+        method="denll",
+        params={"host": host, **AT_ONCE},
+        network="small",
+        image_size=SIDE,
+        epochs=5,
+        batch_size=20,
+        precision="f32",
+    )
+    whole = Training.build(spec, pictures, device="cpu", threads=1)
+    kept: dict[str, Any] = {}
+    for event in whole:
+        if isinstance(event, Step) and event.step == 0:
+            kept.setdefault(event.phase, whole.state())
+    assert len(kept) == len(whole.phases) >= 2
+    for state in kept.values():
+        resumed = Training.build(spec, pictures, device="cpu", threads=1)
+        resumed.restore(state)
+        for _ in resumed:
+            pass
+        assert same(whole.state().tensors, resumed.state().tensors) == []
+    last = whole.history[-1]
+    assert set(last.noisy_validation) == {"answer", "g1", "g2", "mean"}
