@@ -72,6 +72,7 @@ def upload(api: httpx2.Client, archive: Path) -> dict[str, Any]:
 def train(api: httpx2.Client, dataset_id: str) -> dict[str, Any]:
     """A DeNLL job followed through its events to its end."""
     request = {"dataset_id": dataset_id, "network": "small", "epochs": EPOCHS, "image_size": 32, "batch_size": 64}
+    request["noise"] = {"kind": "symmetric", "rate": 0.2}
     answer = api.post("/jobs", json=request)
     assert answer.status_code == 202, answer.text
     kinds = []
@@ -85,6 +86,10 @@ def train(api: httpx2.Client, dataset_id: str) -> dict[str, Any]:
     assert job["status"] == "succeeded", job["error"]
     assert kinds.count("metric") == EPOCHS
     assert 0.0 <= job["metrics"]["test_accuracy"]["last"] <= 1.0
+    assert 0.1 < job["metrics"]["self_test"]["realised_rate"] < 0.3
+    assert 0.0 <= job["metrics"]["self_test"]["auroc"] <= 1.0
+    tested = api.get(f"{answer.headers['Location']}/artifacts/self-test.json").raise_for_status().json()
+    assert tested == job["metrics"]["self_test"]
     return job
 
 

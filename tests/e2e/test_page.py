@@ -99,7 +99,7 @@ def upload(page: Page, archive: Path, name: str) -> Locator:
     return page.locator(".dataset", has_text=name)
 
 
-def start(page: Page, name: str, *, epochs: int) -> Locator:
+def start(page: Page, name: str, *, epochs: int, noise: str = "") -> Locator:
     """A job of the small network from the form; returns its row, open."""
     form = page.locator("#train-form")
     form.get_by_label("Epochs").fill(str(epochs))
@@ -107,6 +107,10 @@ def start(page: Page, name: str, *, epochs: int) -> Locator:
     form.get_by_label("Network", exact=True).select_option("small")
     form.get_by_text("More settings").click()
     form.get_by_label("Name").fill(name)
+    if noise:
+        planted = form.get_by_role("group", name="Noise")
+        planted.get_by_label("Kind").select_option(noise)
+        planted.get_by_label("Rate").fill("0.2")
     expect(form.locator(".estimate")).to_contain_text("of memory")
     form.get_by_role("button", name="Start training").click()
     return page.locator(".job", has_text=name)
@@ -116,12 +120,13 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
 
-    job = start(page, "first light", epochs=3)
+    job = start(page, "first light", epochs=3, noise="symmetric")
     expect(job.locator(".progress-text")).to_contain_text("epoch", timeout=60_000)
     curve = job.get_by_role("img", name=re.compile("^Accuracy: Test "))
     expect(curve.locator("path.series").first).to_be_visible(timeout=TRAINED_MS)
     expect(job.locator(".status")).to_have_text("succeeded", timeout=TRAINED_MS)
     expect(job.locator(".figures")).to_contain_text("Test accuracy, last epoch")
+    expect(job.get_by_role("region", name="Self-test")).to_contain_text("Symmetric noise made")
     expect(job.locator(".gallery li")).to_have_count(24)
     expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(scenes.CLASSES)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import json
@@ -144,6 +145,27 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: 
     lines = (folder / "label-issues.csv").read_text().splitlines()
     assert lines[0] == "index,path,split,given_label,predicted_label,label_score,is_label_issue"
     assert len(lines) == 1 + 48
+
+
+def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leash) -> None:
+    """The data set's own truth is another matter: its given labels are the reference here."""
+    job_id = house.submit(house.dataset(), epochs=4, noise={"kind": "symmetric", "rate": 0.3}, validation_fraction=0.25)
+    _, fence = claimed(house)
+
+    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    folder = house.files.attempt(job_id, fence) / "artifacts"
+    metrics = house.job(job_id).metrics
+    assert metrics is not None
+    tested = metrics["self_test"]
+    with (folder / "injected-labels.csv").open(newline="") as file:
+        changed = list(csv.DictReader(file))
+    assert len(changed) == round(48 * tested["realised_rate"]) > 5
+    assert all(row["label_before"] == row["path"].split("/")[0] != row["given_label"] for row in changed)
+    assert json.loads((folder / "self-test.json").read_text()) == tested
+    shares = [value for name, value in tested.items() if name not in ("noise", "rate")]
+    assert all(0 <= share <= 1 for share in shares)
+    listed = {entry["name"] for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
+    assert listed >= {"self-test.json", "injected-labels.csv"}
 
 
 def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Leash) -> None:
