@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench bench-ranking clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ BENCH_STAMP := $(BENCH)/installed-$(shell cat requirements/bench.txt $(LOCK) req
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 bench: install $(BENCH_STAMP) ## Benchmarks, one JSON line each, and a table of the targets
 	$(BIN)/python -m tests.benchmarks
+
+bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; half an hour
+	$(BIN)/python -m tests.benchmarks.ranking $(DATA)
 
 $(BENCH_STAMP):
 	$(PYTHON) -m venv $(BENCH)
