@@ -204,7 +204,10 @@ class JobOut(BaseModel):
         description="phase, epoch, epochs, fraction, images_per_second, eta_seconds"
     )
     attempt: int
-    metrics: dict[str, Any] | None
+    metrics: dict[str, Any] | None = Field(
+        description="What was measured; what is not known is null. `self_test`, where noise was injected: how well method "
+        "and label ranking did, by the labels before it"
+    )
     model_id: uuid.UUID | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
     compared_with_id: uuid.UUID | None
