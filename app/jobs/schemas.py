@@ -205,8 +205,8 @@ class JobOut(BaseModel):
     )
     attempt: int
     metrics: dict[str, Any] | None = Field(
-        description="What was measured; what is not known is null. `self_test`, where noise was injected: how well method "
-        "and label ranking did, by the labels before it"
+        description="What was measured; what is not known is null. `self_test`, where noise was injected: how well "
+        "method and label ranking did, by the labels before it"
     )
     model_id: uuid.UUID | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
