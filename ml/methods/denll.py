@@ -79,7 +79,6 @@ class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
         description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
         "learns from the second, for labels that are wrong systematically.",
     )
-    agreement_start: float = Field(default=0.3, ge=0.0, le=1.0, description="Share of the epochs without agreement.")
     answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Whose answer is the model's.")
 
     @model_validator(mode="after")
