@@ -32,7 +32,9 @@ class DataSet(_Strict):
 
     source: Literal["folder", "scenes"] = Field(default="folder", description="A folder or zip, or drawn pictures.")
     path: str | None = Field(default=None, description="Seen from the study file; --data NAME=PATH goes before it.")
-    label_column: str | None = Field(default=None, description="The column to learn from.")
+    label_column: str | tuple[str, ...] | None = Field(
+        default=None, description="The column to learn from; of several the first that the set has."
+    )
     train: int | None = Field(default=None, ge=2, description="Training images in total, drawn by seed.")
     test: int | None = Field(default=None, ge=1, description="Test images in total, drawn by seed.")
     train_per_class: int | None = Field(default=None, ge=1, description="Training images of each class at most.")

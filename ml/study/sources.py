@@ -76,18 +76,26 @@ def load(run: Run, path: Path | None) -> Material:
     if path is None:
         return _scenes(run)
     spec, source = run.spec, run.source
-    images, truth = _read(path, spec.image_size, spec.resize, source.label_column)
+    wanted = (source.label_column,) if isinstance(source.label_column, str) else source.label_column or (None,)
+    images, truth = _read(path, spec.image_size, spec.resize, tuple(wanted))
     if truth.test_images is None and source.test_share > 0:
         images, truth = _with_test(images, truth, source.test_share, spec.seed)
     return _limited(images, truth, source, spec)
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, image_size: int, resize: Resize, label_column: str | None) -> tuple[LabeledImages, Truth]:
-    if (path / READY).is_file():
+def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None, ...]) -> tuple[LabeledImages, Truth]:
+    if (path / READY).is_file():  # its labels were chosen when it was uploaded
         return data.load(path, image_size=image_size, resize=resize)
-    found = folders.read(path, image_size=image_size, resize=resize, label_column=label_column)
-    return found.images, found.truth
+    for column in columns:
+        try:
+            found = folders.read(path, image_size=image_size, resize=resize, label_column=column)
+        except errors.UnusableData as error:
+            if error.code != "wrong_columns" or column == columns[-1]:
+                raise
+        else:
+            return found.images, found.truth
+    raise AssertionError("the last column is read, or raises")
 
 
 def _scenes(run: Run) -> Material:

@@ -62,6 +62,12 @@ def _beside(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: result["beside"].get(name, {}).get(head, {}).get("accuracy")
 
 
+def _spent(result: Result) -> float:
+    """What other work on the machine changes least: CPU seconds, where the CPU does the work."""
+    seconds: float = result["seconds"]["cpu" if result["facts"]["device"] == "cpu" else "wall"]
+    return seconds
+
+
 PERCENT = 100.0
 ACCURACIES = {
     "last": "test accuracy, last epoch",
@@ -77,7 +83,7 @@ MEASURES = (
         "ranking_ap", "ranking of wrong labels, average precision, %", PERCENT, 1, _of_ranking("average_precision")
     ),
     Measure("ranking_auroc", "ranking of wrong labels, AUROC, %", PERCENT, 1, _of_ranking("auroc")),
-    Measure("cpu_seconds", "CPU seconds of training", 1.0, 0, lambda result, head: result["seconds"]["cpu"]),
+    Measure("seconds", "seconds of training: of CPU, or on a GPU of time", 1.0, 0, lambda result, head: _spent(result)),
 )
 
 
@@ -90,8 +96,9 @@ class Line:
     wanted: int  # seeds the study asks for
     values: Mapping[str, Mapping[int, float]]  # by measure and seed, as the table shows them
     noise_rate: Spread | None
-    cost: float | None  # median over seeds of its CPU seconds over the reference row's
+    cost: float | None  # median over seeds of its seconds over the reference row's
     paper: tuple[float, float | None] | None
+    conditions: frozenset[tuple[str, str, str]]  # device, version of torch and of our code of each result
 
     def spread(self, name: str) -> Spread | None:
         return Spread.of(self.values[name].values())
@@ -119,11 +126,7 @@ def lines(plan: Plan, found: Iterable[Result]) -> list[Line]:
             for measure in MEASURES:
                 read = {seed: measure.read(result, row.head) for seed, result in results.items()}
                 values[measure.name] = {s: v * measure.scale for s, v in read.items() if v is not None}
-            ratios = [
-                result["seconds"]["cpu"] / units[seed]["seconds"]["cpu"]
-                for seed, result in results.items()
-                if seed in units
-            ]
+            ratios = [_spent(result) / _spent(units[seed]) for seed, result in results.items() if seed in units]
             made.append(
                 Line(
                     row,
@@ -133,6 +136,7 @@ def lines(plan: Plan, found: Iterable[Result]) -> list[Line]:
                     Spread.of(result["facts"]["noise_rate"] for result in results.values()),
                     statistics.median(ratios) if ratios else None,
                     paper.get((plan.study.paper or "", row.paper or row.label, cell.paper or cell.name)),
+                    frozenset((r["facts"]["device"], r["facts"]["torch"], r["code"]) for r in results.values()),
                 )
             )
     return made
@@ -156,8 +160,11 @@ def markdown(plan: Plan, made: Sequence[Line]) -> str:
     text = [f"# {study.title}", ""]
     if study.about:
         text += [study.about.strip(), ""]
-    done, wanted = sum(len(line.values["cpu_seconds"]) for line in made), sum(line.wanted for line in made)
-    text += [f"{done} of {wanted} results. Mean ± sample standard deviation over seeds; [n] where seeds are missing."]
+    done, wanted = sum(len(line.values["seconds"]) for line in made), sum(line.wanted for line in made)
+    text += [
+        f"{done} of {wanted} results{_conditions(made)}. Mean ± sample standard deviation over seeds; [n] where seeds "
+        "are missing."
+    ]
     rates = {line.cell.name: line.noise_rate for line in made if line.noise_rate is not None}
     if rates:
         told = ", ".join(f"{name} {PERCENT * rate.mean:.1f} %" for name, rate in rates.items())
@@ -172,9 +179,24 @@ def markdown(plan: Plan, made: Sequence[Line]) -> str:
                 text += ["In parentheses the paper's number.", ""]
             text += _grid(plan, made, measure, beside)
     if any(line.cost is not None for line in made):
-        text += ["", f"## Cost relative to {study.reference}", "", "Median over seeds of the ratio of CPU seconds.", ""]
+        text += [
+            "",
+            f"## Cost relative to {study.reference}",
+            "",
+            "Median over seeds of the ratio of these seconds.",
+            "",
+        ]
         text += _ratios(plan, made)
     return "\n".join(text) + "\n"
+
+
+def _conditions(made: Sequence[Line]) -> str:
+    """Under which the results came about; several versions of the code are told, since they may differ."""
+    found = sorted(frozenset[tuple[str, str, str]]().union(*(line.conditions for line in made)))
+    machines = dict.fromkeys(f"{device}, torch {torch}" for device, torch, _ in found)
+    versions = {code for _, _, code in found}
+    told = [*machines, f"{len(versions)} versions of the code"] if len(versions) > 1 else list(machines)
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _grid(plan: Plan, made: Sequence[Line], measure: Measure, beside: bool) -> list[str]:
@@ -236,7 +258,7 @@ def records(plan: Plan, made: Sequence[Line]) -> list[dict[str, Any]]:
             "cell": line.cell.name,
             "method": line.row.method,
             "head": line.row.head,
-            "seeds": sorted(line.values["cpu_seconds"]),
+            "seeds": sorted(line.values["seconds"]),
             "noise_rate": None if line.noise_rate is None else line.noise_rate.mean,
             "cost": line.cost,
             "paper": None if line.paper is None else {"mean": line.paper[0], "std": line.paper[1]},
@@ -270,7 +292,7 @@ def as_csv(made: Sequence[Line]) -> str:
             values += [None, None] if spread is None else [spread.mean, spread.std]
         values += [line.cost, *(line.paper or (None, None))]
         rate = None if line.noise_rate is None else line.noise_rate.mean
-        plain = [line.row.label, line.cell.name, line.row.method, line.row.head, len(line.values["cpu_seconds"])]
+        plain = [line.row.label, line.cell.name, line.row.method, line.row.head, len(line.values["seconds"])]
         writer.writerow([*plain, *("" if value is None else round(value, 6) for value in (rate, *values))])
     return text.getvalue()
 

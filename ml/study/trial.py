@@ -5,6 +5,7 @@ Clean labels stay with `ml.measure` and this account of it. It knows no table an
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ml import loader, measure
+from ml.data import LabeledImages
 from ml.events import EpochReport
+from ml.spec import TrainingSpec
 from ml.study import sources
 from ml.study.plan import Run
 from ml.training import Training
@@ -33,6 +36,7 @@ class Place:
 
 def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
     """Train and measure; `said` hears of every epoch. The result is strict JSON."""
+    _warm_up()
     material = sources.load(run, path)
     training = Training.build(
         run.spec,
@@ -59,6 +63,16 @@ def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochRepo
     }
     strict: dict[str, Any] = _strict(found)
     return strict
+
+
+@functools.cache
+def _warm_up() -> None:
+    """What the first training of a process alone would pay for: modules that torch imports with the first step."""
+    pixels = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+    images = LabeledImages(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    spec = TrainingSpec(method="ce", network="small", image_size=16, epochs=1, precision="f32", device="cpu")
+    for _ in Training.build(spec, images, threads=1):
+        pass
 
 
 def _train(training: Training, said: Callable[[EpochReport], None]) -> dict[str, float]:
