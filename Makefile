@@ -26,7 +26,7 @@ $(STAMP):
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
-demo: install ## Learn from wrong labels in three minutes: upload, train, predict, find the errors
+demo: install ## Two acts in three minutes: find wrong labels; learn the object where labels name the scene
 	$(BIN)/python -m examples.demo
 
 run: install ## Serve on loopback until Ctrl-C

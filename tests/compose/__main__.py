@@ -222,7 +222,7 @@ def demo(stack: Stack) -> str:
 
 def upload(stack: Stack) -> str:
     archive = stack.engine.folder / "temporary" / "scenes.zip"
-    scenes.write_archive(archive, train=1200, test=200, seed=5, noise="symmetric", noise_rate=0.2)
+    scenes.write_archive(archive, train=1200, test=200, seed=5, noise="ordinary", noise_rate=0.2)
     with archive.open("rb") as file:
         fields = {"name": "scenes", "label_column": "label", "clean_column": "clean"}
         dataset = answered(

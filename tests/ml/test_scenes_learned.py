@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml import data, phase, scenes
+from ml import data, scenes
 from ml.methods import denll
 from ml.spec import TrainingSpec
 from ml.training import Training
@@ -29,29 +29,34 @@ def trained(method: str, params: dict[str, object]) -> tuple[Training, scenes.Pi
     return training, scenes.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
 
 
-def answers(training: Training, images: np.ndarray) -> tuple[np.ndarray, phase.Method, torch.Tensor]:
+def answers(training: Training, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Classes (N,), and the centres x, y (N, 2) of what it takes for the object."""
     method = training.method.eval()
     mean, std = (torch.as_tensor(each, dtype=torch.float32).view(1, 3, 1, 1) for each in (training.mean, training.std))
     shown = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
     with torch.no_grad():
-        return method.logits(shown).argmax(dim=1).numpy(), method, shown
+        located = method.locate(shown)
+        return method.logits(shown).argmax(dim=1).numpy(), None if located is None else located[:, :2].numpy()
 
 
 @pytest.mark.slow
-def test_plain_cross_entropy_follows_the_scene_and_denll_does_not() -> None:
+def test_plain_cross_entropy_follows_the_scene() -> None:
     training, swapped = trained("ce", {})
-    said, _, _ = answers(training, swapped.images)
+    said, _ = answers(training, swapped.images)
     assert (said == swapped.clean).mean() < CHANCE
     assert (said == swapped.scenes).mean() > 0.6
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # ten seconds of a core, which a loaded machine may give slowly
+def test_denll_does_not_and_finds_the_object() -> None:
     training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
-    said, method, shown = answers(training, swapped.images)
-    located = method.locate(shown)
+    said, located = answers(training, swapped.images)
     assert located is not None
     grid = np.arange(SIDE)
     area = swapped.masks.sum(axis=(1, 2))
     centres = np.stack([(swapped.masks.sum(axis=axis) * grid).sum(axis=1) / area for axis in (1, 2)], axis=1)
-    error = np.hypot(*(located[:, :2].numpy() - centres).T).mean()
+    error = np.hypot(*(located - centres).T).mean()
     assert (said == swapped.clean).mean() > CHANCE + 0.1
     assert (said == swapped.scenes).mean() < 0.3
     assert error < 0.5 * np.hypot(*(centres - (SIDE - 1) / 2).T).mean()
