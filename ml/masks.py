@@ -1,7 +1,8 @@
-"""A Gaussian on a picture, and every form in which it is asked for: box, RLE, polygon, PNG, overlay.
+"""A Gaussian or a map on a picture, and every form in which it is asked for: box, RLE, polygon, PNG, overlay.
 
 A mask is the ellipse in which the Gaussian is at least `threshold`: all forms describe the same pixels, and none needs
-an array of the picture's size beyond the picture itself. Knows no network and no request.
+an array of the picture's size beyond the picture itself. A map is a coarse field over the network's square, enlarged
+smoothly; its mask is where it is at least `threshold`. Knows no network and no request.
 
 Points are continuous picture pixels, pixel i covering [i, i + 1); a pixel is inside if its middle is.
 """
@@ -22,7 +23,7 @@ from pycocotools import mask as coco
 
 from ml.images import Geometry
 
-KINDS = ("gaussian", "rle", "polygon", "png")
+KINDS = ("gaussian", "map", "rle", "polygon", "png")
 POLYGON_POINTS = 64
 STRIP_ROWS = 256  # overlays are blended strip by strip: a float copy of a 25-megapixel picture would take 300 MB
 DIMMED = 0.45  # how much of the picture shows far outside the mask
@@ -140,6 +141,72 @@ def overlay(image: Pixels, gaussian: Gaussian | None, *, threshold: float = 0.5)
         strip[np.abs(square - reach) / slope <= line / 2 + 0.25] = CONTOUR
         out[rows] = strip.astype(np.uint8)
     return _encoded(Image.fromarray(out))
+
+
+def enlarged(values: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
+    """A map (h, w) in [0, 1] over the network's square, on the picture: uint8 (H, W), 255 is 1; 0 outside the square.
+
+    In bytes, because floats of a 25-megapixel picture would take 100 MB.
+    """
+    left, top, right, bottom = (round(edge) for edge in geometry.box)
+    small = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+    inside = np.asarray(small.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR))
+    if inside.shape == (geometry.height, geometry.width):
+        return inside
+    field = np.zeros((geometry.height, geometry.width), np.uint8)
+    field[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return field
+
+
+def describe_map(
+    values: NDArray[np.float32], geometry: Geometry, *, threshold: float = 0.5, kinds: Collection[str] = ("map",)
+) -> dict[str, Any]:
+    """The `map` object of the API: the coarse values, and what the map is on the picture; `kinds` adds rle, png.
+
+    `square` x, y, width, height is what of the picture the values cover, `peak` the middle of its first brightest
+    pixel, `bbox` x, y, width, height of all that is at least `threshold`.
+    """
+    field = enlarged(values, geometry)
+    inside = field >= threshold * 255
+    left, top, right, bottom = geometry.box
+    row, column = np.unravel_index(int(field.argmax()), field.shape)
+    found: dict[str, Any] = {
+        "values": [[round(float(value), 3) for value in line] for line in values],
+        "square": [left, top, right - left, bottom - top],
+        "peak": [float(column) + 0.5, float(row) + 0.5],
+        "bbox": _bounds(inside),
+        "area_fraction": float(inside.mean()),
+    }
+    if "rle" in kinds:
+        packed = coco.encode(np.asfortranarray(inside.view(np.uint8)))
+        found["rle"] = {"size": [geometry.height, geometry.width], "counts": packed["counts"].decode("ascii")}
+    if "png" in kinds:
+        found["png"] = base64.b64encode(map_png(values, geometry)).decode("ascii")
+    return found
+
+
+def map_png(values: NDArray[np.float32], geometry: Geometry) -> bytes:
+    """The map itself as a grey PNG of the picture's size."""
+    return _encoded(Image.fromarray(enlarged(values, geometry)))
+
+
+def map_overlay(image: Pixels, values: NDArray[np.float32], geometry: Geometry) -> bytes:
+    """The picture as PNG, dimmed where the map is low."""
+    field = enlarged(values, geometry)
+    out = np.empty_like(image)
+    for top in range(0, image.shape[0], STRIP_ROWS):
+        rows = slice(top, top + STRIP_ROWS)
+        light = DIMMED + (1 - DIMMED) * (field[rows].astype(np.float32) / 255)
+        out[rows] = (image[rows] * light[:, :, None]).astype(np.uint8)
+    return _encoded(Image.fromarray(out))
+
+
+def _bounds(inside: NDArray[np.bool_]) -> list[float]:
+    columns, rows = (np.flatnonzero(inside.any(axis=axis)) for axis in (0, 1))
+    if not len(columns):
+        return [0.0, 0.0, 0.0, 0.0]
+    left, top = int(columns[0]), int(rows[0])
+    return [float(left), float(top), float(columns[-1] + 1 - left), float(rows[-1] + 1 - top)]
 
 
 def _spans(

@@ -8,6 +8,7 @@ Shapes: `B` pictures of a call, `C` classes, `S` the network's side; probabiliti
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ml import bundle, devices, errors, images, loader, methods, networks, phase
+from ml.blocks import attention
 from ml.images import Geometry, Pixels
 from ml.masks import Gaussian
 
 Probabilities = NDArray[np.float32]
+Heat = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Prediction:
     heads: dict[str, Probabilities]
     place: tuple[float, float, float] | None  # centre x, centre y, sigma in the network's square
     gaussian: Gaussian | None  # the same in the pixels of the picture that was given
+    map: Heat | None = None  # where something stands out, in the network's square; only if asked for
 
     def on(self, geometry: Geometry) -> Gaussian | None:
         """The place on the picture whose square this was."""
@@ -97,13 +101,16 @@ class Predictor:
             for one, picture in zip(found, pictures, strict=True)
         ]
 
-    def predict_squares(self, squares: Sequence[Pixels]) -> list[Prediction]:
-        """The same for pictures already made squares, uint8 (S, S, 3). Gaussians are in the square's pixels."""
+    def predict_squares(self, squares: Sequence[Pixels], *, maps: bool = False) -> list[Prediction]:
+        """The same for pictures already made squares, uint8 (S, S, 3). Gaussians are in the square's pixels.
+
+        `maps`: with the map of each, where the network has feature maps (`ml.blocks.attention.border_contrast`).
+        """
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
         with devices.bounded_memory(f"predicting {len(squares)} images at once", lambda: len(squares) // 2):
-            heads, places = self._answers(stacked, half=self.half)
+            heads, places, contrasts = self._answers(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
         rows = {name: probabilities.numpy() for name, probabilities in heads.items()}
         found = []
@@ -111,30 +118,39 @@ class Predictor:
             own = {name: row[i] for name, row in rows.items()}
             place = None if places is None else _triple(places[i])
             gaussian = None if place is None else Gaussian.from_square(*place, geometry)
-            found.append(Prediction(own["answer"], own, place, gaussian))
+            found.append(Prediction(own["answer"], own, place, gaussian, None if contrasts is None else contrasts[i]))
         return found
 
-    def _answers(self, squares: Tensor, *, half: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """uint8 (B, S, S, 3) -> probabilities (B, C) of each head, and places (B, 3) in network pixels, on the CPU."""
+    def _answers(
+        self, squares: Tensor, *, half: bool, maps: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor | None, list[Heat] | None]:
+        """uint8 (B, S, S, 3) -> on the CPU: probabilities (B, C) by head, places (B, 3) in network pixels, maps."""
         pixels = loader.Pixels(squares, self._mean, self._std, device=self.device)
         heads: list[dict[str, Tensor]] = []
         places: list[Tensor] = []
+        contrasts: list[Heat] = []
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(squares), device=self.device), pixels.plain_rows()):
                 shown = pixels.plain(rows)
+                listening: contextlib.AbstractContextManager[list[attention.Pass]]
+                listening = attention.overheard(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-                    logits = self._method.heads(shown)
+                    with listening as passes:
+                        logits = self._method.heads(shown)
                     place = self._method.locate(shown)
+                contrast = attention.border_contrast(passes)
                 heads.append({name: each.float().softmax(dim=1).cpu() for name, each in logits.items()})
                 if place is not None:
                     places.append(place.float().cpu())
+                if contrast is not None:
+                    contrasts += list(contrast[:, 0].cpu().numpy())
         joined = {name: torch.cat([part[name] for part in heads]) for name in heads[0]}
-        return joined, torch.cat(places) if places else None
+        return joined, torch.cat(places) if places else None, contrasts or None
 
     def _answers_alike(self, check: Tensor) -> bool:
         """Whether bf16 chooses the same class as f32 for every check square."""
-        exact, _ = self._answers(check, half=False)
-        rounded, _ = self._answers(check, half=True)
+        exact, *_ = self._answers(check, half=False)
+        rounded, *_ = self._answers(check, half=True)
         return bool((exact["answer"].argmax(dim=1) == rounded["answer"].argmax(dim=1)).all())
 
 

@@ -68,6 +68,10 @@ def cheap(options: Mapping[str, Any]) -> bool:
     return options.get("render") is None and set(options.get("masks") or ()) <= {"gaussian"}
 
 
+def wants_map(options: Mapping[str, Any]) -> bool:
+    return "map" in (options.get("masks") or ())
+
+
 def results(
     predictor: Predictor,
     encoded: Sequence[bytes],
@@ -83,7 +87,7 @@ def results(
             told.append(Result({"error": image.error}))
             continue
         gaussian = prediction.on(image.geometry)
-        picture = _rendered(data, image.geometry, gaussian, options)
+        picture = _rendered(data, image.geometry, prediction, gaussian, options)
         body = _told(predictor.classes, data, image.geometry, prediction, gaussian, options)
         told.append(Result(body, None if picture is None else len(parts)))
         parts += [] if picture is None else [picture]
@@ -119,22 +123,37 @@ def _told(
         "score": top[0]["score"],
         "abstained": threshold is not None and float(scores[order[0]]) < threshold,
         "top_k": top,
-        "mask": None if gaussian is None else _mask(gaussian, geometry, options),
+        "mask": _mask(gaussian, prediction, geometry, options),
     }
 
 
-def _mask(gaussian: Gaussian, geometry: Geometry, options: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = options.get("masks") or ("gaussian",)
-    return masks.describe(gaussian, geometry.width, geometry.height, threshold=_threshold(options), kinds=kinds)
+def _mask(
+    gaussian: Gaussian | None, prediction: Prediction, geometry: Geometry, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The Gaussian where the method has one, the map where it was asked for; None without either."""
+    kinds, threshold = options.get("masks") or ("gaussian",), _threshold(options)
+    found: dict[str, Any] = {}
+    if gaussian is not None:
+        found = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)
+    if wants_map(options) and prediction.map is not None:
+        found |= {"space": "image_pixels", "threshold": threshold}
+        found["map"] = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
+    return found or None
 
 
 def _threshold(options: Mapping[str, Any]) -> float:
     return float(options.get("mask_threshold") or 0.5)
 
 
-def _rendered(data: bytes, geometry: Geometry, gaussian: Gaussian | None, options: Mapping[str, Any]) -> bytes | None:
-    """The picture a client asked for; a mask of nothing is not drawn."""
+def _rendered(
+    data: bytes, geometry: Geometry, prediction: Prediction, gaussian: Gaussian | None, options: Mapping[str, Any]
+) -> bytes | None:
+    """The picture asked for, of the map where the request names no Gaussian; a mask of nothing is not drawn."""
     render = options.get("render")
+    if prediction.map is not None and wants_map(options) and "gaussian" not in options["masks"]:
+        if render == "overlay":
+            return masks.map_overlay(images.decode(data), prediction.map, geometry)
+        return masks.map_png(prediction.map, geometry) if render == "mask" else None
     if render == "overlay":
         return masks.overlay(images.decode(data), gaussian, threshold=_threshold(options))
     if render == "mask" and gaussian is not None:

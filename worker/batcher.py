@@ -168,7 +168,9 @@ class Batcher:
         spread = len(encoded) > 1 and sum(map(len, encoded)) > THUMBNAIL_BYTES * len(encoded)
         decoded = list(self._pool.map(decode, encoded) if spread else map(decode, encoded))
         ready = time.monotonic()
-        predictions = iter(predictor.predict_squares([d.square for d in decoded if d.square is not None]))
+        maps = any(answers.wants_map(request.options) for request in requests)
+        squares = [d.square for d in decoded if d.square is not None]
+        predictions = iter(predictor.predict_squares(squares, maps=maps))
         found = [None if d.square is None else next(predictions) for d in decoded]
         done = time.monotonic()
         first = 0

@@ -33,7 +33,16 @@ from app.models.known import Served
 from app.predictions import images, requests
 from app.predictions.images import Loaded, Source
 from app.predictions.lane import Lane
-from app.predictions.schemas import Format, MaskThreshold, Options, Predictions, PredictRequest, Threshold, TopK
+from app.predictions.schemas import (
+    MASKS_SAID,
+    Format,
+    MaskThreshold,
+    Options,
+    Predictions,
+    PredictRequest,
+    Threshold,
+    TopK,
+)
 from app.settings import Settings
 
 router = Router(tags=["predictions"])
@@ -65,7 +74,7 @@ BODY = {
     },
 }
 Model = Annotated[str, Query(min_length=1, max_length=200, description="Id or alias")]
-Masks = Annotated[str, Query(max_length=200, description="Of gaussian, rle, polygon, png; comma-separated")]
+Masks = Annotated[str, Query(max_length=200, description=f"Comma-separated. {MASKS_SAID}")]
 Wanted = Annotated[Format | None, Query(description="overlay or mask: a picture; also by Accept: image/png")]
 
 

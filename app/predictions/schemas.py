@@ -12,8 +12,13 @@ from pydantic import BaseModel, Field, StringConstraints
 from app.datasets.issues import Gaussian
 from app.http.fields import Name, Strict
 
-MaskKind = Literal["gaussian", "rle", "polygon", "png"]
-MASK_KINDS: tuple[MaskKind, ...] = ("gaussian", "rle", "polygon", "png")
+MaskKind = Literal["gaussian", "map", "rle", "polygon", "png"]
+MASK_KINDS: tuple[MaskKind, ...] = ("gaussian", "map", "rle", "polygon", "png")
+MASKS_SAID = (
+    "gaussian: the place a method's localization module points at, where it has one; map: where something stands out, "
+    "for every method whose network has feature maps; rle, polygon, png: further forms of these (polygon: of the "
+    "Gaussian alone)"
+)
 Format = Literal["json", "overlay", "mask"]
 MOST_CLASSES = 1000
 
@@ -37,8 +42,8 @@ class PredictRequest(Strict):
     inputs: Annotated[list[Input], Field(min_length=1)]
     top_k: TopK = 5
     threshold: Threshold | None = None
-    masks: Annotated[list[MaskKind], Field(max_length=4)] = Field(default=["gaussian"])
-    mask_threshold: MaskThreshold = 0.5
+    masks: Annotated[list[MaskKind], Field(max_length=5)] = Field(default=["gaussian"], description=MASKS_SAID)
+    mask_threshold: MaskThreshold = Field(default=0.5, description="A mask is where its field is at least this")
     format: Format = "json"
 
 
@@ -83,11 +88,35 @@ class Rle(BaseModel):
     counts: str = Field(description="COCO's compressed, column-major form")
 
 
+class MapMask(BaseModel):
+    """Where the picture differs, to the networks, from its own border: a coarse, smooth field with its largest value 1.
+
+    It needs no localization module and knows no class: it finds what stands out, be it the labelled object, another
+    one or a flaw, and marks several at once. It is no probability and no outline, and it is blind to an object that
+    fills the picture or lies on its border. Made from features before and behind the last stage.
+    """
+
+    values: list[list[float]] = Field(description="The field over the square that the network saw, row by row")
+    square: list[float] = Field(description="x, y, width, height of that square on the picture")
+    peak: list[float] = Field(description="x, y of its largest value")
+    bbox: list[float] = Field(description="x, y, width, height of all that is at least `threshold`")
+    area_fraction: float
+    rle: Rle | None = None
+    png: str | None = Field(default=None, description="The field in grey, base64")
+
+
 class Mask(BaseModel):
-    """In the pixels of the original picture; representations that were not asked for are absent."""
+    """In the pixels of the original picture; representations that were not asked for are absent.
+
+    The Gaussian, and the forms beside it, say where the localization module points, and roughly how far it reaches. It
+    is one ellipse: no outline, one for several objects, and with a fixed sigma its size says nothing about the
+    object's. It was trained without boxes or masks, and where the label-free module finds an even background it is
+    right; where the loss on the labels trains it, it stays near the middle. `map` is made in another way.
+    """
 
     space: Literal["image_pixels"]
     gaussian: Gaussian | None = None
+    map: MapMask | None = None
     bbox: list[float] | None = Field(default=None, description="x, y, width, height")
     rle: Rle | None = None
     polygon: list[list[float]] | None = None

@@ -10,7 +10,7 @@ Shapes: `B` batch, `C` classes, `D` features, images `(B, 3, H, W)`, feature map
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -109,15 +109,15 @@ def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> T
     return _mean([(m * g.mean(dim=(2, 3), keepdim=True)).sum(dim=1).detach() for m, g in weighed if g is not None])
 
 
-def border_contrast(method: Method, images: Tensor) -> Tensor | None:
+def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
     """How unlike the image's border each place is to the networks, (B, 1, h, w): where an object stands out from its
     surroundings, whatever its class.
 
     Of the feature maps before and behind the last stage, each feature's deviation from its mean on the border in units
     of its spread; smoothed over a sixth of the side. None where no network has feature maps.
+
+    Passes are of one batch each; see `overheard`.
     """
-    with overheard(method) as passes:
-        method.logits(images)
     found = [_deviation(maps) for each in passes for maps in each.spatial[:1] + each.spatial[-1:]]
     if not found:
         return None

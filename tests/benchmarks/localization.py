@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ml.blocks import attention, localization
 from ml.data import LabeledImages
 from ml.figures.viewing import Viewer
 from ml.methods import denll
+from ml.phase import Method
 from ml.spec import TrainingSpec
 from ml.training import Training
 from tests.benchmarks._localization import sets
@@ -98,19 +99,18 @@ def compared(plain: Training, denll: Training, located: Located) -> dict[str, di
         images = viewer.images(located.pictures)
         if name == "denll":
             found["gaussian"] = measured(viewer.masks(images)[0], objects)
-        contrast = viewer.each(images, _whole(attention.border_contrast, training))
+        contrast = viewer.each(images, lambda shown, method=training.method: _map(method, shown))
         found[f"map ({name})"] = measured(contrast, objects)
         found[f"CAM ({name})"] = measured(_cams(viewer, images, located.labels), objects)
     return found
 
 
-def _whole(function: Callable[..., Tensor | None], training: Training) -> Callable[[Tensor], Tensor]:
-    def of(images: Tensor) -> Tensor:
-        maps = function(training.method, images)
-        assert maps is not None
-        return maps
-
-    return of
+def _map(method: Method, images: Tensor) -> Tensor:
+    with attention.overheard(method) as passes:
+        method.logits(images)
+    found = attention.border_contrast(passes)
+    assert found is not None
+    return found
 
 
 def _cams(viewer: Viewer, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -140,6 +140,40 @@ def test_an_overlay_dims_what_is_far_away_and_marks_the_contour() -> None:
     assert not contour[40:50, 55:65].any()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode, numpy 2
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: images.Resize) -> None:
+    values = np.zeros((4, 4), np.float32)
+    values[1, 2] = 1.0
+    geometry = Geometry.of(90, 60, 32, resize)
+    found = masks.describe_map(values, geometry, threshold=0.6, kinds=("map", "rle", "png"))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["png"]))))
+    decoded = coco.decode({"size": found["rle"]["size"], "counts": found["rle"]["counts"].encode()})
+
+    assert picture.shape == (60, 90)
+    assert ((picture >= 0.6 * 255) == decoded).all()
+    assert found["area_fraction"] == pytest.approx(decoded.mean())
+    left, top, across, down = found["square"]
+    assert (left, top, across, down) == ((0, 0, 90, 60) if resize == "squash" else (15, 0, 60, 60))
+    x, y = found["peak"]
+    assert abs(x - (left + across * 2.5 / 4)) <= 2
+    assert abs(y - (top + down * 1.5 / 4)) <= 2
+    rows, columns = decoded.nonzero()
+    assert found["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+    assert not picture[:, : int(left)].any()
+
+
+def test_a_map_dims_what_is_low_and_an_empty_one_is_empty() -> None:
+    picture, geometry = np.full((60, 90, 3), 200, np.uint8), Geometry.of(90, 60, 32, "squash")
+    values = np.zeros((4, 4), np.float32)
+    values[:, :2] = 1.0
+    drawn = np.asarray(Image.open(io.BytesIO(masks.map_overlay(picture, values, geometry))))
+
+    assert (drawn[:, 5] > 195).all()
+    assert (drawn[:, 85] < 100).all()
+    assert masks.describe_map(np.zeros((4, 4), np.float32), geometry)["bbox"] == [0.0, 0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 2.0])
 def test_a_threshold_outside_the_open_unit_interval_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match="threshold"):

@@ -114,6 +114,22 @@ def test_a_model_without_localization_has_no_place(tmp_path: Path) -> None:
     assert found.gaussian is None
 
 
+def test_a_map_comes_when_asked_for_and_changes_no_answer(predictor: Predictor) -> None:
+    squares = [predictor.square(each) for each in pictures(9)]
+    plain, mapped = predictor.predict_squares(squares), predictor.predict_squares(squares, maps=True)
+    (alone,) = predictor.predict_squares(squares[4:5], maps=True)
+
+    assert all(one.map is None for one in plain)
+    assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(plain, mapped, strict=True))
+    for one in mapped:
+        assert one.map is not None
+        assert one.map.min() >= 0
+        assert one.map.max() == pytest.approx(1.0)
+    assert alone.map is not None
+    assert mapped[4].map is not None
+    assert np.abs(alone.map - mapped[4].map).max() < 1e-3
+
+
 def test_a_crop_model_sees_the_central_square(tmp_path: Path) -> None:
     bundle.save(tmp_path / "model", train(resize="crop"))
     predictor = Predictor.load(tmp_path / "model", device="cpu", precision="f32")
@@ -140,9 +156,9 @@ def test_bf16_is_used_only_where_it_chooses_the_same_classes(
 
     plain = predict.Predictor._answers
 
-    def disagreeing(self, squares, *, half):  # type: ignore[no-untyped-def]
-        heads, places = plain(self, squares, half=False)
-        return ({name: each.flip(1) for name, each in heads.items()} if half else heads), places
+    def disagreeing(self, squares, *, half, maps=False):  # type: ignore[no-untyped-def]
+        heads, places, contrasts = plain(self, squares, half=False, maps=maps)
+        return ({name: each.flip(1) for name, each in heads.items()} if half else heads), places, contrasts
 
     monkeypatch.setattr(predict.Predictor, "_answers", disagreeing)
     assert not Predictor.load(folder, device="cpu", precision="bf16").half

@@ -168,6 +168,38 @@ def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leas
     assert listed >= {"self-test.json", "injected-labels.csv"}
 
 
+def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: House, tie: Leash) -> None:
+    job_id = house.submit(house.dataset(), epochs=1)
+    _, fence = claimed(house)
+
+    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    folder = house.files.attempt(job_id, fence) / "artifacts"
+    listed = {entry["name"]: entry for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
+    numbers = json.loads((folder / "figures.json").read_text())
+    assert sum(map(sum, numbers["confusion"])) == numbers["images"]
+    metrics = house.job(job_id).metrics
+    assert metrics is not None
+    assert metrics["background_reliance"] == numbers["backgrounds"]["background_reliance"]
+    for name in ("backgrounds", "reliance", "losses", "confusion", "reliability", "attention"):
+        assert listed[f"figure-{name}.png"]["media_type"] == "image/png"
+        assert listed[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
+
+
+@pytest.mark.parametrize("where", ["findings.find", "plots.draw"])
+def test_a_figure_that_fails_fails_no_job(
+    where: str, house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    job_id = house.submit(house.dataset(), epochs=1)
+    monkeypatch.setattr(f"ml.figures.{where}", broken)
+
+    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert house.state(job_id) == "succeeded"
+    assert any("igures" in event.data["message"] for event in house.history(job_id, "log"))
+
+
 def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Leash) -> None:
     dataset = house.dataset()
     trained = house.submit(dataset, epochs=1)

@@ -128,6 +128,18 @@ def test_a_model_without_localization_answers_without_a_mask(served: Served) -> 
     assert result["mask"] is None
 
 
+def test_a_map_is_there_for_every_method_that_is_asked(served: Served) -> None:
+    for model in served.models.values():
+        (result,) = served.results(photo(64, 40), model=model, masks=["map", "rle", "png"])
+
+        assert result["mask"]["space"] == "image_pixels"
+        assert result["mask"]["map"]["square"] == [0.0, 0.0, 64.0, 40.0]
+        assert result["mask"]["map"]["rle"]["size"] == [40, 64]
+        assert max(map(max, result["mask"]["map"]["values"])) == pytest.approx(1.0, abs=1e-3)
+    (plain,) = served.results(photo(64, 40), model=served.models["denll"])
+    assert "map" not in plain["mask"]
+
+
 def test_a_bad_image_is_an_error_in_its_own_result(served: Served) -> None:
     good, bad, truncated, also_good = served.results(PICTURE, b"nonsense", PICTURE[:60], PICTURE)
 

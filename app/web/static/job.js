@@ -6,7 +6,7 @@ import { announce, fill, h } from "./dom.js";
 import { follow } from "./events.js";
 import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
-import { comparison, comparisonOpen, figures } from "./outcome.js";
+import { comparison, comparisonOpen, figures, plots } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
 import { liveProgress } from "./progress.js";
 import { selfTest } from "./selftest.js";
@@ -91,7 +91,10 @@ export function jobPanel(first, refreshList) {
 
   async function showOutcome(job) {
     try {
-      fill(outcome, figures(job), selfTest(job), beside, job.status === "succeeded" && job.type === "train" && labelIssues(job));
+      const trained = job.status === "succeeded" && job.type === "train";
+      const drawn = h("div", {});
+      fill(outcome, figures(job), selfTest(job), beside, trained && labelIssues(job), drawn);
+      if (trained) plots(job).then((found) => fill(drawn, found), (error) => show(drawn, error));
       await showComparison();
     } catch (error) {
       show(outcome, error);

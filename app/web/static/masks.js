@@ -1,9 +1,9 @@
-/** A Gaussian mask drawn over a picture on a canvas. All numbers are in pixels of the original picture. */
+/** A mask drawn over a picture on a canvas: a Gaussian or a map. All numbers are in pixels of the original picture. */
 
 const STEPS = 96; // the heat is smooth, so a small field scaled up shows the same
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis, even for colour-blind eyes
 
-/** Draw image, then its mask as `style`: "ellipse", "heat" or "none"; opacity in [0, 1]. The canvas takes the image's size, at most `limit` pixels a side. */
+/** Draw image, then its mask as `style`: "ellipse", "heat", "map" or "none"; opacity in [0, 1]. The canvas takes the image's size, at most `limit` pixels a side. */
 export function drawMask(canvas, image, mask, { style, opacity, limit = 1024 }) {
   const [width, height] = [image.naturalWidth || image.width, image.naturalHeight || image.height];
   // Small pictures are enlarged first, so that the outline is finer than their pixels.
@@ -13,7 +13,8 @@ export function drawMask(canvas, image, mask, { style, opacity, limit = 1024 }) 
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = scale < 1;
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  if (!mask?.gaussian || style === "none") return;
+  if (style === "map" && mask?.map) map(context, mask.map, scale, opacity);
+  if (!mask?.gaussian || style === "none" || style === "map") return;
   const gaussian = Object.fromEntries(Object.entries(mask.gaussian).map(([key, value]) => [key, value * scale]));
   gaussian.cx += scale / 2; // a coordinate names the middle of its pixel
   gaussian.cy += scale / 2;
@@ -39,21 +40,34 @@ function ellipse(context, { cx, cy, sigma_x, sigma_y }, threshold, opacity) {
 
 function heat(context, { cx, cy, sigma_x, sigma_y }, opacity) {
   const { width, height } = context.canvas;
-  const field = document.createElement("canvas");
-  field.width = field.height = STEPS;
-  const small = field.getContext("2d");
-  const pixels = small.createImageData(STEPS, STEPS);
-  for (let row = 0; row < STEPS; row += 1) {
-    for (let column = 0; column < STEPS; column += 1) {
-      const dx = (((column + 0.5) * width) / STEPS - cx) / sigma_x;
-      const dy = (((row + 0.5) * height) / STEPS - cy) / sigma_y;
-      const value = Math.exp(-(dx * dx + dy * dy) / 2);
-      pixels.data.set([...colour(value), 255 * opacity * (0.25 + 0.75 * value)], 4 * (row * STEPS + column));
+  const value = (row, column) => {
+    const dx = (((column + 0.5) * width) / STEPS - cx) / sigma_x;
+    const dy = (((row + 0.5) * height) / STEPS - cy) / sigma_y;
+    return Math.exp(-(dx * dx + dy * dy) / 2);
+  };
+  field(context, STEPS, STEPS, value, opacity, [0, 0, width, height]);
+}
+
+/** The map's coarse values over the square that the network saw. */
+function map(context, { values, square }, scale, opacity) {
+  field(context, values.length, values[0].length, (row, column) => values[row][column], opacity, square.map((edge) => edge * scale));
+}
+
+/** Values in [0, 1] as colours, smoothly scaled to a place [x, y, width, height] on the canvas. */
+function field(context, rows, columns, value, opacity, place) {
+  const canvas = document.createElement("canvas");
+  [canvas.height, canvas.width] = [rows, columns];
+  const small = canvas.getContext("2d");
+  const pixels = small.createImageData(columns, rows);
+  for (let row = 0; row < rows; row += 1) {
+    for (let column = 0; column < columns; column += 1) {
+      const shown = value(row, column);
+      pixels.data.set([...colour(shown), 255 * opacity * (0.25 + 0.75 * shown)], 4 * (row * columns + column));
     }
   }
   small.putImageData(pixels, 0, 0);
   context.imageSmoothingEnabled = true;
-  context.drawImage(field, 0, 0, width, height);
+  context.drawImage(canvas, ...place);
 }
 
 function colour(value) {

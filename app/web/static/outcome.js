@@ -1,5 +1,6 @@
 /** What a finished job found: its figures, and the comparison with its baselines. */
 
+import { get, imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
 import { h } from "./dom.js";
 import { duration, number, percent, short, words } from "./format.js";
@@ -10,11 +11,12 @@ const MAIN = [
   ["clean_validation_accuracy", "Accuracy on held-out images, true labels"],
   ["noisy_validation_accuracy", "Noisy validation accuracy"],
   ["test_calibration_error", "Calibration error"],
+  ["background_reliance", "Background reliance"],
   ["estimated_noise_rate", "Estimated noise rate"],
   ["label_issues", "Label issues"],
   ["train_seconds", "Training time"],
 ];
-const SHARES = /accuracy|^self_test|noise_rate|calibration|precision|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
+const SHARES = /accuracy|^self_test|reliance|noise_rate|calibration|precision|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
 
 /** The figures that matter, large; all of them on request. What is not known is not shown. */
 export function figures(job) {
@@ -25,6 +27,28 @@ export function figures(job) {
     h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, shown(name, found.get(name))), h("dt", {}, title)))),
     h("details", { class: "more" }, h("summary", {}, "All figures"),
       h("dl", { class: "facts" }, [...found].map(([name, value]) => [h("dt", {}, words(name.replaceAll(".", ", "))), h("dd", {}, shown(name, value))]))));
+}
+
+const PLOTS = [
+  ["backgrounds", "How much the answers owe to the background: correlation of what the network sees, and accuracy before other backgrounds"],
+  ["reliance", "Background reliance: how far each prediction moves when the background is replaced"],
+  ["attention", "Where the network looks: Grad-CAM"],
+  ["losses", "Losses of right and wrong labels"],
+  ["confusion", "Answers by label"],
+  ["reliability", "How often answers are right that are so sure"],
+  ["transition", "Estimated noise between classes"],
+];
+
+/** The plots among a finished job's artifacts, each a link to its numbers' file; null where there are none. */
+export async function plots(job) {
+  const path = `/jobs/${job.id}/artifacts`;
+  const names = new Set((await get(`${path}?limit=100`)).items.map((each) => each.name));
+  const found = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
+  if (!found.length) return null;
+  const shownPlots = await Promise.all(found.map(async ([name, title]) =>
+    h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${path}/figure-${name}.png`), alt: title, loading: "lazy" }), h("figcaption", {}, title))));
+  return h("details", { class: "more plots" }, h("summary", {}, "Plots"), h("div", { class: "plot-grid" }, shownPlots),
+    h("p", { class: "quiet" }, "As PNG and SVG, with the numbers in figures.json, among the job's artifacts."));
 }
 
 /** {a: {b: 1}} as [["a.b", 1]] */

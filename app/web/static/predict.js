@@ -79,7 +79,7 @@ export function predict(bus) {
     again();
   }
 
-  const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian" });
+  const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian,map" });
 
   /** The last picture chosen wins, however the answers overtake each other. */
   async function run(ask, address, name) {

@@ -10,7 +10,7 @@ export function predictionView() {
   const words = h("div", { class: "answer" });
   const style = radios({
     legend: "Mask", style: "segments", changed: redraw,
-    options: [{ value: "ellipse", title: "Ellipse" }, { value: "heat", title: "Heat" }, { value: "none", title: "Off" }],
+    options: [{ value: "ellipse", title: "Ellipse" }, { value: "heat", title: "Heat" }, { value: "map", title: "Map" }, { value: "none", title: "Off" }],
   });
   const opacity = h("input", { type: "range", id: "mask-opacity", min: 0, max: 1, step: 0.05, value: 0.6, on: { input: redraw } });
   const controls = h("div", { class: "mask-controls" }, style.element,
@@ -19,7 +19,11 @@ export function predictionView() {
   let shown = null;
 
   function redraw() {
-    if (shown) drawMask(canvas, shown.image, shown.mask, { style: style.value(), opacity: Number(opacity.value) });
+    if (!shown) return;
+    const chosen = style.value();
+    // A method without a localization module has a map alone.
+    const drawn = shown.mask?.gaussian || chosen === "none" ? chosen : "map";
+    drawMask(canvas, shown.image, shown.mask, { style: drawn, opacity: Number(opacity.value) });
   }
 
   function draw(prediction, image, answer, name) {
@@ -29,7 +33,7 @@ export function predictionView() {
     redraw();
     const verdict = prediction.abstained ? "not sure" : prediction.label;
     const text = `${name}: ${verdict}, score ${percent(prediction.score)}`;
-    canvas.setAttribute("aria-label", prediction.mask ? `${text}; the mask covers ${percent(prediction.mask.area_fraction, 0)} of the picture` : text);
+    canvas.setAttribute("aria-label", prediction.mask ? `${text}; the mask covers ${percent(prediction.mask.area_fraction ?? prediction.mask.map.area_fraction, 0)} of the picture` : text);
     announce(text);
     fill(words,
       h("p", { class: "verdict" }, verdict),
@@ -45,7 +49,7 @@ function facts({ image, mask }, { model, timing_seconds: timing }) {
   return h("dl", { class: "facts" },
     image && [h("dt", {}, "Picture"), h("dd", {}, `${number(image.width)} × ${number(image.height)} px`)],
     g && [h("dt", {}, "Looks at"), h("dd", {}, `${number(g.cx, 0)}, ${number(g.cy, 0)} · σ ${number(g.sigma_x, 1)} × ${number(g.sigma_y, 1)} px`)],
-    !mask && [h("dt", {}, "Mask"), h("dd", {}, "this method has no localization module")],
+    !g && [h("dt", {}, "Mask"), h("dd", {}, mask ? "a map of what stands out: this method has no localization module" : "this model has none")],
     model && [h("dt", {}, "Model"), h("dd", {}, [model.method, model.alias].filter(Boolean).join(" · "))],
     timing && [h("dt", {}, "Time"), h("dd", {}, duration(Object.values(timing).reduce((sum, each) => sum + each, 0)))]);
 }
