@@ -207,7 +207,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def limited(column: str, seed: int, **limits: Any) -> plan.Run:
+def limited(column: str | tuple[str, ...], seed: int, **limits: Any) -> plan.Run:
     source = plan.DataSet(label_column=column, **limits)
     spec = plan.TrainingSpec(method="ce", network="small", image_size=16, seed=seed)
     return plan.Run(spec, "set", source)
@@ -226,6 +226,13 @@ def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folde
     assert clean.truth.test_labels is not None
     assert len(clean.truth.test_labels) == 7
     assert len(sources.load(limited("clean", 1, train=11), folder).images) == 11
+
+
+def test_of_several_label_columns_the_first_that_is_there_is_learned(folder: Path) -> None:
+    found, wanted = (sources.load(limited(columns, 1), folder) for columns in (("missing", "given"), "given"))
+    assert torch.equal(found.images.labels, wanted.images.labels)
+    with pytest.raises(errors.UnusableData, match="missing"):
+        sources.load(limited(("nowhere", "missing"), 1), folder)
 
 
 def test_a_set_without_test_images_sets_some_aside(folder: Path) -> None:
