@@ -84,7 +84,7 @@ def method(
 def recipe(spec: TrainingSpec) -> phase.Recipe:
     """What the method may know of the spec."""
     factor = schedules.by_name(spec.schedule, milestones=spec.milestones, decay=spec.decay, floor=spec.floor)
-    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor)
+    return phase.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size)
 
 
 def check(spec: TrainingSpec, images: LabeledImages) -> None:
