@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.broker import Broker
 from app.db import session as db
 from app.db.clock import now
-from app.db.tables import Job, Worker
+from app.db.tables import Dataset, Job, Worker
 from app.jobs import attempt, results
 from app.jobs.stream import News, follow
 from app.storage import Storage

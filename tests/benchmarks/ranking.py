@@ -212,9 +212,9 @@ def page(lines: list[dict[str, Any]]) -> str:
     head = [
         "# Ranking wrong labels",
         "",
-        "`make bench-ranking DATA=folder` writes this page. AP: average precision; P@: precision at the true count, both",
-        "in per cent; flagged: precision / recall of the labels called wrong; count: how many are said to be wrong, over",
-        "the truth; T: total variation between the estimated and the true transition matrix, mean over classes.",
+        "`make bench-ranking DATA=folder` writes this page. AP: average precision; P@: precision at the true count,",
+        "both in per cent; flagged: precision / recall of the labels called wrong; count: how many are said to be wrong,",
+        "over the truth; T: total variation between estimated and true transition matrix, mean over classes.",
         "cleanlab ranks by self-confidence; the best of its five scores stands behind it.",
         "",
         conditions,
