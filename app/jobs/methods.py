@@ -17,6 +17,14 @@ from app.http.routing import Router
 router = Router(tags=["methods"])
 
 
+class Rule(BaseModel):
+    """Where a fact of the data set is below a bound, a preset is chosen."""
+
+    preset: str
+    fact: str = Field(description="Among the `facts` of a data set")
+    below: float
+
+
 class Method(BaseModel):
     name: str
     title: str
@@ -25,6 +33,9 @@ class Method(BaseModel):
     relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
     needs: list[str] = Field(description="What you must know or have")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
+    rules: list[Rule] = Field(
+        description="The first that holds names the preset of a job that says nothing of `params`; none: the defaults"
+    )
     defaults: dict[str, Any]
     json_schema: dict[str, Any] = Field(serialization_alias="schema", description="JSON Schema of `params`")
 
@@ -48,6 +59,7 @@ def described(catalog: Catalog, name: str) -> Method:
         relative_cost=entry["relative_cost"],
         needs=entry["needs"],
         presets=entry["presets"],
+        rules=entry.get("rules", []),
         defaults={field: schema["default"] for field, schema in properties.items() if "default" in schema},
         json_schema=entry["params"],
     )

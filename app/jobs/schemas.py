@@ -20,6 +20,7 @@ PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
 PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 BASELINES = 8
+SETTINGS = "The method's settings. Without any, the method's `rules` choose a preset for the pictures; {}: the defaults"
 LONGEST_S = 30 * 24 * 3600
 
 
@@ -60,9 +61,11 @@ class TrainingRequest(Common):
         default=None, description="Version of the labels; the newest by default"
     )
     method: Name = Field(default="denll", description="The strategy against noisy labels; see GET /methods")
-    params: dict[str, Any] = Field(default_factory=dict, description="The method's settings")
+    params: dict[str, Any] = Field(default_factory=dict, description=SETTINGS)
     compare_with: Annotated[list[Name | Baseline], Field(max_length=BASELINES)] = Field(
-        default_factory=list, description="Methods trained beside it on the same split, seed and budget"
+        default_factory=list,
+        description="Methods trained beside it on the same split, seed and budget; of a name alone the service "
+        "chooses the settings, as it does for `params`",
     )
     resources: Resources = Field(default_factory=Resources)
 
@@ -152,7 +155,7 @@ class Parser:
         settings = {name: schema_of(self._catalog.params(name)) for name in self._catalog.methods}
         training["properties"]["params"] = {
             "anyOf": [{"$ref": f"#/components/schemas/{s['title']}"} for s in settings.values()],
-            "description": "The method's settings",
+            "description": SETTINGS,
             "default": {},
         }
         found = {"TrainingJob": training, "ScoringJob": scoring}

@@ -70,12 +70,15 @@ def test_settings_follow_from_the_pictures_unless_they_are_asked_for(client: Cli
         return answer.json()["request"]  # type: ignore[no-any-return]
 
     denll = client.get("/methods/denll").json()
-    assert settings(0.9)["params"] == denll["defaults"]
-    assert settings(0.7)["params"] == denll["defaults"] | denll["presets"]["confounded"]
-    assert settings(0.7, params={})["params"] == denll["defaults"]
-    beside = settings(0.7, method="ce", compare_with=["denll", {"method": "denll", "params": {}}])["compare_with"]
-    assert beside[0]["params"] == denll["defaults"] | denll["presets"]["confounded"]
-    assert beside[1]["params"] == denll["defaults"]
+    (rule,) = denll["rules"]
+    assert (rule["fact"], rule["preset"], client.get("/methods/ce").json()["rules"]) == ("clutter", "confounded", [])
+    below = rule["below"] - 0.01
+    plain = settings(rule["below"])["params"]
+    assert plain | {"host_params": {}} == denll["defaults"]  # the host's own settings are completed too
+    assert settings(below)["params"] == plain | denll["presets"]["confounded"]
+    assert settings(below, params={})["params"] == plain
+    beside = settings(below, method="ce", compare_with=["denll", {"method": "denll", "params": {}}])["compare_with"]
+    assert [each["params"] for each in beside] == [plain | denll["presets"]["confounded"], plain]
 
 
 def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str) -> None:
