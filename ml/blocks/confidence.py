@@ -65,8 +65,3 @@ def weights(counts: Tensor, cap: float = math.inf) -> Tensor:
     present = counts > 0
     mean = counts.sum() / present.sum().clamp_min(1)
     return torch.where(present, mean / counts.clamp_min(1), 0.0).clamp_max(cap).float()
-
-
-def repeated(pool: Tensor, count: int) -> Tensor:
-    """Positions int64 (k,) shown `count` times in all, each as often as every other, give or take one: (count,)."""
-    return pool[torch.arange(count, device=pool.device) * len(pool) // count]

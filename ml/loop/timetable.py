@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ml import loader
+from ml.blocks.turns import positions
 from ml.phase import Turn
 
 FEWEST_ROWS = 2  # batch statistics of one image are none
@@ -60,9 +61,9 @@ class Timetable:
         """Every pool in an order of its own; `generator` is on the CPU."""
         found = []
         for turn in turns:
-            order = _shuffled(_positions(turn.pool), generator)
+            order = _shuffled(positions(turn.pool.cpu()), generator)
             unlabelled = None
-            if turn.unlabelled is not None and len(others := _positions(turn.unlabelled)):
+            if turn.unlabelled is not None and len(others := positions(turn.unlabelled.cpu())):
                 rows = min(max(FEWEST_ROWS, round(turn.share * batch_size)), max(FEWEST_ROWS, len(others)))
                 steps = loader.step_count(len(order), max(FEWEST_ROWS, batch_size - rows))
                 unlabelled = _rounds(others, steps, rows, generator).to(device)
@@ -96,12 +97,6 @@ class Timetable:
 
 def _labelled_rows(batch_size: int, unlabelled: Tensor | None) -> int:
     return batch_size if unlabelled is None else max(FEWEST_ROWS, batch_size - unlabelled.shape[1])
-
-
-def _positions(pool: Tensor) -> Tensor:
-    """A mask (M,) or positions (n,) -> int64 (n,) on the CPU."""
-    pool = pool.cpu()
-    return pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
 
 
 def _shuffled(pool: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,10 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import methods, phase
-from ml.blocks import confidence, deconfounding, draws, exchange, losses
+from ml.blocks import deconfounding, draws, exchange, losses, turns
 from ml.methods import About
 from ml.networks import chain
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
+from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 CLIP = 5.0  # of the joint gradient norm
 
@@ -168,7 +168,7 @@ class Method(phase.Method):
                 self.brake.decide()
             draws.twice_in(lab, first.begin_epoch, second.begin_epoch)
 
-        turns = [member.turns for member in (first, second) if member.turns is not None]
+        shown = [member.turns for member in (first, second) if member.turns is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
         return replace(
             first,
@@ -178,7 +178,7 @@ class Method(phase.Method):
             after_step=each(first.after_step, second.after_step),
             enter=lambda lab: self._enter(lab, first, second),
             begin_epoch=begin_epoch,
-            turns=(lambda: _shared(*(each() for each in turns))) if turns else None,
+            turns=(lambda: turns.shared(*(show() for show in shown))) if shown else None,
             clip=CLIP,
         )
 
@@ -255,33 +255,3 @@ class Method(phase.Method):
 
 def _unheard(_: Tensor) -> None:
     """The ranking of labels hears one network alone."""
-
-
-def _shared(one: Sequence[Turn], two: Sequence[Turn]) -> Sequence[Turn]:
-    """The turns of both branches as one: a sample is labelled if either trusts it, unlabelled if neither does."""
-    return [_either(*pair) for pair in zip(one, two, strict=True)]
-
-
-def _either(one: Turn, two: Turn) -> Turn:
-    """As many labelled images in all as the one that shows more, so that a host's repetitions stay what they are."""
-    given = [_positions(turn.pool) for turn in (one, two)]
-    pool, longest = _joined(given), max(map(len, given))
-    besides = [_positions(turn.unlabelled) for turn in (one, two) if turn.unlabelled is not None]
-    unlabelled = _without(_joined(besides), pool) if besides else None
-    shown = confidence.repeated(pool, longest) if len(pool) < longest else pool
-    return Turn(shown, unlabelled, min(one.share, two.share))
-
-
-def _positions(pool: Tensor) -> Tensor:
-    """A mask (M,) or positions (n,) -> int64 (n,)."""
-    return pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
-
-
-def _joined(pools: Sequence[Tensor]) -> Tensor:
-    """Every position in any of them, once."""
-    found: Tensor = torch.cat(list(pools)).unique()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _without(pool: Tensor, other: Tensor) -> Tensor:
-    return pool[~torch.isin(pool, other)]

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml import phase
-from ml.blocks import confidence, losses, mixmatch, mixup, renewal, schedules
+from ml.blocks import confidence, losses, mixmatch, mixup, renewal, schedules, turns
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn, Unlabelled
 
@@ -168,12 +168,12 @@ class Method(phase.Method):
     def _turns(self) -> Sequence[Turn]:
         """As many steps as all images would take: confident ones are repeated where they are the fewer."""
         trusted = self.confident.mask
-        positions = trusted.nonzero()[:, 0]
+        positions = turns.positions(trusted)
         suspicious = len(trusted) - len(positions)
         if suspicious == 0:
             return [Turn(trusted)]
         share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
-        shown = confidence.repeated(positions, round(len(trusted) * (1 - share)))
+        shown = turns.repeated(positions, round(len(trusted) * (1 - share)))
         return [Turn(shown, ~trusted, share)]
 
     def _plain(self, batch: Batch) -> Tensor:

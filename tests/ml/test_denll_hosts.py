@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ml import data, networks, phase
-from ml.blocks import exchange, schedules
+from ml.blocks import exchange, schedules, turns
 from ml.events import Step
 from ml.methods import denll
 from ml.phase import Turn
@@ -159,13 +159,13 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
 def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
     one = Turn(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
     two = Turn(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
-    found = denll._either(one, two)
+    found = turns.either(one, two)
 
     assert found.pool.bincount().tolist() == [2, 1, 2, 1]
     assert found.unlabelled is not None
     assert found.unlabelled.tolist() == [4, 5, 6, 7]
     assert found.share == 0.4
-    alone = denll._either(Turn(torch.arange(8) < 6), one)
+    alone = turns.either(Turn(torch.arange(8) < 6), one)
     assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert alone.unlabelled is not None
     assert alone.unlabelled.tolist() == [6, 7]

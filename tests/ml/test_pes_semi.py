@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ml import loader, networks, phase
-from ml.blocks import confidence, renewal, schedules
+from ml.blocks import renewal, schedules, turns
 from ml.data import LabeledImages
 from ml.methods import pes_semi
 from ml.spec import TrainingSpec
@@ -96,8 +96,8 @@ def test_an_epoch_has_as_many_steps_as_one_of_all_images(confident: int) -> None
 
 
 def test_positions_are_repeated_evenly() -> None:
-    assert confidence.repeated(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
-    assert confidence.repeated(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
+    assert turns.repeated(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
+    assert turns.repeated(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
 
 
 def test_without_suspicious_images_all_are_labelled() -> None:
