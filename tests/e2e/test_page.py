@@ -120,6 +120,9 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
 
+    form = page.locator("#train-form")
+    expect(form.get_by_label("Preset")).to_have_accessible_description(re.compile("chosen from the pictures"))
+    expect(form.get_by_role("group", name="Compare with").get_by_role("checkbox", checked=False)).not_to_have_count(0)
     job = start(page, "first light", epochs=3, noise="symmetric")
     expect(job.locator(".progress-text")).to_contain_text("epoch", timeout=60_000)
     curve = job.get_by_role("img", name=re.compile("^Accuracy: Test "))
@@ -129,6 +132,12 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(job.get_by_role("region", name="Self-test")).to_contain_text("Symmetric noise made")
     expect(job.locator(".gallery li")).to_have_count(24)
     expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(scenes.CLASSES)))
+
+    plots = job.locator(".plots")
+    expect(plots.locator("img")).to_have_count(0)
+    plots.get_by_text("Plots").click()
+    expect(plots.get_by_role("img", name="Answers by label")).to_have_js_property("complete", True, timeout=QUICK_MS)
+    expect(plots.get_by_role("img", name="Answers by label")).not_to_have_js_property("naturalWidth", 0)
 
     picture = tmp_path / "dropped.jpg"
     picture.write_bytes(pictures.encoded(7, 90, 60))

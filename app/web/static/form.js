@@ -6,14 +6,18 @@
 import { fill, h, uniqueId } from "./dom.js";
 import { plain } from "./format.js";
 
-/** A form control: {path, element, read(), set(value), suggest(value), fail(text)}; read() gives undefined when left to the service. */
+/** A form control, with `notes` on its options if the field has any: {path, element, read(), suggest(value), fail(text)}; read() gives undefined when left to the service. */
 export function control(field, changed) {
   if (field.kind === "group") return group(field, changed);
   const made = { choice, boolean, integer: numeric, number: numeric }[field.kind] || text;
   const id = uniqueId("field");
-  const inner = made(field, id, () => (fail(""), changed()));
+  const help = (field.help || field.notes) && h("p", { class: "field-help", id: `${id}-help` }, prose(field.help));
+  const inner = made(field, id, () => {
+    fail("");
+    if (field.notes) fill(help, prose(field.notes[inner.input.value] || field.help));
+    changed();
+  });
   const error = h("p", { class: "field-error", id: `${id}-error` });
-  const help = field.help && h("p", { class: "field-help", id: `${id}-help` }, field.help);
   inner.input.setAttribute("aria-describedby", `${id}-help ${id}-error`);
   inner.input.setAttribute("name", field.path.join("."));
   function fail(message) {
@@ -32,7 +36,7 @@ function group(field, changed) {
   const controls = field.fields.map((each) => control(each, changed));
   const element = h("fieldset", { class: "field-group" },
     h("legend", {}, field.label),
-    field.help && h("p", { class: "field-help" }, field.help),
+    field.help && h("p", { class: "field-help" }, prose(field.help)),
     h("div", { class: "fields" }, controls.map((each) => each.element)));
   return { path: field.path, element, controls };
 }
@@ -75,15 +79,17 @@ export function fail(controls, errors) {
   return rest;
 }
 
+/** Names between back quotes as code. */
+const prose = (help) => help.split("`").map((part, place) => (place % 2 ? h("code", {}, part) : part));
+
 function choice(field, id, changed) {
-  const automatic = h("option", { value: "" }, field.nullable ? "none" : "automatic");
+  const automatic = h("option", { value: "" }, field.nullable ? "none" : "auto");
   const input = h("select", { id, on: { change: changed } },
     automatic, field.options.map((each) => h("option", { value: each }, String(each))));
   return {
     input,
     read: () => field.options.find((each) => String(each) === input.value),
-    set: (value) => (input.value = value ?? ""),
-    suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : `${value} (automatic)`),
+    suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : value === "auto" ? value : `${value} (auto)`),
   };
 }
 
@@ -93,7 +99,6 @@ function boolean(field, id, changed) {
   return {
     input,
     read: () => (touched ? input.checked : undefined),
-    set: (value) => ((touched = value !== undefined), (input.checked = Boolean(value ?? field.fallback))),
     suggest: (value) => !touched && typeof value === "boolean" && (input.checked = value),
   };
 }
@@ -106,19 +111,18 @@ function numeric(field, id, changed) {
   return {
     input,
     read: () => (input.value === "" ? undefined : input.valueAsNumber),
-    set: (value) => (input.value = value ?? ""),
     suggest: (value) => (input.placeholder = placeholder(value)),
   };
 }
 
 /** Text, lists (separated by commas) and, as a last resort, JSON. */
 function text(field, id, changed) {
-  const input = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false", placeholder: placeholder(field.fallback), on: { input: changed } });
+  const shown = (value) => (field.kind === "json" && typeof value === "object" && value !== null ? JSON.stringify(value) : placeholder(value));
+  const input = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false", placeholder: shown(field.fallback), on: { input: changed } });
   return {
     input,
     read: () => (input.value.trim() === "" ? undefined : parse(field, input.value.trim())),
-    set: (value) => (input.value = value === undefined ? "" : placeholder(value)),
-    suggest: (value) => (input.placeholder = placeholder(value)),
+    suggest: (value) => (input.placeholder = shown(value)),
   };
 }
 
@@ -135,4 +139,4 @@ function parse(field, value) {
   }
 }
 
-const placeholder = (value) => (value === undefined || value === null ? "" : typeof value === "number" ? String(value) : plain(value));
+const placeholder = (value) => (value === undefined || value === null ? "" : typeof value === "number" ? String(Number(value.toPrecision(4))) : plain(value));

@@ -92,9 +92,7 @@ export function jobPanel(first, refreshList) {
   async function showOutcome(job) {
     try {
       const trained = job.status === "succeeded" && job.type === "train";
-      const drawn = h("div", {});
-      fill(outcome, figures(job), selfTest(job), beside, trained && labelIssues(job), drawn);
-      if (trained) plots(job).then((found) => fill(drawn, found), (error) => show(drawn, error));
+      fill(outcome, figures(job), selfTest(job), beside, trained && labelIssues(job), trained && plots(job));
       await showComparison();
     } catch (error) {
       show(outcome, error);

@@ -2,8 +2,9 @@
 
 import { get, imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
-import { h } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { duration, number, percent, short, words } from "./format.js";
+import { show } from "./problems.js";
 
 const MAIN = [
   ["test_accuracy.last", "Test accuracy, last epoch"],
@@ -39,16 +40,33 @@ const PLOTS = [
   ["transition", "Estimated noise between classes"],
 ];
 
-/** The plots among a finished job's artifacts, each a link to its numbers' file; null where there are none. */
-export async function plots(job) {
-  const path = `/jobs/${job.id}/artifacts`;
+/** The plots among a finished job's artifacts, behind a fold: no picture is asked for before it opens. */
+export function plots(job) {
+  const place = h("div", {});
+  const details = h("details", { class: "more plots", on: { toggle: open } }, h("summary", {}, "Plots"), place);
+  let asked = false;
+
+  async function open() {
+    if (asked || !details.open) return;
+    asked = true;
+    try {
+      fill(place, await drawn(`/jobs/${job.id}/artifacts`));
+    } catch (error) {
+      asked = false;
+      show(place, error);
+    }
+  }
+  return details;
+}
+
+async function drawn(path) {
   const names = new Set((await get(`${path}?limit=100`)).items.map((each) => each.name));
   const found = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
-  if (!found.length) return null;
+  if (!found.length) return h("p", { class: "quiet" }, "Nothing was drawn of this job.");
   const shownPlots = await Promise.all(found.map(async ([name, title]) =>
-    h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${path}/figure-${name}.png`), alt: title, loading: "lazy" }), h("figcaption", {}, title))));
-  return h("details", { class: "more plots" }, h("summary", {}, "Plots"), h("div", { class: "plot-grid" }, shownPlots),
-    h("p", { class: "quiet" }, "As PNG and SVG, with the numbers in figures.json, among the job's artifacts."));
+    h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title))));
+  return [h("div", { class: "plot-grid" }, shownPlots),
+    h("p", { class: "quiet" }, "As PNG and SVG, with the numbers in figures.json, among the job's artifacts.")];
 }
 
 /** {a: {b: 1}} as [["a.b", 1]] */

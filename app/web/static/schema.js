@@ -36,7 +36,8 @@ function describe(name, raw, root, path) {
   if (schema.type === "object" && schema.properties) {
     return { ...field, kind: "group", fields: fieldsOf(schema, { root, path }) };
   }
-  return { ...field, kind: "json" };
+  const example = of === "array" ? "[[0.9, 0.1], [0.2, 0.8]]" : "{...}";
+  return { ...field, kind: "json", help: `${field.help} As JSON: ${example}`.trim() };
 }
 
 function choices(schema) {

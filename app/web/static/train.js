@@ -1,11 +1,12 @@
 /** The training form, generated from `GET /methods`: a new method, network or setting appears by itself. */
 
 import { idempotencyKey, post } from "./api.js";
-import { catalog, presetTitle } from "./catalog.js";
+import { catalog } from "./catalog.js";
 import { checks, radios } from "./choices.js";
 import { announce, fill, h, write } from "./dom.js";
-import { bytes, duration, number } from "./format.js";
+import { bytes, duration, number, plural } from "./format.js";
 import { control, fail, leaves, read, suggest } from "./form.js";
+import { presetPicker } from "./preset.js";
 import { show } from "./problems.js";
 import { fieldsOf } from "./schema.js";
 
@@ -19,6 +20,7 @@ const ORDER = {
     limits: { type: "object", properties: { max_seconds: { type: "integer", minimum: 1, description: "The job fails when its training takes longer." } } },
   },
 };
+const PROMINENT = 2; // methods with a card; all others are lines
 const SETTLE_MS = 400; // an estimate is asked for when typing has paused this long
 
 export async function train(bus) {
@@ -30,14 +32,14 @@ export async function train(bus) {
   }
 }
 
-function trainingForm(form, { methods, spec, networks }, bus) {
+function trainingForm(form, { methods, spec, networks, noises }, bus) {
   const dataset = datasetPicker(bus, changed);
-  const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) =>
-    control(field.name === "network" ? { ...field, kind: "choice", options: networks } : field, changed));
+  const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) => control(listed(field, networks, noises), changed));
   const isBasic = (each) => BASIC.includes(each.path[0]);
+  const options = methods.map((each) => ({ value: each.name, title: each.title, text: each.idea, note: cost(each) }));
   const picker = radios({
-    legend: "Method", style: "cards", changed: methodChosen,
-    options: methods.map((each) => ({ value: each.name, title: each.title, text: each.idea, note: cost(each) })),
+    legend: "Method", style: "cards", changed: methodChosen, options: options.slice(0, PROMINENT),
+    more: { title: plural(options.length - PROMINENT, "more method"), style: "lines", options: options.slice(PROMINENT) },
   });
   const presetPlace = h("div", {});
   const comparePlace = h("div", {});
@@ -63,21 +65,16 @@ function trainingForm(form, { methods, spec, networks }, bus) {
 
   function methodChosen() {
     const method = methods.find((each) => each.name === picker.value());
-    preset = method.presets.length > 1 && radios({
-      legend: "Preset", style: "segments", changed,
-      options: method.presets.map((each) => ({ value: each.name, title: each.title })),
-    });
     const others = methods.filter((each) => each !== method);
-    compare = others.length > 0 && checks({
-      legend: "Compare with", help: "Trained beside it on the same split, seed and epochs.", changed,
-      options: others.flatMap((other) => other.presets.map((each) => ({
-        value: { method: other.name, params: each.values }, title: other.presets.length > 1 ? presetTitle(other, each) : other.title,
-      }))),
+    preset = presetPicker(method, changed);
+    compare = checks({
+      legend: "Compare with", help: "Trained beside it on the same split, seed and epochs, with the settings that the service would choose.", changed,
+      options: others.map((each) => ({ value: each.name, title: each.title })),
     });
     params = fieldsOf(method.schema, { path: ["params"] }).map((field) => control(field, changed));
     const single = params.filter((each) => !each.controls);
-    fill(presetPlace, preset && preset.element);
-    fill(comparePlace, compare && compare.element);
+    fill(presetPlace, preset.element);
+    fill(comparePlace, others.length > 0 && compare.element);
     fill(paramsPlace, params.length > 0 && h("fieldset", { class: "field-group" },
       h("legend", {}, `Settings of ${method.title}`),
       method.paper && h("p", { class: "field-help" }, method.paper),
@@ -87,17 +84,16 @@ function trainingForm(form, { methods, spec, networks }, bus) {
   }
 
   function request() {
-    const method = methods.find((each) => each.name === picker.value());
-    const chosen = preset && method.presets.find((each) => each.name === preset.value());
-    const body = { dataset_id: dataset.value(), method: method.name, ...read(common) };
-    const settings = { ...(chosen ? chosen.values : {}), ...read(params).params };
-    if (Object.keys(settings).length) body.params = settings;
-    if (compare && compare.values().length) body.compare_with = compare.values();
+    const body = { dataset_id: dataset.value(), method: picker.value(), ...read(common) };
+    const settings = preset.settings(read(params).params);
+    if (settings) body.params = settings;
+    if (compare.values().length) body.compare_with = compare.values();
     return body;
   }
 
   function changed() {
     clearTimeout(timer);
+    preset.update(dataset.facts());
     start.disabled = !dataset.value();
     timer = setTimeout(dryRun, SETTLE_MS);
   }
@@ -146,6 +142,14 @@ function trainingForm(form, { methods, spec, networks }, bus) {
   methodChosen();
 }
 
+/** A field whose options the catalog lists or describes. */
+function listed(field, networks, noises) {
+  if (field.name === "network") return { ...field, kind: "choice", options: networks };
+  if (field.name !== "noise") return field;
+  const notes = Object.fromEntries(noises.map((each) => [each.kind, each.summary]));
+  return { ...field, fields: field.fields.map((each) => (each.name === "kind" ? { ...each, notes, help: "Which labels become wrong." } : each)) };
+}
+
 /** Bounds the browser knows are said beside the field, in its own words. */
 function browserAgrees(controls) {
   const wrong = leaves(controls).filter((each) => !each.input.checkValidity());
@@ -168,7 +172,7 @@ function datasetPicker(bus, changed) {
     changed();
   });
   const element = h("div", { class: "field wide" }, h("label", { for: "train-dataset" }, "Data set"), input);
-  return { element, value: () => input.value };
+  return { element, value: () => input.value, facts: () => ready.find((each) => each.id === input.value)?.facts };
 }
 
 const cost = (method) => `cost ${number(method.relative_cost, method.relative_cost % 1 ? 1 : 0)} ×`;
