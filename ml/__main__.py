@@ -18,6 +18,7 @@ from ml.study import command as study
 
 if TYPE_CHECKING:
     from ml import parallel
+    from ml.data import LabeledImages
     from ml.launch import Seat
 
 SILENCE_S = 600.0  # after which one of several processes is lost to the others
@@ -100,6 +101,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
     found = folders.read(
         options.data, image_size=wanted.image_size, resize=wanted.resize, label_column=options.label_column
     )
+    wanted = _suited(wanted, found.images)
     training = Training.build(
         wanted,
         found.images,
@@ -154,6 +156,17 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
         if (value := getattr(options, name)) is not None:
             settings[name] = value
     return spec.TrainingSpec.model_validate(settings)
+
+
+def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
+    """With the settings that the method's rules choose for these pictures, unless some were asked for."""
+    from ml import methods
+    from ml.clutter import clutter
+
+    if "params" in wanted.model_fields_set:
+        return wanted
+    chosen = methods.suited(wanted.method, {"clutter": clutter(images.images.numpy())})
+    return wanted.model_copy(update={"params": chosen})
 
 
 def _line(report: Any) -> str:  # an EpochReport; its module needs torch

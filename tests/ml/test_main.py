@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ml import __main__ as command
-from ml import bundle
+from ml import bundle, methods, scenes
 from tests.ml.conftest import halves
 
 
@@ -64,6 +64,19 @@ def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
 
     saved = json.loads((out / command.SPEC).read_text())
     assert (saved["epochs"], saved["momentum"], saved["network"]) == (1, 0.5, "small")
+
+
+def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: Path) -> None:
+    scenes.write_archive(tmp_path / "scenes.zip", train=60, test=6, image_size=16)
+
+    def chosen(*more: str) -> dict[str, object]:
+        options = arguments(tmp_path / "scenes.zip", tmp_path / "out", method="denll", epochs=1)
+        assert command.main([*options, *more]) == 0
+        saved: dict[str, object] = json.loads((tmp_path / "out" / command.SPEC).read_text())["params"]
+        return saved
+
+    assert chosen() == methods.load("denll").ABOUT["presets"]["confounded"]
+    assert chosen("--params={}") == {}
 
 
 def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
