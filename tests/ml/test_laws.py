@@ -38,6 +38,23 @@ def test_losses_are_finite_and_every_trained_parameter_moves(
 
 
 @every_method
+@pytest.mark.parametrize(("count", "classes", "epochs"), [(5, 2, 1), (17, 5, 2)])
+def test_a_tiny_set_is_learned_from_all_the_same(
+    method: str, count: int, classes: int, epochs: int, spec: Specs
+) -> None:
+    """Nothing held out; fewer images than a batch, or a class that no image has, since `halves` has four."""
+    images, labels = halves(count)
+    few = LabeledImages(images, labels % classes, tuple("abcde"[:classes]))
+    training = Training.build(spec(method=method, epochs=epochs, batch_size=30, validation_fraction=0.0), few)
+
+    found = reports(training)
+    assert len(found) == epochs
+    assert all(math.isfinite(report.train_loss) for report in found)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in training.method.parameters())
+    assert training.label_issues() is not None
+
+
+@every_method
 def test_a_killed_training_ends_bit_identical(
     method: str, spec: Specs, labeled: LabeledImages, truth: Truth, tmp_path: Path
 ) -> None:
