@@ -1,11 +1,12 @@
 """Findings as pictures: one PNG and one SVG each. Looks at the numbers alone; no training, no tensors.
 
-matplotlib is imported when something is drawn, never before: it takes a second and nobody else needs it. Figures are
+matplotlib is imported when something is drawn or `warm` is called, never before: it takes half a second. Figures are
 made without its global state (`pyplot`), so any thread may draw.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,17 @@ STYLE: Any = {
     "axes.spines.right": False,
     "text.parse_math": False,  # class names are users' text: nothing in them is markup
     "svg.hashsalt": "denll",
+    "svg.fonttype": "none",  # words stay words: half the file, and scripts that our font lacks are shown
 }
 
 Numbers = dict[str, Any]
 Plot = Callable[["Figure", Numbers], bool]  # draws, unless the numbers are not there
+
+
+def warm() -> None:
+    """Import what drawing imports, fonts included, for processes that will be forked from this one."""
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
+        importlib.import_module(name)
 
 
 def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]:
@@ -39,19 +47,21 @@ def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     plots: dict[str, Plot] = {**PLOTS, "attention": lambda figure, numbers: _attention(figure, numbers, pictures)}
     drawn = []
     for name, paint in plots.items():
         with rc_context(STYLE):
-            figure = Figure(layout="constrained")
-            FigureCanvasAgg(figure)
+            figure = Figure(layout="constrained", dpi=DPI)
             if not paint(figure, found):
                 continue
-            figure.savefig(folder / f"figure-{name}.png", dpi=DPI)
+            # Straight to the canvas: `savefig` draws every file twice, the first time for the layout alone.
+            FigureCanvasAgg(figure).print_png(folder / f"figure-{name}.png")
             figure.set_layout_engine("none")  # it is laid out; doing so again takes as long as drawing
-            figure.savefig(folder / f"figure-{name}.svg", metadata={"Date": None})  # the same numbers, the same bytes
+            svg = FigureCanvasSVG(figure)
+            svg.print_svg(folder / f"figure-{name}.svg", metadata={"Date": None})  # the same numbers, the same bytes
         drawn.append(name)
     return drawn
 

@@ -22,6 +22,7 @@ from app.jobs import attempt
 from app.settings import current
 from app.storage import Storage
 from ml import errors, methods, networks
+from ml.figures import plots
 from worker import leash
 from worker.children import failures, ranks, score, train
 from worker.children.desk import Assignment, Desk, FencedOff, Interrupted
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 
 
 def warm() -> None:
-    """Import what an attempt would import later: methods, networks, a launcher, the compiler optimizers ask for."""
+    """Import what an attempt would import later: methods, networks, plots, a launcher, the compiler of optimizers."""
     current()
+    plots.warm()
     importlib.import_module("torch._dynamo")
     importlib.import_module("torch.distributed.launcher.api")
     for name in methods.names():
