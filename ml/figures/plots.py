@@ -58,9 +58,10 @@ def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]
             if not paint(figure, found):
                 continue
             # Straight to the canvas: `savefig` draws every file twice, the first time for the layout alone.
-            FigureCanvasAgg(figure).print_png(folder / f"figure-{name}.png")
+            png: Any = FigureCanvasAgg(figure)
+            png.print_png(folder / f"figure-{name}.png")
             figure.set_layout_engine("none")  # it is laid out; doing so again takes as long as drawing
-            svg = FigureCanvasSVG(figure)
+            svg: Any = FigureCanvasSVG(figure)
             svg.print_svg(folder / f"figure-{name}.svg", metadata={"Date": None})  # the same numbers, the same bytes
         drawn.append(name)
     return drawn
