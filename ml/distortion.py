@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def _staged(planes: Tensor, drawn: Drawn, stage: Callable[[Tensor, Drawn], Tenso
     """After a stage, which leaves other operations' images as they are: a CPU need not even show it them."""
     if planes.device.type != "cpu":  # it would have to wait to know which
         return stage(planes, drawn)
-    rows = torch.stack([drawn.is_(name) for name in names]).any(dim=0).nonzero()[:, 0]
+    rows = torch.from_numpy(np.flatnonzero(torch.stack([drawn.is_(name) for name in names]).any(dim=0).numpy()))
     planes = planes.clone()
     planes[rows] = stage(planes[rows], drawn.rows(rows))
     return planes

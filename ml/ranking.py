@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 STANDARD = 0.75  # how much of a class's standard is taken off its logit: best on the mean of our four sets
 SHARPNESS = 4.0  # an epoch weighs (its number * share of labels that it does not fit) to this power
@@ -62,7 +61,8 @@ class LabelLog:
         """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
         self.ranking = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        given = functional.one_hot(self._labels[rows], self._classes).float()
+        # torch's own one_hot asks whether the labels are in range, and waits for the answer
+        given = (self._labels[rows][:, None] == torch.arange(self._classes, device=logits.device)).float()
         judged = logits - STANDARD * self._standards
         margins = (given * judged).sum(dim=1) - judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)
         self._own += torch.stack([given * logits, given, given * (margins > 0)[:, None]]).sum(dim=1)
