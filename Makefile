@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench bench-ranking clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench bench-ranking evidence clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,11 @@ bench: install $(BENCH_STAMP) ## Benchmarks, one JSON line each, and a table of 
 
 bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; half an hour
 	$(BIN)/python -m tests.benchmarks.ranking $(DATA)
+
+evidence: install ## The studies behind docs/evidence, resumed where they stopped: DATA=folder of the sets; hours
+	$(BIN)/python -m ml study small_scenes --jobs 2
+	$(BIN)/python -m ml study small_cifar10 --jobs 2 --data cifar10=$(DATA)/cifar10
+	for study in small_scenes small_cifar10; do cp studies/$$study/table.md docs/evidence/$$study.md; done
 
 $(BENCH_STAMP):
 	$(PYTHON) -m venv $(BENCH)
