@@ -180,7 +180,7 @@ def compared(name: str, data: Path, keep: Path | None, share: float) -> dict[str
     rate = float((given != clean).double().mean())
     gained = us["average_precision"] - scores["self_confidence"]["average_precision"]
     return {
-        "id": "L1",
+        "id": "R1",
         "benchmark": f"{name}: average precision over cleanlab's",
         "measured": round(gained, 1),
         "target": ">= 0",
@@ -256,7 +256,7 @@ def main() -> int:
     options = parser.parse_args()
     data = None if options.data is None else Path(options.data)
     if (why := absent(data)) is not None or data is None:
-        line = {"id": "L1", "benchmark": "wrong labels: average precision over cleanlab's", "measured": None}
+        line = {"id": "R1", "benchmark": "wrong labels: average precision over cleanlab's", "measured": None}
         print(json.dumps(line | {"target": ">= 0", "met": None, "why": why}), flush=True)
         return 0
     torch.set_num_threads(1)
