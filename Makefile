@@ -80,7 +80,8 @@ bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: D
 evidence: install ## The studies behind docs/evidence, resumed where they stopped: DATA=folder of the sets; hours
 	$(BIN)/python -m ml study small_scenes --jobs 2
 	$(BIN)/python -m ml study small_cifar10 --jobs 2 --data cifar10=$(DATA)/cifar10
-	for study in small_scenes small_cifar10; do cp studies/$$study/table.md docs/evidence/$$study.md; done
+	$(BIN)/python -m ml study controls_cifar10 --jobs 2 --data cifar10=$(DATA)/cifar10
+	for study in small_scenes small_cifar10 controls_cifar10; do cp studies/$$study/table.md docs/evidence/$$study.md; done
 
 $(BENCH_STAMP):
 	$(PYTHON) -m venv $(BENCH)
