@@ -2,21 +2,23 @@
 network need not (Liu et al., ICML 2022).
 
 Products of tiny numbers learned at large rates grow only where something is to be explained: sparsity without a
-penalty. Knows logits and given labels, no network.
+penalty.
 
 Shapes: `N` samples, `B` batch, `C` classes; f32 throughout.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.blocks import losses
+from ml.blocks import losses, single
+from ml.phase import Batch, Network, Optimizers, Recipe
 
 SMALL = 1e-8  # deviation of the first values
 LEAST = 1e-4  # a probability counts as at least this
@@ -80,6 +82,30 @@ class SampleVariables(nn.Module):
         for variable in (self.u, self.v):
             if variable.grad is not None:
                 variable.grad.mul_(batch_size / USUAL_BATCH)
+
+
+P = TypeVar("P", bound=OverparameterizationParams)
+
+
+class Overparameterized(single.Single[P]):
+    """One network, and u and v of every sample."""
+
+    def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.variables = SampleVariables(len(labels), self.network.class_count)
+
+    def optimizers(self, training: Recipe) -> Optimizers:
+        """The network's, on the spec's schedule, and the variables', whose rates never move."""
+        own = self.variables.sgd(self.params)
+        return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
+
+    def explained(self, logits: Tensor, batch: Batch) -> Terms:
+        """Both terms of a batch's logits (B, C), with what its samples' variables explain."""
+        return self.variables.terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+
+    def undo_mean(self, batch: Batch) -> None:
+        """Before a step: see `SampleVariables.undo_mean`."""
+        self.variables.undo_mean(len(batch.index))
 
 
 def terms(logits: Tensor, labels: Tensor, u: Tensor, v: Tensor, *, detach_u: bool = False) -> Terms:

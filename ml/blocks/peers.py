@@ -1,19 +1,20 @@
-"""Two networks that learn side by side and set aside what they find implausible: their settings and their answer.
+"""Two networks that learn side by side and set aside what they find implausible.
 
 What Co-teaching and JoCoR share; how the two select for each other, they say. Shapes: `B` batch, `C` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ml import phase
 from ml.blocks import optimizers, selection
-from ml.phase import Optimizers, Recipe
+from ml.phase import Batch, Network, Optimizers, Phase, Recipe
 
 
 class SelectionParams(BaseModel):
@@ -46,6 +47,45 @@ class SelectionParams(BaseModel):
     adam_rate: float = Field(
         default=1e-3, gt=0.0, le=1.0, description="Adam's learning rate, which follows the training's schedule."
     )
+
+
+P = TypeVar("P", bound=SelectionParams)
+
+
+class Pair(phase.Method, Generic[P]):
+    """A method that trains two networks in one phase, on what they select of each batch."""
+
+    params: P
+
+    def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:
+        super().__init__(params, labels, network)
+        self.params = params
+        self.networks = nn.ModuleList([network(), network()])
+
+    def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """The loss, a scalar, of both networks' logits (B, C) and labels (B,) when the share `rate` is set aside."""
+        raise TypeError(f"{type(self).__name__} selects nothing")
+
+    def phases(self, training: Recipe) -> Sequence[Phase]:
+        """One phase over all epochs."""
+
+        def loss(batch: Batch) -> Tensor:
+            one, two = (network(batch.images) for network in self.networks)
+            batch.observe(mean([one, two]))
+            return self.selected(one, two, batch.labels, forget_rate(self.params, batch.epoch, training.epochs))
+
+        def optimizers() -> Optimizers:
+            return build_optimizers(self.params, training, self.parameters())
+
+        return [Phase(training.epochs, loss, optimizers)]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The logarithm of both networks' mean probabilities."""
+        return self.heads(images)["answer"]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """`g1`, `g2` and their `mean`, which is the answer."""
+        return heads([network(images).float() for network in self.networks])
 
 
 def forget_rate(params: SelectionParams, epoch: int, epochs: int) -> float:

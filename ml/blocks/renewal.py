@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor, nn
 
 from ml.blocks import optimizers as owners
-from ml.phase import Batch, Lab, Network, Optimizers, Phase
+from ml.blocks import schedules
+from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 PARTS = ("body", "last_stage", "classifier")  # of every network, in their order; together all its parameters
 TAIL = PARTS[1:]
@@ -45,28 +46,42 @@ def reaching(learning_rate: float, steps: int) -> float:
     return max(learning_rate, min(LARGEST_RATE, learning_rate * PUBLISHED_STEPS / max(steps, 1)))
 
 
-def refinement(
-    network: Network,
-    make: Callable[[], Network],
-    parts: Sequence[str],
-    *,
-    epochs: int,
-    learning_rate: float,
-    loss: Callable[[Batch], Tensor],
-    factor: Callable[[float], float],
-    name: str,
-) -> Phase:
-    """A phase that begins by renewing the named parts and trains them alone, by Adam at a rate that never moves.
+class Stages:
+    """Stretches of one training, in each of which some parts of a network learn and the others rest.
 
-    `factor` is the schedule of whatever else a wrapper trains along.
+    The spec's schedule counts through all of them.
     """
 
-    def enter(_: Lab) -> None:
-        renew(network, make(), parts)
-        train_only(network, parts)
+    def __init__(self, network: Network, make: Callable[[], Network], training: Recipe, samples: int) -> None:
+        """`make` gives the fresh networks whose parts are taken over; `samples` are seen in an epoch."""
+        self.network, self.make = network, make
+        self.training, self.samples = training, samples
 
-    def optimizers() -> Optimizers:
-        adam = owners.adam(parameters(network, parts), learning_rate)
-        return Optimizers((adam,), factor, steady=(adam,))
+    def sgd(self, begin: int, epochs: int, parts: Sequence[str]) -> Callable[[], Optimizers]:
+        """The spec's SGD over the named parts, for so many epochs after the first `begin`."""
+        factor = self._factor(begin, epochs)
+        return lambda: Optimizers((self.training.sgd(parameters(self.network, parts)),), factor)
 
-    return Phase(epochs, loss, optimizers, enter=enter, name=name)
+    def refinement(
+        self, begin: int, epochs: int, parts: Sequence[str], learning_rate: float, loss: Callable[[Batch], Tensor]
+    ) -> Phase:
+        """A phase that begins by renewing the named parts and trains them alone, by Adam at a rate that never moves.
+
+        The rate is `reaching(learning_rate)`; whatever else a wrapper trains along follows the schedule.
+        """
+        rate = reaching(learning_rate, epochs * self.samples // self.training.batch_size)
+        factor = self._factor(begin, epochs)
+
+        def enter(_: Lab) -> None:
+            renew(self.network, self.make(), parts)
+            train_only(self.network, parts)
+
+        def optimizers() -> Optimizers:
+            adam = owners.adam(parameters(self.network, parts), rate)
+            return Optimizers((adam,), factor, steady=(adam,))
+
+        return Phase(epochs, loss, optimizers, enter=enter, name=f"refine {parts[0].replace('_', ' ')}")
+
+    def _factor(self, begin: int, epochs: int) -> Callable[[float], float]:
+        training = self.training
+        return schedules.window(training.factor, begin / training.epochs, (begin + epochs) / training.epochs)

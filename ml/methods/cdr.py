@@ -13,16 +13,15 @@ Shapes: `B` batch, `C` classes, logits (B, C); `n` scored weights in all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
-from ml import phase
-from ml.blocks import losses, selection
+from ml.blocks import selection, single
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Phase, Recipe
 
 ABOUT: About = {
     "title": "CDR",
@@ -53,34 +52,16 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Cross-entropy whose gradient is masked."""
-
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
-        super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""
 
-        def loss(batch: Batch) -> Tensor:
-            logits = self.network(batch.images)
-            batch.observe(logits)
-            return losses.cross_entropy(logits, batch.labels)
-
         def mask(_: Batch) -> None:
             keep_critical(self.network.parameters(), self.params.noise_rate)
 
-        def optimizers() -> Optimizers:
-            return Optimizers((training.sgd(self.network.parameters()),), training.factor)
-
-        return [Phase(training.epochs, loss, optimizers, before_step=mask)]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits
+        return [Phase(training.epochs, self.plain, lambda: self.optimizers(training), before_step=mask)]
 
 
 @torch.no_grad()

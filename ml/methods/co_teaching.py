@@ -16,14 +16,10 @@ Shapes: `B` batch, `C` classes, logits (B, C).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from ml import phase
 from ml.blocks import losses, peers, selection
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
 
 ABOUT: About = {
     "title": "Co-teaching",
@@ -47,35 +43,12 @@ class Params(peers.SelectionParams):
     """Settings of Co-teaching."""
 
 
-class Method(phase.Method):
+class Method(peers.Pair[Params]):
     """Algorithm 1."""
 
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
-        super().__init__(params, labels, network)
-        self.params = params
-        self.networks = nn.ModuleList([network(), network()])
-
-    def phases(self, training: Recipe) -> Sequence[Phase]:
-        """One phase over all epochs."""
-
-        def loss(batch: Batch) -> Tensor:
-            one, two = (network(batch.images) for network in self.networks)
-            batch.observe(peers.mean([one, two]))
-            rate = peers.forget_rate(self.params, batch.epoch, training.epochs)
-            return crossed(losses.cross_entropies(one, batch.labels), losses.cross_entropies(two, batch.labels), rate)
-
-        def optimizers() -> Optimizers:
-            return peers.build_optimizers(self.params, training, self.parameters())
-
-        return [Phase(training.epochs, loss, optimizers)]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The logarithm of both networks' mean probabilities."""
-        return self.heads(images)["answer"]
-
-    def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """`g1`, `g2` and their `mean`, which is the answer."""
-        return peers.heads([network(images).float() for network in self.networks])
+    def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Each network's loss on what the other one chose."""
+        return crossed(losses.cross_entropies(one, labels), losses.cross_entropies(two, labels), rate)
 
 
 def crossed(one: Tensor, two: Tensor, rate: float) -> Tensor:

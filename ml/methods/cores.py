@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import sieve
+from ml.blocks import sieve, single
 from ml.methods import About
 from ml.phase import Network, Phase, Recipe
 
@@ -48,13 +47,11 @@ class Params(BaseModel):
     beta: float = Field(default=2.0, ge=0.0, le=20.0, description="The regulariser's weight once it is fully on.")
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """One network and its sieve."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
         self.sieve = sieve.Sieve(labels, self.network.class_count)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -74,8 +71,3 @@ class Method(phase.Method):
                 factor=training.factor,
             )
         ]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits

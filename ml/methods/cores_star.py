@@ -24,8 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import losses, renewal, schedules, sieve
+from ml.blocks import losses, renewal, schedules, sieve, single
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 
@@ -70,14 +69,11 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """The sieve, then a fresh network."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.make = network
-        self.network = network()
         self.sieve = sieve.Sieve(labels, self.network.class_count)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -138,8 +134,3 @@ class Method(phase.Method):
         weak, strong = logits[len(batch.labels) :].chunk(2)
         batch.unlabelled.observe(weak)
         return supervised + self.params.consistency_weight * losses.consistency_kl(weak, strong)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's: of stage 2, once that has begun."""
-        logits: Tensor = self.network(images)
-        return logits

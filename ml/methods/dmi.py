@@ -25,8 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import keeper, losses, schedules
+from ml.blocks import keeper, losses, schedules, single
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
@@ -67,13 +66,11 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Cross-entropy, then the determinant."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
         self.kept = keeper.Keeper(self.network)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -88,14 +85,9 @@ class Method(phase.Method):
             return Optimizers((sgd,), training.factor, steady=(sgd,))  # the schedule is for what a wrapper trains
 
         return [
-            Phase(first, self._plain, scheduled, begin_epoch=self._keep, name="warm-up"),
+            Phase(first, self.plain, scheduled, begin_epoch=self._keep, name="warm-up"),
             Phase(rest, self._informed, slow, enter=self._return, name="dmi"),
         ]
-
-    def _plain(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.observe(logits)
-        return losses.cross_entropy(logits, batch.labels)
 
     def _informed(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
@@ -108,11 +100,6 @@ class Method(phase.Method):
     def _return(self, lab: Lab) -> None:
         self._keep(lab)
         self.kept.restore(self.network)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits
 
 
 def determinant_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import early_learning, losses, memory
+from ml.blocks import early_learning, losses, memory, single
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Network, Phase, Recipe
 
 ABOUT: About = {
     "title": "ELR",
@@ -37,22 +36,16 @@ class Params(early_learning.EarlyLearningParams):
     """Settings of ELR."""
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """One network and one remembered answer for each sample."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
         self.memory = memory.Average(len(labels), self.network.class_count, params.target_kept)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""
-
-        def optimizers() -> Optimizers:
-            return Optimizers((training.sgd(self.parameters()),), training.factor)
-
-        return [Phase(training.epochs, self._loss, optimizers)]
+        return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 
     def _loss(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
@@ -61,8 +54,3 @@ class Method(phase.Method):
         targets = self.memory.update(batch.index, p / p.sum(dim=1, keepdim=True))
         held = early_learning.regularizer(p, targets)
         return losses.cross_entropy(logits, batch.labels) + self.params.weight * held
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's own."""
-        logits: Tensor = self.network(images)
-        return logits

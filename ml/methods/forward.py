@@ -22,8 +22,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import keeper, losses, schedules, transition
+from ml.blocks import keeper, schedules, single, transition
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
@@ -51,16 +50,13 @@ class Params(transition.TransitionParams):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Cross-entropy, an estimate of T, and cross-entropy through T."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.make = network
-        self.network = network()
         self.kept = keeper.Keeper(self.network)
         self.register_buffer("transition", transition.matrix(params.transition, self.network.class_count))
 
@@ -74,14 +70,9 @@ class Method(phase.Method):
             return [Phase(training.epochs, self._corrected, optimizers, name="forward")]
         first, second = schedules.lengths(training.epochs, [self.params.estimate])
         return [
-            Phase(first, self._plain, optimizers, begin_epoch=self._keep, name="estimate"),
+            Phase(first, self.plain, optimizers, begin_epoch=self._keep, name="estimate"),
             Phase(second, self._corrected, optimizers, enter=self._estimate, name="forward"),
         ]
-
-    def _plain(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.observe(logits)
-        return losses.cross_entropy(logits, batch.labels)
 
     def _corrected(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
@@ -98,8 +89,3 @@ class Method(phase.Method):
         self.transition.copy_(transition.estimated(answers, self.params.anchor_quantile))
         if self.params.restart:
             self.network.load_state_dict(self.make().state_dict())
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's: of clean labels, without T."""
-        logits: Tensor = self.network(images)
-        return logits

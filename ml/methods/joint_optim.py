@@ -23,8 +23,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import losses, memory, renewal, schedules
+from ml.blocks import losses, memory, renewal, schedules, single
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
@@ -71,16 +70,13 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Stage 1, with and without replaced labels, and stage 2."""
 
     targets: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.make = network
-        self.network = network()
         classes = self.network.class_count
         self.register_buffer("targets", losses.one_hot(labels, classes))  # (N, C)
         self.answers = memory.Ring(len(labels), classes, params.averaged_epochs)
@@ -125,11 +121,6 @@ class Method(phase.Method):
         logits = self.network(batch.images)
         batch.observe(logits)
         return losses.soft_cross_entropy(logits, self.targets[batch.index])
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's: of stage 2, once that has begun."""
-        logits: Tensor = self.network(images)
-        return logits
 
 
 def joint_loss(logits: Tensor, targets: Tensor, prior_weight: float, entropy_weight: float) -> Tensor:

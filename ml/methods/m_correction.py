@@ -23,8 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import beta_mixture, losses, mixup, schedules
+from ml.blocks import beta_mixture, losses, mixup, schedules, single
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
@@ -73,15 +72,13 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """MixUp, then bootstrapping."""
 
     labels: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
         self.mixture = beta_mixture.BetaMixture()
         self.register_buffer("labels", labels, persistent=False)
 
@@ -165,8 +162,3 @@ class Method(phase.Method):
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         logits = self.network(images)
         return losses.soft_cross_entropy(logits, targets) + self.params.prior_weight * losses.prior_kl(logits)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits

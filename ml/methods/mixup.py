@@ -8,15 +8,14 @@ Published: PreAct ResNet-18, SGD 0.1 with weight decay 1e-4, times 0.1 at 1/2 an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import losses, mixup
+from ml.blocks import losses, mixup, single
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Phase, Recipe
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 
@@ -45,21 +44,12 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """One network, on mixtures alone."""
-
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
-        super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""
-
-        def optimizers() -> Optimizers:
-            return Optimizers((training.sgd(self.parameters()),), training.factor)
-
-        return [Phase(training.epochs, self._loss, optimizers)]
+        return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 
     def _loss(self, batch: Batch) -> Tensor:
         """λ · CE(f(x̃), y) + (1 - λ) · CE(f(x̃), y_π), as cross-entropy with mixed labels."""
@@ -70,8 +60,3 @@ class Method(phase.Method):
         batch.observe(logits[mixup.nearest(share, partner)])
         given = losses.one_hot(batch.labels, self.network.class_count)
         return losses.soft_cross_entropy(logits, mixup.mixed(given, share, partner))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's own."""
-        logits: Tensor = self.network(images)
-        return logits

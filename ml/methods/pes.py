@@ -24,10 +24,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import confidence, losses, renewal, schedules
+from ml.blocks import confidence, losses, renewal, schedules, single
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
+from ml.phase import Batch, Lab, Network, Phase, Recipe, Turn
 
 ABOUT: About = {
     "title": "PES",
@@ -82,14 +81,11 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Algorithm 1."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.make = network
-        self.network = network()
         self.confident = confidence.Confident(labels, self.network.class_count)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -101,34 +97,16 @@ class Method(phase.Method):
         renewed = renewal.TAIL if stage else renewal.TAIL[1:] if classifier else ()
         learning = [part for part in renewal.PARTS if p.after_refine == "train_all" or part not in renewed]
 
-        def window(begin: int, epochs: int) -> Callable[[float], float]:
-            return schedules.window(training.factor, begin / training.epochs, (begin + epochs) / training.epochs)
-
-        def sgd(begin: int, epochs: int, parts: Sequence[str]) -> Callable[[], Optimizers]:
-            return lambda: Optimizers((training.sgd(renewal.parameters(self.network, parts)),), window(begin, epochs))
-
-        def refinement(begin: int, epochs: int, parts: Sequence[str]) -> Phase:
-            return renewal.refinement(
-                self.network,
-                self.make,
-                parts,
-                epochs=epochs,
-                learning_rate=renewal.reaching(
-                    p.refine_learning_rate, epochs * len(self.confident.labels) // training.batch_size
-                ),
-                loss=self._plain,
-                factor=window(begin, epochs),
-                name=f"refine {parts[0].replace('_', ' ')}",
-            )
-
+        stages = renewal.Stages(self.network, self.make, training, len(self.confident.labels))
+        rate = p.refine_learning_rate
         found = [
-            Phase(first, self._plain, sgd(0, first, renewal.PARTS), name="warm-up"),
-            refinement(first, stage, renewal.TAIL),
-            refinement(first + stage, classifier, renewal.TAIL[1:]),
+            Phase(first, self.plain, stages.sgd(0, first, renewal.PARTS), name="warm-up"),
+            stages.refinement(first, stage, renewal.TAIL, rate, self.plain),
+            stages.refinement(first + stage, classifier, renewal.TAIL[1:], rate, self.plain),
             Phase(
                 rest,
                 self._weighted,
-                sgd(begins, rest, learning),
+                stages.sgd(begins, rest, learning),
                 enter=lambda _: renewal.train_only(self.network, learning),
                 begin_epoch=self._select,
                 turns=lambda: [Turn(self.confident.mask)],
@@ -140,17 +118,7 @@ class Method(phase.Method):
     def _select(self, lab: Lab) -> None:
         self.confident.select(lab, self.network)
 
-    def _plain(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.observe(logits)
-        return losses.cross_entropy(logits, batch.labels)
-
     def _weighted(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
         batch.observe(logits)
         return losses.weighted_cross_entropy(logits, batch.labels, self.confident.class_weights)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits

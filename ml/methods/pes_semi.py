@@ -24,10 +24,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml import phase
-from ml.blocks import confidence, losses, mixmatch, mixup, renewal, schedules, turns
+from ml.blocks import confidence, losses, mixmatch, mixup, renewal, schedules, single, turns
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn, Unlabelled
+from ml.phase import Batch, Lab, Network, Phase, Recipe, Turn, Unlabelled
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 CAP = 3.0  # no class weighs more
@@ -106,14 +105,11 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """PES, then MixMatch."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.make = network
-        self.network = network()
         self.confident = confidence.Confident(labels, self.network.class_count, CAP)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
@@ -124,11 +120,7 @@ class Method(phase.Method):
         rests = CLASSIFIER if classifier and p.after_refine == "frozen_tail" else ()
         learning = [part for part in renewal.PARTS if part not in rests]
 
-        def window(begin: int, end: int) -> Callable[[float], float]:
-            return schedules.window(training.factor, begin / training.epochs, end / training.epochs)
-
-        def sgd(begin: int, end: int, parts: Sequence[str]) -> Callable[[], Optimizers]:
-            return lambda: Optimizers((training.sgd(renewal.parameters(self.network, parts)),), window(begin, end))
+        stages = renewal.Stages(self.network, self.make, training, len(self.confident.labels))
 
         def mixed(batch: Batch) -> Tensor:
             ramp = schedules.ramp(batch.progress * training.epochs - begins, p.ramp * training.epochs)
@@ -136,23 +128,12 @@ class Method(phase.Method):
             return self._mixmatch(batch, alpha, p.unlabelled_weight * ramp)
 
         found = [
-            Phase(first, self._plain, sgd(0, first, renewal.PARTS), name="warm-up"),
-            renewal.refinement(
-                self.network,
-                self.make,
-                CLASSIFIER,
-                epochs=classifier,
-                learning_rate=renewal.reaching(
-                    p.refine_learning_rate, classifier * len(self.confident.labels) // training.batch_size
-                ),
-                loss=self._plain,
-                factor=window(first, begins),
-                name="refine classifier",
-            ),
+            Phase(first, self.plain, stages.sgd(0, first, renewal.PARTS), name="warm-up"),
+            stages.refinement(first, classifier, CLASSIFIER, p.refine_learning_rate, self.plain),
             Phase(
                 rest,
                 mixed,
-                sgd(begins, training.epochs, learning),
+                stages.sgd(begins, rest, learning),
                 enter=lambda _: renewal.train_only(self.network, learning),
                 begin_epoch=self._select,
                 turns=self._turns,
@@ -175,11 +156,6 @@ class Method(phase.Method):
         share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
         shown = turns.repeated(positions, round(len(trusted) * (1 - share)))
         return [Turn(shown, ~trusted, share)]
-
-    def _plain(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.observe(logits)
-        return losses.cross_entropy(logits, batch.labels)
 
     def _mixmatch(self, batch: Batch, alpha: float, weight: float) -> Tensor:
         """One step; `weight` is λ_u. Labels are ranked by the guesses: no labelled image is shown unmixed."""
@@ -204,8 +180,3 @@ class Method(phase.Method):
         guesses = [self.network(view) for view in unlabelled.views]
         unlabelled.observe(guesses[0])
         return mixmatch.sharpened(mixmatch.average(guesses), self.params.temperature)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's."""
-        logits: Tensor = self.network(images)
-        return logits

@@ -9,14 +9,13 @@ of 128; all images are trained on. Clothing1M: ResNet-50, 0.002 and 1e-3, times 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ml import phase
 from ml.blocks import overparameterization
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Phase, Recipe
 
 ABOUT: About = {
     "title": "SOP",
@@ -37,35 +36,16 @@ class Params(overparameterization.OverparameterizationParams):
     """Settings of SOP."""
 
 
-class Method(phase.Method):
-    """One network, and u and v of every sample."""
-
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
-        super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
-        self.variables = overparameterization.SampleVariables(len(labels), self.network.class_count)
+class Method(overparameterization.Overparameterized[Params]):
+    """Eq. 5 and 6."""
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""
-
-        def optimizers() -> Optimizers:
-            own = self.variables.sgd(self.params)
-            return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
-
-        return [Phase(training.epochs, self._loss, optimizers, before_step=self._undo_mean)]
+        return [Phase(training.epochs, self._loss, lambda: self.optimizers(training), before_step=self.undo_mean)]
 
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE + L_MSE."""
         logits = self.network(batch.images)
         batch.observe(logits)
-        terms = self.variables.terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+        terms = self.explained(logits, batch)
         return terms.cross_entropy + terms.squared_error
-
-    def _undo_mean(self, batch: Batch) -> None:
-        self.variables.undo_mean(len(batch.index))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's own, without u and v."""
-        logits: Tensor = self.network(images)
-        return logits

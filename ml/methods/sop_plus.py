@@ -9,16 +9,15 @@ epochs, batches of 128; all images are trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ml import phase
 from ml.blocks import losses, overparameterization
 from ml.methods import About
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml.phase import Batch, Phase, Recipe
 
 ABOUT: About = {
     "title": "SOP+",
@@ -47,38 +46,27 @@ class Params(overparameterization.OverparameterizationParams):
     )
 
 
-class Method(phase.Method):
-    """One network, and u and v of every sample."""
-
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
-        super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
-        self.variables = overparameterization.SampleVariables(len(labels), self.network.class_count)
+class Method(overparameterization.Overparameterized[Params]):
+    """SOP, consistency and balance."""
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""
-
-        def optimizers() -> Optimizers:
-            own = self.variables.sgd(self.params)
-            return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
-
-        return [Phase(training.epochs, self._loss, optimizers, before_step=self._undo_mean, views=("weak", "strong"))]
+        return [
+            Phase(
+                training.epochs,
+                self._loss,
+                lambda: self.optimizers(training),
+                before_step=self.undo_mean,
+                views=("weak", "strong"),
+            )
+        ]
 
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
         weak, strong = self.network(torch.cat(batch.views)).chunk(2)
         batch.observe(weak)
-        terms = self.variables.terms(weak, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+        terms = self.explained(weak, batch)
         consistency = losses.consistency_kl(weak, strong)
         balance = overparameterization.balance(terms.probabilities)
         plain = terms.cross_entropy + terms.squared_error
         return plain + self.params.consistency * consistency + self.params.balance * balance
-
-    def _undo_mean(self, batch: Batch) -> None:
-        self.variables.undo_mean(len(batch.index))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's own, without u and v."""
-        logits: Tensor = self.network(images)
-        return logits

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ml import phase
-from ml.blocks import keeper, losses, optimizers, schedules, transition
+from ml.blocks import keeper, losses, optimizers, schedules, single, transition
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
@@ -70,15 +70,13 @@ class Params(transition.TransitionParams):
         return self
 
 
-class Method(phase.Method):
+class Method(single.Single[Params]):
     """Algorithm 1."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.params = params
-        self.network = network()
         self.kept = keeper.Keeper(self.network)
         classes = self.network.class_count
         self.register_buffer("transition", transition.matrix(params.transition, classes))
@@ -144,8 +142,3 @@ class Method(phase.Method):
         self._return(lab, 0)
         answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))
         self.transition.copy_(transition.estimated(answers, self.params.anchor_quantile))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The network's: of clean labels, without T."""
-        logits: Tensor = self.network(images)
-        return logits
