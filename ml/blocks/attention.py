@@ -21,7 +21,7 @@ from torch.nn import functional
 from ml.phase import Method, Network
 
 TINY = 1e-12
-SMOOTHING = 1 / 6  # of the side: finer maps point worse on photographs (tests/benchmarks/localization.py)
+SMOOTHING = 1 / 6  # of the side: finer maps point worse (tests/benchmarks/smoothing.py)
 SMOOTHEST = 16  # least side of a map that is smoothed
 
 
@@ -109,12 +109,12 @@ def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> T
     return _mean([(m * g.mean(dim=(2, 3), keepdim=True)).sum(dim=1).detach() for m, g in weighed if g is not None])
 
 
-def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
+def border_contrast(passes: Sequence[Pass], smoothing: float = SMOOTHING) -> Tensor | None:
     """How unlike the image's border each place is to the networks, (B, 1, h, w): where an object stands out from its
     surroundings, whatever its class.
 
     Of the feature maps before and behind the last stage, each feature's deviation from its mean on the border in units
-    of its spread; smoothed over a sixth of the side. None where no network has feature maps.
+    of its spread; smoothed by a Gaussian whose sigma is that share of the side. None where no network has feature maps.
 
     Passes are of one batch each; see `overheard`.
     """
@@ -124,7 +124,7 @@ def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
     height, width = max(tuple(each.shape[2:]) for each in found)
     size = (max(height, SMOOTHEST), max(width, SMOOTHEST))
     mean = torch.stack([functional.interpolate(each, size, mode="bilinear") for each in found]).mean(dim=0)
-    return _peaked(_smoothed(mean))
+    return _peaked(_smoothed(mean, smoothing))
 
 
 def _deviation(maps: Tensor) -> Tensor:
@@ -140,10 +140,10 @@ def _deviation(maps: Tensor) -> Tensor:
     return _peaked(square.sqrt().view(-1, 1, height, width))
 
 
-def _smoothed(maps: Tensor) -> Tensor:
-    """By a Gaussian of a sixth of the side; nothing lies beyond the edges."""
+def _smoothed(maps: Tensor, smoothing: float) -> Tensor:
+    """By a Gaussian of that share of the side; nothing lies beyond the edges."""
     for axis in (2, 3):
-        sigma = maps.shape[axis] * SMOOTHING
+        sigma = maps.shape[axis] * smoothing
         reach = math.ceil(3 * sigma)
         steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
         kernel = torch.exp(-steps.square() / (2 * sigma * sigma))
