@@ -3,13 +3,15 @@
 A picture is taken apart by a mask M: foreground M·x, background (1 - M)·x. A swapped picture is x before the background
 of a picture of another class, from which that one's own object is wiped out: it shows one object, elsewhere.
 Correlations are lowered by anything that hides the border; accuracy on swapped pictures is not, since the object has
-to be told apart in either. Labels serve to choose the other picture and to count what is right.
+to be told apart in either. But a wide mask leaves most of a picture as it is, so that methods compare by the same mask
+alone. Labels serve to choose the other picture and to count what is right.
 
 Shapes: `N` images (N, 3, S, S) normalised, masks (N, 1, S, S) in [0, 1], features (N, D), `C` classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,13 +28,16 @@ def correlations(viewer: Viewer, images: Tensor, masks: Tensor) -> dict[str, flo
     """Fig. 1a: mean per-image cosine of the whole image's features with its foreground's (`foreground`) and its
     background's (`background`), each feature standardised over the whole images."""
 
-    def features(shown: Tensor) -> Tensor:
-        return viewer.each(shown, lambda batch: attention.representation(viewer.method, batch))
+    def features(changed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return viewer.each(images, lambda batch: attention.representation(viewer.method, batch), changed)
 
-    whole = features(images)
+    whole = features()
     mean, std = whole.mean(dim=0), whole.std(dim=0, correction=0) + TINY
     standard = (whole - mean) / std
-    parts = {"foreground": masks * images, "background": (1 - masks) * images}
+    parts: dict[str, Callable[[Tensor], Tensor]] = {
+        "foreground": lambda rows: masks[rows] * images[rows],
+        "background": lambda rows: (1 - masks[rows]) * images[rows],
+    }
     return {
         name: float(torch.cosine_similarity(standard, (features(part) - mean) / std, dim=1).mean())
         for name, part in parts.items()
@@ -51,13 +56,12 @@ def partners(labels: Tensor, generator: torch.Generator) -> Tensor | None:
     return order[(behind + drawn) % len(labels)]
 
 
-def swapped(images: Tensor, masks: Tensor, partner: Tensor) -> Tensor:
-    """Every image's object before the background of its partner (N,), whose own object is filled with that
-    background's mean colour."""
-    outside = 1 - masks
-    colour = (outside * images).sum(dim=(2, 3), keepdim=True) / (outside.sum(dim=(2, 3), keepdim=True) + TINY)
-    wiped = outside * images + masks * colour
-    return masks * images + outside * wiped[partner]
+def swapped(images: Tensor, masks: Tensor, others: Tensor, their_masks: Tensor) -> Tensor:
+    """Every image's object before the background of another one, whose own object is filled with that background's
+    mean colour; all (B, ...)."""
+    outside = 1 - their_masks
+    colour = (outside * others).sum(dim=(2, 3), keepdim=True) / (outside.sum(dim=(2, 3), keepdim=True) + TINY)
+    return masks * images + (1 - masks) * (outside * others + their_masks * colour)
 
 
 def reliance(
@@ -75,7 +79,12 @@ def reliance(
         partner = partners(labels, generator)
         if partner is None:
             return None
-        after = viewer.probabilities(swapped(images, masks, partner))
+
+        def changed(rows: Tensor, partner: Tensor = partner) -> Tensor:
+            other = partner[rows]
+            return swapped(images[rows], masks[rows], images[other], masks[other])
+
+        after = viewer.probabilities(images, changed)
         moved += 0.5 * (after - before).abs().sum(dim=1) / SWAPS
         right += float((after.argmax(dim=1) == labels).float().mean()) / SWAPS
     per_class = [float(moved[labels == c].mean()) if bool((labels == c).any()) else None for c in range(classes)]

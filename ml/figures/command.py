@@ -51,13 +51,10 @@ def run(options: argparse.Namespace) -> int:
     clean = truth.train_clean
     if clean is None and spec.noise is not None:
         clean = found.images.labels
-    test = None
-    if truth.test_images is not None and truth.test_labels is not None:
-        test = (truth.test_images, truth.test_labels)
     figures = findings.find(
         training,
         found.images,
-        findings.judged(training, found.images, test),
+        findings.judged(training, found.images, truth, clean),
         wrong=measure.wrong(training.labels, clean),
         issues=training.label_issues(),
     )

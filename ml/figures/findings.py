@@ -1,7 +1,9 @@
 """The figures of a finished training as numbers: everything a plot shows, as JSON.
 
 It puts the measurements of this package together and bounds what they cost. It takes the labels to judge by and the
-rows known to be wrong from whoever knows them; where nobody does, the ranking's issues stand in, and it says so.
+rows known to be wrong from whoever knows them; where nobody does, the given labels and the ranking's issues stand in,
+and it says so. Backgrounds are what lies outside the paper's central square, for every method the same; what its own
+mask says of a method that has one stands beside.
 
 Shapes: `N` training images, `T` pictures judged, `C` classes.
 """
@@ -17,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.blocks import attention
-from ml.data import LabeledImages
+from ml.blocks import attention, localization
+from ml.data import LabeledImages, Truth
 from ml.figures import answers, backgrounds
 from ml.figures.viewing import Viewer, spread
 from ml.ranking import LabelIssues
@@ -27,10 +29,10 @@ from ml.training import Training
 
 FEWEST, MOST = 64, 2000  # images looked at
 SECONDS = 10.0  # about what the figures may take, by the speed of the training itself
-PASSES = 7 / 3  # looks at each image, in training steps: a look costs a third of a step
+PASSES = 4  # training steps each image's looks cost: a dozen at most, of a third of a step each
 PICTURES = 12  # shown with Grad-CAM
 LARGEST_MATRIX = 200  # classes; beyond, matrices are left out
-IMAGE_BYTES = 1 << 28  # of normalised images held at once
+IMAGE_BYTES = 1 << 27  # of normalised images held at once
 
 
 class Findings(NamedTuple):
@@ -46,16 +48,26 @@ class Judged:
 
     name: Literal["test", "held_out"]
     pictures: Tensor  # uint8 (T, S, S, 3)
-    labels: Tensor  # int64 (T,); of the test set the true ones where known, of held-out images the given ones
+    labels: Tensor  # int64 (T,)
+    noisy: bool = False  # whether these labels are given ones, wrong ones among them
+    rows: Tensor | None = None  # int64 (T,): the pictures' rows in the part they are of; None: their order
     masks: Tensor | None = None  # exact ones (T, 1, S, S) in [0, 1], where the caller has them
 
 
-def judged(training: Training, images: LabeledImages, test: tuple[Tensor, Tensor] | None) -> Judged | None:
-    """The test set's pictures and labels if there is one, else the images held out; None without either."""
-    if test is not None and len(test[1]):
-        return Judged("test", *test)
+def judged(training: Training, images: LabeledImages, truth: Truth, clean: Tensor | None = None) -> Judged | None:
+    """The test set if there is one, else the images held out; None without either.
+
+    Held-out images are judged by `clean` int64 (N,), -1 where unknown; by given labels where nothing of them is known.
+    """
+    if truth.test_images is not None and truth.test_labels is not None and len(truth.test_labels):
+        return Judged("test", truth.test_images, truth.test_labels)
     rows = training.held_out.cpu()
-    return Judged("held_out", images.images[rows], training.labels[rows]) if len(rows) else None
+    known = rows if clean is None else rows[clean[rows] >= 0]
+    if clean is not None and len(known):
+        return Judged("held_out", images.images[known], clean[known], rows=known)
+    if not len(rows):
+        return None
+    return Judged("held_out", images.images[rows], training.labels.cpu()[rows], noisy=True, rows=rows)
 
 
 def find(
@@ -82,9 +94,10 @@ def find(
     }
     if shown is None:
         return Findings(numbers, images.images[:0].numpy())
-    numbers |= _of_answers(viewer, shown, training, most, matrix=small)
-    rows = [each["row"] for each in numbers["attention"] or ()]
-    return Findings(numbers, shown.pictures[rows].cpu().numpy())
+    rows = spread(len(shown.labels), most)
+    numbers |= _of_answers(viewer, shown, rows, training, matrix=small)
+    attended = rows[spread(len(rows), PICTURES)] if numbers["attention"] else rows[:0]
+    return Findings(numbers, shown.pictures[attended].cpu().numpy())
 
 
 def affordable(training: Training) -> int:
@@ -103,13 +116,16 @@ def loss_histogram(
     issues: LabelIssues | None,
     most: int,
 ) -> dict[str, Any] | None:
-    """Fig. 1c, of evenly spread training images; None where nothing tells wrong labels from right ones."""
+    """Fig. 1c, of evenly spread images that were trained on; None where nothing tells wrong labels from right ones."""
+    trained = np.ones(len(training.labels), np.bool_)
+    trained[training.held_out.cpu().numpy()] = False
     if wrong is not None:
-        rows, bad, origin = torch.from_numpy(np.flatnonzero(wrong >= 0)), torch.from_numpy(wrong > 0), "truth"
+        known, bad, origin = trained & (wrong >= 0), torch.from_numpy(wrong > 0), "truth"
     elif issues is not None:
-        rows, bad, origin = torch.arange(len(issues.is_label_issue)), torch.from_numpy(issues.is_label_issue), "ranking"
+        known, bad, origin = trained, torch.from_numpy(issues.is_label_issue), "ranking"
     else:
         return None
+    rows = torch.from_numpy(np.flatnonzero(known))
     if not len(rows):
         return None
     rows = rows[spread(len(rows), most)]
@@ -117,32 +133,33 @@ def loss_histogram(
     return {"wrong_by": origin, **answers.loss_histogram(losses, bad[rows])}
 
 
-def _of_answers(viewer: Viewer, shown: Judged, training: Training, most: int, *, matrix: bool) -> dict[str, Any]:
-    """What is measured on pictures that were not trained on."""
-    rows = spread(len(shown.labels), most)
+def _of_answers(viewer: Viewer, shown: Judged, rows: Tensor, training: Training, *, matrix: bool) -> dict[str, Any]:
+    """What is measured on these rows of the pictures that were not trained on."""
     labels = shown.labels[rows].cpu()
     images = viewer.images(shown.pictures[rows])
     probabilities = viewer.probabilities(images)
-    generator = torch.Generator().manual_seed(seed_for(training.spec.seed, "figures"))
-    masks, origin = viewer.masks(images)
-    found: dict[str, Any] = {
+    places = rows if shown.rows is None else shown.rows[rows]
+
+    def outside(masks: Tensor) -> dict[str, Any]:
+        """By one mask; every mask is seen with the same partners."""
+        generator = torch.Generator().manual_seed(seed_for(training.spec.seed, "figures"))
+        return {
+            "correlation": backgrounds.correlations(viewer, images, masks),
+            "backgrounds": backgrounds.reliance(viewer, images, masks, labels, len(training.classes), generator),
+        }
+
+    return {
         "of": shown.name,
+        "labels": "given" if shown.noisy else "true",
         "images": len(rows),
-        "rows": rows.tolist(),
-        "mask": origin,
+        "rows": places.tolist(),
         "confusion": answers.confusion(probabilities, labels) if matrix else None,
         "reliability": answers.reliability(probabilities, labels),
-        "correlation": backgrounds.correlations(viewer, images, masks),
-        "backgrounds": backgrounds.reliance(viewer, images, masks, labels, len(training.classes), generator),
-        "attention": attention_of(viewer, images, rows, labels, probabilities),
+        **outside(localization.central_mask(images[:1]).expand(len(images), -1, -1, -1)),
+        "own_mask": outside(viewer.masks(images)) if viewer.locates(images) else None,
+        "exact_mask": None if shown.masks is None else outside(shown.masks[rows].float().cpu()),
+        "attention": attention_of(viewer, images, places, labels, probabilities),
     }
-    if shown.masks is not None:
-        exact = shown.masks[rows].float().cpu()
-        found["exact_masks"] = {
-            "correlation": backgrounds.correlations(viewer, images, exact),
-            "backgrounds": backgrounds.reliance(viewer, images, exact, labels, len(training.classes), generator),
-        }
-    return found
 
 
 def attention_of(
@@ -150,7 +167,7 @@ def attention_of(
 ) -> list[dict[str, Any]] | None:
     """Fig. 1b: Grad-CAM of some images for their answers; None for networks without feature maps."""
     chosen = spread(len(labels), PICTURES)
-    maps = attention.grad_cam(viewer.method.eval(), images[chosen].to(viewer.device))
+    maps = attention.grad_cam(viewer.method, images[chosen].to(viewer.device))
     if maps is None:
         return None
     return [
@@ -165,6 +182,14 @@ def attention_of(
 
 
 def metrics(numbers: dict[str, Any]) -> dict[str, float | None]:
-    """The few numbers that stand among a job's metrics; None where backgrounds could not be swapped."""
+    """The few numbers that stand among a job's metrics; None where backgrounds could not be swapped.
+
+    Accuracy by given labels is named noisy.
+    """
     of = numbers.get("backgrounds") or {}
-    return {name: of.get(name) for name in ("background_reliance", "swapped_accuracy")}
+    noisy = numbers.get("labels") == "given"
+    return {
+        "background_reliance": of.get("background_reliance"),
+        "swapped_accuracy": None if noisy else of.get("swapped_accuracy"),
+        "noisy_swapped_accuracy": of.get("swapped_accuracy") if noisy else None,
+    }

@@ -77,9 +77,14 @@ def _backgrounds(figure: Figure, found: Numbers) -> bool:
     _bars(left, {"foreground": correlation["foreground"], "background": correlation["background"]})
     left.set(title="Correlation with the whole image", ylim=(min(0.0, *correlation.values()) - 0.02, 1))
     _bars(right, {"own background": swap["accuracy"], "swapped": swap["swapped_accuracy"]})
-    right.set(title="Accuracy", ylim=(0, 1))
-    figure.supxlabel(f"{found['images']} images, mask: {found['mask']}", fontsize=8, color=GREY)
+    right.set(title=_by("Accuracy", found), ylim=(0, 1))
+    figure.supxlabel(f"{found['images']} images; background: outside the central square", fontsize=8, color=GREY)
     return True
+
+
+def _by(title: str, found: Numbers) -> str:
+    """What was judged by given labels is said to be."""
+    return f"{title} (noisy labels)" if found.get("labels") == "given" else title
 
 
 def _bars(axes: Any, values: dict[str, float]) -> None:
@@ -125,7 +130,7 @@ def _confusion(figure: Figure, found: Numbers) -> bool:
         return False
     counts = np.asarray(found["confusion"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return _matrix(figure, shares, found["classes"], "Answers by label", "label", "answer")
+    return _matrix(figure, shares, found["classes"], _by("Answers by label", found), "label", "answer")
 
 
 def _transition(figure: Figure, found: Numbers) -> bool:
@@ -147,9 +152,8 @@ def _matrix(figure: Figure, shares: Any, classes: list[str], title: str, rows: s
     if len(classes) <= 12:
         for (row, column), share in np.ndenumerate(shares):
             colour = "black" if share > 0.6 else "white"
-            axes.text(
-                column, row, f"{share:.2f}"[1 if share < 1 else 0 :], ha="center", va="center", color=colour, size=6
-            )
+            text = f"{share:.2f}".removeprefix("0")
+            axes.text(column, row, text, ha="center", va="center", color=colour, size=6)
     return True
 
 
@@ -170,7 +174,7 @@ def _reliability(figure: Figure, found: Numbers) -> bool:
         [b["from"] for b in bins], [b["accuracy"] for b in bins], width=1 / 15, align="edge", color=BLUE, alpha=0.6
     )
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o", color=ORANGE, markersize=4)
-    axes.set(title="Reliability", xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title=_by("Reliability", found), xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
     return True
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +16,10 @@ from ml import loader
 from ml.blocks import localization
 from ml.phase import Method
 
-MaskOrigin = Literal["exact", "localization", "centre"]
-
 
 @dataclass(frozen=True)
 class Viewer:
-    """A method in eval mode, and how its pictures are normalised."""
+    """A method, put into eval mode for good, and how its pictures are normalised."""
 
     method: Method
     mean: Tensor  # (3,), of pixels in [0, 1]
@@ -30,36 +27,47 @@ class Viewer:
     device: torch.device
     going_on: Callable[[], None] = lambda: None  # called for every batch
 
+    def __post_init__(self) -> None:
+        self.method.eval()  # looking must not move statistics, and a restored training is in train mode
+
     def images(self, pictures: Tensor) -> Tensor:
         """All of them, normalised, on the CPU: (N, 3, S, S)."""
         return torch.cat([shown.cpu() for shown in self._batches(pictures)]).contiguous()
 
-    def each(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """`function` of normalised images (N, 3, S, S), batch by batch without gradients."""
-        was_training = self.method.training
-        self.method.eval()
-        rows = max(2, loader.PLAIN_PIXELS // images.shape[-1] ** 2)
+    def each(
+        self, images: Tensor, function: Callable[[Tensor], Tensor], changed: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`function` of normalised images (N, 3, S, S), batch by batch without gradients.
+
+        With `changed` of pictures made for the moment: it takes int64 rows (B,) and gives the images that stand for
+        those rows.
+        """
+        size = max(2, loader.PLAIN_PIXELS // images.shape[-1] ** 2)
         found = []
         with torch.no_grad():
-            for part in torch.split(images, rows):
+            for rows in torch.split(torch.arange(len(images)), size):
                 self.going_on()
-                found.append(function(part.to(self.device)).float().cpu())
-        self.method.train(was_training)
+                shown = images[rows] if changed is None else changed(rows)
+                found.append(function(shown.to(self.device)).float().cpu())
         return torch.cat(found)
 
-    def probabilities(self, images: Tensor) -> Tensor:
+    def probabilities(self, images: Tensor, changed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Of the answer: (N, C)."""
-        return self.each(images, lambda shown: self.method.logits(shown).float().softmax(dim=1))
+        return self.each(images, lambda shown: self.method.logits(shown).float().softmax(dim=1), changed)
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of the answer for int64 labels (N,): (N,)."""
         logs = self.each(images, lambda shown: self.method.logits(shown).float().log_softmax(dim=1))
         return -logs.gather(1, labels[:, None])[:, 0]
 
-    def masks(self, images: Tensor) -> tuple[Tensor, MaskOrigin]:
+    def locates(self, images: Tensor) -> bool:
+        """Whether the method has a localization module."""
+        with torch.no_grad():
+            return self.method.locate(images[:1].to(self.device)) is not None
+
+    def masks(self, images: Tensor) -> Tensor:
         """The method's own (N, 1, S, S), or the paper's central square where it has no localization module."""
-        own = self.method.locate(images[:1].to(self.device)) is not None
-        return self.each(images, self._mask), "localization" if own else "centre"
+        return self.each(images, self._mask)
 
     def _mask(self, images: Tensor) -> Tensor:
         place = self.method.locate(images)

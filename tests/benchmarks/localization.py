@@ -98,7 +98,7 @@ def compared(plain: Training, denll: Training, located: Located) -> dict[str, di
         viewer = Viewer(training.method, training.mean, training.std, training.device)
         images = viewer.images(located.pictures)
         if name == "denll":
-            found["gaussian"] = measured(viewer.masks(images)[0], objects)
+            found["gaussian"] = measured(viewer.masks(images), objects)
         contrast = viewer.each(images, lambda shown, method=training.method: _map(method, shown))
         found[f"map ({name})"] = measured(contrast, objects)
         found[f"CAM ({name})"] = measured(_cams(viewer, images, located.labels), objects)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ml import scenes
+from ml import measure, scenes
 from ml.blocks import attention
-from ml.data import LabeledImages, Truth
+from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.figures import answers, backgrounds, findings, plots
 from ml.figures.viewing import Viewer, spread
 from ml.phase import Method
@@ -91,7 +91,7 @@ def test_a_swapped_picture_keeps_its_object_and_shows_nothing_of_the_other_one()
     images = pictures.permute(0, 3, 1, 2).float()
     masks[1] = masks[1].flip(2)  # the other object is on the right, its background on the left
 
-    composed = backgrounds.swapped(images, masks, torch.tensor([1, 0]))
+    composed = backgrounds.swapped(images, masks, images.flip(0), masks.flip(0))
     assert torch.equal(composed[0, :, :, : SIDE // 2], images[0, :, :, : SIDE // 2])
     left_of_other = float(images[1, 0, 0, 0])
     assert composed[0, 0, 0, SIDE - 1].item() == pytest.approx(left_of_other, rel=1e-4)
@@ -146,16 +146,18 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
     assert truth.test_labels is not None
     wrong = (training.labels != truth.train_clean).numpy().astype(np.int8)
     exact = torch.from_numpy(test.masks)[:, None].float()
-    shown = findings.Judged("test", truth.test_images, truth.test_labels, exact)
+    shown = findings.Judged("test", truth.test_images, truth.test_labels, masks=exact)
+    training.method.train()  # as it is after a restore
 
     found = findings.find(training, images, shown, wrong=wrong, issues=training.label_issues())
     numbers = json.loads(json.dumps(found.numbers, allow_nan=False))
     drawn = plots.draw(numbers, found.pictures, tmp_path) if method == "denll" else list(plots.PLOTS)
 
-    assert numbers["mask"] == ("localization" if method == "denll" else "centre")
+    assert (numbers["own_mask"] is not None) == (method == "denll")
+    assert (numbers["of"], numbers["labels"], numbers["rows"]) == ("test", "true", list(range(24)))
     assert sum(map(sum, numbers["confusion"])) == numbers["images"] == 24
     assert all(-1 <= value <= 1 for value in numbers["correlation"].values())
-    assert 0 <= numbers["exact_masks"]["backgrounds"]["background_reliance"] <= 1
+    assert 0 <= numbers["exact_mask"]["backgrounds"]["background_reliance"] <= 1
     assert numbers["loss_histogram"]["wrong_by"] == "truth"
     assert np.max(numbers["attention"][0]["grad_cam"]) == pytest.approx(1.0)
     assert set(plots.PLOTS) <= set(drawn)
@@ -171,17 +173,42 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
 def test_without_test_set_and_truth_the_figures_say_whose_word_they_take(
     spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
+    nobody = Truth(None, None, None)
     training = finished(labeled, spec(epochs=2, validation_fraction=0.2))
-    found = findings.find(training, labeled, findings.judged(training, labeled, None), issues=training.label_issues())
-    assert found.numbers["of"] == "held_out"
+    found = findings.find(training, labeled, findings.judged(training, labeled, nobody), issues=training.label_issues())
+    assert (found.numbers["of"], found.numbers["labels"]) == ("held_out", "given")
+    assert found.numbers["rows"] == training.held_out.tolist()
     assert found.numbers["loss_histogram"]["wrong_by"] == "ranking"
-    assert "exact_masks" not in found.numbers
+    assert found.numbers["exact_mask"] is None
+    told = findings.metrics(found.numbers)
+    assert told["swapped_accuracy"] is None
+    assert told["noisy_swapped_accuracy"] == found.numbers["backgrounds"]["swapped_accuracy"]
 
     nothing_held_out = finished(labeled, spec(epochs=1, validation_fraction=0.0))
-    bare = findings.find(nothing_held_out, labeled, findings.judged(nothing_held_out, labeled, None))
+    bare = findings.find(nothing_held_out, labeled, findings.judged(nothing_held_out, labeled, nobody))
     assert bare.numbers["loss_histogram"] is None
     assert "confusion" not in bare.numbers
-    assert findings.metrics(bare.numbers) == {"background_reliance": None, "swapped_accuracy": None}
+    assert set(findings.metrics(bare.numbers).values()) == {None}
+
+
+def test_held_out_images_are_judged_by_what_is_known_of_them_and_no_loss_of_theirs_is_a_training_loss(
+    spec: Callable[..., TrainingSpec], labeled: LabeledImages
+) -> None:
+    noise = {"kind": "symmetric", "rate": 0.5}
+    training = finished(labeled, spec(epochs=1, validation_fraction=0.25, noise=noise))
+    clean = labeled.labels.clone()
+    clean[training.held_out[0]] = UNKNOWN
+    shown = findings.judged(training, labeled, Truth(None, None, None), clean)
+    assert shown is not None
+    assert shown.rows is not None
+    assert shown.rows.tolist() == training.held_out[1:].tolist()
+    assert torch.equal(shown.labels, labeled.labels[shown.rows])
+    assert not shown.noisy
+
+    found = findings.find(training, labeled, shown, wrong=measure.wrong(training.labels, clean)).numbers
+    assert found["labels"] == "true"
+    counted = sum(found["loss_histogram"]["right"]) + sum(found["loss_histogram"]["wrong"])
+    assert counted == len(labeled) - len(training.held_out)
 
 
 def test_findings_without_anything_to_show_draw_nothing(tmp_path: Path) -> None:

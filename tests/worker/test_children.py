@@ -176,7 +176,8 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: Hous
     folder = house.files.attempt(job_id, fence) / "artifacts"
     listed = {entry["name"]: entry for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
     numbers = json.loads((folder / "figures.json").read_text())
-    assert sum(map(sum, numbers["confusion"])) == numbers["images"]
+    assert sum(map(sum, numbers["confusion"])) == numbers["images"] == len(numbers["pictures"])
+    assert len({picture["path"] for picture in numbers["pictures"]}) == numbers["images"]
     metrics = house.job(job_id).metrics
     assert metrics is not None
     assert metrics["background_reliance"] == numbers["backgrounds"]["background_reliance"]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from app.errors import DatabaseAway
-from ml import measure
+from ml import data, measure
 from ml.data import LabeledImages, Truth
 from ml.figures import findings, plots
 from ml.figures.findings import Findings
@@ -38,24 +39,31 @@ def find(
     """What there is to show; `clean` int64 (N,) are the labels that tell which given ones are wrong, where known."""
     epochs = training.epochs
     given.desk.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
-    test = None
-    if truth.test_images is not None and truth.test_labels is not None:
-        test = (truth.test_images, truth.test_labels)
     try:
-        return findings.find(
+        found = findings.find(
             training,
             images,
-            findings.judged(training, images, test),
+            findings.judged(training, images, truth, clean),
             wrong=measure.wrong(training.labels, clean),
             issues=issues,
             going_on=given.still_wanted,
         )
+        found.numbers["pictures"] = _named(given, found.numbers)
     except (Interrupted, FencedOff, DatabaseAway):
         raise
     except Exception:  # whatever a measurement stumbles over
         log.exception("no figures")
         given.desk.log("warning", "The figures could not be made; everything else is there.")
         return None
+    return found
+
+
+def _named(given: Assignment, numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which pictures of the data set were judged, in the order of everything told of each."""
+    if "of" not in numbers:
+        return []
+    pictures = data.pictures(given.dataset, ["test" if numbers["of"] == "test" else "train"])
+    return [{"index": pictures[row].index, "path": pictures[row].path} for row in numbers["rows"]]
 
 
 def write(given: Assignment, found: Findings | None, folder: Path) -> None:
