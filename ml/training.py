@@ -206,6 +206,7 @@ class Training:
 
     def _end_epoch(self, stretch: phase.Phase, plan: timetable.Timetable) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
+        self._check_weights(stretch)  # of the last step no loss has told yet
         if self._group is not None:
             self._group.align(self.method.state_dict().values())
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
@@ -248,6 +249,10 @@ class Training:
 
     def _check_finite(self, stretch: phase.Phase) -> None:
         if not bool(torch.isfinite(self._loss)):
+            raise errors.TrainingDiverged(self.epoch, stretch.name)
+
+    def _check_weights(self, stretch: phase.Phase) -> None:
+        if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.method.parameters()]).all()):
             raise errors.TrainingDiverged(self.epoch, stretch.name)
 
     def _autocast(self) -> torch.autocast:

@@ -51,15 +51,15 @@ def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train
 def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
     """Images per second of the newest finished training with the same method, network, size and precision."""
     newest = (
-        select(Job.request, Job.progress)
-        .where(Job.type == "train", Job.state == State.succeeded, Job.progress.is_not(None))
+        select(Job.request, Job.metrics)
+        .where(Job.type == "train", Job.state == State.succeeded, Job.metrics.is_not(None))
         .where(Job.gpus == resolved["resources"]["gpus"])
         .order_by(Job.created_at.desc())
         .limit(RECENT)
     )
     kind = ("method", "params", "network", "image_size", "precision", "device")
-    for request, progress in session.execute(newest):
-        speed = (progress or {}).get("images_per_second")
+    for request, metrics in session.execute(newest):
+        speed = metrics.get("images_per_second")
         if speed and all(request.get(name) == resolved[name] for name in kind):
             return float(speed)
     return None

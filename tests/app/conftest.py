@@ -240,7 +240,7 @@ class Hands:
                 "classes": ["cat", "dog"],
                 "digest": f"sha256:{model_id.hex}",
                 "size_bytes": 2,
-                "metrics": {"test_accuracy": {"last": 0.9}},
+                "metrics": {"test_accuracy": {"last": 0.9}, "images_per_second": 250.0},
                 "spec": job.spec,
             }
             assert attempt.publish(session, claim.id, claim.fence, metrics=model["metrics"], model=model)

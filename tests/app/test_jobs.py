@@ -567,6 +567,18 @@ def finished(client: Client, submit: Callable[..., Any], hands: Hands, files: St
     return found
 
 
+def test_an_estimate_goes_by_the_speed_of_an_earlier_job_of_its_kind(
+    client: Client, finished: str, dataset_id: str
+) -> None:
+    assert client.get(f"/jobs/{finished}").json()["model_id"]
+    alike, other = (
+        client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **asked}).json()["estimate"]
+        for asked in ({}, {"image_size": 256})
+    )
+    assert (alike["measured"], alike["images_per_second"]) == (True, 250.0)
+    assert not other["measured"]
+
+
 def test_label_issues_come_worst_first_in_cleanlab_s_words(client: Client, finished: str) -> None:
     path = f"/jobs/{finished}/label-issues"
     body = client.get(path).json()

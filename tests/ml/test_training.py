@@ -129,6 +129,16 @@ def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: Lab
     assert raised.value.code == "training_diverged"
 
 
+def test_F24_weights_lost_in_the_very_last_step_are_no_model(spec: Specs, labeled: LabeledImages) -> None:
+    training = Training.build(spec(epochs=1, validation_fraction=0.0), labeled)
+    with pytest.raises(errors.TrainingDiverged):  # noqa: PT012  # the events are the training
+        for event in training:
+            if isinstance(event, Step) and event.step == event.steps - 1:
+                with torch.no_grad():
+                    next(training.method.parameters())[0] = math.inf
+    assert training.history == []
+
+
 def test_F18_running_out_of_memory_names_a_batch_size() -> None:
     with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory("a training step", lambda: 50):
         torch.empty(2**50)

@@ -21,7 +21,7 @@ from app.jobs import attempt
 from ml import checkpoint
 from tests.worker.house import House, opened, pictures
 from worker import leash
-from worker.children import ingest, job, publish
+from worker.children import artifacts, ingest, job, publish
 from worker.children.desk import Assignment, Desk, Interrupted
 from worker.leash import Leash
 
@@ -145,6 +145,20 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: 
     lines = (folder / "label-issues.csv").read_text().splitlines()
     assert lines[0] == "index,path,split,given_label,predicted_label,label_score,is_label_issue"
     assert len(lines) == 1 + 48
+
+
+def test_I4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    with artifacts.complete(tmp_path) as folder:
+        (folder / "label-issues.csv").write_text("whole")
+
+    with pytest.raises(OSError, match="cut"), artifacts.complete(tmp_path) as folder:  # noqa: PT012  # half of it
+        (folder / "label-issues.csv").write_text("hal")
+        raise OSError("cut")
+
+    assert (tmp_path / "artifacts" / "label-issues.csv").read_text() == "whole"
+    with artifacts.complete(tmp_path) as folder:
+        assert list(folder.iterdir()) == []
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["manifest.json"]
 
 
 def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leash) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app import storage
@@ -20,6 +22,21 @@ MEDIA_TYPES = {
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that starts so (C3)
 GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
+
+
+@contextlib.contextmanager
+def complete(attempt: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes the attempt's artifacts, with their manifest, when all of it is there.
+
+    Whoever looks for artifacts meanwhile finds those of before, or none.
+    """
+    target, unseen = attempt / FOLDER, attempt / f".{FOLDER}"
+    shutil.rmtree(unseen, ignore_errors=True)
+    unseen.mkdir(parents=True)
+    yield unseen
+    write_manifest(unseen)
+    storage.remove(target)
+    storage.publish(unseen, target)
 
 
 def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -49,7 +49,7 @@ class Publication:
         clean = clean_labels(training, images, truth)
         self.metrics = summary(training, images, truth, self._issues)
         self._figures = figures.find(given, training, images, truth, self._issues, clean)
-        self.metrics |= {} if self._figures is None else findings.metrics(self._figures.numbers)
+        self.metrics |= {} if self._figures is None else strict(findings.metrics(self._figures.numbers))
 
     def write(self) -> None:
         """Everything on disk, complete and verified."""
@@ -58,7 +58,8 @@ class Publication:
         self._given.still_wanted()
         shutil.rmtree(self._bundle, ignore_errors=True)
         self._model = self._row(bundle.save(self._bundle, self._training, metrics=self.metrics))
-        self._write_artifacts()
+        with artifacts.complete(self._given.folder) as folder:
+            self._write_artifacts(folder)
 
     def effect(self, session: Session) -> bool:
         """Succeed and show the model: the row is locked by the fenced update while the bundle takes its place."""
@@ -88,10 +89,7 @@ class Publication:
             "spec": spec.model_dump(mode="json"),
         }
 
-    def _write_artifacts(self) -> None:
-        folder = self._given.folder / artifacts.FOLDER
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    def _write_artifacts(self, folder: Path) -> None:
         if self._issues is not None:
             self._write_issues(folder / "label-issues.csv", self._issues)
         lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in self._training.history]
@@ -103,7 +101,6 @@ class Publication:
         figures.write(self._given, self._figures, folder)
         for path in self._bundle.iterdir():  # the same bytes under a second name: no copy
             os.link(path, folder / ("bundle.json" if path.name == bundle.MANIFEST else path.name))
-        artifacts.write_manifest(folder)
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -86,11 +85,8 @@ def tell(
 
 
 def write(given: Assignment, rows: Sequence[Sequence[object]], *, localizes: bool) -> None:
-    folder = given.folder / artifacts.FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    artifacts.table(folder / "predictions.csv", [*HEADER, *(artifacts.GAUSSIAN if localizes else ())], rows)
-    artifacts.write_manifest(folder)
+    with artifacts.complete(given.folder) as folder:
+        artifacts.table(folder / "predictions.csv", [*HEADER, *(artifacts.GAUSSIAN if localizes else ())], rows)
 
 
 def show(given: Assignment, phase: str, fraction: float, speed: float | None) -> None:
