@@ -1,4 +1,4 @@
-/** A mask drawn over a picture on a canvas: a Gaussian or a map. All numbers are in pixels of the original picture. */
+/** A mask drawn over a picture on a canvas: a Gaussian or a map. All numbers are in pixels of the original picture, pixel i covering [i, i + 1). */
 
 const STEPS = 96; // the heat is smooth, so a small field scaled up shows the same
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis, even for colour-blind eyes
@@ -16,8 +16,6 @@ export function drawMask(canvas, image, mask, { style, opacity, limit = 1024 }) 
   if (style === "map" && mask?.map) map(context, mask.map, scale, opacity);
   if (!mask?.gaussian || style === "none" || style === "map") return;
   const gaussian = Object.fromEntries(Object.entries(mask.gaussian).map(([key, value]) => [key, value * scale]));
-  gaussian.cx += scale / 2; // a coordinate names the middle of its pixel
-  gaussian.cy += scale / 2;
   if (style === "heat") heat(context, gaussian, opacity);
   else ellipse(context, gaussian, mask.threshold ?? 0.5, opacity);
 }
