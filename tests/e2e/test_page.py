@@ -6,7 +6,9 @@ the refusals a test provokes itself are expected there.
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from ml import scenes
+from ml import masks, methods, scenes
 from tests import pictures
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -121,15 +123,24 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
 
     form = page.locator("#train-form")
-    expect(form.get_by_label("Preset")).to_have_accessible_description(re.compile("chosen from the pictures"))
+    (rule,) = methods.load("denll").ABOUT["rules"]
+    why = (
+        f"busy they are .* Below {rule['below']} objects stand before .* Here it is 0[.][0-9]+, so Confounded is taken"
+    )
+    expect(form.get_by_label("Preset")).to_have_accessible_description(re.compile(why))
     expect(form.get_by_role("group", name="Compare with").get_by_role("checkbox", checked=False)).not_to_have_count(0)
+    console.expected = {422}  # of a kind of noise without its rate, where the dry run is quicker than the hand
     job = start(page, "first light", epochs=3, noise="symmetric")
     expect(job.locator(".progress-text")).to_contain_text("epoch", timeout=60_000)
     curve = job.get_by_role("img", name=re.compile("^Accuracy: Test "))
     expect(curve.locator("path.series").first).to_be_attached(timeout=TRAINED_MS)  # a level line has no height to see
     expect(job.locator(".status")).to_have_text("succeeded", timeout=TRAINED_MS)
     expect(job.get_by_role("region", name="Figures")).to_contain_text("Test accuracy, last epoch")
-    expect(job.get_by_role("region", name="Self-test")).to_contain_text("Symmetric noise made")
+    tested = job.get_by_role("region", name="Self-test")
+    expect(tested).to_contain_text("Symmetric noise made")
+    assert json.loads(saved(page, tested, "Save as JSON the self-test"))["noise"] == "symmetric"
+    changed = csv.DictReader(io.StringIO(saved(page, tested, "Save the changed labels as CSV").decode()))
+    assert all(row["label_before"] != row["given_label"] for row in changed)
     expect(job.locator(".gallery li")).to_have_count(24)
     expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(scenes.CLASSES)))
 
@@ -138,6 +149,10 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     plots.get_by_text("Plots").click()
     expect(plots.get_by_role("img", name="Answers by label")).to_have_js_property("complete", True, timeout=QUICK_MS)
     expect(plots.get_by_role("img", name="Answers by label")).not_to_have_js_property("naturalWidth", 0)
+    assert saved(page, plots, "PNG of Answers by label").startswith(b"\x89PNG")
+    assert b"<svg" in saved(page, plots, "SVG of Answers by label")
+    assert json.loads(saved(page, plots, "Save the numbers as JSON"))["classes"] == sorted(scenes.CLASSES)
+    expect(plots.get_by_role("button", name=re.compile("^PNG of "))).to_have_count(plots.locator("img").count())
 
     picture = tmp_path / "dropped.jpg"
     picture.write_bytes(pictures.encoded(7, 90, 60))
@@ -146,6 +161,17 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(result.locator(".verdict")).to_have_text(re.compile("|".join(scenes.CLASSES)), timeout=QUICK_MS)
     expect(result.locator(".scores li")).to_have_count(5)
     assert changed_pixels(result) > 1000, "the mask is drawn over the picture"
+
+
+def saved(page: Page, place: Locator, button: str) -> bytes:
+    """What a save button gives to keep; a key, if the page has one, goes with the request."""
+    page.evaluate("sessionStorage.setItem('denll-key', 'a key')")
+    with page.expect_request(re.compile("/artifacts/")) as asked, page.expect_download() as download:
+        place.get_by_role("button", name=button, exact=True).click()
+    page.evaluate("sessionStorage.removeItem('denll-key')")
+    assert asked.value.header_value("authorization") == "Bearer a key"
+    assert Path(download.value.suggested_filename).suffix == Path(asked.value.url).suffix
+    return Path(download.value.path()).read_bytes()
 
 
 def drop(page: Page, file: Path) -> None:
@@ -170,6 +196,52 @@ def changed_pixels(result: Locator) -> int:
     masked = seen()
     result.get_by_text("Off", exact=True).click()
     return int((masked != seen()).any(-1).sum())
+
+
+@pytest.mark.parametrize("style", ["ellipse", "heat"])
+def test_a_mask_is_drawn_where_every_other_form_of_it_lies(page: Page, console: Console, style: str) -> None:
+    gaussian, threshold, size = masks.Gaussian(6.0, 5.0, 2.0, 1.5), 0.5, (16, 12)
+    drawn = page.evaluate(
+        """async ([style, gaussian, threshold, [width, height]]) => {
+            const { drawMask } = await import("/static/masks.js");
+            const [picture, canvas] = [document.createElement("canvas"), document.createElement("canvas")];
+            [picture.width, picture.height] = [width, height];
+            picture.getContext("2d").fillStyle = style === "heat" ? "black" : "white";
+            picture.getContext("2d").fillRect(0, 0, width, height);
+            drawMask(canvas, picture, { gaussian, threshold }, { style, opacity: 1 });
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const light = [...Array(canvas.width * canvas.height).keys()].filter((each) => data[4 * each + 1] > 150);
+            const mean = (place) => light.reduce((sum, each) => sum + place(each), 0) / light.length + 0.5;
+            const means = [mean((each) => Math.floor(each / canvas.width)), mean((each) => each % canvas.width)];
+            return means.map((each) => (each * width) / canvas.width);
+        }""",
+        [style, vars(gaussian), threshold, size],
+    )
+
+    inside = np.argwhere(masks.raster(gaussian, *size, threshold)) + 0.5
+    assert drawn == pytest.approx(inside.mean(axis=0).tolist(), abs=0.1)
+
+
+def test_figures_count_epochs_from_one_and_say_what_is_noisy(page: Page, console: Console) -> None:
+    best = {"best_noisy_val": 0.5, "best_noisy_val_epoch": 0}
+    measured = {"background_reliance": 0.25, "swapped_accuracy": None, "noisy_swapped_accuracy": 0.5}
+    page.evaluate(
+        """async (job) => {
+            const { figures } = await import("/static/outcome.js");
+            document.getElementById("job-list").before(figures(job));
+        }""",
+        {"metrics": {"test_accuracy": best, "epochs": 2, **measured}},
+    )
+    figures = page.get_by_role("region", name="Figures")
+    expect(figures.locator(".figures dt")).to_have_text(
+        ["Background reliance", "Noisy accuracy before other backgrounds"]
+    )
+    expect(figures).to_contain_text("what lies outside the middle (24/32 of the side)")
+    expect(figures).to_contain_text("judged by the given labels")
+    figures.get_by_text("All figures").click()
+    names, values = (figures.locator(f".facts {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    every = dict(zip(names, values, strict=True))
+    assert (every["Test accuracy, best noisy val epoch"], every["Epochs"]) == ("1", "2")
 
 
 def test_a_running_job_is_cancelled_and_taken_up_again_from_its_panel(

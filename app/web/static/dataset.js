@@ -1,7 +1,8 @@
 /** What one ready data set shows of itself: its classes, the warnings of ingest, and the report on request. */
 
-import { blob, get } from "./api.js";
+import { get } from "./api.js";
 import { fill, h } from "./dom.js";
+import { save } from "./files.js";
 import { number, plural, words } from "./format.js";
 import { show } from "./problems.js";
 
@@ -39,18 +40,7 @@ export async function ingestReport(place, id) {
       items.length === 0 && h("p", { class: "quiet" }, "Nothing was left out, and nothing looks odd."),
       h("ul", { class: "entries" }, items.map((each) =>
         h("li", {}, h("span", { class: "tag" }, words(each.code).toLowerCase()), " ", each.path && h("code", {}, each.path), " ", h("span", { class: "quiet" }, each.detail)))),
-      items.length > 0 && h("button", { type: "button", class: "small", on: { click: () => save(`/datasets/${id}/report`, `report-${id}.csv`, place) } }, "Save as CSV"));
-  } catch (error) {
-    show(place, error);
-  }
-}
-
-/** A download that carries the key: fetched, then offered as a file. */
-export async function save(path, filename, place) {
-  try {
-    const address = URL.createObjectURL(await blob(path, { Accept: "text/csv" }));
-    h("a", { href: address, download: filename }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
+      items.length > 0 && h("button", { type: "button", class: "small", on: { click: () => save(`/datasets/${id}/report`, `report-${id}.csv`, place, "text/csv") } }, "Save as CSV"));
   } catch (error) {
     show(place, error);
   }

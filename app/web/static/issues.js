@@ -1,8 +1,8 @@
 /** The labels that look wrong, worst first, as a gallery: the picture, what it is called, what the model would call it. */
 
 import { get, imageAddress } from "./api.js";
-import { save } from "./dataset.js";
 import { fill, h } from "./dom.js";
+import { save } from "./files.js";
 import { number, percent } from "./format.js";
 import { show } from "./problems.js";
 
@@ -26,7 +26,7 @@ async function load(place, job, cursor, before) {
     h("ul", { class: "gallery" }, all),
     h("div", { class: "actions" },
       page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).catch((error) => show(problem, error)) } }, "Show more"),
-      h("button", { type: "button", class: "quiet-button", on: { click: () => save(path, `label-issues-${job.id}.csv`, problem) } }, "Save as CSV")),
+      h("button", { type: "button", class: "quiet-button", on: { click: () => save(path, `label-issues-${job.id}.csv`, problem, "text/csv") } }, "Save as CSV")),
     problem);
 }
 

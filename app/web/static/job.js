@@ -4,6 +4,7 @@ import { get, post, remove } from "./api.js";
 import { chart } from "./curves.js";
 import { announce, fill, h } from "./dom.js";
 import { follow } from "./events.js";
+import { jobFiles } from "./files.js";
 import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
 import { comparison, comparisonOpen, figures, plots } from "./outcome.js";
@@ -92,7 +93,8 @@ export function jobPanel(first, refreshList) {
   async function showOutcome(job) {
     try {
       const trained = job.status === "succeeded" && job.type === "train";
-      fill(outcome, figures(job), selfTest(job), beside, trained && labelIssues(job), trained && plots(job));
+      const files = jobFiles(job);
+      fill(outcome, figures(job), selfTest(job, files), beside, trained && labelIssues(job), trained && plots(files));
       await showComparison();
     } catch (error) {
       show(outcome, error);

@@ -1,6 +1,6 @@
 /** What a finished job found: its figures, and the comparison with its baselines. */
 
-import { get, imageAddress } from "./api.js";
+import { imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
 import { fill, h } from "./dom.js";
 import { duration, number, percent, short, words } from "./format.js";
@@ -13,11 +13,18 @@ const MAIN = [
   ["noisy_validation_accuracy", "Noisy validation accuracy"],
   ["test_calibration_error", "Calibration error"],
   ["background_reliance", "Background reliance"],
+  ["swapped_accuracy", "Accuracy before other backgrounds"],
+  ["noisy_swapped_accuracy", "Noisy accuracy before other backgrounds"],
   ["estimated_noise_rate", "Estimated noise rate"],
   ["label_issues", "Label issues"],
   ["train_seconds", "Training time"],
 ];
-const SHARES = /accuracy|^self_test|reliance|noise_rate|calibration|precision|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
+/** What a data owner cannot guess. */
+const NOTES = [
+  ["background_reliance", "Background reliance: how far answers move, on average, when what lies outside the middle (24/32 of the side) is replaced by another picture's. 0 %: the model does not look there; 100 %: it looks at nothing else (mean total variation distance)."],
+  ["noisy_swapped_accuracy", "Noisy accuracy is judged by the given labels, wrong ones among them."],
+];
+const SHARES = /accuracy|^self_test|reliance|noise_rate|calibration|precision|recall|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
 
 /** The figures that matter, large; all of them on request. What is not known is not shown. */
 export function figures(job) {
@@ -26,13 +33,14 @@ export function figures(job) {
   const main = MAIN.filter(([name]) => found.has(name));
   return h("section", { "aria-label": "Figures" },
     h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, shown(name, found.get(name))), h("dt", {}, title)))),
+    NOTES.filter(([name]) => found.has(name)).map(([, note]) => h("p", { class: "quiet" }, note)),
     h("details", { class: "more" }, h("summary", {}, "All figures"),
       h("dl", { class: "facts" }, [...found].map(([name, value]) => [h("dt", {}, words(name.replaceAll(".", ", "))), h("dd", {}, shown(name, value))]))));
 }
 
 const PLOTS = [
-  ["backgrounds", "How much the answers owe to the background: correlation of what the network sees, and accuracy before other backgrounds"],
-  ["reliance", "Background reliance: how far each prediction moves when the background is replaced"],
+  ["backgrounds", "How alike the network sees a whole picture and its middle, or what lies outside it, alone (correlation); and accuracy before other backgrounds"],
+  ["reliance", "Background reliance: how far each answer moves when what lies outside the middle is replaced"],
   ["attention", "Where the network looks: Grad-CAM"],
   ["losses", "Losses of right and wrong labels"],
   ["confusion", "Answers by label"],
@@ -40,8 +48,8 @@ const PLOTS = [
   ["transition", "Estimated noise between classes"],
 ];
 
-/** The plots among a finished job's artifacts, behind a fold: no picture is asked for before it opens. */
-export function plots(job) {
+/** The plots among a finished job's files, behind a fold: no picture is asked for before it opens. */
+export function plots(files) {
   const place = h("div", {});
   const details = h("details", { class: "more plots", on: { toggle: open } }, h("summary", {}, "Plots"), place);
   let asked = false;
@@ -50,7 +58,7 @@ export function plots(job) {
     if (asked || !details.open) return;
     asked = true;
     try {
-      fill(place, await drawn(`/jobs/${job.id}/artifacts`));
+      fill(place, await drawn(files));
     } catch (error) {
       asked = false;
       show(place, error);
@@ -59,14 +67,16 @@ export function plots(job) {
   return details;
 }
 
-async function drawn(path) {
-  const names = new Set((await get(`${path}?limit=100`)).items.map((each) => each.name));
+async function drawn(files) {
+  const names = await files.names();
+  const problem = h("div", {});
+  const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"]], problem);
   const found = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
-  if (!found.length) return h("p", { class: "quiet" }, "Nothing was drawn of this job.");
+  if (!found.length) return [h("p", { class: "quiet" }, "Nothing was drawn of this job."), numbers, problem];
   const shownPlots = await Promise.all(found.map(async ([name, title]) =>
-    h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title))));
-  return [h("div", { class: "plot-grid" }, shownPlots),
-    h("p", { class: "quiet" }, "As PNG and SVG, with the numbers in figures.json, among the job's artifacts.")];
+    h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${files.path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title),
+      await files.buttons(["PNG", "SVG"].map((kind) => [`figure-${name}.${kind.toLowerCase()}`, kind, `of ${title}`]), problem))));
+  return [h("div", { class: "plot-grid" }, shownPlots), numbers, problem];
 }
 
 /** {a: {b: 1}} as [["a.b", 1]] */
@@ -78,7 +88,8 @@ function flat(metrics, prefix = "") {
 }
 
 function shown(name, value) {
-  if (/epochs?$/.test(name)) return number(value);
+  if (name.endsWith("_epoch")) return number(value + 1); // counted from 0 there, from 1 wherever people look
+  if (name.endsWith("epochs")) return number(value);
   if (name.endsWith("seconds")) return duration(value);
   return SHARES.test(name) ? percent(value) : short(value);
 }

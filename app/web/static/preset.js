@@ -2,7 +2,12 @@
 
 import { suited } from "./catalog.js";
 import { h, uniqueId, write } from "./dom.js";
-import { plain, short } from "./format.js";
+import { plain, short, words } from "./format.js";
+
+/** What a data set's fact measures. */
+const MEASURED = { clutter: "by how busy they are outside one small spot (0: plain, 1: as busy as the whole picture)" };
+/** What a preset is for that is chosen by a fact. */
+const MEANT = { confounded: ({ title }) => `objects stand before plain, tidy backgrounds, and ${title} is told to trust the object and not the scene` };
 
 /** {element, update(facts), settings(own)}; null where a method has nothing to choose from. */
 export function presetPicker(method, changed) {
@@ -25,7 +30,7 @@ export function presetPicker(method, changed) {
     const ours = suited(method, facts);
     const name = ours ? ours.title : "Default";
     write(automatic, method.rules.length ? `${name} (chosen from the pictures)` : name);
-    write(help, chosen() ? `Sets ${plain(chosen().values)}.` : method.rules.map((each) => reason(each, facts)).join(" "));
+    write(help, chosen() ? `Sets ${plain(chosen().values)}.` : reason(method, facts));
   }
 
   /** What a request says of settings beside the user's own; undefined: nothing, the service decides. */
@@ -37,8 +42,12 @@ export function presetPicker(method, changed) {
   return { element, update, settings };
 }
 
-function reason({ preset, fact, below }, facts) {
-  const found = facts?.[fact];
-  const here = typeof found === "number" ? ` Of this data set it is ${short(found)}.` : "";
-  return `Settings left alone are chosen from the pictures: ${preset} where their ${fact} is below ${below}.${here}`;
+/** Why the settings are what they are, where nothing is chosen. */
+function reason(method, facts) {
+  return method.rules.map(({ preset, fact, below }) => {
+    const found = facts?.[fact];
+    const here = typeof found === "number" ? ` Here it is ${short(found)}, so ${suited(method, facts)?.title ?? "Default"} is taken.` : "";
+    const meant = MEANT[preset]?.(method) ?? "other settings are better";
+    return `Settings left alone are chosen from the pictures, ${MEASURED[fact] ?? `by their ${fact}`}. Below ${below} ${meant} (${words(preset)}).${here}`;
+  }).join(" ");
 }

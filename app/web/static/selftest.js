@@ -1,26 +1,32 @@
 /** How well a job with injected noise did, by the labels before the injection. */
 
-import { h } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { percent, words } from "./format.js";
+import { show } from "./problems.js";
 
 const FIGURES = [
   ["held_out_accuracy", "Accuracy on held-out images"],
-  ["memorised", "Wrong labels memorised"],
-  ["estimated_rate", "Noise rate, as estimated"],
-  ["auroc", "Ranking: AUROC"],
-  ["average_precision", "Ranking: average precision"],
-  ["precision_at_count", "Right among as many as are wrong"],
-  ["issue_precision", "Label issues that are wrong labels"],
-  ["issue_recall", "Wrong labels among the label issues"],
+  ["memorised", "Wrong labels learned by heart (memorised)"],
+  ["estimated_rate", "Labels estimated to be wrong (noise rate)"],
+  ["auroc", "Chance that a wrong label is ranked before a right one (AUROC)"],
+  ["average_precision", "How clear the top of the ranking is of right labels, on average (average precision)"],
+  ["precision_at_count", "Wrong labels among the top N of the ranking, where N are wrong in all (R-precision)"],
+  ["issue_precision", "Flagged labels that are wrong (precision)"],
+  ["issue_recall", "Wrong labels that are flagged (recall)"],
 ];
+const FILES = [["self-test.json", "Save as JSON", "the self-test"], ["injected-labels.csv", "Save the changed labels as CSV"]];
 
 /** A section, or null for a job without injected noise. */
-export function selfTest(job) {
+export function selfTest(job, files) {
   const found = job.metrics?.self_test;
   if (!found) return null;
   const known = FIGURES.filter(([name]) => typeof found[name] === "number");
+  const saves = h("div", {});
+  const problem = h("div", {});
+  files.buttons(FILES, problem).then((buttons) => fill(saves, buttons)).catch((error) => show(problem, error));
   return h("section", { "aria-label": "Self-test" },
     h("h3", {}, "Self-test"),
     h("p", { class: "quiet" }, `${words(found.noise)} noise made ${percent(found.realised_rate)} of the labels wrong. All figures here are by the labels before it.`),
-    h("dl", { class: "figures" }, known.map(([name, title]) => h("div", {}, h("dd", {}, percent(found[name])), h("dt", {}, title)))));
+    h("dl", { class: "figures" }, known.map(([name, title]) => h("div", {}, h("dd", {}, percent(found[name])), h("dt", {}, title)))),
+    saves, problem);
 }

@@ -1,0 +1,42 @@
+/** Files to keep: any answer of the service saved under a name, and what a finished job left. */
+
+import { blob, get } from "./api.js";
+import { h } from "./dom.js";
+import { show } from "./problems.js";
+
+/** A download that carries the key: fetched, then offered as a file. `accept` where the path has several forms. */
+export async function save(path, filename, place, accept = "*/*") {
+  try {
+    const address = URL.createObjectURL(await blob(path, { Accept: accept }));
+    h("a", { href: address, download: filename }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  } catch (error) {
+    show(place, error);
+  }
+}
+
+/** {path, names(), buttons(wanted, problem)} of a job's artifacts; the list is asked for once. */
+export function jobFiles(job) {
+  const path = `/jobs/${job.id}/artifacts`;
+  let asked = null;
+
+  /** A promise of the set of names. */
+  function names() {
+    asked ??= get(`${path}?limit=100`).then(({ items }) => new Set(items.map((each) => each.name))).catch((error) => {
+      asked = null;
+      throw error;
+    });
+    return asked;
+  }
+
+  /** wanted: [[file, text, what a screen reader hears after it]]. A button for each that is there, null without any. */
+  async function buttons(wanted, problem) {
+    const there = await names();
+    const known = wanted.filter(([name]) => there.has(name));
+    return known.length > 0 && h("div", { class: "saves" }, known.map(([name, text, of]) =>
+      h("button", { type: "button", class: "small", on: { click: () => save(`${path}/${name}`, own(name), problem) } }, text, of && h("span", { class: "unseen" }, ` ${of}`))));
+  }
+
+  const own = (name) => name.replace(/(?=\.[^.]*$)/, `-${job.id}`);
+  return { path, names, buttons };
+}
