@@ -130,8 +130,10 @@ def _told(
 def _mask(
     gaussian: Gaussian | None, prediction: Prediction, geometry: Geometry, options: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The Gaussian where the method has one, the map where it was asked for; None without either."""
-    kinds, threshold = options.get("masks") or ("gaussian",), _threshold(options)
+    """The Gaussian where the method has one, the map where it was asked for; None without either, or asked for none."""
+    kinds, threshold = options.get("masks", ("gaussian",)), _threshold(options)
+    if not kinds:
+        return None
     found: dict[str, Any] = {}
     if gaussian is not None:
         found = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)

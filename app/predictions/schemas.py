@@ -106,7 +106,10 @@ class MapMask(BaseModel):
 
 
 class Mask(BaseModel):
-    """In the pixels of the original picture; representations that were not asked for are absent.
+    """In the pixels of the original picture.
+
+    Wherever the method has a localization module and any mask is asked for, `gaussian`, `bbox` and `area_fraction` are
+    there; every other representation where it is asked for by name, and otherwise absent.
 
     The Gaussian, and the forms beside it, say where the localization module points, and roughly how far it reaches. It
     is one ellipse: no outline, one for several objects, and with a fixed sigma its size says nothing about the

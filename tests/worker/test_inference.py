@@ -122,6 +122,12 @@ def test_an_answer_has_label_scores_and_a_mask_in_original_pixels(served: Served
     assert {"gaussian", "bbox", "polygon", "png", "threshold", "area_fraction"} <= result["mask"].keys()
 
 
+def test_nobody_gets_a_mask_who_asks_for_none(served: Served) -> None:
+    asked, unasked = (served.results(photo(64, 40), **options)[0]["mask"] for options in ({}, {"masks": []}))
+    assert asked["gaussian"]
+    assert unasked is None
+
+
 def test_a_model_without_localization_answers_without_a_mask(served: Served) -> None:
     (result,) = served.results(PICTURE, model=served.models["ce"])
 
