@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import re
 
+from pydantic import ValidationError
+
 
 class Failure(Exception):
     """A failure with a `code` in snake_case, a `detail` that names the cause, and a `hint` that names a way out."""
@@ -30,6 +32,16 @@ class Failure(Exception):
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.hint})" if self.hint else self.detail
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in one line: which settings do not fit and why, which file cannot be read."""
+    if isinstance(error, ValidationError):
+        faults = [(".".join(str(part) for part in each["loc"]), each["msg"]) for each in error.errors()]
+        return "; ".join(f"{place}: {message}" if place else message for place, message in faults)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 class TrainingDiverged(Failure):

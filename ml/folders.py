@@ -26,7 +26,7 @@ from ml import images, layouts
 from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.errors import UndecodableImage, UnusableData
 from ml.images import Geometry, Pixels, Resize
-from ml.layouts.source import Source, opened
+from ml.layouts.source import Source, opened, text
 
 TABLES = {"train.csv": "train", "labels.csv": "train", "test.csv": "test"}
 PATH_COLUMNS = ("file", "file_name", "path")
@@ -119,7 +119,7 @@ def _found(source: Source, label_column: str | None) -> tuple[list[Row], Callabl
 def _from_tables(source: Source, tables: list[str], label_column: str | None) -> list[Row]:
     rows: list[Row] = []
     for table in tables:
-        reader = csv.DictReader(io.StringIO(source.read(table).decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(io.StringIO(text(source, table), newline=""))
         columns = list(reader.fieldnames or ())
         path_column = _first(PATH_COLUMNS, columns, table)
         split = TABLES[table]

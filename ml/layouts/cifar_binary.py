@@ -11,19 +11,21 @@ import numpy as np
 from ml.errors import UnusableData
 from ml.layouts import cifar
 from ml.layouts.pictures import DEFAULT, Pictures
-from ml.layouts.source import Source, beside
+from ml.layouts.source import Source, beside, text
 
 TEN = {**{f"data_batch_{number}.bin": "train" for number in range(1, 6)}, "test_batch.bin": "test"}
 HUNDRED = {"train.bin": "train", "test.bin": "test"}
+TEN_NAMES, COARSE_NAMES, FINE_NAMES = "batches.meta.txt", "coarse_label_names.txt", "fine_label_names.txt"
+LABEL_FILES = (*TEN, *HUNDRED, TEN_NAMES, COARSE_NAMES, FINE_NAMES, *cifar.HUMAN.values())
 
 
 def read(source: Source) -> Pictures | None:
     """The set, or None where no such files are; UnusableData if they are damaged."""
     names = source.names()
     if (files := beside(names, "data_batch_1.bin")) is not None:
-        return _read(source, files, TEN, {DEFAULT: "batches.meta.txt"})
-    if (files := beside(names, "train.bin")) is not None and "fine_label_names.txt" in files:
-        columns = {cifar.COARSE: "coarse_label_names.txt", DEFAULT: "fine_label_names.txt"}  # in the order of a record
+        return _read(source, files, TEN, {DEFAULT: TEN_NAMES})
+    if (files := beside(names, "train.bin")) is not None and FINE_NAMES in files:
+        columns = {cifar.COARSE: COARSE_NAMES, DEFAULT: FINE_NAMES}  # in the order of a record
         return _read(source, files, HUNDRED, columns)
     return None
 
@@ -46,4 +48,4 @@ def _read(source: Source, files: Mapping[str, str], splits: Mapping[str, str], c
 def _lines(source: Source, files: Mapping[str, str], leaf: str) -> Sequence[str]:
     if leaf not in files:
         raise UnusableData(f"{leaf}, which names the classes, is missing", code="dataset_corrupt")
-    return [line.strip() for line in source.read(files[leaf]).decode().splitlines() if line.strip()]
+    return [line.strip() for line in text(source, files[leaf]).splitlines() if line.strip()]

@@ -14,16 +14,18 @@ from ml.layouts.source import Source, beside
 
 TEN = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "test"}
 HUNDRED = {"train": "train", "test": "test"}
+TEN_META, META = "batches.meta", "meta"
+LABEL_FILES = (*TEN, *HUNDRED, TEN_META, META, *cifar.HUMAN.values())
 
 
 def read(source: Source) -> Pictures | None:
     """The set, or None where no such files are; UnusableData if they are damaged."""
     names = source.names()
-    if (files := beside(names, "batches.meta")) is not None and "data_batch_1" in files:
-        return _read(source, files, TEN, files["batches.meta"], {DEFAULT: ("label_names", "labels")})
-    if (files := beside(names, "meta")) is not None and "train" in files:
+    if (files := beside(names, TEN_META)) is not None and "data_batch_1" in files:
+        return _read(source, files, TEN, files[TEN_META], {DEFAULT: ("label_names", "labels")})
+    if (files := beside(names, META)) is not None and "train" in files:
         keys = {DEFAULT: ("fine_label_names", "fine_labels"), cifar.COARSE: ("coarse_label_names", "coarse_labels")}
-        return _read(source, files, HUNDRED, files["meta"], keys)
+        return _read(source, files, HUNDRED, files[META], keys)
     return None
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from ml import images
 from ml.errors import UnusableData
 from ml.layouts.pictures import DEFAULT, Pictures
-from ml.layouts.source import Source, beside
+from ml.layouts.source import Source, beside, text
 
 CLEAN = "clean"
 TRAIN, TEST, GIVEN, TRUE, NAMES = (
     "noisy_train_key_list", "clean_test_key_list", "noisy_label_kv", "clean_label_kv", "category_names_eng",
 )  # fmt: skip
+LABEL_FILES = tuple(f"{leaf}{ending}" for leaf in (TRAIN, TEST, GIVEN, TRUE, NAMES) for ending in ("", ".txt"))
 
 
 def read(source: Source) -> Pictures | None:
@@ -86,4 +87,4 @@ class _Places:
 
 
 def _lines(source: Source, name: str) -> list[str]:
-    return [line.strip() for line in source.read(name).decode().splitlines() if line.strip()]
+    return [line.strip() for line in text(source, name).splitlines() if line.strip()]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+
+from ml.errors import UnusableData
 
 
 class Source(Protocol):
@@ -33,13 +36,17 @@ class Zip:
     """Members of a zip, by name; nothing is extracted."""
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path)
+        self._zip = zipped(path)
 
     def names(self) -> list[str]:
         return sorted(info.filename for info in self._zip.infolist() if not info.is_dir())
 
     def read(self, name: str) -> bytes:
-        return self._zip.read(name)
+        """OSError where the member is damaged, encrypted or packed in a way that Python does not know."""
+        try:
+            return self._zip.read(name)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            raise OSError(f"{name} cannot be unpacked: {error}") from error
 
 
 class Known:
@@ -56,8 +63,26 @@ class Known:
 
 
 def opened(path: Path) -> Source:
-    """A folder or a zip."""
+    """A folder or a zip; UnusableData where neither is there."""
     return Known(Folder(path) if path.is_dir() else Zip(path))
+
+
+def zipped(path: Path) -> zipfile.ZipFile:
+    """An open zip; UnusableData where there is none."""
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise UnusableData(f"{path} does not exist", code="no_data") from error
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UnusableData(f"{path} is neither a folder nor a zip: {error}", code="no_zip") from error
+
+
+def text(source: Source, name: str) -> str:
+    """A text file; UnusableData (dataset_corrupt) where it is not UTF-8."""
+    try:
+        return source.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnusableData(f"{name} is not UTF-8 text", hint="save it as UTF-8", code="dataset_corrupt") from error
 
 
 def beside(names: list[str], leaf: str) -> Mapping[str, str] | None:

@@ -130,7 +130,7 @@ def _parted(families: Families, held_out: float) -> tuple[Families, Families]:
     return tuple(family[:end] for family, end in pairs), tuple(family[end:] for family, end in pairs)
 
 
-def _cut(file: Path, boxes: dict[str, list[tuple[float, ...]]]) -> Iterator[Image.Image]:
+def _cut(file: Path, boxes: dict[str, list[tuple[int, ...]]]) -> Iterator[Image.Image]:
     """The pieces of one photograph, as large as they need to be."""
     picture = _open(file).convert("RGBA")
     mask = file.with_name(file.stem + MASK)
@@ -141,23 +141,31 @@ def _cut(file: Path, boxes: dict[str, list[tuple[float, ...]]]) -> Iterator[Imag
         picture.putalpha(outline)
     opaque = picture.getchannel("A")
     if mask.exists() or opaque.getextrema() != (255, 255):
-        wanted: Sequence[tuple[float, ...] | None] = [opaque.getbbox()]
+        wanted: Sequence[tuple[int, ...] | None] = [opaque.getbbox()]
     else:
         wanted = boxes.get(f"{file.parent.name}/{file.name}", [(0, 0, *picture.size)])
     for box in wanted:
         if box is not None:
-            left, top, right, bottom = (round(edge) for edge in box)
-            piece = picture.crop((max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)))
-            if min(piece.size) >= SMALLEST:
-                yield _small(piece)
+            left, top, right, bottom = box
+            inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+            if min(inside[2] - inside[0], inside[3] - inside[1]) >= SMALLEST:
+                yield _small(picture.crop(inside))
 
 
-def _boxes(folder: Path) -> dict[str, list[tuple[float, ...]]]:
-    found: dict[str, list[tuple[float, ...]]] = {}
-    if (folder / BOXES).exists():
-        with (folder / BOXES).open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["file"], []).append(tuple(float(row[edge]) for edge in ("x0", "y0", "x1", "y1")))
+def _boxes(folder: Path) -> dict[str, list[tuple[int, ...]]]:
+    """The boxes of each picture that `boxes.csv` names, if it is there; UnusableData where a line holds none."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    if not (folder / BOXES).exists():
+        return found
+    line = 1
+    try:
+        with (folder / BOXES).open(encoding="utf-8-sig", newline="") as file:
+            for row in (rows := csv.DictReader(file)):
+                line = rows.line_num
+                box = tuple(round(float(row[edge])) for edge in ("x0", "y0", "x1", "y1"))
+                found.setdefault(row["file"], []).append(box)
+    except (ValueError, OverflowError, TypeError, KeyError, csv.Error) as error:  # no number, no text, no such column
+        raise UnusableData(f"{folder / BOXES}, line {line}: not file, x0, y0, x1, y1 ({error})") from error
     return found
 
 

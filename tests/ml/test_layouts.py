@@ -361,3 +361,26 @@ def test_there_is_nothing_to_convert_in_class_folders(tmp_path: Path, capsys: py
     assert command.main(["convert", str(tmp_path), str(tmp_path / "out.zip")]) == 1
     assert "need no conversion" in capsys.readouterr().err
     assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(4):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 40 * number, np.uint8)).save(buffer, "PNG")
+            archive.writestr(f"{'ab'[number % 2]}/{number}.png", buffer.getvalue())
+    held = bytearray(path.read_bytes())
+    held[held.index(b"IDAT") + 6] ^= 1
+    path.write_bytes(held)
+    found = folders.read(path, image_size=8)
+
+    assert len(found.images) == 3
+    [line] = found.left_out
+    assert line.startswith("a/0.png: ")
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes("file,label\n1.png,Äpfel\n".encode("latin1"))
+    with pytest.raises(errors.UnusableData, match=r"train\.csv is not UTF-8"):
+        folders.read(tmp_path, image_size=8)

@@ -89,6 +89,26 @@ def test_boxes_cut_rectangles_and_a_picture_without_any_is_used_whole(objects: P
     assert [piece.size for piece in pieces["red"]] == [(21, 21)] * 4
 
 
+@pytest.mark.parametrize("line", ["red/0.png,1,2,3", "red/0.png,a,2,3,4", "red/0.png,0,0,inf,9", "red/0.png,nan,0,9,9"])
+def test_boxes_that_are_none_are_named_by_their_line(objects: Path, line: str) -> None:
+    (objects / "boxes.csv").write_text(f"file,x0,y0,x1,y1\nred/1.png,0,0,9,9\n{line}\n")
+    with pytest.raises(errors.UnusableData, match=r"boxes\.csv, line 3"):
+        photographs.CutOuts.read(objects)
+    (objects / "boxes.csv").write_text("name,x0,y0,x1,y1\nred/1.png,0,0,9,9\n")
+    with pytest.raises(errors.UnusableData, match=r"boxes\.csv, line 2"):
+        photographs.CutOuts.read(objects)
+
+
+def test_a_box_outside_its_picture_cuts_nothing(objects: Path) -> None:
+    (objects / "plain").mkdir()
+    Image.new("RGB", (50, 40)).save(objects / "plain" / "a.png")
+    lines = ["file,x0,y0,x1,y1", "plain/a.png,0,0,20,20", "plain/a.png,60,0,80,20", "plain/a.png,30,30,10,10"]
+    (objects / "boxes.csv").write_text("\n".join(lines))
+    cut = photographs.CutOuts.read(objects)
+
+    assert [piece.size for piece in dict(zip(cut.classes, cut.pieces, strict=True))["plain"]] == [(20, 20)]
+
+
 def test_a_test_shows_photographs_that_no_training_has_seen(objects: Path, places: Path) -> None:
     for source in (photographs.CutOuts.read(objects), photographs.Places.read(places)):
         families = "pieces" if isinstance(source, photographs.CutOuts) else "pictures"
