@@ -90,9 +90,13 @@ def draw(
     `noise_rate` is the share of pictures whose label is redrawn as their scene's; where that is the clean one it
     changes nothing, and ordinary noise makes exactly as many labels wrong. `sizes`: the least and the largest object,
     as shares of the side; no object leaves the picture, so a large one stands nearer to the middle. Raises
-    UnusableData where there are fewer scenes than classes or the picture is smaller than 16 pixels.
+    UnusableData where there are fewer scenes than classes, the picture is smaller than 16 pixels or a share is none.
     """
     objects, places = _checked(image_size, sizes, objects, places)
+    for name, share in (("own_scene", own_scene), ("noise_rate", noise_rate)):
+        _check_share(name, share)
+    if count < 0 or seed < 0:
+        raise UnusableData(f"neither the number of pictures ({count}) nor the seed ({seed}) is below 0")
     if noise not in get_args(Noise):
         raise UnusableData(f"no such noise: {noise}", hint=f"one of {', '.join(get_args(Noise))}")
     random = np.random.default_rng(seed)
@@ -149,6 +153,11 @@ def _checked(
     return objects, places
 
 
+def _check_share(name: str, share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise UnusableData(f"{name} is a share between 0 and 1, not {share}")
+
+
 def _labels(clean: Ids, scenes: Ids, noise: Noise, rate: float, classes: int, random: np.random.Generator) -> Ids:
     if noise == "none":
         return clean.copy()
@@ -202,6 +211,7 @@ def write_archive(
     share of photographs that only the test shows; 0 shows the same ones. Returns the training and the test pictures.
     """
     first, second = _checked(image_size, sizes, objects, places)
+    _check_share("held_out", held_out)
     seen, unseen = zip(first.parted(held_out), second.parted(held_out), strict=True)
     train_set = draw(
         train, seed=seed, image_size=image_size, own_scene=own_scene, noise=noise, noise_rate=noise_rate,

@@ -150,9 +150,14 @@ def test_every_argument_has_its_law_and_breaking_it_says_so() -> None:
         ({"sizes": (0.6, 0.4)}, "the smaller first"),
         ({"places": Flat(0.0, 255.0)}, "as many scenes"),
         ({"noise": "symmetric"}, "no such noise"),
+        ({"noise_rate": 40.0}, "noise_rate is a share"),
+        ({"noise_rate": float("nan")}, "noise_rate is a share"),
+        ({"own_scene": -0.1}, "own_scene is a share"),
+        ({"seed": -1}, "seed"),
+        ({"count": -1}, "number of pictures"),
     ):
         with pytest.raises(errors.UnusableData, match=said):
-            scenes.draw(6, seed=1, **broken)  # type: ignore[arg-type]
+            scenes.draw(**({"count": 6, "seed": 1} | broken))  # type: ignore[arg-type]
 
 
 def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_path: Path) -> None:
@@ -199,6 +204,13 @@ def test_the_command_writes_the_same_zip_as_the_function(tmp_path: Path, capsys:
     assert f"{(first.given != first.clean).mean():.1%} of the labels wrong" in capsys.readouterr().out
     assert command.main(["scenes", str(tmp_path / "three.zip"), "--size", "8"]) == 1
     assert "too small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", ["--rate 40", "--own-scene 40", "--held-out 1.5", "--held-out nan"])
+def test_shares_that_are_none_are_refused(asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["scenes", str(tmp_path / "one.zip"), "--train", "6", "--test", "6", *asked.split()]) == 1
+    assert "is a share between 0 and 1" in capsys.readouterr().err
+    assert not (tmp_path / "one.zip").exists()
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
