@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml import errors
 
@@ -33,28 +33,28 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit code 1 where something could not be done; what could be done is done."""
-    from ml.study import plan, results, table
+    from ml.study import plan, table
 
     file = plan.find(options.file)
     laid_out = plan.lay_out(plan.read(file), file.parent, options.only)
     out = options.out or Path("studies") / file.stem
     for fault in laid_out.faults:
         print(f"left out: {fault}", file=sys.stderr)
-    missing = 0
+    missing, given = 0, _given(options.data)
     if not options.table:
+        tasks = _tasks(laid_out, out, given)
         out.mkdir(parents=True, exist_ok=True)
-        missing = _train(laid_out, out, options)
+        missing = _train(laid_out, tasks, options)
     if options.list:
         return 0
     if not out.is_dir():
         raise errors.UnusableData(f"there are no results in {out}", code="no_results")
-    print(table.write(laid_out, results.read(out), out))
+    print(table.write(laid_out, _found(laid_out, out, given, needed=not options.table), out))
     return 1 if missing or laid_out.faults else 0
 
 
-def _train(laid_out: Plan, out: Path, options: argparse.Namespace) -> int:
+def _train(laid_out: Plan, tasks: list[Task], options: argparse.Namespace) -> int:
     """Run what is not there yet; how many runs failed."""
-    tasks = _tasks(laid_out, out, _given(options.data))
     todo = [task for task in tasks if not task.target.exists()]
     print(f"{len(tasks) - len(todo)} of {len(tasks)} trainings are done", file=sys.stderr)
     if options.list:
@@ -85,16 +85,33 @@ def _train(laid_out: Plan, out: Path, options: argparse.Namespace) -> int:
 
 
 def _tasks(laid_out: Plan, out: Path, given: Mapping[str, Path]) -> list[Task]:
-    import json
-
     from ml.study import results, sources
 
     made = []
     for run in laid_out.runs():
         path = sources.location(run.data, run.source, laid_out.folder, given)
-        known = sources.fingerprint(path, json.dumps(run.source.draw, sort_keys=True))
-        made.append(results.task(run, path, known, out))
+        made.append(results.task(run, path, sources.fingerprint(path, run.source.drawn), out))
     return made
+
+
+def _found(laid_out: Plan, out: Path, given: Mapping[str, Path], *, needed: bool) -> list[dict[str, Any]]:
+    """The results of the plan's runs and data. Unless `needed`, a data set may lie where nobody said."""
+    from ml.study import results, sources
+
+    wanted: dict[str, str | None] = {}
+    for run in laid_out.runs():
+        try:
+            path = sources.location(run.data, run.source, laid_out.folder, given)
+        except errors.UnusableData:
+            if needed or run.data in given:
+                raise
+            wanted[run.key] = None
+        else:
+            wanted[run.key] = sources.fingerprint(path, run.source.drawn)
+    kept, others = results.chosen(results.read(out), wanted)
+    if others:
+        print(f"left out: {others} results of other data", file=sys.stderr)
+    return kept
 
 
 def _given(texts: list[str]) -> dict[str, Path]:

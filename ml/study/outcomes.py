@@ -6,14 +6,13 @@ It trains nothing and lays nothing out: how lines are shown, `table` says.
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.study.plan import Cell, Entry, Plan, Row
+from ml.study.plan import Cell, Entry, Plan, Row, key
 
 PAPER = Path(__file__).with_name("paper.csv")  # table, row, column, mean, spread: accuracies in percent
 Result = Mapping[str, Any]
@@ -103,8 +102,11 @@ class Line:
 
 
 def lines(plan: Plan, found: Iterable[Result]) -> list[Line]:
-    """One line for every row in every cell of the plan, in the file's order; of the plan's seeds alone."""
-    by_key = {json.dumps({"spec": each["spec"], "data": each["data"]}, sort_keys=True): each for each in found}
+    """One line for every row in every cell of the plan, in the file's order; of the plan's seeds alone.
+
+    `found` holds one result of a run at most: which data a table is of, `results.chosen` settles.
+    """
+    by_key = {key(each): each for each in found}
     known: dict[tuple[str, str], dict[int, Result]] = {}
     wanted: dict[tuple[str, str], list[Entry]] = {}
     for entry in plan.entries:

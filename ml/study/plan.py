@@ -9,14 +9,14 @@ from __future__ import annotations
 import fnmatch
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ml import errors, methods
+from ml import errors, methods, scenes
 from ml.spec import TrainingSpec
 
 FILES = Path(__file__).parent / "files"  # the studies that come along, known by their names
@@ -42,8 +42,25 @@ class DataSet(_Strict):
     test_share: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="Share of the images to test on where the set has no test images."
     )
-    draw: dict[str, Any] = Field(default_factory=dict, description="Settings of `ml.scenes.draw`, for scenes.")
+    draw: dict[str, Any] = Field(default_factory=dict, description="Settings of scenes, as `Draw` names them.")
     swapped: bool = Field(default=False, description="Of scenes: measure on pictures before another class's scene too.")
+
+    @property
+    def drawn(self) -> str:
+        """`draw` as text that equal settings share."""
+        return json.dumps(self.draw, sort_keys=True)
+
+
+class Draw(_Strict):
+    """What a study may set of `ml.scenes.draw`, which has the defaults and says which values it takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    own_scene: float | None = None
+    noise: str | None = None
+    noise_rate: float | None = None
+    centred: bool | None = None
+    sizes: list[float] | None = Field(default=None, min_length=2, max_length=2)
 
 
 class Cell(_Strict):
@@ -119,7 +136,12 @@ class Run:
     @property
     def key(self) -> str:
         """The identity as text that equal runs share."""
-        return json.dumps(self.identity, sort_keys=True)
+        return key(self.identity)
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """A run's key from its identity, or from a result, which holds it."""
+    return json.dumps({name: identity[name] for name in ("spec", "data")}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -165,7 +187,7 @@ def read(path: Path) -> Study:
             taken = [own.pop(row.label, _without_spec(row)) for row in read(path.with_stem(study.like)).rows]
             study = study.model_copy(update={"rows": (*taken, *own.values())})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError, OSError) as error:
-        raise errors.UnusableData(f"{path.name}: {error}", code="study_file") from error
+        raise errors.UnusableData(f"{path.name}: {errors.told(error)}", code="study_file") from error
     if unknown := {cell.data for cell in study.cells} - set(study.data):
         raise errors.UnusableData(f"{path.name}: no data set {', '.join(sorted(unknown))}", code="study_file")
     for names in ([cell.name for cell in study.cells], [row.label for row in study.rows]):
@@ -190,8 +212,8 @@ def lay_out(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
                     continue
                 try:
                     entries.append(Entry(row, cell, seed, _run(study, row, cell, seed)))
-                except (errors.UnknownName, ValidationError) as error:
-                    faults.append(f"row {row.label!r} in {cell.name!r}: {error}")
+                except (errors.UnknownName, errors.UnusableData, ValidationError) as error:
+                    faults.append(f"row {row.label!r} in {cell.name!r}: {errors.told(error)}")
     return Plan(study, folder, tuple(entries), tuple(dict.fromkeys(faults)))
 
 
@@ -207,7 +229,11 @@ def _run(study: Study, row: Row, cell: Cell, seed: int) -> Run:
     whole = methods.load(row.method).Params.model_validate(params).model_dump(mode="json")
     made = TrainingSpec.model_validate(spec | {"method": row.method, "params": whole, "seed": seed})
     source = study.data[cell.data]
-    changes = {"draw": source.draw | cell.draw, "label_column": cell.label_column or source.label_column}
+    draw = source.draw | cell.draw
+    if source.source == "scenes":
+        Draw.model_validate(draw)
+        scenes.draw(0, seed=seed, image_size=made.image_size, **draw)  # nothing is drawn, the settings are checked
+    changes = {"draw": draw, "label_column": cell.label_column or source.label_column}
     return Run(made, cell.data, source.model_copy(update=changes))
 
 

@@ -6,12 +6,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml import durable
-from ml.study.plan import Run
+from ml import durable, errors
+from ml.study.plan import Run, key
 
 CODE = Path(__file__).parents[1]  # the package that trains
 
@@ -41,11 +42,32 @@ def write(task: Task, found: dict[str, Any]) -> None:
 
 
 def read(out: Path) -> Iterator[dict[str, Any]]:
-    """Every result in a folder, in the order of their names."""
+    """Every result in a folder, in the order of their names; UnusableData where a file is damaged."""
     for path in sorted(out.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and {"spec", "data", "heads"} <= found.keys():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            hint = "without it the study computes it again"
+            raise errors.UnusableData(f"{path} is damaged: {error}", hint=hint, code="damaged_result") from error
+        if isinstance(found, dict) and {"spec", "data", "heads", "fingerprint"} <= found.keys():
             yield found
+
+
+def chosen(found: Iterable[dict[str, Any]], wanted: Mapping[str, str | None]) -> tuple[list[dict[str, Any]], int]:
+    """The results of these runs, by key, and of data with these fingerprints; and how many are of other data.
+
+    Without a fingerprint (None: the data are not at hand) all results of one data set must be of the same data, or
+    they cannot stand in one table: UnusableData (mixed_data).
+    """
+    of_runs = [each for each in found if key(each) in wanted]
+    kept = [each for each in of_runs if wanted[key(each)] in (None, each["fingerprint"])]
+    for name in sorted({each["data"]["name"] for each in kept if wanted[key(each)] is None}):
+        counts = Counter(each["fingerprint"][:12] for each in kept if each["data"]["name"] == name)
+        if len(counts) > 1:
+            told = ", ".join(f"{count} of {fingerprint}" for fingerprint, count in sorted(counts.items()))
+            detail = f"the results are of {len(counts)} different data sets called {name!r}: {told}"
+            raise errors.UnusableData(detail, hint=f"say which to show with --data {name}=PATH", code="mixed_data")
+    return kept, len(of_runs) - len(kept)
 
 
 @functools.cache

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ml import data, errors, folders, scenes
+from ml import data, durable, errors, folders, layouts, scenes
 from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.images import Resize
+from ml.layouts.source import zipped
 from ml.spec import TrainingSpec, seed_for
 from ml.study.plan import DataSet, Run
 
@@ -51,7 +51,7 @@ def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]
 
 @functools.cache
 def fingerprint(path: Path | None, draw: str = "{}") -> str:
-    """What tells one data set from another without decoding it: names, sizes and tables; of scenes, what is drawn."""
+    """What tells one data set from another without decoding it: names, sizes and labels; of scenes, what is drawn."""
     digest = hashlib.sha256()
     if path is None:
         few = scenes.draw(PROBE, seed=0, **json.loads(draw))
@@ -62,10 +62,12 @@ def fingerprint(path: Path | None, draw: str = "{}") -> str:
     elif path.is_dir():
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
             digest.update(repr((file.relative_to(path).as_posix(), file.stat().st_size)).encode())
+            if file.name in layouts.LABEL_FILES:  # other labels in them take as many bytes
+                digest.update(durable.fingerprint(file).sha256.encode())
         for table in sorted(path.glob("*.csv")):
             digest.update(table.read_bytes())
     else:
-        with zipfile.ZipFile(path) as archive:
+        with zipped(path) as archive:
             for entry in archive.infolist():
                 digest.update(repr((entry.filename, entry.file_size, entry.CRC)).encode())
     return digest.hexdigest()

@@ -162,6 +162,27 @@ def test_what_cannot_be_done_is_told_and_the_rest_is_done(
     assert [each["spec"]["method"] for each in results.read(tmp_path / "out")] == ["ce"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("nose_rate = 0.4", "nose_rate"),
+        ("noise_rate = 40", "noise_rate is a share"),
+        ('noise_rate = "much"', "noise_rate"),
+        ('noise = "loud"', "no such noise"),
+        ("sizes = [0.2]", "sizes"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn_are_a_fault_and_no_end_of_the_study(study: Path, wrong: str, said: str) -> None:
+    study.write_text(HEAD + f'[[cells]]\nname = "odd"\ndata = "scenes"\ndraw = {{ {wrong} }}\n')
+    whole = laid_out(study)
+
+    [fault] = whole.faults
+    assert fault.startswith("row 'CE' in 'odd': ")
+    assert said in fault
+    assert "\n" not in fault
+    assert [entry.cell.name for entry in whole.entries] == ["confounded", "confounded"]
+
+
 def test_only_narrows_rows_cells_and_seeds(study: Path) -> None:
     some = laid_out(study, "row=pair*", "seed=2").entries
     assert [(entry.row.label, entry.seed) for entry in some] == [("pair", 2), ("pair, g2", 2)]
@@ -247,6 +268,82 @@ def test_other_pictures_under_the_same_name_are_another_run(folder: Path) -> Non
     sources.fingerprint.cache_clear()
     (folder / "train.csv").write_text((folder / "train.csv").read_text().replace(",a,", ",b,", 1))
     assert sources.fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data_batch_1.bin", "train.bin", "data_batch_1", "CIFAR-10_human.pt", "noisy_label_kv", "clean_label_kv.txt"],
+)
+def test_other_labels_of_the_same_size_are_another_set_and_other_pixels_are_not_looked_at(
+    folder: Path, name: str
+) -> None:
+    def shown(file: str, held: bytes) -> str:
+        (folder / file).write_bytes(held)
+        sources.fingerprint.cache_clear()
+        return sources.fingerprint(folder)
+
+    assert shown("train/more.png", b"one") == shown("train/more.png", b"two")
+    assert shown(name, b"one") != shown(name, b"two")
+
+
+def finished(task: results.Task, accuracy: float) -> None:
+    """A result as a training leaves it, as far as a table reads it."""
+    figures = dict.fromkeys(("last", "best_noisy_val", "best_test", "mean_last10"), accuracy)
+    results.write(
+        task,
+        {
+            **task.run.identity,
+            "facts": {"device": "cpu", "torch": "2", "noise_rate": None},
+            "seconds": {"cpu": 1.0, "wall": 1.0},
+            "heads": {"answer": figures},
+            "beside": {},
+            "wrong_labels": None,
+            "ranking": None,
+        },
+    )
+
+
+def test_results_of_other_data_never_stand_in_one_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "study.toml", tmp_path / "out"
+    file.write_text(HEAD[: HEAD.index("[data.scenes]")] + '[data.set]\n[[cells]]\nname = "set"\ndata = "set"\n')
+    file.write_text(file.read_text() + '[[rows]]\nlabel = "CE"\nmethod = "ce"\n')
+    out.mkdir()
+    one, two = laid_out(file).runs()
+    finished(results.task(one, folder, "0123456789abcdef", out), 0.25)
+    finished(results.task(two, folder, "0123456789abcdef", out), 0.25)
+    tabulate = ["study", str(file), "--out", str(out), "--table"]
+
+    assert command.main(tabulate) == 0
+    assert "| CE | 25.0 ± 0.0 |" in capsys.readouterr().out, "of one set, wherever it lies"
+    finished(results.task(one, folder, sources.fingerprint(folder), out), 0.75)
+    assert command.main([*tabulate, "--data", f"set={folder}"]) == 0
+    shown = capsys.readouterr()
+    assert "| CE | 75.0 [1] |" in shown.out
+    assert "2 results of other data" in shown.err
+    assert command.main(tabulate) == 1
+    told = capsys.readouterr().err
+    assert "2 different data sets called 'set'" in told
+    assert "2 of 0123456789ab" in told
+    assert f"1 of {sources.fingerprint(folder)[:12]}" in told
+
+
+def test_results_of_scenes_drawn_otherwise_are_not_shown(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = laid_out(study, "row=CE").runs()
+    finished(results.task(first, None, "of another generator", tmp_path), 0.25)
+    assert command.main(["study", str(study), "--out", str(tmp_path), "--table", "--only", "row=CE"]) == 0
+    shown = capsys.readouterr()
+    assert "| CE | – " in shown.out
+    assert "1 results of other data" in shown.err
+
+
+def test_a_damaged_result_is_named(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged.json").write_text("{")
+    assert command.main(["study", str(study), "--out", str(tmp_path), "--table"]) == 1
+    assert "damaged.json is damaged" in capsys.readouterr().err
 
 
 def test_a_data_set_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
