@@ -25,6 +25,8 @@ SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
 CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json", "epochs.jsonl", "label-issues.csv"
 SELF_TEST = "self-test.json"
+EXPECTED = (errors.Failure, ValidationError, OSError)  # what users can mend: one line, and no traceback
+NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # unless one is named; on a CPU the large one takes hours
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,8 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--devices", help="instead of the spec's: cuda:1, or several together: cuda:0,cuda:1")
     train.add_argument("--weights", type=Path, help="folder of pretrained weights")
     for name in PLAIN_OPTIONS:
-        described = spec.TrainingSpec.model_fields[name].description
-        train.add_argument(f"--{name.replace('_', '-')}", default=None, help=(described or "").replace("%", "%%"))
+        described = spec.TrainingSpec.model_fields[name].description or ""
+        if name == "network":
+            described += " Unless named: " + ", ".join(f"{each} on {device}" for device, each in NETWORKS.items()) + "."
+        train.add_argument(f"--{name.replace('_', '-')}", default=None, help=described.replace("%", "%%"))
     measure = commands.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
     measure.add_argument("trained", type=Path, help="the --out folder of a training")
     commands.add_parser("catalog", help="everything that can be trained, as JSON")
@@ -56,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command](options)
-    except (errors.Failure, ValidationError) as error:
-        print(f"{options.command}: {error}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"{options.command}: {errors.told(error)}", file=sys.stderr)
         return 1
 
 
@@ -87,8 +91,8 @@ def _rank(seat: Seat, options: argparse.Namespace, names: list[str]) -> int:
         device = devices.resolve(names[seat.rank])
         group = parallel.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
         return _trained(options, names[seat.rank], group)
-    except (errors.Failure, ValidationError) as error:
-        print(f"train: {error}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"train: {errors.told(error)}", file=sys.stderr)
         raise
 
 
@@ -150,12 +154,27 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
-    """The spec file, then the options on top of it."""
-    settings: dict[str, Any] = json.loads(options.spec.read_text(encoding="utf-8")) if options.spec else {}
+    """The spec file, then the options on top of it; a network that suits the device where neither names one."""
+    from ml import devices
+
+    settings = _json(options.spec) if options.spec else {}
+    if not isinstance(settings, dict):
+        raise errors.UnusableData(f"{options.spec} holds no settings by their names", code="damaged_json")
     for name in (*PLAIN_OPTIONS, "params", "noise"):
         if (value := getattr(options, name)) is not None:
             settings[name] = value
-    return spec.TrainingSpec.model_validate(settings)
+    wanted = spec.TrainingSpec.model_validate(settings)
+    if "network" in wanted.model_fields_set:
+        return wanted
+    first = (options.devices or wanted.device).split(",")[0]  # of several, all of one kind
+    return wanted.model_copy(update={"network": NETWORKS[devices.resolve(first).type]})
+
+
+def _json(path: Path) -> Any:  # any JSON value
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise errors.UnusableData(f"{path} is no JSON: {error}", code="damaged_json") from error
 
 
 def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
@@ -196,8 +215,12 @@ def _write_issues(path: Path, issues: Any, given: list[int], classes: tuple[str,
 def _measure(options: argparse.Namespace) -> int:
     from ml import measure
 
-    lines = (options.trained / EPOCHS).read_text(encoding="utf-8").splitlines()
-    reports = [json.loads(line) for line in lines]
+    try:
+        reports = [json.loads(line) for line in (options.trained / EPOCHS).read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise errors.UnusableData(f"{options.trained / EPOCHS} is damaged: {error}", code="damaged_json") from error
+    except FileNotFoundError as error:
+        raise errors.UnusableData(f"{options.trained} holds no finished training", code="no_training") from error
     accuracies = {
         part: [report[part].get("answer", {}).get("accuracy") for report in reports]
         for part in ("noisy_validation", "test")
@@ -205,7 +228,7 @@ def _measure(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}
     found["last_epoch"] = reports[-1]
     if (options.trained / SELF_TEST).exists():
-        found["self_test"] = json.loads((options.trained / SELF_TEST).read_text(encoding="utf-8"))
+        found["self_test"] = _json(options.trained / SELF_TEST)
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0
 

@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> int:
     from ml.spec import TrainingSpec
     from ml.training import Training
 
-    spec = TrainingSpec.model_validate_json((options.trained / "spec.json").read_text(encoding="utf-8"))
+    if not (options.trained / "spec.json").is_file():
+        raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
+    spec = TrainingSpec.model_validate_json((options.trained / "spec.json").read_bytes())
     found = folders.read(
         options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
     )

@@ -54,7 +54,47 @@ def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsy
 def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ({"method": "nothing"}, {"epochs": 0}, {"network": "nothing"}):
         assert command.main(arguments(pictures, tmp_path / "out", **wrong)) == 1
-        assert "train: " in capsys.readouterr().err
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("train: ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("train nowhere", "nowhere does not exist"),
+        ("train text", "text is neither a folder nor a zip"),
+        ("train empty --spec nowhere.json", "nowhere.json: No such file"),
+        ("train empty --spec text", "text is no JSON"),
+        ("train empty --spec list", "list holds no settings"),
+        ("train empty --epochs 0 --learning-rate x", "epochs: "),
+        ("measure empty", "empty holds no finished training"),
+        ("figures empty empty", "empty holds no training"),
+        ("convert nowhere out.zip", "nowhere does not exist"),
+        ("convert text out.zip", "text is neither a folder nor a zip"),
+        ("scenes nowhere/out.zip --train 6 --test 6", "nowhere/out.zip: No such file"),
+        ("study table1 --data cifar10=text --only row=CE", "text is neither a folder nor a zip"),
+    ],
+)
+def test_what_is_not_there_or_damaged_is_named_in_one_line(
+    asked: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("{")
+    (tmp_path / "list").write_text("[1]")
+
+    assert command.main(asked.split()) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{asked.split()[0]}: ")
+    assert said in line
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_network_that_nobody_named_suits_the_device(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wanted = [each for each in arguments(pictures, out, epochs=1, device="cpu") if not each.startswith("--network")]
+    assert command.main(wanted) == 0
+    assert json.loads((out / command.SPEC).read_text())["network"] == command.NETWORKS["cpu"]
 
 
 def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
