@@ -77,11 +77,13 @@ bench: install $(BENCH_STAMP) ## Benchmarks, one JSON line each, and a table of 
 bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; half an hour
 	$(BIN)/python -m tests.benchmarks.ranking $(DATA)
 
+EVIDENCE := small_scenes $(if $(DATA),small_cifar10 controls_cifar10)
 evidence: install ## The studies behind docs/evidence, resumed where they stopped: DATA=folder of the sets; hours
-	$(BIN)/python -m ml study small_scenes --jobs 2
-	$(BIN)/python -m ml study small_cifar10 --jobs 2 --data cifar10=$(DATA)/cifar10
-	$(BIN)/python -m ml study controls_cifar10 --jobs 2 --data cifar10=$(DATA)/cifar10
-	for study in small_scenes small_cifar10 controls_cifar10; do cp studies/$$study/table.md docs/evidence/$$study.md; done
+	set -e; for study in $(EVIDENCE); do \
+	  $(BIN)/python -m ml study $$study --jobs 2 $(if $(DATA),--data cifar10=$(DATA)/cifar10); \
+	  cp studies/$$study/table.md docs/evidence/$$study.md; \
+	done
+	@$(if $(DATA),:,echo "Scenes alone: the studies of CIFAR-10 need DATA=FOLDER with the folder cifar10 in it.")
 
 $(BENCH_STAMP):
 	$(PYTHON) -m venv $(BENCH)
