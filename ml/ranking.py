@@ -120,11 +120,14 @@ def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) 
         return None
     given = labels.cpu().numpy()
     margins, sums, weights = (each.double().cpu().numpy() for each in log.heard)
-    times = np.where(weights > 0, weights, 1.0)  # a label that no epoch has seen is neither suspicious nor trusted
+    seen = weights > 0
+    times = np.where(seen, weights, 1.0)
     margins, probabilities = margins / times, sums / times[:, None]
     if held_out is not None and 0 < len(held_out) < len(given):
         margins = aligned(margins, held_out.cpu().numpy())
-    predicted = probabilities.argmax(axis=1)
+    if seen.any():  # a label that no epoch has seen is neither suspicious nor trusted
+        margins[~seen] = np.median(margins[seen])
+    predicted = np.where(seen, probabilities.argmax(axis=1), given)
     counts = contradictions(given, probabilities)
     rate = float(counts.sum() - np.trace(counts)) / len(given)
     issue = np.zeros(len(given), dtype=bool)

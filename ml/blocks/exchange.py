@@ -92,8 +92,9 @@ class Brake(nn.Module):
         self.terms += 1
 
     def watch_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
-        """The gradients of a step, before they are clipped at `limit`."""
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        """The gradients of a step, before they are clipped at `limit`. What rests may still hold those of an earlier
+        phase: they do not count."""
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.requires_grad and p.grad is not None])
         self.clipped += (norm > limit).float()
         self.steps += 1
 

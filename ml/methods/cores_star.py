@@ -11,7 +11,8 @@ where the code has Nesterov's.
 
 Published: resnet34, batches of 320 labelled and 80 to 240 unlabelled images (400 to 560 together), learning rate 0.3
 after the ramp, cosine to 0, weight decay 5e-4, nothing held out; stage 1 as in CORES, at a third of the rate. Settings
-for human labels were not published.
+for human labels were not published. Labels kept are ranked by stage 1 alone, whose images stage 2 shows distorted; the
+others by stage 2 as well.
 
 Shapes: `B` labelled and `B'` unlabelled images of a step, `C` classes, logits (., C).
 """

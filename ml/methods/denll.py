@@ -5,10 +5,15 @@ Wraps any network and any host method. A localization module splits an image int
 host says and exchange what they know (Eq. 6). What the paper leaves open is a setting; preset `paper` is its letter.
 
 On a host that renews or freezes parts of its networks, both branches' parts of that name are meant. The gates belong to
-the classifier: they are reset when it is renewed, and learn along with it. The localization module belongs to the body:
-it rests as long as that is frozen, and is never renewed. On a host of several phases the exchange waits for the last;
-if that begins badly, its weight is halved. Gates learn from images that keep their given label, as a host shows them
-unmixed; the targets of mixed ones are the host's own, and it tells nobody.
+the classifier: they are reset when it is renewed, rest as long as it is frozen, and learn along with it. The
+localization module belongs to the body: it rests as long as that is frozen, and is never renewed. On a host of several
+phases the exchange waits for the last; if that begins badly, its weight is halved. It waits for no selection within a
+phase (CORES), and behind the last phases of DMI and T-revision, whose rates are tiny, it hardly moves anything. Where a
+host mixes by what it trusts (M-correction), the two answers pulled together are to different mixtures.
+
+Gates learn from images that keep their given label, where a host shows them unmixed and by themselves; the targets of
+mixed ones are the host's own, and it tells nobody. One pass over several views (SOP+, CORES* once it has sieved)
+teaches them nothing.
 
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
@@ -188,8 +193,10 @@ class Method(phase.Method):
         before = [member.classifier.weight.detach().clone() for member in members]
         draws.twice_in(lab, first.enter, second.enter)
         after = [member.classifier.weight for member in members]
-        if self.gates is not None and not all(map(torch.equal, before, after)):
-            self.gates.reset()
+        if self.gates is not None:
+            if not all(map(torch.equal, before, after)):
+                self.gates.reset()
+            self.gates.requires_grad_(any(member.classifier.weight.requires_grad for member in members))
         if self.core.localization is not None:
             learning = any(p.requires_grad for member in members for p in member.body.parameters())
             self.core.localization.requires_grad_(learning)

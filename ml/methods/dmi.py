@@ -109,4 +109,5 @@ def determinant_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     counted = losses.one_hot(labels, logits.shape[1]).double().t() @ logits.double().softmax(dim=1)
     size = torch.linalg.slogdet(counted + NUDGE * torch.eye(len(counted), device=counted.device)).logabsdet
+    size = torch.where((counted.sum(dim=1) > 0).all(), size, -math.inf)  # the nudge would count the other classes'
     return -torch.logaddexp(size, torch.full_like(size, math.log(FLOOR))).float()

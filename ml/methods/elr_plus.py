@@ -29,8 +29,8 @@ from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 
 MIXING, SUBSET = "mixing", "subset"  # concerns: λ and the permutation; which samples an epoch shows
 RAMP_STEPS = 40_000
-CIFAR_10_RAMP = RAMP_STEPS / (200 * 391)  # 200 epochs of 50,000 images in batches of 128
-CIFAR_100_RAMP = RAMP_STEPS / (250 * 391)
+CIFAR_10_RAMP = RAMP_STEPS / (200 * 352)  # 200 epochs of 45,000 images in batches of 128
+CIFAR_100_RAMP = RAMP_STEPS / (250 * 352)
 CIFAR_10 = {"target_kept": 0.7, "weight": 3.0}
 
 ABOUT: About = {
@@ -67,7 +67,7 @@ class Params(early_learning.EarlyLearningParams):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="Share of the epochs over which that weight grows to its full value: 0.41 for 100 classes.",
+        description="Share of the epochs over which that weight grows to its full value: 0.45 for 100 classes.",
     )
     refined: bool = Field(
         default=False,

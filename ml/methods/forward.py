@@ -26,6 +26,8 @@ from ml.blocks import keeper, schedules, single, transition
 from ml.methods import About
 from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
+CONTINUED_RATE = 0.1  # times the spec's, as published for going on with the first stage's network
+
 ABOUT: About = {
     "title": "Forward correction",
     "paper": "Patrini et al.: Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach "
@@ -46,7 +48,9 @@ class Params(transition.TransitionParams):
     """Settings of forward correction."""
 
     restart: bool = Field(
-        default=True, description="Train a new network with the matrix; off: go on with the one that it came from."
+        default=True,
+        description="Train a new network with the matrix; off: go on with the one that it came from, at a tenth of the "
+        "learning rate.",
     )
 
 
@@ -66,12 +70,16 @@ class Method(single.Single[Params]):
         def optimizers() -> Optimizers:
             return Optimizers((training.sgd(self.network.parameters()),), training.factor)
 
+        def going_on() -> Optimizers:
+            scale = 1.0 if self.params.restart else CONTINUED_RATE
+            return Optimizers((training.sgd(self.network.parameters(), scale=scale),), training.factor)
+
         if self.params.transition is not None:
             return [Phase(training.epochs, self._corrected, optimizers, name="forward")]
         first, second = schedules.lengths(training.epochs, [self.params.estimate])
         return [
             Phase(first, self.plain, optimizers, begin_epoch=self._keep, name="estimate"),
-            Phase(second, self._corrected, optimizers, enter=self._estimate, name="forward"),
+            Phase(second, self._corrected, going_on, enter=self._estimate, name="forward"),
         ]
 
     def _corrected(self, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ of the network's own answer (the released code asks Tᵀp in the second phase).
 The network is asked without T. ΔT is added once for a batch, as the paper writes it (the released code adds it once
 more with every sample), and T + ΔT is not normalised; entries below 0 count as 0, since a denominator near 0 would let
 one image outweigh all others. The first phase runs at a constant rate without momentum, the second through the spec's
-schedule.
+schedule. T is estimated from plain images (the released code augments them).
 
 Published: resnet18 (CIFAR-10), resnet34 (CIFAR-100), batches of 128, weight decay 1e-4, a tenth held out, SGD 0.01, in
 the second phase times 0.1 at 40 and 80 of 200 epochs. The published phases have 20, 200 and 200 epochs, of which a

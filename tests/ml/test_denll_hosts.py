@@ -91,6 +91,21 @@ def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
     assert all(p.requires_grad for p in method.gates.parameters())
 
 
+def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() -> None:
+    method = made("pes", host_params={"after_refine": "frozen_tail"})
+    assert method.gates is not None
+    learning = []
+    for stretch in phases(method):
+        stretch.enter(Bench())
+        learning.append({p.requires_grad for p in method.gates.parameters()})
+    assert learning == [{True}, {True}, {True}, {False}]
+
+    for parameter in method.parameters():
+        parameter.grad = torch.full_like(parameter, 0.0 if parameter.requires_grad else 9.0)
+    method.brake.watch_gradients(method.parameters(), 1.0)
+    assert (method.brake.clipped, method.brake.steps) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("host", ["pes", "pes_semi"])
 def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
     method = made(host)

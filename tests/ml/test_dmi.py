@@ -75,6 +75,18 @@ def test_an_absent_class_silences_it_and_nothing_becomes_infinite(size: int, cla
     assert not inert or float(loss.detach()) == pytest.approx(-math.log(1e-3))
 
 
+@pytest.mark.parametrize(("size", "classes"), [(512, 10), (1024, 100)])
+def test_large_batches_do_not_outvote_an_absent_class(size: int, classes: int) -> None:
+    logits, labels = sample(size, classes)
+    labels = labels.where(labels > 0, 1)
+    logits.requires_grad_()
+    loss = dmi.determinant_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, logits)
+
+    assert float(loss.detach()) == pytest.approx(-math.log(1e-3))
+    assert not gradient.any()
+
+
 def test_large_batches_speak_for_a_hundred_classes() -> None:
     logits, labels = sample(1024, 100)
     logits.requires_grad_()

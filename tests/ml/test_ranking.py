@@ -70,6 +70,25 @@ def test_clean_labels_raise_no_alarm() -> None:
     assert issues.is_label_issue.sum() < 8
 
 
+def test_a_label_that_no_epoch_has_seen_is_neither_suspicious_nor_trusted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = torch.arange(COUNT) % CLASSES
+    log = LabelLog(given, CLASSES)
+    for _ in range(5):
+        order = torch.randperm(COUNT - 20, generator=generator)
+        said(
+            log,
+            4.0 * one_hot((given + (given == 1)) % CLASSES) + torch.randn(COUNT, CLASSES, generator=generator),
+            order,
+        )
+    issues = ranked(given, log)
+
+    unseen = slice(COUNT - 20, None)
+    assert (issues.predicted_label[unseen] == given[unseen].numpy()).all()
+    assert not issues.is_label_issue[unseen].any()
+    assert issues.label_score[unseen] == pytest.approx(np.median(issues.label_score))
+
+
 def test_an_issue_is_never_a_label_that_the_prediction_confirms() -> None:
     log, given, _ = planted(rate=0.4)
     issues = ranked(given, log)
