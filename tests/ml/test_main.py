@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ml import __main__ as command
-from ml import bundle, methods, scenes
+from ml import bundle, commands, methods, scenes
+from ml.commands import train
 from tests.ml.conftest import halves
 
 
@@ -42,8 +43,8 @@ def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsy
     assert 0 < tested["realised_rate"] < 0.4
     assert set(json.loads(printed.out)["test_accuracy"]) >= {"last", "best_noisy_val", "best_test", "mean_last10"}
     assert "epoch 2/2 train: loss" in printed.err
-    assert bundle.verify(out / command.BUNDLE).classes == tuple("abcd")
-    with (out / command.ISSUES).open(newline="") as file:
+    assert bundle.verify(out / commands.BUNDLE).classes == tuple("abcd")
+    with (out / commands.ISSUES).open(newline="") as file:
         assert sorted(int(row["index"]) for row in csv.DictReader(file)) == list(range(48))
 
     assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
@@ -94,7 +95,7 @@ def test_a_network_that_nobody_named_suits_the_device(pictures: Path, tmp_path: 
     out = tmp_path / "out"
     wanted = [each for each in arguments(pictures, out, epochs=1, device="cpu") if not each.startswith("--network")]
     assert command.main(wanted) == 0
-    assert json.loads((out / command.SPEC).read_text())["network"] == command.NETWORKS["cpu"]
+    assert json.loads((out / commands.SPEC).read_text())["network"] == train.NETWORKS["cpu"]
 
 
 def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command.main([*arguments(pictures, out, epochs=1), f"--spec={tmp_path / 'spec.json'}"]) == 0
 
-    saved = json.loads((out / command.SPEC).read_text())
+    saved = json.loads((out / commands.SPEC).read_text())
     assert (saved["epochs"], saved["momentum"], saved["network"]) == (1, 0.5, "small")
 
 
@@ -112,7 +113,7 @@ def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: P
     def chosen(*more: str) -> dict[str, object]:
         options = arguments(tmp_path / "scenes.zip", tmp_path / "out", method="denll", epochs=1)
         assert command.main([*options, *more]) == 0
-        saved: dict[str, object] = json.loads((tmp_path / "out" / command.SPEC).read_text())["params"]
+        saved: dict[str, object] = json.loads((tmp_path / "out" / commands.SPEC).read_text())["params"]
         return saved
 
     assert chosen() == methods.load("denll").ABOUT["presets"]["confounded"]
@@ -130,7 +131,7 @@ def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     def losses(out: Path) -> list[float]:
-        return [json.loads(line)["train_loss"] for line in (out / command.EPOCHS).read_text().splitlines()]
+        return [json.loads(line)["train_loss"] for line in (out / commands.EPOCHS).read_text().splitlines()]
 
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
-    assert bundle.verify(two / command.BUNDLE).classes == tuple("abcd")
+    assert bundle.verify(two / commands.BUNDLE).classes == tuple("abcd")

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml import errors
+from ml import commands, errors
 
 if TYPE_CHECKING:
     from ml.study.plan import Plan
     from ml.study.results import Task
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     """The command's options."""
-    study = commands.add_parser("study", help="run a grid of methods, noises and seeds, and make its table")
+    study = parsers.add_parser("study", help="run a grid of methods, noises and seeds, and make its table")
     study.add_argument("file", help="a study file, or the name of one that comes along")
     study.add_argument("--out", type=Path, help="folder of results and tables; default studies/<name of the file>")
     study.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="where a data set lies")
@@ -29,6 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     study.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     study.add_argument("--device", help="instead of the specs': cpu, cuda, cuda:1")
     study.add_argument("--weights", type=Path, help="folder of pretrained weights")
+    study.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

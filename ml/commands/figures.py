@@ -1,7 +1,4 @@
-"""`python -m ml figures`: the figures of a training that `python -m ml train` has finished.
-
-Free of torch until it runs, so that the command line answers at once.
-"""
+"""`python -m ml figures`: the figures of a training that `python -m ml train` has finished."""
 
 from __future__ import annotations
 
@@ -10,18 +7,21 @@ import json
 import sys
 from pathlib import Path
 
+from ml import commands
+
 FOLDER, NUMBERS = "figures", "figures.json"
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     """The command's options."""
-    figures = commands.add_parser("figures", help="the paper's figures of a finished training, as numbers and plots")
+    figures = parsers.add_parser("figures", help="the paper's figures of a finished training, as numbers and plots")
     figures.add_argument("trained", type=Path, help="the --out folder of a training")
     figures.add_argument("data", type=Path, help="the folder or zip it was trained on")
     figures.add_argument("--out", type=Path, help="default: figures/ in the training's folder")
     figures.add_argument("--label-column", help="the column it learned from")
     figures.add_argument("--device", help="instead of the spec's")
     figures.add_argument("--threads", type=int, help="CPU threads")
+    figures.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,16 +32,16 @@ def run(options: argparse.Namespace) -> int:
     from ml.spec import TrainingSpec
     from ml.training import Training
 
-    if not (options.trained / "spec.json").is_file():
+    if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
-    spec = TrainingSpec.model_validate_json((options.trained / "spec.json").read_bytes())
+    spec = TrainingSpec.model_validate_json((options.trained / commands.SPEC).read_bytes())
     found = folders.read(
         options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
     )
     truth = found.truth
     training = Training.build(spec, found.images, truth=truth, device=options.device, threads=options.threads)
     known = checkpoint.newest(
-        [options.trained / "checkpoints"], config_hash=training.config_hash, data_hash=training.data_hash
+        [options.trained / commands.CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash
     )
     for skipped in known.skipped:
         print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""`python -m ml measure`: what a finished training came to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ml import commands, errors
+
+
+def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
+    """The command's options."""
+    parser = parsers.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
+    parser.add_argument("trained", type=Path, help="the --out folder of a training")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print them as JSON; UnusableData where nothing was trained to the end."""
+    from ml import measure
+
+    try:
+        reports = [
+            json.loads(line) for line in (options.trained / commands.EPOCHS).read_text(encoding="utf-8").splitlines()
+        ]
+    except ValueError as error:
+        raise errors.UnusableData(
+            f"{options.trained / commands.EPOCHS} is damaged: {error}", code="damaged_json"
+        ) from error
+    except FileNotFoundError as error:
+        raise errors.UnusableData(f"{options.trained} holds no finished training", code="no_training") from error
+    accuracies = {
+        part: [report[part].get("answer", {}).get("accuracy") for report in reports]
+        for part in ("noisy_validation", "test")
+    }
+    found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}
+    found["last_epoch"] = reports[-1]
+    if (options.trained / commands.SELF_TEST).exists():
+        found["self_test"] = commands.read_json(options.trained / commands.SELF_TEST)
+    print(json.dumps(found, indent=1, allow_nan=False))
+    return 0
