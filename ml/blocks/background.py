@@ -69,8 +69,8 @@ class UnitRange(nn.Module):
 class BackgroundBank(nn.Module):
     """The running mean background of each given class; its uniform mean over classes is b̄ of Eq. 4.
 
-    An image only ever meets the mean over classes or every class in turn, never its own class's entry alone: that
-    would hand the network the very label it must learn without.
+    An image only ever meets the mean over classes, never its own class's entry: that would hand the network the very
+    label it must learn without.
     """
 
     classes: Tensor

@@ -31,14 +31,13 @@ class DeconfoundingParams(BaseModel):
         description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 to the letter; median_mask: the pixels above "
         "the median of M·x are the foreground.",
     )
-    fusion: Literal["composite", "concat", "features"] = Field(
-        default="composite",
-        description="How a network reads f and b. composite: their sum; concat: six channels; features: one pass each.",
+    fusion: Literal["composite", "concat"] = Field(
+        default="composite", description="How a network reads f and b. composite: their sum; concat: six channels."
     )
-    background: Literal["class_mean", "per_class", "zero"] = Field(
+    background: Literal["class_mean", "zero"] = Field(
         default="class_mean",
-        description="What the second network sees behind the object. class_mean: the classes' mean background; "
-        "per_class: each class's in turn, logits averaged (a pass per class); zero: the mean colour, a control.",
+        description="What the second network sees behind the object. class_mean: the classes' mean background; zero: "
+        "the mean colour, a control.",
     )
     bank_kept: float = Field(
         default=0.9,
@@ -87,25 +86,15 @@ class Core(nn.Module):
         self.unit = background.UnitRange()
         self._split_of: dict[int, tuple[Tensor, Tensor, background.Split]] = {}  # of this step's images, by identity
 
-    def passes(self, images: Tensor, second: bool) -> list[tuple[Tensor, ...]]:
-        """What g1 (f with b) or g2 (f with b̄, Eq. 4) looks at: forward passes, each of one or two inputs."""
+    def shown(self, images: Tensor, second: bool) -> Tensor:
+        """What g1 (f with b) or g2 (f with b̄, Eq. 4) looks at: (B, 3, H, W), or (B, 6, H, W) where they are stacked."""
         p = self.params
         behind_own = not (second and p.dim) or p.lm == "off"
         if p.fusion == "composite" and p.split == "complement" and behind_own:
-            return [(images,)]  # f + b is the image
-        _, split = self.split(images)
-        if behind_own:
-            behind = [split.background]
-        elif p.background == "per_class":
-            behind = [entry[None] for entry in self.bank.classes]  # all of them, the own class no more than the others
-        else:
-            behind = [self.bank.mean() * (p.background != "zero")]
-        front = split.foreground
-        if p.fusion == "composite":
-            return [(front + b,) for b in behind]
-        if p.fusion == "concat":
-            return [(torch.cat([front, b.expand_as(front)], dim=1),) for b in behind]
-        return [(front, b.expand_as(front)) for b in behind]
+            return images  # f + b is the image
+        _, (front, own) = self.split(images)
+        behind = own if behind_own else self.bank.mean() * (p.background != "zero")
+        return front + behind if p.fusion == "composite" else torch.cat([front, behind.expand_as(front)], dim=1)
 
     def split(self, images: Tensor) -> tuple[Tensor, background.Split]:
         """Mask and split; computed once for each tensor of a step."""
@@ -202,11 +191,11 @@ class Tape:
 
 
 class Branch(chain.Chain):
-    """g1 or g2: a network of the user's choice, which sees what `passes` makes of an image."""
+    """g1 or g2: a network of the user's choice, which sees what `shown` makes of an image."""
 
-    def __init__(self, network: chain.Chain, passes: Callable[[Tensor], list[tuple[Tensor, ...]]], tape: Tape) -> None:
+    def __init__(self, network: chain.Chain, shown: Callable[[Tensor], Tensor], tape: Tape) -> None:
         super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
-        self.passes = passes
+        self.shown = shown
 
         def note(record: Record) -> None:  # a function, not the tape's method: a copy of the branch shares the tape
             tape.note(record)
@@ -214,9 +203,8 @@ class Branch(chain.Chain):
         self.note: Callable[[Record], None] = note
 
     def features(self, images: Tensor) -> Tensor:
-        """Mean over passes; within a pass its inputs side by side."""
-        seen = [torch.cat([chain.Chain.features(self, part) for part in parts], dim=1) for parts in self.passes(images)]
-        return torch.stack(seen).mean(dim=0) if len(seen) > 1 else seen[0]
+        """Of what the branch is shown of the images: (B, D)."""
+        return super().features(self.shown(images))
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
@@ -234,6 +222,4 @@ def branch(network: chain.Chain, core: Core, tape: Tape, second: bool) -> Branch
     """A network made to read what `core` shows it. `core` and `tape` are shared by every copy a host makes of it."""
     if core.params.fusion == "concat":
         chain.widen_stem(network, 6)
-    elif core.params.fusion == "features":
-        network.classifier = nn.Linear(2 * network.feature_count, network.class_count)
-    return Branch(network, lambda images: core.passes(images, second), tape)
+    return Branch(network, lambda images: core.shown(images, second), tape)
