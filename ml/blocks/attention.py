@@ -21,7 +21,7 @@ from torch.nn import functional
 from ml.phase import Method, Network
 
 TINY = 1e-12
-SMOOTHING = 1 / 6  # of the side: finer maps point worse (tests/benchmarks/smoothing.py)
+SMOOTHING = 1 / 6  # of the side: best of five on one set's boxes, not checked on others (docs/evidence/localization.md)
 SMOOTHEST = 16  # least side of a map that is smoothed
 
 
