@@ -106,7 +106,7 @@ class Zygote:
 
         To be called before work is claimed: importing may take longer than a lease.
         """
-        if self._process is None or self._process.poll() is not None:
+        if not self._alive():
             self._start()
         while not self._ready:
             reply = self.line.recv(MESSAGE_BYTES)
@@ -148,6 +148,14 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         return -signal.SIGKILL
+
+    def _alive(self) -> bool:
+        """By its line too: a process that is killed hangs up a moment before it can be collected."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        line = select.poll()
+        line.register(self.line, 0)  # a hang-up is reported unasked, and behind news that nobody has read yet
+        return not line.poll(0)
 
     def close(self) -> None:
         if self._process is not None:

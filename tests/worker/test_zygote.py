@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,12 @@ def ended(child: Child, seconds: float = 20.0) -> int:
             return status
         child.advanced()
     raise AssertionError("the child goes on")
+
+
+def parent(child: Child) -> int:
+    """The zygote that forked it."""
+    (pid,) = [z for z in children(os.getpid()) if child.pid in children(z)]
+    return pid
 
 
 @pytest.mark.parametrize(("word", "status"), [("drain", leash.DRAINED), ("cancel", leash.STOPPED)])
@@ -91,8 +98,7 @@ def test_a_child_may_end_without_reading_what_it_was_told(zygote: Zygote) -> Non
 
 def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote) -> None:
     child = zygote.spawn(errand("obedient"))
-    (pid,) = [z for z in children(os.getpid()) if child.pid in children(z)]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(parent(child), signal.SIGKILL)
 
     assert ended(child) == -signal.SIGKILL
     eventually(lambda: not alive(child.pid), what="the end of the child")
@@ -101,6 +107,20 @@ def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote)
     other.tell("cancel")
     assert ended(other) == leash.STOPPED
     other.close()
+
+
+def test_a_zygote_that_has_hung_up_is_started_anew_though_its_process_is_still_there(zygote: Zygote) -> None:
+    """So it is for a moment whenever a zygote is killed; here the moment is held."""
+    child = zygote.spawn(errand("obedient"))
+    os.kill(parent(child), signal.SIGSTOP)
+    child.close()
+    zygote.line.shutdown(socket.SHUT_RDWR)
+
+    child = zygote.spawn(errand("obedient"))
+
+    child.tell("cancel")
+    assert ended(child) == leash.STOPPED
+    child.close()
 
 
 def test_children_die_with_the_supervisor_however_it_ends(tmp_path: Path) -> None:
