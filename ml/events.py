@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,11 +47,12 @@ class EpochReport:
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON: what is not finite is null."""
-        plain = {name: _strict(value) for name, value in dataclasses.asdict(self).items()}
+        plain = dataclasses.asdict(self)
         for name in PARTS:
             scores: dict[str, Score] = getattr(self, name)
-            plain[name] = {head: {k: _strict(v) for k, v in s._asdict().items()} for head, s in scores.items()}
-        return plain
+            plain[name] = {head: score._asdict() for head, score in scores.items()}
+        found: dict[str, Any] = strict(plain)
+        return found
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
@@ -64,5 +66,16 @@ class EpochReport:
         return cls(**known)
 
 
-def _strict(value: Any) -> Any:  # any JSON value
+def speed(history: Sequence[EpochReport]) -> float | None:
+    """Images per second while training, the median epoch's; None before the first has ended."""
+    known = sorted(report.images_per_second for report in history)
+    return known[len(known) // 2] if known else None
+
+
+def strict(value: Any) -> Any:  # any JSON value
+    """The same with null for every number that is not finite: JSON has none of those."""
+    if isinstance(value, dict):
+        return {name: strict(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [strict(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -50,6 +50,7 @@ class Found(NamedTuple):
 
     images: LabeledImages
     truth: Truth
+    names: tuple[str, ...]  # (N,) of the pictures to learn from, as the folder, zip or format names them
     left_out: tuple[str, ...]
 
 
@@ -95,6 +96,7 @@ def _assembled(
             test_images=_stacked(pixels, test) if test else None,
             test_labels=torch.tensor([number[rows[i].clean or rows[i].given] for i in test]) if test else None,
         ),
+        tuple(rows[i].path for i in train),
         left_out,
     )
 

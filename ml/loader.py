@@ -112,7 +112,7 @@ class Pixels:
 
 def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Channel mean and standard deviation in [0, 1], float64 (3,) each, of up to `SAMPLE_ROWS` evenly spread rows."""
-    sample = rows[torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE_ROWS)).round().long()]
+    sample = rows[evenly(len(rows), SAMPLE_ROWS)]
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for chunk in torch.split(sample, 64):
         values = images[chunk].reshape(-1, 3).double() / 255
@@ -121,6 +121,11 @@ def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     count = len(sample) * images.shape[1] * images.shape[2]
     mean = total / count
     return mean, (squares / count - mean.square()).clamp(min=SMALLEST_STD**2).sqrt()
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """Up to `most` of the rows 0 to `count - 1`, evenly spread and ascending: int64."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def step_count(rows: int, batch_size: int) -> int:

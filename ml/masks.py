@@ -48,12 +48,6 @@ class Gaussian:
         scale_x, scale_y = geometry.scale
         return cls(float(cx), float(cy), sigma / scale_x, sigma / scale_y)
 
-    def to_square(self, geometry: Geometry) -> tuple[float, float, float, float]:
-        """The inverse: centre x, centre y and both sigmas in the network's square."""
-        x, y = geometry.forward(np.array([self.cx, self.cy]))
-        scale_x, scale_y = geometry.scale
-        return float(x) - 0.5, float(y) - 0.5, self.sigma_x * scale_x, self.sigma_y * scale_y
-
     def radii(self, threshold: float) -> tuple[float, float]:
         """Half axes of the ellipse in which the Gaussian is at least `threshold` in (0, 1)."""
         if not 0.0 < threshold < 1.0:
@@ -89,11 +83,6 @@ def bbox(gaussian: Gaussian, width: int, height: int, threshold: float) -> list[
     left, right = (min(max(x, 0.0), float(width)) for x in (gaussian.cx - rx, gaussian.cx + rx))
     top, bottom = (min(max(y, 0.0), float(height)) for y in (gaussian.cy - ry, gaussian.cy + ry))
     return [left, top, right - left, bottom - top]
-
-
-def rle(gaussian: Gaussian, width: int, height: int, threshold: float) -> dict[str, Any]:
-    """COCO's compressed run lengths, column-major: {"size": [height, width], "counts": text}."""
-    return _compressed(_runs(gaussian, width, height, threshold), width, height)
 
 
 def polygon(gaussian: Gaussian, width: int, height: int, threshold: float) -> list[list[float]]:

@@ -9,7 +9,7 @@ Shapes: `N` samples, `B` batch, `C` classes, images `(B, 3, H, W)` float, normal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -79,6 +79,15 @@ class Batch:
     def images(self) -> Tensor:
         return self.views[0]
 
+    def silent(self) -> Batch:
+        """The same, and nobody hears what is observed of it."""
+        beside = self.unlabelled and replace(self.unlabelled, observe=_unheard)
+        return replace(self, observe=_unheard, unlabelled=beside)
+
+
+def _unheard(_: Tensor) -> None:
+    pass
+
 
 @dataclass(frozen=True)
 class Optimizers:
@@ -111,8 +120,8 @@ class Lab(Protocol):
         """The generator of one concern, on the training's device, from the spec's seed, checkpointed by the loop."""
         ...
 
-    def noisy_accuracies(self, head: str = "answer") -> Sequence[float]:
-        """Of every epoch so far, on the images held out, against their given labels; empty where none are held out."""
+    def noisy_accuracies(self) -> Sequence[float]:
+        """The answer's, of every epoch so far, on held-out images by given labels; empty where none are held out."""
         ...
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:

@@ -109,7 +109,7 @@ class Predictor:
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
-        with devices.bounded_memory(f"predicting {len(squares)} images at once", lambda: len(squares) // 2):
+        with devices.bounded_memory(f"predicting {len(squares)} images at once"):
             heads, places, contrasts = self._answers(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
         rows = {name: probabilities.numpy() for name, probabilities in heads.items()}

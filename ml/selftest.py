@@ -12,10 +12,22 @@ from ml import measure
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ml.data import LabeledImages, Truth
     from ml.ranking import LabelIssues
+    from ml.spec import TrainingSpec
     from ml.training import Training
 
 RANKING = ("auroc", "average_precision", "precision_at_count", "issue_precision", "issue_recall")
+
+
+def reference(spec: TrainingSpec, images: LabeledImages, truth: Truth) -> Tensor | None:
+    """Int64 (N,) by which given labels are judged, -1 where unknown; None where nothing is known.
+
+    The set's clean labels, or those before the noise was injected.
+    """
+    if truth.train_clean is not None:
+        return truth.train_clean
+    return None if spec.noise is None else images.labels
 
 
 def outcome(training: Training, issues: LabelIssues | None, before: Tensor) -> dict[str, Any] | None:

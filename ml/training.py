@@ -274,9 +274,9 @@ class Training:
         """See `phase.Lab.generator`."""
         return self._random.generator(concern)
 
-    def noisy_accuracies(self, head: str = "answer") -> list[float]:
+    def noisy_accuracies(self) -> list[float]:
         """See `phase.Lab.noisy_accuracies`."""
-        return [report.noisy_validation[head].accuracy for report in self.history if report.noisy_validation]
+        return [report.noisy_validation["answer"].accuracy for report in self.history if report.noisy_validation]
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""

@@ -26,7 +26,6 @@ TITLES = {
     "model_unavailable": "The model cannot answer",
     "reply_too_large": "The answer is too large",
 }
-THUMBNAIL_QUALITY = 85
 
 
 @dataclass(frozen=True)

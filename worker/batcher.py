@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.settings import Settings
-from ml.errors import Failure
+from ml.errors import Failure, OutOfMemory
 from worker import answers
 from worker.answers import Decoded
 from worker.shelf import Shelf
@@ -147,17 +147,16 @@ class Batcher:
         """One forward pass for everybody; when it fails, each request alone, so that a culprit fails alone."""
         try:
             self._pass(model, requests)
-        except Failure as failure:
-            log.warning("model %s: %s", model, failure, exc_info=failure.__cause__)
-            for request in requests:
-                request.refuse(unavailable(answers.sentence(failure.detail)))
-        except Exception:
-            log.exception("a batch of %d requests", len(requests))
-            if len(requests) > 1:
+        except Exception as error:
+            log.exception("model %s, a batch of %d requests", model, len(requests))
+            of_the_model = isinstance(error, Failure) and not isinstance(error, OutOfMemory)
+            if len(requests) > 1 and not of_the_model:
                 for request in requests:
                     self._predict(model, [request])
-            else:
-                requests[0].refuse(unavailable("The model could not answer this request."))
+                return
+            detail = answers.sentence(error.detail) if isinstance(error, Failure) else "The model could not answer."
+            for request in requests:
+                request.refuse(unavailable(detail))
 
     def _pass(self, model: uuid.UUID, requests: list[Request]) -> None:
         started = time.monotonic()

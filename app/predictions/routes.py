@@ -181,7 +181,11 @@ async def answer(request: Request, config: Settings, sources: list[Source], opti
         raise requests.none_worked([fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
     if options.format != "json":
         if not parts:
-            raise NotReady("This model has no localization module, so there is no mask to draw.", code="no_mask")
+            raise NotReady(
+                "This model has no localization module, so there is no mask to draw. Ask for masks=map: what stands "
+                "out to its network.",
+                code="no_mask",
+            )
         headers["Content-Disposition"] = f'attachment; filename="{options.format}.png"'
         return Response(parts[0], 200, headers, "image/png")
     model = {"id": str(served.id), "alias": served.alias, "digest": served.digest, "method": served.method}

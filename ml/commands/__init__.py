@@ -23,6 +23,14 @@ SELF_TEST = "self-test.json"
 Commands = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
 
 
+def json_option(text: str) -> Any:  # any JSON value
+    """What an option that takes JSON holds."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+
+
 def read_json(path: Path) -> Any:  # any JSON value
     """UnusableData where the file holds none; OSError where it cannot be read."""
     try:

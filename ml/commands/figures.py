@@ -21,13 +21,16 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     figures.add_argument("--label-column", help="the column it learned from")
     figures.add_argument("--device", help="instead of the spec's")
     figures.add_argument("--threads", type=int, help="CPU threads")
+    figures.add_argument(
+        "--weights", type=Path, help="folder of pretrained weights, for a training that began with them"
+    )
     figures.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write figures.json and each figure as PNG and SVG; CheckpointInvalid where data and training do not belong
     together, Failure where nothing was trained to the end."""
-    from ml import checkpoint, errors, folders, measure
+    from ml import checkpoint, errors, folders, measure, selftest
     from ml.figures import findings, plots
     from ml.spec import TrainingSpec
     from ml.training import Training
@@ -39,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
         options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
     )
     truth = found.truth
-    training = Training.build(spec, found.images, truth=truth, device=options.device, threads=options.threads)
+    training = Training.build(
+        spec, found.images, truth=truth, device=options.device, threads=options.threads, weights=options.weights
+    )
     known = checkpoint.newest(
         [options.trained / commands.CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash
     )
@@ -50,9 +55,7 @@ def run(options: argparse.Namespace) -> int:
     training.restore(known.state)
     if training.epoch < training.epochs:
         raise errors.Failure(f"the training stopped in epoch {training.epoch + 1} of {training.epochs}: finish it")
-    clean = truth.train_clean
-    if clean is None and spec.noise is not None:
-        clean = found.images.labels
+    clean = selftest.reference(spec, found.images, truth)
     figures = findings.find(
         training,
         found.images,

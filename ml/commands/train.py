@@ -24,7 +24,7 @@ CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes o
 NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # unless one is named; on a CPU the large one takes hours
 PLAIN_OPTIONS = (
     "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
-    "schedule", "augmentation", "seed", "validation_fraction", "precision", "device", "deterministic", "pretrained",
+    "schedule", "augmentation", "seed", "validation_fraction", "precision", "deterministic", "pretrained",
 )  # fmt: skip
 
 
@@ -34,11 +34,13 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     train.add_argument("data", type=Path, help="class folders, or images with train.csv/labels.csv (and test.csv)")
     train.add_argument("--out", type=Path, default=Path("trained"), help="where checkpoints and the bundle go")
     train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
-    train.add_argument("--params", type=json.loads, help="the method's settings as JSON")
-    train.add_argument("--noise", type=json.loads, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}')
+    train.add_argument("--params", type=commands.json_option, help="the method's settings as JSON")
+    train.add_argument(
+        "--noise", type=commands.json_option, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}'
+    )
     train.add_argument("--label-column", help="the column to learn from")
     train.add_argument("--threads", type=int, help="CPU threads, of each process")
-    train.add_argument("--devices", help="instead of the spec's: cuda:1, or several together: cuda:0,cuda:1")
+    train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: the spec's")
     train.add_argument("--weights", type=Path, help="folder of pretrained weights")
     for name in PLAIN_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description or ""
@@ -125,7 +127,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
     lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in training.history]
     (out / commands.EPOCHS).write_text("".join(lines), encoding="utf-8")
     if (issues := training.label_issues()) is not None:
-        _write_issues(out / commands.ISSUES, issues, training.labels.tolist(), training.classes)
+        _write_issues(out / commands.ISSUES, issues, found.names, training.labels.tolist(), training.classes)
     if (tested := selftest.outcome(training, issues, found.images.labels)) is not None:
         (out / commands.SELF_TEST).write_text(json.dumps(tested, indent=1, allow_nan=False), encoding="utf-8")
     shutil.rmtree(
@@ -174,12 +176,13 @@ def _line(report: Any) -> str:  # an EpochReport; its module needs torch
     )
 
 
-def _write_issues(path: Path, issues: Any, given: list[int], classes: tuple[str, ...]) -> None:
+def _write_issues(path: Path, issues: Any, names: tuple[str, ...], given: list[int], classes: tuple[str, ...]) -> None:
+    """The pictures by how suspicious their labels are, worst first; `path` is as the data set names them."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "label_score", "is_label_issue", "given_label", "predicted_label"])
+        writer.writerow(["index", "path", "label_score", "is_label_issue", "given_label", "predicted_label"])
         for index in issues.label_score.argsort(kind="stable"):
             writer.writerow(
-                [index, f"{issues.label_score[index]:.6f}", bool(issues.is_label_issue[index]), classes[given[index]],
-                 classes[issues.predicted_label[index]]]
+                [index, names[index], f"{issues.label_score[index]:.6f}", bool(issues.is_label_issue[index]),
+                 classes[given[index]], classes[issues.predicted_label[index]]]
             )  # fmt: skip

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml import events, loader
 from ml.blocks import attention, localization
 from ml.data import LabeledImages, Truth
 from ml.figures import answers, backgrounds
-from ml.figures.viewing import Viewer, spread
+from ml.figures.viewing import Viewer
 from ml.ranking import LabelIssues
 from ml.spec import seed_for
 from ml.training import Training
@@ -51,7 +52,6 @@ class Judged:
     labels: Tensor  # int64 (T,)
     noisy: bool = False  # whether these labels are given ones, wrong ones among them
     rows: Tensor | None = None  # int64 (T,): the pictures' rows in the part they are of; None: their order
-    masks: Tensor | None = None  # exact ones (T, 1, S, S) in [0, 1], where the caller has them
 
 
 def judged(training: Training, images: LabeledImages, truth: Truth, clean: Tensor | None = None) -> Judged | None:
@@ -94,16 +94,15 @@ def find(
     }
     if shown is None:
         return Findings(numbers, images.images[:0].numpy())
-    rows = spread(len(shown.labels), most)
+    rows = loader.evenly(len(shown.labels), most)
     numbers |= _of_answers(viewer, shown, rows, training, matrix=small)
-    attended = rows[spread(len(rows), PICTURES)] if numbers["attention"] else rows[:0]
+    attended = rows[loader.evenly(len(rows), PICTURES)] if numbers["attention"] else rows[:0]
     return Findings(numbers, shown.pictures[attended].cpu().numpy())
 
 
 def affordable(training: Training) -> int:
-    """How many images to look at: as many as take `SECONDS`, by the median speed of the epochs."""
-    speeds = sorted(report.images_per_second for report in training.history)
-    speed = speeds[len(speeds) // 2] if speeds else FEWEST
+    """How many images to look at: as many as take `SECONDS`, by the speed of the training."""
+    speed = events.speed(training.history) or FEWEST
     room = IMAGE_BYTES // (12 * training.spec.image_size**2)
     return min(max(FEWEST, int(SECONDS * speed / PASSES)), room, MOST)
 
@@ -128,7 +127,7 @@ def loss_histogram(
     rows = torch.from_numpy(np.flatnonzero(known))
     if not len(rows):
         return None
-    rows = rows[spread(len(rows), most)]
+    rows = rows[loader.evenly(len(rows), most)]
     losses = viewer.losses(viewer.images(images.images[rows]), training.labels[rows])
     return {"wrong_by": origin, **answers.loss_histogram(losses, bad[rows])}
 
@@ -157,7 +156,6 @@ def _of_answers(viewer: Viewer, shown: Judged, rows: Tensor, training: Training,
         "reliability": answers.reliability(probabilities, labels),
         **outside(localization.central_mask(images[:1]).expand(len(images), -1, -1, -1)),
         "own_mask": outside(viewer.masks(images)) if viewer.locates(images) else None,
-        "exact_mask": None if shown.masks is None else outside(shown.masks[rows].float().cpu()),
         "attention": attention_of(viewer, images, places, labels, probabilities),
     }
 
@@ -166,7 +164,7 @@ def attention_of(
     viewer: Viewer, images: Tensor, rows: Tensor, labels: Tensor, probabilities: Tensor
 ) -> list[dict[str, Any]] | None:
     """Fig. 1b: Grad-CAM of some images for their answers; None for networks without feature maps."""
-    chosen = spread(len(labels), PICTURES)
+    chosen = loader.evenly(len(labels), PICTURES)
     maps = attention.grad_cam(viewer.method, images[chosen].to(viewer.device))
     if maps is None:
         return None

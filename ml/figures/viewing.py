@@ -79,8 +79,3 @@ class Viewer:
         pixels = loader.Pixels(pictures, self.mean, self.std, device=self.device, padded_bytes=0)
         for rows in torch.split(torch.arange(len(pictures), device=self.device), pixels.plain_rows()):
             yield pixels.plain(rows)
-
-
-def spread(count: int, most: int) -> Tensor:
-    """Up to `most` evenly spread rows of `count`, ascending: int64."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ml import phase, ranking
+from ml import loader, phase, ranking
 from ml.loader import Pixels
 from ml.loop.stepping import Inputs
 
@@ -73,8 +73,8 @@ class Batches:
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` evenly spread images as they are stored: uint8 (count, S, S, 3) on the CPU."""
-        spread = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
-        return self._pixels.stored(self._rows[spread.to(self._rows.device)]).cpu().contiguous()
+        spread = loader.evenly(len(self), count).to(self._rows.device)
+        return self._pixels.stored(self._rows[spread]).cpu().contiguous()
 
     def _unlabelled(self, stretch: phase.Phase, index: Tensor) -> phase.Unlabelled:
         views, observe = self._views(stretch, index)

@@ -160,7 +160,8 @@ def parts(
     changed = given != before
     known_before = held_out if bool(changed.any()) else nothing
     changed[held_out] = False
-    wrong = evenly(changed.nonzero()[:, 0], WRONG_ROWS)
+    wrong = changed.nonzero()[:, 0]
+    wrong = wrong[loader.evenly(len(wrong), WRONG_ROWS)]
     return {
         "noisy_validation": measure.Part(pixels, held_out, given[held_out]),
         "clean_validation": measure.Part(pixels, known, clean),
@@ -170,14 +171,9 @@ def parts(
     }
 
 
-def evenly(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly spread over them."""
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
-
-
 def data_hash(images: LabeledImages) -> str:
     """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
-    sample = evenly(torch.arange(len(images.labels)), HASHED_ROWS)
+    sample = loader.evenly(len(images.labels), HASHED_ROWS)
     digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
     digest.update(images.labels.numpy().tobytes())
     digest.update(images.images[sample].numpy().tobytes())

@@ -5,7 +5,7 @@ a step's operations at once, but repeats them as they were: on the same tensors,
 as long as nothing that Python decides can change - one epoch, one turn, one batch shape. What changes at every step is
 copied into tensors it reads (positions, learning rates), generators belong to it, and `progress` is withheld from it.
 
-It knows no method. `Eager` is the default: the recording has not run on a GPU yet, only its rules are proved on a CPU.
+It knows no method. `Eager` is the default.
 """
 
 from __future__ import annotations

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ml import errors, memory, parallel
 from ml.phase import Batch, Optimizers
@@ -55,16 +54,6 @@ class Still(torch.optim.Optimizer):
 def still(optimizers: Optimizers) -> Optimizers:
     """The same owners, none of whom moves."""
     return Optimizers(tuple(Still(member) for member in optimizers.members), optimizers.factor)
-
-
-def silent(batch: Batch) -> Batch:
-    """The same images and labels, and nobody who hears what is observed of them."""
-    beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
-    return replace(batch, observe=_unheard, unlabelled=beside)
-
-
-def _unheard(_: Tensor) -> None:
-    """What a trial says of labels."""
 
 
 @contextlib.contextmanager
@@ -118,7 +107,7 @@ def room(
         free = memory.free_bytes(device)
         if group is not None:
             free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
-        stepping = memory.cost(lambda size: take(silent(show(size)), owners), sizes)
+        stepping = memory.cost(lambda size: take(show(size).silent(), owners), sizes)
         measuring = memory.cost(measure, sizes).peak(measured_rows) if measured_rows else 0
     return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
 

@@ -143,8 +143,7 @@ class Method(phase.Method):
         def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
             """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
-            beside = batch.unlabelled and replace(batch.unlabelled, observe=_unheard)
-            silent = replace(batch, observe=_unheard, unlabelled=beside)
+            silent = batch.silent()
             own, other = draws.twice(
                 batch.generator,
                 lambda generator: one(replace(silent if one_way else batch, generator=generator)),
@@ -258,7 +257,3 @@ class Method(phase.Method):
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels (B, 3)."""
         return None if self.core.localization is None else self.core.localization(images)
-
-
-def _unheard(_: Tensor) -> None:
-    """The ranking of labels hears one network alone."""

@@ -6,6 +6,7 @@ nobody behind; and a study survives the death of a process.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ from ml.events import EpochReport
 from ml.study import results
 from ml.study.results import Task
 from ml.study.trial import Place, perform
+
+log = logging.getLogger(__name__)
 
 Say = Callable[[Task, str], None]  # what a run has to say: an epoch, its end, why it failed
 
@@ -59,7 +62,8 @@ def _attempt(task: Task, place: Place, said: Callable[[str], None]) -> str:
         results.write(task, perform(task.run, task.data, place, report))
     except errors.Failure as failure:
         return str(failure)
-    except Exception as error:  # noqa: BLE001 - the outermost loop: one run must not end the others
+    except Exception as error:  # the outermost loop: one run must not end the others
+        log.exception("%s", task.target.stem)
         return f"{type(error).__name__}: {error}"
     return ""
 

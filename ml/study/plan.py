@@ -68,7 +68,7 @@ class Cell(_Strict):
 
     name: str
     data: str
-    label_column: str | None = None
+    label_column: str | tuple[str, ...] | None = None
     noise: dict[str, Any] | None = None
     draw: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] = Field(default_factory=dict)

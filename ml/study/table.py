@@ -114,7 +114,7 @@ def _shown(spread: Spread | None, wanted: int, digits: int) -> str:
     return text if spread.seeds == wanted else f"{text} [{spread.seeds}]"
 
 
-def records(plan: Plan, made: Sequence[Line]) -> list[dict[str, Any]]:
+def records(made: Sequence[Line]) -> list[dict[str, Any]]:
     """Every line as plain values, with those of every seed: what the JSON file holds."""
     return [
         {
@@ -167,6 +167,6 @@ def write(plan: Plan, found: Iterable[Result], out: Path) -> str:
     text = markdown(plan, made)
     (out / "table.md").write_text(text, encoding="utf-8")
     (out / "table.csv").write_text(as_csv(made), encoding="utf-8")
-    whole = {"title": plan.study.title, "report": plan.study.report, "lines": records(plan, made)}
+    whole = {"title": plan.study.title, "report": plan.study.report, "lines": records(made)}
     (out / "table.json").write_text(json.dumps(whole, indent=1, allow_nan=False), encoding="utf-8")
     return text

@@ -6,7 +6,6 @@ Clean labels stay with `ml.measure` and this account of it. It knows no table an
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ml import loader, measure
+from ml import loader, measure, selftest
 from ml.data import LabeledImages
-from ml.events import EpochReport
+from ml.events import EpochReport, strict
 from ml.spec import TrainingSpec
 from ml.study import sources
 from ml.study.plan import Run
@@ -32,6 +31,7 @@ class Place:
     device: str | None = None
     threads: int = 1
     weights: Path | None = None
+    captured: bool = False  # CUDA graphs
 
 
 def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
@@ -45,12 +45,10 @@ def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochRepo
         device=place.device,
         threads=place.threads,
         weights=place.weights,
-        captured=True,
+        captured=place.captured,
     )
     seconds = _train(training, said)
-    clean = material.truth.train_clean
-    if clean is None and run.spec.noise is not None:
-        clean = material.images.labels  # a self-test: the labels before the noise are the truth
+    clean = selftest.reference(run.spec, material.images, material.truth)
     found = {
         **run.identity,
         "facts": _facts(training, material, clean),
@@ -61,8 +59,8 @@ def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochRepo
         "ranking": None if clean is None else _ranking(training, clean),
         "epochs": [report.to_json() for report in training.history],
     }
-    strict: dict[str, Any] = _strict(found)
-    return strict
+    plain: dict[str, Any] = strict(found)
+    return plain
 
 
 @functools.cache
@@ -159,11 +157,3 @@ def _ranking(training: Training, clean: Tensor) -> dict[str, float] | None:
     if issues is None:
         return None
     return measure.ranking_quality(issues, training.labels, clean)
-
-
-def _strict(value: Any) -> Any:  # any JSON value
-    if isinstance(value, dict):
-        return {name: _strict(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_strict(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,7 +44,7 @@ class Bench:
     def generator(self, concern: str) -> torch.Generator:
         return torch.Generator()
 
-    def noisy_accuracies(self, head: str = "answer") -> list[float]:
+    def noisy_accuracies(self) -> list[float]:
         return []
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ml import measure, scenes
+from ml import loader, measure, scenes
 from ml.blocks import attention
 from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.figures import answers, backgrounds, findings, plots
-from ml.figures.viewing import Viewer, spread
+from ml.figures.viewing import Viewer
 from ml.phase import Method
 from ml.spec import TrainingSpec
 from ml.training import Training
@@ -117,11 +117,11 @@ def test_a_loss_histogram_holds_every_loss_of_its_kind() -> None:
 
 
 @pytest.fixture(scope="module")
-def scenery() -> tuple[LabeledImages, Truth, scenes.Pictures]:
+def scenery() -> tuple[LabeledImages, Truth]:
     train, test = scenes.draw(96, seed=1, image_size=SIDE, noise="ordinary"), scenes.draw(24, seed=2, image_size=SIDE)
     images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), scenes.CLASSES)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
-    return images, truth, test
+    return images, truth
 
 
 def finished(images: LabeledImages, spec: TrainingSpec, truth: Truth | None = None) -> Training:
@@ -135,18 +135,17 @@ def finished(images: LabeledImages, spec: TrainingSpec, truth: Truth | None = No
 def test_every_method_has_all_figures_and_is_left_as_it_was(
     method: str,
     spec: Callable[..., TrainingSpec],
-    scenery: tuple[LabeledImages, Truth, scenes.Pictures],
+    scenery: tuple[LabeledImages, Truth],
     tmp_path: Path,
 ) -> None:
-    images, truth, test = scenery
+    images, truth = scenery
     training = finished(images, spec(method=method, epochs=2), truth)
     before = {name: tensor.clone() for name, tensor in training.method.state_dict().items()}
     assert truth.train_clean is not None
     assert truth.test_images is not None
     assert truth.test_labels is not None
     wrong = (training.labels != truth.train_clean).numpy().astype(np.int8)
-    exact = torch.from_numpy(test.masks)[:, None].float()
-    shown = findings.Judged("test", truth.test_images, truth.test_labels, masks=exact)
+    shown = findings.Judged("test", truth.test_images, truth.test_labels)
     training.method.train()  # as it is after a restore
 
     found = findings.find(training, images, shown, wrong=wrong, issues=training.label_issues())
@@ -157,7 +156,7 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
     assert (numbers["of"], numbers["labels"], numbers["rows"]) == ("test", "true", list(range(24)))
     assert sum(map(sum, numbers["confusion"])) == numbers["images"] == 24
     assert all(-1 <= value <= 1 for value in numbers["correlation"].values())
-    assert 0 <= numbers["exact_mask"]["backgrounds"]["background_reliance"] <= 1
+    assert 0 <= numbers["backgrounds"]["background_reliance"] <= 1
     assert numbers["loss_histogram"]["wrong_by"] == "truth"
     assert np.max(numbers["attention"][0]["grad_cam"]) == pytest.approx(1.0)
     assert set(plots.PLOTS) <= set(drawn)
@@ -179,7 +178,6 @@ def test_without_test_set_and_truth_the_figures_say_whose_word_they_take(
     assert (found.numbers["of"], found.numbers["labels"]) == ("held_out", "given")
     assert found.numbers["rows"] == training.held_out.tolist()
     assert found.numbers["loss_histogram"]["wrong_by"] == "ranking"
-    assert found.numbers["exact_mask"] is None
     told = findings.metrics(found.numbers)
     assert told["swapped_accuracy"] is None
     assert told["noisy_swapped_accuracy"] == found.numbers["backgrounds"]["swapped_accuracy"]
@@ -233,8 +231,8 @@ def test_images_looked_at_are_bounded_by_speed_and_spread_evenly(
 ) -> None:
     training = finished(labeled, spec(epochs=1))
     assert findings.FEWEST <= findings.affordable(training) <= findings.MOST
-    assert spread(10, 4).tolist() == [0, 3, 6, 9]
-    assert spread(3, 10).tolist() == [0, 1, 2]
+    assert loader.evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert loader.evenly(3, 10).tolist() == [0, 1, 2]
 
 
 def test_nothing_that_starts_a_job_imports_matplotlib() -> None:

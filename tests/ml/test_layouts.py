@@ -20,6 +20,7 @@ from ml import __main__ as command
 from ml import errors, folders
 from ml.layouts import pickles
 from ml.noise import cifar
+from ml.study import plan, sources
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COARSE = tuple(f"group {number:02}" for number in range(20))
@@ -384,3 +385,25 @@ def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes("file,label\n1.png,Äpfel\n".encode("latin1"))
     with pytest.raises(errors.UnusableData, match=r"train\.csv is not UTF-8"):
         folders.read(tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in plan.FILES.glob("*.toml")))
+def test_every_study_learns_from_the_files_of_the_sets_authors(name: str, tmp_path: Path) -> None:
+    """CIFAR's own archives hold the column `label`, CIFAR-N's the people's; a folder of the user's may hold all."""
+    labels = dict.fromkeys(("aggre_label", "random_label1", "random_label2", "random_label3"), LABELS[:20])
+    people = {"clean_label": LABELS[:20], "worse_label": LABELS[:20], **labels}
+    hundred = {"clean_label": np.array(fine_and_coarse()[0][:20]), "noisy_label": np.array(fine_and_coarse()[0][:20])}
+    folders_of = {
+        "cifar10": write(tmp_path / "ten", binary_ten),
+        "cifar100": write(tmp_path / "hundred", binary_hundred),
+        "cifar10n": write(tmp_path / "people", binary_ten, lambda at: human(at, "CIFAR-10_human.pt", **people)),
+        "cifar100n": write(tmp_path / "fine", binary_hundred, lambda at: human(at, "CIFAR-100_human.pt", **hundred)),
+    }
+    study = plan.read(plan.FILES / f"{name}.toml")
+    runs = {run.data + repr(run.source.label_column): run for run in plan.lay_out(study, tmp_path).runs()}
+
+    for run in runs.values():
+        if run.data.startswith("cifar"):
+            by_people = not {"clean", "label"} & set(run.source.label_column or ())
+            at = folders_of[run.data if run.data.endswith("n") or not by_people else f"{run.data}n"]
+            assert len(sources.load(run, at).images) > 0

@@ -34,7 +34,7 @@ class Bench:
     def generator(self, concern: str) -> torch.Generator:
         return phase.no_generator(concern)
 
-    def noisy_accuracies(self, head: str = "answer") -> Sequence[float]:
+    def noisy_accuracies(self) -> Sequence[float]:
         return []
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:

@@ -10,19 +10,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
-from torch import Tensor
 
 from app import storage
 from app.jobs import attempt
-from ml import bundle, data, measure, selftest
+from ml import bundle, data, events, measure, selftest
 from ml.bundle import Manifest
 from ml.data import LabeledImages, Truth
-from ml.events import EpochReport
 from ml.figures import findings
 from ml.predict import Predictor
 from ml.ranking import LabelIssues
@@ -46,10 +43,10 @@ class Publication:
         self._issues = training.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
-        clean = clean_labels(training, images, truth)
+        clean = selftest.reference(training.spec, images, truth)
         self.metrics = summary(training, images, truth, self._issues)
         self._figures = figures.find(given, training, images, truth, self._issues, clean)
-        self.metrics |= {} if self._figures is None else strict(findings.metrics(self._figures.numbers))
+        self.metrics |= {} if self._figures is None else events.strict(findings.metrics(self._figures.numbers))
 
     def write(self) -> None:
         """Everything on disk, complete and verified."""
@@ -144,9 +141,9 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
     last = training.history[-1]
     test, validation = last.test.get("answer"), last.noisy_validation.get("answer")
     held_out = last.clean_validation.get("answer")
-    clean = clean_labels(training, images, truth)
+    clean = selftest.reference(training.spec, images, truth)
     ranked = None if issues is None or clean is None else measure.ranking_quality(issues, training.labels, clean)
-    found: dict[str, Any] = strict(
+    found: dict[str, Any] = events.strict(
         {
             "test_accuracy": accuracies(training) if test else None,
             "test_loss": test and test.loss,
@@ -162,35 +159,13 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
             "self_test": selftest.outcome(training, issues, images.labels),
             "epochs": training.epochs,
             "train_seconds": sum(report.seconds for report in training.history),
-            "images_per_second": speed(training.history),
+            "images_per_second": events.speed(training.history),
         }
     )
     return found
-
-
-def clean_labels(training: Training, images: LabeledImages, truth: Truth) -> Tensor | None:
-    """Int64 (N,) by which given labels are judged: the set's own, or those before noise was injected; None: unknown."""
-    if truth.train_clean is not None:
-        return truth.train_clean
-    return images.labels if training.spec.noise else None
 
 
 def accuracies(training: Training) -> dict[str, float | int | None]:
     """Test accuracies; the `best` is the one that noisy validation chose, because the test set chooses nothing."""
     found = training.summary()
     return {"last": found["last"], "best": found["best_noisy_val"], **found}
-
-
-def speed(history: Sequence[EpochReport]) -> float | None:
-    """Images per second while training, the median epoch's."""
-    known = sorted(report.images_per_second for report in history)
-    return known[len(known) // 2] if known else None
-
-
-def strict(value: Any) -> Any:
-    """JSON without NaN: what is not finite is null."""
-    if isinstance(value, dict):
-        return {key: strict(entry) for key, entry in value.items()}
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    return value

@@ -119,14 +119,14 @@ class Pace:
 
     def __init__(self, training: Training) -> None:
         self._epochs = training.epochs
-        self._batch = training.spec.batch_size
+        self._images = len(training.batches)
         self._began = self._mark = time.monotonic()
         self._fraction: float | None = None  # of the training, when this attempt saw its first step
-        self._steps = 0  # since the mark
+        self._seen = 0.0  # images since the mark, each counted once an epoch, as in EpochReport
         self._speed: float | None = None
 
-    def step(self) -> None:
-        self._steps += 1
+    def step(self, event: Step) -> None:
+        self._seen += self._images / event.steps
 
     def progress(self, event: Step) -> dict[str, object]:
         """The fields of a job's progress (`GET /jobs/{id}`)."""
@@ -134,9 +134,9 @@ class Pace:
         fraction = (event.epoch + (event.step + 1) / event.steps) / self._epochs
         if self._fraction is None:
             self._fraction, self._began = fraction, now
-        if self._steps and now > self._mark:
-            self._speed = self._steps * self._batch / (now - self._mark)
-        self._mark, self._steps = now, 0
+        if self._seen and now > self._mark:
+            self._speed = self._seen / (now - self._mark)
+        self._mark, self._seen = now, 0.0
         gained = fraction - self._fraction
         eta = (now - self._began) * (1 - fraction) / gained if gained > 0 else None
         return {
@@ -201,7 +201,7 @@ class Attempt:
                     desk.epoch(event.to_json())
                     self._checkpoint_if_due(self._settings.checkpoint_min_s)
                 else:
-                    pace.step()
+                    pace.step(event)
                     self._checkpoint_if_due(self._settings.checkpoint_s)
                 if desk.due():
                     if isinstance(event, Step):
