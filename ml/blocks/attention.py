@@ -21,7 +21,7 @@ from torch.nn import functional
 from ml.phase import Method, Network
 
 TINY = 1e-12
-SMOOTHING = 1 / 6  # of the side: best of five on one set's boxes, not checked on others (docs/evidence/localization.md)
+SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the side: octaves, because objects come in all sizes and no one scale fits
 SMOOTHEST = 16  # least side of a map that is smoothed
 
 
@@ -109,12 +109,12 @@ def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> T
     return _mean([(m * g.mean(dim=(2, 3), keepdim=True)).sum(dim=1).detach() for m, g in weighed if g is not None])
 
 
-def border_contrast(passes: Sequence[Pass], smoothing: float = SMOOTHING) -> Tensor | None:
+def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
     """How unlike the image's border each place is to the networks, (B, 1, h, w): where an object stands out from its
     surroundings, whatever its class.
 
     Of the feature maps before and behind the last stage, each feature's deviation from its mean on the border in units
-    of its spread; smoothed by a Gaussian whose sigma is that share of the side. None where no network has feature maps.
+    of its spread; smoothed by Gaussians of all `SCALES`, each as much worth. None where no network has feature maps.
 
     Passes are of one batch each; see `overheard`.
     """
@@ -124,7 +124,7 @@ def border_contrast(passes: Sequence[Pass], smoothing: float = SMOOTHING) -> Ten
     height, width = max(tuple(each.shape[2:]) for each in found)
     size = (max(height, SMOOTHEST), max(width, SMOOTHEST))
     mean = torch.stack([functional.interpolate(each, size, mode="bilinear") for each in found]).mean(dim=0)
-    return _peaked(_smoothed(mean, smoothing))
+    return _peaked(torch.stack([_peaked(_smoothed(mean, scale)) for scale in SCALES]).mean(dim=0))
 
 
 def _deviation(maps: Tensor) -> Tensor:
@@ -140,10 +140,10 @@ def _deviation(maps: Tensor) -> Tensor:
     return _peaked(square.sqrt().view(-1, 1, height, width))
 
 
-def _smoothed(maps: Tensor, smoothing: float) -> Tensor:
+def _smoothed(maps: Tensor, scale: float) -> Tensor:
     """By a Gaussian of that share of the side; nothing lies beyond the edges."""
     for axis in (2, 3):
-        sigma = maps.shape[axis] * smoothing
+        sigma = maps.shape[axis] * scale
         reach = math.ceil(3 * sigma)
         steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
         kernel = torch.exp(-steps.square() / (2 * sigma * sigma))

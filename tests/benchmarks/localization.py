@@ -1,13 +1,14 @@
 """Where masks look: pointing accuracy and IoU on boxes and masks that no training sees.
 
-    python -m tests.benchmarks.localization [FOLDER [SET ...]]
+    python -m tests.benchmarks.localization [FOLDER] [--only SET ...] [--seeds N]
         FOLDER, or DEVELOPMENT_DATA: where imagenette/, coco_things/, ... are; SET: scenes, imagenette (with
-        coco_things), neu_steel, magnetic_tile; without one, all of them
+        coco_things), neu_steel, magnetic_tile; without one, all of them. Figures are means over N seeds (2)
 
-On each set a plain network (CE) and DeNLL with the label-free localization (preset `confounded`) are trained on noisy
-labels for the same CPU time, small, at 64 px (scenes at 32). Measured are DeNLL's Gaussian, the map (border contrast,
-of either training), CAM of the labelled class (of the answer on coco_things, which has other classes and is seen by
-imagenette's networks), and the centre prior: a Gaussian in the middle of every picture.
+On each set three networks are trained on noisy labels for about the same CPU time, small, at 64 px (scenes at 32): CE,
+DeNLL with its defaults, which the service gives photographs, and DeNLL with the label-free localization (preset
+`confounded`), which it gives cluttered scenes. Measured are both Gaussians, the map (border contrast, of any training),
+CAM of the labelled class (of the answer on coco_things, which has other classes and is seen by imagenette's networks),
+and the centre prior: a Gaussian in the middle of every picture.
 
 Pointing: the share of pictures where the mask's peak lies on the object; by chance, the mean share that objects cover.
 IoU: of the mask above 0.5, and above the one threshold best for the whole set. Scenes are drawn: there the error of the
@@ -16,11 +17,11 @@ Gaussian's centre counts, in pixels. Without the folder only scenes are measured
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +40,40 @@ from tests.benchmarks._localization import sets
 from tests.benchmarks._localization.sets import Located
 
 EPOCHS = {"scenes": (14, 7), "imagenette": (4, 2), "neu_steel": (18, 8), "magnetic_tile": (24, 11)}  # CE, DeNLL
+PRESETS = {"CE": None, "DeNLL": "default", "DeNLL confounded": "confounded"}
 CENTRE_SIGMA = 0.35  # of the side: the centre prior's best on boxes
 THRESHOLDS = torch.linspace(0.05, 0.95, 19)
 CENTRE_TARGET = 0.25  # of the centre prior's error
 
 
-def trained(images: LabeledImages, method: str, epochs: int) -> Training:
-    """CE, or DeNLL with the label-free localization."""
-    spec = TrainingSpec(
-        method=method,
-        params=denll.ABOUT["presets"]["confounded"] if method == "denll" else {},
-        network="small",
-        image_size=int(images.images.shape[1]),
-        epochs=epochs,
-        batch_size=64,
-        learning_rate=0.05,
-        augmentation="flip",
-        validation_fraction=0.0,
-        precision="f32",
-    )
-    training = Training.build(spec, images, device="cpu", threads=1)
-    for _ in training:
-        pass
-    return training
+Trained = dict[str, Training]
+Masks = dict[str, dict[str, float]]
+
+
+def trained(name: str, images: LabeledImages, seed: int) -> Trained:
+    """The trainings of a set, and what they cost said on stderr."""
+    found = {}
+    for kind, preset in PRESETS.items():
+        spec = TrainingSpec(
+            method="ce" if preset is None else "denll",
+            params={} if preset is None else denll.ABOUT["presets"][preset],
+            network="small",
+            image_size=int(images.images.shape[1]),
+            epochs=EPOCHS[name][preset is not None],
+            batch_size=64,
+            learning_rate=0.05,
+            augmentation="flip",
+            validation_fraction=0.0,
+            precision="f32",
+            seed=seed,
+        )
+        training = found[kind] = Training.build(spec, images, device="cpu", threads=1)
+        started = time.process_time()
+        for _ in training:
+            pass
+        spent = time.process_time() - started
+        print(f"{name}: {kind}, seed {seed}, {training.epochs} epochs, {spent:.0f} CPU s", file=sys.stderr, flush=True)
+    return found
 
 
 def measured(maps: Tensor, objects: Tensor) -> dict[str, float]:
@@ -77,10 +89,10 @@ def measured(maps: Tensor, objects: Tensor) -> dict[str, float]:
         overlaps.append(float(((inside & objects).sum(dim=(1, 2)) / union).mean()))
     best = max(range(len(overlaps)), key=overlaps.__getitem__)
     return {
-        "pointing": round(float(pointing), 3),
-        "iou": round(overlaps[len(overlaps) // 2], 3),
-        "best_iou": round(overlaps[best], 3),
-        "best_threshold": round(float(THRESHOLDS[best]), 2),
+        "pointing": float(pointing),
+        "iou": overlaps[len(overlaps) // 2],
+        "best_iou": overlaps[best],
+        "best_threshold": float(THRESHOLDS[best]),
     }
 
 
@@ -90,19 +102,27 @@ def centred(count: int, side: int) -> Tensor:
     return localization.gaussian_mask(place, side, side)
 
 
-def compared(plain: Training, denll: Training, located: Located) -> dict[str, dict[str, float]]:
+def compared(trainings: Trained, located: Located) -> Masks:
     """Every kind of mask on the same pictures."""
     objects, side = located.objects, located.objects.shape[1]
     found = {"centre prior": measured(centred(len(objects), side), objects)}
-    for name, training in (("plain", plain), ("denll", denll)):
+    for name, training in trainings.items():
         viewer = Viewer(training.method, training.mean, training.std, training.device)
         images = viewer.images(located.pictures)
-        if name == "denll":
-            found["gaussian"] = measured(viewer.masks(images), objects)
+        if name != "CE":
+            found[f"Gaussian, {name}"] = measured(viewer.masks(images), objects)
         contrast = viewer.each(images, lambda shown, method=training.method: _map(method, shown))
-        found[f"map ({name})"] = measured(contrast, objects)
-        found[f"CAM ({name})"] = measured(_cams(viewer, images, located.labels), objects)
+        found[f"map, {name}"] = measured(contrast, objects)
+        found[f"CAM, {name}"] = measured(_cams(viewer, images, located.labels), objects)
     return found
+
+
+def mean(found: list[Masks]) -> Masks:
+    """Over seeds."""
+    return {
+        kind: {key: round(sum(each[kind][key] for each in found) / len(found), 3) for key in values}
+        for kind, values in found[0].items()
+    }
 
 
 def _map(method: Method, images: Tensor) -> Tensor:
@@ -148,22 +168,12 @@ def centre_errors(training: Training, located: Located) -> tuple[float, float]:
     return float(error), float(prior)
 
 
-def pair(name: str, images: LabeledImages) -> tuple[Training, Training]:
-    """Both trainings of a set, and what they cost said on stderr."""
-    both = []
-    for method, epochs in zip(("ce", "denll"), EPOCHS[name], strict=True):
-        started = time.process_time()
-        both.append(trained(images, method, epochs))
-        print(f"{name}: {method}, {epochs} epochs, {time.process_time() - started:.0f} CPU s", file=sys.stderr)
-    return both[0], both[1]
-
-
-def shown(name: str, located: Located, found: dict[str, dict[str, float]]) -> dict[str, Any]:
+def shown(name: str, located: Located, found: Masks) -> dict[str, Any]:
     """A table for people; its numbers, with chance, for the line."""
     chance = round(float(located.objects.float().mean()), 3)
     print(f"{name}: {len(located.objects)} pictures, chance {chance:.3f}")
     for kind, values in found.items():
-        print(f"  {kind:14} " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
+        print(f"  {kind:26} " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
     return {"pictures": len(located.objects), "chance": chance, "masks": found}
 
 
@@ -172,58 +182,72 @@ def line(identity: str, benchmark: str, measured: object, target: str, met: bool
     print(json.dumps(fields | more), flush=True)
 
 
-def on_scenes() -> None:
+def on_scenes(seeds: range) -> None:
     known = sets.drawn_scenes()
-    plain, denll = pair("scenes", known.trained)
-    error, prior = centre_errors(denll, known.located)
-    facts = shown("scenes", known.located, compared(plain, denll, known.located))
+    found, errors, priors = [], [], []
+    for seed in seeds:
+        trainings = trained("scenes", known.trained, seed)
+        found.append(compared(trainings, known.located))
+        error, prior = centre_errors(trainings["DeNLL confounded"], known.located)
+        errors.append(error)
+        priors.append(prior)
+    facts = shown("scenes", known.located, mean(found))
+    error, prior = sum(errors) / len(seeds), sum(priors) / len(seeds)
     line(
         "L1", "localization on scenes: centre error over the centre prior's", round(error / prior, 3),
-        f"<= {CENTRE_TARGET}", error <= CENTRE_TARGET * prior,
+        f"<= {CENTRE_TARGET}", error <= CENTRE_TARGET * prior, seeds=len(seeds),
         error_px=round(error, 2), centre_prior_px=round(prior, 2), **facts,
     )  # fmt: skip
 
 
-def on_photographs(folder: Path, chosen: Collection[str]) -> None:
-    """The sets of the development data that are trained on, and coco_things."""
-    for identity, name, of in (
-        ("L2", "imagenette", sets.imagenette),
-        ("L3", "neu_steel", sets.neu_steel),
-        ("L4", "magnetic_tile", sets.magnetic_tile),
-    ):
-        if name not in chosen:
-            continue
-        known = of(folder / name)
-        plain, denll = pair(name, known.trained)
-        told(identity, name, known.located, plain, denll)
-        if name == "imagenette":
-            told("L5", "coco_things", sets.coco_things(folder / "coco_things"), plain, denll)
+def on_photographs(name: str, folder: Path, seeds: range) -> None:
+    """One of the sets that are trained on; with imagenette's networks, coco_things too."""
+    known = PHOTOGRAPHS[name](folder / name)
+    looked_at = {name: known.located}
+    if name == "imagenette":
+        looked_at["coco_things"] = sets.coco_things(folder / "coco_things")
+    found: dict[str, list[Masks]] = {of: [] for of in looked_at}
+    for seed in seeds:
+        trainings = trained(name, known.trained, seed)
+        for of, located in looked_at.items():
+            found[of].append(compared(trainings, located))
+    for of, located in looked_at.items():
+        told(of, located, mean(found[of]), seeds)
 
 
-def told(identity: str, name: str, located: Located, plain: Training, denll: Training) -> None:
-    """The pointing of the map that DeNLL's own networks give, against chance and the centre prior."""
-    facts = shown(name, located, compared(plain, denll, located))
-    masks, chance = facts["masks"], facts["chance"]
-    floor = max(chance, masks["centre prior"]["pointing"])
-    best = max(masks[kind]["pointing"] for kind in ("gaussian", "map (denll)"))
+def told(name: str, located: Located, found: Masks, seeds: range) -> None:
+    """The pointing of the masks that the service offers with DeNLL's defaults, against chance and the centre prior."""
+    facts = shown(name, located, found)
+    floor = max(facts["chance"], found["centre prior"]["pointing"])
+    best = max(found[kind]["pointing"] for kind in ("Gaussian, DeNLL", "map, DeNLL"))
     line(
-        identity, f"localization on {name}: pointing of DeNLL's better mask", best,
-        f"> {floor}, chance and the centre prior", best > floor, **facts,
+        IDENTITIES[name], f"localization on {name}: pointing of DeNLL's better mask", best,
+        f"> {floor}, chance and the centre prior", best > floor, seeds=len(seeds), **facts,
     )  # fmt: skip
 
 
+PHOTOGRAPHS = {"imagenette": sets.imagenette, "neu_steel": sets.neu_steel, "magnetic_tile": sets.magnetic_tile}
+IDENTITIES = {"imagenette": "L2", "neu_steel": "L3", "magnetic_tile": "L4", "coco_things": "L5"}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Pointing accuracy and IoU of masks.")
+    parser.add_argument("folder", type=Path, nargs="?", default=os.environ.get("DEVELOPMENT_DATA"))
+    parser.add_argument("--only", nargs="+", choices=EPOCHS, default=list(EPOCHS))
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = sys.argv[2:] or list(EPOCHS)
-    if "scenes" in chosen:
-        on_scenes()
-    given = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("DEVELOPMENT_DATA")
-    if given is None or not (Path(given) / "imagenette").is_dir():
+    seeds = range(options.seeds)
+    if "scenes" in options.only:
+        on_scenes(seeds)
+    if options.folder is None or not (Path(options.folder) / "imagenette").is_dir():
         why = "no development data: name their folder, or set DEVELOPMENT_DATA"
-        for identity in ("L2", "L3", "L4", "L5"):
-            line(identity, "localization on photographs", None, "> chance and the centre prior", None, why=why)
+        for name, identity in IDENTITIES.items():
+            line(identity, f"localization on {name}", None, "> chance and the centre prior", None, why=why)
         return
-    on_photographs(Path(given), chosen)
+    for name in PHOTOGRAPHS:
+        if name in options.only:
+            on_photographs(name, Path(options.folder), seeds)
 
 
 if __name__ == "__main__":
