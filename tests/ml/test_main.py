@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from ml import __main__ as command
-from ml import bundle, commands, methods, scenes
+from ml import bundle, commands, methods, networks, scenes
 from ml.commands import train
 from tests.ml.conftest import halves
 
@@ -45,7 +46,9 @@ def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsy
     assert "epoch 2/2 train: loss" in printed.err
     assert bundle.verify(out / commands.BUNDLE).classes == tuple("abcd")
     with (out / commands.ISSUES).open(newline="") as file:
-        assert sorted(int(row["index"]) for row in csv.DictReader(file)) == list(range(48))
+        listed = list(csv.DictReader(file))
+    assert sorted(int(row["index"]) for row in listed) == list(range(48))
+    assert all((pictures / row["path"]).is_file() for row in listed)
 
     assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
     assert "resumed at epoch 2" in capsys.readouterr().err
@@ -68,6 +71,7 @@ def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.Ca
         ("train empty --spec text", "text is no JSON"),
         ("train empty --spec list", "list holds no settings"),
         ("train empty --epochs 0 --learning-rate x", "epochs: "),
+        ("study table1 --table --out nowhere", "no results in nowhere"),
         ("measure empty", "empty holds no finished training"),
         ("figures empty empty", "empty holds no training"),
         ("convert nowhere out.zip", "nowhere does not exist"),
@@ -118,6 +122,25 @@ def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: P
 
     assert chosen() == methods.load("denll").ABOUT["presets"]["confounded"]
     assert chosen("--params={}") == {}
+
+
+@pytest.mark.parametrize("option", ["--params", "--noise"])
+def test_an_option_that_is_no_json_says_so(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["train", "anywhere", option, "{a}"])
+    assert f"argument {option}: not JSON" in capsys.readouterr().err
+
+
+def test_figures_of_a_training_that_began_with_weights_find_them(pictures: Path, tmp_path: Path) -> None:
+    out, weights = tmp_path / "out", tmp_path / "weights"
+    weights.mkdir()
+    network = networks.build("small", 4, 16)
+    safetensors.torch.save_file(network.state_dict(), weights / "small.safetensors")
+    assert command.main([*arguments(pictures, out, epochs=1, pretrained="true"), f"--weights={weights}"]) == 0
+
+    assert command.main(["figures", str(out), str(pictures)]) == 1
+    assert command.main(["figures", str(out), str(pictures), f"--weights={weights}"]) == 0
+    assert (out / "figures" / "figures.json").is_file()
 
 
 def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:

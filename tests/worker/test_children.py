@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -13,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.datasets import ingestion
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.jobs import attempt
 from ml import checkpoint
-from tests.worker.house import House, opened, pictures
+from ml.data import LabeledImages
+from ml.events import Step
+from ml.spec import TrainingSpec
+from ml.training import Training
+from tests.worker.house import SIDE, House, opened, pictures
 from worker import leash
-from worker.children import artifacts, ingest, job, publish
+from worker.children import artifacts, ingest, job, publish, train
 from worker.children.desk import Assignment, Desk, Interrupted
 from worker.leash import Leash
 
@@ -329,3 +335,21 @@ def test_a_job_gets_the_first_of_its_hosts_devices(
     desk = Desk(settings, house.engine, uuid.uuid4(), 1, tie)
 
     assert Assignment(settings, house.files, house.engine, desk, tie, wanted, 1).devices == given
+
+
+def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_shown() -> None:
+    """As an epoch's own figure does; ELR+ repeats images to fill the batches of its two networks."""
+    spec = TrainingSpec(method="elr_plus", network="small", image_size=SIDE, batch_size=32, epochs=1, precision="f32",
+                        validation_fraction=0.0)  # fmt: skip
+    pixels = torch.randint(0, 256, (40, SIDE, SIDE, 3), dtype=torch.uint8)
+    images = LabeledImages(pixels, torch.arange(40) % 2, ("circle", "stripe"))
+    training = Training.build(spec, images, device="cpu", threads=1)
+    pace, began = train.Pace(training), time.monotonic()
+    steps = [event for event in training if isinstance(event, Step)]
+    for event in steps:
+        pace.step(event)
+    spent = time.monotonic() - began
+    told = pace.progress(steps[-1])
+
+    assert len(steps) * spec.batch_size > len(images)
+    assert told["images_per_second"] == pytest.approx(len(images) / spent, rel=0.05)
