@@ -1,6 +1,6 @@
 """Measuring: accuracies, calibration, and how well a ranking of labels finds the wrong ones.
 
-The only module of `ml` that takes clean labels. It trains nothing and knows no method.
+What compares with clean labels compares here. It trains nothing and knows no method.
 
 Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
 """

@@ -61,7 +61,6 @@ class LabelLog:
         """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
         self.ranking = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        # torch's own one_hot asks whether the labels are in range, and waits for the answer
         given = (self._labels[rows][:, None] == torch.arange(self._classes, device=logits.device)).float()
         judged = logits - STANDARD * self._standards
         margins = (given * judged).sum(dim=1) - judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)

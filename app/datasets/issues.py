@@ -66,7 +66,7 @@ class Gaussian(BaseModel):
 
 
 class Place(BaseModel):
-    """Where the network looks, in pixels of the original picture."""
+    """Where the localization module points, in pixels of the original picture."""
 
     space: str
     gaussian: Gaussian

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """int64 (B,) -> f32 (B, C). torch's own asks whether the labels are in range, and waits for the answer."""
+    """int64 (B,) -> f32 (B, C). torch's own makes int64 and checks the range of labels first."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 

@@ -8,7 +8,7 @@ import { show } from "./problems.js";
 
 const MAIN = [
   ["test_accuracy.last", "Test accuracy, last epoch"],
-  ["test_accuracy.best_test", "Test accuracy, at its peak"],
+  ["test_accuracy.best_noisy_val", "Test accuracy, at the best noisy-validation epoch"],
   ["clean_validation_accuracy", "Accuracy on held-out images, true labels"],
   ["noisy_validation_accuracy", "Noisy validation accuracy"],
   ["test_calibration_error", "Calibration error"],

@@ -48,7 +48,7 @@ function facts({ image, mask }, { model, timing_seconds: timing }) {
   const g = mask?.gaussian;
   return h("dl", { class: "facts" },
     image && [h("dt", {}, "Picture"), h("dd", {}, `${number(image.width)} × ${number(image.height)} px`)],
-    g && [h("dt", {}, "Looks at"), h("dd", {}, `${number(g.cx, 0)}, ${number(g.cy, 0)} · σ ${number(g.sigma_x, 1)} × ${number(g.sigma_y, 1)} px`)],
+    g && [h("dt", {}, "Points at"), h("dd", {}, `${number(g.cx, 0)}, ${number(g.cy, 0)} · σ ${number(g.sigma_x, 1)} × ${number(g.sigma_y, 1)} px`)],
     !g && [h("dt", {}, "Mask"), h("dd", {}, mask ? "a map of what stands out: this method has no localization module" : "this model has none")],
     model && [h("dt", {}, "Model"), h("dd", {}, [model.method, model.alias].filter(Boolean).join(" · "))],
     timing && [h("dt", {}, "Time"), h("dd", {}, duration(Object.values(timing).reduce((sum, each) => sum + each, 0)))]);
