@@ -33,6 +33,7 @@ CLASSES, SCENES = Plates.classes, Grounds.names  # of the drawn ones; the scene 
 ALIKE, VARIED = (15 / 32, 18 / 32), (0.25, 0.7)  # sizes of an object, as shares of the picture's side
 OFF_CENTRE = (4 / 32, 7 / 32)  # distance of its centre from the picture's
 SMALLEST_SIDE = 16  # pixels
+HELD_OUT = 0.25  # of the photographs: shown in the test alone
 TEST_SEED = 1_000_003  # further than training and test seeds are apart by choice
 
 
@@ -202,7 +203,7 @@ def write_archive(
     sizes: tuple[float, float] = ALIKE,
     objects: Objects | None = None,
     places: Places | None = None,
-    held_out: float = 0.25,
+    held_out: float = HELD_OUT,
 ) -> tuple[Pictures, Pictures]:
     """A zip to upload: PNG images, train.csv (file, label, clean), test.csv (file, label, clean; all true).
 
@@ -243,6 +244,13 @@ def box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     if not len(rows):
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def middles(masks: NDArray[np.bool_]) -> Floats:
+    """x, y (N, 2) of the mean of each mask's pixels (N, S, S); NaN of an empty one."""
+    cells, area = np.arange(masks.shape[1]), masks.sum(axis=(1, 2)).astype(np.float64)
+    area[area == 0] = np.nan
+    return np.stack([masks.sum(axis=axis) @ cells / area for axis in (1, 2)], axis=1)
 
 
 def _table(rows: list[Iterable[object]]) -> str:

@@ -91,25 +91,27 @@ def _tasks(laid_out: Plan, out: Path, given: Mapping[str, Path]) -> list[Task]:
 
     made = []
     for run in laid_out.runs():
-        path = sources.location(run.data, run.source, laid_out.folder, given)
-        made.append(results.task(run, path, sources.fingerprint(path, run.source.drawn), out))
+        at = sources.location(run.data, run.source, laid_out.folder, given)
+        made.append(results.task(run, at, sources.fingerprint(at, run.source.drawn), out))
     return made
 
 
 def _found(laid_out: Plan, out: Path, given: Mapping[str, Path], *, needed: bool) -> list[dict[str, Any]]:
-    """The results of the plan's runs and data. Unless `needed`, a data set may lie where nobody said."""
+    """The results of the plan's runs and data. Unless `needed`, a folder may lie where nobody said; the photographs of
+    scenes may not: what is drawn with them differs from cell to cell, so results alone do not say whether they are the
+    same."""
     from ml.study import results, sources
 
     wanted: dict[str, str | None] = {}
     for run in laid_out.runs():
         try:
-            path = sources.location(run.data, run.source, laid_out.folder, given)
+            at = sources.location(run.data, run.source, laid_out.folder, given)
         except errors.UnusableData:
-            if needed or run.data in given:
+            if needed or run.data in given or run.source.source == "scenes":
                 raise
             wanted[run.key] = None
         else:
-            wanted[run.key] = sources.fingerprint(path, run.source.drawn)
+            wanted[run.key] = sources.fingerprint(at, run.source.drawn)
     kept, others = results.chosen(results.read(out), wanted)
     if others:
         print(f"left out: {others} results of other data", file=sys.stderr)

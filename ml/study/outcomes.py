@@ -59,6 +59,10 @@ def _beside(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: result["beside"].get(name, {}).get(head, {}).get("accuracy")
 
 
+def _of_place(name: str) -> Callable[[Result, str], float | None]:
+    return lambda result, head: (result.get("located") or {}).get(name)
+
+
 def _spent(result: Result) -> float:
     """What other work on the machine changes least: CPU seconds, where the CPU does the work."""
     seconds: float = result["seconds"]["cpu" if result["facts"]["device"] == "cpu" else "wall"]
@@ -80,6 +84,10 @@ MEASURES = (
         "ranking_ap", "ranking of wrong labels, average precision, %", PERCENT, 1, _of_ranking("average_precision")
     ),
     Measure("ranking_auroc", "ranking of wrong labels, AUROC, %", PERCENT, 1, _of_ranking("auroc")),
+    Measure("mask_error", "distance of the mask's centre from the object's, pixels", 1.0, 1, _of_place("mask")),
+    Measure(
+        "picture_error", "distance of the picture's centre from the object's, pixels", 1.0, 1, _of_place("picture")
+    ),
     Measure("seconds", "seconds of training: of CPU, or on a GPU of time", 1.0, 0, lambda result, head: _spent(result)),
 )
 

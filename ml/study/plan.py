@@ -32,6 +32,12 @@ class DataSet(_Strict):
 
     source: Literal["folder", "scenes"] = Field(default="folder", description="A folder or zip, or drawn pictures.")
     path: str | None = Field(default=None, description="Seen from the study file; --data NAME=PATH goes before it.")
+    objects: str | None = Field(
+        default=None, description="Of scenes: the NAME under which --data gives cut-outs to show; without it, drawings."
+    )
+    places: str | None = Field(
+        default=None, description="Of scenes: the NAME under which --data gives photographs to show behind the objects."
+    )
     label_column: str | tuple[str, ...] | None = Field(
         default=None, description="The column to learn from; of several the first that the set has."
     )

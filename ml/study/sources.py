@@ -1,4 +1,5 @@
-"""The pictures of a run: a user's folder or zip, a data set of the service, or drawn scenes; and which of them it sees.
+"""The pictures of a run: a user's folder or zip, a data set of the service, or scenes, drawn or put together from
+photographs; and which of them it sees.
 
 Pictures are read once in a process and kept. Everything drawn is drawn by the run's seed.
 
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +23,21 @@ from ml import data, durable, errors, folders, layouts, scenes
 from ml.data import UNKNOWN, LabeledImages, Truth
 from ml.images import Resize
 from ml.layouts.source import zipped
+from ml.scenery.drawn import Grounds, Plates
+from ml.scenery.photographs import CutOuts, Places
 from ml.spec import TrainingSpec, seed_for
 from ml.study.plan import DataSet, Run
 
 READY = "index.sqlite"  # what a data set that the service has made ready holds
 PROBE = 12  # scenes drawn to tell one generator from another
+
+
+class Whereabouts(NamedTuple):
+    """Where a run's pictures lie, or the photographs of which its scenes are made; nowhere, where all is drawn."""
+
+    folder: Path | None = None
+    objects: Path | None = None
+    places: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,51 +47,69 @@ class Material:
     images: LabeledImages
     truth: Truth
     beside: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # more test sets: images and labels
+    middles: Tensor | None = None  # of the objects in the test images: x, y (T, 2) in pixels, NaN where none shows
 
 
-def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> Path | None:
-    """Where a data set lies; None for drawn ones. UnusableData if nobody said, or nothing is there."""
+def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> Whereabouts:
+    """Where the pictures of the data set `name` lie; UnusableData if nobody said, or nothing is there."""
     if source.source == "scenes":
-        return None
-    if name not in given and source.path is None:
+        kinds = {"objects": source.objects, "places": source.places}
+        return Whereabouts(**{kind: _there(of, given.get(of)) for kind, of in kinds.items() if of is not None})
+    own = None if source.path is None else folder / source.path
+    return Whereabouts(folder=_there(name, given.get(name, own)))
+
+
+def _there(name: str, path: Path | None) -> Path:
+    if path is None:
         raise errors.UnusableData(f"where is the data set {name!r}?", hint=f"--data {name}=PATH", code="no_data")
-    path = given[name] if name in given else folder / str(source.path)
     if not path.exists():
         raise errors.UnusableData(f"data set {name!r}: {path} does not exist", code="no_data")
     return path
 
 
 @functools.cache
-def fingerprint(path: Path | None, draw: str = "{}") -> str:
-    """What tells one data set from another without decoding it: names, sizes and labels; of scenes, what is drawn."""
+def fingerprint(at: Whereabouts, draw: str = "{}") -> str:
+    """What tells one data set from another without decoding it: names, sizes and labels; of scenes, what is drawn.
+
+    Photographs that scenes are made of are told by their bytes: they are few.
+    """
     digest = hashlib.sha256()
-    if path is None:
-        few = scenes.draw(PROBE, seed=0, **json.loads(draw))
+    if at.folder is None:
+        for photographs in filter(None, (at.objects, at.places)):
+            for file in _files(photographs):
+                held = durable.fingerprint(file).sha256
+                digest.update(repr((file.relative_to(photographs).as_posix(), held)).encode())
+        objects, places = _stage(at)
+        few = scenes.draw(PROBE, seed=0, objects=objects, places=places, **json.loads(draw))
         for each in (few.images, few.clean, few.given):
             digest.update(each.tobytes())
-    elif (path / READY).is_file():
-        digest.update(repr(data.facts(path)["digest"]).encode())
-    elif path.is_dir():
-        for file in sorted(each for each in path.rglob("*") if each.is_file()):
-            digest.update(repr((file.relative_to(path).as_posix(), file.stat().st_size)).encode())
+    elif (at.folder / READY).is_file():
+        digest.update(repr(data.facts(at.folder)["digest"]).encode())
+    elif at.folder.is_dir():
+        for file in _files(at.folder):
+            digest.update(repr((file.relative_to(at.folder).as_posix(), file.stat().st_size)).encode())
             if file.name in layouts.LABEL_FILES:  # other labels in them take as many bytes
                 digest.update(durable.fingerprint(file).sha256.encode())
-        for table in sorted(path.glob("*.csv")):
+        for table in sorted(at.folder.glob("*.csv")):
             digest.update(table.read_bytes())
     else:
-        with zipped(path) as archive:
+        with zipped(at.folder) as archive:
             for entry in archive.infolist():
                 digest.update(repr((entry.filename, entry.file_size, entry.CRC)).encode())
     return digest.hexdigest()
 
 
-def load(run: Run, path: Path | None) -> Material:
+def _files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.rglob("*") if each.is_file())
+
+
+def load(run: Run, at: Whereabouts) -> Material:
     """The pictures of a run."""
-    if path is None:
-        return _scenes(run)
+    if at.folder is None:
+        return _scenes(run, at)
     spec, source = run.spec, run.source
     wanted = (source.label_column,) if isinstance(source.label_column, str) else source.label_column or (None,)
-    images, truth = _read(path, spec.image_size, spec.resize, tuple(wanted))
+    images, truth = _read(at.folder, spec.image_size, spec.resize, tuple(wanted))
     if truth.test_images is None and source.test_share > 0:
         images, truth = _with_test(images, truth, source.test_share, spec.seed)
     return _limited(images, truth, source, spec)
@@ -100,20 +130,30 @@ def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None
     raise AssertionError("the last column is read, or raises")
 
 
-def _scenes(run: Run) -> Material:
+@functools.lru_cache(maxsize=4)
+def _stage(at: Whereabouts) -> tuple[scenes.Objects, scenes.Places]:
+    """What scenes are made of; drawn, where no photographs are given."""
+    objects: scenes.Objects = Plates() if at.objects is None else CutOuts.read(at.objects)
+    places: scenes.Places = Grounds() if at.places is None else Places.read(at.places)
+    return objects, places
+
+
+def _scenes(run: Run, at: Whereabouts) -> Material:
     source, side, seed = run.source, run.spec.image_size, run.spec.seed
     settings = source.draw
     plain = {name: value for name, value in settings.items() if name not in ("noise", "noise_rate", "own_scene")}
-    train = scenes.draw(source.train or 1500, seed=seed_for(seed, "scenes"), image_size=side, **settings)
-    count, of_test = source.test or 600, seed_for(seed, "scenes to test on")
-    test = scenes.draw(count, seed=of_test, image_size=side, **plain)
-    beside = {}
+    objects, places = _stage(at)
+    (seen, unseen), (around, beyond) = objects.parted(scenes.HELD_OUT), places.parted(scenes.HELD_OUT)
+    of_train, of_test = seed_for(seed, "scenes"), seed_for(seed, "scenes to test on")
+    train = scenes.draw(source.train or 1500, seed=of_train, image_size=side, objects=seen, places=around, **settings)
+    tested = functools.partial(scenes.draw, source.test or 600, image_size=side, objects=unseen, places=beyond, **plain)
+    test, beside = tested(seed=of_test), {}
     if source.swapped:
-        swapped = scenes.draw(count, seed=of_test + 1, image_size=side, swapped=True, **plain)
+        swapped = tested(seed=of_test + 1, swapped=True)
         beside["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
-    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), tuple(scenes.CLASSES))
+    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), seen.classes)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
-    return Material(images, truth, beside)
+    return Material(images, truth, beside, torch.from_numpy(scenes.middles(test.masks)))
 
 
 def _with_test(images: LabeledImages, truth: Truth, share: float, seed: int) -> tuple[LabeledImages, Truth]:

@@ -34,10 +34,10 @@ class Place:
     captured: bool = False  # CUDA graphs
 
 
-def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
+def perform(run: Run, at: sources.Whereabouts, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
     """Train and measure; `said` hears of every epoch. The result is strict JSON."""
     _warm_up()
-    material = sources.load(run, path)
+    material = sources.load(run, at)
     training = Training.build(
         run.spec,
         material.images,
@@ -55,6 +55,7 @@ def perform(run: Run, path: Path | None, place: Place, said: Callable[[EpochRepo
         "seconds": seconds,
         "heads": _heads(training.history),
         "beside": {name: _beside(training, *pictures) for name, pictures in material.beside.items()},
+        "located": _located(training, material),
         "wrong_labels": None if clean is None else _wrong_labels(training, clean),
         "ranking": None if clean is None else _ranking(training, clean),
         "epochs": [report.to_json() for report in training.history],
@@ -118,12 +119,34 @@ def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None
 
 def _beside(training: Training, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """The scores of every head on another test set, after the last epoch."""
-    pixels = loader.Pixels(images, training.mean, training.std, device=training.device)
-    part = measure.Part(pixels, torch.arange(len(labels)), labels)
-    training.method.eval()
+    part = _part(training, images, labels)
     with torch.no_grad():
         found = measure.scores((training.method.heads(shown), known) for _, shown, known in part)
     return {name: score._asdict() for name, score in found.items()}
+
+
+def _located(training: Training, material: sources.Material) -> dict[str, float] | None:
+    """Mean distance, in pixels, of the objects' middles in the test images from the picture's own, and from where the
+    method sees them, if it has a mask; None where nobody knows them."""
+    images, middles = material.truth.test_images, material.middles
+    if images is None or middles is None:
+        return None
+    told = {"picture": _distance(middles, torch.full_like(middles, (images.shape[1] - 1) / 2))}
+    with torch.no_grad():
+        found = [training.method.locate(shown) for _, shown, _ in _part(training, images, middles)]
+    places = [each[:, :2].cpu() for each in found if each is not None]
+    return told | ({"mask": _distance(middles, torch.cat(places))} if places else {})
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).square().sum(dim=1).sqrt().nanmean())
+
+
+def _part(training: Training, images: Tensor, known: Tensor) -> measure.Part:
+    """Images of another set (T, S, S, 3) and what is known of each, for a method that learns no more."""
+    training.method.eval()
+    pixels = loader.Pixels(images, training.mean, training.std, device=training.device)
+    return measure.Part(pixels, torch.arange(len(images)), known)
 
 
 def _wrong_labels(training: Training, clean: Tensor) -> dict[str, dict[str, float]]:

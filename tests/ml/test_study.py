@@ -18,6 +18,7 @@ from PIL import Image
 from ml import __main__ as command
 from ml import errors
 from ml.study import outcomes, plan, results, sources
+from ml.study.sources import Whereabouts as At
 from tests.ml.conftest import halves
 
 HEAD = """
@@ -62,7 +63,7 @@ method = "ce"
 params = { networks = 2 }
 head = "g2"
 """
-MEASURED = ("epochs", "heads", "beside", "wrong_labels", "ranking", "facts")
+MEASURED = ("epochs", "heads", "beside", "located", "wrong_labels", "ranking", "facts")
 
 
 @pytest.fixture
@@ -235,8 +236,8 @@ def limited(column: str | tuple[str, ...], seed: int, **limits: Any) -> plan.Run
 
 
 def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folder: Path) -> None:
-    clean, given = (sources.load(limited(c, 1, train_per_class=4, test=7), folder) for c in ("clean", "given"))
-    other = sources.load(limited("clean", 2, train_per_class=4, test=7), folder)
+    clean, given = (sources.load(limited(c, 1, train_per_class=4, test=7), At(folder)) for c in ("clean", "given"))
+    other = sources.load(limited("clean", 2, train_per_class=4, test=7), At(folder))
 
     assert clean.images.labels.bincount().tolist() == [4, 4, 4, 4]
     assert torch.equal(clean.images.images, given.images.images)
@@ -246,28 +247,28 @@ def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folde
     assert not torch.equal(clean.images.images, other.images.images)
     assert clean.truth.test_labels is not None
     assert len(clean.truth.test_labels) == 7
-    assert len(sources.load(limited("clean", 1, train=11), folder).images) == 11
+    assert len(sources.load(limited("clean", 1, train=11), At(folder)).images) == 11
 
 
 def test_of_several_label_columns_the_first_that_is_there_is_learned(folder: Path) -> None:
-    found, wanted = (sources.load(limited(columns, 1), folder) for columns in (("missing", "given"), "given"))
+    found, wanted = (sources.load(limited(columns, 1), At(folder)) for columns in (("missing", "given"), "given"))
     assert torch.equal(found.images.labels, wanted.images.labels)
     with pytest.raises(errors.UnusableData, match="missing"):
-        sources.load(limited(("nowhere", "missing"), 1), folder)
+        sources.load(limited(("nowhere", "missing"), 1), At(folder))
 
 
 def test_a_set_without_test_images_sets_some_aside(folder: Path) -> None:
     (folder / "test.csv").unlink()
-    found = sources.load(limited("given", 1, test_share=0.25), folder)
+    found = sources.load(limited("given", 1, test_share=0.25), At(folder))
     assert found.truth.test_labels is not None
     assert (len(found.images), len(found.truth.test_labels)) == (30, 10)
 
 
 def test_other_pictures_under_the_same_name_are_another_run(folder: Path) -> None:
-    before = sources.fingerprint(folder)
+    before = sources.fingerprint(At(folder))
     sources.fingerprint.cache_clear()
     (folder / "train.csv").write_text((folder / "train.csv").read_text().replace(",a,", ",b,", 1))
-    assert sources.fingerprint(folder) != before
+    assert sources.fingerprint(At(folder)) != before
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_other_labels_of_the_same_size_are_another_set_and_other_pixels_are_not_
     def shown(file: str, held: bytes) -> str:
         (folder / file).write_bytes(held)
         sources.fingerprint.cache_clear()
-        return sources.fingerprint(folder)
+        return sources.fingerprint(At(folder))
 
     assert shown("train/more.png", b"one") == shown("train/more.png", b"two")
     assert shown(name, b"one") != shown(name, b"two")
@@ -311,13 +312,13 @@ def test_results_of_other_data_never_stand_in_one_table(
     file.write_text(file.read_text() + '[[rows]]\nlabel = "CE"\nmethod = "ce"\n')
     out.mkdir()
     one, two = laid_out(file).runs()
-    finished(results.task(one, folder, "0123456789abcdef", out), 0.25)
-    finished(results.task(two, folder, "0123456789abcdef", out), 0.25)
+    finished(results.task(one, At(folder), "0123456789abcdef", out), 0.25)
+    finished(results.task(two, At(folder), "0123456789abcdef", out), 0.25)
     tabulate = ["study", str(file), "--out", str(out), "--table"]
 
     assert command.main(tabulate) == 0
     assert "| CE | 25.0 ± 0.0 |" in capsys.readouterr().out, "of one set, wherever it lies"
-    finished(results.task(one, folder, sources.fingerprint(folder), out), 0.75)
+    finished(results.task(one, At(folder), sources.fingerprint(At(folder)), out), 0.75)
     assert command.main([*tabulate, "--data", f"set={folder}"]) == 0
     shown = capsys.readouterr()
     assert "| CE | 75.0 [1] |" in shown.out
@@ -326,18 +327,85 @@ def test_results_of_other_data_never_stand_in_one_table(
     told = capsys.readouterr().err
     assert "2 different data sets called 'set'" in told
     assert "2 of 0123456789ab" in told
-    assert f"1 of {sources.fingerprint(folder)[:12]}" in told
+    assert f"1 of {sources.fingerprint(At(folder))[:12]}" in told
 
 
 def test_results_of_scenes_drawn_otherwise_are_not_shown(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *_ = laid_out(study, "row=CE").runs()
-    finished(results.task(first, None, "of another generator", tmp_path), 0.25)
+    finished(results.task(first, At(), "of another generator", tmp_path), 0.25)
     assert command.main(["study", str(study), "--out", str(tmp_path), "--table", "--only", "row=CE"]) == 0
     shown = capsys.readouterr()
     assert "| CE | – " in shown.out
     assert "1 results of other data" in shown.err
+
+
+@pytest.fixture
+def photographed(tmp_path: Path) -> Path:
+    """A study of scenes made of photographs, one row with a mask; the photographs lie in `things` and `grounds`."""
+    for folder, shade in (("things", 60), ("grounds", 160)):
+        for family in range(2):
+            (tmp_path / folder / f"kind {family}").mkdir(parents=True)
+            for number in range(4):
+                colour = (shade + 10 * family, shade, number)
+                Image.new("RGB", (24, 24), colour).save(tmp_path / folder / f"kind {family}" / f"{number}.png")
+    path = tmp_path / "study.toml"
+    head = HEAD.replace('source = "scenes"', 'source = "scenes"\nobjects = "things"\nplaces = "grounds"')
+    path.write_text(head.replace("[1, 2]", "[1]") + '[[rows]]\nlabel = "DeNLL"\nmethod = "denll"\n')
+    return path
+
+
+def test_scenes_of_photographs_need_them_and_tell_where_the_mask_is(
+    photographed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {name: tmp_path / name for name in ("things", "grounds")}
+    called = ["study", str(photographed), "--out", str(tmp_path / "out"), "--data", f"things={given['things']}"]
+    assert command.main(called) == 1
+    assert "--data grounds=PATH" in capsys.readouterr().err
+    assert command.main([*called, "--data", f"grounds={given['grounds']}"]) == 0
+    assert "Distance of the mask's centre" in capsys.readouterr().out
+
+    told = {each["spec"]["method"]: each for each in results.read(tmp_path / "out")}
+    whole = laid_out(photographed)
+    at = sources.location("scenes", whole.runs()[0].source, tmp_path, given)
+    material = sources.load(whole.runs()[0], at)
+    assert material.images.classes == ("kind 0", "kind 1")
+    assert {each["fingerprint"] for each in told.values()} == {sources.fingerprint(at, whole.runs()[0].source.drawn)}
+    assert material.middles is not None
+    guess = (material.middles - 7.5).square().sum(dim=1).sqrt().mean()
+    assert told["ce"]["located"] == {"picture": pytest.approx(float(guess))}
+    assert told["denll"]["located"].keys() == {"picture", "mask"}
+    assert 0 < told["denll"]["located"]["mask"] < 16
+
+
+def test_a_test_of_scenes_shows_other_photographs_than_the_training(photographed: Path, tmp_path: Path) -> None:
+    [run, _] = laid_out(photographed).runs()
+    material = sources.load(run, At(objects=tmp_path / "things", places=tmp_path / "grounds"))
+    assert material.truth.test_images is not None
+    shades = [set(images[..., 2].flatten().tolist()) for images in (material.images.images, material.truth.test_images)]
+    assert shades == [{0, 1, 2}, {3}], "the last of four pictures is kept for the test"
+
+
+@pytest.mark.parametrize("folder", ["things", "grounds"])
+def test_scenes_of_other_photographs_never_stand_in_one_table(
+    photographed: Path, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [run, _] = laid_out(photographed).runs()
+    at = At(objects=tmp_path / "things", places=tmp_path / "grounds")
+    before = sources.fingerprint(at, run.source.drawn)
+    finished(results.task(run, at, before, tmp_path), 0.25)
+    Image.new("RGB", (24, 24), (1, 1, 1)).save(tmp_path / folder / "kind 1" / "3.png")  # shown in the test alone
+    sources.fingerprint.cache_clear()
+    assert sources.fingerprint(at, run.source.drawn) != before
+
+    tabulate = ["study", str(photographed), "--out", str(tmp_path), "--table"]
+    assert command.main(tabulate) == 1
+    assert "--data things=PATH" in capsys.readouterr().err, "a table of scenes is of photographs at hand"
+    assert command.main([*tabulate, *(f"--data={name}={tmp_path / name}" for name in ("things", "grounds"))]) == 0
+    shown = capsys.readouterr()
+    assert "1 results of other data" in shown.err
+    assert "25.0" not in shown.out
 
 
 def test_a_damaged_result_is_named(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
