@@ -218,3 +218,11 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
         scenes.write_archive(tmp_path / name, train=6, test=6, seed=1)
 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+def test_the_middle_of_a_mask_is_that_of_its_pixels_and_an_empty_one_has_none() -> None:
+    masks = np.zeros((3, 8, 8), np.bool_)
+    masks[0, 2:5, 1] = True  # rows 2 to 4 of column 1
+    masks[1] = True
+    assert scenes.middles(masks)[:2].tolist() == [[1.0, 3.0], [3.5, 3.5]]
+    assert np.isnan(scenes.middles(masks)[2]).all()

@@ -53,9 +53,7 @@ def test_denll_does_not_and_finds_the_object() -> None:
     training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
     said, located = answers(training, swapped.images)
     assert located is not None
-    grid = np.arange(SIDE)
-    area = swapped.masks.sum(axis=(1, 2))
-    centres = np.stack([(swapped.masks.sum(axis=axis) * grid).sum(axis=1) / area for axis in (1, 2)], axis=1)
+    centres = scenes.middles(swapped.masks)
     error = np.hypot(*(located - centres).T).mean()
     assert (said == swapped.clean).mean() > CHANCE + 0.1
     assert (said == swapped.scenes).mean() < 0.3
