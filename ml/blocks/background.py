@@ -27,10 +27,16 @@ def complement(images: Tensor, mask: Tensor) -> Split:
     return Split(mask * images, images - mask * images)
 
 
-def median(images: Tensor, mask: Tensor) -> Split:
-    """Eq. 5 to the letter, images in [0, 1]: G_f = ReLU(M·I - m), G_b = ReLU(m - M·I), m the image's median of M·I."""
+def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> Split:
+    """Eq. 5 to the letter: G_f = ReLU(M·I - m), G_b = ReLU(m - M·I), m the median of M·I in the image or its channel.
+
+    Together they are |M·I - m|: where the mask is 0 that is |m|, whatever lies there.
+    """
     masked = mask * images
-    middle = masked.flatten(1).median(dim=1).values[:, None, None, None]
+    if by_channel:
+        middle = masked.flatten(2).median(dim=2).values[:, :, None, None]
+    else:
+        middle = masked.flatten(1).median(dim=1).values[:, None, None, None]
     return Split(torch.relu(masked - middle), torch.relu(middle - masked))
 
 

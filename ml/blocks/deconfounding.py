@@ -26,10 +26,11 @@ class DeconfoundingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    split: Literal["complement", "median", "median_mask"] = Field(
+    split: Literal["complement", "median", "median_by_channel", "median_normalised", "median_mask"] = Field(
         default="complement",
-        description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 to the letter; median_mask: the pixels above "
-        "the median of M·x are the foreground.",
+        description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 to the letter, on pixels from 0 to 1; "
+        "median_by_channel: with a median for each channel; median_normalised: on the pixels as networks read them; "
+        "median_mask: the pixels above the median of M·x are the foreground.",
     )
     fusion: Literal["composite", "concat"] = Field(
         default="composite", description="How a network reads f and b. composite: their sum; concat: six channels."
@@ -105,8 +106,10 @@ class Core(nn.Module):
         used = mask.detach() if self.params.localization == "label_free" else mask
         if self.params.split == "complement":
             split = background.complement(images, used)
-        elif self.params.split == "median":
-            split = background.median(self.unit(images), used)
+        elif self.params.split == "median_normalised":
+            split = background.median(images, used)
+        elif self.params.split in ("median", "median_by_channel"):
+            split = background.median(self.unit(images), used, by_channel=self.params.split == "median_by_channel")
         else:
             split = background.median_mask(images, used, self.unit(images))
         return mask, split

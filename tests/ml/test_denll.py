@@ -54,14 +54,45 @@ def test_complementary_halves_make_the_image_again() -> None:
     assert torch.allclose(front + behind, images, atol=1e-6)
 
 
-def test_the_median_split_is_the_papers_equation_5() -> None:
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_the_median_split_is_the_papers_equation_5(by_channel: bool) -> None:
     images, mask = torch.rand(2, 3, SIDE, SIDE), torch.rand(2, 1, SIDE, SIDE)
-    front, behind = background.median(images, mask)
-    masked = mask * images
-    middle = torch.stack([one.flatten().median() for one in masked])[:, None, None, None]
+    front, behind = background.median(images, mask, by_channel=by_channel)
 
-    assert torch.equal(front, torch.relu(masked - middle))
-    assert torch.equal(behind, torch.relu(-masked + middle))
+    for number, masked in enumerate(mask * images):
+        for channel in range(3):
+            middle = (masked[channel] if by_channel else masked).median()
+            assert torch.equal(front[number, channel], torch.relu(masked[channel] - middle))
+            assert torch.equal(behind[number, channel], torch.relu(-masked[channel] + middle))
+
+
+@pytest.mark.parametrize(
+    ("split", "unit", "by_channel"),
+    [("median", True, False), ("median_by_channel", True, True), ("median_normalised", False, False)],
+)
+def test_equation_5_reads_the_pixels_its_setting_names(split: str, unit: bool, by_channel: bool) -> None:
+    method, images = made(split=split, lm="fixed"), torch.randn(2, 3, SIDE, SIDE)
+    _, found = method.core.split(images)
+    expected = background.median(
+        method.core.unit(images) if unit else images, localization.central_mask(images), by_channel=by_channel
+    )
+
+    assert torch.equal(found.foreground, expected.foreground)
+    assert torch.equal(found.background, expected.background)
+
+
+@pytest.mark.parametrize("split", ["median", "median_by_channel", "median_normalised"])
+def test_by_equation_5_neither_network_sees_what_lies_outside_the_mask(split: str) -> None:
+    """Unlike the complementary split, which leaves g1 the whole image."""
+    method = made(split=split, lm="fixed")
+    loss_of(method, batch())
+    method.eval()
+    one, other = torch.randn(2, 3, SIDE, SIDE), torch.randn(2, 3, SIDE, SIDE)
+    inside = localization.central_mask(one)
+    other = inside * one + (1 - inside) * other
+
+    for second in (False, True):
+        assert torch.equal(method.core.shown(one, second), method.core.shown(other, second))
 
 
 def test_the_median_mask_calls_half_of_the_pixels_foreground() -> None:
@@ -308,7 +339,7 @@ def test_labels_are_ranked_in_every_epoch_by_one_network() -> None:
 READINGS: list[dict[str, Any]] = [
     {},
     *(denll.ABOUT["presets"][name] for name in ("confounded", "paper")),
-    {"split": "median_mask"},
+    *({"split": split} for split in ("median_mask", "median_by_channel", "median_normalised")),
     {"background": "zero", "lm": "fixed"},
     {"gates": "off", "agreement": "off", "answer": "g2"},
     {"agreement": "one_way", "answer": "g1", "lm": "off"},
