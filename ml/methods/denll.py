@@ -3,6 +3,7 @@
 Wraps any network and any host method. A localization module splits an image into foreground f and background b
 (Eq. 5); g1 sees f and b, g2 sees f and b̄, the uniform mean over classes of the background (Eq. 4); both learn as the
 host says and exchange what they know (Eq. 6). What the paper leaves open is a setting; preset `paper` is its letter.
+Readings that were tried and left out, such as random backgrounds for g2, stand in docs/log.md with their figures.
 
 On a host that renews or freezes parts of its networks, both branches' parts of that name are meant. The gates belong to
 the classifier: they are reset when it is renewed, rest as long as it is frozen, and learn along with it. The
