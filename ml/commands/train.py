@@ -24,7 +24,8 @@ CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes o
 NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # unless one is named; on a CPU the large one takes hours
 PLAIN_OPTIONS = (
     "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
-    "schedule", "augmentation", "seed", "validation_fraction", "precision", "deterministic", "pretrained",
+    "schedule", "decay", "floor", "augmentation", "seed", "validation_fraction", "precision", "deterministic",
+    "pretrained",
 )  # fmt: skip
 
 
@@ -34,7 +35,9 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     train.add_argument("data", type=Path, help="class folders, or images with train.csv/labels.csv (and test.csv)")
     train.add_argument("--out", type=Path, default=Path("trained"), help="where checkpoints and the bundle go")
     train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
+    train.add_argument("--preset", help="a preset of the method, by its name; --params stand above it")
     train.add_argument("--params", type=commands.json_option, help="the method's settings as JSON")
+    train.add_argument("--milestones", type=commands.json_option, help="of multistep, as JSON: [0.5, 0.75]")
     train.add_argument(
         "--noise", type=commands.json_option, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}'
     )
@@ -139,14 +142,17 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
     """The spec file, then the options on top of it; a network that suits the device where neither names one."""
-    from ml import devices
+    from ml import devices, methods
 
     settings = commands.read_json(options.spec) if options.spec else {}
     if not isinstance(settings, dict):
         raise errors.UnusableData(f"{options.spec} holds no settings by their names", code="damaged_json")
-    for name in (*PLAIN_OPTIONS, "params", "noise"):
+    for name in (*PLAIN_OPTIONS, "milestones", "params", "noise"):
         if (value := getattr(options, name)) is not None:
             settings[name] = value
+    if options.preset is not None:
+        method = settings.get("method", spec.TrainingSpec().method)
+        settings["params"] = methods.preset(method, options.preset) | (options.params or {})
     wanted = spec.TrainingSpec.model_validate(settings)
     if "network" in wanted.model_fields_set:
         return wanted

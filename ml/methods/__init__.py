@@ -31,7 +31,7 @@ class About(TypedDict):
 
     title: str
     paper: str  # citation, or "" where there is none
-    idea: str  # one or two sentences
+    idea: str  # two sentences
     relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
@@ -60,6 +60,14 @@ def load(name: str) -> MethodModule:
     if name not in names():
         raise errors.UnknownName(f"unknown method {name!r}", hint=f"one of {', '.join(names())}", code="unknown_method")
     return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
+
+
+def preset(method: str, name: str) -> dict[str, object]:
+    """The params of one of a method's presets; UnknownName if it has none of that name."""
+    known = load(method).ABOUT["presets"]
+    if name not in known:
+        raise errors.UnknownName(f"{method} has no preset {name!r}", hint=f"one of {', '.join(known)}")
+    return dict(known[name])
 
 
 def suited(name: str, facts: Mapping[str, object]) -> dict[str, object]:

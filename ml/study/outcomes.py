@@ -59,6 +59,11 @@ def _beside(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: result["beside"].get(name, {}).get(head, {}).get("accuracy")
 
 
+def _noisy_validation(result: Result, head: str) -> float | None:
+    accuracy: float | None = result["epochs"][-1]["noisy_validation"].get(head, {}).get("accuracy")
+    return accuracy
+
+
 def _of_place(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: (result.get("located") or {}).get(name)
 
@@ -76,10 +81,12 @@ ACCURACIES = {
     "best_test": "best test accuracy (shown, never used to choose)",
     "mean_last10": "test accuracy, mean of the last ten epochs",
 }
+CHOOSING = "noisy validation accuracy, last epoch (what chooses between settings)"
 MEASURES = (
     *(Measure(name, f"{title}, %", PERCENT, 1, _summary(name)) for name, title in ACCURACIES.items()),
+    Measure("noisy_validation", f"{CHOOSING}, %", PERCENT, 1, _noisy_validation),
     Measure("swapped", "test accuracy with swapped scenes, last epoch, %", PERCENT, 1, _beside("swapped")),
-    Measure("repeated", "wrong labels learned by heart, %", PERCENT, 1, _of_wrong("repeated")),
+    Measure("repeated", "wrong labels memorised, %", PERCENT, 1, _of_wrong("repeated")),
     Measure(
         "ranking_ap", "ranking of wrong labels, average precision, %", PERCENT, 1, _of_ranking("average_precision")
     ),

@@ -227,7 +227,7 @@ def _run(study: Study, row: Row, cell: Cell, seed: int) -> Run:
     special = [when for when in row.when if any(fnmatch.fnmatchcase(cell.name, glob) for glob in when.cells)]
     spec = study.spec | cell.spec | row.spec
     presets = [name for name in (row.preset, *(when.preset for when in special)) if name is not None]
-    params = _preset(row.method, presets[-1]) | row.params if presets else dict(row.params)
+    params = methods.preset(row.method, presets[-1]) | row.params if presets else dict(row.params)
     for when in special:
         spec, params = spec | when.spec, params | when.params
     if cell.noise is not None:
@@ -241,13 +241,6 @@ def _run(study: Study, row: Row, cell: Cell, seed: int) -> Run:
         scenes.draw(0, seed=seed, image_size=made.image_size, **draw)  # nothing is drawn, the settings are checked
     changes = {"draw": draw, "label_column": cell.label_column or source.label_column}
     return Run(made, cell.data, source.model_copy(update=changes))
-
-
-def _preset(method: str, name: str) -> dict[str, Any]:
-    presets = methods.load(method).ABOUT["presets"]
-    if name not in presets:
-        raise errors.UnknownName(f"{method} has no preset {name!r}", hint=f"one of {', '.join(presets)}")
-    return dict(presets[name])
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: P
         saved: dict[str, object] = json.loads((tmp_path / "out" / commands.SPEC).read_text())["params"]
         return saved
 
+    preset = methods.load("denll").ABOUT["presets"]["paper"]
+    assert chosen("--preset=paper", '--params={"gates": "off"}') == preset | {"gates": "off"}
     assert chosen() == methods.load("denll").ABOUT["presets"]["confounded"]
     assert chosen("--params={}") == {}
 
