@@ -7,6 +7,7 @@ It knows no network and no loss. Shapes: `R` rows mixed with each other, `C` cla
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +30,22 @@ def folded(share: Tensor) -> Tensor:
     return torch.maximum(share, 1 - share)
 
 
-def partners(rows: int, generator: torch.Generator) -> Tensor:
-    """A random permutation int64 (R,) on the generator's device: whom each row is mixed with."""
-    return torch.randperm(rows, generator=generator, device=generator.device)
+def numbered(groups: Sequence[Tensor]) -> Tensor:
+    """Rows of several groups, one group behind the other, each by its samples' numbers int64 (r,): as int64 (R,).
+
+    A sample has another number in every group, be that another view of it or another pool.
+    """
+    return torch.cat([len(groups) * group + place for place, group in enumerate(groups)])
 
 
 def partners_of(index: Tensor, generator: torch.Generator) -> Tensor:
-    """As `partners`, drawn for samples (R,) and not for places: in another order each is mixed with the same one."""
+    """A random permutation int64 (R,) on the generator's device: whom each row is mixed with.
+
+    Drawn for the rows' numbers int64 (R,) and not for their places: in another order each is mixed with the same one.
+    """
     order = index.argsort(stable=True)
     partner = torch.empty_like(order)
-    partner[order] = order[partners(len(order), generator)]
+    partner[order] = order[torch.randperm(len(order), generator=generator, device=generator.device)]
     return partner
 
 

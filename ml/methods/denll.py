@@ -41,8 +41,9 @@ CLIP = 5.0  # of the joint gradient norm
 ABOUT: About = {
     "title": "DeNLL",
     "paper": "Deconfounded Noisy Labels Learning (2022), sections 3.1-3.3, Eq. 4-6",
-    "idea": "Wrong labels tie the background to the class. A localization module finds the object, and a second "
-    "network sees it before the mean background of all classes, so that the background says nothing about the label.",
+    "idea": "Wrong labels tie the background to the class. A localization module is to find the object, and a second "
+    "network sees what it points at before the mean background of all classes, so that the background says nothing "
+    "about the label.",
     "relative_cost": 2.2,
     "needs": [],
     "presets": {

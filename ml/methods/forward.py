@@ -32,8 +32,8 @@ ABOUT: About = {
     "title": "Forward correction",
     "paper": "Patrini et al.: Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach "
     "(CVPR 2017)",
-    "idea": "Which class is mistaken for which is estimated first; then the loss compares the given labels with what "
-    "those mistakes would make of the prediction.",
+    "idea": "A first network tells which class is mistaken for which. A second one learns by a loss that compares the "
+    "given labels with what those mistakes would make of its answers, so that the answers themselves can be right.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {

@@ -37,7 +37,7 @@ CIFAR_100 = {"warm_up": 35 / 300}
 ABOUT: About = {
     "title": "PES (semi)",
     "paper": "Bai et al.: Understanding and Improving Early Stopping for Learning with Noisy Labels (NeurIPS 2021)",
-    "idea": "Images whose given label an early stopped network predicts keep it; the others are learned without it, "
+    "idea": "Images whose given label an early stopped network predicts keep it. The others are learned without it, "
     "from the network's own sharpened guesses.",
     "relative_cost": 2.8,
     "needs": [],
@@ -161,14 +161,15 @@ class Method(single.Single[Params]):
         """One step; `weight` is λ_u. Labels are ranked by the guesses: no labelled image is shown unmixed."""
         given = losses.one_hot(batch.labels, self.network.class_count)
         targets = given.repeat(len(batch.views), 1)
-        images = torch.cat(batch.views)
+        images, index = torch.cat(batch.views), [batch.index] * len(batch.views)
         if batch.unlabelled is not None:
             guessed = self._guessed(batch.unlabelled)
             targets = torch.cat([targets, guessed.repeat(len(batch.unlabelled.views), 1)])
             images = torch.cat([images, *batch.unlabelled.views])
+            index += [batch.unlabelled.index] * len(batch.unlabelled.views)
         generator = batch.generator(MIXING)
         share = mixup.folded(mixup.ratio(alpha, generator))
-        partner = mixup.partners(len(images), generator)
+        partner = mixup.partners_of(mixup.numbered(index), generator)
         logits = self.network(mixup.mixed(images, share, partner))
         labelled = len(batch.views) * len(batch.labels)
         wanted = mixup.mixed(targets, share, partner)

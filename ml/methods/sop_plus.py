@@ -22,8 +22,8 @@ from ml.phase import Batch, Phase, Recipe
 ABOUT: About = {
     "title": "SOP+",
     "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
-    "idea": "SOP whose network must answer a strongly distorted view of an image as it answers the plain one, and all "
-    "classes about equally often.",
+    "idea": "SOP, whose network must also answer a strongly distorted view of an image as it answers the plain one. "
+    "And it must answer all classes about equally often, so that no class swallows the doubtful images.",
     "relative_cost": 2.0,
     "needs": [],
     "presets": {

@@ -35,8 +35,8 @@ from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 ABOUT: About = {
     "title": "T-revision",
     "paper": "Xia et al.: Are Anchor Points Really Indispensable in Label-Noise Learning? (NeurIPS 2019)",
-    "idea": "Each image counts as much as its label is likely to be clean, by a matrix of the mistakes between "
-    "classes; a small correction of the matrix is learned together with the network.",
+    "idea": "Each image counts as much as its label is likely to be clean, by an estimated matrix of the mistakes "
+    "between classes. In the end a small correction of the matrix is learned together with the network.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {

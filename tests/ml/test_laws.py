@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import checkpoint, data, methods, phase
+from ml import checkpoint, methods, phase
+from ml.blocks import turns
 from ml.data import LabeledImages, Truth
 from ml.spec import TrainingSpec
 from ml.training import EpochReport, Step, Training
@@ -22,6 +24,15 @@ Specs = Callable[..., TrainingSpec]
 NAMES = [*methods.names(), *(file.stem for file in EXTRA_METHODS.glob("*.py"))]
 every_method = pytest.mark.parametrize("method", NAMES)
 published = pytest.mark.parametrize("method", methods.names())
+WITHOUT_LABELS = {"cores_star", "dividemix", "pes_semi", "everything"}  # show images beside those that they trust
+
+
+@published
+def test_its_idea_is_told_in_two_sentences(method: str) -> None:
+    idea = methods.load(method).ABOUT["idea"]
+
+    assert idea.endswith(".")
+    assert idea.count(". ") == 1
 
 
 @every_method
@@ -108,29 +119,74 @@ def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs
 
 @every_method
 def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method=method, epochs=2), labeled)
-    next(iter(training))  # the phase is entered
-    method_state = {name: value.clone() for name, value in training.method.state_dict().items()}
-    shown = training.score(lambda images: images)[:16]
-    labels = training.labels[data.split(len(training.labels), 0.1, 0)[0]][:16]
-    mirrored = torch.arange(15, -1, -1)
-    observed: list[Tensor] = []
-    views = (shown,) * len(training.phases[0].views)
-    draws = torch.Generator()
-    forward = phase.Batch(views, labels, torch.arange(16), observed.append, generator=lambda _: draws)
-    backward = replace(forward, views=(shown[mirrored],) * len(views), labels=labels[mirrored], index=mirrored)
+    """In no phase and in nobody's turn; neither of images with a given label nor of those without."""
+    settings = spec(
+        method=method, epochs=8, batch_size=64, noise={"kind": "symmetric", "rate": 0.4}, validation_fraction=0.0
+    )
+    for course in courses(settings, labeled):
+        training = Training.build(course, labeled)
+        begun, unlabelled = Counter[str](), False
+        for event in training:
+            if isinstance(event, Step) and event.step == 0:  # the phase is entered, the epoch has begun
+                stretch = next(stretch for stretch in training.phases if stretch.name == event.phase)
+                begun[event.phase] += 1
+                for batch in shown_in_turn(training, stretch):
+                    there, back = (outcome(training.method, stretch, each) for each in (batch, backwards(batch)))
+                    assert there[0] == pytest.approx(back[0], rel=1e-4), event
+                    for one, other in zip(there[1], back[1], strict=True):
+                        torch.testing.assert_close(one, other.flip(0), rtol=1e-3, atol=1e-3)
+                    unlabelled |= batch.unlabelled is not None
+                if begun[training.phases[-1].name] == 2:
+                    break
 
-    outcomes = []
-    for batch in (forward, backward):
-        training.method.load_state_dict(method_state)
-        torch.manual_seed(0)
-        training.method.eval() if method == "everything" else training.method.train()  # dropout sees positions
-        draws.manual_seed(0)
-        outcomes.append(float(training.phases[0].loss(batch).detach()))
+        assert set(begun) == {stretch.name for stretch in training.phases if stretch.epochs}
+        assert unlabelled == (method in WITHOUT_LABELS)
 
-    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-4)
-    assert len(observed) == 2
-    torch.testing.assert_close(observed[0], observed[1][mirrored], rtol=1e-3, atol=1e-3)
+
+def courses(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec]:
+    """The defaults; and for every other sequence of phases, the first of the method's presets that has it."""
+    found: dict[tuple[str, ...], TrainingSpec] = {}
+    for params in ({}, *methods.load(settings.method).ABOUT["presets"].values()):
+        changed = settings.model_copy(update={"params": params})
+        found.setdefault(tuple(stretch.name for stretch in Training.build(changed, labeled).phases), changed)
+    return list(found.values())
+
+
+def shown_in_turn(training: Training, stretch: phase.Phase) -> list[phase.Batch]:
+    """A batch of every turn of the running epoch."""
+    every = [phase.Turn(torch.arange(len(training.batches)))]
+    found = []
+    for number, turn in enumerate(every if stretch.turns is None else stretch.turns()):
+        pools = [turns.positions(pool).unique() for pool in (turn.pool, turn.unlabelled) if pool is not None]
+        shown = tuple(pool[:16] for pool in pools if len(pool))
+        progress = (training.epoch + 0.5) / training.epochs
+        found.append(training.batches.batch(stretch, number, shown, epoch=training.epoch, progress=progress))
+    return found
+
+
+def backwards(batch: phase.Batch) -> phase.Batch:
+    beside = batch.unlabelled
+    return replace(
+        batch,
+        views=tuple(view.flip(0) for view in batch.views),
+        labels=batch.labels.flip(0),
+        index=batch.index.flip(0),
+        unlabelled=beside
+        and replace(beside, views=tuple(view.flip(0) for view in beside.views), index=beside.index.flip(0)),
+    )
+
+
+def outcome(method: phase.Method, stretch: phase.Phase, batch: phase.Batch) -> tuple[float, list[Tensor]]:
+    """The loss and all observed logits, from equal draws, after which the method is what it was."""
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    draws, heard = torch.Generator().manual_seed(0), list[Tensor]()
+    unlabelled = batch.unlabelled and replace(batch.unlabelled, observe=heard.append)
+    seen = replace(batch, observe=heard.append, unlabelled=unlabelled, generator=lambda _: draws)
+    method.train(not any(isinstance(module, torch.nn.Dropout) for module in method.modules()))  # which sees places
+    torch.manual_seed(0)
+    loss = float(stretch.loss(seen).detach())
+    method.load_state_dict(before)
+    return loss, heard
 
 
 @published

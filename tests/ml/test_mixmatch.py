@@ -107,7 +107,7 @@ def test_a_folded_ratio_keeps_every_row_nearer_to_itself() -> None:
 
 def test_rows_and_targets_mix_with_the_same_partner() -> None:
     images = torch.randn(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    share, partner = torch.tensor(0.75), mixup.partners(6, generator())
+    share, partner = torch.tensor(0.75), mixup.partners_of(torch.arange(6), generator())
     kept = images.clone()
     found = mixup.mixed(images, share, partner)
 

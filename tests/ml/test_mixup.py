@@ -57,7 +57,7 @@ def test_large_alpha_mixes_half_and_half() -> None:
 
 @given(st.integers(2, 9), st.floats(0, 1), st.integers(0, 99))
 def test_every_image_is_ranked_by_the_mixture_it_has_most_of(rows: int, share: float, seed: int) -> None:
-    partner = mixing.partners(rows, torch.Generator().manual_seed(seed))
+    partner = mixing.partners_of(torch.arange(rows), torch.Generator().manual_seed(seed))
     weights = mixing.mixed(torch.eye(rows), torch.tensor(share), partner)
 
     assert (weights[mixing.nearest(torch.tensor(share), partner)].diagonal() >= 0.5).all()
@@ -74,3 +74,15 @@ def test_partners_belong_to_samples_and_not_to_places() -> None:
 
     assert ours == theirs
     assert sorted(ours.values()) == sorted(index.tolist())
+
+
+def test_a_sample_has_a_number_of_its_own_in_every_group_that_goes_with_it() -> None:
+    labelled, unlabelled = torch.tensor([4, 0, 2]), torch.tensor([2, 4])
+    numbers = mixing.numbered([labelled, labelled, unlabelled])
+    backwards = mixing.numbered([labelled.flip(0), labelled.flip(0), unlabelled.flip(0)])
+
+    assert len(set(numbers.tolist())) == len(numbers) == 8
+    assert torch.equal(
+        torch.cat([part.flip(0) for part in backwards.split([3, 3, 2])]),
+        numbers,
+    )
