@@ -32,7 +32,7 @@ ABOUT: About = {
     "paper": "Li, Socher, Hoi: DivideMix: Learning with Noisy Labels as Semi-supervised Learning (ICLR 2020)",
     "idea": "Wrong labels are learned late. Each of two networks divides the set by its losses for the other, which "
     "learns the suspicious images without their labels.",
-    "relative_cost": 10.0,
+    "relative_cost": 8.0,  # steps follow the trusted images: 10 at 20 % noise, 7 at half; measured 5.9 to 7.9
     "needs": [],
     "presets": {
         "default": {},
