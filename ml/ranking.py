@@ -1,11 +1,12 @@
 """Which given labels are probably wrong, by what one training says of them while it learns.
 
 The score of a label is its margin, how far its logit lies above the best other one, averaged over epochs (area under
-the margin, Pleiss et al. 2020). Three things are ours (evidence: `docs/evidence/ranking.md`). Logits are first measured
+the margin, Pleiss et al. 2020). Four things are ours (evidence: `docs/evidence/ranking.md`). Logits are first measured
 against their class's standard, as confident learning measures probabilities (Northcutt et al. 2021): a class that the
 network names boldly must say more to count. An epoch weighs the more the later it is and the fewer given labels the
 network fits: early ones know little, and those that fit all have memorised the wrong ones too. Images that were held
-out are put on the scale of those trained on. It knows no clean labels and no method.
+out are put on the scale of those trained on. And a label that the images answered alike do not share loses: what a
+network says of an image tells its neighbours too. It knows no clean labels and no method.
 
 Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
 """
@@ -19,10 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 STANDARD = 0.75  # how much of a class's standard is taken off its logit: best on the mean of our four sets
 SHARPNESS = 4.0  # an epoch weighs (its number * share of labels that it does not fit) to this power
 LEAST_LEFT = 1e-3  # where all labels are fitted, epochs still count
+COMPANY = 0.5  # how much the neighbours' labels weigh against the margin
+NEIGHBOURS, REFERENCES, CHUNK = 30, 8192, 1024  # looked at of each image, looked for among, rows at a time
 LARGEST_LOGIT = 1e4  # of a network that is about to diverge: sums stay finite
 
 Vector = NDArray[np.float64]
@@ -124,14 +128,42 @@ def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) 
     margins, probabilities = margins / times, sums / times[:, None]
     if held_out is not None and 0 < len(held_out) < len(given):
         margins = aligned(margins, held_out.cpu().numpy())
-    if seen.any():  # a label that no epoch has seen is neither suspicious nor trusted
-        margins[~seen] = np.median(margins[seen])
+    if seen.any():
+        margins[seen] += company(given[seen], probabilities[seen]) * margins[seen].std()
+        margins[~seen] = np.median(margins[seen])  # neither suspicious nor trusted
     predicted = np.where(seen, probabilities.argmax(axis=1), given)
     counts = contradictions(given, probabilities)
     rate = float(counts.sum() - np.trace(counts)) / len(given)
     issue = np.zeros(len(given), dtype=bool)
     issue[np.argsort(margins, kind="stable")[: round(rate * len(given))]] = True
     return LabelIssues(_sigmoid(margins), predicted, issue & (predicted != given), rate, transition_matrix(counts))
+
+
+def company(given: NDArray[np.int64], probabilities: Vector) -> Vector:
+    """How well labels (N,) agree with those of the images that the training answered most alike, by (N, C).
+
+    Log odds of the label's share among the `NEIGHBOURS` nearest by Bhattacharyya's coefficient, over its share of all,
+    against the best other label's; standardised, times `COMPANY`. Zeros where there are too few images.
+    """
+    classes = np.unique(given)
+    references = np.unique(np.linspace(0, len(given) - 1, min(len(given), REFERENCES)).round().astype(np.int64))
+    if len(references) <= NEIGHBOURS or len(classes) < 2:
+        return np.zeros(len(given))
+    roots = torch.from_numpy(np.sqrt(probabilities)).float()
+    labels = torch.from_numpy(np.searchsorted(classes, given))
+    votes = functional.one_hot(labels[references]).float()
+    frequency = torch.bincount(labels) / len(labels)
+    found = []
+    for rows in torch.split(torch.arange(len(given)), CHUNK):
+        alike = roots[rows] @ roots[references].t()
+        alike[rows[:, None] == torch.from_numpy(references)] = -1.0  # an image is not its own neighbour
+        share = votes[alike.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
+        odds = torch.log((share + 1 / NEIGHBOURS) / frequency)
+        own = odds.gather(1, labels[rows, None])
+        found.append(own[:, 0] - odds.scatter(1, labels[rows, None], -torch.inf).amax(dim=1))
+    agreement: Vector = torch.cat(found).double().numpy()
+    spread = float(agreement.std())
+    return COMPANY * (agreement - agreement.mean()) / spread if spread > 0 else np.zeros(len(given))
 
 
 def aligned(margins: Vector, held_out: NDArray[np.int64]) -> Vector:
