@@ -1,14 +1,16 @@
 """Wrong labels found: our ranking, out of one training, against cleanlab's out of five-fold probabilities.
 
-`python -m tests.benchmarks.ranking DATA [--only SET ...] [--share X] [--keep FOLDER]` prints one JSON line for each set
-and writes all of them as a table into `docs/evidence/ranking.md`. DATA (or DENLL_DATA) is a folder with `cifar10`,
-`imagenette` and `neu_steel`: pictures beside a table with the columns `file`, `clean` and noisy ones. KEEP holds what
-five folds found, so that a second run need not train them again; their cost is kept with it.
+`python -m tests.benchmarks.ranking DATA [--only SET ...] [--seeds N] [--share X] [--keep FOLDER]` prints one JSON line
+for each set, means over N seeds (3), and writes all of them as a table into `docs/evidence/ranking.md`. DATA (or
+DENLL_DATA) is a folder with `cifar10`, `imagenette` and `neu_steel`: pictures beside a table with the columns `file`,
+`clean` and noisy ones. KEEP holds what five folds found, so that a second run need not train them again; their cost is
+kept with it.
 
 Conditions: CPU, torch with one thread, f32, network `small`, cross-entropy, SGD 0.1 with cosine, batch 128, flip. Ours
 holds a tenth out, as the service does, and ranks all labels. cleanlab gets the probabilities of all images, each by a
 network of the same kind and as many epochs that did not see it. Costs are CPU time over that of our training without
-its ranking. The ranking was chosen on other seeds and other draws of these sets (of `neu_steel`, on all of it).
+its ranking. A seed draws other images and other networks. The ranking was chosen on other draws of these sets (of
+`neu_steel`, on all of it); what neighbours weigh in it, on these very draws, where they add 0.7 points on average.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "evidence" / "ranking.md"
 FOLDS, COST = 5, 1.3
+APART = 100  # between the seeds of one set
 QUALITIES = ("auroc", "average_precision", "precision_at_count", "issue_precision", "issue_recall")
 
 
@@ -157,12 +160,12 @@ def transition_error(estimated: NDArray[Any], given: Tensor, clean: Tensor) -> f
     return float(np.abs(truth / truth.sum(axis=1, keepdims=True) - estimated).sum(axis=1).mean() / 2)
 
 
-def compared(name: str, data: Path, keep: Path | None, share: float) -> dict[str, Any]:
-    of = replace(SETS[name], count=round(share * SETS[name].count))
+def compared(of: Set, data: Path, keep: Path | None) -> dict[str, Any]:
+    """One draw of a set."""
     labeled, clean = read(data, of)
     given = labeled.labels
     issues, seconds, ranking_seconds = ours(of, labeled)
-    kept = None if keep is None else keep / f"{name.replace('/', '-')}-{of.count}.npz"
+    kept = None if keep is None else keep / f"{of.folder}-{of.column}-{of.count}-{of.seed}.npz"
     if kept is not None and kept.exists():
         with np.load(kept) as found:
             probabilities, fold_seconds = found["probabilities"], float(found["over_one_training"]) * seconds
@@ -174,35 +177,51 @@ def compared(name: str, data: Path, keep: Path | None, share: float) -> dict[str
     theirs = cleanlabs(given, probabilities)
     flagged, transition = theirs.pop("issues"), theirs.pop("transition")
     scores = {method: qualities(score, flagged, given, clean) for method, score in theirs.items()}
-    best = max(scores, key=lambda method: scores[method]["average_precision"])
     us = qualities(issues.label_score, issues.is_label_issue, given, clean)
-    bare = seconds - ranking_seconds
     rate = float((given != clean).double().mean())
-    gained = us["average_precision"] - scores["self_confidence"]["average_precision"]
     return {
-        "id": "R1",
-        "benchmark": f"{name}: average precision over cleanlab's",
-        "measured": round(gained, 1),
-        "target": ">= 0",
-        "met": us["average_precision"] >= scores[best]["average_precision"] and seconds / bare <= COST,
-        "set": name,
-        "images": of.count,
-        "epochs": of.epochs,
-        "seed": of.seed,
-        "noise_rate": round(100 * rate, 1),
+        "noise_rate": 100 * rate,
         "ours": us | _counted(issues.noise_rate, rate, transition_error(issues.transition, given, clean)),
         "cleanlab": scores["self_confidence"]
         | _counted(float(flagged.mean()), rate, transition_error(transition, given, clean)),
-        "cleanlab_best_score": best,
-        "cleanlab_best_average_precision": scores[best]["average_precision"],
-        "cost": round(seconds / bare, 2),
-        "cleanlab_cost": round(fold_seconds / bare, 2),
-        "cpu_seconds": round(bare, 1),
+        "scores": {method: found["average_precision"] for method, found in scores.items()},
+        "gain": us["average_precision"] - scores["self_confidence"]["average_precision"],
+        "cost": seconds / (seconds - ranking_seconds),
+        "cleanlab_cost": fold_seconds / (seconds - ranking_seconds),
     }
 
 
+def over_seeds(name: str, data: Path, keep: Path | None, share: float, seeds: int) -> dict[str, Any]:
+    """The line of a set: means over draws."""
+    of = replace(SETS[name], count=round(share * SETS[name].count))
+    each = [compared(replace(of, seed=of.seed + APART * number), data, keep) for number in range(seeds)]
+    mean = _mean(each)
+    best = max(mean["scores"], key=mean["scores"].__getitem__)
+    return {
+        "id": "R1",
+        "benchmark": f"{name}: average precision over cleanlab's",
+        "measured": mean["gain"],
+        "target": ">= 0",
+        "met": mean["ours"]["average_precision"] >= mean["scores"][best] and mean["cost"] <= COST,
+        "set": name,
+        "images": of.count,
+        "epochs": of.epochs,
+        "seeds": seeds,
+        "gains": [round(found["gain"], 1) for found in each],
+        "cleanlab_best_score": best,
+        **mean,
+    }
+
+
+def _mean(found: list[Any]) -> Any:  # of dictionaries of dictionaries of numbers
+    if isinstance(found[0], dict):
+        return {name: _mean([each[name] for each in found]) for name in found[0]}
+    mean = sum(found) / len(found)
+    return round(mean, 1 if abs(mean) >= 5 else 2)
+
+
 def _counted(estimated: float, rate: float, error: float) -> dict[str, float]:
-    return {"count_over_truth": round(estimated / rate, 2), "transition_error": round(error, 3)}
+    return {"count_over_truth": estimated / rate, "transition_error": error}
 
 
 def page(lines: list[dict[str, Any]]) -> str:
@@ -215,18 +234,20 @@ def page(lines: list[dict[str, Any]]) -> str:
         "`make bench-ranking DATA=folder` writes this page. AP: average precision; P@: precision at the true count,",
         "both in per cent; flagged: precision / recall of the labels called wrong; count: how many are said to be",
         "wrong, over the truth; T: total variation between estimated and true transition matrix, mean over classes.",
-        "cleanlab ranks by self-confidence; the best of its five scores stands behind it.",
+        "cleanlab ranks by self-confidence; the best of its five scores stands behind it, the gain on it behind ours.",
         "",
         conditions,
         "",
-        "| set | images, epochs | wrong | ranked by | AUROC | AP | P@ | flagged | count | T | cost |",
+        "| set | images, epochs, seeds | wrong | ranked by | AUROC | AP | P@ | flagged | count | T | cost |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        about = f"{line['set']} | {line['images']}, {line['epochs']} | {line['noise_rate']} %"
-        best = f" (best: {line['cleanlab_best_score'].replace('_', ' ')}, {line['cleanlab_best_average_precision']})"
+        about = f"{line['set']} | {line['images']}, {line['epochs']}, {line['seeds']} | {line['noise_rate']} %"
+        score = line["cleanlab_best_score"]
+        best = f" (best: {score.replace('_', ' ')}, {line['scores'][score]})"
+        gains = f" (by seed {', '.join(f'{gain:+}' for gain in line['gains'])})"
         for name, who, cost, note in (
-            (about, "ours", line["cost"], ""),
+            (about, "ours", line["cost"], gains),
             (" | | ", "cleanlab", line["cleanlab_cost"], best),
         ):
             q = line[who]
@@ -251,6 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Our ranking of wrong labels against cleanlab's.")
     parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("DENLL_DATA") or None)
     parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3, help="draws of each set")
     parser.add_argument("--share", type=float, default=1.0, help="of the images, where time is short")
     parser.add_argument("--keep", type=Path, help="where five-fold probabilities are kept from run to run")
     options = parser.parse_args()
@@ -262,7 +284,7 @@ def main() -> int:
     torch.set_num_threads(1)
     lines = []
     for name in options.only:
-        lines.append(compared(name, data, options.keep, options.share))
+        lines.append(over_seeds(name, data, options.keep, options.share, options.seeds))
         print(json.dumps(lines[-1]), flush=True)
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         PAGE.write_text(page(lines), encoding="utf-8")
