@@ -77,7 +77,7 @@ bench: install $(BENCH_STAMP) ## Benchmarks, one JSON line each, and a table of 
 bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; half an hour
 	$(BIN)/python -m tests.benchmarks.ranking $(DATA)
 
-EVIDENCE := small_scenes $(if $(DATA),small_cifar10 controls_cifar10)
+EVIDENCE := small_scenes $(if $(DATA),small_cifar10 readings)
 evidence: install ## The studies behind docs/evidence, resumed where they stopped: DATA=folder of the sets; hours
 	set -e; for study in $(EVIDENCE); do \
 	  $(BIN)/python -m ml study $$study --jobs 2 $(if $(DATA),--data cifar10=$(DATA)/cifar10); \
