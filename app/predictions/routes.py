@@ -75,12 +75,10 @@ BODY = {
 }
 Model = Annotated[str, Query(min_length=1, max_length=200, description="Id or alias")]
 Masks = Annotated[str, Query(max_length=200, description=f"Comma-separated. {MASKS_SAID}")]
-Wanted = Annotated[
-    Format | None,
-    Query(
-        description="overlay or mask: a picture; also by Accept: image/png. Without a mask to draw, overlay is the picture as it is"
-    ),
-]
+WANTED = (
+    "overlay or mask: a picture; also by Accept: image/png. Without a mask to draw, overlay is the picture as it is"
+)
+Wanted = Annotated[Format | None, Query(description=WANTED)]
 
 
 async def options_of(
