@@ -300,6 +300,7 @@ def finished(task: results.Task, accuracy: float) -> None:
             "beside": {},
             "wrong_labels": None,
             "ranking": None,
+            "epochs": [{"noisy_validation": {}}],
         },
     )
 
