@@ -74,7 +74,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 bench: install $(BENCH_STAMP) ## Benchmarks, one JSON line each, and a table of the targets
 	$(BIN)/python -m tests.benchmarks
 
-bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; half an hour
+bench-ranking: install $(BENCH_STAMP) ## Wrong labels found, against cleanlab: DATA=folder of the sets; an hour
 	$(BIN)/python -m tests.benchmarks.ranking $(DATA)
 
 EVIDENCE := small_scenes $(if $(DATA),small_cifar10 readings)

@@ -148,15 +148,19 @@ class Batcher:
         try:
             self._pass(model, requests)
         except Exception as error:
-            log.exception("model %s, a batch of %d requests", model, len(requests))
+            detail = "The model could not answer."
+            if isinstance(error, Failure):
+                detail = answers.sentence(error.detail)
+                log.warning("model %s: %s", model, error, exc_info=error.__cause__)
+            else:
+                log.exception("model %s, a batch of %d requests", model, len(requests))
             of_the_model = isinstance(error, Failure) and not isinstance(error, OutOfMemory)
             if len(requests) > 1 and not of_the_model:
                 for request in requests:
                     self._predict(model, [request])
-                return
-            detail = answers.sentence(error.detail) if isinstance(error, Failure) else "The model could not answer."
-            for request in requests:
-                request.refuse(unavailable(detail))
+            else:
+                for request in requests:
+                    request.refuse(unavailable(detail))
 
     def _pass(self, model: uuid.UUID, requests: list[Request]) -> None:
         started = time.monotonic()

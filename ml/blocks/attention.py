@@ -124,7 +124,7 @@ def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
     height, width = max(tuple(each.shape[2:]) for each in found)
     size = (max(height, SMOOTHEST), max(width, SMOOTHEST))
     mean = torch.stack([functional.interpolate(each, size, mode="bilinear") for each in found]).mean(dim=0)
-    return _peaked(torch.stack([_peaked(_smoothed(mean, scale)) for scale in SCALES]).mean(dim=0))
+    return _peaked(_peaked(_smoothed(mean)).mean(dim=1, keepdim=True))
 
 
 def _deviation(maps: Tensor) -> Tensor:
@@ -140,21 +140,25 @@ def _deviation(maps: Tensor) -> Tensor:
     return _peaked(square.sqrt().view(-1, 1, height, width))
 
 
-def _smoothed(maps: Tensor, scale: float) -> Tensor:
-    """By a Gaussian of that share of the side; nothing lies beyond the edges."""
+def _smoothed(maps: Tensor) -> Tensor:
+    """(B, 1, h, w) -> (B, len(SCALES), h, w), by a Gaussian of each scale; nothing lies beyond the edges."""
+    scales = maps.new_tensor(SCALES)
+    maps = maps.expand(-1, len(scales), -1, -1)
     for axis in (2, 3):
-        sigma = maps.shape[axis] * scale
-        reach = math.ceil(3 * sigma)
+        side = maps.shape[axis]
+        reach = math.ceil(3 * max(SCALES) * side)
         steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-        kernel = torch.exp(-steps.square() / (2 * sigma * sigma))
-        shape, padding = [1, 1, 1, 1], [0, 0]
+        kernels = torch.exp(-((steps / (scales[:, None] * side)).square()) / 2)
+        shape, padding = [len(scales), 1, 1, 1], [0, 0]
         shape[axis], padding[axis - 2] = len(steps), reach
-        maps = functional.conv2d(maps, (kernel / kernel.sum()).view(shape), padding=padding)
+        weights = (kernels / kernels.sum(dim=1, keepdim=True)).view(shape)
+        maps = functional.conv2d(maps, weights, padding=padding, groups=len(scales))
     return maps
 
 
 def _peaked(maps: Tensor) -> Tensor:
-    return maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp_min(TINY)
+    """Each map's largest 1."""
+    return maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(TINY)
 
 
 def _mean(found: list[Tensor]) -> Tensor | None:
