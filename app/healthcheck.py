@@ -28,21 +28,21 @@ def api() -> bool:
 
 def inference() -> bool:
     """The loop that serves predictions turns: it refuses our empty request."""
-    from app.predictions import wire
+    from app.predictions import frames
 
-    address = wire.parse(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
+    address = frames.parse(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
     with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as line:
         line.settimeout(TIMEOUT_S)
         line.connect(address.path or (_reachable(address.host or ""), address.port))
-        line.sendall(b"".join(wire.encode({"id": "healthcheck"})))
+        line.sendall(b"".join(frames.encode({"id": "healthcheck"})))
         with line.makefile("rb") as replies:
-            return bool(json.loads(replies.readline(wire.HEADER_BYTES))["id"] == "healthcheck")
+            return bool(json.loads(replies.readline(frames.HEADER_BYTES))["id"] == "healthcheck")
 
 
 def heartbeat() -> bool:
     from sqlalchemy import exists, select
 
-    from app import roster
+    from app import worker_registry
     from app.db.clock import now
     from app.db.session import connect, transaction
     from app.db.tables import Worker
@@ -50,7 +50,7 @@ def heartbeat() -> bool:
 
     settings = current()
     ours = Worker.id.startswith(f"{socket.gethostname()[:100]}:", autoescape=True)
-    fresh = Worker.seen_at > now(-roster.SILENT_S)
+    fresh = Worker.seen_at > now(-worker_registry.SILENT_S)
     engine = connect(settings)
     try:
         with transaction(engine, read_only=True) as session:

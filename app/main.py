@@ -12,22 +12,22 @@ from fastapi import FastAPI
 from fastapi.routing import APIRouter
 
 from app import logs, settings
-from app.broker import Broker
 from app.catalog import Catalog
-from app.datasets import intake
 from app.datasets import routes as datasets
+from app.datasets import upload_service
 from app.db import session as db
-from app.http import connection, guard, health, openapi, problems
+from app.http import connection, health_routes, openapi, problems, security
 from app.http.access import Keyring
 from app.http.metrics import Meter
 from app.http.routing import Paths
-from app.jobs import methods, outcome
+from app.jobs import methods_routes, results_routes
 from app.jobs import routes as jobs
 from app.jobs.schemas import Parser
 from app.jobs.stream import News
 from app.keys import routes as keys
 from app.models import routes as models
-from app.models.known import Known
+from app.models.registry_cache import Known
+from app.notifier import Broker
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
 from app.predictions.lane import Lane
@@ -38,12 +38,12 @@ from app.web import routes as web
 ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,  # the busiest first: routes are tried in this order
     datasets.router,
-    methods.router,
+    methods_routes.router,
     jobs.router,
-    outcome.router,
+    results_routes.router,
     models.router,
     keys.router,
-    health.router,
+    health_routes.router,
     web.router,
 )
 ABOUT = "Trains image classifiers on badly labelled pictures and serves them with localization masks."
@@ -87,7 +87,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = Parser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
-    app.state.upload_slots = intake.Slots(config.max_uploads)
+    app.state.upload_slots = upload_service.Slots(config.max_uploads)
     app.state.meter = Meter()
     app.state.started_at = time.monotonic()
     app.state.paths = Paths(ROUTERS)
@@ -99,7 +99,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     for route in app.routes:
         if isinstance(route, Lane):
             stack = route.beside(app, stack)
-    app.middleware_stack = guard.Guard(stack, settings=config, meter=app.state.meter)
+    app.middleware_stack = security.Guard(stack, settings=config, meter=app.state.meter)
     return app
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from examples import client
-from ml import scenes
+from ml.scenes import generate
 
 FOLDER = Path("demo")
 TRAIN, TEST, NOISE_RATE = {"ordinary": 1800, "confounded": 2400}, 300, 0.4
@@ -50,7 +50,7 @@ class Planted:
 
     def elsewhere(self, path: str) -> bool:
         """Whether a picture shows another scene than its class's own."""
-        return scenes.SCENES.index(self.scene[path]) != scenes.CLASSES.index(self.clean[path])
+        return generate.SCENES.index(self.scene[path]) != generate.CLASSES.index(self.clean[path])
 
 
 def main() -> None:
@@ -93,9 +93,9 @@ def wrong_by_scene(api: httpx2.Client) -> None:
     exhibit(api, {method: job["model_id"] for method, job in jobs.items()})
 
 
-def drawn(noise: scenes.Noise) -> tuple[Path, Planted]:
+def drawn(noise: generate.Noise) -> tuple[Path, Planted]:
     path = FOLDER / f"{noise}.zip"
-    scenes.write_archive(path, train=TRAIN[noise], test=TEST, seed=SEED, noise=noise, noise_rate=NOISE_RATE)
+    generate.write_archive(path, train=TRAIN[noise], test=TEST, seed=SEED, noise=noise, noise_rate=NOISE_RATE)
     with zipfile.ZipFile(path) as archive:
         train, truth = (
             list(csv.DictReader(io.TextIOWrapper(archive.open(table), "utf-8"))) for table in ("train.csv", "truth.csv")
@@ -106,7 +106,7 @@ def drawn(noise: scenes.Noise) -> tuple[Path, Planted]:
         {row["file"]: row["label"] for row in train},
     )
     share = len(planted.wrong) / len(train)
-    print(f"  Drew {len(train)} pictures of {len(scenes.CLASSES)} classes; {share:.0%} of their labels are wrong.")
+    print(f"  Drew {len(train)} pictures of {len(generate.CLASSES)} classes; {share:.0%} of their labels are wrong.")
     return path, planted
 
 
@@ -134,10 +134,10 @@ def exhibit(api: httpx2.Client, models: dict[str, str]) -> None:
     print(f"\n  the same object before{'':11}" + "".join(f"{method:>10}" for method in sorted(models)))
     sheet = Image.new("RGB", (SHOWN * len(BEFORE), SHOWN * len(EXHIBITS)))
     for row, name in enumerate(EXHIBITS):
-        shown = scenes.before_every_scene(scenes.CLASSES.index(name), seed=EXHIBIT_SEED + row)
+        shown = generate.before_every_scene(generate.CLASSES.index(name), seed=EXHIBIT_SEED + row)
         for column, scene in enumerate(BEFORE):
             picture = io.BytesIO()
-            Image.fromarray(shown.images[scenes.SCENES.index(scene)]).save(picture, "PNG")
+            Image.fromarray(shown.images[generate.SCENES.index(scene)]).save(picture, "PNG")
             seen = {method: client.see(api, model, picture.getvalue()) for method, model in models.items()}
             print(f"  {name:12} {scene:20}" + "".join(f"{seen[method][0]['label']:>10}" for method in sorted(models)))
             with Image.open(io.BytesIO(seen["denll"][1])) as small:

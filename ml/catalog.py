@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
-from ml import methods, networks, spec
+from ml import methods, networks
 from ml.noise import cifar
+from ml.training import spec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -22,10 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ml import images, layouts
-from ml.data import UNKNOWN, LabeledImages, Truth
+from ml import layouts
+from ml.data import decoding
+from ml.data.dataset import UNKNOWN, LabeledImages, Truth
+from ml.data.decoding import Geometry, Pixels, Resize
 from ml.errors import UndecodableImage, UnusableData
-from ml.images import Geometry, Pixels, Resize
 from ml.layouts.source import Source, opened, text
 
 TABLES = {"train.csv": "train", "labels.csv": "train", "test.csv": "test"}
@@ -75,7 +76,7 @@ def read(path: Path, *, image_size: int, resize: Resize = "squash", label_column
             left_out.append(f"{row.path}: {error}")
             continue
         geometry = Geometry.of(picture.shape[1], picture.shape[0], image_size, resize)
-        pixels.append(torch.from_numpy(np.array(images.resize(picture, geometry))))
+        pixels.append(torch.from_numpy(np.array(decoding.resize(picture, geometry))))
         kept.append(row)
     return _assembled(kept, pixels, classes, tuple(left_out))
 
@@ -115,7 +116,7 @@ def _found(source: Source, label_column: str | None) -> tuple[list[Row], Callabl
     names = source.names()
     tables = [name for name in names if name in TABLES]
     rows = _from_tables(source, tables, label_column) if tables else _from_folders(names)
-    return rows, lambda number: images.decode(source.read(rows[number].path)), []
+    return rows, lambda number: decoding.decode(source.read(rows[number].path)), []
 
 
 def _from_tables(source: Source, tables: list[str], label_column: str | None) -> list[Row]:

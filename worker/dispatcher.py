@@ -14,18 +14,18 @@ from typing import cast
 
 from sqlalchemy import Engine, delete
 
-from app import logs, roster, work
-from app.broker import TASK, Bell, Broker
-from app.datasets import ingestion
+from app import logs, work, worker_registry
+from app.datasets import ingest_queue
 from app.db.clock import now
 from app.db.session import connect, transaction
 from app.db.tables import Dataset, IdempotencyKey, Job, Worker
 from app.errors import DatabaseAway
 from app.jobs import attempt
+from app.notifier import TASK, Bell, Broker
 from app.settings import Settings, current
 from app.storage import Storage
-from worker import leftovers
-from worker.presence import Presence, name
+from worker import orphan_cleanup
+from worker.heartbeat import Presence, name
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Dispatcher:
     def reap(self) -> None:
         limit = self._settings.max_attempts_without_progress
         with transaction(self._engine) as session:
-            reaped = attempt.reap(session, limit) + ingestion.reap(session, limit)
+            reaped = attempt.reap(session, limit) + ingest_queue.reap(session, limit)
         if reaped:
             log.warning("%d leases had expired", reaped)
 
@@ -74,7 +74,7 @@ class Dispatcher:
         with transaction(self._engine) as session:
             due = work.due_for_bell(session, TABLES[bell], self._settings.ring_again_s)
             # Each bell is heard by one supervisor, and the only one with enough devices may be any of them.
-            bells = max(due, roster.listening(session, bell)) if due else 0
+            bells = max(due, worker_registry.listening(session, bell)) if due else 0
         for _ in range(min(bells, BELLS_WAITING - waiting)):
             self._broker.ring(bell)
 
@@ -87,8 +87,8 @@ class Dispatcher:
             )
             session.execute(delete(Worker).where(Worker.seen_at < now(-GONE_S)))
         with transaction(self._engine, read_only=True) as session:
-            referenced = leftovers.referenced(session)
-        removed = leftovers.remove(self._storage, referenced, older_than_s=self._settings.leftovers_s)
+            referenced = orphan_cleanup.referenced(session)
+        removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.leftovers_s)
         if removed:
             log.info("%d leftovers removed", removed)
         self._tidied = time.monotonic()

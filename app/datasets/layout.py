@@ -27,7 +27,7 @@ JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
 
 class Labeled(NamedTuple):
-    """An image file with its split and class ids; the fields that `ml.ingest` asks for."""
+    """An image file with its split and class ids; the fields that `ml.data.ingest` asks for."""
 
     path: str
     split: Split

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import storage
-from app.datasets import contents, intake, issues, schemas, service
+from app.datasets import contents, label_issues, schemas, service, upload_service
 from app.datasets.schemas import Contained, DatasetOut, ImageOut, LabelVersion, Level, ReportLine, Split, Status
 from app.db.tables import Dataset, State
 from app.errors import (
@@ -84,7 +84,7 @@ async def create(
     Its structure is checked at once; its images are read afterwards (`status: ingesting`).
     """
     query = {"name": name, "label_column": label_column, "clean_column": clean_column}
-    answer, fresh = await intake.take(request, idempotency, query)
+    answer, fresh = await upload_service.take(request, idempotency, query)
     if fresh:
         background.add_task(request.app.state.broker.ring, "datasets")
     return answer.response(replayed=not fresh)
@@ -171,7 +171,7 @@ def images(
             raise InvalidRequest(detail, errors=[Fault("/query/given_label", "unknown_class", detail)])
         given = classes.index(given_label)
     if is_label_issue is not None:
-        ranking = issues.read(issues.newest_ranking(session, files, dataset_id))
+        ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
         among = {row.number for row in ranking.where(is_label_issue)}
     after = pages.after(paging, -1)
     rows = contents.images(folder, split=split, given=given, among=among, after=after, limit=paging.limit + 1)

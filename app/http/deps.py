@@ -9,9 +9,9 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from app.broker import Broker
 from app.catalog import Catalog
 from app.db import session as db
+from app.notifier import Broker
 from app.settings import Settings
 from app.storage import Storage
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import roster, work
+from app import work, worker_registry
 from app.db.tables import Epoch, Job, Model, State, Worker
 from app.jobs import events
 from app.work import Claim, Order
@@ -35,7 +35,7 @@ def waiting(session: Session, owner: str, devices: int = 1) -> int:
 
 def _fitting(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
     """Jobs for this supervisor: its devices are enough, and one that needs a GPU is not better left to another."""
-    with_gpus = (*roster.TRAINS, Worker.device.startswith("cuda"), Worker.devices >= Job.gpus)
+    with_gpus = (*worker_registry.TRAINS, Worker.device.startswith("cuda"), Worker.devices >= Job.gpus)
     on_gpus = select(Worker.id).where(*with_gpus).correlate(Job)
     needs_none = Job.spec["device"].as_string().is_distinct_from("cuda")
     return Job.gpus <= devices, or_(needs_none, on_gpus.where(Worker.id == owner).exists(), ~on_gpus.exists())

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import roster
+from app import worker_registry
 from app.catalog import Catalog
 from app.datasets import service as datasets
 from app.db.tables import Dataset
@@ -70,12 +70,12 @@ def _scoring(session: Session, request: ScoringRequest) -> dict[str, Any]:
 
 def _device(session: Session, request: TrainingRequest) -> str:
     asked = str(getattr(request, "device", "auto"))
-    return roster.training_device(session) if asked == "auto" else asked
+    return worker_registry.training_device(session) if asked == "auto" else asked
 
 
 def _check_resources(session: Session, request: TrainingRequest) -> None:
     """Refuse what would wait for ever: more devices than any host has. While no supervisor is there, nobody knows."""
-    most = roster.most_devices(session)
+    most = worker_registry.most_devices(session)
     if most is not None and request.resources.gpus > most:
         detail = f"No host offers {request.resources.gpus} devices to one job; at most {most}."
         raise InvalidRequest(detail, errors=[Fault("/resources/gpus", "not_offered", detail)])

@@ -20,8 +20,8 @@ from app.errors import (
     TooLarge,
     UndecodableInput,
 )
-from app.predictions import wire
-from app.predictions.wire import Address, Frame
+from app.predictions import frames
+from app.predictions.frames import Address, Frame
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ PROBLEMS: dict[int, type[Problem]] = {
 }
 
 
-class Line(wire.End):
+class Line(frames.End):
     """One open connection: hands each reply to whoever waits for it, and tells all of them when it is gone."""
 
     def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
@@ -109,7 +109,7 @@ class Connection:
             line = self._line
             if line is None or line.closed:
                 line = await self._connected()
-            await line.send(wire.encode(header, parts))
+            await line.send(frames.encode(header, parts))
             return await reply
         finally:
             self._waiting.pop(header["id"], None)
@@ -142,7 +142,7 @@ class Gateway:
     """All inference processes, as one that answers."""
 
     def __init__(self, addresses: str, *, connect_timeout_s: float, deadline_s: float, most_in_flight: int) -> None:
-        given = [wire.parse(address) for address in addresses.split(",") if address.strip()]
+        given = [frames.parse(address) for address in addresses.split(",") if address.strip()]
         self._connections = [Connection(address, connect_timeout_s) for address in given]
         self._deadline_s, self._most = deadline_s, most_in_flight
         self._ids = itertools.count(1)

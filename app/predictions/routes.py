@@ -29,7 +29,7 @@ from app.http.access import PREDICT, Principal
 from app.http.deps import Config
 from app.http.openapi import problems
 from app.http.routing import Router
-from app.models.known import Served
+from app.models.registry_cache import Served
 from app.predictions import images, requests
 from app.predictions.images import Loaded, Source
 from app.predictions.lane import Lane

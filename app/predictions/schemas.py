@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.datasets.issues import Gaussian
+from app.datasets.label_issues import Gaussian
 from app.http.fields import Name, Strict
 
 MaskKind = Literal["gaussian", "map", "rle", "polygon", "png"]

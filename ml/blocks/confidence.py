@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.blocks import losses
-from ml.phase import Lab, Network
+from ml.method import Lab, Network
 
 VIEWS = 2  # whose mean answer decides
 

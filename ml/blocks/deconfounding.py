@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ml.blocks import background, localization
+from ml.method import Batch
 from ml.networks import chain
-from ml.phase import Batch
 
 
 class DeconfoundingParams(BaseModel):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.blocks import losses, single
-from ml.phase import Batch, Network, Optimizers, Recipe
+from ml.blocks import losses, single_network
+from ml.method import Batch, Network, Optimizers, Recipe
 
 SMALL = 1e-8  # deviation of the first values
 LEAST = 1e-4  # a probability counts as at least this
@@ -87,7 +87,7 @@ class SampleVariables(nn.Module):
 P = TypeVar("P", bound=OverparameterizationParams)
 
 
-class Overparameterized(single.Single[P]):
+class Overparameterized(single_network.Single[P]):
     """One network, and u and v of every sample."""
 
     def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:

@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ml import phase
-from ml.blocks import optimizers, selection
-from ml.phase import Batch, Network, Optimizers, Phase, Recipe
+from ml import method
+from ml.blocks import optimizers, small_loss
+from ml.method import Batch, Network, Optimizers, Phase, Recipe
 
 
 class SelectionParams(BaseModel):
@@ -52,7 +52,7 @@ class SelectionParams(BaseModel):
 P = TypeVar("P", bound=SelectionParams)
 
 
-class Pair(phase.Method, Generic[P]):
+class Pair(method.Method, Generic[P]):
     """A method that trains two networks in one phase, on what they select of each batch."""
 
     params: P
@@ -90,7 +90,7 @@ class Pair(phase.Method, Generic[P]):
 
 def forget_rate(params: SelectionParams, epoch: int, epochs: int) -> float:
     """The share of each batch set aside in one epoch, counted from 0."""
-    return selection.forget_rate(epoch, params.noise_rate * params.forgotten, max(1, round(params.gradual * epochs)))
+    return small_loss.forget_rate(epoch, params.noise_rate * params.forgotten, max(1, round(params.gradual * epochs)))
 
 
 def build_optimizers(params: SelectionParams, training: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizers:

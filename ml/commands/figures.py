@@ -30,10 +30,12 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write figures.json and each figure as PNG and SVG; CheckpointInvalid where data and training do not belong
     together, Failure where nothing was trained to the end."""
-    from ml import checkpoint, errors, folders, measure, selftest
-    from ml.figures import findings, plots
-    from ml.spec import TrainingSpec
-    from ml.training import Training
+    from ml import errors, folders
+    from ml.evaluation import measure
+    from ml.reports import plots, report_data, selftest
+    from ml.training import checkpoint
+    from ml.training.spec import TrainingSpec
+    from ml.training.trainer import Training
 
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
@@ -56,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
     if training.epoch < training.epochs:
         raise errors.Failure(f"the training stopped in epoch {training.epoch + 1} of {training.epochs}: finish it")
     clean = selftest.reference(spec, found.images, truth)
-    figures = findings.find(
+    figures = report_data.find(
         training,
         found.images,
-        findings.judged(training, found.images, truth, clean),
+        report_data.judged(training, found.images, truth, clean),
         wrong=measure.wrong(training.labels, clean),
         issues=training.label_issues(),
     )

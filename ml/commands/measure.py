@@ -19,7 +19,7 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print them as JSON; UnusableData where nothing was trained to the end."""
-    from ml import measure
+    from ml.evaluation import measure
 
     try:
         reports = [

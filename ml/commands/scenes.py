@@ -9,7 +9,7 @@ from ml import commands
 
 
 def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options: those of `ml.scenes.draw`."""
+    """The command's options: those of `ml.scenes.generate.draw`."""
     parser = parsers.add_parser("scenes", help="make a zip of pictures whose background may give the label")
     parser.add_argument("archive", type=Path, help="the zip to write: pictures, labels, masks, boxes and the truth")
     parser.add_argument("--train", type=int, default=2400, help="training pictures")
@@ -30,10 +30,9 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the zip, and say how many labels are wrong."""
-    from ml import scenes
-    from ml.scenery import photographs
+    from ml.scenes import generate, photographs
 
-    seen, _ = scenes.write_archive(
+    seen, _ = generate.write_archive(
         options.archive,
         train=options.train,
         test=options.test,
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         noise_rate=options.rate,
         centred=options.centred,
         swapped_test=options.swapped,
-        sizes=tuple(options.sizes) if options.sizes else scenes.ALIKE,
+        sizes=tuple(options.sizes) if options.sizes else generate.ALIKE,
         objects=photographs.CutOuts.read(options.objects) if options.objects else None,
         places=photographs.Places.read(options.scenes) if options.scenes else None,
         held_out=options.held_out,

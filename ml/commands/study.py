@@ -65,8 +65,8 @@ def _train(laid_out: Plan, todo: list[Task], out: Path, options: argparse.Namesp
     out.mkdir(parents=True, exist_ok=True)
     if not todo:
         return 0
-    from ml.study import crew
-    from ml.study.trial import Place
+    from ml.study import process_pool
+    from ml.study.run import Place
 
     ended = 0
 
@@ -80,7 +80,7 @@ def _train(laid_out: Plan, todo: list[Task], out: Path, options: argparse.Namesp
         print(f"\r{ended}/{len(todo)} {_name(laid_out, task)}", file=sys.stderr, flush=True)
 
     place = Place(options.device, options.threads, options.weights, options.cuda_graphs)
-    failed = crew.work(todo, place, jobs=max(1, options.jobs), nice=options.nice, epoch=epoch, done=done)
+    failed = process_pool.work(todo, place, jobs=max(1, options.jobs), nice=options.nice, epoch=epoch, done=done)
     for task, fault in failed:
         print(f"failed: {_name(laid_out, task)}: {fault}", file=sys.stderr)
     return len(failed)

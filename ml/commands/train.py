@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml import commands, errors, spec
+from ml import commands, errors
 from ml.commands import measure
+from ml.training import spec
 
 if TYPE_CHECKING:
-    from ml import parallel
-    from ml.data import LabeledImages
-    from ml.launch import Seat
+    from ml.data.dataset import LabeledImages
+    from ml.distributed import process_group
+    from ml.distributed.launch import Seat
 
 SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     names = options.devices.split(",") if options.devices else [None]
     if len(names) == 1:
         return _trained(options, names[0], None)
-    from ml import launch, training  # noqa: F401 - what every process needs, imported once
+    from ml.distributed import launch
+    from ml.training import trainer  # noqa: F401 - what every process needs, imported once
 
     try:
         return launch.launch(_rank, len(names), options, names)[0]
@@ -68,20 +70,24 @@ def run(options: argparse.Namespace) -> int:
 
 def _rank(seat: Seat, options: argparse.Namespace, names: list[str]) -> int:
     """One of the processes that train together; the first alone writes and prints."""
-    from ml import devices, parallel
+    from ml.distributed import process_group
+    from ml.training import devices
 
     try:
         device = devices.resolve(names[seat.rank])
-        group = parallel.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
+        group = process_group.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
         return _trained(options, names[seat.rank], group)
     except commands.EXPECTED as error:
         print(f"train: {errors.told(error)}", file=sys.stderr)
         raise
 
 
-def _trained(options: argparse.Namespace, device: str | None, group: parallel.Group | None) -> int:
-    from ml import bundle, checkpoint, folders, selftest
-    from ml.training import EpochReport, Training
+def _trained(options: argparse.Namespace, device: str | None, group: process_group.Group | None) -> int:
+    from ml import folders
+    from ml.reports import selftest
+    from ml.serving import model_archive
+    from ml.training import checkpoint
+    from ml.training.trainer import EpochReport, Training
 
     wanted = _spec(options)
     first = group is None or group.rank == 0
@@ -136,13 +142,14 @@ def _trained(options: argparse.Namespace, device: str | None, group: parallel.Gr
     shutil.rmtree(
         out / commands.BUNDLE, ignore_errors=True
     )  # of the same training before, which a bundle never overwrites
-    bundle.save(out / commands.BUNDLE, training, metrics={"test_accuracy": training.summary()})
+    model_archive.save(out / commands.BUNDLE, training, metrics={"test_accuracy": training.summary()})
     return measure.run(argparse.Namespace(trained=out))
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
     """The spec file, then the options on top of it; a network that suits the device where neither names one."""
-    from ml import devices, methods
+    from ml import methods
+    from ml.training import devices
 
     settings = commands.read_json(options.spec) if options.spec else {}
     if not isinstance(settings, dict):
@@ -163,7 +170,7 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
 def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
     """With the settings that the method's rules choose for these pictures, unless some were asked for."""
     from ml import methods
-    from ml.clutter import clutter
+    from ml.data.clutter import clutter
 
     if "params" in wanted.model_fields_set:
         return wanted
@@ -172,7 +179,7 @@ def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSp
 
 
 def _line(report: Any) -> str:  # an EpochReport; its module needs torch
-    from ml.events import PARTS
+    from ml.training.events import PARTS
 
     known = [(name.replace("_", " "), getattr(report, name).get("answer")) for name in PARTS]
     return (

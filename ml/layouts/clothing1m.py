@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ml import images
+from ml.data import decoding
 from ml.errors import UnusableData
 from ml.layouts.pictures import DEFAULT, Pictures
 from ml.layouts.source import Source, beside, text
@@ -47,7 +47,7 @@ def read(source: Source) -> Pictures | None:
         return source.read(paths[number])
 
     def pixels(number: int) -> NDArray[np.uint8]:
-        return images.decode(encoded(number))
+        return decoding.decode(encoded(number))
 
     return Pictures(
         paths,

@@ -15,7 +15,7 @@ from ml import errors
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ml import phase
+    from ml import method
 
 
 class Rule(TypedDict):
@@ -47,7 +47,7 @@ class MethodModule(Protocol):
     def Params(self) -> type[BaseModel]: ...  # noqa: N802 - a class, seen through a module
 
     @property
-    def Method(self) -> type[phase.Method]: ...  # noqa: N802
+    def Method(self) -> type[method.Method]: ...  # noqa: N802
 
 
 def names() -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ml import phase
-from ml.blocks import exchange, losses, peers
+from ml import method
+from ml.blocks import losses, mutual_learning, peers
 from ml.methods import About
 
 ABOUT: About = {
@@ -30,7 +30,7 @@ ABOUT: About = {
 }
 
 
-class Params(exchange.AgreementParams):
+class Params(mutual_learning.AgreementParams):
     """Settings of cross-entropy."""
 
     networks: Literal[1, 2] = Field(default=1, description="Networks trained side by side; two answer with their mean.")
@@ -42,30 +42,30 @@ class Params(exchange.AgreementParams):
         return self
 
 
-class Method(phase.Method):
+class Method(method.Method):
     """One or two networks, each with its own cross-entropy."""
 
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], phase.Network]) -> None:
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], method.Network]) -> None:
         super().__init__(params, labels, network)
         self.params = params
         self.networks = nn.ModuleList(network() for _ in range(params.networks))
 
-    def phases(self, training: phase.Recipe) -> Sequence[phase.Phase]:
+    def phases(self, training: method.Recipe) -> Sequence[method.Phase]:
         """One phase over all epochs."""
 
-        def loss(batch: phase.Batch) -> Tensor:
+        def loss(batch: method.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
             batch.observe(peers.mean(logits))
             total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
-            weight = exchange.weight(self.params, batch.epoch, training.epochs)
+            weight = mutual_learning.weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:
-                total = total + weight * exchange.agreement(self.params.agreement, logits[0], logits[1])
+                total = total + weight * mutual_learning.agreement(self.params.agreement, logits[0], logits[1])
             return total
 
-        def optimizers() -> phase.Optimizers:
-            return phase.Optimizers((training.sgd(self.parameters()),), training.factor)
+        def optimizers() -> method.Optimizers:
+            return method.Optimizers((training.sgd(self.parameters()),), training.factor)
 
-        return [phase.Phase(training.epochs, loss, optimizers)]
+        return [method.Phase(training.epochs, loss, optimizers)]
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits; of a pair the logarithm of its mean probabilities."""

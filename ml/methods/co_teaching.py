@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ml.blocks import losses, peers, selection
+from ml.blocks import losses, peers, small_loss
 from ml.methods import About
 
 ABOUT: About = {
@@ -53,4 +53,4 @@ class Method(peers.Pair[Params]):
 
 def crossed(one: Tensor, two: Tensor, rate: float) -> Tensor:
     """Each network's losses (B,) over what the other one's smallest say is plausible: the sum of two means."""
-    return one[selection.smallest(two, rate)].mean() + two[selection.smallest(one, rate)].mean()
+    return one[small_loss.smallest(two, rate)].mean() + two[small_loss.smallest(one, rate)].mean()

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import sieve, single
+from ml.blocks import sample_selection, single_network
+from ml.method import Network, Phase, Recipe
 from ml.methods import About
-from ml.phase import Network, Phase, Recipe
 
 ABOUT: About = {
     "title": "CORES",
@@ -47,19 +47,19 @@ class Params(BaseModel):
     beta: float = Field(default=2.0, ge=0.0, le=20.0, description="The regulariser's weight once it is fully on.")
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """One network and its sieve."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.sieve = sieve.Sieve(labels, self.network.class_count)
+        self.sieve = sample_selection.Sieve(labels, self.network.class_count)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase; what changes with its epochs are the regulariser and the sieve."""
         p = self.params
         begin, growth, since = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))
         return [
-            sieve.sieving(
+            sample_selection.sieving(
                 self.network,
                 self.sieve,
                 training,

@@ -25,9 +25,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import losses, renewal, schedules, sieve, single
+from ml.blocks import losses, reinitialisation, sample_selection, schedules, single_network
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 
 CLIP = 5.0  # of the joint gradient norm in stage 2
 PLAIN, GROWTH, SIEVED = 10 / 40, 30 / 40, 31 / 40  # of stage 1: without the regulariser, its growth, from when sieved
@@ -70,18 +70,18 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """The sieve, then a fresh network."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.sieve = sieve.Sieve(labels, self.network.class_count)
+        self.sieve = sample_selection.Sieve(labels, self.network.class_count)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """Stage 1 sieves at least in its last epoch, if it has two."""
         p = self.params
         first, rest = schedules.lengths(training.epochs, (p.sieve,))
-        forming = sieve.sieving(
+        forming = sample_selection.sieving(
             self.network,
             self.sieve,
             training,
@@ -117,7 +117,7 @@ class Method(single.Single[Params]):
         return [forming, consistent]
 
     def _begin_anew(self, _: Lab) -> None:
-        renewal.renew(self.network, self.make(), renewal.PARTS)
+        reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
 
     def _turns(self) -> Sequence[Turn]:
         kept = self.sieve.kept

@@ -30,11 +30,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ml import methods, phase
-from ml.blocks import deconfounding, draws, exchange, losses, turns
+from ml import method, methods
+from ml.blocks import deconfounding, losses, mutual_learning, pool_union, replay_rng
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
 from ml.networks import chain
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 CLIP = 5.0  # of the joint gradient norm
 
@@ -69,7 +69,7 @@ def _offer_hosts(schema: dict[str, Any]) -> None:
     schema["enum"] = [name for name in methods.names() if name != "denll"]
 
 
-class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
+class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams):
     """The readings of the paper that stay selectable."""
 
     host: str = Field(
@@ -96,7 +96,7 @@ class Params(deconfounding.DeconfoundingParams, exchange.AgreementParams):
         return self
 
 
-class Method(phase.Method):
+class Method(method.Method):
     """Eq. 6: two hosts, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -121,7 +121,7 @@ class Method(phase.Method):
             made.append(host.Method(settings, labels, fresh))
         self.host1, self.host2 = made
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
-        self.brake = exchange.Brake()
+        self.brake = mutual_learning.Brake()
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
@@ -132,7 +132,7 @@ class Method(phase.Method):
 
         def strength(epoch: int) -> float:
             waited = epoch - last_begins
-            return 0.0 if waited < 0 else exchange.weight(self.params, waited, epochs - last_begins)
+            return 0.0 if waited < 0 else mutual_learning.weight(self.params, waited, epochs - last_begins)
 
         begun = next((epoch for epoch in range(epochs) if strength(epoch) > 0.0), epochs) if last_begins else None
         return [self._paired(first, second, training, strength, begun) for first, second in pairs]
@@ -146,7 +146,7 @@ class Method(phase.Method):
             """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
             silent = batch.silent()
-            own, other = draws.twice(
+            own, other = replay_rng.twice(
                 batch.generator,
                 lambda generator: one(replace(silent if one_way else batch, generator=generator)),
                 lambda generator: two(replace(batch if one_way else silent, generator=generator)),
@@ -172,7 +172,7 @@ class Method(phase.Method):
         def begin_epoch(lab: Lab) -> None:
             if begun is not None and lab.epoch == begun + 1:
                 self.brake.decide()
-            draws.twice_in(lab, first.begin_epoch, second.begin_epoch)
+            replay_rng.twice_in(lab, first.begin_epoch, second.begin_epoch)
 
         shown = [member.turns for member in (first, second) if member.turns is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
@@ -184,7 +184,7 @@ class Method(phase.Method):
             after_step=each(first.after_step, second.after_step),
             enter=lambda lab: self._enter(lab, first, second),
             begin_epoch=begin_epoch,
-            turns=(lambda: turns.shared(*(show() for show in shown))) if shown else None,
+            turns=(lambda: pool_union.shared(*(show() for show in shown))) if shown else None,
             clip=CLIP,
         )
 
@@ -192,7 +192,7 @@ class Method(phase.Method):
         """Both hosts' own beginning, which DeNLL's own parts follow."""
         members = deconfounding.branches(self)
         before = [member.classifier.weight.detach().clone() for member in members]
-        draws.twice_in(lab, first.enter, second.enter)
+        replay_rng.twice_in(lab, first.enter, second.enter)
         after = [member.classifier.weight for member in members]
         if self.gates is not None:
             if not all(map(torch.equal, before, after)):
@@ -230,7 +230,7 @@ class Method(phase.Method):
         for one, two in zip(self.tapes[0].records, self.tapes[1].records, strict=False):
             learned = one.logits.requires_grad and two.logits.requires_grad  # neither a host's guess nor its score
             if strength > 0.0 and learned:
-                term = exchange.agreement(self.params.agreement, one.logits, two.logits)
+                term = mutual_learning.agreement(self.params.agreement, one.logits, two.logits)
                 total = total + strength * self.brake.factor * term
                 if watched:
                     self.brake.watch(term)

@@ -18,10 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ml import phase
+from ml import method
 from ml.blocks import losses, mixmatch, mixture, mixup, schedules
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn, Unlabelled
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn, Unlabelled
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 WARM_UP = 1 / 30  # 10 of 300 epochs on CIFAR-10
@@ -99,7 +99,7 @@ class Params(BaseModel):
     )
 
 
-class Method(phase.Method):
+class Method(method.Method):
     """Algorithm 1."""
 
     labels: Tensor

@@ -25,9 +25,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import keeper, losses, schedules, single
+from ml.blocks import best_weights, losses, schedules, single_network
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 FLOOR = 1e-3  # added to |det U|
 NUDGE = 1e-12  # on the diagonal of U: a matrix of exact zeros has no inverse, and a gradient asks for one
@@ -66,12 +66,12 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """Cross-entropy, then the determinant."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = keeper.Keeper(self.network)
+        self.kept = best_weights.Keeper(self.network)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """Warm-up and the rest."""

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ml.blocks import early_learning, losses, memory, single
+from ml.blocks import early_learning, logit_history, losses, single_network
+from ml.method import Batch, Network, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Network, Phase, Recipe
 
 ABOUT: About = {
     "title": "ELR",
@@ -36,12 +36,12 @@ class Params(early_learning.EarlyLearningParams):
     """Settings of ELR."""
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """One network and one remembered answer for each sample."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.memory = memory.Average(len(labels), self.network.class_count, params.target_kept)
+        self.memory = logit_history.Average(len(labels), self.network.class_count, params.target_kept)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """One phase over all epochs."""

@@ -22,10 +22,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml import phase
-from ml.blocks import averaging, balance, early_learning, losses, memory, mixup, schedules
+from ml import method
+from ml.blocks import averaging, balance, early_learning, logit_history, losses, mixup, schedules
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
 
 MIXING, SUBSET = "mixing", "subset"  # concerns: λ and the permutation; which samples an epoch shows
 RAMP_STEPS = 40_000
@@ -103,11 +103,11 @@ class Learner(nn.Module):
         super().__init__()
         self.network = network()
         self.average = averaging.WeightAverage(network())
-        self.memory = memory.Average(len(labels), self.network.class_count, params.target_kept)
+        self.memory = logit_history.Average(len(labels), self.network.class_count, params.target_kept)
         self.subset = balance.BalancedSubset(labels, params.epoch_images) if params.epoch_images else None
 
 
-class Method(phase.Method):
+class Method(method.Method):
     """Two learners, each taught by the other's average."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -132,7 +132,7 @@ class Method(phase.Method):
                 if learner.subset is not None:
                     learner.subset.draw(lab.generator(SUBSET))
 
-        begin_epoch = draw if self.params.epoch_images else phase.nothing
+        begin_epoch = draw if self.params.epoch_images else method.nothing
         return [
             Phase(
                 training.epochs,

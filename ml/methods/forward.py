@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from ml.blocks import keeper, schedules, single, transition
+from ml.blocks import best_weights, schedules, single_network, transition
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 CONTINUED_RATE = 0.1  # times the spec's, as published for going on with the first stage's network
 
@@ -54,14 +54,14 @@ class Params(transition.TransitionParams):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """Cross-entropy, an estimate of T, and cross-entropy through T."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = keeper.Keeper(self.network)
+        self.kept = best_weights.Keeper(self.network)
         self.register_buffer("transition", transition.matrix(params.transition, self.network.class_count))
 
     def phases(self, training: Recipe) -> Sequence[Phase]:

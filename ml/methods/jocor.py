@@ -20,7 +20,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ml.blocks import losses, peers, selection
+from ml.blocks import losses, peers, small_loss
 from ml.methods import About
 
 ABOUT: About = {
@@ -58,7 +58,7 @@ class Method(peers.Pair[Params]):
     def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
         """The mean joint loss of what both find plausible."""
         each = joint(one, two, labels, self.params.agreement)
-        return each[selection.smallest(each, rate)].mean()
+        return each[small_loss.smallest(each, rate)].mean()
 
 
 def joint(one: Tensor, two: Tensor, labels: Tensor, agreement: float) -> Tensor:

@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import losses, memory, renewal, schedules, single
+from ml.blocks import logit_history, losses, reinitialisation, schedules, single_network
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 ASYMMETRIC: dict[str, object] = {"prior_weight": 0.8, "entropy_weight": 0.4, "retrain_rate": 0.2 / 0.03}
 
@@ -70,7 +70,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """Stage 1, with and without replaced labels, and stage 2."""
 
     targets: Tensor
@@ -79,7 +79,7 @@ class Method(single.Single[Params]):
         super().__init__(params, labels, network)
         classes = self.network.class_count
         self.register_buffer("targets", losses.one_hot(labels, classes))  # (N, C)
-        self.answers = memory.Ring(len(labels), classes, params.averaged_epochs)
+        self.answers = logit_history.Ring(len(labels), classes, params.averaged_epochs)
 
     def phases(self, training: Recipe) -> Sequence[Phase]:
         """Given labels, labels that follow the answers, a fresh network on the last of them."""
@@ -108,7 +108,7 @@ class Method(single.Single[Params]):
 
     def _begin_anew(self, lab: Lab) -> None:
         self._replace(lab)
-        renewal.renew(self.network, self.make(), renewal.PARTS)
+        reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
 
     def _learning(self, batch: Batch) -> Tensor:
         """Eq. 2; the answers that are remembered are those of the training views, by the batch's statistics."""

@@ -23,9 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import beta_mixture, losses, mixup, schedules, single
+from ml.blocks import beta_mixture, losses, mixup, schedules, single_network
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 COLDEST = 1e-3  # where the temperature of soft answers ends
@@ -72,7 +72,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """MixUp, then bootstrapping."""
 
     labels: Tensor

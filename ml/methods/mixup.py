@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import losses, mixup, single
+from ml.blocks import losses, mixup, single_network
+from ml.method import Batch, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Phase, Recipe
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 
@@ -44,7 +44,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """One network, on mixtures alone."""
 
     def phases(self, training: Recipe) -> Sequence[Phase]:

@@ -24,9 +24,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import confidence, losses, renewal, schedules, single
+from ml.blocks import confidence, losses, reinitialisation, schedules, single_network
+from ml.method import Batch, Lab, Network, Phase, Recipe, Turn
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Phase, Recipe, Turn
 
 ABOUT: About = {
     "title": "PES",
@@ -81,7 +81,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """Algorithm 1."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -94,20 +94,20 @@ class Method(single.Single[Params]):
         shares = (p.warm_up, p.refine_last_stage, p.refine_classifier)
         first, stage, classifier, rest = schedules.lengths(training.epochs, shares)
         begins = first + stage + classifier
-        renewed = renewal.TAIL if stage else renewal.TAIL[1:] if classifier else ()
-        learning = [part for part in renewal.PARTS if p.after_refine == "train_all" or part not in renewed]
+        renewed = reinitialisation.TAIL if stage else reinitialisation.TAIL[1:] if classifier else ()
+        learning = [part for part in reinitialisation.PARTS if p.after_refine == "train_all" or part not in renewed]
 
-        stages = renewal.Stages(self.network, self.make, training, len(self.confident.labels))
+        stages = reinitialisation.Stages(self.network, self.make, training, len(self.confident.labels))
         rate = p.refine_learning_rate
         found = [
-            Phase(first, self.plain, stages.sgd(0, first, renewal.PARTS), name="warm-up"),
-            stages.refinement(first, stage, renewal.TAIL, rate, self.plain),
-            stages.refinement(first + stage, classifier, renewal.TAIL[1:], rate, self.plain),
+            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.PARTS), name="warm-up"),
+            stages.refinement(first, stage, reinitialisation.TAIL, rate, self.plain),
+            stages.refinement(first + stage, classifier, reinitialisation.TAIL[1:], rate, self.plain),
             Phase(
                 rest,
                 self._weighted,
                 stages.sgd(begins, rest, learning),
-                enter=lambda _: renewal.train_only(self.network, learning),
+                enter=lambda _: reinitialisation.train_only(self.network, learning),
                 begin_epoch=self._select,
                 turns=lambda: [Turn(self.confident.mask)],
                 name="confident",

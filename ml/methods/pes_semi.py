@@ -24,9 +24,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import confidence, losses, mixmatch, mixup, renewal, schedules, single, turns
+from ml.blocks import confidence, losses, mixmatch, mixup, pool_union, reinitialisation, schedules, single_network
+from ml.method import Batch, Lab, Network, Phase, Recipe, Turn, Unlabelled
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Phase, Recipe, Turn, Unlabelled
 
 MIXING = "mixing"  # the concern of λ and of the permutation
 CAP = 3.0  # no class weighs more
@@ -105,7 +105,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """PES, then MixMatch."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -118,9 +118,9 @@ class Method(single.Single[Params]):
         first, classifier, rest = schedules.lengths(training.epochs, (p.warm_up, p.refine_classifier))
         begins = first + classifier
         rests = CLASSIFIER if classifier and p.after_refine == "frozen_tail" else ()
-        learning = [part for part in renewal.PARTS if part not in rests]
+        learning = [part for part in reinitialisation.PARTS if part not in rests]
 
-        stages = renewal.Stages(self.network, self.make, training, len(self.confident.labels))
+        stages = reinitialisation.Stages(self.network, self.make, training, len(self.confident.labels))
 
         def mixed(batch: Batch) -> Tensor:
             ramp = schedules.ramp(batch.progress * training.epochs - begins, p.ramp * training.epochs)
@@ -128,13 +128,13 @@ class Method(single.Single[Params]):
             return self._mixmatch(batch, alpha, p.unlabelled_weight * ramp)
 
         found = [
-            Phase(first, self.plain, stages.sgd(0, first, renewal.PARTS), name="warm-up"),
+            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.PARTS), name="warm-up"),
             stages.refinement(first, classifier, CLASSIFIER, p.refine_learning_rate, self.plain),
             Phase(
                 rest,
                 mixed,
                 stages.sgd(begins, rest, learning),
-                enter=lambda _: renewal.train_only(self.network, learning),
+                enter=lambda _: reinitialisation.train_only(self.network, learning),
                 begin_epoch=self._select,
                 turns=self._turns,
                 views=("weak", "weak"),
@@ -149,12 +149,12 @@ class Method(single.Single[Params]):
     def _turns(self) -> Sequence[Turn]:
         """As many steps as all images would take: confident ones are repeated where they are the fewer."""
         trusted = self.confident.mask
-        positions = turns.positions(trusted)
+        positions = pool_union.positions(trusted)
         suspicious = len(trusted) - len(positions)
         if suspicious == 0:
             return [Turn(trusted)]
         share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
-        shown = turns.repeated(positions, round(len(trusted) * (1 - share)))
+        shown = pool_union.repeated(positions, round(len(trusted) * (1 - share)))
         return [Turn(shown, ~trusted, share)]
 
     def _mixmatch(self, batch: Batch, alpha: float, weight: float) -> Tensor:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ml.blocks import overparameterization
+from ml.method import Batch, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Phase, Recipe
 
 ABOUT: About = {
     "title": "SOP",

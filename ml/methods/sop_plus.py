@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, overparameterization
+from ml.method import Batch, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Phase, Recipe
 
 ABOUT: About = {
     "title": "SOP+",

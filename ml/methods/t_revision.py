@@ -27,10 +27,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ml import phase
-from ml.blocks import keeper, losses, optimizers, schedules, single, transition
+from ml import method
+from ml.blocks import best_weights, losses, optimizers, schedules, single_network, transition
+from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
 from ml.methods import About
-from ml.phase import Batch, Lab, Network, Optimizers, Phase, Recipe
 
 ABOUT: About = {
     "title": "T-revision",
@@ -70,14 +70,14 @@ class Params(transition.TransitionParams):
         return self
 
 
-class Method(single.Single[Params]):
+class Method(single_network.Single[Params]):
     """Algorithm 1."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = keeper.Keeper(self.network)
+        self.kept = best_weights.Keeper(self.network)
         classes = self.network.class_count
         self.register_buffer("transition", transition.matrix(params.transition, classes))
         self.slack = nn.Parameter(torch.zeros(classes, classes))  # ΔT
@@ -106,7 +106,7 @@ class Method(single.Single[Params]):
                 weighted,
                 self._weighted,
                 scheduled,
-                enter=phase.nothing if known else self._estimate,
+                enter=method.nothing if known else self._estimate,
                 begin_epoch=lambda lab: self._keep(lab, plain),
                 name="weigh",
             ),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ml import errors
-from ml.phase import Network
+from ml.method import Network
 
 SMALL_IMAGE = 64  # up to this side a network keeps full resolution in its stem; above it the ImageNet stem pays
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.noise import classwise, confounded, instance
-from ml.noise.draws import Labels, Noisy, of
+from ml.noise.sampling import Labels, Noisy, of
 
 __all__ = ("Noisy", "inject")
 

@@ -12,7 +12,7 @@ from numpy.random import RandomState
 
 from ml.errors import UnusableData
 from ml.noise import cifar
-from ml.noise.draws import Labels, Matrix, Noisy, by_transition, of
+from ml.noise.sampling import Labels, Matrix, Noisy, by_transition, of
 
 BLOCK = 5  # CIFAR-100's asymmetric noise circles in blocks of five consecutive classes (Forward, JoCoR, ELR, CDR)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from ml.noise.draws import Labels, Matrix, Noisy, of
+from ml.noise.sampling import Labels, Matrix, Noisy, of
 
 RING = 6  # the ring is a sixth of the side wide on every side: just over half of the area
 FOLDS = 5

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from ml.noise.draws import Labels, Matrix, Noisy, categorical, of
+from ml.noise.sampling import Labels, Matrix, Noisy, categorical, of
 
 STD = 0.1  # spread of the rates of single images (Xia et al. 2020)
 ROWS = 1024  # images projected at once

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ml import errors, methods, scenes
-from ml.spec import TrainingSpec
+from ml import errors, methods
+from ml.scenes import generate
+from ml.training.spec import TrainingSpec
 
 FILES = Path(__file__).parent / "files"  # the studies that come along, known by their names
 Statistic = Literal["last", "best_noisy_val", "best_test", "mean_last10"]
@@ -58,7 +59,7 @@ class DataSet(_Strict):
 
 
 class Draw(_Strict):
-    """What a study may set of `ml.scenes.draw`, which has the defaults and says which values it takes."""
+    """What a study may set of `ml.scenes.generate.draw`, which has the defaults and says which values it takes."""
 
     model_config = ConfigDict(strict=True)
 
@@ -238,7 +239,7 @@ def _run(study: Study, row: Row, cell: Cell, seed: int) -> Run:
     draw = source.draw | cell.draw
     if source.source == "scenes":
         Draw.model_validate(draw)
-        scenes.draw(0, seed=seed, image_size=made.image_size, **draw)  # nothing is drawn, the settings are checked
+        generate.draw(0, seed=seed, image_size=made.image_size, **draw)  # nothing is drawn, the settings are checked
     changes = {"draw": draw, "label_column": cell.label_column or source.label_column}
     return Run(made, cell.data, source.model_copy(update=changes))
 

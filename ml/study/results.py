@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml import durable, errors
+from ml import errors, fsync
 from ml.study.plan import Run, key
 from ml.study.sources import Whereabouts
 
 CODE = Path(__file__).parents[1]  # the package that trains
-MEASURING = {"sources", "trial"}  # what of the study's own code a result depends on
+MEASURING = {"sources", "run"}  # what of the study's own code a result depends on
 
 
 class Task(NamedTuple):
@@ -39,7 +39,7 @@ def write(task: Task, found: dict[str, Any]) -> None:
     whole = found | {"fingerprint": task.fingerprint, "code": code()}
     partial = task.target.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
-    durable.flush(partial)
+    fsync.flush(partial)
     partial.replace(task.target)
 
 

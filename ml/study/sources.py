@@ -19,14 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ml import data, durable, errors, folders, layouts, scenes
-from ml.data import UNKNOWN, LabeledImages, Truth
-from ml.images import Resize
+from ml import errors, folders, fsync, layouts
+from ml.data import dataset
+from ml.data.dataset import UNKNOWN, LabeledImages, Truth
+from ml.data.decoding import Resize
 from ml.layouts.source import zipped
-from ml.scenery.drawn import Grounds, Plates
-from ml.scenery.photographs import CutOuts, Places
-from ml.spec import TrainingSpec, seed_for
+from ml.scenes import generate
+from ml.scenes.drawn import Grounds, Plates
+from ml.scenes.photographs import CutOuts, Places
 from ml.study.plan import DataSet, Run
+from ml.training.spec import TrainingSpec, seed_for
 
 READY = "index.sqlite"  # what a data set that the service has made ready holds
 PROBE = 12  # scenes drawn to tell one generator from another
@@ -77,19 +79,19 @@ def fingerprint(at: Whereabouts, draw: str = "{}") -> str:
     if at.folder is None:
         for photographs in filter(None, (at.objects, at.places)):
             for file in _files(photographs):
-                held = durable.fingerprint(file).sha256
+                held = fsync.fingerprint(file).sha256
                 digest.update(repr((file.relative_to(photographs).as_posix(), held)).encode())
         objects, places = _stage(at)
-        few = scenes.draw(PROBE, seed=0, objects=objects, places=places, **json.loads(draw))
+        few = generate.draw(PROBE, seed=0, objects=objects, places=places, **json.loads(draw))
         for each in (few.images, few.clean, few.given):
             digest.update(each.tobytes())
     elif (at.folder / READY).is_file():
-        digest.update(repr(data.facts(at.folder)["digest"]).encode())
+        digest.update(repr(dataset.facts(at.folder)["digest"]).encode())
     elif at.folder.is_dir():
         for file in _files(at.folder):
             digest.update(repr((file.relative_to(at.folder).as_posix(), file.stat().st_size)).encode())
             if file.name in layouts.LABEL_FILES:  # other labels in them take as many bytes
-                digest.update(durable.fingerprint(file).sha256.encode())
+                digest.update(fsync.fingerprint(file).sha256.encode())
         for table in sorted(at.folder.glob("*.csv")):
             digest.update(table.read_bytes())
     else:
@@ -118,7 +120,7 @@ def load(run: Run, at: Whereabouts) -> Material:
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None, ...]) -> tuple[LabeledImages, Truth]:
     if (path / READY).is_file():  # its labels were chosen when it was uploaded
-        return data.load(path, image_size=image_size, resize=resize)
+        return dataset.load(path, image_size=image_size, resize=resize)
     for column in columns:
         try:
             found = folders.read(path, image_size=image_size, resize=resize, label_column=column)
@@ -131,10 +133,10 @@ def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None
 
 
 @functools.lru_cache(maxsize=4)
-def _stage(at: Whereabouts) -> tuple[scenes.Objects, scenes.Places]:
+def _stage(at: Whereabouts) -> tuple[generate.Objects, generate.Places]:
     """What scenes are made of; drawn, where no photographs are given."""
-    objects: scenes.Objects = Plates() if at.objects is None else CutOuts.read(at.objects)
-    places: scenes.Places = Grounds() if at.places is None else Places.read(at.places)
+    objects: generate.Objects = Plates() if at.objects is None else CutOuts.read(at.objects)
+    places: generate.Places = Grounds() if at.places is None else Places.read(at.places)
     return objects, places
 
 
@@ -143,22 +145,24 @@ def _scenes(run: Run, at: Whereabouts) -> Material:
     settings = source.draw
     plain = {name: value for name, value in settings.items() if name not in ("noise", "noise_rate", "own_scene")}
     objects, places = _stage(at)
-    (seen, unseen), (around, beyond) = objects.parted(scenes.HELD_OUT), places.parted(scenes.HELD_OUT)
+    (seen, unseen), (around, beyond) = objects.parted(generate.HELD_OUT), places.parted(generate.HELD_OUT)
     of_train, of_test = seed_for(seed, "scenes"), seed_for(seed, "scenes to test on")
-    train = scenes.draw(source.train or 1500, seed=of_train, image_size=side, objects=seen, places=around, **settings)
-    tested = functools.partial(scenes.draw, source.test or 600, image_size=side, objects=unseen, places=beyond, **plain)
+    train = generate.draw(source.train or 1500, seed=of_train, image_size=side, objects=seen, places=around, **settings)
+    tested = functools.partial(
+        generate.draw, source.test or 600, image_size=side, objects=unseen, places=beyond, **plain
+    )
     test, beside = tested(seed=of_test), {}
     if source.swapped:
         swapped = tested(seed=of_test + 1, swapped=True)
         beside["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
     images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), seen.classes)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
-    return Material(images, truth, beside, torch.from_numpy(scenes.middles(test.masks)))
+    return Material(images, truth, beside, torch.from_numpy(generate.middles(test.masks)))
 
 
 def _with_test(images: LabeledImages, truth: Truth, share: float, seed: int) -> tuple[LabeledImages, Truth]:
     """Some images set aside to test on; by their clean labels where they are known."""
-    kept, aside = data.split(len(images), share, seed_for(seed, "study test"))
+    kept, aside = dataset.split(len(images), share, seed_for(seed, "study test"))
     clean = truth.train_clean
     labels = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
     return _rows(images, kept), Truth(None if clean is None else clean[kept], images.images[aside], labels[aside])

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml.study.outcomes import MEASURES, PERCENT, Line, Measure, Result, Spread, lines
 from ml.study.plan import Plan
+from ml.study.rows import MEASURES, PERCENT, Line, Measure, Result, Spread, lines
 
 
 def markdown(plan: Plan, made: Sequence[Line]) -> str:

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import Engine
 
-from app.datasets import archive, ingestion, layout
+from app.datasets import archive, ingest_queue, layout
 from app.db import session as db
 from app.db.tables import Job, Model, Row
 from app.http import connection
@@ -27,7 +27,7 @@ from app.jobs import attempt
 from app.main import create_app
 from app.settings import Settings
 from app.storage import Storage
-from ml import ingest
+from ml.data import ingest
 from tests import servers
 from tests.servers import eventually, free_port
 
@@ -174,7 +174,7 @@ def ingest_it(client: Client, dataset_id: str) -> None:
     """What the worker does with a queued data set."""
     files: Storage = client.app.state.storage  # type: ignore[attr-defined]
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-        claim = ingestion.claim(session, "test", 60)
+        claim = ingest_queue.claim(session, "test", 60)
     assert claim is not None
     assert str(claim.id) == dataset_id
     folder = files.dataset(claim.id)
@@ -191,7 +191,7 @@ def ingest_it(client: Client, dataset_id: str) -> None:
         bad_fraction=0.5,
     )
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-        assert ingestion.ready(session, claim.id, claim.fence, facts)
+        assert ingest_queue.ready(session, claim.id, claim.fence, facts)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.datasets import archive, contents, layout
 from app.errors import ImageNotFound
-from ml import ingest
+from ml.data import ingest
 from tests import pictures
 
 FILES = {

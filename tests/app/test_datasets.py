@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import func, select
 
 from app import storage
-from app.datasets import ingestion
+from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
 from tests.app.conftest import BOTH, Client, Hands, Live, class_folders, upload
@@ -317,10 +317,10 @@ def test_an_archive_that_keeps_ending_its_worker_says_so_in_its_own_words(client
     made = upload(client, archive_bytes).json()
     for _ in range(2):
         with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-            claim = ingestion.claim(session, "test", -1.0)
+            claim = ingest_queue.claim(session, "test", -1.0)
             assert claim is not None
         with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-            assert ingestion.reap(session, 2) == 1
+            assert ingest_queue.reap(session, 2) == 1
     failed = client.get(f"/datasets/{made['id']}").json()
     assert (failed["status"], failed["error"]["type"]) == ("failed", "/problems/poison")
     assert "job" not in json.dumps(failed["error"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.http import guard
+from app.http import security
 from tests.app.conftest import Client, Live
 
 
@@ -127,7 +127,7 @@ def test_a_bug_is_a_500_problem_that_tells_nothing_but_the_request(client: Clien
     [("http://h:1", True), ("http://h:2", False), ("null", False), ("http://h:1.evil", False), ("http://[", False)],
 )
 def test_same_origin_compares_host_and_port(origin: str, same: bool) -> None:
-    assert guard.same_origin(origin, "h:1") == same
+    assert security.same_origin(origin, "h:1") == same
 
 
 def test_H3_a_body_that_trickles_is_given_up(live: Callable[..., Live]) -> None:

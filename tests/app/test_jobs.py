@@ -18,12 +18,12 @@ import pytest
 from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
-from app.broker import Broker
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Dataset, Job, Worker
 from app.jobs import attempt, results
 from app.jobs.stream import News, follow
+from app.notifier import Broker
 from app.storage import Storage
 from tests.app.conftest import BOTH, Client, Hands, Live, upload
 

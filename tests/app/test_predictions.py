@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import event
 
 from app.errors import Overloaded
-from app.predictions import wire
+from app.predictions import frames
 from app.predictions.gateway import Gateway
 from app.settings import Settings
-from tests import frames
+from tests import frame_reader
 from tests.app.conftest import Client, Hands, jpeg
 from tests.servers import eventually, free_port
 
@@ -59,7 +59,7 @@ class Edge:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=wire.HEADER_BYTES)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=frames.HEADER_BYTES)
 
     async def _close(self) -> None:
         if self._server is not None:
@@ -72,7 +72,7 @@ class Edge:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         try:
-            async for frame in frames.read(reader):
+            async for frame in frame_reader.read(reader):
                 self.asked.append(frame.header)
                 if self.hang_up:
                     self.hang_up -= 1
@@ -83,15 +83,15 @@ class Edge:
         except OSError:
             return
 
-    def _reply(self, frame: wire.Frame) -> list[bytes]:
+    def _reply(self, frame: frames.Frame) -> list[bytes]:
         header = {"id": frame.header["id"]}
         if self.refuse:
-            return wire.encode(header | {"error": self.refuse})
+            return frames.encode(header | {"error": self.refuse})
         results = [self._result(part) for part in frame.parts]
         pictures = [PNG] if frame.header["render"] else []
         timing = {"queue": 0.0, "decode": 0.0, "model": 0.0}
         parts = [0] if pictures else [None] * len(results)
-        return wire.encode(header | {"results": results, "parts": parts, "timing_seconds": timing}, pictures)
+        return frames.encode(header | {"results": results, "parts": parts, "timing_seconds": timing}, pictures)
 
     @staticmethod
     def _result(data: bytes) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.data.dataset import LabeledImages
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 
 IMAGES, SIDE, CLASSES = 50_000, 32, 10
 EPOCHS = 6

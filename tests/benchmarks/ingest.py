@@ -23,7 +23,7 @@ import simplejpeg
 from PIL import Image
 
 from app.datasets import archive, layout
-from ml import ingest
+from ml.data import ingest
 
 COUNT, SIDE, CLASSES, ROUNDS = 60_000, 32, 10, 5
 

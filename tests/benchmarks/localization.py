@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ml.blocks import attention, localization
-from ml.data import LabeledImages
-from ml.figures.viewing import Viewer
+from ml.blocks import localization
+from ml.data.dataset import LabeledImages
+from ml.evaluation import attention
+from ml.method import Method
 from ml.methods import denll
-from ml.phase import Method
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.reports.batch_runner import Viewer
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.benchmarks._localization import sets
 from tests.benchmarks._localization.sets import Located
 

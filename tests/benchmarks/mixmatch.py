@@ -29,12 +29,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from ml import devices
 from ml.blocks import mixture
-from ml.data import LabeledImages, Truth
+from ml.data.dataset import LabeledImages, Truth
 from ml.methods import dividemix
-from ml.spec import NoiseSpec, TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training import devices
+from ml.training.spec import NoiseSpec, TrainingSpec
+from ml.training.trainer import EpochReport, Training
 
 SIDE, BATCH, CLASSES, TARGET = 32, 128, 10, 2.2
 THRESHOLD = dividemix.Params().clean_threshold

@@ -33,11 +33,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml import images, measure
-from ml.data import LabeledImages
-from ml.ranking import LabelIssues
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data import decoding
+from ml.data.dataset import LabeledImages
+from ml.evaluation import measure
+from ml.evaluation.ranking import LabelIssues
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-bench" / "bin" / "python"
@@ -77,9 +78,9 @@ def read(data: Path, of: Set) -> tuple[LabeledImages, Tensor]:
     classes = tuple(sorted({row["clean"] for row in rows} | {row[of.column] for row in rows}))
     squares = []
     for row in rows:
-        picture = images.decode((data / of.folder / row["file"]).read_bytes())
-        geometry = images.Geometry.of(picture.shape[1], picture.shape[0], of.side, "squash")
-        squares.append(torch.from_numpy(np.array(images.resize(picture, geometry))))
+        picture = decoding.decode((data / of.folder / row["file"]).read_bytes())
+        geometry = decoding.Geometry.of(picture.shape[1], picture.shape[0], of.side, "squash")
+        squares.append(torch.from_numpy(np.array(decoding.resize(picture, geometry))))
     given = torch.tensor([classes.index(row[of.column]) for row in rows])
     return LabeledImages(torch.stack(squares), given, classes), torch.tensor([classes.index(r["clean"]) for r in rows])
 

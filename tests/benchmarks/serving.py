@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 import torch
 
-from ml import devices, images
-from ml.predict import Predictor
+from ml.data import decoding
+from ml.serving.predictor import Predictor
+from ml.training import devices
 from tests.benchmarks._serving import servers
 from tests.benchmarks._serving.model import CLASSES, FREE
 from tests.benchmarks._serving.servers import Asked, Outcome, Server
@@ -102,7 +103,7 @@ class Limit:
         self.best_batch = max(BATCHES, key=lambda size: self.per_second(size, 64))
 
     def answers(self, pictures: Sequence[bytes]) -> list[object]:
-        return self.predictor.predict_squares([images.decode(picture) for picture in pictures])
+        return self.predictor.predict_squares([decoding.decode(picture) for picture in pictures])
 
     def per_second(self, batch: int, count: int) -> float:
         started = time.perf_counter()

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import torch
 
-from ml import devices, networks, phase
-from ml.data import LabeledImages, Truth
-from ml.loop import timetable
+from ml import method, networks
+from ml.data.dataset import LabeledImages, Truth
 from ml.methods import dividemix
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training import devices, sampler
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 
 SIDE, CLASSES = 32, 10
 BF16_TARGETS = {"resnet18": 2.0, "small": 2.2}
@@ -65,7 +65,7 @@ def step_of(network: str, batch: int, *, channels_last: bool, half: bool) -> Cal
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        phase.descend(loss, phase.Optimizers((optimizer,), lambda _: 1.0))
+        method.descend(loss, method.Optimizers((optimizer,), lambda _: 1.0))
 
     return step
 
@@ -137,7 +137,7 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
 
     def divided() -> None:
         division.begin_epoch(training)
-        timetable.Timetable.drawn(turns(), spec.batch_size, order, training.device)
+        sampler.Timetable.drawn(turns(), spec.batch_size, order, training.device)
 
     def bare() -> None:
         method.eval()

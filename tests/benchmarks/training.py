@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from ml import checkpoint, loader, phase
-from ml.data import LabeledImages, Truth
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Step, Training
+from ml import method
+from ml.data import image_store
+from ml.data.dataset import LabeledImages, Truth
+from ml.training import checkpoint
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Step, Training
 
 COUNT, SIDE, BATCH = 2560, 32, 128
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
@@ -60,7 +62,7 @@ class SingleImages(Dataset[Tensor]):
 
 def pipeline() -> dict[str, object]:
     images = pictures()
-    ours = loader.Pixels(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
+    ours = image_store.Pixels(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
     generator, singles = torch.Generator().manual_seed(1), SingleImages(images.numpy())
 
     def resident() -> None:
@@ -124,7 +126,7 @@ def static_steps(training: Training, count: int) -> Callable[[], None]:
         network.train()
         for _ in range(count // BATCH):
             loss = torch.nn.functional.cross_entropy(network(batch), labels)
-            phase.descend(loss, phase.Optimizers((optimizer,), lambda _: 1.0))
+            method.descend(loss, method.Optimizers((optimizer,), lambda _: 1.0))
 
     return steps
 

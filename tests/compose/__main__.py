@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx2
 
-from ml import scenes
+from ml.scenes import generate
 from tests.compose import images
 from tests.compose.engine import NEEDED, Engine
 from tests.servers import eventually, free_port
@@ -222,7 +222,7 @@ def demo(stack: Stack) -> str:
 
 def upload(stack: Stack) -> str:
     archive = stack.engine.folder / "temporary" / "scenes.zip"
-    scenes.write_archive(archive, train=1200, test=200, seed=5, noise="ordinary", noise_rate=0.2)
+    generate.write_archive(archive, train=1200, test=200, seed=5, noise="ordinary", noise_rate=0.2)
     with archive.open("rb") as file:
         fields = {"name": "scenes", "label_column": "label", "clean_column": "clean"}
         dataset = answered(

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ml import catalog, methods, networks, spec
+from ml import catalog, methods, networks
+from ml.training import spec
 
 ROOT = Path(__file__).parents[2]
 STALE = "app/catalog.json is stale: run `make catalog` and look at what changed"

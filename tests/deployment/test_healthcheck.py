@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from app import healthcheck, roster, settings
+from app import healthcheck, settings, worker_registry
 from app.db.clock import now
 from app.db.session import connect, transaction
 from app.db.tables import Worker
@@ -20,7 +20,7 @@ from app.settings import Settings
 from migrations.__main__ import upgrade
 from tests.servers import eventually, free_port
 from tests.worker.house import opened
-from worker.presence import name
+from worker.heartbeat import name
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_process_that_wrote_its_row_lately_is_healthy(database: Settings) -> N
 
 
 def test_a_process_silent_for_long_is_not(database: Settings) -> None:
-    seen(database, name(), 2 * roster.SILENT_S)
+    seen(database, name(), 2 * worker_registry.SILENT_S)
 
     assert healthcheck.main(["heartbeat"]) == 1
 
@@ -94,7 +94,7 @@ def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: P
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
     asked = [sys.executable, "-m", "app.healthcheck", "inference"]
     with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as house:
-        house.start("worker.inference")
+        house.start("worker.inference.server")
         environment = house.environment()
         eventually(lambda: subprocess.run(asked, env=environment, check=False).returncode == 0, seconds=90)
 

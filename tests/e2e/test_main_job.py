@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ml import scenes
+from ml.scenes import generate
 from tests import servers
 from tests.e2e.conftest import launched
 
@@ -37,7 +37,7 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Launch]:
 def test_from_upload_to_prediction_and_again_after_a_restart(launch: Launch, tmp_path: Path) -> None:
     """What the README promises, on SQLite and on Postgres with Redis; a second start finds everything."""
     archive = tmp_path / "scenes.zip"
-    scenes.write_archive(archive, train=240, test=60, seed=3)
+    generate.write_archive(archive, train=240, test=60, seed=3)
     with zipfile.ZipFile(archive) as members:
         picture = members.read("images/test/000000.png")
 
@@ -65,7 +65,7 @@ def upload(api: httpx2.Client, archive: Path) -> dict[str, Any]:
     dataset: dict[str, Any] = servers.eventually(
         lambda: (found := api.get(where).json())["status"] != "ingesting" and found, seconds=60, what="ingest"
     )
-    assert (dataset["status"], dataset["classes"]) == ("ready", sorted(scenes.CLASSES)), dataset
+    assert (dataset["status"], dataset["classes"]) == ("ready", sorted(generate.CLASSES)), dataset
     return dataset
 
 

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from ml import masks, methods, scenes
+from ml import methods
+from ml.evaluation import masks
+from ml.scenes import generate
 from tests import pictures
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -89,7 +91,7 @@ def console(page: Page, service: str) -> Iterator[Console]:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "plates.zip"
-    scenes.write_archive(path, train=96, test=24, seed=5, noise="ordinary", noise_rate=0.3)
+    generate.write_archive(path, train=96, test=24, seed=5, noise="ordinary", noise_rate=0.3)
     return path
 
 
@@ -142,7 +144,7 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     changed = csv.DictReader(io.StringIO(saved(page, tested, "Save the changed labels as CSV").decode()))
     assert all(row["label_before"] != row["given_label"] for row in changed)
     expect(job.locator(".gallery li")).to_have_count(24)
-    expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(scenes.CLASSES)))
+    expect(job.locator(".gallery .predicted").first).to_have_text(re.compile("|".join(generate.CLASSES)))
 
     plots = job.locator(".plots")
     expect(plots.locator("img")).to_have_count(0)
@@ -151,14 +153,14 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(plots.get_by_role("img", name="Answers by label")).not_to_have_js_property("naturalWidth", 0)
     assert saved(page, plots, "PNG of Answers by label").startswith(b"\x89PNG")
     assert b"<svg" in saved(page, plots, "SVG of Answers by label")
-    assert json.loads(saved(page, plots, "Save the numbers as JSON"))["classes"] == sorted(scenes.CLASSES)
+    assert json.loads(saved(page, plots, "Save the numbers as JSON"))["classes"] == sorted(generate.CLASSES)
     expect(plots.get_by_role("button", name=re.compile("^PNG of "))).to_have_count(plots.locator("img").count())
 
     picture = tmp_path / "dropped.jpg"
     picture.write_bytes(pictures.encoded(7, 90, 60))
     drop(page, picture)
     result = page.locator(".result")
-    expect(result.locator(".verdict")).to_have_text(re.compile("|".join(scenes.CLASSES)), timeout=QUICK_MS)
+    expect(result.locator(".verdict")).to_have_text(re.compile("|".join(generate.CLASSES)), timeout=QUICK_MS)
     expect(result.locator(".scores li")).to_have_count(5)
     assert changed_pixels(result) > 1000, "the mask is drawn over the picture"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.broker import Broker
 from app.db.tables import Job
+from app.notifier import Broker
 from tests import servers
 from tests.worker import house
 
@@ -29,7 +29,7 @@ class Stricken(house.House):
     def working(self) -> subprocess.Popen[bytes]:
         """A supervisor that runs, the same as before if it still does."""
         for process in self.processes:
-            if process.poll() is None and "worker.celery_app" in process.args:  # type: ignore[operator]
+            if process.poll() is None and "worker.supervisor.celery_app" in process.args:  # type: ignore[operator]
                 return process
         return self.supervisor()
 

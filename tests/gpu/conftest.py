@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ml.data import LabeledImages, Truth
+from ml.data.dataset import LabeledImages, Truth
 
 SIDE, CLASSES = 32, 10
 

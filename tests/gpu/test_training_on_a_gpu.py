@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from ml import bundle, errors, phase
-from ml.data import LabeledImages, Truth
-from ml.predict import Predictor
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Step, Training
+from ml import errors, method
+from ml.data.dataset import LabeledImages, Truth
+from ml.serving import model_archive
+from ml.serving.predictor import Predictor
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Step, Training
 from tests.ml.conftest import reports, same
 
 METHODS = pytest.mark.parametrize("method", ["ce", "denll"])
@@ -54,14 +55,16 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
     [lambda batch: 1.0 + batch.progress, lambda batch: 1.0 if float(batch.labels.sum()) >= 0 else 2.0],
     ids=["progress", "a wait"],
 )
-def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[phase.Batch], float], labeled: LabeledImages) -> None:
+def test_a_recording_that_breaks_changes_nothing(
+    weigh: Callable[[method.Batch], float], labeled: LabeledImages
+) -> None:
     """Generators above all: torch leaves those of a broken capture unable to draw."""
     settings = spec(epochs=2, deterministic=True, augmentation="crop_flip")
     written, recorded = (Training.build(settings, labeled, captured=captured) for captured in (False, True))
     for training in (written, recorded):
         plain = training.phases[0].loss
 
-        def weighted(batch: phase.Batch, plain: Any = plain) -> torch.Tensor:
+        def weighted(batch: method.Batch, plain: Any = plain) -> torch.Tensor:
             loss: torch.Tensor = plain(batch)
             return loss * weigh(batch)
 
@@ -112,7 +115,7 @@ def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) 
     """Top-1 as in f32 at load, and no answer depends on its companions by more than 1e-2."""
     training = Training.build(spec(precision="bf16"), labeled, truth=truth)
     list(training)
-    bundle.save(tmp_path / "model", training)
+    model_archive.save(tmp_path / "model", training)
     predictor = Predictor.load(tmp_path / "model", "cuda", "bf16")
     squares = list(labeled.images[:65].numpy())
     together, alone = predictor.predict_squares(squares), predictor.predict_squares(squares[7:8])[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from app.datasets import ingestion
+from app.datasets import ingest_queue
 from app.db.session import connect, transaction
 from app.settings import current
 
@@ -13,10 +13,10 @@ def main() -> None:
     settings = current()
     engine = connect(settings)
     with transaction(engine) as session:
-        claim = ingestion.claim(session, "holder", settings.lease_s)
+        claim = ingest_queue.claim(session, "holder", settings.lease_s)
     assert claim is not None
     with transaction(engine) as session:
-        ingestion.heartbeat(session, claim.id, claim.fence, settings.lease_s)
+        ingest_queue.heartbeat(session, claim.id, claim.fence, settings.lease_s)
         print("held", flush=True)
         time.sleep(600.0)
 

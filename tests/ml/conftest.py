@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ml import methods
-from ml.data import LabeledImages, Truth
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.data.dataset import LabeledImages, Truth
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 
 SIDE, CLASSES = 16, 4
 EXTRA_METHODS = Path(__file__).parent / "extra_methods"  # methods that only tests know: phases, pools, views, memory

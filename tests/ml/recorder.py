@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ml.loop import stepping
+from ml.training import step_graphs
 
 
 class Repeated(TorchDispatchMode):
@@ -71,7 +71,7 @@ class Recorder:
         except TypeError as error:
             for each, state in zip(generators, before, strict=True):
                 each.set_state(state)
-            raise stepping.Unrecordable(str(error)) from error
+            raise step_graphs.Unrecordable(str(error)) from error
         self.recorded += 1
 
         def again() -> None:

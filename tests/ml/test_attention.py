@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import networks, scenes
-from ml.blocks import attention
-from ml.data import LabeledImages
-from ml.phase import Method, Network
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml import networks
+from ml.data.dataset import LabeledImages
+from ml.evaluation import attention
+from ml.method import Method, Network
+from ml.scenes import generate
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import SIDE
 
 
@@ -90,7 +91,7 @@ def test_what_stands_out_is_found_without_training_and_wherever_it_is() -> None:
 
 def test_an_image_has_its_own_map_whatever_its_company() -> None:
     method = plain("small", 32)
-    drawn = scenes.draw(6, seed=3)
+    drawn = generate.draw(6, seed=3)
     images = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
     found = []
     for shown in (images, images[2:3]):

@@ -9,16 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ml import bundle, data, durable, errors, scenes
-from ml.predict import Predictor
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml import errors, fsync
+from ml.data import dataset
+from ml.scenes import generate
+from ml.serving import model_archive
+from ml.serving.predictor import Predictor
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 
 @pytest.fixture(scope="module")
 def training() -> Training:
-    drawn = scenes.draw(40, seed=1, image_size=16)
-    pictures = data.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), scenes.CLASSES)
+    drawn = generate.draw(40, seed=1, image_size=16)
+    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec(network="small", image_size=16, epochs=1, batch_size=16, precision="f32", params={"dim": False})
     trained = Training.build(spec, pictures, device="cpu", threads=1)
     for _ in trained:
@@ -27,63 +30,66 @@ def training() -> Training:
 
 
 def test_a_saved_bundle_verifies_and_says_what_it_is(training: Training, tmp_path: Path) -> None:
-    saved = bundle.save(tmp_path / "model", training, metrics={"test_accuracy": {"last": 0.5}})
-    found = bundle.verify(tmp_path / "model")
+    saved = model_archive.save(tmp_path / "model", training, metrics={"test_accuracy": {"last": 0.5}})
+    found = model_archive.verify(tmp_path / "model")
 
     assert found == saved
-    assert found.classes == scenes.CLASSES
+    assert found.classes == generate.CLASSES
     assert found.spec == training.spec
     assert found.metrics == {"test_accuracy": {"last": 0.5}}
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [bundle.MANIFEST, bundle.WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        model_archive.MANIFEST,
+        model_archive.WEIGHTS,
+    ]
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
-    weights = load_file(tmp_path / "model" / bundle.WEIGHTS)
+    weights = load_file(tmp_path / "model" / model_archive.WEIGHTS)
     assert {name.removeprefix("model.") for name in weights} >= set(training.method.state_dict())
 
 
 def test_the_digest_is_that_of_the_answers_and_not_of_the_metrics(training: Training, tmp_path: Path) -> None:
-    one = bundle.save(tmp_path / "one", training, metrics={"a": 1.0})
-    two = bundle.save(tmp_path / "two", training, metrics={"a": 2.0})
+    one = model_archive.save(tmp_path / "one", training, metrics={"a": 1.0})
+    two = model_archive.save(tmp_path / "two", training, metrics={"a": 2.0})
 
     assert one.digest == two.digest
     assert one.digest.startswith("sha256:")
 
 
 def test_check_squares_are_pictures_of_the_training_set(training: Training, tmp_path: Path) -> None:
-    bundle.save(tmp_path / "model", training)
-    *_, check = bundle.read(tmp_path / "model")
-    originals = {image.tobytes() for image in scenes.draw(40, seed=1, image_size=16).images}
+    model_archive.save(tmp_path / "model", training)
+    *_, check = model_archive.read(tmp_path / "model")
+    originals = {image.tobytes() for image in generate.draw(40, seed=1, image_size=16).images}
 
-    assert len(check) == bundle.CHECK_IMAGES
+    assert len(check) == model_archive.CHECK_IMAGES
     assert {image.numpy().tobytes() for image in check} <= originals
 
 
 def test_a_bundle_is_never_overwritten_and_a_failed_write_leaves_nothing(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle.save(tmp_path / "model", training)
+    model_archive.save(tmp_path / "model", training)
     with pytest.raises(FileExistsError):
-        bundle.save(tmp_path / "model", training)
+        model_archive.save(tmp_path / "model", training)
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "flush", full)
+    monkeypatch.setattr(fsync, "flush", full)
     with pytest.raises(OSError, match="space"):
-        bundle.save(tmp_path / "other", training)
+        model_archive.save(tmp_path / "other", training)
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
 def test_a_manifest_is_strict_json_whatever_the_metrics(training: Training, tmp_path: Path) -> None:
-    bundle.save(tmp_path / "model", training, metrics={"loss": float("nan")})
+    model_archive.save(tmp_path / "model", training, metrics={"loss": float("nan")})
 
-    assert json.loads((tmp_path / "model" / bundle.MANIFEST).read_text())["metrics"] == {"loss": None}
+    assert json.loads((tmp_path / "model" / model_archive.MANIFEST).read_text())["metrics"] == {"loss": None}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "weights", "manifest", "no json", "other class", "format"])
 def test_F25_any_damage_is_a_corrupt_bundle(training: Training, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
-    bundle.save(folder, training)
-    weights, manifest = folder / bundle.WEIGHTS, folder / bundle.MANIFEST
+    model_archive.save(folder, training)
+    weights, manifest = folder / model_archive.WEIGHTS, folder / model_archive.MANIFEST
     whole = weights.read_bytes()
     if damage == "flip":
         weights.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
@@ -101,19 +107,19 @@ def test_F25_any_damage_is_a_corrupt_bundle(training: Training, tmp_path: Path, 
         manifest.write_text(json.dumps(said))
 
     with pytest.raises(errors.BundleCorrupt):
-        bundle.verify(folder)
+        model_archive.verify(folder)
     with pytest.raises(errors.BundleCorrupt):
         Predictor.load(folder, device="cpu")
 
 
 def test_F25_weights_of_another_network_are_said_to_be_so_in_plain_words(training: Training, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    said = bundle.save(folder, training)
+    said = model_archive.save(folder, training)
     changed = said.model_copy(update={"spec": said.spec.model_copy(update={"network": "resnet18"})})
     assert changed.spec.network != said.spec.network
-    digest = bundle._digest(bundle._facts(changed), changed.files[bundle.WEIGHTS])
+    digest = model_archive._digest(model_archive._facts(changed), changed.files[model_archive.WEIGHTS])
     text = changed.model_copy(update={"digest": digest}).model_dump_json()
-    (folder / bundle.MANIFEST).write_text(text)
+    (folder / model_archive.MANIFEST).write_text(text)
 
     with pytest.raises(errors.BundleCorrupt) as caught:
         Predictor.load(folder, device="cpu")

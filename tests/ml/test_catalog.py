@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from ml import catalog, methods
-from ml.spec import NoiseKind, NoiseSpec, TrainingSpec
+from ml.training.spec import NoiseKind, NoiseSpec, TrainingSpec
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ml import networks
-from ml.data import LabeledImages
+from ml.data.dataset import LabeledImages
 from ml.methods import cdr
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import CLASSES, SIDE, same
 
 Specs = Callable[..., TrainingSpec]

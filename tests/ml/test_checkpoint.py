@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml import checkpoint, errors
-from ml.checkpoint import Newest, State
+from ml import errors
+from ml.training import checkpoint
+from ml.training.checkpoint import Newest, State
 
 OWNER = {"config_hash": "c", "data_hash": "d"}
 
@@ -150,7 +151,7 @@ SCRIPT = """
 import os, resource, signal, sys, time
 from pathlib import Path
 import torch
-from ml import checkpoint
+from ml.training import checkpoint
 
 def state(step):
     tensors = {"weight": torch.full((300, 300), float(step))}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml import methods, scenes
-from ml.clutter import clutter
+from ml import methods
+from ml.data.clutter import clutter
+from ml.scenes import generate
 
 BELOW = next(rule["below"] for rule in methods.load("denll").ABOUT["rules"] if rule["fact"] == "clutter")
 
@@ -14,9 +15,9 @@ BELOW = next(rule["below"] for rule in methods.load("denll").ABOUT["rules"] if r
 @pytest.mark.parametrize("image_size", [16, 32, 96])
 @pytest.mark.parametrize("noise", ["ordinary", "confounded"])
 def test_objects_before_even_backgrounds_are_little_clutter_under_any_noise(
-    image_size: int, noise: scenes.Noise
+    image_size: int, noise: generate.Noise
 ) -> None:
-    assert clutter(scenes.draw(120, seed=3, image_size=image_size, noise=noise).images) < BELOW
+    assert clutter(generate.draw(120, seed=3, image_size=image_size, noise=noise).images) < BELOW
 
 
 def test_noise_all_over_is_clutter() -> None:

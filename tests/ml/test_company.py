@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ml import bundle, data, scenes
-from ml.predict import Predictor
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data import dataset
+from ml.scenes import generate
+from ml.serving import model_archive
+from ml.serving.predictor import Predictor
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 SIDE = 16
 TOLERANCE = {"f32": 1e-5, "bf16": 1e-2}
@@ -20,14 +22,14 @@ TOLERANCE = {"f32": 1e-5, "bf16": 1e-2}
 @pytest.fixture(scope="module", params=[("ce", "small"), ("ce", "resnet18"), ("denll", "small")], ids="-".join)
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     method, network = request.param
-    drawn = scenes.draw(48, seed=2, image_size=SIDE)
-    pictures = data.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), scenes.CLASSES)
+    drawn = generate.draw(48, seed=2, image_size=SIDE)
+    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec(method=method, network=network, image_size=SIDE, epochs=1, batch_size=16, precision="f32")
     training = Training.build(spec, pictures, device="cpu", threads=1)
     for _ in training:
         pass
     folder = tmp_path_factory.mktemp("company") / "model"
-    bundle.save(folder, training)
+    model_archive.save(folder, training)
     return folder
 
 
@@ -35,7 +37,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_an_answer_is_the_same_in_every_batch(published: Path, precision: str) -> None:
     predictor = Predictor.load(published, device="cpu", precision=precision)
     predictor.half = precision == "bf16"  # also where the check at load prefers f32
-    shown = list(scenes.draw(33, seed=7, image_size=SIDE).images)
+    shown = list(generate.draw(33, seed=7, image_size=SIDE).images)
     alone = np.stack([predictor.predict_squares([square])[0].probabilities for square in shown])
 
     for size in (2, 7, 33):
@@ -49,7 +51,7 @@ def test_an_answer_is_the_same_in_every_batch(published: Path, precision: str) -
 def test_bf16_arithmetic_differs_from_f32(published: Path) -> None:
     """Otherwise the law above says nothing about it."""
     predictor = Predictor.load(published, device="cpu", precision="f32")
-    shown = list(scenes.draw(8, seed=8, image_size=SIDE).images)
+    shown = list(generate.draw(8, seed=8, image_size=SIDE).images)
     exact = [one.probabilities for one in predictor.predict_squares(shown)]
     predictor.half = True
     rounded = [one.probabilities for one in predictor.predict_squares(shown)]

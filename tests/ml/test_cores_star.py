@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ml import networks, phase
+from ml import method, networks
 from ml.blocks import losses, schedules
 from ml.methods import cores_star
 from tests.ml.conftest import CLASSES, SIDE
@@ -21,12 +21,12 @@ def made(**params: Any) -> cores_star.Method:
     return cores_star.Method(cores_star.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: cores_star.Method, epochs: int = 1640) -> list[phase.Phase]:
+def phases(method: cores_star.Method, epochs: int = 1640) -> list[method.Phase]:
     cosine = schedules.by_name("cosine", milestones=(), decay=0.1, floor=0.0)
-    return list(method.phases(phase.Recipe(epochs, 0.3, 0.9, 5e-4, cosine)))
+    return list(method.phases(method.Recipe(epochs, 0.3, 0.9, 5e-4, cosine)))
 
 
-def batch(**changes: Any) -> phase.Batch:
+def batch(**changes: Any) -> method.Batch:
     """Eight labelled and four unlabelled images, a weak and a strong view each."""
     views = torch.randn(2, 12, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     settings: dict[str, Any] = {
@@ -36,9 +36,9 @@ def batch(**changes: Any) -> phase.Batch:
         "observe": lambda _: None,
         "epoch": 500,
         "progress": 0.5,
-        "unlabelled": phase.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
+        "unlabelled": method.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
     }
-    return phase.Batch(**settings | changes)
+    return method.Batch(**settings | changes)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
     (stretch, _) = phases(method, epochs + 1)
     images = torch.randn(COUNT, 3, SIDE, SIDE)
     seen = [
-        phase.Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
+        method.Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
         for epoch in (since - 1, since)
     ]
     stretch.loss(seen[0])

@@ -20,9 +20,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml import data, images, ingest, pixels
+from ml.data import dataset, decoding, ingest, pixel_file
+from ml.data.decoding import Geometry
 from ml.errors import UnusableData
-from ml.images import Geometry
 from tests import pictures
 
 CLASSES = ("cat", "dog")
@@ -78,7 +78,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def report(folder: Path) -> list[tuple[str, str, str]]:
-    with data.index(folder) as index:
+    with dataset.index(folder) as index:
         return [tuple(row) for row in index.execute("SELECT path, code, level FROM report ORDER BY rowid")]
 
 
@@ -91,64 +91,64 @@ def refusal(make: Make, *arguments: Any, **options: Any) -> UnusableData:
 @pytest.mark.parametrize("deflated", [False, True])
 def test_pixels_and_labels_are_those_of_the_files(make: Make, deflated: bool) -> None:
     files = pictures.class_folders(splits=("train", "test"), side=24)
-    labeled, truth = data.load(make(files, deflated=deflated), image_size=24)
+    labeled, truth = dataset.load(make(files, deflated=deflated), image_size=24)
     assert labeled.classes == CLASSES
     paths = sorted(path for path in files if path.startswith("train"))
     for row, path in enumerate(paths):
-        np.testing.assert_array_equal(labeled.images[row], images.decode(files[path]))
+        np.testing.assert_array_equal(labeled.images[row], decoding.decode(files[path]))
         assert labeled.labels[row] == CLASSES.index(path.split("/")[1])
     assert labeled.images.dtype == torch.uint8
     assert labeled.labels.dtype == torch.int64
     assert truth.train_clean is None
     assert truth.test_images is not None
     assert truth.test_labels is not None
-    np.testing.assert_array_equal(truth.test_images[-1], images.decode(files["test/dog/3.jpg"]))
+    np.testing.assert_array_equal(truth.test_images[-1], decoding.decode(files["test/dog/3.jpg"]))
     assert truth.test_labels.tolist() == [0] * 4 + [1] * 4
 
 
 def test_clean_labels_are_truth_alone(make: Make) -> None:
     files = pictures.class_folders(splits=("train", "test"))
     folder = make(files, clean={"train/cat/0.jpg": 1, "train/dog/0.jpg": 1, "test/cat/0.jpg": 1})
-    labeled, truth = data.load(folder, image_size=8)
+    labeled, truth = dataset.load(folder, image_size=8)
     assert labeled.labels.tolist() == [0] * 4 + [1] * 4
     assert truth.train_clean is not None
     assert truth.train_clean.tolist() == [1, -1, -1, -1, 1, -1, -1, -1]
     assert truth.test_labels is not None
     assert truth.test_labels.tolist()[:2] == [1, 0]
-    assert data.facts(folder)["noise_rate"] == 0.5
+    assert dataset.facts(folder)["noise_rate"] == 0.5
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_another_size_is_made_once_and_kept(make: Make, resize: images.Resize) -> None:
+def test_another_size_is_made_once_and_kept(make: Make, resize: decoding.Resize) -> None:
     files = {f"{name}/{n}.png": pictures.encoded(n, 20 + n, 31, kind="PNG") for name in CLASSES for n in range(3)}
     folder = make(files)
     told: list[tuple[int, int]] = []
-    labeled, _ = data.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
+    labeled, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
     assert told == [(6, 6)]
     for row, path in enumerate(sorted(files)):
-        picture = images.decode(files[path])
+        picture = decoding.decode(files[path])
         geometry = Geometry.of(picture.shape[1], picture.shape[0], 16, resize)
-        np.testing.assert_array_equal(labeled.images[row], images.resize(picture, geometry))
-    again, _ = data.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
+        np.testing.assert_array_equal(labeled.images[row], decoding.resize(picture, geometry))
+    again, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
     assert len(told) == 1
     assert torch.equal(again.images, labeled.images)
 
 
 def test_writing_to_the_tensors_leaves_the_file_alone(make: Make) -> None:
     folder = make(pictures.class_folders())
-    labeled, _ = data.load(folder, image_size=8)
+    labeled, _ = dataset.load(folder, image_size=8)
     labeled.images.zero_()
-    assert data.load(folder, image_size=8)[0].images.any()
+    assert dataset.load(folder, image_size=8)[0].images.any()
 
 
 def test_packing_does_not_change_the_digest(make: Make) -> None:
     files = pictures.class_folders()
     turned = dict(reversed(files.items()))
-    digests = {data.facts(make(f, deflated=d))["digest"] for f in (files, turned) for d in (True, False)}
+    digests = {dataset.facts(make(f, deflated=d))["digest"] for f in (files, turned) for d in (True, False)}
     assert len(digests) == 1
     changed = {**files, "cat/0.jpg": pictures.encoded(99)}
     relabelled = {path.replace("cat/0", "dog/9"): content for path, content in files.items()}
-    assert len(digests | {data.facts(make(changed))["digest"], data.facts(make(relabelled))["digest"]}) == 3
+    assert len(digests | {dataset.facts(make(changed))["digest"], dataset.facts(make(relabelled))["digest"]}) == 3
 
 
 @pytest.mark.parametrize(
@@ -158,36 +158,36 @@ def test_packing_does_not_change_the_digest(make: Make) -> None:
 )  # fmt: skip
 def test_the_suggested_size_is_native_or_a_bucket(make: Make, sizes: list[tuple[int, int]], expected: int) -> None:
     files = {f"{name}/{w}.jpg": pictures.encoded(n, w, h) for n, name in enumerate(CLASSES) for w, h in sizes}
-    assert data.facts(make(files))["image_size"] == expected
+    assert dataset.facts(make(files))["image_size"] == expected
 
 
 def test_the_index_says_where_the_original_bytes_are(make: Make) -> None:
     files = pictures.class_folders(each=2)
     folder = make(files, deflated=True)
     for number, path in enumerate(sorted(files)):
-        assert data.picture(folder, number) == files[path]
-    with data.index(folder) as index:
+        assert dataset.picture(folder, number) == files[path]
+    with dataset.index(folder) as index:
         row = index.execute('SELECT path, width, height, sha256, format FROM image WHERE "index" = 0').fetchone()
     assert row == ("cat/0.jpg", 8, 8, hashlib.sha256(files["cat/0.jpg"]).hexdigest(), "JPEG")
-    assert [row.path for row in data.pictures(folder)] == sorted(files)
+    assert [row.path for row in dataset.pictures(folder)] == sorted(files)
 
 
 def test_sizes_are_those_after_exif(make: Make) -> None:
     files = {**pictures.class_folders(), "cat/turned.jpg": pictures.encoded(1, 20, 10, orientation=6)}
-    found = {row.path: (row.width, row.height) for row in data.pictures(make(files))}
+    found = {row.path: (row.width, row.height) for row in dataset.pictures(make(files))}
     assert found["cat/turned.jpg"] == (10, 20)
 
 
 def test_threads_change_nothing(make: Make) -> None:
     noisy = {f"{name}/{n}.png": pictures.encoded(n, 80, 80, hue=hue, kind="PNG") for hue, name in enumerate(CLASSES)
              for n in range(90)}  # fmt: skip
-    assert min(map(len, noisy.values())) > pixels.THREADED_FROM_BYTES
+    assert min(map(len, noisy.values())) > pixel_file.THREADED_FROM_BYTES
     noisy["cat/5.png"] = noisy["cat/5.png"][:-100]
     folders = [make(noisy, threads=threads) for threads in (1, 2, 3)]
-    assert len({data.facts(folder)["digest"] for folder in folders}) == 1
-    stored = {pixels.path(folder, 96, "squash").read_bytes() for folder in folders}
+    assert len({dataset.facts(folder)["digest"] for folder in folders}) == 1
+    stored = {pixel_file.path(folder, 96, "squash").read_bytes() for folder in folders}
     assert len(stored) == 1
-    assert len(next(iter(stored))) == pixels.NPY_HEADER_BYTES + 179 * 96 * 96 * 3
+    assert len(next(iter(stored))) == pixel_file.NPY_HEADER_BYTES + 179 * 96 * 96 * 3
 
 
 def test_Z3_an_entry_larger_than_it_says_ends_the_ingest(make: Make) -> None:
@@ -201,7 +201,7 @@ def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
         change = lambda item, broken=broken: item._replace(**broken) if item.path == "cat/3.jpg" else item  # noqa: E731
         folder = make(files, deflated="image_bytes" in broken, change=change)
         assert report(folder) == [("cat/3.jpg", "bad_checksum", "excluded")]
-        assert len(data.pictures(folder)) == 19
+        assert len(dataset.pictures(folder)) == 19
 
 
 def test_M3_bad_images_are_left_out_by_name(make: Make) -> None:
@@ -214,9 +214,9 @@ def test_M3_bad_images_are_left_out_by_name(make: Make) -> None:
         ("dog/1.jpg", "empty_file", "excluded"),
         ("dog/2.jpg", "unsupported_format", "excluded"),
     ]
-    labeled, _ = data.load(folder, image_size=8)
+    labeled, _ = dataset.load(folder, image_size=8)
     assert len(labeled) == 37
-    np.testing.assert_array_equal(labeled.images[-1], images.decode(files["dog/9.jpg"]))
+    np.testing.assert_array_equal(labeled.images[-1], decoding.decode(files["dog/9.jpg"]))
 
 
 def test_M3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
@@ -272,7 +272,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(make: Make) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            data.load(folder, image_size=48)
+            dataset.load(folder, image_size=48)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in folder.iterdir()) == ["archive", "index.sqlite", "pixels-32-squash.npy"]
@@ -290,7 +290,7 @@ def test_pixels_that_do_not_match_the_index_are_refused(make: Make) -> None:
         index.execute('DELETE FROM image WHERE "index" = 0')
     index.close()
     with pytest.raises(UnusableData) as caught:
-        data.load(folder, image_size=32)
+        dataset.load(folder, image_size=32)
     assert caught.value.code == "dataset_corrupt"
 
 
@@ -298,25 +298,25 @@ def test_facts_are_json_and_findings_reach_the_report(make: Make) -> None:
     finding = ("a.txt", "ignored_file", "not opened", "ignored")
     folder = make(pictures.class_folders(), findings=[finding], facts={"layout": "folders"})
     assert report(folder) == [("a.txt", "ignored_file", "ignored")]
-    found = json.loads(json.dumps(data.facts(folder), allow_nan=False))
+    found = json.loads(json.dumps(dataset.facts(folder), allow_nan=False))
     assert found["layout"] == "folders"
     assert (found["train_images"], found["test_images"], found["ignored"]) == (8, 0, 1)
 
 
 def test_a_header_written_last_is_numpys(tmp_path: Path) -> None:
     squares = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
-    with pixels.PixelFile(tmp_path / "x.npy", 4) as file:
+    with pixel_file.PixelFile(tmp_path / "x.npy", 4) as file:
         file.append(squares[:2])
         file.append(squares[2:])
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), squares)
-    assert zlib.crc32((tmp_path / "x.npy").read_bytes()[pixels.NPY_HEADER_BYTES :]) == zlib.crc32(squares.tobytes())
+    assert zlib.crc32((tmp_path / "x.npy").read_bytes()[pixel_file.NPY_HEADER_BYTES :]) == zlib.crc32(squares.tobytes())
 
 
 @given(st.integers(0, 500), st.floats(0, 0.99), st.integers(0, 2**31))
 def test_a_split_is_a_partition_decided_by_its_seed(n: int, fraction: float, seed: int) -> None:
-    train, validation = data.split(n, fraction, seed)
+    train, validation = dataset.split(n, fraction, seed)
     assert sorted(train.tolist() + validation.tolist()) == list(range(n))
-    assert torch.equal(data.split(n, fraction, seed)[1], validation)
+    assert torch.equal(dataset.split(n, fraction, seed)[1], validation)
     if n >= 2:
         assert len(train) >= 1
         assert bool(len(validation)) == (fraction > 0)
@@ -326,4 +326,4 @@ def test_a_split_is_a_partition_decided_by_its_seed(n: int, fraction: float, see
 def test_a_fraction_out_of_range_is_a_mistake() -> None:
     for fraction in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="fraction"):
-            data.split(10, fraction, 0)
+            dataset.split(10, fraction, 0)

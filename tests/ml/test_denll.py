@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import data, methods, networks, phase, scenes
-from ml.blocks import background, deconfounding, draws, localization
+from ml import method, methods, networks
+from ml.blocks import background, deconfounding, localization, replay_rng
+from ml.data import dataset
 from ml.methods import denll
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.scenes import generate
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import same
 
 SIDE, CLASSES = 16, 3
@@ -28,18 +30,18 @@ def made(**params: Any) -> denll.Method:
     )
 
 
-def batch(count: int = 12, observe: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> phase.Batch:
+def batch(count: int = 12, observe: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> method.Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
     labels = torch.arange(count) % CLASSES
-    return phase.Batch((images,), labels, torch.arange(count), observe, epoch)
+    return method.Batch((images,), labels, torch.arange(count), observe, epoch)
 
 
-def recipe(epochs: int = 10) -> phase.Recipe:
-    return phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
+def recipe(epochs: int = 10) -> method.Recipe:
+    return method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
 
 
-def loss_of(method: denll.Method, seen: phase.Batch) -> Tensor:
+def loss_of(method: denll.Method, seen: method.Batch) -> Tensor:
     method.train()
     return method.phases(recipe())[0].loss(seen)
 
@@ -195,7 +197,7 @@ def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
     method = made(background=kind, lm="fixed")
     method.core.bank.update(torch.randn(9, 3, SIDE, SIDE), torch.arange(9) % CLASSES)
     image = torch.randn(1, 3, SIDE, SIDE).expand(CLASSES, -1, -1, -1)
-    seen = phase.Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
+    seen = method.Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
     method.core.begin(seen)
     shown = method.core.shown(image, second=True)
 
@@ -310,7 +312,7 @@ def test_joint_localization_learns_from_the_loss_on_labels() -> None:
 
 def test_both_hosts_draw_the_same_random_numbers() -> None:
     generator = torch.Generator().manual_seed(3)
-    one, two = draws.twice(
+    one, two = replay_rng.twice(
         lambda _: generator,
         lambda g: torch.rand(4, generator=g("mixing")),
         lambda g: torch.rand(4, generator=g("mixing")),
@@ -349,13 +351,15 @@ READINGS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def pictures() -> data.LabeledImages:
-    drawn = scenes.draw(48, seed=1, image_size=16, noise="ordinary")
-    return data.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), scenes.CLASSES)
+def pictures() -> dataset.LabeledImages:
+    drawn = generate.draw(48, seed=1, image_size=16, noise="ordinary")
+    return dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
 
 
 @pytest.mark.parametrize("params", READINGS, ids=str)
-def test_every_reading_trains_resumes_exactly_and_answers(params: dict[str, Any], pictures: data.LabeledImages) -> None:
+def test_every_reading_trains_resumes_exactly_and_answers(
+    params: dict[str, Any], pictures: dataset.LabeledImages
+) -> None:
     settings = {"agreement_start": 0.0, "agreement_ramp": 0.0} | params
     spec = TrainingSpec(
         method="denll", params=settings, network="small", image_size=16, epochs=2, batch_size=16, precision="f32"
@@ -385,7 +389,7 @@ def test_every_reading_trains_resumes_exactly_and_answers(params: dict[str, Any]
 
 
 @pytest.mark.parametrize("host", [name for name in methods.names() if name not in ("denll", "ce")])
-def test_every_other_method_can_host(host: str, pictures: data.LabeledImages) -> None:
+def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages) -> None:
     spec = TrainingSpec(
         method="denll", params={"host": host}, network="small", image_size=16, epochs=4, batch_size=16, precision="f32"
     )

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml import checkpoint, data, networks, phase
-from ml.blocks import exchange, schedules, turns
-from ml.events import Step
+from ml import method, networks
+from ml.blocks import mutual_learning, pool_union, schedules
+from ml.data import dataset
+from ml.method import Turn
 from ml.methods import denll
-from ml.phase import Turn
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.training import checkpoint
+from ml.training.events import Step
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import halves, same
 
 SIDE, CLASSES, COUNT = 16, 3, 24
@@ -32,8 +34,8 @@ def made(host: str, **params: Any) -> denll.Method:
     return denll.Method(made, labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: denll.Method, epochs: int = 40) -> list[phase.Phase]:
-    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
+def phases(method: denll.Method, epochs: int = 40) -> list[method.Phase]:
+    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
 
 
 class Bench:
@@ -51,11 +53,11 @@ class Bench:
         return nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float()
 
 
-def batch(epoch: int = 0, views: int = 1) -> phase.Batch:
+def batch(epoch: int = 0, views: int = 1) -> method.Batch:
     shown = torch.randn(views, COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).unbind()
     labels, index = torch.arange(COUNT) % CLASSES, torch.arange(COUNT)
     mixing = torch.Generator().manual_seed(2)
-    return phase.Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
+    return method.Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
 
 
 def leaf_with_gradient(size: float) -> nn.Parameter:
@@ -142,7 +144,7 @@ def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) ->
 def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     for divergence, clipped, factor in ((0.05, 0, 1.0), (2.0, 5, 1.0), (0.05, 6, 0.5)):
         caplog.clear()
-        brake = exchange.Brake()
+        brake = mutual_learning.Brake()
         for step in range(10):
             brake.watch(torch.tensor(divergence))
             weight = leaf_with_gradient(6.0 if step < clipped else 4.0)
@@ -180,13 +182,13 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
 def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
     one = Turn(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
     two = Turn(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
-    found = turns.either(one, two)
+    found = pool_union.either(one, two)
 
     assert found.pool.bincount().tolist() == [2, 1, 2, 1]
     assert found.unlabelled is not None
     assert found.unlabelled.tolist() == [4, 5, 6, 7]
     assert found.share == 0.4
-    alone = turns.either(Turn(torch.arange(8) < 6), one)
+    alone = pool_union.either(Turn(torch.arange(8) < 6), one)
     assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert alone.unlabelled is not None
     assert alone.unlabelled.tolist() == [6, 7]
@@ -199,8 +201,8 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
     method.train()
     last = phases(method)[-1]
     seen = batch(20, views=2)
-    unlabelled = phase.Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
-    shown = phase.Batch(
+    unlabelled = method.Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
+    shown = method.Batch(
         tuple(view[:12] for view in seen.views),
         seen.labels[:12],
         torch.arange(12),
@@ -220,7 +222,7 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
 
 @pytest.mark.parametrize("host", SELECTING)
 def test_it_resumes_bit_for_bit_inside_every_phase(host: str) -> None:
-    pictures = data.LabeledImages(*halves(40), tuple("abcd"))
+    pictures = dataset.LabeledImages(*halves(40), tuple("abcd"))
     spec = TrainingSpec(
         method="denll",
         params={"host": host, **AT_ONCE},

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ml import devices, errors
+from ml import errors
+from ml.training import devices
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import networks, phase
+from ml import method, networks
 from ml.blocks import losses
-from ml.data import LabeledImages
+from ml.data.dataset import LabeledImages
 from ml.methods import dividemix
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Step, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Step, Training
 from tests.ml.conftest import CLASSES, SIDE, halves, reports
 
 Specs = Callable[..., TrainingSpec]
@@ -28,16 +28,16 @@ def made(**params: Any) -> dividemix.Method:
     return dividemix.Method(dividemix.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: dividemix.Method, epochs: int = 30) -> list[phase.Phase]:
-    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+def phases(method: dividemix.Method, epochs: int = 30) -> list[method.Phase]:
+    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
-def batch(turn: int = 0, **changes: Any) -> phase.Batch:
+def batch(turn: int = 0, **changes: Any) -> method.Batch:
     """Eight labelled and eight unlabelled images, two views each."""
     source = torch.Generator().manual_seed(1)
     views = torch.randn(4, 8, 3, SIDE, SIDE, generator=source)
     mixing = torch.Generator().manual_seed(2)
-    unlabelled = phase.Unlabelled((views[2], views[3]), torch.arange(8, 16), lambda _: None)
+    unlabelled = method.Unlabelled((views[2], views[3]), torch.arange(8, 16), lambda _: None)
     settings: dict[str, Any] = {
         "views": (views[0], views[1]),
         "labels": torch.arange(8) % CLASSES,
@@ -49,7 +49,7 @@ def batch(turn: int = 0, **changes: Any) -> phase.Batch:
         "unlabelled": unlabelled,
         "generator": lambda _: mixing,
     }
-    return phase.Batch(**settings | changes)
+    return method.Batch(**settings | changes)
 
 
 class Bench:
@@ -58,7 +58,7 @@ class Bench:
     epoch, epochs = 1, 30
 
     def generator(self, concern: str) -> torch.Generator:
-        return phase.no_generator(concern)
+        return method.no_generator(concern)
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         with torch.no_grad():

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.data import LabeledImages
+from ml.data.dataset import LabeledImages
 from ml.methods import dmi
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 from tests.ml.conftest import same
 
 Specs = Callable[..., TrainingSpec]

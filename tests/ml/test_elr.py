@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ml.blocks import early_learning, losses, memory
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.blocks import early_learning, logit_history, losses
+from ml.data.dataset import LabeledImages
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 Specs = Callable[..., TrainingSpec]
 LOGITS = torch.tensor([[2, 0, -1], [0, 1, 0.5]])
@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 2])
 
 
 def test_two_calls_on_one_batch_give_the_references_values() -> None:
-    average = memory.Average(5, 3, kept=0.7)
+    average = logit_history.Average(5, 3, kept=0.7)
     index = torch.tensor([4, 1])
     p = early_learning.clipped(LOGITS)
     totals = [
@@ -64,7 +64,7 @@ def test_without_weight_it_is_cross_entropy(spec: Specs, labeled: LabeledImages)
 
 @pytest.mark.parametrize("kept", [0.0, 0.9])
 def test_an_average_never_seen_twice_is_the_answer_times_what_is_new(kept: float) -> None:
-    average = memory.Average(2, 3, kept)
+    average = logit_history.Average(2, 3, kept)
     p = early_learning.clipped(LOGITS)
 
     torch.testing.assert_close(average.update(torch.arange(2), p), (1 - kept) * p)

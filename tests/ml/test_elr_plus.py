@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml import networks, phase
+from ml import method, networks
 from ml.blocks import averaging, early_learning, losses, schedules
-from ml.data import LabeledImages
+from ml.data.dataset import LabeledImages
 from ml.methods import elr_plus
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import CLASSES, SIDE, reports
 
 Specs = Callable[..., TrainingSpec]
@@ -27,14 +27,14 @@ def made(**params: Any) -> elr_plus.Method:
     return elr_plus.Method(elr_plus.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def stretch(method: elr_plus.Method) -> phase.Phase:
-    return method.phases(phase.Recipe(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+def stretch(method: elr_plus.Method) -> method.Phase:
+    return method.phases(method.Recipe(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
 
 
-def batch(turn: int = 0, progress: float = 0.3, observe: Callable[[Tensor], None] = lambda _: None) -> phase.Batch:
+def batch(turn: int = 0, progress: float = 0.3, observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
     images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
-    return phase.Batch(
+    return method.Batch(
         (images,),
         torch.arange(8) % CLASSES,
         torch.arange(8),
@@ -58,7 +58,7 @@ def test_a_step_moves_one_network_its_average_and_its_memory(turn: int) -> None:
     before = [[values(part) for part in (each.network, each.average, each.memory)] for each in learners]
     named = learners[1 - turn].network.named_parameters()
     weights = {name: learners[1 - turn].average.network.get_buffer(name).clone() for name, _ in named}
-    phase.descend(only.loss(seen), only.optimizers())
+    method.descend(only.loss(seen), only.optimizers())
     only.after_step(seen)
 
     own, other = learners[turn], learners[1 - turn]

@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ml import loader, measure, scenes
-from ml.blocks import attention
-from ml.data import UNKNOWN, LabeledImages, Truth
-from ml.figures import answers, backgrounds, findings, plots
-from ml.figures.viewing import Viewer
-from ml.phase import Method
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data import image_store
+from ml.data.dataset import UNKNOWN, LabeledImages, Truth
+from ml.evaluation import attention, measure
+from ml.method import Method
+from ml.reports import backgrounds, label_figures, plots, report_data
+from ml.reports.batch_runner import Viewer
+from ml.scenes import generate
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import CLASSES, SIDE
 
 MEAN = torch.full((3,), 0.5)
@@ -101,25 +102,28 @@ def test_confusion_and_reliability_count_every_answer_once() -> None:
     labels = torch.tensor([0, 0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.0, 1.0, 0.0], [0.0, 0.4, 0.6]])
 
-    assert answers.confusion(probabilities, labels) == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    bins = answers.reliability(probabilities, labels)
+    assert label_figures.confusion(probabilities, labels) == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    bins = label_figures.reliability(probabilities, labels)
     assert sum(int(each["count"] or 0) for each in bins) == 4
     assert [each["accuracy"] for each in bins if each["count"]] == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_loss_histogram_holds_every_loss_of_its_kind() -> None:
     losses = torch.tensor([0.1, 0.2, 3.0, 50.0])
-    found = answers.loss_histogram(losses, torch.tensor([False, False, True, True]))
+    found = label_figures.loss_histogram(losses, torch.tensor([False, False, True, True]))
 
     assert sum(found["right"]) == sum(found["wrong"]) == 2
     assert found["mean"]["wrong"] > found["mean"]["right"]
-    assert answers.loss_histogram(losses, torch.zeros(4, dtype=torch.bool))["mean"]["wrong"] is None
+    assert label_figures.loss_histogram(losses, torch.zeros(4, dtype=torch.bool))["mean"]["wrong"] is None
 
 
 @pytest.fixture(scope="module")
 def scenery() -> tuple[LabeledImages, Truth]:
-    train, test = scenes.draw(96, seed=1, image_size=SIDE, noise="ordinary"), scenes.draw(24, seed=2, image_size=SIDE)
-    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), scenes.CLASSES)
+    train, test = (
+        generate.draw(96, seed=1, image_size=SIDE, noise="ordinary"),
+        generate.draw(24, seed=2, image_size=SIDE),
+    )
+    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), generate.CLASSES)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
     return images, truth
 
@@ -145,10 +149,10 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
     assert truth.test_images is not None
     assert truth.test_labels is not None
     wrong = (training.labels != truth.train_clean).numpy().astype(np.int8)
-    shown = findings.Judged("test", truth.test_images, truth.test_labels)
+    shown = report_data.Judged("test", truth.test_images, truth.test_labels)
     training.method.train()  # as it is after a restore
 
-    found = findings.find(training, images, shown, wrong=wrong, issues=training.label_issues())
+    found = report_data.find(training, images, shown, wrong=wrong, issues=training.label_issues())
     numbers = json.loads(json.dumps(found.numbers, allow_nan=False))
     drawn = plots.draw(numbers, found.pictures, tmp_path) if method == "denll" else list(plots.PLOTS)
 
@@ -174,19 +178,21 @@ def test_without_test_set_and_truth_the_figures_say_whose_word_they_take(
 ) -> None:
     nobody = Truth(None, None, None)
     training = finished(labeled, spec(epochs=2, validation_fraction=0.2))
-    found = findings.find(training, labeled, findings.judged(training, labeled, nobody), issues=training.label_issues())
+    found = report_data.find(
+        training, labeled, report_data.judged(training, labeled, nobody), issues=training.label_issues()
+    )
     assert (found.numbers["of"], found.numbers["labels"]) == ("held_out", "given")
     assert found.numbers["rows"] == training.held_out.tolist()
     assert found.numbers["loss_histogram"]["wrong_by"] == "ranking"
-    told = findings.metrics(found.numbers)
+    told = report_data.metrics(found.numbers)
     assert told["swapped_accuracy"] is None
     assert told["noisy_swapped_accuracy"] == found.numbers["backgrounds"]["swapped_accuracy"]
 
     nothing_held_out = finished(labeled, spec(epochs=1, validation_fraction=0.0))
-    bare = findings.find(nothing_held_out, labeled, findings.judged(nothing_held_out, labeled, nobody))
+    bare = report_data.find(nothing_held_out, labeled, report_data.judged(nothing_held_out, labeled, nobody))
     assert bare.numbers["loss_histogram"] is None
     assert "confusion" not in bare.numbers
-    assert set(findings.metrics(bare.numbers).values()) == {None}
+    assert set(report_data.metrics(bare.numbers).values()) == {None}
 
 
 def test_held_out_images_are_judged_by_what_is_known_of_them_and_no_loss_of_theirs_is_a_training_loss(
@@ -196,14 +202,14 @@ def test_held_out_images_are_judged_by_what_is_known_of_them_and_no_loss_of_thei
     training = finished(labeled, spec(epochs=1, validation_fraction=0.25, noise=noise))
     clean = labeled.labels.clone()
     clean[training.held_out[0]] = UNKNOWN
-    shown = findings.judged(training, labeled, Truth(None, None, None), clean)
+    shown = report_data.judged(training, labeled, Truth(None, None, None), clean)
     assert shown is not None
     assert shown.rows is not None
     assert shown.rows.tolist() == training.held_out[1:].tolist()
     assert torch.equal(shown.labels, labeled.labels[shown.rows])
     assert not shown.noisy
 
-    found = findings.find(training, labeled, shown, wrong=measure.wrong(training.labels, clean)).numbers
+    found = report_data.find(training, labeled, shown, wrong=measure.wrong(training.labels, clean)).numbers
     assert found["labels"] == "true"
     counted = sum(found["loss_histogram"]["right"]) + sum(found["loss_histogram"]["wrong"])
     assert counted == len(labeled) - len(training.held_out)
@@ -230,14 +236,14 @@ def test_images_looked_at_are_bounded_by_speed_and_spread_evenly(
     spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
     training = finished(labeled, spec(epochs=1))
-    assert findings.FEWEST <= findings.affordable(training) <= findings.MOST
-    assert loader.evenly(10, 4).tolist() == [0, 3, 6, 9]
-    assert loader.evenly(3, 10).tolist() == [0, 1, 2]
+    assert report_data.FEWEST <= report_data.affordable(training) <= report_data.MOST
+    assert image_store.evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert image_store.evenly(3, 10).tolist() == [0, 1, 2]
 
 
 def test_nothing_that_starts_a_job_imports_matplotlib() -> None:
     script = (
-        "import sys; import worker.children.train, worker.children.publish, ml.__main__, ml.figures.findings; "
+        "import sys; import worker.children.train, worker.children.publish, ml.__main__, ml.reports.report_data; "
         "sys.exit('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from ml import networks, phase
-from ml.data import LabeledImages
+from ml import method, networks
+from ml.data.dataset import LabeledImages
 from ml.methods import forward
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 from tests.ml.conftest import CLASSES, SIDE, reports, same
 
 Specs = Callable[..., TrainingSpec]
 KNOWN = [[0.7 if i == j else 0.1 for j in range(CLASSES)] for i in range(CLASSES)]
 
 
-def phases(epochs: int, **params: Any) -> list[phase.Phase]:
+def phases(epochs: int, **params: Any) -> list[method.Phase]:
     labels = torch.arange(40) % CLASSES
     method = forward.Method(forward.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
-    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
 def test_both_stages_scale_with_the_epochs() -> None:

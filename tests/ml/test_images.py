@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ml import headers, images
+from ml.data import decoding, image_headers
+from ml.data.decoding import Geometry
 from ml.errors import UndecodableImage
-from ml.images import Geometry
 from tests import pictures
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def refusal(data: bytes) -> str:
     with pytest.raises(UndecodableImage) as caught:
-        images.decode(data)
+        decoding.decode(data)
     return caught.value.code
 
 
@@ -43,8 +43,8 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("kind", pictures.FORMATS)
 def test_M1_the_five_formats_are_told_by_content(kind: str) -> None:
     data = pictures.encoded(3, 13, 7, kind=kind)
-    assert headers.header(data) == (13, 7, kind)
-    assert images.decode(data).shape == (7, 13, 3)
+    assert image_headers.header(data) == (13, 7, kind)
+    assert decoding.decode(data).shape == (7, 13, 3)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PDF", "EPS"])
@@ -66,9 +66,9 @@ def test_M2_limits_hold_before_anything_is_decoded(size: tuple[int, int]) -> Non
 
 def test_M2_a_long_text_chunk_is_refused() -> None:
     plain = pictures.encoded(1, kind="PNG")
-    body = b"tEXt" + b"a\0" + b"b" * headers.MAX_TEXT_BYTES
+    body = b"tEXt" + b"a\0" + b"b" * image_headers.MAX_TEXT_BYTES
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    assert images.decode(plain).shape == (8, 8, 3)
+    assert decoding.decode(plain).shape == (8, 8, 3)
     assert refusal(plain[:33] + chunk + plain[33:]) == "image_too_large"
 
 
@@ -77,7 +77,7 @@ def test_M2_only_the_first_frame_counts(kind: str) -> None:
     frames = [Image.fromarray(pictures.pixels(0, hue=hue)) for hue in (0, 3)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])
-    colour = images.decode(file.getvalue()).mean((0, 1))
+    colour = decoding.decode(file.getvalue()).mean((0, 1))
     assert np.abs(colour - pictures.pixels(0, hue=0).mean((0, 1))).max() < 40
 
 
@@ -101,7 +101,7 @@ def test_M2_the_largest_picture_needs_less_than_300_MiB(kind: str, mode: str, tm
     Image.new(mode, (side, side)).save(file, kind)
     program = f"""
 from pathlib import Path
-from ml import images
+from ml.data import decoding
 assert images.decode(open({str(file)!r}, "rb").read()).shape == ({side}, {side}, 3)
 status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with the parent's
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
@@ -124,11 +124,11 @@ def test_M3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
     for position in range(2, len(data), 3):
         broken = data[:position] + bytes([data[position] ^ 0x15]) + data[position + 1 :]
         try:
-            expected = by_pillow(broken) if headers.header(broken) else None
+            expected = by_pillow(broken) if image_headers.header(broken) else None
         except (UndecodableImage, OSError, SyntaxError, ValueError, struct.error):
             expected = None
         try:
-            found = images.decode(broken)
+            found = decoding.decode(broken)
         except UndecodableImage:
             found = None
         answers.add(expected is None)
@@ -141,7 +141,7 @@ def test_M3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -> 
     data = pictures.encoded(2, 12, 12, kind=kind)
     data = data[:at] + noise + data[at + len(noise) :]
     try:
-        picture = images.decode(data)
+        picture = decoding.decode(data)
     except UndecodableImage:
         return
     assert picture.dtype == np.uint8
@@ -155,7 +155,7 @@ def test_M3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -> 
 )
 def test_M4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
     data = pictures.encoded(4, 9, 6, kind=kind, mode=mode)
-    found = images.decode(data)
+    found = decoding.decode(data)
     assert found.shape == (6, 9, 3)
     if mode == "I;16":
         data = pictures.encoded(4, 9, 6, kind=kind, mode="L")
@@ -166,7 +166,7 @@ def test_M4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB")])
 def test_M4_exif_orientation_is_applied_by_every_decoder(kind: str, mode: str, orientation: int) -> None:
     data = pictures.encoded(6, 11, 5, kind=kind, mode=mode, orientation=orientation)
-    np.testing.assert_array_equal(images.decode(data), by_pillow(data))
+    np.testing.assert_array_equal(decoding.decode(data), by_pillow(data))
 
 
 def test_M4_nonsense_in_exif_is_no_orientation() -> None:
@@ -177,32 +177,32 @@ def test_M4_nonsense_in_exif_is_no_orientation() -> None:
         b"MM\0*\0\0\0\x08\xff\xff",
         b"II*\0" + b"\x08" * 40,
     ):
-        assert headers.orientation(exif) == 1
+        assert image_headers.orientation(exif) == 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_M5_extreme_shapes_are_accepted(size: tuple[int, int], kind: str, resize: images.Resize) -> None:
-    picture = images.decode(pictures.encoded(1, *size, kind=kind))
+def test_M5_extreme_shapes_are_accepted(size: tuple[int, int], kind: str, resize: decoding.Resize) -> None:
+    picture = decoding.decode(pictures.encoded(1, *size, kind=kind))
     assert picture.shape[:2] == size[::-1]
-    assert images.resize(picture, Geometry.of(*size, 32, resize)).shape == (32, 32, 3)
+    assert decoding.resize(picture, Geometry.of(*size, 32, resize)).shape == (32, 32, 3)
 
 
 def test_the_fast_decoder_gives_pillows_pixels() -> None:
     for seed, (width, height) in enumerate([(8, 8), (17, 31), (64, 48), (33, 1)]):
         data = pictures.encoded(seed, width, height)
-        np.testing.assert_array_equal(images.decode(data), by_pillow(data))
+        np.testing.assert_array_equal(decoding.decode(data), by_pillow(data))
 
 
 def test_decoding_in_place_takes_only_upright_jpeg_of_the_exact_size() -> None:
     target = np.zeros((8, 8, 3), np.uint8)
-    assert images.decode_into(pictures.encoded(1, 8, 8), target)
+    assert decoding.decode_into(pictures.encoded(1, 8, 8), target)
     np.testing.assert_array_equal(target, simplejpeg.decode_jpeg(pictures.encoded(1, 8, 8)))
     others = [pictures.encoded(1, 4, 8), pictures.encoded(1, 16, 4), pictures.encoded(1, 32, 32)]
     others += [pictures.encoded(1, 8, 8, orientation=6), pictures.encoded(1, 8, 8, kind="PNG")]
     others += [pictures.encoded(1, 8, 8, mode="CMYK"), pictures.encoded(1, 8, 8)[:-30], b""]
-    assert [images.decode_into(data, target) for data in others] == [False] * len(others)
+    assert [decoding.decode_into(data, target) for data in others] == [False] * len(others)
 
 
 @given(
@@ -210,7 +210,7 @@ def test_decoding_in_place_takes_only_upright_jpeg_of_the_exact_size() -> None:
     st.tuples(st.floats(-100, 5100), st.floats(-100, 5100)),
 )  # fmt: skip
 def test_geometry_inverts_itself(
-    width: int, height: int, size: int, resize: images.Resize, point: tuple[float, float]
+    width: int, height: int, size: int, resize: decoding.Resize, point: tuple[float, float]
 ) -> None:
     geometry = Geometry.of(width, height, size, resize)
     np.testing.assert_allclose(geometry.inverse(geometry.forward(np.array(point))), point, atol=1e-6)
@@ -224,11 +224,11 @@ def test_geometry_inverts_itself(
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_resize_puts_a_spot_where_forward_says(resize: images.Resize) -> None:
+def test_resize_puts_a_spot_where_forward_says(resize: decoding.Resize) -> None:
     picture = np.zeros((200, 300, 3), np.uint8)
     picture[90:110, 170:190] = 255
     geometry = Geometry.of(300, 200, 60, resize)
-    weights = images.resize(picture, geometry)[..., 0].astype(float)
+    weights = decoding.resize(picture, geometry)[..., 0].astype(float)
     rows, columns = np.indices(weights.shape) + 0.5
     centre = [(columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()]
     np.testing.assert_allclose(centre, geometry.forward(np.array([180.0, 100.0])), atol=0.1)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import checkpoint, methods, phase
-from ml.blocks import turns
-from ml.data import LabeledImages, Truth
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Step, Training
+from ml import method, methods
+from ml.blocks import pool_union
+from ml.data.dataset import LabeledImages, Truth
+from ml.training import checkpoint
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Step, Training
 from tests.ml.conftest import EXTRA_METHODS, halves, reports, same
 
 Specs = Callable[..., TrainingSpec]
@@ -152,19 +153,19 @@ def courses(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec
     return list(found.values())
 
 
-def shown_in_turn(training: Training, stretch: phase.Phase) -> list[phase.Batch]:
+def shown_in_turn(training: Training, stretch: method.Phase) -> list[method.Batch]:
     """A batch of every turn of the running epoch."""
-    every = [phase.Turn(torch.arange(len(training.batches)))]
+    every = [method.Turn(torch.arange(len(training.batches)))]
     found = []
     for number, turn in enumerate(every if stretch.turns is None else stretch.turns()):
-        pools = [turns.positions(pool).unique() for pool in (turn.pool, turn.unlabelled) if pool is not None]
+        pools = [pool_union.positions(pool).unique() for pool in (turn.pool, turn.unlabelled) if pool is not None]
         shown = tuple(pool[:16] for pool in pools if len(pool))
         progress = (training.epoch + 0.5) / training.epochs
         found.append(training.batches.batch(stretch, number, shown, epoch=training.epoch, progress=progress))
     return found
 
 
-def backwards(batch: phase.Batch) -> phase.Batch:
+def backwards(batch: method.Batch) -> method.Batch:
     beside = batch.unlabelled
     return replace(
         batch,
@@ -176,7 +177,7 @@ def backwards(batch: phase.Batch) -> phase.Batch:
     )
 
 
-def outcome(method: phase.Method, stretch: phase.Phase, batch: phase.Batch) -> tuple[float, list[Tensor]]:
+def outcome(method: method.Method, stretch: method.Phase, batch: method.Batch) -> tuple[float, list[Tensor]]:
     """The loss and all observed logits, from equal draws, after which the method is what it was."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
     draws, heard = torch.Generator().manual_seed(0), list[Tensor]()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml import loader
+from ml.data import image_store
 
 CPU = torch.device("cpu")
 ZERO, ONE = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
@@ -19,8 +19,8 @@ def images(count: int = 6, side: int = 16) -> Tensor:
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def pixels(padded_bytes: int = loader.PADDED_BYTES) -> loader.Pixels:
-    return loader.Pixels(images(), ZERO, ONE, device=CPU, padded_bytes=padded_bytes)
+def pixels(padded_bytes: int = image_store.PADDED_BYTES) -> image_store.Pixels:
+    return image_store.Pixels(images(), ZERO, ONE, device=CPU, padded_bytes=padded_bytes)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -68,8 +68,8 @@ def test_plain_images_survive_padding() -> None:
 
 def test_normalised_pixels_have_mean_zero_and_deviation_one() -> None:
     raw = images(50)
-    mean, std = loader.statistics(raw, torch.arange(50))
-    plain = loader.Pixels(raw, mean, std, device=CPU).plain(torch.arange(50)).double()
+    mean, std = image_store.statistics(raw, torch.arange(50))
+    plain = image_store.Pixels(raw, mean, std, device=CPU).plain(torch.arange(50)).double()
 
     torch.testing.assert_close(plain.mean(dim=(0, 2, 3)), ZERO, atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.std(dim=(0, 2, 3), unbiased=False), ONE, atol=1e-5, rtol=0)
@@ -77,9 +77,9 @@ def test_normalised_pixels_have_mean_zero_and_deviation_one() -> None:
 
 def test_a_constant_channel_stays_finite() -> None:
     raw = torch.full((4, 16, 16, 3), 7, dtype=torch.uint8)
-    mean, std = loader.statistics(raw, torch.arange(4))
+    mean, std = image_store.statistics(raw, torch.arange(4))
 
-    assert loader.Pixels(raw, mean, std, device=CPU).plain(torch.arange(4)).abs().max() < 1e-3
+    assert image_store.Pixels(raw, mean, std, device=CPU).plain(torch.arange(4)).abs().max() < 1e-3
 
 
 def test_statistics_read_only_the_rows_they_are_given() -> None:
@@ -87,15 +87,15 @@ def test_statistics_read_only_the_rows_they_are_given() -> None:
     changed = raw.clone()
     changed[4:] = 0
 
-    assert torch.equal(torch.stack(loader.statistics(raw, torch.arange(4))),
-                       torch.stack(loader.statistics(changed, torch.arange(4))))  # fmt: skip
+    assert torch.equal(torch.stack(image_store.statistics(raw, torch.arange(4))),
+                       torch.stack(image_store.statistics(changed, torch.arange(4))))  # fmt: skip
 
 
 def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("pixels") / "p.npy"
     np.save(path, images().numpy())
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
-    subject = loader.Pixels(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
+    subject = image_store.Pixels(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
     subject.augmented(torch.arange(3), "crop_flip", generator())
 
     assert subject._images.data_ptr() == mapped.data_ptr()  # the law is about this very memory
@@ -104,7 +104,9 @@ def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pyte
 @given(st.integers(1, 300), st.integers(2, 64))
 def test_batches_partition_the_order_and_none_is_of_one(count: int, batch_size: int) -> None:
     order = torch.randperm(count, generator=generator(count))
-    batches = [loader.batch_rows(order, step, batch_size) for step in range(loader.step_count(count, batch_size))]
+    batches = [
+        image_store.batch_rows(order, step, batch_size) for step in range(image_store.step_count(count, batch_size))
+    ]
 
     assert all(2 <= len(batch) <= batch_size + 1 for batch in batches)
     assert torch.cat(batches).tolist() == (order.tolist() if count > 1 else [0, 0])

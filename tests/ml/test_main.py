@@ -13,8 +13,10 @@ import safetensors.torch
 from PIL import Image
 
 from ml import __main__ as command
-from ml import bundle, commands, methods, networks, scenes
+from ml import commands, methods, networks
 from ml.commands import train
+from ml.scenes import generate
+from ml.serving import model_archive
 from tests.ml.conftest import halves
 
 
@@ -44,7 +46,7 @@ def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsy
     assert 0 < tested["realised_rate"] < 0.4
     assert set(json.loads(printed.out)["test_accuracy"]) >= {"last", "best_noisy_val", "best_test", "mean_last10"}
     assert "epoch 2/2 train: loss" in printed.err
-    assert bundle.verify(out / commands.BUNDLE).classes == tuple("abcd")
+    assert model_archive.verify(out / commands.BUNDLE).classes == tuple("abcd")
     with (out / commands.ISSUES).open(newline="") as file:
         listed = list(csv.DictReader(file))
     assert sorted(int(row["index"]) for row in listed) == list(range(48))
@@ -112,7 +114,7 @@ def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: Path) -> None:
-    scenes.write_archive(tmp_path / "scenes.zip", train=60, test=6, image_size=16)
+    generate.write_archive(tmp_path / "scenes.zip", train=60, test=6, image_size=16)
 
     def chosen(*more: str) -> dict[str, object]:
         options = arguments(tmp_path / "scenes.zip", tmp_path / "out", method="denll", epochs=1)
@@ -159,4 +161,4 @@ def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
         return [json.loads(line)["train_loss"] for line in (out / commands.EPOCHS).read_text().splitlines()]
 
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
-    assert bundle.verify(two / commands.BUNDLE).classes == tuple("abcd")
+    assert model_archive.verify(two / commands.BUNDLE).classes == tuple("abcd")

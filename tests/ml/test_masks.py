@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from ml import images, masks
-from ml.images import Geometry
-from ml.masks import Gaussian
+from ml.data import decoding
+from ml.data.decoding import Geometry
+from ml.evaluation import masks
+from ml.evaluation.masks import Gaussian
 
 sides = st.integers(8, 300)
 shares = st.floats(0.2, 0.8)
@@ -24,7 +25,7 @@ shares = st.floats(0.2, 0.8)
 @given(sides, sides, st.sampled_from([16, 32, 97]), st.sampled_from(["squash", "crop"]), shares, shares, shares)
 @settings(max_examples=80, deadline=None)
 def test_a_place_in_the_square_returns_from_the_picture(
-    width: int, height: int, size: int, resize: images.Resize, x: float, y: float, sigma: float
+    width: int, height: int, size: int, resize: decoding.Resize, x: float, y: float, sigma: float
 ) -> None:
     geometry = Geometry.of(width, height, size, resize)
     seen = (x * size, y * size, sigma * size)
@@ -43,7 +44,7 @@ def test_a_place_in_the_square_returns_from_the_picture(
 )
 @settings(max_examples=40, deadline=None)
 def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
-    orientation: int, resize: images.Resize, x: float, y: float, width: int, height: int
+    orientation: int, resize: decoding.Resize, x: float, y: float, width: int, height: int
 ) -> None:
     """Draw a spot in a stored picture; decode, shrink, measure it in the square, and go back to the upright picture."""
     yy, xx = np.mgrid[0:height, 0:width]
@@ -53,9 +54,9 @@ def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
     file = io.BytesIO()
     Image.fromarray(stored.round().astype(np.uint8)).convert("RGB").save(file, "PNG", exif=exif)
 
-    upright = images.decode(file.getvalue())
+    upright = decoding.decode(file.getvalue())
     geometry = Geometry.of(upright.shape[1], upright.shape[0], 32, resize)
-    square = images.resize(upright, geometry)[:, :, 0].astype(np.float64)
+    square = decoding.resize(upright, geometry)[:, :, 0].astype(np.float64)
     peak_y, peak_x = np.unravel_index(square.argmax(), square.shape)
     if min(peak_x, peak_y) < 2 or max(peak_x, peak_y) > 29:
         return  # the crop cut the spot off
@@ -143,7 +144,7 @@ def test_an_overlay_dims_what_is_far_away_and_marks_the_contour() -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode, numpy 2
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: images.Resize) -> None:
+def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: decoding.Resize) -> None:
     values = np.zeros((4, 4), np.float32)
     values[1, 2] = 1.0
     geometry = Geometry.of(90, 60, 32, resize)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ml import measure
-from ml.ranking import LabelIssues
+from ml.evaluation import measure
+from ml.evaluation.ranking import LabelIssues
 
 
 def test_scores_of_two_batches_are_those_of_one() -> None:

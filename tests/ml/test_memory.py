@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml import errors, memory
-from ml.data import LabeledImages, Truth
-from ml.loop import preparation, trial
-from ml.phase import Batch, Optimizers, Unlabelled
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml import errors
+from ml.data.dataset import LabeledImages, Truth
+from ml.method import Batch, Optimizers, Unlabelled
+from ml.training import memory, memory_check, preparation
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.ml.conftest import SIDE, same
 
 Specs = Callable[..., TrainingSpec]
@@ -57,7 +57,7 @@ def test_the_peak_moves_from_weights_to_images() -> None:
 def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
     need = memory.Need(fixed=GIGABYTE, step=line(0, GIGABYTE / 10), measuring=0)
     with pytest.raises(errors.OutOfMemory) as raised:
-        trial.Room(need, 4 * GIGABYTE).check(128)
+        memory_check.Room(need, 4 * GIGABYTE).check(128)
 
     assert "batch_size 128 needs about 13.8 GB" in raised.value.detail
     assert "4.0 GB are free" in raised.value.detail
@@ -97,25 +97,27 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
 
     optimizers = Optimizers((), lambda progress: 1.0)
     others = {"measured_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
-    rooms = [trial.room(torch.nn.Identity(), show, take, fail, rows=rows, **others) for rows in ((16, 16), (30, 2))]
+    rooms = [
+        memory_check.room(torch.nn.Identity(), show, take, fail, rows=rows, **others) for rows in ((16, 16), (30, 2))
+    ]
 
     assert [room.need.at(32) for room in rooms] == [2 * 32 * 1000 * 4] * 2
 
 
 def test_F18_what_could_fit_is_tried() -> None:
     """A prediction a little above what is free is no reason to refuse."""
-    trial.Room(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
+    memory_check.Room(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
 
 
 def test_F18_nothing_is_offered_where_nothing_fits() -> None:
-    room = trial.Room(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
+    room = memory_check.Room(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
     with pytest.raises(errors.OutOfMemory, match="smaller network"):
         room.check(64)
 
 
 def test_F18_a_step_that_ran_out_of_memory_is_answered_from_the_same_figures() -> None:
     """Though there seemed to be room: what did not fit is the new limit."""
-    room = trial.Room(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
+    room = memory_check.Room(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
 
     assert room.fitting(100) == 56
     assert room.fitting(2) is None
@@ -162,7 +164,7 @@ def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImage
 def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
     method = torch.nn.BatchNorm2d(2)
     kept = method.running_mean
-    with trial.traceless(method):
+    with memory_check.traceless(method):
         method(torch.rand(3, 2, 4, 4))
         method.running_mean = torch.ones(5)
 
@@ -214,9 +216,9 @@ def test_the_machine_says_what_is_available(tmp_path: Path) -> None:
 GROWTH = """
 import json, sys
 import torch
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data.dataset import LabeledImages
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 torch.set_num_threads(1)
 spec = TrainingSpec.model_validate_json(sys.argv[1])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml import networks, phase
+from ml import method, networks
 from ml.blocks import mixup as mixing
 from ml.methods import mixup
 from tests.ml.conftest import CLASSES, SIDE
@@ -24,15 +24,15 @@ def made(**params: float) -> mixup.Method:
     return mixup.Method(mixup.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def loss(method: mixup.Method) -> Callable[[phase.Batch], Tensor]:
-    return method.phases(phase.Recipe(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
+def loss(method: mixup.Method) -> Callable[[method.Batch], Tensor]:
+    return method.phases(method.Recipe(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
 
 
-def batch(observe: Callable[[Tensor], None] = lambda _: None) -> phase.Batch:
+def batch(observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
     labels = torch.arange(COUNT) % CLASSES
-    return phase.Batch((images,), labels, torch.arange(COUNT), observe, generator=lambda _: draws)
+    return method.Batch((images,), labels, torch.arange(COUNT), observe, generator=lambda _: draws)
 
 
 def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import RandomState
 
-from ml import errors, noise, scenes
+from ml import errors, noise
 from ml.noise import cifar, classwise, confounded, instance
-from ml.spec import NoiseKind
+from ml.scenes import generate
+from ml.training.spec import NoiseKind
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LABELS = np.arange(20_000, dtype=np.int64) % 10
@@ -154,8 +155,8 @@ def test_a_shared_projection_gives_an_image_the_same_alternative_in_two_classes(
 
 def test_confounded_noise_follows_the_scene_and_not_the_object() -> None:
     """Scenes are tied to classes in two thirds of the pictures; wrong labels are those of the scene."""
-    drawn = scenes.draw(900, seed=1, own_scene=0.6)
-    found = noise.inject("confounded", drawn.clean, scenes.CLASSES, rate=0.6, images=drawn.images, seed=0)
+    drawn = generate.draw(900, seed=1, own_scene=0.6)
+    found = noise.inject("confounded", drawn.clean, generate.CLASSES, rate=0.6, images=drawn.images, seed=0)
     wrong = found.labels != drawn.clean
 
     assert found.rate == pytest.approx(0.6 * (drawn.scenes != drawn.clean).mean(), abs=0.05)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ml import memory
+from ml.training import memory
 from tests.ml import ranks
 from tests.ml.conftest import same
 
 TOLERANCE = 1e-3  # of f32 after two epochs: weights are equal to 1e-5, ranked margins are kept in 16 bits
-RANDOM_OF_MODULES = "random/modules"  # each rank's share draws for itself; see `ml.parallel`
+RANDOM_OF_MODULES = "random/modules"  # each rank's share draws for itself; see `ml.distributed.process_group`
 
 
 Found = dict[str, list[dict[str, Tensor]]]

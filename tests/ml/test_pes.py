@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml import networks, phase
-from ml.blocks import confidence, losses, renewal, schedules
-from ml.data import LabeledImages
+from ml import method, networks
+from ml.blocks import confidence, losses, reinitialisation, schedules
+from ml.data.dataset import LabeledImages
 from ml.methods import pes
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 from tests.ml.conftest import CLASSES, SIDE, halves
 
 COUNT = 40
@@ -32,7 +32,7 @@ class Bench:
         self.views = 0
 
     def generator(self, concern: str) -> torch.Generator:
-        return phase.no_generator(concern)
+        return method.no_generator(concern)
 
     def noisy_accuracies(self) -> Sequence[float]:
         return []
@@ -50,17 +50,17 @@ def made(**params: Any) -> pes.Method:
 
 def phases(
     method: pes.Method, epochs: int = 200, factor: Callable[[float], float] = schedules.constant
-) -> list[phase.Phase]:
-    return list(method.phases(phase.Recipe(epochs, 0.1, 0.9, 1e-4, factor)))
+) -> list[method.Phase]:
+    return list(method.phases(method.Recipe(epochs, 0.1, 0.9, 1e-4, factor)))
 
 
-def owned(stretch: phase.Phase) -> set[nn.Parameter]:
+def owned(stretch: method.Phase) -> set[nn.Parameter]:
     assert stretch.optimizers is not None
     return {parameter for group in stretch.optimizers().groups for parameter in group["params"]}
 
 
 def of(method: pes.Method, *parts: str) -> set[nn.Parameter]:
-    return set(renewal.parameters(method.network, parts))
+    return set(reinitialisation.parameters(method.network, parts))
 
 
 def state(method: pes.Method, part: str) -> dict[str, Tensor]:
@@ -94,12 +94,12 @@ def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
     """Algorithm 1: last stage and classifier, then the classifier once more, then everything."""
     method = made()
     stretches = phases(method)
-    for stretch, renewed in zip(stretches, ((), renewal.TAIL, renewal.TAIL[1:], ()), strict=True):
-        before = {part: state(method, part) for part in renewal.PARTS}
+    for stretch, renewed in zip(stretches, ((), reinitialisation.TAIL, reinitialisation.TAIL[1:], ()), strict=True):
+        before = {part: state(method, part) for part in reinitialisation.PARTS}
         stretch.enter(lab())
 
-        assert {part for part in renewal.PARTS if differing(before[part], state(method, part))} == set(renewed)
-        learning = renewed or renewal.PARTS
+        assert {part for part in reinitialisation.PARTS if differing(before[part], state(method, part))} == set(renewed)
+        learning = renewed or reinitialisation.PARTS
         assert {p for p in method.network.parameters() if p.requires_grad} == of(method, *learning)
         assert owned(stretch) == of(method, *learning)
 
@@ -147,11 +147,11 @@ def test_the_schedule_counts_through_and_adam_stands_still() -> None:
 
 
 def test_adam_has_the_published_rate_in_the_published_steps_and_more_in_fewer() -> None:
-    assert renewal.reaching(1e-4, renewal.PUBLISHED_STEPS) == 1e-4
-    assert renewal.reaching(1e-4, 7 * 351) == 1e-4
-    assert renewal.reaching(1e-4, renewal.PUBLISHED_STEPS // 5) == pytest.approx(5e-4)
-    assert renewal.reaching(1e-4, 1) == renewal.LARGEST_RATE
-    assert renewal.reaching(0.05, 1) == 0.05
+    assert reinitialisation.reaching(1e-4, reinitialisation.PUBLISHED_STEPS) == 1e-4
+    assert reinitialisation.reaching(1e-4, 7 * 351) == 1e-4
+    assert reinitialisation.reaching(1e-4, reinitialisation.PUBLISHED_STEPS // 5) == pytest.approx(5e-4)
+    assert reinitialisation.reaching(1e-4, 1) == reinitialisation.LARGEST_RATE
+    assert reinitialisation.reaching(0.05, 1) == 0.05
 
 
 # --- who is trusted ---

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ml import loader, networks, phase
-from ml.blocks import renewal, schedules, turns
-from ml.data import LabeledImages
+from ml import method, networks
+from ml.blocks import pool_union, reinitialisation, schedules
+from ml.data import image_store
+from ml.data.dataset import LabeledImages
 from ml.methods import pes_semi
-from ml.spec import TrainingSpec
-from ml.training import Step, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Step, Training
 from tests.ml.conftest import CLASSES, SIDE
 
 COUNT = 40
@@ -26,16 +27,16 @@ def made(**params: Any) -> pes_semi.Method:
     return pes_semi.Method(pes_semi.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: pes_semi.Method, epochs: int = 300) -> list[phase.Phase]:
-    return list(method.phases(phase.Recipe(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
+def phases(method: pes_semi.Method, epochs: int = 300) -> list[method.Phase]:
+    return list(method.phases(method.Recipe(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
 
 
-def batch(epoch: int = 200, **changes: Any) -> phase.Batch:
+def batch(epoch: int = 200, **changes: Any) -> method.Batch:
     """Eight labelled and four unlabelled images, two views each."""
     source = torch.Generator().manual_seed(1)
     views = torch.randn(2, 12, 3, SIDE, SIDE, generator=source)
     mixing = torch.Generator().manual_seed(2)
-    unlabelled = phase.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None)
+    unlabelled = method.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None)
     settings: dict[str, Any] = {
         "views": (views[0, :8], views[1, :8]),
         "labels": torch.arange(8) % CLASSES,
@@ -46,10 +47,10 @@ def batch(epoch: int = 200, **changes: Any) -> phase.Batch:
         "unlabelled": unlabelled,
         "generator": lambda _: mixing,
     }
-    return phase.Batch(**settings | changes)
+    return method.Batch(**settings | changes)
 
 
-def value(method: pes_semi.Method, seen: phase.Batch) -> float:
+def value(method: pes_semi.Method, seen: method.Batch) -> float:
     method.train()
     torch.manual_seed(0)
     return float(phases(method)[-1].loss(seen).detach())
@@ -69,9 +70,9 @@ def test_the_renewed_classifier_rests_only_in_the_released_code(after_refine: st
     stretches[-1].enter(None)  # type: ignore[arg-type]
     assert stretches[-1].optimizers is not None
     owned = {p for group in stretches[-1].optimizers().groups for p in group["params"]}
-    learning = renewal.PARTS if after_refine == "train_all" else renewal.PARTS[:2]
+    learning = reinitialisation.PARTS if after_refine == "train_all" else reinitialisation.PARTS[:2]
 
-    assert owned == set(renewal.parameters(method.network, learning))
+    assert owned == set(reinitialisation.parameters(method.network, learning))
     assert owned == {p for p in method.network.parameters() if p.requires_grad}
 
 
@@ -87,7 +88,7 @@ def test_an_epoch_has_as_many_steps_as_one_of_all_images(confident: int) -> None
     rows = size - round(size * turn.share)
 
     assert turn.share == min(0.5, (COUNT - confident) / COUNT)
-    assert loader.step_count(len(turn.pool), rows) in (COUNT // size, COUNT // size - 1)
+    assert image_store.step_count(len(turn.pool), rows) in (COUNT // size, COUNT // size - 1)
     assert turn.unlabelled is not None
     assert torch.equal(turn.unlabelled, torch.arange(COUNT) >= confident)
     counts = torch.bincount(turn.pool, minlength=COUNT)
@@ -96,8 +97,8 @@ def test_an_epoch_has_as_many_steps_as_one_of_all_images(confident: int) -> None
 
 
 def test_positions_are_repeated_evenly() -> None:
-    assert turns.repeated(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
-    assert turns.repeated(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
+    assert pool_union.repeated(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
+    assert pool_union.repeated(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
 
 
 def test_without_suspicious_images_all_are_labelled() -> None:
@@ -159,7 +160,7 @@ def test_suspicious_labels_are_ranked_by_the_guesses() -> None:
     method, heard = made(), []
     seen = batch()
     assert seen.unlabelled is not None
-    guesses = phase.Unlabelled(seen.unlabelled.views, seen.unlabelled.index, heard.append)
+    guesses = method.Unlabelled(seen.unlabelled.views, seen.unlabelled.index, heard.append)
     value(method, batch(unlabelled=guesses))
 
     assert [tuple(each.shape) for each in heard] == [(4, CLASSES)]

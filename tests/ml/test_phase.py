@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ml.phase import Recipe
+from ml.method import Recipe
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

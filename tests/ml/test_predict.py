@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from ml import bundle, data, images, predict, scenes
-from ml.predict import Predictor
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data import dataset, decoding
+from ml.scenes import generate
+from ml.serving import model_archive
+from ml.serving import predictor as predictors
+from ml.serving.predictor import Predictor
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 SIDE = 16
 
 
 def train(method: str = "denll", resize: str = "squash") -> Training:
-    drawn = scenes.draw(60, seed=2, image_size=SIDE)
-    pictures = data.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), scenes.CLASSES)
+    drawn = generate.draw(60, seed=2, image_size=SIDE)
+    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec.model_validate(
         {"method": method, "network": "small", "image_size": SIDE, "epochs": 1, "batch_size": 16, "precision": "f32"}
         | {"resize": resize}
@@ -33,7 +36,7 @@ def train(method: str = "denll", resize: str = "squash") -> Training:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
     training = train()
     folder = tmp_path_factory.mktemp("bundles") / "model"
-    bundle.save(folder, training)
+    model_archive.save(folder, training)
     return training, folder
 
 
@@ -42,7 +45,7 @@ def predictor(trained: tuple[Training, Path]) -> Predictor:
     return Predictor.load(trained[1], device="cpu", precision="f32")
 
 
-def pictures(count: int, seed: int = 9) -> list[images.Pixels]:
+def pictures(count: int, seed: int = 9) -> list[decoding.Pixels]:
     """Pictures of many sizes, one pixel wide and high among them."""
     random = np.random.default_rng(seed)
     sizes = [
@@ -56,7 +59,7 @@ def pictures(count: int, seed: int = 9) -> list[images.Pixels]:
 
 def test_a_bundle_answers_as_the_method_that_was_trained(trained: tuple[Training, Path], predictor: Predictor) -> None:
     training, _ = trained
-    squares = scenes.draw(20, seed=5, image_size=SIDE).images
+    squares = generate.draw(20, seed=5, image_size=SIDE).images
     normalised = (torch.from_numpy(squares).double() / 255 - training.mean) / training.std
     method = training.method.eval()
     with torch.no_grad():
@@ -105,7 +108,7 @@ def test_places_are_in_the_pictures_own_pixels(predictor: Predictor) -> None:
 
 
 def test_a_model_without_localization_has_no_place(tmp_path: Path) -> None:
-    bundle.save(tmp_path / "model", train("ce"))
+    model_archive.save(tmp_path / "model", train("ce"))
     predictor = Predictor.load(tmp_path / "model", device="cpu", precision="f32")
     (found,) = predictor.predict(pictures(1))
 
@@ -131,7 +134,7 @@ def test_a_map_comes_when_asked_for_and_changes_no_answer(predictor: Predictor) 
 
 
 def test_a_crop_model_sees_the_central_square(tmp_path: Path) -> None:
-    bundle.save(tmp_path / "model", train(resize="crop"))
+    model_archive.save(tmp_path / "model", train(resize="crop"))
     predictor = Predictor.load(tmp_path / "model", device="cpu", precision="f32")
     wide = np.random.default_rng(1).integers(0, 256, (SIDE, 3 * SIDE, 3)).astype(np.uint8)
     one, two = predictor.predict([wide, wide[:, SIDE : 2 * SIDE]])
@@ -149,18 +152,18 @@ def test_bf16_is_used_only_where_it_chooses_the_same_classes(
     asked = Predictor.load(folder, device="cpu", precision="bf16")
     exact = Predictor.load(folder, device="cpu", precision="f32")
     assert not exact.half
-    *_, check = bundle.read(folder)
+    *_, check = model_archive.read(folder)
     shown = list(check.numpy())
     answers = [[one.probabilities.argmax() for one in each.predict_squares(shown)] for each in (asked, exact)]
     assert answers[0] == answers[1]
 
-    plain = predict.Predictor._answers
+    plain = predictors.Predictor._answers
 
     def disagreeing(self, squares, *, half, maps=False):  # type: ignore[no-untyped-def]
         heads, places, contrasts = plain(self, squares, half=False, maps=maps)
         return ({name: each.flip(1) for name, each in heads.items()} if half else heads), places, contrasts
 
-    monkeypatch.setattr(predict.Predictor, "_answers", disagreeing)
+    monkeypatch.setattr(predictors.Predictor, "_answers", disagreeing)
     assert not Predictor.load(folder, device="cpu", precision="bf16").half
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ml import measure, ranking
-from ml.ranking import LabelLog
+from ml.evaluation import measure, ranking
+from ml.evaluation.ranking import LabelLog
 
 CLASSES, COUNT = 4, 400
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ml import __main__ as command
-from ml import errors, scenes
-from ml.scenery import drawn
+from ml import errors
+from ml.scenes import drawn, generate
 
 ROUNDING = 1 / 255  # of two pixels
 
@@ -33,7 +33,7 @@ class Flat:
 
 
 def test_the_same_seed_draws_the_same_pictures_and_another_seed_others() -> None:
-    one, again, other = (scenes.draw(12, seed=seed, noise="confounded") for seed in (3, 3, 4))
+    one, again, other = (generate.draw(12, seed=seed, noise="confounded") for seed in (3, 3, 4))
 
     assert (one.images == again.images).all()
     assert (one.given == again.given).all()
@@ -42,7 +42,7 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_others() -> None
 
 @pytest.mark.parametrize("image_size", [16, 32, 80])
 def test_masks_cover_the_plate_off_centre_at_any_size(image_size: int) -> None:
-    pictures = scenes.draw(24, seed=1, image_size=image_size)
+    pictures = generate.draw(24, seed=1, image_size=image_size)
     side = np.sqrt(pictures.masks.sum(axis=(1, 2))) / image_size
     grid = (np.arange(image_size) + 0.5) / image_size - 0.5
     x = (pictures.masks.sum(axis=1) * grid).sum(axis=1) / pictures.masks.sum(axis=(1, 2))
@@ -54,11 +54,11 @@ def test_masks_cover_the_plate_off_centre_at_any_size(image_size: int) -> None:
 
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_sizes_vary_as_asked_and_no_object_leaves_its_picture(image_size: int) -> None:
-    pictures = scenes.draw(60, seed=1, image_size=image_size, sizes=scenes.VARIED)
-    boxes = np.array([scenes.box(mask) for mask in pictures.masks])
+    pictures = generate.draw(60, seed=1, image_size=image_size, sizes=generate.VARIED)
+    boxes = np.array([generate.box(mask) for mask in pictures.masks])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
 
-    least, largest = scenes.VARIED
+    least, largest = generate.VARIED
     assert (np.abs(width - height) <= 1).all()  # a plate cut by the picture's edge would not be square
     assert width.min() < (least + 0.1) * image_size
     assert width.max() > (largest - 0.1) * image_size
@@ -69,8 +69,8 @@ def test_sizes_vary_as_asked_and_no_object_leaves_its_picture(image_size: int) -
 def test_a_mask_is_every_pixel_of_which_the_object_covers_more_than_half(image_size: int) -> None:
     """The same object before black and before white: what does not change is the object."""
     greys = Flat(0.0, 255.0, 0.0, 255.0, 0.0, 255.0)
-    for kind in range(len(scenes.CLASSES)):
-        shown = scenes.before_every_scene(kind, seed=kind, image_size=image_size, sizes=scenes.VARIED, places=greys)
+    for kind in range(len(generate.CLASSES)):
+        shown = generate.before_every_scene(kind, seed=kind, image_size=image_size, sizes=generate.VARIED, places=greys)
         black, white = shown.images[:2].astype(np.float64)
         covered = 1 - (white - black) / 255
 
@@ -80,7 +80,7 @@ def test_a_mask_is_every_pixel_of_which_the_object_covers_more_than_half(image_s
 
 
 def test_one_object_stands_before_every_scene_and_its_pixels_stay_the_same() -> None:
-    shown = scenes.before_every_scene(4, seed=9)
+    shown = generate.before_every_scene(4, seed=9)
     inside = _eroded(shown.masks[0])
 
     assert inside.sum() > 80
@@ -98,7 +98,7 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 def test_a_plate_hides_its_scene_and_the_scene_is_all_there_is_around_it() -> None:
     """Outside the mask, pictures of one scene look alike whatever their class; that is the confounder."""
-    pictures = scenes.draw(180, seed=2)
+    pictures = generate.draw(180, seed=2)
     outside = ~pictures.masks
     mean = np.array([image[away].mean(axis=0) for image, away in zip(pictures.images, outside, strict=True)])
     centres = np.array([mean[pictures.scenes == scene].mean(axis=0) for scene in range(6)])
@@ -111,7 +111,7 @@ def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
     """A linear classifier that sees nothing but the border's colours: the confound is real, and only where planned."""
     found = {}
     for noise in ("confounded", "ordinary"):
-        pictures = scenes.draw(600, seed=8, image_size=16, noise=noise, noise_rate=0.5, sizes=(0.25, 0.5))
+        pictures = generate.draw(600, seed=8, image_size=16, noise=noise, noise_rate=0.5, sizes=(0.25, 0.5))
         wrong = pictures.given != pictures.clean
         border = np.concatenate([pictures.images[:, 0], pictures.images[:, -1]], axis=1) / 255
         seen = np.concatenate([border.mean(axis=1), border.std(axis=1), np.ones((600, 1))], axis=1)
@@ -127,8 +127,8 @@ def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
 
 
 def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> None:
-    confounded = scenes.draw(400, seed=5, image_size=16, noise="confounded", noise_rate=0.4)
-    ordinary = scenes.draw(400, seed=5, image_size=16, noise="ordinary", noise_rate=0.4)
+    confounded = generate.draw(400, seed=5, image_size=16, noise="confounded", noise_rate=0.4)
+    ordinary = generate.draw(400, seed=5, image_size=16, noise="ordinary", noise_rate=0.4)
     wrong = confounded.given != confounded.clean
 
     assert (confounded.given[wrong] == confounded.scenes[wrong]).all()
@@ -138,7 +138,7 @@ def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> No
 
 
 def test_own_scene_is_a_probability_and_swapped_scenes_are_never_the_own_ones() -> None:
-    tied, loose = (scenes.draw(400, seed=6, image_size=16, **how) for how in ({"own_scene": 0.5}, {"swapped": True}))
+    tied, loose = (generate.draw(400, seed=6, image_size=16, **how) for how in ({"own_scene": 0.5}, {"swapped": True}))
 
     assert (tied.scenes == tied.clean).mean() == pytest.approx(0.5 + 0.5 / 6, abs=0.06)
     assert (loose.scenes != loose.clean).all()
@@ -157,12 +157,12 @@ def test_every_argument_has_its_law_and_breaking_it_says_so() -> None:
         ({"count": -1}, "number of pictures"),
     ):
         with pytest.raises(errors.UnusableData, match=said):
-            scenes.draw(**({"count": 6, "seed": 1} | broken))  # type: ignore[arg-type]
+            generate.draw(**({"count": 6, "seed": 1} | broken))  # type: ignore[arg-type]
 
 
 def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "scenes.zip"
-    scenes.write_archive(path, train=30, test=12, seed=7, noise_rate=0.5)
+    generate.write_archive(path, train=30, test=12, seed=7, noise_rate=0.5)
 
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
@@ -177,11 +177,11 @@ def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_pa
         }
     assert [len(train), len(test), len(truth)] == [30, 12, 42]
     assert {row["file"] for row in train + test} == {row["file"] for row in truth} <= names
-    assert {row["clean"] for row in train} == set(scenes.CLASSES)
+    assert {row["clean"] for row in train} == set(generate.CLASSES)
     assert any(row["label"] != row["clean"] for row in train)
     assert all(row["label"] == row["clean"] for row in test)
     clean = {row["file"]: row["clean"] for row in train + test}
-    assert all(clean[row["file"]] == row["clean"] and row["scene"] in scenes.SCENES for row in truth)
+    assert all(clean[row["file"]] == row["clean"] and row["scene"] in generate.SCENES for row in truth)
     assert picture.shape == (32, 32, 3)
     for row in truth:
         x0, y0, x1, y1 = (int(row[edge]) for edge in ("x0", "y0", "x1", "y1"))
@@ -195,7 +195,7 @@ def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_pa
 def test_the_command_writes_the_same_zip_as_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--train 12 --test 6 --seed 3 --size 48 --sizes 0.3 0.6 --noise ordinary --rate 0.4 --swapped"
     assert command.main(["scenes", str(tmp_path / "one.zip"), *options.split()]) == 0
-    first, _ = scenes.write_archive(
+    first, _ = generate.write_archive(
         tmp_path / "two.zip", train=12, test=6, seed=3, image_size=48, sizes=(0.3, 0.6), noise="ordinary",
         noise_rate=0.4, swapped_test=True,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_shares_that_are_none_are_refused(asked: str, tmp_path: Path, capsys: py
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.zip", "two.zip"):
-        scenes.write_archive(tmp_path / name, train=6, test=6, seed=1)
+        generate.write_archive(tmp_path / name, train=6, test=6, seed=1)
 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
 
@@ -224,5 +224,5 @@ def test_the_middle_of_a_mask_is_that_of_its_pixels_and_an_empty_one_has_none() 
     masks = np.zeros((3, 8, 8), np.bool_)
     masks[0, 2:5, 1] = True  # rows 2 to 4 of column 1
     masks[1] = True
-    assert scenes.middles(masks)[:2].tolist() == [[1.0, 3.0], [3.5, 3.5]]
-    assert np.isnan(scenes.middles(masks)[2]).all()
+    assert generate.middles(masks)[:2].tolist() == [[1.0, 3.0], [3.5, 3.5]]
+    assert np.isnan(generate.middles(masks)[2]).all()

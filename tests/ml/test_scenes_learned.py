@@ -6,19 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from ml import data, scenes
+from ml.data import dataset
 from ml.methods import denll
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.scenes import generate
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 
 SIDE, TRAINED_ON, TESTED_ON = 16, 1000, 300
-CHANCE = 1 / len(scenes.CLASSES)
+CHANCE = 1 / len(generate.CLASSES)
 
 
-def trained(method: str, params: dict[str, object]) -> tuple[Training, scenes.Pictures]:
+def trained(method: str, params: dict[str, object]) -> tuple[Training, generate.Pictures]:
     """A method after eight epochs on confounded labels, and pictures whose scene is always another class's."""
-    pictures = scenes.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
-    labeled = data.LabeledImages(torch.from_numpy(pictures.images), torch.from_numpy(pictures.given), scenes.CLASSES)
+    pictures = generate.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
+    labeled = dataset.LabeledImages(
+        torch.from_numpy(pictures.images), torch.from_numpy(pictures.given), generate.CLASSES
+    )
     spec = TrainingSpec(
         method=method, params=params, network="small", image_size=SIDE, epochs=8, batch_size=64, learning_rate=0.1,
         augmentation="flip", precision="f32", seed=1, validation_fraction=0.0,
@@ -26,7 +29,7 @@ def trained(method: str, params: dict[str, object]) -> tuple[Training, scenes.Pi
     training = Training.build(spec, labeled, device="cpu", threads=1)
     for _ in training:
         pass
-    return training, scenes.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
+    return training, generate.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
 
 
 def answers(training: Training, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -53,7 +56,7 @@ def test_denll_does_not_and_finds_the_object() -> None:
     training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
     said, located = answers(training, swapped.images)
     assert located is not None
-    centres = scenes.middles(swapped.masks)
+    centres = generate.middles(swapped.masks)
     error = np.hypot(*(located - centres).T).mean()
     assert (said == swapped.clean).mean() > CHANCE + 0.1
     assert (said == swapped.scenes).mean() < 0.3

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ml import __main__ as command
-from ml import errors, scenes
-from ml.scenery import photographs
+from ml import errors
+from ml.scenes import generate, photographs
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 220, 20), (20, 20, 220)
 
@@ -47,14 +47,14 @@ def places(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_photographs_stand_whole_and_alone_before_photographs(objects: Path, places: Path, image_size: int) -> None:
     cut, behind = photographs.CutOuts.read(objects), photographs.Places.read(places)
-    pictures = scenes.draw(20, seed=1, image_size=image_size, sizes=(0.3, 0.6), objects=cut, places=behind)
+    pictures = generate.draw(20, seed=1, image_size=image_size, sizes=(0.3, 0.6), objects=cut, places=behind)
 
     assert cut.classes == ("green", "red")
     assert behind.names == ("dark", "light")
     for image, mask, kind, scene in zip(
         pictures.images.astype(int), pictures.masks, pictures.clean, pictures.scenes, strict=True
     ):
-        x0, y0, x1, y1 = scenes.box(mask)
+        x0, y0, x1, y1 = generate.box(mask)
         width, height = x1 - x0, y1 - y0
         assert 0.25 * image_size < max(width, height) < 0.65 * image_size
         assert mask.sum() == pytest.approx(np.pi / 4 * width * height, rel=0.12)  # a disc, as it was cut
@@ -65,7 +65,7 @@ def test_photographs_stand_whole_and_alone_before_photographs(objects: Path, pla
 
 def test_what_is_before_two_scenes_is_one_object_with_an_exact_mask(objects: Path, places: Path) -> None:
     cut, behind = photographs.CutOuts.read(objects), photographs.Places.read(places)
-    shown = scenes.before_every_scene(1, seed=2, image_size=64, objects=cut, places=behind)
+    shown = generate.before_every_scene(1, seed=2, image_size=64, objects=cut, places=behind)
     dark, light = shown.images.astype(float)
     covered = 1 - (light - dark)[:, :, 0] / 160
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ml.blocks import overparameterization
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import Step, Training
+from ml.data.dataset import LabeledImages
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Step, Training
 from tests.ml.conftest import reports
 
 Specs = Callable[..., TrainingSpec]

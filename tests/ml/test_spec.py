@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ml.spec import TrainingSpec, seed_for
+from ml.training.spec import TrainingSpec, seed_for
 
 
 def test_parsing_needs_no_torch() -> None:
-    script = "import sys, ml.spec, ml.errors; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    script = "import sys, ml.training.spec, ml.errors; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 

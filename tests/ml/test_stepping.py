@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ml import methods, phase
-from ml.data import LabeledImages, Truth
-from ml.spec import TrainingSpec
-from ml.training import Step, Training
+from ml import method, methods
+from ml.data.dataset import LabeledImages, Truth
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Step, Training
 from tests.ml.conftest import EXTRA_METHODS, halves, same
 from tests.ml.recorder import Recorder
 
@@ -81,7 +81,7 @@ def test_a_step_that_reads_progress_is_taken_as_written(
     for training in (written, recorded):
         plain = training.phases[0].loss
 
-        def weighted(batch: phase.Batch, plain: Any = plain) -> torch.Tensor:
+        def weighted(batch: method.Batch, plain: Any = plain) -> torch.Tensor:
             weight = weigh(batch.progress)
             return plain(batch) * weight
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ml import __main__ as command
 from ml import errors
-from ml.study import outcomes, plan, results, sources
+from ml.study import plan, results, rows, sources
 from ml.study.sources import Whereabouts as At
 from tests.ml.conftest import halves
 
@@ -114,7 +114,7 @@ def test_a_table_follows_from_the_result_files_which_a_second_call_leaves_alone(
         for n in (1, 2)
     }
     assert lines["pair"]["cost"] == pytest.approx(statistics.median(seconds[2][s] / seconds[1][s] for s in (1, 2)))
-    theirs = outcomes.paper_numbers()["table1", "CE", "CIFAR-10 S20"]
+    theirs = rows.paper_numbers()["table1", "CE", "CIFAR-10 S20"]
     assert lines["CE"]["paper"] == {"mean": theirs[0], "std": theirs[1]}
     assert f"({theirs[0]:g} ± {theirs[1]:g})" in shown
     assert f"| pair, g2 | {statistics.fmean(last):.1f} ± {statistics.stdev(last):.1f} |" in shown
@@ -427,8 +427,8 @@ def test_every_study_that_comes_along_can_be_laid_out(path: Path) -> None:
     assert {entry.row.label for entry in whole.entries} == {row.label for row in whole.study.rows}
     assert whole.study.reference in {row.label for row in whole.study.rows}
     if whole.study.paper is not None:
-        known = {line.row.label for line in outcomes.lines(whole, []) if line.paper is not None}
-        named = {row for number, row, _ in outcomes.paper_numbers() if number == whole.study.paper}
+        known = {line.row.label for line in rows.lines(whole, []) if line.paper is not None}
+        named = {row for number, row, _ in rows.paper_numbers() if number == whole.study.paper}
         told = {row.paper or row.label for row in whole.study.rows if row.label in known}
         copied = {"DivideMix*"}  # its own paper's numbers, above those of its second training
         assert told == named - copied, "every row of the paper's table stands in the study"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import networks, phase
-from ml.data import LabeledImages
+from ml import method, networks
+from ml.data.dataset import LabeledImages
 from ml.methods import t_revision
-from ml.spec import TrainingSpec
-from ml.training import EpochReport, Training
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Training
 from tests.ml.conftest import CLASSES, SIDE
 
 Specs = Callable[..., TrainingSpec]
@@ -27,13 +27,13 @@ def made(**params: Any) -> t_revision.Method:
     return t_revision.Method(t_revision.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: t_revision.Method, epochs: int = 16) -> list[phase.Phase]:
-    return list(method.phases(phase.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+def phases(method: t_revision.Method, epochs: int = 16) -> list[method.Phase]:
+    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
-def batch() -> phase.Batch:
+def batch() -> method.Batch:
     images = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    return phase.Batch((images,), torch.arange(16) % CLASSES, torch.arange(16), lambda _: None)
+    return method.Batch((images,), torch.arange(16) % CLASSES, torch.arange(16), lambda _: None)
 
 
 @pytest.mark.parametrize(

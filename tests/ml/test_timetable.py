@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from ml.loop.timetable import Slot, Timetable
-from ml.phase import Turn
+from ml.method import Turn
+from ml.training.sampler import Slot, Timetable
 
 CPU = torch.device("cpu")
 

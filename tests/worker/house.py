@@ -23,8 +23,8 @@ from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, Row, State
 from app.jobs import events
 from app.settings import Settings
 from app.storage import Storage
-from ml import ingest
-from ml.spec import TrainingSpec
+from ml.data import ingest
+from ml.training.spec import TrainingSpec
 from tests.servers import die_with_parent, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ class House:
         return process
 
     def supervisor(self, bell: str = "jobs", **more: object) -> subprocess.Popen[bytes]:
-        return self.start("worker.celery_app", "-Q", bell, name=f"supervisor-{bell}", **more)
+        return self.start("worker.supervisor.celery_app", "-Q", bell, name=f"supervisor-{bell}", **more)
 
     def dispatcher(self, **more: object) -> subprocess.Popen[bytes]:
         return self.start("worker.dispatcher", **more)
@@ -226,7 +226,7 @@ def zygotes_children(supervisor: int, name: str = "denll-child") -> list[int]:
     found = []
     for pid in children(supervisor):
         with contextlib.suppress(OSError):
-            if b"worker.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"worker.supervisor.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found += [child for child in children(pid) if called(child) == name]
     return found
 

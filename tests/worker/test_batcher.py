@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from ml import bundle, errors
-from ml.data import LabeledImages
-from ml.predict import Prediction
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml import errors
+from ml.data.dataset import LabeledImages
+from ml.serving import model_archive
+from ml.serving.predictor import Prediction
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.worker.house import SIDE, House, opened, pictures
-from worker.batcher import Batcher, Request
-from worker.shelf import Shelf
+from worker.inference.batcher import Batcher, Request
+from worker.inference.model_cache import Shelf
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def published(house: House) -> uuid.UUID:
     training = Training.build(spec, images, device="cpu", threads=1)
     list(training)
     model = uuid.uuid4()
-    bundle.save(house.files.model(model), training)
+    model_archive.save(house.files.model(model), training)
     return model
 
 

@@ -13,7 +13,7 @@ from app.db.session import transaction
 from app.db.tables import Worker
 from tests.servers import RedisServer, eventually
 from tests.worker.house import House, opened
-from worker.celery_app import EXIT_DEAF
+from worker.supervisor.celery_app import EXIT_DEAF
 
 DEAF_S = 1.0
 

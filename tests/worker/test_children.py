@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from app.datasets import ingestion
+from app.datasets import ingest_queue
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.jobs import attempt
-from ml import checkpoint
-from ml.data import LabeledImages
-from ml.events import Step
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data.dataset import LabeledImages
+from ml.training import checkpoint
+from ml.training.events import Step
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.worker.house import SIDE, House, opened, pictures
-from worker import leash
+from worker import control_channel
 from worker.children import artifacts, ingest, job, publish, train
-from worker.children.desk import Assignment, Desk, Interrupted
-from worker.leash import Leash
+from worker.children.job_reporter import Assignment, Desk, Interrupted
+from worker.control_channel import Leash
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_F15_a_full_disk_delays_a_checkpoint(house: House, tie: Leash, monkeypat
     monkeypatch.setattr(checkpoint, "write", full_twice)
     monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.01)
 
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     assert house.state(job_id) == "succeeded"
     assert any("disk is full" in event.data["message"] for event in house.history(job_id, "log"))
 
@@ -95,7 +95,7 @@ def test_F15_a_disk_that_stays_full_fails_the_job(house: House, tie: Leash, monk
     monkeypatch.setattr(checkpoint, "write", full)
     monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.2)
 
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     failed = house.job(job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "disk_full")
 
@@ -119,11 +119,11 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
     with monkeypatch.context() as before:
         before.setattr(checkpoint, "write", as_before)
         before.setattr(publish.Publication, "write", drained)
-        assert job.main(*first, None, tie) == leash.DRAINED
+        assert job.main(*first, None, tie) == control_channel.DRAINED
     with transaction(house.engine) as session:
         attempt.put_back(session, *first, counts=False, limit=3, reason="drained")
 
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     assert house.state(job_id) == "succeeded"
     assert any("starts again" in event.data["message"] for event in house.history(job_id, "log"))
     assert [event.data["epoch"] for event in house.history(job_id, "metric")][-2:] == [0, 1]
@@ -132,7 +132,7 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
 def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: House, tie: Leash) -> None:
     job_id = house.submit(house.dataset(), epochs=2000, limits={"max_seconds": 1})
 
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     failed = house.job(job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "time_limit")
     assert failed.checkpoint_path is not None
@@ -143,7 +143,7 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: 
     job_id = house.submit(house.dataset(), epochs=1)
     _, fence = claimed(house)
 
-    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
     folder = house.files.attempt(job_id, fence) / "artifacts"
     listed = json.loads((folder / "manifest.json").read_text())["artifacts"]
     assert {entry["name"] for entry in listed} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
@@ -172,7 +172,7 @@ def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leas
     job_id = house.submit(house.dataset(), epochs=4, noise={"kind": "symmetric", "rate": 0.3}, validation_fraction=0.25)
     _, fence = claimed(house)
 
-    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
     folder = house.files.attempt(job_id, fence) / "artifacts"
     metrics = house.job(job_id).metrics
     assert metrics is not None
@@ -192,7 +192,7 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: Hous
     job_id = house.submit(house.dataset(), epochs=1)
     _, fence = claimed(house)
 
-    assert job.main(job_id, fence, None, tie) == leash.SETTLED
+    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
     folder = house.files.attempt(job_id, fence) / "artifacts"
     listed = {entry["name"]: entry for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
     numbers = json.loads((folder / "figures.json").read_text())
@@ -206,7 +206,7 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: Hous
         assert listed[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
 
 
-@pytest.mark.parametrize("where", ["findings.find", "plots.draw"])
+@pytest.mark.parametrize("where", ["report_data.find", "plots.draw"])
 def test_a_figure_that_fails_fails_no_job(
     where: str, house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,9 +214,9 @@ def test_a_figure_that_fails_fails_no_job(
         raise ZeroDivisionError
 
     job_id = house.submit(house.dataset(), epochs=1)
-    monkeypatch.setattr(f"ml.figures.{where}", broken)
+    monkeypatch.setattr(f"ml.reports.{where}", broken)
 
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     assert house.state(job_id) == "succeeded"
     assert any("igures" in event.data["message"] for event in house.history(job_id, "log"))
 
@@ -224,7 +224,7 @@ def test_a_figure_that_fails_fails_no_job(
 def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Leash) -> None:
     dataset = house.dataset()
     trained = house.submit(dataset, epochs=1)
-    assert job.main(*claimed(house), None, tie) == leash.SETTLED
+    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     (model,) = house.models(trained)
     scoring = house.submit(dataset)
     with transaction(house.engine) as session:
@@ -233,7 +233,7 @@ def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Lea
         row.type, row.spec = "predict", {"model_id": str(model.id), "split": "test"}
     _, fence = claimed(house)
 
-    assert job.main(scoring, fence, None, tie) == leash.SETTLED
+    assert job.main(scoring, fence, None, tie) == control_channel.SETTLED
     assert house.state(scoring) == "succeeded"
     lines = (house.files.attempt(scoring, fence) / "artifacts" / "predictions.csv").read_text().splitlines()
     assert len(lines) == 1 + 8
@@ -247,7 +247,7 @@ def uploaded(house: House, data: bytes) -> tuple[uuid.UUID, int]:
     with transaction(house.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}))
     with transaction(house.engine) as session:
-        claim = ingestion.claim(session, "test", 60.0)
+        claim = ingest_queue.claim(session, "test", 60.0)
     assert claim is not None
     return claim.id, claim.fence
 
@@ -268,7 +268,7 @@ def row_of(house: House, dataset: uuid.UUID) -> Any:
 def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: House, tie: Leash) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
 
-    assert ingest.main(dataset, fence, None, tie) == leash.SETTLED
+    assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
     row = row_of(house, dataset)
     assert row.state == State.succeeded
     assert row.facts["train_images"] == 12
@@ -280,7 +280,7 @@ def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: House, tie
 def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: House, tie: Leash) -> None:
     dataset, fence = uploaded(house, archive([("../evil.png", pictures(1)[0][2])]))
 
-    assert ingest.main(dataset, fence, None, tie) == leash.SETTLED
+    assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
     row = row_of(house, dataset)
     assert row.state == State.failed
     assert row.error["code"] == "unsafe_entry_name"
@@ -292,13 +292,13 @@ def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(hous
     """Both hosts write below the same data folder."""
     dataset, late = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
-        assert ingestion.put_back(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
-        assert ingestion.claim(session, "another host", 60.0) is not None
+        assert ingest_queue.put_back(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
+        assert ingest_queue.claim(session, "another host", 60.0) is not None
     theirs = house.files.dataset(dataset).with_name(f"{dataset}.tmp-{late + 1}") / "archive"
     theirs.parent.mkdir()
     theirs.write_bytes(b"under way")
 
-    assert ingest.main(dataset, late, None, tie) == leash.FENCED_OFF
+    assert ingest.main(dataset, late, None, tie) == control_channel.FENCED_OFF
     assert theirs.read_bytes() == b"under way"
     assert house.files.upload(dataset).exists()
     assert [path.name for path in (house.folder / "datasets").iterdir()] == [theirs.parent.name]
@@ -307,9 +307,9 @@ def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(hous
 def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Leash) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
-        ingestion.put_back(session, dataset, fence, counts=False, limit=3, reason="test")
+        ingest_queue.put_back(session, dataset, fence, counts=False, limit=3, reason="test")
 
-    assert ingest.main(dataset, fence, None, tie) == leash.FENCED_OFF
+    assert ingest.main(dataset, fence, None, tie) == control_channel.FENCED_OFF
     assert row_of(house, dataset).state == State.queued
     assert list((house.folder / "datasets").iterdir()) == []
     assert house.files.upload(dataset).exists()

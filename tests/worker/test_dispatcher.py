@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.broker import Broker
 from app.db.clock import now
 from app.db.session import transaction
 from app.db.tables import Worker
+from app.notifier import Broker
 from tests.servers import RedisServer
 from tests.worker.house import House, opened
 from worker.dispatcher import Dispatcher

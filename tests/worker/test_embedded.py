@@ -16,7 +16,7 @@ import pytest
 
 from tests.servers import die_with_parent, eventually, free_port
 from tests.worker.house import ROOT, alive, children
-from worker import embedded
+from worker.embedded import launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -121,6 +121,6 @@ def test_the_scratch_of_a_killed_launcher_is_removed_and_no_other(
     foreign.mkdir()
     (dead / "owner").touch()
 
-    with embedded.scratch_folder() as living, embedded.scratch_folder() as own:
+    with launcher.scratch_folder() as living, launcher.scratch_folder() as own:
         assert set(tmp_path.iterdir()) == {foreign, living, own}
     assert list(tmp_path.iterdir()) == [foreign]

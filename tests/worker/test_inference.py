@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from app.predictions import wire
-from ml import bundle
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import Training
-from tests import frames
+from app.predictions import frames
+from ml.data.dataset import LabeledImages
+from ml.serving import model_archive
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
+from tests import frame_reader
 from tests.servers import eventually, free_port
 from tests.worker.house import SIDE, House, opened, pictures
 
@@ -32,17 +32,17 @@ class Served:
     def __init__(self, house: House, port: int) -> None:
         self.house = house
         self.port = port
-        self.process = house.start("worker.inference")
+        self.process = house.start("worker.inference.server")
         self.models: dict[str, uuid.UUID] = {}
 
-    def ask(self, *images: bytes, model: object = None, **header: Any) -> wire.Frame:
+    def ask(self, *images: bytes, model: object = None, **header: Any) -> frames.Frame:
         return run(self.exchange(list(images), model=model, **header))
 
-    async def exchange(self, images: list[bytes], *, model: object = None, **header: Any) -> wire.Frame:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=wire.HEADER_BYTES)
+    async def exchange(self, images: list[bytes], *, model: object = None, **header: Any) -> frames.Frame:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=frames.HEADER_BYTES)
         asked = {"id": "1", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
-        writer.writelines(wire.encode(asked, images))
-        frame = await anext(frames.read(reader), None)
+        writer.writelines(frames.encode(asked, images))
+        frame = await anext(frame_reader.read(reader), None)
         writer.close()
         assert frame is not None
         return frame
@@ -54,7 +54,7 @@ class Served:
         return found
 
 
-def run(coroutine: Coroutine[Any, Any, wire.Frame]) -> wire.Frame:
+def run(coroutine: Coroutine[Any, Any, frames.Frame]) -> frames.Frame:
     return asyncio.run(coroutine)
 
 
@@ -66,7 +66,7 @@ def publish(house: House, method: str) -> uuid.UUID:
     training = Training.build(spec, LabeledImages(torch.stack(made), labels, ("circle", "stripe")), device="cpu")
     for _ in training:
         pass
-    bundle.save(house.files.model(model), training)
+    model_archive.save(house.files.model(model), training)
     return model
 
 
@@ -172,7 +172,7 @@ def test_a_picture_is_rendered_at_the_size_of_the_original(served: Served, rende
 
 def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served: Served) -> None:
     damaged = publish(served.house, "ce")
-    weights = served.house.files.model(damaged) / bundle.WEIGHTS
+    weights = served.house.files.model(damaged) / model_archive.WEIGHTS
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
@@ -208,14 +208,14 @@ def test_what_is_past_its_deadline_is_not_computed(served: Served) -> None:
 
 
 def test_F26_a_full_queue_says_so_at_once_and_answers_what_it_took(served: Served) -> None:
-    async def everybody() -> list[wire.Frame]:
+    async def everybody() -> list[frames.Frame]:
         return await asyncio.gather(*(served.exchange([PICTURE]) for _ in range(50)))
 
-    frames = asyncio.run(everybody())
+    replies = asyncio.run(everybody())
 
-    refused = [frame.header["error"] for frame in frames if "error" in frame.header]
+    refused = [frame.header["error"] for frame in replies if "error" in frame.header]
     assert {(error["code"], error["status"]) for error in refused} <= {("overloaded", 429)}
-    assert all(frame.header["results"][0]["label"] for frame in frames if "error" not in frame.header)
+    assert all(frame.header["results"][0]["label"] for frame in replies if "error" not in frame.header)
     too_many = served.ask(*[PICTURE] * 9)
     assert too_many.header["error"]["code"] == "overloaded"
 
@@ -244,7 +244,7 @@ def test_garbage_costs_its_connection_at_most(served: Served, garbage: bytes) ->
 
 def test_sigterm_ends_it_cleanly(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    other = served.house.start("worker.inference", inference_listen=f"unix://{path}")
+    other = served.house.start("worker.inference.server", inference_listen=f"unix://{path}")
     eventually(path.exists, seconds=90.0, what="its socket")
     other.terminate()
 

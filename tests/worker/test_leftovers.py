@@ -13,7 +13,7 @@ import pytest
 from app.db.session import transaction
 from app.db.tables import Dataset
 from tests.worker.house import House, opened
-from worker import leftovers
+from worker import orphan_cleanup
 
 DAY_S = 24 * 3600.0
 
@@ -36,8 +36,8 @@ def aged(path: Path, days: float) -> Path:
 
 def tidied(house: House) -> int:
     with transaction(house.engine, read_only=True) as session:
-        referenced = leftovers.referenced(session)
-    return leftovers.remove(house.files, referenced, older_than_s=DAY_S)
+        referenced = orphan_cleanup.referenced(session)
+    return orphan_cleanup.remove(house.files, referenced, older_than_s=DAY_S)
 
 
 def test_only_old_files_of_ours_without_a_row_go(house: House) -> None:

@@ -15,19 +15,19 @@ import pytest
 
 from app import errors as problems
 from app import work
-from app.broker import Broker
 from app.db.session import transaction
 from app.db.tables import Job
 from app.jobs import attempt
+from app.notifier import Broker
 from ml import errors
-from ml.launch import RankEnded
-from ml.predict import Predictor
+from ml.distributed.launch import RankEnded
+from ml.serving.predictor import Predictor
 from tests.servers import eventually
 from tests.worker.doubles import full
 from tests.worker.house import SIDE, House, alive, children, opened
-from worker import leash
+from worker import control_channel
 from worker.children import failures, ranks
-from worker.children.desk import FencedOff, Interrupted
+from worker.children.job_reporter import FencedOff, Interrupted
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -138,7 +138,7 @@ def test_F15_a_rank_that_waits_for_space_at_the_end_waits_alone(tmp_path: Path, 
         eventually(lambda: tries() * full.PAUSE_S > 1.5 * house.settings.stall_s, seconds=60.0, what="a long wait")
         space.touch()
 
-        assert launcher.wait(30.0) == leash.SETTLED, house.logs()
+        assert launcher.wait(30.0) == control_channel.SETTLED, house.logs()
         assert house.state(job) == "succeeded"
         assert len(house.models(job)) == 1
 

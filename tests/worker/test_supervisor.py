@@ -21,8 +21,8 @@ from app.errors import DatabaseAway
 from app.jobs import attempt
 from tests.servers import eventually
 from tests.worker.house import House, alive, opened, zygotes_children
-from worker import supervisor as corridor
-from worker.supervisor import Supervisor
+from worker.supervisor import supervise as corridor
+from worker.supervisor.supervise import Supervisor
 
 
 @pytest.fixture

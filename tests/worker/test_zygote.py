@@ -16,8 +16,8 @@ import pytest
 
 from tests.servers import eventually
 from tests.worker.house import ROOT, alive, children
-from worker import leash
-from worker.zygote import Child, Errand, Zygote
+from worker import control_channel
+from worker.supervisor.fork_server import Child, Errand, Zygote
 
 DOUBLES = "tests.worker.doubles"
 
@@ -48,8 +48,10 @@ def parent(child: Child) -> int:
     return pid
 
 
-@pytest.mark.parametrize(("word", "status"), [("drain", leash.DRAINED), ("cancel", leash.STOPPED)])
-def test_a_child_hears_what_it_is_told_and_its_status_comes_back(zygote: Zygote, word: leash.Told, status: int) -> None:
+@pytest.mark.parametrize(("word", "status"), [("drain", control_channel.DRAINED), ("cancel", control_channel.STOPPED)])
+def test_a_child_hears_what_it_is_told_and_its_status_comes_back(
+    zygote: Zygote, word: control_channel.Told, status: int
+) -> None:
     child = zygote.spawn(errand("obedient"))
     child.tell(word)
 
@@ -105,7 +107,7 @@ def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote)
     child.close()
     other = zygote.spawn(errand("obedient"))
     other.tell("cancel")
-    assert ended(other) == leash.STOPPED
+    assert ended(other) == control_channel.STOPPED
     other.close()
 
 
@@ -119,7 +121,7 @@ def test_a_zygote_that_has_hung_up_is_started_anew_though_its_process_is_still_t
     child = zygote.spawn(errand("obedient"))
 
     child.tell("cancel")
-    assert ended(child) == leash.STOPPED
+    assert ended(child) == control_channel.STOPPED
     child.close()
 
 
@@ -127,7 +129,7 @@ def test_children_die_with_the_supervisor_however_it_ends(tmp_path: Path) -> Non
     """SIGKILL leaves it no time to say anything: socket and kernel do."""
     program = f"""
 import time, uuid
-from worker.zygote import Errand, Zygote
+from worker.supervisor.fork_server import Errand, Zygote
 zygote = Zygote((), warm=True)
 child = zygote.spawn(Errand("{DOUBLES}.parent", uuid.uuid4(), 1, None))
 time.sleep(600)
@@ -149,7 +151,7 @@ def test_a_cold_zygote_starts_a_fresh_process_each_time() -> None:
         child = cold.spawn(errand("obedient"))
         seen |= {z for z in children(os.getpid()) if child.pid in children(z)}
         child.tell("drain")
-        assert ended(child) == leash.DRAINED
+        assert ended(child) == control_channel.DRAINED
         child.close()
     cold.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app import storage
-from ml.masks import Gaussian
+from ml.evaluation.masks import Gaussian
 
 FOLDER, MANIFEST = "artifacts", "manifest.json"
 MEDIA_TYPES = {

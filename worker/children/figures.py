@@ -14,14 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from app.errors import DatabaseAway
-from ml import data, measure
-from ml.data import LabeledImages, Truth
-from ml.figures import findings, plots
-from ml.figures.findings import Findings
-from ml.ranking import LabelIssues
-from ml.training import Training
+from ml.data import dataset
+from ml.data.dataset import LabeledImages, Truth
+from ml.evaluation import measure
+from ml.evaluation.ranking import LabelIssues
+from ml.reports import plots, report_data
+from ml.reports.report_data import Findings
+from ml.training.trainer import Training
 from worker.children import failures
-from worker.children.desk import Assignment, FencedOff, Interrupted
+from worker.children.job_reporter import Assignment, FencedOff, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ def find(
     epochs = training.epochs
     given.desk.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
     try:
-        found = findings.find(
+        found = report_data.find(
             training,
             images,
-            findings.judged(training, images, truth, clean),
+            report_data.judged(training, images, truth, clean),
             wrong=measure.wrong(training.labels, clean),
             issues=issues,
             going_on=given.still_wanted,
@@ -62,7 +63,7 @@ def _named(given: Assignment, numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Which pictures of the data set were judged, in the order of everything told of each."""
     if "of" not in numbers:
         return []
-    pictures = data.pictures(given.dataset, ["test" if numbers["of"] == "test" else "train"])
+    pictures = dataset.pictures(given.dataset, ["test" if numbers["of"] == "test" else "train"])
     return [{"index": pictures[row].index, "path": pictures[row].path} for row in numbers["rows"]]
 
 

@@ -24,18 +24,18 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from app import logs, storage
-from app.datasets import archive, ingestion, layout
+from app.datasets import archive, ingest_queue, layout
 from app.datasets.entries import Limits
 from app.db.session import connect, transaction
 from app.db.tables import Dataset
 from app.errors import ArchiveRejected, DatabaseAway, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
-from ml import ingest
+from ml.data import ingest
 from ml.errors import UnusableData
-from worker import leash
+from worker import control_channel
 from worker.children import failures
-from worker.leash import Leash
+from worker.control_channel import Leash
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Stopped(Exception):
 
 
 def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
-    """What a child of the supervisor runs; its exit status, of those in `worker.leash`."""
+    """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
     settings = current()
     tie.listen()
     logs.configure(settings.log_level, process="child")
@@ -77,7 +77,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) 
             return stopped.status
         except DatabaseAway:
             log.warning("giving up: the database stays away")
-            return leash.DATABASE_AWAY
+            return control_channel.DATABASE_AWAY
         finally:
             shutil.rmtree(attempt.folder, ignore_errors=True)
             engine.dispose()
@@ -121,12 +121,12 @@ class Attempt:
                 raise
             log.info("rejected: %s", refusal)
             error = rejection(refusal, self._settings)
-            self._settle(lambda session: ingestion.reject(session, *self._claim, error))
+            self._settle(lambda session: ingest_queue.reject(session, *self._claim, error))
         else:
             self._settle(lambda session: self._publish(session, facts))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         upload.unlink(missing_ok=True)
-        return leash.SETTLED
+        return control_channel.SETTLED
 
     def _check(self, upload: Path, asked: Mapping[str, Any]) -> dict[str, object]:
         settings = self._settings
@@ -166,7 +166,7 @@ class Attempt:
 
     def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
         """Ready and renamed together: the row is locked by the fenced update while the folder takes its place."""
-        done = ingestion.ready(session, *self._claim, facts)
+        done = ingest_queue.ready(session, *self._claim, facts)
         if done and self.folder.exists():
             storage.remove(self._target)  # of an attempt that died between rename and commit
             storage.publish(self.folder, self._target)
@@ -175,15 +175,15 @@ class Attempt:
     def _progress(self, done: int, total: int) -> None:
         self._tie.beat()
         if self._tie.told is not None:
-            raise Stopped(leash.DRAINED if self._tie.told == "drain" else leash.STOPPED)
+            raise Stopped(control_channel.DRAINED if self._tie.told == "drain" else control_channel.STOPPED)
         if time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
         shown = {"phase": "checking images", "images": done, "of": total, "fraction": round(done / max(1, total), 4)}
         try:
             with transaction(self._engine) as session:
-                if not ingestion.report_progress(session, *self._claim, shown):
-                    raise Stopped(leash.FENCED_OFF)
+                if not ingest_queue.report_progress(session, *self._claim, shown):
+                    raise Stopped(control_channel.FENCED_OFF)
         except DatabaseAway:
             log.warning("progress not written: the database is away")  # the supervisor watches the lease
 
@@ -199,7 +199,7 @@ class Attempt:
                 time.sleep(SETTLE_PAUSE_S)
             else:
                 if not done:
-                    raise Stopped(leash.FENCED_OFF)
+                    raise Stopped(control_channel.FENCED_OFF)
                 return
 
 

@@ -22,11 +22,11 @@ from app.jobs import attempt
 from app.settings import current
 from app.storage import Storage
 from ml import errors, methods, networks
-from ml.figures import plots
-from worker import leash
+from ml.reports import plots
+from worker import control_channel
 from worker.children import failures, ranks, score, train
-from worker.children.desk import Assignment, Desk, FencedOff, Interrupted
-from worker.leash import Leash
+from worker.children.job_reporter import Assignment, Desk, FencedOff, Interrupted
+from worker.control_channel import Leash
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def warm() -> None:
 
 
 def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
-    """What a child of the supervisor runs; its exit status, of those in `worker.leash`."""
+    """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
     settings = current()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
@@ -61,13 +61,13 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
             return _attempt(Assignment(settings, files, engine, desk, tie, job, fence))
         except Interrupted as stop:
             log.info("stopped: %s", stop.told)
-            return leash.DRAINED if stop.told == "drain" else leash.STOPPED
+            return control_channel.DRAINED if stop.told == "drain" else control_channel.STOPPED
         except FencedOff:
             log.warning("another attempt has taken over")
-            return leash.FENCED_OFF
+            return control_channel.FENCED_OFF
         except DatabaseAway:
             log.warning("giving up: the database stays away")
-            return leash.DATABASE_AWAY
+            return control_channel.DATABASE_AWAY
         finally:
             engine.dispose()
 
@@ -93,6 +93,6 @@ def _attempt(given: Assignment) -> int:
         log.exception("a mistake of ours")
         error = failures.error("internal_error", "An unexpected error ended the job.")
     else:
-        return leash.SETTLED
+        return control_channel.SETTLED
     given.desk.settle(lambda session: attempt.fail(session, given.job.id, given.fence, error))
-    return leash.SETTLED
+    return control_channel.SETTLED

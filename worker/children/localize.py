@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from ml.data import Picture
-from ml.masks import Gaussian
-from ml.predict import Prediction, Predictor
+from ml.data.dataset import Picture
+from ml.evaluation.masks import Gaussian
+from ml.serving.predictor import Prediction, Predictor
 
 BATCH = 256
 

@@ -1,7 +1,7 @@
 """From a finished training to what users see: bundle, artifacts, metrics, and the one effect that ends the job.
 
 Everything is written below the attempt's folder and verified; the bundle is renamed to where models are looked for in
-the transaction that inserts its row. What a bundle contains, `ml.bundle` knows.
+the transaction that inserts its row. What a bundle contains, `ml.serving.model_archive` knows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from sqlalchemy.orm import Session
 
 from app import storage
 from app.jobs import attempt
-from ml import bundle, data, events, measure, selftest
-from ml.bundle import Manifest
-from ml.data import LabeledImages, Truth
-from ml.figures import findings
-from ml.predict import Predictor
-from ml.ranking import LabelIssues
-from ml.training import Training
+from ml.data import dataset
+from ml.data.dataset import LabeledImages, Truth
+from ml.evaluation import measure
+from ml.evaluation.ranking import LabelIssues
+from ml.reports import report_data, selftest
+from ml.serving import model_archive
+from ml.serving.model_archive import Manifest
+from ml.serving.predictor import Predictor
+from ml.training import events
+from ml.training.trainer import Training
 from worker.children import artifacts, figures, localize
-from worker.children.desk import Assignment
+from worker.children.job_reporter import Assignment
 
 BUNDLE = "bundle"
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue"]
@@ -46,7 +49,7 @@ class Publication:
         clean = selftest.reference(training.spec, images, truth)
         self.metrics = summary(training, images, truth, self._issues)
         self._figures = figures.find(given, training, images, truth, self._issues, clean)
-        self.metrics |= {} if self._figures is None else events.strict(findings.metrics(self._figures.numbers))
+        self.metrics |= {} if self._figures is None else events.strict(report_data.metrics(self._figures.numbers))
 
     def write(self) -> None:
         """Everything on disk, complete and verified."""
@@ -54,7 +57,7 @@ class Publication:
         self._given.desk.progress({"phase": "publishing", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
         self._given.still_wanted()
         shutil.rmtree(self._bundle, ignore_errors=True)
-        self._model = self._row(bundle.save(self._bundle, self._training, metrics=self.metrics))
+        self._model = self._row(model_archive.save(self._bundle, self._training, metrics=self.metrics))
         with artifacts.complete(self._given.folder) as folder:
             self._write_artifacts(folder)
 
@@ -97,18 +100,18 @@ class Publication:
         (folder / "spec.json").write_text(self._training.spec.model_dump_json(indent=1), encoding="utf-8")
         figures.write(self._given, self._figures, folder)
         for path in self._bundle.iterdir():  # the same bytes under a second name: no copy
-            os.link(path, folder / ("bundle.json" if path.name == bundle.MANIFEST else path.name))
+            os.link(path, folder / ("bundle.json" if path.name == model_archive.MANIFEST else path.name))
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""
-        pictures, classes = data.pictures(self._given.dataset, ["train"]), self._images.classes
+        pictures, classes = dataset.pictures(self._given.dataset, ["train"]), self._images.classes
         labels = zip(pictures, self._images.labels.tolist(), self._training.labels.tolist(), strict=True)
         rows = [(p.index, p.path, classes[before], classes[given]) for p, before, given in labels if before != given]
         artifacts.table(path, ["index", "path", "label_before", "given_label"], rows)
 
     def _write_issues(self, path: Path, issues: LabelIssues) -> None:
         """Every training image with its label's score; label issues are those flagged."""
-        pictures, classes = data.pictures(self._given.dataset, ["train"]), self._images.classes
+        pictures, classes = dataset.pictures(self._given.dataset, ["train"]), self._images.classes
         predictor = Predictor.load(self._bundle, str(self._training.device))
         places = localize.places(predictor, self._images.images, pictures, self._given.still_wanted)
         rows = [

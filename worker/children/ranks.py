@@ -2,7 +2,7 @@
 
 Rank 0 makes the attempt as a single process would: it alone holds the leash and the desk, writes checkpoints and
 publishes. The others only compute along. How one ends is told in a line to this process, which ends the same way. What
-is computed where, `ml.parallel` knows.
+is computed where, `ml.distributed.process_group` knows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from app import errors as problems
-from ml import data, errors, launch, parallel
-from ml.spec import TrainingSpec
-from worker import leash
+from ml import errors
+from ml.data import dataset
+from ml.distributed import launch, process_group
+from ml.training.spec import TrainingSpec
+from worker import control_channel
 from worker.children import failures, train
-from worker.children.desk import Assignment, FencedOff, Interrupted
+from worker.children.job_reporter import Assignment, FencedOff, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def run(given: Assignment) -> None:
 
 def _rank(seat: launch.Seat, given: Assignment, writing: int) -> None:
     """What each process does."""
-    leash.die_with_parent()
+    control_channel.die_with_parent()
     with _telling(seat.rank, writing):
         if seat.rank == 0:
             given.tie.listen()
@@ -59,7 +61,7 @@ def _compute_along(given: Assignment, seat: launch.Seat) -> None:
     """The training of rank 0 once more."""
     spec = TrainingSpec.model_validate(given.job.spec)
     group = train.join(given, seat)
-    images, truth = data.load(
+    images, truth = dataset.load(
         given.dataset, image_size=spec.image_size, resize=spec.resize, threads=train.threads(given)
     )
     train.build(given, spec, images, truth, group).compute_along()
@@ -69,7 +71,7 @@ def _compute_along(given: Assignment, seat: launch.Seat) -> None:
 def _telling(rank: int, writing: int) -> Iterator[None]:
     try:
         yield
-    except parallel.PeerLost as lost:
+    except process_group.PeerLost as lost:
         log.warning("rank %d: %s", rank, lost)
         signal.alarm(LONELY_S)
         signal.pause()

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from app.jobs import attempt
-from ml import data
-from ml.data import Picture
-from ml.predict import Prediction, Predictor
+from ml.data import dataset
+from ml.data.dataset import Picture
+from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize
-from worker.children.desk import Assignment
+from worker.children.job_reporter import Assignment
 
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "score"]
 
@@ -33,7 +33,7 @@ def run(given: Assignment) -> None:
     def preparing(done: int, total: int) -> None:
         show(given, f"preparing images, {done} of {total}", 0.0, None)
 
-    images, truth = data.load(
+    images, truth = dataset.load(
         given.dataset,
         image_size=predictor.image_size,
         resize=predictor.manifest.spec.resize,
@@ -41,7 +41,7 @@ def run(given: Assignment) -> None:
         progress=preparing,
     )
     squares = {"train": images.images, "test": truth.test_images}
-    pictures = data.pictures(given.dataset, splits)
+    pictures = dataset.pictures(given.dataset, splits)
     found = itertools.chain.from_iterable(
         localize.answers(predictor, shown, given.still_wanted) for s in splits if (shown := squares[s]) is not None
     )

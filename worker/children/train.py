@@ -14,14 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ml import checkpoint, data, devices, errors, parallel
-from ml.data import LabeledImages, Truth
-from ml.events import EpochReport, Step
-from ml.launch import Seat
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml import errors
+from ml.data import dataset
+from ml.data.dataset import LabeledImages, Truth
+from ml.distributed import process_group
+from ml.distributed.launch import Seat
+from ml.training import checkpoint, devices
+from ml.training.events import EpochReport, Step
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from worker.children import failures, publish
-from worker.children.desk import Assignment, Interrupted
+from worker.children.job_reporter import Assignment, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +67,14 @@ def threads(given: Assignment) -> int:
     return max(1, (given.settings.threads or os.cpu_count() or 1) // len(given.devices))
 
 
-def join(given: Assignment, seat: Seat) -> parallel.Group:
+def join(given: Assignment, seat: Seat) -> process_group.Group:
     """Meet the other ranks. One that stays silent longer than a child may is lost."""
     device = devices.resolve(given.devices[seat.rank])
-    return parallel.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
+    return process_group.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
 
 
 def build(
-    given: Assignment, spec: TrainingSpec, images: LabeledImages, truth: Truth, group: parallel.Group | None
+    given: Assignment, spec: TrainingSpec, images: LabeledImages, truth: Truth, group: process_group.Group | None
 ) -> Training:
     """The training of this job, on this process's device."""
     device = given.devices[0 if group is None else group.rank]
@@ -97,7 +100,7 @@ def load(given: Assignment, spec: TrainingSpec, processors: int) -> tuple[Labele
 
     given.desk.progress({"phase": "loading", **shown})
     try:
-        return data.load(
+        return dataset.load(
             given.dataset, image_size=spec.image_size, resize=spec.resize, threads=processors, progress=progress
         )
     except FileNotFoundError as error:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ml import images, scenes
-from ml.data import LabeledImages
+from ml.data import decoding
+from ml.data.dataset import LabeledImages
+from ml.scenes import generate
 
 SIDE = 64
 SCENE_SIDE = 32
@@ -84,9 +85,9 @@ def coco_things(folder: Path) -> Located:
 
 def drawn_scenes() -> Set:
     """Off-centre objects, half of the labels redrawn as the scene's; measured on other pictures, by exact masks."""
-    train = scenes.draw(2400, seed=0, image_size=SCENE_SIDE, own_scene=0.5, noise="confounded")
-    test = scenes.draw(600, seed=1, image_size=SCENE_SIDE)
-    labelled = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), scenes.CLASSES)
+    train = generate.draw(2400, seed=0, image_size=SCENE_SIDE, own_scene=0.5, noise="confounded")
+    test = generate.draw(600, seed=1, image_size=SCENE_SIDE)
+    labelled = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), generate.CLASSES)
     pictures, labels, cells = map(torch.from_numpy, (test.images, test.clean, test.masks))
     return Set(labelled, Located(pictures, labels, cells))
 
@@ -101,9 +102,9 @@ def _box(row: dict[str, str]) -> tuple[float, ...]:
 
 def _square(path: Path) -> tuple[Tensor, tuple[int, int]]:
     """A picture squashed to the side, and its own height and width."""
-    picture = images.decode(path.read_bytes())
+    picture = decoding.decode(path.read_bytes())
     height, width = picture.shape[:2]
-    square = images.resize(picture, images.Geometry.of(width, height, SIDE, "squash"))
+    square = decoding.resize(picture, decoding.Geometry.of(width, height, SIDE, "squash"))
     return torch.from_numpy(np.array(square)), (height, width)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from app import logs
 from app.settings import current
 from app.storage import Storage
-from ml.images import Geometry, Pixels
-from ml.predict import Prediction
+from ml.data.decoding import Geometry, Pixels
+from ml.serving.predictor import Prediction
 from tests.benchmarks._serving.model import CLASSES, SIDE
-from worker import inference
-from worker.shelf import Shelf
+from worker.inference import server
+from worker.inference.model_cache import Shelf
 
 
 class Free:
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     logs.configure(settings.log_level, process="inference")
     shelf = FreeShelf(Storage(settings.data_dir), "cpu", 1, 1)
     shelf.take_newest()
-    inference.run_process(settings, shelf)
+    server.run_process(settings, shelf)

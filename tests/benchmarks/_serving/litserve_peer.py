@@ -9,7 +9,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from ml.images import Pixels
+from ml.data.decoding import Pixels
 from tests.benchmarks._serving.model import Model
 
 

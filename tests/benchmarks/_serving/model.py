@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml import bundle, images, networks
-from ml.images import Pixels
+from ml import networks
+from ml.data import decoding
+from ml.data.decoding import Pixels
+from ml.serving import model_archive
 
 FREE = "free"
 SIDE = 32
@@ -29,7 +31,7 @@ class Model:
         if folder == FREE:
             return
         torch.set_num_threads(threads)
-        manifest, state, _ = bundle.read(Path(folder))
+        manifest, state, _ = model_archive.read(Path(folder))
         self._classes = manifest.classes
         self._network = networks.build(manifest.spec.network, len(manifest.classes), manifest.spec.image_size)
         prefix = next(name for name in state if name.endswith("classifier.weight")).removesuffix("classifier.weight")
@@ -39,7 +41,7 @@ class Model:
         self._mean, self._std = (torch.tensor(v).view(3, 1, 1) for v in (manifest.mean, manifest.std))
 
     def decode(self, data: bytes | io.BufferedIOBase) -> Pixels:
-        return images.decode(data if isinstance(data, bytes) else data.read())
+        return decoding.decode(data if isinstance(data, bytes) else data.read())
 
     def answer(self, pictures: Sequence[Pixels]) -> list[dict[str, Any]]:
         """uint8 (S, S, 3) each."""

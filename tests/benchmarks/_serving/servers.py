@@ -30,10 +30,10 @@ from app.db.session import connect, transaction
 from app.db.tables import Model as ModelRow
 from app.settings import Settings
 from app.storage import Storage
-from ml import bundle
-from ml.data import LabeledImages
-from ml.spec import TrainingSpec
-from ml.training import Training
+from ml.data.dataset import LabeledImages
+from ml.serving import model_archive
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Training
 from tests.benchmarks._serving.model import CLASSES, FREE, SIDE
 from tests.servers import die_with_parent, eventually, free_port
 
@@ -149,7 +149,7 @@ def publish(folder: Path, network: str = "resnet18") -> None:
     bias = training.method.get_parameter("networks.0.classifier.bias")
     with torch.no_grad():
         bias -= training.score(training.method.logits).mean(dim=0)
-    bundle.save(folder, training)
+    model_archive.save(folder, training)
 
 
 @contextlib.contextmanager
@@ -169,13 +169,13 @@ def ours(scratch: Path, model: Path | str, threads: int) -> Iterator[Server]:
     facts: dict[str, Any] = {"method": "ce", "network": FREE, "classes": [], "digest": FREE, "spec": {}}
     if model != FREE:
         _link(Path(model), files.model(model_id))
-        manifest = bundle.verify(files.model(model_id))
+        manifest = model_archive.verify(files.model(model_id))
         facts |= {"network": manifest.spec.network, "classes": list(manifest.classes), "digest": manifest.digest}
     engine = connect(settings)
     with transaction(engine) as session:
         session.execute(insert(ModelRow).values(id=model_id, size_bytes=0, metrics={}, **facts))
     engine.dispose()
-    inference = "worker.inference" if model != FREE else "tests.benchmarks._serving.free"
+    inference = "worker.inference.server" if model != FREE else "tests.benchmarks._serving.free"
     roots = [_started([sys.executable, "-m", module], environment) for module in (inference, "app.main")]
     query = f"/predict?model={model_id}"
     with _ending(Server("ours", port, roots, {"multipart": query, "raw": query})) as server:

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ml import phase
+from ml import method
 from ml.blocks import losses
 from ml.methods import About
 
@@ -19,12 +19,12 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Method(phase.Method):
+class Method(method.Method):
     memory: Tensor
     trusted: Tensor
     average: Tensor
 
-    def __init__(self, params: Params, labels: Tensor, network: Callable[[], phase.Network]) -> None:
+    def __init__(self, params: Params, labels: Tensor, network: Callable[[], method.Network]) -> None:
         super().__init__(params, labels, network)
         self.make = network
         self.network = network()
@@ -33,16 +33,16 @@ class Method(phase.Method):
         self.register_buffer("average", torch.zeros_like(self.network.classifier.weight))
         self.register_buffer("trusted", torch.ones(len(labels), dtype=torch.bool))
 
-    def phases(self, training: phase.Recipe) -> Sequence[phase.Phase]:
+    def phases(self, training: method.Recipe) -> Sequence[method.Phase]:
         first = max(1, training.epochs // 3)
 
-        def loss(batch: phase.Batch) -> Tensor:
+        def loss(batch: method.Batch) -> Tensor:
             logits = self.dropout(self.network(batch.images))
             batch.observe(logits)
             self.memory[batch.index] = 0.7 * self.memory[batch.index] + 0.3 * logits.detach().float()
             return losses.cross_entropy(logits, batch.labels)
 
-        def mixing(batch: phase.Batch) -> Tensor:
+        def mixing(batch: method.Batch) -> Tensor:
             share = torch.rand((), generator=batch.generator("mixing"), device=batch.labels.device)
             mixed = share * batch.views[0] + (1 - share) * batch.views[1]
             assert (batch.unlabelled is not None) == (batch.turn == 0)
@@ -50,29 +50,29 @@ class Method(phase.Method):
                 batch.unlabelled.observe(self.network(batch.unlabelled.views[1]))
             return losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels)
 
-        def halve(_: phase.Batch) -> None:
+        def halve(_: method.Batch) -> None:
             for parameter in self.network.classifier.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(0.5)
 
-        def follow(_: phase.Batch) -> None:
+        def follow(_: method.Batch) -> None:
             self.average.lerp_(self.network.classifier.weight.detach(), 0.1)
 
-        def optimizers() -> phase.Optimizers:
+        def optimizers() -> method.Optimizers:
             body = [p for p in self.network.parameters() if p.requires_grad]
-            return phase.Optimizers((training.sgd(body),), training.factor)
+            return method.Optimizers((training.sgd(body),), training.factor)
 
-        def renew(lab: phase.Lab) -> None:
+        def renew(lab: method.Lab) -> None:
             self.network.load_state_dict({**self.network.state_dict(), **_classifier(self.make())})
 
-        def select(lab: phase.Lab) -> None:
+        def select(lab: method.Lab) -> None:
             scored = lab.score(self.network, views=2)
             self.trusted.copy_(scored.max(dim=1).values >= scored.max(dim=1).values.quantile(0.4))
 
         return [
-            phase.Phase(first, loss, optimizers, name="first"),
-            phase.Phase(0, loss, None, enter=renew, name="renewal"),
-            phase.Phase(
+            method.Phase(first, loss, optimizers, name="first"),
+            method.Phase(0, loss, None, enter=renew, name="renewal"),
+            method.Phase(
                 training.epochs - first,
                 mixing,
                 None,
@@ -85,8 +85,8 @@ class Method(phase.Method):
             ),
         ]
 
-    def _turns(self) -> Sequence[phase.Turn]:
-        return [phase.Turn(self.trusted, unlabelled=~self.trusted, share=0.25), phase.Turn(~self.trusted)]
+    def _turns(self) -> Sequence[method.Turn]:
+        return [method.Turn(self.trusted, unlabelled=~self.trusted, share=0.25), method.Turn(~self.trusted)]
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)

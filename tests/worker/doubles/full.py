@@ -8,9 +8,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from ml import checkpoint
+from ml.training import checkpoint
 from worker.children import job, train
-from worker.leash import Leash
+from worker.control_channel import Leash
 
 PAUSE_S = 0.5  # between tries
 write = checkpoint.write

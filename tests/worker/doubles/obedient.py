@@ -3,12 +3,12 @@
 import time
 import uuid
 
-from worker import leash
+from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
     tie.listen()
     while tie.told is None:
         tie.beat()
         time.sleep(0.01)
-    return leash.DRAINED if tie.told == "drain" else leash.STOPPED
+    return control_channel.DRAINED if tie.told == "drain" else control_channel.STOPPED

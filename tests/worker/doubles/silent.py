@@ -3,9 +3,9 @@
 import time
 import uuid
 
-from worker import leash
+from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
     time.sleep(600)
     return 0

@@ -4,9 +4,9 @@ import os
 import signal
 import uuid
 
-from worker import leash
+from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: leash.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0

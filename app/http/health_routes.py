@@ -1,0 +1,141 @@
+"""/livez touches nothing; /readyz says what is missing; /metrics counts. Which parts are essential is decided here."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app import worker_registry
+from app.db import session as db
+from app.db.tables import Dataset, Job, Model
+from app.errors import DatabaseAway
+from app.http import metrics, problems
+from app.http.access import OPEN, READ
+from app.http.metrics import Metric
+from app.http.routing import Router
+
+router = Router(tags=["service"])
+
+
+class Check(BaseModel):
+    status: Literal["ok", "degraded", "unavailable"]
+    detail: str | None = None
+    heartbeat_age_seconds: float | None = None
+    device: str | None = None
+    devices: int | None = Field(default=None, description="Of this kind, on all hosts together")
+    running: int | None = Field(default=None, description="Processes of this kind, on all hosts together")
+    free_bytes: int | None = None
+
+
+class Readiness(BaseModel):
+    status: Literal["ok", "degraded"]
+    checks: dict[str, Check]
+
+
+class Alive(BaseModel):
+    status: Literal["ok"]
+
+
+@router.get("/livez", dependencies=[OPEN], response_model=Alive)
+async def livez() -> Response:
+    """The process answers. Nothing else is asked."""
+    return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/readyz", dependencies=[OPEN], response_model=Readiness)
+async def readyz(request: Request) -> Response:
+    """What works: `degraded` still serves (work waits until Redis or a worker is back), `unavailable` does not."""
+    checks = await run_in_threadpool(check, request.app.state)
+    shown = {name: c.model_dump(mode="json", exclude_none=True) for name, c in checks.items()}
+    worst = {c.status for c in checks.values()}
+    if "unavailable" in worst:
+        missing = ", ".join(name for name, c in checks.items() if c.status == "unavailable")
+        away = DatabaseAway(f"Not ready: {missing}.", code="not_ready", retry_after_s=db.AWAY_RETRY_S)
+        return problems.respond(request, away, checks=shown)
+    status = "degraded" if "degraded" in worst else "ok"
+    return JSONResponse({"status": status, "checks": shown}, headers={"Cache-Control": "no-store"})
+
+
+def check(state: Any) -> dict[str, Check]:
+    """Ask everything this process depends on; each answer within the connection's own time limits."""
+    checks: dict[str, Check] = {}
+    try:
+        with db.transaction(state.engine, read_only=True) as session:
+            workers = heartbeats(session)
+        checks["database"] = Check(status="ok")
+        for role in worker_registry.ROLES:
+            checks[role] = workers.get(role, Check(status="degraded", detail="none is running"))
+    except DatabaseAway as error:
+        checks["database"] = Check(status="unavailable", detail=error.detail)
+    rings = state.broker.reachable()
+    checks["broker"] = Check(status="ok") if rings else Check(status="degraded", detail="work starts when it is back")
+    free, least = state.storage.free_bytes(), state.settings.min_free_bytes
+    enough = free >= least
+    checks["disk"] = Check(
+        status="ok" if enough else "degraded",
+        free_bytes=free,
+        detail=None if enough else f"uploads need {least} free bytes",
+    )
+    return checks
+
+
+def heartbeats(session: Session) -> dict[str, Check]:
+    """The youngest heartbeat of each kind of worker, and how many of it live."""
+    found: dict[str, Check] = {}
+    for role, seen in itertools.groupby(worker_registry.seen(session), key=lambda one: one.role):
+        youngest, *others = seen
+        lively = [one for one in (youngest, *others) if one.age_s <= worker_registry.SILENT_S]
+        found[role] = Check(
+            status="ok" if lively else "degraded",
+            detail=None if lively else "no sign of life lately",
+            heartbeat_age_seconds=round(youngest.age_s, 1),
+            device=youngest.device,
+            devices=sum(one.devices for one in lively) if role == "supervisor" else None,
+            running=len(lively),
+        )
+    return found
+
+
+@router.get(
+    "/metrics",
+    dependencies=[READ],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def prometheus(request: Request) -> Response:
+    """Counters and gauges in Prometheus' text format."""
+    state = request.app.state
+    gauges = [
+        Metric("denll_up_seconds", "gauge", "Age of this process", [({}, time.monotonic() - state.started_at)]),
+        Metric("denll_disk_free_bytes", "gauge", "Free disk below the data folder", [({}, state.storage.free_bytes())]),
+    ]
+    try:
+        with db.transaction(state.engine, read_only=True) as session:
+            gauges += [*counted(session), Metric("denll_database_up", "gauge", "Database reachable", [({}, 1.0)])]
+    except DatabaseAway:
+        gauges.append(Metric("denll_database_up", "gauge", "Database reachable", [({}, 0.0)]))
+    text = metrics.render([*state.meter.metrics(), *gauges])
+    return Response(text, media_type=metrics.MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+
+
+def counted(session: Session) -> list[Metric]:
+    def by_state(table: type[Job] | type[Dataset]) -> list[tuple[dict[str, str], float]]:
+        rows = session.execute(select(table.state, func.count()).group_by(table.state))
+        return [({"state": state.value}, float(n)) for state, n in rows]
+
+    models = float(session.scalar(select(func.count()).select_from(Model)) or 0)
+    ages = [({"kind": k}, c.heartbeat_age_seconds or 0.0) for k, c in heartbeats(session).items()]
+    return [
+        Metric("denll_jobs", "gauge", "Jobs by state", by_state(Job)),
+        Metric("denll_datasets", "gauge", "Data sets by state", by_state(Dataset)),
+        Metric("denll_models", "gauge", "Published models", [({}, models)]),
+        Metric("denll_worker_heartbeat_age_seconds", "gauge", "Age of the youngest heartbeat, by kind", ages),
+    ]

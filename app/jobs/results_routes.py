@@ -1,0 +1,152 @@
+"""What a job shows besides itself: /jobs/{id}/metrics, logs, label-issues, artifacts."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.datasets import label_issues
+from app.datasets.label_issues import LabelIssue
+from app.errors import ArtifactNotFound, RangeNotSatisfiable
+from app.http import files as answers
+from app.http import pages
+from app.http.access import READ
+from app.http.deps import Files, Reading
+from app.http.openapi import problems
+from app.http.pages import Page, Paging
+from app.http.routing import Router
+from app.jobs import results, service
+
+router = Router(tags=["jobs"])
+KINDS = {kind.split(";")[0] for kind in answers.MEDIA_TYPES.values()} | {"application/octet-stream"}
+BINARY = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(KINDS)}
+
+
+class Series(BaseModel):
+    epoch: list[int]
+    series: dict[str, list[float | None]] = Field(description="As long as `epoch`; nested scores are named with dots")
+    total_points: int
+
+
+@router.get("/jobs/{job_id}/metrics", dependencies=[READ], response_model=Series)
+def metrics(
+    session: Reading,
+    job_id: uuid.UUID,
+    max_points: Annotated[int, Query(ge=1, le=100_000, description="Evenly spaced; first and last are kept")] = 1000,
+) -> Series:
+    """Epoch reports as columns."""
+    service.get(session, job_id)
+    reports = service.reports(session, job_id)
+    epochs, series = results.columns(reports, max_points)
+    return Series(epoch=epochs, series=series, total_points=len(reports))
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                "application/x-ndjson": {"schema": {"type": "string"}},
+            }
+        }
+    },
+)
+def logs(
+    request: Request,
+    session: Reading,
+    files: Files,
+    job_id: uuid.UUID,
+    format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt only")] = None,
+    last: Annotated[int, Query(ge=1, le=100_000, description="So many lines from the end")] = 1000,
+) -> Response:
+    """What the attempts wrote, oldest first."""
+    service.get(session, job_id)
+    lines = results.log_lines(files, job_id, attempt, last)
+    if format == "ndjson" or (format is None and "application/x-ndjson" in request.headers.get("accept", "")):
+        return StreamingResponse((f"{line}\n" for line in lines), media_type="application/x-ndjson")
+    readable = (f"{results.readable(line)}\n" for line in lines)
+    return StreamingResponse(readable, media_type="text/plain; charset=utf-8")
+
+
+class LabelIssues(BaseModel):
+    items: list[LabelIssue]
+    next_cursor: str | None
+    total: int = Field(description="Ranked images")
+    issues: int = Field(description="Of them, those whose label is an issue")
+
+
+@router.get(
+    "/jobs/{job_id}/label-issues",
+    dependencies=[READ],
+    response_model=LabelIssues,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(ArtifactNotFound)},
+)
+def list_label_issues(
+    request: Request,
+    session: Reading,
+    files: Files,
+    job_id: uuid.UUID,
+    paging: Paging,
+    is_label_issue: Annotated[bool | None, Query(description="Only those that are, or are not")] = None,
+) -> Any:
+    """Every training image, the most suspicious label first; all of them as CSV."""
+    service.get(session, job_id)
+    ranking = label_issues.read(label_issues.find(files, job_id))
+    rows = ranking.where(is_label_issue)
+    if answers.wants_csv(request):
+        columns = ranking.columns
+        return answers.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
+    kept, cursor = pages.sliced(rows, paging)
+    items = [label_issues.issue(row) for row in kept]
+    return LabelIssues(items=items, next_cursor=cursor, total=len(ranking.rows), issues=ranking.issues)
+
+
+class Artifact(BaseModel):
+    name: str
+    size_bytes: int
+    sha256: str
+    media_type: str
+
+
+@router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Page[Artifact])
+def artifacts(session: Reading, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
+    """Files of the newest attempt, and the published weights and manifest."""
+    job = service.get(session, job_id)
+    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    kept, cursor = pages.sliced(list(found.items()), paging)
+    items = [
+        Artifact(
+            name=name,
+            size_bytes=path.stat().st_size,
+            sha256=answers.sha256(path),
+            media_type=answers.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        )
+        for name, path in kept
+    ]
+    return Page(items=items, next_cursor=cursor)
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts/{name}",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {"content": BINARY},
+        206: {"description": "The range that was asked for", "content": BINARY},
+        **problems(RangeNotSatisfiable, ArtifactNotFound),
+    },
+)
+def artifact(request: Request, session: Reading, files: Files, job_id: uuid.UUID, name: str) -> Response:
+    """Download one file: `Range` for a part, `Repr-Digest` and ETag to check it."""
+    job = service.get(session, job_id)
+    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    return answers.download(request, results.artifact(found, name))

@@ -1,0 +1,144 @@
+"""Drawn objects and scenes: an outline on a plate of random colour, and six families of grounds, never twice the same.
+
+They need no file and nobody's licence. What belongs together, how large an object is and where it stands, is decided
+elsewhere (`ml.scenes.generate`).
+
+Shapes: `S` side of a picture in pixels; covers float64 (S, S) in [0, 1]; colours float64 (3,) or (S, S, 3) in [0, 255].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Floats = NDArray[np.float64]
+
+FINE = 256  # outlines are drawn on about this many pixels a side and reduced, so that they are smooth
+FINEST, COARSEST = 8, 3  # ... though not more or less than so many times larger
+CORNER = 0.22  # radius of a plate's corners, as a share of its side
+
+
+class Layer(NamedTuple):
+    """Paint on a picture: where `cover` is 1 nothing of what was there shows."""
+
+    cover: Floats
+    colour: Floats
+
+
+class Plates:
+    """Objects known by an outline alone, on plates of random colour."""
+
+    classes = ("circle", "square", "triangle", "cross", "star", "moon")
+
+    def parted(self, held_out: float) -> tuple[Self, Self]:
+        """Nothing is kept apart: no plate is drawn twice."""
+        return self, self
+
+    def layers(
+        self, kind: int, centre: Floats, size: float, side: int, random: np.random.Generator
+    ) -> tuple[Layer, ...]:
+        """Plate and outline of class `kind`; `centre` (x, y) and `size`, a side of the plate, in pixels."""
+        body = _cover(side, lambda pen, scale: _plate(pen, centre * scale, size * scale))
+        radius, turn = size * random.uniform(0.30, 0.36), random.uniform(-0.15, 0.15)
+        corners = centre + radius * _corners(self.classes[kind], turn)
+        outline = _cover(side, lambda pen, scale: _line(pen, corners * scale, max(1, int(size * scale * 0.10))))
+        colour = random.uniform(30, 225, 3)
+        ink = np.full(3, 245.0 if colour @ (0.3, 0.6, 0.1) < 128 else 15.0)
+        return Layer(body, colour), Layer(outline, ink)
+
+
+def _cover(side: int, paint: Callable[[ImageDraw.ImageDraw, int], None]) -> Floats:
+    """How much of each pixel a drawing covers."""
+    scale = min(FINEST, max(COARSEST, FINE // side))
+    canvas = Image.new("L", (side * scale, side * scale))
+    paint(ImageDraw.Draw(canvas), scale)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64) / 255
+
+
+def _plate(pen: ImageDraw.ImageDraw, centre: Floats, side: float) -> None:
+    corners = [*(centre - side / 2), *(centre + side / 2)]
+    pen.rounded_rectangle(corners, radius=side * CORNER, fill=255)
+
+
+def _line(pen: ImageDraw.ImageDraw, corners: Floats, width: int) -> None:
+    """A closed line, its first stretch drawn twice so that every corner is joined."""
+    points = [(x, y) for x, y in corners.tolist()]
+    pen.line([*points, points[0], points[1]], fill=255, width=width, joint="curve")
+
+
+def _corners(name: str, turn: float) -> Floats:
+    """A closed outline around the origin, about as far out as 1."""
+    if name == "circle":
+        return _around(np.ones(32), turn)
+    if name == "square":
+        return _around(np.full(4, 1.15), turn + np.pi / 4)
+    if name == "triangle":
+        return _around(np.full(3, 1.15), turn - np.pi / 2)
+    if name == "star":
+        return _around(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), turn - np.pi / 2)
+    if name == "cross":
+        inner, outer = 0.35, 1.05
+        quarter = np.array([[inner, -outer], [inner, -inner], [outer, -inner]])
+        return np.concatenate([quarter @ _rotation(turn + k * np.pi / 2).T for k in range(4)])
+    back = np.stack([np.cos(a := np.linspace(0.35 * np.pi, 1.65 * np.pi, 20)), np.sin(a)], axis=1)
+    front = np.stack([0.45 + 0.9 * np.cos(b := np.linspace(1.5 * np.pi, 0.5 * np.pi, 16)), 0.9 * np.sin(b)], axis=1)
+    moon: Floats = np.concatenate([back, front]) @ _rotation(turn).T
+    return moon
+
+
+def _around(radii: Floats, turn: float) -> Floats:
+    angles = turn + np.arange(len(radii)) * 2 * np.pi / len(radii)
+    points: Floats = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return points
+
+
+def _rotation(angle: float) -> Floats:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+class Grounds:
+    """Six families of scenes, each with its own colours and texture."""
+
+    names = ("meadow", "sky", "desert", "sea", "bricks", "night")
+
+    def parted(self, held_out: float) -> tuple[Self, Self]:
+        """Nothing is kept apart: no ground is drawn twice."""
+        return self, self
+
+    def view(self, number: int, side: int, random: np.random.Generator) -> Floats:
+        """A picture (S, S, 3) of family `number`."""
+        y, x = np.mgrid[0:side, 0:side] / side
+        soft, fine = _clouds(side, 0.16, random), random.normal(0, 1, (side, side))
+        phase = random.uniform(0, 2 * np.pi)
+        name = self.names[number]
+        if name == "meadow":
+            base, texture = (86, 150, 62), 9 * soft + 9 * fine * (0.5 + 0.5 * y)
+        elif name == "sky":
+            base, texture = (128, 182, 232), 22 * soft - 14 * (y - 0.5)
+        elif name == "desert":
+            base, texture = (216, 184, 122), 11 * np.sin(2 * np.pi * (4 * y + 1.2 * x) + phase + soft) + 3 * fine
+        elif name == "sea":
+            base, texture = (32, 104, 138), 13 * np.sin(2 * np.pi * 6 * y + phase + 1.5 * np.sin(2 * np.pi * x + phase))
+        elif name == "bricks":
+            row = np.floor(6 * y + phase)
+            joint = ((6 * y + phase) % 1 < 0.18) | ((3 * x + 0.5 * (row % 2) + phase) % 1 < 0.10)
+            base, texture = (164, 76, 58), 26.0 * joint + 5 * fine
+        else:
+            base, texture = (22, 24, 52), 8 * soft + 150 * (random.random((side, side)) < 0.02)
+        tint = random.normal(0, 6, 3)
+        ground: Floats = np.asarray(base, np.float64) + tint + np.asarray(texture)[:, :, None]
+        return ground
+
+
+def _clouds(side: int, grain: float, random: np.random.Generator) -> Floats:
+    """Smooth noise of unit variance with details of about `grain` of the side."""
+    grid = round(1 / grain)
+    noise = Image.fromarray(random.normal(0, 1, (grid, grid)).astype(np.float32))
+    smooth = np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC), np.float64)
+    smooth = smooth - smooth.mean()
+    cloud: Floats = smooth / max(float(smooth.std()), 1e-9)
+    return cloud

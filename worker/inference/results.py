@@ -1,0 +1,163 @@
+"""What a client is told of one image: label, scores, mask in original pixels, picture; or why there is no answer.
+
+Knows predictions and pictures, no queue and no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from ml.data import decoding
+from ml.data.decoding import Geometry, Pixels
+from ml.errors import UndecodableImage
+from ml.evaluation import masks
+from ml.evaluation.masks import Gaussian
+from ml.serving.predictor import Prediction, Predictor
+
+STATUS = {"unsupported_format": 415, "image_too_large": 413}  # everything else about an image is 422
+TITLES = {
+    "malformed": "The request cannot be read",
+    "overloaded": "Too many predictions are waiting",
+    "deadline_exceeded": "The prediction took too long",
+    "model_unavailable": "The model cannot answer",
+    "reply_too_large": "The answer is too large",
+}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the network sees it, and what is said of the original; or why it cannot be read."""
+
+    square: Pixels | None
+    geometry: Geometry | None
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The JSON of one image, and the number of the reply's part that belongs to it."""
+
+    body: dict[str, Any]
+    part: int | None = None
+
+
+Results = list[Result]
+
+
+def decoder(predictor: Predictor) -> Callable[[bytes], Decoded]:
+    """Bytes to the square this model sees; run by the pool, so that the original never waits in memory."""
+
+    def decode(data: bytes) -> Decoded:
+        try:
+            picture = decoding.decode(data)
+        except (UndecodableImage, MemoryError) as failure:
+            return Decoded(None, None, refusal(failure))
+        geometry = predictor.geometry(picture.shape[1], picture.shape[0])
+        return Decoded(decoding.resize(picture, geometry), geometry, None)
+
+    return decode
+
+
+def cheap(options: Mapping[str, Any]) -> bool:
+    """Whether writing the answer takes no time worth leaving the model's thread for."""
+    return options.get("render") is None and set(options.get("masks") or ()) <= {"gaussian"}
+
+
+def wants_map(options: Mapping[str, Any]) -> bool:
+    return "map" in (options.get("masks") or ())
+
+
+def build_results(
+    predictor: Predictor,
+    encoded: Sequence[bytes],
+    decoded: Sequence[Decoded],
+    found: Sequence[Prediction | None],
+    options: Mapping[str, Any],
+) -> tuple[Results, list[bytes]]:
+    """One result an image, in their order, and the rendered pictures."""
+    told: Results = []
+    parts: list[bytes] = []
+    for data, image, prediction in zip(encoded, decoded, found, strict=True):
+        if prediction is None or image.geometry is None:
+            told.append(Result({"error": image.error}))
+            continue
+        gaussian = prediction.on(image.geometry)
+        picture = _rendered(data, image.geometry, prediction, gaussian, options)
+        body = _told(predictor.classes, data, image.geometry, prediction, gaussian, options)
+        told.append(Result(body, None if picture is None else len(parts)))
+        parts += [] if picture is None else [picture]
+    return told, parts
+
+
+def refusal(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
+    if isinstance(failure, MemoryError):
+        failure = UndecodableImage("image_too_large", "the image does not fit into memory")
+    status, detail = STATUS.get(failure.code, 422), sentence(failure.detail)
+    return {"code": failure.code, "status": status, "title": "The image cannot be read", "detail": detail}
+
+
+def sentence(detail: str) -> str:
+    return detail[:1].upper() + detail[1:] + "."
+
+
+def _told(
+    classes: Sequence[str],
+    data: bytes,
+    geometry: Geometry,
+    prediction: Prediction,
+    gaussian: Gaussian | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    scores = prediction.probabilities
+    order = np.argsort(-scores, kind="stable")[: max(1, int(options.get("top_k") or 1))]
+    top = [{"label": classes[i], "class_id": int(i), "score": round(float(scores[i]), 6)} for i in order]
+    threshold = options.get("threshold")
+    return {
+        "image": {"width": geometry.width, "height": geometry.height, "sha256": sha256(data).hexdigest()},
+        "label": top[0]["label"],
+        "score": top[0]["score"],
+        "abstained": threshold is not None and float(scores[order[0]]) < threshold,
+        "top_k": top,
+        "mask": _mask(gaussian, prediction, geometry, options),
+    }
+
+
+def _mask(
+    gaussian: Gaussian | None, prediction: Prediction, geometry: Geometry, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The Gaussian where the method has one, the map where it was asked for; None without either, or asked for none."""
+    kinds, threshold = options.get("masks", ("gaussian",)), _threshold(options)
+    if not kinds:
+        return None
+    found: dict[str, Any] = {}
+    if gaussian is not None:
+        found = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)
+    if wants_map(options) and prediction.map is not None:
+        found |= {"space": "image_pixels", "threshold": threshold}
+        found["map"] = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
+    return found or None
+
+
+def _threshold(options: Mapping[str, Any]) -> float:
+    return float(options.get("mask_threshold") or 0.5)
+
+
+def _rendered(
+    data: bytes, geometry: Geometry, prediction: Prediction, gaussian: Gaussian | None, options: Mapping[str, Any]
+) -> bytes | None:
+    """The picture asked for, of the map where the request names no Gaussian; a mask of nothing is not drawn."""
+    render = options.get("render")
+    if prediction.map is not None and wants_map(options) and "gaussian" not in options["masks"]:
+        if render == "overlay":
+            return masks.map_overlay(decoding.decode(data), prediction.map, geometry)
+        return masks.map_png(prediction.map, geometry) if render == "mask" else None
+    if render == "overlay":
+        return masks.overlay(decoding.decode(data), gaussian, threshold=_threshold(options))
+    if render == "mask" and gaussian is not None:
+        return masks.png(gaussian, geometry.width, geometry.height, _threshold(options))
+    return None
