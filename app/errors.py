@@ -14,7 +14,7 @@
     ├── 416 RangeNotSatisfiable
     ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
     ├── 429 QueueFull · Overloaded
-    ├── 503 DatabaseAway · InferenceAway · ModelUnavailable
+    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable
     ├── 504 DeadlineExceeded
     └── 507 InsufficientStorage
 
@@ -209,11 +209,11 @@ class Overloaded(Problem):
     status, title = 429, "Too many predictions are waiting"
 
 
-class DatabaseAway(Problem):
+class DatabaseUnavailable(Problem):
     status, title = 503, "The database cannot be reached"
 
 
-class InferenceAway(Problem):
+class InferenceUnavailable(Problem):
     status, title = 503, "The inference process cannot be reached"
 
 

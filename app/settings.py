@@ -21,7 +21,7 @@ DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,
 
 
 class Settings(BaseSettings):
-    # Errors go to the log, and the input of one about the whole holds keys and passwords (S9).
+    # Errors go to the log, and the input of one about the whole holds keys and passwords (SEC9).
     model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Where
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    # Work: leases, attempts, loops (reliability §2)
+    # Work: leases, attempts, loops
     lease_s: float = Field(default=30.0, description="A claim nobody renews ends after this")
     heartbeat_s: float = Field(default=5.0, description="How often a supervisor renews its lease")
     database_grace_s: float = Field(
@@ -99,14 +99,14 @@ class Settings(BaseSettings):
     event_poll_s: float = Field(default=0.5, description="How often an event stream looks for new events")
     idempotency_kept_s: float = 7 * 24 * 3600.0
 
-    # Archives (reliability Z3)
+    # Limits of archives: Z3
     archive_entries: int = 150_000
     archive_entry_bytes: int = 64 * MIB
     archive_total_bytes: int = 8 * GIB
     archive_ratio: float = 200.0
     bad_image_fraction: float = 0.10
     ingest_s: float = Field(default=3600.0, description="A data set that takes longer to check is rejected")
-    ingest_memory_bytes: int = Field(default=4 * GIB, description="Most private memory of a child that decodes (S5)")
+    ingest_memory_bytes: int = Field(default=4 * GIB, description="Most private memory of a child that decodes (SEC5)")
 
     # Connections
     connect_timeout_s: float = 2.0

@@ -1,6 +1,6 @@
 """Files: paths made from ids alone, atomic writes, hashes, free space.
 
-No path, name or URL of a client is ever joined here (S2); the only inputs are UUIDs, fences and fixed names.
+No path, name or URL of a client is ever joined here (SEC2); the only inputs are UUIDs, fences and fixed names.
 """
 
 from __future__ import annotations

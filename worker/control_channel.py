@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 _WORDS: dict[bytes, Told] = {b"d": "drain", b"c": "cancel"}
 
 # How a child ends; anything else is a crash. Whatever it says, the row tells whether the work was settled.
-SETTLED, FENCED_OFF, DRAINED, STOPPED, DATABASE_AWAY = 0, 70, 75, 76, 69
+SETTLED, FENCED_OFF, DRAINED, STOPPED, DATABASE_UNAVAILABLE = 0, 70, 75, 76, 69
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

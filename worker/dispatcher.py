@@ -19,7 +19,7 @@ from app.datasets import ingest_queue
 from app.db.clock import now
 from app.db.session import connect, transaction
 from app.db.tables import Dataset, IdempotencyKey, Job, Worker
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.notifier import TASK, Bell, Broker
 from app.settings import Settings, current
@@ -48,7 +48,7 @@ class Dispatcher:
         for part in (self.reap, self.ring, self.tidy):
             try:
                 part()
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 log.warning("%s: the database is away", part.__name__)
             except OSError:
                 log.exception("%s: a file could not be touched", part.__name__)

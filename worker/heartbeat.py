@@ -17,7 +17,7 @@ from sqlalchemy import Engine, delete, insert, update
 from app.db.clock import now
 from app.db.session import transaction
 from app.db.tables import Worker
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Presence:
                         **seen,
                     }
                     session.execute(insert(Worker).values(**row))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if self._told:
                 log.warning("heartbeat not written: the database is away")
             self._told = False
@@ -78,5 +78,5 @@ class Presence:
         try:
             with transaction(self._engine) as session:
                 session.execute(delete(Worker).where(Worker.id == self.name))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("heartbeat row not removed: the database is away")

@@ -209,7 +209,7 @@ def thumbnail(session: Reading, files: Files, dataset_id: uuid.UUID, index: Imag
 
 
 def picture(data: bytes, media_type: str, filename: str, tag: str) -> Response:
-    """Never rendered as a page of ours (S6); images of a data set never change."""
+    """Never rendered as a page of ours (SEC6); images of a data set never change."""
     headers = {
         "ETag": f'"{tag[:33]}"',
         "Cache-Control": "private, max-age=86400, immutable",

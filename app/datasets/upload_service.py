@@ -1,4 +1,4 @@
-"""From an upload to a queued data set: received, checked, made a row. Whatever goes wrong leaves nothing (I10).
+"""From an upload to a queued data set: received, checked, made a row. Whatever goes wrong leaves nothing (INV10).
 
 The bytes lie under a temporary name until all else has succeeded; only then do they get the name a row refers to.
 """

@@ -11,15 +11,15 @@ from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
-AWAY_RETRY_S = 5
+UNAVAILABLE_RETRY_S = 5
 SERIALIZATION_FAILURES = {"40001", "40P01"}
 
 
 def connect(settings: Settings) -> Engine:
-    """An engine that fails within seconds when the database is away (D1) and enforces foreign keys."""
+    """An engine that fails within seconds when the database is away (DEG1) and enforces foreign keys."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s + 1})
@@ -71,20 +71,20 @@ def _sqlite_begin(connection: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]:
-    """One unit of work: commits at the end, rolls back on error, speaks of an unreachable database as DatabaseAway."""
+    """One unit of work: commits at the end, rolls back on error; DatabaseUnavailable when it cannot be reached."""
     try:
         bind: Any = engine.execution_options(read_only=True) if read_only else engine
         with Session(bind, expire_on_commit=False) as session, session.begin():
             yield session
     except exc.DBAPIError as error:
         if away(error):
-            raise DatabaseAway(
-                "The database does not answer; try again in a few seconds.", retry_after_s=AWAY_RETRY_S
+            raise DatabaseUnavailable(
+                "The database does not answer; try again in a few seconds.", retry_after_s=UNAVAILABLE_RETRY_S
             ) from error
         raise
     except exc.TimeoutError as error:
-        raise DatabaseAway(
-            "All database connections are busy; try again in a few seconds.", retry_after_s=AWAY_RETRY_S
+        raise DatabaseUnavailable(
+            "All database connections are busy; try again in a few seconds.", retry_after_s=UNAVAILABLE_RETRY_S
         ) from error
 
 
@@ -97,13 +97,13 @@ def away(error: exc.DBAPIError) -> bool:
 
 
 def wait_until_reachable(engine: Engine, seconds: float) -> None:
-    """Back off until the database answers (D6); DatabaseAway when it does not within `seconds`."""
+    """Back off until the database answers (DEG6); DatabaseUnavailable when it does not within `seconds`."""
     deadline, pause = time.monotonic() + seconds, 0.1
     while True:
         try:
             with transaction(engine, read_only=True) as session:
                 session.execute(text("SELECT 1"))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if time.monotonic() + pause > deadline:
                 raise
         else:

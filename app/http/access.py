@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from app.db import session as db
 from app.db.tables import ApiKey
-from app.errors import DatabaseAway, Forbidden, Unauthenticated
+from app.errors import DatabaseUnavailable, Forbidden, Unauthenticated
 from app.settings import Settings
 
 Scope = Literal["read", "train", "predict", "admin"]
@@ -85,7 +85,7 @@ class Keyring:
             with db.transaction(self._engine, read_only=True) as session:
                 valid = (ApiKey.key_sha256 == hashed, ApiKey.revoked_at.is_(None))
                 row = session.execute(select(ApiKey.id, ApiKey.scopes).where(*valid)).one_or_none()
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if remembered is not None:
                 return remembered
             raise

@@ -1,4 +1,4 @@
-"""Files as answers: fixed types, never rendered inline (S6), one byte range (H6), checksums. Others decide which."""
+"""Files as answers: fixed types, never rendered inline (SEC6), one byte range (H6), checksums. Others decide which."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from app import worker_registry
 from app.db import session as db
 from app.db.tables import Dataset, Job, Model
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.http import metrics, problems
 from app.http.access import OPEN, READ
 from app.http.metrics import Metric
@@ -58,7 +58,7 @@ async def readyz(request: Request) -> Response:
     worst = {c.status for c in checks.values()}
     if "unavailable" in worst:
         missing = ", ".join(name for name, c in checks.items() if c.status == "unavailable")
-        away = DatabaseAway(f"Not ready: {missing}.", code="not_ready", retry_after_s=db.AWAY_RETRY_S)
+        away = DatabaseUnavailable(f"Not ready: {missing}.", code="not_ready", retry_after_s=db.UNAVAILABLE_RETRY_S)
         return problems.respond(request, away, checks=shown)
     status = "degraded" if "degraded" in worst else "ok"
     return JSONResponse({"status": status, "checks": shown}, headers={"Cache-Control": "no-store"})
@@ -73,7 +73,7 @@ def check(state: Any) -> dict[str, Check]:
         checks["database"] = Check(status="ok")
         for role in worker_registry.ROLES:
             checks[role] = workers.get(role, Check(status="degraded", detail="none is running"))
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         checks["database"] = Check(status="unavailable", detail=error.detail)
     rings = state.broker.reachable()
     checks["broker"] = Check(status="ok") if rings else Check(status="degraded", detail="work starts when it is back")
@@ -120,7 +120,7 @@ def prometheus(request: Request) -> Response:
     try:
         with db.transaction(state.engine, read_only=True) as session:
             gauges += [*counted(session), Metric("denll_database_up", "gauge", "Database reachable", [({}, 1.0)])]
-    except DatabaseAway:
+    except DatabaseUnavailable:
         gauges.append(Metric("denll_database_up", "gauge", "Database reachable", [({}, 0.0)]))
     text = metrics.render([*state.meter.metrics(), *gauges])
     return Response(text, media_type=metrics.MEDIA_TYPE, headers={"Cache-Control": "no-store"})

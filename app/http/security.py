@@ -1,6 +1,6 @@
 """The door, as plain ASGI around everything: request id, host and origin, body limits, HEAD, last resort for errors.
 
-It authorises nothing: who may do what is decided on the routed path (S7), never on a URL.
+It authorises nothing: who may do what is decided on the routed path (SEC7), never on a URL.
 """
 
 from __future__ import annotations

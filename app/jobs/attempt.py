@@ -107,7 +107,7 @@ def checkpointed(session: Session, job_id: uuid.UUID, fence: int, step: int, pat
 def publish(
     session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping[str, Any], model: Mapping[str, Any]
 ) -> bool:
-    """Succeed with a model: the row that makes it visible and the end of the job are one transaction (I3, I4)."""
+    """Succeed with a model: the row that makes it visible and the end of the job are one transaction (INV3, INV4)."""
     if not _succeed(session, job_id, fence, metrics):
         return False
     session.execute(insert(Model).values(job_id=job_id, **model))

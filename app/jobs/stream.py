@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.db import session as db
 from app.db.tables import ENDED, Job, JobEvent
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import events
 
 BATCH = 500
@@ -51,7 +51,7 @@ class News:
         while self._waiting:
             await asyncio.sleep(self._period_s)
             jobs = {job_id for job_id, _ in self._waiting.values()}
-            with contextlib.suppress(DatabaseAway):
+            with contextlib.suppress(DatabaseUnavailable):
                 newest = await run_in_threadpool(self._newest, jobs)
                 for woken, (job_id, last_id) in self._waiting.items():
                     if job_id in jobs and newest.get(job_id, last_id + 1) > last_id and not woken.done():
@@ -73,7 +73,7 @@ async def follow(
     while True:
         try:
             rows, ended = await run_in_threadpool(look, engine, job_id, last_id)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             rows, ended = [], False
         more, newest = len(rows) == BATCH, rows[-1] if rows else None
         final = ended and not more

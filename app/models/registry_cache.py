@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from app.db import session as db
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.models import service
 
 ALIAS_FRESH_S = 2.0
@@ -38,13 +38,13 @@ class Known:
         self._lock = threading.Lock()
 
     async def resolve(self, name: str) -> Served:
-        """The model of an id or alias; ModelNotFound, AliasNotFound, NotReady, DatabaseAway."""
+        """The model of an id or alias; ModelNotFound, AliasNotFound, NotReady, DatabaseUnavailable."""
         remembered = self._seen.get(name)
         if remembered and (remembered[0].alias is None or time.monotonic() - remembered[1] < ALIAS_FRESH_S):
             return remembered[0]
         try:
             return await run_in_threadpool(self._look_up, name)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if remembered:
                 return remembered[0]
             raise

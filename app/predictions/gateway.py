@@ -13,7 +13,7 @@ from typing import Any
 
 from app.errors import (
     DeadlineExceeded,
-    InferenceAway,
+    InferenceUnavailable,
     ModelUnavailable,
     Overloaded,
     Problem,
@@ -150,7 +150,10 @@ class Gateway:
     async def ask(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """The reply to one request frame.
 
-        Overloaded (429), InferenceAway or ModelUnavailable (503), DeadlineExceeded (504), or what the reply says.
+        Raises:
+            Overloaded: As many predictions as allowed are waiting.
+            InferenceUnavailable, ModelUnavailable: No process answers, or it cannot load the model.
+            DeadlineExceeded: There was no reply in time.
         """
         if sum(c.in_flight for c in self._connections) >= self._most:
             raise Overloaded(f"{self._most} predictions are already waiting.", retry_after_s=1)
@@ -174,7 +177,7 @@ class Gateway:
                     return await connection.ask(header, parts)
                 except ConnectionError:
                     continue
-        raise InferenceAway("No inference process answers; it may be starting.", retry_after_s=RETRY_S)
+        raise InferenceUnavailable("No inference process answers; it may be starting.", retry_after_s=RETRY_S)
 
     def close(self) -> None:
         for connection in self._connections:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.errors import (
     DeadlineExceeded,
     Fault,
-    InferenceAway,
+    InferenceUnavailable,
     InvalidRequest,
     ModelNotFound,
     NotReady,
@@ -55,7 +55,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         NotReady,
         TooLarge,
         Overloaded,
-        InferenceAway,
+        InferenceUnavailable,
         DeadlineExceeded,
     ),
 }

@@ -15,7 +15,7 @@ from app.errors import NotFound
 from app.http import routing
 from app.http.access import OPEN
 from app.http.routing import Router
-from app.web import docs
+from app.web import docs, problem_pages
 
 router = Router(include_in_schema=False)
 FOLDER = Path(__file__).with_name("static")
@@ -61,6 +61,20 @@ def openapi(request: Request) -> Response:
 def documentation(request: Request) -> Response:
     html = docs.page(request.app.openapi())
     return routing.conditional(request, Response(html, 200, HEADERS, MEDIA_TYPES[".html"]))
+
+
+@router.get("/problems/{code}", dependencies=[OPEN])
+def problem(request: Request, code: Annotated[str, PathParameter(max_length=100)]) -> Response:
+    """What the `type` of a problem document points to: HTML for a browser, JSON for everything else."""
+    text = problem_pages.texts().get(code.replace("-", "_"))
+    if text is None or "_" in code:
+        raise NotFound("There is no problem of this name.")
+    if "text/html" in request.headers.get("accept", ""):
+        response = Response(problem_pages.html(text), 200, HEADERS, MEDIA_TYPES[".html"])
+    else:
+        response = JSONResponse(problem_pages.document(text))
+    response.headers["Vary"] = "Accept"
+    return routing.conditional(request, response)
 
 
 @router.get("/static/{name:path}", dependencies=[OPEN])

@@ -1,6 +1,6 @@
 """Published weights: one safetensors file and a manifest that says how to rebuild the model and proves it is whole.
 
-A bundle appears complete or not at all, and is verified before use (I4, K4). It holds no optimizer, no label and no
+A bundle appears complete or not at all, and is verified before use (INV4, K4). It holds no optimizer, no label and no
 image of the training set except a handful of squares by which a predictor checks its arithmetic. No pickle.
 """
 

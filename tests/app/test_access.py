@@ -32,7 +32,7 @@ def new_key(client: Client, *scopes: str) -> Any:
     return answer.json()
 
 
-def test_S9_settings_that_are_refused_keep_their_secrets() -> None:
+def test_SEC9_settings_that_are_refused_keep_their_secrets() -> None:
     secrets: dict[str, Any] = {"admin_key": "too-short", "database_url": "postgresql://user:pass-word@host/db"}
     with pytest.raises(ValidationError) as caught:
         Settings(**secrets)
@@ -40,7 +40,7 @@ def test_S9_settings_that_are_refused_keep_their_secrets() -> None:
     assert not any(secret in str(caught.value) for secret in ("too-short", "pass-word"))
 
 
-def test_S1_a_public_address_without_a_key_is_refused_at_start() -> None:
+def test_SEC1_a_public_address_without_a_key_is_refused_at_start() -> None:
     with pytest.raises(ValidationError, match="refusing to bind"):
         Settings(host="0.0.0.0")
     with pytest.raises(ValidationError, match="16 characters"):

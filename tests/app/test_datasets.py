@@ -72,7 +72,9 @@ def one(name: str, data: bytes = b"x") -> bytes:
         (one("readme.txt"), 422, "no-images"),
     ],
 )
-def test_I10_a_rejected_archive_leaves_no_row_and_no_file(client: Client, body: bytes, status: int, kind: str) -> None:
+def test_INV10_a_rejected_archive_leaves_no_row_and_no_file(
+    client: Client, body: bytes, status: int, kind: str
+) -> None:
     answer = client.post("/datasets", content=body, headers=ZIP)
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}")
     assert (rows(client), uploads(client)) == (0, [])
@@ -106,7 +108,7 @@ NAME = b'Content-Disposition: form-data; name="name"\r\n\r\npets'
         (b"garbage", 400),
     ],
 )
-def test_P1_H2_odd_multipart_bodies_are_refused_and_leave_nothing(client: Client, body: bytes, status: int) -> None:
+def test_PRED1_H2_odd_multipart_bodies_are_refused_and_leave_nothing(client: Client, body: bytes, status: int) -> None:
     answer = client.post("/datasets", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert answer.status_code == status, answer.text
     assert (rows(client), uploads(client)) == (0, [])
@@ -133,7 +135,7 @@ def test_Z3_an_archive_over_its_limits_is_a_413(with_settings: Callable[..., Cli
     assert uploads(client) == []
 
 
-def test_D5_too_little_free_disk_is_a_507(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
+def test_DEG5_too_little_free_disk_is_a_507(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
     client = with_settings(min_free_bytes=1 << 60)
     answer = upload(client, archive_bytes)
     assert (answer.status_code, answer.json()["type"]) == (507, "/problems/insufficient-storage")
@@ -168,7 +170,7 @@ def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., Live], c
     assert rows(client) == 0
 
 
-def test_D4_more_uploads_than_allowed_are_a_429(
+def test_DEG4_more_uploads_than_allowed_are_a_429(
     live: Callable[..., Live], client: Client, archive_bytes: bytes
 ) -> None:
     import httpx2
@@ -326,7 +328,7 @@ def test_an_archive_that_keeps_ending_its_worker_says_so_in_its_own_words(client
     assert "job" not in json.dumps(failed["error"])
 
 
-def test_S6_pictures_are_never_rendered_as_a_page_of_ours(client: Client, dataset_id: str) -> None:
+def test_SEC6_pictures_are_never_rendered_as_a_page_of_ours(client: Client, dataset_id: str) -> None:
     for name in ("0", "0/thumbnail"):
         headers = client.get(f"/datasets/{dataset_id}/images/{name}").headers
         assert headers["x-content-type-options"] == "nosniff"

@@ -57,7 +57,7 @@ def test_no_nonsense_is_a_server_error(client: Client, dataset_id: str, seed: in
                 assert answer.status_code < 500 or answer.json()["type"] in AWAY, (method, filled, query, answer.text)
 
 
-AWAY = {"/problems/inference-away"}
+AWAY = {"/problems/inference-unavailable"}
 
 
 def test_every_path_parameter_survives_every_oddity(client: Client) -> None:

@@ -242,7 +242,7 @@ def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any],
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
 
 
-def test_F26_D4_a_full_queue_is_a_429(
+def test_F26_DEG4_a_full_queue_is_a_429(
     with_settings: Callable[..., Client], dataset_id: str, submit: Callable[..., Any]
 ) -> None:
     submit()

@@ -14,7 +14,7 @@ def line(message: str) -> str:
         return logs.JsonLines("api").format(record)
 
 
-def test_S9_a_record_is_one_line_of_plain_ascii() -> None:
+def test_SEC9_a_record_is_one_line_of_plain_ascii() -> None:
     text = line("a\nb\x1b[2J\u202e\ud800")
     assert text.isascii()
     assert text.isprintable()
@@ -22,7 +22,7 @@ def test_S9_a_record_is_one_line_of_plain_ascii() -> None:
     assert (found["process"], found["request_id"], "job_id" in found) == ("api", "r", False)
 
 
-def test_S9_a_record_never_exceeds_its_bytes() -> None:
+def test_SEC9_a_record_never_exceeds_its_bytes() -> None:
     for character in ("a", "\x00", "\U0001f600"):
         text = line(character * 100_000)
         assert len(text) <= logs.RECORD_BYTES

@@ -179,7 +179,7 @@ def test_a_query_seen_before_is_answered_as_one_that_is_new(
 
 
 @pytest.mark.parametrize("url", ["https://x/y.png", "HTTP://x", "file:///etc/passwd", "ftp://x", "s3://b/k"])
-def test_S2_nothing_is_ever_fetched_by_url(client: Client, url: str) -> None:
+def test_SEC2_nothing_is_ever_fetched_by_url(client: Client, url: str) -> None:
     answer = client.get("/predict", params={"image": url})
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/remote-images-disabled")
 
@@ -285,7 +285,7 @@ def test_more_than_32_images_are_a_413_that_names_the_batch_job(client: Client, 
     assert "predict" in answer.json()["detail"]
 
 
-def test_P4_an_image_over_its_limit_is_a_413(client: Client, model_id: str) -> None:
+def test_PRED4_an_image_over_its_limit_is_a_413(client: Client, model_id: str) -> None:
     big = b"\xff\xd8\xff" + bytes(16 << 20)
     assert client.post("/predict", content=big, headers=IMAGE).status_code == 413
     assert client.post("/predict", files={"file": ("a", big)}).status_code == 413
@@ -295,7 +295,7 @@ def test_P4_an_image_over_its_limit_is_a_413(client: Client, model_id: str) -> N
     "query",
     ["top_k=0", "top_k=x", "threshold=2", "threshold=nan", "masks=blob", "mask_threshold=0", "format=gif", "model="],
 )
-def test_P2_bad_parameters_are_a_422(client: Client, query: str) -> None:
+def test_PRED2_bad_parameters_are_a_422(client: Client, query: str) -> None:
     assert client.post(f"/predict?{query}", content=jpeg((1, 1, 1)), headers=IMAGE).status_code == 422
 
 
@@ -310,18 +310,18 @@ def test_P2_bad_parameters_are_a_422(client: Client, query: str) -> None:
         {"inputs": [{"image": {"type": "base64", "value": "R0lG"}}], "top_k": True},
     ],
 )
-def test_P1_a_json_body_that_is_wrong_is_a_422(client: Client, body: object) -> None:
+def test_PRED1_a_json_body_that_is_wrong_is_a_422(client: Client, body: object) -> None:
     assert client.post("/predict", json=body).status_code == 422
 
 
-def test_P1_bodies_that_are_no_picture_are_refused(client: Client, model_id: str) -> None:
+def test_PRED1_bodies_that_are_no_picture_are_refused(client: Client, model_id: str) -> None:
     assert client.post("/predict", content=b"x", headers={"Content-Type": "application/zip"}).status_code == 415
     assert client.post("/predict", content=b"", headers=IMAGE).status_code == 422
     assert client.post("/predict", files={"fil": ("a", b"x")}).status_code == 422
     assert client.post("/predict", files={"file": ("a", jpeg((1, 1, 1)))}, data={"topk": "1"}).status_code == 422
 
 
-def test_P2_P3_unknown_models_are_404_and_unfinished_jobs_409(client: Client, submit: Callable[..., Any]) -> None:
+def test_PRED2_PRED3_unknown_models_are_404_and_unfinished_jobs_409(client: Client, submit: Callable[..., Any]) -> None:
     job = submit()
     uri = "data:image/gif;base64,R0lGODlh"
     for model, status in (("nobody", 404), ("00000000-0000-4000-8000-000000000000", 404), (job["id"], 409)):

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from app.errors import shown
+from app.errors import shown, type_of
+from app.web import problem_pages
 from tests.app.conftest import Client
 
 JSON = {"Content-Type": "application/json"}
@@ -62,7 +63,7 @@ def test_J1_unknown_fields_are_named_with_the_likely_one(client: Client) -> None
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/keys", "/jobs/00000000-0000-4000-8000-000000000000/retry"])
-def test_P5_refusing_thousands_of_unknown_fields_takes_no_seconds(client: Client, path: str) -> None:
+def test_PRED5_refusing_thousands_of_unknown_fields_takes_no_seconds(client: Client, path: str) -> None:
     body = json.dumps({f"learning_rat{n}": n for n in range(30_000)})
     started = time.monotonic()
     answer = client.post(path, content=body, headers=JSON)
@@ -71,7 +72,7 @@ def test_P5_refusing_thousands_of_unknown_fields_takes_no_seconds(client: Client
     assert time.monotonic() - started < 5
 
 
-def test_P5_refusing_thousands_of_query_parameters_takes_no_second(client: Client) -> None:
+def test_PRED5_refusing_thousands_of_query_parameters_takes_no_second(client: Client) -> None:
     started = time.monotonic()
     answer = client.get("/jobs?" + "&".join(f"limi{n}=1" for n in range(6000)))
     assert (answer.status_code, answer.json()["total_errors"]) == (422, 6000)
@@ -86,7 +87,7 @@ def test_unknown_query_parameters_are_named(client: Client) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "201", "x", "1e3", "9" * 400, "%00", "%ff"])
-def test_P2_a_bad_limit_is_a_422(client: Client, value: str) -> None:
+def test_PRED2_a_bad_limit_is_a_422(client: Client, value: str) -> None:
     assert client.get(f"/jobs?limit={value}").status_code == 422
 
 
@@ -119,3 +120,22 @@ def test_details_survive_being_json(client: Client) -> None:
     answer = client.get("/jobs", params={"\U0001f600\x01": "1"})
     assert answer.status_code == 422
     json.loads(answer.content.decode("ascii"))
+
+
+def test_the_type_of_every_problem_resolves(client: Client) -> None:
+    """As a page for people and as JSON for programs; without a network and without a key."""
+    for code in problem_pages.texts():
+        path = type_of(code)
+        page = client.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+        document = client.get(path).json()
+
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert document["type"] == path
+        assert document["happened"].endswith(".")
+        assert document["remedy"].endswith(".")
+
+
+def test_a_type_that_no_problem_has_is_a_404(client: Client) -> None:
+    assert client.get("/problems/no-such-problem").status_code == 404
+    assert client.get("/problems/not_found").status_code == 404

@@ -69,7 +69,7 @@ def test_without_a_database_nobody_is_healthy_and_the_reason_is_said(
     settings.current.cache_clear()
 
     assert status == 1
-    assert capsys.readouterr().err.startswith("DatabaseAway: ")
+    assert capsys.readouterr().err.startswith("DatabaseUnavailable: ")
 
 
 @pytest.mark.parametrize("kind", ["api", "inference"])

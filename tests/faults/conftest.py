@@ -50,7 +50,7 @@ class Stricken(house.House):
         return self.until(job_id, lambda job: (job.checkpoint_step or 0) >= 6)
 
     def succeeded(self, job_id: uuid.UUID) -> Job:
-        """The job, ended well: one model, and bit for bit the one of an attempt that nothing happened to (I3, I5)."""
+        """The job, ended well: one model, bit for bit the one of an undisturbed attempt (INV3, INV5)."""
         job = self.ended(job_id)
         assert job.state == "succeeded", f"{job.state} {job.error}\n{self.logs()}"
         assert [model.digest for model in self.models(job_id)] == [self.undisturbed]

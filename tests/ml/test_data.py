@@ -1,4 +1,4 @@
-"""Ingest and the tensors it leaves: Z3, Z5, Z9, M3 as far as they need the bytes, and what training relies on."""
+"""Ingest and the tensors it leaves: Z3, Z5, Z9, IMG3 as far as they need the bytes, and what training relies on."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
         assert len(dataset.pictures(folder)) == 19
 
 
-def test_M3_bad_images_are_left_out_by_name(make: Make) -> None:
+def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
     files = pictures.class_folders(each=20)
     whole = files["cat/3.jpg"]
     files |= {"cat/3.jpg": whole[: len(whole) // 2], "dog/1.jpg": b"", "dog/2.jpg": b"PK\3\4"}
@@ -219,7 +219,7 @@ def test_M3_bad_images_are_left_out_by_name(make: Make) -> None:
     np.testing.assert_array_equal(labeled.images[-1], decoding.decode(files["dog/9.jpg"]))
 
 
-def test_M3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
+def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
     files = pictures.class_folders(each=10)
     assert make({**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x"}).exists()
     found = refusal(make, {**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x", "cat/3.jpg": b"x"})
@@ -254,7 +254,7 @@ def test_Z10_files_are_private(make: Make) -> None:
     assert modes == {"index.sqlite": 0o640, "pixels-32-squash.npy": 0o640}
 
 
-def test_I4_nothing_unfinished_keeps_its_name(make: Make, tmp_path: Path) -> None:
+def test_INV4_nothing_unfinished_keeps_its_name(make: Make, tmp_path: Path) -> None:
     """Stopped by its caller, or refused: no pixels, no index."""
 
     def stop(done: int, total: int) -> None:

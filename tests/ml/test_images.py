@@ -1,4 +1,4 @@
-"""Bytes to upright RGB: the rules M1-M5, and one answer whichever decoder is taken."""
+"""Bytes to upright RGB: the rules IMG1-IMG5, and one answer whichever decoder is taken."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", pictures.FORMATS)
-def test_M1_the_five_formats_are_told_by_content(kind: str) -> None:
+def test_IMG1_the_five_formats_are_told_by_content(kind: str) -> None:
     data = pictures.encoded(3, 13, 7, kind=kind)
     assert image_headers.header(data) == (13, 7, kind)
     assert decoding.decode(data).shape == (7, 13, 3)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PDF", "EPS"])
-def test_M1_other_formats_are_refused_whatever_pillow_can_read(kind: str) -> None:
+def test_IMG1_other_formats_are_refused_whatever_pillow_can_read(kind: str) -> None:
     assert refusal(pictures.encoded(1, 16, 16, kind=kind)) == "unsupported_format"
 
 
 @pytest.mark.parametrize(
     "data", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"SIMPLE  =", b"8BPS\0\1", b"GIF", b"x"]
 )
-def test_M1_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_IMG1_what_is_no_picture_is_refused(data: bytes) -> None:
     assert refusal(data) == "unsupported_format"
 
 
 @pytest.mark.parametrize("size", [(10_001, 1), (1, 10_001), (5001, 5000), (65535, 65535), (2**31 - 1, 2**31 - 1)])
-def test_M2_limits_hold_before_anything_is_decoded(size: tuple[int, int]) -> None:
+def test_IMG2_limits_hold_before_anything_is_decoded(size: tuple[int, int]) -> None:
     assert refusal(png_header(*size)) == "image_too_large"
 
 
-def test_M2_a_long_text_chunk_is_refused() -> None:
+def test_IMG2_a_long_text_chunk_is_refused() -> None:
     plain = pictures.encoded(1, kind="PNG")
     body = b"tEXt" + b"a\0" + b"b" * image_headers.MAX_TEXT_BYTES
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
@@ -73,7 +73,7 @@ def test_M2_a_long_text_chunk_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_M2_only_the_first_frame_counts(kind: str) -> None:
+def test_IMG2_only_the_first_frame_counts(kind: str) -> None:
     frames = [Image.fromarray(pictures.pixels(0, hue=hue)) for hue in (0, 3)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])
@@ -94,7 +94,7 @@ def test_M2_only_the_first_frame_counts(kind: str) -> None:
         ("GIF", "P"),
     ],
 )
-def test_M2_the_largest_picture_needs_less_than_300_MiB(kind: str, mode: str, tmp_path: Path) -> None:
+def test_IMG2_the_largest_picture_needs_less_than_300_MiB(kind: str, mode: str, tmp_path: Path) -> None:
     """Peak of a fresh process, libraries included."""
     file = tmp_path / "large"
     side = 3872 if kind == "WEBP" else 5000
@@ -112,12 +112,12 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 @pytest.mark.parametrize("kind", pictures.FORMATS)
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_M3_truncated_pictures_are_refused(kind: str, kept: float) -> None:
+def test_IMG3_truncated_pictures_are_refused(kind: str, kept: float) -> None:
     data = pictures.encoded(5, 64, 64, kind=kind)
     assert refusal(data[: int(len(data) * kept)]) in ("damaged_image", "empty_file", "unsupported_format")
 
 
-def test_M3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
+def test_IMG3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
     """The fast decoder is stricter; where it complains, Pillow decides, so both paths give one answer."""
     data = pictures.encoded(7, 24, 24)
     answers = set()
@@ -137,7 +137,7 @@ def test_M3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(pictures.FORMATS), st.integers(0, 400))
-def test_M3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -> None:
+def test_IMG3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -> None:
     data = pictures.encoded(2, 12, 12, kind=kind)
     data = data[:at] + noise + data[at + len(noise) :]
     try:
@@ -153,7 +153,7 @@ def test_M3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -> 
     [("PNG", m) for m in ("1", "L", "LA", "P", "RGBA", "I;16")]
     + [("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("GIF", "P"), ("BMP", "1"), ("BMP", "L"), ("BMP", "P")],
 )
-def test_M4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
+def test_IMG4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
     data = pictures.encoded(4, 9, 6, kind=kind, mode=mode)
     found = decoding.decode(data)
     assert found.shape == (6, 9, 3)
@@ -164,12 +164,12 @@ def test_M4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB")])
-def test_M4_exif_orientation_is_applied_by_every_decoder(kind: str, mode: str, orientation: int) -> None:
+def test_IMG4_exif_orientation_is_applied_by_every_decoder(kind: str, mode: str, orientation: int) -> None:
     data = pictures.encoded(6, 11, 5, kind=kind, mode=mode, orientation=orientation)
     np.testing.assert_array_equal(decoding.decode(data), by_pillow(data))
 
 
-def test_M4_nonsense_in_exif_is_no_orientation() -> None:
+def test_IMG4_nonsense_in_exif_is_no_orientation() -> None:
     for exif in (
         b"",
         b"Exif\0\0",
@@ -183,7 +183,7 @@ def test_M4_nonsense_in_exif_is_no_orientation() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_M5_extreme_shapes_are_accepted(size: tuple[int, int], kind: str, resize: decoding.Resize) -> None:
+def test_IMG5_extreme_shapes_are_accepted(size: tuple[int, int], kind: str, resize: decoding.Resize) -> None:
     picture = decoding.decode(pictures.encoded(1, *size, kind=kind))
     assert picture.shape[:2] == size[::-1]
     assert decoding.resize(picture, Geometry.of(*size, 32, resize)).shape == (32, 32, 3)

@@ -153,7 +153,7 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: 
     assert len(lines) == 1 + 48
 
 
-def test_I4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with artifacts.complete(tmp_path) as folder:
         (folder / "label-issues.csv").write_text("whole")
 

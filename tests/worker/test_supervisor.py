@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from app import work
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from tests.servers import eventually
 from tests.worker.house import House, alive, opened, zygotes_children
@@ -163,7 +163,7 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
     gone = time.monotonic()
 
     def away(engine: Engine, **_: object) -> None:
-        raise DatabaseAway("The test took it away.")
+        raise DatabaseUnavailable("The test took it away.")
 
     monkeypatch.setattr(corridor, "transaction", away)
     eventually(lambda: not alive(pid), seconds=settings.lease_s, what="the end of the child")

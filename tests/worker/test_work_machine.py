@@ -1,4 +1,4 @@
-"""I1-I3 under every order of events: two workers, two tables' worth of rules, a clock that jumps."""
+"""INV1-INV3 under every order of events: two workers, two tables' worth of rules, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Corridor(RuleBasedStateMachine):
 
     @invariant()
     def terminal_states_never_change(self) -> None:
-        """I2, I3."""
+        """INV2, INV3."""
         if not self.jobs:
             return
         with transaction(self.engine, read_only=True) as session:
@@ -169,7 +169,7 @@ class Corridor(RuleBasedStateMachine):
             assert row.state != State.failed or row.error["code"]
 
     def teardown(self) -> None:
-        """I1: one honest worker brings everything to its one end, and every history says so once."""
+        """INV1: one honest worker brings everything to its one end, and every history says so once."""
         if not self.jobs:
             return
         with transaction(self.engine) as session:

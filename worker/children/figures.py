@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
@@ -50,7 +50,7 @@ def find(
             going_on=given.still_wanted,
         )
         found.numbers["pictures"] = _named(given, found.numbers)
-    except (Interrupted, FencedOff, DatabaseAway):
+    except (Interrupted, FencedOff, DatabaseUnavailable):
         raise
     except Exception:  # whatever a measurement stumbles over
         log.exception("no figures")

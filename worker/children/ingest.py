@@ -1,7 +1,7 @@
 """One attempt at checking a data set: archive structure, layout, every image decoded, packed; then ready or rejected.
 
 Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready,
-so nothing half-made is ever seen (I4). Decoders run in this process, under limits of memory and time (S5).
+so nothing half-made is ever seen (INV4). Decoders run in this process, under limits of memory and time (SEC5).
 What an archive or an image looks like inside, this module does not know.
 """
 
@@ -28,7 +28,7 @@ from app.datasets import archive, ingest_queue, layout
 from app.datasets.entries import Limits
 from app.db.session import connect, transaction
 from app.db.tables import Dataset
-from app.errors import ArchiveRejected, DatabaseAway, InsufficientStorage
+from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
 from ml.data import ingest
@@ -75,9 +75,9 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) 
             return attempt.run()
         except Stopped as stopped:
             return stopped.status
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("giving up: the database stays away")
-            return control_channel.DATABASE_AWAY
+            return control_channel.DATABASE_UNAVAILABLE
         finally:
             shutil.rmtree(attempt.folder, ignore_errors=True)
             engine.dispose()
@@ -184,7 +184,7 @@ class Attempt:
             with transaction(self._engine) as session:
                 if not ingest_queue.report_progress(session, *self._claim, shown):
                     raise Stopped(control_channel.FENCED_OFF)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("progress not written: the database is away")  # the supervisor watches the lease
 
     def _settle(self, effect: Any) -> None:
@@ -193,7 +193,7 @@ class Attempt:
             try:
                 with transaction(self._engine) as session:
                     done = effect(session)
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(SETTLE_PAUSE_S)

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from app import logs
 from app.db.session import connect, transaction
 from app.db.tables import Job
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.settings import current
 from app.storage import Storage
@@ -65,9 +65,9 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
         except FencedOff:
             log.warning("another attempt has taken over")
             return control_channel.FENCED_OFF
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("giving up: the database stays away")
-            return control_channel.DATABASE_AWAY
+            return control_channel.DATABASE_UNAVAILABLE
         finally:
             engine.dispose()
 
@@ -87,7 +87,7 @@ def _attempt(given: Assignment) -> int:
     except errors.Failure as failure:
         log.warning("failed: %s", failure)
         error = failures.of(failure)
-    except (Interrupted, FencedOff, DatabaseAway, OSError, RuntimeError, MemoryError):
+    except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed
     except Exception:
         log.exception("a mistake of ours")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.db.session import transaction
 from app.db.tables import Job
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.settings import Settings
 from app.storage import Storage
@@ -75,13 +75,13 @@ class Desk:
     def turn(self) -> None:
         """Write what was gathered and hear whether to go on.
 
-        Raises Interrupted, FencedOff, or DatabaseAway after the grace.
+        Raises Interrupted, FencedOff, or DatabaseUnavailable after the grace.
         """
         if self._leash.told is not None:
             raise Interrupted(self._leash.told)
         try:
             order = self._write()
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if time.monotonic() - self._heard > self._settings.database_grace_s:
                 raise
             log.warning("nothing written: the database is away")
@@ -100,7 +100,7 @@ class Desk:
                     raise FencedOff
                 with transaction(self._engine) as session:
                     done = effect(session)
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 if time.monotonic() - self._heard > self._settings.database_grace_s:
                     raise
                 log.warning("not settled yet: the database is away")

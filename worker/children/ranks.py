@@ -88,8 +88,8 @@ def _told(error: BaseException) -> dict[str, Any] | None:
         return {"interrupted": error.told}
     if isinstance(error, FencedOff):
         return {"fenced_off": True}
-    if isinstance(error, problems.DatabaseAway):
-        return {"database_away": True}
+    if isinstance(error, problems.DatabaseUnavailable):
+        return {"database_unavailable": True}
     if isinstance(error, errors.Failure):
         return {"failure": failures.of(error)}
     if isinstance(error, OSError | RuntimeError | MemoryError):
@@ -105,8 +105,8 @@ def _end_as(found: list[dict[str, Any]], ended: launch.RankEnded) -> None:
         raise Interrupted(told["interrupted"])
     if "fenced_off" in told:
         raise FencedOff
-    if "database_away" in told:
-        raise problems.DatabaseAway("the database stayed away from the first rank")
+    if "database_unavailable" in told:
+        raise problems.DatabaseUnavailable("the database stayed away from the first rank")
     if "failure" in told:
         failure = told["failure"]
         raise errors.Failure(failure["detail"], hint=failure["hint"], code=failure["code"])

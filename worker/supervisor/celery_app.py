@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from app import logs
 from app.db.session import connect
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.notifier import TASK, Bell, transport_options
 from app.settings import Settings, current
 from worker.heartbeat import Presence, device, name
@@ -96,7 +96,7 @@ class Life:
             return False
         try:
             return supervisor.work_waits() and not supervisor.busy
-        except DatabaseAway:
+        except DatabaseUnavailable:
             return False
 
 

@@ -21,7 +21,7 @@ from app import logs
 from app.datasets import ingest_queue
 from app.db.session import transaction
 from app.db.tables import State
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.notifier import Bell
 from app.settings import Settings
@@ -94,7 +94,7 @@ class Supervisor:
             self.heard = time.monotonic()
 
     def work_waits(self) -> bool:
-        """Whether anything is queued that this supervisor could take. DatabaseAway."""
+        """Whether anything is queued that this supervisor could take. DatabaseUnavailable."""
         with transaction(self._engine, read_only=True) as session:
             return self._desk.waiting(session, self._owner, self.devices) > 0
 
@@ -114,7 +114,7 @@ class Supervisor:
         try:
             with transaction(self._engine) as session:
                 return self._desk.claim(session, self._owner, self._settings.lease_s, self.devices)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("nothing claimed: the database is away")
             return None  # the dispatcher rings again
 
@@ -160,7 +160,7 @@ class Supervisor:
         try:
             with transaction(self._engine) as session:
                 order = self._desk.heartbeat(session, claim.id, claim.fence, self._settings.lease_s)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             log.warning("lease not renewed: the database is away")
             return None
         watch.renewed = asked
@@ -169,7 +169,7 @@ class Supervisor:
     def _must_die(self, watch: Watch) -> bool:
         now = time.monotonic()
         if now - watch.renewed > self._settings.database_grace_s:
-            watch.reason = "database_away"
+            watch.reason = "database_unavailable"
         elif now - watch.advanced > self._settings.stall_s:
             watch.reason = "stalled"
         else:
@@ -196,7 +196,7 @@ class Supervisor:
                     state = self._desk.put_back(
                         session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
                     )
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 log.warning("attempt not settled: the database is away")
                 self.draining.wait(TICK_S)
             else:
@@ -214,5 +214,5 @@ def _reason(status: int) -> str:
         control_channel.FENCED_OFF: "fenced_off",
         control_channel.DRAINED: "drained",
         control_channel.STOPPED: "cancelled",
-        control_channel.DATABASE_AWAY: "database_away",
+        control_channel.DATABASE_UNAVAILABLE: "database_unavailable",
     }.get(status, "child_failed")
