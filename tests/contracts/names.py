@@ -1,8 +1,8 @@
 """Where retired names stand in the tracked files: `python -m tests.contracts.names` lists them by name.
 
-Words are searched in every text, in any case and as part of an identifier (`front_desk`, `JobDesk`). Names are searched as
-whole identifiers, in Python by the tokenizer and in JavaScript by their definitions; a name that a file imports from a package
-of others, such as `given` from hypothesis, is theirs.
+Words are searched in every text, in any case and as part of an identifier (`front_desk`, `JobDesk`). Names are searched
+as whole identifiers, in Python by the tokenizer and in JavaScript by their definitions; a name that a file imports from
+somebody else's package, such as `given` from hypothesis, does not count.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("retired_names.toml")
 OURS = {"app", "worker", "ml", "tests", "examples", "migrations"}
 TEXTS = {".py", ".js", ".html", ".css", ".md", ".toml", ".yml", ".json", ".svg", ".example", ".mako", ".ini", ""}
-PASSED_OVER = re.compile(r"^CHANGELOG\.md$|^requirements/|^tests/contracts/(retired_names\.toml|names\.py|test_names\.py)$")
+PASSED_OVER = re.compile(
+    r"^CHANGELOG\.md$|^requirements/|^tests/contracts/(retired_names\.toml|names\.py|test_names\.py)$"
+)
 PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-JS_NAME = re.compile(r"\b(?:const|let|var|function|class)\s+([A-Za-z_$][\w$]*)|([A-Za-z_$][\w$]*)\s*=>|\(([\w$, ]*)\)\s*(?:=>|\{)")
+JS_NAME = re.compile(
+    r"\b(?:const|let|var|function|class)\s+([A-Za-z_$][\w$]*)|([A-Za-z_$][\w$]*)\s*=>|\(([\w$, ]*)\)\s*(?:=>|\{)"
+)
 
 
 class Use(NamedTuple):
@@ -78,7 +82,7 @@ def uses_in(path: str, text: str) -> Iterator[Use]:
 
 
 def python_names(text: str) -> Iterator[tuple[str, int]]:
-    """Identifiers that are ours, with their lines: no keyword arguments of foreign calls can be told apart, so all count."""
+    """Identifiers with their lines, without those imported from packages of others."""
     theirs = {
         alias.asname or alias.name
         for node in ast.walk(ast.parse(text))
@@ -103,9 +107,9 @@ def javascript_names(text: str) -> Iterator[tuple[str, int]]:
 def main() -> int:
     """Print how often each retired name is used, or with names as arguments, where."""
     everywhere = uses()
-    if wanted_names := set(sys.argv[1:]):
+    if selected := set(sys.argv[1:]):
         for use in everywhere:
-            if use.name in wanted_names:
+            if use.name in selected:
                 print(f"{use.path}:{use.line}: {use.name}")
         return 0
     for name, count in collections.Counter(use.name for use in everywhere).most_common():
