@@ -94,7 +94,7 @@ def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: P
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
     asked = [sys.executable, "-m", "app.healthcheck", "inference"]
     with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as house:
-        house.start("worker.inference.server")
+        house.start("worker.inference")
         environment = house.environment()
         eventually(lambda: subprocess.run(asked, env=environment, check=False).returncode == 0, seconds=90)
 

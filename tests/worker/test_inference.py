@@ -32,7 +32,7 @@ class Served:
     def __init__(self, house: House, port: int) -> None:
         self.house = house
         self.port = port
-        self.process = house.start("worker.inference.server")
+        self.process = house.start("worker.inference")
         self.models: dict[str, uuid.UUID] = {}
 
     def ask(self, *images: bytes, model: object = None, **header: Any) -> frames.Frame:
@@ -244,7 +244,7 @@ def test_garbage_costs_its_connection_at_most(served: Served, garbage: bytes) ->
 
 def test_sigterm_ends_it_cleanly(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    other = served.house.start("worker.inference.server", inference_listen=f"unix://{path}")
+    other = served.house.start("worker.inference", inference_listen=f"unix://{path}")
     eventually(path.exists, seconds=90.0, what="its socket")
     other.terminate()
 

@@ -72,7 +72,7 @@ def programs(settings: Settings) -> list[Program]:
         Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0),
         Program("supervisor-jobs", [*python, "worker.supervisor.celery_app", "-Q", "jobs"], grace_s=drain_s),
         Program("supervisor-datasets", [*python, "worker.supervisor.celery_app", "-Q", "datasets"], grace_s=drain_s),
-        Program("inference", [*python, "worker.inference.server"], grace_s=8.0),
+        Program("inference", [*python, "worker.inference"], grace_s=8.0),
     ]
 
 

@@ -175,7 +175,7 @@ def ours(scratch: Path, model: Path | str, threads: int) -> Iterator[Server]:
     with transaction(engine) as session:
         session.execute(insert(ModelRow).values(id=model_id, size_bytes=0, metrics={}, **facts))
     engine.dispose()
-    inference = "worker.inference.server" if model != FREE else "tests.benchmarks._serving.free"
+    inference = "worker.inference" if model != FREE else "tests.benchmarks._serving.free"
     roots = [_started([sys.executable, "-m", module], environment) for module in (inference, "app.main")]
     query = f"/predict?model={model_id}"
     with _ending(Server("ours", port, roots, {"multipart": query, "raw": query})) as server:
