@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog lock migration bench bench-ranking evidence clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ format: install ## Rewrite the code in its format
 
 catalog: install ## Publish what ml can train to app/catalog.json
 	$(BIN)/python -m ml catalog > app/catalog.json.tmp && mv app/catalog.json.tmp app/catalog.json
+
+reference: install ## Write docs/reference from settings, catalog and problems
+	$(BIN)/python -m app.reference
 
 migration: install ## Draft a migration: make migration WHAT="add a column"
 	$(BIN)/python -m migrations revision "$(WHAT)"

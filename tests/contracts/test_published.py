@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from app import reference
 from ml import catalog, methods, networks
 from ml.training import spec
 
@@ -39,3 +42,9 @@ def test_the_catalog_is_fresh() -> None:
         "name": "small",
         **networks.about("small"),
     }, STALE
+
+
+@pytest.mark.parametrize("name", sorted(reference.pages()))
+def test_the_reference_is_fresh(name: str) -> None:
+    """Settings, methods and problems on paper are those of the code."""
+    assert (reference.FOLDER / name).read_text() == reference.pages()[name], "run `make reference`"
