@@ -137,8 +137,8 @@ def problems_page() -> str:
     header = ("type", "status", "title", "what happened", "what to do")
     return page(
         "Problems",
-        "Every error is a problem document (RFC 9457). Its `type` is one of these paths, under which the service serves "
-        "this text. Without a status the code stands in the error of a failed job or data set.",
+        "Every error is a problem document (RFC 9457). Its `type` is one of these paths, and the service serves "
+        "this text there. Without a status the code stands in the error of a failed job or data set.",
         *(part for group, rows in groups.items() for part in (f"## {group}", table(header, rows))),
     )
 
