@@ -17,7 +17,7 @@ from app.datasets import routes as datasets
 from app.datasets import upload_service
 from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
-from app.http.access import Keyring
+from app.http.access import KeyCache
 from app.http.metrics import Meter
 from app.http.routing import Paths
 from app.jobs import methods_routes, results_routes
@@ -27,7 +27,7 @@ from app.jobs.stream import News
 from app.keys import routes as keys
 from app.models import routes as models
 from app.models.registry_cache import Known
-from app.notifier import Broker
+from app.notifier import Notifier
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
 from app.predictions.lane import Lane
@@ -57,8 +57,8 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state = app.state
         state.storage.create()
         state.engine = db.connect(config)
-        state.broker = Broker(config)
-        state.keyring = Keyring(config, state.engine)
+        state.broker = Notifier(config)
+        state.keyring = KeyCache(config, state.engine)
         state.models_known = Known(state.engine)
         state.news = News(state.engine, config.event_poll_s)
         state.gateway = Gateway(
@@ -99,7 +99,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     for route in app.routes:
         if isinstance(route, Lane):
             stack = route.beside(app, stack)
-    app.middleware_stack = security.Guard(stack, settings=config, meter=app.state.meter)
+    app.middleware_stack = security.SecurityMiddleware(stack, settings=config, meter=app.state.meter)
     return app
 
 

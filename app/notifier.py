@@ -42,7 +42,7 @@ def away() -> tuple[type[Exception], ...]:
     return OperationalError, RedisError, OSError
 
 
-class Broker:
+class Notifier:
     """One process's way to ring. Celery is loaded by its first use: it would be a quarter of the API's start."""
 
     def __init__(self, settings: Settings) -> None:

@@ -74,7 +74,7 @@ def rounded_batch(size: int | None) -> int | None:
     return size // 8 * 8 if size >= 8 else size // 4 * 4 or 2
 
 
-class RanksApart(Failure):
+class RankDivergence(Failure):
     """The processes of one training, which do the same, hold weights that differ by more than rounding."""
 
     def __init__(self, drift: float) -> None:

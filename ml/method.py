@@ -1,4 +1,4 @@
-"""The whole vocabulary of a method: `Method`, `Phase`, `Batch`, `Lab`.
+"""The whole vocabulary of a method: `Method`, `Phase`, `Batch`, `TrainContext`.
 
 The loop (`ml.training.trainer`) owns time - order, devices, schedules, generators, events, state. The method owns the
 step.
@@ -104,7 +104,7 @@ class Optimizers:
         return [group for member in self.members for group in member.param_groups]
 
 
-class Lab(Protocol):
+class TrainContext(Protocol):
     """What a method may ask of the loop when a phase or an epoch begins."""
 
     @property
@@ -134,7 +134,7 @@ class Lab(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class Pass:
     """One pass of an epoch over a pool. A phase that trains its networks one after the other gives each its turn.
 
     Pools are masks (M,) or int64 positions, of which a repeated one is shown as often.
@@ -145,7 +145,7 @@ class Turn:
     share: float = 0.5  # of a batch that is unlabelled, if there are enough
 
 
-def nothing(_: Lab) -> None:
+def nothing(_: TrainContext) -> None:
     """A phase that prepares nothing."""
 
 
@@ -166,9 +166,9 @@ class Phase:
     optimizers: Callable[[], Optimizers] | None  # built on entering; None keeps those of the phase before
     before_step: Callable[[Batch], None] = no_matter  # after the gradients, before they are used: mask some
     after_step: Callable[[Batch], None] = no_matter  # average weights
-    enter: Callable[[Lab], None] = nothing  # once: re-initialise parts, estimate a transition matrix
-    begin_epoch: Callable[[Lab], None] = nothing  # score the set, split it, refine labels, move a schedule
-    turns: Callable[[], Sequence[Turn]] | None = None  # what this epoch draws from; None is one turn of all samples
+    enter: Callable[[TrainContext], None] = nothing  # once: re-initialise parts, estimate a transition matrix
+    begin_epoch: Callable[[TrainContext], None] = nothing  # score the set, split it, refine labels, move a schedule
+    turns: Callable[[], Sequence[Pass]] | None = None  # what this epoch draws from; None is one turn of all samples
     views: tuple[View, ...] = ("weak",)  # what is shown of every image
     clip: float | None = None  # limit of the joint gradient norm; None does not clip
     name: str = "train"  # shown in reports
@@ -181,7 +181,7 @@ class Method(nn.Module):
         """`labels` are the given ones (N,); every call of `network` returns another, freshly initialised one."""
         super().__init__()
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """From settings alone, so that (phase, epoch, step) is enough to resume."""
         raise TypeError(f"{type(self).__name__} defines no phases")
 
@@ -199,7 +199,7 @@ class Method(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainHyperparameters:
     """What of the training spec a method may know when it lays out its phases."""
 
     epochs: int

@@ -17,11 +17,11 @@ import threading
 import time
 from typing import Literal
 
-Told = Literal["drain", "cancel"]  # what a supervisor wants of its child
+Command = Literal["drain", "cancel"]  # what a supervisor wants of its child
 
 BEAT_S = 0.5  # a child says that it advances at most this often
 PR_SET_PDEATHSIG = 1
-_WORDS: dict[bytes, Told] = {b"d": "drain", b"c": "cancel"}
+_WORDS: dict[bytes, Command] = {b"d": "drain", b"c": "cancel"}
 
 # How a child ends; anything else is a crash. Whatever it says, the row tells whether the work was settled.
 SETTLED, FENCED_OFF, DRAINED, STOPPED, DATABASE_UNAVAILABLE = 0, 70, 75, 76, 69
@@ -33,14 +33,14 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-class Leash:
+class ControlChannel:
     """The child's end. `told` is what the supervisor wants, to be looked at between steps.
 
     One process listens: the child, or the one it has forked to do the work. Until then it has no second thread.
     """
 
     def __init__(self, line: socket.socket) -> None:
-        self.told: Told | None = None
+        self.told: Command | None = None
         self._line = line
         self._beaten = 0.0
 

@@ -21,7 +21,7 @@ from app.db.session import connect, transaction
 from app.db.tables import Dataset, IdempotencyKey, Job, Worker
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
-from app.notifier import TASK, Bell, Broker
+from app.notifier import TASK, Bell, Notifier
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import orphan_cleanup
@@ -36,7 +36,7 @@ BELLS_WAITING = 16  # more unheard bells than this say nothing new
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, engine: Engine, broker: Broker) -> None:
+    def __init__(self, settings: Settings, engine: Engine, broker: Notifier) -> None:
         self._settings = settings
         self._engine = engine
         self._broker = broker
@@ -106,7 +106,7 @@ def main() -> None:
     settings = current()
     logs.configure(settings.log_level, process="dispatcher")
     Storage(settings.data_dir).create()
-    engine, broker = connect(settings), Broker(settings)
+    engine, broker = connect(settings), Notifier(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

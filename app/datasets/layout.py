@@ -26,7 +26,7 @@ IMAGES = frozenset((
 JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
 
-class Labeled(NamedTuple):
+class ImageRecord(NamedTuple):
     """An image file with its split and class ids; the fields that `ml.data.ingest` asks for."""
 
     path: str
@@ -45,7 +45,7 @@ class Layout:
     """Everything ingest needs. `facts` are shown with the data set."""
 
     classes: tuple[str, ...]
-    images: list[Labeled]
+    images: list[ImageRecord]
     findings: list[Finding]
     facts: dict[str, str | None]
 
@@ -156,7 +156,7 @@ def _layout(rows: list[Row], findings: list[Finding], facts: dict[str, str | Non
     images = []
     for (path, offset, stored_bytes, deflated, image_bytes, crc), split, given, clean in rows:
         place = (offset, stored_bytes, deflated, image_bytes, crc)
-        images.append(Labeled(path, splits[split], ids[given], ids[clean], *place))
+        images.append(ImageRecord(path, splits[split], ids[given], ids[clean], *place))
     trained = {image.given for image in images if image.split == "train"}
     if len(trained) < 2:
         only = shown(classes[next(iter(trained)) or 0], 60)

@@ -48,7 +48,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Keyring:
+class KeyCache:
     """Keys this process has seen lately."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:

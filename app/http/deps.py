@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from app.catalog import Catalog
 from app.db import session as db
-from app.notifier import Broker
+from app.notifier import Notifier
 from app.settings import Settings
 from app.storage import Storage
 
@@ -42,8 +42,8 @@ async def _storage(request: Request) -> Storage:
     return storage
 
 
-async def _broker(request: Request) -> Broker:
-    broker: Broker = request.app.state.broker
+async def _broker(request: Request) -> Notifier:
+    broker: Notifier = request.app.state.broker
     return broker
 
 
@@ -59,6 +59,6 @@ async def _request_id(request: Request) -> str:
 
 Config = Annotated[Settings, Depends(_settings)]
 Files = Annotated[Storage, Depends(_storage)]
-Bells = Annotated[Broker, Depends(_broker)]
+Bells = Annotated[Notifier, Depends(_broker)]
 Trainable = Annotated[Catalog, Depends(_catalog)]
 RequestId = Annotated[str, Depends(_request_id)]

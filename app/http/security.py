@@ -38,7 +38,7 @@ ON_EVERY_ANSWER = (
 OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # whatever a route says of these
 
 
-class Guard:
+class SecurityMiddleware:
     def __init__(self, app: ASGIApp, *, settings: Settings, meter: Meter) -> None:
         self._app, self._settings, self._meter = app, settings, meter
         named = (name.strip().lower() for name in settings.allowed_hosts.split(","))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ml.method import Lab
+from ml.method import TrainContext
 
 
-class Keeper(nn.Module):
+class BestWeights(nn.Module):
     """A copy of one network's state, as buffers: a checkpoint holds it."""
 
     best: Tensor
@@ -24,7 +24,7 @@ class Keeper(nn.Module):
             self.register_buffer(self.names[name], value.detach().clone())
         self.register_buffer("best", torch.full((), -1.0, dtype=torch.float64))
 
-    def follow(self, lab: Lab, network: nn.Module, since: int) -> None:
+    def follow(self, lab: TrainContext, network: nn.Module, since: int) -> None:
         """Copy the network if its last epoch was the best since epoch `since`, with which the phase began.
 
         To be called when each epoch of the phase begins, and before the next phase does: an epoch is measured at its

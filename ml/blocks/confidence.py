@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.blocks import losses
-from ml.method import Lab, Network
+from ml.method import Network, TrainContext
 
 VIEWS = 2  # whose mean answer decides
 
@@ -34,7 +34,7 @@ class Confident(nn.Module):
         self.register_buffer("mask", torch.ones(len(labels), dtype=torch.bool))
         self.register_buffer("class_weights", torch.ones(classes))
 
-    def select(self, lab: Lab, network: Network) -> None:
+    def select(self, lab: TrainContext, network: Network) -> None:
         """Choose anew, by the mean softmax of two augmented views in eval mode; the classes' shares are logged."""
         answers = lab.score(lambda images: network(images).float().softmax(dim=1), views=VIEWS)
         chosen = answers.argmax(dim=1) == self.labels

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.blocks import losses, single_network
-from ml.method import Batch, Network, Optimizers, Recipe
+from ml.method import Batch, Network, Optimizers, TrainHyperparameters
 
 SMALL = 1e-8  # deviation of the first values
 LEAST = 1e-4  # a probability counts as at least this
@@ -87,14 +87,14 @@ class SampleVariables(nn.Module):
 P = TypeVar("P", bound=OverparameterizationParams)
 
 
-class Overparameterized(single_network.Single[P]):
+class Overparameterized(single_network.SingleNetworkMethod[P]):
     """One network, and u and v of every sample."""
 
     def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.variables = SampleVariables(len(labels), self.network.class_count)
 
-    def optimizers(self, training: Recipe) -> Optimizers:
+    def optimizers(self, training: TrainHyperparameters) -> Optimizers:
         """The network's, on the spec's schedule, and the variables', whose rates never move."""
         own = self.variables.sgd(self.params)
         return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import optimizers, small_loss
-from ml.method import Batch, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainHyperparameters
 
 
 class SelectionParams(BaseModel):
@@ -66,7 +66,7 @@ class Pair(method.Method, Generic[P]):
         """The loss, a scalar, of both networks' logits (B, C) and labels (B,) when the share `rate` is set aside."""
         raise TypeError(f"{type(self).__name__} selects nothing")
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
 
         def loss(batch: Batch) -> Tensor:
@@ -93,7 +93,9 @@ def forget_rate(params: SelectionParams, epoch: int, epochs: int) -> float:
     return small_loss.forget_rate(epoch, params.noise_rate * params.forgotten, max(1, round(params.gradual * epochs)))
 
 
-def build_optimizers(params: SelectionParams, training: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizers:
+def build_optimizers(
+    params: SelectionParams, training: TrainHyperparameters, parameters: Iterable[nn.Parameter]
+) -> Optimizers:
     """One optimizer over both networks: where their losses share no weight it does what two would."""
     if params.optimizer == "sgd":
         return Optimizers((training.sgd(parameters),), training.factor)

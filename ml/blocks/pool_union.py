@@ -10,22 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ml.method import Turn
+from ml.method import Pass
 
 
-def shared(one: Sequence[Turn], two: Sequence[Turn]) -> Sequence[Turn]:
+def shared(one: Sequence[Pass], two: Sequence[Pass]) -> Sequence[Pass]:
     """Turn by turn: a sample is labelled if either half trusts it, unlabelled if neither does."""
     return [either(*pair) for pair in zip(one, two, strict=True)]
 
 
-def either(one: Turn, two: Turn) -> Turn:
+def either(one: Pass, two: Pass) -> Pass:
     """As many labelled images in all as the one that shows more, so that repetitions stay what they are."""
     given = [positions(turn.pool) for turn in (one, two)]
     pool, longest = _joined(given), max(map(len, given))
     besides = [positions(turn.unlabelled) for turn in (one, two) if turn.unlabelled is not None]
     unlabelled = _without(_joined(besides), pool) if besides else None
     shown = repeated(pool, longest) if len(pool) < longest else pool
-    return Turn(shown, unlabelled, min(one.share, two.share))
+    return Pass(shown, unlabelled, min(one.share, two.share))
 
 
 def positions(pool: Tensor) -> Tensor:

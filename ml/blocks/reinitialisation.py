@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ml.blocks import optimizers as owners
 from ml.blocks import schedules
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 
 PARTS = ("body", "last_stage", "classifier")  # of every network, in their order; together all its parameters
 TAIL = PARTS[1:]
@@ -52,7 +52,9 @@ class Stages:
     The spec's schedule counts through all of them.
     """
 
-    def __init__(self, network: Network, make: Callable[[], Network], training: Recipe, samples: int) -> None:
+    def __init__(
+        self, network: Network, make: Callable[[], Network], training: TrainHyperparameters, samples: int
+    ) -> None:
         """`make` gives the fresh networks whose parts are taken over; `samples` are seen in an epoch."""
         self.network, self.make = network, make
         self.training, self.samples = training, samples
@@ -72,7 +74,7 @@ class Stages:
         rate = reaching(learning_rate, epochs * self.samples // self.training.batch_size)
         factor = self._factor(begin, epochs)
 
-        def enter(_: Lab) -> None:
+        def enter(_: TrainContext) -> None:
             renew(self.network, self.make(), parts)
             train_only(self.network, parts)
 

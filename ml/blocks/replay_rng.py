@@ -12,12 +12,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ml.method import Lab
+from ml.method import TrainContext
 
 T = TypeVar("T")
 Generators = Callable[[str], torch.Generator]
 
-SCORING = "scoring"  # the concern by which `Lab.score` draws its views
+SCORING = "scoring"  # the concern by which `TrainContext.score` draws its views
 
 
 def twice(generators: Generators, first: Callable[[Generators], T], second: Callable[[Generators], T]) -> tuple[T, T]:
@@ -35,15 +35,15 @@ def twice(generators: Generators, first: Callable[[Generators], T], second: Call
     return one, second(generators)
 
 
-def twice_in(lab: Lab, first: Callable[[Lab], None], second: Callable[[Lab], None]) -> None:
+def twice_in(lab: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]) -> None:
     """The same for what hosts do when a phase or an epoch begins."""
     twice(lab.generator, lambda g: first(_WatchedLab(lab, g)), lambda g: second(_WatchedLab(lab, g)))
 
 
 class _WatchedLab:
-    """A `Lab` whose generators are watched."""
+    """A `TrainContext` whose generators are watched."""
 
-    def __init__(self, lab: Lab, generator: Generators) -> None:
+    def __init__(self, lab: TrainContext, generator: Generators) -> None:
         self._lab = lab
         self.generator = generator
         self.epoch = lab.epoch

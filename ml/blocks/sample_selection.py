@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.blocks import losses, schedules
-from ml.method import Batch, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainHyperparameters
 
 SMALLEST = 1e-8  # added to probabilities under a logarithm, as released
 
@@ -66,7 +66,7 @@ def beta(epoch: int, begin: int, length: int, largest: float) -> float:
 def sieving(
     network: Network,
     chosen: Sieve,
-    training: Recipe,
+    training: TrainHyperparameters,
     *,
     epochs: int,
     begin: int,

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ml import method
 from ml.blocks import losses
-from ml.method import Batch, Network, Optimizers, Recipe
+from ml.method import Batch, Network, Optimizers, TrainHyperparameters
 
 P = TypeVar("P", bound=BaseModel)
 
 
-class Single(method.Method, Generic[P]):
+class SingleNetworkMethod(method.Method, Generic[P]):
     """A method that trains one network and answers with it."""
 
     params: P
@@ -29,7 +29,7 @@ class Single(method.Method, Generic[P]):
         self.make = network  # another one, freshly initialised, whose state the network may take over
         self.network = network()
 
-    def optimizers(self, training: Recipe) -> Optimizers:
+    def optimizers(self, training: TrainHyperparameters) -> Optimizers:
         """SGD over everything that learns, on the spec's schedule."""
         return Optimizers((training.sgd(self.parameters()),), training.factor)
 

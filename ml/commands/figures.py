@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from ml.reports import plots, report_data, selftest
     from ml.training import checkpoint
     from ml.training.spec import TrainingSpec
-    from ml.training.trainer import Training
+    from ml.training.trainer import Trainer
 
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
     )
     truth = found.truth
-    training = Training.build(
+    training = Trainer.build(
         spec, found.images, truth=truth, device=options.device, threads=options.threads, weights=options.weights
     )
     known = checkpoint.newest(

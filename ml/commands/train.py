@@ -18,7 +18,7 @@ from ml.training import spec
 if TYPE_CHECKING:
     from ml.data.dataset import LabeledImages
     from ml.distributed import process_group
-    from ml.distributed.launch import Seat
+    from ml.distributed.launch import RankInfo
 
 SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
@@ -68,26 +68,26 @@ def run(options: argparse.Namespace) -> int:
         raise errors.Failure(f"{ended}: the training stopped") from ended
 
 
-def _rank(seat: Seat, options: argparse.Namespace, names: list[str]) -> int:
+def _rank(seat: RankInfo, options: argparse.Namespace, names: list[str]) -> int:
     """One of the processes that train together; the first alone writes and prints."""
     from ml.distributed import process_group
     from ml.training import devices
 
     try:
         device = devices.resolve(names[seat.rank])
-        group = process_group.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
+        group = process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
         return _trained(options, names[seat.rank], group)
     except commands.EXPECTED as error:
         print(f"train: {errors.told(error)}", file=sys.stderr)
         raise
 
 
-def _trained(options: argparse.Namespace, device: str | None, group: process_group.Group | None) -> int:
+def _trained(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
     from ml import folders
     from ml.reports import selftest
     from ml.serving import model_archive
     from ml.training import checkpoint
-    from ml.training.trainer import EpochReport, Training
+    from ml.training.trainer import EpochReport, Trainer
 
     wanted = _spec(options)
     first = group is None or group.rank == 0
@@ -95,7 +95,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: process_gro
         options.data, image_size=wanted.image_size, resize=wanted.resize, label_column=options.label_column
     )
     wanted = _suited(wanted, found.images)
-    training = Training.build(
+    training = Trainer.build(
         wanted,
         found.images,
         truth=found.truth,

@@ -39,7 +39,7 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
-class Labeled(Item, Protocol):
+class ImageRecord(Item, Protocol):
     """A picture with its split ('train', 'test') and class ids: the given label, and the clean one where known."""
 
     @property
@@ -61,7 +61,7 @@ class Finding(NamedTuple):
 
 def ingest(
     container: Path,
-    items: Iterable[Labeled],
+    items: Iterable[ImageRecord],
     classes: Sequence[str],
     folder: Path,
     *,
@@ -114,7 +114,7 @@ def _suggested_size(container: Path, items: Sequence[Item]) -> int:
     return next((bucket for bucket in BUCKETS if bucket >= side), BUCKETS[-1])
 
 
-def _require_usable(total: int, kept: Sequence[Labeled], report: Sequence[Finding], bad_fraction: float) -> None:
+def _require_usable(total: int, kept: Sequence[ImageRecord], report: Sequence[Finding], bad_fraction: float) -> None:
     bad = total - len(kept)
     if bad > bad_fraction * total:
         worst = report[0]
@@ -129,9 +129,9 @@ def _require_usable(total: int, kept: Sequence[Labeled], report: Sequence[Findin
         raise UnusableData("only one class has training images; two are needed", code="too_few_classes")
 
 
-def _copies(kept: Sequence[tuple[Labeled, Outcome]], classes: Sequence[str]) -> list[Finding]:
+def _copies(kept: Sequence[tuple[ImageRecord, Outcome]], classes: Sequence[str]) -> list[Finding]:
     """Byte-identical pictures: under two labels, across the splits, or merely repeated."""
-    first: dict[str, Labeled] = {}
+    first: dict[str, ImageRecord] = {}
     found = []
     for item, outcome in kept:
         original = first.setdefault(outcome.sha256, item)
@@ -148,7 +148,7 @@ def _copies(kept: Sequence[tuple[Labeled, Outcome]], classes: Sequence[str]) -> 
     return found
 
 
-def _small_classes(kept: Sequence[Labeled], classes: Sequence[str]) -> list[Finding]:
+def _small_classes(kept: Sequence[ImageRecord], classes: Sequence[str]) -> list[Finding]:
     counts = collections.Counter(item.given for item in kept if item.split == "train")
     found = []
     for index, name in enumerate(classes):
@@ -164,7 +164,7 @@ def _name(classes: Sequence[str], index: int | None) -> str | None:
 
 
 def _facts(
-    kept: Sequence[tuple[Labeled, Outcome]], classes: Sequence[str], report: Sequence[Finding]
+    kept: Sequence[tuple[ImageRecord, Outcome]], classes: Sequence[str], report: Sequence[Finding]
 ) -> dict[str, object]:
     """Counts, sizes and the digest: sha256 over path, split, content and labels of every image, in order."""
     pairs = {(item.given, item.clean) for item, _ in kept}
@@ -200,7 +200,7 @@ def _place(item: Item) -> tuple[int, int, int, int]:
 
 def _write_index(
     target: Path,
-    kept: Sequence[tuple[Labeled, Outcome]],
+    kept: Sequence[tuple[ImageRecord, Outcome]],
     classes: Sequence[str],
     report: Sequence[Finding],
     facts: Mapping[str, object],

@@ -22,7 +22,7 @@ WATCH_S = 0.1  # how often the launcher looks at the processes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Seat(NamedTuple):
+class RankInfo(NamedTuple):
     """What one of the processes needs to know to meet the others."""
 
     rank: int
@@ -78,4 +78,4 @@ def launch(entry: Callable[..., T], size: int, *arguments: object) -> list[T]:
 def _seated(entry: Callable[..., T], meeting: Path, arguments: tuple[Any, ...]) -> T:
     for number in SIGNALS:  # the launcher's are inherited; a SIGINT says that it is gone
         signal.signal(number, signal.SIG_DFL)
-    return entry(Seat(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), meeting), *arguments)
+    return entry(RankInfo(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), meeting), *arguments)

@@ -31,11 +31,11 @@ LARGEST_DRIFT = 1e-3  # between ranks, as a share of a tensor's largest value: r
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks live on one machine
 
 
-class PeerLost(RuntimeError):
+class RankFailure(RuntimeError):
     """Another rank has ended, or does not answer: of this attempt, not of the training."""
 
 
-class Group:
+class ProcessGroup:
     """The processes of one training, seen by one of them. Rank 0 alone talks to the world outside."""
 
     def __init__(self, rank: int, size: int, device: torch.device, store: FileStore) -> None:
@@ -115,7 +115,7 @@ class Group:
         with _among_peers():
             dist.all_reduce(drift, dist.ReduceOp.MAX)
         if float(drift) > LARGEST_DRIFT:
-            raise errors.RanksApart(float(drift))
+            raise errors.RankDivergence(float(drift))
 
     def _of_first(self, own: Tensor) -> Tensor:
         common = own.detach().clone(memory_format=torch.contiguous_format)
@@ -189,7 +189,7 @@ class _Share(torch.autograd.Function):
     """Own rows forth; back, the gradients of everybody's rows, because what made the images is not divided."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, images: Tensor, group: ProcessGroup) -> Tensor:
         ctx.rows, ctx.group = len(images), group
         return images[:1] if group.idle(len(images)) else images[group.own(len(images))]
 
@@ -202,7 +202,7 @@ class _Gather(torch.autograd.Function):
     """Everybody's rows forth; back, the gradient of the own: what follows is the same on all ranks."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, rows: int, group: Group) -> Tensor:
+    def forward(ctx: Any, features: Tensor, rows: int, group: ProcessGroup) -> Tensor:
         ctx.rows, ctx.group = rows, group
         return group.gathered(features, rows)
 
@@ -219,4 +219,4 @@ def _among_peers() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # each backend has its own complaints
-        raise PeerLost(f"another process of this training has ended or does not answer: {error}") from error
+        raise RankFailure(f"another process of this training has ended or does not answer: {error}") from error

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ml.distributed.process_group import Group
+from ml.distributed.process_group import ProcessGroup
 from ml.method import Network
 
 
-def shard(network: Network, group: Group) -> Network:
+def shard(network: Network, group: ProcessGroup) -> Network:
     """The same network, from now on computing this rank's rows while the group is together."""
     for part in (network.body, network.last_stage):
         for module in part.modules():
@@ -37,7 +37,7 @@ def shard(network: Network, group: Group) -> Network:
     return network
 
 
-def _gradients_add_up(part: nn.Module, group: Group) -> None:
+def _gradients_add_up(part: nn.Module, group: ProcessGroup) -> None:
     """During a forward pass the part's parameters are views of themselves whose gradient is summed over ranks.
 
     At this place, and not on the parameters: a penalty on weights is the same on all ranks and must not be summed. And
@@ -70,7 +70,7 @@ def _gradients_add_up(part: nn.Module, group: Group) -> None:
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the rows of all ranks, as one process would do it with the whole batch."""
 
-    group: Group
+    group: ProcessGroup
 
     def forward(self, input: Tensor) -> Tensor:
         """(b, C, H, W) -> (b, C, H, W)."""
@@ -108,7 +108,7 @@ class _Sum(torch.autograd.Function):
     """Parameters as they are; back, their gradients summed over ranks in one exchange."""
 
     @staticmethod
-    def forward(ctx: Any, group: Group, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, group: ProcessGroup, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.group, ctx.layouts = group, [(parameter.shape, parameter.stride()) for parameter in parameters]
         ctx.set_materialize_grads(False)  # a parameter that had no part in the pass has no gradient
         return tuple(parameter.view_as(parameter) for parameter in parameters)
@@ -141,7 +141,7 @@ class _Normalise(torch.autograd.Function):
         variance: Tensor,
         count: Tensor,
         eps: float,
-        group: Group,
+        group: ProcessGroup,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps, ctx.group, ctx.idle = eps, group, group.is_idle()

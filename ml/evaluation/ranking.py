@@ -45,7 +45,7 @@ class Heard(NamedTuple):
         return cls(*(torch.zeros(shape, device=place) for shape in (count, (count, classes), count)))
 
 
-class LabelLog:
+class MarginTracker:
     """What plain logits said of every given label: the material that labels are ranked from."""
 
     def __init__(self, labels: Tensor, classes: int) -> None:
@@ -113,7 +113,7 @@ class LabelIssues:
     transition: Vector  # (C, C), estimated P(given j | likely i); rows sum to 1
 
 
-def label_issues(labels: Tensor, log: LabelLog, held_out: Tensor | None = None) -> LabelIssues | None:
+def label_issues(labels: Tensor, log: MarginTracker, held_out: Tensor | None = None) -> LabelIssues | None:
     """Rank the given labels; None if no epoch was logged. `held_out` are the rows that were not trained on.
 
     How many are wrong is estimated from the predictions that contradict a label (`contradictions`); so many of the

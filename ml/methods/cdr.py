@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ml.blocks import single_network, small_loss
-from ml.method import Batch, Phase, Recipe
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -52,10 +52,10 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Cross-entropy whose gradient is masked."""
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
 
         def mask(_: Batch) -> None:

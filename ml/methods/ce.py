@@ -50,7 +50,7 @@ class Method(method.Method):
         self.params = params
         self.networks = nn.ModuleList(network() for _ in range(params.networks))
 
-    def phases(self, training: method.Recipe) -> Sequence[method.Phase]:
+    def phases(self, training: method.TrainHyperparameters) -> Sequence[method.Phase]:
         """One phase over all epochs."""
 
         def loss(batch: method.Batch) -> Tensor:

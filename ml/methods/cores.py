@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import sample_selection, single_network
-from ml.method import Network, Phase, Recipe
+from ml.method import Network, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -47,14 +47,14 @@ class Params(BaseModel):
     beta: float = Field(default=2.0, ge=0.0, le=20.0, description="The regulariser's weight once it is fully on.")
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """One network and its sieve."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.sieve = sample_selection.Sieve(labels, self.network.class_count)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase; what changes with its epochs are the regulariser and the sieve."""
         p = self.params
         begin, growth, since = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))

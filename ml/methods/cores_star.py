@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import losses, reinitialisation, sample_selection, schedules, single_network
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
+from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 CLIP = 5.0  # of the joint gradient norm in stage 2
@@ -70,14 +70,14 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """The sieve, then a fresh network."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.sieve = sample_selection.Sieve(labels, self.network.class_count)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Stage 1 sieves at least in its last epoch, if it has two."""
         p = self.params
         first, rest = schedules.lengths(training.epochs, (p.sieve,))
@@ -116,14 +116,14 @@ class Method(single_network.Single[Params]):
         )
         return [forming, consistent]
 
-    def _begin_anew(self, _: Lab) -> None:
+    def _begin_anew(self, _: TrainContext) -> None:
         reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
 
-    def _turns(self) -> Sequence[Turn]:
+    def _turns(self) -> Sequence[Pass]:
         kept = self.sieve.kept
         if bool(kept.all()) or not bool(kept.any()):
-            return [Turn(torch.ones_like(kept))]
-        return [Turn(kept, ~kept, self.params.unlabelled_share)]
+            return [Pass(torch.ones_like(kept))]
+        return [Pass(kept, ~kept, self.params.unlabelled_share)]
 
     def _consistent(self, batch: Batch) -> Tensor:
         """Labelled images by their strong view, the others by both, in one pass."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ml import method, methods
 from ml.blocks import deconfounding, losses, mutual_learning, pool_union, replay_rng
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
 
@@ -123,7 +123,7 @@ class Method(method.Method):
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
         self.brake = mutual_learning.Brake()
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
         hosts select, and collapses a training whose layers have just been renewed."""
         pairs = list(zip(self.host1.phases(training), self.host2.phases(training), strict=True))
@@ -138,7 +138,12 @@ class Method(method.Method):
         return [self._paired(first, second, training, strength, begun) for first, second in pairs]
 
     def _paired(
-        self, first: Phase, second: Phase, training: Recipe, strength: Callable[[int], float], begun: int | None
+        self,
+        first: Phase,
+        second: Phase,
+        training: TrainHyperparameters,
+        strength: Callable[[int], float],
+        begun: int | None,
     ) -> Phase:
         """`begun` is the epoch in which the exchange begins, on a host with several phases."""
 
@@ -169,7 +174,7 @@ class Method(method.Method):
             if batch.epoch == begun:
                 self.brake.watch_gradients(self.parameters(), CLIP)
 
-        def begin_epoch(lab: Lab) -> None:
+        def begin_epoch(lab: TrainContext) -> None:
             if begun is not None and lab.epoch == begun + 1:
                 self.brake.decide()
             replay_rng.twice_in(lab, first.begin_epoch, second.begin_epoch)
@@ -188,7 +193,7 @@ class Method(method.Method):
             clip=CLIP,
         )
 
-    def _enter(self, lab: Lab, first: Phase, second: Phase) -> None:
+    def _enter(self, lab: TrainContext, first: Phase, second: Phase) -> None:
         """Both hosts' own beginning, which DeNLL's own parts follow."""
         members = deconfounding.branches(self)
         before = [member.classifier.weight.detach().clone() for member in members]
@@ -202,7 +207,7 @@ class Method(method.Method):
             learning = any(p.requires_grad for member in members for p in member.body.parameters())
             self.core.localization.requires_grad_(learning)
 
-    def _optimizers(self, hosts: Sequence[Callable[[], Optimizers]], training: Recipe) -> Optimizers:
+    def _optimizers(self, hosts: Sequence[Callable[[], Optimizers]], training: TrainHyperparameters) -> Optimizers:
         """Both hosts' own, and SGD without weight decay for what is DeNLL's: the localization module and the gates."""
         one, two = (build() for build in hosts)
         ours = []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import losses, mixmatch, mixture, mixup, schedules
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn, Unlabelled
+from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -115,7 +115,7 @@ class Method(method.Method):
         self.register_buffer("losses", torch.full((params.averaged_epochs, 2, len(labels)), torch.nan))
         self.register_buffer("clean_probability", torch.ones(2, len(labels)))  # by each network's own mixture
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Warm-up, then MixMatch; the optimizers and their schedule go on."""
         warm_up = min(training.epochs, max(1, round(self.params.warm_up * training.epochs)))
 
@@ -130,7 +130,7 @@ class Method(method.Method):
             return self._mixmatch(batch, batch.unlabelled, self.params.unlabelled_weight * ramp)
 
         every = torch.arange(len(self.labels))
-        plain = Phase(warm_up, self._warm_up, optimizers, turns=lambda: [Turn(every), Turn(every)], name="warm-up")
+        plain = Phase(warm_up, self._warm_up, optimizers, turns=lambda: [Pass(every), Pass(every)], name="warm-up")
         if warm_up == training.epochs:
             return [plain]
         rest = training.epochs - warm_up
@@ -162,7 +162,7 @@ class Method(method.Method):
         batch.observe(logits)
         return losses.cross_entropy(logits, batch.labels)
 
-    def _divide(self, lab: Lab) -> None:
+    def _divide(self, lab: TrainContext) -> None:
         """Co-divide (Alg. 1, lines 4-5): both mixtures before either network trains."""
         answers = lab.score(lambda images: torch.stack([network(images) for network in self.networks], dim=1))
         for number in range(len(self.networks)):
@@ -171,17 +171,17 @@ class Method(method.Method):
             average = self.losses[:, number].nanmean(dim=0)
             self.clean_probability[number] = mixture.clean_probability(average)
 
-    def _turns(self) -> Sequence[Turn]:
+    def _turns(self) -> Sequence[Pass]:
         """Each network trains on what the other one trusts (Alg. 1, lines 6-8)."""
         return [self._turn(self._trust(turn) > self.params.clean_threshold) for turn in range(len(self.networks))]
 
     def _trust(self, turn: int) -> Tensor:
         return self.clean_probability[1 - turn]
 
-    def _turn(self, trusted: Tensor) -> Turn:
+    def _turn(self, trusted: Tensor) -> Pass:
         if bool(trusted.all()) or not bool(trusted.any()):
-            return Turn(torch.ones_like(trusted))
-        return Turn(trusted, ~trusted)
+            return Pass(torch.ones_like(trusted))
+        return Pass(trusted, ~trusted)
 
     def _mixmatch(self, batch: Batch, unlabelled: Unlabelled, weight: float) -> Tensor:
         """One step of Algorithm 1, lines 9-27; `weight` is λ_u."""

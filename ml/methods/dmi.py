@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import best_weights, losses, schedules, single_network
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 FLOOR = 1e-3  # added to |det U|
@@ -66,14 +66,14 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Cross-entropy, then the determinant."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = best_weights.Keeper(self.network)
+        self.kept = best_weights.BestWeights(self.network)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Warm-up and the rest."""
         first, rest = schedules.lengths(training.epochs, [self.params.warm_up])
 
@@ -94,10 +94,10 @@ class Method(single_network.Single[Params]):
         batch.observe(logits)
         return determinant_loss(logits, batch.labels)
 
-    def _keep(self, lab: Lab) -> None:
+    def _keep(self, lab: TrainContext) -> None:
         self.kept.follow(lab, self.network, since=0)
 
-    def _return(self, lab: Lab) -> None:
+    def _return(self, lab: TrainContext) -> None:
         self._keep(lab)
         self.kept.restore(self.network)
 

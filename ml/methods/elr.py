@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ml.blocks import early_learning, logit_history, losses, single_network
-from ml.method import Batch, Network, Phase, Recipe
+from ml.method import Batch, Network, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -36,14 +36,14 @@ class Params(early_learning.EarlyLearningParams):
     """Settings of ELR."""
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """One network and one remembered answer for each sample."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.memory = logit_history.Average(len(labels), self.network.class_count, params.target_kept)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
         return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ml import method
 from ml.blocks import averaging, balance, early_learning, logit_history, losses, mixup, schedules
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe, Turn
+from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 MIXING, SUBSET = "mixing", "subset"  # concerns: λ and the permutation; which samples an epoch shows
@@ -115,7 +115,7 @@ class Method(method.Method):
         self.params = params
         self.one, self.two = (Learner(params, labels, network) for _ in range(2))
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs, a turn for each network."""
         learners = (self.one, self.two)
         every = torch.arange(len(self.one.memory.values))
@@ -124,10 +124,10 @@ class Method(method.Method):
             members = tuple(training.sgd(learner.network.parameters()) for learner in learners)
             return Optimizers(members, training.factor)
 
-        def turns() -> Sequence[Turn]:
-            return [Turn(every if each.subset is None else each.subset.positions) for each in learners]
+        def turns() -> Sequence[Pass]:
+            return [Pass(every if each.subset is None else each.subset.positions) for each in learners]
 
-        def draw(lab: Lab) -> None:
+        def draw(lab: TrainContext) -> None:
             for learner in learners:
                 if learner.subset is not None:
                     learner.subset.draw(lab.generator(SUBSET))

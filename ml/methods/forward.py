@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import best_weights, schedules, single_network, transition
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 CONTINUED_RATE = 0.1  # times the spec's, as published for going on with the first stage's network
@@ -54,17 +54,17 @@ class Params(transition.TransitionParams):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Cross-entropy, an estimate of T, and cross-entropy through T."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = best_weights.Keeper(self.network)
+        self.kept = best_weights.BestWeights(self.network)
         self.register_buffer("transition", transition.matrix(params.transition, self.network.class_count))
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Plain, then corrected; corrected alone where T is known."""
 
         def optimizers() -> Optimizers:
@@ -87,10 +87,10 @@ class Method(single_network.Single[Params]):
         batch.observe(logits)
         return transition.forward_cross_entropy(logits, batch.labels, self.transition)
 
-    def _keep(self, lab: Lab) -> None:
+    def _keep(self, lab: TrainContext) -> None:
         self.kept.follow(lab, self.network, since=0)
 
-    def _estimate(self, lab: Lab) -> None:
+    def _estimate(self, lab: TrainContext) -> None:
         self._keep(lab)
         self.kept.restore(self.network)
         answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))

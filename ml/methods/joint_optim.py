@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import logit_history, losses, reinitialisation, schedules, single_network
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 ASYMMETRIC: dict[str, object] = {"prior_weight": 0.8, "entropy_weight": 0.4, "retrain_rate": 0.2 / 0.03}
@@ -70,7 +70,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Stage 1, with and without replaced labels, and stage 2."""
 
     targets: Tensor
@@ -81,7 +81,7 @@ class Method(single_network.Single[Params]):
         self.register_buffer("targets", losses.one_hot(labels, classes))  # (N, C)
         self.answers = logit_history.Ring(len(labels), classes, params.averaged_epochs)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Given labels, labels that follow the answers, a fresh network on the last of them."""
         p = self.params
         begin = min(p.begin, p.learning_labels)
@@ -102,11 +102,11 @@ class Method(single_network.Single[Params]):
         ]
         return [stretch for stretch in found if stretch.epochs]
 
-    def _replace(self, _: Lab) -> None:
+    def _replace(self, _: TrainContext) -> None:
         """Labels become what was answered of late (section 3.2)."""
         self.targets.copy_(self.answers.mean())
 
-    def _begin_anew(self, lab: Lab) -> None:
+    def _begin_anew(self, lab: TrainContext) -> None:
         self._replace(lab)
         reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
 

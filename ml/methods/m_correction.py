@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import beta_mixture, losses, mixup, schedules, single_network
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -72,7 +72,7 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """MixUp, then bootstrapping."""
 
     labels: Tensor
@@ -82,7 +82,7 @@ class Method(single_network.Single[Params]):
         self.mixture = beta_mixture.BetaMixture()
         self.register_buffer("labels", labels, persistent=False)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One optimizer and one schedule for all."""
         p = self.params
         guided = p.guided if p.variant == "soft" else 0.0
@@ -104,7 +104,7 @@ class Method(single_network.Single[Params]):
         ]
         return [stretch for stretch in found if stretch.epochs]
 
-    def _fit(self, lab: Lab) -> None:
+    def _fit(self, lab: TrainContext) -> None:
         """The mixture of all losses on augmented views, in eval mode."""
         self.mixture.fit(losses.cross_entropies(lab.score(self.network, views=1), self.labels))
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import losses, mixup, single_network
-from ml.method import Batch, Phase, Recipe
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -44,10 +44,10 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """One network, on mixtures alone."""
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
         return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import confidence, losses, reinitialisation, schedules, single_network
-from ml.method import Batch, Lab, Network, Phase, Recipe, Turn
+from ml.method import Batch, Network, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -81,14 +81,14 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Algorithm 1."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.confident = confidence.Confident(labels, self.network.class_count)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """All labels; two renewals; confident images. Too few epochs for all four drop the renewals first."""
         p = self.params
         shares = (p.warm_up, p.refine_last_stage, p.refine_classifier)
@@ -109,13 +109,13 @@ class Method(single_network.Single[Params]):
                 stages.sgd(begins, rest, learning),
                 enter=lambda _: reinitialisation.train_only(self.network, learning),
                 begin_epoch=self._select,
-                turns=lambda: [Turn(self.confident.mask)],
+                turns=lambda: [Pass(self.confident.mask)],
                 name="confident",
             ),
         ]
         return [stretch for stretch in found if stretch.epochs]
 
-    def _select(self, lab: Lab) -> None:
+    def _select(self, lab: TrainContext) -> None:
         self.confident.select(lab, self.network)
 
     def _weighted(self, batch: Batch) -> Tensor:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.blocks import confidence, losses, mixmatch, mixup, pool_union, reinitialisation, schedules, single_network
-from ml.method import Batch, Lab, Network, Phase, Recipe, Turn, Unlabelled
+from ml.method import Batch, Network, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -105,14 +105,14 @@ class Params(BaseModel):
     )
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """PES, then MixMatch."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.confident = confidence.Confident(labels, self.network.class_count, CAP)
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """All labels; a new classifier; MixMatch. Too few epochs for all three drop the renewal first."""
         p = self.params
         first, classifier, rest = schedules.lengths(training.epochs, (p.warm_up, p.refine_classifier))
@@ -143,19 +143,19 @@ class Method(single_network.Single[Params]):
         ]
         return [stretch for stretch in found if stretch.epochs]
 
-    def _select(self, lab: Lab) -> None:
+    def _select(self, lab: TrainContext) -> None:
         self.confident.select(lab, self.network)
 
-    def _turns(self) -> Sequence[Turn]:
+    def _turns(self) -> Sequence[Pass]:
         """As many steps as all images would take: confident ones are repeated where they are the fewer."""
         trusted = self.confident.mask
         positions = pool_union.positions(trusted)
         suspicious = len(trusted) - len(positions)
         if suspicious == 0:
-            return [Turn(trusted)]
+            return [Pass(trusted)]
         share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
         shown = pool_union.repeated(positions, round(len(trusted) * (1 - share)))
-        return [Turn(shown, ~trusted, share)]
+        return [Pass(shown, ~trusted, share)]
 
     def _mixmatch(self, batch: Batch, alpha: float, weight: float) -> Tensor:
         """One step; `weight` is λ_u. Labels are ranked by the guesses: no labelled image is shown unmixed."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ml.blocks import overparameterization
-from ml.method import Batch, Phase, Recipe
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -39,7 +39,7 @@ class Params(overparameterization.OverparameterizationParams):
 class Method(overparameterization.Overparameterized[Params]):
     """Eq. 5 and 6."""
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
         return [Phase(training.epochs, self._loss, lambda: self.optimizers(training), before_step=self.undo_mean)]
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, overparameterization
-from ml.method import Batch, Phase, Recipe
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -49,7 +49,7 @@ class Params(overparameterization.OverparameterizationParams):
 class Method(overparameterization.Overparameterized[Params]):
     """SOP, consistency and balance."""
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
         return [
             Phase(

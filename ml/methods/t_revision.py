@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import best_weights, losses, optimizers, schedules, single_network, transition
-from ml.method import Batch, Lab, Network, Optimizers, Phase, Recipe
+from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -70,19 +70,19 @@ class Params(transition.TransitionParams):
         return self
 
 
-class Method(single_network.Single[Params]):
+class Method(single_network.SingleNetworkMethod[Params]):
     """Algorithm 1."""
 
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.kept = best_weights.Keeper(self.network)
+        self.kept = best_weights.BestWeights(self.network)
         classes = self.network.class_count
         self.register_buffer("transition", transition.matrix(params.transition, classes))
         self.slack = nn.Parameter(torch.zeros(classes, classes))  # ΔT
 
-    def phases(self, training: Recipe) -> Sequence[Phase]:
+    def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Plain, weighted, revised; the plain phase only where T is to be estimated."""
         p = self.params
         known = p.transition is not None
@@ -131,14 +131,14 @@ class Method(single_network.Single[Params]):
         batch.observe(logits)
         return logits
 
-    def _keep(self, lab: Lab, since: int) -> None:
+    def _keep(self, lab: TrainContext, since: int) -> None:
         self.kept.follow(lab, self.network, since)
 
-    def _return(self, lab: Lab, since: int) -> None:
+    def _return(self, lab: TrainContext, since: int) -> None:
         self._keep(lab, since)
         self.kept.restore(self.network)
 
-    def _estimate(self, lab: Lab) -> None:
+    def _estimate(self, lab: TrainContext) -> None:
         self._return(lab, 0)
         answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))
         self.transition.copy_(transition.estimated(answers, self.params.anchor_quantile))

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ml.evaluation import attention
-from ml.reports.batch_runner import Viewer
+from ml.reports.batch_runner import BatchRunner
 
 SWAPS = 3  # other backgrounds each picture is seen before
 TINY = 1e-6
 
 
-def correlations(viewer: Viewer, images: Tensor, masks: Tensor) -> dict[str, float]:
+def correlations(viewer: BatchRunner, images: Tensor, masks: Tensor) -> dict[str, float]:
     """Fig. 1a: mean per-image cosine of the whole image's features with its foreground's (`foreground`) and its
     background's (`background`), each feature standardised over the whole images."""
 
@@ -65,7 +65,7 @@ def swapped(images: Tensor, masks: Tensor, others: Tensor, their_masks: Tensor) 
 
 
 def reliance(
-    viewer: Viewer, images: Tensor, masks: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    viewer: BatchRunner, images: Tensor, masks: Tensor, labels: Tensor, classes: int, generator: torch.Generator
 ) -> dict[str, Any] | None:
     """Accuracy before and after swapping, and how far each prediction moves: total variation distance, in [0, 1].
 

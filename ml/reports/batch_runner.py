@@ -18,7 +18,7 @@ from ml.method import Method
 
 
 @dataclass(frozen=True)
-class Viewer:
+class BatchRunner:
     """A method, put into eval mode for good, and how its pictures are normalised."""
 
     method: Method

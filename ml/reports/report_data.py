@@ -25,10 +25,10 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import attention
 from ml.evaluation.ranking import LabelIssues
 from ml.reports import backgrounds, label_figures
-from ml.reports.batch_runner import Viewer
+from ml.reports.batch_runner import BatchRunner
 from ml.training import events
 from ml.training.spec import seed_for
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 FEWEST, MOST = 64, 2000  # images looked at
 SECONDS = 10.0  # about what the figures may take, by the speed of the training itself
@@ -38,7 +38,7 @@ LARGEST_MATRIX = 200  # classes; beyond, matrices are left out
 IMAGE_BYTES = 1 << 27  # of normalised images held at once
 
 
-class Findings(NamedTuple):
+class ReportData(NamedTuple):
     """Everything the figures show."""
 
     numbers: dict[str, Any]  # JSON without NaN; what cannot be known is null
@@ -56,7 +56,7 @@ class Judged:
     rows: Tensor | None = None  # int64 (T,): the pictures' rows in the part they are of; None: their order
 
 
-def judged(training: Training, images: LabeledImages, truth: Truth, clean: Tensor | None = None) -> Judged | None:
+def judged(training: Trainer, images: LabeledImages, truth: Truth, clean: Tensor | None = None) -> Judged | None:
     """The test set if there is one, else the images held out; None without either.
 
     Held-out images are judged by `clean` int64 (N,), -1 where unknown; by given labels where nothing of them is known.
@@ -73,19 +73,19 @@ def judged(training: Training, images: LabeledImages, truth: Truth, clean: Tenso
 
 
 def find(
-    training: Training,
+    training: Trainer,
     images: LabeledImages,
     shown: Judged | None,
     *,
     wrong: NDArray[np.int8] | None = None,
     issues: LabelIssues | None = None,
     going_on: Callable[[], None] = lambda: None,
-) -> Findings:
+) -> ReportData:
     """All figures.
 
     `wrong` (N,): 1 for a wrong given label, 0 for a right one, -1 where unknown. `going_on` is called every batch.
     """
-    viewer = Viewer(training.method, training.mean, training.std, training.device, going_on)
+    viewer = BatchRunner(training.method, training.mean, training.std, training.device, going_on)
     most = affordable(training)
     small = len(training.classes) <= LARGEST_MATRIX
     numbers: dict[str, Any] = {
@@ -95,14 +95,14 @@ def find(
         "noise_rate": None if issues is None else issues.noise_rate,
     }
     if shown is None:
-        return Findings(numbers, images.images[:0].numpy())
+        return ReportData(numbers, images.images[:0].numpy())
     rows = image_store.evenly(len(shown.labels), most)
     numbers |= _of_answers(viewer, shown, rows, training, matrix=small)
     attended = rows[image_store.evenly(len(rows), PICTURES)] if numbers["attention"] else rows[:0]
-    return Findings(numbers, shown.pictures[attended].cpu().numpy())
+    return ReportData(numbers, shown.pictures[attended].cpu().numpy())
 
 
-def affordable(training: Training) -> int:
+def affordable(training: Trainer) -> int:
     """How many images to look at: as many as take `SECONDS`, by the speed of the training."""
     speed = events.speed(training.history) or FEWEST
     room = IMAGE_BYTES // (12 * training.spec.image_size**2)
@@ -110,8 +110,8 @@ def affordable(training: Training) -> int:
 
 
 def loss_histogram(
-    viewer: Viewer,
-    training: Training,
+    viewer: BatchRunner,
+    training: Trainer,
     images: LabeledImages,
     wrong: NDArray[np.int8] | None,
     issues: LabelIssues | None,
@@ -134,7 +134,7 @@ def loss_histogram(
     return {"wrong_by": origin, **label_figures.loss_histogram(losses, bad[rows])}
 
 
-def _of_answers(viewer: Viewer, shown: Judged, rows: Tensor, training: Training, *, matrix: bool) -> dict[str, Any]:
+def _of_answers(viewer: BatchRunner, shown: Judged, rows: Tensor, training: Trainer, *, matrix: bool) -> dict[str, Any]:
     """What is measured on these rows of the pictures that were not trained on."""
     labels = shown.labels[rows].cpu()
     images = viewer.images(shown.pictures[rows])
@@ -163,7 +163,7 @@ def _of_answers(viewer: Viewer, shown: Judged, rows: Tensor, training: Training,
 
 
 def attention_of(
-    viewer: Viewer, images: Tensor, rows: Tensor, labels: Tensor, probabilities: Tensor
+    viewer: BatchRunner, images: Tensor, rows: Tensor, labels: Tensor, probabilities: Tensor
 ) -> list[dict[str, Any]] | None:
     """Fig. 1b: Grad-CAM of some images for their answers; None for networks without feature maps."""
     chosen = image_store.evenly(len(labels), PICTURES)

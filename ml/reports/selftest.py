@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ml.data.dataset import LabeledImages, Truth
     from ml.evaluation.ranking import LabelIssues
     from ml.training.spec import TrainingSpec
-    from ml.training.trainer import Training
+    from ml.training.trainer import Trainer
 
 RANKING = ("auroc", "average_precision", "precision_at_count", "issue_precision", "issue_recall")
 
@@ -30,7 +30,7 @@ def reference(spec: TrainingSpec, images: LabeledImages, truth: Truth) -> Tensor
     return None if spec.noise is None else images.labels
 
 
-def outcome(training: Training, issues: LabelIssues | None, before: Tensor) -> dict[str, Any] | None:
+def outcome(training: Trainer, issues: LabelIssues | None, before: Tensor) -> dict[str, Any] | None:
     """The figures of a finished training; None where its spec injects no noise. What cannot be told is None.
 
     `before` int64 (N,) are the labels before the injection. `memorised` is the share of wrong labels, of those trained

@@ -23,7 +23,7 @@ from ml import errors, fsync
 from ml.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
-    from ml.training.trainer import Training
+    from ml.training.trainer import Trainer
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 FORMAT = 1
@@ -57,7 +57,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
 
 
-def save(folder: Path, training: Training, *, metrics: Mapping[str, Any] | None = None) -> Manifest:
+def save(folder: Path, training: Trainer, *, metrics: Mapping[str, Any] | None = None) -> Manifest:
     """Write a finished training's model to `folder`, which must not exist: a temporary folder beside it is renamed.
 
     Any error propagates and leaves nothing at `folder`.
@@ -108,13 +108,13 @@ def read(folder: Path) -> tuple[Manifest, dict[str, Tensor], Tensor]:
     return manifest, {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()}, check
 
 
-def _tensors(training: Training) -> dict[str, Tensor]:
+def _tensors(training: Trainer) -> dict[str, Tensor]:
     state = training.method.state_dict()
     tensors = {MODEL + name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     return tensors | {CHECK: training.batches.sample(CHECK_IMAGES)}
 
 
-def _manifest(training: Training, weights: File, metrics: Mapping[str, Any]) -> Manifest:
+def _manifest(training: Trainer, weights: File, metrics: Mapping[str, Any]) -> Manifest:
     facts = {
         "format": FORMAT,
         "spec": training.spec.model_dump(mode="json"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ml import errors, fsync
 from ml.study.plan import Run, key
-from ml.study.sources import Whereabouts
+from ml.study.sources import DataPaths
 
 CODE = Path(__file__).parents[1]  # the package that trains
 MEASURING = {"sources", "run"}  # what of the study's own code a result depends on
@@ -23,12 +23,12 @@ class Task(NamedTuple):
     """A run, where its pictures lie and what tells them from others, and the file that its result becomes."""
 
     run: Run
-    data: Whereabouts
+    data: DataPaths
     fingerprint: str
     target: Path
 
 
-def task(run: Run, data: Whereabouts, fingerprint: str, out: Path) -> Task:
+def task(run: Run, data: DataPaths, fingerprint: str, out: Path) -> Task:
     """The task whose result in `out` is named by run and data."""
     name = hashlib.sha256(f"{run.key}\n{fingerprint}".encode()).hexdigest()[:24]
     return Task(run, data, fingerprint, out / f"{name}.json")

@@ -23,7 +23,7 @@ from ml.study import sources
 from ml.study.plan import Run
 from ml.training.events import EpochReport, strict
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Place:
     captured: bool = False  # CUDA graphs
 
 
-def perform(run: Run, at: sources.Whereabouts, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
+def perform(run: Run, at: sources.DataPaths, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
     """Train and measure; `said` hears of every epoch. The result is strict JSON."""
     _warm_up()
     material = sources.load(run, at)
-    training = Training.build(
+    training = Trainer.build(
         run.spec,
         material.images,
         truth=material.truth,
@@ -72,11 +72,11 @@ def _warm_up() -> None:
     pixels = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
     images = LabeledImages(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
     spec = TrainingSpec(method="ce", network="small", image_size=16, epochs=1, precision="f32", device="cpu")
-    for _ in Training.build(spec, images, threads=1):
+    for _ in Trainer.build(spec, images, threads=1):
         pass
 
 
-def _train(training: Training, said: Callable[[EpochReport], None]) -> dict[str, float]:
+def _train(training: Trainer, said: Callable[[EpochReport], None]) -> dict[str, float]:
     """CPU and wall seconds of the steps (with what a method does before an epoch) and of measuring."""
     spent = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
     cpu, wall = time.process_time(), time.perf_counter()
@@ -91,7 +91,7 @@ def _train(training: Training, said: Callable[[EpochReport], None]) -> dict[str,
     return spent
 
 
-def _facts(training: Training, material: sources.Material, clean: Tensor | None) -> dict[str, Any]:
+def _facts(training: Trainer, material: sources.Material, clean: Tensor | None) -> dict[str, Any]:
     known = None if clean is None else clean >= 0
     wrong = None if clean is None or known is None else (training.labels != clean)[known].double().mean()
     tested = material.truth.test_labels
@@ -119,7 +119,7 @@ def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None
     }
 
 
-def _beside(training: Training, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+def _beside(training: Trainer, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """The scores of every head on another test set, after the last epoch."""
     part = _part(training, images, labels)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def _beside(training: Training, images: Tensor, labels: Tensor) -> dict[str, dic
     return {name: score._asdict() for name, score in found.items()}
 
 
-def _located(training: Training, material: sources.Material) -> dict[str, float] | None:
+def _located(training: Trainer, material: sources.Material) -> dict[str, float] | None:
     """Mean distance, in pixels, of the objects' middles in the test images from the picture's own, and from where the
     method sees them, if it has a mask; None where nobody knows them."""
     images, middles = material.truth.test_images, material.middles
@@ -144,14 +144,14 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().sum(dim=1).sqrt().nanmean())
 
 
-def _part(training: Training, images: Tensor, known: Tensor) -> measure.Part:
+def _part(training: Trainer, images: Tensor, known: Tensor) -> measure.Part:
     """Images of another set (T, S, S, 3) and what is known of each, for a method that learns no more."""
     training.method.eval()
     pixels = image_store.Pixels(images, training.mean, training.std, device=training.device)
     return measure.Part(pixels, torch.arange(len(images)), known)
 
 
-def _wrong_labels(training: Training, clean: Tensor) -> dict[str, dict[str, float]]:
+def _wrong_labels(training: Trainer, clean: Tensor) -> dict[str, dict[str, float]]:
     """Of the wrong labels that were trained on: how many a head repeats, and for how many it says the truth."""
     outside = torch.ones(len(clean), dtype=torch.bool)
     outside[training.held_out] = False
@@ -177,7 +177,7 @@ def _wrong_labels(training: Training, clean: Tensor) -> dict[str, dict[str, floa
     }
 
 
-def _ranking(training: Training, clean: Tensor) -> dict[str, float] | None:
+def _ranking(training: Trainer, clean: Tensor) -> dict[str, float] | None:
     issues = training.label_issues()
     if issues is None:
         return None

@@ -34,7 +34,7 @@ READY = "index.sqlite"  # what a data set that the service has made ready holds
 PROBE = 12  # scenes drawn to tell one generator from another
 
 
-class Whereabouts(NamedTuple):
+class DataPaths(NamedTuple):
     """Where a run's pictures lie, or the photographs of which its scenes are made; nowhere, where all is drawn."""
 
     folder: Path | None = None
@@ -52,13 +52,13 @@ class Material:
     middles: Tensor | None = None  # of the objects in the test images: x, y (T, 2) in pixels, NaN where none shows
 
 
-def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> Whereabouts:
+def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> DataPaths:
     """Where the pictures of the data set `name` lie; UnusableData if nobody said, or nothing is there."""
     if source.source == "scenes":
         kinds = {"objects": source.objects, "places": source.places}
-        return Whereabouts(**{kind: _there(of, given.get(of)) for kind, of in kinds.items() if of is not None})
+        return DataPaths(**{kind: _there(of, given.get(of)) for kind, of in kinds.items() if of is not None})
     own = None if source.path is None else folder / source.path
-    return Whereabouts(folder=_there(name, given.get(name, own)))
+    return DataPaths(folder=_there(name, given.get(name, own)))
 
 
 def _there(name: str, path: Path | None) -> Path:
@@ -70,7 +70,7 @@ def _there(name: str, path: Path | None) -> Path:
 
 
 @functools.cache
-def fingerprint(at: Whereabouts, draw: str = "{}") -> str:
+def fingerprint(at: DataPaths, draw: str = "{}") -> str:
     """What tells one data set from another without decoding it: names, sizes and labels; of scenes, what is drawn.
 
     Photographs that scenes are made of are told by their bytes: they are few.
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(each for each in folder.rglob("*") if each.is_file())
 
 
-def load(run: Run, at: Whereabouts) -> Material:
+def load(run: Run, at: DataPaths) -> Material:
     """The pictures of a run."""
     if at.folder is None:
         return _scenes(run, at)
@@ -133,14 +133,14 @@ def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None
 
 
 @functools.lru_cache(maxsize=4)
-def _stage(at: Whereabouts) -> tuple[generate.Objects, generate.Places]:
+def _stage(at: DataPaths) -> tuple[generate.Objects, generate.Places]:
     """What scenes are made of; drawn, where no photographs are given."""
     objects: generate.Objects = Plates() if at.objects is None else CutOuts.read(at.objects)
     places: generate.Places = Grounds() if at.places is None else Places.read(at.places)
     return objects, places
 
 
-def _scenes(run: Run, at: Whereabouts) -> Material:
+def _scenes(run: Run, at: DataPaths) -> Material:
     source, side, seed = run.source, run.spec.image_size, run.spec.seed
     settings = source.draw
     plain = {name: value for name, value in settings.items() if name not in ("noise", "noise_rate", "own_scene")}

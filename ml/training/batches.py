@@ -31,7 +31,7 @@ class Batches:
         rows: Tensor,
         augmentation: str,
         generator: Callable[[str], torch.Generator],
-        log: ranking.LabelLog,
+        log: ranking.MarginTracker,
     ) -> None:
         """`rows` int64 (M,): which of `pixels` and given `labels` (N,) are trained on; `log` hears what is observed."""
         self.labels = labels[rows]  # int64 (M,)

@@ -26,7 +26,7 @@ CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 CGROUP_FILE_CACHE = ("inactive_file", "active_file")  # counted as used, and given back when somebody needs it
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+class AllocationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
     """Counts the bytes of the tensors that operations make while it is entered; `course` holds them after each one."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def cost(work: Callable[[int], object], sizes: tuple[int, int] = (2, 3)) -> Cost
     """What `work` of so many images makes, from doing it with two small numbers of them."""
     courses = []
     for size in sizes:
-        ledger = Ledger()
+        ledger = AllocationTracer()
         with ledger:
             work(size)
         courses.append(torch.tensor(ledger.course, dtype=torch.float64))

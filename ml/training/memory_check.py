@@ -93,7 +93,7 @@ def room(
     measured_rows: int,
     optimizers: Optimizers,
     device: torch.device,
-    group: process_group.Group | None = None,
+    group: process_group.ProcessGroup | None = None,
 ) -> Room:
     """Try a step and a measurement, without a trace in the method: `show` makes a batch of so many images of each kind,
     `take` takes the step, `measure` goes through so many images without gradients.

@@ -13,7 +13,7 @@ import numpy as np
 from ml.method import Optimizers, Phase
 
 
-class Course:
+class PhaseSchedule:
     """Phases in their order."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:

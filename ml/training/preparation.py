@@ -57,7 +57,7 @@ class FreshNetworks:
         classes: int,
         weights: Path | None,
         device: torch.device,
-        group: process_group.Group | None,
+        group: process_group.ProcessGroup | None,
     ) -> None:
         """`weights` is the folder of pretrained ones; the members of a `group` share each network's work."""
         self.made = 0
@@ -85,10 +85,12 @@ def build_method(
     return made.to(device)
 
 
-def recipe(spec: TrainingSpec) -> method.Recipe:
+def recipe(spec: TrainingSpec) -> method.TrainHyperparameters:
     """What the method may know of the spec."""
     factor = schedules.by_name(spec.schedule, milestones=spec.milestones, decay=spec.decay, floor=spec.floor)
-    return method.Recipe(spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size)
+    return method.TrainHyperparameters(
+        spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size
+    )
 
 
 def check(spec: TrainingSpec, images: LabeledImages) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ml.blocks.pool_union import positions
 from ml.data import image_store
-from ml.method import Turn
+from ml.method import Pass
 
 FEWEST_ROWS = 2  # batch statistics of one image are none
 LABELLED, UNLABELLED = "labelled/", "unlabelled/"  # prefixes of the state's names
@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
     unlabelled: Tensor | None  # int64 (steps, B')
 
 
-class Timetable:
+class EpochSampler:
     """All steps of an epoch; one step shows `batch_size` images, labelled and unlabelled ones together."""
 
     def __init__(self, turns: Sequence[Drawn], batch_size: int) -> None:
@@ -57,7 +57,7 @@ class Timetable:
         self.labelled = sum(max(FEWEST_ROWS, len(turn.order)) for turn in turns)
 
     @classmethod
-    def drawn(cls, turns: Sequence[Turn], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
+    def drawn(cls, turns: Sequence[Pass], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
         """Every pool in an order of its own; `generator` is on the CPU."""
         found = []
         for turn in turns:

@@ -5,7 +5,7 @@ a step's operations at once, but repeats them as they were: on the same tensors,
 as long as nothing that Python decides can change - one epoch, one turn, one batch shape. What changes at every step is
 copied into tensors it reads (positions, learning rates), generators belong to it, and `progress` is withheld from it.
 
-It knows no method. `Eager` is the default.
+It knows no method. `EagerStep` is the default.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ml.method import Optimizers
 log = logging.getLogger(__name__)
 
 
-class Withheld:
+class DynamicValue:
     """Stands where a number changes from step to step: a recording that asks for it fails."""
 
     __hash__ = None  # type: ignore[assignment]
@@ -55,7 +55,7 @@ class Recorder(Protocol):
         ...
 
 
-class Eager:
+class EagerStep:
     """Every step as it is written."""
 
     def take(self, key: Hashable, inputs: Inputs, progress: float, optimizers: Optimizers, work: Work) -> None:
@@ -66,7 +66,7 @@ class Eager:
         """What a recording has seen is no longer true."""
 
 
-class Captured:
+class GraphedStep:
     """The first step of a key as it is written, the second recorded, all others repeated."""
 
     def __init__(self, recorder: Recorder, generators: Callable[[], Sequence[torch.Generator]]) -> None:
@@ -80,7 +80,7 @@ class Captured:
         self._rates: list[Tensor] = []  # f32 scalars, one for each group of parameters
 
     def take(self, key: Hashable, inputs: Inputs, progress: float, optimizers: Optimizers, work: Work) -> None:
-        """As `Eager.take`."""
+        """As `EagerStep.take`."""
         if self._gave_up:
             work(inputs, progress)
         elif key != self._key:
@@ -105,7 +105,7 @@ class Captured:
         rates = [torch.tensor(group["lr"], dtype=torch.float32, device=own[0].device) for group in optimizers.groups]
         try:
             with _rates_in(optimizers, rates):
-                again = self._recorder.record(lambda: work(own, Withheld()), self._generators())
+                again = self._recorder.record(lambda: work(own, DynamicValue()), self._generators())
         except Unrecordable as error:
             log.warning("steps are taken one by one: recording one failed: %s", error)
             self.forget()

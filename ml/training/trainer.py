@@ -39,12 +39,12 @@ from ml.training.spec import TrainingSpec
 if TYPE_CHECKING:
     from ml.data.dataset import LabeledImages, Truth
 
-__all__ = ("EpochReport", "Step", "Training")
+__all__ = ("EpochReport", "Step", "Trainer")
 
 WATCHED_STEPS = 50  # the device is asked this often whether the loss is still finite
 
 
-class Training:
+class Trainer:
     """Iterate to train; `state` and `restore` between any two events."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Training:
         truth: Truth | None,
         device: torch.device,
         weights: Path | None,
-        group: process_group.Group | None,
+        group: process_group.ProcessGroup | None,
     ) -> None:
         """Use `build`."""
         self.spec, self.device, self.classes = spec, device, tuple(images.classes)
@@ -67,23 +67,23 @@ class Training:
         self._random = randomness.Randomness(spec.seed, device)
         pixels = preparation.pixels(images, truth, self.mean, self.std, device)
         given, rows = self.labels.to(device), trained.to(device)
-        self.log = ranking.LabelLog(given, len(self.classes))
+        self.log = ranking.MarginTracker(given, len(self.classes))
         self.batches = batches.Batches(pixels, given, rows, spec.augmentation, self._random.generator, self.log)
         self._parts = preparation.parts(truth, pixels, self.labels, self.held_out, images.labels.cpu())
         self._group = group
         self._networks = preparation.FreshNetworks(spec, len(self.classes), weights, device, group)
         self.method = preparation.build_method(spec, self.batches.labels, self._networks, device)
-        self._course = phase_schedule.Course(self.method.phases(preparation.recipe(spec)))
+        self._course = phase_schedule.PhaseSchedule(self.method.phases(preparation.recipe(spec)))
         self.phases, self.epochs = self._course.phases, self._course.epochs
         self.history: list[EpochReport] = []
         self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
         self._entered = -1  # number of the phase entered last
         self._optimizers = self._course.optimizers(self._entered)
-        self._timetable: sampler.Timetable | None = None  # of this epoch; None between epochs
+        self._timetable: sampler.EpochSampler | None = None  # of this epoch; None between epochs
         self._position = 0  # steps taken in this epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent in this epoch
-        self._stepper: step_graphs.Eager | step_graphs.Captured = step_graphs.Eager()
+        self._stepper: step_graphs.EagerStep | step_graphs.GraphedStep = step_graphs.EagerStep()
         self._room: tuple[int, memory_check.Room] | None = None  # for which phase, and what it needs
 
     @classmethod
@@ -97,7 +97,7 @@ class Training:
         threads: int | None = None,
         weights: Path | None = None,
         captured: bool = False,
-        group: process_group.Group | None = None,
+        group: process_group.ProcessGroup | None = None,
     ) -> Self:
         """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
 
@@ -139,7 +139,7 @@ class Training:
             pass
         self._group.leave()
 
-    def _begin_epoch(self) -> tuple[method.Phase, sampler.Timetable]:
+    def _begin_epoch(self) -> tuple[method.Phase, sampler.EpochSampler]:
         """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
         number = self._course.number(self.epoch)
         stretch = self.phases[number]
@@ -155,8 +155,8 @@ class Training:
             stretch.begin_epoch(self)
         if self._group is not None:
             self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
-        turns = [method.Turn(torch.arange(len(self.batches)))] if stretch.turns is None else stretch.turns()
-        plan = sampler.Timetable.drawn(turns, self.spec.batch_size, self._random.order, self.device)
+        turns = [method.Pass(torch.arange(len(self.batches)))] if stretch.turns is None else stretch.turns()
+        plan = sampler.EpochSampler.drawn(turns, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
             raise errors.UnusableData(
                 f"epoch {self.epoch} ({stretch.name}) has no image to train on", code="empty_pool"
@@ -166,7 +166,7 @@ class Training:
         self._loss.zero_()
         return stretch, plan
 
-    def _check_room(self, stretch: method.Phase, plan: sampler.Timetable) -> None:
+    def _check_room(self, stretch: method.Phase, plan: sampler.EpochSampler) -> None:
         """OutOfMemory before the first step of a phase that does not fit; it is tried once in each process."""
         if self._room is not None and self._room[0] == self._entered:
             return
@@ -217,7 +217,7 @@ class Training:
             stretch.after_step(batch)
         return taken
 
-    def _end_epoch(self, stretch: method.Phase, plan: sampler.Timetable) -> EpochReport:
+    def _end_epoch(self, stretch: method.Phase, plan: sampler.EpochSampler) -> EpochReport:
         self._check_finite(stretch)  # waits for the device, so the clock below is honest
         self._check_weights(stretch)  # of the last step no loss has told yet
         if self._group is not None:
@@ -284,15 +284,15 @@ class Training:
         self._seconds += time.perf_counter() - self._clock_started
 
     def generator(self, concern: str) -> torch.Generator:
-        """See `phase.Lab.generator`."""
+        """See `phase.TrainContext.generator`."""
         return self._random.generator(concern)
 
     def noisy_accuracies(self) -> list[float]:
-        """See `phase.Lab.noisy_accuracies`."""
+        """See `phase.TrainContext.noisy_accuracies`."""
         return [report.noisy_validation["answer"].accuracy for report in self.history if report.noisy_validation]
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        """`function` of the M trained images in the method's order, in eval mode; see `phase.Lab.score`."""
+        """`function` of the M trained images in the method's order, in eval mode; see `phase.TrainContext.score`."""
         was_training = self.method.training
         self.method.eval()
         with torch.no_grad(), self._autocast():
@@ -305,7 +305,7 @@ class Training:
 
     def record_steps(self, recorder: step_graphs.Recorder) -> None:
         """From now on, record steps and repeat them."""
-        self._stepper = step_graphs.Captured(recorder, self._random.on_device)
+        self._stepper = step_graphs.GraphedStep(recorder, self._random.on_device)
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
@@ -363,7 +363,7 @@ class Training:
             checkpoint.unpack_optimizer(member, f"optimizer/{number}/", checkpoint.State(state.tensors, packed))
         self._random.restore(state.under("random/"))
         drawn = state.under("timetable/")
-        self._timetable = sampler.Timetable.restored(drawn, self.spec.batch_size, self.device) if drawn else None
+        self._timetable = sampler.EpochSampler.restored(drawn, self.spec.batch_size, self.device) if drawn else None
         self._loss = state.tensors["loss"].to(self.device, copy=True)
         self.log.restore(state.under("log/"), facts["log"])
         self.history = [EpochReport.from_json(report) for report in facts["history"]]

@@ -205,7 +205,7 @@ def dataset_id(client: Client, archive_bytes: bytes) -> str:
 
 
 @dataclasses.dataclass
-class Hands:
+class FakeWorker:
     """What workers do to jobs, step by step."""
 
     engine: Engine
@@ -262,8 +262,8 @@ class Hands:
 
 
 @pytest.fixture
-def hands(engine: Engine, files: Storage) -> Hands:
-    return Hands(engine, files)
+def hands(engine: Engine, files: Storage) -> FakeWorker:
+    return FakeWorker(engine, files)
 
 
 @pytest.fixture

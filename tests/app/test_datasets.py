@@ -23,7 +23,7 @@ from app import storage
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
-from tests.app.conftest import BOTH, Client, Hands, Live, class_folders, upload
+from tests.app.conftest import BOTH, Client, FakeWorker, Live, class_folders, upload
 from tests.servers import eventually
 
 ZIP = {"Content-Type": "application/zip"}
@@ -300,7 +300,7 @@ def test_what_is_inside_is_a_409_until_it_is_ready(client: Client, archive_bytes
 
 @BOTH
 def test_deleting_frees_the_disk_and_is_a_409_while_a_job_needs_it(
-    client: Client, dataset_id: str, submit: Callable[..., Any], hands: Hands
+    client: Client, dataset_id: str, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     job = submit()
     folder = Path(client.app.state.settings.data_dir) / "datasets" / dataset_id  # type: ignore[attr-defined]

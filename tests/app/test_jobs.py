@@ -23,9 +23,9 @@ from app.db.clock import now
 from app.db.tables import Dataset, Job, Worker
 from app.jobs import attempt, results
 from app.jobs.stream import News, follow
-from app.notifier import Broker
+from app.notifier import Notifier
 from app.storage import Storage
-from tests.app.conftest import BOTH, Client, Hands, Live, upload
+from tests.app.conftest import BOTH, Client, FakeWorker, Live, upload
 
 
 def jobs(client: Client) -> int:
@@ -147,7 +147,7 @@ def test_known_noise_is_asked_for_by_rate_or_by_matrix(client: Client, dataset_i
 
 @BOTH
 def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
-    client: Client, submit: Callable[..., Any], hands: Hands
+    client: Client, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     large = submit(resources={"gpus": 2}, compare_with=["ce"])
     small = submit(priority="low")
@@ -164,7 +164,7 @@ def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
 
 @BOTH
 def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
-    engine: Engine, submit: Callable[..., Any], hands: Hands
+    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     """While none is known, anybody takes it, and it fails with the reason."""
     first, second, either = (submit(device=device)["id"] for device in ("cuda", "cuda", "auto"))
@@ -218,7 +218,7 @@ def test_a_data_set_that_is_missing_or_not_ready_is_a_404_or_409(client: Client,
 
 
 @BOTH
-def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
     job = submit(compare_with=["ce"], seed=7)
     assert [one["method"] for one in job["comparison"]] == ["denll", "ce"]
     hands.publish(hands.claim())
@@ -229,7 +229,7 @@ def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., 
     assert beside["comparison"] == shown
 
 
-def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
     submit()
     model_id = hands.publish(hands.claim())
     job = submit(type="predict", split="test")
@@ -292,7 +292,7 @@ def test_a_key_of_another_request_is_a_422_and_white_space_is_no_difference(clie
     assert jobs(client) == 1
 
 
-class Counting(Broker):
+class Counting(Notifier):
     """A broker whose rings are counted; what it rings at is away."""
 
     def __init__(self) -> None:
@@ -330,7 +330,7 @@ def test_F07_the_answer_does_not_wait_for_a_broker_that_is_away(client: Client, 
 
 @BOTH
 def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
-    client: Client, submit: Callable[..., Any], hands: Hands
+    client: Client, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     job = submit()
     cancelled = client.post(f"/jobs/{job['id']}/cancel")
@@ -346,7 +346,7 @@ def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
 
 
 @BOTH
-def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
     job = submit()
     path = f"/jobs/{job['id']}"
     assert client.post(f"{path}/retry").json()["type"] == "/problems/job-not-finished"
@@ -371,7 +371,7 @@ def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable
 
 @BOTH
 def test_a_job_whose_data_set_was_deleted_stays_as_it_ended(
-    client: Client, dataset_id: str, submit: Callable[..., Any], hands: Hands
+    client: Client, dataset_id: str, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     path = f"/jobs/{submit()['id']}"
     hands.fail(hands.claim())
@@ -394,7 +394,7 @@ def test_patch_changes_what_is_sent_and_nothing_else(client: Client, submit: Cal
 
 @BOTH
 def test_a_job_is_deleted_when_it_has_ended_and_its_model_stays(
-    client: Client, submit: Callable[..., Any], hands: Hands, files: Storage
+    client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage
 ) -> None:
     job = submit()
     path = f"/jobs/{job['id']}"
@@ -418,7 +418,9 @@ def stream(text: str) -> list[tuple[int, str, Any]]:
 
 
 @BOTH
-def test_events_replay_from_any_id_and_end_with_done(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_events_replay_from_any_id_and_end_with_done(
+    client: Client, submit: Callable[..., Any], hands: FakeWorker
+) -> None:
     job = submit()
     path = f"/jobs/{job['id']}/events"
     claim = hands.claim()
@@ -435,7 +437,7 @@ def test_events_replay_from_any_id_and_end_with_done(client: Client, submit: Cal
     assert client.head(path).status_code == 200
 
 
-def test_an_earlier_done_ends_no_stream(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_an_earlier_done_ends_no_stream(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
     job = submit()
     hands.fail(hands.claim())
     client.post(f"/jobs/{job['id']}/retry")
@@ -446,7 +448,7 @@ def test_an_earlier_done_ends_no_stream(client: Client, submit: Callable[..., An
 
 
 def test_events_arrive_while_the_job_runs_with_heartbeats_between(
-    live: Callable[..., Live], submit: Callable[..., Any], hands: Hands
+    live: Callable[..., Live], submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     job = submit()
     claim = hands.claim()
@@ -467,7 +469,7 @@ def test_events_arrive_while_the_job_runs_with_heartbeats_between(
 
 @BOTH
 def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
-    engine: Engine, submit: Callable[..., Any], hands: Hands
+    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     """Its end is committed between the look at its state and the look at its events."""
     job_id = uuid.UUID(submit()["id"])
@@ -487,7 +489,7 @@ def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
 
 @BOTH
 def test_many_streams_look_at_the_table_as_often_as_one(
-    engine: Engine, submit: Callable[..., Any], hands: Hands
+    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     job_id = uuid.UUID(submit()["id"])
     claim = hands.claim()
@@ -518,7 +520,7 @@ def test_many_streams_look_at_the_table_as_often_as_one(
 
 
 @BOTH
-def test_metrics_are_columns_thinned_out_evenly(client: Client, submit: Callable[..., Any], hands: Hands) -> None:
+def test_metrics_are_columns_thinned_out_evenly(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
     job = submit()
     hands.epochs(hands.claim(), 101)
     body = client.get(f"/jobs/{job['id']}/metrics?max_points=5").json()
@@ -535,7 +537,7 @@ def test_series_keep_first_and_last() -> None:
 
 
 def test_logs_are_text_or_ndjson_of_all_attempts(
-    client: Client, submit: Callable[..., Any], hands: Hands, files: Storage
+    client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage
 ) -> None:
     job = submit()
     claim = hands.claim()
@@ -552,7 +554,7 @@ def test_logs_are_text_or_ndjson_of_all_attempts(
 
 
 @pytest.fixture
-def finished(client: Client, submit: Callable[..., Any], hands: Hands, files: Storage) -> str:
+def finished(client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage) -> str:
     """A succeeded job with a ranking and an artifact."""
     job = submit()
     claim = hands.claim()

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from app.storage import Storage
-from tests.app.conftest import BOTH, Client, Hands
+from tests.app.conftest import BOTH, Client, FakeWorker
 
 
 @pytest.fixture
-def published(submit: Callable[..., Any], hands: Hands) -> list[str]:
+def published(submit: Callable[..., Any], hands: FakeWorker) -> list[str]:
     """Three models, oldest first."""
     found = []
     for seed in range(3):
@@ -23,7 +23,7 @@ def published(submit: Callable[..., Any], hands: Hands) -> list[str]:
 
 @BOTH
 def test_a_succeeded_job_carries_its_model_and_the_model_its_job(
-    client: Client, submit: Callable[..., Any], hands: Hands
+    client: Client, submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     job = submit()
     assert job["model_id"] is None
@@ -37,7 +37,7 @@ def test_a_succeeded_job_carries_its_model_and_the_model_its_job(
 
 @BOTH
 def test_default_follows_the_newest_training_until_it_is_pinned(
-    client: Client, published: list[str], submit: Callable[..., Any], hands: Hands
+    client: Client, published: list[str], submit: Callable[..., Any], hands: FakeWorker
 ) -> None:
     follows = client.get("/aliases/default").json()
     assert (follows["model_id"], follows["pinned"]) == (published[2], False)

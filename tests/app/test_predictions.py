@@ -20,14 +20,14 @@ from app.predictions import frames
 from app.predictions.gateway import Gateway
 from app.settings import Settings
 from tests import frame_reader
-from tests.app.conftest import Client, Hands, jpeg
+from tests.app.conftest import Client, FakeWorker, jpeg
 from tests.servers import eventually, free_port
 
 PNG = b"\x89PNG\r\n\x1a\n rendered"
 IMAGE = {"Content-Type": "image/jpeg"}
 
 
-class Edge:
+class FakeInference:
     """An inference process at its edge: frames in, frames out, on its own thread and loop."""
 
     def __init__(self, port: int) -> None:
@@ -105,26 +105,26 @@ class Edge:
 
 
 @pytest.fixture
-def edge() -> Iterator[Edge]:
-    found = Edge(free_port())
+def edge() -> Iterator[FakeInference]:
+    found = FakeInference(free_port())
     found.start()
     yield found
     found.end()
 
 
 @pytest.fixture
-def settings(settings: Settings, edge: Edge) -> Settings:
+def settings(settings: Settings, edge: FakeInference) -> Settings:
     return settings.model_copy(update={"inference_addresses": f"tcp://127.0.0.1:{edge.port}"})
 
 
 @pytest.fixture
-def model_id(submit: Callable[..., Any], hands: Hands) -> str:
+def model_id(submit: Callable[..., Any], hands: FakeWorker) -> str:
     submit()
     return str(hands.publish(hands.claim()))
 
 
 def test_a_reference_is_answered_and_cached_by_its_etag(
-    client: Client, dataset_id: str, model_id: str, edge: Edge
+    client: Client, dataset_id: str, model_id: str, edge: FakeInference
 ) -> None:
     by_index = client.get(f"/predict?image=dataset:{dataset_id}/0")
     body = by_index.json()
@@ -163,7 +163,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_query_seen_before_is_answered_as_one_that_is_new(
-    client: Client, model_id: str, edge: Edge, body: dict[str, Any]
+    client: Client, model_id: str, edge: FakeInference, body: dict[str, Any]
 ) -> None:
     """The second way in goes around the framework."""
     query = "/predict?top_k=3&masks=gaussian&mask_threshold=0.4"
@@ -200,7 +200,7 @@ def test_a_data_uri_is_answered(client: Client, model_id: str) -> None:
 
 
 def test_raw_multipart_and_json_bodies_get_the_same_answer(
-    client: Client, model_id: str, dataset_id: str, edge: Edge
+    client: Client, model_id: str, dataset_id: str, edge: FakeInference
 ) -> None:
     data = jpeg((200, 0, 10))
     raw = client.post("/predict?masks=gaussian,rle&top_k=2", content=data, headers=IMAGE)
@@ -235,7 +235,7 @@ def test_when_no_image_works_the_answer_is_a_422_that_names_each(client: Client,
 
 
 def test_a_picture_is_rendered_where_one_is_accepted(
-    client: Client, model_id: str, edge: Edge, dataset_id: str
+    client: Client, model_id: str, edge: FakeInference, dataset_id: str
 ) -> None:
     url = f"/predict?image=dataset:{dataset_id}/0"
     for answer in (client.get(url, headers={"Accept": "image/png"}), client.get(f"{url}&format=overlay")):
@@ -263,7 +263,9 @@ def test_an_img_element_gets_a_picture_and_a_program_gets_json(
     assert answer.headers["content-type"] == kind
 
 
-def test_fields_of_a_json_body_replace_the_query_s_and_no_others(client: Client, model_id: str, edge: Edge) -> None:
+def test_fields_of_a_json_body_replace_the_query_s_and_no_others(
+    client: Client, model_id: str, edge: FakeInference
+) -> None:
     picture = {"type": "base64", "value": base64.b64encode(jpeg((9, 9, 9))).decode()}
     answer = client.post("/predict?top_k=3&mask_threshold=0.25", json={"inputs": [{"image": picture}], "top_k": 2})
     assert (answer.status_code, edge.asked[-1]["top_k"], edge.asked[-1]["mask_threshold"]) == (200, 2, 0.25)
@@ -330,7 +332,7 @@ def test_PRED2_PRED3_unknown_models_are_404_and_unfinished_jobs_409(client: Clie
 
 
 def test_an_alias_that_moves_is_followed(
-    client: Client, submit: Callable[..., Any], hands: Hands, model_id: str
+    client: Client, submit: Callable[..., Any], hands: FakeWorker, model_id: str
 ) -> None:
     data = jpeg((5, 5, 5))
     submit()
@@ -372,7 +374,7 @@ def test_predictions_of_a_known_model_outlive_the_database(client: Client, datas
     ],
 )
 def test_F25_what_the_process_refuses_is_a_problem_with_retry_after(
-    client: Client, model_id: str, edge: Edge, refusal: dict[str, Any], status: int
+    client: Client, model_id: str, edge: FakeInference, refusal: dict[str, Any], status: int
 ) -> None:
     edge.refuse = refusal
     answer = client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE)
@@ -381,7 +383,7 @@ def test_F25_what_the_process_refuses_is_a_problem_with_retry_after(
 
 
 def test_an_answer_that_does_not_come_in_time_is_a_504(
-    with_settings: Callable[..., Client], model_id: str, edge: Edge
+    with_settings: Callable[..., Client], model_id: str, edge: FakeInference
 ) -> None:
     edge.silent = True
     client = with_settings(predict_deadline_s=0.2)
@@ -389,7 +391,9 @@ def test_an_answer_that_does_not_come_in_time_is_a_504(
     assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline-exceeded")
 
 
-def test_an_inference_process_that_comes_back_is_found_again(client: Client, model_id: str, edge: Edge) -> None:
+def test_an_inference_process_that_comes_back_is_found_again(
+    client: Client, model_id: str, edge: FakeInference
+) -> None:
     def predict() -> int:
         return int(client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE).status_code)
 
@@ -400,7 +404,9 @@ def test_an_inference_process_that_comes_back_is_found_again(client: Client, mod
     assert eventually(lambda: predict() == 200, seconds=10)
 
 
-def test_a_connection_that_breaks_under_a_request_costs_nothing(client: Client, model_id: str, edge: Edge) -> None:
+def test_a_connection_that_breaks_under_a_request_costs_nothing(
+    client: Client, model_id: str, edge: FakeInference
+) -> None:
     edge.hang_up = 1
     assert client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE).status_code == 200
 
@@ -416,8 +422,8 @@ def test_F26_fifty_predictions_at_once_are_all_answered(client: Client, model_id
     assert [answer.json()["predictions"][0]["image"]["sha256"] for answer in answers] == expected
 
 
-def test_the_least_busy_process_is_asked_and_a_full_one_says_so(edge: Edge) -> None:
-    other = Edge(free_port())
+def test_the_least_busy_process_is_asked_and_a_full_one_says_so(edge: FakeInference) -> None:
+    other = FakeInference(free_port())
     other.start()
 
     async def scenario() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 
 IMAGES, SIDE, CLASSES = 50_000, 32, 10
 EPOCHS = 6
@@ -62,7 +62,7 @@ def seconds(data: LabeledImages, network: str, batch: int, captured: bool, netwo
         method="ce", params={"networks": networks}, network=network, epochs=EPOCHS, batch_size=batch,
         precision="bf16", device="cuda", validation_fraction=0.0,
     )  # fmt: skip
-    reports = [e for e in Training.build(spec, data, captured=captured) if isinstance(e, EpochReport)]
+    reports = [e for e in Trainer.build(spec, data, captured=captured) if isinstance(e, EpochReport)]
     return statistics.median(report.seconds for report in reports[1:])
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from app.db.tables import Job
 from tests import servers
-from tests.worker import house
+from tests.worker import harness
 
 SINGLE, IN_A_ROW = 30, 40
 STARTS = 7
@@ -47,7 +47,7 @@ def line(id: str, benchmark: str, measured: float, most: float, **details: objec
 
 
 @contextlib.contextmanager
-def service() -> Iterator[tuple[house.House, str]]:
+def service() -> Iterator[tuple[harness.ServiceHarness, str]]:
     """A house with everything a job needs, and the URL of its API."""
     port = servers.free_port()
     with contextlib.ExitStack() as stack:
@@ -62,7 +62,7 @@ def service() -> Iterator[tuple[house.House, str]]:
             "checkpoint_min_s": 2.0,
             "checkpoint_s": 60.0,
         }
-        made = stack.enter_context(house.opened(folder, database, redis.url, port=port, **usual))
+        made = stack.enter_context(harness.opened(folder, database, redis.url, port=port, **usual))
         made.start("app.main", name="api")
         made.supervisor()
         url = f"http://127.0.0.1:{port}"
@@ -78,13 +78,13 @@ def answers(url: str) -> bool:
 
 def post(url: str, dataset_id: uuid.UUID) -> uuid.UUID:
     body = {"dataset_id": str(dataset_id), "method": "ce", "network": "small", "batch_size": 16, "epochs": 1, "seed": 1}
-    data = json.dumps(body | {"image_size": house.SIDE, "precision": "f32"}).encode()
+    data = json.dumps(body | {"image_size": harness.SIDE, "precision": "f32"}).encode()
     request = urllib.request.Request(f"{url}/jobs", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return uuid.UUID(json.load(answer)["id"])
 
 
-def said(made: house.House, job: Job, message: str) -> float:
+def said(made: harness.ServiceHarness, job: Job, message: str) -> float:
     """When the job's child first said so, in seconds since the epoch."""
     for record in map(json.loads, (made.files.attempt(job.id, job.fence) / "log.jsonl").read_text().splitlines()):
         if record["message"] == message:
@@ -148,7 +148,7 @@ def imported(environment: dict[str, str]) -> float:
 def begun(environment: dict[str, str], port: int) -> dict[str, float]:
     """One start of the API, as an operator sees it."""
     command, started = [sys.executable, "-m", "app.main"], time.monotonic()
-    process = subprocess.Popen(command, env=environment, cwd=house.ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, cwd=harness.ROOT, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/livez"))
         ready_s = time.monotonic() - started

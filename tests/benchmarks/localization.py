@@ -34,9 +34,9 @@ from ml.data.dataset import LabeledImages
 from ml.evaluation import attention
 from ml.method import Method
 from ml.methods import denll
-from ml.reports.batch_runner import Viewer
+from ml.reports.batch_runner import BatchRunner
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.benchmarks._localization import sets
 from tests.benchmarks._localization.sets import Located
 
@@ -47,7 +47,7 @@ THRESHOLDS = torch.linspace(0.05, 0.95, 19)
 CENTRE_TARGET = 0.25  # of the centre prior's error
 
 
-Trained = dict[str, Training]
+Trained = dict[str, Trainer]
 Masks = dict[str, dict[str, float]]
 
 
@@ -68,7 +68,7 @@ def trained(name: str, images: LabeledImages, seed: int) -> Trained:
             precision="f32",
             seed=seed,
         )
-        training = found[kind] = Training.build(spec, images, device="cpu", threads=1)
+        training = found[kind] = Trainer.build(spec, images, device="cpu", threads=1)
         started = time.process_time()
         for _ in training:
             pass
@@ -108,7 +108,7 @@ def compared(trainings: Trained, located: Located) -> Masks:
     objects, side = located.objects, located.objects.shape[1]
     found = {"centre prior": measured(centred(len(objects), side), objects)}
     for name, training in trainings.items():
-        viewer = Viewer(training.method, training.mean, training.std, training.device)
+        viewer = BatchRunner(training.method, training.mean, training.std, training.device)
         images = viewer.images(located.pictures)
         if name != "CE":
             found[f"Gaussian, {name}"] = measured(viewer.masks(images), objects)
@@ -134,7 +134,7 @@ def _map(method: Method, images: Tensor) -> Tensor:
     return found
 
 
-def _cams(viewer: Viewer, images: Tensor, labels: Tensor | None) -> Tensor:
+def _cams(viewer: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
     """Of the labelled class, or of the answer."""
     parts = []
     for rows in torch.arange(len(images)).split(128):
@@ -149,9 +149,9 @@ def _cams(viewer: Viewer, images: Tensor, labels: Tensor | None) -> Tensor:
     return torch.cat(parts)
 
 
-def centre_errors(training: Training, located: Located) -> tuple[float, float]:
+def centre_errors(training: Trainer, located: Located) -> tuple[float, float]:
     """Mean distance of the Gaussian's centre from the object's middle, in pixels; and of the picture's centre."""
-    viewer = Viewer(training.method, training.mean, training.std, training.device)
+    viewer = BatchRunner(training.method, training.mean, training.std, training.device)
 
     def place(images: Tensor) -> Tensor:
         found = training.method.locate(images)

@@ -34,7 +34,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.methods import dividemix
 from ml.training import devices
 from ml.training.spec import NoiseSpec, TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 
 SIDE, BATCH, CLASSES, TARGET = 32, 128, 10, 2.2
 THRESHOLD = dividemix.Params().clean_threshold
@@ -59,7 +59,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 # --- ours ---
 
 
-def ours(images: LabeledImages, network: str, epochs: int) -> Training:
+def ours(images: LabeledImages, network: str, epochs: int) -> Trainer:
     """Trained through the warm-up."""
     spec = TrainingSpec(
         method="dividemix",
@@ -69,7 +69,7 @@ def ours(images: LabeledImages, network: str, epochs: int) -> Training:
         validation_fraction=0.0,
         noise=NoiseSpec(kind="symmetric", rate=0.4),
     )
-    return Training.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
+    return Trainer.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
 
 
 def whole_epoch(events: Iterator[object]) -> None:
@@ -103,7 +103,7 @@ class SingleImages(Dataset[Any]):
 class Peer:
     """The released style: a loader for each pass, everything by the image."""
 
-    def __init__(self, training: Training, images: LabeledImages) -> None:
+    def __init__(self, training: Trainer, images: LabeledImages) -> None:
         self._training = training
         assert isinstance(training.method, dividemix.Method)
         self._ours = training.method

@@ -38,7 +38,7 @@ from ml.data.dataset import LabeledImages
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-bench" / "bin" / "python"
@@ -85,12 +85,12 @@ def read(data: Path, of: Set) -> tuple[LabeledImages, Tensor]:
     return LabeledImages(torch.stack(squares), given, classes), torch.tensor([classes.index(r["clean"]) for r in rows])
 
 
-def training(of: Set, labeled: LabeledImages, seed: int, held_out: float) -> Training:
+def training(of: Set, labeled: LabeledImages, seed: int, held_out: float) -> Trainer:
     spec = TrainingSpec(
         method="ce", network="small", image_size=of.side, epochs=of.epochs, learning_rate=0.1, augmentation="flip",
         precision="f32", seed=seed, validation_fraction=held_out,
     )  # fmt: skip
-    return Training.build(spec, labeled, device="cpu", threads=1)
+    return Trainer.build(spec, labeled, device="cpu", threads=1)
 
 
 def ours(of: Set, labeled: LabeledImages) -> tuple[LabelIssues, float, float]:

@@ -17,7 +17,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.methods import dividemix
 from ml.training import devices, sampler
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 
 SIDE, CLASSES = 32, 10
 BF16_TARGETS = {"resnet18": 2.0, "small": 2.2}
@@ -99,7 +99,7 @@ def pair(network: str, count: int, rounds: int) -> dict[str, object]:
             method="ce", params={"networks": members}, network=network, epochs=rounds + 1, batch_size=batch,
             precision="f32", validation_fraction=0.0,
         )  # fmt: skip
-        training = Training.build(spec, labeled(count), truth=Truth(None, None, None), device="cpu", threads=1)
+        training = Trainer.build(spec, labeled(count), truth=Truth(None, None, None), device="cpu", threads=1)
         ratio_of.append(epoch_of(training))
     one, two = medians(rounds, *ratio_of)
     return {
@@ -112,7 +112,7 @@ def pair(network: str, count: int, rounds: int) -> dict[str, object]:
     }
 
 
-def epoch_of(training: Training) -> Callable[[], None]:
+def epoch_of(training: Trainer) -> Callable[[], None]:
     events = iter(training)
 
     def epoch() -> None:
@@ -127,7 +127,7 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
     spec = TrainingSpec(
         method="dividemix", network=network, epochs=4, batch_size=64, precision="f32", validation_fraction=0.0
     )
-    training = Training.build(spec, labeled(count), device="cpu", threads=1)
+    training = Trainer.build(spec, labeled(count), device="cpu", threads=1)
     method = training.method
     assert isinstance(method, dividemix.Method)
     division = training.phases[-1]
@@ -137,7 +137,7 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
 
     def divided() -> None:
         division.begin_epoch(training)
-        sampler.Timetable.drawn(turns(), spec.batch_size, order, training.device)
+        sampler.EpochSampler.drawn(turns(), spec.batch_size, order, training.device)
 
     def bare() -> None:
         method.eval()

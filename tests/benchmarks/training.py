@@ -25,7 +25,7 @@ from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Training
+from ml.training.trainer import EpochReport, Step, Trainer
 
 COUNT, SIDE, BATCH = 2560, 32, 128
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
@@ -93,7 +93,7 @@ def epoch(network: str, count: int, repeats: int) -> dict[str, object]:
     spec = TrainingSpec(
         method="ce", network=network, epochs=repeats + 1, batch_size=BATCH, precision="f32", validation_fraction=0.0
     )
-    training = Training.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
+    training = Trainer.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
     events = iter(training)
     whole_epoch(events)  # warm
     static = static_steps(training, count)
@@ -114,7 +114,7 @@ def whole_epoch(events: Iterator[Step | EpochReport]) -> None:
         pass
 
 
-def static_steps(training: Training, count: int) -> Callable[[], None]:
+def static_steps(training: Trainer, count: int) -> Callable[[], None]:
     """The same network on one batch that never changes: forward, loss, backward, step."""
     batch = training.score(lambda shown: shown)[:BATCH].contiguous(memory_format=torch.channels_last)
     labels = training.labels[:BATCH]
@@ -134,7 +134,7 @@ def static_steps(training: Training, count: int) -> Callable[[], None]:
 def checkpoint_seconds() -> dict[str, object]:
     """What a checkpoint of ResNet-18 costs; written once a minute it may take 0.03 of it at most."""
     images = LabeledImages(pictures()[:BATCH], torch.arange(BATCH) % 10, tuple("abcdefghij"))
-    training = Training.build(TrainingSpec(method="ce", epochs=1, precision="f32"), images, device="cpu", threads=1)
+    training = Trainer.build(TrainingSpec(method="ce", epochs=1, precision="f32"), images, device="cpu", threads=1)
     next(iter(training))
     times = []
     with TemporaryDirectory() as folder:

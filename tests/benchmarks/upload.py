@@ -27,7 +27,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tests import servers
 from tests.benchmarks.jobs import answers, cpu_seconds
-from tests.worker import house
+from tests.worker import harness
 
 MIB = 1024 * 1024
 SMALL, MEDIUM, LARGE, ROUNDS = 64, 256, 512, 5
@@ -141,7 +141,7 @@ class Server(NamedTuple):
         """CPU seconds that one upload takes."""
         before = cpu_seconds(self.pid)
         command = [sys.executable, "-m", "tests.benchmarks.upload", "send", self.url, form, str(path)]
-        done = subprocess.run(command, cwd=house.ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() in {"200", "202"}, done.stdout
         used = cpu_seconds(self.pid) - before
         for file in self.folder.iterdir():
@@ -167,7 +167,7 @@ def both(folder: Path) -> Iterator[tuple[Server, Server]]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(servers.redis_server())
         knobs = {"port": ports[0], "min_free_bytes": 100 * MIB}
-        made = stack.enter_context(house.opened(folder, "", redis.url, **knobs))
+        made = stack.enter_context(harness.opened(folder, "", redis.url, **knobs))
         bare_folder = folder / "bare"
         bare_folder.mkdir()
         ours = made.start("app.main", name="api")

@@ -19,7 +19,7 @@ from app.db.tables import Worker
 from app.settings import Settings
 from migrations.__main__ import upgrade
 from tests.servers import eventually, free_port
-from tests.worker.house import opened
+from tests.worker.harness import opened
 from worker.heartbeat import name
 
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import pytest
 
 from app.db.tables import Job
-from app.notifier import Broker
+from app.notifier import Notifier
 from tests import servers
-from tests.worker import house
+from tests.worker import harness
 
 EPOCHS = 20  # about two seconds on a quiet machine: long enough to be struck in the middle
 
 
-class Stricken(house.House):
+class FaultHarness(harness.ServiceHarness):
     """A house to which things happen."""
 
     redis: servers.RedisServer
@@ -40,7 +40,7 @@ class Stricken(house.House):
         return job_id
 
     def ring(self, times: int = 1) -> None:
-        broker = Broker(self.settings)
+        broker = Notifier(self.settings)
         for _ in range(times):
             broker.ring("jobs")
         broker.close()
@@ -61,13 +61,13 @@ class Stricken(house.House):
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def stricken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stricken]:
+def stricken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHarness]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(servers.redis_server())
         url = ""
         if request.param == "postgres":
             url = stack.enter_context(servers.fresh_database(request.getfixturevalue("postgres_server")))
-        made = Stricken(tmp_path_factory.mktemp("house"), url, redis.url)
+        made = FaultHarness(tmp_path_factory.mktemp("house"), url, redis.url)
         stack.callback(made.close)
         made.redis = redis
         made.dispatcher()

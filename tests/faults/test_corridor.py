@@ -14,14 +14,14 @@ from app import work
 from app.db.session import transaction
 from app.db.tables import Job
 from app.jobs import events
-from tests.faults.conftest import EPOCHS, Stricken, kill
+from tests.faults.conftest import EPOCHS, FaultHarness, kill
 from tests.servers import eventually
-from tests.worker.house import alive
+from tests.worker.harness import alive
 
 pytestmark = pytest.mark.timeout(150)
 
 
-def checkpoints(house: Stricken, job: Job) -> list[Path]:
+def checkpoints(house: FaultHarness, job: Job) -> list[Path]:
     """Checkpoints on disk, newest first."""
     found = house.files.job(job.id).glob("attempt-*/checkpoints/step-*")
     whole = [path for path in found if path.name.removeprefix("step-").isdigit()]
@@ -38,7 +38,7 @@ def strike_inside_a_write(folder: Path, child: int) -> None:
     raise AssertionError("no checkpoint was written")
 
 
-def test_F02_a_killed_child_costs_one_attempt_and_no_worker(stricken: Stricken) -> None:
+def test_F02_a_killed_child_costs_one_attempt_and_no_worker(stricken: FaultHarness) -> None:
     worker = stricken.working()
     job = stricken.begin()
     stricken.in_the_middle(job)
@@ -51,7 +51,7 @@ def test_F02_a_killed_child_costs_one_attempt_and_no_worker(stricken: Stricken) 
     assert worker.poll() is None
 
 
-def test_F05_doubled_and_late_bells_start_nothing_twice(stricken: Stricken) -> None:
+def test_F05_doubled_and_late_bells_start_nothing_twice(stricken: FaultHarness) -> None:
     stricken.working()
     job = stricken.begin()
     stricken.ring(10)
@@ -65,7 +65,7 @@ def test_F05_doubled_and_late_bells_start_nothing_twice(stricken: Stricken) -> N
     assert len(running) == 1
 
 
-def test_F16_a_kill_inside_a_checkpoint_write_leaves_the_one_before(stricken: Stricken) -> None:
+def test_F16_a_kill_inside_a_checkpoint_write_leaves_the_one_before(stricken: FaultHarness) -> None:
     worker = stricken.working()
     job = stricken.begin()
     stricken.in_the_middle(job)
@@ -81,7 +81,7 @@ def test_F16_a_kill_inside_a_checkpoint_write_leaves_the_one_before(stricken: St
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit flipped"])
-def test_F17_a_damaged_checkpoint_is_detected_and_the_one_before_used(stricken: Stricken, damage: str) -> None:
+def test_F17_a_damaged_checkpoint_is_detected_and_the_one_before_used(stricken: FaultHarness, damage: str) -> None:
     worker = stricken.working()
     job = stricken.begin()
     stricken.in_the_middle(job)
@@ -105,7 +105,7 @@ def test_F17_a_damaged_checkpoint_is_detected_and_the_one_before_used(stricken: 
     assert f"Resumed at step {before.name.removeprefix('step-')}" in told
 
 
-def test_F20_cancelled_stays_cancelled_whatever_restarts(stricken: Stricken) -> None:
+def test_F20_cancelled_stays_cancelled_whatever_restarts(stricken: FaultHarness) -> None:
     worker = stricken.working()
     running = stricken.begin(epochs=2000)
     stricken.until(running, lambda job: job.progress is not None and job.progress["fraction"] > 0)
@@ -130,7 +130,7 @@ def test_F20_cancelled_stays_cancelled_whatever_restarts(stricken: Stricken) -> 
         assert [event.data["status"] for event in stricken.history(job, "done")] == ["cancelled"]
 
 
-def test_F24_a_diverging_training_fails_with_a_hint_and_strict_json(stricken: Stricken) -> None:
+def test_F24_a_diverging_training_fails_with_a_hint_and_strict_json(stricken: FaultHarness) -> None:
     stricken.working()
     job = stricken.begin(learning_rate=10.0, momentum=0.99, weight_decay=1.0, schedule="constant", epochs=400)
 
@@ -144,7 +144,7 @@ def test_F24_a_diverging_training_fails_with_a_hint_and_strict_json(stricken: St
     assert "NaN" not in json.dumps([failed.error, failed.progress, failed.metrics, kept], allow_nan=False)
 
 
-def test_F03_sigterm_drains_and_counts_nothing(stricken: Stricken) -> None:
+def test_F03_sigterm_drains_and_counts_nothing(stricken: FaultHarness) -> None:
     worker = stricken.working()
     job = stricken.begin()
     stricken.in_the_middle(job)
@@ -161,7 +161,7 @@ def test_F03_sigterm_drains_and_counts_nothing(stricken: Stricken) -> None:
     stricken.succeeded(job)
 
 
-def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(stricken: Stricken) -> None:
+def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(stricken: FaultHarness) -> None:
     worker = stricken.working()
     job = stricken.begin()
     stricken.in_the_middle(job)
@@ -177,7 +177,7 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(stricken:
     assert done.attempt == 2
 
 
-def test_F04_a_worker_that_wakes_up_late_writes_nothing(stricken: Stricken) -> None:
+def test_F04_a_worker_that_wakes_up_late_writes_nothing(stricken: FaultHarness) -> None:
     first = stricken.working()
     second = stricken.supervisor()
     job = stricken.begin()
@@ -206,7 +206,7 @@ def test_F04_a_worker_that_wakes_up_late_writes_nothing(stricken: Stricken) -> N
     assert second.wait(25.0) == 0
 
 
-def test_F06_all_queued_jobs_run_after_redis_lost_everything(stricken: Stricken) -> None:
+def test_F06_all_queued_jobs_run_after_redis_lost_everything(stricken: FaultHarness) -> None:
     stricken.working()
     stricken.redis.kill()
     jobs = [stricken.submit(stricken.data, epochs=1) for _ in range(2)]
@@ -218,7 +218,7 @@ def test_F06_all_queued_jobs_run_after_redis_lost_everything(stricken: Stricken)
     assert time.monotonic() - back < 60.0
 
 
-def test_all_epochs_are_there_and_nothing_is_left_behind(stricken: Stricken) -> None:
+def test_all_epochs_are_there_and_nothing_is_left_behind(stricken: FaultHarness) -> None:
     """What the faults above left on disk: no temporary files, and no checkpoints of jobs that succeeded."""
     stricken.working()
     job = stricken.begin()

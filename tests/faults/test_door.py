@@ -16,9 +16,9 @@ from sqlalchemy import func, select
 
 from app.db.session import transaction
 from app.db.tables import Job
-from tests.faults.conftest import Stricken
+from tests.faults.conftest import FaultHarness
 from tests.servers import eventually, free_port
-from tests.worker.house import House
+from tests.worker.harness import ServiceHarness
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -42,7 +42,7 @@ def deaf_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def api(house: House, **more: object) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def api(house: ServiceHarness, **more: object) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """The real API of the house: its client, and its process."""
     port = free_port()
     process = house.start("app.main", port=port, **more)
@@ -72,7 +72,7 @@ def body(dataset: uuid.UUID) -> dict[str, object]:
     }
 
 
-def test_F11_a_job_starts_although_the_api_died_before_it_rang(stricken: Stricken) -> None:
+def test_F11_a_job_starts_although_the_api_died_before_it_rang(stricken: FaultHarness) -> None:
     stricken.working()
     with deaf_server() as hanging, api(stricken, redis_url=hanging) as (client, process):
         answer = client.post("/jobs", json=body(stricken.data))
@@ -82,7 +82,7 @@ def test_F11_a_job_starts_although_the_api_died_before_it_rang(stricken: Stricke
     assert stricken.ended(uuid.UUID(answer.json()["id"]), 30.0).state == "succeeded"
 
 
-def test_F22_twenty_requests_with_one_key_are_one_job(stricken: Stricken) -> None:
+def test_F22_twenty_requests_with_one_key_are_one_job(stricken: FaultHarness) -> None:
     dataset, before = stricken.data, jobs(stricken)
     with api(stricken) as (client, _):
         with ThreadPoolExecutor(20) as pool:
@@ -99,6 +99,6 @@ def test_F22_twenty_requests_with_one_key_are_one_job(stricken: Stricken) -> Non
     assert jobs(stricken) == before + 1
 
 
-def jobs(house: House) -> int:
+def jobs(house: ServiceHarness) -> int:
     with transaction(house.engine, read_only=True) as session:
         return session.scalar(select(func.count()).select_from(Job)) or 0

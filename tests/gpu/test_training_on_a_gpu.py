@@ -17,7 +17,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Training
+from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import reports, same
 
 METHODS = pytest.mark.parametrize("method", ["ce", "denll"])
@@ -30,7 +30,7 @@ def spec(**changes: Any) -> TrainingSpec:
 
 @METHODS
 def test_learns_in_bf16(method: str, labeled: LabeledImages, truth: Truth) -> None:
-    training = Training.build(spec(method=method, precision="bf16"), labeled, truth=truth)
+    training = Trainer.build(spec(method=method, precision="bf16"), labeled, truth=truth)
     told = reports(training)
 
     assert training.device == torch.device("cuda", 0)
@@ -42,8 +42,8 @@ def test_learns_in_bf16(method: str, labeled: LabeledImages, truth: Truth) -> No
 @METHODS
 def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth: Truth) -> None:
     settings = spec(method=method, precision="bf16", deterministic=True, augmentation="crop_flip")
-    written = Training.build(settings, labeled, truth=truth)
-    recorded = Training.build(settings, labeled, truth=truth, captured=True)
+    written = Trainer.build(settings, labeled, truth=truth)
+    recorded = Trainer.build(settings, labeled, truth=truth, captured=True)
     list(written), list(recorded)
 
     assert not recorded._stepper._gave_up  # type: ignore[union-attr]  # it really was recorded
@@ -60,7 +60,7 @@ def test_a_recording_that_breaks_changes_nothing(
 ) -> None:
     """Generators above all: torch leaves those of a broken capture unable to draw."""
     settings = spec(epochs=2, deterministic=True, augmentation="crop_flip")
-    written, recorded = (Training.build(settings, labeled, captured=captured) for captured in (False, True))
+    written, recorded = (Trainer.build(settings, labeled, captured=captured) for captured in (False, True))
     for training in (written, recorded):
         plain = training.phases[0].loss
 
@@ -79,9 +79,9 @@ def test_a_recording_that_breaks_changes_nothing(
 @pytest.mark.parametrize("captured", [False, True])
 def test_a_deterministic_training_resumes_bit_for_bit(method: str, captured: bool, labeled: LabeledImages) -> None:
     settings = spec(method=method, deterministic=True, epochs=2)
-    whole = Training.build(settings, labeled, captured=captured)
+    whole = Trainer.build(settings, labeled, captured=captured)
     kept = [whole.state() for event in whole if isinstance(event, Step)]
-    resumed = Training.build(settings, labeled, captured=captured)
+    resumed = Trainer.build(settings, labeled, captured=captured)
     resumed.restore(kept[len(kept) // 3])
     list(resumed)
 
@@ -94,13 +94,13 @@ def test_F18_what_cannot_fit_is_refused_and_the_memory_is_free_again() -> None:
     huge = spec(network="resnet152", image_size=256, batch_size=8192, augmentation="none", validation_fraction=0.0)
     before = torch.cuda.memory_allocated()
     with pytest.raises(errors.OutOfMemory, match="batch_size"):
-        next(iter(Training.build(huge, data)))
+        next(iter(Trainer.build(huge, data)))
 
     assert torch.cuda.memory_allocated() - before < 2**20
 
 
 def test_a_step_takes_about_the_memory_that_was_predicted(labeled: LabeledImages) -> None:
-    training = Training.build(spec(precision="bf16", batch_size=1024), labeled)
+    training = Trainer.build(spec(precision="bf16", batch_size=1024), labeled)
     training._check_room(*training._begin_epoch())
     assert training._room is not None
     before = torch.cuda.memory_allocated()
@@ -113,7 +113,7 @@ def test_a_step_takes_about_the_memory_that_was_predicted(labeled: LabeledImages
 
 def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) -> None:
     """Top-1 as in f32 at load, and no answer depends on its companions by more than 1e-2."""
-    training = Training.build(spec(precision="bf16"), labeled, truth=truth)
+    training = Trainer.build(spec(precision="bf16"), labeled, truth=truth)
     list(training)
     model_archive.save(tmp_path / "model", training)
     predictor = Predictor.load(tmp_path / "model", "cuda", "bf16")
@@ -136,7 +136,7 @@ def test_t7_is_measured() -> None:
 
 def test_events_come_in_order(labeled: LabeledImages) -> None:
     """Recorded steps yield the events that written ones do."""
-    events = list(Training.build(spec(epochs=1), labeled, captured=True))
+    events = list(Trainer.build(spec(epochs=1), labeled, captured=True))
 
     assert isinstance(events[-1], EpochReport)
     assert [event.total_step for event in events[:-1] if isinstance(event, Step)] == list(range(1, len(events)))

@@ -16,8 +16,8 @@ from app.db.tables import Job
 from tests import servers
 from tests.hosts.network import Host, Missing, Network
 from tests.servers import eventually, free_port
-from tests.worker import house
-from tests.worker.house import SIDE
+from tests.worker import harness
+from tests.worker.harness import SIDE
 
 EPOCHS = 60  # some seconds: a host is cut off in the middle
 KEY = secrets.token_hex(16)
@@ -30,7 +30,7 @@ KNOBS = {
 }
 
 
-class Spread(house.House):
+class Spread(harness.ServiceHarness):
     """A house whose supervisors live on other hosts, with the same data folder."""
 
     network: Network

@@ -14,7 +14,7 @@ from app.db.tables import Dataset, Job, State, Worker
 from tests.hosts.conftest import KNOBS, Spread
 from tests.hosts.network import Host
 from tests.servers import eventually
-from tests.worker.house import alive
+from tests.worker.harness import alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ml import methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 
 SIDE, CLASSES = 16, 4
 EXTRA_METHODS = Path(__file__).parent / "extra_methods"  # methods that only tests know: phases, pools, views, memory
@@ -74,7 +74,7 @@ def spec() -> Callable[..., TrainingSpec]:
     return make
 
 
-def reports(training: Training) -> list[EpochReport]:
+def reports(training: Trainer) -> list[EpochReport]:
     """Train to the end."""
     return [event for event in training if isinstance(event, EpochReport)]
 

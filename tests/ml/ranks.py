@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ml import methods, networks
 from ml.data.dataset import LabeledImages, Truth
 from ml.distributed import process_group, sharding
-from ml.distributed.launch import RankEnded, Seat, launch
+from ml.distributed.launch import RankEnded, RankInfo, launch
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import SIDE, halves
 
 Tensors = dict[str, Tensor]
@@ -43,7 +43,7 @@ def data() -> tuple[LabeledImages, Truth]:
     return LabeledImages(images, labels, tuple("abcd")), Truth(None, test, test_labels)
 
 
-def build(name: str, group: process_group.Group | None) -> Training:
+def build(name: str, group: process_group.ProcessGroup | None) -> Trainer:
     changes = dict(CHANGES[name])
     if isinstance(preset := changes.get("params"), str):
         changes["params"] = methods.load(str(changes["method"])).ABOUT["presets"][preset]
@@ -52,23 +52,23 @@ def build(name: str, group: process_group.Group | None) -> Training:
         {"method": "ce", "augmentation": "flip", "precision": "f32"} | settings | changes
     )
     images, truth = data()
-    return Training.build(spec, images, truth=truth, device="cpu", threads=1, group=group)
+    return Trainer.build(spec, images, truth=truth, device="cpu", threads=1, group=group)
 
 
-def outcome(training: Training) -> Tensors:
+def outcome(training: Trainer) -> Tensors:
     """Everything a training holds, and what it reported."""
     told = [[r.train_loss, *(s.loss for part in (r.noisy_validation, r.test) for s in part.values())]
             for r in training.history]  # fmt: skip
     return training.state().tensors | {"told": torch.tensor(told, dtype=torch.float64)}
 
 
-def trained(name: str, group: process_group.Group | None = None) -> Tensors:
+def trained(name: str, group: process_group.ProcessGroup | None = None) -> Tensors:
     training = build(name, group)
     list(training)
     return outcome(training)
 
 
-def trainings(group: process_group.Group, folder: Path) -> Tensors:
+def trainings(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """Most kinds of training to their end."""
     return {
         f"{name}: {key}": tensor
@@ -77,12 +77,12 @@ def trainings(group: process_group.Group, folder: Path) -> Tensors:
     }
 
 
-def uneven(group: process_group.Group, folder: Path) -> Tensors:
+def uneven(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """Batches that cannot be shared evenly, with ranks that get nothing of the last."""
     return trained("uneven", group)
 
 
-def resumed(group: process_group.Group, folder: Path) -> Tensors:
+def resumed(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """A training stopped, written by the first rank, and taken up by fresh trainings."""
     stopped = build("denll", group)
     for number, event in enumerate(stopped):
@@ -104,7 +104,7 @@ class Stochastic(nn.Module):
         return nn.functional.dropout(images, 0.5, self.training)
 
 
-def draws(group: process_group.Group, folder: Path) -> Tensors:
+def draws(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """A network with dropout, whose draws and the generator they leave behind are kept."""
     network = networks.build("small", 4, 16)
     network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))  # type: ignore[assignment]
@@ -115,7 +115,7 @@ def draws(group: process_group.Group, folder: Path) -> Tensors:
     return {"first": first, "second": second, "left": torch.get_rng_state()}
 
 
-def gradients(group: process_group.Group | None, folder: Path) -> Tensors:
+def gradients(group: process_group.ProcessGroup | None, folder: Path) -> Tensors:
     """In f64: of images, of weights with a penalty on them, asked for by name; two passes of a copy, partly frozen."""
     import copy
 
@@ -136,7 +136,7 @@ def gradients(group: process_group.Group | None, folder: Path) -> Tensors:
     return dict(zip(names, asked, strict=True)) | {"kinds": torch.tensor([type(p) is nn.Parameter for p in weights])}
 
 
-def half(group: process_group.Group | None, folder: Path, *, enabled: bool = True) -> Tensors:
+def half(group: process_group.ProcessGroup | None, folder: Path, *, enabled: bool = True) -> Tensors:
     """Gradients of the small network in bf16."""
     torch.manual_seed(0)
     network = networks.build("small", 4, 16)
@@ -148,7 +148,7 @@ def half(group: process_group.Group | None, folder: Path, *, enabled: bool = Tru
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
 
 
-def apart(group: process_group.Group, folder: Path) -> Tensors:
+def apart(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """The second rank's weights are no longer the first's."""
     training = build("ce", group)
     if group.rank == 1:
@@ -161,7 +161,7 @@ def apart(group: process_group.Group, folder: Path) -> Tensors:
     return {}
 
 
-def undecided(group: process_group.Group, folder: Path) -> Tensors:
+def undecided(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """The second rank scores images otherwise, as another GPU may by a rounding, and so divides the set otherwise."""
     training = build("dividemix", group)
     score = training.score
@@ -171,7 +171,7 @@ def undecided(group: process_group.Group, folder: Path) -> Tensors:
     return outcome(training)
 
 
-def room(group: process_group.Group, folder: Path) -> Tensors:
+def room(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """What each rank believes to be free, and the least of two numbers."""
     training = build("ce", group)
     next(iter(training))
@@ -179,7 +179,7 @@ def room(group: process_group.Group, folder: Path) -> Tensors:
     return {"free": torch.tensor(training._room[1].free), "least": torch.tensor(group.least(10 - group.rank))}
 
 
-def abandoned(group: process_group.Group, folder: Path) -> Tensors:
+def abandoned(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """The second rank ends in mid-training; the first hears of it."""
     for event in build("ce", group):
         if group.rank == 1 and isinstance(event, EpochReport):
@@ -187,13 +187,15 @@ def abandoned(group: process_group.Group, folder: Path) -> Tensors:
     return {}
 
 
-SCENARIOS: tuple[Callable[[process_group.Group, Path], Tensors], ...]
+SCENARIOS: tuple[Callable[[process_group.ProcessGroup, Path], Tensors], ...]
 SCENARIOS = (trainings, resumed, draws, gradients, half, apart, undecided, room)
 
 
-def play(seat: Seat, scenarios: Sequence[Callable[[process_group.Group, Path], Tensors]], folder: Path) -> None:
+def play(
+    seat: RankInfo, scenarios: Sequence[Callable[[process_group.ProcessGroup, Path], Tensors]], folder: Path
+) -> None:
     torch.set_num_threads(1)
-    group = process_group.Group.join(seat.meeting, seat.rank, seat.size, torch.device("cpu"), silence_s=30.0)
+    group = process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, torch.device("cpu"), silence_s=30.0)
     for scenario in scenarios:
         found = {key: tensor.detach().contiguous() for key, tensor in scenario(group, folder).items()}
         save_file(found, folder / f"{scenario.__name__}-{group.rank}.safetensors")

@@ -14,7 +14,7 @@ from ml.evaluation import attention
 from ml.method import Method, Network
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE
 
 
@@ -40,7 +40,7 @@ def plain(name: str, side: int) -> Plain:
 def test_who_is_overheard_answers_as_ever(
     method: str, spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
-    made = Training.build(spec(method=method), labeled, device="cpu", threads=1).method.eval()
+    made = Trainer.build(spec(method=method), labeled, device="cpu", threads=1).method.eval()
     images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     hooks = [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in made.modules()]
     with torch.no_grad():

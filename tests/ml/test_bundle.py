@@ -15,21 +15,21 @@ from ml.scenes import generate
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def training() -> Training:
+def training() -> Trainer:
     drawn = generate.draw(40, seed=1, image_size=16)
     pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec(network="small", image_size=16, epochs=1, batch_size=16, precision="f32", params={"dim": False})
-    trained = Training.build(spec, pictures, device="cpu", threads=1)
+    trained = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in trained:
         pass
     return trained
 
 
-def test_a_saved_bundle_verifies_and_says_what_it_is(training: Training, tmp_path: Path) -> None:
+def test_a_saved_bundle_verifies_and_says_what_it_is(training: Trainer, tmp_path: Path) -> None:
     saved = model_archive.save(tmp_path / "model", training, metrics={"test_accuracy": {"last": 0.5}})
     found = model_archive.verify(tmp_path / "model")
 
@@ -46,7 +46,7 @@ def test_a_saved_bundle_verifies_and_says_what_it_is(training: Training, tmp_pat
     assert {name.removeprefix("model.") for name in weights} >= set(training.method.state_dict())
 
 
-def test_the_digest_is_that_of_the_answers_and_not_of_the_metrics(training: Training, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_answers_and_not_of_the_metrics(training: Trainer, tmp_path: Path) -> None:
     one = model_archive.save(tmp_path / "one", training, metrics={"a": 1.0})
     two = model_archive.save(tmp_path / "two", training, metrics={"a": 2.0})
 
@@ -54,7 +54,7 @@ def test_the_digest_is_that_of_the_answers_and_not_of_the_metrics(training: Trai
     assert one.digest.startswith("sha256:")
 
 
-def test_check_squares_are_pictures_of_the_training_set(training: Training, tmp_path: Path) -> None:
+def test_check_squares_are_pictures_of_the_training_set(training: Trainer, tmp_path: Path) -> None:
     model_archive.save(tmp_path / "model", training)
     *_, check = model_archive.read(tmp_path / "model")
     originals = {image.tobytes() for image in generate.draw(40, seed=1, image_size=16).images}
@@ -64,7 +64,7 @@ def test_check_squares_are_pictures_of_the_training_set(training: Training, tmp_
 
 
 def test_a_bundle_is_never_overwritten_and_a_failed_write_leaves_nothing(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_archive.save(tmp_path / "model", training)
     with pytest.raises(FileExistsError):
@@ -79,14 +79,14 @@ def test_a_bundle_is_never_overwritten_and_a_failed_write_leaves_nothing(
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
-def test_a_manifest_is_strict_json_whatever_the_metrics(training: Training, tmp_path: Path) -> None:
+def test_a_manifest_is_strict_json_whatever_the_metrics(training: Trainer, tmp_path: Path) -> None:
     model_archive.save(tmp_path / "model", training, metrics={"loss": float("nan")})
 
     assert json.loads((tmp_path / "model" / model_archive.MANIFEST).read_text())["metrics"] == {"loss": None}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "weights", "manifest", "no json", "other class", "format"])
-def test_F25_any_damage_is_a_corrupt_bundle(training: Training, tmp_path: Path, damage: str) -> None:
+def test_F25_any_damage_is_a_corrupt_bundle(training: Trainer, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     model_archive.save(folder, training)
     weights, manifest = folder / model_archive.WEIGHTS, folder / model_archive.MANIFEST
@@ -112,7 +112,7 @@ def test_F25_any_damage_is_a_corrupt_bundle(training: Training, tmp_path: Path, 
         Predictor.load(folder, device="cpu")
 
 
-def test_F25_weights_of_another_network_are_said_to_be_so_in_plain_words(training: Training, tmp_path: Path) -> None:
+def test_F25_weights_of_another_network_are_said_to_be_so_in_plain_words(training: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     said = model_archive.save(folder, training)
     changed = said.model_copy(update={"spec": said.spec.model_copy(update={"network": "resnet18"})})

@@ -11,7 +11,7 @@ from ml import networks
 from ml.data.dataset import LabeledImages
 from ml.methods import cdr
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import CLASSES, SIDE, same
 
 Specs = Callable[..., TrainingSpec]
@@ -20,7 +20,7 @@ Specs = Callable[..., TrainingSpec]
 def test_without_noise_it_is_plain_training(spec: Specs, labeled: LabeledImages) -> None:
     ends = []
     for method, params in (("ce", {}), ("cdr", {"noise_rate": 0.0})):
-        training = Training.build(spec(method=method, params=params, epochs=2), labeled)
+        training = Trainer.build(spec(method=method, params=params, epochs=2), labeled)
         list(training)
         state = training.method.state_dict()
         ends.append({name.replace("networks.0.", "network."): value for name, value in state.items()})

@@ -13,7 +13,7 @@ from ml.blocks import losses, peers
 from ml.data.dataset import LabeledImages
 from ml.methods import co_teaching
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import CLASSES, SIDE, reports
 
 Specs = Callable[..., TrainingSpec]
@@ -25,8 +25,8 @@ def made(**params: Any) -> co_teaching.Method:
     return co_teaching.Method(co_teaching.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def recipe(epochs: int = 20) -> method.Recipe:
-    return method.Recipe(epochs, 5.0, 0.9, 5e-4, lambda progress: 1.0)
+def recipe(epochs: int = 20) -> method.TrainHyperparameters:
+    return method.TrainHyperparameters(epochs, 5.0, 0.9, 5e-4, lambda progress: 1.0)
 
 
 def test_each_network_learns_what_the_other_one_finds_plausible() -> None:
@@ -90,7 +90,7 @@ def test_the_answer_is_the_mean_of_both_networks_probabilities() -> None:
 
 def test_it_hosts_denll(spec: Specs, labeled: LabeledImages) -> None:
     """Two networks for each branch; adam and DeNLL's own optimizers beside each other."""
-    training = Training.build(spec(method="denll", params={"host": "co_teaching"}, epochs=2), labeled)
+    training = Trainer.build(spec(method="denll", params={"host": "co_teaching"}, epochs=2), labeled)
     before = {name: p.detach().clone() for name, p in training.method.named_parameters()}
     assert len(reports(training)) == 2
 

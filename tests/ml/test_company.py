@@ -13,7 +13,7 @@ from ml.scenes import generate
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 SIDE = 16
 TOLERANCE = {"f32": 1e-5, "bf16": 1e-2}
@@ -25,7 +25,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     drawn = generate.draw(48, seed=2, image_size=SIDE)
     pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec(method=method, network=network, image_size=SIDE, epochs=1, batch_size=16, precision="f32")
-    training = Training.build(spec, pictures, device="cpu", threads=1)
+    training = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in training:
         pass
     folder = tmp_path_factory.mktemp("company") / "model"

@@ -14,7 +14,7 @@ from ml.blocks import losses, sample_selection, schedules
 from ml.data.dataset import LabeledImages
 from ml.methods import cores
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import CLASSES, SIDE, halves
 
 COUNT = 16
@@ -28,7 +28,7 @@ def made(**params: Any) -> cores.Method:
 
 
 def only_phase(method: cores.Method, epochs: int = 100) -> method.Phase:
-    (stretch,) = method.phases(method.Recipe(epochs, 0.1, 0.0, 0.0, schedules.constant))
+    (stretch,) = method.phases(method.TrainHyperparameters(epochs, 0.1, 0.0, 0.0, schedules.constant))
     return stretch
 
 
@@ -113,7 +113,7 @@ def test_its_sieve_finds_the_wrong_labels(spec: Callable[..., TrainingSpec]) -> 
     images, clean = halves(160, seed=2)
     noise = {"kind": "symmetric", "rate": 0.4}
     settings = spec(method="cores", epochs=8, batch_size=16, learning_rate=0.02, validation_fraction=0.0, noise=noise)
-    training = Training.build(settings, LabeledImages(images, clean, tuple("abcd")))
+    training = Trainer.build(settings, LabeledImages(images, clean, tuple("abcd")))
     wrong = training.labels != clean
     list(training)
     assert isinstance(training.method, cores.Method)

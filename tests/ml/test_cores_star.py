@@ -23,7 +23,7 @@ def made(**params: Any) -> cores_star.Method:
 
 def phases(method: cores_star.Method, epochs: int = 1640) -> list[method.Phase]:
     cosine = schedules.by_name("cosine", milestones=(), decay=0.1, floor=0.0)
-    return list(method.phases(method.Recipe(epochs, 0.3, 0.9, 5e-4, cosine)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.3, 0.9, 5e-4, cosine)))
 
 
 def batch(**changes: Any) -> method.Batch:

@@ -17,7 +17,7 @@ from ml.data import dataset
 from ml.methods import denll
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import same
 
 SIDE, CLASSES = 16, 3
@@ -37,8 +37,8 @@ def batch(count: int = 12, observe: Callable[[Tensor], None] = lambda _: None, e
     return method.Batch((images,), labels, torch.arange(count), observe, epoch)
 
 
-def recipe(epochs: int = 10) -> method.Recipe:
-    return method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
+def recipe(epochs: int = 10) -> method.TrainHyperparameters:
+    return method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
 
 
 def loss_of(method: denll.Method, seen: method.Batch) -> Tensor:
@@ -364,14 +364,14 @@ def test_every_reading_trains_resumes_exactly_and_answers(
     spec = TrainingSpec(
         method="denll", params=settings, network="small", image_size=16, epochs=2, batch_size=16, precision="f32"
     )
-    training = Training.build(spec, pictures, device="cpu", threads=1)
+    training = Trainer.build(spec, pictures, device="cpu", threads=1)
     steps = iter(training)
     for _ in range(2):
         next(steps)
     state = training.state()
     for _ in steps:
         pass
-    resumed = Training.build(spec, pictures, device="cpu", threads=1)
+    resumed = Trainer.build(spec, pictures, device="cpu", threads=1)
     resumed.restore(state)
     for _ in resumed:
         pass
@@ -393,13 +393,13 @@ def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages)
     spec = TrainingSpec(
         method="denll", params={"host": host}, network="small", image_size=16, epochs=4, batch_size=16, precision="f32"
     )
-    training = Training.build(spec, pictures, device="cpu", threads=1)
+    training = Trainer.build(spec, pictures, device="cpu", threads=1)
     before = {name: each.clone() for name, each in training.method.named_parameters()}
     state = None
     for _ in training:
         state = state or (training.state() if training.epoch == 3 else None)
     assert state is not None
-    resumed = Training.build(spec, pictures, device="cpu", threads=1)
+    resumed = Trainer.build(spec, pictures, device="cpu", threads=1)
     resumed.restore(state)
     for _ in resumed:
         pass

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ml import method, networks
 from ml.blocks import mutual_learning, pool_union, schedules
 from ml.data import dataset
-from ml.method import Turn
+from ml.method import Pass
 from ml.methods import denll
 from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import halves, same
 
 SIDE, CLASSES, COUNT = 16, 3, 24
@@ -35,7 +35,7 @@ def made(host: str, **params: Any) -> denll.Method:
 
 
 def phases(method: denll.Method, epochs: int = 40) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
 
 
 class Bench:
@@ -180,15 +180,15 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
 
 
 def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
-    one = Turn(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
-    two = Turn(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
+    one = Pass(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
+    two = Pass(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
     found = pool_union.either(one, two)
 
     assert found.pool.bincount().tolist() == [2, 1, 2, 1]
     assert found.unlabelled is not None
     assert found.unlabelled.tolist() == [4, 5, 6, 7]
     assert found.share == 0.4
-    alone = pool_union.either(Turn(torch.arange(8) < 6), one)
+    alone = pool_union.either(Pass(torch.arange(8) < 6), one)
     assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert alone.unlabelled is not None
     assert alone.unlabelled.tolist() == [6, 7]
@@ -232,7 +232,7 @@ def test_it_resumes_bit_for_bit_inside_every_phase(host: str) -> None:
         batch_size=20,
         precision="f32",
     )
-    whole = Training.build(spec, pictures, device="cpu", threads=1)
+    whole = Trainer.build(spec, pictures, device="cpu", threads=1)
     begun: dict[str, checkpoint.State] = {}
     for event in whole:
         if isinstance(event, Step) and event.step == 0:
@@ -240,7 +240,7 @@ def test_it_resumes_bit_for_bit_inside_every_phase(host: str) -> None:
     assert len(begun) == len(whole.phases) >= 2
     kept = [*begun.values(), whole.state()]
     for state, expected in itertools.pairwise(kept):  # each from the one before: equal steps make equal ends
-        resumed = Training.build(spec, pictures, device="cpu", threads=1)
+        resumed = Trainer.build(spec, pictures, device="cpu", threads=1)
         resumed.restore(state)
         steps = iter(resumed)
         while resumed.step < expected.facts["step"] or resumed.epoch < expected.facts["epoch"]:

@@ -15,7 +15,7 @@ from ml.blocks import losses
 from ml.data.dataset import LabeledImages
 from ml.methods import dividemix
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Training
+from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import CLASSES, SIDE, halves, reports
 
 Specs = Callable[..., TrainingSpec]
@@ -29,7 +29,7 @@ def made(**params: Any) -> dividemix.Method:
 
 
 def phases(method: dividemix.Method, epochs: int = 30) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
 def batch(turn: int = 0, **changes: Any) -> method.Batch:
@@ -190,7 +190,7 @@ def test_the_answer_orders_classes_as_the_sum_of_both_networks() -> None:
 
 def test_bf16_reaches_every_parameter_though_guesses_come_first(spec: Specs, labeled: LabeledImages) -> None:
     """Weights cast while guessing without gradients must not be used again with them."""
-    training = Training.build(spec(method="dividemix", precision="bf16", epochs=2), labeled)
+    training = Trainer.build(spec(method="dividemix", precision="bf16", epochs=2), labeled)
     for event in training:
         if isinstance(event, EpochReport):
             before = {name: p.detach().clone() for name, p in training.method.named_parameters()}
@@ -204,7 +204,7 @@ def test_its_division_finds_the_wrong_labels(spec: Specs) -> None:
     images, clean = halves(160, seed=2)
     noise = {"kind": "symmetric", "rate": 0.4}
     settings = spec(method="dividemix", epochs=8, batch_size=16, validation_fraction=0.0, noise=noise)
-    training = Training.build(settings, LabeledImages(images, clean, tuple("abcd")))
+    training = Trainer.build(settings, LabeledImages(images, clean, tuple("abcd")))
     wrong = training.labels != clean
     list(training)
     assert isinstance(training.method, dividemix.Method)
@@ -215,7 +215,7 @@ def test_its_division_finds_the_wrong_labels(spec: Specs) -> None:
 
 
 def test_steps_follow_the_labelled_images_of_both_turns(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method="dividemix", epochs=2), labeled)
+    training = Trainer.build(spec(method="dividemix", epochs=2), labeled)
     assert isinstance(training.method, dividemix.Method)
     steps: Iterator[Step] = (event for event in training if isinstance(event, Step) and event.phase == "mixmatch")
     first = next(steps)

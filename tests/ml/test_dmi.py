@@ -12,7 +12,7 @@ from torch import Tensor
 from ml.data.dataset import LabeledImages
 from ml.methods import dmi
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import same
 
 Specs = Callable[..., TrainingSpec]
@@ -97,7 +97,7 @@ def test_large_batches_speak_for_a_hundred_classes() -> None:
 
 def test_it_begins_with_the_warm_ups_best_epoch_and_moves_little(spec: Specs, labeled: LabeledImages) -> None:
     settings = spec(method="dmi", epochs=5, params={"warm_up": 0.8}, validation_fraction=0.3)
-    training = Training.build(settings, labeled)
+    training = Trainer.build(settings, labeled)
     ends, rates = [], []
     for event in training:
         if isinstance(event, EpochReport):

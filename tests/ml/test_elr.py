@@ -10,7 +10,7 @@ import torch
 from ml.blocks import early_learning, logit_history, losses
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 Specs = Callable[..., TrainingSpec]
 LOGITS = torch.tensor([[2, 0, -1], [0, 1, 0.5]])
@@ -53,8 +53,8 @@ def test_being_held_pulls_towards_what_was_remembered() -> None:
 
 
 def test_without_weight_it_is_cross_entropy(spec: Specs, labeled: LabeledImages) -> None:
-    plain = Training.build(spec(epochs=2, batch_size=48), labeled)
-    held = Training.build(spec(method="elr", params={"weight": 0.0}, epochs=2, batch_size=48), labeled)
+    plain = Trainer.build(spec(epochs=2, batch_size=48), labeled)
+    held = Trainer.build(spec(method="elr", params={"weight": 0.0}, epochs=2, batch_size=48), labeled)
     list(plain)
     list(held)
 

@@ -14,7 +14,7 @@ from ml.blocks import averaging, early_learning, losses, schedules
 from ml.data.dataset import LabeledImages
 from ml.methods import elr_plus
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import CLASSES, SIDE, reports
 
 Specs = Callable[..., TrainingSpec]
@@ -28,7 +28,7 @@ def made(**params: Any) -> elr_plus.Method:
 
 
 def stretch(method: elr_plus.Method) -> method.Phase:
-    return method.phases(method.Recipe(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    return method.phases(method.TrainHyperparameters(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
 
 
 def batch(turn: int = 0, progress: float = 0.3, observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
@@ -146,7 +146,7 @@ def test_equal_averaging_is_the_mean_of_all_weights_so_far() -> None:
 def test_balanced_subsets_show_every_class_as_often_and_change_with_the_epoch(
     spec: Specs, labeled: LabeledImages
 ) -> None:
-    training = Training.build(spec(method="elr_plus", params={"epoch_images": 30}, epochs=2), labeled)
+    training = Trainer.build(spec(method="elr_plus", params={"epoch_images": 30}, epochs=2), labeled)
     shown = []
     for _ in reports(training):
         pools = [turn.pool for turn in training.phases[0].turns()]
@@ -162,6 +162,6 @@ def test_balanced_subsets_show_every_class_as_often_and_change_with_the_epoch(
 
 
 def test_denll_hosts_it(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method="denll", params={"host": "elr_plus"}, epochs=2, batch_size=48), labeled)
+    training = Trainer.build(spec(method="denll", params={"host": "elr_plus"}, epochs=2, batch_size=48), labeled)
 
     assert all(report.finite for report in reports(training))

@@ -19,10 +19,10 @@ from ml.data.dataset import UNKNOWN, LabeledImages, Truth
 from ml.evaluation import attention, measure
 from ml.method import Method
 from ml.reports import backgrounds, label_figures, plots, report_data
-from ml.reports.batch_runner import Viewer
+from ml.reports.batch_runner import BatchRunner
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import CLASSES, SIDE
 
 MEAN = torch.full((3,), 0.5)
@@ -56,7 +56,7 @@ def test_reliance_is_one_for_a_reader_of_backgrounds_and_none_for_a_reader_of_ob
     pictures, masks = halved(labels, labels)
     found = []
     for column in (0, SIDE - 1):
-        viewer = Viewer(Reader(column), MEAN, MEAN, torch.device("cpu"))
+        viewer = BatchRunner(Reader(column), MEAN, MEAN, torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
         found.append(backgrounds.reliance(viewer, viewer.images(pictures), masks, labels, CLASSES, generator))
     by_object, by_background = found
@@ -128,8 +128,8 @@ def scenery() -> tuple[LabeledImages, Truth]:
     return images, truth
 
 
-def finished(images: LabeledImages, spec: TrainingSpec, truth: Truth | None = None) -> Training:
-    training = Training.build(spec, images, truth=truth, device="cpu", threads=1)
+def finished(images: LabeledImages, spec: TrainingSpec, truth: Truth | None = None) -> Trainer:
+    training = Trainer.build(spec, images, truth=truth, device="cpu", threads=1)
     for _ in training:
         pass
     return training

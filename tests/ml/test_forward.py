@@ -12,7 +12,7 @@ from ml import method, networks
 from ml.data.dataset import LabeledImages
 from ml.methods import forward
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import CLASSES, SIDE, reports, same
 
 Specs = Callable[..., TrainingSpec]
@@ -22,7 +22,7 @@ KNOWN = [[0.7 if i == j else 0.1 for j in range(CLASSES)] for i in range(CLASSES
 def phases(epochs: int, **params: Any) -> list[method.Phase]:
     labels = torch.arange(40) % CLASSES
     method = forward.Method(forward.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
-    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
 def test_both_stages_scale_with_the_epochs() -> None:
@@ -32,7 +32,7 @@ def test_both_stages_scale_with_the_epochs() -> None:
 
 
 def test_a_known_matrix_is_used_at_once(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method="forward", params={"transition": KNOWN}, epochs=1), labeled)
+    training = Trainer.build(spec(method="forward", params={"transition": KNOWN}, epochs=1), labeled)
     list(training)
 
     assert [stretch.name for stretch in phases(10, transition=KNOWN)] == ["forward"]
@@ -44,7 +44,7 @@ def test_the_second_stage_has_a_new_network_in_the_old_place(
     restart: bool, spec: Specs, labeled: LabeledImages
 ) -> None:
     params = {"restart": restart}
-    training = Training.build(spec(method="forward", params=params, epochs=2, validation_fraction=0.0), labeled)
+    training = Trainer.build(spec(method="forward", params=params, epochs=2, validation_fraction=0.0), labeled)
     parameters = list(training.method.parameters())
     events = iter(training)
     next(event for event in events if isinstance(event, EpochReport))
@@ -68,7 +68,7 @@ def test_the_second_stage_has_a_new_network_in_the_old_place(
 
 def test_it_hosts_denll(spec: Specs, labeled: LabeledImages) -> None:
     """Both branches are made anew, and each has its own matrix."""
-    training = Training.build(spec(method="denll", params={"host": "forward"}, epochs=2), labeled)
+    training = Trainer.build(spec(method="denll", params={"host": "forward"}, epochs=2), labeled)
     found = reports(training)
 
     assert [report.phase for report in found] == ["estimate", "forward"]

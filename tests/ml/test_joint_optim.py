@@ -24,7 +24,7 @@ def made(**params: Any) -> joint_optim.Method:
 
 def phases(method: joint_optim.Method, epochs: int = 320) -> list[method.Phase]:
     multistep = schedules.by_name("multistep", milestones=(1 / 3, 2 / 3), decay=0.1, floor=0.0)
-    return list(method.phases(method.Recipe(epochs, 0.08, 0.9, 1e-4, multistep)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.08, 0.9, 1e-4, multistep)))
 
 
 def batch(epoch: int) -> method.Batch:

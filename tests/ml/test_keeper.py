@@ -32,7 +32,7 @@ class Bench:
 def kept(accuracies: Sequence[float], since: int, epochs: int) -> float:
     """Epoch e ends with weight e + 1: the weight that is given back."""
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    own = best_weights.Keeper(network)
+    own = best_weights.BestWeights(network)
     lab = Bench(accuracies)
     for epoch in range(epochs + 1):
         lab.epoch = epoch
@@ -61,7 +61,7 @@ def test_where_nothing_is_held_out_the_last_epoch_is_kept() -> None:
 
 def test_a_copy_has_the_networks_state_and_no_parameter() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    own = best_weights.Keeper(network)
+    own = best_weights.BestWeights(network)
 
     assert list(own.parameters()) == []
     assert {name: value.shape for name, value in own.named_buffers() if name != "best"} == {

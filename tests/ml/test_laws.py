@@ -18,7 +18,7 @@ from ml.blocks import pool_union
 from ml.data.dataset import LabeledImages, Truth
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Training
+from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, reports, same
 
 Specs = Callable[..., TrainingSpec]
@@ -40,7 +40,7 @@ def test_its_idea_is_told_in_two_sentences(method: str) -> None:
 def test_losses_are_finite_and_every_trained_parameter_moves(
     method: str, spec: Specs, labeled: LabeledImages, truth: Truth
 ) -> None:
-    training = Training.build(spec(method=method, epochs=3), labeled, truth=truth)
+    training = Trainer.build(spec(method=method, epochs=3), labeled, truth=truth)
     before = {name: p.detach().clone() for name, p in training.method.named_parameters()}
 
     found = reports(training)
@@ -57,7 +57,7 @@ def test_a_tiny_set_is_learned_from_all_the_same(
     """Nothing held out; fewer images than a batch, or a class that no image has, since `halves` has four."""
     images, labels = halves(count)
     few = LabeledImages(images, labels % classes, tuple("abcde"[:classes]))
-    training = Training.build(spec(method=method, epochs=epochs, batch_size=30, validation_fraction=0.0), few)
+    training = Trainer.build(spec(method=method, epochs=epochs, batch_size=30, validation_fraction=0.0), few)
 
     found = reports(training)
     assert len(found) == epochs
@@ -71,7 +71,7 @@ def test_a_killed_training_ends_bit_identical(
     method: str, spec: Specs, labeled: LabeledImages, truth: Truth, tmp_path: Path
 ) -> None:
     settings = spec(method=method, epochs=4, noise={"kind": "symmetric", "rate": 0.3}, augmentation="crop_flip")
-    whole = Training.build(settings, labeled, truth=truth)
+    whole = Trainer.build(settings, labeled, truth=truth)
     kept = {event.total_step: whole.state() for event in whole if isinstance(event, Step)}
     expected = whole.state()
 
@@ -80,7 +80,7 @@ def test_a_killed_training_ends_bit_identical(
         checkpoint.write(folder, kept[step])
         found = checkpoint.newest([folder], config_hash=whole.config_hash, data_hash=whole.data_hash)
         assert found.state is not None
-        resumed = Training.build(settings, labeled, truth=truth)
+        resumed = Trainer.build(settings, labeled, truth=truth)
         resumed.restore(found.state)
         list(resumed)
 
@@ -91,11 +91,11 @@ def test_a_killed_training_ends_bit_identical(
 @every_method
 def test_state_after_an_epoch_resumes_too(method: str, spec: Specs, labeled: LabeledImages) -> None:
     settings = spec(method=method, epochs=3)
-    whole = Training.build(settings, labeled)
+    whole = Trainer.build(settings, labeled)
     kept = [whole.state() for event in whole if isinstance(event, EpochReport)]
 
-    for state in [*kept[:2], Training.build(settings, labeled).state()]:
-        resumed = Training.build(settings, labeled)
+    for state in [*kept[:2], Trainer.build(settings, labeled).state()]:
+        resumed = Trainer.build(settings, labeled)
         resumed.restore(state)
         list(resumed)
         assert same(kept[-1].tensors, resumed.state().tensors) == []
@@ -103,7 +103,7 @@ def test_state_after_an_epoch_resumes_too(method: str, spec: Specs, labeled: Lab
 
 @every_method
 def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method=method, epochs=1), labeled)
+    training = Trainer.build(spec(method=method, epochs=1), labeled)
     list(training)
     images = training.score(lambda shown: shown)[:9]
     training.method.eval()
@@ -125,7 +125,7 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
         method=method, epochs=8, batch_size=64, noise={"kind": "symmetric", "rate": 0.4}, validation_fraction=0.0
     )
     for course in courses(settings, labeled):
-        training = Training.build(course, labeled)
+        training = Trainer.build(course, labeled)
         begun, unlabelled = Counter[str](), False
         for event in training:
             if isinstance(event, Step) and event.step == 0:  # the phase is entered, the epoch has begun
@@ -149,13 +149,13 @@ def courses(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec
     found: dict[tuple[str, ...], TrainingSpec] = {}
     for params in ({}, *methods.load(settings.method).ABOUT["presets"].values()):
         changed = settings.model_copy(update={"params": params})
-        found.setdefault(tuple(stretch.name for stretch in Training.build(changed, labeled).phases), changed)
+        found.setdefault(tuple(stretch.name for stretch in Trainer.build(changed, labeled).phases), changed)
     return list(found.values())
 
 
-def shown_in_turn(training: Training, stretch: method.Phase) -> list[method.Batch]:
+def shown_in_turn(training: Trainer, stretch: method.Phase) -> list[method.Batch]:
     """A batch of every turn of the running epoch."""
-    every = [method.Turn(torch.arange(len(training.batches)))]
+    every = [method.Pass(torch.arange(len(training.batches)))]
     found = []
     for number, turn in enumerate(every if stretch.turns is None else stretch.turns()):
         pools = [pool_union.positions(pool).unique() for pool in (turn.pool, turn.unlabelled) if pool is not None]
@@ -192,7 +192,7 @@ def outcome(method: method.Method, stretch: method.Phase, batch: method.Batch) -
 
 @published
 def test_learns_a_tiny_clean_set(method: str, spec: Specs, truth: Truth) -> None:
-    training = Training.build(spec(method=method, epochs=10, batch_size=16), clean(192), truth=truth)
+    training = Trainer.build(spec(method=method, epochs=10, batch_size=16), clean(192), truth=truth)
 
     assert reports(training)[-1].test["answer"].accuracy > 0.9
 
@@ -200,14 +200,14 @@ def test_learns_a_tiny_clean_set(method: str, spec: Specs, truth: Truth) -> None
 @published
 def test_beats_chance_at_forty_percent_noise(method: str, spec: Specs, truth: Truth) -> None:
     noisy = spec(method=method, epochs=10, batch_size=16, noise={"kind": "symmetric", "rate": 0.4})
-    training = Training.build(noisy, clean(192), truth=truth)
+    training = Trainer.build(noisy, clean(192), truth=truth)
 
     assert reports(training)[-1].test["answer"].accuracy > 0.5
 
 
 @every_method
 def test_every_label_is_ranked(method: str, spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(method=method, epochs=2), labeled)
+    training = Trainer.build(spec(method=method, epochs=2), labeled)
     list(training)
     issues = training.label_issues()
 
@@ -222,6 +222,6 @@ def clean(count: int) -> LabeledImages:
     return LabeledImages(images, labels, tuple("abcd"))
 
 
-def timeless(training: Training) -> list[dict[str, object]]:
+def timeless(training: Trainer) -> list[dict[str, object]]:
     """Reports without the time they took."""
     return [report.to_json() | {"seconds": 0, "images_per_second": 0} for report in training.history]

@@ -406,4 +406,4 @@ def test_every_study_learns_from_the_files_of_the_sets_authors(name: str, tmp_pa
         if run.data.startswith("cifar"):
             by_people = not {"clean", "label"} & set(run.source.label_column or ())
             at = folders_of[run.data if run.data.endswith("n") or not by_people else f"{run.data}n"]
-            assert len(sources.load(run, sources.Whereabouts(at)).images) > 0
+            assert len(sources.load(run, sources.DataPaths(at)).images) > 0

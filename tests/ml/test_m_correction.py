@@ -23,7 +23,7 @@ def made(**params: Any) -> m_correction.Method:
 
 
 def phases(method: m_correction.Method, epochs: int = 300) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.1, 0.9, 1e-4, schedules.constant)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, schedules.constant)))
 
 
 def batch(epoch: int = 200) -> method.Batch:

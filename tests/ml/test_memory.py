@@ -17,7 +17,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch, Optimizers, Unlabelled
 from ml.training import memory, memory_check, preparation
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, same
 
 Specs = Callable[..., TrainingSpec]
@@ -41,7 +41,7 @@ def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
 
     found = memory.cost(work)
     for images in (1 + 1, 5, 64):
-        ledger = memory.Ledger()
+        ledger = memory.AllocationTracer()
         with ledger:
             work(images)
         assert found.peak(images) == max(ledger.course)
@@ -135,7 +135,7 @@ def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
         augmentation="none",
         validation_fraction=0.0,
     )
-    training = Training.build(settings, labeled)
+    training = Trainer.build(settings, labeled)
     before = {name: value.clone() for name, value in training.method.state_dict().items()}
     with pytest.raises(errors.OutOfMemory) as raised:
         next(iter(training))
@@ -150,7 +150,7 @@ def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
 
 @pytest.mark.parametrize("method", ["ce", "denll", "everything"])
 def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
-    training = Training.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
+    training = Trainer.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
     stretch, plan = training._begin_epoch()
     before = training.state()
     training._check_room(stretch, plan)
@@ -173,7 +173,7 @@ def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
 
 
 def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(), labeled)
+    training = Trainer.build(spec(), labeled)
     stretch, plan = training._begin_epoch()
     training._check_room(stretch, plan)
     training._room = None

@@ -25,7 +25,7 @@ def made(**params: float) -> mixup.Method:
 
 
 def loss(method: mixup.Method) -> Callable[[method.Batch], Tensor]:
-    return method.phases(method.Recipe(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
+    return method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
 
 
 def batch(observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:

@@ -16,7 +16,7 @@ from ml.blocks import confidence, losses, reinitialisation, schedules
 from ml.data.dataset import LabeledImages
 from ml.methods import pes
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import CLASSES, SIDE, halves
 
 COUNT = 40
@@ -51,7 +51,7 @@ def made(**params: Any) -> pes.Method:
 def phases(
     method: pes.Method, epochs: int = 200, factor: Callable[[float], float] = schedules.constant
 ) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.1, 0.9, 1e-4, factor)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, factor)))
 
 
 def owned(stretch: method.Phase) -> set[nn.Parameter]:
@@ -227,7 +227,7 @@ def test_it_leaves_out_the_wrong_labels(spec: Callable[..., TrainingSpec]) -> No
     images, clean = halves(160, seed=2)
     noise = {"kind": "symmetric", "rate": 0.4}
     settings = spec(method="pes", epochs=6, batch_size=16, validation_fraction=0.0, noise=noise)
-    training = Training.build(settings, LabeledImages(images, clean, tuple("abcd")))
+    training = Trainer.build(settings, LabeledImages(images, clean, tuple("abcd")))
     wrong = training.labels != clean
     reports = [event for event in training if isinstance(event, EpochReport)]
     assert isinstance(training.method, pes.Method)

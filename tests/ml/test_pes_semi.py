@@ -15,7 +15,7 @@ from ml.data import image_store
 from ml.data.dataset import LabeledImages
 from ml.methods import pes_semi
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Step, Training
+from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import CLASSES, SIDE
 
 COUNT = 40
@@ -28,7 +28,7 @@ def made(**params: Any) -> pes_semi.Method:
 
 
 def phases(method: pes_semi.Method, epochs: int = 300) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
 
 
 def batch(epoch: int = 200, **changes: Any) -> method.Batch:
@@ -167,7 +167,7 @@ def test_suspicious_labels_are_ranked_by_the_guesses() -> None:
 
 
 def test_steps_follow_all_images(spec: Callable[..., TrainingSpec], labeled: LabeledImages) -> None:
-    training = Training.build(spec(method="pes_semi", epochs=2, validation_fraction=0.0), labeled)
+    training = Trainer.build(spec(method="pes_semi", epochs=2, validation_fraction=0.0), labeled)
     steps = [event.steps for event in training if isinstance(event, Step) and event.phase == "mixmatch"]
 
     assert abs(steps[0] - len(labeled.labels) // 32) <= 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ml.method import Recipe
+from ml.method import TrainHyperparameters
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_parameter_may_get_its_first_gradient_late(momentum: float) -> None:
     """As one that is frozen at first; each moves as torch's plain kind moves it."""
-    recipe = Recipe(epochs=1, learning_rate=0.1, momentum=momentum, weight_decay=0.01, factor=lambda progress: 1.0)
+    recipe = TrainHyperparameters(
+        epochs=1, learning_rate=0.1, momentum=momentum, weight_decay=0.01, factor=lambda progress: 1.0
+    )
     ours, plain = ([torch.nn.Parameter(torch.ones(size)) for size in (3, 2)] for _ in range(2))
     optimizers = recipe.sgd(ours), torch.optim.SGD(plain, lr=0.1, momentum=momentum, weight_decay=0.01)
     for step in range(3):

@@ -14,26 +14,26 @@ from ml.serving import model_archive
 from ml.serving import predictor as predictors
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 SIDE = 16
 
 
-def train(method: str = "denll", resize: str = "squash") -> Training:
+def train(method: str = "denll", resize: str = "squash") -> Trainer:
     drawn = generate.draw(60, seed=2, image_size=SIDE)
     pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
     spec = TrainingSpec.model_validate(
         {"method": method, "network": "small", "image_size": SIDE, "epochs": 1, "batch_size": 16, "precision": "f32"}
         | {"resize": resize}
     )
-    training = Training.build(spec, pictures, device="cpu", threads=1)
+    training = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in training:
         pass
     return training
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
     training = train()
     folder = tmp_path_factory.mktemp("bundles") / "model"
     model_archive.save(folder, training)
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
 
 
 @pytest.fixture(scope="module")
-def predictor(trained: tuple[Training, Path]) -> Predictor:
+def predictor(trained: tuple[Trainer, Path]) -> Predictor:
     return Predictor.load(trained[1], device="cpu", precision="f32")
 
 
@@ -57,7 +57,7 @@ def pictures(count: int, seed: int = 9) -> list[decoding.Pixels]:
     return [random.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes[:count]]
 
 
-def test_a_bundle_answers_as_the_method_that_was_trained(trained: tuple[Training, Path], predictor: Predictor) -> None:
+def test_a_bundle_answers_as_the_method_that_was_trained(trained: tuple[Trainer, Path], predictor: Predictor) -> None:
     training, _ = trained
     squares = generate.draw(20, seed=5, image_size=SIDE).images
     normalised = (torch.from_numpy(squares).double() / 255 - training.mean) / training.std
@@ -146,7 +146,7 @@ def test_a_crop_model_sees_the_central_square(tmp_path: Path) -> None:
 
 
 def test_bf16_is_used_only_where_it_chooses_the_same_classes(
-    trained: tuple[Training, Path], monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Trainer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = trained
     asked = Predictor.load(folder, device="cpu", precision="bf16")
@@ -167,7 +167,7 @@ def test_bf16_is_used_only_where_it_chooses_the_same_classes(
     assert not Predictor.load(folder, device="cpu", precision="bf16").half
 
 
-def test_loading_disturbs_nobodys_random_numbers(trained: tuple[Training, Path]) -> None:
+def test_loading_disturbs_nobodys_random_numbers(trained: tuple[Trainer, Path]) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)

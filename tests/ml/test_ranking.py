@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ml.evaluation import measure, ranking
-from ml.evaluation.ranking import LabelLog
+from ml.evaluation.ranking import MarginTracker
 
 CLASSES, COUNT = 4, 400
 
 
-def planted(rate: float = 0.25, boldness: float = 0.0, epochs: int = 5) -> tuple[LabelLog, torch.Tensor, torch.Tensor]:
+def planted(
+    rate: float = 0.25, boldness: float = 0.0, epochs: int = 5
+) -> tuple[MarginTracker, torch.Tensor, torch.Tensor]:
     """A log of logits that know the clean class, given labels of which `rate` are wrong, and the clean ones.
 
     `boldness` is added to the logit of class 0, whatever the image.
@@ -22,7 +24,7 @@ def planted(rate: float = 0.25, boldness: float = 0.0, epochs: int = 5) -> tuple
     given = clean.clone()
     wrong = torch.randperm(COUNT, generator=generator)[: int(rate * COUNT)]
     given[wrong] = (clean[wrong] + 1) % CLASSES
-    log = LabelLog(given, CLASSES)
+    log = MarginTracker(given, CLASSES)
     for _ in range(epochs):
         logits = 4.0 * one_hot(clean) + torch.randn(COUNT, CLASSES, generator=generator)
         logits[:, 0] += boldness
@@ -34,14 +36,14 @@ def one_hot(labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.one_hot(labels, CLASSES).float()
 
 
-def said(log: LabelLog, logits: torch.Tensor, order: torch.Tensor) -> None:
+def said(log: MarginTracker, logits: torch.Tensor, order: torch.Tensor) -> None:
     """An epoch in which these logits were heard, in batches."""
     for rows in torch.split(order, 64):
         log.observe(rows, logits[rows])
     log.end_epoch()
 
 
-def ranked(given: torch.Tensor, log: LabelLog, held_out: torch.Tensor | None = None) -> ranking.LabelIssues:
+def ranked(given: torch.Tensor, log: MarginTracker, held_out: torch.Tensor | None = None) -> ranking.LabelIssues:
     issues = ranking.label_issues(given, log, held_out)
     assert issues is not None
     return issues
@@ -73,7 +75,7 @@ def test_clean_labels_raise_no_alarm() -> None:
 def test_a_label_that_no_epoch_has_seen_is_neither_suspicious_nor_trusted() -> None:
     generator = torch.Generator().manual_seed(0)
     given = torch.arange(COUNT) % CLASSES
-    log = LabelLog(given, CLASSES)
+    log = MarginTracker(given, CLASSES)
     for _ in range(5):
         order = torch.randperm(COUNT - 20, generator=generator)
         said(
@@ -130,7 +132,7 @@ def test_few_images_or_one_class_keep_no_company(count: int, classes: int) -> No
 
 def test_a_margin_by_hand() -> None:
     """Epochs weigh (1 * 1/2)^4 and (2 * 1)^4; the second is judged by the standards of the first, 4 and 1."""
-    log = LabelLog(torch.tensor([0, 1]), 2)
+    log = MarginTracker(torch.tensor([0, 1]), 2)
     said(log, torch.tensor([[4.0, 0.0], [2.0, 1.0]]), torch.arange(2))  # margins 4 and -1: one label of two is fitted
     said(log, torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.arange(2))  # margins 1 and -3, less or more 0.75 * (4 - 1)
     margins, _, weights = log.heard
@@ -142,7 +144,7 @@ def test_a_margin_by_hand() -> None:
 def test_the_order_of_images_in_an_epoch_means_nothing() -> None:
     given = torch.arange(COUNT) % CLASSES
     epochs = torch.randn(2, COUNT, CLASSES, generator=torch.Generator().manual_seed(2))
-    forward, backward = LabelLog(given, CLASSES), LabelLog(given, CLASSES)
+    forward, backward = MarginTracker(given, CLASSES), MarginTracker(given, CLASSES)
     for logits in epochs:
         said(forward, logits, torch.arange(COUNT))
         said(backward, logits, torch.arange(COUNT).flip(0))
@@ -180,7 +182,7 @@ def test_epochs_that_have_memorised_the_labels_hardly_count() -> None:
 
 
 def test_a_label_that_was_never_heard_is_neither_suspicious_nor_trusted() -> None:
-    log = LabelLog(torch.tensor([0, 1, 1]), 2)
+    log = MarginTracker(torch.tensor([0, 1, 1]), 2)
     said(log, torch.tensor([[3.0, 0.0], [3.0, 0.0], [9.0, 9.0]]), torch.arange(2))
     issues = ranked(torch.tensor([0, 1, 1]), log)
 
@@ -192,7 +194,7 @@ def test_a_label_that_was_never_heard_is_neither_suspicious_nor_trusted() -> Non
 def test_a_log_restored_is_the_log() -> None:
     log, given, _ = planted()
     log.observe(torch.arange(10), torch.randn(10, CLASSES))
-    other = LabelLog(given, CLASSES)
+    other = MarginTracker(given, CLASSES)
     other.restore(*log.state())
     for each in (log, other):
         each.observe(torch.arange(10, 30), torch.ones(20, CLASSES))
@@ -206,7 +208,7 @@ def test_a_log_restored_is_the_log() -> None:
 
 
 def test_a_log_without_epochs_ranks_nothing() -> None:
-    assert ranking.label_issues(torch.zeros(3, dtype=torch.int64), LabelLog(torch.zeros(3).long(), 2)) is None
+    assert ranking.label_issues(torch.zeros(3, dtype=torch.int64), MarginTracker(torch.zeros(3).long(), 2)) is None
 
 
 def test_contradictions_by_hand() -> None:

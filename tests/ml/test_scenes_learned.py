@@ -10,13 +10,13 @@ from ml.data import dataset
 from ml.methods import denll
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 SIDE, TRAINED_ON, TESTED_ON = 16, 1000, 300
 CHANCE = 1 / len(generate.CLASSES)
 
 
-def trained(method: str, params: dict[str, object]) -> tuple[Training, generate.Pictures]:
+def trained(method: str, params: dict[str, object]) -> tuple[Trainer, generate.Pictures]:
     """A method after eight epochs on confounded labels, and pictures whose scene is always another class's."""
     pictures = generate.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
     labeled = dataset.LabeledImages(
@@ -26,13 +26,13 @@ def trained(method: str, params: dict[str, object]) -> tuple[Training, generate.
         method=method, params=params, network="small", image_size=SIDE, epochs=8, batch_size=64, learning_rate=0.1,
         augmentation="flip", precision="f32", seed=1, validation_fraction=0.0,
     )  # fmt: skip
-    training = Training.build(spec, labeled, device="cpu", threads=1)
+    training = Trainer.build(spec, labeled, device="cpu", threads=1)
     for _ in training:
         pass
     return training, generate.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
 
 
-def answers(training: Training, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def answers(training: Trainer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Classes (N,), and the centres x, y (N, 2) of what it takes for the object."""
     method = training.method.eval()
     mean, std = (torch.as_tensor(each, dtype=torch.float32).view(1, 3, 1, 1) for each in (training.mean, training.std))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ml.blocks import overparameterization
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Step, Training
+from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import reports
 
 Specs = Callable[..., TrainingSpec]
@@ -82,7 +82,7 @@ def test_rates_of_u_and_v_never_move_and_they_have_no_momentum(
     method: str, spec: Specs, labeled: LabeledImages
 ) -> None:
     params = {"u_learning_rate": 3.0, "v_learning_rate": 5.0}
-    training = Training.build(spec(method=method, params=params, epochs=2, batch_size=48), labeled)
+    training = Trainer.build(spec(method=method, params=params, epochs=2, batch_size=48), labeled)
     rates = [
         tuple(group["lr"] for group in training._optimizers.groups) for event in training if isinstance(event, Step)
     ]
@@ -95,7 +95,7 @@ def test_rates_of_u_and_v_never_move_and_they_have_no_momentum(
 
 
 def test_a_prediction_is_the_networks_own(spec: Specs, labeled: LabeledImages) -> None:
-    method = Training.build(spec(method="sop", epochs=1), labeled).method
+    method = Trainer.build(spec(method="sop", epochs=1), labeled).method
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     method.eval()
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_prediction_is_the_networks_own(spec: Specs, labeled: LabeledImages) -
 @pytest.mark.parametrize("host", ["sop", "sop_plus"])
 def test_denll_hosts_it_with_its_rates_untouched(host: str, spec: Specs, labeled: LabeledImages) -> None:
     params = {"host": host, "host_params": {"u_learning_rate": 3.0}}
-    training = Training.build(spec(method="denll", params=params, epochs=2, batch_size=48), labeled)
+    training = Trainer.build(spec(method="denll", params=params, epochs=2, batch_size=48), labeled)
 
     assert all(report.finite for report in reports(training))
     assert [member.param_groups[0]["lr"] for member in training._optimizers.steady] == [3.0, 3.0]

@@ -25,7 +25,7 @@ def loss(module: Any, views: tuple[torch.Tensor, ...], **params: float) -> float
     labels = torch.arange(COUNT) % CLASSES
     method = module.Method(module.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
     method.eval()
-    stretch = method.phases(method.Recipe(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    stretch = method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
     assert len(stretch.views) == len(views)
     return float(stretch.loss(method.Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ml import method, methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Step, Training
+from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, same
 from tests.ml.recorder import Recorder
 
@@ -42,7 +42,7 @@ def test_repeating_a_recorded_step_is_taking_it(
 ) -> None:
     """Weights, momentum, label log, generators and losses, over epochs, an uneven last batch, agreement setting in."""
     settings = spec(epochs=4, batch_size=24, **changes)
-    written, recorded = (Training.build(settings, four_steps, truth=truth) for _ in range(2))
+    written, recorded = (Trainer.build(settings, four_steps, truth=truth) for _ in range(2))
     recorder = Recorder()
     recorded.record_steps(recorder)
     list(written), list(recorded)
@@ -55,11 +55,11 @@ def test_repeating_a_recorded_step_is_taking_it(
 @pytest.mark.parametrize("method", ["ce", "denll"])
 def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four_steps: LabeledImages) -> None:
     settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
-    whole = Training.build(settings, four_steps)
+    whole = Trainer.build(settings, four_steps)
     whole.record_steps(Recorder())
     kept = [whole.state() for event in whole if isinstance(event, Step)]
     for state in (kept[2], kept[3], kept[8]):  # after a repeated step, twice, and in the second epoch
-        resumed = Training.build(settings, four_steps)
+        resumed = Trainer.build(settings, four_steps)
         list(zip(resumed, range(2), strict=False))  # it had recorded something else
         resumed.record_steps(Recorder())
         resumed.restore(state)
@@ -77,7 +77,7 @@ def test_a_step_that_reads_progress_is_taken_as_written(
 ) -> None:
     """A recording would repeat the number: it is withheld, and the training goes on without one."""
     settings = spec(epochs=2, batch_size=24)
-    written, recorded = (Training.build(settings, four_steps) for _ in range(2))
+    written, recorded = (Trainer.build(settings, four_steps) for _ in range(2))
     for training in (written, recorded):
         plain = training.phases[0].loss
 
@@ -111,7 +111,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", NAMES)
 def test_no_step_waits_for_the_device(method: str, spec: Specs, four_steps: LabeledImages) -> None:
-    training = Training.build(spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip"), four_steps)
+    training = Trainer.build(spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip"), four_steps)
     taken = training._take_step
     steps = 0
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ml import __main__ as command
 from ml import errors
 from ml.study import plan, results, rows, sources
-from ml.study.sources import Whereabouts as At
+from ml.study.sources import DataPaths as At
 from tests.ml.conftest import halves
 
 HEAD = """

@@ -14,7 +14,7 @@ from ml import method, networks
 from ml.data.dataset import LabeledImages
 from ml.methods import t_revision
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Training
+from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import CLASSES, SIDE
 
 Specs = Callable[..., TrainingSpec]
@@ -28,7 +28,7 @@ def made(**params: Any) -> t_revision.Method:
 
 
 def phases(method: t_revision.Method, epochs: int = 16) -> list[method.Phase]:
-    return list(method.phases(method.Recipe(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
 def batch() -> method.Batch:
@@ -81,7 +81,7 @@ def test_the_slack_learns_in_the_last_phase_and_weights_have_a_gradient_only_the
 def test_the_matrix_is_estimated_once_and_the_slack_moves_at_its_own_rate(spec: Specs, labeled: LabeledImages) -> None:
     """Adam's first steps are as long as its rate, whatever the training's learning rate."""
     settings = spec(method="t_revision", epochs=4, params={"estimate": 0.25, "revise": 0.5, "revise_rate": 1e-4})
-    training = Training.build(settings, labeled)
+    training = Trainer.build(settings, labeled)
     seen = []
     for event in training:
         if isinstance(event, EpochReport):

@@ -7,17 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from ml.method import Turn
-from ml.training.sampler import Slot, Timetable
+from ml.method import Pass
+from ml.training.sampler import EpochSampler, Slot
 
 CPU = torch.device("cpu")
 
 
-def drawn(*turns: Turn, batch_size: int = 8, seed: int = 0) -> Timetable:
-    return Timetable.drawn(turns, batch_size, torch.Generator().manual_seed(seed), CPU)
+def drawn(*turns: Pass, batch_size: int = 8, seed: int = 0) -> EpochSampler:
+    return EpochSampler.drawn(turns, batch_size, torch.Generator().manual_seed(seed), CPU)
 
 
-def slots(timetable: Timetable) -> list[Slot]:
+def slots(timetable: EpochSampler) -> list[Slot]:
     return [timetable.slot(position) for position in range(timetable.steps)]
 
 
@@ -32,7 +32,7 @@ def test_a_turn_shows_its_pool_once_and_fills_batches_with_others_none_twice(
     labelled: int, unlabelled: int, batch_size: int, share: float
 ) -> None:
     pool, others = torch.arange(labelled), torch.arange(labelled, labelled + unlabelled)
-    shown = slots(drawn(Turn(pool, others, share), batch_size=batch_size))
+    shown = slots(drawn(Pass(pool, others, share), batch_size=batch_size))
 
     expected = [0, 0] if labelled == 1 else list(range(labelled))
     assert torch.cat([slot.labelled for slot in shown]).sort().values.tolist() == expected
@@ -46,7 +46,7 @@ def test_a_turn_shows_its_pool_once_and_fills_batches_with_others_none_twice(
 
 
 def test_unlabelled_images_come_round_evenly_and_in_other_orders() -> None:
-    shown = slots(drawn(Turn(torch.arange(40), torch.arange(40, 52))))
+    shown = slots(drawn(Pass(torch.arange(40), torch.arange(40, 52))))
     seen = torch.cat([slot.unlabelled for slot in shown if slot.unlabelled is not None])
 
     assert len(shown) == 10
@@ -58,7 +58,7 @@ def test_unlabelled_images_come_round_evenly_and_in_other_orders() -> None:
 
 def test_turns_follow_each_other_and_each_counts_from_its_start() -> None:
     mask = torch.arange(20) < 12
-    timetable = drawn(Turn(mask, ~mask), Turn(torch.arange(20)))
+    timetable = drawn(Pass(mask, ~mask), Pass(torch.arange(20)))
     shown = slots(timetable)
 
     assert [slot.turn for slot in shown] == [0] * 3 + [1] * 3
@@ -68,8 +68,8 @@ def test_turns_follow_each_other_and_each_counts_from_its_start() -> None:
 
 @pytest.mark.parametrize("batch_size", [3, 8, 64])
 def test_a_restored_timetable_shows_the_same(batch_size: int) -> None:
-    timetable = drawn(Turn(torch.arange(33), torch.arange(33, 40), 0.3), Turn(torch.arange(9)), batch_size=batch_size)
-    again = Timetable.restored(timetable.state(), batch_size, CPU)
+    timetable = drawn(Pass(torch.arange(33), torch.arange(33, 40), 0.3), Pass(torch.arange(9)), batch_size=batch_size)
+    again = EpochSampler.restored(timetable.state(), batch_size, CPU)
 
     assert again.steps == timetable.steps
     for one, two in zip(slots(timetable), slots(again), strict=True):
@@ -78,11 +78,11 @@ def test_a_restored_timetable_shows_the_same(batch_size: int) -> None:
 
 
 def test_repeated_positions_are_shown_as_often() -> None:
-    shown = slots(drawn(Turn(torch.arange(5).repeat(3))))
+    shown = slots(drawn(Pass(torch.arange(5).repeat(3))))
 
     assert torch.bincount(torch.cat([slot.labelled for slot in shown])).tolist() == [3] * 5
 
 
 def test_an_empty_pool_is_said() -> None:
-    assert drawn(Turn(torch.zeros(4, dtype=torch.bool))).is_empty
-    assert not drawn(Turn(torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool))).is_empty
+    assert drawn(Pass(torch.zeros(4, dtype=torch.bool))).is_empty
+    assert not drawn(Pass(torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool))).is_empty

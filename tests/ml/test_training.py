@@ -14,7 +14,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.reports import selftest
 from ml.training import devices, preparation
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Training
+from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import halves, reports, same
 
 Specs = Callable[..., TrainingSpec]
@@ -22,7 +22,7 @@ Specs = Callable[..., TrainingSpec]
 
 def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) -> None:
     """Those trained on and those held out alike: the log weighs all the same."""
-    training = Training.build(spec(epochs=2), labeled)
+    training = Trainer.build(spec(epochs=2), labeled)
     before = 0.0
     for _ in (event for event in training if isinstance(event, EpochReport)):
         (weight,) = set(training.log.heard.weights.tolist())
@@ -32,10 +32,10 @@ def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) 
 
 def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImages) -> None:
     """Repainting them changes no weight."""
-    whole = Training.build(spec(), labeled)
+    whole = Trainer.build(spec(), labeled)
     repainted = labeled.images.clone()
     repainted[whole.held_out] = 0
-    other = Training.build(spec(), LabeledImages(repainted, labeled.labels, labeled.classes))
+    other = Trainer.build(spec(), LabeledImages(repainted, labeled.labels, labeled.classes))
     list(whole), list(other)
 
     assert len(whole.held_out) == 10
@@ -48,7 +48,7 @@ def test_truth_never_reaches_the_method(spec: Specs, labeled: LabeledImages, tru
     lies = Truth(3 - labeled.labels, truth.test_images, 3 - truth.test_labels)
     states = []
     for known in (truth, lies, None):
-        training = Training.build(spec(), labeled, truth=known)
+        training = Trainer.build(spec(), labeled, truth=known)
         list(training)
         states.append(dict(training.method.state_dict()))
 
@@ -59,7 +59,7 @@ def test_truth_never_reaches_the_method(spec: Specs, labeled: LabeledImages, tru
 def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batch_size: int, steps: int) -> None:
     images, labels = halves(count)
     settings = spec(batch_size=batch_size, validation_fraction=0.0, epochs=1)
-    training = Training.build(settings, LabeledImages(images, labels, tuple("abcd")))
+    training = Trainer.build(settings, LabeledImages(images, labels, tuple("abcd")))
 
     assert [event.steps for event in training if isinstance(event, Step)] == [steps] * steps
     (weight,) = set(training.log.heard.weights.tolist())
@@ -68,7 +68,7 @@ def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batc
 
 def test_J4_a_single_image_trains(spec: Specs) -> None:
     images, labels = halves(2)
-    training = Training.build(spec(validation_fraction=0.5), LabeledImages(images, labels, tuple("abcd")))
+    training = Trainer.build(spec(validation_fraction=0.5), LabeledImages(images, labels, tuple("abcd")))
 
     assert all(math.isfinite(report.train_loss) for report in reports(training))
 
@@ -76,7 +76,7 @@ def test_J4_a_single_image_trains(spec: Specs) -> None:
 def test_one_seed_one_result_and_another_another(spec: Specs, labeled: LabeledImages) -> None:
     outcomes = []
     for seed in (1, 1, 2):
-        training = Training.build(spec(seed=seed, method="denll", augmentation="crop_flip"), labeled)
+        training = Trainer.build(spec(seed=seed, method="denll", augmentation="crop_flip"), labeled)
         list(training)
         outcomes.append(dict(training.method.state_dict()))
 
@@ -86,9 +86,9 @@ def test_one_seed_one_result_and_another_another(spec: Specs, labeled: LabeledIm
 
 def test_other_random_numbers_in_the_process_change_nothing(spec: Specs, labeled: LabeledImages) -> None:
     """Dropout reads torch's global state: a training brings its own, and gives back the other."""
-    undisturbed = Training.build(spec(method="everything"), labeled)
+    undisturbed = Trainer.build(spec(method="everything"), labeled)
     list(undisturbed)
-    disturbed = Training.build(spec(method="everything"), labeled)
+    disturbed = Trainer.build(spec(method="everything"), labeled)
     torch.manual_seed(5)
     outside = [float(torch.rand(())) for _ in disturbed]
     torch.manual_seed(5)
@@ -98,7 +98,7 @@ def test_other_random_numbers_in_the_process_change_nothing(spec: Specs, labeled
 
 
 def test_asking_again_goes_on(spec: Specs, labeled: LabeledImages) -> None:
-    whole, stopped = Training.build(spec(), labeled), Training.build(spec(), labeled)
+    whole, stopped = Trainer.build(spec(), labeled), Trainer.build(spec(), labeled)
     list(whole)
     while stopped.epoch < stopped.epochs:
         next(iter(stopped))
@@ -107,7 +107,7 @@ def test_asking_again_goes_on(spec: Specs, labeled: LabeledImages) -> None:
 
 
 def test_a_state_is_not_changed_by_later_steps(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(), labeled)
+    training = Trainer.build(spec(), labeled)
     events = iter(training)
     next(events)
     state = training.state()
@@ -118,7 +118,7 @@ def test_a_state_is_not_changed_by_later_steps(spec: Specs, labeled: LabeledImag
 
 
 def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(), labeled)
+    training = Trainer.build(spec(), labeled)
     events = iter(training)
     while not isinstance(next(events), EpochReport):
         pass
@@ -132,7 +132,7 @@ def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: Lab
 
 
 def test_F24_weights_lost_in_the_very_last_step_are_no_model(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(epochs=1, validation_fraction=0.0), labeled)
+    training = Trainer.build(spec(epochs=1, validation_fraction=0.0), labeled)
     with pytest.raises(errors.TrainingDiverged):  # noqa: PT012  # the events are the training
         for event in training:
             if isinstance(event, Step) and event.step == event.steps - 1:
@@ -151,7 +151,7 @@ def test_F18_running_out_of_memory_names_a_batch_size() -> None:
 
 def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     pair = spec(params={"networks": 2, "agreement": "both"})
-    report = reports(Training.build(pair, labeled, truth=truth))[-1]
+    report = reports(Trainer.build(pair, labeled, truth=truth))[-1]
 
     assert set(report.noisy_validation) == set(report.test) == {"answer", "g1", "g2", "mean"}
     assert report.noisy_validation["answer"] == report.noisy_validation["mean"]
@@ -161,14 +161,14 @@ def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth:
 
 def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs, labeled: LabeledImages) -> None:
     """What a set without a test split can tell: by the clean labels that are known, and by no others."""
-    held_out = Training.build(spec(), labeled).held_out
+    held_out = Trainer.build(spec(), labeled).held_out
     noisy = labeled.labels.clone()
     noisy[held_out] = (noisy[held_out] + 1) % 4
     clean = torch.full_like(noisy, -1)
     clean[held_out[::2]] = labeled.labels[held_out[::2]]
     given = LabeledImages(labeled.images, noisy, labeled.classes)
-    seen = reports(Training.build(spec(epochs=10, batch_size=16), given, truth=Truth(clean, None, None)))[-1]
-    unknown = reports(Training.build(spec(epochs=1), given, truth=Truth(torch.full_like(noisy, -1), None, None)))[-1]
+    seen = reports(Trainer.build(spec(epochs=10, batch_size=16), given, truth=Truth(clean, None, None)))[-1]
+    unknown = reports(Trainer.build(spec(epochs=1), given, truth=Truth(torch.full_like(noisy, -1), None, None)))[-1]
 
     assert seen.clean_validation["answer"].accuracy == 1.0
     assert seen.noisy_validation["answer"].accuracy < 0.5
@@ -176,7 +176,7 @@ def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs
 
 
 def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(validation_fraction=0.0), labeled)
+    training = Trainer.build(spec(validation_fraction=0.0), labeled)
 
     assert [(r.noisy_validation, r.clean_validation, r.test) for r in reports(training)] == [({}, {}, {})] * 3
     assert training.summary()["best_noisy_val"] is None
@@ -185,13 +185,13 @@ def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: La
 def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled: LabeledImages) -> None:
     """Nothing of it without noise; early on the network answers what is right, not the wrong labels it trains on."""
     noisy = spec(noise={"kind": "pairflip", "rate": 0.4}, epochs=4, batch_size=16)
-    training = Training.build(noisy, labeled)
+    training = Trainer.build(noisy, labeled)
     last = reports(training)[-1]
-    plain = reports(Training.build(spec(epochs=1), labeled))[-1]
+    plain = reports(Trainer.build(spec(epochs=1), labeled))[-1]
     tested = selftest.outcome(training, training.label_issues(), labeled.labels)
 
     assert plain.before_noise == plain.memorised == {}
-    assert selftest.outcome(Training.build(spec(), labeled), None, labeled.labels) is None
+    assert selftest.outcome(Trainer.build(spec(), labeled), None, labeled.labels) is None
     assert last.before_noise["answer"].accuracy > 0.8 > last.noisy_validation["answer"].accuracy
     assert last.memorised["answer"].accuracy < 0.5
     assert tested is not None
@@ -220,19 +220,19 @@ def test_the_rate_follows_the_schedule(spec: Specs, labeled: LabeledImages) -> N
     expected = {"constant": [0.05] * 4, "multistep": [0.05, 0.05, 0.005, 0.0005]}
     expected["cosine"] = [0.025 * (1 + math.cos(math.pi * (epoch + 2 / 3) / 4)) for epoch in range(4)]
     for schedule, rates in expected.items():
-        found = [r.learning_rate for r in reports(Training.build(spec(epochs=4, schedule=schedule), labeled))]
+        found = [r.learning_rate for r in reports(Trainer.build(spec(epochs=4, schedule=schedule), labeled))]
         assert found == pytest.approx(rates)
 
 
 def test_bf16_trains_and_its_losses_are_f32(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(precision="bf16", method="denll", epochs=1), labeled)
+    training = Trainer.build(spec(precision="bf16", method="denll", epochs=1), labeled)
 
     assert all(report.finite for report in reports(training))
     assert {p.dtype for p in training.method.parameters()} == {torch.float32}
 
 
 def test_injected_noise_is_reported_as_realised(spec: Specs, labeled: LabeledImages) -> None:
-    training = Training.build(spec(noise={"kind": "pairflip", "rate": 0.4}), labeled)
+    training = Trainer.build(spec(noise={"kind": "pairflip", "rate": 0.4}), labeled)
 
     assert training.noise_rate == pytest.approx(float((training.labels != labeled.labels).double().mean()))
     assert (training.noise_rate or 0.0) > 0.2
@@ -250,7 +250,7 @@ def test_injected_noise_is_reported_as_realised(spec: Specs, labeled: LabeledIma
 def test_unusable_data_is_refused(spec: Specs, labeled: LabeledImages, change: dict[str, object], code: str) -> None:
     data = {"images": labeled.images, "labels": labeled.labels, "classes": labeled.classes} | change
     with pytest.raises(errors.UnusableData) as raised:
-        Training.build(spec(), LabeledImages(**data))  # type: ignore[arg-type]
+        Trainer.build(spec(), LabeledImages(**data))  # type: ignore[arg-type]
 
     assert raised.value.code == code
 
@@ -262,16 +262,16 @@ def test_unusable_data_is_refused(spec: Specs, labeled: LabeledImages, change: d
 )  # fmt: skip
 def test_unknown_names_are_refused(spec: Specs, labeled: LabeledImages, change: dict[str, object], code: str) -> None:
     with pytest.raises(errors.Failure) as raised:
-        Training.build(spec(**change), labeled)
+        Trainer.build(spec(**change), labeled)
 
     assert raised.value.code == code
 
 
 def test_another_spec_or_other_data_cannot_be_resumed(spec: Specs, labeled: LabeledImages) -> None:
-    state = Training.build(spec(), labeled).state()
+    state = Trainer.build(spec(), labeled).state()
     other = LabeledImages(labeled.images, 3 - labeled.labels, labeled.classes)
 
-    for training in (Training.build(spec(seed=1), labeled), Training.build(spec(), other)):
+    for training in (Trainer.build(spec(seed=1), labeled), Trainer.build(spec(), other)):
         with pytest.raises(errors.CheckpointInvalid):
             training.restore(state)
 
@@ -280,6 +280,6 @@ def test_losses_are_those_of_before(spec: Specs, labeled: LabeledImages) -> None
     """Golden: what should not alter results must not; what should, has to change this line and say why."""
     noisy = spec(params={"networks": 2, "agreement": "both"}, noise={"kind": "symmetric", "rate": 0.3}, seed=3)
 
-    assert [r.train_loss for r in reports(Training.build(noisy, labeled))] == pytest.approx(
+    assert [r.train_loss for r in reports(Trainer.build(noisy, labeled))] == pytest.approx(
         [2.8017, 2.4757, 2.1848], rel=1e-2
     )

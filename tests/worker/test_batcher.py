@@ -16,33 +16,35 @@ from ml.data.dataset import LabeledImages
 from ml.serving import model_archive
 from ml.serving.predictor import Prediction
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
-from tests.worker.house import SIDE, House, opened, pictures
+from ml.training.trainer import Trainer
+from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
 from worker.inference.batcher import Batcher, Request
-from worker.inference.model_cache import Shelf
+from worker.inference.model_cache import ModelCache
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[ServiceHarness]:
     with opened(tmp_path, "", "redis://127.0.0.1:1/0") as made:
         yield made
 
 
-def published(house: House) -> uuid.UUID:
+def published(house: ServiceHarness) -> uuid.UUID:
     pixels = torch.randint(0, 256, (16, SIDE, SIDE, 3), dtype=torch.uint8)
     images = LabeledImages(pixels, torch.arange(16) % 2, ("circle", "stripe"))
     spec = TrainingSpec(method="ce", network="small", image_size=SIDE, batch_size=8, epochs=1, precision="f32")
-    training = Training.build(spec, images, device="cpu", threads=1)
+    training = Trainer.build(spec, images, device="cpu", threads=1)
     list(training)
     model = uuid.uuid4()
     model_archive.save(house.files.model(model), training)
     return model
 
 
-def test_a_batch_without_room_is_answered_one_request_at_a_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_room_is_answered_one_request_at_a_time(
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What two clients ask at once may be more than fits; what each asks fits, so both are answered."""
     model = published(house)
-    shelf = Shelf(house.files, "cpu", 1, 1)
+    shelf = ModelCache(house.files, "cpu", 1, 1)
     predictor = shelf.get(model)
     as_ever, tried = predictor.predict_squares, []
 

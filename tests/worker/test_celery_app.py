@@ -12,20 +12,20 @@ from sqlalchemy import select
 from app.db.session import transaction
 from app.db.tables import Worker
 from tests.servers import RedisServer, eventually
-from tests.worker.house import House, opened
+from tests.worker.harness import ServiceHarness, opened
 from worker.supervisor.celery_app import EXIT_DEAF
 
 DEAF_S = 1.0
 
 
 @pytest.fixture
-def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[House]:
+def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
     knobs = {"deaf_s": DEAF_S, "presence_s": 0.1, "warm_zygote": False}
     with opened(tmp_path, "", own_redis.url, **knobs) as made:
         yield made
 
 
-def test_a_supervisor_that_hears_no_bell_leaves_when_work_waits_and_only_then(house: House) -> None:
+def test_a_supervisor_that_hears_no_bell_leaves_when_work_waits_and_only_then(house: ServiceHarness) -> None:
     """Nobody rings: for Celery that is as if it had stopped consuming after a reconnect."""
     process = house.supervisor()
 

@@ -24,16 +24,16 @@ from ml.data.dataset import LabeledImages
 from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
-from tests.worker.house import SIDE, House, opened, pictures
+from ml.training.trainer import Trainer
+from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
 from worker.children import artifacts, ingest, job, publish, train
-from worker.children.job_reporter import Assignment, Desk, Interrupted
-from worker.control_channel import Leash
+from worker.children.job_reporter import Interrupted, JobContext, JobReporter
+from worker.control_channel import ControlChannel
 
 
 @pytest.fixture
-def house(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+def house(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceHarness]:
     with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", disk_full_s=1.0) as made:
         for module in (ingest, job):
             monkeypatch.setattr(module, "current", lambda: made.settings)
@@ -43,7 +43,7 @@ def house(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
         yield made
 
 
-class Loose(Leash):
+class Loose(ControlChannel):
     """A leash with nobody at the other end: losing a real one would end this process."""
 
     def __init__(self) -> None:
@@ -57,18 +57,20 @@ class Loose(Leash):
 
 
 @pytest.fixture
-def tie() -> Leash:
+def tie() -> ControlChannel:
     return Loose()
 
 
-def claimed(house: House) -> tuple[uuid.UUID, int]:
+def claimed(house: ServiceHarness) -> tuple[uuid.UUID, int]:
     with transaction(house.engine) as session:
         claim = attempt.claim(session, "test", 60.0)
     assert claim is not None
     return claim.id, claim.fence
 
 
-def test_F15_a_full_disk_delays_a_checkpoint(house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_F15_a_full_disk_delays_a_checkpoint(
+    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = house.submit(house.dataset(), epochs=3)
     written, write = [], checkpoint.write
 
@@ -86,7 +88,9 @@ def test_F15_a_full_disk_delays_a_checkpoint(house: House, tie: Leash, monkeypat
     assert any("disk is full" in event.data["message"] for event in house.history(job_id, "log"))
 
 
-def test_F15_a_disk_that_stays_full_fails_the_job(house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_F15_a_disk_that_stays_full_fails_the_job(
+    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = house.submit(house.dataset(), epochs=3)
 
     def full(folder: Path, state: checkpoint.State) -> Path:
@@ -101,7 +105,7 @@ def test_F15_a_disk_that_stays_full_fails_the_job(house: House, tie: Leash, monk
 
 
 def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
-    house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch
+    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verified one in which a part has another name; it was half restored when that was noticed."""
     job_id = house.submit(house.dataset(), epochs=2)
@@ -129,7 +133,7 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
     assert [event.data["epoch"] for event in house.history(job_id, "metric")][-2:] == [0, 1]
 
 
-def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: House, tie: Leash) -> None:
+def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: ServiceHarness, tie: ControlChannel) -> None:
     job_id = house.submit(house.dataset(), epochs=2000, limits={"max_seconds": 1})
 
     assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
@@ -139,7 +143,9 @@ def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: House, tie: Le
     assert (house.files.job(job_id) / failed.checkpoint_path / checkpoint.MANIFEST).exists()
 
 
-def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(house: House, tie: Leash) -> None:
+def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(
+    house: ServiceHarness, tie: ControlChannel
+) -> None:
     job_id = house.submit(house.dataset(), epochs=1)
     _, fence = claimed(house)
 
@@ -167,7 +173,7 @@ def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["manifest.json"]
 
 
-def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leash) -> None:
+def test_a_self_test_is_measured_by_the_labels_before_it(house: ServiceHarness, tie: ControlChannel) -> None:
     """The data set's own truth is another matter: its given labels are the reference here."""
     job_id = house.submit(house.dataset(), epochs=4, noise={"kind": "symmetric", "rate": 0.3}, validation_fraction=0.25)
     _, fence = claimed(house)
@@ -188,7 +194,9 @@ def test_a_self_test_is_measured_by_the_labels_before_it(house: House, tie: Leas
     assert listed >= {"self-test.json", "injected-labels.csv"}
 
 
-def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: House, tie: Leash) -> None:
+def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(
+    house: ServiceHarness, tie: ControlChannel
+) -> None:
     job_id = house.submit(house.dataset(), epochs=1)
     _, fence = claimed(house)
 
@@ -208,7 +216,7 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(house: Hous
 
 @pytest.mark.parametrize("where", ["report_data.find", "plots.draw"])
 def test_a_figure_that_fails_fails_no_job(
-    where: str, house: House, tie: Leash, monkeypatch: pytest.MonkeyPatch
+    where: str, house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
@@ -221,7 +229,7 @@ def test_a_figure_that_fails_fails_no_job(
     assert any("igures" in event.data["message"] for event in house.history(job_id, "log"))
 
 
-def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Leash) -> None:
+def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: ServiceHarness, tie: ControlChannel) -> None:
     dataset = house.dataset()
     trained = house.submit(dataset, epochs=1)
     assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
@@ -240,7 +248,7 @@ def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: House, tie: Lea
     assert house.models(scoring) == []
 
 
-def uploaded(house: House, data: bytes) -> tuple[uuid.UUID, int]:
+def uploaded(house: ServiceHarness, data: bytes) -> tuple[uuid.UUID, int]:
     """A received archive whose row is claimed."""
     dataset = uuid.uuid4()
     house.files.upload(dataset).write_bytes(data)
@@ -260,12 +268,12 @@ def archive(entries: list[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def row_of(house: House, dataset: uuid.UUID) -> Any:
+def row_of(house: ServiceHarness, dataset: uuid.UUID) -> Any:
     with transaction(house.engine, read_only=True) as session:
         return session.get(Dataset, dataset)
 
 
-def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: House, tie: Leash) -> None:
+def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: ServiceHarness, tie: ControlChannel) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
 
     assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
@@ -277,7 +285,7 @@ def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: House, tie
     assert len(list((house.folder / "datasets").iterdir())) == 1
 
 
-def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: House, tie: Leash) -> None:
+def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: ServiceHarness, tie: ControlChannel) -> None:
     dataset, fence = uploaded(house, archive([("../evil.png", pictures(1)[0][2])]))
 
     assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
@@ -288,7 +296,9 @@ def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: House
     assert not house.files.upload(dataset).exists()
 
 
-def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(house: House, tie: Leash) -> None:
+def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(
+    house: ServiceHarness, tie: ControlChannel
+) -> None:
     """Both hosts write below the same data folder."""
     dataset, late = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
@@ -304,7 +314,7 @@ def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(hous
     assert [path.name for path in (house.folder / "datasets").iterdir()] == [theirs.parent.name]
 
 
-def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Leash) -> None:
+def test_an_attempt_that_lost_its_claim_publishes_nothing(house: ServiceHarness, tie: ControlChannel) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
         ingest_queue.put_back(session, dataset, fence, counts=False, limit=3, reason="test")
@@ -328,13 +338,13 @@ def test_an_attempt_that_lost_its_claim_publishes_nothing(house: House, tie: Lea
     ],
 )
 def test_a_job_gets_the_first_of_its_hosts_devices(
-    house: House, tie: Leash, host: str, asked: str, gpus: int, given: tuple[str, ...]
+    house: ServiceHarness, tie: ControlChannel, host: str, asked: str, gpus: int, given: tuple[str, ...]
 ) -> None:
     settings = house.settings.model_copy(update={"devices": host})
     wanted = Job(spec={"device": asked}, gpus=gpus)
-    desk = Desk(settings, house.engine, uuid.uuid4(), 1, tie)
+    desk = JobReporter(settings, house.engine, uuid.uuid4(), 1, tie)
 
-    assert Assignment(settings, house.files, house.engine, desk, tie, wanted, 1).devices == given
+    assert JobContext(settings, house.files, house.engine, desk, tie, wanted, 1).devices == given
 
 
 def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_shown() -> None:
@@ -343,7 +353,7 @@ def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_sh
                         validation_fraction=0.0)  # fmt: skip
     pixels = torch.randint(0, 256, (40, SIDE, SIDE, 3), dtype=torch.uint8)
     images = LabeledImages(pixels, torch.arange(40) % 2, ("circle", "stripe"))
-    training = Training.build(spec, images, device="cpu", threads=1)
+    training = Trainer.build(spec, images, device="cpu", threads=1)
     pace, began = train.Pace(training), time.monotonic()
     steps = [event for event in training if isinstance(event, Step)]
     for event in steps:

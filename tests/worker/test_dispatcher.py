@@ -10,26 +10,28 @@ import pytest
 from app.db.clock import now
 from app.db.session import transaction
 from app.db.tables import Worker
-from app.notifier import Broker
+from app.notifier import Notifier
 from tests.servers import RedisServer
-from tests.worker.house import House, opened
+from tests.worker.harness import ServiceHarness, opened
 from worker.dispatcher import Dispatcher
 
 
 @pytest.fixture
-def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[House]:
+def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
     with opened(tmp_path, "", own_redis.url, ring_again_s=60.0) as made:
         yield made
 
 
 @pytest.fixture
-def broker(house: House) -> Iterator[Broker]:
-    made = Broker(house.settings)
+def broker(house: ServiceHarness) -> Iterator[Notifier]:
+    made = Notifier(house.settings)
     yield made
     made.close()
 
 
-def test_each_supervisor_hears_of_a_job_that_only_one_may_be_able_to_take(house: House, broker: Broker) -> None:
+def test_each_supervisor_hears_of_a_job_that_only_one_may_be_able_to_take(
+    house: ServiceHarness, broker: Notifier
+) -> None:
     """A bell reaches one of them; whether it is the one with two devices, nobody knows."""
     with transaction(house.engine) as session:
         for number, devices in enumerate((1, 2, 1)):

@@ -15,7 +15,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.servers import die_with_parent, eventually, free_port
-from tests.worker.house import ROOT, alive, children
+from tests.worker.harness import ROOT, alive, children
 from worker.embedded import launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]

@@ -18,10 +18,10 @@ from app.predictions import frames
 from ml.data.dataset import LabeledImages
 from ml.serving import model_archive
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests import frame_reader
 from tests.servers import eventually, free_port
-from tests.worker.house import SIDE, House, opened, pictures
+from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(150)
 class Served:
     """A running inference process, its models, and one question after another."""
 
-    def __init__(self, house: House, port: int) -> None:
+    def __init__(self, house: ServiceHarness, port: int) -> None:
         self.house = house
         self.port = port
         self.process = house.start("worker.inference")
@@ -58,12 +58,12 @@ def run(coroutine: Coroutine[Any, Any, frames.Frame]) -> frames.Frame:
     return asyncio.run(coroutine)
 
 
-def publish(house: House, method: str) -> uuid.UUID:
+def publish(house: ServiceHarness, method: str) -> uuid.UUID:
     model = uuid.uuid4()
     made = [torch.from_numpy(pixels(data)) for _, _, data in pictures(32)]
     labels = torch.arange(32) % 2
     spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=16, epochs=1, precision="f32")
-    training = Training.build(spec, LabeledImages(torch.stack(made), labels, ("circle", "stripe")), device="cpu")
+    training = Trainer.build(spec, LabeledImages(torch.stack(made), labels, ("circle", "stripe")), device="cpu")
     for _ in training:
         pass
     model_archive.save(house.files.model(model), training)

@@ -12,14 +12,14 @@ import pytest
 
 from app.db.session import transaction
 from app.db.tables import Dataset
-from tests.worker.house import House, opened
+from tests.worker.harness import ServiceHarness, opened
 from worker import orphan_cleanup
 
 DAY_S = 24 * 3600.0
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[ServiceHarness]:
     with opened(tmp_path, "", "redis://127.0.0.1:1/0") as made:
         yield made
 
@@ -34,13 +34,13 @@ def aged(path: Path, days: float) -> Path:
     return path
 
 
-def tidied(house: House) -> int:
+def tidied(house: ServiceHarness) -> int:
     with transaction(house.engine, read_only=True) as session:
         referenced = orphan_cleanup.referenced(session)
     return orphan_cleanup.remove(house.files, referenced, older_than_s=DAY_S)
 
 
-def test_only_old_files_of_ours_without_a_row_go(house: House) -> None:
+def test_only_old_files_of_ours_without_a_row_go(house: ServiceHarness) -> None:
     kept_id = uuid.uuid4()
     with transaction(house.engine) as session:
         session.add(Dataset(id=kept_id, name="set", upload={}))
@@ -64,7 +64,7 @@ def test_only_old_files_of_ours_without_a_row_go(house: House) -> None:
     assert [path for path in kept if not path.exists()] == []
 
 
-def test_beside_a_database_without_a_row_nothing_goes(house: House) -> None:
+def test_beside_a_database_without_a_row_nothing_goes(house: ServiceHarness) -> None:
     """A second host that is told the right folder and the wrong database must not empty the folder."""
     model = aged(house.files.model(uuid.uuid4()) / "manifest.json", days=300)
 

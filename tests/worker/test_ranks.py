@@ -18,13 +18,13 @@ from app import work
 from app.db.session import transaction
 from app.db.tables import Job
 from app.jobs import attempt
-from app.notifier import Broker
+from app.notifier import Notifier
 from ml import errors
 from ml.distributed.launch import RankEnded
 from ml.serving.predictor import Predictor
 from tests.servers import eventually
 from tests.worker.doubles import full
-from tests.worker.house import SIDE, House, alive, children, opened
+from tests.worker.harness import SIDE, ServiceHarness, alive, children, opened
 from worker import control_channel
 from worker.children import failures, ranks
 from worker.children.job_reporter import FencedOff, Interrupted
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(150)
 EPOCHS = 12
 
 
-class Pair(House):
+class Pair(ServiceHarness):
     """A house whose supervisor offers two devices."""
 
     data: uuid.UUID
@@ -42,7 +42,7 @@ class Pair(House):
 
     def begin(self, **spec: object) -> uuid.UUID:
         job = self.submit(self.data, **({"epochs": EPOCHS, "gpus": 2} | spec))
-        broker = Broker(self.settings)
+        broker = Notifier(self.settings)
         broker.ring("jobs")
         broker.close()
         return job

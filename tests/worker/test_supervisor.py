@@ -20,13 +20,13 @@ from app.db.tables import Dataset, Job, State
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from tests.servers import eventually
-from tests.worker.house import House, alive, opened, zygotes_children
+from tests.worker.harness import ServiceHarness, alive, opened, zygotes_children
 from worker.supervisor import supervise as corridor
 from worker.supervisor.supervise import Supervisor
 
 
 @pytest.fixture
-def house(tmp_path: Path, database_url: str) -> Iterator[House]:
+def house(tmp_path: Path, database_url: str) -> Iterator[ServiceHarness]:
     with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", stall_s=1.0, heartbeat_s=0.2, drain_s=1.0) as made:
         yield made
 
@@ -34,7 +34,7 @@ def house(tmp_path: Path, database_url: str) -> Iterator[House]:
 class Run:
     """A supervisor that answers one bell in a thread."""
 
-    def __init__(self, house: House, double: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, house: ServiceHarness, double: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(corridor.CHILDREN, "jobs", f"tests.worker.doubles.{double}")
         self.supervisor = Supervisor(house.settings, house.engine, "jobs", "test")
         self.thread = threading.Thread(target=self.supervisor.answer)
@@ -47,14 +47,16 @@ class Run:
         self.supervisor.close()
 
 
-def queued(house: House) -> uuid.UUID:
+def queued(house: ServiceHarness) -> uuid.UUID:
     dataset = uuid.uuid4()
     with transaction(house.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}, state=State.succeeded))
     return house.submit(dataset)
 
 
-def test_F19_a_job_that_always_kills_its_child_is_poison(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_F19_a_job_that_always_kills_its_child_is_poison(
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = queued(house)
     run = Run(house, "suicidal", monkeypatch)
 
@@ -68,7 +70,9 @@ def test_F19_a_job_that_always_kills_its_child_is_poison(house: House, monkeypat
     assert house.reasons(job) == ["child_killed"] * 3
 
 
-def test_a_job_for_more_devices_than_there_are_is_left_to_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_for_more_devices_than_there_are_is_left_to_others(
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It neither blocks the queue nor makes an idle supervisor think that it has gone deaf."""
     dataset = uuid.uuid4()
     with transaction(house.engine) as session:
@@ -86,7 +90,9 @@ def test_a_job_for_more_devices_than_there_are_is_left_to_others(house: House, m
     both.end()
 
 
-def test_a_child_that_does_not_advance_is_killed_and_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_does_not_advance_is_killed_and_counted(
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = queued(house)
     run = Run(house, "silent", monkeypatch)
     house.until(job, lambda row: row.attempts_without_progress >= 1)
@@ -95,7 +101,7 @@ def test_a_child_that_does_not_advance_is_killed_and_counted(house: House, monke
     assert "stalled" in house.reasons(job)
 
 
-def test_a_deaf_child_is_cancelled_by_force(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deaf_child_is_cancelled_by_force(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     job = queued(house)
     run = Run(house, "silent", monkeypatch)
     house.until(job, lambda row: row.state == State.running)
@@ -106,7 +112,7 @@ def test_a_deaf_child_is_cancelled_by_force(house: House, monkeypatch: pytest.Mo
     run.end()
 
 
-def test_a_drain_puts_back_what_runs_and_does_not_count(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_puts_back_what_runs_and_does_not_count(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     job = queued(house)
     run = Run(house, "obedient", monkeypatch)
     house.until(job, lambda row: row.state == State.running)
@@ -117,7 +123,9 @@ def test_a_drain_puts_back_what_runs_and_does_not_count(house: House, monkeypatc
     assert house.reasons(job) == ["drained"]
 
 
-def test_the_end_of_a_child_forked_ahead_concerns_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_child_forked_ahead_concerns_nobody(
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lease of the one at work is renewed all the same, and the next errand finds somebody."""
     job = queued(house)
     run = Run(house, "obedient", monkeypatch)
@@ -136,7 +144,7 @@ def test_the_end_of_a_child_forked_ahead_concerns_nobody(house: House, monkeypat
     after.end()
 
 
-def test_a_lost_claim_ends_the_child_and_writes_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_claim_ends_the_child_and_writes_nothing(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     job = queued(house)
     run = Run(house, "silent", monkeypatch)
     first = house.until(job, lambda row: row.state == State.running)
@@ -152,7 +160,7 @@ def test_a_lost_claim_ends_the_child_and_writes_nothing(house: House, monkeypatc
 
 
 def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_away(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can be written then; the row is put back by whoever reaches the database after the lease."""
     job = queued(house)
@@ -175,6 +183,6 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
     assert house.state(job) == "queued"
 
 
-def reaped(house: House) -> int:
+def reaped(house: ServiceHarness) -> int:
     with transaction(house.engine) as session:
         return attempt.reap(session, 3)

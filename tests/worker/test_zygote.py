@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.servers import eventually
-from tests.worker.house import ROOT, alive, children
+from tests.worker.harness import ROOT, alive, children
 from worker import control_channel
-from worker.supervisor.fork_server import Child, Errand, Zygote
+from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
 DOUBLES = "tests.worker.doubles"
 
 
-def errand(name: str) -> Errand:
-    return Errand(f"{DOUBLES}.{name}", uuid.uuid4(), 1, None)
+def errand(name: str) -> ChildRequest:
+    return ChildRequest(f"{DOUBLES}.{name}", uuid.uuid4(), 1, None)
 
 
 @pytest.fixture
-def zygote() -> Iterator[Zygote]:
-    made = Zygote((f"{DOUBLES}.obedient", f"{DOUBLES}.parent"), warm=True)
+def zygote() -> Iterator[ForkServer]:
+    made = ForkServer((f"{DOUBLES}.obedient", f"{DOUBLES}.parent"), warm=True)
     yield made
     made.close()
 
@@ -50,7 +50,7 @@ def parent(child: Child) -> int:
 
 @pytest.mark.parametrize(("word", "status"), [("drain", control_channel.DRAINED), ("cancel", control_channel.STOPPED)])
 def test_a_child_hears_what_it_is_told_and_its_status_comes_back(
-    zygote: Zygote, word: control_channel.Told, status: int
+    zygote: ForkServer, word: control_channel.Command, status: int
 ) -> None:
     child = zygote.spawn(errand("obedient"))
     child.tell(word)
@@ -59,7 +59,7 @@ def test_a_child_hears_what_it_is_told_and_its_status_comes_back(
     child.close()
 
 
-def test_a_child_says_that_it_advances(zygote: Zygote) -> None:
+def test_a_child_says_that_it_advances(zygote: ForkServer) -> None:
     child = zygote.spawn(errand("obedient"))
 
     eventually(child.advanced, what="a beat")
@@ -67,7 +67,9 @@ def test_a_child_says_that_it_advances(zygote: Zygote) -> None:
     child.close()
 
 
-def test_killing_a_child_kills_what_it_started(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killing_a_child_kills_what_it_started(
+    zygote: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zygote.close()
     monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
     child = zygote.spawn(errand("parent"))
@@ -79,7 +81,7 @@ def test_killing_a_child_kills_what_it_started(zygote: Zygote, tmp_path: Path, m
     child.close()
 
 
-def test_a_child_that_dies_is_reported_with_its_signal(zygote: Zygote) -> None:
+def test_a_child_that_dies_is_reported_with_its_signal(zygote: ForkServer) -> None:
     child = zygote.spawn(errand("obedient"))
     os.kill(child.pid, signal.SIGKILL)
 
@@ -87,7 +89,7 @@ def test_a_child_that_dies_is_reported_with_its_signal(zygote: Zygote) -> None:
     child.close()
 
 
-def test_a_child_may_end_without_reading_what_it_was_told(zygote: Zygote) -> None:
+def test_a_child_may_end_without_reading_what_it_was_told(zygote: ForkServer) -> None:
     """Its socket is then reset, not closed."""
     child = zygote.spawn(errand("obedient"))
     os.kill(child.pid, signal.SIGSTOP)
@@ -98,7 +100,7 @@ def test_a_child_may_end_without_reading_what_it_was_told(zygote: Zygote) -> Non
     child.close()
 
 
-def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote) -> None:
+def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: ForkServer) -> None:
     child = zygote.spawn(errand("obedient"))
     os.kill(parent(child), signal.SIGKILL)
 
@@ -111,7 +113,7 @@ def test_a_dead_zygote_takes_its_child_along_and_is_started_anew(zygote: Zygote)
     other.close()
 
 
-def test_a_zygote_that_has_hung_up_is_started_anew_though_its_process_is_still_there(zygote: Zygote) -> None:
+def test_a_zygote_that_has_hung_up_is_started_anew_though_its_process_is_still_there(zygote: ForkServer) -> None:
     """So it is for a moment whenever a zygote is killed; here the moment is held."""
     child = zygote.spawn(errand("obedient"))
     os.kill(parent(child), signal.SIGSTOP)
@@ -145,7 +147,7 @@ time.sleep(600)
 
 
 def test_a_cold_zygote_starts_a_fresh_process_each_time() -> None:
-    cold = Zygote((f"{DOUBLES}.obedient",), warm=False)
+    cold = ForkServer((f"{DOUBLES}.obedient",), warm=False)
     seen = set()
     for _ in range(2):
         child = cold.spawn(errand("obedient"))
@@ -164,7 +166,7 @@ def test_the_warm_zygote_has_one_thread_and_its_child_computes_at_once(
 ) -> None:
     """A fork after an OpenMP region hangs; a zygote that imported torch and nothing more does not."""
     monkeypatch.setenv("WARM", str(tmp_path / "warm"))
-    warm = Zygote(("worker.children.job", f"{DOUBLES}.warm"), warm=True)
+    warm = ForkServer(("worker.children.job", f"{DOUBLES}.warm"), warm=True)
     warm.prepare()
     child = warm.spawn(errand("warm"))
     assert ended(child) == 0

@@ -19,10 +19,10 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
 from ml.reports import plots, report_data
-from ml.reports.report_data import Findings
-from ml.training.trainer import Training
+from ml.reports.report_data import ReportData
+from ml.training.trainer import Trainer
 from worker.children import failures
-from worker.children.job_reporter import Assignment, FencedOff, Interrupted
+from worker.children.job_reporter import FencedOff, Interrupted, JobContext
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ NUMBERS = "figures.json"
 
 
 def find(
-    given: Assignment,
-    training: Training,
+    given: JobContext,
+    training: Trainer,
     images: LabeledImages,
     truth: Truth,
     issues: LabelIssues | None,
     clean: Tensor | None,
-) -> Findings | None:
+) -> ReportData | None:
     """What there is to show; `clean` int64 (N,) are the labels that tell which given ones are wrong, where known."""
     epochs = training.epochs
     given.desk.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
@@ -59,7 +59,7 @@ def find(
     return found
 
 
-def _named(given: Assignment, numbers: dict[str, Any]) -> list[dict[str, Any]]:
+def _named(given: JobContext, numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Which pictures of the data set were judged, in the order of everything told of each."""
     if "of" not in numbers:
         return []
@@ -67,7 +67,7 @@ def _named(given: Assignment, numbers: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"index": pictures[row].index, "path": pictures[row].path} for row in numbers["rows"]]
 
 
-def write(given: Assignment, found: Findings | None, folder: Path) -> None:
+def write(given: JobContext, found: ReportData | None, folder: Path) -> None:
     """figures.json, and each figure as PNG and SVG."""
     if found is None:
         return

@@ -35,7 +35,7 @@ from ml.data import ingest
 from ml.errors import UnusableData
 from worker import control_channel
 from worker.children import failures
-from worker.control_channel import Leash
+from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Stopped(Exception):
         self.status = status
 
 
-def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
+def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChannel) -> int:
     """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
     settings = current()
     tie.listen()
@@ -97,7 +97,9 @@ def confine(settings: Settings) -> None:
 
 
 class Attempt:
-    def __init__(self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, tie: Leash) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, tie: ControlChannel
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._claim = (dataset_id, fence)

@@ -25,8 +25,8 @@ from ml import errors, methods, networks
 from ml.reports import plots
 from worker import control_channel
 from worker.children import failures, ranks, score, train
-from worker.children.job_reporter import Assignment, Desk, FencedOff, Interrupted
-from worker.control_channel import Leash
+from worker.children.job_reporter import FencedOff, Interrupted, JobContext, JobReporter
+from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def warm() -> None:
         importlib.import_module(module.name)
 
 
-def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> int:
+def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChannel) -> int:
     """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
     settings = current()
     logs.configure(settings.log_level, process="child")
@@ -54,11 +54,11 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
         logs.also_to(folder / "log.jsonl", process="child")
         log.info("child runs")
         engine = connect(settings)
-        desk = Desk(settings, engine, job_id, fence, tie)
+        desk = JobReporter(settings, engine, job_id, fence, tie)
         try:
             with transaction(engine, read_only=True) as session:
                 job = session.scalars(select(Job).where(Job.id == job_id)).one()
-            return _attempt(Assignment(settings, files, engine, desk, tie, job, fence))
+            return _attempt(JobContext(settings, files, engine, desk, tie, job, fence))
         except Interrupted as stop:
             log.info("stopped: %s", stop.told)
             return control_channel.DRAINED if stop.told == "drain" else control_channel.STOPPED
@@ -72,8 +72,8 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: Leash) -> i
             engine.dispose()
 
 
-def _attempt(given: Assignment) -> int:
-    run: Callable[[Assignment], None] = {"train": train.run, "predict": score.run}[given.job.type]
+def _attempt(given: JobContext) -> int:
+    run: Callable[[JobContext], None] = {"train": train.run, "predict": score.run}[given.job.type]
     if len(given.devices) > 1:
         run = ranks.run  # one of them will listen
     else:

@@ -23,7 +23,7 @@ from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.settings import Settings
 from app.storage import Storage
-from worker.control_channel import Leash, Told
+from worker.control_channel import Command, ControlChannel
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,21 @@ SETTLE_PAUSE_S = 0.5
 class Interrupted(Exception):
     """The attempt was told to stop: `told` says why."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Command) -> None:
         super().__init__(told)
-        self.told: Told = told
+        self.told: Command = told
 
 
 class FencedOff(Exception):
     """Another attempt owns the job now; nothing this one writes has any effect."""
 
 
-class Desk:
+class JobReporter:
     """Says what an attempt at a job does, and hears what it should do."""
 
-    def __init__(self, settings: Settings, engine: Engine, job_id: uuid.UUID, fence: int, leash: Leash) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, job_id: uuid.UUID, fence: int, leash: ControlChannel
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._job = (job_id, fence)
@@ -132,14 +134,14 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class JobContext:
     """What one attempt was given: the job, the fence it works under, and those it talks to."""
 
     settings: Settings
     files: Storage
     engine: Engine
-    desk: Desk
-    tie: Leash
+    desk: JobReporter
+    tie: ControlChannel
     job: Job
     fence: int
 

@@ -26,9 +26,9 @@ from ml.serving import model_archive
 from ml.serving.model_archive import Manifest
 from ml.serving.predictor import Predictor
 from ml.training import events
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from worker.children import artifacts, figures, localize
-from worker.children.job_reporter import Assignment
+from worker.children.job_reporter import JobContext
 
 BUNDLE = "bundle"
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue"]
@@ -37,7 +37,7 @@ HEADER = ["index", "path", "split", "given_label", "predicted_label", "label_sco
 class Publication:
     """What one finished attempt publishes. `write` may be repeated; nothing is visible before `effect`."""
 
-    def __init__(self, given: Assignment, training: Training, images: LabeledImages, truth: Truth) -> None:
+    def __init__(self, given: JobContext, training: Trainer, images: LabeledImages, truth: Truth) -> None:
         self._given = given
         self._training = training
         self._images = images
@@ -139,7 +139,7 @@ class Publication:
         artifacts.table(path, [*HEADER, *(() if places is None else artifacts.GAUSSIAN)], rows)
 
 
-def summary(training: Training, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:
+def summary(training: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:
     """A job's metrics. What was measured against noisy labels is named noisy; what is not known is null."""
     last = training.history[-1]
     test, validation = last.test.get("answer"), last.noisy_validation.get("answer")
@@ -168,7 +168,7 @@ def summary(training: Training, images: LabeledImages, truth: Truth, issues: Lab
     return found
 
 
-def accuracies(training: Training) -> dict[str, float | int | None]:
+def accuracies(training: Trainer) -> dict[str, float | int | None]:
     """Test accuracies; the `best` is the one that noisy validation chose, because the test set chooses nothing."""
     found = training.summary()
     return {"last": found["last"], "best": found["best_noisy_val"], **found}

@@ -22,14 +22,14 @@ from ml.distributed import launch, process_group
 from ml.training.spec import TrainingSpec
 from worker import control_channel
 from worker.children import failures, train
-from worker.children.job_reporter import Assignment, FencedOff, Interrupted
+from worker.children.job_reporter import FencedOff, Interrupted, JobContext
 
 log = logging.getLogger(__name__)
 
 LONELY_S = 10  # a rank that has lost another waits this long to be ended: the launcher knows who was lost
 
 
-def run(given: Assignment) -> None:
+def run(given: JobContext) -> None:
     """As `train.run`, on all devices of the job; RuntimeError when a process ended without saying why."""
     TrainingSpec.model_validate(given.job.spec)
     given.engine.dispose()  # a connection belongs to one process
@@ -46,7 +46,7 @@ def run(given: Assignment) -> None:
         os.close(reading)
 
 
-def _rank(seat: launch.Seat, given: Assignment, writing: int) -> None:
+def _rank(seat: launch.RankInfo, given: JobContext, writing: int) -> None:
     """What each process does."""
     control_channel.die_with_parent()
     with _telling(seat.rank, writing):
@@ -57,7 +57,7 @@ def _rank(seat: launch.Seat, given: Assignment, writing: int) -> None:
             _compute_along(given, seat)
 
 
-def _compute_along(given: Assignment, seat: launch.Seat) -> None:
+def _compute_along(given: JobContext, seat: launch.RankInfo) -> None:
     """The training of rank 0 once more."""
     spec = TrainingSpec.model_validate(given.job.spec)
     group = train.join(given, seat)
@@ -71,7 +71,7 @@ def _compute_along(given: Assignment, seat: launch.Seat) -> None:
 def _telling(rank: int, writing: int) -> Iterator[None]:
     try:
         yield
-    except process_group.PeerLost as lost:
+    except process_group.RankFailure as lost:
         log.warning("rank %d: %s", rank, lost)
         signal.alarm(LONELY_S)
         signal.pause()

@@ -15,12 +15,12 @@ from ml.data import dataset
 from ml.data.dataset import Picture
 from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize
-from worker.children.job_reporter import Assignment
+from worker.children.job_reporter import JobContext
 
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "score"]
 
 
-def run(given: Assignment) -> None:
+def run(given: JobContext) -> None:
     """Score every picture asked for and succeed. Raises Interrupted when told to stop, and ml.errors.Failure.
 
     The job's spec is {"model_id", "split"}; `split` is train, test or all.
@@ -58,7 +58,7 @@ def run(given: Assignment) -> None:
 
 
 def tell(
-    given: Assignment,
+    given: JobContext,
     predictor: Predictor,
     known: Sequence[str],
     pictures: Sequence[Picture],
@@ -84,12 +84,12 @@ def tell(
         ]
 
 
-def write(given: Assignment, rows: Sequence[Sequence[object]], *, localizes: bool) -> None:
+def write(given: JobContext, rows: Sequence[Sequence[object]], *, localizes: bool) -> None:
     with artifacts.complete(given.folder) as folder:
         artifacts.table(folder / "predictions.csv", [*HEADER, *(artifacts.GAUSSIAN if localizes else ())], rows)
 
 
-def show(given: Assignment, phase: str, fraction: float, speed: float | None) -> None:
+def show(given: JobContext, phase: str, fraction: float, speed: float | None) -> None:
     given.desk.progress(
         {
             "phase": phase,

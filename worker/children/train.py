@@ -18,13 +18,13 @@ from ml import errors
 from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.distributed import process_group
-from ml.distributed.launch import Seat
+from ml.distributed.launch import RankInfo
 from ml.training import checkpoint, devices
 from ml.training.events import EpochReport, Step
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from worker.children import failures, publish
-from worker.children.job_reporter import Assignment, Interrupted
+from worker.children.job_reporter import Interrupted, JobContext
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to write to a full d
 CHECKPOINTS = "checkpoints"
 
 
-def run(given: Assignment, seat: Seat | None = None) -> None:
+def run(given: JobContext, seat: RankInfo | None = None) -> None:
     """Train to the end and publish, with a `seat` as the first of several ranks.
 
     Raises Interrupted when told to stop, and ml.errors.Failure.
@@ -62,23 +62,23 @@ def run(given: Assignment, seat: Seat | None = None) -> None:
     publication.tidy()
 
 
-def threads(given: Assignment) -> int:
+def threads(given: JobContext) -> int:
     """CPU threads of each process of the attempt."""
     return max(1, (given.settings.threads or os.cpu_count() or 1) // len(given.devices))
 
 
-def join(given: Assignment, seat: Seat) -> process_group.Group:
+def join(given: JobContext, seat: RankInfo) -> process_group.ProcessGroup:
     """Meet the other ranks. One that stays silent longer than a child may is lost."""
     device = devices.resolve(given.devices[seat.rank])
-    return process_group.Group.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
+    return process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
 
 
 def build(
-    given: Assignment, spec: TrainingSpec, images: LabeledImages, truth: Truth, group: process_group.Group | None
-) -> Training:
+    given: JobContext, spec: TrainingSpec, images: LabeledImages, truth: Truth, group: process_group.ProcessGroup | None
+) -> Trainer:
     """The training of this job, on this process's device."""
     device = given.devices[0 if group is None else group.rank]
-    return Training.build(
+    return Trainer.build(
         spec,
         images,
         truth=truth,
@@ -90,7 +90,7 @@ def build(
     )
 
 
-def load(given: Assignment, spec: TrainingSpec, processors: int) -> tuple[LabeledImages, Truth]:
+def load(given: JobContext, spec: TrainingSpec, processors: int) -> tuple[LabeledImages, Truth]:
     """The data set at the spec's size; making pixels of a size not seen before takes a while, and can be stopped."""
     shown = {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
 
@@ -107,7 +107,7 @@ def load(given: Assignment, spec: TrainingSpec, processors: int) -> tuple[Labele
         raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
 
 
-def restore(training: Training, state: checkpoint.State) -> None:
+def restore(training: Trainer, state: checkpoint.State) -> None:
     """Put back a verified state; CheckpointInvalid when it fits no more, as one from before an update may."""
     try:
         training.restore(state)
@@ -120,7 +120,7 @@ def restore(training: Training, state: checkpoint.State) -> None:
 class Pace:
     """How fast this attempt goes, from the steps it has seen."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Trainer) -> None:
         self._epochs = training.epochs
         self._images = len(training.batches)
         self._began = self._mark = time.monotonic()
@@ -155,7 +155,7 @@ class Pace:
 class Attempt:
     """A training under way, and what this attempt does besides: checkpoints, limits, orders."""
 
-    def __init__(self, given: Assignment, training: Training) -> None:
+    def __init__(self, given: JobContext, training: Trainer) -> None:
         self._given = given
         self._settings, self._files, self._desk = given.settings, given.files, given.desk
         self._job, self._fence = given.job, given.fence

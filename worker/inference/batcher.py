@@ -19,7 +19,7 @@ from typing import Any
 from app.settings import Settings
 from ml.errors import Failure, OutOfMemory
 from worker.inference import results
-from worker.inference.model_cache import Shelf
+from worker.inference.model_cache import ModelCache
 from worker.inference.results import Decoded
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Request:
 
 
 class Batcher:
-    def __init__(self, settings: Settings, shelf: Shelf) -> None:
+    def __init__(self, settings: Settings, shelf: ModelCache) -> None:
         self._settings = settings
         self._shelf = shelf
         self._waiting: deque[Request] = deque()

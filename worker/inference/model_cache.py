@@ -20,7 +20,7 @@ from ml.serving.predictor import Predictor
 log = logging.getLogger(__name__)
 
 
-class Shelf:
+class ModelCache:
     def __init__(self, files: Storage, device: str, places: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = device

@@ -29,7 +29,7 @@ from app.settings import Settings, current
 from app.storage import Storage
 from worker import heartbeat
 from worker.inference.batcher import Batcher, Refused, Request
-from worker.inference.model_cache import Shelf
+from worker.inference.model_cache import ModelCache
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ async def run(settings: Settings, batcher: Batcher) -> None:
     await serve(settings, batcher, ended)
 
 
-def live(settings: Settings, shelf: Shelf, batcher: Batcher, ended: threading.Event) -> None:
+def live(settings: Settings, shelf: ModelCache, batcher: Batcher, ended: threading.Event) -> None:
     """Say that we are here while the database lets us, and take the newest model from disk before anybody asks."""
     engine = connect(settings)
     row = heartbeat.Presence(engine, "inference", shelf.device, heartbeat.name())
@@ -153,7 +153,7 @@ def live(settings: Settings, shelf: Shelf, batcher: Batcher, ended: threading.Ev
     engine.dispose()
 
 
-def run_process(settings: Settings, shelf: Shelf) -> None:
+def run_process(settings: Settings, shelf: ModelCache) -> None:
     """Answer with the models of `shelf` until told to end."""
     batcher = Batcher(settings, shelf)
     ended = threading.Event()
@@ -175,4 +175,4 @@ def main() -> None:
     files = Storage(settings.data_dir)
     files.create()
     threads = settings.threads or os.cpu_count() or 1
-    run_process(settings, Shelf(files, heartbeat.device(settings), settings.models_in_memory, threads))
+    run_process(settings, ModelCache(files, heartbeat.device(settings), settings.models_in_memory, threads))

@@ -33,7 +33,7 @@ ENVIRONMENT = {
 }
 
 
-class Errand(NamedTuple):
+class ChildRequest(NamedTuple):
     """What a child is for: the module whose `main` it runs, and the claim it works under."""
 
     module: str
@@ -45,7 +45,7 @@ class Errand(NamedTuple):
 class Child:
     """A running child, seen by its supervisor."""
 
-    def __init__(self, pid: int, line: socket.socket, zygote: Zygote) -> None:
+    def __init__(self, pid: int, line: socket.socket, zygote: ForkServer) -> None:
         self.pid = pid
         self._line = line
         self._zygote = zygote
@@ -53,7 +53,7 @@ class Child:
     def fileno(self) -> int:
         return self._line.fileno()
 
-    def tell(self, word: control_channel.Told) -> None:
+    def tell(self, word: control_channel.Command) -> None:
         with contextlib.suppress(OSError):
             self._line.send(word[:1].encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
@@ -89,7 +89,7 @@ class Child:
         self._line.close()
 
 
-class Zygote:
+class ForkServer:
     """The supervisor's end. Started from its main thread, because the kernel's death signal follows that thread."""
 
     def __init__(self, modules: tuple[str, ...], *, warm: bool) -> None:
@@ -114,7 +114,7 @@ class Zygote:
                 raise ChildProcessError("the zygote ended before it was ready")
             self._ready = reply == READY
 
-    def spawn(self, errand: Errand) -> Child:
+    def spawn(self, errand: ChildRequest) -> Child:
         """Start one child."""
         if not self._warm:
             self.close()  # a cold zygote forks once
@@ -284,7 +284,7 @@ def _become_child(errands: socket.socket) -> NoReturn:
         request, line = json.loads(message), socket.socket(fileno=descriptors[0])
         main = importlib.import_module(request["module"]).main
         status = main(
-            uuid.UUID(request["id"]), int(request["fence"]), request["request_id"], control_channel.Leash(line)
+            uuid.UUID(request["id"]), int(request["fence"]), request["request_id"], control_channel.ControlChannel(line)
         )
     except BaseException:  # noqa: BLE001 - the outermost frame of a process; nothing may reach the zygote's loop
         traceback.print_exc()

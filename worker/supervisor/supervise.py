@@ -27,7 +27,7 @@ from app.notifier import Bell
 from app.settings import Settings
 from app.work import Claim, Order
 from worker import control_channel
-from worker.supervisor.fork_server import Child, Errand, Zygote
+from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Supervisor:
         self.devices = len(settings.device_names) if bell == "jobs" else 0  # what one piece of work may use
         self._desk = DESKS[bell]
         self._module = CHILDREN[bell]
-        self._zygote = Zygote((self._module,), warm=settings.warm_zygote)
+        self._zygote = ForkServer((self._module,), warm=settings.warm_zygote)
 
     def answer(self) -> None:
         """A bell: see work through until none is queued. Never raises for reasons outside this process."""
@@ -121,7 +121,7 @@ class Supervisor:
     def _see_through(self, claim: Claim, watch: Watch) -> None:
         log.info("attempt %d starts", claim.attempt)
         try:
-            child = self._zygote.spawn(Errand(self._module, claim.id, claim.fence, claim.request_id))
+            child = self._zygote.spawn(ChildRequest(self._module, claim.id, claim.fence, claim.request_id))
         except OSError:
             log.exception("no child could be started")
             self._settle(claim, "child_not_started")

@@ -14,7 +14,7 @@ from ml.data.decoding import Geometry, Pixels
 from ml.serving.predictor import Prediction
 from tests.benchmarks._serving.model import CLASSES, SIDE
 from worker.inference import server
-from worker.inference.model_cache import Shelf
+from worker.inference.model_cache import ModelCache
 
 
 class Free:
@@ -32,7 +32,7 @@ class Free:
         return [self._answer] * len(squares)
 
 
-class FreeShelf(Shelf):
+class FreeShelf(ModelCache):
     def get(self, model_id: uuid.UUID) -> Free:  # type: ignore[override]
         return self._free
 

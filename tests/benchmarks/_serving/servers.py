@@ -33,7 +33,7 @@ from app.storage import Storage
 from ml.data.dataset import LabeledImages
 from ml.serving import model_archive
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 from tests.benchmarks._serving.model import CLASSES, FREE, SIDE
 from tests.servers import die_with_parent, eventually, free_port
 
@@ -145,7 +145,7 @@ def publish(folder: Path, network: str = "resnet18") -> None:
     labels = torch.arange(2 * len(CLASSES)) % len(CLASSES)
     images = torch.from_numpy(np.stack([_square(random, int(label)) for label in labels]))
     spec = TrainingSpec(method="ce", network=network, image_size=SIDE, batch_size=len(CLASSES), precision="f32")
-    training = Training.build(spec, LabeledImages(images, labels, CLASSES), device="cpu")
+    training = Trainer.build(spec, LabeledImages(images, labels, CLASSES), device="cpu")
     bias = training.method.get_parameter("networks.0.classifier.bias")
     with torch.no_grad():
         bias -= training.score(training.method.logits).mean(dim=0)

@@ -33,7 +33,7 @@ class Method(method.Method):
         self.register_buffer("average", torch.zeros_like(self.network.classifier.weight))
         self.register_buffer("trusted", torch.ones(len(labels), dtype=torch.bool))
 
-    def phases(self, training: method.Recipe) -> Sequence[method.Phase]:
+    def phases(self, training: method.TrainHyperparameters) -> Sequence[method.Phase]:
         first = max(1, training.epochs // 3)
 
         def loss(batch: method.Batch) -> Tensor:
@@ -62,10 +62,10 @@ class Method(method.Method):
             body = [p for p in self.network.parameters() if p.requires_grad]
             return method.Optimizers((training.sgd(body),), training.factor)
 
-        def renew(lab: method.Lab) -> None:
+        def renew(lab: method.TrainContext) -> None:
             self.network.load_state_dict({**self.network.state_dict(), **_classifier(self.make())})
 
-        def select(lab: method.Lab) -> None:
+        def select(lab: method.TrainContext) -> None:
             scored = lab.score(self.network, views=2)
             self.trusted.copy_(scored.max(dim=1).values >= scored.max(dim=1).values.quantile(0.4))
 
@@ -85,8 +85,8 @@ class Method(method.Method):
             ),
         ]
 
-    def _turns(self) -> Sequence[method.Turn]:
-        return [method.Turn(self.trusted, unlabelled=~self.trusted, share=0.25), method.Turn(~self.trusted)]
+    def _turns(self) -> Sequence[method.Pass]:
+        return [method.Pass(self.trusted, unlabelled=~self.trusted, share=0.25), method.Pass(~self.trusted)]
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)

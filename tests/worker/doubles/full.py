@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml.training import checkpoint
 from worker.children import job, train
-from worker.control_channel import Leash
+from worker.control_channel import ControlChannel
 
 PAUSE_S = 0.5  # between tries
 write = checkpoint.write
@@ -26,4 +26,4 @@ if __name__ == "__main__":
     checkpoint.write = write_if_there_is_space
     train.FIRST_PAUSE_S = train.LONGEST_PAUSE_S = PAUSE_S
     ours, its = socket.socketpair()
-    sys.exit(job.main(uuid.UUID(sys.argv[2]), int(sys.argv[3]), None, Leash(its)))
+    sys.exit(job.main(uuid.UUID(sys.argv[2]), int(sys.argv[3]), None, ControlChannel(its)))

@@ -6,7 +6,7 @@ import uuid
 from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.ControlChannel) -> int:
     tie.listen()
     while tie.told is None:
         tie.beat()

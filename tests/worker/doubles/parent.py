@@ -10,7 +10,7 @@ from pathlib import Path
 from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.ControlChannel) -> int:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {grandchild.pid}")
     time.sleep(600)

@@ -7,6 +7,6 @@ import uuid
 from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.Leash) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.ControlChannel) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0

@@ -75,7 +75,7 @@ def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
     return made
 
 
-class House:
+class ServiceHarness:
     def __init__(self, folder: Path, database_url: str, redis_url: str, **knobs: object) -> None:
         self.folder = folder / "data"
         settings = {"data_dir": self.folder, "database_url": database_url, "redis_url": redis_url, "devices": "cpu"}
@@ -244,8 +244,8 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, database_url: str, redis_url: str, **knobs: object) -> Iterator[House]:
-    house = House(folder, database_url, redis_url, **knobs)
+def opened(folder: Path, database_url: str, redis_url: str, **knobs: object) -> Iterator[ServiceHarness]:
+    house = ServiceHarness(folder, database_url, redis_url, **knobs)
     try:
         yield house
     finally:
