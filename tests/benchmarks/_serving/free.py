@@ -1,4 +1,4 @@
-"""The real inference process with a model that costs nothing: it decodes, then says the same of every picture."""
+"""The real inference process with a model that costs nothing: it decodes, then answers every picture alike."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from app import logs
 from app.settings import current
 from app.storage import Storage
 from ml.data.decoding import Geometry, Pixels
-from ml.serving.predictor import Prediction
+from ml.serving.predictor import Prediction, Predictor
 from tests.benchmarks._serving.model import CLASSES, SIDE
 from worker.inference import server
 from worker.inference.model_cache import ModelCache
 
 
-class Free:
-    classes = CLASSES
-    image_size = SIDE
+class FreeModel(Predictor):
+    """A model that gives every picture the same constant probabilities, on the CPU, without a network."""
 
     def __init__(self) -> None:
         scores = np.full(len(CLASSES), 0.1, np.float32)
-        self._answer = Prediction(scores, {"answer": scores}, None, None)
+        self.classes = CLASSES
+        self.image_size = SIDE
+        self._prediction = Prediction(scores, {"answer": scores}, None, None)
 
     def geometry(self, width: int, height: int) -> Geometry:
         return Geometry.of(width, height, SIDE, "squash")
 
-    def predict_squares(self, squares: Sequence[Pixels]) -> list[Prediction]:
-        return [self._answer] * len(squares)
+    def predict_squares(self, squares: Sequence[Pixels], *, maps: bool = False) -> list[Prediction]:
+        return [self._prediction] * len(squares)
 
 
-class FreeShelf(ModelCache):
-    def get(self, model_id: uuid.UUID) -> Free:  # type: ignore[override]
+class FreeModelCache(ModelCache):
+    """Answers for every id with the free model."""
+
+    def get(self, model_id: uuid.UUID) -> Predictor:
         return self._free
 
     def take_newest(self) -> None:
-        self._free = Free()
+        self._free = FreeModel()
 
 
 if __name__ == "__main__":
     settings = current()
     logs.configure(settings.log_level, process="inference")
-    shelf = FreeShelf(Storage(settings.data_dir), "cpu", 1, 1)
-    shelf.take_newest()
-    server.run_process(settings, shelf)
+    cache = FreeModelCache(Storage(settings.data_dir), "cpu", 1, 1)
+    cache.take_newest()
+    server.run_process(settings, cache)
