@@ -1,14 +1,13 @@
 """Who is there: what the heartbeat rows of supervisors, inference processes and dispatchers say, on all hosts together.
 
-Ages are by the database's clock, which wrote the heartbeats; the clocks of the hosts may differ. Who writes a row, and
-when, this module does not know.
+Ages are by the database's clock, which wrote the heartbeats; the clocks of the hosts may differ.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
@@ -16,6 +15,7 @@ from app.db.tables import Worker
 from app.notifier import Bell
 
 SILENT_S = 30.0  # a process that says nothing for six heartbeats (three at the most) is not counted on
+Kind = Literal["supervisor", "inference", "dispatcher"]
 Role = Literal["supervisor", "ingestion", "inference", "dispatcher"]
 ROLES: tuple[Role, ...] = ("supervisor", "ingestion", "inference", "dispatcher")
 TRAINS = (Worker.kind == "supervisor", Worker.devices > 0)  # the others check data sets
@@ -63,3 +63,24 @@ def training_device(session: Session) -> str:
     """What jobs are trained on: `cuda` when any supervisor has one, or else `cpu`."""
     known = session.scalars(select(Worker.device).where(*TRAINS).distinct())
     return max((device or "cpu" for device in known), default="cpu")  # "cpu" < "cuda"
+
+
+def record_heartbeat(
+    session: Session, name: str, kind: Kind, device: str | None, *, devices: int, draining: bool
+) -> None:
+    """Write the heartbeat of the process `name`: its row is inserted or brought up to date.
+
+    Args:
+        device: The first device that the process computes on, None where it computes nothing.
+        devices: How many devices it offers to one job.
+        draining: Whether it is about to end and takes no more work.
+    """
+    state = {"draining": draining, "seen_at": now()}
+    updated = session.execute(update(Worker).where(Worker.id == name).values(**state))
+    if updated.rowcount == 0:  # type: ignore[attr-defined]
+        session.execute(insert(Worker).values(id=name, kind=kind, device=device, devices=devices, **state))
+
+
+def remove(session: Session, name: str) -> None:
+    """Delete the heartbeat row of a process that ends."""
+    session.execute(delete(Worker).where(Worker.id == name))

@@ -12,13 +12,10 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from sqlalchemy import Engine, delete
-
-from app import logs, work, worker_registry
+from app import logs, retention, work, worker_registry
 from app.datasets import ingest_queue
-from app.db.clock import now
-from app.db.session import connect, transaction
-from app.db.tables import Dataset, IdempotencyKey, Job, Worker
+from app.db.session import Engine, connect, transaction
+from app.db.tables import Dataset, Job
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.notifier import TASK, Bell, Notifier
@@ -82,12 +79,9 @@ class Dispatcher:
         if time.monotonic() - self._tidied < TIDY_S:
             return
         with transaction(self._engine) as session:
-            session.execute(
-                delete(IdempotencyKey).where(IdempotencyKey.created_at < now(-self._settings.idempotency_kept_s))
-            )
-            session.execute(delete(Worker).where(Worker.seen_at < now(-GONE_S)))
+            retention.delete_expired(session, idempotency_keys_s=self._settings.idempotency_kept_s, heartbeats_s=GONE_S)
         with transaction(self._engine, read_only=True) as session:
-            referenced = orphan_cleanup.referenced(session)
+            referenced = retention.referenced_files(session)
         removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.leftovers_s)
         if removed:
             log.info("%d leftovers removed", removed)

@@ -10,19 +10,13 @@ import os
 import socket
 import uuid
 from pathlib import Path
-from typing import Literal
 
-from sqlalchemy import Engine, delete, insert, update
-
-from app.db.clock import now
-from app.db.session import transaction
-from app.db.tables import Worker
+from app import worker_registry
+from app.db.session import Engine, transaction
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-
-Kind = Literal["supervisor", "inference", "dispatcher"]
 
 
 def name() -> str:
@@ -42,7 +36,9 @@ def device(settings: Settings) -> str:
 class Presence:
     """This process's row. Losing the database costs a warning, never the process."""
 
-    def __init__(self, engine: Engine, kind: Kind, device: str | None, name: str, *, devices: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, kind: worker_registry.Kind, device: str | None, name: str, *, devices: int = 0
+    ) -> None:
         """`devices` is how many are offered to jobs."""
         self.name = name
         self._engine = engine
@@ -52,19 +48,11 @@ class Presence:
 
     def tell(self, *, draining: bool = False) -> bool:
         """Say "I am here"; False when the database is away."""
-        seen = {"draining": draining, "seen_at": now()}
         try:
             with transaction(self._engine) as session:
-                known = session.execute(update(Worker).where(Worker.id == self.name).values(**seen))
-                if known.rowcount == 0:  # type: ignore[attr-defined]
-                    row = {
-                        "id": self.name,
-                        "kind": self._kind,
-                        "device": self._device,
-                        "devices": self._devices,
-                        **seen,
-                    }
-                    session.execute(insert(Worker).values(**row))
+                worker_registry.record_heartbeat(
+                    session, self.name, self._kind, self._device, devices=self._devices, draining=draining
+                )
         except DatabaseUnavailable:
             if self._told:
                 log.warning("heartbeat not written: the database is away")
@@ -77,6 +65,6 @@ class Presence:
         """Take the row away, if the database lets us; the dispatcher removes it otherwise."""
         try:
             with transaction(self._engine) as session:
-                session.execute(delete(Worker).where(Worker.id == self.name))
+                worker_registry.remove(session, self.name)
         except DatabaseUnavailable:
             log.warning("heartbeat row not removed: the database is away")

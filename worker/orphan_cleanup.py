@@ -9,36 +9,13 @@ import itertools
 import time
 import uuid
 from pathlib import Path
-from typing import NamedTuple
-
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from app import storage
-from app.db.tables import Dataset, Job, Model, State
+from app.retention import ReferencedFiles
 from app.storage import Storage
 
 
-class Referenced(NamedTuple):
-    """What rows refer to: ids by folder, and uploads still to be read."""
-
-    datasets: set[str]
-    jobs: set[str]
-    models: set[str]
-    uploads: set[str]
-
-
-def referenced(session: Session) -> Referenced:
-    datasets = session.execute(select(Dataset.id, Dataset.state)).all()
-    return Referenced(
-        datasets={str(i) for i, _ in datasets},
-        jobs={str(i) for i in session.scalars(select(Job.id))},
-        models={str(i) for i in session.scalars(select(Model.id))},
-        uploads={f"{i}.archive" for i, state in datasets if state in (State.queued, State.running)},
-    )
-
-
-def remove(files: Storage, referenced: Referenced, *, older_than_s: float) -> int:
+def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
     """Delete files and folders without a row, untouched for that long; how many."""
     if not any(referenced):
         return 0  # a folder of leftovers only is more likely beside the wrong database, or one still to be restored

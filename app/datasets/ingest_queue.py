@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import work
@@ -30,6 +31,12 @@ def heartbeat(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: floa
     """Renew the lease, and hear what the holder should do."""
     work.heartbeat(session, Dataset, dataset_id, fence, lease_s)
     return work.order(session, Dataset, dataset_id, fence)
+
+
+def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
+    """How the upload is to be read, as `POST /datasets` stored it: label_column, clean_column, image_size, resize."""
+    options: dict[str, Any] = session.execute(select(Dataset.upload).where(Dataset.id == dataset_id)).scalar_one()
+    return options
 
 
 def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:

@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
+__all__ = ["Engine", "Session", "connect", "is_unavailable", "transaction", "wait_until_reachable"]
+
 UNAVAILABLE_RETRY_S = 5
 SERIALIZATION_FAILURES = {"40001", "40P01"}
 
@@ -77,7 +79,7 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
         with Session(bind, expire_on_commit=False) as session, session.begin():
             yield session
     except exc.DBAPIError as error:
-        if away(error):
+        if is_unavailable(error):
             raise DatabaseUnavailable(
                 "The database does not answer; try again in a few seconds.", retry_after_s=UNAVAILABLE_RETRY_S
             ) from error
@@ -88,7 +90,7 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
         ) from error
 
 
-def away(error: exc.DBAPIError) -> bool:
+def is_unavailable(error: exc.DBAPIError) -> bool:
     """Whether the database could not serve us, as opposed to a statement being wrong."""
     if error.connection_invalidated or isinstance(error, exc.OperationalError):
         return True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app import retention
 from app.db.session import transaction
 from app.db.tables import Dataset
 from tests.worker.harness import ServiceHarness, opened
@@ -36,7 +37,7 @@ def aged(path: Path, days: float) -> Path:
 
 def tidied(house: ServiceHarness) -> int:
     with transaction(house.engine, read_only=True) as session:
-        referenced = orphan_cleanup.referenced(session)
+        referenced = retention.referenced_files(session)
     return orphan_cleanup.remove(house.files, referenced, older_than_s=DAY_S)
 
 

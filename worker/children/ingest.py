@@ -20,14 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
-
 from app import logs, storage
 from app.datasets import archive, ingest_queue, layout
 from app.datasets.entries import Limits
-from app.db.session import connect, transaction
-from app.db.tables import Dataset
+from app.db.session import Engine, Session, connect, transaction
 from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
@@ -115,7 +111,7 @@ class Attempt:
         self.folder.mkdir(mode=0o750)
         upload = self._files.upload(self._claim[0])
         with transaction(self._engine, read_only=True) as session:
-            asked = session.execute(select(Dataset.upload).where(Dataset.id == self._claim[0])).scalar_one()
+            asked = ingest_queue.upload_options(session, self._claim[0])
         try:
             facts = self._check(upload, asked)
         except Exception as refusal:

@@ -12,13 +12,11 @@ import uuid
 from collections.abc import Callable
 
 from pydantic import ValidationError
-from sqlalchemy import select
 
 from app import logs
 from app.db.session import connect, transaction
-from app.db.tables import Job
 from app.errors import DatabaseUnavailable
-from app.jobs import attempt
+from app.jobs import attempt, service
 from app.settings import current
 from app.storage import Storage
 from ml import errors, methods, networks
@@ -57,7 +55,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChan
         desk = JobReporter(settings, engine, job_id, fence, tie)
         try:
             with transaction(engine, read_only=True) as session:
-                job = session.scalars(select(Job).where(Job.id == job_id)).one()
+                job = service.get(session, job_id)
             return _attempt(JobContext(settings, files, engine, desk, tie, job, fence))
         except Interrupted as stop:
             log.info("stopped: %s", stop.told)

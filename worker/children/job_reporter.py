@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session
-
-from app.db.session import transaction
+from app.db.session import Engine, Session, transaction
 from app.db.tables import Job
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt

@@ -13,9 +13,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from app import storage
+from app.db.session import Session
 from app.jobs import attempt
 from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from celery import Celery, signals
-from sqlalchemy import Engine
 
 from app import logs
-from app.db.session import connect
+from app.db.session import Engine, connect
 from app.errors import DatabaseUnavailable
 from app.notifier import TASK, Bell, transport_options
 from app.settings import Settings, current

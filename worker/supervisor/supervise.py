@@ -14,12 +14,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session
-
 from app import logs
 from app.datasets import ingest_queue
-from app.db.session import transaction
+from app.db.session import Engine, Session, transaction
 from app.db.tables import State
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
