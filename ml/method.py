@@ -59,7 +59,7 @@ class Unlabelled:
 
     views: tuple[Tensor, ...]  # each (B', 3, H, W)
     index: Tensor  # int64 (B',), as Batch.index
-    observe: Callable[[Tensor], None]  # as Batch.observe
+    record_logits: Callable[[Tensor], None]  # as Batch.observe
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,12 @@ class Batch:
     views: tuple[Tensor, ...]  # each (B, 3, H, W)
     labels: Tensor  # int64 (B,)
     index: Tensor  # int64 (B,): positions among the labels the method was built with
-    observe: Callable[[Tensor], None]  # takes plain logits (B, C), at most once a step; the loop ranks labels by them
+    record_logits: Callable[
+        [Tensor], None
+    ]  # takes plain logits (B, C), at most once a step; the loop ranks labels by them
     epoch: int = 0  # counted over all phases
     progress: float = 0.0  # of the whole training, in [0, 1); within an epoch every turn counts from its start
-    turn: int = 0  # number of the phase's turn
+    pass_index: int = 0  # number of the phase's turn
     unlabelled: Unlabelled | None = None  # where the turn has such images
     generator: Callable[[str], torch.Generator] = no_generator  # as Lab.generator: shared by all who name one concern
 
@@ -80,10 +82,10 @@ class Batch:
     def images(self) -> Tensor:
         return self.views[0]
 
-    def silent(self) -> Batch:
+    def without_recording(self) -> Batch:
         """The same, and nobody hears what is observed of it."""
-        beside = self.unlabelled and replace(self.unlabelled, observe=_unheard)
-        return replace(self, observe=_unheard, unlabelled=beside)
+        beside = self.unlabelled and replace(self.unlabelled, record_logits=_unheard)
+        return replace(self, record_logits=_unheard, unlabelled=beside)
 
 
 def _unheard(_: Tensor) -> None:
@@ -96,7 +98,7 @@ class Optimizers:
 
     members: tuple[torch.optim.Optimizer, ...]
     factor: Callable[[float], float]  # progress of the phase in [0, 1) -> factor on each base learning rate
-    steady: tuple[torch.optim.Optimizer, ...] = ()  # those of the members whose rates never move
+    constant_rate: tuple[torch.optim.Optimizer, ...] = ()  # those of the members whose rates never move
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -145,11 +147,11 @@ class Pass:
     share: float = 0.5  # of a batch that is unlabelled, if there are enough
 
 
-def nothing(_: TrainContext) -> None:
+def no_preparation(_: TrainContext) -> None:
     """A phase that prepares nothing."""
 
 
-def no_matter(_: Batch) -> None:
+def no_step_hook(_: Batch) -> None:
     """A step like any other."""
 
 
@@ -164,11 +166,13 @@ class Phase:
     epochs: int
     loss: Callable[[Batch], Tensor]  # scalar with a graph
     optimizers: Callable[[], Optimizers] | None  # built on entering; None keeps those of the phase before
-    before_step: Callable[[Batch], None] = no_matter  # after the gradients, before they are used: mask some
-    after_step: Callable[[Batch], None] = no_matter  # average weights
-    enter: Callable[[TrainContext], None] = nothing  # once: re-initialise parts, estimate a transition matrix
-    begin_epoch: Callable[[TrainContext], None] = nothing  # score the set, split it, refine labels, move a schedule
-    turns: Callable[[], Sequence[Pass]] | None = None  # what this epoch draws from; None is one turn of all samples
+    before_step: Callable[[Batch], None] = no_step_hook  # after the gradients, before they are used: mask some
+    after_step: Callable[[Batch], None] = no_step_hook  # average weights
+    enter: Callable[[TrainContext], None] = no_preparation  # once: re-initialise parts, estimate a transition matrix
+    begin_epoch: Callable[[TrainContext], None] = (
+        no_preparation  # score the set, split it, refine labels, move a schedule
+    )
+    passes: Callable[[], Sequence[Pass]] | None = None  # what this epoch draws from; None is one turn of all samples
     views: tuple[View, ...] = ("weak",)  # what is shown of every image
     clip: float | None = None  # limit of the joint gradient norm; None does not clip
     name: str = "train"  # shown in reports
@@ -232,7 +236,7 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
 
-def descend(
+def take_gradient_step(
     loss: Tensor,
     optimizers: Optimizers,
     clip: float | None = None,

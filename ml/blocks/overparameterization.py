@@ -97,7 +97,7 @@ class Overparameterized(single_network.SingleNetworkMethod[P]):
     def optimizers(self, training: TrainHyperparameters) -> Optimizers:
         """The network's, on the spec's schedule, and the variables', whose rates never move."""
         own = self.variables.sgd(self.params)
-        return Optimizers((training.sgd(self.network.parameters()), own), training.factor, steady=(own,))
+        return Optimizers((training.sgd(self.network.parameters()), own), training.factor, constant_rate=(own,))
 
     def explained(self, logits: Tensor, batch: Batch) -> Terms:
         """Both terms of a batch's logits (B, C), with what its samples' variables explain."""

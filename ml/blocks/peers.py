@@ -71,7 +71,7 @@ class Pair(method.Method, Generic[P]):
 
         def loss(batch: Batch) -> Tensor:
             one, two = (network(batch.images) for network in self.networks)
-            batch.observe(mean([one, two]))
+            batch.record_logits(mean([one, two]))
             return self.selected(one, two, batch.labels, forget_rate(self.params, batch.epoch, training.epochs))
 
         def optimizers() -> Optimizers:

@@ -14,15 +14,15 @@ from ml.method import Pass
 
 
 def shared(one: Sequence[Pass], two: Sequence[Pass]) -> Sequence[Pass]:
-    """Turn by turn: a sample is labelled if either half trusts it, unlabelled if neither does."""
+    """Pass by pass: a sample is labelled if either half trusts it, unlabelled if neither does."""
     return [either(*pair) for pair in zip(one, two, strict=True)]
 
 
 def either(one: Pass, two: Pass) -> Pass:
     """As many labelled images in all as the one that shows more, so that repetitions stay what they are."""
-    given = [positions(turn.pool) for turn in (one, two)]
+    given = [positions(one_pass.pool) for one_pass in (one, two)]
     pool, longest = _joined(given), max(map(len, given))
-    besides = [positions(turn.unlabelled) for turn in (one, two) if turn.unlabelled is not None]
+    besides = [positions(one_pass.unlabelled) for one_pass in (one, two) if one_pass.unlabelled is not None]
     unlabelled = _without(_joined(besides), pool) if besides else None
     shown = repeated(pool, longest) if len(pool) < longest else pool
     return Pass(shown, unlabelled, min(one.share, two.share))

@@ -80,7 +80,7 @@ class Stages:
 
         def optimizers() -> Optimizers:
             adam = owners.adam(parameters(self.network, parts), rate)
-            return Optimizers((adam,), factor, steady=(adam,))
+            return Optimizers((adam,), factor, constant_rate=(adam,))
 
         return Phase(epochs, loss, optimizers, enter=enter, name=f"refine {parts[0].replace('_', ' ')}")
 

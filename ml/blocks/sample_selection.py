@@ -87,7 +87,7 @@ def sieving(
 
     def loss(batch: Batch) -> Tensor:
         logits = network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return chosen.loss(logits, batch.labels, batch.index, weight(batch.epoch), sieving=batch.epoch >= since)
 
     def slowed(progress: float) -> float:

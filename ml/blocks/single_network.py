@@ -36,7 +36,7 @@ class SingleNetworkMethod(method.Method, Generic[P]):
     def plain(self, batch: Batch) -> Tensor:
         """Cross-entropy on the given labels, which are ranked by its logits: a scalar."""
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return losses.cross_entropy(logits, batch.labels)
 
     def logits(self, images: Tensor) -> Tensor:

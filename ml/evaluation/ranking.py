@@ -61,7 +61,7 @@ class MarginTracker:
         self._standards = torch.zeros(classes, device=place)
         self._own = torch.zeros(3, classes, device=place)
 
-    def observe(self, rows: Tensor, logits: Tensor) -> None:
+    def record_logits(self, rows: Tensor, logits: Tensor) -> None:
         """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
         self.ranking = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)

@@ -55,7 +55,7 @@ class Method(method.Method):
 
         def loss(batch: method.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
-            batch.observe(peers.mean(logits))
+            batch.record_logits(peers.mean(logits))
             total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
             weight = mutual_learning.weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:

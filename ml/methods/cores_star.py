@@ -109,7 +109,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
             self._consistent,
             optimizers,
             enter=self._begin_anew,
-            turns=self._turns,
+            passes=self._passes,
             views=("weak", "strong"),
             clip=CLIP,
             name="consistency",
@@ -119,7 +119,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _begin_anew(self, _: TrainContext) -> None:
         reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
 
-    def _turns(self) -> Sequence[Pass]:
+    def _passes(self) -> Sequence[Pass]:
         kept = self.sieve.kept
         if bool(kept.all()) or not bool(kept.any()):
             return [Pass(torch.ones_like(kept))]
@@ -133,5 +133,5 @@ class Method(single_network.SingleNetworkMethod[Params]):
         if batch.unlabelled is None:
             return supervised
         weak, strong = logits[len(batch.labels) :].chunk(2)
-        batch.unlabelled.observe(weak)
+        batch.unlabelled.record_logits(weak)
         return supervised + self.params.consistency_weight * losses.consistency_kl(weak, strong)

@@ -150,11 +150,11 @@ class Method(method.Method):
         def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
             """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
-            silent = batch.silent()
+            unrecorded = batch.without_recording()
             own, other = replay_rng.twice(
                 batch.generator,
-                lambda generator: one(replace(silent if one_way else batch, generator=generator)),
-                lambda generator: two(replace(batch if one_way else silent, generator=generator)),
+                lambda generator: one(replace(unrecorded if one_way else batch, generator=generator)),
+                lambda generator: two(replace(batch if one_way else unrecorded, generator=generator)),
             )
             return own + other
 
@@ -179,7 +179,7 @@ class Method(method.Method):
                 self.brake.decide()
             replay_rng.twice_in(lab, first.begin_epoch, second.begin_epoch)
 
-        shown = [member.turns for member in (first, second) if member.turns is not None]
+        shown = [member.passes for member in (first, second) if member.passes is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
         return replace(
             first,
@@ -189,7 +189,7 @@ class Method(method.Method):
             after_step=each(first.after_step, second.after_step),
             enter=lambda lab: self._enter(lab, first, second),
             begin_epoch=begin_epoch,
-            turns=(lambda: pool_union.shared(*(show() for show in shown))) if shown else None,
+            passes=(lambda: pool_union.shared(*(show() for show in shown))) if shown else None,
             clip=CLIP,
         )
 
@@ -216,7 +216,7 @@ class Method(method.Method):
             ours.append(training.sgd(self.core.localization.parameters(), scale=scale, weight_decay=0.0))
         if self.gates is not None:
             ours.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
-        return Optimizers((*one.members, *two.members, *ours), one.factor, (*one.steady, *two.steady))
+        return Optimizers((*one.members, *two.members, *ours), one.factor, (*one.constant_rate, *two.constant_rate))
 
     @contextmanager
     def _hearing(self, batch: Batch) -> Iterator[None]:

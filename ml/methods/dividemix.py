@@ -1,8 +1,8 @@
 """DivideMix: two networks, each of which tells the other whose labels to trust; the rest is learned without its label.
 
 Li, Socher, Hoi, ICLR 2020, Algorithm 1. After a warm-up every epoch fits a mixture of two Gaussians to each network's
-losses. Then the networks take turns: one trains by MixMatch on what the other's mixture calls clean (labelled, targets
-co-refined) and noisy (unlabelled, targets co-guessed).
+losses. Then the networks are trained in turn, each by MixMatch on what the other's mixture calls clean (labelled,
+targets co-refined) and noisy (unlabelled, targets co-guessed).
 
 Epochs are the spec's, so are batch size, learning rate and schedule; the paper's are 300, 128 (64 labelled, 64 not),
 0.02 and one drop at half. Warm-up and ramp are shares of the epochs. Left out: Clothing1M's balanced subset per epoch.
@@ -130,7 +130,7 @@ class Method(method.Method):
             return self._mixmatch(batch, batch.unlabelled, self.params.unlabelled_weight * ramp)
 
         every = torch.arange(len(self.labels))
-        plain = Phase(warm_up, self._warm_up, optimizers, turns=lambda: [Pass(every), Pass(every)], name="warm-up")
+        plain = Phase(warm_up, self._warm_up, optimizers, passes=lambda: [Pass(every), Pass(every)], name="warm-up")
         if warm_up == training.epochs:
             return [plain]
         rest = training.epochs - warm_up
@@ -141,16 +141,16 @@ class Method(method.Method):
                 mixmatch_loss,
                 None,
                 begin_epoch=self._divide,
-                turns=self._turns,
+                passes=self._passes,
                 views=("weak", "weak"),
                 name="mixmatch",
             ),
         ]
 
     def _warm_up(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the network whose turn it is, with a penalty on being sure (Eq. 2, section 3.1)."""
-        logits = self.networks[batch.turn](batch.images)
-        batch.observe(logits)
+        """Cross-entropy of the network that this pass trains, with a penalty on being sure (Eq. 2, section 3.1)."""
+        logits = self.networks[batch.pass_index](batch.images)
+        batch.record_logits(logits)
         plain = losses.cross_entropy(logits, batch.labels)
         if self.params.warm_up_penalty == 0.0:
             return plain
@@ -158,8 +158,8 @@ class Method(method.Method):
 
     def _plain(self, batch: Batch) -> Tensor:
         """An epoch in which all labels are trusted, or none, trains on all of them."""
-        logits = self.networks[batch.turn](batch.images)
-        batch.observe(logits)
+        logits = self.networks[batch.pass_index](batch.images)
+        batch.record_logits(logits)
         return losses.cross_entropy(logits, batch.labels)
 
     def _divide(self, lab: TrainContext) -> None:
@@ -171,14 +171,17 @@ class Method(method.Method):
             average = self.losses[:, number].nanmean(dim=0)
             self.clean_probability[number] = mixture.clean_probability(average)
 
-    def _turns(self) -> Sequence[Pass]:
+    def _passes(self) -> Sequence[Pass]:
         """Each network trains on what the other one trusts (Alg. 1, lines 6-8)."""
-        return [self._turn(self._trust(turn) > self.params.clean_threshold) for turn in range(len(self.networks))]
+        return [
+            self._pass(self._trust(pass_index) > self.params.clean_threshold)
+            for pass_index in range(len(self.networks))
+        ]
 
-    def _trust(self, turn: int) -> Tensor:
-        return self.clean_probability[1 - turn]
+    def _trust(self, pass_index: int) -> Tensor:
+        return self.clean_probability[1 - pass_index]
 
-    def _turn(self, trusted: Tensor) -> Pass:
+    def _pass(self, trusted: Tensor) -> Pass:
         if bool(trusted.all()) or not bool(trusted.any()):
             return Pass(torch.ones_like(trusted))
         return Pass(trusted, ~trusted)
@@ -191,7 +194,7 @@ class Method(method.Method):
         share = mixup.folded(mixup.ratio(self.params.alpha, generator))
         index = mixup.numbered([batch.index] * len(batch.views) + [unlabelled.index] * len(unlabelled.views))
         partner = mixup.partners_of(index, generator)
-        logits = self.networks[batch.turn](mixup.mixed(images, share, partner))
+        logits = self.networks[batch.pass_index](mixup.mixed(images, share, partner))
         labelled = len(batch.views) * len(batch.labels)
         loss = mixmatch.loss(logits, mixup.mixed(targets, share, partner), labelled, weight)
         return loss + losses.prior_kl(logits)  # Eq. 11, with the paper's λ_r = 1
@@ -200,19 +203,19 @@ class Method(method.Method):
     def _targets(self, batch: Batch, unlabelled: Unlabelled) -> Tensor:
         """Co-refined and co-guessed targets, a row for every image of every view.
 
-        The network whose turn it is answers as it trains, by the batch's statistics and view by view, the other one as
+        The network of this pass answers as it trains, by the batch's statistics and view by view, the other one as
         it is tested: what the released code does.
         """
-        own, other = self.networks[batch.turn], self.networks[1 - batch.turn]
+        own, other = self.networks[batch.pass_index], self.networks[1 - batch.pass_index]
         seen = [own(view) for view in batch.views]
         guesses = [own(view) for view in unlabelled.views]
-        batch.observe(seen[0])
-        unlabelled.observe(guesses[0])
+        batch.record_logits(seen[0])
+        unlabelled.record_logits(guesses[0])
         other.eval()
         guesses += other(torch.cat(unlabelled.views)).chunk(len(unlabelled.views))
         other.train()
         guessed = mixmatch.average(guesses)
-        trust = self._trust(batch.turn)[batch.index]
+        trust = self._trust(batch.pass_index)[batch.index]
         refined = mixmatch.co_refined(batch.labels, trust, mixmatch.average(seen))
         temperature = self.params.temperature
         rows = [mixmatch.sharpened(each, temperature) for each in (refined, guessed)]

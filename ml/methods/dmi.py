@@ -82,7 +82,9 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
         def slow() -> Optimizers:
             sgd = training.sgd(self.network.parameters(), scale=self.params.rate)
-            return Optimizers((sgd,), training.factor, steady=(sgd,))  # the schedule is for what a wrapper trains
+            return Optimizers(
+                (sgd,), training.factor, constant_rate=(sgd,)
+            )  # the schedule is for what a wrapper trains
 
         return [
             Phase(first, self.plain, scheduled, begin_epoch=self._keep, name="warm-up"),
@@ -91,7 +93,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _informed(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return determinant_loss(logits, batch.labels)
 
     def _keep(self, lab: TrainContext) -> None:

@@ -49,7 +49,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _loss(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         p = early_learning.clipped(logits)
         targets = self.memory.update(batch.index, p / p.sum(dim=1, keepdim=True))
         held = early_learning.regularizer(p, targets)

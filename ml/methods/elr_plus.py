@@ -116,7 +116,7 @@ class Method(method.Method):
         self.one, self.two = (Learner(params, labels, network) for _ in range(2))
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """One phase over all epochs, a turn for each network."""
+        """One phase over all epochs, a pass for each network."""
         learners = (self.one, self.two)
         every = torch.arange(len(self.one.memory.values))
 
@@ -124,7 +124,7 @@ class Method(method.Method):
             members = tuple(training.sgd(learner.network.parameters()) for learner in learners)
             return Optimizers(members, training.factor)
 
-        def turns() -> Sequence[Pass]:
+        def passes() -> Sequence[Pass]:
             return [Pass(every if each.subset is None else each.subset.positions) for each in learners]
 
         def draw(lab: TrainContext) -> None:
@@ -132,7 +132,7 @@ class Method(method.Method):
                 if learner.subset is not None:
                     learner.subset.draw(lab.generator(SUBSET))
 
-        begin_epoch = draw if self.params.epoch_images else method.nothing
+        begin_epoch = draw if self.params.epoch_images else method.no_preparation
         return [
             Phase(
                 training.epochs,
@@ -140,15 +140,15 @@ class Method(method.Method):
                 optimizers,
                 after_step=self._average,
                 begin_epoch=begin_epoch,
-                turns=turns,
+                passes=passes,
             )
         ]
 
     def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of mixed images with mixed labels, held to mixed remembered answers."""
-        learner, teacher = (self.one, self.two) if batch.turn == 0 else (self.two, self.one)
+        learner, teacher = (self.one, self.two) if batch.pass_index == 0 else (self.two, self.one)
         answers = teacher.average(batch.images)
-        batch.observe(answers)
+        batch.record_logits(answers)
         remembered = learner.memory.update(batch.index, answers.float().softmax(dim=1))
 
         generator = batch.generator(MIXING)
@@ -167,7 +167,7 @@ class Method(method.Method):
 
     def _average(self, batch: Batch) -> None:
         """The network that has just taken a step moves its average."""
-        learner = self.one if batch.turn == 0 else self.two
+        learner = self.one if batch.pass_index == 0 else self.two
         kept = self.params.averaging_kept
         if self.params.averaging == "equal":
             learner.average.update(learner.network, learner.average.equally(kept))

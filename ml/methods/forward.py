@@ -84,7 +84,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _corrected(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return transition.forward_cross_entropy(logits, batch.labels, self.transition)
 
     def _keep(self, lab: TrainContext) -> None:

@@ -100,7 +100,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
             Phase(learned, self._learning, None, begin_epoch=self._replace, name="learning labels"),
             Phase(rest, self._retraining, retraining, enter=self._begin_anew, name="retraining"),
         ]
-        return [stretch for stretch in found if stretch.epochs]
+        return [phase for phase in found if phase.epochs]
 
     def _replace(self, _: TrainContext) -> None:
         """Labels become what was answered of late (section 3.2)."""
@@ -113,13 +113,13 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _learning(self, batch: Batch) -> Tensor:
         """Eq. 2; the answers that are remembered are those of the training views, by the batch's statistics."""
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         self.answers.write(batch.epoch, batch.index, logits.detach().float().softmax(dim=1))
         return joint_loss(logits, self.targets[batch.index], self.params.prior_weight, self.params.entropy_weight)
 
     def _retraining(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return losses.soft_cross_entropy(logits, self.targets[batch.index])
 
 

@@ -102,7 +102,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
             Phase(second, self._guided, None, begin_epoch=self._fit, name="guided"),
             Phase(rest, last, None, begin_epoch=self._fit, name="bootstrapping"),
         ]
-        return [stretch for stretch in found if stretch.epochs]
+        return [phase for phase in found if phase.epochs]
 
     def _fit(self, lab: TrainContext) -> None:
         """The mixture of all losses on augmented views, in eval mode."""
@@ -112,7 +112,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         """MixUp on given labels; they are ranked by the mixture nearest to each image."""
         share, partner = self._drawn(batch)
         logits = self.network(mixup.mixed(batch.images, share, partner))
-        batch.observe(logits[mixup.nearest(share, partner)])
+        batch.record_logits(logits[mixup.nearest(share, partner)])
         given = losses.one_hot(batch.labels, self.network.class_count)
         return losses.soft_cross_entropy(logits, mixup.mixed(given, share, partner))
 
@@ -147,7 +147,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _asked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits f32 (B, C) as the network trains, and the probability of each label being wrong, as it is tested."""
         answers = self.network(batch.images)
-        batch.observe(answers)
+        batch.record_logits(answers)
         self.network.eval()
         tested = self.network(batch.images)
         self.network.train()

@@ -57,6 +57,6 @@ class Method(single_network.SingleNetworkMethod[Params]):
         share = mixup.ratio(self.params.alpha, generator)
         partner = mixup.partners_of(batch.index, generator)
         logits = self.network(mixup.mixed(batch.images, share, partner))
-        batch.observe(logits[mixup.nearest(share, partner)])
+        batch.record_logits(logits[mixup.nearest(share, partner)])
         given = losses.one_hot(batch.labels, self.network.class_count)
         return losses.soft_cross_entropy(logits, mixup.mixed(given, share, partner))

@@ -109,16 +109,16 @@ class Method(single_network.SingleNetworkMethod[Params]):
                 stages.sgd(begins, rest, learning),
                 enter=lambda _: reinitialisation.train_only(self.network, learning),
                 begin_epoch=self._select,
-                turns=lambda: [Pass(self.confident.mask)],
+                passes=lambda: [Pass(self.confident.mask)],
                 name="confident",
             ),
         ]
-        return [stretch for stretch in found if stretch.epochs]
+        return [phase for phase in found if phase.epochs]
 
     def _select(self, lab: TrainContext) -> None:
         self.confident.select(lab, self.network)
 
     def _weighted(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return losses.weighted_cross_entropy(logits, batch.labels, self.confident.class_weights)

@@ -136,17 +136,17 @@ class Method(single_network.SingleNetworkMethod[Params]):
                 stages.sgd(begins, rest, learning),
                 enter=lambda _: reinitialisation.train_only(self.network, learning),
                 begin_epoch=self._select,
-                turns=self._turns,
+                passes=self._passes,
                 views=("weak", "weak"),
                 name="mixmatch",
             ),
         ]
-        return [stretch for stretch in found if stretch.epochs]
+        return [phase for phase in found if phase.epochs]
 
     def _select(self, lab: TrainContext) -> None:
         self.confident.select(lab, self.network)
 
-    def _turns(self) -> Sequence[Pass]:
+    def _passes(self) -> Sequence[Pass]:
         """As many steps as all images would take: confident ones are repeated where they are the fewer."""
         trusted = self.confident.mask
         positions = pool_union.positions(trusted)
@@ -179,5 +179,5 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _guessed(self, unlabelled: Unlabelled) -> Tensor:
         """Targets (B', C): the network's sharpened mean over views, by the batch's statistics, view by view."""
         guesses = [self.network(view) for view in unlabelled.views]
-        unlabelled.observe(guesses[0])
+        unlabelled.record_logits(guesses[0])
         return mixmatch.sharpened(mixmatch.average(guesses), self.params.temperature)

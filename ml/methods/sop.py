@@ -46,6 +46,6 @@ class Method(overparameterization.Overparameterized[Params]):
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE + L_MSE."""
         logits = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         terms = self.explained(logits, batch)
         return terms.cross_entropy + terms.squared_error

@@ -64,7 +64,7 @@ class Method(overparameterization.Overparameterized[Params]):
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
         weak, strong = self.network(torch.cat(batch.views)).chunk(2)
-        batch.observe(weak)
+        batch.record_logits(weak)
         terms = self.explained(weak, batch)
         consistency = losses.consistency_kl(weak, strong)
         balance = overparameterization.balance(terms.probabilities)

@@ -98,7 +98,9 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
         def revising() -> Optimizers:
             adam = optimizers.adam([*whole(), self.slack], p.revise_rate, training.weight_decay)
-            return Optimizers((adam,), training.factor, steady=(adam,))  # the schedule is for what a wrapper trains
+            return Optimizers(
+                (adam,), training.factor, constant_rate=(adam,)
+            )  # the schedule is for what a wrapper trains
 
         return [
             Phase(plain, self._plain, slow, begin_epoch=lambda lab: self._keep(lab, 0), name="estimate"),
@@ -106,7 +108,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
                 weighted,
                 self._weighted,
                 scheduled,
-                enter=method.nothing if known else self._estimate,
+                enter=method.no_preparation if known else self._estimate,
                 begin_epoch=lambda lab: self._keep(lab, plain),
                 name="weigh",
             ),
@@ -128,7 +130,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _seen(self, batch: Batch) -> Tensor:
         logits: Tensor = self.network(batch.images)
-        batch.observe(logits)
+        batch.record_logits(logits)
         return logits
 
     def _keep(self, lab: TrainContext, since: int) -> None:

@@ -41,19 +41,19 @@ class Batches:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batch(self, stretch: method.Phase, turn: int, shown: Inputs, *, epoch: int, progress: float) -> method.Batch:
+    def batch(self, phase: method.Phase, turn: int, shown: Inputs, *, epoch: int, progress: float) -> method.Batch:
         """What a step of the phase sees: `shown` are labelled and, in some turns, unlabelled positions, int64 (B,)."""
         index, *others = shown
-        views, observe = self._views(stretch, index)
+        views, record_logits = self._views(phase, index)
         return method.Batch(
             views=views,
             labels=self.labels[index],
             index=index,
-            observe=observe,
+            record_logits=record_logits,
             epoch=epoch,
             progress=progress,
-            turn=turn,
-            unlabelled=self._unlabelled(stretch, others[0]) if others else None,
+            pass_index=turn,
+            unlabelled=self._unlabelled(phase, others[0]) if others else None,
             generator=self._generator,
         )
 
@@ -78,15 +78,15 @@ class Batches:
         spread = image_store.evenly(len(self), count).to(self._rows.device)
         return self._pixels.stored(self._rows[spread]).cpu().contiguous()
 
-    def _unlabelled(self, stretch: method.Phase, index: Tensor) -> method.Unlabelled:
-        views, observe = self._views(stretch, index)
-        return method.Unlabelled(views, index, observe)
+    def _unlabelled(self, phase: method.Phase, index: Tensor) -> method.Unlabelled:
+        views, record_logits = self._views(phase, index)
+        return method.Unlabelled(views, index, record_logits)
 
-    def _views(self, stretch: method.Phase, index: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], None]]:
+    def _views(self, phase: method.Phase, index: Tensor) -> tuple[tuple[Tensor, ...], Callable[[Tensor], None]]:
         """Of each position, and who hears what logits say of them."""
         rows = self._rows[index]
-        views = tuple(self._augmented(rows, STEPS, kind) for kind in stretch.views)
-        return views, lambda logits: self._log.observe(rows, logits)
+        views = tuple(self._augmented(rows, STEPS, kind) for kind in phase.views)
+        return views, lambda logits: self._log.record_logits(rows, logits)
 
     def _augmented(self, rows: Tensor, concern: str, kind: method.View) -> Tensor:
         return self._pixels.augmented(rows, self._augmentation, self._generator(concern), strongly=kind == "strong")

@@ -109,7 +109,7 @@ def room(
         free = memory.free_bytes(device)
         if group is not None:
             free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
-        stepping = memory.cost(lambda size: take(show(size).silent(), owners), sizes)
+        stepping = memory.cost(lambda size: take(show(size).without_recording(), owners), sizes)
         measuring = memory.cost(measure, sizes).peak(measured_rows) if measured_rows else 0
     return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
 

@@ -18,7 +18,7 @@ class PhaseSchedule:
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self.phases = tuple(phases)
-        self._ends = [sum(stretch.epochs for stretch in self.phases[: i + 1]) for i in range(len(self.phases))]
+        self._ends = [sum(phase.epochs for phase in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.epochs = self._ends[-1]
 
     def number(self, epoch: int) -> int:
@@ -51,10 +51,10 @@ class PhaseSchedule:
     def set_rates(self, optimizers: Optimizers, number: int, epoch: float) -> None:
         """Move the learning rates of phase `number` to where they are after `epoch` epochs."""
         factor = optimizers.factor(self.progress(number, epoch))
-        steady = {id(member) for member in optimizers.steady}
+        constant_rate = {id(member) for member in optimizers.constant_rate}
         for member in optimizers.members:
             for group in member.param_groups:
-                group["lr"] = _as_f32(group["initial_lr"] * (1.0 if id(member) in steady else factor))
+                group["lr"] = _as_f32(group["initial_lr"] * (1.0 if id(member) in constant_rate else factor))
 
 
 def _as_f32(number: float) -> float:

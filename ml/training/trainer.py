@@ -120,14 +120,14 @@ class Trainer:
         """Train until the end, or until nobody asks; asking again goes on from there."""
         while self.epoch < self.epochs:
             with self._at_work("preparing an epoch"):
-                stretch, plan = self._begin_epoch()
-                self._check_room(stretch, plan)
+                phase, plan = self._begin_epoch()
+                self._check_room(phase, plan)
             while self._position < plan.steps:
                 with self._at_work("a training step"):
-                    self._take_step(stretch, plan.slot(self._position))
-                yield Step(self.epoch, stretch.name, self._position - 1, plan.steps, self.step)
+                    self._take_step(phase, plan.slot(self._position))
+                yield Step(self.epoch, phase.name, self._position - 1, plan.steps, self.step)
             with self._at_work("measuring"):
-                report = self._end_epoch(stretch, plan)
+                report = self._end_epoch(phase, plan)
             yield report
 
     def compute_along(self) -> None:
@@ -142,9 +142,9 @@ class Trainer:
     def _begin_epoch(self) -> tuple[method.Phase, sampler.EpochSampler]:
         """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
         number = self._course.number(self.epoch)
-        stretch = self.phases[number]
+        phase = self.phases[number]
         if self._timetable is not None:
-            return stretch, self._timetable
+            return phase, self._timetable
         self.method.train()
         with self._random.of_modules():
             while self._entered < number:
@@ -152,21 +152,21 @@ class Trainer:
                 self.phases[self._entered].enter(self)
                 if self.phases[self._entered].optimizers is not None:
                     self._optimizers = self._course.optimizers(self._entered)
-            stretch.begin_epoch(self)
+            phase.begin_epoch(self)
         if self._group is not None:
             self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
-        turns = [method.Pass(torch.arange(len(self.batches)))] if stretch.turns is None else stretch.turns()
+        turns = [method.Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
         plan = sampler.EpochSampler.drawn(turns, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
             raise errors.UnusableData(
-                f"epoch {self.epoch} ({stretch.name}) has no image to train on", code="empty_pool"
+                f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool"
             )
         self._timetable = plan
         self._position, self._seconds = 0, 0.0
         self._loss.zero_()
-        return stretch, plan
+        return phase, plan
 
-    def _check_room(self, stretch: method.Phase, plan: sampler.EpochSampler) -> None:
+    def _check_room(self, phase: method.Phase, plan: sampler.EpochSampler) -> None:
         """OutOfMemory before the first step of a phase that does not fit; it is tried once in each process."""
         if self._room is not None and self._room[0] == self._entered:
             return
@@ -174,14 +174,14 @@ class Trainer:
 
         def show(size: int) -> method.Batch:
             few, progress = tuple(each[:size] for each in slot.shown), self._progress(slot)
-            return self.batches.batch(stretch, slot.turn, few, epoch=self.epoch, progress=progress)
+            return self.batches.batch(phase, slot.turn, few, epoch=self.epoch, progress=progress)
 
-        scored = len(self.batches) if stretch.begin_epoch is not method.nothing else 0
+        scored = len(self.batches) if phase.begin_epoch is not method.no_preparation else 0
         with self._random.untouched(), self._random.of_modules():
             room = memory_check.room(
                 self.method,
                 show,
-                lambda batch, optimizers: self._descended(stretch, batch, optimizers),
+                lambda batch, optimizers: self._descended(phase, batch, optimizers),
                 lambda size: self._heads(self.batches.plain(size)),
                 rows=tuple(map(len, slot.shown)),
                 measured_rows=min(self.batches.plain_rows(), max(scored, *map(len, self._parts.values()))),
@@ -192,34 +192,34 @@ class Trainer:
         self._room = (self._entered, room)
         room.check(self.spec.batch_size)
 
-    def _take_step(self, stretch: method.Phase, slot: sampler.Slot) -> None:
+    def _take_step(self, phase: method.Phase, slot: sampler.Slot) -> None:
         self._course.set_rates(self._optimizers, self._entered, self.epoch + slot.passed)
         key = (self.epoch, slot.turn, *map(len, slot.shown))
 
         def work(shown: step_graphs.Inputs, progress: float) -> None:
-            batch = self.batches.batch(stretch, slot.turn, shown, epoch=self.epoch, progress=progress)
-            self._loss += self._descended(stretch, batch, self._optimizers) * len(batch.index)
+            batch = self.batches.batch(phase, slot.turn, shown, epoch=self.epoch, progress=progress)
+            self._loss += self._descended(phase, batch, self._optimizers) * len(batch.index)
 
         with self._random.of_modules():
             self._stepper.take(key, slot.shown, self._progress(slot), self._optimizers, work)
         self._position += 1
         self.step += 1
         if self._position % WATCHED_STEPS == 0:
-            self._check_finite(stretch)
+            self._check_finite(phase)
 
-    def _descended(self, stretch: method.Phase, batch: method.Batch, optimizers: method.Optimizers) -> Tensor:
+    def _descended(self, phase: method.Phase, batch: method.Batch, optimizers: method.Optimizers) -> Tensor:
         """The loss of a batch, detached, after the step down it."""
         self.method.train()
         with self._autocast():
-            loss = stretch.loss(batch)
-        taken = method.descend(loss, optimizers, stretch.clip, lambda: stretch.before_step(batch))
+            loss = phase.loss(batch)
+        taken = method.take_gradient_step(loss, optimizers, phase.clip, lambda: phase.before_step(batch))
         with self._autocast():
-            stretch.after_step(batch)
+            phase.after_step(batch)
         return taken
 
-    def _end_epoch(self, stretch: method.Phase, plan: sampler.EpochSampler) -> EpochReport:
-        self._check_finite(stretch)  # waits for the device, so the clock below is honest
-        self._check_weights(stretch)  # of the last step no loss has told yet
+    def _end_epoch(self, phase: method.Phase, plan: sampler.EpochSampler) -> EpochReport:
+        self._check_finite(phase)  # waits for the device, so the clock below is honest
+        self._check_weights(phase)  # of the last step no loss has told yet
         if self._group is not None:
             self._group.align(self.method.state_dict().values())
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
@@ -228,7 +228,7 @@ class Trainer:
         report = EpochReport(
             epoch=self.epoch,
             epochs=self.epochs,
-            phase=stretch.name,
+            phase=phase.name,
             step=self.step,
             train_loss=float(self._loss) / plan.labelled,
             **measured,
@@ -248,7 +248,7 @@ class Trainer:
         for rows, images, labels in self._parts[name]:
             found = self._heads(images)
             if name == "noisy_validation" and self.log.ranking:
-                self.log.observe(rows, found["answer"])
+                self.log.record_logits(rows, found["answer"])
             yield found, labels
 
     def _heads(self, images: Tensor) -> dict[str, Tensor]:
@@ -260,13 +260,13 @@ class Trainer:
         """How much of the whole training lies behind, in [0, 1)."""
         return (self.epoch + slot.passed) / self.epochs
 
-    def _check_finite(self, stretch: method.Phase) -> None:
+    def _check_finite(self, phase: method.Phase) -> None:
         if not bool(torch.isfinite(self._loss)):
-            raise errors.TrainingDiverged(self.epoch, stretch.name)
+            raise errors.TrainingDiverged(self.epoch, phase.name)
 
-    def _check_weights(self, stretch: method.Phase) -> None:
+    def _check_weights(self, phase: method.Phase) -> None:
         if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.method.parameters()]).all()):
-            raise errors.TrainingDiverged(self.epoch, stretch.name)
+            raise errors.TrainingDiverged(self.epoch, phase.name)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)

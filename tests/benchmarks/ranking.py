@@ -109,7 +109,7 @@ def ours(of: Set, labeled: LabeledImages) -> tuple[LabelIssues, float, float]:
 
     started = time.process_time()
     trained = training(of, labeled, of.seed, 0.1)
-    for name in ("observe", "end_epoch"):
+    for name in ("record_logits", "end_epoch"):
         setattr(trained.log, name, clocked(getattr(trained.log, name)))
     list(trained)
     issues = clocked(trained.label_issues)()

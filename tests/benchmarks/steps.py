@@ -65,7 +65,7 @@ def step_of(network: str, batch: int, *, channels_last: bool, half: bool) -> Cal
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        method.descend(loss, method.Optimizers((optimizer,), lambda _: 1.0))
+        method.take_gradient_step(loss, method.Optimizers((optimizer,), lambda _: 1.0))
 
     return step
 
@@ -131,13 +131,13 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
     method = training.method
     assert isinstance(method, dividemix.Method)
     division = training.phases[-1]
-    assert division.turns is not None
-    turns, order = division.turns, torch.Generator().manual_seed(0)
+    assert division.passes is not None
+    passes, order = division.passes, torch.Generator().manual_seed(0)
     batch = training.score(lambda shown: shown).contiguous(memory_format=torch.channels_last)
 
     def divided() -> None:
         division.begin_epoch(training)
-        sampler.EpochSampler.drawn(turns(), spec.batch_size, order, training.device)
+        sampler.EpochSampler.drawn(passes(), spec.batch_size, order, training.device)
 
     def bare() -> None:
         method.eval()

@@ -126,7 +126,7 @@ def static_steps(training: Trainer, count: int) -> Callable[[], None]:
         network.train()
         for _ in range(count // BATCH):
             loss = torch.nn.functional.cross_entropy(network(batch), labels)
-            method.descend(loss, method.Optimizers((optimizer,), lambda _: 1.0))
+            method.take_gradient_step(loss, method.Optimizers((optimizer,), lambda _: 1.0))
 
     return steps
 

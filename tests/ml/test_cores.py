@@ -28,13 +28,13 @@ def made(**params: Any) -> cores.Method:
 
 
 def only_phase(method: cores.Method, epochs: int = 100) -> method.Phase:
-    (stretch,) = method.phases(method.TrainHyperparameters(epochs, 0.1, 0.0, 0.0, schedules.constant))
-    return stretch
+    (phase,) = method.phases(method.TrainHyperparameters(epochs, 0.1, 0.0, 0.0, schedules.constant))
+    return phase
 
 
-def batch(epoch: int, observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
+def batch(epoch: int, record_logits: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    return method.Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), observe, epoch)
+    return method.Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), record_logits, epoch)
 
 
 def test_loss_and_sieve_have_the_reference_values() -> None:

@@ -33,7 +33,7 @@ def batch(**changes: Any) -> method.Batch:
         "views": (views[0, :8], views[1, :8]),
         "labels": torch.arange(8) % CLASSES,
         "index": torch.arange(8),
-        "observe": lambda _: None,
+        "record_logits": lambda _: None,
         "epoch": 500,
         "progress": 0.5,
         "unlabelled": method.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
@@ -46,22 +46,22 @@ def batch(**changes: Any) -> method.Batch:
     [(1640, 40 / 1640, [40, 1600]), (30, 0.2, [6, 24]), (2, 0.2, [1, 1]), (1, 0.2, [1])],
 )
 def test_stages_scale_with_the_epochs(epochs: int, share: float, expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(sieve=share), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(sieve=share), epochs)] == expected
 
 
 @pytest.mark.parametrize(("epochs", "since"), [(40, 31), (6, 5), (2, 1)])
 def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
     method = made(sieve=1.0)
     method.train()
-    (stretch, _) = phases(method, epochs + 1)
+    (phase, _) = phases(method, epochs + 1)
     images = torch.randn(COUNT, 3, SIDE, SIDE)
     seen = [
         method.Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
         for epoch in (since - 1, since)
     ]
-    stretch.loss(seen[0])
+    phase.loss(seen[0])
     assert method.sieve.kept.all()
-    stretch.loss(seen[1])
+    phase.loss(seen[1])
     assert not method.sieve.kept.all()
 
 
@@ -73,13 +73,13 @@ def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:
     before = method.network.classifier.weight.clone()  # type: ignore[union-attr, operator]
     second.enter(None)  # type: ignore[arg-type]
     second.loss(batch())
-    assert second.turns is not None
-    (turn,) = second.turns()
+    assert second.passes is not None
+    (one_pass,) = second.passes()
 
     assert not torch.equal(before, method.network.classifier.weight)  # type: ignore[arg-type]
-    assert torch.equal(turn.pool, torch.arange(COUNT) < 10)
-    assert turn.unlabelled is not None
-    assert torch.equal(turn.unlabelled, ~turn.pool)
+    assert torch.equal(one_pass.pool, torch.arange(COUNT) < 10)
+    assert one_pass.unlabelled is not None
+    assert torch.equal(one_pass.unlabelled, ~one_pass.pool)
     assert second.views == ("weak", "strong")
 
 
@@ -110,11 +110,11 @@ def test_nothing_set_aside_or_everything_is_plain_training_on_all() -> None:
     for kept in (True, False):
         method = made()
         method.sieve.kept.fill_(kept)
-        turns = phases(method)[1].turns
-        assert turns is not None
-        (turn,) = turns()
-        assert turn.pool.all()
-        assert turn.unlabelled is None
+        passes = phases(method)[1].passes
+        assert passes is not None
+        (one_pass,) = passes()
+        assert one_pass.pool.all()
+        assert one_pass.unlabelled is None
     assert torch.isfinite(phases(method)[1].loss(batch(unlabelled=None)))
 
 

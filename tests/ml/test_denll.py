@@ -30,11 +30,11 @@ def made(**params: Any) -> denll.Method:
     )
 
 
-def batch(count: int = 12, observe: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> method.Batch:
+def batch(count: int = 12, record_logits: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> method.Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
     labels = torch.arange(count) % CLASSES
-    return method.Batch((images,), labels, torch.arange(count), observe, epoch)
+    return method.Batch((images,), labels, torch.arange(count), record_logits, epoch)
 
 
 def recipe(epochs: int = 10) -> method.TrainHyperparameters:
@@ -332,7 +332,7 @@ def test_labels_are_ranked_in_every_epoch_by_one_network() -> None:
     for params in ({}, {"agreement": "one_way"}, {"agreement": "off"}):
         for epoch in (0, 9):
             heard: list[Tensor] = []
-            loss_of(made(**params), batch(observe=heard.append, epoch=epoch))
+            loss_of(made(**params), batch(record_logits=heard.append, epoch=epoch))
             assert len(heard) == 1, params
 
 

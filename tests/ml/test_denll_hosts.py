@@ -73,8 +73,8 @@ def test_the_localization_module_rests_while_the_hosts_body_does() -> None:
     method = made("pes")
     assert method.core.localization is not None
     learning = []
-    for stretch in phases(method):
-        stretch.enter(Bench())
+    for phase in phases(method):
+        phase.enter(Bench())
         learning.append({p.requires_grad for p in method.core.localization.parameters()})
 
     assert learning == [{True}, {False}, {False}, {True}]
@@ -84,9 +84,9 @@ def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
     method = made("pes")
     assert method.gates is not None
     reset = []
-    for stretch in phases(method):
+    for phase in phases(method):
         nn.init.ones_(method.gates.own.weight)
-        stretch.enter(Bench())
+        phase.enter(Bench())
         reset.append(not method.gates.own.weight.any())
 
     assert reset == [False, True, True, False]
@@ -97,8 +97,8 @@ def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() ->
     method = made("pes", host_params={"after_refine": "frozen_tail"})
     assert method.gates is not None
     learning = []
-    for stretch in phases(method):
-        stretch.enter(Bench())
+    for phase in phases(method):
+        phase.enter(Bench())
         learning.append({p.requires_grad for p in method.gates.parameters()})
     assert learning == [{True}, {True}, {True}, {False}]
 
@@ -111,9 +111,9 @@ def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() ->
 @pytest.mark.parametrize("host", ["pes", "pes_semi"])
 def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
     method = made(host)
-    for stretch in phases(method)[:2]:
-        stretch.enter(Bench())
-    stretch.loss(batch()).backward()
+    for phase in phases(method)[:2]:
+        phase.enter(Bench())
+    phase.loss(batch()).backward()
     moving = [{n for n, p in each.named_parameters() if p.grad is not None} for each in (method.host1, method.host2)]
 
     assert moving[0] == moving[1]
@@ -130,9 +130,9 @@ def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) ->
     """Seen by the buffers that watch it: the same step, before and after."""
     method = made(host)
     method.train()
-    stretches = phases(method)
-    begun = sum(stretch.epochs for stretch in stretches[:-1])
-    plain, last = stretches[0], stretches[-1]
+    all_phases = phases(method)
+    begun = sum(phase.epochs for phase in all_phases[:-1])
+    plain, last = all_phases[0], all_phases[-1]
     plain.loss(batch(begun - 1))
     assert float(method.brake.terms) == 0.0
     last.loss(batch(begun, views=len(last.views)))
@@ -158,7 +158,7 @@ def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureF
 def test_the_brake_is_asked_once_after_the_first_epoch_of_the_exchange() -> None:
     method = made("pes")
     last = phases(method)[-1]
-    begun = sum(stretch.epochs for stretch in phases(method)[:-1])
+    begun = sum(phase.epochs for phase in phases(method)[:-1])
     method.brake.watch_gradients([leaf_with_gradient(9.0)], 5.0)
     for epoch, factor in ((begun, 1.0), (begun + 1, 0.5), (begun + 2, 0.5)):
         bench = Bench()
@@ -206,7 +206,7 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
         tuple(view[:12] for view in seen.views),
         seen.labels[:12],
         torch.arange(12),
-        seen.observe,
+        seen.record_logits,
         20,
         0.5,
         unlabelled=unlabelled,

@@ -32,7 +32,7 @@ def phases(method: dividemix.Method, epochs: int = 30) -> list[method.Phase]:
     return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
-def batch(turn: int = 0, **changes: Any) -> method.Batch:
+def batch(pass_index: int = 0, **changes: Any) -> method.Batch:
     """Eight labelled and eight unlabelled images, two views each."""
     source = torch.Generator().manual_seed(1)
     views = torch.randn(4, 8, 3, SIDE, SIDE, generator=source)
@@ -42,10 +42,10 @@ def batch(turn: int = 0, **changes: Any) -> method.Batch:
         "views": (views[0], views[1]),
         "labels": torch.arange(8) % CLASSES,
         "index": torch.arange(8),
-        "observe": lambda _: None,
+        "record_logits": lambda _: None,
         "epoch": 20,
         "progress": 20 / 30,
-        "turn": turn,
+        "pass_index": pass_index,
         "unlabelled": unlabelled,
         "generator": lambda _: mixing,
     }
@@ -65,31 +65,31 @@ class Bench:
             return function(torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)))
 
 
-@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("pass_index", [0, 1])
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_turn_trains_its_own_network_and_no_other(turn: int, number: int) -> None:
+def test_a_pass_trains_its_own_network_and_no_other(pass_index: int, number: int) -> None:
     method = made()
     method.train()
-    phases(method)[number].loss(batch(turn)).backward()
+    phases(method)[number].loss(batch(pass_index)).backward()
 
     for k, network in enumerate(method.networks):
-        assert all((p.grad is not None) == (k == turn) for p in network.parameters())
+        assert all((p.grad is not None) == (k == pass_index) for p in network.parameters())
 
 
 def test_each_network_learns_from_the_other_ones_division() -> None:
     method = made()
     method.clean_probability[0] = (torch.arange(COUNT) < 10).float()
     method.clean_probability[1] = (torch.arange(COUNT) >= 15).float()
-    turns = phases(method)[1].turns
-    assert turns is not None
-    first, second = turns()
+    passes = phases(method)[1].passes
+    assert passes is not None
+    first, second = passes()
 
     assert first.pool.nonzero()[:, 0].tolist() == list(range(15, COUNT))
     assert second.pool.nonzero()[:, 0].tolist() == list(range(10))
-    for turn in (first, second):
-        assert turn.unlabelled is not None
-        assert torch.equal(turn.unlabelled, ~turn.pool)
-        assert turn.share == 0.5
+    for one_pass in (first, second):
+        assert one_pass.unlabelled is not None
+        assert torch.equal(one_pass.unlabelled, ~one_pass.pool)
+        assert one_pass.share == 0.5
 
 
 def test_trust_in_a_label_comes_from_the_other_network() -> None:
@@ -119,15 +119,15 @@ def test_labels_of_unlabelled_images_change_nothing() -> None:
 def test_a_division_that_trusts_all_or_none_trains_plainly_on_all(trust: float) -> None:
     method = made()
     method.clean_probability.fill_(trust)
-    stretch = phases(method)[1]
-    assert stretch.turns is not None
-    for turn in stretch.turns():
-        assert turn.unlabelled is None
-        assert turn.pool.all()
+    phase = phases(method)[1]
+    assert phase.passes is not None
+    for one_pass in phase.passes():
+        assert one_pass.unlabelled is None
+        assert one_pass.pool.all()
 
     seen = batch(unlabelled=None)
     expected = float(losses.cross_entropy(method.networks[0](seen.images), seen.labels).detach())
-    assert float(stretch.loss(seen).detach()) == expected
+    assert float(phase.loss(seen).detach()) == expected
 
 
 def test_a_division_calls_small_losses_clean_and_averages_over_epochs() -> None:
@@ -163,8 +163,8 @@ def test_the_penalty_of_the_warm_up_is_the_negative_entropy() -> None:
 def test_the_unlabelled_weight_grows_with_progress_and_then_stays() -> None:
     """At 300 epochs: 0 at the end of the warm-up of 10, full 16 epochs later."""
     method = made(unlabelled_weight=1000.0)
-    stretch = phases(method, 300)[1]
-    found = [float(stretch.loss(batch(progress=epoch / 300)).detach()) for epoch in (10, 18, 26, 200)]
+    phase = phases(method, 300)[1]
+    found = [float(phase.loss(batch(progress=epoch / 300)).detach()) for epoch in (10, 18, 26, 200)]
     steps = [later - earlier for earlier, later in pairwise(found)]
 
     assert steps[0] == pytest.approx(steps[1], rel=1e-3)
@@ -177,7 +177,7 @@ def test_the_unlabelled_weight_grows_with_progress_and_then_stays() -> None:
     [(300, 1 / 30, [10, 290]), (300, 0.1, [30, 270]), (30, 1 / 30, [1, 29]), (4, 0.0, [1, 3]), (5, 1.0, [5])],
 )  # fmt: skip
 def test_phases_scale_with_the_epochs(epochs: int, share: float, expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(warm_up=share), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(warm_up=share), epochs)] == expected
 
 
 def test_the_answer_orders_classes_as_the_sum_of_both_networks() -> None:

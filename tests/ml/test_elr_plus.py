@@ -27,20 +27,22 @@ def made(**params: Any) -> elr_plus.Method:
     return elr_plus.Method(elr_plus.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def stretch(method: elr_plus.Method) -> method.Phase:
+def phase(method: elr_plus.Method) -> method.Phase:
     return method.phases(method.TrainHyperparameters(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
 
 
-def batch(turn: int = 0, progress: float = 0.3, observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
+def batch(
+    pass_index: int = 0, progress: float = 0.3, record_logits: Callable[[Tensor], None] = lambda _: None
+) -> method.Batch:
     images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
     return method.Batch(
         (images,),
         torch.arange(8) % CLASSES,
         torch.arange(8),
-        observe,
+        record_logits,
         progress=progress,
-        turn=turn,
+        pass_index=pass_index,
         generator=lambda _: draws,
     )
 
@@ -49,23 +51,23 @@ def values(module: nn.Module) -> Tensor:
     return torch.cat([value.detach().float().flatten() for value in module.state_dict().values()])
 
 
-@pytest.mark.parametrize("turn", [0, 1])
-def test_a_step_moves_one_network_its_average_and_its_memory(turn: int) -> None:
+@pytest.mark.parametrize("pass_index", [0, 1])
+def test_a_step_moves_one_network_its_average_and_its_memory(pass_index: int) -> None:
     method = made()
     method.train()
     learners = (method.one, method.two)
-    only, seen = stretch(method), batch(turn)
+    only, seen = phase(method), batch(pass_index)
     before = [[values(part) for part in (each.network, each.average, each.memory)] for each in learners]
-    named = learners[1 - turn].network.named_parameters()
-    weights = {name: learners[1 - turn].average.network.get_buffer(name).clone() for name, _ in named}
-    method.descend(only.loss(seen), only.optimizers())
+    named = learners[1 - pass_index].network.named_parameters()
+    weights = {name: learners[1 - pass_index].average.network.get_buffer(name).clone() for name, _ in named}
+    method.take_gradient_step(only.loss(seen), only.optimizers())
     only.after_step(seen)
 
-    own, other = learners[turn], learners[1 - turn]
-    for part, old in zip((own.network, own.average, own.memory), before[turn], strict=True):
+    own, other = learners[pass_index], learners[1 - pass_index]
+    for part, old in zip((own.network, own.average, own.memory), before[pass_index], strict=True):
         assert not torch.equal(values(part), old)
-    assert torch.equal(values(other.network), before[1 - turn][0])
-    assert torch.equal(values(other.memory), before[1 - turn][2])
+    assert torch.equal(values(other.network), before[1 - pass_index][0])
+    assert torch.equal(values(other.memory), before[1 - pass_index][2])
     for name, weight in weights.items():  # the teacher's batch statistics move as it answers, its weights do not
         assert torch.equal(other.average.network.get_buffer(name), weight)
     assert own.memory.values[8:].eq(0).all()
@@ -74,8 +76,8 @@ def test_a_step_moves_one_network_its_average_and_its_memory(turn: int) -> None:
 def test_the_others_average_answers_for_the_memory_and_for_the_ranking() -> None:
     method, observed = made(), []
     method.train()
-    seen = batch(observe=observed.append)
-    stretch(method).loss(seen)
+    seen = batch(record_logits=observed.append)
+    phase(method).loss(seen)
     answers = method.two.average(seen.images)
 
     torch.testing.assert_close(observed[0], answers)
@@ -88,7 +90,7 @@ def test_unmixed_it_is_elrs_loss() -> None:
     method = made(alpha=1e-3, target_kept=0.5)
     method.train()
     seen = batch()
-    found = float(stretch(method).loss(seen).detach())
+    found = float(phase(method).loss(seen).detach())
     with torch.no_grad():
         logits = method.one.network(seen.images)
         held = early_learning.regularizer(early_learning.clipped(logits), method.one.memory.values[:8])
@@ -99,7 +101,7 @@ def test_unmixed_it_is_elrs_loss() -> None:
 def test_refined_labels_count_as_the_memory_agrees() -> None:
     """Half and half, the label that the memory finds likelier wins; unmixed labels have nothing to win against."""
     mixed, plain = ([made(alpha=alpha, weight=0.0, refined=r) for r in (False, True)] for alpha in (100.0, 1e-3))
-    found = [[float(stretch(method).loss(batch()).detach()) for method in pair] for pair in (mixed, plain)]
+    found = [[float(phase(method).loss(batch()).detach()) for method in pair] for pair in (mixed, plain)]
 
     assert abs(found[0][0] - found[0][1]) > 1e-4
     assert found[1][0] == pytest.approx(found[1][1], rel=1e-3)
@@ -116,7 +118,7 @@ def test_the_regularizers_weight_grows_where_asked_to() -> None:
     for share in (0.0, 0.5):
         for progress in (0.0, 0.9):
             held, free = made(weight_ramp=share), made(weight=0.0)
-            losses_ = [float(stretch(each).loss(batch(progress=progress)).detach()) for each in (held, free)]
+            losses_ = [float(phase(each).loss(batch(progress=progress)).detach()) for each in (held, free)]
             found[share, progress] = losses_[0] - losses_[1]
 
     assert found[0.0, 0.0] == pytest.approx(found[0.5, 0.9], rel=1e-3)
@@ -149,7 +151,7 @@ def test_balanced_subsets_show_every_class_as_often_and_change_with_the_epoch(
     training = Trainer.build(spec(method="elr_plus", params={"epoch_images": 30}, epochs=2), labeled)
     shown = []
     for _ in reports(training):
-        pools = [turn.pool for turn in training.phases[0].turns()]
+        pools = [one_pass.pool for one_pass in training.phases[0].passes()]
         shown += [training.batches.labels[pool].bincount().tolist() for pool in pools]
         shown.append(pools[0].tolist())
 

@@ -26,16 +26,16 @@ def phases(epochs: int, **params: Any) -> list[method.Phase]:
 
 
 def test_both_stages_scale_with_the_epochs() -> None:
-    assert [stretch.epochs for stretch in phases(240)] == [120, 120]
-    assert [stretch.epochs for stretch in phases(10, estimate=0.25)] == [2, 8]
-    assert [stretch.epochs for stretch in phases(1)] == [1, 0]
+    assert [phase.epochs for phase in phases(240)] == [120, 120]
+    assert [phase.epochs for phase in phases(10, estimate=0.25)] == [2, 8]
+    assert [phase.epochs for phase in phases(1)] == [1, 0]
 
 
 def test_a_known_matrix_is_used_at_once(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(method="forward", params={"transition": KNOWN}, epochs=1), labeled)
     list(training)
 
-    assert [stretch.name for stretch in phases(10, transition=KNOWN)] == ["forward"]
+    assert [phase.name for phase in phases(10, transition=KNOWN)] == ["forward"]
     torch.testing.assert_close(training.method.get_buffer("transition"), torch.tensor(KNOWN))
 
 

@@ -44,7 +44,7 @@ def test_the_loss_has_the_reference_value() -> None:
     ("epochs", "expected"), [(320, [70, 130, 120]), (10, [2, 4, 4]), (3, [1, 1, 1]), (2, [1, 1]), (1, [1])]
 )
 def test_stages_scale_with_the_epochs(epochs: int, expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(), epochs)] == expected
 
 
 def test_labels_become_the_mean_of_the_last_answers_seen_in_training() -> None:
@@ -78,7 +78,9 @@ def test_the_second_stage_is_a_fresh_network_on_the_learned_labels_alone() -> No
     for shift in (0, 1):
         seen = batch(250)
         labels = (seen.labels + shift) % CLASSES
-        outcomes.append(float(last.loss(method.Batch(seen.views, labels, seen.index, seen.observe, 250)).detach()))
+        outcomes.append(
+            float(last.loss(method.Batch(seen.views, labels, seen.index, seen.record_logits, 250)).detach())
+        )
     assert outcomes[0] == outcomes[1]
     assert torch.equal(method.answers.values.nan_to_num(), remembered.nan_to_num())
 

@@ -120,19 +120,19 @@ def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs
 
 @every_method
 def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labeled: LabeledImages) -> None:
-    """In no phase and in nobody's turn; neither of images with a given label nor of those without."""
+    """In no phase and in no pass; neither of images with a given label nor of those without."""
     settings = spec(
         method=method, epochs=8, batch_size=64, noise={"kind": "symmetric", "rate": 0.4}, validation_fraction=0.0
     )
-    for course in courses(settings, labeled):
-        training = Trainer.build(course, labeled)
+    for changed in variants(settings, labeled):
+        training = Trainer.build(changed, labeled)
         begun, unlabelled = Counter[str](), False
         for event in training:
             if isinstance(event, Step) and event.step == 0:  # the phase is entered, the epoch has begun
-                stretch = next(stretch for stretch in training.phases if stretch.name == event.phase)
+                phase = next(phase for phase in training.phases if phase.name == event.phase)
                 begun[event.phase] += 1
-                for batch in shown_in_turn(training, stretch):
-                    there, back = (outcome(training.method, stretch, each) for each in (batch, backwards(batch)))
+                for batch in batches_of_epoch(training, phase):
+                    there, back = (outcome(training.method, phase, each) for each in (batch, backwards(batch)))
                     assert there[0] == pytest.approx(back[0], rel=1e-4), event
                     for one, other in zip(there[1], back[1], strict=True):
                         torch.testing.assert_close(one, other.flip(0), rtol=1e-3, atol=1e-3)
@@ -140,28 +140,30 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
                 if begun[training.phases[-1].name] == 2:
                     break
 
-        assert set(begun) == {stretch.name for stretch in training.phases if stretch.epochs}
+        assert set(begun) == {phase.name for phase in training.phases if phase.epochs}
         assert unlabelled == (method in WITHOUT_LABELS)
 
 
-def courses(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec]:
+def variants(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec]:
     """The defaults; and for every other sequence of phases, the first of the method's presets that has it."""
     found: dict[tuple[str, ...], TrainingSpec] = {}
     for params in ({}, *methods.load(settings.method).ABOUT["presets"].values()):
         changed = settings.model_copy(update={"params": params})
-        found.setdefault(tuple(stretch.name for stretch in Trainer.build(changed, labeled).phases), changed)
+        found.setdefault(tuple(phase.name for phase in Trainer.build(changed, labeled).phases), changed)
     return list(found.values())
 
 
-def shown_in_turn(training: Trainer, stretch: method.Phase) -> list[method.Batch]:
-    """A batch of every turn of the running epoch."""
+def batches_of_epoch(training: Trainer, phase: method.Phase) -> list[method.Batch]:
+    """A batch of every pass of the running epoch."""
     every = [method.Pass(torch.arange(len(training.batches)))]
     found = []
-    for number, turn in enumerate(every if stretch.turns is None else stretch.turns()):
-        pools = [pool_union.positions(pool).unique() for pool in (turn.pool, turn.unlabelled) if pool is not None]
+    for number, one_pass in enumerate(every if phase.passes is None else phase.passes()):
+        pools = [
+            pool_union.positions(pool).unique() for pool in (one_pass.pool, one_pass.unlabelled) if pool is not None
+        ]
         shown = tuple(pool[:16] for pool in pools if len(pool))
         progress = (training.epoch + 0.5) / training.epochs
-        found.append(training.batches.batch(stretch, number, shown, epoch=training.epoch, progress=progress))
+        found.append(training.batches.batch(phase, number, shown, epoch=training.epoch, progress=progress))
     return found
 
 
@@ -177,15 +179,15 @@ def backwards(batch: method.Batch) -> method.Batch:
     )
 
 
-def outcome(method: method.Method, stretch: method.Phase, batch: method.Batch) -> tuple[float, list[Tensor]]:
+def outcome(method: method.Method, phase: method.Phase, batch: method.Batch) -> tuple[float, list[Tensor]]:
     """The loss and all observed logits, from equal draws, after which the method is what it was."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
     draws, heard = torch.Generator().manual_seed(0), list[Tensor]()
-    unlabelled = batch.unlabelled and replace(batch.unlabelled, observe=heard.append)
-    seen = replace(batch, observe=heard.append, unlabelled=unlabelled, generator=lambda _: draws)
+    unlabelled = batch.unlabelled and replace(batch.unlabelled, record_logits=heard.append)
+    seen = replace(batch, record_logits=heard.append, unlabelled=unlabelled, generator=lambda _: draws)
     method.train(not any(isinstance(module, torch.nn.Dropout) for module in method.modules()))  # which sees places
     torch.manual_seed(0)
-    loss = float(stretch.loss(seen).detach())
+    loss = float(phase.loss(seen).detach())
     method.load_state_dict(before)
     return loss, heard
 

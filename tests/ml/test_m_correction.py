@@ -92,7 +92,7 @@ def test_before_the_first_fit_every_label_is_half_doubted() -> None:
     [("hard", 300, [105, 195]), ("soft", 300, [105, 5, 190]), ("soft", 30, [10, 1, 19]), ("soft", 2, [1, 1])],
 )
 def test_phases_scale_with_the_epochs(variant: str, epochs: int, expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(variant=variant), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(variant=variant), epochs)] == expected
 
 
 @pytest.mark.parametrize("doubt", [0.0, 1.0])

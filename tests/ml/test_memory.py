@@ -89,8 +89,8 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
     def take(batch: Batch, _: Optimizers) -> None:
         assert batch.unlabelled is not None
         shown = torch.cat([batch.images, *batch.unlabelled.views])
-        batch.observe(shown)
-        batch.unlabelled.observe(shown)
+        batch.record_logits(shown)
+        batch.unlabelled.record_logits(shown)
 
     def fail(_: object) -> None:
         pytest.fail("a trial is no measurement: nobody hears of it")
@@ -151,9 +151,9 @@ def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
 @pytest.mark.parametrize("method", ["ce", "denll", "everything"])
 def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     training = Trainer.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
-    stretch, plan = training._begin_epoch()
+    phase, plan = training._begin_epoch()
     before = training.state()
-    training._check_room(stretch, plan)
+    training._check_room(phase, plan)
     after = training.state()
 
     assert same(before.tensors, after.tensors) == []
@@ -174,11 +174,11 @@ def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
 
 def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(), labeled)
-    stretch, plan = training._begin_epoch()
-    training._check_room(stretch, plan)
+    phase, plan = training._begin_epoch()
+    training._check_room(phase, plan)
     training._room = None
     started = time.process_time()
-    training._check_room(stretch, plan)
+    training._check_room(phase, plan)
 
     assert time.process_time() - started < 0.1
 

@@ -28,11 +28,11 @@ def loss(method: mixup.Method) -> Callable[[method.Batch], Tensor]:
     return method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
 
 
-def batch(observe: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
+def batch(record_logits: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
     labels = torch.arange(COUNT) % CLASSES
-    return method.Batch((images,), labels, torch.arange(COUNT), observe, generator=lambda _: draws)
+    return method.Batch((images,), labels, torch.arange(COUNT), record_logits, generator=lambda _: draws)
 
 
 def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:

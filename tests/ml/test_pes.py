@@ -54,9 +54,9 @@ def phases(
     return list(method.phases(method.TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, factor)))
 
 
-def owned(stretch: method.Phase) -> set[nn.Parameter]:
-    assert stretch.optimizers is not None
-    return {parameter for group in stretch.optimizers().groups for parameter in group["params"]}
+def owned(phase: method.Phase) -> set[nn.Parameter]:
+    assert phase.optimizers is not None
+    return {parameter for group in phase.optimizers().groups for parameter in group["params"]}
 
 
 def of(method: pes.Method, *parts: str) -> set[nn.Parameter]:
@@ -83,25 +83,25 @@ def lab() -> Bench:
     [(200, [25, 7, 5, 163]), (10, [1, 1, 1, 7]), (4, [1, 1, 1, 1]), (3, [1, 1, 1]), (2, [1, 1]), (1, [1])],
 )
 def test_phases_scale_with_the_epochs_and_the_renewals_are_dropped_first(epochs: int, expected: list[int]) -> None:
-    stretches = phases(made(), epochs)
+    all_phases = phases(made(), epochs)
 
-    assert [stretch.epochs for stretch in stretches] == expected
-    assert stretches[0].name == "warm-up"
-    assert epochs == 1 or stretches[-1].name == "confident"
+    assert [phase.epochs for phase in all_phases] == expected
+    assert all_phases[0].name == "warm-up"
+    assert epochs == 1 or all_phases[-1].name == "confident"
 
 
 def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
     """Algorithm 1: last stage and classifier, then the classifier once more, then everything."""
     method = made()
-    stretches = phases(method)
-    for stretch, renewed in zip(stretches, ((), reinitialisation.TAIL, reinitialisation.TAIL[1:], ()), strict=True):
+    all_phases = phases(method)
+    for phase, renewed in zip(all_phases, ((), reinitialisation.TAIL, reinitialisation.TAIL[1:], ()), strict=True):
         before = {part: state(method, part) for part in reinitialisation.PARTS}
-        stretch.enter(lab())
+        phase.enter(lab())
 
         assert {part for part in reinitialisation.PARTS if differing(before[part], state(method, part))} == set(renewed)
         learning = renewed or reinitialisation.PARTS
         assert {p for p in method.network.parameters() if p.requires_grad} == of(method, *learning)
-        assert owned(stretch) == of(method, *learning)
+        assert owned(phase) == of(method, *learning)
 
 
 def test_a_renewed_part_forgets_its_batch_statistics() -> None:
@@ -114,35 +114,35 @@ def test_a_renewed_part_forgets_its_batch_statistics() -> None:
 
 def test_the_released_codes_tail_rests_after_its_renewal() -> None:
     method = made(after_refine="frozen_tail")
-    stretches = phases(method)
-    for stretch in stretches:
-        stretch.enter(lab())
+    all_phases = phases(method)
+    for phase in all_phases:
+        phase.enter(lab())
 
-    assert owned(stretches[-1]) == of(method, "body")
+    assert owned(all_phases[-1]) == of(method, "body")
     assert {p for p in method.network.parameters() if p.requires_grad} == of(method, "body")
 
 
 def test_without_a_new_last_stage_only_the_classifier_is_renewed() -> None:
     method = made(refine_last_stage=0.0, after_refine="frozen_tail")
-    stretches = phases(method)
+    all_phases = phases(method)
     before = state(method, "last_stage")
-    for stretch in stretches:
-        stretch.enter(lab())
+    for phase in all_phases:
+        phase.enter(lab())
 
-    assert [stretch.name for stretch in stretches] == ["warm-up", "refine classifier", "confident"]
+    assert [phase.name for phase in all_phases] == ["warm-up", "refine classifier", "confident"]
     assert not differing(before, state(method, "last_stage"))
-    assert owned(stretches[-1]) == of(method, "body", "last_stage")
+    assert owned(all_phases[-1]) == of(method, "body", "last_stage")
 
 
 def test_the_schedule_counts_through_and_adam_stands_still() -> None:
-    stretches = phases(made(), 200, lambda progress: 1.0 - progress)
+    all_phases = phases(made(), 200, lambda progress: 1.0 - progress)
     begun = 0
-    for stretch in stretches:
-        assert stretch.optimizers is not None
-        own = stretch.optimizers()
+    for phase in all_phases:
+        assert phase.optimizers is not None
+        own = phase.optimizers()
         assert own.factor(0.0) == pytest.approx(1.0 - begun / 200)
-        assert (own.steady == own.members) == stretch.name.startswith("refine")
-        begun += stretch.epochs
+        assert (own.constant_rate == own.members) == phase.name.startswith("refine")
+        begun += phase.epochs
         assert own.factor(1.0) == pytest.approx(1.0 - begun / 200)
 
 
@@ -166,9 +166,9 @@ def test_confident_are_the_images_whose_given_label_is_predicted() -> None:
 
     assert bench.views == 2
     assert torch.equal(method.confident.mask, expected)
-    turns = phases(method)[-1].turns
-    assert turns is not None
-    assert torch.equal(turns()[0].pool, expected)
+    passes = phases(method)[-1].passes
+    assert passes is not None
+    assert torch.equal(passes()[0].pool, expected)
 
 
 def test_a_class_that_would_starve_keeps_its_last_confident_images() -> None:

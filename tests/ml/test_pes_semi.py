@@ -41,7 +41,7 @@ def batch(epoch: int = 200, **changes: Any) -> method.Batch:
         "views": (views[0, :8], views[1, :8]),
         "labels": torch.arange(8) % CLASSES,
         "index": torch.arange(8),
-        "observe": lambda _: None,
+        "record_logits": lambda _: None,
         "epoch": epoch,
         "progress": epoch / 300,
         "unlabelled": unlabelled,
@@ -60,16 +60,16 @@ def value(method: pes_semi.Method, seen: method.Batch) -> float:
     ("epochs", "expected"), [(300, [20, 5, 275]), (30, [2, 1, 27]), (3, [1, 1, 1]), (2, [1, 1]), (1, [1])]
 )
 def test_phases_scale_with_the_epochs(epochs: int, expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(), epochs)] == expected
 
 
 @pytest.mark.parametrize("after_refine", ["train_all", "frozen_tail"])
 def test_the_renewed_classifier_rests_only_in_the_released_code(after_refine: str) -> None:
     method = made(after_refine=after_refine)
-    stretches = phases(method)
-    stretches[-1].enter(None)  # type: ignore[arg-type]
-    assert stretches[-1].optimizers is not None
-    owned = {p for group in stretches[-1].optimizers().groups for p in group["params"]}
+    all_phases = phases(method)
+    all_phases[-1].enter(None)  # type: ignore[arg-type]
+    assert all_phases[-1].optimizers is not None
+    owned = {p for group in all_phases[-1].optimizers().groups for p in group["params"]}
     learning = reinitialisation.PARTS if after_refine == "train_all" else reinitialisation.PARTS[:2]
 
     assert owned == set(reinitialisation.parameters(method.network, learning))
@@ -81,17 +81,17 @@ def test_an_epoch_has_as_many_steps_as_one_of_all_images(confident: int) -> None
     """A batch's unlabelled share is that of the images, at most a half."""
     method = made()
     method.confident.mask.copy_(torch.arange(COUNT) < confident)
-    turns = phases(method)[-1].turns
-    assert turns is not None
-    (turn,) = turns()
+    passes = phases(method)[-1].passes
+    assert passes is not None
+    (one_pass,) = passes()
     size = 8
-    rows = size - round(size * turn.share)
+    rows = size - round(size * one_pass.share)
 
-    assert turn.share == min(0.5, (COUNT - confident) / COUNT)
-    assert image_store.step_count(len(turn.pool), rows) in (COUNT // size, COUNT // size - 1)
-    assert turn.unlabelled is not None
-    assert torch.equal(turn.unlabelled, torch.arange(COUNT) >= confident)
-    counts = torch.bincount(turn.pool, minlength=COUNT)
+    assert one_pass.share == min(0.5, (COUNT - confident) / COUNT)
+    assert image_store.step_count(len(one_pass.pool), rows) in (COUNT // size, COUNT // size - 1)
+    assert one_pass.unlabelled is not None
+    assert torch.equal(one_pass.unlabelled, torch.arange(COUNT) >= confident)
+    counts = torch.bincount(one_pass.pool, minlength=COUNT)
     assert not counts[confident:].any()
     assert counts[:confident].max() - counts[:confident].min() <= 1
 
@@ -103,11 +103,11 @@ def test_positions_are_repeated_evenly() -> None:
 
 def test_without_suspicious_images_all_are_labelled() -> None:
     method = made()
-    turns = phases(method)[-1].turns
-    assert turns is not None
-    (turn,) = turns()
+    passes = phases(method)[-1].passes
+    assert passes is not None
+    (one_pass,) = passes()
 
-    assert turn.unlabelled is None
+    assert one_pass.unlabelled is None
     assert value(method, batch(unlabelled=None)) > 0
 
 

@@ -39,7 +39,7 @@ def one_hot(labels: torch.Tensor) -> torch.Tensor:
 def said(log: MarginTracker, logits: torch.Tensor, order: torch.Tensor) -> None:
     """An epoch in which these logits were heard, in batches."""
     for rows in torch.split(order, 64):
-        log.observe(rows, logits[rows])
+        log.record_logits(rows, logits[rows])
     log.end_epoch()
 
 
@@ -193,11 +193,11 @@ def test_a_label_that_was_never_heard_is_neither_suspicious_nor_trusted() -> Non
 
 def test_a_log_restored_is_the_log() -> None:
     log, given, _ = planted()
-    log.observe(torch.arange(10), torch.randn(10, CLASSES))
+    log.record_logits(torch.arange(10), torch.randn(10, CLASSES))
     other = MarginTracker(given, CLASSES)
     other.restore(*log.state())
     for each in (log, other):
-        each.observe(torch.arange(10, 30), torch.ones(20, CLASSES))
+        each.record_logits(torch.arange(10, 30), torch.ones(20, CLASSES))
         each.end_epoch()
         said(each, torch.ones(COUNT, CLASSES), torch.arange(COUNT))
     one, two = ranked(given, log), ranked(given, other)

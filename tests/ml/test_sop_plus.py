@@ -25,9 +25,9 @@ def loss(module: Any, views: tuple[torch.Tensor, ...], **params: float) -> float
     labels = torch.arange(COUNT) % CLASSES
     method = module.Method(module.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
     method.eval()
-    stretch = method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
-    assert len(stretch.views) == len(views)
-    return float(stretch.loss(method.Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
+    phase = method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    assert len(phase.views) == len(views)
+    return float(phase.loss(method.Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
 
 
 def test_without_its_terms_it_is_sop_on_the_weak_view() -> None:

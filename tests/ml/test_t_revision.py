@@ -48,7 +48,7 @@ def batch() -> method.Batch:
     ],
 )
 def test_phases_scale_with_the_epochs(epochs: int, params: dict[str, Any], expected: list[int]) -> None:
-    assert [stretch.epochs for stretch in phases(made(**params), epochs)] == expected
+    assert [phase.epochs for phase in phases(made(**params), epochs)] == expected
 
 
 def test_shares_that_leave_nothing_to_weigh_are_refused() -> None:

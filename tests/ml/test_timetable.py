@@ -13,8 +13,8 @@ from ml.training.sampler import EpochSampler, Slot
 CPU = torch.device("cpu")
 
 
-def drawn(*turns: Pass, batch_size: int = 8, seed: int = 0) -> EpochSampler:
-    return EpochSampler.drawn(turns, batch_size, torch.Generator().manual_seed(seed), CPU)
+def drawn(*passes: Pass, batch_size: int = 8, seed: int = 0) -> EpochSampler:
+    return EpochSampler.drawn(passes, batch_size, torch.Generator().manual_seed(seed), CPU)
 
 
 def slots(timetable: EpochSampler) -> list[Slot]:
@@ -61,7 +61,7 @@ def test_turns_follow_each_other_and_each_counts_from_its_start() -> None:
     timetable = drawn(Pass(mask, ~mask), Pass(torch.arange(20)))
     shown = slots(timetable)
 
-    assert [slot.turn for slot in shown] == [0] * 3 + [1] * 3
+    assert [slot.pass_index for slot in shown] == [0] * 3 + [1] * 3
     assert [slot.passed for slot in shown] == [0, 1 / 3, 2 / 3] * 2
     assert timetable.labelled == 32
 
@@ -73,7 +73,11 @@ def test_a_restored_timetable_shows_the_same(batch_size: int) -> None:
 
     assert again.steps == timetable.steps
     for one, two in zip(slots(timetable), slots(again), strict=True):
-        assert (one.turn, one.passed, one.labelled.tolist()) == (two.turn, two.passed, two.labelled.tolist())
+        assert (one.pass_index, one.passed, one.labelled.tolist()) == (
+            two.pass_index,
+            two.passed,
+            two.labelled.tolist(),
+        )
         assert (one.unlabelled is None and two.unlabelled is None) or torch.equal(one.unlabelled, two.unlabelled)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A method that uses all of the vocabulary: phases, a renewed part, turns, two views, memory, generators, dropout."""
+"""A method that uses all of the vocabulary: phases, a renewed part, passes, two views, memory, generators, dropout."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Method(method.Method):
 
         def loss(batch: method.Batch) -> Tensor:
             logits = self.dropout(self.network(batch.images))
-            batch.observe(logits)
+            batch.record_logits(logits)
             self.memory[batch.index] = 0.7 * self.memory[batch.index] + 0.3 * logits.detach().float()
             return losses.cross_entropy(logits, batch.labels)
 
         def mixing(batch: method.Batch) -> Tensor:
             share = torch.rand((), generator=batch.generator("mixing"), device=batch.labels.device)
             mixed = share * batch.views[0] + (1 - share) * batch.views[1]
-            assert (batch.unlabelled is not None) == (batch.turn == 0)
+            assert (batch.unlabelled is not None) == (batch.pass_index == 0)
             if batch.unlabelled is not None:
-                batch.unlabelled.observe(self.network(batch.unlabelled.views[1]))
+                batch.unlabelled.record_logits(self.network(batch.unlabelled.views[1]))
             return losses.cross_entropy(self.dropout(self.network(mixed)), batch.labels)
 
         def halve(_: method.Batch) -> None:
@@ -79,13 +79,13 @@ class Method(method.Method):
                 before_step=halve,
                 after_step=follow,
                 begin_epoch=select,
-                turns=self._turns,
+                passes=self._passes,
                 views=("weak", "strong"),
                 clip=5.0,
             ),
         ]
 
-    def _turns(self) -> Sequence[method.Pass]:
+    def _passes(self) -> Sequence[method.Pass]:
         return [method.Pass(self.trusted, unlabelled=~self.trusted, share=0.25), method.Pass(~self.trusted)]
 
     def logits(self, images: Tensor) -> Tensor:
