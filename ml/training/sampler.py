@@ -22,10 +22,10 @@ FEWEST_ROWS = 2  # batch statistics of one image are none
 LABELLED, UNLABELLED = "labelled/", "unlabelled/"  # prefixes of the state's names
 
 
-class Slot(NamedTuple):
+class StepIndices(NamedTuple):
     """What one step shows."""
 
-    turn: int
+    pass_index: int
     labelled: Tensor  # int64 (B,)
     unlabelled: Tensor | None  # int64 (B',): the images beside them, none twice
     passed: float  # of the turn, in [0, 1)
@@ -36,7 +36,7 @@ class Slot(NamedTuple):
         return (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
 
 
-class Drawn(NamedTuple):
+class PassOrder(NamedTuple):
     """One turn, in its order."""
 
     order: Tensor  # int64 (n,)
@@ -46,44 +46,49 @@ class Drawn(NamedTuple):
 class EpochSampler:
     """All steps of an epoch; one step shows `batch_size` images, labelled and unlabelled ones together."""
 
-    def __init__(self, turns: Sequence[Drawn], batch_size: int) -> None:
+    def __init__(self, passes: Sequence[PassOrder], batch_size: int) -> None:
         """Use `drawn` or `restored`."""
-        self._turns = turns
-        self._rows = [_labelled_rows(batch_size, turn.unlabelled) for turn in turns]
-        self._steps = [image_store.step_count(len(t.order), rows) for t, rows in zip(turns, self._rows, strict=True)]
+        self._passes = passes
+        self._rows = [_labelled_rows(batch_size, pass_index.unlabelled) for pass_index in passes]
+        self._steps = [image_store.step_count(len(t.order), rows) for t, rows in zip(passes, self._rows, strict=True)]
         self.steps = sum(self._steps)
-        self.is_empty = any(len(turn.order) == 0 for turn in turns)
+        self.is_empty = any(len(pass_index.order) == 0 for pass_index in passes)
         # a single image is shown twice
-        self.labelled = sum(max(FEWEST_ROWS, len(turn.order)) for turn in turns)
+        self.labelled = sum(max(FEWEST_ROWS, len(pass_index.order)) for pass_index in passes)
 
     @classmethod
-    def drawn(cls, turns: Sequence[Pass], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
+    def drawn(cls, passes: Sequence[Pass], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
         """Every pool in an order of its own; `generator` is on the CPU."""
         found = []
-        for turn in turns:
-            order = _shuffled(positions(turn.pool.cpu()), generator)
+        for pass_index in passes:
+            order = _shuffled(positions(pass_index.pool.cpu()), generator)
             unlabelled = None
-            if turn.unlabelled is not None and len(others := positions(turn.unlabelled.cpu())):
-                rows = min(max(FEWEST_ROWS, round(turn.share * batch_size)), max(FEWEST_ROWS, len(others)))
+            if pass_index.unlabelled is not None and len(others := positions(pass_index.unlabelled.cpu())):
+                rows = min(max(FEWEST_ROWS, round(pass_index.share * batch_size)), max(FEWEST_ROWS, len(others)))
                 steps = image_store.step_count(len(order), max(FEWEST_ROWS, batch_size - rows))
                 unlabelled = _rounds(others, steps, rows, generator).to(device)
-            found.append(Drawn(order.to(device), unlabelled))
+            found.append(PassOrder(order.to(device), unlabelled))
         return cls(found, batch_size)
 
-    def slot(self, position: int) -> Slot:
+    def slot(self, position: int) -> StepIndices:
         """What step `position` of the epoch shows."""
-        turn = 0
-        while position >= self._steps[turn]:
-            position -= self._steps[turn]
-            turn += 1
-        order, unlabelled = self._turns[turn]
-        labelled = image_store.batch_rows(order, position, self._rows[turn])
-        return Slot(turn, labelled, None if unlabelled is None else unlabelled[position], position / self._steps[turn])
+        pass_index = 0
+        while position >= self._steps[pass_index]:
+            position -= self._steps[pass_index]
+            pass_index += 1
+        order, unlabelled = self._passes[pass_index]
+        labelled = image_store.batch_rows(order, position, self._rows[pass_index])
+        return StepIndices(
+            pass_index,
+            labelled,
+            None if unlabelled is None else unlabelled[position],
+            position / self._steps[pass_index],
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to restore from."""
-        labelled = {f"{LABELLED}{number}": turn.order for number, turn in enumerate(self._turns)}
-        unlabelled = {f"{UNLABELLED}{number}": turn.unlabelled for number, turn in enumerate(self._turns)}
+        labelled = {f"{LABELLED}{number}": pass_index.order for number, pass_index in enumerate(self._passes)}
+        unlabelled = {f"{UNLABELLED}{number}": pass_index.unlabelled for number, pass_index in enumerate(self._passes)}
         return labelled | {name: tensor for name, tensor in unlabelled.items() if tensor is not None}
 
     @classmethod
@@ -91,8 +96,8 @@ class EpochSampler:
         """What `state` described."""
         placed = {name: tensor.to(device) for name, tensor in tensors.items()}
         count = sum(name.startswith(LABELLED) for name in placed)
-        turns = [Drawn(placed[f"{LABELLED}{i}"], placed.get(f"{UNLABELLED}{i}")) for i in range(count)]
-        return cls(turns, batch_size)
+        passes = [PassOrder(placed[f"{LABELLED}{i}"], placed.get(f"{UNLABELLED}{i}")) for i in range(count)]
+        return cls(passes, batch_size)
 
 
 def _labelled_rows(batch_size: int, unlabelled: Tensor | None) -> int:

@@ -155,12 +155,10 @@ class Trainer:
             phase.begin_epoch(self)
         if self._group is not None:
             self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
-        turns = [method.Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
-        plan = sampler.EpochSampler.drawn(turns, self.spec.batch_size, self._random.order, self.device)
+        passes = [method.Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
+        plan = sampler.EpochSampler.drawn(passes, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
-            raise errors.UnusableData(
-                f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool"
-            )
+            raise errors.UnusableData(f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool")
         self._timetable = plan
         self._position, self._seconds = 0, 0.0
         self._loss.zero_()
@@ -174,7 +172,7 @@ class Trainer:
 
         def show(size: int) -> method.Batch:
             few, progress = tuple(each[:size] for each in slot.shown), self._progress(slot)
-            return self.batches.batch(phase, slot.turn, few, epoch=self.epoch, progress=progress)
+            return self.batches.batch(phase, slot.pass_index, few, epoch=self.epoch, progress=progress)
 
         scored = len(self.batches) if phase.begin_epoch is not method.no_preparation else 0
         with self._random.untouched(), self._random.of_modules():
@@ -192,12 +190,12 @@ class Trainer:
         self._room = (self._entered, room)
         room.check(self.spec.batch_size)
 
-    def _take_step(self, phase: method.Phase, slot: sampler.Slot) -> None:
+    def _take_step(self, phase: method.Phase, slot: sampler.StepIndices) -> None:
         self._course.set_rates(self._optimizers, self._entered, self.epoch + slot.passed)
-        key = (self.epoch, slot.turn, *map(len, slot.shown))
+        key = (self.epoch, slot.pass_index, *map(len, slot.shown))
 
         def work(shown: step_graphs.Inputs, progress: float) -> None:
-            batch = self.batches.batch(phase, slot.turn, shown, epoch=self.epoch, progress=progress)
+            batch = self.batches.batch(phase, slot.pass_index, shown, epoch=self.epoch, progress=progress)
             self._loss += self._descended(phase, batch, self._optimizers) * len(batch.index)
 
         with self._random.of_modules():
@@ -256,7 +254,7 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             return self.method.heads(images)
 
-    def _progress(self, slot: sampler.Slot) -> float:
+    def _progress(self, slot: sampler.StepIndices) -> float:
         """How much of the whole training lies behind, in [0, 1)."""
         return (self.epoch + slot.passed) / self.epochs
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from ml import method, networks
+from ml import networks
 from ml.data.dataset import LabeledImages, Truth
+from ml.method import Optimizers, take_gradient_step
 from ml.methods import dividemix
 from ml.training import devices, sampler
 from ml.training.spec import TrainingSpec
@@ -65,7 +66,7 @@ def step_of(network: str, batch: int, *, channels_last: bool, half: bool) -> Cal
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        method.take_gradient_step(loss, method.Optimizers((optimizer,), lambda _: 1.0))
+        take_gradient_step(loss, Optimizers((optimizer,), lambda _: 1.0))
 
     return step
 

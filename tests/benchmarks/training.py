@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from ml import method
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
+from ml.method import Optimizers, take_gradient_step
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
@@ -126,7 +126,7 @@ def static_steps(training: Trainer, count: int) -> Callable[[], None]:
         network.train()
         for _ in range(count // BATCH):
             loss = torch.nn.functional.cross_entropy(network(batch), labels)
-            method.take_gradient_step(loss, method.Optimizers((optimizer,), lambda _: 1.0))
+            take_gradient_step(loss, Optimizers((optimizer,), lambda _: 1.0))
 
     return steps
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml import errors, method
+from ml import errors
 from ml.data.dataset import LabeledImages, Truth
+from ml.method import Batch
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
@@ -55,16 +56,14 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
     [lambda batch: 1.0 + batch.progress, lambda batch: 1.0 if float(batch.labels.sum()) >= 0 else 2.0],
     ids=["progress", "a wait"],
 )
-def test_a_recording_that_breaks_changes_nothing(
-    weigh: Callable[[method.Batch], float], labeled: LabeledImages
-) -> None:
+def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[Batch], float], labeled: LabeledImages) -> None:
     """Generators above all: torch leaves those of a broken capture unable to draw."""
     settings = spec(epochs=2, deterministic=True, augmentation="crop_flip")
     written, recorded = (Trainer.build(settings, labeled, captured=captured) for captured in (False, True))
     for training in (written, recorded):
         plain = training.phases[0].loss
 
-        def weighted(batch: method.Batch, plain: Any = plain) -> torch.Tensor:
+        def weighted(batch: Batch, plain: Any = plain) -> torch.Tensor:
             loss: torch.Tensor = plain(batch)
             return loss * weigh(batch)
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import losses, peers
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, TrainHyperparameters
 from ml.methods import co_teaching
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -25,8 +26,8 @@ def made(**params: Any) -> co_teaching.Method:
     return co_teaching.Method(co_teaching.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def recipe(epochs: int = 20) -> method.TrainHyperparameters:
-    return method.TrainHyperparameters(epochs, 5.0, 0.9, 5e-4, lambda progress: 1.0)
+def recipe(epochs: int = 20) -> TrainHyperparameters:
+    return TrainHyperparameters(epochs, 5.0, 0.9, 5e-4, lambda progress: 1.0)
 
 
 def test_each_network_learns_what_the_other_one_finds_plausible() -> None:
@@ -48,7 +49,7 @@ def test_the_first_epoch_learns_all_labels_and_a_later_one_sets_the_noise_rate_a
     labels = torch.arange(16) % CLASSES
     one, two = (losses.cross_entropies(network(images), labels).detach() for network in method.networks)
     found = [
-        float(method.phases(recipe())[0].loss(method.Batch((images,), labels, labels, lambda _: None, epoch)).detach())
+        float(method.phases(recipe())[0].loss(Batch((images,), labels, labels, lambda _: None, epoch)).detach())
         for epoch in (0, 10)
     ]
 

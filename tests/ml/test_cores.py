@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import losses, sample_selection, schedules
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import cores
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -27,14 +28,14 @@ def made(**params: Any) -> cores.Method:
     return cores.Method(cores.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def only_phase(method: cores.Method, epochs: int = 100) -> method.Phase:
-    (phase,) = method.phases(method.TrainHyperparameters(epochs, 0.1, 0.0, 0.0, schedules.constant))
+def only_phase(method: cores.Method, epochs: int = 100) -> Phase:
+    (phase,) = method.phases(TrainHyperparameters(epochs, 0.1, 0.0, 0.0, schedules.constant))
     return phase
 
 
-def batch(epoch: int, record_logits: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
+def batch(epoch: int, record_logits: Callable[[Tensor], None] = lambda _: None) -> Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    return method.Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), record_logits, epoch)
+    return Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), record_logits, epoch)
 
 
 def test_loss_and_sieve_have_the_reference_values() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import losses, schedules
+from ml.method import Batch, Phase, TrainHyperparameters, Unlabelled
 from ml.methods import cores_star
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -21,12 +22,12 @@ def made(**params: Any) -> cores_star.Method:
     return cores_star.Method(cores_star.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: cores_star.Method, epochs: int = 1640) -> list[method.Phase]:
+def phases(method: cores_star.Method, epochs: int = 1640) -> list[Phase]:
     cosine = schedules.by_name("cosine", milestones=(), decay=0.1, floor=0.0)
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.3, 0.9, 5e-4, cosine)))
+    return list(method.phases(TrainHyperparameters(epochs, 0.3, 0.9, 5e-4, cosine)))
 
 
-def batch(**changes: Any) -> method.Batch:
+def batch(**changes: Any) -> Batch:
     """Eight labelled and four unlabelled images, a weak and a strong view each."""
     views = torch.randn(2, 12, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     settings: dict[str, Any] = {
@@ -36,9 +37,9 @@ def batch(**changes: Any) -> method.Batch:
         "record_logits": lambda _: None,
         "epoch": 500,
         "progress": 0.5,
-        "unlabelled": method.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
+        "unlabelled": Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None),
     }
-    return method.Batch(**settings | changes)
+    return Batch(**settings | changes)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
     (phase, _) = phases(method, epochs + 1)
     images = torch.randn(COUNT, 3, SIDE, SIDE)
     seen = [
-        method.Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
+        Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
         for epoch in (since - 1, since)
     ]
     phase.loss(seen[0])

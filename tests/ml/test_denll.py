@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, methods, networks
+from ml import methods, networks
 from ml.blocks import background, deconfounding, localization, replay_rng
 from ml.data import dataset
+from ml.method import Batch, TrainHyperparameters
 from ml.methods import denll
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
@@ -30,18 +31,18 @@ def made(**params: Any) -> denll.Method:
     )
 
 
-def batch(count: int = 12, record_logits: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> method.Batch:
+def batch(count: int = 12, record_logits: Callable[[Tensor], None] = lambda _: None, epoch: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
     labels = torch.arange(count) % CLASSES
-    return method.Batch((images,), labels, torch.arange(count), record_logits, epoch)
+    return Batch((images,), labels, torch.arange(count), record_logits, epoch)
 
 
-def recipe(epochs: int = 10) -> method.TrainHyperparameters:
-    return method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
+def recipe(epochs: int = 10) -> TrainHyperparameters:
+    return TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
 
 
-def loss_of(method: denll.Method, seen: method.Batch) -> Tensor:
+def loss_of(method: denll.Method, seen: Batch) -> Tensor:
     method.train()
     return method.phases(recipe())[0].loss(seen)
 
@@ -197,7 +198,7 @@ def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
     method = made(background=kind, lm="fixed")
     method.core.bank.update(torch.randn(9, 3, SIDE, SIDE), torch.arange(9) % CLASSES)
     image = torch.randn(1, 3, SIDE, SIDE).expand(CLASSES, -1, -1, -1)
-    seen = method.Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
+    seen = Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
     method.core.begin(seen)
     shown = method.core.shown(image, second=True)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import mutual_learning, pool_union, schedules
 from ml.data import dataset
-from ml.method import Pass
+from ml.method import Batch, Pass, Phase, TrainHyperparameters, Unlabelled
 from ml.methods import denll
 from ml.training import checkpoint
 from ml.training.events import Step
@@ -34,8 +34,8 @@ def made(host: str, **params: Any) -> denll.Method:
     return denll.Method(made, labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: denll.Method, epochs: int = 40) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
+def phases(method: denll.Method, epochs: int = 40) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
 
 
 class Bench:
@@ -53,11 +53,11 @@ class Bench:
         return nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float()
 
 
-def batch(epoch: int = 0, views: int = 1) -> method.Batch:
+def batch(epoch: int = 0, views: int = 1) -> Batch:
     shown = torch.randn(views, COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).unbind()
     labels, index = torch.arange(COUNT) % CLASSES, torch.arange(COUNT)
     mixing = torch.Generator().manual_seed(2)
-    return method.Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
+    return Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
 
 
 def leaf_with_gradient(size: float) -> nn.Parameter:
@@ -201,8 +201,8 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
     method.train()
     last = phases(method)[-1]
     seen = batch(20, views=2)
-    unlabelled = method.Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
-    shown = method.Batch(
+    unlabelled = Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
+    shown = Batch(
         tuple(view[:12] for view in seen.views),
         seen.labels[:12],
         torch.arange(12),

@@ -13,6 +13,7 @@ from torch import Tensor
 from ml import method, networks
 from ml.blocks import losses
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, Phase, TrainHyperparameters, Unlabelled
 from ml.methods import dividemix
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
@@ -28,16 +29,16 @@ def made(**params: Any) -> dividemix.Method:
     return dividemix.Method(dividemix.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: dividemix.Method, epochs: int = 30) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+def phases(method: dividemix.Method, epochs: int = 30) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
-def batch(pass_index: int = 0, **changes: Any) -> method.Batch:
+def batch(pass_index: int = 0, **changes: Any) -> Batch:
     """Eight labelled and eight unlabelled images, two views each."""
     source = torch.Generator().manual_seed(1)
     views = torch.randn(4, 8, 3, SIDE, SIDE, generator=source)
     mixing = torch.Generator().manual_seed(2)
-    unlabelled = method.Unlabelled((views[2], views[3]), torch.arange(8, 16), lambda _: None)
+    unlabelled = Unlabelled((views[2], views[3]), torch.arange(8, 16), lambda _: None)
     settings: dict[str, Any] = {
         "views": (views[0], views[1]),
         "labels": torch.arange(8) % CLASSES,
@@ -49,7 +50,7 @@ def batch(pass_index: int = 0, **changes: Any) -> method.Batch:
         "unlabelled": unlabelled,
         "generator": lambda _: mixing,
     }
-    return method.Batch(**settings | changes)
+    return Batch(**settings | changes)
 
 
 class Bench:

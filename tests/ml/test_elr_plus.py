@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import averaging, early_learning, losses, schedules
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, Phase, TrainHyperparameters, take_gradient_step
 from ml.methods import elr_plus
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -27,16 +28,16 @@ def made(**params: Any) -> elr_plus.Method:
     return elr_plus.Method(elr_plus.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phase(method: elr_plus.Method) -> method.Phase:
-    return method.phases(method.TrainHyperparameters(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+def phase(method: elr_plus.Method) -> Phase:
+    return method.phases(TrainHyperparameters(10, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
 
 
 def batch(
     pass_index: int = 0, progress: float = 0.3, record_logits: Callable[[Tensor], None] = lambda _: None
-) -> method.Batch:
+) -> Batch:
     images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
-    return method.Batch(
+    return Batch(
         (images,),
         torch.arange(8) % CLASSES,
         torch.arange(8),
@@ -60,7 +61,7 @@ def test_a_step_moves_one_network_its_average_and_its_memory(pass_index: int) ->
     before = [[values(part) for part in (each.network, each.average, each.memory)] for each in learners]
     named = learners[1 - pass_index].network.named_parameters()
     weights = {name: learners[1 - pass_index].average.network.get_buffer(name).clone() for name, _ in named}
-    method.take_gradient_step(only.loss(seen), only.optimizers())
+    take_gradient_step(only.loss(seen), only.optimizers())
     only.after_step(seen)
 
     own, other = learners[pass_index], learners[1 - pass_index]

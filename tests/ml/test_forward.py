@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml import method, networks
+from ml import networks
 from ml.data.dataset import LabeledImages
+from ml.method import Phase, TrainHyperparameters
 from ml.methods import forward
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
@@ -19,10 +20,10 @@ Specs = Callable[..., TrainingSpec]
 KNOWN = [[0.7 if i == j else 0.1 for j in range(CLASSES)] for i in range(CLASSES)]
 
 
-def phases(epochs: int, **params: Any) -> list[method.Phase]:
+def phases(epochs: int, **params: Any) -> list[Phase]:
     labels = torch.arange(40) % CLASSES
     method = forward.Method(forward.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+    return list(method.phases(TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
 def test_both_stages_scale_with_the_epochs() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ml import networks
 from ml.blocks import losses
+from ml.method import Batch, TrainHyperparameters
 from ml.methods import jocor
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -43,8 +44,8 @@ def test_both_networks_learn_from_the_images_with_the_smallest_joint_loss() -> N
     labels = torch.arange(16) % CLASSES
     one, two = (network(images).detach() for network in method.networks)
     each = jocor.joint(one, two, labels, 0.9)
-    phase = method.phases(method.TrainHyperparameters(20, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
-    loss = phase.loss(method.Batch((images,), labels, labels, lambda _: None, 10))
+    phase = method.phases(TrainHyperparameters(20, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    loss = phase.loss(Batch((images,), labels, labels, lambda _: None, 10))
     loss.backward()
 
     assert float(loss.detach()) == pytest.approx(float(each.sort().values[:8].mean()), rel=1e-5)

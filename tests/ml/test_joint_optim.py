@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import losses, schedules
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import joint_optim
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -22,14 +23,14 @@ def made(**params: Any) -> joint_optim.Method:
     return joint_optim.Method(joint_optim.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: joint_optim.Method, epochs: int = 320) -> list[method.Phase]:
+def phases(method: joint_optim.Method, epochs: int = 320) -> list[Phase]:
     multistep = schedules.by_name("multistep", milestones=(1 / 3, 2 / 3), decay=0.1, floor=0.0)
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.08, 0.9, 1e-4, multistep)))
+    return list(method.phases(TrainHyperparameters(epochs, 0.08, 0.9, 1e-4, multistep)))
 
 
-def batch(epoch: int) -> method.Batch:
+def batch(epoch: int) -> Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(epoch))
-    return method.Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), lambda _: None, epoch)
+    return Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), lambda _: None, epoch)
 
 
 def test_the_loss_has_the_reference_value() -> None:
@@ -78,9 +79,7 @@ def test_the_second_stage_is_a_fresh_network_on_the_learned_labels_alone() -> No
     for shift in (0, 1):
         seen = batch(250)
         labels = (seen.labels + shift) % CLASSES
-        outcomes.append(
-            float(last.loss(method.Batch(seen.views, labels, seen.index, seen.record_logits, 250)).detach())
-        )
+        outcomes.append(float(last.loss(Batch(seen.views, labels, seen.index, seen.record_logits, 250)).detach()))
     assert outcomes[0] == outcomes[1]
     assert torch.equal(method.answers.values.nan_to_num(), remembered.nan_to_num())
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, methods
+from ml import methods
 from ml.blocks import pool_union
 from ml.data.dataset import LabeledImages, Truth
+from ml.method import Batch, Method, Pass, Phase
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
@@ -153,9 +154,9 @@ def variants(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpe
     return list(found.values())
 
 
-def batches_of_epoch(training: Trainer, phase: method.Phase) -> list[method.Batch]:
+def batches_of_epoch(training: Trainer, phase: Phase) -> list[Batch]:
     """A batch of every pass of the running epoch."""
-    every = [method.Pass(torch.arange(len(training.batches)))]
+    every = [Pass(torch.arange(len(training.batches)))]
     found = []
     for number, one_pass in enumerate(every if phase.passes is None else phase.passes()):
         pools = [
@@ -167,7 +168,7 @@ def batches_of_epoch(training: Trainer, phase: method.Phase) -> list[method.Batc
     return found
 
 
-def backwards(batch: method.Batch) -> method.Batch:
+def backwards(batch: Batch) -> Batch:
     beside = batch.unlabelled
     return replace(
         batch,
@@ -179,7 +180,7 @@ def backwards(batch: method.Batch) -> method.Batch:
     )
 
 
-def outcome(method: method.Method, phase: method.Phase, batch: method.Batch) -> tuple[float, list[Tensor]]:
+def outcome(method: Method, phase: Phase, batch: Batch) -> tuple[float, list[Tensor]]:
     """The loss and all observed logits, from equal draws, after which the method is what it was."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
     draws, heard = torch.Generator().manual_seed(0), list[Tensor]()

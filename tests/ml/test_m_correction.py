@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import beta_mixture, losses, mixup, schedules
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import m_correction
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -22,14 +23,14 @@ def made(**params: Any) -> m_correction.Method:
     return m_correction.Method(m_correction.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: m_correction.Method, epochs: int = 300) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, schedules.constant)))
+def phases(method: m_correction.Method, epochs: int = 300) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, schedules.constant)))
 
 
-def batch(epoch: int = 200) -> method.Batch:
+def batch(epoch: int = 200) -> Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     mixing = torch.Generator().manual_seed(2)
-    return method.Batch(
+    return Batch(
         (images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), lambda _: None, epoch, generator=lambda _: mixing
     )
 

@@ -218,14 +218,14 @@ import json, sys
 import torch
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import Training
+from ml.training.trainer import Trainer
 
 torch.set_num_threads(1)
 spec = TrainingSpec.model_validate_json(sys.argv[1])
 count, side = 2 * spec.batch_size, spec.image_size
 images = torch.zeros(count, side, side, 3, dtype=torch.uint8)
 data = LabeledImages(images, torch.arange(count) % 4, tuple("abcd"))
-training = Training.build(spec, data, device="cpu", threads=1)
+training = Trainer.build(spec, data, device="cpu", threads=1)
 training._check_room(*training._begin_epoch())
 
 def status(name):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import mixup as mixing
+from ml.method import Batch, TrainHyperparameters
 from ml.methods import mixup
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -24,15 +25,15 @@ def made(**params: float) -> mixup.Method:
     return mixup.Method(mixup.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def loss(method: mixup.Method) -> Callable[[method.Batch], Tensor]:
-    return method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
+def loss(method: mixup.Method) -> Callable[[Batch], Tensor]:
+    return method.phases(TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0].loss
 
 
-def batch(record_logits: Callable[[Tensor], None] = lambda _: None) -> method.Batch:
+def batch(record_logits: Callable[[Tensor], None] = lambda _: None) -> Batch:
     images = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     draws = torch.Generator().manual_seed(2)
     labels = torch.arange(COUNT) % CLASSES
-    return method.Batch((images,), labels, torch.arange(COUNT), record_logits, generator=lambda _: draws)
+    return Batch((images,), labels, torch.arange(COUNT), record_logits, generator=lambda _: draws)
 
 
 def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from ml import method, networks
 from ml.blocks import confidence, losses, reinitialisation, schedules
 from ml.data.dataset import LabeledImages
+from ml.method import Phase, TrainHyperparameters
 from ml.methods import pes
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
@@ -48,13 +49,11 @@ def made(**params: Any) -> pes.Method:
     return pes.Method(pes.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(
-    method: pes.Method, epochs: int = 200, factor: Callable[[float], float] = schedules.constant
-) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, factor)))
+def phases(method: pes.Method, epochs: int = 200, factor: Callable[[float], float] = schedules.constant) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.1, 0.9, 1e-4, factor)))
 
 
-def owned(phase: method.Phase) -> set[nn.Parameter]:
+def owned(phase: Phase) -> set[nn.Parameter]:
     assert phase.optimizers is not None
     return {parameter for group in phase.optimizers().groups for parameter in group["params"]}
 

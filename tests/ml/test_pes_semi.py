@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import pool_union, reinitialisation, schedules
 from ml.data import image_store
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, Phase, TrainHyperparameters, Unlabelled
 from ml.methods import pes_semi
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Step, Trainer
@@ -27,16 +28,16 @@ def made(**params: Any) -> pes_semi.Method:
     return pes_semi.Method(pes_semi.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: pes_semi.Method, epochs: int = 300) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
+def phases(method: pes_semi.Method, epochs: int = 300) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.02, 0.9, 5e-4, schedules.constant)))
 
 
-def batch(epoch: int = 200, **changes: Any) -> method.Batch:
+def batch(epoch: int = 200, **changes: Any) -> Batch:
     """Eight labelled and four unlabelled images, two views each."""
     source = torch.Generator().manual_seed(1)
     views = torch.randn(2, 12, 3, SIDE, SIDE, generator=source)
     mixing = torch.Generator().manual_seed(2)
-    unlabelled = method.Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None)
+    unlabelled = Unlabelled((views[0, 8:], views[1, 8:]), torch.arange(8, 12), lambda _: None)
     settings: dict[str, Any] = {
         "views": (views[0, :8], views[1, :8]),
         "labels": torch.arange(8) % CLASSES,
@@ -47,10 +48,10 @@ def batch(epoch: int = 200, **changes: Any) -> method.Batch:
         "unlabelled": unlabelled,
         "generator": lambda _: mixing,
     }
-    return method.Batch(**settings | changes)
+    return Batch(**settings | changes)
 
 
-def value(method: pes_semi.Method, seen: method.Batch) -> float:
+def value(method: pes_semi.Method, seen: Batch) -> float:
     method.train()
     torch.manual_seed(0)
     return float(phases(method)[-1].loss(seen).detach())
@@ -160,7 +161,7 @@ def test_suspicious_labels_are_ranked_by_the_guesses() -> None:
     method, heard = made(), []
     seen = batch()
     assert seen.unlabelled is not None
-    guesses = method.Unlabelled(seen.unlabelled.views, seen.unlabelled.index, heard.append)
+    guesses = Unlabelled(seen.unlabelled.views, seen.unlabelled.index, heard.append)
     value(method, batch(unlabelled=guesses))
 
     assert [tuple(each.shape) for each in heard] == [(4, CLASSES)]

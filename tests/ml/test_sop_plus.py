@@ -9,6 +9,7 @@ import torch
 
 from ml import networks
 from ml.blocks import losses, overparameterization
+from ml.method import Batch, TrainHyperparameters
 from ml.methods import sop, sop_plus
 from tests.ml.conftest import CLASSES, SIDE
 
@@ -25,9 +26,9 @@ def loss(module: Any, views: tuple[torch.Tensor, ...], **params: float) -> float
     labels = torch.arange(COUNT) % CLASSES
     method = module.Method(module.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
     method.eval()
-    phase = method.phases(method.TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    phase = method.phases(TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
     assert len(phase.views) == len(views)
-    return float(phase.loss(method.Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
+    return float(phase.loss(Batch(views, labels, torch.arange(COUNT), lambda _: None)).detach())
 
 
 def test_without_its_terms_it_is_sop_on_the_weak_view() -> None:

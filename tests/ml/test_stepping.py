@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ml import method, methods
+from ml import methods
 from ml.data.dataset import LabeledImages, Truth
+from ml.method import Batch
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, same
@@ -81,7 +82,7 @@ def test_a_step_that_reads_progress_is_taken_as_written(
     for training in (written, recorded):
         plain = training.phases[0].loss
 
-        def weighted(batch: method.Batch, plain: Any = plain) -> torch.Tensor:
+        def weighted(batch: Batch, plain: Any = plain) -> torch.Tensor:
             weight = weigh(batch.progress)
             return plain(batch) * weight
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, networks
+from ml import networks
 from ml.data.dataset import LabeledImages
+from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import t_revision
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
@@ -27,13 +28,13 @@ def made(**params: Any) -> t_revision.Method:
     return t_revision.Method(t_revision.Params(**params), labels, lambda: networks.build("small", CLASSES, SIDE))
 
 
-def phases(method: t_revision.Method, epochs: int = 16) -> list[method.Phase]:
-    return list(method.phases(method.TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
+def phases(method: t_revision.Method, epochs: int = 16) -> list[Phase]:
+    return list(method.phases(TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)))
 
 
-def batch() -> method.Batch:
+def batch() -> Batch:
     images = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    return method.Batch((images,), torch.arange(16) % CLASSES, torch.arange(16), lambda _: None)
+    return Batch((images,), torch.arange(16) % CLASSES, torch.arange(16), lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from ml.method import Pass
-from ml.training.sampler import EpochSampler, Slot
+from ml.training.sampler import EpochSampler, StepIndices
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def drawn(*passes: Pass, batch_size: int = 8, seed: int = 0) -> EpochSampler:
     return EpochSampler.drawn(passes, batch_size, torch.Generator().manual_seed(seed), CPU)
 
 
-def slots(timetable: EpochSampler) -> list[Slot]:
+def slots(timetable: EpochSampler) -> list[StepIndices]:
     return [timetable.slot(position) for position in range(timetable.steps)]
 
 
