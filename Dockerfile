@@ -1,4 +1,4 @@
-# Two images from one file: `api` (desk: api, dispatcher, migrate; no torch) and `worker` (supervisors, inference).
+# Two images from one file: `api` (API, dispatcher, migrations; no torch) and `worker` (supervisors, inference).
 # Neither holds uv, pip or a compiler: the installer is only mounted while it works, and each environment is one layer.
 # There is no HEALTHCHECK: one image runs several processes, and Compose knows which.
 # 3.11 is the version that everything was tested with.
@@ -21,7 +21,7 @@ RUN python3 -m compileall -q .
 
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS base
-# The root is read-only at run time: what a library wants to keep goes to the temporary file system.
+# The root is read-only at run time: files that a library writes go to the temporary file system.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -49,7 +49,7 @@ EXPOSE 8000
 CMD ["python", "-m", "app.main"]
 
 FROM base AS worker
-# Threads that spin while they wait starve whoever shares the cores; a driver is asked for nothing but computing.
+# Threads that spin while they wait take the cores from other processes. The driver needs its compute capability alone.
 ENV OMP_WAIT_POLICY=PASSIVE \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN --mount=type=bind,from=installer,source=/opt/uv,target=/opt/uv \

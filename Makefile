@@ -7,7 +7,7 @@ LOCK := requirements/dev.txt
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) requirements/uv.txt | sha256sum | cut -c1-16)
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
-# Threads that spin while they wait starve whoever shares the cores.
+# Threads that spin while they wait take the cores from other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ $(STAMP):
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
-demo: install ## Two acts in three minutes: find wrong labels; learn the object where labels name the scene
+demo: install ## Three minutes: find wrong labels, then learn the object where labels name the scene
 	$(BIN)/python -m examples.demo
 
 run: install ## Serve on loopback until Ctrl-C
@@ -35,7 +35,7 @@ run: install ## Serve on loopback until Ctrl-C
 test: install ## All tests, real Postgres and Redis included, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
-test-hosts: install ## Two hosts on this machine, one cut off in mid-job (root and iproute2; part of `make test`)
+test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
 
 test-compose: install ## Build the images and run the whole stack in containers (Debian, root; see tests/compose)
@@ -44,7 +44,7 @@ test-compose: install ## Build the images and run the whole stack in containers 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
-test-gpu: install ## What only a GPU can show: learning in bf16, exact resume, recorded steps, T7
+test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, recorded steps, T7
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900
 
 lint: install ## Format and lint, without changing anything
@@ -61,7 +61,7 @@ format: install ## Rewrite the code in its format
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-catalog: install ## Publish what ml can train to app/catalog.json
+catalog: install ## Write app/catalog.json: what ml can train
 	$(BIN)/python -m ml catalog > app/catalog.json.tmp && mv app/catalog.json.tmp app/catalog.json
 
 reference: install ## Write docs/reference from settings, catalog and problems
@@ -70,7 +70,7 @@ reference: install ## Write docs/reference from settings, catalog and problems
 migration: install ## Draft a migration: make migration WHAT="add a column"
 	$(BIN)/python -m migrations revision "$(WHAT)"
 
-# The servers that ours is compared with live in an environment of their own, which sees ours behind its own packages.
+# The servers that ours is compared with have an environment of their own, in which ours comes after their packages.
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/installed-$(shell cat requirements/bench.txt $(LOCK) requirements/uv.txt | sha256sum | cut -c1-16)
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))

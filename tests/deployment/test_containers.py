@@ -197,9 +197,9 @@ def test_what_must_outlive_a_container_lies_in_named_volumes(stack: dict[str, An
         for name, service in stack["services"].items()
     }
 
-    assert stack["volumes"].keys() == {"database", "bells", "files"}
+    assert stack["volumes"].keys() == {"database", "notifications", "files"}
     assert mounted["postgres"] == {"database": "/var/lib/postgresql"}
-    assert mounted["redis"] == {"bells": "/data"}
+    assert mounted["redis"] == {"notifications": "/data"}
     for name in OURS:
         assert mounted[name] == {"files": stack["services"][name]["environment"]["DENLL_DATA_DIR"]}
 
