@@ -126,9 +126,7 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
 
     form = page.locator("#train-form")
     (rule,) = methods.load("denll").ABOUT["rules"]
-    why = (
-        f"busy they are .* Below {rule['below']} objects stand before .* Here it is 0[.][0-9]+, so Confounded is taken"
-    )
+    why = f"how much varies .* Below {rule['below']} backgrounds .* Here it is 0[.][0-9]+, so Confounded is used"
     expect(form.get_by_label("Preset")).to_have_accessible_description(re.compile(why))
     expect(form.get_by_role("group", name="Compare with").get_by_role("checkbox", checked=False)).not_to_have_count(0)
     console.expected = {422}  # of a kind of noise without its rate, where the dry run is quicker than the hand
@@ -149,10 +147,10 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     plots = job.locator(".plots")
     expect(plots.locator("img")).to_have_count(0)
     plots.get_by_text("Plots").click()
-    expect(plots.get_by_role("img", name="Answers by label")).to_have_js_property("complete", True, timeout=QUICK_MS)
-    expect(plots.get_by_role("img", name="Answers by label")).not_to_have_js_property("naturalWidth", 0)
-    assert saved(page, plots, "PNG of Answers by label").startswith(b"\x89PNG")
-    assert b"<svg" in saved(page, plots, "SVG of Answers by label")
+    expect(plots.get_by_role("img", name="Confusion matrix")).to_have_js_property("complete", True, timeout=QUICK_MS)
+    expect(plots.get_by_role("img", name="Confusion matrix")).not_to_have_js_property("naturalWidth", 0)
+    assert saved(page, plots, "PNG of Confusion matrix").startswith(b"\x89PNG")
+    assert b"<svg" in saved(page, plots, "SVG of Confusion matrix")
     assert json.loads(saved(page, plots, "Save the numbers as JSON"))["classes"] == sorted(generate.CLASSES)
     expect(plots.get_by_role("button", name=re.compile("^PNG of "))).to_have_count(plots.locator("img").count())
 
@@ -236,7 +234,7 @@ def test_figures_count_epochs_from_one_and_say_what_is_noisy(page: Page, console
     )
     figures = page.get_by_role("region", name="Figures")
     named = ["Test accuracy, at the best noisy-validation epoch", "Background reliance"]
-    expect(figures.locator(".figures dt")).to_have_text([*named, "Noisy accuracy before other backgrounds"])
+    expect(figures.locator(".figures dt")).to_have_text([*named, "Noisy accuracy with other backgrounds"])
     expect(figures).to_contain_text("what lies outside the middle (24/32 of the side)")
     expect(figures).to_contain_text("judged by the given labels")
     figures.get_by_text("All figures").click()

@@ -2,10 +2,11 @@
 
 const KEY = "denll-key";
 
-/** A refusal in the service's own words (RFC 9457), or the network's silence in ours. */
+/** A problem document of the service (RFC 9457), or an unreachable service. */
 export class Problem extends Error {
   constructor(document, status = 0) {
     super(document.detail || document.title || "Something went wrong");
+    this.type = document.type || "";
     this.title = document.title || "Something went wrong";
     this.detail = document.detail || "";
     this.hint = document.hint || "";
@@ -15,7 +16,7 @@ export class Problem extends Error {
   }
 }
 
-const silence = () =>
+const unreachable = () =>
   new Problem({ title: "The service does not answer", detail: "It may be starting, or it has been stopped. This page tries again by itself." });
 
 /** Tells the page when a key is needed ("key-needed") or has changed ("key-changed"). */
@@ -46,13 +47,13 @@ function refusal(status, text) {
   }
 }
 
-async function ask(path, { headers, ...options } = {}) {
+async function fetchOk(path, { headers, ...options } = {}) {
   let response;
   try {
     response = await fetch(path, { ...options, headers: authorized(headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw silence();
+    throw unreachable();
   }
   if (!response.ok) throw refusal(response.status, await response.text());
   return response;
@@ -64,29 +65,29 @@ async function send(method, path, body, headers = {}) {
     options.headers = { "Content-Type": "application/json", ...headers };
     options.body = JSON.stringify(body);
   }
-  const response = await ask(path, options);
+  const response = await fetchOk(path, options);
   return response.status === 204 ? null : response.json();
 }
 
-export const get = async (path, options) => (await ask(path, options)).json();
-export const getText = async (path) => (await ask(path)).text();
+export const get = async (path, options) => (await fetchOk(path, options)).json();
+export const getText = async (path) => (await fetchOk(path)).text();
 export const post = (path, body, headers) => send("POST", path, body, headers);
 export const remove = (path) => send("DELETE", path);
 
 /** POST a File as it is. */
 export async function postFile(path, file, signal) {
   const headers = { "Content-Type": file.type || "application/octet-stream" };
-  return (await ask(path, { method: "POST", body: file, headers, signal })).json();
+  return (await fetchOk(path, { method: "POST", body: file, headers, signal })).json();
 }
 
 /** A path as an image address. Images cannot carry a key, so with one the bytes are fetched first; the caller revokes blob addresses. */
 export async function imageAddress(path) {
   if (!hasKey()) return path;
-  return URL.createObjectURL(await (await ask(path)).blob());
+  return URL.createObjectURL(await (await fetchOk(path)).blob());
 }
 
 export async function blob(path, headers) {
-  return (await ask(path, { headers })).blob();
+  return (await fetchOk(path, { headers })).blob();
 }
 
 /** Multipart upload with progress(sent, total); fetch cannot report what has been sent, XMLHttpRequest can. */
@@ -100,7 +101,7 @@ export function upload(path, form, progress, signal) {
       if (request.status < 300) resolve(JSON.parse(request.responseText));
       else reject(refusal(request.status, request.responseText));
     });
-    request.addEventListener("error", () => reject(silence()));
+    request.addEventListener("error", () => reject(unreachable()));
     request.addEventListener("abort", () => reject(new DOMException("aborted", "AbortError")));
     signal?.addEventListener("abort", () => request.abort());
     request.send(form);

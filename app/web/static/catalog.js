@@ -5,40 +5,40 @@ import { words } from "./format.js";
 
 const BASELINE = "ce"; // every cost is relative to it
 
-let asked = null;
+let loading = null;
 
 /** {methods: [{name, title, idea, paper, relative_cost, needs, rules, schema, presets: [{name, title, values}]}], spec, networks, noises: [{kind, summary}]}: the default method, the baseline, all others by title. */
 export function catalog() {
-  asked ??= load().catch((error) => {
-    asked = null; // asked for again when there is a key, or a network
+  loading ??= load().catch((error) => {
+    loading = null; // loaded again when there is a key or a network
     throw error;
   });
-  return asked;
+  return loading;
 }
 
 async function load() {
-  const answer = await get("/methods");
-  const standard = answer.spec.properties.method?.default;
+  const listing = await get("/methods");
+  const standard = listing.spec.properties.method?.default;
   const first = ({ name }) => (name === standard ? 2 : Number(name === BASELINE));
-  const methods = answer.items
-    .map((each) => ({ ...each, title: each.title || each.name, presets: presets(each.presets) }))
+  const methods = listing.items
+    .map((entry) => ({ ...entry, title: entry.title || entry.name, presets: presets(entry.presets) }))
     .sort((a, b) => first(b) - first(a) || a.title.localeCompare(b.title));
-  return { methods, spec: answer.spec, networks: answer.networks.map((each) => each.name), noises: answer.noises };
+  return { methods, spec: listing.spec, networks: listing.networks.map((entry) => entry.name), noises: listing.noises };
 }
 
 function presets(named) {
   return Object.entries(named || {}).map(([name, values]) => ({ name, title: words(name.replace(/\bcifar(?=\d)/g, "CIFAR-")), values }));
 }
 
-/** The preset that the service takes for a data set whose `facts` are these when a job says nothing of settings; undefined: the defaults. */
-export function suited({ rules, presets: known }, facts) {
-  const rule = rules.find((each) => facts?.[each.fact] < each.below);
-  return rule && known.find((each) => each.name === rule.preset);
+/** The preset that the service uses for a data set with these `facts` when a job has no params; undefined: the defaults. */
+export function suited({ rules, presets: available }, facts) {
+  const rule = rules.find((entry) => facts?.[entry.fact] < entry.below);
+  return rule && available.find((entry) => entry.name === rule.preset);
 }
 
-/** A method and its settings in words: the preset that says most of what they are. */
+/** A method with its settings in words: the largest preset that its params contain. */
 export function methodTitle({ methods }, name, params = {}) {
-  const method = methods.find((each) => each.name === name);
+  const method = methods.find((entry) => entry.name === name);
   if (!method) return name;
   const fits = method.presets
     .filter(({ values }) => Object.entries(values).every(([key, value]) => JSON.stringify(params[key]) === JSON.stringify(value)))

@@ -7,21 +7,21 @@ export function radios({ legend, options, style, more, changed }) {
   const name = uniqueId("choice");
   let chosen = options[0]?.value;
 
-  function option(each) {
+  function option(item) {
     const id = uniqueId("option");
     const input = h("input", {
-      type: "radio", name, id, value: each.value, checked: each.value === chosen,
-      "aria-describedby": each.text && `${id}-text`,
-      on: { change: () => ((chosen = each.value), say(), changed(chosen)) },
+      type: "radio", name, id, value: item.value, checked: item.value === chosen,
+      "aria-describedby": item.text && `${id}-text`,
+      on: { change: () => ((chosen = item.value), showHidden(), changed(chosen)) },
     });
     return h("div", { class: "option" }, input, h("label", { for: id },
-      h("span", { class: "option-title" }, each.title, each.note && h("span", { class: "tag" }, each.note)),
-      each.text && h("span", { class: "option-text", id: `${id}-text` }, each.text)));
+      h("span", { class: "option-title" }, item.title, item.note && h("span", { class: "tag" }, item.note)),
+      item.text && h("span", { class: "option-text", id: `${id}-text` }, item.text)));
   }
   const summary = h("summary", {}, more?.title);
-  /** A choice behind the closed fold is named on it. */
-  function say() {
-    const hidden = more?.options.find((each) => each.value === chosen);
+  /** Name the selected option on the fold when it is inside. */
+  function showHidden() {
+    const hidden = more?.options.find((item) => item.value === chosen);
     if (more) write(summary, hidden ? `${more.title}: ${hidden.title}` : more.title);
   }
   const element = h("fieldset", { class: "picker" }, h("legend", {}, legend),
@@ -33,10 +33,10 @@ export function radios({ legend, options, style, more, changed }) {
 
 /** Any number of options; returns {element, values()}. */
 export function checks({ legend, help, options, changed }) {
-  const boxes = options.map((each) => {
+  const boxes = options.map((item) => {
     const id = uniqueId("check");
     const input = h("input", { type: "checkbox", id, on: { change: changed } });
-    return { input, value: each.value, element: h("div", { class: "check" }, input, h("label", { for: id }, each.title)) };
+    return { input, value: item.value, element: h("div", { class: "check" }, input, h("label", { for: id }, item.title)) };
   });
   const element = h("fieldset", { class: "picker" }, h("legend", {}, legend),
     h("div", { class: "checks" }, boxes.map((box) => box.element)), help && h("p", { class: "field-help" }, help));

@@ -17,30 +17,30 @@ export function chart({ title, share = false }) {
   const legend = h("ul", { class: "legend" });
   const at = h("span", { class: "quiet" });
   const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
-  let shown = [];
+  let visible = [];
   let scale = null;
 
   function draw(series) {
-    shown = series.filter((each) => each.points.length);
-    element.hidden = !shown.length;
-    if (!shown.length) return;
-    scale = scales(shown, share);
-    fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), shown.map((each, place) => line(each, place, scale)), svg("g", { class: "cursor" }));
+    visible = series.filter((entry) => entry.points.length);
+    element.hidden = !visible.length;
+    if (!visible.length) return;
+    scale = scales(visible, share);
+    fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), visible.map((entry, place) => line(entry, place, scale)), svg("g", { class: "cursor" }));
     point(null);
   }
 
   /** Values at an epoch, the last one without a pointer. */
   function point(x) {
-    const last = Math.max(...shown.map((each) => each.points.at(-1)[0]));
+    const last = Math.max(...visible.map((entry) => entry.points.at(-1)[0]));
     write(at, `epoch ${x ?? last}`);
-    fill(legend, shown.map((each, place) => {
-      const found = x === null ? each.points.at(-1) : nearest(each.points, x);
-      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, each.title), h("span", { class: "legend-value" }, found ? value(found[1]) : "–"));
+    fill(legend, visible.map((entry, place) => {
+      const closest = x === null ? entry.points.at(-1) : nearest(entry.points, x);
+      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
     }));
-    plot.setAttribute("aria-label", `${title}: ${shown.map((each) => `${each.title} ${value(each.points.at(-1)[1])}`).join(", ")}, epoch ${last}`);
+    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, epoch ${last}`);
     fill(plot.querySelector(".cursor"), x !== null && svg("line", { x1: scale.x(x), x2: scale.x(x), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
-      x !== null && shown.map((each, place) => {
-        const [px, py] = nearest(each.points, x);
+      x !== null && visible.map((entry, place) => {
+        const [px, py] = nearest(entry.points, x);
         return svg("circle", { cx: scale.x(px), cy: scale.y(py), r: 3.5, "data-series": place });
       }));
   }
@@ -49,19 +49,19 @@ export function chart({ title, share = false }) {
     if (!scale) return;
     const box = plot.getBoundingClientRect();
     const x = scale.inverse(((event.clientX - box.left) / box.width) * WIDTH);
-    point(nearest(shown.flatMap((each) => each.points), x)[0]);
+    point(nearest(visible.flatMap((entry) => entry.points), x)[0]);
   });
   plot.addEventListener("pointerleave", () => scale && point(null));
   return { element, draw };
 }
 
 function nearest(points, x) {
-  return points.reduce((best, each) => (Math.abs(each[0] - x) < Math.abs(best[0] - x) ? each : best));
+  return points.reduce((best, entry) => (Math.abs(entry[0] - x) < Math.abs(best[0] - x) ? entry : best));
 }
 
 function scales(series, share) {
-  const xs = series.flatMap((each) => each.points.map(([x]) => x));
-  const ys = series.flatMap((each) => each.points.map(([, y]) => y));
+  const xs = series.flatMap((entry) => entry.points.map(([x]) => x));
+  const ys = series.flatMap((entry) => entry.points.map(([, y]) => y));
   const [left, right] = [Math.min(...xs), Math.max(...xs)];
   const ticks = roundTicks(share ? Math.min(...ys, 0) : Math.min(0, ...ys), share ? Math.min(1, Math.max(...ys) * 1.05) : Math.max(...ys));
   const [low, high] = [ticks[0], ticks.at(-1)];
@@ -79,7 +79,7 @@ function scales(series, share) {
 function roundTicks(low, high) {
   const rough = (high - low || 1) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((entry) => entry * power).find((entry) => entry >= rough);
   const first = Math.floor(low / step + 1e-9);
   const last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
   return Array.from({ length: last - first + 1 }, (_, place) => (first + place) * step);

@@ -1,4 +1,4 @@
-/** What one ready data set shows of itself: its classes, the warnings of ingest, and the report on request. */
+/** Details of a ready data set: its classes, the warnings of ingest, and the report on request. */
 
 import { get } from "./api.js";
 import { fill, h } from "./dom.js";
@@ -22,10 +22,10 @@ export function classBars(item) {
     rest > 0 && h("li", { class: "quiet" }, `and ${plural(rest, "more class", "more classes")}`));
 }
 
-/** The first warnings of ingest, and how much more its report says; nothing when there is nothing to say. */
+/** The first warnings of ingest and how many more its report has; false without any. */
 export function warnings({ report }) {
   if (!report) return null;
-  const texts = report.warnings.slice(0, WARNINGS_SHOWN).map((each) => [each.path, each.detail].filter(Boolean).join(": "));
+  const texts = report.warnings.slice(0, WARNINGS_SHOWN).map((entry) => [entry.path, entry.detail].filter(Boolean).join(": "));
   if (report.total_warnings > texts.length) texts.push(`${plural(report.total_warnings - texts.length, "more warning")} in the report`);
   if (report.excluded) texts.unshift(`${plural(report.excluded, "image")} left out`);
   return texts.length > 0 && h("ul", { class: "warnings", "aria-label": "Warnings" }, texts.map((text) => h("li", {}, text)));
@@ -37,9 +37,9 @@ export async function ingestReport(place, id) {
     const report = await get(`/datasets/${id}/report?limit=${ENTRIES_SHOWN}`);
     const items = report.items || [];
     fill(place,
-      items.length === 0 && h("p", { class: "quiet" }, "Nothing was left out, and nothing looks odd."),
-      h("ul", { class: "entries" }, items.map((each) =>
-        h("li", {}, h("span", { class: "tag" }, words(each.code).toLowerCase()), " ", each.path && h("code", {}, each.path), " ", h("span", { class: "quiet" }, each.detail)))),
+      items.length === 0 && h("p", { class: "quiet" }, "Nothing was left out, and there are no warnings."),
+      h("ul", { class: "entries" }, items.map((entry) =>
+        h("li", {}, h("span", { class: "tag" }, words(entry.code).toLowerCase()), " ", entry.path && h("code", {}, entry.path), " ", h("span", { class: "quiet" }, entry.detail)))),
       items.length > 0 && h("button", { type: "button", class: "small", on: { click: () => save(`/datasets/${id}/report`, `report-${id}.csv`, place, "text/csv") } }, "Save as CSV"));
   } catch (error) {
     show(place, error);

@@ -1,4 +1,4 @@
-/** The section of data sets: the list with what ingest found, and its upload form. Knows nothing of jobs. */
+/** The section of data sets: the list, with the findings of ingest, and the upload form. Knows nothing of jobs. */
 
 import { remove } from "./api.js";
 import { classBars, ingestReport, warnings } from "./dataset.js";
@@ -38,7 +38,7 @@ function datasetRow(first, refresh) {
     h("summary", {}, "Report"), report);
   const button = h("button", { type: "button", class: "small quiet-button", on: { click: drop } }, "Delete");
   const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, name, status, button), facts, body, details, problem);
-  let shown = "";
+  let previous = "";
 
   async function drop() {
     if (!window.confirm(`Delete the data set “${name.textContent}” and its files?`)) return;
@@ -56,12 +56,12 @@ function datasetRow(first, refresh) {
     write(status, item.status);
     status.dataset.status = item.status;
     write(facts, summary(item));
-    if (shown && shown !== item.status) announce(`${item.name}: ${item.status}`);
-    if (shown !== item.status) fill(body, item.status === "ready" && classBars(item), item.status === "ready" && warnings(item));
-    if (item.status === "failed" && shown !== "failed") fill(body, problemBlock(item.error || { title: "The data set could not be read" }));
+    if (previous && previous !== item.status) announce(`${item.name}: ${item.status}`);
+    if (previous !== item.status) fill(body, item.status === "ready" && classBars(item), item.status === "ready" && warnings(item));
+    if (item.status === "failed" && previous !== "failed") fill(body, problemBlock(item.error || { title: "The data set could not be read" }));
     if (BUSY.includes(item.status)) fill(body, ingestProgress(item));
     details.hidden = item.status !== "ready";
-    shown = item.status;
+    previous = item.status;
   }
   return { element, update };
 }
@@ -82,7 +82,7 @@ function imageCounts(counts) {
   return ["train", "test"].filter((split) => counts[split]).map((split) => `${number(total(counts[split]))} ${split}`).join(" + ") + " images";
 }
 
-const total = (byClass) => Object.values(byClass).reduce((sum, each) => sum + each, 0);
+const total = (byClass) => Object.values(byClass).reduce((sum, count) => sum + count, 0);
 
 function ingestProgress(item) {
   const share = item.progress?.fraction;

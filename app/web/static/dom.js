@@ -23,7 +23,7 @@ function set(element, name, value) {
   if (name === "on") {
     for (const [type, listener] of Object.entries(value)) element.addEventListener(type, listener);
   } else if (name === "vars") {
-    for (const [key, each] of Object.entries(value)) element.style.setProperty(`--${key}`, each);
+    for (const [key, property] of Object.entries(value)) element.style.setProperty(`--${key}`, property);
   } else if (["value", "checked", "indeterminate"].includes(name) && element.namespaceURI !== SVG) {
     element[name] = value;
   } else if (value === true) {

@@ -9,7 +9,7 @@ const LONGEST_WAIT_MS = 15000;
  * Call onEvent({id, type, data}) for each event until the stream has ended (204, or an event of type "done").
  * A broken connection is taken up again after the last id seen. Throws only what repeating cannot mend.
  */
-export async function follow(path, { onEvent, signal }) {
+export async function streamEvents(path, { onEvent, signal }) {
   let lastId = "";
   let wait = FIRST_WAIT_MS;
   while (!signal.aborted) {

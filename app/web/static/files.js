@@ -15,25 +15,25 @@ export async function save(path, filename, place, accept = "*/*") {
   }
 }
 
-/** {path, names(), buttons(wanted, problem)} of a job's artifacts; the list is asked for once. */
+/** {path, names(), buttons(choices, problem)} of a job's artifacts; the list is loaded once. */
 export function jobFiles(job) {
   const path = `/jobs/${job.id}/artifacts`;
-  let asked = null;
+  let listing = null;
 
   /** A promise of the set of names. */
   function names() {
-    asked ??= get(`${path}?limit=100`).then(({ items }) => new Set(items.map((each) => each.name))).catch((error) => {
-      asked = null;
+    listing ??= get(`${path}?limit=100`).then(({ items }) => new Set(items.map((artifact) => artifact.name))).catch((error) => {
+      listing = null;
       throw error;
     });
-    return asked;
+    return listing;
   }
 
-  /** wanted: [[file, text, what a screen reader hears after it]]. A button for each that is there, null without any. */
-  async function buttons(wanted, problem) {
+  /** choices: [[file, text, addition for a screen reader]]. A button for every file that exists, null without any. */
+  async function buttons(choices, problem) {
     const there = await names();
-    const known = wanted.filter(([name]) => there.has(name));
-    return known.length > 0 && h("div", { class: "saves" }, known.map(([name, text, of]) =>
+    const available = choices.filter(([name]) => there.has(name));
+    return available.length > 0 && h("div", { class: "saves" }, available.map(([name, text, of]) =>
       h("button", { type: "button", class: "small", on: { click: () => save(`${path}/${name}`, own(name), problem) } }, text, of && h("span", { class: "unseen" }, ` ${of}`))));
   }
 

@@ -33,47 +33,47 @@ export function control(field, changed) {
 }
 
 function group(field, changed) {
-  const controls = field.fields.map((each) => control(each, changed));
+  const controls = field.fields.map((item) => control(item, changed));
   const element = h("fieldset", { class: "field-group" },
     h("legend", {}, field.label),
     field.help && h("p", { class: "field-help" }, prose(field.help)),
-    h("div", { class: "fields" }, controls.map((each) => each.element)));
+    h("div", { class: "fields" }, controls.map((item) => item.element)));
   return { path: field.path, element, controls };
 }
 
 /** Every single field, those inside groups too. */
 export function leaves(controls) {
-  return controls.flatMap((each) => (each.controls ? leaves(each.controls) : [each]));
+  return controls.flatMap((item) => (item.controls ? leaves(item.controls) : [item]));
 }
 
 /** What the user has chosen, as nested JSON. */
 export function read(controls) {
   const body = {};
-  for (const each of leaves(controls)) {
-    const value = each.read();
+  for (const item of leaves(controls)) {
+    const value = item.read();
     if (value === undefined) continue;
     let place = body;
-    for (const key of each.path.slice(0, -1)) place = place[key] ??= {};
-    place[each.path.at(-1)] = value;
+    for (const key of item.path.slice(0, -1)) place = place[key] ??= {};
+    place[item.path.at(-1)] = value;
   }
   return body;
 }
 
 /** Show the service's values in the fields that were left to it. */
 export function suggest(controls, values) {
-  for (const each of leaves(controls)) each.suggest(each.path.reduce((place, key) => place?.[key], values));
+  for (const item of leaves(controls)) item.suggest(item.path.reduce((place, key) => place?.[key], values));
 }
 
 /** Put errors beside their fields; returns those that belong to none. */
 export function fail(controls, errors) {
   const all = leaves(controls);
-  for (const each of all) each.fail("");
+  for (const item of all) item.fail("");
   const rest = errors.filter((error) => {
-    const found = all.find((each) => error.pointer === "/" + each.path.join("/"));
-    found?.fail(error.detail);
-    return !found;
+    const owner = all.find((item) => error.pointer === "/" + item.path.join("/"));
+    owner?.fail(error.detail);
+    return !owner;
   });
-  const first = all.find((each) => each.input.getAttribute("aria-invalid"));
+  const first = all.find((item) => item.input.getAttribute("aria-invalid"));
   first?.input.closest("details")?.setAttribute("open", "");
   first?.input.focus();
   return rest;
@@ -85,10 +85,10 @@ const prose = (help) => help.split("`").map((part, place) => (place % 2 ? h("cod
 function choice(field, id, changed) {
   const automatic = h("option", { value: "" }, field.nullable ? "none" : "auto");
   const input = h("select", { id, on: { change: changed } },
-    automatic, field.options.map((each) => h("option", { value: each }, String(each))));
+    automatic, field.options.map((item) => h("option", { value: item }, String(item))));
   return {
     input,
-    read: () => field.options.find((each) => String(each) === input.value),
+    read: () => field.options.find((item) => String(item) === input.value),
     suggest: (value) => fill(automatic, value === undefined || value === null ? "none" : value === "auto" ? value : `${value} (auto)`),
   };
 }
@@ -117,19 +117,19 @@ function numeric(field, id, changed) {
 
 /** Text, lists (separated by commas) and, as a last resort, JSON. */
 function text(field, id, changed) {
-  const shown = (value) => (field.kind === "json" && typeof value === "object" && value !== null ? JSON.stringify(value) : placeholder(value));
-  const input = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false", placeholder: shown(field.fallback), on: { input: changed } });
+  const asText = (value) => (field.kind === "json" && typeof value === "object" && value !== null ? JSON.stringify(value) : placeholder(value));
+  const input = h("input", { id, type: "text", autocomplete: "off", spellcheck: "false", placeholder: asText(field.fallback), on: { input: changed } });
   return {
     input,
     read: () => (input.value.trim() === "" ? undefined : parse(field, input.value.trim())),
-    suggest: (value) => (input.placeholder = shown(value)),
+    suggest: (value) => (input.placeholder = asText(value)),
   };
 }
 
 function parse(field, value) {
   if (field.kind === "text") return value;
   if (field.kind === "list") {
-    const items = value.split(",").map((each) => each.trim()).filter(Boolean);
+    const items = value.split(",").map((item) => item.trim()).filter(Boolean);
     return field.of === "integer" || field.of === "number" ? items.map(Number) : items;
   }
   try {

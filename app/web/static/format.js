@@ -66,7 +66,7 @@ export function plain(value) {
   if (typeof value === "number") return short(value);
   if (Array.isArray(value)) return value.length ? value.map(plain).join(", ") : "none";
   if (typeof value === "object") {
-    const pairs = Object.entries(value).map(([key, each]) => `${words(key).toLowerCase()} ${plain(each)}`);
+    const pairs = Object.entries(value).map(([key, entry]) => `${words(key).toLowerCase()} ${plain(entry)}`);
     return pairs.length ? pairs.join(", ") : "none";
   }
   return String(value);

@@ -1,4 +1,4 @@
-/** The labels that look wrong, worst first, as a gallery: the picture, what it is called, what the model would call it. */
+/** The labels that look wrong, worst first, as a gallery: the picture, its given label, the predicted one. */
 
 import { get, imageAddress } from "./api.js";
 import { fill, h } from "./dom.js";
@@ -17,7 +17,7 @@ export function labelIssues(job) {
 async function load(place, job, cursor, before) {
   const path = `/jobs/${job.id}/label-issues`;
   const page = await get(`${path}?limit=${SHOWN}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
-  const cards = await Promise.all(page.items.map((each) => card(job, each)));
+  const cards = await Promise.all(page.items.map((issue) => card(job, issue)));
   const all = [...before, ...cards];
   const problem = h("div", {});
   fill(place,
@@ -39,10 +39,10 @@ function heading(job, page) {
   ].filter(Boolean).join(" ");
 }
 
-async function card(job, each) {
-  const address = await imageAddress(`/datasets/${job.dataset_id}/images/${each.index}/thumbnail`).catch(() => "");
-  return h("li", { class: each.is_label_issue ? "issue" : "" },
-    h("img", { src: address, alt: `Training picture ${each.index}`, loading: "lazy", width: 96, height: 96 }),
-    h("p", {}, h("span", { class: "given" }, each.given_label), h("span", { class: "unseen" }, " is given, predicted is "), h("span", { class: "predicted" }, each.predicted_label)),
-    h("p", { class: "quiet small" }, `score ${number(each.label_score, 2)}`));
+async function card(job, issue) {
+  const address = await imageAddress(`/datasets/${job.dataset_id}/images/${issue.index}/thumbnail`).catch(() => "");
+  return h("li", { class: issue.is_label_issue ? "issue" : "" },
+    h("img", { src: address, alt: `Training picture ${issue.index}`, loading: "lazy", width: 96, height: 96 }),
+    h("p", {}, h("span", { class: "given" }, issue.given_label), h("span", { class: "unseen" }, " is given, predicted is "), h("span", { class: "predicted" }, issue.predicted_label)),
+    h("p", { class: "quiet small" }, `score ${number(issue.label_score, 2)}`));
 }

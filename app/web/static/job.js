@@ -3,7 +3,7 @@
 import { get, post, remove } from "./api.js";
 import { chart } from "./curves.js";
 import { announce, fill, h } from "./dom.js";
-import { follow } from "./events.js";
+import { streamEvents } from "./events.js";
 import { jobFiles } from "./files.js";
 import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
@@ -25,7 +25,7 @@ export function jobPanel(first, refreshList) {
   const actions = h("div", { class: "actions" });
   const problem = h("div", {});
   const outcome = h("div", { class: "outcome" });
-  const beside = h("div", {});
+  const compared = h("div", {});
   const log = h("ol", { class: "log" });
   const logs = h("details", { class: "more", hidden: true }, h("summary", {}, "Log"), log);
   const settings = h("dl", { class: "facts" });
@@ -35,7 +35,7 @@ export function jobPanel(first, refreshList) {
   const reports = new Map(); // epoch -> report: one seen twice, after a resume, is one point
   const closing = new AbortController();
   let status = null;
-  let asked = false;
+  let watching = false;
   let unsettled = false; // a job it is compared with still runs
 
   function draw() {
@@ -57,24 +57,24 @@ export function jobPanel(first, refreshList) {
     fill(settings, settingsOf(job));
     if (ENDED.includes(status)) showOutcome(job);
     else fill(outcome);
-    if (!asked) watch();
+    if (!watching) watch();
   }
 
   /** Events from the first on: what happened before this panel opened is replayed. */
   async function watch() {
-    asked = true;
+    watching = true;
     fill(log);
     try {
-      await follow(`${path}/events`, { onEvent: heard, signal: closing.signal });
+      await streamEvents(`${path}/events`, { onEvent: handle, signal: closing.signal });
     } catch (error) {
       show(problem, error);
     }
-    asked = false;
+    watching = false;
     if (!closing.signal.aborted) refreshList();
   }
 
   let frame = 0;
-  function heard({ type, data }) {
+  function handle({ type, data }) {
     if (type === "metric") {
       reports.set(data.epoch, data);
       cancelAnimationFrame(frame);
@@ -94,18 +94,18 @@ export function jobPanel(first, refreshList) {
     try {
       const trained = job.status === "succeeded" && job.type === "train";
       const files = jobFiles(job);
-      fill(outcome, figures(job), selfTest(job, files), beside, trained && labelIssues(job), trained && plots(files));
+      fill(outcome, figures(job), selfTest(job, files), compared, trained && labelIssues(job), trained && plots(files));
       await showComparison();
     } catch (error) {
       show(outcome, error);
     }
   }
 
-  /** Only the whole job knows those beside it. */
+  /** The list of jobs leaves comparisons out, the job itself has them. */
   async function showComparison() {
-    const whole = await get(path);
-    unsettled = comparisonOpen(whole);
-    fill(beside, await comparison(whole));
+    const detail = await get(path);
+    unsettled = comparisonOpen(detail);
+    fill(compared, await comparison(detail));
   }
 
   function buttons(job) {

@@ -8,11 +8,11 @@ import { pagedList } from "./lists.js";
 
 export function jobs(bus) {
   const names = new Map(); // of data sets
-  bus.addEventListener("datasets", ({ detail }) => detail.forEach((each) => names.set(each.id, each.name)));
+  bus.addEventListener("datasets", ({ detail }) => detail.forEach((dataset) => names.set(dataset.id, dataset.name)));
   let succeeded = null;
-  let known = null; // titles of methods
-  catalog().then((found) => ((known = found), list.redraw()), () => {}); // without it the names serve
-  const title = (item) => item.name || `${methodName(known, item)} on ${names.get(item.dataset_id) || "a data set"}`;
+  let methods = null; // titles of methods
+  catalog().then((loaded) => ((methods = loaded), list.redraw()), () => {}); // without it the names serve
+  const title = (item) => item.name || `${methodName(methods, item)} on ${names.get(item.dataset_id) || "a data set"}`;
 
   const list = pagedList({
     path: "/jobs",
@@ -86,9 +86,9 @@ function jobRow(first, title, refresh) {
   return { element, update, open, remove: close };
 }
 
-function methodName(known, item) {
+function methodName(methods, item) {
   if (item.type === "predict") return "Scores";
-  return known ? methodTitle(known, item.method, item.request.params) : item.method;
+  return methods ? methodTitle(methods, item.method, item.request.params) : item.method;
 }
 
 function summary(item) {

@@ -1,4 +1,4 @@
-/** The field for the API key: appears when the service asks for one, and is gone when it has been given. */
+/** The field for the API key: shown when the service needs one, hidden when it has been entered. */
 
 import { hasKey, keys, setKey } from "./api.js";
 import { write } from "./dom.js";
@@ -7,10 +7,10 @@ export function keyForm() {
   const form = document.getElementById("key-form");
   const input = document.getElementById("key");
   const help = document.getElementById("key-help");
-  const asked = help.textContent;
+  const prompt = help.textContent;
   keys.addEventListener("key-needed", () => {
     if (!form.hidden) return;
-    write(help, hasKey() ? "The service does not accept this key." : asked);
+    write(help, hasKey() ? "The service does not accept this key." : prompt);
     form.hidden = false;
     input.focus();
   });

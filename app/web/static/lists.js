@@ -8,10 +8,10 @@ const PAGE = 20;
 
 /**
  * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), row(id)}.
- * `busy(items)` says whether to look again soon; nothing is asked while the page is hidden.
+ * `busy(items)` says whether to refresh soon; nothing is requested while the page is hidden.
  */
 export function pagedList({ path, list, more, problem, rows, empty, busy, quickMs, slowMs, loaded }) {
-  const known = new Map();
+  const rowsById = new Map();
   let items = [];
   let limit = PAGE;
   let timer = 0;
@@ -33,7 +33,7 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     }
   }
 
-  /** One request at a time: whoever asks meanwhile gets a fresh one right after. */
+  /** One request at a time: a call during a request starts another one right after it. */
   function refresh() {
     loading = (loading || Promise.resolve()).catch(() => {}).then(load);
     return loading;
@@ -45,20 +45,20 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
 
   function draw() {
     const present = new Set(items.map((item) => item.id));
-    for (const [id, row] of known) {
+    for (const [id, row] of rowsById) {
       if (present.has(id)) continue;
       row.remove?.();
       row.element.remove();
-      known.delete(id);
+      rowsById.delete(id);
     }
     items.forEach((item, place) => {
-      const row = known.get(item.id) || rows(item);
-      known.set(item.id, row);
+      const row = rowsById.get(item.id) || rows(item);
+      rowsById.set(item.id, row);
       row.update(item);
       if (list.children[place] !== row.element) list.insertBefore(row.element, list.children[place] || null);
     });
     if (!items.length) fill(list, empty());
-    else if (list.children.length > items.length) [...list.children].slice(items.length).forEach((each) => each.remove());
+    else if (list.children.length > items.length) [...list.children].slice(items.length).forEach((node) => node.remove());
   }
 
   more.addEventListener("click", () => {
@@ -66,5 +66,5 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     refresh();
   });
   document.addEventListener("visibilitychange", again);
-  return { refresh, redraw: () => items.length && draw(), row: (id) => known.get(id) };
+  return { refresh, redraw: () => items.length && draw(), row: (id) => rowsById.get(id) };
 }

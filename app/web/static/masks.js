@@ -59,8 +59,8 @@ function field(context, rows, columns, value, opacity, place) {
   const pixels = small.createImageData(columns, rows);
   for (let row = 0; row < rows; row += 1) {
     for (let column = 0; column < columns; column += 1) {
-      const shown = value(row, column);
-      pixels.data.set([...colour(shown), 255 * opacity * (0.25 + 0.75 * shown)], 4 * (row * columns + column));
+      const strength = value(row, column);
+      pixels.data.set([...colour(strength), 255 * opacity * (0.25 + 0.75 * strength)], 4 * (row * columns + column));
     }
   }
   small.putImageData(pixels, 0, 0);

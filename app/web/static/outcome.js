@@ -1,4 +1,4 @@
-/** What a finished job found: its figures, and the comparison with its baselines. */
+/** The results of a finished job: its figures, plots, and the comparison with its baselines. */
 
 import { imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
@@ -13,54 +13,54 @@ const MAIN = [
   ["noisy_validation_accuracy", "Noisy validation accuracy"],
   ["test_calibration_error", "Calibration error"],
   ["background_reliance", "Background reliance"],
-  ["swapped_accuracy", "Accuracy before other backgrounds"],
-  ["noisy_swapped_accuracy", "Noisy accuracy before other backgrounds"],
+  ["swapped_accuracy", "Accuracy with other backgrounds"],
+  ["noisy_swapped_accuracy", "Noisy accuracy with other backgrounds"],
   ["estimated_noise_rate", "Estimated noise rate"],
   ["label_issues", "Label issues"],
   ["train_seconds", "Training time"],
 ];
-/** What a data owner cannot guess. */
+/** Explanations of figures whose names do not explain them. */
 const NOTES = [
-  ["background_reliance", "Background reliance: how far answers move, on average, when what lies outside the middle (24/32 of the side) is replaced by another picture's. 0 %: the model does not look there; 100 %: it looks at nothing else (mean total variation distance)."],
+  ["background_reliance", "Background reliance: how far predictions move, on average, when what lies outside the middle (24/32 of the side) is replaced by that of another picture. 0 %: the model does not use it; 100 %: it uses nothing else (mean total variation distance)."],
   ["noisy_swapped_accuracy", "Noisy accuracy is judged by the given labels, wrong ones among them."],
 ];
 const SHARES = /accuracy|^self_test|reliance|noise_rate|calibration|precision|recall|auroc|\.last$|\.best$|\.best_noisy_val$|\.best_test$|mean_last/;
 
-/** The figures that matter, large; all of them on request. What is not known is not shown. */
+/** The main figures, large; all of them on request. Figures without a value are left out. */
 export function figures(job) {
-  const found = new Map(flat(job.metrics || {}));
-  if (!found.size) return null;
-  const main = MAIN.filter(([name]) => found.has(name));
+  const values = new Map(flat(job.metrics || {}));
+  if (!values.size) return null;
+  const main = MAIN.filter(([name]) => values.has(name));
   return h("section", { "aria-label": "Figures" },
-    h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, shown(name, found.get(name))), h("dt", {}, title)))),
-    NOTES.filter(([name]) => found.has(name)).map(([, note]) => h("p", { class: "quiet" }, note)),
+    h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, formatted(name, values.get(name))), h("dt", {}, title)))),
+    NOTES.filter(([name]) => values.has(name)).map(([, note]) => h("p", { class: "quiet" }, note)),
     h("details", { class: "more" }, h("summary", {}, "All figures"),
-      h("dl", { class: "facts" }, [...found].map(([name, value]) => [h("dt", {}, words(name.replaceAll(".", ", "))), h("dd", {}, shown(name, value))]))));
+      h("dl", { class: "facts" }, [...values].map(([name, value]) => [h("dt", {}, words(name.replaceAll(".", ", "))), h("dd", {}, formatted(name, value))]))));
 }
 
 const PLOTS = [
-  ["backgrounds", "How alike the network sees a whole picture and its middle, or what lies outside it, alone (correlation); and accuracy before other backgrounds"],
-  ["reliance", "Background reliance: how far each answer moves when what lies outside the middle is replaced"],
+  ["backgrounds", "Correlation of the network's features of a picture with those of its middle alone and of its background alone; accuracy with other backgrounds"],
+  ["reliance", "Background reliance: how far each prediction moves when what lies outside the middle is replaced"],
   ["attention", "Where the network looks: Grad-CAM"],
   ["losses", "Losses of right and wrong labels"],
-  ["confusion", "Answers by label"],
-  ["reliability", "How often answers are right that are so sure"],
+  ["confusion", "Confusion matrix"],
+  ["reliability", "Reliability: how often predictions are right, by their confidence"],
   ["transition", "Estimated noise between classes"],
 ];
 
-/** The plots among a finished job's files, behind a fold: no picture is asked for before it opens. */
+/** The plots among a finished job's files, in a closed fold: they are loaded when it opens. */
 export function plots(files) {
   const place = h("div", {});
   const details = h("details", { class: "more plots", on: { toggle: open } }, h("summary", {}, "Plots"), place);
-  let asked = false;
+  let loaded = false;
 
   async function open() {
-    if (asked || !details.open) return;
-    asked = true;
+    if (loaded || !details.open) return;
+    loaded = true;
     try {
       fill(place, await drawn(files));
     } catch (error) {
-      asked = false;
+      loaded = false;
       show(place, error);
     }
   }
@@ -71,12 +71,12 @@ async function drawn(files) {
   const names = await files.names();
   const problem = h("div", {});
   const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"]], problem);
-  const found = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
-  if (!found.length) return [h("p", { class: "quiet" }, "Nothing was drawn of this job."), numbers, problem];
-  const shownPlots = await Promise.all(found.map(async ([name, title]) =>
+  const available = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
+  if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), numbers, problem];
+  const figures = await Promise.all(available.map(async ([name, title]) =>
     h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${files.path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title),
       await files.buttons(["PNG", "SVG"].map((kind) => [`figure-${name}.${kind.toLowerCase()}`, kind, `of ${title}`]), problem))));
-  return [h("div", { class: "plot-grid" }, shownPlots), numbers, problem];
+  return [h("div", { class: "plot-grid" }, figures), numbers, problem];
 }
 
 /** {a: {b: 1}} as [["a.b", 1]] */
@@ -87,28 +87,28 @@ function flat(metrics, prefix = "") {
   });
 }
 
-function shown(name, value) {
-  if (name.endsWith("_epoch")) return number(value + 1); // counted from 0 there, from 1 wherever people look
+function formatted(name, value) {
+  if (name.endsWith("_epoch")) return number(value + 1); // counted from 0 in the API, from 1 on the page
   if (name.endsWith("epochs")) return number(value);
   if (name.endsWith("seconds")) return duration(value);
   return SHARES.test(name) ? percent(value) : short(value);
 }
 
-/** The job beside those trained on the same split, seed and epochs; nothing when it was trained alone. */
+/** The job and those trained on the same split, seed and epochs; null when it was trained alone. */
 export async function comparison(job) {
-  const rows = [job, ...(job.comparison || []).filter((each) => each.id !== job.id)];
+  const rows = [job, ...(job.comparison || []).filter((entry) => entry.id !== job.id)];
   if (rows.length < 2) return null;
-  const known = await catalog();
+  const methods = await catalog();
   return h("section", { "aria-label": "Comparison" },
     h("h3", {}, "Side by side"),
-    h("ul", { class: "compare" }, rows.map((each) =>
-      h("li", { class: each.id === job.id ? "own" : "", vars: { share: accuracy(each) ?? 0 } },
-        h("span", { class: "compare-name" }, methodTitle(known, each.method, each.params || each.request?.params)), h("span", { class: "compare-bar" }),
-        h("span", { class: "compare-value" }, accuracy(each) === null ? each.status : percent(accuracy(each)))))),
+    h("ul", { class: "compare" }, rows.map((entry) =>
+      h("li", { class: entry.id === job.id ? "own" : "", vars: { share: accuracy(entry) ?? 0 } },
+        h("span", { class: "compare-name" }, methodTitle(methods, entry.method, entry.params || entry.request?.params)), h("span", { class: "compare-bar" }),
+        h("span", { class: "compare-value" }, accuracy(entry) === null ? entry.status : percent(accuracy(entry)))))),
     h("p", { class: "quiet" }, "Test accuracy at the last epoch: same split, same seed, same number of epochs."));
 }
 
 const accuracy = (job) => job.metrics?.test_accuracy?.last ?? null;
 
-/** Whether a job still waits for one it is compared with. */
-export const comparisonOpen = (job) => (job.comparison || []).some((each) => !["succeeded", "failed", "cancelled"].includes(each.status));
+/** Whether a job that it is compared with has not ended. */
+export const comparisonOpen = (job) => (job.comparison || []).some((entry) => !["succeeded", "failed", "cancelled"].includes(entry.status));

@@ -23,7 +23,7 @@ export function predict(bus) {
     h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model)), drop, strip);
   let models = [];
   let again = () => {};
-  let turn = 0;
+  let latest = 0;
 
   fill(panel, waiting, body, problem, view.element);
   dropZone(drop, (files) => fromFile(files[0]));
@@ -33,8 +33,8 @@ export function predict(bus) {
       models = (await get("/models?limit=50")).items;
       const before = model.value;
       fill(model, h("option", { value: "default" }, "default · the newest, until it is pinned"),
-        models.map((each) => h("option", { value: each.id }, modelName(each))));
-      model.value = models.some((each) => each.id === before) ? before : "default";
+        models.map((entry) => h("option", { value: entry.id }, modelName(entry))));
+      model.value = models.some((entry) => entry.id === before) ? before : "default";
       waiting.hidden = models.length > 0;
       body.hidden = models.length === 0;
       show(problem, null);
@@ -46,7 +46,7 @@ export function predict(bus) {
 
   /** A few test pictures of the data set the model learned from. */
   async function samples() {
-    const chosen = models.find((each) => each.id === model.value) || models[0];
+    const chosen = models.find((entry) => entry.id === model.value) || models[0];
     if (strip.dataset.of === chosen?.dataset_id) return;
     strip.hidden = true;
     strip.dataset.of = chosen?.dataset_id;
@@ -54,7 +54,7 @@ export function predict(bus) {
     try {
       const of = `/datasets/${chosen.dataset_id}`;
       const page = await get(`${of}/images?split=test&limit=${SAMPLES}`);
-      const buttons = await Promise.all(page.items.map((each) => sample(of, chosen.dataset_id, each)));
+      const buttons = await Promise.all(page.items.map((entry) => sample(of, chosen.dataset_id, entry)));
       fill(strip, h("p", { class: "quiet" }, "or one of its test pictures"), buttons);
       strip.hidden = !page.items.length;
     } catch {
@@ -62,9 +62,9 @@ export function predict(bus) {
     }
   }
 
-  async function sample(of, datasetId, each) {
-    const picture = h("img", { src: await imageAddress(`${of}/images/${each.index}/thumbnail`), alt: `Test picture ${each.index}`, width: 56, height: 56, loading: "lazy" });
-    return h("button", { type: "button", class: "sample", on: { click: () => fromDataset(of, datasetId, each.index) } }, picture);
+  async function sample(of, datasetId, entry) {
+    const picture = h("img", { src: await imageAddress(`${of}/images/${entry.index}/thumbnail`), alt: `Test picture ${entry.index}`, width: 56, height: 56, loading: "lazy" });
+    return h("button", { type: "button", class: "sample", on: { click: () => fromDataset(of, datasetId, entry.index) } }, picture);
   }
 
   function fromFile(file) {
@@ -81,25 +81,25 @@ export function predict(bus) {
 
   const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian,map" });
 
-  /** The last picture chosen wins, however the answers overtake each other. */
-  async function run(ask, address, name) {
-    turn += 1;
-    const mine = turn;
+  /** Only the result of the last picture is shown, in whatever order answers arrive. */
+  async function run(request, address, name) {
+    latest += 1;
+    const mine = latest;
     panel.classList.add("busy");
     try {
-      const [answer, picture] = await Promise.all([ask(), address()]);
+      const [answer, picture] = await Promise.all([request(), address()]);
       const image = await loaded(picture);
-      if (mine !== turn) return;
+      if (mine !== latest) return;
       const [prediction] = answer.predictions;
       if (prediction.error) throw new Problem(prediction.error, prediction.error.status);
       show(problem, null);
       view.draw(prediction, image, answer, name);
     } catch (error) {
-      if (mine !== turn) return;
+      if (mine !== latest) return;
       view.element.hidden = true;
       show(problem, error);
     } finally {
-      if (mine === turn) panel.classList.remove("busy");
+      if (mine === latest) panel.classList.remove("busy");
     }
   }
 
@@ -120,4 +120,4 @@ async function loaded(address) {
   return image;
 }
 
-const modelName = (each) => [each.name || each.method, each.network, ago(each.created_at)].filter(Boolean).join(" · ");
+const modelName = (entry) => [entry.name || entry.method, entry.network, ago(entry.created_at)].filter(Boolean).join(" · ");

@@ -16,18 +16,18 @@ export function predictionView() {
   const controls = h("div", { class: "mask-controls" }, style.element,
     h("div", { class: "field" }, h("label", { for: "mask-opacity" }, "Opacity"), opacity));
   const element = h("div", { class: "result", hidden: true }, h("div", { class: "picture" }, canvas, controls), words);
-  let shown = null;
+  let current = null;
 
   function redraw() {
-    if (!shown) return;
+    if (!current) return;
     const chosen = style.value();
     // A method without a localization module has a map alone.
-    const drawn = shown.mask?.gaussian || chosen === "none" ? chosen : "map";
-    drawMask(canvas, shown.image, shown.mask, { style: drawn, opacity: Number(opacity.value) });
+    const drawn = current.mask?.gaussian || chosen === "none" ? chosen : "map";
+    drawMask(canvas, current.image, current.mask, { style: drawn, opacity: Number(opacity.value) });
   }
 
   function draw(prediction, image, answer, name) {
-    shown = { image, mask: prediction.mask };
+    current = { image, mask: prediction.mask };
     controls.hidden = !prediction.mask;
     element.hidden = false;
     redraw();
@@ -37,8 +37,8 @@ export function predictionView() {
     announce(text);
     fill(words,
       h("p", { class: "verdict" }, verdict),
-      h("ol", { class: "scores", "aria-label": "Scores" }, prediction.top_k.map((each) =>
-        h("li", { vars: { share: each.score } }, h("span", { class: "score-label" }, each.label), h("span", { class: "score-value" }, percent(each.score))))),
+      h("ol", { class: "scores", "aria-label": "Scores" }, prediction.top_k.map((entry) =>
+        h("li", { vars: { share: entry.score } }, h("span", { class: "score-label" }, entry.label), h("span", { class: "score-value" }, percent(entry.score))))),
       facts(prediction, answer));
   }
   return { element, draw };
@@ -51,5 +51,5 @@ function facts({ image, mask }, { model, timing_seconds: timing }) {
     g && [h("dt", {}, "Points at"), h("dd", {}, `${number(g.cx, 0)}, ${number(g.cy, 0)} · σ ${number(g.sigma_x, 1)} × ${number(g.sigma_y, 1)} px`)],
     !g && [h("dt", {}, "Mask"), h("dd", {}, mask ? "a map of what stands out: this method has no localization module" : "this model has none")],
     model && [h("dt", {}, "Model"), h("dd", {}, [model.method, model.alias].filter(Boolean).join(" · "))],
-    timing && [h("dt", {}, "Time"), h("dd", {}, duration(Object.values(timing).reduce((sum, each) => sum + each, 0)))]);
+    timing && [h("dt", {}, "Time"), h("dd", {}, duration(Object.values(timing).reduce((sum, entry) => sum + entry, 0)))]);
 }

@@ -4,36 +4,36 @@ import { suited } from "./catalog.js";
 import { h, uniqueId, write } from "./dom.js";
 import { plain, short, words } from "./format.js";
 
-/** What a data set's fact measures. */
-const MEASURED = { clutter: "by how busy they are outside one small spot (0: plain, 1: as busy as the whole picture)" };
-/** What a preset is for that is chosen by a fact. */
-const MEANT = { confounded: ({ title }) => `objects stand before plain, tidy backgrounds, and ${title} is told to trust the object and not the scene` };
+/** What a fact of a data set measures. */
+const MEASURED = { clutter: "by how much varies outside one small spot (0: nothing, 1: as much as in the whole picture)" };
+/** What a preset that is chosen by a fact is for. */
+const PURPOSE = { confounded: ({ title }) => `backgrounds are uniform, and ${title} learns from the object instead of the scene` };
 
 /** {element, update(facts), settings(own)}; null where a method has nothing to choose from. */
 export function presetPicker(method, changed) {
-  const named = method.presets.filter((each) => method.rules.length || Object.keys(each.values).length);
+  const named = method.presets.filter((entry) => method.rules.length || Object.keys(entry.values).length);
   const id = uniqueId("preset");
   const automatic = h("option", { value: "" });
   const help = h("p", { class: "field-help", id: `${id}-help` });
-  const input = h("select", { id, "aria-describedby": help.id, on: { change: () => (say(), changed()) } },
-    automatic, named.map((each) => h("option", { value: each.name }, each.title)));
+  const input = h("select", { id, "aria-describedby": help.id, on: { change: () => (describe(), changed()) } },
+    automatic, named.map((entry) => h("option", { value: entry.name }, entry.title)));
   const element = named.length > 0 && h("div", { class: "field wide" }, h("label", { for: id }, "Preset"), input, help);
-  const chosen = () => named.find((each) => each.name === input.value);
+  const chosen = () => named.find((entry) => entry.name === input.value);
   let facts = null;
 
-  function update(found) {
-    facts = found;
-    say();
+  function update(datasetFacts) {
+    facts = datasetFacts;
+    describe();
   }
 
-  function say() {
+  function describe() {
     const ours = suited(method, facts);
     const name = ours ? ours.title : "Default";
     write(automatic, method.rules.length ? `${name} (chosen from the pictures)` : name);
     write(help, chosen() ? `Sets ${plain(chosen().values)}.` : reason(method, facts));
   }
 
-  /** What a request says of settings beside the user's own; undefined: nothing, the service decides. */
+  /** The params of a request, the user's own included; undefined: none, the service decides. */
   function settings(own) {
     if (!own && !chosen()) return undefined;
     return { ...(chosen() || suited(method, facts))?.values, ...own };
@@ -42,12 +42,12 @@ export function presetPicker(method, changed) {
   return { element, update, settings };
 }
 
-/** Why the settings are what they are, where nothing is chosen. */
+/** Why the settings are what they are when no preset is selected. */
 function reason(method, facts) {
   return method.rules.map(({ preset, fact, below }) => {
-    const found = facts?.[fact];
-    const here = typeof found === "number" ? ` Here it is ${short(found)}, so ${suited(method, facts)?.title ?? "Default"} is taken.` : "";
-    const meant = MEANT[preset]?.(method) ?? "other settings are better";
-    return `Settings left alone are chosen from the pictures, ${MEASURED[fact] ?? `by their ${fact}`}. Below ${below} ${meant} (${words(preset)}).${here}`;
+    const value = facts?.[fact];
+    const here = typeof value === "number" ? ` Here it is ${short(value)}, so ${suited(method, facts)?.title ?? "Default"} is used.` : "";
+    const purpose = PURPOSE[preset]?.(method) ?? "other settings are better";
+    return `Settings left empty are chosen from the pictures, ${MEASURED[fact] ?? `by their ${fact}`}. Below ${below} ${purpose} (${words(preset)}).${here}`;
   }).join(" ");
 }

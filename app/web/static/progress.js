@@ -1,4 +1,4 @@
-/** How far a job is: bar, phase, epoch, speed, time left. A screen reader hears a new epoch, not every step. */
+/** How far a job is: bar, phase, epoch, speed, time left. A screen reader is told of a new epoch, not of every step. */
 
 import { h, write } from "./dom.js";
 import { duration, number, words } from "./format.js";
@@ -13,7 +13,7 @@ export function liveProgress() {
     element.hidden = !["queued", "running", "cancelling"].includes(status);
     if (status === "queued") {
       bar.removeAttribute("value");
-      write(text, "Waiting for its turn");
+      write(text, "Queued");
       return;
     }
     if (typeof progress?.fraction === "number") bar.value = progress.fraction;

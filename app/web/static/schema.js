@@ -8,14 +8,14 @@ import { words } from "./format.js";
  * kind: choice, boolean, integer, number, list, text, group (with fields of its own) or json.
  */
 export function fieldsOf(schema, { root = schema, path = [], skip = [] } = {}) {
-  const object = follow(schema, root).schema;
+  const object = resolve(schema, root).schema;
   return Object.entries(object.properties || {})
     .filter(([name]) => !skip.includes(name))
-    .map(([name, each]) => describe(name, each, root, [...path, name]));
+    .map(([name, entry]) => describe(name, entry, root, [...path, name]));
 }
 
 function describe(name, raw, root, path) {
-  const { schema, nullable } = follow(raw, root);
+  const { schema, nullable } = resolve(raw, root);
   const field = {
     name,
     path,
@@ -31,7 +31,7 @@ function describe(name, raw, root, path) {
   if (schema.type === "boolean") return { ...field, kind: "boolean" };
   if (schema.type === "integer" || schema.type === "number") return { ...field, kind: schema.type };
   if (schema.type === "string") return { ...field, kind: "text" };
-  const of = schema.type === "array" ? follow(schema.items || {}, root).schema.type : undefined;
+  const of = schema.type === "array" ? resolve(schema.items || {}, root).schema.type : undefined;
   if (schema.type === "array" && of !== "array") return { ...field, kind: "list", of }; // rows of numbers are written as JSON
   if (schema.type === "object" && schema.properties) {
     return { ...field, kind: "group", fields: fieldsOf(schema, { root, path }) };
@@ -43,15 +43,15 @@ function describe(name, raw, root, path) {
 function choices(schema) {
   if (schema.enum) return schema.enum;
   if (schema.const !== undefined) return [schema.const];
-  const each = schema.anyOf || schema.oneOf;
-  return each && each.every((one) => one.const !== undefined) ? each.map((one) => one.const) : null;
+  const entry = schema.anyOf || schema.oneOf;
+  return entry && entry.every((one) => one.const !== undefined) ? entry.map((one) => one.const) : null;
 }
 
 /** Through $ref, a single allOf and "or null", to the schema that says something. */
-function follow(schema, root) {
+function resolve(schema, root) {
   let nullable = false;
   for (;;) {
-    const others = (schema.anyOf || schema.oneOf || []).filter((each) => each.type !== "null");
+    const others = (schema.anyOf || schema.oneOf || []).filter((entry) => entry.type !== "null");
     if (schema.$ref) schema = lookup(schema.$ref, root);
     else if (schema.allOf?.length === 1) schema = schema.allOf[0];
     else if (others.length === 1) {

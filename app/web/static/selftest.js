@@ -18,15 +18,15 @@ const FILES = [["self-test.json", "Save as JSON", "the self-test"], ["injected-l
 
 /** A section, or null for a job without injected noise. */
 export function selfTest(job, files) {
-  const found = job.metrics?.self_test;
-  if (!found) return null;
-  const known = FIGURES.filter(([name]) => typeof found[name] === "number");
+  const result = job.metrics?.self_test;
+  if (!result) return null;
+  const available = FIGURES.filter(([name]) => typeof result[name] === "number");
   const saves = h("div", {});
   const problem = h("div", {});
   files.buttons(FILES, problem).then((buttons) => fill(saves, buttons)).catch((error) => show(problem, error));
   return h("section", { "aria-label": "Self-test" },
     h("h3", {}, "Self-test"),
-    h("p", { class: "quiet" }, `${words(found.noise)} noise made ${percent(found.realised_rate)} of the labels wrong. All figures here are by the labels before it.`),
-    h("dl", { class: "figures" }, known.map(([name, title]) => h("div", {}, h("dd", {}, percent(found[name])), h("dt", {}, title)))),
+    h("p", { class: "quiet" }, `${words(result.noise)} noise made ${percent(result.realised_rate)} of the labels wrong. All figures here are by the labels before it.`),
+    h("dl", { class: "figures" }, available.map(([name, title]) => h("div", {}, h("dd", {}, percent(result[name])), h("dt", {}, title)))),
     saves, problem);
 }

@@ -14,15 +14,15 @@ export function series(reports) {
   const held = line("Held out, before noise", sorted, (report) => report.before_noise?.[ANSWER]?.accuracy);
   const memorised = line("Wrong labels memorised", sorted, (report) => report.memorised?.[ANSWER]?.accuracy);
   const others = heads.filter((head) => head !== ANSWER).map((head) => ({ head, ...test(head, "accuracy") }))
-    .filter((each) => isNetwork(each.head) || !same(each, answer)); // the mean is mostly the answer itself
+    .filter((entry) => isNetwork(entry.head) || !same(entry, answer)); // the mean is mostly the answer itself
   return {
-    accuracy: [answer, validation("accuracy"), held, memorised, ...others].filter((each) => each.points.length),
-    loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((each) => each.points.length),
+    accuracy: [answer, validation("accuracy"), held, memorised, ...others].filter((entry) => entry.points.length),
+    loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((entry) => entry.points.length),
   };
 }
 
 function line(title, sorted, value) {
-  const points = sorted.map(([epoch, report]) => [epoch, value(report)]).filter(([, each]) => typeof each === "number");
+  const points = sorted.map(([epoch, report]) => [epoch, value(report)]).filter(([, entry]) => typeof entry === "number");
   return { title, points };
 }
 

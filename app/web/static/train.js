@@ -21,7 +21,7 @@ const ORDER = {
   },
 };
 const PROMINENT = 2; // methods with a card; all others are lines
-const SETTLE_MS = 400; // an estimate is asked for when typing has paused this long
+const ESTIMATE_DELAY_MS = 400; // the estimate is requested after a pause in typing
 
 export async function train(bus) {
   const form = document.getElementById("train-form");
@@ -35,8 +35,8 @@ export async function train(bus) {
 function trainingForm(form, { methods, spec, networks, noises }, bus) {
   const dataset = datasetPicker(bus, changed);
   const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) => control(listed(field, networks, noises), changed));
-  const isBasic = (each) => BASIC.includes(each.path[0]);
-  const options = methods.map((each) => ({ value: each.name, title: each.title, text: each.idea, note: cost(each) }));
+  const isBasic = (entry) => BASIC.includes(entry.path[0]);
+  const options = methods.map((entry) => ({ value: entry.name, title: entry.title, text: entry.idea, note: cost(entry) }));
   const picker = radios({
     legend: "Method", style: "cards", changed: methodChosen, options: options.slice(0, PROMINENT),
     more: { title: plural(options.length - PROMINENT, "more method"), style: "lines", options: options.slice(PROMINENT) },
@@ -55,31 +55,31 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
 
   fill(form,
     dataset.element, picker.element, presetPlace,
-    h("div", { class: "fields basic" }, BASIC.map((name) => common.find((each) => each.path[0] === name)?.element)),
+    h("div", { class: "fields basic" }, BASIC.map((name) => common.find((entry) => entry.path[0] === name)?.element)),
     comparePlace,
     h("details", { class: "more" }, h("summary", {}, "More settings"),
-      h("div", { class: "fields" }, common.filter((each) => !isBasic(each) && !each.controls).map((each) => each.element)),
-      common.filter((each) => each.controls).map((each) => each.element),
+      h("div", { class: "fields" }, common.filter((entry) => !isBasic(entry) && !entry.controls).map((entry) => entry.element)),
+      common.filter((entry) => entry.controls).map((entry) => entry.element),
       paramsPlace),
     h("div", { class: "actions" }, start, estimate), problem);
 
   function methodChosen() {
-    const method = methods.find((each) => each.name === picker.value());
-    const others = methods.filter((each) => each !== method);
+    const method = methods.find((entry) => entry.name === picker.value());
+    const others = methods.filter((entry) => entry !== method);
     preset = presetPicker(method, changed);
     compare = checks({
-      legend: "Compare with", help: "Trained beside it on the same split, seed and epochs, with the settings that the service would choose.", changed,
-      options: others.map((each) => ({ value: each.name, title: each.title })),
+      legend: "Compare with", help: "Trained on the same split, seed and epochs, with the settings that the service chooses.", changed,
+      options: others.map((entry) => ({ value: entry.name, title: entry.title })),
     });
     params = fieldsOf(method.schema, { path: ["params"] }).map((field) => control(field, changed));
-    const single = params.filter((each) => !each.controls);
+    const single = params.filter((entry) => !entry.controls);
     fill(presetPlace, preset.element);
     fill(comparePlace, others.length > 0 && compare.element);
     fill(paramsPlace, params.length > 0 && h("fieldset", { class: "field-group" },
       h("legend", {}, `Settings of ${method.title}`),
       method.paper && h("p", { class: "field-help" }, method.paper),
-      h("div", { class: "fields" }, single.map((each) => each.element)),
-      params.filter((each) => each.controls).map((each) => each.element)));
+      h("div", { class: "fields" }, single.map((entry) => entry.element)),
+      params.filter((entry) => entry.controls).map((entry) => entry.element)));
     changed();
   }
 
@@ -95,17 +95,17 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
     clearTimeout(timer);
     preset.update(dataset.facts());
     start.disabled = !dataset.value();
-    timer = setTimeout(dryRun, SETTLE_MS);
+    timer = setTimeout(dryRun, ESTIMATE_DELAY_MS);
   }
 
   /** The grey values and the estimate. What the browser itself finds wrong is not sent. */
   async function dryRun() {
     if (!dataset.value()) return write(estimate, "A data set that is ready comes first.");
     if (!form.checkValidity()) return write(estimate, "");
-    const asked = request();
+    const draft = request();
     try {
-      const answer = await post("/jobs?dry_run=true", asked);
-      if (JSON.stringify(asked) !== JSON.stringify(request())) return undefined;
+      const answer = await post("/jobs?dry_run=true", draft);
+      if (JSON.stringify(draft) !== JSON.stringify(request())) return undefined;
       suggest([...common, ...params], answer.request);
       write(estimate, estimateText(answer.estimate));
       show(problem, null);
@@ -146,14 +146,14 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
 function listed(field, networks, noises) {
   if (field.name === "network") return { ...field, kind: "choice", options: networks };
   if (field.name !== "noise") return field;
-  const notes = Object.fromEntries(noises.map((each) => [each.kind, each.summary]));
-  return { ...field, fields: field.fields.map((each) => (each.name === "kind" ? { ...each, notes, help: "Which labels become wrong." } : each)) };
+  const notes = Object.fromEntries(noises.map((entry) => [entry.kind, entry.summary]));
+  return { ...field, fields: field.fields.map((entry) => (entry.name === "kind" ? { ...entry, notes, help: "Which labels become wrong." } : entry)) };
 }
 
-/** Bounds the browser knows are said beside the field, in its own words. */
+/** Show the browser's own messages beside fields whose values are out of bounds. */
 function browserAgrees(controls) {
-  const wrong = leaves(controls).filter((each) => !each.input.checkValidity());
-  fail(controls, wrong.map((each) => ({ pointer: "/" + each.path.join("/"), detail: each.input.validationMessage })));
+  const wrong = leaves(controls).filter((entry) => !entry.input.checkValidity());
+  fail(controls, wrong.map((entry) => ({ pointer: "/" + entry.path.join("/"), detail: entry.input.validationMessage })));
   return wrong.length === 0;
 }
 
@@ -161,18 +161,18 @@ function datasetPicker(bus, changed) {
   const input = h("select", { id: "train-dataset", name: "dataset_id", on: { change: changed } });
   let ready = [];
   bus.addEventListener("datasets", ({ detail }) => {
-    const now = detail.filter((each) => each.status === "ready");
-    if (now.map((each) => each.id).join() === ready.map((each) => each.id).join()) return;
+    const now = detail.filter((entry) => entry.status === "ready");
+    if (now.map((entry) => entry.id).join() === ready.map((entry) => entry.id).join()) return;
     const before = input.value;
-    const newest = now.find((each) => !ready.some((old) => old.id === each.id));
+    const newest = now.find((entry) => !ready.some((old) => old.id === entry.id));
     ready = now;
-    fill(input, ready.map((each) => h("option", { value: each.id }, each.name)));
-    input.value = ready.some((each) => each.id === before) && !newest ? before : (newest || ready[0])?.id ?? "";
+    fill(input, ready.map((entry) => h("option", { value: entry.id }, entry.name)));
+    input.value = ready.some((entry) => entry.id === before) && !newest ? before : (newest || ready[0])?.id ?? "";
     input.disabled = !ready.length;
     changed();
   });
   const element = h("div", { class: "field wide" }, h("label", { for: "train-dataset" }, "Data set"), input);
-  return { element, value: () => input.value, facts: () => ready.find((each) => each.id === input.value)?.facts };
+  return { element, value: () => input.value, facts: () => ready.find((entry) => entry.id === input.value)?.facts };
 }
 
 const cost = (method) => `cost ${number(method.relative_cost, method.relative_cost % 1 ? 1 : 0)} ×`;
