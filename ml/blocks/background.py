@@ -72,7 +72,7 @@ class UnitRange(nn.Module):
         return unit.clamp(0, 1).nan_to_num(0.5)  # before the first training step the range is empty
 
 
-class BackgroundBank(nn.Module):
+class ClassBackgroundAverage(nn.Module):
     """The running mean background of each given class; its uniform mean over classes is b̄ of Eq. 4.
 
     An image only ever meets the mean over classes, never its own class's entry: that would hand the network the very

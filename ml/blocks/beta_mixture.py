@@ -35,9 +35,9 @@ class BetaMixture(nn.Module):
         least, largest = torch.quantile(values, torch.tensor(RANGE, dtype=torch.float64, device=values.device)).unbind()
         self.bounds.copy_(torch.stack([least, largest]))
         counted = values[(values >= least) & (values <= largest)]
-        parameters = maximised(self._scaled(counted).clamp(FITTED, 1 - FITTED))
+        parameters = fit_components(self._scaled(counted).clamp(FITTED, 1 - FITTED))
         places = torch.linspace(ASKED, 1 - ASKED, BINS, dtype=torch.float64, device=values.device)
-        self.table.copy_(never_falling(expected(places, *parameters)[1]))
+        self.table.copy_(hold_maximum(responsibilities(places, *parameters)[1]))
 
     def wrong(self, losses: Tensor) -> Tensor:
         """Probability of a wrong label by its loss (B,): f32 (B,) in [1e-4, 1 - 1e-4]."""
@@ -50,7 +50,7 @@ class BetaMixture(nn.Module):
         return scaled
 
 
-def maximised(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fit_components(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, α and β of both components, float64 (2,) each, after ten rounds of expectation maximisation by weighted
     moments, for values float64 (n,) inside (0, 1)."""
     weight = torch.full((2,), 0.5, dtype=torch.float64, device=values.device)
@@ -58,7 +58,7 @@ def maximised(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.tensor(column, dtype=torch.float64, device=values.device) for column in zip(*START, strict=True)
     )
     for _ in range(ITERATIONS):
-        shares = expected(values, weight, alpha, beta).clamp_min(1e-12)
+        shares = responsibilities(values, weight, alpha, beta).clamp_min(1e-12)
         total = shares.sum(dim=1)
         mean = (shares * values).sum(dim=1) / total
         variance = (shares * (values - mean[:, None]).square()).sum(dim=1) / total
@@ -69,14 +69,14 @@ def maximised(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weight, alpha, beta
 
 
-def expected(values: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def responsibilities(values: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Each component's share of every value: (2, n), columns sum to 1."""
     norm = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
     inside, outside = (alpha - 1)[:, None] * values.log(), (beta - 1)[:, None] * (-values).log1p()
     return ((weight.log() - norm)[:, None] + inside + outside).softmax(dim=0)
 
 
-def never_falling(posterior: Tensor) -> Tensor:
+def hold_maximum(posterior: Tensor) -> Tensor:
     """The table (n,) with its maximum held to the right of where it is reached: the largest losses stay suspicious."""
     places = torch.arange(len(posterior), device=posterior.device)
     return torch.where(places >= posterior.argmax(), posterior.max(), posterior)

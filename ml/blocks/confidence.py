@@ -19,7 +19,7 @@ VIEWS = 2  # whose mean answer decides
 log = logging.getLogger(__name__)
 
 
-class Confident(nn.Module):
+class ConfidentSamples(nn.Module):
     """The images whose given label their network predicts; all of them until `select` is first called."""
 
     labels: Tensor
@@ -38,9 +38,9 @@ class Confident(nn.Module):
         """Choose anew, by the mean softmax of two augmented views in eval mode; the classes' shares are logged."""
         answers = lab.score(lambda images: network(images).float().softmax(dim=1), views=VIEWS)
         chosen = answers.argmax(dim=1) == self.labels
-        self.mask.copy_(fed(chosen, self.mask, self.labels, len(self.class_weights)))
+        self.mask.copy_(fill_empty_classes(chosen, self.mask, self.labels, len(self.class_weights)))
         counts = self._counts(self.mask)
-        self.class_weights.copy_(weights(counts, self.cap))
+        self.class_weights.copy_(balancing_weights(counts, self.cap))
         kept = counts - self._counts(self.mask & chosen)
         log.info("epoch %d: confident images by class %s", lab.epoch, [int(count) for count in counts.tolist()])
         if bool(kept.any()):
@@ -51,7 +51,7 @@ class Confident(nn.Module):
         return losses.one_hot(self.labels[mask], len(self.class_weights)).sum(dim=0)
 
 
-def fed(chosen: Tensor, before: Tensor, labels: Tensor, classes: int) -> Tensor:
+def fill_empty_classes(chosen: Tensor, before: Tensor, labels: Tensor, classes: int) -> Tensor:
     """`chosen` bool (N,), and of every class of which nothing is chosen the images of `before`.
 
     A class without images is forgotten within an epoch and then never chosen again.
@@ -60,7 +60,7 @@ def fed(chosen: Tensor, before: Tensor, labels: Tensor, classes: int) -> Tensor:
     return chosen | (before & ~alive[labels])
 
 
-def weights(counts: Tensor, cap: float = math.inf) -> Tensor:
+def balancing_weights(counts: Tensor, cap: float = math.inf) -> Tensor:
     """Mean count over classes that have images, over each class's own (C,); 0 for one that has none, at most `cap`."""
     present = counts > 0
     mean = counts.sum() / present.sum().clamp_min(1)

@@ -72,18 +72,18 @@ class DeconfoundingParams(BaseModel):
     )
 
 
-class Core(nn.Module):
+class Deconfounder(nn.Module):
     """What both networks share: where the object is, what lies around it, and what lies around each class's objects."""
 
     def __init__(self, params: DeconfoundingParams, class_count: int, image_size: int) -> None:
         super().__init__()
         self.params = params
         self.localization = (
-            localization.Localization(image_size, params.centre, params.sigma, params.sigma_fraction)
+            localization.LocalizationModule(image_size, params.centre, params.sigma, params.sigma_fraction)
             if params.lm == "learned"
             else None
         )
-        self.bank = background.BackgroundBank(class_count, image_size, params.bank_kept)
+        self.bank = background.ClassBackgroundAverage(class_count, image_size, params.bank_kept)
         self.unit = background.UnitRange()
         self._split_of: dict[int, tuple[Tensor, Tensor, background.Split]] = {}  # of this step's images, by identity
 
@@ -127,7 +127,7 @@ class Core(nn.Module):
     def label_free_loss(self, images: Tensor) -> Tensor | None:
         """What alone trains the localization module if nothing that uses labels may."""
         if self.params.localization == "label_free" and self.localization is not None:
-            return localization.homogeneity(images, self.split(images)[0])
+            return localization.homogeneity_loss(images, self.split(images)[0])
         return None
 
     def _mask(self, images: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Core(nn.Module):
         return localization.gaussian_mask(gaussians, images.shape[2], images.shape[3])
 
 
-class Record(NamedTuple):
+class Activations(NamedTuple):
     """One forward pass of a branch."""
 
     images: Tensor
@@ -162,7 +162,7 @@ class Gates(nn.Module):
         nn.init.zeros_(self.own.weight)
         nn.init.zeros_(self.own.bias)
 
-    def forward(self, one: Record, two: Record, *, detached: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, one: Activations, two: Activations, *, detached: bool = False) -> tuple[Tensor, Tensor]:
         """o_1 and o_2 (B, C), in f32; `detached` lets only the gates learn from them."""
         seen = torch.cat([one.features, two.features], dim=1).float()
         l1, l2 = one.logits.float(), two.logits.float()
@@ -173,11 +173,11 @@ class Gates(nn.Module):
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
 
 
-class Tape:
+class ActivationRecorder:
     """What a branch computes while somebody listens."""
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[Activations] = []
         self._heard = False
 
     @contextmanager
@@ -188,22 +188,22 @@ class Tape:
         finally:
             self.records, self._heard = [], False
 
-    def note(self, record: Record) -> None:
+    def note(self, record: Activations) -> None:
         if self._heard:
             self.records.append(record)
 
 
-class Branch(chain.Chain):
+class DebiasedBranch(chain.Chain):
     """g1 or g2: a network of the user's choice, which sees what `shown` makes of an image."""
 
-    def __init__(self, network: chain.Chain, shown: Callable[[Tensor], Tensor], tape: Tape) -> None:
+    def __init__(self, network: chain.Chain, shown: Callable[[Tensor], Tensor], tape: ActivationRecorder) -> None:
         super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
         self.shown = shown
 
-        def note(record: Record) -> None:  # a function, not the tape's method: a copy of the branch shares the tape
+        def note(record: Activations) -> None:  # no bound method: a copy of the branch shares the recorder
             tape.note(record)
 
-        self.note: Callable[[Record], None] = note
+        self.note: Callable[[Activations], None] = note
 
     def features(self, images: Tensor) -> Tensor:
         """Of what the branch is shown of the images: (B, D)."""
@@ -212,17 +212,17 @@ class Branch(chain.Chain):
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
         logits: Tensor = self.classifier(features)
-        self.note(Record(images, features, logits))
+        self.note(Activations(images, features, logits))
         return logits
 
 
-def branches(host: nn.Module) -> list[Branch]:
+def find_branches(host: nn.Module) -> list[DebiasedBranch]:
     """Those that a host trains, copies it made of them among them."""
-    return [module for module in host.modules() if isinstance(module, Branch)]
+    return [module for module in host.modules() if isinstance(module, DebiasedBranch)]
 
 
-def branch(network: chain.Chain, core: Core, tape: Tape, second: bool) -> Branch:
+def make_branch(network: chain.Chain, core: Deconfounder, tape: ActivationRecorder, second: bool) -> DebiasedBranch:
     """A network made to read what `core` shows it. `core` and `tape` are shared by every copy a host makes of it."""
     if core.params.fusion == "concat":
         chain.widen_stem(network, 6)
-    return Branch(network, lambda images: core.shown(images, second), tape)
+    return DebiasedBranch(network, lambda images: core.shown(images, second), tape)

@@ -33,11 +33,11 @@ class EarlyLearningParams(BaseModel):
     )
 
 
-def clipped(logits: Tensor) -> Tensor:
+def clipped_softmax(logits: Tensor) -> Tensor:
     """softmax(logits) within [1e-4, 1 - 1e-4]; rows need not sum to 1."""
     return logits.float().softmax(dim=1).clamp(LEAST, 1 - LEAST)
 
 
-def regularizer(probabilities: Tensor, targets: Tensor) -> Tensor:
+def regularization(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Mean log(1 - ⟨t, p⟩) over the batch (Eq. 6): a scalar below 0, the lower the more p is what t was."""
     return torch.log1p(-(targets * probabilities).sum(dim=1)).mean()

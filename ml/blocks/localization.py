@@ -19,7 +19,7 @@ CENTRAL_SHARE = 24 / 32  # the fixed mask of the paper's Table 4, "w/o LM"
 TINY = 1e-6
 
 
-class Localization(nn.Module):
+class LocalizationModule(nn.Module):
     """An image -> centre and sigma of its object. Starts with the mask in the middle."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Localization(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             maps = self.trunk(images.float())
             if self.soft_argmax:
-                centre_x, centre_y = expected_position(self.heat(maps), self.image_size)
+                centre_x, centre_y = soft_argmax(self.heat(maps), self.image_size)
                 size = self.last(maps.mean(dim=(2, 3)))[:, 0]
             else:
                 shift_x, shift_y, size = self.last(maps.flatten(1)).unbind(dim=1)
@@ -74,7 +74,7 @@ def _layer(inputs: int, outputs: int, stride: int, dilation: int = 1) -> tuple[n
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
-def expected_position(heat: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+def soft_argmax(heat: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
     """Soft-argmax of heat maps (B, 1, h, w): the mean position under their softmax, x and y (B,) in image pixels."""
     height, width = heat.shape[-2:]
     weight = heat.flatten(1).softmax(dim=1).view(-1, height, width)
@@ -103,7 +103,7 @@ def central_mask(images: Tensor) -> Tensor:
     return mask
 
 
-def homogeneity(images: Tensor, mask: Tensor) -> Tensor:
+def homogeneity_loss(images: Tensor, mask: Tensor) -> Tensor:
     """The label-free objective: variance of what lies outside the mask over the image's variance, a scalar.
 
     It is small where the mask covers whatever differs from an even background; no label can pull it anywhere.

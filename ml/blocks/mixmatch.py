@@ -16,17 +16,17 @@ from torch.nn import functional
 from ml.blocks import losses
 
 
-def average(logits: Sequence[Tensor]) -> Tensor:
+def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Mean of the softmax over views and networks, each (B, C): rows sum to 1 (DivideMix Eq. 5, Alg. 1 line 15)."""
     return torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
 
 
-def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
+def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
     """p^(1/T) / Σ_c p_c^(1/T), (B, C) (DivideMix Eq. 4): T = 1 changes nothing, T -> 0 leaves the largest alone."""
     return (probabilities.log() / temperature).softmax(dim=1)
 
 
-def co_refined(labels: Tensor, clean_probability: Tensor, own: Tensor) -> Tensor:
+def co_refine(labels: Tensor, clean_probability: Tensor, own: Tensor) -> Tensor:
     """w · Y + (1 - w) · p (DivideMix Eq. 3): given labels int64 (B,), w (B,) in [0, 1], own average (B, C)."""
     given = losses.one_hot(labels, own.shape[1]).to(own.dtype)
     return torch.lerp(own, given, clean_probability[:, None])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def ratio(alpha: float, generator: torch.Generator) -> Tensor:
+def draw_lambda(alpha: float, generator: torch.Generator) -> Tensor:
     """λ ~ Beta(alpha, alpha), a float32 scalar on the generator's device; for one batch there is one λ.
 
     Bailey's polar form of Student's t (Mathematics of Computation 62, 1994), mapped to the unit interval: exact for
@@ -25,12 +25,12 @@ def ratio(alpha: float, generator: torch.Generator) -> Tensor:
     return (0.5 + 0.5 * off_centre).float()
 
 
-def folded(share: Tensor) -> Tensor:
+def fold_lambda(share: Tensor) -> Tensor:
     """λ' = max(λ, 1 - λ): every mixture stays nearer to its own row (MixMatch Eq. 9, DivideMix Eq. 6)."""
     return torch.maximum(share, 1 - share)
 
 
-def numbered(groups: Sequence[Tensor]) -> Tensor:
+def row_ids(groups: Sequence[Tensor]) -> Tensor:
     """Rows of several groups, one group behind the other, each by its samples' numbers int64 (r,): as int64 (R,).
 
     A sample has another number in every group, be that another view of it or another pool.
@@ -38,7 +38,7 @@ def numbered(groups: Sequence[Tensor]) -> Tensor:
     return torch.cat([len(groups) * group + place for place, group in enumerate(groups)])
 
 
-def partners_of(index: Tensor, generator: torch.Generator) -> Tensor:
+def draw_partners(index: Tensor, generator: torch.Generator) -> Tensor:
     """A random permutation int64 (R,) on the generator's device: whom each row is mixed with.
 
     Drawn for the rows' numbers int64 (R,) and not for their places: in another order each is mixed with the same one.
@@ -49,12 +49,12 @@ def partners_of(index: Tensor, generator: torch.Generator) -> Tensor:
     return partner
 
 
-def nearest(share: Tensor, partner: Tensor) -> Tensor:
+def dominant_rows(share: Tensor, partner: Tensor) -> Tensor:
     """int64 (R,): of which mixture each row is the larger part."""
     own = torch.arange(len(partner), device=partner.device)
     return torch.where(share >= 0.5, own, partner.argsort())
 
 
-def mixed(rows: Tensor, share: Tensor, partner: Tensor) -> Tensor:
+def mix(rows: Tensor, share: Tensor, partner: Tensor) -> Tensor:
     """share · row + (1 - share) · its partner: (R, ...) -> (R, ...)."""
     return rows[partner].lerp_(rows, share.to(rows.dtype))

@@ -49,7 +49,7 @@ class AgreementParams(BaseModel):
     )
 
 
-def weight(params: AgreementParams, epoch: int, epochs: int) -> float:
+def agreement_weight(params: AgreementParams, epoch: int, epochs: int) -> float:
     """The weight of the agreement term in one epoch (counted from 0): the same in all its steps."""
     if params.agreement == "off":
         return 0.0
@@ -60,12 +60,12 @@ def weight(params: AgreementParams, epoch: int, epochs: int) -> float:
     return params.agreement_weight * min(1.0, max(0.0, (epoch + 1 - start) / max(length, 1)))
 
 
-def agreement(direction: str, first: Tensor, second: Tensor) -> Tensor:
+def agreement_loss(direction: str, first: Tensor, second: Tensor) -> Tensor:
     """The unweighted agreement term of two logits (B, C): a scalar, `one_way` without gradient into `second`."""
     return losses.symmetric_kl(first, second.detach() if direction == "one_way" else second)
 
 
-class Brake(nn.Module):
+class AgreementDamping(nn.Module):
     """Halves an exchange that begins badly: with gradients that have to be clipped.
 
     Pulling networks together right after their layers were renewed has collapsed trainings, in which most steps were

@@ -49,7 +49,7 @@ class OverparameterizationParams(BaseModel):
     )
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """Of one batch."""
 
     cross_entropy: Tensor  # scalar; gradients reach the network and u
@@ -65,9 +65,9 @@ class SampleVariables(nn.Module):
         self.u = nn.Parameter(torch.empty(samples, 1).normal_(std=SMALL))
         self.v = nn.Parameter(torch.empty(samples, classes).normal_(std=SMALL))
 
-    def terms(self, logits: Tensor, labels: Tensor, index: Tensor, *, detach_u: bool = False) -> Terms:
+    def loss_terms(self, logits: Tensor, labels: Tensor, index: Tensor, *, detach_u: bool = False) -> LossTerms:
         """Of the samples int64 (B,), from their logits (B, C) and given labels int64 (B,)."""
-        return terms(logits, labels, self.u[index], self.v[index], detach_u=detach_u)
+        return loss_terms(logits, labels, self.u[index], self.v[index], detach_u=detach_u)
 
     def sgd(self, params: OverparameterizationParams) -> torch.optim.Optimizer:
         """Plain gradient descent, without momentum and weight decay."""
@@ -87,7 +87,7 @@ class SampleVariables(nn.Module):
 P = TypeVar("P", bound=OverparameterizationParams)
 
 
-class Overparameterized(single_network.SingleNetworkMethod[P]):
+class OverparameterizedMethod(single_network.SingleNetworkMethod[P]):
     """One network, and u and v of every sample."""
 
     def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -99,16 +99,16 @@ class Overparameterized(single_network.SingleNetworkMethod[P]):
         own = self.variables.sgd(self.params)
         return Optimizers((training.sgd(self.network.parameters()), own), training.factor, constant_rate=(own,))
 
-    def explained(self, logits: Tensor, batch: Batch) -> Terms:
+    def explained(self, logits: Tensor, batch: Batch) -> LossTerms:
         """Both terms of a batch's logits (B, C), with what its samples' variables explain."""
-        return self.variables.terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+        return self.variables.loss_terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
 
     def undo_mean(self, batch: Batch) -> None:
         """Before a step: see `SampleVariables.undo_mean`."""
         self.variables.undo_mean(len(batch.index))
 
 
-def terms(logits: Tensor, labels: Tensor, u: Tensor, v: Tensor, *, detach_u: bool = False) -> Terms:
+def loss_terms(logits: Tensor, labels: Tensor, u: Tensor, v: Tensor, *, detach_u: bool = False) -> LossTerms:
     """L_CE and L_MSE (Eq. 5, 6) of a batch whose samples have u (B, 1) and v (B, C)."""
     given = losses.one_hot(labels, logits.shape[1])
     added, taken = (u.square() * given).clamp(0, 1), (v.square() * (1 - given)).clamp(0, 1)
@@ -117,9 +117,9 @@ def terms(logits: Tensor, labels: Tensor, u: Tensor, v: Tensor, *, detach_u: boo
     cross_entropy = -(given * probabilities.log()).sum(dim=1).mean()
     answered = losses.one_hot(logits.argmax(dim=1), logits.shape[1])
     error = answered + (added.detach() if detach_u else added) - taken - given
-    return Terms(cross_entropy, error.square().sum(dim=1).mean(), probabilities)
+    return LossTerms(cross_entropy, error.square().sum(dim=1).mean(), probabilities)
 
 
-def balance(probabilities: Tensor) -> Tensor:
+def class_balance_loss(probabilities: Tensor) -> Tensor:
     """H(uniform, batch mean of probabilities (B, C)): a scalar, smallest where all classes come equally often."""
     return -probabilities.mean(dim=0).clamp_min(LEAST).log().mean()

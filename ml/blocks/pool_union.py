@@ -13,18 +13,18 @@ from torch import Tensor
 from ml.method import Pass
 
 
-def shared(one: Sequence[Pass], two: Sequence[Pass]) -> Sequence[Pass]:
+def unite_passes(one: Sequence[Pass], two: Sequence[Pass]) -> Sequence[Pass]:
     """Pass by pass: a sample is labelled if either half trusts it, unlabelled if neither does."""
-    return [either(*pair) for pair in zip(one, two, strict=True)]
+    return [unite(*pair) for pair in zip(one, two, strict=True)]
 
 
-def either(one: Pass, two: Pass) -> Pass:
+def unite(one: Pass, two: Pass) -> Pass:
     """As many labelled images in all as the one that shows more, so that repetitions stay what they are."""
     given = [positions(one_pass.pool) for one_pass in (one, two)]
     pool, longest = _joined(given), max(map(len, given))
     besides = [positions(one_pass.unlabelled) for one_pass in (one, two) if one_pass.unlabelled is not None]
     unlabelled = _without(_joined(besides), pool) if besides else None
-    shown = repeated(pool, longest) if len(pool) < longest else pool
+    shown = repeat_to(pool, longest) if len(pool) < longest else pool
     return Pass(shown, unlabelled, min(one.share, two.share))
 
 
@@ -33,7 +33,7 @@ def positions(pool: Tensor) -> Tensor:
     return pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
 
 
-def repeated(pool: Tensor, count: int) -> Tensor:
+def repeat_to(pool: Tensor, count: int) -> Tensor:
     """Positions int64 (n,) shown `count` times in all, each as often as every other, give or take one: (count,)."""
     return pool[torch.arange(count, device=pool.device) * len(pool) // count]
 

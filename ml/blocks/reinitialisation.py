@@ -14,13 +14,13 @@ from ml.blocks import optimizers as owners
 from ml.blocks import schedules
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 
-PARTS = ("body", "last_stage", "classifier")  # of every network, in their order; together all its parameters
-TAIL = PARTS[1:]
+NETWORK_PARTS = ("body", "last_stage", "classifier")  # of every network, in their order; together all its parameters
+LATER_PARTS = NETWORK_PARTS[1:]
 PUBLISHED_STEPS = 1755  # 5 epochs of 45 000 images in batches of 128: the shortest renewal of the paper
-LARGEST_RATE = 5e-3  # of Adam, on a new part
+MAX_LEARNING_RATE = 5e-3  # of Adam, on a new part
 
 
-def renew(network: Network, fresh: Network, parts: Sequence[str]) -> None:
+def reinitialise(network: Network, fresh: Network, parts: Sequence[str]) -> None:
     """Give the named parts the weights and statistics of another network of the same kind."""
     for part in parts:
         getattr(network, part).load_state_dict(getattr(fresh, part).state_dict())
@@ -28,25 +28,25 @@ def renew(network: Network, fresh: Network, parts: Sequence[str]) -> None:
 
 def train_only(network: Network, parts: Sequence[str]) -> None:
     """Let the named parts learn, and no others."""
-    for part in PARTS:
+    for part in NETWORK_PARTS:
         getattr(network, part).requires_grad_(part in parts)
 
 
-def parameters(network: Network, parts: Sequence[str]) -> Iterator[nn.Parameter]:
+def part_parameters(network: Network, parts: Sequence[str]) -> Iterator[nn.Parameter]:
     """Those of the named parts."""
     for part in parts:
         yield from getattr(network, part).parameters()
 
 
-def reaching(learning_rate: float, steps: int) -> float:
+def rescaled_learning_rate(learning_rate: float, steps: int) -> float:
     """A rate of Adam by which a new part comes as far in so many steps as by `learning_rate` in the published ones.
 
     Each step moves a weight by about the rate: in a short training 1e-4 would leave a new part as random as it began.
     """
-    return max(learning_rate, min(LARGEST_RATE, learning_rate * PUBLISHED_STEPS / max(steps, 1)))
+    return max(learning_rate, min(MAX_LEARNING_RATE, learning_rate * PUBLISHED_STEPS / max(steps, 1)))
 
 
-class Stages:
+class FreezeSchedule:
     """Stretches of one training, in each of which some parts of a network learn and the others rest.
 
     The spec's schedule counts through all of them.
@@ -62,7 +62,7 @@ class Stages:
     def sgd(self, begin: int, epochs: int, parts: Sequence[str]) -> Callable[[], Optimizers]:
         """The spec's SGD over the named parts, for so many epochs after the first `begin`."""
         factor = self._factor(begin, epochs)
-        return lambda: Optimizers((self.training.sgd(parameters(self.network, parts)),), factor)
+        return lambda: Optimizers((self.training.sgd(part_parameters(self.network, parts)),), factor)
 
     def refinement(
         self, begin: int, epochs: int, parts: Sequence[str], learning_rate: float, loss: Callable[[Batch], Tensor]
@@ -71,19 +71,19 @@ class Stages:
 
         The rate is `reaching(learning_rate)`; whatever else a wrapper trains along follows the schedule.
         """
-        rate = reaching(learning_rate, epochs * self.samples // self.training.batch_size)
+        rate = rescaled_learning_rate(learning_rate, epochs * self.samples // self.training.batch_size)
         factor = self._factor(begin, epochs)
 
         def enter(_: TrainContext) -> None:
-            renew(self.network, self.make(), parts)
+            reinitialise(self.network, self.make(), parts)
             train_only(self.network, parts)
 
         def optimizers() -> Optimizers:
-            adam = owners.adam(parameters(self.network, parts), rate)
+            adam = owners.adam(part_parameters(self.network, parts), rate)
             return Optimizers((adam,), factor, constant_rate=(adam,))
 
         return Phase(epochs, loss, optimizers, enter=enter, name=f"refine {parts[0].replace('_', ' ')}")
 
     def _factor(self, begin: int, epochs: int) -> Callable[[float], float]:
         training = self.training
-        return schedules.window(training.factor, begin / training.epochs, (begin + epochs) / training.epochs)
+        return schedules.part_of_schedule(training.factor, begin / training.epochs, (begin + epochs) / training.epochs)

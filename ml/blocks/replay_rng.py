@@ -20,7 +20,9 @@ Generators = Callable[[str], torch.Generator]
 SCORING = "scoring"  # the concern by which `TrainContext.score` draws its views
 
 
-def twice(generators: Generators, first: Callable[[Generators], T], second: Callable[[Generators], T]) -> tuple[T, T]:
+def run_with_same_draws(
+    generators: Generators, first: Callable[[Generators], T], second: Callable[[Generators], T]
+) -> tuple[T, T]:
     """Both results; every generator the first asked for is set back before the second begins."""
     before: dict[str, tuple[torch.Generator, Tensor]] = {}
 
@@ -35,9 +37,11 @@ def twice(generators: Generators, first: Callable[[Generators], T], second: Call
     return one, second(generators)
 
 
-def twice_in(lab: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]) -> None:
+def run_hooks_with_same_draws(
+    lab: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]
+) -> None:
     """The same for what hosts do when a phase or an epoch begins."""
-    twice(lab.generator, lambda g: first(_WatchedLab(lab, g)), lambda g: second(_WatchedLab(lab, g)))
+    run_with_same_draws(lab.generator, lambda g: first(_WatchedLab(lab, g)), lambda g: second(_WatchedLab(lab, g)))
 
 
 class _WatchedLab:

@@ -20,7 +20,7 @@ from ml.method import Batch, Network, Optimizers, Phase, TrainHyperparameters
 SMALLEST = 1e-8  # added to probabilities under a logarithm, as released
 
 
-class Sieve(nn.Module):
+class SampleSelection(nn.Module):
     """Which labels the last epoch kept, and how often each class is among them."""
 
     labels: Tensor
@@ -42,7 +42,7 @@ class Sieve(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, index: Tensor, beta: float, *, sieving: bool) -> Tensor:
         """Mean regularised loss of the batch, of the labels kept where `sieving`: a scalar, 0 where none is."""
-        regularised, value = separated(logits, labels, beta, self.prior)
+        regularised, value = regularised_losses(logits, labels, beta, self.prior)
         if not sieving:
             return regularised.mean()
         kept = value <= 0
@@ -50,22 +50,22 @@ class Sieve(nn.Module):
         return (regularised * kept).sum() / kept.sum().clamp_min(1)
 
 
-def separated(logits: Tensor, labels: Tensor, beta: float, prior: Tensor) -> tuple[Tensor, Tensor]:
+def regularised_losses(logits: Tensor, labels: Tensor, beta: float, prior: Tensor) -> tuple[Tensor, Tensor]:
     """ℓ = CE - β Σ_c q_c (-log p_c) and the sieve's d = CE - mean_c(-log p_c) without gradient, (B,) each."""
     plain = losses.cross_entropies(logits, labels)
     others = -(logits.float().softmax(dim=1) + SMALLEST).log()
     return plain - beta * (others * prior).sum(dim=1), (plain - others.mean(dim=1)).detach()
 
 
-def beta(epoch: int, begin: int, length: int, largest: float) -> float:
+def regulariser_weight(epoch: int, begin: int, length: int, largest: float) -> float:
     """β_t: 0 before epoch `begin`, from there up to `largest` in equal steps over `length` epochs, both ends among
     them; then `largest`."""
-    return 0.0 if epoch < begin else largest * schedules.ramp(epoch - begin, length - 1)
+    return 0.0 if epoch < begin else largest * schedules.linear_ramp(epoch - begin, length - 1)
 
 
-def sieving(
+def selection_phase(
     network: Network,
-    chosen: Sieve,
+    chosen: SampleSelection,
     training: TrainHyperparameters,
     *,
     epochs: int,
@@ -83,7 +83,7 @@ def sieving(
     """
 
     def weight(epoch: int) -> float:
-        return beta(epoch, begin, growth, largest)
+        return regulariser_weight(epoch, begin, growth, largest)
 
     def loss(batch: Batch) -> Tensor:
         logits = network(batch.images)

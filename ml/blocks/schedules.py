@@ -35,17 +35,17 @@ def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: floa
     raise ValueError(f"no schedule is called {name!r}")
 
 
-def ramp(elapsed: float, length: float) -> float:
+def linear_ramp(elapsed: float, length: float) -> float:
     """From 0 up to 1 over `length`, linearly; 1 at once where there is no length."""
     return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))
 
 
 def gaussian_ramp(elapsed: float, length: float) -> float:
     """exp(-5 (1 - x)²) with x = elapsed / length up to 1: from 0.007 to 1, as Laine and Aila (ICLR 2017) do."""
-    return math.exp(-5.0 * (1.0 - ramp(elapsed, length)) ** 2)
+    return math.exp(-5.0 * (1.0 - linear_ramp(elapsed, length)) ** 2)
 
 
-def window(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
+def part_of_schedule(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
     """The stretch of a schedule between two shares of the training, as a schedule of its own.
 
     With it a phase that has its own optimisers goes on where the phase before it stood.
@@ -53,7 +53,7 @@ def window(factor: Callable[[float], float], begin: float, end: float) -> Callab
     return lambda progress: factor(begin + progress * (end - begin))
 
 
-def lengths(epochs: int, shares: Sequence[float]) -> list[int]:
+def phase_lengths(epochs: int, shares: Sequence[float]) -> list[int]:
     """Epochs of consecutive phases by their shares, and what is left for the last one, which has no share: (len + 1).
 
     A phase with a share has an epoch at least, the last one too; too few epochs are taken from the longest phase, from

@@ -20,11 +20,11 @@ def forget_rate(epoch: int, full: float, gradual: int) -> float:
     return full * min(1.0, epoch / max(gradual - 1, 1))
 
 
-def kept(rate: float, size: int) -> int:
+def kept_count(rate: float, size: int) -> int:
     """⌊(1 - rate) · size⌋, at least 1: how many of a batch are learned from."""
     return max(1, math.floor((1.0 - rate) * size + ROUNDING))
 
 
-def smallest(losses: Tensor, rate: float) -> Tensor:
+def smallest_losses(losses: Tensor, rate: float) -> Tensor:
     """Positions int64 (k,) of the losses (B,) that remain once a share `rate` of the largest is set aside."""
-    return losses.detach().topk(kept(rate, len(losses)), largest=False).indices
+    return losses.detach().topk(kept_count(rate, len(losses)), largest=False).indices

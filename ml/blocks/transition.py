@@ -59,7 +59,7 @@ class TransitionParams(BaseModel):
         return rows
 
 
-def matrix(rows: Rows | None, classes: int) -> Tensor:
+def known_matrix(rows: Rows | None, classes: int) -> Tensor:
     """A known T, f32 (C, C), or the identity; UnusableData if it is of another number of classes."""
     if rows is None:
         return torch.eye(classes)
@@ -70,7 +70,7 @@ def matrix(rows: Rows | None, classes: int) -> Tensor:
     return _normalised(torch.tensor(rows, dtype=torch.float64)).float()
 
 
-def estimated(probabilities: Tensor, quantile: float = 1.0) -> Tensor:
+def estimate_matrix(probabilities: Tensor, quantile: float = 1.0) -> Tensor:
     """T by anchor points, f32 (C, C), from the softmax of a network that has learned the given labels, (N, C).
 
     Row i is the answer to the image that is likeliest of class i, once those at or above the `quantile` of that
@@ -89,7 +89,7 @@ def forward_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) ->
     return -(log_p + _towards(labels, transition).clamp_min(LEAST).log()).logsumexp(dim=1).mean()
 
 
-def importance(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
+def importance_weights(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
     """β = p_y / (Tᵀp)_y of every sample, (B,): how much likelier its label is among clean ones than among given ones.
 
     Differentiable in both. T may hold a learned slack: its entries count from 0 up, so that β stays below 1 / T_yy.

@@ -73,7 +73,7 @@ def keep_critical(parameters: Iterable[nn.Parameter], noise_rate: float) -> None
     scored = [(p, p.grad) for p in parameters if p.dim() in (2, 4) and p.grad is not None]
     scores = [(parameter * gradient).abs() for parameter, gradient in scored]
     together = torch.cat([each.flatten() for each in scores])
-    dropped = len(together) - small_loss.kept(noise_rate, len(together))
+    dropped = len(together) - small_loss.kept_count(noise_rate, len(together))
     threshold = together.topk(dropped + 1, largest=False, sorted=False).values.max()
     for (_, gradient), score in zip(scored, scores, strict=True):
         gradient.mul_((score >= threshold) * (1.0 - noise_rate))

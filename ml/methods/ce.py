@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ml import method
-from ml.blocks import losses, mutual_learning, peers
+from ml.blocks import losses, mutual_learning, two_networks
 from ml.methods import About
 
 ABOUT: About = {
@@ -55,11 +55,11 @@ class Method(method.Method):
 
         def loss(batch: method.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
-            batch.record_logits(peers.mean(logits))
+            batch.record_logits(two_networks.mean_probability_logits(logits))
             total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
-            weight = mutual_learning.weight(self.params, batch.epoch, training.epochs)
+            weight = mutual_learning.agreement_weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:
-                total = total + weight * mutual_learning.agreement(self.params.agreement, logits[0], logits[1])
+                total = total + weight * mutual_learning.agreement_loss(self.params.agreement, logits[0], logits[1])
             return total
 
         def optimizers() -> method.Optimizers:
@@ -73,4 +73,4 @@ class Method(method.Method):
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`answer` alone, or `g1`, `g2` and their `mean`, which is the answer."""
-        return peers.heads([network(images).float() for network in self.networks])
+        return two_networks.mean_probability_heads([network(images).float() for network in self.networks])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ml.blocks import losses, peers, small_loss
+from ml.blocks import losses, small_loss, two_networks
 from ml.methods import About
 
 ABOUT: About = {
@@ -39,11 +39,11 @@ ABOUT: About = {
 }
 
 
-class Params(peers.SelectionParams):
+class Params(two_networks.SmallLossParams):
     """Settings of Co-teaching."""
 
 
-class Method(peers.Pair[Params]):
+class Method(two_networks.TwoNetworkMethod[Params]):
     """Algorithm 1."""
 
     def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
@@ -53,4 +53,4 @@ class Method(peers.Pair[Params]):
 
 def crossed(one: Tensor, two: Tensor, rate: float) -> Tensor:
     """Each network's losses (B,) over what the other one's smallest say is plausible: the sum of two means."""
-    return one[small_loss.smallest(two, rate)].mean() + two[small_loss.smallest(one, rate)].mean()
+    return one[small_loss.smallest_losses(two, rate)].mean() + two[small_loss.smallest_losses(one, rate)].mean()

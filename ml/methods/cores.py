@@ -52,14 +52,14 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.sieve = sample_selection.Sieve(labels, self.network.class_count)
+        self.sieve = sample_selection.SampleSelection(labels, self.network.class_count)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase; what changes with its epochs are the regulariser and the sieve."""
         p = self.params
         begin, growth, since = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))
         return [
-            sample_selection.sieving(
+            sample_selection.selection_phase(
                 self.network,
                 self.sieve,
                 training,

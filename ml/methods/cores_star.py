@@ -75,13 +75,13 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.sieve = sample_selection.Sieve(labels, self.network.class_count)
+        self.sieve = sample_selection.SampleSelection(labels, self.network.class_count)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Stage 1 sieves at least in its last epoch, if it has two."""
         p = self.params
-        first, rest = schedules.lengths(training.epochs, (p.sieve,))
-        forming = sample_selection.sieving(
+        first, rest = schedules.phase_lengths(training.epochs, (p.sieve,))
+        forming = sample_selection.selection_phase(
             self.network,
             self.sieve,
             training,
@@ -96,7 +96,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
         def factor(progress: float) -> float:
             if progress < p.ramp:
-                return max(LOWEST, schedules.ramp(progress, p.ramp))
+                return max(LOWEST, schedules.linear_ramp(progress, p.ramp))
             return training.factor((progress - p.ramp) / max(1.0 - p.ramp, 1e-9))
 
         def optimizers() -> Optimizers:
@@ -117,7 +117,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return [forming, consistent]
 
     def _begin_anew(self, _: TrainContext) -> None:
-        reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
+        reinitialisation.reinitialise(self.network, self.make(), reinitialisation.NETWORK_PARTS)
 
     def _passes(self) -> Sequence[Pass]:
         kept = self.sieve.kept

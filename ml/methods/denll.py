@@ -103,8 +103,8 @@ class Method(method.Method):
         super().__init__(params, labels, network)
         self.params = params
         unused = [cast(chain.Chain, network())]  # the first also tells the shapes
-        self.core = deconfounding.Core(params, unused[0].class_count, unused[0].image_size)
-        self.tapes = (deconfounding.Tape(), deconfounding.Tape())
+        self.core = deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
+        self.tapes = (deconfounding.ActivationRecorder(), deconfounding.ActivationRecorder())
         host = methods.load(params.host)
         settings = host.Params.model_validate(params.host_params)
         width = 0
@@ -114,14 +114,14 @@ class Method(method.Method):
             def fresh(second: bool = second) -> Network:
                 nonlocal width
                 plain = unused.pop() if unused else cast(chain.Chain, network())
-                member = deconfounding.branch(plain, self.core, self.tapes[second], second)
+                member = deconfounding.make_branch(plain, self.core, self.tapes[second], second)
                 width = member.feature_count
                 return member
 
             made.append(host.Method(settings, labels, fresh))
         self.host1, self.host2 = made
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
-        self.brake = mutual_learning.Brake()
+        self.brake = mutual_learning.AgreementDamping()
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
@@ -132,7 +132,7 @@ class Method(method.Method):
 
         def strength(epoch: int) -> float:
             waited = epoch - last_begins
-            return 0.0 if waited < 0 else mutual_learning.weight(self.params, waited, epochs - last_begins)
+            return 0.0 if waited < 0 else mutual_learning.agreement_weight(self.params, waited, epochs - last_begins)
 
         begun = next((epoch for epoch in range(epochs) if strength(epoch) > 0.0), epochs) if last_begins else None
         return [self._paired(first, second, training, strength, begun) for first, second in pairs]
@@ -151,7 +151,7 @@ class Method(method.Method):
             """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
             one_way = self.params.agreement == "one_way"
             unrecorded = batch.without_recording()
-            own, other = replay_rng.twice(
+            own, other = replay_rng.run_with_same_draws(
                 batch.generator,
                 lambda generator: one(replace(unrecorded if one_way else batch, generator=generator)),
                 lambda generator: two(replace(batch if one_way else unrecorded, generator=generator)),
@@ -177,7 +177,7 @@ class Method(method.Method):
         def begin_epoch(lab: TrainContext) -> None:
             if begun is not None and lab.epoch == begun + 1:
                 self.brake.decide()
-            replay_rng.twice_in(lab, first.begin_epoch, second.begin_epoch)
+            replay_rng.run_hooks_with_same_draws(lab, first.begin_epoch, second.begin_epoch)
 
         shown = [member.passes for member in (first, second) if member.passes is not None]
         builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
@@ -189,15 +189,15 @@ class Method(method.Method):
             after_step=each(first.after_step, second.after_step),
             enter=lambda lab: self._enter(lab, first, second),
             begin_epoch=begin_epoch,
-            passes=(lambda: pool_union.shared(*(show() for show in shown))) if shown else None,
+            passes=(lambda: pool_union.unite_passes(*(show() for show in shown))) if shown else None,
             clip=CLIP,
         )
 
     def _enter(self, lab: TrainContext, first: Phase, second: Phase) -> None:
         """Both hosts' own beginning, which DeNLL's own parts follow."""
-        members = deconfounding.branches(self)
+        members = deconfounding.find_branches(self)
         before = [member.classifier.weight.detach().clone() for member in members]
-        replay_rng.twice_in(lab, first.enter, second.enter)
+        replay_rng.run_hooks_with_same_draws(lab, first.enter, second.enter)
         after = [member.classifier.weight for member in members]
         if self.gates is not None:
             if not all(map(torch.equal, before, after)):
@@ -235,7 +235,7 @@ class Method(method.Method):
         for one, two in zip(self.tapes[0].records, self.tapes[1].records, strict=False):
             learned = one.logits.requires_grad and two.logits.requires_grad  # neither a host's guess nor its score
             if strength > 0.0 and learned:
-                term = mutual_learning.agreement(self.params.agreement, one.logits, two.logits)
+                term = mutual_learning.agreement_loss(self.params.agreement, one.logits, two.logits)
                 total = total + strength * self.brake.factor * term
                 if watched:
                     self.brake.watch(term)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ml import method
-from ml.blocks import losses, mixmatch, mixture, mixup, schedules
+from ml.blocks import gaussian_mixture, losses, mixmatch, mixup, schedules
 from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
@@ -126,7 +126,7 @@ class Method(method.Method):
             if batch.unlabelled is None:
                 return self._plain(batch)
             since = batch.progress * training.epochs - warm_up
-            ramp = schedules.ramp(since, self.params.ramp * training.epochs)
+            ramp = schedules.linear_ramp(since, self.params.ramp * training.epochs)
             return self._mixmatch(batch, batch.unlabelled, self.params.unlabelled_weight * ramp)
 
         every = torch.arange(len(self.labels))
@@ -166,10 +166,10 @@ class Method(method.Method):
         """Co-divide (Alg. 1, lines 4-5): both mixtures before either network trains."""
         answers = lab.score(lambda images: torch.stack([network(images) for network in self.networks], dim=1))
         for number in range(len(self.networks)):
-            scaled = mixture.scaled(losses.cross_entropies(answers[:, number], self.labels))
+            scaled = gaussian_mixture.scale_to_unit(losses.cross_entropies(answers[:, number], self.labels))
             self.losses[:, number] = torch.cat([self.losses[1:, number], scaled[None]])
             average = self.losses[:, number].nanmean(dim=0)
-            self.clean_probability[number] = mixture.clean_probability(average)
+            self.clean_probability[number] = gaussian_mixture.clean_probability(average)
 
     def _passes(self) -> Sequence[Pass]:
         """Each network trains on what the other one trusts (Alg. 1, lines 6-8)."""
@@ -191,12 +191,12 @@ class Method(method.Method):
         targets = self._targets(batch, unlabelled)
         images = torch.cat([*batch.views, *unlabelled.views])
         generator = batch.generator(MIXING)
-        share = mixup.folded(mixup.ratio(self.params.alpha, generator))
-        index = mixup.numbered([batch.index] * len(batch.views) + [unlabelled.index] * len(unlabelled.views))
-        partner = mixup.partners_of(index, generator)
-        logits = self.networks[batch.pass_index](mixup.mixed(images, share, partner))
+        share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
+        index = mixup.row_ids([batch.index] * len(batch.views) + [unlabelled.index] * len(unlabelled.views))
+        partner = mixup.draw_partners(index, generator)
+        logits = self.networks[batch.pass_index](mixup.mix(images, share, partner))
         labelled = len(batch.views) * len(batch.labels)
-        loss = mixmatch.loss(logits, mixup.mixed(targets, share, partner), labelled, weight)
+        loss = mixmatch.loss(logits, mixup.mix(targets, share, partner), labelled, weight)
         return loss + losses.prior_kl(logits)  # Eq. 11, with the paper's λ_r = 1
 
     @torch.no_grad()
@@ -214,11 +214,11 @@ class Method(method.Method):
         other.eval()
         guesses += other(torch.cat(unlabelled.views)).chunk(len(unlabelled.views))
         other.train()
-        guessed = mixmatch.average(guesses)
+        guessed = mixmatch.average_probabilities(guesses)
         trust = self._trust(batch.pass_index)[batch.index]
-        refined = mixmatch.co_refined(batch.labels, trust, mixmatch.average(seen))
+        refined = mixmatch.co_refine(batch.labels, trust, mixmatch.average_probabilities(seen))
         temperature = self.params.temperature
-        rows = [mixmatch.sharpened(each, temperature) for each in (refined, guessed)]
+        rows = [mixmatch.sharpen(each, temperature) for each in (refined, guessed)]
         return torch.cat([rows[0].repeat(len(batch.views), 1), rows[1].repeat(len(unlabelled.views), 1)])
 
     def logits(self, images: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Warm-up and the rest."""
-        first, rest = schedules.lengths(training.epochs, [self.params.warm_up])
+        first, rest = schedules.phase_lengths(training.epochs, [self.params.warm_up])
 
         def scheduled() -> Optimizers:
             return Optimizers((training.sgd(self.network.parameters()),), training.factor)

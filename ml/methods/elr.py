@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ml.blocks import early_learning, logit_history, losses, single_network
+from ml.blocks import early_learning, losses, prediction_history, single_network
 from ml.method import Batch, Network, Phase, TrainHyperparameters
 from ml.methods import About
 
@@ -41,7 +41,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.memory = logit_history.Average(len(labels), self.network.class_count, params.target_kept)
+        self.memory = prediction_history.PredictionEma(len(labels), self.network.class_count, params.target_kept)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
@@ -50,7 +50,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _loss(self, batch: Batch) -> Tensor:
         logits = self.network(batch.images)
         batch.record_logits(logits)
-        p = early_learning.clipped(logits)
+        p = early_learning.clipped_softmax(logits)
         targets = self.memory.update(batch.index, p / p.sum(dim=1, keepdim=True))
-        held = early_learning.regularizer(p, targets)
+        held = early_learning.regularization(p, targets)
         return losses.cross_entropy(logits, batch.labels) + self.params.weight * held

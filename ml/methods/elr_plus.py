@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml import method
-from ml.blocks import averaging, balance, early_learning, logit_history, losses, mixup, schedules
+from ml.blocks import balanced_subset, early_learning, ema, losses, mixup, prediction_history, schedules
 from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
@@ -102,9 +102,9 @@ class Learner(nn.Module):
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__()
         self.network = network()
-        self.average = averaging.WeightAverage(network())
-        self.memory = logit_history.Average(len(labels), self.network.class_count, params.target_kept)
-        self.subset = balance.BalancedSubset(labels, params.epoch_images) if params.epoch_images else None
+        self.average = ema.WeightEma(network())
+        self.memory = prediction_history.PredictionEma(len(labels), self.network.class_count, params.target_kept)
+        self.subset = balanced_subset.BalancedSubset(labels, params.epoch_images) if params.epoch_images else None
 
 
 class Method(method.Method):
@@ -152,14 +152,14 @@ class Method(method.Method):
         remembered = learner.memory.update(batch.index, answers.float().softmax(dim=1))
 
         generator = batch.generator(MIXING)
-        share = mixup.folded(mixup.ratio(self.params.alpha, generator))
-        partner = mixup.partners_of(batch.index, generator)
-        logits = learner.network(mixup.mixed(batch.images, share, partner))
-        given = mixup.mixed(losses.one_hot(batch.labels, logits.shape[1]), share, partner)
-        targets = mixup.mixed(remembered, share, partner)
+        share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
+        partner = mixup.draw_partners(batch.index, generator)
+        logits = learner.network(mixup.mix(batch.images, share, partner))
+        given = mixup.mix(losses.one_hot(batch.labels, logits.shape[1]), share, partner)
+        targets = mixup.mix(remembered, share, partner)
         if self.params.refined:
             given = functional.normalize(given * targets, p=1.0, dim=1)
-        held = early_learning.regularizer(early_learning.clipped(logits), targets)
+        held = early_learning.regularization(early_learning.clipped_softmax(logits), targets)
         weight = self.params.weight
         if self.params.weight_ramp > 0.0:
             weight *= schedules.gaussian_ramp(batch.progress, self.params.weight_ramp)

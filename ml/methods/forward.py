@@ -62,7 +62,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
         self.kept = best_weights.BestWeights(self.network)
-        self.register_buffer("transition", transition.matrix(params.transition, self.network.class_count))
+        self.register_buffer("transition", transition.known_matrix(params.transition, self.network.class_count))
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Plain, then corrected; corrected alone where T is known."""
@@ -76,7 +76,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
         if self.params.transition is not None:
             return [Phase(training.epochs, self._corrected, optimizers, name="forward")]
-        first, second = schedules.lengths(training.epochs, [self.params.estimate])
+        first, second = schedules.phase_lengths(training.epochs, [self.params.estimate])
         return [
             Phase(first, self.plain, optimizers, begin_epoch=self._keep, name="estimate"),
             Phase(second, self._corrected, going_on, enter=self._estimate, name="forward"),
@@ -94,6 +94,6 @@ class Method(single_network.SingleNetworkMethod[Params]):
         self._keep(lab)
         self.kept.restore(self.network)
         answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))
-        self.transition.copy_(transition.estimated(answers, self.params.anchor_quantile))
+        self.transition.copy_(transition.estimate_matrix(answers, self.params.anchor_quantile))
         if self.params.restart:
             self.network.load_state_dict(self.make().state_dict())

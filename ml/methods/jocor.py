@@ -20,7 +20,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ml.blocks import losses, peers, small_loss
+from ml.blocks import losses, small_loss, two_networks
 from ml.methods import About
 
 ABOUT: About = {
@@ -44,7 +44,7 @@ ABOUT: About = {
 }
 
 
-class Params(peers.SelectionParams):
+class Params(two_networks.SmallLossParams):
     """Settings of JoCoR."""
 
     agreement: float = Field(
@@ -52,13 +52,13 @@ class Params(peers.SelectionParams):
     )
 
 
-class Method(peers.Pair[Params]):
+class Method(two_networks.TwoNetworkMethod[Params]):
     """Algorithm 1."""
 
     def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
         """The mean joint loss of what both find plausible."""
         each = joint(one, two, labels, self.params.agreement)
-        return each[small_loss.smallest(each, rate)].mean()
+        return each[small_loss.smallest_losses(each, rate)].mean()
 
 
 def joint(one: Tensor, two: Tensor, labels: Tensor, agreement: float) -> Tensor:

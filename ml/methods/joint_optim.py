@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ml.blocks import logit_history, losses, reinitialisation, schedules, single_network
+from ml.blocks import losses, prediction_history, reinitialisation, schedules, single_network
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
@@ -79,14 +79,14 @@ class Method(single_network.SingleNetworkMethod[Params]):
         super().__init__(params, labels, network)
         classes = self.network.class_count
         self.register_buffer("targets", losses.one_hot(labels, classes))  # (N, C)
-        self.answers = logit_history.Ring(len(labels), classes, params.averaged_epochs)
+        self.answers = prediction_history.PredictionHistory(len(labels), classes, params.averaged_epochs)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """Given labels, labels that follow the answers, a fresh network on the last of them."""
         p = self.params
         begin = min(p.begin, p.learning_labels)
         shares = (begin, p.learning_labels - begin)
-        given, learned, rest = schedules.lengths(training.epochs, shares)
+        given, learned, rest = schedules.phase_lengths(training.epochs, shares)
 
         def learning() -> Optimizers:
             return Optimizers((training.sgd(self.network.parameters()),), schedules.constant)
@@ -108,7 +108,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _begin_anew(self, lab: TrainContext) -> None:
         self._replace(lab)
-        reinitialisation.renew(self.network, self.make(), reinitialisation.PARTS)
+        reinitialisation.reinitialise(self.network, self.make(), reinitialisation.NETWORK_PARTS)
 
     def _learning(self, batch: Batch) -> Tensor:
         """Eq. 2; the answers that are remembered are those of the training views, by the batch's statistics."""

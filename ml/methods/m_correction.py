@@ -86,7 +86,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         """One optimizer and one schedule for all."""
         p = self.params
         guided = p.guided if p.variant == "soft" else 0.0
-        first, second, rest = schedules.lengths(training.epochs, (p.warm_up, guided))
+        first, second, rest = schedules.phase_lengths(training.epochs, (p.warm_up, guided))
         cold_after = max(1, round(p.cooling * training.epochs) - 1)
 
         def optimizers() -> Optimizers:
@@ -111,17 +111,17 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _mixed(self, batch: Batch) -> Tensor:
         """MixUp on given labels; they are ranked by the mixture nearest to each image."""
         share, partner = self._drawn(batch)
-        logits = self.network(mixup.mixed(batch.images, share, partner))
-        batch.record_logits(logits[mixup.nearest(share, partner)])
+        logits = self.network(mixup.mix(batch.images, share, partner))
+        batch.record_logits(logits[mixup.dominant_rows(share, partner)])
         given = losses.one_hot(batch.labels, self.network.class_count)
-        return losses.soft_cross_entropy(logits, mixup.mixed(given, share, partner))
+        return losses.soft_cross_entropy(logits, mixup.mix(given, share, partner))
 
     def _hard(self, batch: Batch) -> Tensor:
         """Dynamic hard bootstrapping with MixUp (Eq. 10)."""
         share, partner = self._drawn(batch)
         answers, doubt = self._asked(batch)
         targets = self._bootstrapped(batch, answers.argmax(dim=1), doubt)
-        return self._loss(mixup.mixed(batch.images, share, partner), mixup.mixed(targets, share, partner))
+        return self._loss(mixup.mix(batch.images, share, partner), mixup.mix(targets, share, partner))
 
     def _guided(self, batch: Batch, temperature: float | None = None) -> Tensor:
         """Images are mixed by their trust (Eq. 11). With a temperature, answers are soft and targets mixed half and
@@ -130,18 +130,18 @@ class Method(single_network.SingleNetworkMethod[Params]):
         answers, doubt = self._asked(batch)
         trust = 1.0 - doubt
         by_trust = (trust / (trust + trust[partner]))[:, None, None, None]
-        images = mixup.mixed(batch.images, by_trust, partner)
+        images = mixup.mix(batch.images, by_trust, partner)
         if temperature is None:
             targets = self._bootstrapped(batch, answers.argmax(dim=1), doubt)
         else:
             targets = self._bootstrapped(batch, (answers / temperature).softmax(dim=1), doubt)
             share = torch.full_like(share, 0.5)
-        return self._loss(images, mixup.mixed(targets, share, partner))
+        return self._loss(images, mixup.mix(targets, share, partner))
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """λ, one for the batch, and each image's partner."""
         generator = batch.generator(MIXING)
-        return mixup.ratio(self.params.alpha, generator), mixup.partners_of(batch.index, generator)
+        return mixup.draw_lambda(self.params.alpha, generator), mixup.draw_partners(batch.index, generator)
 
     @torch.no_grad()
     def _asked(self, batch: Batch) -> tuple[Tensor, Tensor]:

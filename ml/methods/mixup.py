@@ -54,9 +54,9 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _loss(self, batch: Batch) -> Tensor:
         """λ · CE(f(x̃), y) + (1 - λ) · CE(f(x̃), y_π), as cross-entropy with mixed labels."""
         generator = batch.generator(MIXING)
-        share = mixup.ratio(self.params.alpha, generator)
-        partner = mixup.partners_of(batch.index, generator)
-        logits = self.network(mixup.mixed(batch.images, share, partner))
-        batch.record_logits(logits[mixup.nearest(share, partner)])
+        share = mixup.draw_lambda(self.params.alpha, generator)
+        partner = mixup.draw_partners(batch.index, generator)
+        logits = self.network(mixup.mix(batch.images, share, partner))
+        batch.record_logits(logits[mixup.dominant_rows(share, partner)])
         given = losses.one_hot(batch.labels, self.network.class_count)
-        return losses.soft_cross_entropy(logits, mixup.mixed(given, share, partner))
+        return losses.soft_cross_entropy(logits, mixup.mix(given, share, partner))

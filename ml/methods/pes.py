@@ -86,23 +86,25 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.confident = confidence.Confident(labels, self.network.class_count)
+        self.confident = confidence.ConfidentSamples(labels, self.network.class_count)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """All labels; two renewals; confident images. Too few epochs for all four drop the renewals first."""
         p = self.params
         shares = (p.warm_up, p.refine_last_stage, p.refine_classifier)
-        first, stage, classifier, rest = schedules.lengths(training.epochs, shares)
+        first, stage, classifier, rest = schedules.phase_lengths(training.epochs, shares)
         begins = first + stage + classifier
-        renewed = reinitialisation.TAIL if stage else reinitialisation.TAIL[1:] if classifier else ()
-        learning = [part for part in reinitialisation.PARTS if p.after_refine == "train_all" or part not in renewed]
+        renewed = reinitialisation.LATER_PARTS if stage else reinitialisation.LATER_PARTS[1:] if classifier else ()
+        learning = [
+            part for part in reinitialisation.NETWORK_PARTS if p.after_refine == "train_all" or part not in renewed
+        ]
 
-        stages = reinitialisation.Stages(self.network, self.make, training, len(self.confident.labels))
+        stages = reinitialisation.FreezeSchedule(self.network, self.make, training, len(self.confident.labels))
         rate = p.refine_learning_rate
         found = [
-            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.PARTS), name="warm-up"),
-            stages.refinement(first, stage, reinitialisation.TAIL, rate, self.plain),
-            stages.refinement(first + stage, classifier, reinitialisation.TAIL[1:], rate, self.plain),
+            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.NETWORK_PARTS), name="warm-up"),
+            stages.refinement(first, stage, reinitialisation.LATER_PARTS, rate, self.plain),
+            stages.refinement(first + stage, classifier, reinitialisation.LATER_PARTS[1:], rate, self.plain),
             Phase(
                 rest,
                 self._weighted,

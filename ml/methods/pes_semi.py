@@ -110,25 +110,25 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
         super().__init__(params, labels, network)
-        self.confident = confidence.Confident(labels, self.network.class_count, CAP)
+        self.confident = confidence.ConfidentSamples(labels, self.network.class_count, CAP)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """All labels; a new classifier; MixMatch. Too few epochs for all three drop the renewal first."""
         p = self.params
-        first, classifier, rest = schedules.lengths(training.epochs, (p.warm_up, p.refine_classifier))
+        first, classifier, rest = schedules.phase_lengths(training.epochs, (p.warm_up, p.refine_classifier))
         begins = first + classifier
         rests = CLASSIFIER if classifier and p.after_refine == "frozen_tail" else ()
-        learning = [part for part in reinitialisation.PARTS if part not in rests]
+        learning = [part for part in reinitialisation.NETWORK_PARTS if part not in rests]
 
-        stages = reinitialisation.Stages(self.network, self.make, training, len(self.confident.labels))
+        stages = reinitialisation.FreezeSchedule(self.network, self.make, training, len(self.confident.labels))
 
         def mixed(batch: Batch) -> Tensor:
-            ramp = schedules.ramp(batch.progress * training.epochs - begins, p.ramp * training.epochs)
+            ramp = schedules.linear_ramp(batch.progress * training.epochs - begins, p.ramp * training.epochs)
             alpha = p.alpha if batch.epoch < LATER * training.epochs else p.alpha_later
             return self._mixmatch(batch, alpha, p.unlabelled_weight * ramp)
 
         found = [
-            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.PARTS), name="warm-up"),
+            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.NETWORK_PARTS), name="warm-up"),
             stages.refinement(first, classifier, CLASSIFIER, p.refine_learning_rate, self.plain),
             Phase(
                 rest,
@@ -154,7 +154,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         if suspicious == 0:
             return [Pass(trusted)]
         share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
-        shown = pool_union.repeated(positions, round(len(trusted) * (1 - share)))
+        shown = pool_union.repeat_to(positions, round(len(trusted) * (1 - share)))
         return [Pass(shown, ~trusted, share)]
 
     def _mixmatch(self, batch: Batch, alpha: float, weight: float) -> Tensor:
@@ -168,11 +168,11 @@ class Method(single_network.SingleNetworkMethod[Params]):
             images = torch.cat([images, *batch.unlabelled.views])
             index += [batch.unlabelled.index] * len(batch.unlabelled.views)
         generator = batch.generator(MIXING)
-        share = mixup.folded(mixup.ratio(alpha, generator))
-        partner = mixup.partners_of(mixup.numbered(index), generator)
-        logits = self.network(mixup.mixed(images, share, partner))
+        share = mixup.fold_lambda(mixup.draw_lambda(alpha, generator))
+        partner = mixup.draw_partners(mixup.row_ids(index), generator)
+        logits = self.network(mixup.mix(images, share, partner))
         labelled = len(batch.views) * len(batch.labels)
-        wanted = mixup.mixed(targets, share, partner)
+        wanted = mixup.mix(targets, share, partner)
         return mixmatch.loss(logits, wanted, labelled, weight, self.confident.class_weights)
 
     @torch.no_grad()
@@ -180,4 +180,4 @@ class Method(single_network.SingleNetworkMethod[Params]):
         """Targets (B', C): the network's sharpened mean over views, by the batch's statistics, view by view."""
         guesses = [self.network(view) for view in unlabelled.views]
         unlabelled.record_logits(guesses[0])
-        return mixmatch.sharpened(mixmatch.average(guesses), self.params.temperature)
+        return mixmatch.sharpen(mixmatch.average_probabilities(guesses), self.params.temperature)

@@ -36,7 +36,7 @@ class Params(overparameterization.OverparameterizationParams):
     """Settings of SOP."""
 
 
-class Method(overparameterization.Overparameterized[Params]):
+class Method(overparameterization.OverparameterizedMethod[Params]):
     """Eq. 5 and 6."""
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:

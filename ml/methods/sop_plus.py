@@ -46,7 +46,7 @@ class Params(overparameterization.OverparameterizationParams):
     )
 
 
-class Method(overparameterization.Overparameterized[Params]):
+class Method(overparameterization.OverparameterizedMethod[Params]):
     """SOP, consistency and balance."""
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
@@ -67,6 +67,6 @@ class Method(overparameterization.Overparameterized[Params]):
         batch.record_logits(weak)
         terms = self.explained(weak, batch)
         consistency = losses.consistency_kl(weak, strong)
-        balance = overparameterization.balance(terms.probabilities)
+        balance = overparameterization.class_balance_loss(terms.probabilities)
         plain = terms.cross_entropy + terms.squared_error
         return plain + self.params.consistency * consistency + self.params.balance * balance

@@ -79,7 +79,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         super().__init__(params, labels, network)
         self.kept = best_weights.BestWeights(self.network)
         classes = self.network.class_count
-        self.register_buffer("transition", transition.matrix(params.transition, classes))
+        self.register_buffer("transition", transition.known_matrix(params.transition, classes))
         self.slack = nn.Parameter(torch.zeros(classes, classes))  # ΔT
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
@@ -87,7 +87,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         p = self.params
         known = p.transition is not None
         first, last = (0.0 if known else p.estimate), p.revise
-        plain, weighted, revised = schedules.lengths(training.epochs, [first, 1.0 - first - last])
+        plain, weighted, revised = schedules.phase_lengths(training.epochs, [first, 1.0 - first - last])
         whole = self.network.parameters
 
         def slow() -> Optimizers:
@@ -120,12 +120,12 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _weighted(self, batch: Batch) -> Tensor:
         logits = self._seen(batch)
-        weights = transition.importance(logits.detach(), batch.labels, self.transition)
+        weights = transition.importance_weights(logits.detach(), batch.labels, self.transition)
         return (weights * losses.cross_entropies(logits, batch.labels)).mean()
 
     def _revised(self, batch: Batch) -> Tensor:
         logits = self._seen(batch)
-        weights = transition.importance(logits, batch.labels, self.transition + self.slack)
+        weights = transition.importance_weights(logits, batch.labels, self.transition + self.slack)
         return (weights * losses.cross_entropies(logits, batch.labels)).mean()
 
     def _seen(self, batch: Batch) -> Tensor:
@@ -143,4 +143,4 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _estimate(self, lab: TrainContext) -> None:
         self._return(lab, 0)
         answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))
-        self.transition.copy_(transition.estimated(answers, self.params.anchor_quantile))
+        self.transition.copy_(transition.estimate_matrix(answers, self.params.anchor_quantile))

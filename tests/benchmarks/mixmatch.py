@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from ml.blocks import mixture
+from ml.blocks import gaussian_mixture
 from ml.data.dataset import LabeledImages, Truth
 from ml.methods import dividemix
 from ml.training import devices
@@ -152,7 +152,7 @@ class Peer:
             for shown, labels, _ in self._loader(every.bool(), every, 0, BATCH, shuffle=False):
                 found.append(functional.cross_entropy(net(shown), labels, reduction="none"))
         scores = torch.cat(found)
-        return mixture.clean_probability((scores - scores.min()) / (scores.max() - scores.min()))
+        return gaussian_mixture.clean_probability((scores - scores.min()) / (scores.max() - scores.min()))
 
     def _train(self, turn: int, trust: Tensor, trusted: Tensor) -> None:
         net, other, optimizer = self._nets[turn], self._nets[1 - turn], self._optimizers[turn]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ml import networks
-from ml.blocks import losses, peers
+from ml.blocks import losses, two_networks
 from ml.data.dataset import LabeledImages
 from ml.method import Batch, TrainHyperparameters
 from ml.methods import co_teaching
@@ -61,10 +61,12 @@ def test_the_schedule_of_the_forget_rate_scales_with_the_epochs() -> None:
     """Published: full in the tenth of 200 epochs."""
     params = co_teaching.Params(noise_rate=0.45)
 
-    assert [peers.forget_rate(params, epoch, 200) for epoch in (0, 1, 9, 199)] == pytest.approx([0, 0.05, 0.45, 0.45])
-    assert [peers.forget_rate(params, epoch, 20) for epoch in (0, 1)] == pytest.approx([0, 0.45])
+    assert [two_networks.forget_rate(params, epoch, 200) for epoch in (0, 1, 9, 199)] == pytest.approx(
+        [0, 0.05, 0.45, 0.45]
+    )
+    assert [two_networks.forget_rate(params, epoch, 20) for epoch in (0, 1)] == pytest.approx([0, 0.45])
     half = co_teaching.Params(noise_rate=0.4, forgotten=0.5)
-    assert peers.forget_rate(half, 100, 200) == pytest.approx(0.2)
+    assert two_networks.forget_rate(half, 100, 200) == pytest.approx(0.2)
 
 
 def test_adam_has_its_own_rate_and_sgd_the_trainings() -> None:

@@ -40,7 +40,7 @@ def batch(epoch: int, record_logits: Callable[[Tensor], None] = lambda _: None) 
 
 def test_loss_and_sieve_have_the_reference_values() -> None:
     """A worked example in float64: β = 2, uniform prior."""
-    regularised, value = sample_selection.separated(Z, Y, 2.0, torch.full((3,), 1 / 3))
+    regularised, value = sample_selection.regularised_losses(Z, Y, 2.0, torch.full((3,), 1 / 3))
 
     assert value.tolist() == pytest.approx([-1.6667, 0], abs=1e-4)
     assert regularised.tolist() == pytest.approx([-3.5032, -1.1803], abs=1e-4)
@@ -49,7 +49,7 @@ def test_loss_and_sieve_have_the_reference_values() -> None:
 def test_a_label_is_kept_if_its_logit_is_no_less_than_the_mean_logit() -> None:
     logits = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(200) % CLASSES
-    chosen = sample_selection.Sieve(labels, CLASSES)
+    chosen = sample_selection.SampleSelection(labels, CLASSES)
     chosen.loss(logits, labels, torch.arange(200), 1.0, sieving=True)
 
     assert torch.equal(chosen.kept, logits[torch.arange(200), labels] >= logits.mean(dim=1))
@@ -57,7 +57,7 @@ def test_a_label_is_kept_if_its_logit_is_no_less_than_the_mean_logit() -> None:
 
 def test_dropped_labels_teach_nothing_and_with_none_kept_nothing_is_taught() -> None:
     labels = torch.tensor([0, 1])
-    chosen = sample_selection.Sieve(labels, 3)
+    chosen = sample_selection.SampleSelection(labels, 3)
     logits = torch.tensor([[3.0, 0, 0], [3.0, 0, 0]], requires_grad=True)
     torch.autograd.backward(chosen.loss(logits, labels, torch.arange(2), 0.0, sieving=True))
     assert logits.grad is not None
@@ -68,7 +68,7 @@ def test_dropped_labels_teach_nothing_and_with_none_kept_nothing_is_taught() -> 
 
 
 def test_the_prior_is_that_of_the_labels_kept_by_the_epoch_before() -> None:
-    chosen = sample_selection.Sieve(torch.tensor([0, 0, 1, 2]), 3)
+    chosen = sample_selection.SampleSelection(torch.tensor([0, 0, 1, 2]), 3)
     assert chosen.prior.tolist() == [0.5, 0.25, 0.25]
     chosen.kept.copy_(torch.tensor([1, 0, 1, 0]).bool())
     chosen.count()
@@ -79,7 +79,7 @@ def test_the_prior_is_that_of_the_labels_kept_by_the_epoch_before() -> None:
 
 
 def test_the_regulariser_grows_as_in_the_paper() -> None:
-    found = [sample_selection.beta(epoch, 10, 30, 2.0) for epoch in (0, 9, 10, 11, 38, 39, 40, 99)]
+    found = [sample_selection.regulariser_weight(epoch, 10, 30, 2.0) for epoch in (0, 9, 10, 11, 38, 39, 40, 99)]
 
     assert found == pytest.approx([0, 0, 0, 2 / 29, 2 * 28 / 29, 2, 2, 2])
 

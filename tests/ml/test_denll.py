@@ -124,7 +124,7 @@ def test_unit_range_undoes_a_normalisation_once_black_and_white_were_seen() -> N
 @pytest.mark.parametrize("centre", ["linear", "soft_argmax"])
 @pytest.mark.parametrize("image_size", [16, 32, 100])
 def test_localization_starts_in_the_middle_and_stays_in_its_bounds(centre: Any, image_size: int) -> None:
-    module = localization.Localization(image_size, centre, "bounded", 0.3)
+    module = localization.LocalizationModule(image_size, centre, "bounded", 0.3)
     images = torch.randn(6, 3, image_size, image_size)
     x, y, sigma = module(images).detach().unbind(dim=1)
     middle = (image_size - 1) / 2
@@ -140,7 +140,7 @@ def test_localization_starts_in_the_middle_and_stays_in_its_bounds(centre: Any, 
 
 
 def test_a_fixed_sigma_is_a_share_of_the_side() -> None:
-    module = localization.Localization(32, "soft_argmax", "fixed", 0.14)
+    module = localization.LocalizationModule(32, "soft_argmax", "fixed", 0.14)
     assert torch.allclose(module(torch.randn(3, 3, 32, 32))[:, 2], torch.tensor(0.14 * 32))
 
 
@@ -157,14 +157,14 @@ def test_homogeneity_is_least_where_the_mask_covers_the_odd_one_out() -> None:
     images[:, :, 6:16, 15:25] += 1.0
     on, off = (localization.gaussian_mask(torch.tensor([[x, y, 5.0]]), 32, 32) for x, y in ((19.5, 10.5), (8.0, 24.0)))
 
-    assert localization.homogeneity(images, on) < 0.5 * localization.homogeneity(images, off)
+    assert localization.homogeneity_loss(images, on) < 0.5 * localization.homogeneity_loss(images, off)
 
 
 # --- the bank ---
 
 
 def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() -> None:
-    bank = background.BackgroundBank(CLASSES, 4, 0.9)
+    bank = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
     first, second = torch.randn(4, 3, 4, 4), torch.randn(2, 3, 4, 4)
     bank.update(first, torch.tensor([0, 0, 1, 1]))
     assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
@@ -179,12 +179,12 @@ def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() 
 def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
     """Autocast rounds every product to eight bits, inside a block that only says `.float()` as well."""
     images, labels = torch.randn(40, 3, 4, 4), torch.arange(40) % CLASSES
-    records = [deconfounding.Record(images, torch.randn(5, 6), torch.randn(5, CLASSES)) for _ in range(2)]
+    records = [deconfounding.Activations(images, torch.randn(5, 6), torch.randn(5, CLASSES)) for _ in range(2)]
     gates = deconfounding.Gates(12)
     torch.nn.init.normal_(gates.own.weight)
     found = []
     for half in (False, True):
-        bank = background.BackgroundBank(CLASSES, 4, 0.9)
+        bank = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             bank.update(images, labels)
             found.append([bank.classes, *gates(*records)])
@@ -251,7 +251,9 @@ def gradients(method: denll.Method, part: str) -> float:
 
 def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None:
     method = made()
-    record = [deconfounding.Record(torch.zeros(5, 1), torch.randn(5, 96), torch.randn(5, CLASSES)) for _ in range(2)]
+    record = [
+        deconfounding.Activations(torch.zeros(5, 1), torch.randn(5, 96), torch.randn(5, CLASSES)) for _ in range(2)
+    ]
     assert method.gates is not None
     o1, o2 = method.gates(*record)
     l1, l2 = record[0].logits, record[1].logits
@@ -313,7 +315,7 @@ def test_joint_localization_learns_from_the_loss_on_labels() -> None:
 
 def test_both_hosts_draw_the_same_random_numbers() -> None:
     generator = torch.Generator().manual_seed(3)
-    one, two = replay_rng.twice(
+    one, two = replay_rng.run_with_same_draws(
         lambda _: generator,
         lambda g: torch.rand(4, generator=g("mixing")),
         lambda g: torch.rand(4, generator=g("mixing")),

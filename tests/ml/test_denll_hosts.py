@@ -144,7 +144,7 @@ def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) ->
 def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     for divergence, clipped, factor in ((0.05, 0, 1.0), (2.0, 5, 1.0), (0.05, 6, 0.5)):
         caplog.clear()
-        brake = mutual_learning.Brake()
+        brake = mutual_learning.AgreementDamping()
         for step in range(10):
             brake.watch(torch.tensor(divergence))
             weight = leaf_with_gradient(6.0 if step < clipped else 4.0)
@@ -182,13 +182,13 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
 def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
     one = Pass(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
     two = Pass(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
-    found = pool_union.either(one, two)
+    found = pool_union.unite(one, two)
 
     assert found.pool.bincount().tolist() == [2, 1, 2, 1]
     assert found.unlabelled is not None
     assert found.unlabelled.tolist() == [4, 5, 6, 7]
     assert found.share == 0.4
-    alone = pool_union.either(Pass(torch.arange(8) < 6), one)
+    alone = pool_union.unite(Pass(torch.arange(8) < 6), one)
     assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert alone.unlabelled is not None
     assert alone.unlabelled.tolist() == [6, 7]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ml.blocks import early_learning, logit_history, losses
+from ml.blocks import early_learning, losses, prediction_history
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -18,11 +18,11 @@ LABELS = torch.tensor([0, 2])
 
 
 def test_two_calls_on_one_batch_give_the_references_values() -> None:
-    average = logit_history.Average(5, 3, kept=0.7)
+    average = prediction_history.PredictionEma(5, 3, kept=0.7)
     index = torch.tensor([4, 1])
-    p = early_learning.clipped(LOGITS)
+    p = early_learning.clipped_softmax(LOGITS)
     totals = [
-        losses.cross_entropy(LOGITS, LABELS) + 3 * early_learning.regularizer(p, average.update(index, p))
+        losses.cross_entropy(LOGITS, LABELS) + 3 * early_learning.regularization(p, average.update(index, p))
         for _ in range(2)
     ]
 
@@ -34,8 +34,8 @@ def test_two_calls_on_one_batch_give_the_references_values() -> None:
 
 def test_held_answers_stay_finite_when_the_network_is_certain() -> None:
     logits = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]], requires_grad=True)
-    p = early_learning.clipped(logits)
-    held = early_learning.regularizer(p, (p / p.sum(dim=1, keepdim=True)).detach())
+    p = early_learning.clipped_softmax(logits)
+    held = early_learning.regularization(p, (p / p.sum(dim=1, keepdim=True)).detach())
     held.backward()
 
     assert torch.isfinite(held)
@@ -46,7 +46,7 @@ def test_held_answers_stay_finite_when_the_network_is_certain() -> None:
 def test_being_held_pulls_towards_what_was_remembered() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     remembered = torch.tensor([[0.1, 0.8, 0.1]])
-    early_learning.regularizer(early_learning.clipped(logits), remembered).backward()
+    early_learning.regularization(early_learning.clipped_softmax(logits), remembered).backward()
 
     assert logits.grad is not None
     assert logits.grad.argmin() == 1
@@ -64,7 +64,7 @@ def test_without_weight_it_is_cross_entropy(spec: Specs, labeled: LabeledImages)
 
 @pytest.mark.parametrize("kept", [0.0, 0.9])
 def test_an_average_never_seen_twice_is_the_answer_times_what_is_new(kept: float) -> None:
-    average = logit_history.Average(2, 3, kept)
-    p = early_learning.clipped(LOGITS)
+    average = prediction_history.PredictionEma(2, 3, kept)
+    p = early_learning.clipped_softmax(LOGITS)
 
     torch.testing.assert_close(average.update(torch.arange(2), p), (1 - kept) * p)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ml import networks
-from ml.blocks import averaging, early_learning, losses, schedules
+from ml.blocks import early_learning, ema, losses, schedules
 from ml.data.dataset import LabeledImages
 from ml.method import Batch, Phase, TrainHyperparameters, take_gradient_step
 from ml.methods import elr_plus
@@ -94,7 +94,7 @@ def test_unmixed_it_is_elrs_loss() -> None:
     found = float(phase(method).loss(seen).detach())
     with torch.no_grad():
         logits = method.one.network(seen.images)
-        held = early_learning.regularizer(early_learning.clipped(logits), method.one.memory.values[:8])
+        held = early_learning.regularization(early_learning.clipped_softmax(logits), method.one.memory.values[:8])
 
         assert found == pytest.approx(float(losses.cross_entropy(logits, seen.labels) + 3 * held), rel=1e-4)
 
@@ -137,7 +137,7 @@ def test_averages_have_no_parameters_and_all_are_saved() -> None:
 
 
 def test_equal_averaging_is_the_mean_of_all_weights_so_far() -> None:
-    average = averaging.WeightAverage(nn.Linear(2, 1, bias=False))
+    average = ema.WeightEma(nn.Linear(2, 1, bias=False))
     one = nn.Linear(2, 1, bias=False)
     for number in range(1, 5):
         one.weight.data.fill_(float(number))

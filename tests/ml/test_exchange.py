@@ -50,7 +50,7 @@ def test_losses_are_f32_whatever_comes_in() -> None:
 @pytest.mark.parametrize(("direction", "second_learns"), [("both", True), ("one_way", False)])
 def test_one_way_leaves_the_second_network_alone(direction: str, second_learns: bool) -> None:
     first, second = Z.clone().requires_grad_(), OTHER.clone().requires_grad_()
-    term = mutual_learning.agreement(direction, first, second)
+    term = mutual_learning.agreement_loss(direction, first, second)
     torch.autograd.backward(term)
 
     assert float(term.detach()) == pytest.approx(float(losses.symmetric_kl(Z, OTHER)))
@@ -62,7 +62,9 @@ def test_one_way_leaves_the_second_network_alone(direction: str, second_learns: 
 def test_the_weight_starts_ramps_and_stays() -> None:
     params = AgreementParams(agreement="both", agreement_weight=3.0, agreement_start=0.2, agreement_ramp=0.3)
 
-    assert [mutual_learning.weight(params, epoch, 10) for epoch in range(10)] == [0, 0, 1, 2, 3, 3, 3, 3, 3, 3]
+    weights = [mutual_learning.agreement_weight(params, epoch, 10) for epoch in range(10)]
+
+    assert weights == [0, 0, 1, 2, 3, 3, 3, 3, 3, 3]
 
 
 def test_one_network_has_nobody_to_agree_with() -> None:

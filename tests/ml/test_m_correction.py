@@ -38,7 +38,7 @@ def batch(epoch: int = 200) -> Batch:
 def drawn(alpha: float = 32.0) -> tuple[Tensor, Tensor]:
     """λ and partners as that batch draws them."""
     mixing = torch.Generator().manual_seed(2)
-    return mixup.ratio(alpha, mixing), mixup.partners_of(torch.arange(COUNT), mixing)
+    return mixup.draw_lambda(alpha, mixing), mixup.draw_partners(torch.arange(COUNT), mixing)
 
 
 # --- the mixture ---
@@ -48,7 +48,7 @@ def test_the_mixture_finds_the_two_densities_that_made_the_losses() -> None:
     torch.manual_seed(0)
     small = torch.distributions.Beta(2.0, 10.0).sample((3000,)).double()
     large = torch.distributions.Beta(10.0, 3.0).sample((1000,)).double()
-    weight, alpha, beta = beta_mixture.maximised(torch.cat([small, large]).clamp(1e-3, 1 - 1e-3))
+    weight, alpha, beta = beta_mixture.fit_components(torch.cat([small, large]).clamp(1e-3, 1 - 1e-3))
 
     assert weight.tolist() == pytest.approx([0.75, 0.25], abs=0.08)
     assert (alpha / (alpha + beta)).tolist() == pytest.approx([2 / 12, 10 / 13], abs=0.1)
@@ -69,7 +69,7 @@ def test_large_losses_are_doubted_and_small_ones_trusted() -> None:
 def test_the_posterior_never_falls_behind_its_maximum() -> None:
     table = torch.tensor([0.1, 0.5, 0.9, 0.4])
 
-    assert beta_mixture.never_falling(table).tolist() == pytest.approx([0.1, 0.5, 0.9, 0.9])
+    assert beta_mixture.hold_maximum(table).tolist() == pytest.approx([0.1, 0.5, 0.9, 0.9])
 
 
 @pytest.mark.parametrize("losses", [torch.full((50,), 0.3), torch.tensor([0.1] * 25 + [3.0] * 25)])
@@ -104,9 +104,9 @@ def test_a_trusted_label_stays_and_a_doubted_one_yields_to_the_networks_answer(d
     seen = batch()
     share, partner = drawn()
     answers = method.network(seen.images).argmax(dim=1)
-    logits = method.network(mixup.mixed(seen.images, share, partner))
+    logits = method.network(mixup.mix(seen.images, share, partner))
     wanted = losses.one_hot(answers if doubt else seen.labels, CLASSES)
-    expected = losses.soft_cross_entropy(logits, mixup.mixed(wanted, share, partner))
+    expected = losses.soft_cross_entropy(logits, mixup.mix(wanted, share, partner))
 
     assert float(phases(method)[1].loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=2e-3)
 
@@ -164,8 +164,8 @@ def test_soft_answers_cool_down_to_hard_ones() -> None:
     _, partner = drawn()
     half = torch.tensor(0.5)
     answers = losses.one_hot(Mean()(given.images).argmax(dim=1), CLASSES)
-    mixed = mixup.mixed(given.images, half, partner)
-    hard = losses.soft_cross_entropy(Mean()(mixed), mixup.mixed(answers, half, partner))
+    mixed = mixup.mix(given.images, half, partner)
+    hard = losses.soft_cross_entropy(Mean()(mixed), mixup.mix(answers, half, partner))
 
     assert found[0] != found[1] != found[2]
     assert found[2] == found[3] == pytest.approx(float(hard), rel=1e-2)

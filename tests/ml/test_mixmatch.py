@@ -52,7 +52,7 @@ def test_a_class_that_nobody_answers_costs_a_finite_amount() -> None:
 
 def test_sharpening_has_the_reference_value() -> None:
     """A worked example: [0.5, 0.3, 0.2] at T = 0.5."""
-    sharp = mixmatch.sharpened(torch.tensor([[0.5, 0.3, 0.2]]), 0.5)
+    sharp = mixmatch.sharpen(torch.tensor([[0.5, 0.3, 0.2]]), 0.5)
 
     assert sharp[0].tolist() == pytest.approx([0.6579, 0.2368, 0.1053], abs=1e-4)
 
@@ -60,22 +60,22 @@ def test_sharpening_has_the_reference_value() -> None:
 def test_sharpening_leaves_all_at_one_and_the_largest_alone_near_zero() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.26, 0.24]])
 
-    assert torch.allclose(mixmatch.sharpened(p, 1.0), p)
-    assert mixmatch.sharpened(p, 0.05).argmax(dim=1).tolist() == [0, 2]
+    assert torch.allclose(mixmatch.sharpen(p, 1.0), p)
+    assert mixmatch.sharpen(p, 0.05).argmax(dim=1).tolist() == [0, 2]
     many = torch.full((1, 1000), 1e-3)  # 0.001 to the power of 20 is no float32
-    assert torch.allclose(mixmatch.sharpened(many, 0.05), many)
+    assert torch.allclose(mixmatch.sharpen(many, 0.05), many)
 
 
 def test_a_guess_is_the_mean_probability_over_views_and_networks() -> None:
-    found = mixmatch.average([Z, OTHER, OTHER])
+    found = mixmatch.average_probabilities([Z, OTHER, OTHER])
 
     np.testing.assert_allclose(found.numpy(), (softmax(Z) + 2 * softmax(OTHER)) / 3, rtol=1e-5)
 
 
 def test_refinement_keeps_a_trusted_label_and_replaces_a_suspicious_one() -> None:
     own = torch.from_numpy(softmax(Z)).float()
-    refined = mixmatch.co_refined(LABELS, torch.tensor([1.0, 0.0]), own)
-    half = mixmatch.co_refined(LABELS, torch.tensor([0.5, 0.5]), own)
+    refined = mixmatch.co_refine(LABELS, torch.tensor([1.0, 0.0]), own)
+    half = mixmatch.co_refine(LABELS, torch.tensor([0.5, 0.5]), own)
 
     assert torch.equal(refined[0], torch.tensor([1.0, 0, 0]))
     assert torch.equal(refined[1], own[1])
@@ -89,7 +89,7 @@ def test_refinement_keeps_a_trusted_label_and_replaces_a_suspicious_one() -> Non
 def test_ratios_follow_the_beta_distribution(alpha: float) -> None:
     """Against numpy's draws: Kolmogorov-Smirnov at 8,000 each; 1.95 is passed once in a thousand."""
     source = generator()
-    ours = np.sort(np.array([float(mixup.ratio(alpha, source)) for _ in range(8_000)]))
+    ours = np.sort(np.array([float(mixup.draw_lambda(alpha, source)) for _ in range(8_000)]))
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 8_000))
     grid = np.linspace(0, 1, 2001)[1:-1]
     gap = np.abs(np.searchsorted(ours, grid) - np.searchsorted(theirs, grid)).max() / 8_000
@@ -102,19 +102,19 @@ def test_ratios_follow_the_beta_distribution(alpha: float) -> None:
 def test_a_folded_ratio_keeps_every_row_nearer_to_itself() -> None:
     shares = torch.tensor([0.0, 0.3, 0.5, 0.8])
 
-    assert mixup.folded(shares).tolist() == pytest.approx([1.0, 0.7, 0.5, 0.8])
+    assert mixup.fold_lambda(shares).tolist() == pytest.approx([1.0, 0.7, 0.5, 0.8])
 
 
 def test_rows_and_targets_mix_with_the_same_partner() -> None:
     images = torch.randn(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    share, partner = torch.tensor(0.75), mixup.partners_of(torch.arange(6), generator())
+    share, partner = torch.tensor(0.75), mixup.draw_partners(torch.arange(6), generator())
     kept = images.clone()
-    found = mixup.mixed(images, share, partner)
+    found = mixup.mix(images, share, partner)
 
     assert sorted(partner.tolist()) == list(range(6))
     assert torch.equal(images, kept)
     assert torch.allclose(found, 0.75 * images + 0.25 * images[partner], atol=1e-6)
-    assert torch.allclose(mixup.mixed(images.flatten(1), share, partner), found.flatten(1))
+    assert torch.allclose(mixup.mix(images.flatten(1), share, partner), found.flatten(1))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -136,5 +136,5 @@ def test_the_loss_is_f32_whatever_comes_in() -> None:
 
 def test_a_ramp_starts_at_nothing_and_ends_at_one() -> None:
     """DivideMix: clip((epoch + share of it - warm-up) / 16, 0, 1)."""
-    assert [schedules.ramp(elapsed, 16) for elapsed in (-1, 0, 4, 12.5, 16, 99)] == [0, 0, 0.25, 0.78125, 1, 1]
-    assert schedules.ramp(0, 0) == 1.0
+    assert [schedules.linear_ramp(elapsed, 16) for elapsed in (-1, 0, 4, 12.5, 16, 99)] == [0, 0, 0.25, 0.78125, 1, 1]
+    assert schedules.linear_ramp(0, 0) == 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml.blocks import mixture
+from ml.blocks import gaussian_mixture
 
 
 def two_gaussians(clean: int, noisy: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ def two_gaussians(clean: int, noisy: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("clean", "noisy"), [(3000, 2000), (4800, 200), (500, 4500)])
 def test_it_recovers_who_came_from_the_lower_gaussian(clean: int, noisy: int) -> None:
     values, truth = two_gaussians(clean, noisy)
-    found = mixture.clean_probability(torch.from_numpy(values)).double().numpy()
+    found = gaussian_mixture.clean_probability(torch.from_numpy(values)).double().numpy()
 
     assert np.abs(found - truth).mean() < 0.02
     assert ((found > 0.5) == (truth > 0.5)).mean() > 0.98
@@ -54,29 +54,29 @@ def test_expectation_maximisation_is_its_definition() -> None:
         if iteration == 10 or abs(likelihood - previous) < 1e-9:
             break
         previous = likelihood
-    found = mixture.clean_probability(torch.tensor(values, dtype=torch.float64), tolerance=1e-9)
+    found = gaussian_mixture.clean_probability(torch.tensor(values, dtype=torch.float64), tolerance=1e-9)
 
     assert found.tolist() == pytest.approx([low for low, _ in shares], abs=1e-5)
 
 
 def test_it_draws_nothing_and_order_does_not_matter() -> None:
     values = torch.from_numpy(two_gaussians(300, 200)[0])
-    found = mixture.clean_probability(values)
+    found = gaussian_mixture.clean_probability(values)
 
-    assert torch.equal(found, mixture.clean_probability(values))
-    torch.testing.assert_close(mixture.clean_probability(values.flip(0)).flip(0), found)
+    assert torch.equal(found, gaussian_mixture.clean_probability(values))
+    torch.testing.assert_close(gaussian_mixture.clean_probability(values.flip(0)).flip(0), found)
     assert found.dtype == torch.float32
     assert ((found >= 0) & (found <= 1)).all()
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [0.3], [0.0, 1.0], [0.0] * 9 + [1.0]])
 def test_degenerate_losses_have_finite_answers(values: list[float]) -> None:
-    found = mixture.clean_probability(mixture.scaled(torch.tensor(values)))
+    found = gaussian_mixture.clean_probability(gaussian_mixture.scale_to_unit(torch.tensor(values)))
 
     assert torch.isfinite(found).all()
     assert bool(found[0] > found[-1]) == (values[0] < values[-1])
 
 
 def test_losses_are_scaled_to_the_unit_interval() -> None:
-    assert mixture.scaled(torch.tensor([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
-    assert mixture.scaled(torch.full((3,), 7.0)).tolist() == [0.0] * 3
+    assert gaussian_mixture.scale_to_unit(torch.tensor([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
+    assert gaussian_mixture.scale_to_unit(torch.full((3,), 7.0)).tolist() == [0.0] * 3

@@ -59,7 +59,7 @@ def owned(phase: Phase) -> set[nn.Parameter]:
 
 
 def of(method: pes.Method, *parts: str) -> set[nn.Parameter]:
-    return set(reinitialisation.parameters(method.network, parts))
+    return set(reinitialisation.part_parameters(method.network, parts))
 
 
 def state(method: pes.Method, part: str) -> dict[str, Tensor]:
@@ -93,12 +93,16 @@ def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
     """Algorithm 1: last stage and classifier, then the classifier once more, then everything."""
     method = made()
     all_phases = phases(method)
-    for phase, renewed in zip(all_phases, ((), reinitialisation.TAIL, reinitialisation.TAIL[1:], ()), strict=True):
-        before = {part: state(method, part) for part in reinitialisation.PARTS}
+    for phase, renewed in zip(
+        all_phases, ((), reinitialisation.LATER_PARTS, reinitialisation.LATER_PARTS[1:], ()), strict=True
+    ):
+        before = {part: state(method, part) for part in reinitialisation.NETWORK_PARTS}
         phase.enter(lab())
 
-        assert {part for part in reinitialisation.PARTS if differing(before[part], state(method, part))} == set(renewed)
-        learning = renewed or reinitialisation.PARTS
+        assert {part for part in reinitialisation.NETWORK_PARTS if differing(before[part], state(method, part))} == set(
+            renewed
+        )
+        learning = renewed or reinitialisation.NETWORK_PARTS
         assert {p for p in method.network.parameters() if p.requires_grad} == of(method, *learning)
         assert owned(phase) == of(method, *learning)
 
@@ -146,11 +150,11 @@ def test_the_schedule_counts_through_and_adam_stands_still() -> None:
 
 
 def test_adam_has_the_published_rate_in_the_published_steps_and_more_in_fewer() -> None:
-    assert reinitialisation.reaching(1e-4, reinitialisation.PUBLISHED_STEPS) == 1e-4
-    assert reinitialisation.reaching(1e-4, 7 * 351) == 1e-4
-    assert reinitialisation.reaching(1e-4, reinitialisation.PUBLISHED_STEPS // 5) == pytest.approx(5e-4)
-    assert reinitialisation.reaching(1e-4, 1) == reinitialisation.LARGEST_RATE
-    assert reinitialisation.reaching(0.05, 1) == 0.05
+    assert reinitialisation.rescaled_learning_rate(1e-4, reinitialisation.PUBLISHED_STEPS) == 1e-4
+    assert reinitialisation.rescaled_learning_rate(1e-4, 7 * 351) == 1e-4
+    assert reinitialisation.rescaled_learning_rate(1e-4, reinitialisation.PUBLISHED_STEPS // 5) == pytest.approx(5e-4)
+    assert reinitialisation.rescaled_learning_rate(1e-4, 1) == reinitialisation.MAX_LEARNING_RATE
+    assert reinitialisation.rescaled_learning_rate(0.05, 1) == 0.05
 
 
 # --- who is trusted ---
@@ -175,11 +179,11 @@ def test_a_class_that_would_starve_keeps_its_last_confident_images() -> None:
     before = torch.tensor([1, 0, 1, 0, 0, 1]).bool()
     chosen = torch.tensor([0, 1, 0, 0, 1, 1]).bool()
 
-    assert confidence.fed(chosen, before, labels, 4).tolist() == [False, True, True, False, True, True]
+    assert confidence.fill_empty_classes(chosen, before, labels, 4).tolist() == [False, True, True, False, True, True]
 
 
 def test_nothing_confident_at_first_falls_back_to_all_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    chosen = confidence.Confident(torch.arange(COUNT) % CLASSES, CLASSES)
+    chosen = confidence.ConfidentSamples(torch.arange(COUNT) % CLASSES, CLASSES)
     wrong = losses.one_hot((chosen.labels + 1) % CLASSES, CLASSES)
     with caplog.at_level(logging.INFO, logger=confidence.log.name):
         chosen.select(Bench(wrong), networks.build("small", CLASSES, SIDE))
@@ -195,8 +199,8 @@ def test_nothing_confident_at_first_falls_back_to_all_and_is_said(caplog: pytest
 def test_class_weights_have_the_reference_values() -> None:
     counts = torch.tensor([100, 50, 10, 0])
 
-    assert confidence.weights(counts).tolist() == pytest.approx([0.5333, 1.0667, 5.3333, 0], abs=1e-4)
-    assert confidence.weights(counts, 3.0).tolist() == pytest.approx([0.5333, 1.0667, 3, 0], abs=1e-4)
+    assert confidence.balancing_weights(counts).tolist() == pytest.approx([0.5333, 1.0667, 5.3333, 0], abs=1e-4)
+    assert confidence.balancing_weights(counts, 3.0).tolist() == pytest.approx([0.5333, 1.0667, 3, 0], abs=1e-4)
 
 
 def test_the_loss_is_the_weighted_mean_and_no_weight_is_no_loss() -> None:

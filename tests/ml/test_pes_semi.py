@@ -71,9 +71,9 @@ def test_the_renewed_classifier_rests_only_in_the_released_code(after_refine: st
     all_phases[-1].enter(None)  # type: ignore[arg-type]
     assert all_phases[-1].optimizers is not None
     owned = {p for group in all_phases[-1].optimizers().groups for p in group["params"]}
-    learning = reinitialisation.PARTS if after_refine == "train_all" else reinitialisation.PARTS[:2]
+    learning = reinitialisation.NETWORK_PARTS if after_refine == "train_all" else reinitialisation.NETWORK_PARTS[:2]
 
-    assert owned == set(reinitialisation.parameters(method.network, learning))
+    assert owned == set(reinitialisation.part_parameters(method.network, learning))
     assert owned == {p for p in method.network.parameters() if p.requires_grad}
 
 
@@ -98,8 +98,8 @@ def test_an_epoch_has_as_many_steps_as_one_of_all_images(confident: int) -> None
 
 
 def test_positions_are_repeated_evenly() -> None:
-    assert pool_union.repeated(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
-    assert pool_union.repeated(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
+    assert pool_union.repeat_to(torch.tensor([3, 5, 9]), 7).tolist() == [3, 3, 3, 5, 5, 9, 9]
+    assert pool_union.repeat_to(torch.tensor([3, 5, 9]), 3).tolist() == [3, 5, 9]
 
 
 def test_without_suspicious_images_all_are_labelled() -> None:

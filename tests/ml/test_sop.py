@@ -28,7 +28,7 @@ def variables() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("detached", "expected"), [(False, [0.0303, -0.7580]), (True, [-0.0237, -0.3740])])
 def test_values_and_gradients_are_the_references(detached: bool, expected: list[float]) -> None:
     u, v = variables()
-    terms = overparameterization.terms(LOGITS, LABELS, u, v, detach_u=detached)
+    terms = overparameterization.loss_terms(LOGITS, LABELS, u, v, detach_u=detached)
     (terms.cross_entropy + terms.squared_error).backward()
 
     assert round(float(terms.cross_entropy.detach()), 4) == 0.5622
@@ -46,7 +46,7 @@ def test_each_term_reaches_its_own_variables() -> None:
     """The network and u learn from the cross-entropy, v from the squared error alone."""
     u, v = variables()
     logits = LOGITS.clone().requires_grad_()
-    terms = overparameterization.terms(logits, LABELS, u, v)
+    terms = overparameterization.loss_terms(logits, LABELS, u, v)
     to_logits, to_u, to_v = torch.autograd.grad(
         terms.cross_entropy, [logits, u, v], allow_unused=True, retain_graph=True
     )
@@ -66,7 +66,7 @@ def test_a_samples_step_does_not_depend_on_the_size_of_its_batch() -> None:
         with torch.no_grad():
             own.u.fill_(0.3)
             own.v.fill_(0.2)
-        terms = own.terms(LOGITS.repeat(copies, 1), LABELS.repeat(copies), torch.arange(2 * copies))
+        terms = own.loss_terms(LOGITS.repeat(copies, 1), LABELS.repeat(copies), torch.arange(2 * copies))
         (terms.cross_entropy + terms.squared_error).backward()
         own.undo_mean(2 * copies)
         own.sgd(overparameterization.OverparameterizationParams(u_learning_rate=0.1, v_learning_rate=0.1)).step()

@@ -58,9 +58,9 @@ def test_consistency_teaches_the_strong_view_alone() -> None:
 
 
 def test_balance_is_least_where_all_classes_come_equally_often() -> None:
-    even = overparameterization.balance(torch.eye(4))
-    uneven = overparameterization.balance(torch.tensor([[0.7, 0.1, 0.1, 0.1]]))
-    absent = overparameterization.balance(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    even = overparameterization.class_balance_loss(torch.eye(4))
+    uneven = overparameterization.class_balance_loss(torch.tensor([[0.7, 0.1, 0.1, 0.1]]))
+    absent = overparameterization.class_balance_loss(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
 
     assert float(even) == pytest.approx(torch.tensor(4.0).log().item())
     assert even < uneven < absent

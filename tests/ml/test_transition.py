@@ -15,7 +15,7 @@ PAIRFLIP = torch.tensor([[0.55, 0.45, 0.0], [0.0, 0.55, 0.45], [0.45, 0.0, 0.55]
 
 
 def test_the_published_formulas_give_their_values() -> None:
-    weights = transition.importance(LOGITS, LABELS, PAIRFLIP)
+    weights = transition.importance_weights(LOGITS, LABELS, PAIRFLIP)
 
     assert float(transition.forward_cross_entropy(LOGITS, LABELS, PAIRFLIP)) == pytest.approx(0.8259, abs=5e-5)
     torch.testing.assert_close(weights, torch.tensor([1.7470, 0.7740]), atol=5e-5, rtol=0)
@@ -28,14 +28,14 @@ def test_without_mistakes_forward_is_cross_entropy_and_all_weigh_the_same() -> N
 
     plain = losses.cross_entropy(logits, labels)
     torch.testing.assert_close(transition.forward_cross_entropy(logits, labels, torch.eye(10)), plain)
-    torch.testing.assert_close(transition.importance(logits / 5, labels, torch.eye(10)), torch.ones(64))
+    torch.testing.assert_close(transition.importance_weights(logits / 5, labels, torch.eye(10)), torch.ones(64))
 
 
 def test_anchor_points_tell_the_matrix() -> None:
     """Images that are surely of their class answer with its row of T; what lies between them says nothing."""
     clean = torch.cat([torch.eye(3), torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)])
 
-    torch.testing.assert_close(transition.estimated(clean @ PAIRFLIP), PAIRFLIP)
+    torch.testing.assert_close(transition.estimate_matrix(clean @ PAIRFLIP), PAIRFLIP)
 
 
 def test_outliers_are_set_aside_for_their_class_and_stay_whole_for_the_others() -> None:
@@ -45,16 +45,16 @@ def test_outliers_are_set_aside_for_their_class_and_stay_whole_for_the_others() 
     found[10] = torch.tensor([0.6, 0.3, 0.1])
     found[[20, 30, 40]] = torch.tensor([[0.9, 0.05, 0.05], [0.92, 0.04, 0.04], [0.8, 0.2, 0.0]])
 
-    assert transition.estimated(found, 1.0)[0].tolist() == pytest.approx([0.92, 0.04, 0.04])
-    assert transition.estimated(found, 0.97)[0].tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert transition.estimate_matrix(found, 1.0)[0].tolist() == pytest.approx([0.92, 0.04, 0.04])
+    assert transition.estimate_matrix(found, 0.97)[0].tolist() == pytest.approx([0.6, 0.3, 0.1])
     found[50:54, 1] = 0.9
     found[40, 1] = 0.8
-    row = transition.estimated(found, 0.96)[1]
+    row = transition.estimate_matrix(found, 0.96)[1]
     assert row.tolist() == pytest.approx((found[40] / found[40].sum()).tolist())
 
 
 def test_answers_that_are_all_alike_still_give_a_matrix() -> None:
-    rows = transition.estimated(torch.full((20, 4), 0.25), 0.97)
+    rows = transition.estimate_matrix(torch.full((20, 4), 0.25), 0.97)
 
     torch.testing.assert_close(rows, torch.full((4, 4), 0.25))
 
@@ -73,12 +73,12 @@ def test_no_learned_slack_lets_one_image_outweigh_the_others() -> None:
     """A denominator p_y T_yy + p_i T_iy with T_iy a little below 0 would be 0 for some answer."""
     p = torch.stack([torch.linspace(1e-6, 0.99, 1000), 1 - torch.linspace(1e-6, 0.99, 1000)], dim=1)
     slack = torch.tensor([[0.6, 0.4], [-0.01, 1.01]])
-    weights = transition.importance(p.log(), torch.zeros(1000, dtype=torch.int64), slack)
+    weights = transition.importance_weights(p.log(), torch.zeros(1000, dtype=torch.int64), slack)
 
     assert float(weights.min()) > 0
     assert float(weights.max()) <= 1 / 0.6 + 1e-6
     nowhere = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert bool(transition.importance(p.log(), torch.ones(1000, dtype=torch.int64), nowhere).isfinite().all())
+    assert bool(transition.importance_weights(p.log(), torch.ones(1000, dtype=torch.int64), nowhere).isfinite().all())
 
 
 @pytest.mark.parametrize("rows", [[], [[1.0, 0.0]], [[0.5, 0.4], [0.0, 1.0]], [[1.5, -0.5], [0.0, 1.0]]])
@@ -89,7 +89,7 @@ def test_what_is_no_transition_matrix_is_refused(rows: list[list[float]]) -> Non
 
 def test_a_matrix_of_other_classes_is_refused_and_a_rounded_one_sums_to_one() -> None:
     with pytest.raises(errors.UnusableData):
-        transition.matrix(((1.0, 0.0), (0.0, 1.0)), 3)
+        transition.known_matrix(((1.0, 0.0), (0.0, 1.0)), 3)
 
-    assert torch.equal(transition.matrix(None, 3), torch.eye(3))
-    assert transition.matrix(((0.3333, 0.6666), (0.0, 1.0)), 2).sum(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    assert torch.equal(transition.known_matrix(None, 3), torch.eye(3))
+    assert transition.known_matrix(((0.3333, 0.6666), (0.0, 1.0)), 2).sum(dim=1).tolist() == pytest.approx([1.0, 1.0])

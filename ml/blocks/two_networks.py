@@ -17,7 +17,7 @@ from ml.blocks import optimizers, small_loss
 from ml.method import Batch, Network, Optimizers, Phase, TrainHyperparameters
 
 
-class SelectionParams(BaseModel):
+class SmallLossParams(BaseModel):
     """How much is set aside, and who learns the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -49,10 +49,10 @@ class SelectionParams(BaseModel):
     )
 
 
-P = TypeVar("P", bound=SelectionParams)
+P = TypeVar("P", bound=SmallLossParams)
 
 
-class Pair(method.Method, Generic[P]):
+class TwoNetworkMethod(method.Method, Generic[P]):
     """A method that trains two networks in one phase, on what they select of each batch."""
 
     params: P
@@ -71,7 +71,7 @@ class Pair(method.Method, Generic[P]):
 
         def loss(batch: Batch) -> Tensor:
             one, two = (network(batch.images) for network in self.networks)
-            batch.record_logits(mean([one, two]))
+            batch.record_logits(mean_probability_logits([one, two]))
             return self.selected(one, two, batch.labels, forget_rate(self.params, batch.epoch, training.epochs))
 
         def optimizers() -> Optimizers:
@@ -85,16 +85,16 @@ class Pair(method.Method, Generic[P]):
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`g1`, `g2` and their `mean`, which is the answer."""
-        return heads([network(images).float() for network in self.networks])
+        return mean_probability_heads([network(images).float() for network in self.networks])
 
 
-def forget_rate(params: SelectionParams, epoch: int, epochs: int) -> float:
+def forget_rate(params: SmallLossParams, epoch: int, epochs: int) -> float:
     """The share of each batch set aside in one epoch, counted from 0."""
     return small_loss.forget_rate(epoch, params.noise_rate * params.forgotten, max(1, round(params.gradual * epochs)))
 
 
 def build_optimizers(
-    params: SelectionParams, training: TrainHyperparameters, parameters: Iterable[nn.Parameter]
+    params: SmallLossParams, training: TrainHyperparameters, parameters: Iterable[nn.Parameter]
 ) -> Optimizers:
     """One optimizer over both networks: where their losses share no weight it does what two would."""
     if params.optimizer == "sgd":
@@ -102,7 +102,7 @@ def build_optimizers(
     return Optimizers((optimizers.adam(parameters, params.adam_rate),), training.factor)
 
 
-def mean(logits: Sequence[Tensor]) -> Tensor:
+def mean_probability_logits(logits: Sequence[Tensor]) -> Tensor:
     """Logits whose softmax is the mean of the members' softmax; one member passes unchanged."""
     if len(logits) == 1:
         return logits[0]
@@ -110,9 +110,9 @@ def mean(logits: Sequence[Tensor]) -> Tensor:
     return together.clamp(min=1e-30).log()
 
 
-def heads(logits: Sequence[Tensor]) -> dict[str, Tensor]:
+def mean_probability_heads(logits: Sequence[Tensor]) -> dict[str, Tensor]:
     """`g1`, `g2` and their `mean`, which is the answer; of one network the `answer` alone."""
     if len(logits) == 1:
         return {"answer": logits[0]}
-    together = mean(logits)
+    together = mean_probability_logits(logits)
     return {"answer": together, "g1": logits[0], "g2": logits[1], "mean": together}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class WeightAverage(nn.Module):
+class WeightEma(nn.Module):
     """Takes over `network`, which becomes the average; its first weights are where that begins."""
 
     steps: Tensor  # int64 scalar: how often it was updated

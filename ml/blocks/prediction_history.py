@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average(nn.Module):
+class PredictionEma(nn.Module):
     """An exponential moving average, from 0 and not corrected for it: t <- kept · t + (1 - kept) · p."""
 
     values: Tensor  # (N, C)
@@ -30,7 +30,7 @@ class Average(nn.Module):
         return found
 
 
-class Ring(nn.Module):
+class PredictionHistory(nn.Module):
     """The last K answers: a new one takes the place of the oldest. NaN where there were not so many yet."""
 
     values: Tensor  # (K, N, C)

@@ -44,7 +44,7 @@ def clean_probability(
     return shares[components.mean.argmin()].float()
 
 
-def scaled(losses: Tensor) -> Tensor:
+def scale_to_unit(losses: Tensor) -> Tensor:
     """Losses (N,) brought to [0, 1] by their least and largest; all 0 where they are equal."""
     least, largest = losses.aminmax()
     return (losses - least) / (largest - least).clamp_min(torch.finfo(losses.dtype).tiny)
