@@ -1,4 +1,4 @@
-"""Every problem a client can be told of, on one page. Plain exceptions: no framework, no database.
+"""Every problem that the API answers with, on one page. Plain exceptions: no framework, no database.
 
     Problem
     ├── 400 Malformed · HostNotAllowed
@@ -19,7 +19,8 @@
     └── 507 InsufficientStorage
 
 `code` is the class name in snake_case unless the instance names a finer one; `type` is `/problems/` and the code in
-kebab-case. Anything else that is raised is a bug and becomes a 500 that names only the request.
+kebab-case, which `app/web/problems.toml` explains. Anything else that is raised is a bug and becomes a 500 that names
+only the request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, NamedTuple
 
-DETAIL_CHARS = 200  # how much of a client's own text we echo
+DETAIL_CHARS = 200  # of a client's own text in a message
 
 
 def shown(text: object, limit: int = DETAIL_CHARS) -> str:
@@ -46,7 +47,16 @@ class Fault(NamedTuple):
 
 
 class Problem(Exception):
-    """A refusal in the terms of RFC 9457."""
+    """An error answer in the terms of RFC 9457.
+
+    Args:
+        detail: What is wrong with this request, a sentence for the client.
+        code: A finer code than that of the class, in snake_case.
+        status: An HTTP status other than that of the class.
+        errors: What is wrong with single fields, files or rows.
+        retry_after_s: Seconds of the Retry-After header.
+        headers: Further headers of the answer.
+    """
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"

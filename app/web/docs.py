@@ -1,4 +1,4 @@
-"""The OpenAPI document as one plain page: no script, nothing fetched from elsewhere, readable without a network."""
+"""The OpenAPI document as one HTML page: no script, nothing loaded from other hosts, readable without a network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def page(document: dict[str, Any]) -> str:
+    """The HTML of `/docs`; operations are grouped by their first tag."""
     groups: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method in METHODS:
@@ -29,8 +30,8 @@ def page(document: dict[str, Any]) -> str:
 def entry(path: str, method: str, operation: dict[str, Any]) -> str:
     rows = "".join(parameter(p) for p in operation.get("parameters", []))
     table = f"<table><tbody>{rows}</tbody></table>" if rows else ""
-    takes = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
-    answers = "".join(
+    media_types = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
+    responses = "".join(
         f"<li><code>{escape(status)}</code> {escape(response.get('description', ''))}</li>"
         for status, response in sorted(operation["responses"].items())
     )
@@ -38,13 +39,14 @@ def entry(path: str, method: str, operation: dict[str, Any]) -> str:
         f"<details><summary><code>{method.upper()} {escape(path)}</code> {escape(operation.get('summary', ''))}"
         "</summary>"
         f"<p>{escape(operation.get('description', ''))}</p>{table}"
-        f"{f'<p>Body: {takes}</p>' if takes else ''}<ul>{answers}</ul></details>"
+        f"{f'<p>Body: {media_types}</p>' if media_types else ''}<ul>{responses}</ul></details>"
     )
 
 
-def parameter(given: dict[str, Any]) -> str:
-    schema = given.get("schema", {})
+def parameter(specification: dict[str, Any]) -> str:
+    schema = specification.get("schema", {})
     bounds = {k: v for k, v in schema.items() if k not in {"title", "description", "anyOf", "$ref"}}
     facts = ", ".join(f"{k}: {v}" for k, v in bounds.items())
-    described = escape(given.get("description", schema.get("description", "")))
-    return f"<tr><td><code>{escape(given['name'])}</code></td><td>{described}</td><td>{escape(facts)}</td></tr>"
+    description = escape(specification.get("description", schema.get("description", "")))
+    name = escape(specification["name"])
+    return f"<tr><td><code>{name}</code></td><td>{description}</td><td>{escape(facts)}</td></tr>"

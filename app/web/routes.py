@@ -1,4 +1,4 @@
-"""The web page: static files of this folder, served as they are. The page itself is a client of the public API."""
+"""The web page, the API documentation, and the pages of problems. The web page is a client of the public API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEDIA_TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".map": "application/json",
 }
-# Pictures may be blob: (a file the user dropped) and data:; everything else comes from here.
+# Images may be blob: (a file that the user dropped) and data:; everything else comes from this service.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -83,7 +83,7 @@ def file(request: Request, name: Annotated[str, PathParameter(max_length=200)]) 
 
 
 def static(request: Request, name: str) -> Response:
-    """One file below the folder, by a name that is among those really there: no path of a client is opened."""
+    """One file of the folder, by a name among those that exist: no path of a client is opened."""
     known = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.is_file() and p.suffix in MEDIA_TYPES}
     path = known.get(name)
     if path is None:
