@@ -40,21 +40,15 @@ def inference() -> bool:
 
 
 def heartbeat() -> bool:
-    from sqlalchemy import exists, select
-
+    """A process of this host has written its heartbeat row in time."""
     from app import worker_registry
-    from app.db.clock import now
     from app.db.session import connect, transaction
-    from app.db.tables import Worker
     from app.settings import current
 
-    settings = current()
-    ours = Worker.id.startswith(f"{socket.gethostname()[:100]}:", autoescape=True)
-    fresh = Worker.seen_at > now(-worker_registry.SILENT_S)
-    engine = connect(settings)
+    engine = connect(current())
     try:
         with transaction(engine, read_only=True) as session:
-            return bool(session.scalar(select(exists().where(ours, fresh))))
+            return worker_registry.is_alive(session, socket.gethostname()[:100])
     finally:
         engine.dispose()
 

@@ -57,7 +57,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state = app.state
         state.storage.create()
         state.engine = db.connect(config)
-        state.broker = Notifier(config)
+        state.notifier = Notifier(config)
         state.keyring = KeyCache(config, state.engine)
         state.models_known = Known(state.engine)
         state.news = News(state.engine, config.event_poll_s)
@@ -71,7 +71,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             yield
         finally:
             state.gateway.close()
-            state.broker.close()
+            state.notifier.close()
             state.engine.dispose()
 
     app = FastAPI(

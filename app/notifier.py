@@ -1,6 +1,7 @@
-"""The bell: an empty message that says "look in the database". Best effort - it may ring twice, late or never.
+"""Notifications: empty messages over Redis that ask a supervisor to look for work in the database.
 
-A worker finds its work in the table, so nothing here may raise, block for long, or carry state.
+They are best effort, and may arrive twice, late or never: the work itself is in the tables, and the dispatcher notifies
+again. So nothing here raises when Redis is unavailable, waits for long, or carries data.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Bell = Literal["jobs", "datasets"]  # also the names of the queues
-TASK = {"jobs": "worker.run_next_job", "datasets": "worker.run_next_dataset"}
+QueueName = Literal["jobs", "datasets"]
+TASKS = {"jobs": "worker.run_next_job", "datasets": "worker.run_next_dataset"}
 
 
 def transport_options(settings: Settings) -> dict[str, object]:
+    """Options of kombu's Redis transport under which a broker that hangs is given up within seconds."""
     return {
         "socket_timeout": settings.connect_timeout_s,
         "socket_connect_timeout": settings.connect_timeout_s,
@@ -34,8 +36,8 @@ def transport_options(settings: Settings) -> dict[str, object]:
 
 
 @functools.cache
-def away() -> tuple[type[Exception], ...]:
-    """What is raised when Redis does not answer."""
+def unavailable_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that mean: Redis does not answer."""
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
@@ -43,7 +45,7 @@ def away() -> tuple[type[Exception], ...]:
 
 
 class Notifier:
-    """One process's way to ring. Celery is loaded by its first use: it would be a quarter of the API's start."""
+    """Sends notifications. Celery is imported on first use, because it would take a quarter of the API's start."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -53,7 +55,7 @@ class Notifier:
     def _celery(self) -> Celery:
         from celery import Celery
 
-        celery = Celery("bell", broker=self._settings.redis_url, set_as_current=False)
+        celery = Celery("notifier", broker=self._settings.redis_url, set_as_current=False)
         celery.conf.update(
             broker_transport_options=transport_options(self._settings),
             broker_connection_timeout=self._settings.connect_timeout_s,
@@ -63,37 +65,41 @@ class Notifier:
         )
         return celery
 
-    def ring(self, bell: Bell) -> bool:
-        """Ask a supervisor to look for work; False when Redis is away. Never raises, gives up in about two seconds."""
+    def notify(self, queue: QueueName) -> bool:
+        """Ask a supervisor to look for work in a queue; False when Redis is unavailable.
+
+        It never raises and takes at most about two seconds.
+        """
         if not self._busy.acquire(timeout=1.0):
-            return False  # somebody is already finding out that Redis is slow; the dispatcher rings later
+            return False  # another thread is waiting for a slow Redis; the dispatcher notifies later
         try:
-            self._celery.send_task(TASK[bell], queue=bell, retry=False, ignore_result=True)
-        except away() as error:
-            log.warning("bell not rung: %s", type(error).__name__)
+            self._celery.send_task(TASKS[queue], queue=queue, retry=False, ignore_result=True)
+        except unavailable_errors() as error:
+            log.warning("notification not sent: %s", type(error).__name__)
             return False
         finally:
             self._busy.release()
         return True
 
-    def waiting(self, bell: Bell) -> int | None:
-        """How many bells nobody has heard yet; None when Redis is away."""
+    def count_pending(self, queue: QueueName) -> int | None:
+        """How many notifications no supervisor has received yet; None when Redis is unavailable."""
         try:
             with self._connection() as connection:
-                return int(connection.default_channel.client.llen(bell))
-        except away():
+                return int(connection.default_channel.client.llen(queue))
+        except unavailable_errors():
             return None
 
-    def reachable(self) -> bool:
+    def is_reachable(self) -> bool:
+        """Whether Redis answers within a second."""
         try:
             with self._connection():
                 return True
-        except away():
+        except unavailable_errors():
             return False
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
-        """A connection that works, within a second."""
+        """A connection to Redis that is established within a second, or one of `unavailable_errors()`."""
         with self._celery.connection_for_write(connect_timeout=1) as connection:
             connection.ensure_connection(max_retries=1, timeout=1, interval_start=0, interval_step=0)
             yield connection

@@ -34,4 +34,4 @@ def referenced_files(session: Session) -> ReferencedFiles:
 def delete_expired(session: Session, *, idempotency_keys_s: float, heartbeats_s: float) -> None:
     """Delete idempotency keys and heartbeat rows older than so many seconds."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now(-idempotency_keys_s)))
-    session.execute(delete(Worker).where(Worker.seen_at < now(-heartbeats_s)))
+    session.execute(delete(Worker).where(Worker.heartbeat_at < now(-heartbeats_s)))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,12 +18,23 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 MOST_DEVICES = 8  # of one host, for one job
+PREFIX = "DENLL_"
+# Names that settings had before, with their names of today: one found in the environment is refused, because it would
+# be ignored.
+RENAMED = {
+    "RING_AGAIN_S": "RENOTIFY_S",
+    "DEAF_S": "STALLED_CONSUMER_S",
+    "PRESENCE_S": "WORKER_HEARTBEAT_S",
+    "LEFTOVERS_S": "ORPHAN_FILES_S",
+    "WARM_ZYGOTE": "WARM_FORK_SERVER",
+    "IDEMPOTENCY_KEPT_S": "IDEMPOTENCY_TTL_S",
+}
 DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
 class Settings(BaseSettings):
     # Errors go to the log, and the input of one about the whole holds keys and passwords (SEC9).
-    model_config = SettingsConfigDict(env_prefix="DENLL_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Where
     data_dir: Path = Field(
@@ -31,7 +43,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address the API binds; any but loopback needs an admin key")
     port: int = Field(default=8000, ge=0, le=65535)
     database_url: str = Field(default="", description="SQLAlchemy URL; empty is SQLite below data_dir")
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker of the bells")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis, which carries the notifications")
     inference_addresses: str = Field(default="tcp://127.0.0.1:8001", description="Comma-separated inference processes")
     inference_listen: str = Field(default="tcp://127.0.0.1:8001", description="Where this inference process listens")
     allowed_hosts: str = Field(
@@ -43,32 +55,37 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # Work: leases, attempts, loops
-    lease_s: float = Field(default=30.0, description="A claim nobody renews ends after this")
+    lease_s: float = Field(default=30.0, description="A claim that is not renewed ends after this")
     heartbeat_s: float = Field(default=5.0, description="How often a supervisor renews its lease")
     database_grace_s: float = Field(
-        default=25.0, description="A supervisor without database stops its child after this"
+        default=25.0, description="A supervisor that cannot reach the database stops its child after this"
     )
-    poll_s: float = Field(default=1.0, description="How often a child looks for orders (cancel, drain, fenced off)")
+    poll_s: float = Field(
+        default=1.0, description="How often a child reads commands (cancel, fenced off) from the database"
+    )
     stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
     drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
     cancel_grace_s: float = Field(default=3.0, description="How long a child may take to stop when told to")
     checkpoint_min_s: float = Field(default=2.0, description="Epochs shorter than this share a checkpoint")
-    checkpoint_s: float = Field(default=60.0, description="Longest stretch of training without a checkpoint")
+    checkpoint_s: float = Field(default=60.0, description="Longest training time without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
-    ring_again_s: float = Field(default=10.0, description="A queued row is rung for again after this")
-    deaf_s: float = Field(
-        default=120.0, description="A supervisor that hears no bell this long while work waits exits (70)"
+    renotify_s: float = Field(default=10.0, description="Workers are notified again of a queued row after this")
+    stalled_consumer_s: float = Field(
+        default=120.0,
+        description="A supervisor that received no notification this long while work waits exits with status 70",
     )
-    presence_s: float = Field(
+    worker_heartbeat_s: float = Field(
         default=5.0,
         gt=0.0,
         le=10.0,
-        description="How often a process says that it is there; after 30 s it counts as gone",
+        description="How often a process writes its heartbeat; 30 s without one, it counts as gone",
     )
-    leftovers_s: float = Field(default=24 * 3600.0, description="Temporary files nobody touched this long are removed")
+    orphan_files_s: float = Field(
+        default=24 * 3600.0, description="Files without a database row are removed when unchanged this long"
+    )
     max_attempts_without_progress: int = Field(default=3, ge=1)
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
-    warm_zygote: bool = Field(default=True, description="Fork children from a process that has torch loaded")
+    warm_fork_server: bool = Field(default=True, description="Fork children from a process that has imported torch")
     devices: str = Field(
         default="auto",
         description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
@@ -97,7 +114,7 @@ class Settings(BaseSettings):
     models_in_memory: int = 4
     event_heartbeat_s: float = 15.0
     event_poll_s: float = Field(default=0.5, description="How often an event stream looks for new events")
-    idempotency_kept_s: float = 7 * 24 * 3600.0
+    idempotency_ttl_s: float = 7 * 24 * 3600.0
 
     # Limits of archives: Z3
     archive_entries: int = 150_000
@@ -113,6 +130,14 @@ class Settings(BaseSettings):
     pool_timeout_s: float = 2.0
     statement_timeout_s: float = 4.0
     pool_size: int = 20
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_renamed_variables(cls, values: Any) -> Any:
+        renamed = {PREFIX + old: PREFIX + new for old, new in RENAMED.items()}
+        if stale := [name for name in os.environ if name.upper() in renamed]:
+            raise ValueError("; ".join(f"{name} is now {renamed[name.upper()]}" for name in sorted(stale)))
+        return values
 
     @field_validator("devices")
     @classmethod

@@ -1,14 +1,16 @@
-"""Lease and fence for any row that is worked on: claim it, renew the claim, settle it once, take it back from the dead.
+"""Leases and fences for the rows that workers work on: jobs and uploaded data sets.
 
-Every statement is one UPDATE guarded by state and fence, measured by the database's clock, so any number of workers and
-dispatchers may run them at once. What the work is, this module does not know.
+A worker claims a queued row for a limited time (the lease) and renews the lease while it works. Every claim raises the
+row's fence, a number that each later write must name: a worker that lost its lease writes nothing any more. Times are
+the database's, so the clocks of hosts may differ. Every function is safe to call from several processes at once. The
+caller commits.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -16,11 +18,10 @@ from sqlalchemy.orm import Session
 from app.db.clock import now
 from app.db.tables import Dataset, Job, State
 
-Workable = TypeVar("Workable", Dataset, Job)
-Table = type[Dataset] | type[Job]
-Order = Literal["cancel", "fenced_off"]
+WorkTable = type[Dataset] | type[Job]
+HolderCommand = Literal["cancel", "fenced_off"]
 
-POISON: dict[Table, dict[str, str]] = {
+POISON: dict[WorkTable, dict[str, str]] = {
     Job: {
         "code": "poison",
         "title": "The job keeps ending its worker",
@@ -37,33 +38,53 @@ POISON: dict[Table, dict[str, str]] = {
 
 
 class Claim(NamedTuple):
+    """A row that the caller holds: `fence` must be named by every write, `attempt` counts from 1."""
+
     id: uuid.UUID
     fence: int
     attempt: int
-    request_id: str | None
+    request_id: str | None  # of the HTTP request that created the row
 
 
 class Reaped(NamedTuple):
+    """A row whose lease expired, after it was taken from its holder."""
+
     id: uuid.UUID
-    state: State  # queued again, or failed as poison, or cancelled
+    state: State  # queued again, failed (poison) or cancelled
     attempt: int
 
 
+# --- Claiming ---------------------------------------------------------------------------------------------------------
+
+
 def claim_next(
-    session: Session, table: Table, owner: str, lease_s: float, *fitting: ColumnElement[bool]
+    session: Session, table: WorkTable, owner: str, lease_s: float, *conditions: ColumnElement[bool]
 ) -> Claim | None:
-    """Take the oldest queued row of the highest priority that fits, or None. The caller commits at once."""
-    oldest = (
+    """Claim the oldest queued row of the highest priority.
+
+    Args:
+        owner: Name of the claiming process, unique over all hosts.
+        lease_s: Seconds until the claim ends unless it is renewed.
+        conditions: What else the row must fulfil, such as the number of devices it needs.
+
+    Returns:
+        The claim, or None when no queued row fulfils the conditions.
+    """
+    # Choose one row. Postgres locks it and skips rows that another worker is claiming at this moment, so two workers
+    # choose different rows instead of waiting for each other. SQLite has one writer at a time and needs no lock.
+    candidate = (
         select(table.id)
-        .where(table.state == State.queued, *fitting)
+        .where(table.state == State.queued, *conditions)
         .order_by(table.priority.desc(), table.created_at, table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
+    # Claim it in the same statement. The state is checked again: it may have changed before the lock was granted. The
+    # fence goes up, so whatever an earlier holder still writes is refused. `started_at` is that of the first attempt.
     statement = (
         update(table)
-        .where(table.id == oldest, table.state == State.queued)
+        .where(table.id == candidate, table.state == State.queued)
         .values(
             state=State.running,
             attempt=table.attempt + 1,
@@ -80,41 +101,75 @@ def claim_next(
     return Claim(*row) if row else None
 
 
-def held(table: Table, row_id: uuid.UUID, fence: int) -> tuple[ColumnElement[bool], ...]:
-    """The guard of every effect: this claim, and no later one, still holds."""
+def count_queued(session: Session, table: WorkTable, *conditions: ColumnElement[bool]) -> int:
+    """How many queued rows fulfil the conditions."""
+    return session.scalar(select(func.count()).where(table.state == State.queued, *conditions)) or 0
+
+
+# --- Writing under a claim --------------------------------------------------------------------------------------------
+
+
+def claim_conditions(table: WorkTable, row_id: uuid.UUID, fence: int) -> tuple[ColumnElement[bool], ...]:
+    """Conditions that only a row still held under this fence fulfils."""
     return (table.id == row_id, table.fence == fence, table.state == State.running)
 
 
-def write(session: Session, table: Table, row_id: uuid.UUID, fence: int, values: Mapping[str, Any]) -> bool:
-    """Set columns of a row we hold; False when the claim is lost, and then nothing was written."""
+def update_claimed(
+    session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, values: Mapping[str, Any]
+) -> bool:
+    """Set columns of a claimed row; False when the claim is lost, and then nothing was written."""
     statement = (
-        update(table).where(*held(table, row_id, fence)).values(**values).execution_options(synchronize_session=False)
+        update(table)
+        .where(*claim_conditions(table, row_id, fence))
+        .values(**values)
+        .execution_options(synchronize_session=False)
     )
     return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
 
 
-def heartbeat(session: Session, table: Table, row_id: uuid.UUID, fence: int, lease_s: float) -> bool:
-    return write(session, table, row_id, fence, {"lease_expires_at": now(lease_s), "heartbeat_at": now()})
+def renew_lease(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, lease_s: float) -> bool:
+    """Extend the lease to `lease_s` seconds from now; False when the claim is lost."""
+    return update_claimed(session, table, row_id, fence, {"lease_expires_at": now(lease_s), "heartbeat_at": now()})
 
 
-def settle(session: Session, table: Table, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:
-    """End a row we hold. Success and a late cancellation may race for the row: one of the two wins, here."""
-    ended = {"state": state, "finished_at": now(), "lease_owner": None, "lease_expires_at": None, **values}
-    return write(session, table, row_id, fence, ended)
+def read_command(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int) -> HolderCommand | None:
+    """What the holder must do: stop because of a cancellation ("cancel") or a lost claim ("fenced_off"), or nothing."""
+    conditions = claim_conditions(table, row_id, fence)
+    row = session.execute(select(table.cancel_requested_at).where(*conditions)).one_or_none()
+    return "fenced_off" if row is None else "cancel" if row[0] is not None else None
 
 
-def put_back(
-    session: Session, table: Table, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int
-) -> State | None:
-    """End an attempt, not its work: queued again, failed (poison) after `limit` attempts without progress or cancelled.
+def finish(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:
+    """End the work on a claimed row in a final state; False when the claim is lost.
 
-    A drain does not count. None when the claim was lost.
+    Args:
+        state: `succeeded`, `failed` or `cancelled`.
+        values: Further columns to set, such as `error`.
     """
-    return _end_attempts(session, table, limit, counts, *held(table, row_id, fence)).get(row_id)
+    columns = {"state": state, "finished_at": now(), "lease_owner": None, "lease_expires_at": None, **values}
+    return update_claimed(session, table, row_id, fence, columns)
 
 
-def reap(session: Session, table: Table, limit: int) -> list[Reaped]:
-    """Put back every row whose lease has expired; safe to run from several processes at once."""
+# --- Ending attempts --------------------------------------------------------------------------------------------------
+
+
+def requeue(
+    session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, *, counts: bool, limit: int
+) -> State | None:
+    """End an attempt without a result; the row is queued again unless it was cancelled or failed too often.
+
+    Args:
+        counts: Whether this attempt counts as one without progress; one ended by a shutdown does not.
+        limit: Attempts without progress in a row after which the row fails with the error `poison`.
+
+    Returns:
+        The row's new state, or None when the claim is lost.
+    """
+    return _end_attempts(session, table, limit, counts, *claim_conditions(table, row_id, fence)).get(row_id)
+
+
+def reap(session: Session, table: WorkTable, limit: int) -> list[Reaped]:
+    """Requeue every row whose lease has expired; `limit` as in `requeue`."""
     expired = (table.state == State.running, or_(table.lease_expires_at.is_(None), table.lease_expires_at < now()))
     ids = list(session.scalars(select(table.id).where(*expired).with_for_update(skip_locked=True)))
     if not ids:
@@ -125,21 +180,22 @@ def reap(session: Session, table: Table, limit: int) -> list[Reaped]:
 
 
 def _end_attempts(
-    session: Session, table: Table, limit: int, counts: bool, *where: ColumnElement[bool]
+    session: Session, table: WorkTable, limit: int, counts: bool, *conditions: ColumnElement[bool]
 ) -> dict[uuid.UUID, State]:
+    """Requeue, fail or cancel the rows that fulfil the conditions; their new states."""
     failures = table.attempts_without_progress + (1 if counts else 0)
     cancelled, poison = table.cancel_requested_at.is_not(None), failures >= limit
     ended = or_(cancelled, poison)
     statement = (
         update(table)
-        .where(*where)
+        .where(*conditions)
         .values(
             state=case((cancelled, State.cancelled.value), (poison, State.failed.value), else_=State.queued.value),
             attempts_without_progress=failures,
             finished_at=case((ended, now()), else_=None),
             lease_owner=None,
             lease_expires_at=None,
-            rung_at=None,
+            notified_at=None,
         )
         .returning(table.id, table.state)
         .execution_options(synchronize_session=False)
@@ -156,8 +212,15 @@ def _end_attempts(
     return states
 
 
-def request_cancel(session: Session, table: Table, row_id: uuid.UUID) -> State | None:
-    """Cancel a queued row at once, ask a running one to stop; the state after, or None when it has already ended."""
+# --- For clients ------------------------------------------------------------------------------------------------------
+
+
+def request_cancel(session: Session, table: WorkTable, row_id: uuid.UUID) -> State | None:
+    """Cancel a queued row at once, ask the holder of a running one to stop.
+
+    Returns:
+        The row's state after that, or None when it had already ended or does not exist.
+    """
     statement = (
         update(table)
         .where(table.id == row_id, table.state.in_((State.queued, State.running)))
@@ -172,7 +235,7 @@ def request_cancel(session: Session, table: Table, row_id: uuid.UUID) -> State |
     return session.execute(statement).scalar_one_or_none()
 
 
-def requeue(session: Session, table: Table, row_id: uuid.UUID, **values: Any) -> bool:
+def retry(session: Session, table: WorkTable, row_id: uuid.UUID, **values: Any) -> bool:
     """Queue a failed or cancelled row again, as if it had not been tried; False when it is in another state."""
     statement = (
         update(table)
@@ -183,7 +246,7 @@ def requeue(session: Session, table: Table, row_id: uuid.UUID, **values: Any) ->
             cancel_requested_at=None,
             finished_at=None,
             error=None,
-            rung_at=None,
+            notified_at=None,
             **values,
         )
         .execution_options(synchronize_session=False)
@@ -191,23 +254,16 @@ def requeue(session: Session, table: Table, row_id: uuid.UUID, **values: Any) ->
     return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
 
 
-def order(session: Session, table: Table, row_id: uuid.UUID, fence: int) -> Order | None:
-    """What the holder should do other than go on: stop, as somebody cancelled or as it no longer holds the row."""
-    row = session.execute(select(table.cancel_requested_at).where(*held(table, row_id, fence))).one_or_none()
-    return "fenced_off" if row is None else "cancel" if row[0] is not None else None
+# --- For the dispatcher -----------------------------------------------------------------------------------------------
 
 
-def due_for_bell(session: Session, table: Table, ring_again_s: float) -> int:
-    """Mark queued rows not rung for lately as rung and say how many there are: the dispatcher rings that often."""
-    stale = or_(table.rung_at.is_(None), table.rung_at < now(-ring_again_s))
+def mark_notified(session: Session, table: WorkTable, renotify_s: float) -> int:
+    """Mark queued rows as notified about, except those marked within the last `renotify_s` seconds; how many."""
+    due = or_(table.notified_at.is_(None), table.notified_at < now(-renotify_s))
     statement = (
         update(table)
-        .where(table.state == State.queued, stale)
-        .values(rung_at=now())
+        .where(table.state == State.queued, due)
+        .values(notified_at=now())
         .execution_options(synchronize_session=False)
     )
     return session.execute(statement).rowcount  # type: ignore[attr-defined,no-any-return]
-
-
-def queued(session: Session, table: Table, *fitting: ColumnElement[bool]) -> int:
-    return session.scalar(select(func.count()).where(table.state == State.queued, *fitting)) or 0

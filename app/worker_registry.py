@@ -1,68 +1,33 @@
-"""Who is there: what the heartbeat rows of supervisors, inference processes and dispatchers say, on all hosts together.
+"""Which processes are running, on all hosts together, by their heartbeat rows.
 
-Ages are by the database's clock, which wrote the heartbeats; the clocks of the hosts may differ.
+Heartbeats are written and their ages are measured by the database's clock, so the clocks of hosts may differ.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
 from app.db.tables import Worker
-from app.notifier import Bell
+from app.notifier import QueueName
 
-SILENT_S = 30.0  # a process that says nothing for six heartbeats (three at the most) is not counted on
+HEARTBEAT_TIMEOUT_S = 30.0  # of a process that still works: six heartbeats, three if they are set to be rarest
 Kind = Literal["supervisor", "inference", "dispatcher"]
-Role = Literal["supervisor", "ingestion", "inference", "dispatcher"]
+Role = Literal["supervisor", "ingestion", "inference", "dispatcher"]  # as clients see it
 ROLES: tuple[Role, ...] = ("supervisor", "ingestion", "inference", "dispatcher")
-TRAINS = (Worker.kind == "supervisor", Worker.devices > 0)  # the others check data sets
+TRAINING_SUPERVISOR = (Worker.kind == "supervisor", Worker.devices > 0)  # other supervisors check data sets
 
 
-class Seen(NamedTuple):
-    """One process, as it was when it last said that it is there."""
+class ProcessStatus(NamedTuple):
+    """One process, as of its last heartbeat."""
 
     role: str
     device: str | None
     devices: int  # offered to one job
-    age_s: float
-
-
-def seen(session: Session) -> list[Seen]:
-    """Every process that is not about to end, by role, the youngest heartbeat first."""
-    rows = session.execute(
-        select(Worker.kind, Worker.device, Worker.devices, Worker.seen_at, now().label("at"))
-        .where(Worker.draining.is_(False))
-        .order_by(Worker.seen_at.desc())
-    )
-    found = [
-        Seen("ingestion" if kind == "supervisor" and not n else kind, device, n, max(0.0, (at - last).total_seconds()))
-        for kind, device, n, last, at in rows
-    ]
-    return sorted(found, key=lambda one: one.role)
-
-
-def listening(session: Session, bell: Bell) -> int:
-    """How many supervisors there are that a bell may reach."""
-    devices = Worker.devices > 0 if bell == "jobs" else Worker.devices == 0
-    lively = Worker.seen_at > now(-SILENT_S)
-    return session.scalar(select(func.count()).where(Worker.kind == "supervisor", devices, lively)) or 0
-
-
-def most_devices(session: Session) -> int | None:
-    """What the largest supervisor heard from lately offers to one job; None while none is there.
-
-    One that drains counts: it is most likely being started anew.
-    """
-    return session.scalar(select(func.max(Worker.devices)).where(*TRAINS, Worker.seen_at > now(-SILENT_S)))
-
-
-def training_device(session: Session) -> str:
-    """What jobs are trained on: `cuda` when any supervisor has one, or else `cpu`."""
-    known = session.scalars(select(Worker.device).where(*TRAINS).distinct())
-    return max((device or "cpu" for device in known), default="cpu")  # "cpu" < "cuda"
+    age_s: float  # of the heartbeat
 
 
 def record_heartbeat(
@@ -75,12 +40,61 @@ def record_heartbeat(
         devices: How many devices it offers to one job.
         draining: Whether it is about to end and takes no more work.
     """
-    state = {"draining": draining, "seen_at": now()}
-    updated = session.execute(update(Worker).where(Worker.id == name).values(**state))
+    values = {"draining": draining, "heartbeat_at": now()}
+    updated = session.execute(update(Worker).where(Worker.id == name).values(**values))
     if updated.rowcount == 0:  # type: ignore[attr-defined]
-        session.execute(insert(Worker).values(id=name, kind=kind, device=device, devices=devices, **state))
+        session.execute(insert(Worker).values(id=name, kind=kind, device=device, devices=devices, **values))
 
 
 def remove(session: Session, name: str) -> None:
     """Delete the heartbeat row of a process that ends."""
     session.execute(delete(Worker).where(Worker.id == name))
+
+
+def is_alive(session: Session, host: str) -> bool:
+    """Whether a process whose name starts with this host name has written its heartbeat in time."""
+    on_host = Worker.id.startswith(f"{host}:", autoescape=True)
+    return bool(session.scalar(select(exists().where(on_host, _recent()))))
+
+
+def list_processes(session: Session) -> list[ProcessStatus]:
+    """Every process that is not draining, ordered by role, the youngest heartbeat of a role first."""
+    rows = session.execute(
+        select(Worker.kind, Worker.device, Worker.devices, Worker.heartbeat_at, now().label("at"))
+        .where(Worker.draining.is_(False))
+        .order_by(Worker.heartbeat_at.desc())
+    )
+    processes = [
+        ProcessStatus(
+            role="ingestion" if kind == "supervisor" and not devices else kind,
+            device=device,
+            devices=devices,
+            age_s=max(0.0, (at - heartbeat_at).total_seconds()),
+        )
+        for kind, device, devices, heartbeat_at, at in rows
+    ]
+    return sorted(processes, key=lambda process: process.role)
+
+
+def count_supervisors(session: Session, queue: QueueName) -> int:
+    """How many supervisors receive the notifications of a queue."""
+    of_queue = Worker.devices > 0 if queue == "jobs" else Worker.devices == 0
+    return session.scalar(select(func.count()).where(Worker.kind == "supervisor", of_queue, _recent())) or 0
+
+
+def max_devices(session: Session) -> int | None:
+    """The most devices that a running supervisor offers to one job; None while no supervisor runs.
+
+    A draining supervisor counts, because it is most likely being restarted.
+    """
+    return session.scalar(select(func.max(Worker.devices)).where(*TRAINING_SUPERVISOR, _recent()))
+
+
+def training_device(session: Session) -> str:
+    """The device that jobs are trained on: a CUDA device when any supervisor has one, or else `cpu`."""
+    devices = session.scalars(select(Worker.device).where(*TRAINING_SUPERVISOR).distinct())
+    return max((device or "cpu" for device in devices), default="cpu")  # "cpu" < "cuda"
+
+
+def _recent() -> ColumnElement[bool]:
+    return Worker.heartbeat_at > now(-HEARTBEAT_TIMEOUT_S)

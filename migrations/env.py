@@ -12,7 +12,7 @@ from sqlalchemy import JSON, Connection, create_engine, event, text
 from sqlalchemy.engine import make_url
 
 from app.db.clock import UtcTime, now
-from app.db.tables import BigId, Row
+from app.db.tables import Base, BigId
 from app.settings import Settings, current
 
 ADVISORY_LOCK = 0x64656E6C6C  # "denll"
@@ -39,7 +39,7 @@ def sqlite_without_foreign_keys(connection: Any, _: Any) -> None:
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=Row.metadata,
+        target_metadata=Base.metadata,
         render_as_batch=connection.dialect.name == "sqlite",
         compare_type=True,
         compare_server_default=False,  # `now()` renders differently on each database

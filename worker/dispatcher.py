@@ -18,7 +18,7 @@ from app.db.session import Engine, connect, transaction
 from app.db.tables import Dataset, Job
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
-from app.notifier import TASK, Bell, Notifier
+from app.notifier import TASKS, Notifier, QueueName
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import orphan_cleanup
@@ -26,7 +26,7 @@ from worker.heartbeat import Presence, name
 
 log = logging.getLogger(__name__)
 
-TABLES: dict[Bell, work.Table] = {"jobs": Job, "datasets": Dataset}
+TABLES: dict[QueueName, work.WorkTable] = {"jobs": Job, "datasets": Dataset}
 TIDY_S = 60.0  # leftovers harm nobody for a minute
 GONE_S = 3600.0  # a process silent this long has no row any more
 BELLS_WAITING = 16  # more unheard bells than this say nothing new
@@ -58,31 +58,31 @@ class Dispatcher:
             log.warning("%d leases had expired", reaped)
 
     def ring(self) -> None:
-        for bell in TASK:
-            self._ring(cast(Bell, bell))
+        for bell in TASKS:
+            self._ring(cast(QueueName, bell))
 
-    def _ring(self, bell: Bell) -> None:
+    def _ring(self, bell: QueueName) -> None:
         with transaction(self._engine, read_only=True) as session:
-            if not work.queued(session, TABLES[bell]):
+            if not work.count_queued(session, TABLES[bell]):
                 return
-        waiting = self._broker.waiting(bell)
+        waiting = self._broker.count_pending(bell)
         if waiting is None or waiting >= BELLS_WAITING:
             return  # Redis is away, or nobody has listened for long: more of the same helps nobody
         with transaction(self._engine) as session:
-            due = work.due_for_bell(session, TABLES[bell], self._settings.ring_again_s)
+            due = work.mark_notified(session, TABLES[bell], self._settings.renotify_s)
             # Each bell is heard by one supervisor, and the only one with enough devices may be any of them.
-            bells = max(due, worker_registry.listening(session, bell)) if due else 0
+            bells = max(due, worker_registry.count_supervisors(session, bell)) if due else 0
         for _ in range(min(bells, BELLS_WAITING - waiting)):
-            self._broker.ring(bell)
+            self._broker.notify(bell)
 
     def tidy(self) -> None:
         if time.monotonic() - self._tidied < TIDY_S:
             return
         with transaction(self._engine) as session:
-            retention.delete_expired(session, idempotency_keys_s=self._settings.idempotency_kept_s, heartbeats_s=GONE_S)
+            retention.delete_expired(session, idempotency_keys_s=self._settings.idempotency_ttl_s, heartbeats_s=GONE_S)
         with transaction(self._engine, read_only=True) as session:
             referenced = retention.referenced_files(session)
-        removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.leftovers_s)
+        removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.orphan_files_s)
         if removed:
             log.info("%d leftovers removed", removed)
         self._tidied = time.monotonic()

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import work
 from app.db.tables import Dataset, State
-from app.work import Claim, Order
+from app.work import Claim, HolderCommand
 
 
 def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Claim | None:
@@ -22,15 +22,15 @@ def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Cla
     return work.claim_next(session, Dataset, owner, lease_s)
 
 
-def waiting(session: Session, owner: str, devices: int = 0) -> int:
+def count_claimable(session: Session, owner: str, devices: int = 0) -> int:
     """How many data sets wait to be checked."""
-    return work.queued(session, Dataset)
+    return work.count_queued(session, Dataset)
 
 
-def heartbeat(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:
+def renew_lease(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
     """Renew the lease, and hear what the holder should do."""
-    work.heartbeat(session, Dataset, dataset_id, fence, lease_s)
-    return work.order(session, Dataset, dataset_id, fence)
+    work.renew_lease(session, Dataset, dataset_id, fence, lease_s)
+    return work.read_command(session, Dataset, dataset_id, fence)
 
 
 def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
@@ -41,24 +41,24 @@ def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
 
 def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:
     """Replace what `GET /datasets/{id}` shows as progress."""
-    return work.write(session, Dataset, dataset_id, fence, {"progress": dict(progress)})
+    return work.update_claimed(session, Dataset, dataset_id, fence, {"progress": dict(progress)})
 
 
 def ready(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
     """Every byte is on disk and verified: from now on the data set can be used."""
-    return work.settle(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
+    return work.finish(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
 
 
 def reject(session: Session, dataset_id: uuid.UUID, fence: int, error: Mapping[str, Any]) -> bool:
     """The archive cannot be used: `error` has code, title, detail, and `errors` that name entries."""
-    return work.settle(session, Dataset, dataset_id, fence, State.failed, error=dict(error))
+    return work.finish(session, Dataset, dataset_id, fence, State.failed, error=dict(error))
 
 
-def put_back(
+def requeue(
     session: Session, dataset_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str
 ) -> State | None:
     """End the attempt, not the work: queued again, unless given up or tried too often; None when the claim was lost."""
-    return work.put_back(session, Dataset, dataset_id, fence, counts=counts, limit=limit)
+    return work.requeue(session, Dataset, dataset_id, fence, counts=counts, limit=limit)
 
 
 def reap(session: Session, limit: int) -> int:

@@ -86,7 +86,7 @@ async def create(
     query = {"name": name, "label_column": label_column, "clean_column": clean_column}
     answer, fresh = await upload_service.take(request, idempotency, query)
     if fresh:
-        background.add_task(request.app.state.broker.ring, "datasets")
+        background.add_task(request.app.state.notifier.notify, "datasets")
     return answer.response(replayed=not fresh)
 
 

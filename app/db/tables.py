@@ -32,7 +32,7 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts only INTEGER keys
 
 
-class Row(DeclarativeBase):
+class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -72,14 +72,14 @@ def state_column(name: str) -> Any:
     )
 
 
-class Work:
+class WorkColumns:
     """Columns of a row that is claimed, leased and fenced. Only `app.work` assigns them."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
     attempts_without_progress: Mapped[int] = mapped_column(default=0)
     priority: Mapped[int] = mapped_column(default=0)
-    rung_at: Mapped[datetime | None]
+    notified_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
@@ -91,7 +91,7 @@ class Work:
     error: Mapped[dict[str, Any] | None]
 
 
-class Dataset(Work, Row):
+class Dataset(WorkColumns, Base):
     __tablename__ = "dataset"
     __table_args__ = (
         Index("ix_dataset_queue", "state", "priority", "created_at"),
@@ -107,7 +107,7 @@ class Dataset(Work, Row):
     facts: Mapped[dict[str, Any] | None]  # classes, counts, digest, image_size, warnings: set when ready
 
 
-class Job(Work, Row):
+class Job(WorkColumns, Base):
     __tablename__ = "job"
     __table_args__ = (
         Index("ix_job_queue", "state", "priority", "created_at"),
@@ -140,7 +140,7 @@ class Job(Work, Row):
     )  # attempts up to this fence are not resumed from (retry from scratch)
 
 
-class JobEvent(Row):
+class JobEvent(Base):
     """Append-only; the id is what `Last-Event-ID` replays from."""
 
     __tablename__ = "job_event"
@@ -153,7 +153,7 @@ class JobEvent(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class Epoch(Row):
+class Epoch(Base):
     """One epoch report; rewriting it after a resume is harmless."""
 
     __tablename__ = "epoch"
@@ -164,7 +164,7 @@ class Epoch(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class Model(Row):
+class Model(Base):
     __tablename__ = "model"
     __table_args__ = (UniqueConstraint("job_id"), Index("ix_model_newest", "created_at", "id"))
 
@@ -182,7 +182,7 @@ class Model(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class Alias(Row):
+class Alias(Base):
     """A movable name. `default` without a row follows the newest succeeded training job."""
 
     __tablename__ = "alias"
@@ -192,7 +192,7 @@ class Alias(Row):
     updated_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class AliasChange(Row):
+class AliasChange(Base):
     """Where an alias pointed, for history and rollback; null is a removal."""
 
     __tablename__ = "alias_change"
@@ -204,7 +204,7 @@ class AliasChange(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class ApiKey(Row):
+class ApiKey(Base):
     """A key is shown once; only its SHA-256 stays (256 random bits need no slow hash)."""
 
     __tablename__ = "api_key"
@@ -218,7 +218,7 @@ class ApiKey(Row):
     revoked_at: Mapped[datetime | None]
 
 
-class IdempotencyKey(Row):
+class IdempotencyKey(Base):
     """The first answer to a creating request, replayed to its repetitions. `answer` is null while it is being made."""
 
     __tablename__ = "idempotency_key"
@@ -231,7 +231,7 @@ class IdempotencyKey(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
-class Worker(Row):
+class Worker(Base):
     """Heartbeats of the processes around the table: readiness, and which device training will use."""
 
     __tablename__ = "worker"
@@ -242,4 +242,4 @@ class Worker(Row):
     device: Mapped[str | None] = mapped_column(String(100))
     devices: Mapped[int] = mapped_column(default=0, server_default="0")  # how many it offers to jobs
     draining: Mapped[bool] = mapped_column(server_default=false(), default=False)
-    seen_at: Mapped[datetime] = mapped_column(server_default=now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=now())

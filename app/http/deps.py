@@ -1,4 +1,4 @@
-"""What routes ask for: a transaction that commits before the answer leaves, settings, storage, the bell."""
+"""Dependencies of routes: a transaction that commits before the response is sent, settings, storage, notifier."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ async def _storage(request: Request) -> Storage:
     return storage
 
 
-async def _broker(request: Request) -> Notifier:
-    broker: Notifier = request.app.state.broker
-    return broker
+async def _notifier(request: Request) -> Notifier:
+    notifier: Notifier = request.app.state.notifier
+    return notifier
 
 
 async def _catalog(request: Request) -> Catalog:
@@ -59,6 +59,6 @@ async def _request_id(request: Request) -> str:
 
 Config = Annotated[Settings, Depends(_settings)]
 Files = Annotated[Storage, Depends(_storage)]
-Bells = Annotated[Notifier, Depends(_broker)]
+Notifications = Annotated[Notifier, Depends(_notifier)]
 Trainable = Annotated[Catalog, Depends(_catalog)]
 RequestId = Annotated[str, Depends(_request_id)]

@@ -75,7 +75,7 @@ def check(state: Any) -> dict[str, Check]:
             checks[role] = workers.get(role, Check(status="degraded", detail="none is running"))
     except DatabaseUnavailable as error:
         checks["database"] = Check(status="unavailable", detail=error.detail)
-    rings = state.broker.reachable()
+    rings = state.notifier.is_reachable()
     checks["broker"] = Check(status="ok") if rings else Check(status="degraded", detail="work starts when it is back")
     free, least = state.storage.free_bytes(), state.settings.min_free_bytes
     enough = free >= least
@@ -90,9 +90,9 @@ def check(state: Any) -> dict[str, Check]:
 def heartbeats(session: Session) -> dict[str, Check]:
     """The youngest heartbeat of each kind of worker, and how many of it live."""
     found: dict[str, Check] = {}
-    for role, seen in itertools.groupby(worker_registry.seen(session), key=lambda one: one.role):
+    for role, seen in itertools.groupby(worker_registry.list_processes(session), key=lambda one: one.role):
         youngest, *others = seen
-        lively = [one for one in (youngest, *others) if one.age_s <= worker_registry.SILENT_S]
+        lively = [one for one in (youngest, *others) if one.age_s <= worker_registry.HEARTBEAT_TIMEOUT_S]
         found[role] = Check(
             status="ok" if lively else "degraded",
             detail=None if lively else "no sign of life lately",

@@ -113,7 +113,7 @@ async def _key(
         raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
     principal: Principal = request.state.principal
     route = f"{request.method} {request.scope['route'].path}"
-    return Key(principal.id, route, idempotency_key, request.app.state.settings.idempotency_kept_s)
+    return Key(principal.id, route, idempotency_key, request.app.state.settings.idempotency_ttl_s)
 
 
 Idempotency = Annotated[Key | None, Depends(_key)]

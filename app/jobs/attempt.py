@@ -1,8 +1,7 @@
-"""What an attempt at a job may write. Every effect is guarded by its fence: when the claim is lost, nothing happens
-and the answer is False.
+"""What an attempt at a job writes to the database, shared by supervisor, child and dispatcher.
 
-Supervisor, child and dispatcher share this page; none of them decides by itself what a state means. Nothing here knows
-how a job is done.
+Every function that takes `fence` writes only while the claim with this fence still holds; otherwise it changes nothing
+and returns False or None. The caller commits. Events for the job's followers are written in the same transaction.
 """
 
 from __future__ import annotations
@@ -17,62 +16,77 @@ from sqlalchemy.orm import Session
 from app import work, worker_registry
 from app.db.tables import Epoch, Job, Model, State, Worker
 from app.jobs import events
-from app.work import Claim, Order
+from app.work import Claim, HolderCommand
 
 
 def claim(session: Session, owner: str, lease_s: float, devices: int = 1) -> Claim | None:
-    """Take the next queued job for a supervisor with this many devices. The caller commits at once."""
-    claimed = work.claim_next(session, Job, owner, lease_s, *_fitting(owner, devices))
+    """Claim the next queued job that a supervisor with this many devices can run; None when there is none.
+
+    Args:
+        owner: Name of the supervisor in the worker registry.
+        lease_s: Seconds until the claim ends unless it is renewed.
+        devices: How many devices the supervisor offers to one job.
+    """
+    claimed = work.claim_next(session, Job, owner, lease_s, *_claimable_by(owner, devices))
     if claimed:
-        events.changed(session, claimed.id, State.running, attempt=claimed.attempt)
+        events.record_state(session, claimed.id, State.running, attempt=claimed.attempt)
     return claimed
 
 
-def waiting(session: Session, owner: str, devices: int = 1) -> int:
-    """How many queued jobs a supervisor with this many devices could take."""
-    return work.queued(session, Job, *_fitting(owner, devices))
+def count_claimable(session: Session, owner: str, devices: int = 1) -> int:
+    """How many queued jobs `claim` could take for this supervisor."""
+    return work.count_queued(session, Job, *_claimable_by(owner, devices))
 
 
-def _fitting(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
-    """Jobs for this supervisor: its devices are enough, and one that needs a GPU is not better left to another."""
-    with_gpus = (*worker_registry.TRAINS, Worker.device.startswith("cuda"), Worker.devices >= Job.gpus)
-    on_gpus = select(Worker.id).where(*with_gpus).correlate(Job)
-    needs_none = Job.spec["device"].as_string().is_distinct_from("cuda")
-    return Job.gpus <= devices, or_(needs_none, on_gpus.where(Worker.id == owner).exists(), ~on_gpus.exists())
+def _claimable_by(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
+    """Jobs that need no more devices than offered; those that require a GPU wait for a supervisor that has one."""
+    can_run_on_gpu = (
+        *worker_registry.TRAINING_SUPERVISOR,
+        Worker.device.startswith("cuda"),
+        Worker.devices >= Job.gpus,
+    )
+    gpu_supervisors = select(Worker.id).where(*can_run_on_gpu).correlate(Job)
+    needs_no_gpu = Job.spec["device"].as_string().is_distinct_from("cuda")
+    is_gpu_supervisor = gpu_supervisors.where(Worker.id == owner).exists()
+    # Without any GPU supervisor a job that requires a GPU goes to whoever asks, and fails there with a clear error.
+    return Job.gpus <= devices, or_(needs_no_gpu, is_gpu_supervisor, ~gpu_supervisors.exists())
 
 
-def heartbeat(session: Session, job_id: uuid.UUID, fence: int, lease_s: float) -> Order | None:
-    """Renew the lease, and hear what the holder should do."""
-    work.heartbeat(session, Job, job_id, fence, lease_s)
-    return order(session, job_id, fence)
+def renew_lease(session: Session, job_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
+    """Extend the lease to `lease_s` seconds from now; returns what `read_command` does."""
+    work.renew_lease(session, Job, job_id, fence, lease_s)
+    return read_command(session, job_id, fence)
 
 
-def order(session: Session, job_id: uuid.UUID, fence: int) -> Order | None:
-    """What the attempt should do other than go on."""
-    return work.order(session, Job, job_id, fence)
+def read_command(session: Session, job_id: uuid.UUID, fence: int) -> HolderCommand | None:
+    """What the attempt must do: stop ("cancel", "fenced_off"), or None to go on."""
+    return work.read_command(session, Job, job_id, fence)
 
 
 def report_progress(session: Session, job_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:
-    """Replace what `GET /jobs/{id}` shows as progress, and tell those who follow the job."""
-    if not work.write(session, Job, job_id, fence, {"progress": dict(progress)}):
+    """Replace the job's `progress`: phase, epoch, epochs, fraction, images_per_second, eta_seconds."""
+    if not work.update_claimed(session, Job, job_id, fence, {"progress": dict(progress)}):
         return False
     events.append(session, job_id, "progress", progress)
     return True
 
 
 def record_epochs(session: Session, job_id: uuid.UUID, fence: int, reports: Sequence[Mapping[str, Any]]) -> bool:
-    """Store epoch reports, each with its `epoch`; one seen before (after a resume) is replaced and not told again."""
-    if not _touch(session, job_id, fence):
+    """Store epoch reports, each with its number as `epoch`.
+
+    A report of an epoch that is stored already (after a resume) replaces the stored one and makes no second event.
+    """
+    if not _lock(session, job_id, fence):
         return False
     latest = {int(report["epoch"]): dict(report) for report in reports}
-    known = set(
+    stored = set(
         session.scalars(select(Epoch.number).where(Epoch.job_id == job_id, Epoch.number.in_(list(latest)))).all()
     )
-    for number in known:
+    for number in stored:
         session.execute(
             update(Epoch).where(Epoch.job_id == job_id, Epoch.number == number).values(report=latest[number])
         )
-    fresh = [number for number in sorted(latest) if number not in known]
+    fresh = [number for number in sorted(latest) if number not in stored]
     if fresh:
         session.execute(insert(Epoch), [{"job_id": job_id, "number": n, "report": latest[n]} for n in fresh])
     for number in fresh:
@@ -80,18 +94,23 @@ def record_epochs(session: Session, job_id: uuid.UUID, fence: int, reports: Sequ
     return True
 
 
-def log(session: Session, job_id: uuid.UUID, fence: int, level: str, message: str) -> bool:
-    """Tell those who follow the job something worth a sentence."""
-    if not _touch(session, job_id, fence):
+def append_log(session: Session, job_id: uuid.UUID, fence: int, level: str, message: str) -> bool:
+    """Add a `log` event: `level` is info, warning or error, `message` a sentence for the user."""
+    if not _lock(session, job_id, fence):
         return False
     events.append(session, job_id, "log", {"level": level, "message": message})
     return True
 
 
-def checkpointed(session: Session, job_id: uuid.UUID, fence: int, step: int, path: str) -> bool:
-    """Point at a checkpoint that is complete on disk. Only a newer one than ever before counts as progress."""
+def record_checkpoint(session: Session, job_id: uuid.UUID, fence: int, step: int, path: str) -> bool:
+    """Point at a checkpoint that is complete on disk.
+
+    Args:
+        step: Training steps done. More than at any checkpoint before resets the count of attempts without progress.
+        path: The checkpoint's folder, relative to the job's folder.
+    """
     newer = or_(Job.checkpoint_step.is_(None), Job.checkpoint_step < step)
-    return work.write(
+    return work.update_claimed(
         session,
         Job,
         job_id,
@@ -107,11 +126,16 @@ def checkpointed(session: Session, job_id: uuid.UUID, fence: int, step: int, pat
 def publish(
     session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping[str, Any], model: Mapping[str, Any]
 ) -> bool:
-    """Succeed with a model: the row that makes it visible and the end of the job are one transaction (INV3, INV4)."""
+    """Succeed with a model, in one transaction: its row appears exactly when the job has ended (INV3, INV4).
+
+    Args:
+        metrics: The job's final metrics, as strict JSON.
+        model: Columns of the row in `model`, without `job_id`.
+    """
     if not _succeed(session, job_id, fence, metrics):
         return False
     session.execute(insert(Model).values(job_id=job_id, **model))
-    events.changed(session, job_id, State.succeeded, model_id=str(model["id"]))
+    events.record_state(session, job_id, State.succeeded, model_id=str(model["id"]))
     return True
 
 
@@ -119,38 +143,45 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping
     """Succeed without a model (a `predict` job)."""
     if not _succeed(session, job_id, fence, metrics):
         return False
-    events.changed(session, job_id, State.succeeded)
+    events.record_state(session, job_id, State.succeeded)
     return True
 
 
 def fail(session: Session, job_id: uuid.UUID, fence: int, error: Mapping[str, str]) -> bool:
-    """Fail for good: `error` has code, title, detail and hint, in words a user can act on."""
-    if not work.settle(session, Job, job_id, fence, State.failed, error=dict(error)):
+    """Fail for good: `error` has code, title, detail and hint, in words that a user can act on."""
+    if not work.finish(session, Job, job_id, fence, State.failed, error=dict(error)):
         return False
-    events.changed(session, job_id, State.failed, reason=error["code"], detail=error["detail"])
+    events.record_state(session, job_id, State.failed, reason=error["code"], detail=error["detail"])
     return True
 
 
-def put_back(session: Session, job_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str) -> State | None:
-    """End the attempt, not the job: queued again, unless cancelled or failed too often; None when the claim is lost."""
-    state = work.put_back(session, Job, job_id, fence, counts=counts, limit=limit)
+def requeue(session: Session, job_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str) -> State | None:
+    """End the attempt without a result; `counts` and `limit` as in `work.requeue`.
+
+    Args:
+        reason: Why the attempt ended, such as `child_killed` or `drained`; clients see it in the `status` event.
+
+    Returns:
+        The job's new state (queued, failed or cancelled), or None when the claim is lost.
+    """
+    state = work.requeue(session, Job, job_id, fence, counts=counts, limit=limit)
     if state is not None:
-        events.changed(session, job_id, state, reason=reason)
+        events.record_state(session, job_id, state, reason=reason)
     return state
 
 
 def reap(session: Session, limit: int) -> int:
-    """Put back every job whose worker stopped renewing its lease."""
+    """Requeue every job whose lease has expired; how many. `limit` as in `work.requeue`."""
     reaped = work.reap(session, Job, limit)
     for job_id, state, attempt in reaped:
-        events.changed(session, job_id, state, reason="lease_expired", attempt=attempt)
+        events.record_state(session, job_id, state, reason="lease_expired", attempt=attempt)
     return len(reaped)
 
 
-def _touch(session: Session, job_id: uuid.UUID, fence: int) -> bool:
-    """Lock the row we hold, so that what follows in this transaction is fenced and in order."""
-    return work.write(session, Job, job_id, fence, {"fence": fence})
+def _lock(session: Session, job_id: uuid.UUID, fence: int) -> bool:
+    """Lock the claimed row, so that later statements of this transaction are fenced and their events are in order."""
+    return work.update_claimed(session, Job, job_id, fence, {"fence": fence})
 
 
 def _succeed(session: Session, job_id: uuid.UUID, fence: int, metrics: Mapping[str, Any]) -> bool:
-    return work.settle(session, Job, job_id, fence, State.succeeded, metrics=dict(metrics), error=None)
+    return work.finish(session, Job, job_id, fence, State.succeeded, metrics=dict(metrics), error=None)

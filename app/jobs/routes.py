@@ -25,7 +25,7 @@ from app.errors import (
 )
 from app.http import pages
 from app.http.access import READ, TRAIN
-from app.http.deps import Bells, Config, Files, Reading, RequestId, Trainable, Transaction
+from app.http.deps import Config, Files, Notifications, Reading, RequestId, Trainable, Transaction
 from app.http.idempotency import Answer, Idempotency, request_hash
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
@@ -60,7 +60,7 @@ def create(
     session: Transaction,
     config: Config,
     catalog: Trainable,
-    broker: Bells,
+    notifier: Notifications,
     request_id: RequestId,
     idempotency: Idempotency,
     background: BackgroundTasks,
@@ -82,7 +82,7 @@ def create(
     if idempotency is not None:
         idempotency.finish(session, hashed, answer)
     for _ in jobs:
-        background.add_task(broker.ring, "jobs")  # after the commit and after the answer
+        background.add_task(notifier.notify, "jobs")  # after the commit and after the answer
     return answer.response()
 
 
@@ -151,7 +151,7 @@ def cancel(session: Transaction, job_id: uuid.UUID) -> JobOut:
 def retry(
     session: Transaction,
     config: Config,
-    broker: Bells,
+    notifier: Notifications,
     background: BackgroundTasks,
     idempotency: Idempotency,
     job_id: uuid.UUID,
@@ -166,7 +166,7 @@ def retry(
     answer = Answer(202, {"Location": f"/jobs/{job_id}"}, whole(session, job).model_dump(mode="json"))
     if idempotency is not None:
         idempotency.finish(session, hashed, answer)
-    background.add_task(broker.ring, "jobs")
+    background.add_task(notifier.notify, "jobs")
     return answer.response()
 
 

@@ -19,7 +19,7 @@ QUEUE_RETRY_S = 60
 
 def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: int) -> list[Job]:
     """Queue a job and those it is compared with; the first row is the job, the others stand beside it. QueueFull."""
-    if work.queued(session, Job) + len(rows) > max_queued:
+    if work.count_queued(session, Job) + len(rows) > max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     jobs: list[Job] = []
     for values in rows:
@@ -27,7 +27,7 @@ def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: i
         session.add(job)
         session.flush()
         session.refresh(job)
-        events.changed(session, job.id, State.queued)
+        events.record_state(session, job.id, State.queued)
         jobs.append(job)
     return jobs
 
@@ -89,7 +89,7 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
     if state is None:
         raise JobFinished(f"The job is {job.state}; only a queued or running one can be cancelled.")
     if state == State.cancelled:
-        events.changed(session, job_id, state)
+        events.record_state(session, job_id, state)
     else:
         events.append(session, job_id, "status", {"status": "cancelling"})
     return job
@@ -100,10 +100,10 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
 
     JobFinished, JobNotFinished, QueueFull; NotReady when its data set is gone.
     """
-    if work.queued(session, Job) >= max_queued:
+    if work.count_queued(session, Job) >= max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
-    requeued = work.requeue(session, Job, job_id, **(again if scratch else {}))
+    requeued = work.retry(session, Job, job_id, **(again if scratch else {}))
     job = get(session, job_id)
     session.refresh(job)
     if not requeued:
@@ -114,7 +114,7 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
         raise NotReady("The job's data set was deleted.", code="dataset_deleted")
     if scratch:
         session.execute(delete(Epoch).where(Epoch.job_id == job_id))
-    events.changed(session, job_id, State.queued, reason="retry")
+    events.record_state(session, job_id, State.queued, reason="retry")
     return job
 
 

@@ -75,7 +75,7 @@ def _device(session: Session, request: TrainingRequest) -> str:
 
 def _check_resources(session: Session, request: TrainingRequest) -> None:
     """Refuse what would wait for ever: more devices than any host has. While no supervisor is there, nobody knows."""
-    most = worker_registry.most_devices(session)
+    most = worker_registry.max_devices(session)
     if most is not None and request.resources.gpus > most:
         detail = f"No host offers {request.resources.gpus} devices to one job; at most {most}."
         raise InvalidRequest(detail, errors=[Fault("/resources/gpus", "not_offered", detail)])

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from app.datasets import archive, ingest_queue, layout
 from app.db import session as db
-from app.db.tables import Job, Model, Row
+from app.db.tables import Base, Job, Model
 from app.http import connection
 from app.jobs import attempt
 from app.main import create_app
@@ -109,7 +109,7 @@ def with_settings(settings: Settings) -> Iterator[Callable[..., Client]]:
     """A client of an application whose settings differ in this or that."""
     opened: list[Client] = []
     engine = db.connect(settings)
-    Row.metadata.create_all(engine)
+    Base.metadata.create_all(engine)
     engine.dispose()
 
     def start(**changed: Any) -> Client:

@@ -42,8 +42,8 @@ def test_readiness_speaks_of_all_hosts(client: Client) -> None:
             [
                 Worker(id="a", kind="supervisor", device="cuda", devices=1),
                 Worker(id="b", kind="supervisor", device="cuda:0", devices=2),
-                Worker(id="dead", kind="supervisor", device="cuda", devices=4, seen_at=now(-100.0)),
-                Worker(id="c", kind="supervisor", seen_at=now(-100.0)),
+                Worker(id="dead", kind="supervisor", device="cuda", devices=4, heartbeat_at=now(-100.0)),
+                Worker(id="c", kind="supervisor", heartbeat_at=now(-100.0)),
             ]
         )
     checks = client.get("/readyz").json()["checks"]

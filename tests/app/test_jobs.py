@@ -175,7 +175,7 @@ def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
 
     def waiting(owner: str) -> int:
         with db.transaction(engine) as session:
-            return attempt.waiting(session, owner)
+            return attempt.count_claimable(session, owner)
 
     assert (waiting("without"), waiting("with")) == (1, 2)
     assert [str(hands.claim(owner=owner).id) for owner in ("without", "with")] == [either, second]
@@ -194,7 +194,7 @@ def test_more_devices_than_any_host_offers_are_refused_at_once(client: Client, d
                 Worker(id="one", kind="supervisor", device="cuda:0", devices=2, draining=True),
                 Worker(id="two", kind="supervisor", device="cuda", devices=1),
                 Worker(id="checks data sets", kind="supervisor"),
-                Worker(id="gone", kind="supervisor", device="cuda:0", devices=8, seen_at=now(-3600.0)),
+                Worker(id="gone", kind="supervisor", device="cuda:0", devices=8, heartbeat_at=now(-3600.0)),
             ]
         )
     assert post(2).status_code in (200, 202)
@@ -307,7 +307,7 @@ class Counting(Notifier):
 
 
 def test_a_failing_commit_is_a_5xx_and_rings_no_bell(client: Client, dataset_id: str) -> None:
-    client.app.state.broker = counting = Counting()  # type: ignore[attr-defined]
+    client.app.state.notifier = counting = Counting()  # type: ignore[attr-defined]
 
     def refuse(_: Session) -> None:
         raise RuntimeError("the commit failed")

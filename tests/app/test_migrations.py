@@ -93,6 +93,47 @@ def test_an_older_database_keeps_its_rows_and_gains_what_is_new(settings: Settin
     upgrade(settings)
 
 
+def test_renamed_columns_keep_their_values_and_children_in_both_directions(settings: Settings, engine: Engine) -> None:
+    """A populated database before the rename: values, rows of child tables and constraints are there after it."""
+    config = configuration(settings)
+    upgrade(settings, "20261122d3c4")
+    number = uuid.UUID(int=7)
+    one = str(number) if engine.dialect.name == "postgresql" else number.hex
+    rung, seen = "2026-11-20 10:00:00.000000", "2026-11-21 11:00:00.000000"
+    work = {"id": one, "state": "queued", "attempt": 0, "fence": 0, "attempts_without_progress": 0, "priority": 0}
+    with engine.begin() as db:
+        insert(db, "dataset", **work, name="pets", label_version=1, upload="{}", rung_at=rung)
+        job = {"type": "train", "tags": "{}", "request": "{}", "spec": "{}", "limits": "{}", "restart_from": 0}
+        insert(db, "job", **work, **job, dataset_id=one, label_version=1, rung_at=rung)
+        insert(db, "job_event", job_id=one, kind="status", data="{}")
+        insert(db, "epoch", job_id=one, number=0, report="{}")
+        insert(db, "worker", id="w", kind="supervisor", draining=False, seen_at=seen)
+    columns = [("job", "notified_at", "rung_at"), ("dataset", "notified_at", "rung_at")]
+    columns.append(("worker", "heartbeat_at", "seen_at"))
+
+    def values(which: int) -> list[str]:
+        with engine.begin() as db:
+            selected = [db.execute(text(f"SELECT {row[which]} FROM {row[0]}")).scalar_one() for row in columns]
+            children = [db.execute(text(f"SELECT count(*) FROM {t}")).scalar_one() for t in ("job_event", "epoch")]
+        engine.dispose()
+        return [str(value)[:19] for value in selected] + [str(count) for count in children]
+
+    before = values(2)
+    upgrade(settings)
+    command.check(config)
+    upgraded = values(1)
+    for refused in ("UPDATE job SET state = 'asleep'", "UPDATE worker SET kind = 'other'"):
+        with pytest.raises(IntegrityError), engine.begin() as db:
+            db.execute(text(refused))
+    engine.dispose()
+    command.downgrade(config, "20261122d3c4")
+    downgraded = values(2)
+    upgrade(settings)
+
+    assert before[-2:] == ["1", "1"]
+    assert before == upgraded == downgraded == values(1)
+
+
 def with_a_later_migration(settings: Settings, folder: Path) -> Config:
     """Our migrations and, after them, one that rebuilds a parent table as a schema change will."""
     config = configuration(settings)

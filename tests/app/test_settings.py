@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import RENAMED, Settings
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ from app.settings import Settings
 )
 def test_devices_are_named_in_their_order(devices: str, names: tuple[str, ...]) -> None:
     assert Settings(devices=devices).device_names == names
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_in_the_environment_is_refused_with_the_new_one(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"DENLL_{old}", "1")
+    with pytest.raises(ValidationError, match=rf"DENLL_{old} is now DENLL_{new}\b"):
+        Settings()
+
+
+def test_every_new_name_of_a_renamed_setting_is_a_setting() -> None:
+    assert {name.lower() for name in RENAMED.values()} <= Settings.model_fields.keys()
+    assert not {name.lower() for name in RENAMED} & Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize(

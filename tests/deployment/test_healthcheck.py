@@ -38,7 +38,7 @@ def seen(config: Settings, owner: str, seconds_ago: float) -> None:
     with transaction(engine) as session:
         session.add(Worker(id=owner, kind="dispatcher", device=None))
         session.flush()
-        session.execute(update(Worker).where(Worker.id == owner).values(seen_at=now(-seconds_ago)))
+        session.execute(update(Worker).where(Worker.id == owner).values(heartbeat_at=now(-seconds_ago)))
     engine.dispose()
 
 
@@ -49,7 +49,7 @@ def test_a_process_that_wrote_its_row_lately_is_healthy(database: Settings) -> N
 
 
 def test_a_process_silent_for_long_is_not(database: Settings) -> None:
-    seen(database, name(), 2 * worker_registry.SILENT_S)
+    seen(database, name(), 2 * worker_registry.HEARTBEAT_TIMEOUT_S)
 
     assert healthcheck.main(["heartbeat"]) == 1
 

@@ -42,7 +42,7 @@ class FaultHarness(harness.ServiceHarness):
     def ring(self, times: int = 1) -> None:
         broker = Notifier(self.settings)
         for _ in range(times):
-            broker.ring("jobs")
+            broker.notify("jobs")
         broker.close()
 
     def in_the_middle(self, job_id: uuid.UUID) -> Job:

@@ -114,7 +114,7 @@ def test_F20_cancelled_stays_cancelled_whatever_restarts(stricken: FaultHarness)
     with transaction(stricken.engine) as session:
         for job in (running, queued):
             if work.request_cancel(session, Job, job) == "cancelled":
-                events.changed(session, job, work.State.cancelled)
+                events.record_state(session, job, work.State.cancelled)
 
     assert stricken.state(queued) == "cancelled"
     assert stricken.ended(running, 10.0).state == "cancelled"

@@ -16,7 +16,7 @@ def main() -> None:
         claim = ingest_queue.claim(session, "holder", settings.lease_s)
     assert claim is not None
     with transaction(engine) as session:
-        ingest_queue.heartbeat(session, claim.id, claim.fence, settings.lease_s)
+        ingest_queue.renew_lease(session, claim.id, claim.fence, settings.lease_s)
         print("held", flush=True)
         time.sleep(600.0)
 

@@ -94,7 +94,7 @@ def test_F04_a_host_cut_off_stops_by_itself_another_finishes_and_it_comes_back(s
 def heard_of(spread: Spread, host: Host) -> bool:
     ours = Worker.id.startswith(f"{host.name}:")
     with transaction(spread.engine, read_only=True) as session:
-        return session.scalar(select(Worker.id).where(ours, Worker.seen_at > now(-2.0))) is not None
+        return session.scalar(select(Worker.id).where(ours, Worker.heartbeat_at > now(-2.0))) is not None
 
 
 def test_a_host_cut_off_inside_a_transaction_holds_no_row_for_long(spread: Spread) -> None:

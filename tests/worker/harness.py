@@ -19,7 +19,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from app.db.session import connect, transaction
-from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, Row, State
+from app.db.tables import ENDED, Base, Dataset, Job, JobEvent, Model, State
 from app.jobs import events
 from app.settings import Settings
 from app.storage import Storage
@@ -40,8 +40,8 @@ QUICK = {
     "checkpoint_min_s": 0.0,
     "checkpoint_s": 0.5,
     "dispatch_s": 0.2,
-    "ring_again_s": 1.0,
-    "presence_s": 1.0,
+    "renotify_s": 1.0,
+    "worker_heartbeat_s": 1.0,
     "threads": 1,
 }
 
@@ -83,7 +83,7 @@ class ServiceHarness:
         self.files = Storage(self.folder)
         self.files.create()
         self.engine = connect(self.settings)
-        Row.metadata.create_all(self.engine)
+        Base.metadata.create_all(self.engine)
         self._logs = folder / "logs"
         self._logs.mkdir()
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -148,7 +148,7 @@ class ServiceHarness:
         with transaction(self.engine) as session:
             session.add(Job(id=job_id, dataset_id=dataset_id, request={}, spec=complete, limits=limits, gpus=gpus))
             session.flush()
-            events.changed(session, job_id, State.queued)
+            events.record_state(session, job_id, State.queued)
         return job_id
 
     def job(self, job_id: uuid.UUID) -> Job:

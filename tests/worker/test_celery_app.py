@@ -20,7 +20,7 @@ DEAF_S = 1.0
 
 @pytest.fixture
 def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
-    knobs = {"deaf_s": DEAF_S, "presence_s": 0.1, "warm_zygote": False}
+    knobs = {"stalled_consumer_s": DEAF_S, "worker_heartbeat_s": 0.1, "warm_fork_server": False}
     with opened(tmp_path, "", own_redis.url, **knobs) as made:
         yield made
 
@@ -31,10 +31,13 @@ def test_a_supervisor_that_hears_no_bell_leaves_when_work_waits_and_only_then(ho
 
     def seen() -> datetime | None:
         with transaction(house.engine, read_only=True) as session:
-            return session.scalar(select(Worker.seen_at))
+            return session.scalar(select(Worker.heartbeat_at))
 
     first = eventually(seen, what="its first sign of life")
-    eventually(lambda: ((seen() or first) - first).total_seconds() > 2 * DEAF_S, what="a silence longer than deaf_s")
+    eventually(
+        lambda: ((seen() or first) - first).total_seconds() > 2 * DEAF_S,
+        what="a silence longer than stalled_consumer_s",
+    )
     assert process.poll() is None
 
     job = house.submit(house.dataset())

@@ -125,7 +125,7 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
         before.setattr(publish.Publication, "write", drained)
         assert job.main(*first, None, tie) == control_channel.DRAINED
     with transaction(house.engine) as session:
-        attempt.put_back(session, *first, counts=False, limit=3, reason="drained")
+        attempt.requeue(session, *first, counts=False, limit=3, reason="drained")
 
     assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
     assert house.state(job_id) == "succeeded"
@@ -302,7 +302,7 @@ def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(
     """Both hosts write below the same data folder."""
     dataset, late = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
-        assert ingest_queue.put_back(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
+        assert ingest_queue.requeue(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
         assert ingest_queue.claim(session, "another host", 60.0) is not None
     theirs = house.files.dataset(dataset).with_name(f"{dataset}.tmp-{late + 1}") / "archive"
     theirs.parent.mkdir()
@@ -317,7 +317,7 @@ def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(
 def test_an_attempt_that_lost_its_claim_publishes_nothing(house: ServiceHarness, tie: ControlChannel) -> None:
     dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
     with transaction(house.engine) as session:
-        ingest_queue.put_back(session, dataset, fence, counts=False, limit=3, reason="test")
+        ingest_queue.requeue(session, dataset, fence, counts=False, limit=3, reason="test")
 
     assert ingest.main(dataset, fence, None, tie) == control_channel.FENCED_OFF
     assert row_of(house, dataset).state == State.queued

@@ -18,7 +18,7 @@ from worker.dispatcher import Dispatcher
 
 @pytest.fixture
 def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
-    with opened(tmp_path, "", own_redis.url, ring_again_s=60.0) as made:
+    with opened(tmp_path, "", own_redis.url, renotify_s=60.0) as made:
         yield made
 
 
@@ -37,13 +37,13 @@ def test_each_supervisor_hears_of_a_job_that_only_one_may_be_able_to_take(
         for number, devices in enumerate((1, 2, 1)):
             session.add(Worker(id=f"host-{number}", kind="supervisor", device="cuda", devices=devices))
         session.add(Worker(id="checks data sets", kind="supervisor"))
-        session.add(Worker(id="gone", kind="supervisor", device="cuda", devices=1, seen_at=now(-100.0)))
+        session.add(Worker(id="gone", kind="supervisor", device="cuda", devices=1, heartbeat_at=now(-100.0)))
     dispatcher = Dispatcher(house.settings, house.engine, broker)
     dispatcher.look()
-    assert broker.waiting("jobs") == 0
+    assert broker.count_pending("jobs") == 0
 
     house.submit(house.dataset(), gpus=2)
     dispatcher.look()
     dispatcher.look()  # too soon to ring again
 
-    assert (broker.waiting("jobs"), broker.waiting("datasets")) == (3, 0)
+    assert (broker.count_pending("jobs"), broker.count_pending("datasets")) == (3, 0)

@@ -43,7 +43,7 @@ class Pair(ServiceHarness):
     def begin(self, **spec: object) -> uuid.UUID:
         job = self.submit(self.data, **({"epochs": EPOCHS, "gpus": 2} | spec))
         broker = Notifier(self.settings)
-        broker.ring("jobs")
+        broker.notify("jobs")
         broker.close()
         return job
 

@@ -149,7 +149,7 @@ def test_a_lost_claim_ends_the_child_and_writes_nothing(house: ServiceHarness, m
     run = Run(house, "silent", monkeypatch)
     first = house.until(job, lambda row: row.state == State.running)
     with transaction(house.engine) as session:
-        assert attempt.put_back(session, job, first.fence, counts=False, limit=3, reason="test") == "queued"
+        assert attempt.requeue(session, job, first.fence, counts=False, limit=3, reason="test") == "queued"
         second = attempt.claim(session, "another", 60.0)
     run.end()
 

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, func, select, update
 from app import work
 from app.db.clock import now
 from app.db.session import connect, transaction
-from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, Row, State
+from app.db.tables import ENDED, Base, Dataset, Job, JobEvent, Model, State
 from app.jobs import attempt, events
 from app.settings import Settings
 
@@ -73,7 +73,7 @@ class Corridor(RuleBasedStateMachine):
     def heartbeat(self, worker: str, which: int) -> None:
         for job, fence in self.believed(worker, which):
             with transaction(self.engine) as session:
-                order = attempt.heartbeat(session, job, fence, 30.0)
+                order = attempt.renew_lease(session, job, fence, 30.0)
             good = self.holds.get(job) == fence
             assert (order == "fenced_off") == (not good)
             if good:
@@ -84,7 +84,9 @@ class Corridor(RuleBasedStateMachine):
     def checkpoint(self, worker: str, which: int, step: int) -> None:
         for job, fence in self.believed(worker, which):
             with transaction(self.engine) as session:
-                written = attempt.checkpointed(session, job, fence, step, f"attempt-{fence}/checkpoints/step-{step}")
+                written = attempt.record_checkpoint(
+                    session, job, fence, step, f"attempt-{fence}/checkpoints/step-{step}"
+                )
             assert written == (self.holds.get(job) == fence)
 
     @precondition(lambda self: any(self.held.values()))
@@ -106,7 +108,7 @@ class Corridor(RuleBasedStateMachine):
     def put_back(self, worker: str, which: int, counts: bool) -> None:
         for job, fence in self.believed(worker, which):
             with transaction(self.engine) as session:
-                state = attempt.put_back(session, job, fence, counts=counts, limit=LIMIT, reason="test")
+                state = attempt.requeue(session, job, fence, counts=counts, limit=LIMIT, reason="test")
             assert (state is not None) == (self.holds.get(job) == fence)
             if state is not None:
                 self.holds.pop(job)
@@ -138,13 +140,13 @@ class Corridor(RuleBasedStateMachine):
         with transaction(self.engine) as session:
             state = work.request_cancel(session, Job, job)
             if state == State.cancelled:
-                events.changed(session, job, state, reason="cancelled")
+                events.record_state(session, job, state, reason="cancelled")
         assert (state is None) == ended
 
     @rule()
     def ring(self) -> None:
         with transaction(self.engine) as session:
-            work.due_for_bell(session, Job, 0.0)
+            work.mark_notified(session, Job, 0.0)
 
     @invariant()
     def terminal_states_never_change(self) -> None:
@@ -219,7 +221,7 @@ def model_row(dataset: uuid.UUID) -> dict[str, Any]:
 
 def walk(database_url: str, folder: Path, examples: int) -> None:
     engine = connect(Settings(data_dir=folder, database_url=database_url))
-    Row.metadata.create_all(engine)
+    Base.metadata.create_all(engine)
     steps = settings(
         max_examples=examples,
         stateful_step_count=50,

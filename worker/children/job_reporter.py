@@ -62,10 +62,10 @@ class JobReporter:
         self._progress = progress
 
     def log(self, level: str, message: str) -> None:
-        self._writes.append(lambda session: attempt.log(session, *self._job, level, message))
+        self._writes.append(lambda session: attempt.append_log(session, *self._job, level, message))
 
     def checkpointed(self, step: int, path: str) -> None:
-        self._writes.append(lambda session: attempt.checkpointed(session, *self._job, step, path))
+        self._writes.append(lambda session: attempt.record_checkpoint(session, *self._job, step, path))
 
     def due(self) -> bool:
         """Whether it is time to look at the row again; cheap enough for every step."""
@@ -111,7 +111,7 @@ class JobReporter:
 
     def _write(self) -> Literal["cancel", "fenced_off"] | None:
         with transaction(self._engine) as session:
-            order = attempt.order(session, *self._job)
+            order = attempt.read_command(session, *self._job)
             if order != "fenced_off" and not all(write(session) for write in self._gathered()):
                 order = "fenced_off"
         self._writes.clear()

@@ -145,7 +145,7 @@ def live(settings: Settings, shelf: ModelCache, batcher: Batcher, ended: threadi
             if changed != seen:  # a model was published or deleted
                 seen = changed
                 batcher.warm()
-        if time.monotonic() - told >= settings.presence_s:
+        if time.monotonic() - told >= settings.worker_heartbeat_s:
             told = time.monotonic()
             row.tell()
         ended.wait(LOOK_S)

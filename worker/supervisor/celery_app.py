@@ -19,7 +19,7 @@ from celery import Celery, signals
 from app import logs
 from app.db.session import Engine, connect
 from app.errors import DatabaseUnavailable
-from app.notifier import TASK, Bell, transport_options
+from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
 from worker.heartbeat import Presence, device, name
 from worker.supervisor.supervise import Supervisor
@@ -58,7 +58,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
 class Life:
     """What one supervisor process owns, from its start to its end."""
 
-    def __init__(self, settings: Settings, bell: Bell) -> None:
+    def __init__(self, settings: Settings, bell: QueueName) -> None:
         self.engine: Engine = connect(settings)
         owner = name()
         self.supervisor = Supervisor(settings, self.engine, bell, owner)
@@ -83,14 +83,14 @@ class Life:
         while True:
             self._presence.tell(draining=self.supervisor.draining.is_set())
             if self._deaf():
-                log.error("no bell heard for %.0f s while work waits: leaving", self._settings.deaf_s)
+                log.error("no bell heard for %.0f s while work waits: leaving", self._settings.stalled_consumer_s)
                 os._exit(EXIT_DEAF)
-            if self._ended.wait(min(self._settings.presence_s, self._settings.deaf_s)):
+            if self._ended.wait(min(self._settings.worker_heartbeat_s, self._settings.stalled_consumer_s)):
                 return
 
     def _deaf(self) -> bool:
         supervisor = self.supervisor
-        silent = time.monotonic() - supervisor.heard > self._settings.deaf_s
+        silent = time.monotonic() - supervisor.heard > self._settings.stalled_consumer_s
         if supervisor.busy or supervisor.draining.is_set() or not silent:
             return False
         try:
@@ -103,10 +103,10 @@ def create(settings: Settings) -> Celery:
     """A Celery application that answers both bells; which one this process hears is said with `-Q`."""
     celery = Celery("denll", set_as_current=False)
     celery.conf.update(configuration(settings))
-    lives: dict[Bell, Life] = {}
+    lives: dict[QueueName, Life] = {}
 
-    for bell in TASK:
-        celery.task(name=TASK[bell], ignore_result=True)(_answer(lives, cast(Bell, bell)))
+    for bell in TASKS:
+        celery.task(name=TASKS[bell], ignore_result=True)(_answer(lives, cast(QueueName, bell)))
 
     def begin(sender: Any, **_: Any) -> None:
         # In the main thread, whose end the kernel's death signal of the zygote follows.
@@ -133,7 +133,7 @@ def create(settings: Settings) -> Celery:
     return celery
 
 
-def _answer(lives: dict[Bell, Life], bell: Bell) -> Any:
+def _answer(lives: dict[QueueName, Life], bell: QueueName) -> Any:
     def run_next() -> None:
         if life := lives.get(bell):
             life.supervisor.answer()

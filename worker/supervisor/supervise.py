@@ -20,9 +20,9 @@ from app.db.session import Engine, Session, transaction
 from app.db.tables import State
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
-from app.notifier import Bell
+from app.notifier import QueueName
 from app.settings import Settings
-from app.work import Claim, Order
+from app.work import Claim, HolderCommand
 from worker import control_channel
 from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0  # how often drain and stall are looked at while the child is silent
 SETTLE_TRIES = 3
 FENCED_GRACE_S = 1.0  # for a child whose claim is lost; it may not write, but it may hold the device
-CHILDREN: dict[Bell, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
+CHILDREN: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
 
 
 class Desk(Protocol):
@@ -39,16 +39,18 @@ class Desk(Protocol):
 
     def claim(self, session: Session, owner: str, lease_s: float, devices: int) -> Claim | None: ...
 
-    def waiting(self, session: Session, owner: str, devices: int) -> int: ...
+    def count_claimable(self, session: Session, owner: str, devices: int) -> int: ...
 
-    def heartbeat(self, session: Session, row_id: uuid.UUID, fence: int, lease_s: float, /) -> Order | None: ...
+    def renew_lease(
+        self, session: Session, row_id: uuid.UUID, fence: int, lease_s: float, /
+    ) -> HolderCommand | None: ...
 
-    def put_back(
+    def requeue(
         self, session: Session, row_id: uuid.UUID, fence: int, /, *, counts: bool, limit: int, reason: str
     ) -> State | None: ...
 
 
-DESKS: dict[Bell, Desk] = {"jobs": attempt, "datasets": ingest_queue}
+DESKS: dict[QueueName, Desk] = {"jobs": attempt, "datasets": ingest_queue}
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Watch:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, engine: Engine, bell: Bell, owner: str) -> None:
+    def __init__(self, settings: Settings, engine: Engine, bell: QueueName, owner: str) -> None:
         self.draining = threading.Event()
         self.heard = time.monotonic()  # when a bell was last answered
         self.busy = False
@@ -72,7 +74,7 @@ class Supervisor:
         self.devices = len(settings.device_names) if bell == "jobs" else 0  # what one piece of work may use
         self._desk = DESKS[bell]
         self._module = CHILDREN[bell]
-        self._zygote = ForkServer((self._module,), warm=settings.warm_zygote)
+        self._zygote = ForkServer((self._module,), warm=settings.warm_fork_server)
 
     def answer(self) -> None:
         """A bell: see work through until none is queued. Never raises for reasons outside this process."""
@@ -93,7 +95,7 @@ class Supervisor:
     def work_waits(self) -> bool:
         """Whether anything is queued that this supervisor could take. DatabaseUnavailable."""
         with transaction(self._engine, read_only=True) as session:
-            return self._desk.waiting(session, self._owner, self.devices) > 0
+            return self._desk.count_claimable(session, self._owner, self.devices) > 0
 
     def close(self) -> None:
         self._zygote.close()
@@ -152,11 +154,11 @@ class Supervisor:
             self._tell(child, watch, order)
         return status
 
-    def _renew(self, claim: Claim, watch: Watch) -> Order | None:
+    def _renew(self, claim: Claim, watch: Watch) -> HolderCommand | None:
         asked = time.monotonic()
         try:
             with transaction(self._engine) as session:
-                order = self._desk.heartbeat(session, claim.id, claim.fence, self._settings.lease_s)
+                order = self._desk.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
         except DatabaseUnavailable:
             log.warning("lease not renewed: the database is away")
             return None
@@ -173,7 +175,7 @@ class Supervisor:
             return now > watch.deadline
         return True
 
-    def _tell(self, child: Child, watch: Watch, order: Order | None) -> None:
+    def _tell(self, child: Child, watch: Watch, order: HolderCommand | None) -> None:
         if order == "fenced_off" and watch.reason != order:  # or settled by the child, which is about to end
             watch.reason, watch.deadline = order, time.monotonic() + FENCED_GRACE_S
             child.tell("cancel")
@@ -190,7 +192,7 @@ class Supervisor:
         for _ in range(SETTLE_TRIES):
             try:
                 with transaction(self._engine) as session:
-                    state = self._desk.put_back(
+                    state = self._desk.requeue(
                         session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
                     )
             except DatabaseUnavailable:
