@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,13 @@ def test_the_catalog_is_fresh() -> None:
 def test_the_reference_is_fresh(name: str) -> None:
     """Settings, methods and problems on paper are those of the code."""
     assert (reference.FOLDER / name).read_text() == reference.pages()[name], "run `make reference`"
+
+
+def test_the_shortest_method_is_the_one_that_is_named() -> None:
+    """ARCHITECTURE.md sends whoever writes a method to the shortest one."""
+    files = [file for file in (ROOT / "ml" / "methods").glob("*.py") if file.name != "__init__.py"]
+    shortest = min(len(file.read_text().splitlines()) for file in files)
+    named = re.search(r"shortest: `(ml/methods/\w+\.py)`", (ROOT / "ARCHITECTURE.md").read_text())
+
+    assert named is not None
+    assert len((ROOT / named[1]).read_text().splitlines()) == shortest
