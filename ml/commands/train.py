@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SILENCE_S = 600.0  # after which one of several processes is lost to the others
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
-NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # unless one is named; on a CPU the large one takes hours
 PLAIN_OPTIONS = (
     "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
     "schedule", "decay", "floor", "augmentation", "seed", "validation_fraction", "precision", "deterministic",
@@ -49,7 +48,8 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     for name in PLAIN_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description or ""
         if name == "network":
-            described += " Unless named: " + ", ".join(f"{each} on {device}" for device, each in NETWORKS.items()) + "."
+            defaults = (f"{network} on {device}" for device, network in spec.DEFAULT_NETWORKS.items())
+            described += f" Default: {', '.join(defaults)}."
         train.add_argument(f"--{name.replace('_', '-')}", default=None, help=described.replace("%", "%%"))
     train.set_defaults(run=run)
 
@@ -164,7 +164,7 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
     if "network" in wanted.model_fields_set:
         return wanted
     first = (options.devices or wanted.device).split(",")[0]  # of several, all of one kind
-    return wanted.model_copy(update={"network": NETWORKS[devices.resolve(first).type]})
+    return wanted.model_copy(update={"network": spec.DEFAULT_NETWORKS[devices.resolve(first).type]})
 
 
 def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:

@@ -1,10 +1,9 @@
 """Noise toward the class that an image's background suggests: for any data set, without masks.
 
-The background is taken to be the ring along the border. It is described by colours and edges, and a ridge classifier
-learns the class from that description alone, each image judged by one that did not see it. A drawn label becomes the
-class that the background suggests most, *among all classes*: where that is its own nothing changes, so what is wrong
-afterwards agrees with its background, and the realised rate is below the drawn one by the share of backgrounds that
-give the class away.
+The ring along the border is taken for the background. A ridge classifier learns the class from the ring's colours and
+edges; each image is classified by a model that did not see it. A drawn label becomes the class that the background
+suggests, *among all classes*. Where that is the image's own class nothing changes, so the realised rate is below the
+drawn one by the share of backgrounds that suggest the right class.
 
 Shapes: `N` samples, `F` features of a ring, `C` classes; labels int64 (N,), images uint8 (N, H, W, 3).
 """
@@ -15,65 +14,83 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from ml.noise.sampling import Labels, Matrix, Noisy, of
+from ml.noise import About
+from ml.noise.shared.sampling import Labels, Matrix, NoisyLabels, Parameters, counted
 
-RING = 6  # the ring is a sixth of the side wide on every side: just over half of the area
+ABOUT: About = {
+    "title": "Confounded",
+    "summary": "Drawn labels become the class that the image's background suggests, which a linear classifier of "
+    "the border has learned; where that is the image's own class it stays.",
+    "needs": "rate",
+}
+
+RING_SHARE = 6  # the ring is a sixth of the side wide on every side: just over half of the area
 FOLDS = 5
-RIDGE = 0.01  # of the variance of a feature
-LEVELS = 3  # of each channel in the ring's histogram
-ROWS = 2048  # images described at once
+RIDGE = 0.01  # ridge penalty, in units of a feature's variance
+LEVELS = 3  # of each colour channel in the ring's histogram
+CHUNK = 2048  # images described at a time
 
 
-def by_background(labels: Labels, classes: int, images: NDArray[np.uint8], rate: float, seed: int) -> Noisy:
-    """Each label is drawn with probability `rate`, and then is what the background suggests."""
-    random = RandomState(seed)
-    drawn = random.random_sample(len(labels)) < rate
-    suggested = suggestions(rings(images), labels, classes, random)
-    return of(labels, np.where(drawn, suggested, labels))
+def inject(parameters: Parameters) -> NoisyLabels:
+    """Each label is drawn with probability `rate`, and then becomes the class that the background suggests."""
+    labels, random = parameters.labels, RandomState(parameters.seed)
+    drawn = random.random_sample(len(labels)) < parameters.known_rate
+    suggested = suggest_classes(ring_features(parameters.images), labels, parameters.class_count, random)
+    return counted(labels, np.where(drawn, suggested, labels))
 
 
-def suggestions(features: Matrix, labels: Labels, classes: int, random: RandomState) -> Labels:
-    """int64 (N,): the class that features (N, F) suggest most, by a ridge regression on the other folds.
+def suggest_classes(features: Matrix, labels: Labels, classes: int, random: RandomState) -> Labels:
+    """The class that each image's features suggest, by a ridge regression on the images of the other folds.
 
-    Scores are taken relative to each class's own mean and spread, so that a frequent class is not everyone's answer;
-    where features say nothing the answer is a random class.
+    Scores are standardised within each class, so that a frequent class is not suggested for everyone. Where the
+    features hold no information the suggestion is a random class.
+
+    Args:
+        features: float64 (N, F).
+        labels: int64 (N,).
+        classes: C.
+        random: Draws the folds and breaks ties.
+
+    Returns:
+        int64 (N,).
     """
-    spread = features.std(axis=0)
-    plain = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    wanted = np.eye(classes)[labels]
+    deviation = features.std(axis=0)
+    standard = (features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    one_hot = np.eye(classes)[labels]
     scores = np.zeros((len(labels), classes))
+    # Each fold is scored by the regression on all the others.
     for fold in np.array_split(random.permutation(len(labels)), FOLDS):
-        seen = np.ones(len(labels), dtype=bool)
-        seen[fold] = False
-        x, y = plain[seen], wanted[seen] - wanted[seen].mean(axis=0)
+        others = np.ones(len(labels), dtype=bool)
+        others[fold] = False
+        x, y = standard[others], one_hot[others] - one_hot[others].mean(axis=0)
         gram = x.T @ x + RIDGE * max(1, len(x)) * np.eye(x.shape[1])
-        scores[fold] = plain[fold] @ np.linalg.solve(gram, x.T @ y)
+        scores[fold] = standard[fold] @ np.linalg.solve(gram, x.T @ y)
     deviation = scores.std(axis=0)
     scores = (scores - scores.mean(axis=0)) / np.where(deviation > 1e-9, deviation, 1.0)
     return np.asarray((scores + 1e-6 * random.random_sample(scores.shape)).argmax(axis=1), dtype=np.int64)
 
 
-def rings(images: NDArray[np.uint8]) -> Matrix:
-    """(N, F): mean and spread of the colour of the eight parts of the border, a histogram of it, and its edges."""
-    blocks = [_rings(images[start : start + ROWS]) for start in range(0, len(images), ROWS)]
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1))
+def ring_features(images: NDArray[np.uint8]) -> Matrix:
+    """float64 (N, F): mean and deviation of the colours of the border's eight tiles, edges, and a colour histogram."""
+    chunks = [_ring_features(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+    return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 
-def _rings(images: NDArray[np.uint8]) -> Matrix:
+def _ring_features(images: NDArray[np.uint8]) -> Matrix:
     count, height, width = images.shape[:3]
-    up, side = max(1, height // RING), max(1, width // RING)
-    rows = (slice(0, up), slice(up, height - up), slice(height - up, height))
-    columns = (slice(0, side), slice(side, width - side), slice(width - side, width))
+    ring_height, ring_width = max(1, height // RING_SHARE), max(1, width // RING_SHARE)
+    rows = (slice(0, ring_height), slice(ring_height, height - ring_height), slice(height - ring_height, height))
+    columns = (slice(0, ring_width), slice(ring_width, width - ring_width), slice(width - ring_width, width))
     tiles = [images[:, row, column] for row in rows for column in columns]
-    del tiles[4]  # the middle of the picture
+    del tiles[4]  # the middle of the image
     parts = [tile.reshape(count, -1, 3).astype(np.float32) for tile in tiles if tile.shape[1] and tile.shape[2]]
-    described = [np.concatenate([part.mean(axis=1), part.std(axis=1)], axis=1) for part in parts]
+    colours = [np.concatenate([part.mean(axis=1), part.std(axis=1)], axis=1) for part in parts]
     edges = [_edges(tile) for tile in tiles]
-    return np.concatenate([*described, *edges, _histogram(np.concatenate(parts, axis=1))], axis=1).astype(np.float64)
+    return np.concatenate([*colours, *edges, _histogram(np.concatenate(parts, axis=1))], axis=1).astype(np.float64)
 
 
 def _edges(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, 2): mean steps between neighbours in brightness, down and across; 0 where there is no neighbour."""
+    """(N, 2): mean brightness step between neighbours, down and across; 0 where there is no neighbour."""
     bright = tile.astype(np.float32).mean(axis=3)
     steps = (np.abs(np.diff(bright, axis=axis)).reshape(len(tile), -1) for axis in (1, 2))
     return np.stack([s.mean(axis=1) if s.shape[1] else np.zeros(len(tile), np.float32) for s in steps], axis=1)

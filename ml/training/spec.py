@@ -7,17 +7,20 @@ It knows no data set and no deployment.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-NoiseKind = Literal[
-    "symmetric", "symmetric_inclusive", "pairflip", "asymmetric", "asymmetric_circular", "asymmetric_superclass",
-    "asymmetric_pairs", "transition", "instance_dependent", "instance_dependent_shared", "confounded",
-]  # fmt: skip
+from ml import noise
+
+if TYPE_CHECKING:
+    NoiseKind = str
+else:
+    NoiseKind = Literal[noise.kinds()]  # the files of ml/noise
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-MOST_CLASSES = 256  # of a given transition matrix: it travels in a request
-ROW_SUM_OFF = 1e-3  # what rounding in a request may leave of a row's sum
+MOST_CLASSES = 256  # of a transition matrix, because it travels in a request
+DEFAULT_NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # by kind of device; on a CPU the large one takes hours
 
 
 class NoiseSpec(BaseModel):
@@ -26,11 +29,7 @@ class NoiseSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: NoiseKind = Field(
-        description="symmetric: uniform flips to another class; symmetric_inclusive: uniform redraws that may hit the "
-        "same class; pairflip: each class to its successor; asymmetric: truck to automobile, cat and dog ... on "
-        "CIFAR-10, to the next class of its block of five elsewhere; transition: by `matrix`; instance_dependent: "
-        "depends on the image; confounded: to the class that the image's background suggests. `GET /methods` "
-        "describes all of them."
+        description="Which labels become wrong, and by what; `GET /methods` describes every kind under `noises`."
     )
     rate: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         default=None,
@@ -46,15 +45,15 @@ class NoiseSpec(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if (self.kind == "transition") is not (self.rate is None):
-            raise ValueError("rate belongs to every kind of noise but transition")
-        if (self.kind == "transition") is not (self.matrix is not None):
-            raise ValueError("matrix belongs to transition noise alone")
+    def _check_fields(self) -> Self:
+        about = noise.load(self.kind).ABOUT
+        for field in ("rate", "matrix"):
+            if (getattr(self, field) is not None) is not (field == about["needs"]):
+                raise ValueError(f"{self.kind} noise needs {about['needs']} and nothing else")
         for number, row in enumerate(self.matrix or ()):
             if len(row) != len(self.matrix or ()):
                 raise ValueError(f"row {number} of matrix has {len(row)} columns, not one for each class")
-            if abs(sum(row) - 1) > ROW_SUM_OFF:
+            if abs(sum(row) - 1) > about.get("row_sum_tolerance", 0.0):
                 raise ValueError(f"row {number} of matrix sums to {sum(row):.4g}, not to 1")
         return self
 

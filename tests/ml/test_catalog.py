@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 import pytest
 
-from ml import catalog, methods
-from ml.training.spec import NoiseKind, NoiseSpec, TrainingSpec
+from ml import catalog, methods, networks
+from ml.training.spec import DEFAULT_NETWORKS, NoiseSpec, TrainingSpec
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -39,9 +38,16 @@ def test_the_specs_defaults_are_spelled_out() -> None:
     assert TrainingSpec.model_validate(defaults) == TrainingSpec()
 
 
-def test_every_noise_is_described() -> None:
-    assert set(catalog.NOISES) == set(get_args(NoiseKind))
+def test_every_kind_of_noise_is_described_and_has_the_field_it_needs() -> None:
+    examples = {"rate": 0.3, "matrix": [[1.0, 0.0], [0.5, 0.5]]}
     for entry in catalog.noises():
-        needed = entry.get("needs", "rate")
-        value = {"rate": 0.3, "matrix": [[1.0, 0.0], [0.5, 0.5]]}[needed]
-        assert NoiseSpec.model_validate({"kind": entry["kind"], needed: value}).kind == entry["kind"]
+        needed = entry["needs"]
+
+        assert entry["title"]
+        assert entry["summary"]
+        assert NoiseSpec.model_validate({"kind": entry["kind"], needed: examples[needed]}).kind == entry["kind"]
+
+
+def test_every_kind_of_device_has_a_default_network() -> None:
+    assert set(DEFAULT_NETWORKS) == {"cpu", "cuda"}
+    assert set(DEFAULT_NETWORKS.values()) <= set(networks.names())

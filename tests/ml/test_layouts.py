@@ -19,7 +19,7 @@ from app.datasets import archive, layout
 from ml import __main__ as command
 from ml import errors, folders
 from ml.layouts import pickles
-from ml.noise import cifar
+from ml.noise.shared import cifar_classes
 from ml.study import plan, sources
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -67,7 +67,7 @@ def binary_ten(folder: Path) -> None:
 
 def fine_and_coarse() -> tuple[list[int], list[int]]:
     fine = [3 * number for number in range(30)]
-    return fine, [cifar.COARSE[number] for number in fine]
+    return fine, [cifar_classes.COARSE[number] for number in fine]
 
 
 def python_hundred(folder: Path) -> None:
@@ -75,7 +75,7 @@ def python_hundred(folder: Path) -> None:
     for name, rows in (("train", slice(0, 20)), ("test", slice(20, 30))):
         entries = {"data": PLANES[rows], "fine_labels": fine[rows], "coarse_labels": coarse[rows]}
         (folder / name).write_bytes(python2(entries))
-    names = {"fine_label_names": list(cifar.FINE), "coarse_label_names": list(COARSE)}
+    names = {"fine_label_names": list(cifar_classes.FINE), "coarse_label_names": list(COARSE)}
     (folder / "meta").write_bytes(python2(names))
 
 
@@ -84,7 +84,7 @@ def binary_hundred(folder: Path) -> None:
     records = np.concatenate([labels, PLANES], axis=1)
     (folder / "train.bin").write_bytes(records[:20].tobytes())
     (folder / "test.bin").write_bytes(records[20:].tobytes())
-    (folder / "fine_label_names.txt").write_text("\n".join(cifar.FINE))
+    (folder / "fine_label_names.txt").write_text("\n".join(cifar_classes.FINE))
     (folder / "coarse_label_names.txt").write_text("\n".join(COARSE))
 
 
@@ -121,7 +121,7 @@ def test_cifar100_has_classes_and_super_classes(tmp_path: Path, writer: Callable
     fine, coarse = fine_and_coarse()
     one, other = (folders.read(folder, image_size=32, label_column=name) for name in (None, "coarse_label"))
 
-    assert [one.images.classes[n] for n in one.images.labels] == [cifar.FINE[n] for n in fine[:20]]
+    assert [one.images.classes[n] for n in one.images.labels] == [cifar_classes.FINE[n] for n in fine[:20]]
     assert [other.images.classes[n] for n in other.images.labels] == [COARSE[n] for n in coarse[:20]]
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ml import __main__ as command
 from ml import commands, methods, networks
-from ml.commands import train
 from ml.scenes import generate
 from ml.serving import model_archive
+from ml.training import spec
 from tests.ml.conftest import halves
 
 
@@ -101,7 +101,7 @@ def test_a_network_that_nobody_named_suits_the_device(pictures: Path, tmp_path: 
     out = tmp_path / "out"
     wanted = [each for each in arguments(pictures, out, epochs=1, device="cpu") if not each.startswith("--network")]
     assert command.main(wanted) == 0
-    assert json.loads((out / commands.SPEC).read_text())["network"] == train.NETWORKS["cpu"]
+    assert json.loads((out / commands.SPEC).read_text())["network"] == spec.DEFAULT_NETWORKS["cpu"]
 
 
 def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:

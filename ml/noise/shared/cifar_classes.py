@@ -1,8 +1,14 @@
-"""What is known of the classes of CIFAR-10 and CIFAR-100 by name: which resemble, which belong together."""
+"""The classes of CIFAR-10 and CIFAR-100 by name: which resemble each other, and which share a super-class."""
 
 from __future__ import annotations
 
-FLIPS = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}  # of CIFAR-10
+FLIPS = {
+    "truck": "automobile",
+    "bird": "airplane",
+    "deer": "horse",
+    "cat": "dog",
+    "dog": "cat",
+}  # CIFAR-10 (Patrini et al. 2017)
 
 FINE = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
