@@ -30,7 +30,7 @@ def inference() -> bool:
     """The loop that serves predictions turns: it refuses our empty request."""
     from app.predictions import frames
 
-    address = frames.parse(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
+    address = frames.parse_address(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
     with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as line:
         line.settimeout(TIMEOUT_S)
         line.connect(address.path or (_reachable(address.host or ""), address.port))

@@ -30,7 +30,6 @@ from app.models.registry_cache import Known
 from app.notifier import Notifier
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
-from app.predictions.lane import Lane
 from app.settings import Settings
 from app.storage import Storage
 from app.web import routes as web
@@ -65,7 +64,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             config.inference_addresses,
             connect_timeout_s=config.connect_timeout_s,
             deadline_s=config.predict_deadline_s,
-            most_in_flight=config.predict_queue,
+            max_in_flight=config.predict_queue,
         )
         try:
             yield
@@ -96,9 +95,6 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     problems.install(app)
     openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
     stack = app.build_middleware_stack()
-    for route in app.routes:
-        if isinstance(route, Lane):
-            stack = route.beside(app, stack)
     app.middleware_stack = security.SecurityMiddleware(stack, settings=config, meter=app.state.meter)
     return app
 

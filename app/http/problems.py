@@ -112,6 +112,12 @@ def of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
     return from_validation([{**line, "loc": ("body", *line["loc"])} for line in found], model)
 
 
+def of_query(error: ValidationError) -> Problem:
+    """The same for a query string that a route validates itself."""
+    found = error.errors(include_url=False, include_input=False)
+    return from_validation([{**line, "loc": ("query", *line["loc"])} for line in found])
+
+
 def summary(faults: Sequence[Fault]) -> str:
     first = f"{faults[0].pointer or 'body'}: {faults[0].detail}"
     return first if len(faults) == 1 else f"{first} (and {len(faults) - 1} more)"

@@ -8,7 +8,8 @@ Requests  model, top_k, threshold, masks, mask_threshold, render (null, "overlay
 Replies   `results`: one object an image, either a prediction or {"error": {code, status, title, detail}};
           `parts`: for each result the number of its part, or null (rendered pictures); `timing_seconds`;
           or, for the whole frame, `error` {code, status, title, detail, retry_after_s}.
-Several frames may be under way on one connection; `id` pairs a reply with its request. Both ends bound what they read.
+Several requests may be in flight on one connection; `id` pairs a reply with its request. Both ends limit
+what they read.
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ class Frame(NamedTuple):
 
 
 class BadFrame(ConnectionError):
-    """The other end does not speak this protocol; the connection is of no further use."""
+    """The peer does not speak this protocol; the connection must be closed."""
 
 
 def encode(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
     """Buffers to write, in order; parts are not copied."""
-    return [_line(header | {"sizes": [len(p) for p in parts]}).encode() + b"\n", *parts]
+    return [_encode_header(header | {"sizes": [len(p) for p in parts]}).encode() + b"\n", *parts]
 
 
-_line = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # made once: `json.dumps` makes one a call
+_encode_header = json.JSONEncoder(
+    separators=(",", ":"), allow_nan=False
+).encode  # made once: `json.dumps` would make an encoder for each call
 
 
-class Frames:
-    """Bytes in as they arrive, complete frames out. BadFrame: nothing that follows can be understood."""
+class FrameParser:
+    """Takes bytes as they arrive and returns complete frames. After a BadFrame nothing more can be parsed."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -52,13 +55,13 @@ class Frames:
         self._sizes: list[int] = []
 
     @property
-    def partial(self) -> bool:
+    def is_partial(self) -> bool:
         """Whether the bytes so far end inside a frame."""
         return bool(self._buffer) or self._header is not None
 
     def feed(self, data: bytes) -> list[Frame]:
         self._buffer += data
-        found: list[Frame] = []
+        frames: list[Frame] = []
         at = 0
         while True:
             if self._header is None:
@@ -67,7 +70,7 @@ class Frames:
                     raise BadFrame("header too long")
                 if end < 0:
                     break
-                self._header, self._sizes = _header(bytes(self._buffer[at:end]))
+                self._header, self._sizes = _parse_header(bytes(self._buffer[at:end]))
                 at = end + 1
             if len(self._buffer) - at < sum(self._sizes):
                 break
@@ -75,13 +78,13 @@ class Frames:
             for size in self._sizes:
                 parts.append(bytes(self._buffer[at : at + size]))
                 at += size
-            found.append(Frame(self._header, parts))
+            frames.append(Frame(self._header, parts))
             self._header = None
         del self._buffer[:at]
-        return found
+        return frames
 
 
-def _header(line: bytes) -> tuple[dict[str, Any], list[int]]:
+def _parse_header(line: bytes) -> tuple[dict[str, Any], list[int]]:
     try:
         header = json.loads(line)
         sizes = header["sizes"]
@@ -92,11 +95,11 @@ def _header(line: bytes) -> tuple[dict[str, Any], list[int]]:
     return header, sizes
 
 
-class End(asyncio.Protocol):
-    """One end of a connection: bytes in, frames to `frames_received`; one bad frame ends it."""
+class FrameProtocol(asyncio.Protocol):
+    """One end of a connection: complete frames go to `frames_received`; a bad frame closes the connection."""
 
     def __init__(self) -> None:
-        self._frames = Frames()
+        self._parser = FrameParser()
 
     def frames_received(self, frames: list[Frame]) -> None:
         """Frames that have become complete together."""
@@ -108,12 +111,12 @@ class End(asyncio.Protocol):
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # what a stream's protocol gets
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._frames.partial:
+        if self._parser.is_partial:
             log.warning("connection ended inside a frame")
 
     def data_received(self, data: bytes) -> None:
         try:
-            frames = self._frames.feed(data)
+            frames = self._parser.feed(data)
         except BadFrame as error:
             log.warning("connection ended: %s", error)
             self._transport.abort()
@@ -129,7 +132,8 @@ class Address(NamedTuple):
     path: str | None
 
 
-def parse(address: str) -> Address:
+def parse_address(address: str) -> Address:
+    """ValueError unless it reads `tcp://host:port` or `unix:///path`."""
     parts = urlsplit(address.strip())
     if parts.scheme == "unix" and parts.path:
         return Address(None, 0, parts.path)

@@ -1,6 +1,7 @@
-"""The API's end of the wire: one connection an inference process, many frames under way on it, each with a deadline.
+"""The client of the inference processes: one connection to each, many requests in flight on it, each with a deadline.
 
-It knows frames and addresses, not images. Predictions are pure, so a frame lost with its connection is sent once more.
+It knows frames and addresses, not images. A prediction changes nothing, so a request lost with its connection is sent
+once more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from app.predictions.frames import Address, Frame
 log = logging.getLogger(__name__)
 
 RETRY_S = 2
-REST_S = 0.5  # an address that refused a connection is left alone this long
+BACKOFF_S = 0.5  # pause after an address refused a connection
 PROBLEMS: dict[int, type[Problem]] = {
     413: TooLarge,
     422: UndecodableInput,
@@ -36,25 +37,25 @@ PROBLEMS: dict[int, type[Problem]] = {
 }
 
 
-class Line(frames.End):
-    """One open connection: hands each reply to whoever waits for it, and tells all of them when it is gone."""
+class InferenceConnection(frames.FrameProtocol):
+    """One open connection: completes the future of each reply, and fails all of them when it is lost."""
 
     def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
         super().__init__()
         self.closed = False
         self._waiting = waiting
-        self._room = asyncio.Event()  # in the buffer of what is to be sent
-        self._room.set()
+        self._writable = asyncio.Event()  # cleared while the transport's write buffer is full
+        self._writable.set()
         self._outbox: list[bytes] = []
 
     async def send(self, buffers: Sequence[bytes]) -> None:
         if self.closed:
             raise ConnectionError("the inference process went away")
-        if not self._outbox:  # what else is asked in this turn of the loop goes in the same write
+        if not self._outbox:  # requests of the same turn of the event loop go out in one write
             asyncio.get_running_loop().call_soon(self._write)
         self._outbox += buffers
-        if not self._room.is_set():
-            await self._room.wait()
+        if not self._writable.is_set():
+            await self._writable.wait()
 
     def _write(self) -> None:
         if not self.closed:
@@ -68,86 +69,86 @@ class Line(frames.End):
                 reply.set_result(frame)
 
     def pause_writing(self) -> None:
-        self._room.clear()
+        self._writable.clear()
 
     def resume_writing(self) -> None:
-        self._room.set()
+        self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.closed = True
-        self._room.set()
+        self._writable.set()
         for reply in self._waiting.values():
             if not reply.done():
                 reply.set_exception(ConnectionError("the inference process went away"))
 
 
-class Connection:
-    """One address: connected when first needed, and again after a failure."""
+class InferenceProcess:
+    """One inference process: connected when first needed, and again after a failure."""
 
     def __init__(self, address: Address, connect_timeout_s: float) -> None:
         self.address = address
         self._connect_timeout_s = connect_timeout_s
-        self._line: Line | None = None
+        self._connection: InferenceConnection | None = None
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
         self._connecting = asyncio.Lock()
-        self._rest_until = 0.0
+        self._backoff_until = 0.0
 
     @property
     def in_flight(self) -> int:
         return len(self._waiting)
 
     @property
-    def resting(self) -> bool:
-        return asyncio.get_running_loop().time() < self._rest_until
+    def backs_off(self) -> bool:
+        return asyncio.get_running_loop().time() < self._backoff_until
 
-    async def ask(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
+    async def send(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """Send a frame and await its reply; ConnectionError when there is no connection, or no longer."""
         reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[header["id"]] = reply  # before connecting, or a burst would all choose this connection
+        self._waiting[header["id"]] = reply  # before connecting: `in_flight` steers a burst to other processes
         try:
-            line = self._line
-            if line is None or line.closed:
-                line = await self._connected()
-            await line.send(frames.encode(header, parts))
+            connection = self._connection
+            if connection is None or connection.closed:
+                connection = await self._connect()
+            await connection.send(frames.encode(header, parts))
             return await reply
         finally:
             self._waiting.pop(header["id"], None)
 
-    async def _connected(self) -> Line:
+    async def _connect(self) -> InferenceConnection:
         async with self._connecting:
-            if self._line is None or self._line.closed:
+            if self._connection is None or self._connection.closed:
                 try:
                     async with asyncio.timeout(self._connect_timeout_s):
-                        self._line = await self._open()
+                        self._connection = await self._open()
                 except (OSError, TimeoutError) as error:
-                    self._rest_until = asyncio.get_running_loop().time() + REST_S
+                    self._backoff_until = asyncio.get_running_loop().time() + BACKOFF_S
                     raise ConnectionError(f"no inference process at {self.address}") from error
-            return self._line
+            return self._connection
 
-    async def _open(self) -> Line:
-        loop, line = asyncio.get_running_loop(), Line(self._waiting)
+    async def _open(self) -> InferenceConnection:
+        loop, connection = asyncio.get_running_loop(), InferenceConnection(self._waiting)
         if self.address.path is not None:
-            await loop.create_unix_connection(lambda: line, self.address.path)
+            await loop.create_unix_connection(lambda: connection, self.address.path)
         else:
-            await loop.create_connection(lambda: line, self.address.host or "", self.address.port)
-        return line
+            await loop.create_connection(lambda: connection, self.address.host or "", self.address.port)
+        return connection
 
     def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
+        if self._connection is not None:
+            self._connection.close()
 
 
 class Gateway:
-    """All inference processes, as one that answers."""
+    """All inference processes behind one `send`."""
 
-    def __init__(self, addresses: str, *, connect_timeout_s: float, deadline_s: float, most_in_flight: int) -> None:
-        given = [frames.parse(address) for address in addresses.split(",") if address.strip()]
-        self._connections = [Connection(address, connect_timeout_s) for address in given]
-        self._deadline_s, self._most = deadline_s, most_in_flight
+    def __init__(self, addresses: str, *, connect_timeout_s: float, deadline_s: float, max_in_flight: int) -> None:
+        parsed = [frames.parse_address(address) for address in addresses.split(",") if address.strip()]
+        self._processes = [InferenceProcess(address, connect_timeout_s) for address in parsed]
+        self._deadline_s, self._max_in_flight = deadline_s, max_in_flight
         self._ids = itertools.count(1)
 
-    async def ask(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
+    async def send(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """The reply to one request frame.
 
         Raises:
@@ -155,37 +156,37 @@ class Gateway:
             InferenceUnavailable, ModelUnavailable: No process answers, or it cannot load the model.
             DeadlineExceeded: There was no reply in time.
         """
-        if sum(c.in_flight for c in self._connections) >= self._most:
-            raise Overloaded(f"{self._most} predictions are already waiting.", retry_after_s=1)
+        if sum(process.in_flight for process in self._processes) >= self._max_in_flight:
+            raise Overloaded(f"{self._max_in_flight} predictions are already waiting.", retry_after_s=1)
         header = header | {"id": str(next(self._ids)), "deadline_s": self._deadline_s}
         try:
             async with asyncio.timeout(self._deadline_s):
-                frame = await self._first_that_answers(header, parts)
+                frame = await self._send_to_least_busy(header, parts)
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within {self._deadline_s:g} s.", retry_after_s=RETRY_S) from None
         if (error := frame.header.get("error")) is not None:
-            raise refusal(error)
+            raise problem_of(error)
         return frame
 
-    async def _first_that_answers(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
-        """The least busy connection first; another, or the same anew, when it breaks."""
+    async def _send_to_least_busy(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
+        """Try the least busy process first; another, or the same once more, when a connection breaks."""
         for _ in range(2):
-            for connection in sorted(self._connections, key=lambda c: (c.resting, c.in_flight)):
-                if connection.resting:
+            for process in sorted(self._processes, key=lambda p: (p.backs_off, p.in_flight)):
+                if process.backs_off:
                     continue
                 try:
-                    return await connection.ask(header, parts)
+                    return await process.send(header, parts)
                 except ConnectionError:
                     continue
         raise InferenceUnavailable("No inference process answers; it may be starting.", retry_after_s=RETRY_S)
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+        for process in self._processes:
+            process.close()
 
 
-def refusal(error: dict[str, Any]) -> Problem:
-    """A reply's error as a problem; a status that is none of ours counts as the model being unavailable."""
+def problem_of(error: dict[str, Any]) -> Problem:
+    """The error of a reply as a problem; ModelUnavailable for a status that is not in `PROBLEMS`."""
     status = int(error.get("status", 503))
     kind = PROBLEMS.get(status, ModelUnavailable)
     retry_after_s = int(error.get("retry_after_s") or RETRY_S) if status not in {413, 422} else None

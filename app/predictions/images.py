@@ -1,6 +1,6 @@
-"""The pictures of a request: from references, data URIs, base64 or bytes. Nothing is fetched, nothing is decoded.
+"""The images of a request: from references, data URIs, base64 or bytes. No URL is fetched, no image is decoded.
 
-A picture that cannot be had is an error of its own; its neighbours are unharmed.
+An image that cannot be loaded is an error of its own; the other images of the request are answered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.storage import Storage
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
-LITTLE_BYTES = 64 * 1024  # hashed in the time that handing it to another thread takes
+SMALL_BYTES = 64 * 1024  # takes as long to hash as to hand to another thread
 REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
 
@@ -44,7 +44,11 @@ class Loaded(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An input as it was given: `kind` is bytes, base64, dataset or reference; `pointer` says where in the request."""
+    """One input of a request.
+
+    `kind` is bytes, base64, dataset (`<id>/<index or path>`) or reference (of GET); `pointer` is its JSON Pointer in
+    the request.
+    """
 
     input_id: str
     kind: str
@@ -52,21 +56,30 @@ class Source(NamedTuple):
     pointer: str
 
     @property
-    def at_hand(self) -> bool:
-        """Whether there is nothing to open and little to read."""
-        return isinstance(self.value, bytes) and len(self.value) <= LITTLE_BYTES
+    def is_small(self) -> bool:
+        """Whether the bytes are in memory and few."""
+        return isinstance(self.value, bytes) and len(self.value) <= SMALL_BYTES
 
     @property
-    def of_dataset(self) -> bool:
-        """Whether it is a picture that the service keeps, for those who may read data sets."""
+    def from_dataset(self) -> bool:
+        """Whether it is an image of a stored data set, which needs a key with `read`."""
         return self.kind == "dataset" or (self.kind == "reference" and str(self.value[:8]).lower() == "dataset:")
 
 
 def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
-    """The picture's bytes. InvalidRequest concerns the whole request and is raised."""
+    """The image's bytes, or the problem with this one image.
+
+    Args:
+        source: The input.
+        storage: Where data sets lie.
+        most_bytes: Size limit of an encoded image.
+
+    Raises:
+        InvalidRequest: The reference cannot be read; this concerns the whole request.
+    """
     try:
         data = _bytes_of(source, storage)
-        check(data, most_bytes)
+        check_format(data, most_bytes)
     except InvalidRequest:
         raise
     except Problem as problem:
@@ -75,7 +88,7 @@ def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
 
 
 def refuse_remote(source: Source) -> None:
-    """A URL is refused before anything else is looked at; RemoteImagesDisabled."""
+    """RemoteImagesDisabled for a URL."""
     scheme, colon, _ = str(source.value[:10]).lower().partition(":")
     if source.kind == "reference" and colon and scheme in REMOTE:
         raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
@@ -85,50 +98,52 @@ def _bytes_of(source: Source, storage: Storage) -> bytes:
     if isinstance(source.value, bytes):
         return source.value
     if source.kind == "base64":
-        return decoded(source.value)
+        return decode_base64(source.value)
     if source.kind == "dataset":
-        return stored(source.value, storage, source.pointer)
-    return referenced(source.value, storage, source.pointer)
+        return read_dataset_image(source.value, storage, source.pointer)
+    return resolve_reference(source.value, storage, source.pointer)
 
 
-def referenced(reference: str, storage: Storage, pointer: str) -> bytes:
+def resolve_reference(reference: str, storage: Storage, pointer: str) -> bytes:
     """`dataset:<id>/<index or path>` or `data:image/...;base64,...`."""
     scheme, colon, rest = reference.partition(":")
     scheme = scheme.lower()
     if colon and scheme == "dataset":
-        return stored(rest, storage, pointer)
+        return read_dataset_image(rest, storage, pointer)
     if colon and scheme == "data":
         kind, comma, encoded = rest.partition(",")
         if not comma or not kind.startswith("image/") or not kind.endswith(";base64"):
-            raise wrong(pointer, "A data URI must read data:image/<type>;base64,<data>.")
-        return decoded(encoded)
-    raise wrong(pointer, "Write dataset:<id>/<index or path>, or data:image/png;base64,<data>.")
+            raise invalid_reference(pointer, "A data URI must read data:image/<type>;base64,<data>.")
+        return decode_base64(encoded)
+    raise invalid_reference(pointer, "Write dataset:<id>/<index or path>, or data:image/png;base64,<data>.")
 
 
-def stored(reference: str, storage: Storage, pointer: str) -> bytes:
-    """An image of a data set. Its folder exists exactly when it is ready, so no database is asked."""
+def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
+    """An image of a ready data set. Its folder exists exactly when it is ready, so the database is not read."""
     dataset, slash, name = reference.partition("/")
     try:
         folder = storage.dataset(uuid.UUID(dataset))
     except ValueError:
-        raise wrong(pointer, "The data set's id is not a UUID.") from None
+        raise invalid_reference(pointer, "The data set's id is not a UUID.") from None
     if not slash or not name or len(name) > REFERENCE_CHARS or "\0" in name:
-        raise wrong(pointer, "Name an image behind the data set's id: its index, or its path in the archive.")
+        raise invalid_reference(
+            pointer, "Name an image behind the data set's id: its index, or its path in the archive."
+        )
     if not (folder / "index.sqlite").is_file():
         raise DatasetNotFound("There is no ready data set with this id.")
     row = contents.image(folder, int(name) if name.isascii() and name.isdigit() and len(name) <= 15 else name)
     return contents.original(folder, row)
 
 
-def decoded(encoded: str) -> bytes:
+def decode_base64(encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise UndecodableInput("The image is not valid base64.", code="invalid_base64") from None
 
 
-def check(data: bytes, most_bytes: int) -> None:
-    """Size and signature; whether it decodes, the inference process finds out."""
+def check_format(data: bytes, most_bytes: int) -> None:
+    """Check size and signature. The inference process finds out whether it decodes."""
     if not data:
         raise UndecodableInput("The image is empty.", code="empty_image")
     if len(data) > most_bytes:
@@ -137,5 +152,5 @@ def check(data: bytes, most_bytes: int) -> None:
         raise UnsupportedMediaType("The bytes are no JPEG, PNG, WebP, BMP or GIF.", code="unsupported_image_format")
 
 
-def wrong(pointer: str, detail: str) -> InvalidRequest:
+def invalid_reference(pointer: str, detail: str) -> InvalidRequest:
     return InvalidRequest(f"{shown(pointer)}: {detail}", errors=[Fault(pointer, "image", detail)])

@@ -1,9 +1,8 @@
-"""What a request to /predict asks, in any of its forms, as sources and options. No picture is read here."""
+"""Requests to /predict, in any of their forms, as sources and options. No image is opened here."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +12,16 @@ from app.errors import Fault, InvalidRequest, TooLarge, UndecodableInput, Unsupp
 from app.http import bodies, problems
 from app.http.multipart import Begin, Data, Parts, only_part
 from app.predictions.images import Source
-from app.predictions.schemas import MASK_KINDS, Format, MaskThreshold, Options, PredictRequest, Threshold, TopK
+from app.predictions.schemas import (
+    MASK_KINDS,
+    Format,
+    MaskThreshold,
+    Options,
+    PredictQuery,
+    PredictRequest,
+    Threshold,
+    TopK,
+)
 from app.settings import Settings
 
 FIELD_BYTES = 64 * 1024
@@ -36,6 +44,27 @@ def mask_kinds(text: str, pointer: str) -> list[Any]:
             detail = f"There is no such mask.{problems.did_you_mean(kind, MASK_KINDS)} Known: {', '.join(MASK_KINDS)}."
             raise InvalidRequest(detail, errors=[Fault(pointer, "unknown_mask", detail)])
     return list(dict.fromkeys(kinds))
+
+
+def options(request: Request, query: PredictQuery) -> Options:
+    """How to predict, as far as query string and Accept header say; InvalidRequest for a mask that does not exist."""
+    return Options(
+        query.model,
+        query.top_k,
+        query.threshold,
+        mask_kinds(query.masks, "/query/masks"),
+        query.mask_threshold,
+        query.format or ("overlay" if accepts_picture(request) else "json"),
+    )
+
+
+def accepts_picture(request: Request) -> bool:
+    """Whether the client shows pictures: it asks for PNG, or, as an `<img>` of some browsers does, for any image."""
+    accept = request.headers.get("accept", "").lower()
+    if "image/" not in accept:
+        return False
+    kinds = {kind.split(";")[0].strip() for kind in accept.split(",")}
+    return bool(kinds & {"image/png", "image/*"}) and not kinds & {"application/json", "text/html"}
 
 
 def too_many(most: int) -> TooLarge:
@@ -68,10 +97,10 @@ async def _json(request: Request, options: Options, settings: Settings) -> tuple
     except ValidationError as error:
         raise problems.of_body(error, PredictRequest) from None
     sources = [
-        Source(given.id or str(n), given.image.type, given.image.value, f"/inputs/{n}/image/value")
-        for n, given in enumerate(body.inputs)
+        Source(item.id or str(n), item.image.type, item.image.value, f"/inputs/{n}/image/value")
+        for n, item in enumerate(body.inputs)
     ]
-    return sources, replace(options, **body.model_dump(exclude={"inputs"}, exclude_unset=True))
+    return sources, options._replace(**body.model_dump(exclude={"inputs"}, exclude_unset=True))
 
 
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
@@ -82,13 +111,13 @@ async def _multipart(request: Request, options: Options, settings: Settings) -> 
             return [Source("0", "bytes", only[1], "/file/0")], options
     parts = Parts(request.headers["content-type"], most=settings.images_per_call + len(FIELDS) + 1)
     sources: list[Source] = []
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     name, value = "", bytearray()
     async for chunk in request.stream():
         for event in parts.feed(chunk):
             if isinstance(event, Begin):
                 name, value = event.name, bytearray()
-                _expect(name, event.filename, said)
+                _check_part(name, event.filename, fields)
                 if name == "file" and len(sources) >= settings.images_per_call:
                     raise too_many(settings.images_per_call)
             elif isinstance(event, Data):
@@ -98,18 +127,18 @@ async def _multipart(request: Request, options: Options, settings: Settings) -> 
             elif name == "file":
                 sources.append(Source(str(len(sources)), "bytes", bytes(value), f"/file/{len(sources)}"))
             else:
-                said[name] = field(name, bytes(value))
+                fields[name] = parse_field(name, bytes(value))
     parts.close()
     if not sources:
         raise InvalidRequest("/file: There is no `file` part.", errors=[Fault("/file", "required", "Send a file.")])
-    return sources, replace(options, **said)
+    return sources, options._replace(**fields)
 
 
-def _expect(name: str, filename: str | None, said: dict[str, Any]) -> None:
+def _check_part(name: str, filename: str | None, fields: dict[str, Any]) -> None:
     problem = None
     if name != "file" and name not in FIELDS:
         problem = ("unknown_field", f"There is no such field.{problems.did_you_mean(name, [*FIELDS, 'file'])}")
-    elif name in said:
+    elif name in fields:
         problem = ("duplicate_field", "This part appears twice.")
     elif (filename is not None) != (name == "file"):
         problem = ("file", "`file` parts are files with a file name; the others are plain fields.")
@@ -118,7 +147,7 @@ def _expect(name: str, filename: str | None, said: dict[str, Any]) -> None:
         raise InvalidRequest(f"{pointer}: {problem[1]}", errors=[Fault(pointer, *problem)])
 
 
-def field(name: str, raw: bytes) -> Any:
+def parse_field(name: str, raw: bytes) -> Any:
     pointer = problems.pointer(("body", name))
     try:
         value = FIELDS[name].validate_python(raw.decode("utf-8"))

@@ -1,25 +1,26 @@
-"""Predictions on the wire: what may be asked, and the answer, one result or one error an image."""
+"""Requests to /predict and their responses: one result or one error an image."""
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.datasets.label_issues import Gaussian
 from app.http.fields import Name, Strict
 
 MaskKind = Literal["gaussian", "map", "rle", "polygon", "png"]
 MASK_KINDS: tuple[MaskKind, ...] = ("gaussian", "map", "rle", "polygon", "png")
-MASKS_SAID = (
+MASKS_DESCRIPTION = (
     "gaussian: the place a method's localization module points at, where it has one; map: where something stands out, "
     "for every method whose network has feature maps; rle, polygon, png: further forms of these (polygon: of the "
     "Gaussian alone)"
 )
 Format = Literal["json", "overlay", "mask"]
+FORMAT_DESCRIPTION = (
+    "overlay or mask: a picture; also by Accept: image/png. Without a mask to draw, overlay is the picture as it is"
+)
 MOST_CLASSES = 1000
 
 TopK = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
@@ -42,14 +43,34 @@ class PredictRequest(Strict):
     inputs: Annotated[list[Input], Field(min_length=1)]
     top_k: TopK = 5
     threshold: Threshold | None = None
-    masks: Annotated[list[MaskKind], Field(max_length=5)] = Field(default=["gaussian"], description=MASKS_SAID)
+    masks: Annotated[list[MaskKind], Field(max_length=5)] = Field(default=["gaussian"], description=MASKS_DESCRIPTION)
     mask_threshold: MaskThreshold = Field(default=0.5, description="A mask is where its field is at least this")
     format: Format = "json"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to predict, wherever it was said."""
+class PredictQuery(BaseModel):
+    """The query parameters of /predict that are the same for GET and POST."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias")] = "default"
+    top_k: TopK = 5
+    threshold: Annotated[Threshold | None, Field(description="Abstain below this score")] = None
+    masks: Annotated[str, Field(max_length=200, description=f"Comma-separated. {MASKS_DESCRIPTION}")] = "gaussian"
+    mask_threshold: MaskThreshold = 0.5
+    format: Annotated[Format | None, Field(description=FORMAT_DESCRIPTION)] = None
+
+
+class ImagesQuery(PredictQuery):
+    """The query parameters of GET /predict."""
+
+    image: Annotated[
+        list[str], Field(description="dataset:<id>/<index>, dataset:<id>/<path> or data:image/png;base64,...")
+    ]
+
+
+class Options(NamedTuple):
+    """How to predict, from query and body."""
 
     model: str
     top_k: int
@@ -58,10 +79,15 @@ class Options:
     mask_threshold: float
     format: Format
 
-    @cached_property
-    def asked(self) -> dict[str, Any]:
-        """What changes the answer, besides model and images; not to be changed."""
-        return {key: value for key, value in asdict(self).items() if key != "model"}
+    def parameters(self) -> dict[str, Any]:
+        """What changes the answer besides model and images."""
+        return {
+            "top_k": self.top_k,
+            "threshold": self.threshold,
+            "masks": self.masks,
+            "mask_threshold": self.mask_threshold,
+            "format": self.format,
+        }
 
 
 class ServedBy(BaseModel):

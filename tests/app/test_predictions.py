@@ -1,4 +1,4 @@
-"""/predict in all its forms, before a real little inference process that speaks the wire but knows no network."""
+"""/predict in all its forms, against a fake inference process that speaks the real protocol but has no network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ IMAGE = {"Content-Type": "image/jpeg"}
 
 
 class FakeInference:
-    """An inference process at its edge: frames in, frames out, on its own thread and loop."""
+    """The protocol side of an inference process: frames in, frames out, on its own thread and loop."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.refuse: dict[str, Any] | None = None
-        self.silent = False
-        self.hang_up = 0
+        self.mute = False
+        self.drop_connections = 0
         self._loop = asyncio.new_event_loop()
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
@@ -73,12 +73,12 @@ class FakeInference:
         self._writers.append(writer)
         try:
             async for frame in frame_reader.read(reader):
-                self.asked.append(frame.header)
-                if self.hang_up:
-                    self.hang_up -= 1
+                self.requests.append(frame.header)
+                if self.drop_connections:
+                    self.drop_connections -= 1
                     writer.transport.abort()
                     return
-                if not self.silent:
+                if not self.mute:
                     writer.writelines(self._reply(frame))
         except OSError:
             return
@@ -105,7 +105,7 @@ class FakeInference:
 
 
 @pytest.fixture
-def edge() -> Iterator[FakeInference]:
+def inference() -> Iterator[FakeInference]:
     found = FakeInference(free_port())
     found.start()
     yield found
@@ -113,8 +113,8 @@ def edge() -> Iterator[FakeInference]:
 
 
 @pytest.fixture
-def settings(settings: Settings, edge: FakeInference) -> Settings:
-    return settings.model_copy(update={"inference_addresses": f"tcp://127.0.0.1:{edge.port}"})
+def settings(settings: Settings, inference: FakeInference) -> Settings:
+    return settings.model_copy(update={"inference_addresses": f"tcp://127.0.0.1:{inference.port}"})
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def model_id(submit: Callable[..., Any], hands: FakeWorker) -> str:
 
 
 def test_a_reference_is_answered_and_cached_by_its_etag(
-    client: Client, dataset_id: str, model_id: str, edge: FakeInference
+    client: Client, dataset_id: str, model_id: str, inference: FakeInference
 ) -> None:
     by_index = client.get(f"/predict?image=dataset:{dataset_id}/0")
     body = by_index.json()
@@ -134,9 +134,9 @@ def test_a_reference_is_answered_and_cached_by_its_etag(
     path = client.get(f"/datasets/{dataset_id}/images").json()["items"][0]["path"]
     by_path = client.get("/predict", params={"image": f"dataset:{dataset_id}/{path}"})
     assert by_path.headers["etag"] == by_index.headers["etag"]
-    count = len(edge.asked)
+    count = len(inference.requests)
     cached = client.get(f"/predict?image=dataset:{dataset_id}/0", headers={"If-None-Match": by_index.headers["etag"]})
-    assert (cached.status_code, len(edge.asked)) == (304, count)
+    assert (cached.status_code, len(inference.requests)) == (304, count)
     other = client.get(f"/predict?image=dataset:{dataset_id}/0&top_k=1")
     assert other.headers["etag"] != by_index.headers["etag"]
     assert client.head(f"/predict?image=dataset:{dataset_id}/0").headers["etag"] == by_index.headers["etag"]
@@ -162,20 +162,48 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_a_query_seen_before_is_answered_as_one_that_is_new(
-    client: Client, model_id: str, edge: FakeInference, body: dict[str, Any]
+def test_a_query_string_parsed_before_gets_the_same_answer(
+    client: Client, model_id: str, inference: FakeInference, body: dict[str, Any]
 ) -> None:
-    """The second way in goes around the framework."""
+    """The route caches parsed query strings (docs/decisions/0007)."""
     query = "/predict?top_k=3&masks=gaussian&mask_threshold=0.4"
-    seen = []
+    answers = []
     for _ in range(2):
         answer = client.post(query, **body)
-        found = answer.json()
-        for changing in ("timing_seconds", "request_id"):
-            found.pop(changing, None)
-        seen.append((answer.status_code, set(answer.headers), answer.headers["content-type"], found))
+        document = answer.json()
+        for varying in ("timing_seconds", "request_id"):
+            document.pop(varying, None)
+        answers.append((answer.status_code, set(answer.headers), answer.headers["content-type"], document))
         assert client.post(query, content=jpeg((9, 9, 9)), headers=IMAGE).status_code == 200
-    assert seen[0] == seen[1]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("query", ["topk=1", "top_k=0", "masks=blob", "format=gif", "model=%00", "threshold="])
+def test_GET_and_POST_refuse_a_query_alike_and_every_time(client: Client, query: str) -> None:
+    uri = "data:image/gif;base64,R0lGODlh"
+    answers = [client.get(f"/predict?image={uri}&{query}")]
+    answers += [client.post(f"/predict?{query}", content=jpeg((1, 1, 1)), headers=IMAGE) for _ in range(2)]
+    problems = [{**answer.json(), "request_id": ""} for answer in answers]
+    assert problems[0]["status"] == 422
+    assert problems[0] == problems[1] == problems[2]
+
+
+def test_GET_and_POST_document_the_same_parameters(client: Client) -> None:
+    operations = client.get("/openapi.json").json()["paths"]["/predict"]
+    get, post = ({p["name"]: p for p in operations[method]["parameters"]} for method in ("get", "post"))
+    assert get.pop("image")["required"]
+    assert get == post
+    assert post["top_k"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5, "title": "Top K"}
+
+
+def test_a_revoked_key_is_refused_although_its_query_is_cached(with_settings: Callable[..., Client]) -> None:
+    client = with_settings(admin_key="x" * 32)
+    admin = {"Authorization": "Bearer " + "x" * 32}
+    key = client.post("/keys", json={"name": "k", "scopes": ["predict"]}, headers=admin).json()
+    headers = {**IMAGE, "Authorization": f"Bearer {key['key']}"}
+    assert client.post("/predict?model=none", content=jpeg((1, 1, 1)), headers=headers).status_code == 404
+    assert client.delete(f"/keys/{key['id']}", headers=admin).status_code == 204
+    assert client.post("/predict?model=none", content=jpeg((1, 1, 1)), headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize("url", ["https://x/y.png", "HTTP://x", "file:///etc/passwd", "ftp://x", "s3://b/k"])
@@ -200,7 +228,7 @@ def test_a_data_uri_is_answered(client: Client, model_id: str) -> None:
 
 
 def test_raw_multipart_and_json_bodies_get_the_same_answer(
-    client: Client, model_id: str, dataset_id: str, edge: FakeInference
+    client: Client, model_id: str, dataset_id: str, inference: FakeInference
 ) -> None:
     data = jpeg((200, 0, 10))
     raw = client.post("/predict?masks=gaussian,rle&top_k=2", content=data, headers=IMAGE)
@@ -212,7 +240,7 @@ def test_raw_multipart_and_json_bodies_get_the_same_answer(
     answers = [answer.json()["predictions"][0] for answer in (raw, parts, body)]
     assert [answer.pop("input_id") for answer in answers] == ["0", "0", "mine"]
     assert answers[0] == answers[1] == answers[2]
-    first, *others = (asked | {"id": "", "request_id": ""} for asked in edge.asked[-3:])
+    first, *others = (asked | {"id": "", "request_id": ""} for asked in inference.requests[-3:])
     assert others == [first, first]
     stored = [{"image": {"type": "dataset", "value": f"{dataset_id}/0"}}]
     assert client.post("/predict", json={"inputs": stored}).status_code == 200
@@ -235,14 +263,14 @@ def test_when_no_image_works_the_answer_is_a_422_that_names_each(client: Client,
 
 
 def test_a_picture_is_rendered_where_one_is_accepted(
-    client: Client, model_id: str, edge: FakeInference, dataset_id: str
+    client: Client, model_id: str, inference: FakeInference, dataset_id: str
 ) -> None:
     url = f"/predict?image=dataset:{dataset_id}/0"
     for answer in (client.get(url, headers={"Accept": "image/png"}), client.get(f"{url}&format=overlay")):
         assert (answer.headers["content-type"], answer.content) == ("image/png", PNG)
-        assert edge.asked[-1]["render"] == "overlay"
+        assert inference.requests[-1]["render"] == "overlay"
     assert client.get(f"{url}&format=mask").content == PNG
-    assert edge.asked[-1]["render"] == "mask"
+    assert inference.requests[-1]["render"] == "mask"
     assert client.get(f"{url}&image=dataset:{dataset_id}/1&format=mask").status_code == 422
 
 
@@ -264,11 +292,15 @@ def test_an_img_element_gets_a_picture_and_a_program_gets_json(
 
 
 def test_fields_of_a_json_body_replace_the_query_s_and_no_others(
-    client: Client, model_id: str, edge: FakeInference
+    client: Client, model_id: str, inference: FakeInference
 ) -> None:
     picture = {"type": "base64", "value": base64.b64encode(jpeg((9, 9, 9))).decode()}
     answer = client.post("/predict?top_k=3&mask_threshold=0.25", json={"inputs": [{"image": picture}], "top_k": 2})
-    assert (answer.status_code, edge.asked[-1]["top_k"], edge.asked[-1]["mask_threshold"]) == (200, 2, 0.25)
+    assert (answer.status_code, inference.requests[-1]["top_k"], inference.requests[-1]["mask_threshold"]) == (
+        200,
+        2,
+        0.25,
+    )
     unknown = client.post("/predict?model=nobody", json={"inputs": [{"image": picture}]})
     assert unknown.status_code == 404
 
@@ -374,40 +406,40 @@ def test_predictions_of_a_known_model_outlive_the_database(client: Client, datas
     ],
 )
 def test_F25_what_the_process_refuses_is_a_problem_with_retry_after(
-    client: Client, model_id: str, edge: FakeInference, refusal: dict[str, Any], status: int
+    client: Client, model_id: str, inference: FakeInference, refusal: dict[str, Any], status: int
 ) -> None:
-    edge.refuse = refusal
+    inference.refuse = refusal
     answer = client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE)
     assert answer.status_code == status
     assert answer.headers["retry-after"]
 
 
 def test_an_answer_that_does_not_come_in_time_is_a_504(
-    with_settings: Callable[..., Client], model_id: str, edge: FakeInference
+    with_settings: Callable[..., Client], model_id: str, inference: FakeInference
 ) -> None:
-    edge.silent = True
+    inference.mute = True
     client = with_settings(predict_deadline_s=0.2)
     answer = client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE)
     assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline-exceeded")
 
 
 def test_an_inference_process_that_comes_back_is_found_again(
-    client: Client, model_id: str, edge: FakeInference
+    client: Client, model_id: str, inference: FakeInference
 ) -> None:
     def predict() -> int:
         return int(client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE).status_code)
 
     assert predict() == 200
-    edge.stop()
+    inference.stop()
     assert predict() == 503
-    edge.start()
+    inference.start()
     assert eventually(lambda: predict() == 200, seconds=10)
 
 
 def test_a_connection_that_breaks_under_a_request_costs_nothing(
-    client: Client, model_id: str, edge: FakeInference
+    client: Client, model_id: str, inference: FakeInference
 ) -> None:
-    edge.hang_up = 1
+    inference.drop_connections = 1
     assert client.post("/predict", content=jpeg((1, 1, 1)), headers=IMAGE).status_code == 200
 
 
@@ -422,20 +454,20 @@ def test_F26_fifty_predictions_at_once_are_all_answered(client: Client, model_id
     assert [answer.json()["predictions"][0]["image"]["sha256"] for answer in answers] == expected
 
 
-def test_the_least_busy_process_is_asked_and_a_full_one_says_so(edge: FakeInference) -> None:
+def test_the_least_busy_process_is_asked_and_a_full_one_says_so(inference: FakeInference) -> None:
     other = FakeInference(free_port())
     other.start()
 
     async def scenario() -> None:
-        addresses = f"tcp://127.0.0.1:{edge.port},tcp://127.0.0.1:{other.port}"
-        gateway = Gateway(addresses, connect_timeout_s=1, deadline_s=5, most_in_flight=4)
-        edge.silent = other.silent = True
+        addresses = f"tcp://127.0.0.1:{inference.port},tcp://127.0.0.1:{other.port}"
+        gateway = Gateway(addresses, connect_timeout_s=1, deadline_s=5, max_in_flight=4)
+        inference.mute = other.mute = True
         header = {"render": None}
-        waiting = [asyncio.create_task(gateway.ask(header, [b"x"])) for _ in range(4)]
-        await asyncio.to_thread(eventually, lambda: len(edge.asked) + len(other.asked) == 4)
-        assert (len(edge.asked), len(other.asked)) == (2, 2)
+        waiting = [asyncio.create_task(gateway.send(header, [b"x"])) for _ in range(4)]
+        await asyncio.to_thread(eventually, lambda: len(inference.requests) + len(other.requests) == 4)
+        assert (len(inference.requests), len(other.requests)) == (2, 2)
         with pytest.raises(Overloaded):
-            await gateway.ask(header, [b"x"])
+            await gateway.send(header, [b"x"])
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

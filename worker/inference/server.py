@@ -37,7 +37,7 @@ LOOK_S = 0.5  # how often the folder of models is looked at
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
 
 
-class Connection(frames.End):
+class Connection(frames.FrameProtocol):
     """One client: its frames in; replies out in the order in which they are ready, all that are ready in one write."""
 
     def __init__(self, batcher: Batcher, open_ones: set[Connection]) -> None:
@@ -104,7 +104,7 @@ OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 
 async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:
     """Listen until told to end; a socket file left behind by a dead process is replaced."""
-    address = frames.parse(settings.inference_listen)
+    address = frames.parse_address(settings.inference_listen)
     loop = asyncio.get_running_loop()
     connections: set[Connection] = set()
 
