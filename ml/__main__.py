@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except EXPECTED as error:
-        print(f"{options.command}: {errors.told(error)}", file=sys.stderr)
+        print(f"{options.command}: {errors.one_line(error)}", file=sys.stderr)
         return 1
 
 

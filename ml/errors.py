@@ -5,7 +5,7 @@ This page knows no HTTP status and no job: `worker` translates.
     Failure
     +-- TrainingDiverged     the loss became NaN or infinite
     +-- OutOfMemory          a training or a prediction does not fit into memory
-    +-- RanksApart           the processes of one training no longer agree
+    +-- RankDivergence           the processes of one training no longer agree
     +-- UnknownName          no such method, network or class
     +-- UnusableData         a data set that cannot be trained on
     +-- UndecodableImage     bytes that are no acceptable image
@@ -34,7 +34,7 @@ class Failure(Exception):
         return f"{self.detail} ({self.hint})" if self.hint else self.detail
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What went wrong, in one line: which settings do not fit and why, which file cannot be read."""
     if isinstance(error, ValidationError):
         faults = [(".".join(str(part) for part in each["loc"]), each["msg"]) for each in error.errors()]

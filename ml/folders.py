@@ -25,7 +25,7 @@ import torch
 from ml import layouts
 from ml.data import decoding
 from ml.data.dataset import UNKNOWN, LabeledImages, Truth
-from ml.data.decoding import Geometry, Pixels, Resize
+from ml.data.decoding import Geometry, ImageArray, Resize
 from ml.errors import UndecodableImage, UnusableData
 from ml.layouts.source import Source, opened, text
 
@@ -106,7 +106,7 @@ def _stacked(pixels: list[torch.Tensor], numbers: Iterable[int]) -> torch.Tensor
     return torch.stack([pixels[number] for number in numbers])
 
 
-def _found(source: Source, label_column: str | None) -> tuple[list[Row], Callable[[int], Pixels], list[str]]:
+def _found(source: Source, label_column: str | None) -> tuple[list[Row], Callable[[int], ImageArray], list[str]]:
     """Rows, the picture of each by its number, and what is left out already."""
     if (published := layouts.find(source)) is not None:
         given, clean = published.columns(label_column)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+ENSEMBLE = "answer"  # the head that predicts when training is done, by its name in reports, archives and the API
+
 View = Literal["weak", "strong"]  # weak: as the spec augments; strong: AutoAugment and Cutout on top of it
 
 
@@ -194,8 +196,8 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no prediction")
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """Every prediction worth reporting, by name: {"answer": `logits` (B, C), "g1": ...}."""
-        return {"answer": self.logits(images)}
+        """Every prediction worth reporting, by name: {ENSEMBLE: `logits` (B, C), "g1": ...}."""
+        return {ENSEMBLE: self.logits(images)}
 
     def locate(self, images: Tensor) -> Tensor | None:
         """(B, 3, H, W) -> centre x, centre y, sigma in network pixels (B, 3); None without a localization module."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import optimizers, small_loss
-from ml.method import Batch, Network, Optimizers, Phase, TrainHyperparameters
+from ml.method import ENSEMBLE, Batch, Network, Optimizers, Phase, TrainHyperparameters
 
 
 class SmallLossParams(BaseModel):
@@ -81,7 +81,7 @@ class TwoNetworkMethod(method.Method, Generic[P]):
 
     def logits(self, images: Tensor) -> Tensor:
         """The logarithm of both networks' mean probabilities."""
-        return self.heads(images)["answer"]
+        return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`g1`, `g2` and their `mean`, which is the answer."""
@@ -113,6 +113,6 @@ def mean_probability_logits(logits: Sequence[Tensor]) -> Tensor:
 def mean_probability_heads(logits: Sequence[Tensor]) -> dict[str, Tensor]:
     """`g1`, `g2` and their `mean`, which is the answer; of one network the `answer` alone."""
     if len(logits) == 1:
-        return {"answer": logits[0]}
+        return {ENSEMBLE: logits[0]}
     together = mean_probability_logits(logits)
-    return {"answer": together, "g1": logits[0], "g2": logits[1], "mean": together}
+    return {ENSEMBLE: together, "g1": logits[0], "g2": logits[1], "mean": together}

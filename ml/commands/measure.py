@@ -20,6 +20,7 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print them as JSON; UnusableData where nothing was trained to the end."""
     from ml.evaluation import measure
+    from ml.method import ENSEMBLE
 
     try:
         reports = [
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         raise errors.UnusableData(f"{options.trained} holds no finished training", code="no_training") from error
     accuracies = {
-        part: [report[part].get("answer", {}).get("accuracy") for report in reports]
+        part: [report[part].get(ENSEMBLE, {}).get("accuracy") for report in reports]
         for part in ("noisy_validation", "test")
     }
     found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}

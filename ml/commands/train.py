@@ -68,17 +68,19 @@ def run(options: argparse.Namespace) -> int:
         raise errors.Failure(f"{ended}: the training stopped") from ended
 
 
-def _rank(seat: RankInfo, options: argparse.Namespace, names: list[str]) -> int:
+def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) -> int:
     """One of the processes that train together; the first alone writes and prints."""
     from ml.distributed import process_group
     from ml.training import devices
 
     try:
-        device = devices.resolve(names[seat.rank])
-        group = process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, device, silence_s=SILENCE_S)
-        return _trained(options, names[seat.rank], group)
+        device = devices.resolve(names[rank_info.rank])
+        group = process_group.ProcessGroup.join(
+            rank_info.rendezvous, rank_info.rank, rank_info.size, device, timeout_s=SILENCE_S
+        )
+        return _trained(options, names[rank_info.rank], group)
     except commands.EXPECTED as error:
-        print(f"train: {errors.told(error)}", file=sys.stderr)
+        print(f"train: {errors.one_line(error)}", file=sys.stderr)
         raise
 
 
@@ -105,7 +107,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: process_gro
         group=group,
     )
     if group is not None and not first:
-        training.compute_along()
+        training.run_follower()
         return 0
     for line in found.left_out:
         print(f"left out {line}", file=sys.stderr)
@@ -118,7 +120,7 @@ def _trained(options: argparse.Namespace, device: str | None, group: process_gro
     for skipped in known.skipped:
         print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
     if group is not None:
-        group.said_by_first(None if known.path is None else str(known.path))
+        group.broadcast_object(None if known.path is None else str(known.path))
     if known.state is not None:
         training.restore(known.state)
         print(f"resumed at epoch {training.epoch}, step {training.step}", file=sys.stderr)
@@ -179,9 +181,10 @@ def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSp
 
 
 def _line(report: Any) -> str:  # an EpochReport; its module needs torch
-    from ml.training.events import PARTS
+    from ml.method import ENSEMBLE
+    from ml.training.events import EVALUATION_SPLITS
 
-    known = [(name.replace("_", " "), getattr(report, name).get("answer")) for name in PARTS]
+    known = [(name.replace("_", " "), getattr(report, name).get(ENSEMBLE)) for name in EVALUATION_SPLITS]
     return (
         f"epoch {report.epoch + 1}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
         + "".join(f", {name} {score.accuracy:.4f}" for name, score in known if score)

@@ -24,7 +24,7 @@ from ml.data.image_headers import JPEG_START, MAX_PIXELS, Header, header, jpeg_e
 from ml.errors import UndecodableImage
 
 Resize = Literal["squash", "crop"]
-Pixels = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 # Modes are converted strip by strip: a whole RGBA picture beside its RGB copy would double the peak.
 STRIP_PIXELS = 1 << 20
@@ -39,7 +39,7 @@ _PILLOW_ERRORS = (
 )  # fmt: skip
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes) -> ImageArray:
     """The first frame as upright RGB, uint8 (H, W, 3); raises UndecodableImage."""
     found = header(data)
     if found.format == "JPEG":
@@ -49,7 +49,7 @@ def decode(data: bytes) -> Pixels:
     return _pillow(data, found)
 
 
-def decode_into(data: bytes, target: Pixels) -> bool:
+def decode_into(data: bytes, target: ImageArray) -> bool:
     """Decode an ordinary JPEG of exactly the target's size (S, S, 3) into it; False means: take `decode`.
 
     The short way of ingest: no second array. The target's size is the limit, so no header is read before.
@@ -57,24 +57,24 @@ def decode_into(data: bytes, target: Pixels) -> bool:
     if not data.startswith(JPEG_START) or b"Exif\0\0" in data or not _ordinary(data):
         return False
     try:
-        found: Pixels = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, and any warning
+        found: ImageArray = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, and any warning
     except ValueError:
         return False
     return found.shape == target.shape
 
 
-def _fast_jpeg(data: bytes) -> Pixels | None:
+def _fast_jpeg(data: bytes) -> ImageArray | None:
     """Baseline and progressive JPEG at three to seven times Pillow's speed, or None where Pillow has to decide."""
     try:
         if simplejpeg.decode_jpeg_header(data)[2] not in ("YCbCr", "Gray", "RGB"):
             return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data)  # strict: any warning of the decoder is an error
+        pixels: ImageArray = simplejpeg.decode_jpeg(data)  # strict: any warning of the decoder is an error
     except ValueError:
         return None
     return pixels
 
 
-def _pillow(data: bytes, expected: Header) -> Pixels:
+def _pillow(data: bytes, expected: Header) -> ImageArray:
     try:
         with Image.open(io.BytesIO(data), formats=[expected.format]) as picture:
             if picture.width * picture.height > MAX_PIXELS:  # a GIF frame may be larger than the screen it announced
@@ -86,7 +86,7 @@ def _pillow(data: bytes, expected: Header) -> Pixels:
         raise UndecodableImage("damaged_image", f"the {expected.format} cannot be decoded: {error}"[:200]) from error
 
 
-def _rgb(picture: Image.Image) -> Pixels:
+def _rgb(picture: Image.Image) -> ImageArray:
     """Any mode to RGB. Transparency is dropped as ImageFolder drops it; 16 bits keep their upper eight."""
     picture.info.clear()  # a palette's transparency would only raise a warning
     width, height = picture.size
@@ -101,7 +101,7 @@ def _rgb(picture: Image.Image) -> Pixels:
     return pixels
 
 
-def _upright(pixels: Pixels, turn: int) -> Pixels:
+def _upright(pixels: ImageArray, turn: int) -> ImageArray:
     """Undo the rotation and mirroring that the EXIF orientation `turn` describes."""
     if turn == 1:
         return pixels
@@ -151,7 +151,7 @@ class Geometry:
         return np.asarray(points, np.float64) / self.scale + self.box[:2]
 
 
-def resize(image: Pixels, geometry: Geometry) -> Pixels:
+def resize(image: ImageArray, geometry: Geometry) -> ImageArray:
     """The square that a network sees, uint8 (S, S, 3): antialiased bilinear, exact where nothing changes."""
     side = geometry.size
     if image.shape[:2] == (side, side):

@@ -22,7 +22,7 @@ SMALLEST_STD = 1 / 255  # a channel that never varies must not divide by zero
 PLAIN_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
 
 
-class Pixels:
+class ImageStore:
     """A set of images on a device, from which normalised batches are drawn."""
 
     def __init__(
@@ -43,19 +43,19 @@ class Pixels:
     def __len__(self) -> int:
         return len(self._images)
 
-    def of(self, images: Tensor) -> Pixels:
+    def with_images(self, images: Tensor) -> ImageStore:
         """Other images uint8 (T, S, S, 3), normalised and placed as these are."""
-        return Pixels(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
+        return ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
 
-    def plain(self, rows: Tensor) -> Tensor:
+    def unaugmented(self, rows: Tensor) -> Tensor:
         """The images as they are: int64 (B,) -> (B, 3, S, S)."""
         return self._normalised(self._images[rows])
 
-    def stored(self, rows: Tensor) -> Tensor:
+    def raw(self, rows: Tensor) -> Tensor:
         """The bytes themselves: int64 (B,) -> uint8 (B, S, S, 3)."""
         return self._images[rows]
 
-    def plain_rows(self) -> int:
+    def eval_batch_size(self) -> int:
         """How many rows to ask of `plain` at once."""
         return max(2, PLAIN_PIXELS // self.side**2)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from ml.data import decoding, image_headers
-from ml.data.decoding import Geometry, Pixels, Resize
+from ml.data.decoding import Geometry, ImageArray, Resize
 from ml.errors import UndecodableImage, UnusableData
 
 CHUNK = 128  # pictures between two reports of progress, and the rows of the one buffer
@@ -131,7 +131,7 @@ def decode_all(
     return outcomes
 
 
-def _decode(view: mmap.mmap, item: Item, square: Pixels, resize: Resize) -> Outcome:
+def _decode(view: mmap.mmap, item: Item, square: ImageArray, resize: Resize) -> Outcome:
     try:
         data = read(view, item)
         if decoding.decode_into(data, square):
@@ -161,7 +161,7 @@ class PixelFile:
         self._file.write(bytes(NPY_HEADER_BYTES))
         return self
 
-    def append(self, squares: Pixels) -> None:
+    def append(self, squares: ImageArray) -> None:
         self._file.write(np.ascontiguousarray(squares).data)
         self.rows += len(squares)
 

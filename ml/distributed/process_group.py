@@ -1,10 +1,9 @@
-"""One training on several devices: every process does the same, but each sends only its share of a batch through the
-networks.
+"""The processes (ranks) of one training on several devices, and what they exchange.
 
-Between a network's `body` and the end of its `last_stage` a rank sees its own rows; features are gathered, and whatever
-follows - losses on whole batches, memories of samples, the choice of samples - is done by all ranks alike, on the same
-numbers. So methods, checkpoints and names of weights do not change. Here is what ranks tell each other; how a network
-computes its share is in `ml.distributed.sharding`. It knows no method, no loss, and nobody who starts processes.
+All ranks run the same training on the same batches. Only the networks are divided: between a network's `body` and the
+end of its `last_stage` a rank computes its own rows of the batch. The features are then gathered, and every rank does
+the rest (losses, sample selection, memories of samples) on the whole batch and the same numbers. So methods,
+checkpoints and the names of weights are those of one process. `ml.distributed.sharding` divides a network.
 
 Shapes: `B` rows of a batch, `b` of them this rank's (maybe none).
 """
@@ -26,156 +25,189 @@ from torch._C._distributed_c10d import FileStore  # torch.distributed has it as 
 
 from ml import errors
 
-PATIENCE = datetime.timedelta(days=1)  # until the first rank is ready: who watches the processes ends a vain wait
-LARGEST_DRIFT = 1e-3  # between ranks, as a share of a tensor's largest value: rounding is a thousand times smaller
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks live on one machine
+START_TIMEOUT = datetime.timedelta(days=1)  # to wait for rank 0 to start: the launcher ends a wait that is in vain
+MAX_DRIFT = 1e-3  # between ranks, as a share of a tensor's largest value: rounding is a thousand times smaller
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks run on one machine
 
 
 class RankFailure(RuntimeError):
-    """Another rank has ended, or does not answer: of this attempt, not of the training."""
+    """Another rank has ended or does not answer. The training itself may be all right and can be resumed."""
 
 
 class ProcessGroup:
-    """The processes of one training, seen by one of them. Rank 0 alone talks to the world outside."""
+    """The ranks of one training, as one of them sees it. Every method that communicates must be called by all ranks.
+
+    Attributes:
+        rank: This process's number, from 0. Rank 0 alone reports, writes checkpoints and publishes.
+        size: How many ranks there are.
+        device: This rank's device.
+        active: False after `leave`; networks then compute whole batches again.
+    """
 
     def __init__(self, rank: int, size: int, device: torch.device, store: FileStore) -> None:
         """Use `join`."""
         self.rank, self.size, self.device = rank, size, device
-        self.active = True  # after `leave`, networks compute whole batches again
+        self.active = True
         self._store = store
-        self._said = 0
-        self._rows = 0  # B of the batch that is in a network
-        self._within = contextlib.ExitStack()  # what a forward pass has changed and gives back
+        self._broadcasts = 0  # objects that were broadcast so far
+        self._batch_rows = 0  # B of the batch that is inside a network
+        self._forward = contextlib.ExitStack()  # undoes what `scatter_batch` changed for the forward pass
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a copied network belongs to the same group
 
     @classmethod
-    def join(cls, meeting: Path, rank: int, size: int, device: torch.device, *, silence_s: float) -> Self:
-        """Meet the other ranks, through a file that does not exist yet; the first may take its time to come.
+    def join(cls, rendezvous: Path, rank: int, size: int, device: torch.device, *, timeout_s: float) -> Self:
+        """Connect to the other ranks.
 
-        PeerLost when a rank stays silent for `silence_s`, then and in every exchange.
+        Args:
+            rendezvous: A file that does not exist yet, the same for all ranks.
+            rank: This process's number, from 0.
+            size: How many ranks there are.
+            device: This rank's device. GPUs communicate by NCCL, CPUs by gloo.
+            timeout_s: Seconds that every exchange waits for the other ranks. Only the wait for rank 0 to start may take
+                longer, since it may be loading data.
+
+        Raises:
+            RankFailure: A rank does not answer in time.
         """
         for name, value in LOOPBACK.items():
             os.environ.setdefault(name, value)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        silence = datetime.timedelta(seconds=silence_s)
-        with _among_peers():
-            store = FileStore(str(meeting), size)
+        timeout = datetime.timedelta(seconds=timeout_s)
+        with _rank_failures():
+            # rank 0 may be late, the others may not
+            store = FileStore(str(rendezvous), size)
             if rank == 0:
                 store.set("begun", "")
             else:
-                store.wait(["begun"], PATIENCE)
-            store.set_timeout(silence)
+                store.wait(["begun"], START_TIMEOUT)
+            store.set_timeout(timeout)
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=silence)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return cls(rank, size, device, store)
 
     def leave(self) -> None:
-        """Wait for the others, then part from them."""
-        with _among_peers():
+        """Wait for the other ranks, then end the group. Networks compute whole batches from now on."""
+        with _rank_failures():
             dist.barrier()
         self.active = False
         dist.destroy_process_group()
 
-    def said_by_first(self, value: Any = None) -> Any:
-        """What rank 0 says here, a JSON value; the others' is not looked at."""
-        self._said += 1
-        with _among_peers():
+    # What ranks agree on
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """Rank 0's `value`, any JSON value, on every rank. The others' `value` is ignored."""
+        self._broadcasts += 1
+        with _rank_failures():
             if self.rank == 0:
-                self._store.set(f"said {self._said}", json.dumps(value))
+                self._store.set(f"object {self._broadcasts}", json.dumps(value))
                 return value
-            return json.loads(self._store.get(f"said {self._said}"))
+            return json.loads(self._store.get(f"object {self._broadcasts}"))
 
-    def least(self, own: int) -> int:
-        """The smallest of what the ranks say."""
-        said = torch.tensor(own, dtype=torch.int64, device=self.device)
-        with _among_peers():
-            dist.all_reduce(said, dist.ReduceOp.MIN)
-        return int(said)
+    def minimum(self, number: int) -> int:
+        """The smallest `number` of all ranks."""
+        smallest = torch.tensor(number, dtype=torch.int64, device=self.device)
+        with _rank_failures():
+            dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
 
-    def follow(self, tensors: Iterable[Tensor]) -> None:
-        """Take over rank 0's values."""
-        for own in tensors:
-            own.detach().copy_(self._of_first(own))
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors of every rank, in place, with those of rank 0."""
+        for tensor in tensors:
+            tensor.detach().copy_(self._from_first(tensor))
 
-    def align(self, tensors: Iterable[Tensor]) -> None:
-        """Take over rank 0's values; RanksApart on every rank if one of them differed by more than rounding.
+    def sync_check(self, tensors: Iterable[Tensor]) -> None:
+        """As `broadcast`, and check that the ranks agreed before.
 
-        On a CPU nothing ever differs. GPUs may choose their algorithms one by one, and round differently.
+        On CPUs nothing ever differs. GPUs may choose different algorithms, and so round differently.
+
+        Raises:
+            RankDivergence: On every rank, if a tensor of one of them differed by more than rounding.
         """
         drift = torch.zeros((), device=self.device)
-        for own in tensors:
-            common = self._of_first(own)
-            if own.is_floating_point() and own.numel():
-                apart = (own.detach() - common).abs().max() / common.abs().max().clamp_min(1e-12)
-                drift = torch.maximum(drift, apart.float().nan_to_num(0.0))  # NaN is found by those who look at losses
-            own.detach().copy_(common)
-        with _among_peers():
+        for tensor in tensors:
+            common = self._from_first(tensor)
+            if tensor.is_floating_point() and tensor.numel():
+                difference = (tensor.detach() - common).abs().max() / common.abs().max().clamp_min(1e-12)
+                # NaN is left to the check of the losses
+                drift = torch.maximum(drift, difference.float().nan_to_num(0.0))
+            tensor.detach().copy_(common)
+        with _rank_failures():
             dist.all_reduce(drift, dist.ReduceOp.MAX)
-        if float(drift) > LARGEST_DRIFT:
+        if float(drift) > MAX_DRIFT:
             raise errors.RankDivergence(float(drift))
 
-    def _of_first(self, own: Tensor) -> Tensor:
-        common = own.detach().clone(memory_format=torch.contiguous_format)
-        with _among_peers():
+    def _from_first(self, tensor: Tensor) -> Tensor:
+        common = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with _rank_failures():
             dist.broadcast(common, 0)
         return common
 
-    def own(self, rows: int) -> slice:
-        """This rank's share of that many rows: consecutive, and alike to one row; maybe empty."""
+    # Shards of a batch
+
+    def shard(self, rows: int) -> slice:
+        """This rank's part of `rows` rows: consecutive, maybe empty, and at most one row longer than another rank's."""
         return slice(*(rows * number // self.size for number in (self.rank, self.rank + 1)))
 
-    def idle(self, rows: int) -> bool:
-        """Whether that share is empty. The rank then goes along with a row that counts nowhere: not every operator
-        takes none, and all ranks must meet in every exchange."""
-        own = self.own(rows)
-        return bool(own.start == own.stop)
+    def is_empty_shard(self, rows: int) -> bool:
+        """Whether this rank's part of `rows` rows is empty.
+
+        The rank then computes one row whose result is discarded: not every operator accepts an empty batch, and all
+        ranks have to take part in every exchange.
+        """
+        shard = self.shard(rows)
+        return bool(shard.start == shard.stop)
 
     def is_idle(self) -> bool:
-        """Whether nothing of the batch that is in a network is this rank's."""
-        return self.idle(self._rows)
+        """Whether this rank's part of the batch that is inside a network is empty."""
+        return self.is_empty_shard(self._batch_rows)
 
-    def gathered(self, own: Tensor, rows: int) -> Tensor:
-        """The shares of all ranks in their order: (b, ...) -> (B, ...)."""
+    def gather_rows(self, shard: Tensor, rows: int) -> Tensor:
+        """Concatenate the parts of all ranks: (b, ...) -> (B, ...), where `rows` is B."""
         counts = [rows * (number + 1) // self.size - rows * number // self.size for number in range(self.size)]
-        padded = own.new_zeros((max(counts), *own.shape[1:]))
-        padded[: counts[self.rank]] = own[: counts[self.rank]]
-        parts = self.all_of(padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        # an exchange wants one shape on all ranks
+        padded = shard.new_zeros((max(counts), *shard.shape[1:]))
+        padded[: counts[self.rank]] = shard[: counts[self.rank]]
+        shards = self.all_gather(padded)
+        return torch.cat([shard[:count] for shard, count in zip(shards, counts, strict=True)])
 
-    def all_of(self, own: Tensor) -> Tensor:
-        """Every rank's tensor of the same shape: (...) -> (size, ...). Bytes are sent, whatever they mean."""
-        found = own.new_empty((self.size, *own.shape))
-        with _among_peers():
-            dist.all_gather_into_tensor(found.view(-1).view(torch.uint8), own.contiguous().view(-1).view(torch.uint8))
-        return found
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, which have one shape and dtype: (...) -> (size, ...)."""
+        gathered = tensor.new_empty((self.size, *tensor.shape))
+        # as bytes, because a backend does not know every dtype
+        sent, received = tensor.contiguous().view(-1).view(torch.uint8), gathered.view(-1).view(torch.uint8)
+        with _rank_failures():
+            dist.all_gather_into_tensor(received, sent)
+        return gathered
 
-    def summed(self, own: Tensor) -> Tensor:
-        """The sum over ranks, the same bits on each."""
-        with _among_peers():
-            dist.all_reduce(own)
-        return own
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place and the same bits on each."""
+        with _rank_failures():
+            dist.all_reduce(tensor)
+        return tensor
 
-    def enter(self, module: nn.Module, images: Tensor) -> Tensor:
-        """A batch comes to a body: go on with our share of it (B, ...) -> (b, ...)."""
-        self._within.close()
-        self._rows = len(images)
+    # The forward pass of a network (called by the hooks of `ml.distributed.sharding`)
+
+    def scatter_batch(self, module: nn.Module, images: Tensor) -> Tensor:
+        """Before a `body`: this rank's rows of the batch, (B, ...) -> (b, ...), one row where it has none."""
+        self._forward.close()
+        self._batch_rows = len(images)
         if module.training:
-            self._within.enter_context(self._own_draws())
-        shard: Tensor = _Share.apply(images, self)
+            self._forward.enter_context(self._rank_rng())
+        shard: Tensor = _Scatter.apply(images, self)
         return shard
 
-    def exit(self, features: Tensor) -> Tensor:
-        """Our features leave a last stage: go on with everybody's (b, ...) -> (B, ...)."""
-        self._within.close()
-        gathered: Tensor = _Gather.apply(features, self._rows, self)
+    def gather_features(self, features: Tensor) -> Tensor:
+        """After a `last_stage`: the features of all rows, (b, ...) -> (B, ...)."""
+        self._forward.close()
+        gathered: Tensor = _Gather.apply(features, self._batch_rows, self)
         return gathered
 
     @contextlib.contextmanager
-    def _own_draws(self) -> Iterator[None]:
-        """Dropout draws for our rows alone: from a seed that all ranks draw alike, and that each makes its own."""
+    def _rank_rng(self) -> Iterator[None]:
+        """Seed dropout differently on every rank. All ranks draw one seed, so their global states stay alike."""
         seed = int(torch.randint(2**62, ())) + self.rank
         gpus = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
@@ -185,38 +217,39 @@ class ProcessGroup:
             yield
 
 
-class _Share(torch.autograd.Function):
-    """Own rows forth; back, the gradients of everybody's rows, because what made the images is not divided."""
+class _Scatter(torch.autograd.Function):
+    """Forward: this rank's rows. Backward: the gradients of all rows, since every rank computed all of the images."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, group: ProcessGroup) -> Tensor:
         ctx.rows, ctx.group = len(images), group
-        return images[:1] if group.idle(len(images)) else images[group.own(len(images))]
+        return images[:1] if group.is_empty_shard(len(images)) else images[group.shard(len(images))]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.gathered(grad, ctx.rows), None
+        return ctx.group.gather_rows(grad, ctx.rows), None
 
 
 class _Gather(torch.autograd.Function):
-    """Everybody's rows forth; back, the gradient of the own: what follows is the same on all ranks."""
+    """Forward: the rows of all ranks. Backward: the gradient of this rank's rows, the rest being alike."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, rows: int, group: ProcessGroup) -> Tensor:
         ctx.rows, ctx.group = rows, group
-        return group.gathered(features, rows)
+        return group.gather_rows(features, rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        own = torch.zeros_like(grad[:1]) if ctx.group.idle(ctx.rows) else grad[ctx.group.own(ctx.rows)]
-        return own, None, None
+        shard = torch.zeros_like(grad[:1]) if ctx.group.is_empty_shard(ctx.rows) else grad[ctx.group.shard(ctx.rows)]
+        return shard, None, None
 
 
 @contextlib.contextmanager
-def _among_peers() -> Iterator[None]:
+def _rank_failures() -> Iterator[None]:
+    """Each backend reports a lost rank by a RuntimeError of its own."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # each backend has its own complaints
+    except RuntimeError as error:
         raise RankFailure(f"another process of this training has ended or does not answer: {error}") from error

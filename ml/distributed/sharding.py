@@ -1,7 +1,6 @@
-"""How a network computes this rank's rows as a part of the whole batch: statistics and gradients are those of all rows.
+"""Makes a network compute this rank's rows of a batch, with the statistics and gradients of the whole batch.
 
-The weights stay where they are, under the names that they have. `ml.distributed.process_group` exchanges
-what ranks share.
+The weights and their names stay as they are. What ranks exchange goes through `ml.distributed.process_group`.
 
 Shapes: `B` rows of a batch, `b` of them this rank's (maybe none), `C` channels.
 """
@@ -19,61 +18,67 @@ from ml.method import Network
 
 
 def shard(network: Network, group: ProcessGroup) -> Network:
-    """The same network, from now on computing this rank's rows while the group is together."""
+    """Change `network` in place, so that each rank of `group` computes its rows of every batch until the group ends.
+
+    Batch normalisation takes its statistics over the rows of all ranks, and gradients of weights are summed over ranks.
+
+    Returns:
+        The same network.
+    """
     for part in (network.body, network.last_stage):
         for module in part.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = BatchNorm  # names of weights, copies and pretrained files stay as they are
                 assert isinstance(module, BatchNorm)
                 module.group = group
-    _gradients_add_up(network.body, group)  # first, so that a share enters with its parameters at hand
-    _gradients_add_up(network.last_stage, group)
+    _sum_gradients(network.body, group)  # first, so that a share enters with its parameters at hand
+    _sum_gradients(network.last_stage, group)
     network.body.register_forward_pre_hook(
-        lambda module, images: group.enter(module, *images) if group.active else None
+        lambda module, images: group.scatter_batch(module, *images) if group.active else None
     )
     network.last_stage.register_forward_hook(
-        lambda module, given, features: group.exit(features) if group.active else None
+        lambda module, inputs, features: group.gather_features(features) if group.active else None
     )
     return network
 
 
-def _gradients_add_up(part: nn.Module, group: ProcessGroup) -> None:
-    """During a forward pass the part's parameters are views of themselves whose gradient is summed over ranks.
+def _sum_gradients(part: nn.Module, group: ProcessGroup) -> None:
+    """During a forward pass, replace the parameters by views of themselves whose gradients are summed over ranks.
 
-    At this place, and not on the parameters: a penalty on weights is the same on all ranks and must not be summed. And
-    so copies of a network, and parameters that a method replaces, need no care.
+    A hook on the parameters would also sum the gradient of a penalty on weights, which is the same on all ranks. Views
+    need no care for copies of a network and for parameters that a method replaces, either.
     """
-    lent: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+    replaced: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
 
-    def lend(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def replace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not (group.active and torch.is_grad_enabled()):
             return
-        lent.extend(
+        replaced.extend(
             (member._parameters, name, parameter)
             for member in module.modules()
             for name, parameter in member._parameters.items()
             if parameter is not None and parameter.requires_grad
         )
-        views = _Sum.apply(group, *(parameter for _, _, parameter in lent)) if lent else ()
-        for (parameters, name, _), view in zip(lent, views, strict=True):
+        views = _Sum.apply(group, *(parameter for _, _, parameter in replaced)) if replaced else ()
+        for (parameters, name, _), view in zip(replaced, views, strict=True):
             parameters[name] = view
 
-    def give_back(module: nn.Module, given: tuple[Any, ...], found: Any) -> None:
-        for parameters, name, parameter in lent:
+    def restore(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        for parameters, name, parameter in replaced:
             parameters[name] = parameter
-        lent.clear()
+        replaced.clear()
 
-    part.register_forward_pre_hook(lend)
-    part.register_forward_hook(give_back, always_call=True)
+    part.register_forward_pre_hook(replace)
+    part.register_forward_hook(restore, always_call=True)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the rows of all ranks, as one process would do it with the whole batch."""
+    """Batch normalisation over the rows of all ranks, as in one process with the whole batch."""
 
     group: ProcessGroup
 
     def forward(self, input: Tensor) -> Tensor:
-        """(b, C, H, W) -> (b, C, H, W)."""
+        """(b, C, H, W) -> (b, C, H, W). Running statistics are updated by those of the whole batch."""
         if not (self.training and self.group.active):
             return super().forward(input)
         mean, variance, count = self._statistics(input.detach())
@@ -90,14 +95,15 @@ class BatchNorm(nn.BatchNorm2d):
         return normal
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance (C,) and the count of values they are taken over, of all ranks (Chan et al. 1979)."""
+        """Mean (C,), variance (C,) and number of values of all ranks, joined as in Chan et al. (1979)."""
         precise = input.to(torch.promote_types(input.dtype, torch.float32))
-        own = precise.new_zeros(2 * self.num_features + 1)
+        moments = precise.new_zeros(2 * self.num_features + 1)  # mean, sum of squares and count of this rank's rows
         if not self.group.is_idle():
             values = input.numel() // self.num_features
             variance, mean = torch.var_mean(precise, dim=(0, 2, 3), correction=0)
-            own = torch.cat([mean, variance * values, mean.new_full((1,), values)])
-        means, squares, counts = torch.split(self.group.all_of(own), [self.num_features, self.num_features, 1], dim=1)
+            moments = torch.cat([mean, variance * values, mean.new_full((1,), values)])
+        sizes = [self.num_features, self.num_features, 1]
+        means, squares, counts = torch.split(self.group.all_gather(moments), sizes, dim=1)
         count = counts.sum()
         mean = (means * counts).sum(dim=0) / count
         within = squares.sum(dim=0) + ((means - mean).square() * counts).sum(dim=0)
@@ -105,7 +111,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Parameters as they are; back, their gradients summed over ranks in one exchange."""
+    """Forward: views of the parameters. Backward: their gradients summed over ranks, in one exchange."""
 
     @staticmethod
     def forward(ctx: Any, group: ProcessGroup, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -115,21 +121,21 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = [(number, grad) for number, grad in enumerate(grads) if grad is not None]
-        found: list[Tensor | None] = [None] * len(grads)
-        if known:
-            together = known[0][1].new_empty(sum(grad.numel() for _, grad in known))
-            at = 0
-            for number, grad in known:  # laid out like the parameter, so that nobody has to copy it once more
+        present = [(number, grad) for number, grad in enumerate(grads) if grad is not None]
+        sums: list[Tensor | None] = [None] * len(grads)
+        if present:
+            flat = present[0][1].new_empty(sum(grad.numel() for _, grad in present))
+            offset = 0
+            for number, grad in present:  # laid out like the parameter, so that the optimiser need not copy it
                 shape, strides = ctx.layouts[number]
-                found[number] = together.as_strided(shape, strides, at).copy_(grad)
-                at += grad.numel()
-            ctx.group.summed(together)
-        return (None, *found)
+                sums[number] = flat.as_strided(shape, strides, offset).copy_(grad)
+                offset += grad.numel()
+            ctx.group.all_reduce_sum(flat)
+        return (None, *sums)
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and variance are those of all ranks' x."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of all ranks' x."""
 
     @staticmethod
     def forward(
@@ -149,15 +155,16 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """As if mean and variance were constants, and then what x does to them."""
+        """The gradient with mean and variance constant, plus the part of it that goes through both."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        plain, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
-        of_all = ctx.group.summed(torch.stack([to_bias, to_weight]))  # sums over B, H, W of grad and of grad * x^
+        # over the rows of all ranks: sums of grad and of grad * (x - mean) / deviation, (2, C)
+        sums = ctx.group.all_reduce_sum(torch.stack([to_bias, to_weight]))
         deviation = (variance + ctx.eps).rsqrt()
-        steep = weight * deviation.square() * of_all[1] / count
-        level = weight * deviation * of_all[0] / count - steep * mean
+        slope = weight * deviation.square() * sums[1] / count
+        offset = weight * deviation * sums[0] / count - slope * mean
         if not ctx.idle:
-            plain = (plain - (x * steep[:, None, None] + level[:, None, None])).to(x.dtype)
-        return plain, to_weight, to_bias, None, None, None, None, None
+            to_x = (to_x - (x * slope[:, None, None] + offset[:, None, None])).to(x.dtype)
+        return to_x, to_weight, to_bias, None, None, None, None, None

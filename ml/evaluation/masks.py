@@ -29,7 +29,7 @@ STRIP_ROWS = 256  # overlays are blended strip by strip: a float copy of a 25-me
 DIMMED = 0.45  # how much of the picture shows far outside the mask
 CONTOUR = (255, 214, 0)
 
-Pixels = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def raster(gaussian: Gaussian, width: int, height: int, threshold: float) -> NDA
     return inside
 
 
-def overlay(image: Pixels, gaussian: Gaussian | None, *, threshold: float = 0.5) -> bytes:
+def overlay(image: ImageArray, gaussian: Gaussian | None, *, threshold: float = 0.5) -> bytes:
     """The picture as PNG, dimmed away from the object and with the mask's contour; as it is without a Gaussian."""
     if gaussian is None:
         return _encoded(Image.fromarray(image))
@@ -179,7 +179,7 @@ def map_png(values: NDArray[np.float32], geometry: Geometry) -> bytes:
     return _encoded(Image.fromarray(enlarged(values, geometry)))
 
 
-def map_overlay(image: Pixels, values: NDArray[np.float32], geometry: Geometry) -> bytes:
+def map_overlay(image: ImageArray, values: NDArray[np.float32], geometry: Geometry) -> bytes:
     """The picture as PNG, dimmed where the map is low."""
     field = enlarged(values, geometry)
     out = np.empty_like(image)

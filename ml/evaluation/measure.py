@@ -61,10 +61,10 @@ def _score(tally: Tensor) -> Score:
     return Score(float(bins[:, 1].sum()) / count, loss / count, float((bins[:, 1] - bins[:, 2]).abs().sum()) / count)
 
 
-class Part:
+class EvaluationSplit:
     """Some images on a device, and the labels by which to measure a prediction of them: never trained on."""
 
-    def __init__(self, pixels: image_store.Pixels, rows: Tensor, labels: Tensor) -> None:
+    def __init__(self, pixels: image_store.ImageStore, rows: Tensor, labels: Tensor) -> None:
         """`rows` int64 (R,) of `pixels`, and the label of each."""
         self._pixels = pixels
         self._rows, self._labels = rows.to(pixels.device), labels.to(pixels.device)
@@ -74,10 +74,10 @@ class Part:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows (B,), images (B, 3, S, S) and labels (B,); nothing where the part is empty."""
-        size = self._pixels.plain_rows()
+        size = self._pixels.eval_batch_size()
         for start in range(0, len(self._rows), size):
             rows = self._rows[start : start + size]
-            yield rows, self._pixels.plain(rows), self._labels[start : start + size]
+            yield rows, self._pixels.unaugmented(rows), self._labels[start : start + size]
 
 
 def summary(noisy_validation: Sequence[float | None], test: Sequence[float | None]) -> dict[str, float | int | None]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import losses, mutual_learning, two_networks
+from ml.method import ENSEMBLE
 from ml.methods import About
 
 ABOUT: About = {
@@ -69,7 +70,7 @@ class Method(method.Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits; of a pair the logarithm of its mean probabilities."""
-        return self.heads(images)["answer"]
+        return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`answer` alone, or `g1`, `g2` and their `mean`, which is the answer."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ml import method, methods
 from ml.blocks import deconfounding, losses, mutual_learning, pool_union, replay_rng
-from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
+from ml.method import ENSEMBLE, Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
 
@@ -247,7 +247,7 @@ class Method(method.Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """The answer chosen by `answer`; without labels, as in training."""
-        return self.heads(images)["answer"]
+        return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`g1`, `g2`, and `mean`: the logarithm of the mean probabilities of o1 and o2 (of g1 and g2 without gates)."""
@@ -259,7 +259,7 @@ class Method(method.Method):
             pair = self.gates(one._replace(logits=l1), two._replace(logits=l2))
         mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
         heads = {"g1": l1, "g2": l2, "mean": mean}
-        return {"answer": heads[self.params.answer], **heads}
+        return {ENSEMBLE: heads[self.params.answer], **heads}
 
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels (B, 3)."""

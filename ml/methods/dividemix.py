@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import gaussian_mixture, losses, mixmatch, mixup, schedules
-from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
+from ml.method import ENSEMBLE, Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -223,9 +223,9 @@ class Method(method.Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """The mean of both networks' logits: the order of the paper's sum, at a single network's confidence."""
-        return self.heads(images)["answer"]
+        return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`answer`, and each network's own logits, `g1` and `g2`."""
         one, two = (network(images).float() for network in self.networks)
-        return {"answer": 0.5 * (one + two), "g1": one, "g2": two}
+        return {ENSEMBLE: 0.5 * (one + two), "g1": one, "g2": two}

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ml import method
 from ml.blocks import balanced_subset, early_learning, ema, losses, mixup, prediction_history, schedules
-from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
+from ml.method import ENSEMBLE, Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 MIXING, SUBSET = "mixing", "subset"  # concerns: λ and the permutation; which samples an epoch shows
@@ -177,9 +177,9 @@ class Method(method.Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """The mean of both networks' logits; their averages only teach."""
-        return self.heads(images)["answer"]
+        return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """`answer`, and each network's own logits, `g1` and `g2`."""
         one, two = (learner.network(images).float() for learner in (self.one, self.two))
-        return {"answer": 0.5 * (one + two), "g1": one, "g2": two}
+        return {ENSEMBLE: 0.5 * (one + two), "g1": one, "g2": two}

@@ -76,6 +76,6 @@ class BatchRunner:
         return localization.gaussian_mask(place, images.shape[2], images.shape[3])
 
     def _batches(self, pictures: Tensor) -> Iterator[Tensor]:
-        pixels = image_store.Pixels(pictures, self.mean, self.std, device=self.device, padded_bytes=0)
-        for rows in torch.split(torch.arange(len(pictures), device=self.device), pixels.plain_rows()):
-            yield pixels.plain(rows)
+        pixels = image_store.ImageStore(pictures, self.mean, self.std, device=self.device, padded_bytes=0)
+        for rows in torch.split(torch.arange(len(pictures), device=self.device), pixels.eval_batch_size()):
+            yield pixels.unaugmented(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ml.evaluation import measure
+from ml.method import ENSEMBLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ def outcome(training: Trainer, issues: LabelIssues | None, before: Tensor) -> di
     if noise is None or not training.history:
         return None
     last = training.history[-1]
-    memorised, held_out = last.memorised.get("answer"), last.before_noise.get("answer")
+    memorised, held_out = last.memorised.get(ENSEMBLE), last.before_noise.get(ENSEMBLE)
     ranked = None if issues is None else measure.ranking_quality(issues, training.labels, before)
     return {
         "noise": noise.kind,

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ml import errors, method, methods, networks
 from ml.data import decoding, image_store
-from ml.data.decoding import Geometry, Pixels
+from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
+from ml.method import ENSEMBLE
 from ml.serving import model_archive
 from ml.training import devices
 
@@ -34,7 +35,7 @@ Heat = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer. `heads` holds each network's own probabilities, the answer's under "answer"."""
+    """The prediction for one picture. `heads` holds the probabilities of each head, ENSEMBLE among them."""
 
     probabilities: Probabilities
     heads: dict[str, Probabilities]
@@ -96,11 +97,11 @@ class Predictor:
         """How a picture of this size lies in the network's square."""
         return Geometry.of(width, height, self.image_size, self.manifest.spec.resize)
 
-    def square(self, image: Pixels) -> Pixels:
+    def square(self, image: ImageArray) -> ImageArray:
         """What the network sees of an upright picture: uint8 (H, W, 3) -> (S, S, 3)."""
         return decoding.resize(image, self.geometry(image.shape[1], image.shape[0]))
 
-    def predict(self, pictures: Sequence[Pixels]) -> list[Prediction]:
+    def predict(self, pictures: Sequence[ImageArray]) -> list[Prediction]:
         """Answers in the order given; uint8 (H, W, 3) each, of any sizes. Gaussians are in each picture's pixels."""
         found = self.predict_squares([self.square(picture) for picture in pictures])
         return [
@@ -110,7 +111,7 @@ class Predictor:
             for one, picture in zip(found, pictures, strict=True)
         ]
 
-    def predict_squares(self, squares: Sequence[Pixels], *, maps: bool = False) -> list[Prediction]:
+    def predict_squares(self, squares: Sequence[ImageArray], *, maps: bool = False) -> list[Prediction]:
         """The same for pictures already made squares, uint8 (S, S, 3). Gaussians are in the square's pixels.
 
         `maps`: with the map of each, where the network has feature maps (`ml.evaluation.attention.border_contrast`).
@@ -127,20 +128,20 @@ class Predictor:
             own = {name: row[i] for name, row in rows.items()}
             place = None if places is None else _triple(places[i])
             gaussian = None if place is None else Gaussian.from_square(*place, geometry)
-            found.append(Prediction(own["answer"], own, place, gaussian, None if contrasts is None else contrasts[i]))
+            found.append(Prediction(own[ENSEMBLE], own, place, gaussian, None if contrasts is None else contrasts[i]))
         return found
 
     def _answers(
         self, squares: Tensor, *, half: bool, maps: bool = False
     ) -> tuple[dict[str, Tensor], Tensor | None, list[Heat] | None]:
         """uint8 (B, S, S, 3) -> on the CPU: probabilities (B, C) by head, places (B, 3) in network pixels, maps."""
-        pixels = image_store.Pixels(squares, self._mean, self._std, device=self.device)
+        pixels = image_store.ImageStore(squares, self._mean, self._std, device=self.device)
         heads: list[dict[str, Tensor]] = []
         places: list[Tensor] = []
         contrasts: list[Heat] = []
         with torch.inference_mode():
-            for rows in torch.split(torch.arange(len(squares), device=self.device), pixels.plain_rows()):
-                shown = pixels.plain(rows)
+            for rows in torch.split(torch.arange(len(squares), device=self.device), pixels.eval_batch_size()):
+                shown = pixels.unaugmented(rows)
                 listening: contextlib.AbstractContextManager[list[attention.Pass]]
                 listening = attention.overheard(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
@@ -160,7 +161,7 @@ class Predictor:
         """Whether bf16 chooses the same class as f32 for every check square."""
         exact, *_ = self._answers(check, half=False)
         rounded, *_ = self._answers(check, half=True)
-        return bool((exact["answer"].argmax(dim=1) == rounded["answer"].argmax(dim=1)).all())
+        return bool((exact[ENSEMBLE].argmax(dim=1) == rounded[ENSEMBLE].argmax(dim=1)).all())
 
 
 def _rebuild(manifest: model_archive.Manifest) -> method.Method:

@@ -99,7 +99,7 @@ class Row(_Strict):
     preset: str | None = Field(default=None, description="One of the method's presets, below `params`.")
     params: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] = Field(default_factory=dict)
-    head: str = "answer"
+    head: str = "answer"  # `ml.method.ENSEMBLE`, whose module needs torch
     cells: tuple[str, ...] = ("*",)
     when: tuple[When, ...] = ()
     paper: str | None = Field(default=None, description="The row of the paper's table, where it has one.")
@@ -194,7 +194,7 @@ def read(path: Path) -> Study:
             taken = [own.pop(row.label, _without_spec(row)) for row in read(path.with_stem(study.like)).rows]
             study = study.model_copy(update={"rows": (*taken, *own.values())})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError, OSError) as error:
-        raise errors.UnusableData(f"{path.name}: {errors.told(error)}", code="study_file") from error
+        raise errors.UnusableData(f"{path.name}: {errors.one_line(error)}", code="study_file") from error
     if unknown := {cell.data for cell in study.cells} - set(study.data):
         raise errors.UnusableData(f"{path.name}: no data set {', '.join(sorted(unknown))}", code="study_file")
     for names in ([cell.name for cell in study.cells], [row.label for row in study.rows]):
@@ -220,7 +220,7 @@ def lay_out(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
                 try:
                     entries.append(Entry(row, cell, seed, _run(study, row, cell, seed)))
                 except (errors.UnknownName, errors.UnusableData, ValidationError) as error:
-                    faults.append(f"row {row.label!r} in {cell.name!r}: {errors.told(error)}")
+                    faults.append(f"row {row.label!r} in {cell.name!r}: {errors.one_line(error)}")
     return Plan(study, folder, tuple(entries), tuple(dict.fromkeys(faults)))
 
 

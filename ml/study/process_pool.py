@@ -17,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 from ml import errors
+from ml.method import ENSEMBLE
 from ml.study import results
 from ml.study.results import Task
 from ml.study.run import Place, perform
@@ -54,7 +55,7 @@ def _attempt(task: Task, place: Place, said: Callable[[str], None]) -> str:
     """Why it failed; empty where the result is written."""
 
     def report(event: EpochReport) -> None:
-        answer = event.test.get("answer")
+        answer = event.test.get(ENSEMBLE)
         said(f"epoch {event.epoch + 1}/{event.epochs}" + (f" test {answer.accuracy:.4f}" if answer else ""))
 
     results.code()  # as it is now that it runs, not as it will be when the run has ended

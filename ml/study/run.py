@@ -33,7 +33,7 @@ class Place:
     device: str | None = None
     threads: int = 1
     weights: Path | None = None
-    captured: bool = False  # CUDA graphs
+    cuda_graphs: bool = False  # CUDA graphs
 
 
 def perform(run: Run, at: sources.DataPaths, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def perform(run: Run, at: sources.DataPaths, place: Place, said: Callable[[Epoch
         device=place.device,
         threads=place.threads,
         weights=place.weights,
-        captured=place.captured,
+        cuda_graphs=place.cuda_graphs,
     )
     seconds = _train(training, said)
     clean = selftest.reference(run.spec, material.images, material.truth)
@@ -144,11 +144,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().sum(dim=1).sqrt().nanmean())
 
 
-def _part(training: Trainer, images: Tensor, known: Tensor) -> measure.Part:
+def _part(training: Trainer, images: Tensor, known: Tensor) -> measure.EvaluationSplit:
     """Images of another set (T, S, S, 3) and what is known of each, for a method that learns no more."""
     training.method.eval()
-    pixels = image_store.Pixels(images, training.mean, training.std, device=training.device)
-    return measure.Part(pixels, torch.arange(len(images)), known)
+    pixels = image_store.ImageStore(images, training.mean, training.std, device=training.device)
+    return measure.EvaluationSplit(pixels, torch.arange(len(images)), known)
 
 
 def _wrong_labels(training: Trainer, clean: Tensor) -> dict[str, dict[str, float]]:

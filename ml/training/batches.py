@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ml import method
 from ml.data import image_store
-from ml.data.image_store import Pixels
+from ml.data.image_store import ImageStore
 from ml.evaluation import ranking
 from ml.training.step_graphs import Inputs
 
@@ -26,7 +26,7 @@ class Batches:
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: ImageStore,
         labels: Tensor,
         rows: Tensor,
         augmentation: str,
@@ -62,21 +62,21 @@ class Batches:
 
         Batches without gradients are larger than those of steps.
         """
-        for rows in torch.split(self._rows, self.plain_rows()):
-            yield [self._augmented(rows, SCORING, "weak") for _ in range(views)] or [self._pixels.plain(rows)]
+        for rows in torch.split(self._rows, self.eval_batch_size()):
+            yield [self._augmented(rows, SCORING, "weak") for _ in range(views)] or [self._pixels.unaugmented(rows)]
 
-    def plain(self, count: int) -> Tensor:
+    def unaugmented(self, count: int) -> Tensor:
         """The first `count` images as they are: (count, 3, S, S)."""
-        return self._pixels.plain(self._rows[:count])
+        return self._pixels.unaugmented(self._rows[:count])
 
-    def plain_rows(self) -> int:
+    def eval_batch_size(self) -> int:
         """How many images are shown at once where there are no gradients."""
-        return self._pixels.plain_rows()
+        return self._pixels.eval_batch_size()
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` evenly spread images as they are stored: uint8 (count, S, S, 3) on the CPU."""
         spread = image_store.evenly(len(self), count).to(self._rows.device)
-        return self._pixels.stored(self._rows[spread]).cpu().contiguous()
+        return self._pixels.raw(self._rows[spread]).cpu().contiguous()
 
     def _unlabelled(self, phase: method.Phase, index: Tensor) -> method.Unlabelled:
         views, record_logits = self._views(phase, index)

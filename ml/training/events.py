@@ -12,7 +12,7 @@ from ml.evaluation.measure import Score
 
 # What an epoch is measured on: images held out, against their given and against their clean labels; the test set; and
 # where the spec injects noise, the same images against the labels before it, and trained ones against the wrong labels.
-PARTS = ("noisy_validation", "clean_validation", "test", "before_noise", "memorised")
+EVALUATION_SPLITS = ("noisy_validation", "clean_validation", "test", "before_noise", "memorised")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EpochReport:
     def to_json(self) -> dict[str, Any]:
         """Strict JSON: what is not finite is null."""
         plain = dataclasses.asdict(self)
-        for name in PARTS:
+        for name in EVALUATION_SPLITS:
             scores: dict[str, Score] = getattr(self, name)
             plain[name] = {head: score._asdict() for head, score in scores.items()}
         found: dict[str, Any] = strict(plain)
@@ -58,7 +58,7 @@ class EpochReport:
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """The inverse of `to_json`, null being NaN."""
         known = dict(plain)
-        for name in PARTS:
+        for name in EVALUATION_SPLITS:
             known[name] = {
                 head: Score(**{k: math.nan if v is None else v for k, v in score.items()})
                 for head, score in plain.get(name, {}).items()

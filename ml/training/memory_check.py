@@ -22,7 +22,7 @@ GIGABYTE = 1e9
 MOMENTS = {"momentum": 1, "betas": 2}  # an optimiser's setting -> how many more tensors like each parameter it keeps
 
 
-class Room(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """What a phase needs, and what was free before its first step."""
 
     need: memory.Need
@@ -43,7 +43,7 @@ class Room(NamedTuple):
         return self.need.fitting(batch_size, min(self.free, self.need.at(batch_size)))
 
 
-class Still(torch.optim.Optimizer):
+class NoOpOptimizer(torch.optim.Optimizer):
     """Owns parameters and leaves them as they are."""
 
     def __init__(self, other: torch.optim.Optimizer) -> None:
@@ -53,13 +53,13 @@ class Still(torch.optim.Optimizer):
         """Nothing."""
 
 
-def still(optimizers: Optimizers) -> Optimizers:
+def no_op_optimizers(optimizers: Optimizers) -> Optimizers:
     """The same owners, none of whom moves."""
-    return Optimizers(tuple(Still(member) for member in optimizers.members), optimizers.factor)
+    return Optimizers(tuple(NoOpOptimizer(member) for member in optimizers.members), optimizers.factor)
 
 
 @contextlib.contextmanager
-def traceless(method: nn.Module) -> Iterator[None]:
+def preserve_state(method: nn.Module) -> Iterator[None]:
     """A block after which buffers, gradients and mode are as before it."""
     kept = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -94,7 +94,7 @@ def room(
     optimizers: Optimizers,
     device: torch.device,
     group: process_group.ProcessGroup | None = None,
-) -> Room:
+) -> MemoryEstimate:
     """Try a step and a measurement, without a trace in the method: `show` makes a batch of so many images of each kind,
     `take` takes the step, `measure` goes through so many images without gradients.
 
@@ -103,15 +103,15 @@ def room(
     """
     width = 1 if group is None else group.size
     sizes = (2 * width, 3 * width)
-    owners = still(optimizers)
-    with traceless(method):
+    owners = no_op_optimizers(optimizers)
+    with preserve_state(method):
         show(2)  # what is made with a first batch and stays, as padded images, is no part of a step
         free = memory.free_bytes(device)
         if group is not None:
-            free = group.least(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
+            free = group.minimum(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
         stepping = memory.cost(lambda size: take(show(size).without_recording(), owners), sizes)
         measuring = memory.cost(measure, sizes).peak(measured_rows) if measured_rows else 0
-    return Room(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
+    return MemoryEstimate(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
 
 
 def momentum_bytes(optimizers: Optimizers) -> int:

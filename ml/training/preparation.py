@@ -108,12 +108,12 @@ def check(spec: TrainingSpec, images: LabeledImages) -> None:
 
 def pixels(
     images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
-) -> image_store.Pixels:
+) -> image_store.ImageStore:
     """The images of the set on the device. OutOfMemory if a GPU has no room for them; a CPU reads them from disk."""
     if device.type == "cpu":
-        return image_store.Pixels(images.images, mean, std, device=device)
+        return image_store.ImageStore(images.images, mean, std, device=device)
     left = room_beside(images, truth, memory.free_bytes(device))
-    return image_store.Pixels(images.images, mean, std, device=device, padded_bytes=left // 2)
+    return image_store.ImageStore(images.images, mean, std, device=device, padded_bytes=left // 2)
 
 
 def room_beside(images: LabeledImages, truth: Truth | None, free: int) -> int:
@@ -149,31 +149,31 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
 
 
 def parts(
-    truth: Truth | None, pixels: image_store.Pixels, given: Tensor, held_out: Tensor, before: Tensor
-) -> dict[str, measure.Part]:
-    """What every epoch is measured on, by the names of `events.PARTS`; empty where no label is known to measure by.
+    truth: Truth | None, pixels: image_store.ImageStore, given: Tensor, held_out: Tensor, before: Tensor
+) -> dict[str, measure.EvaluationSplit]:
+    """The evaluation splits by name (`events.EVALUATION_SPLITS`), empty where the labels to measure by are not known.
 
     `before` are the labels (N,) before noise was injected: `given` itself where none was.
     """
     nothing = held_out[:0]
-    clean, known, test = nothing, nothing, measure.Part(pixels, nothing, nothing)
+    clean, known, test = nothing, nothing, measure.EvaluationSplit(pixels, nothing, nothing)
     if truth is not None and truth.train_clean is not None:
         known = held_out[truth.train_clean[held_out] != UNKNOWN]
         clean = truth.train_clean[known]
     if truth is not None and truth.test_images is not None and truth.test_labels is not None:
         rows = torch.arange(len(truth.test_labels))
-        test = measure.Part(pixels.of(truth.test_images), rows, truth.test_labels)
+        test = measure.EvaluationSplit(pixels.with_images(truth.test_images), rows, truth.test_labels)
     changed = given != before
     known_before = held_out if bool(changed.any()) else nothing
     changed[held_out] = False
     wrong = changed.nonzero()[:, 0]
     wrong = wrong[image_store.evenly(len(wrong), WRONG_ROWS)]
     return {
-        "noisy_validation": measure.Part(pixels, held_out, given[held_out]),
-        "clean_validation": measure.Part(pixels, known, clean),
+        "noisy_validation": measure.EvaluationSplit(pixels, held_out, given[held_out]),
+        "clean_validation": measure.EvaluationSplit(pixels, known, clean),
         "test": test,
-        "before_noise": measure.Part(pixels, known_before, before[known_before]),
-        "memorised": measure.Part(pixels, wrong, given[wrong]),
+        "before_noise": measure.EvaluationSplit(pixels, known_before, before[known_before]),
+        "memorised": measure.EvaluationSplit(pixels, wrong, given[wrong]),
     }
 
 

@@ -22,6 +22,7 @@ from ml import errors, method
 from ml.data import dataset, image_store
 from ml.distributed import process_group
 from ml.evaluation import measure, ranking
+from ml.method import ENSEMBLE
 from ml.training import (
     batches,
     checkpoint,
@@ -33,7 +34,7 @@ from ml.training import (
     sampler,
     step_graphs,
 )
-from ml.training.events import PARTS, EpochReport, Step
+from ml.training.events import EVALUATION_SPLITS, EpochReport, Step
 from ml.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Trainer:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent in this epoch
         self._stepper: step_graphs.EagerStep | step_graphs.GraphedStep = step_graphs.EagerStep()
-        self._room: tuple[int, memory_check.Room] | None = None  # for which phase, and what it needs
+        self._room: tuple[int, memory_check.MemoryEstimate] | None = None  # for which phase, and what it needs
 
     @classmethod
     def build(
@@ -96,13 +97,13 @@ class Trainer:
         device: str | None = None,
         threads: int | None = None,
         weights: Path | None = None,
-        captured: bool = False,
+        cuda_graphs: bool = False,
         group: process_group.ProcessGroup | None = None,
     ) -> Self:
         """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
 
         All members of a `group` build the same training and iterate it alike; each computes its share of the networks.
-        `captured` repeats recorded steps (`ml.training.step_graphs`) where one process trains on a GPU; it means
+        `cuda_graphs` repeats recorded steps (`ml.training.step_graphs`) where one process trains on a GPU; it means
         nothing elsewhere and is no part of the spec, since the result is the same.
         """
         place = devices.resolve(device or spec.device)
@@ -112,7 +113,7 @@ class Trainer:
         preparation.check(spec, images)
         with devices.bounded_memory("preparing the training"):
             training = cls(spec, images, truth, place, weights, group)
-            if captured and group is None and place.type == "cuda":
+            if cuda_graphs and group is None and place.type == "cuda":
                 training.record_steps(step_graphs.CudaGraphs(place))
             return training
 
@@ -130,10 +131,10 @@ class Trainer:
                 report = self._end_epoch(phase, plan)
             yield report
 
-    def compute_along(self) -> None:
+    def run_follower(self) -> None:
         """As another rank than the first of the group: begin where that one begins, train to the end, and part."""
         assert self._group is not None
-        if (chosen := self._group.said_by_first()) is not None:
+        if (chosen := self._group.broadcast_object()) is not None:
             self.restore(checkpoint.read(Path(chosen)))
         for _ in self:
             pass
@@ -154,7 +155,7 @@ class Trainer:
                     self._optimizers = self._course.optimizers(self._entered)
             phase.begin_epoch(self)
         if self._group is not None:
-            self._group.follow(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
+            self._group.broadcast(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
         passes = [method.Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
         plan = sampler.EpochSampler.drawn(passes, self.spec.batch_size, self._random.order, self.device)
         if plan.is_empty:
@@ -180,9 +181,9 @@ class Trainer:
                 self.method,
                 show,
                 lambda batch, optimizers: self._descended(phase, batch, optimizers),
-                lambda size: self._heads(self.batches.plain(size)),
+                lambda size: self._heads(self.batches.unaugmented(size)),
                 rows=tuple(map(len, slot.shown)),
-                measured_rows=min(self.batches.plain_rows(), max(scored, *map(len, self._parts.values()))),
+                measured_rows=min(self.batches.eval_batch_size(), max(scored, *map(len, self._parts.values()))),
                 optimizers=self._optimizers,
                 device=self.device,
                 group=self._group,
@@ -219,9 +220,9 @@ class Trainer:
         self._check_finite(phase)  # waits for the device, so the clock below is honest
         self._check_weights(phase)  # of the last step no loss has told yet
         if self._group is not None:
-            self._group.align(self.method.state_dict().values())
+            self._group.sync_check(self.method.state_dict().values())
         training_seconds = self._seconds + time.perf_counter() - self._clock_started
-        measured = {name: measure.scores(self._answers(name)) for name in PARTS}
+        measured = {name: measure.scores(self._answers(name)) for name in EVALUATION_SPLITS}
         self.log.end_epoch()
         report = EpochReport(
             epoch=self.epoch,
@@ -246,7 +247,7 @@ class Trainer:
         for rows, images, labels in self._parts[name]:
             found = self._heads(images)
             if name == "noisy_validation" and self.log.ranking:
-                self.log.record_logits(rows, found["answer"])
+                self.log.record_logits(rows, found[ENSEMBLE])
             yield found, labels
 
     def _heads(self, images: Tensor) -> dict[str, Tensor]:
@@ -287,7 +288,7 @@ class Trainer:
 
     def noisy_accuracies(self) -> list[float]:
         """See `phase.TrainContext.noisy_accuracies`."""
-        return [report.noisy_validation["answer"].accuracy for report in self.history if report.noisy_validation]
+        return [report.noisy_validation[ENSEMBLE].accuracy for report in self.history if report.noisy_validation]
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         """`function` of the M trained images in the method's order, in eval mode; see `phase.TrainContext.score`."""
@@ -311,8 +312,8 @@ class Trainer:
 
     def summary(self) -> dict[str, float | int | None]:
         """Last, best noisy-validation, best test and mean of the last ten test accuracies."""
-        validation = [report.noisy_validation.get("answer") for report in self.history]
-        test = [report.test.get("answer") for report in self.history]
+        validation = [report.noisy_validation.get(ENSEMBLE) for report in self.history]
+        test = [report.test.get(ENSEMBLE) for report in self.history]
         return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
 
     def state(self) -> checkpoint.State:
@@ -330,7 +331,7 @@ class Trainer:
         for each in packed:
             tensors |= each.tensors
         between_epochs = self._timetable is None and self.history
-        validation = self.history[-1].noisy_validation.get("answer") if between_epochs else None
+        validation = self.history[-1].noisy_validation.get(ENSEMBLE) if between_epochs else None
         facts: dict[str, Any] = {
             "step": self.step,
             "epoch": self.epoch,

@@ -62,7 +62,7 @@ class SingleImages(Dataset[Tensor]):
 
 def pipeline() -> dict[str, object]:
     images = pictures()
-    ours = image_store.Pixels(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
+    ours = image_store.ImageStore(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
     generator, singles = torch.Generator().manual_seed(1), SingleImages(images.numpy())
 
     def resident() -> None:

@@ -44,7 +44,7 @@ def test_learns_in_bf16(method: str, labeled: LabeledImages, truth: Truth) -> No
 def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth: Truth) -> None:
     settings = spec(method=method, precision="bf16", deterministic=True, augmentation="crop_flip")
     written = Trainer.build(settings, labeled, truth=truth)
-    recorded = Trainer.build(settings, labeled, truth=truth, captured=True)
+    recorded = Trainer.build(settings, labeled, truth=truth, cuda_graphs=True)
     list(written), list(recorded)
 
     assert not recorded._stepper._gave_up  # type: ignore[union-attr]  # it really was recorded
@@ -59,7 +59,7 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
 def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[Batch], float], labeled: LabeledImages) -> None:
     """Generators above all: torch leaves those of a broken capture unable to draw."""
     settings = spec(epochs=2, deterministic=True, augmentation="crop_flip")
-    written, recorded = (Trainer.build(settings, labeled, captured=captured) for captured in (False, True))
+    written, recorded = (Trainer.build(settings, labeled, cuda_graphs=cuda_graphs) for cuda_graphs in (False, True))
     for training in (written, recorded):
         plain = training.phases[0].loss
 
@@ -75,12 +75,12 @@ def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[Batch], float]
 
 
 @METHODS
-@pytest.mark.parametrize("captured", [False, True])
-def test_a_deterministic_training_resumes_bit_for_bit(method: str, captured: bool, labeled: LabeledImages) -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_deterministic_training_resumes_bit_for_bit(method: str, cuda_graphs: bool, labeled: LabeledImages) -> None:
     settings = spec(method=method, deterministic=True, epochs=2)
-    whole = Trainer.build(settings, labeled, captured=captured)
+    whole = Trainer.build(settings, labeled, cuda_graphs=cuda_graphs)
     kept = [whole.state() for event in whole if isinstance(event, Step)]
-    resumed = Trainer.build(settings, labeled, captured=captured)
+    resumed = Trainer.build(settings, labeled, cuda_graphs=cuda_graphs)
     resumed.restore(kept[len(kept) // 3])
     list(resumed)
 
@@ -130,12 +130,12 @@ def test_t7_is_measured() -> None:
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     assert all(line["measured"] > 0 for line in lines)
-    assert any(line["captured"] for line in lines)
+    assert any(line["cuda_graphs"] for line in lines)
 
 
 def test_events_come_in_order(labeled: LabeledImages) -> None:
     """Recorded steps yield the events that written ones do."""
-    events = list(Trainer.build(spec(epochs=1), labeled, captured=True))
+    events = list(Trainer.build(spec(epochs=1), labeled, cuda_graphs=True))
 
     assert isinstance(events[-1], EpochReport)
     assert [event.total_step for event in events[:-1] if isinstance(event, Step)] == list(range(1, len(events)))

@@ -90,7 +90,7 @@ def resumed(group: process_group.ProcessGroup, folder: Path) -> Tensors:
             assert not isinstance(event, EpochReport)
             break
     path = checkpoint.write(folder / "checkpoints", stopped.state()) if group.rank == 0 else None
-    path = Path(group.said_by_first(str(path)))
+    path = Path(group.broadcast_object(str(path)))
     again = build("denll", group)
     again.restore(checkpoint.read(path))
     list(again)
@@ -176,7 +176,7 @@ def room(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     training = build("ce", group)
     next(iter(training))
     assert training._room is not None
-    return {"free": torch.tensor(training._room[1].free), "least": torch.tensor(group.least(10 - group.rank))}
+    return {"free": torch.tensor(training._room[1].free), "minimum": torch.tensor(group.minimum(10 - group.rank))}
 
 
 def abandoned(group: process_group.ProcessGroup, folder: Path) -> Tensors:
@@ -192,10 +192,12 @@ SCENARIOS = (trainings, resumed, draws, gradients, half, apart, undecided, room)
 
 
 def play(
-    seat: RankInfo, scenarios: Sequence[Callable[[process_group.ProcessGroup, Path], Tensors]], folder: Path
+    rank_info: RankInfo, scenarios: Sequence[Callable[[process_group.ProcessGroup, Path], Tensors]], folder: Path
 ) -> None:
     torch.set_num_threads(1)
-    group = process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, torch.device("cpu"), silence_s=30.0)
+    group = process_group.ProcessGroup.join(
+        rank_info.rendezvous, rank_info.rank, rank_info.size, torch.device("cpu"), timeout_s=30.0
+    )
     for scenario in scenarios:
         found = {key: tensor.detach().contiguous() for key, tensor in scenario(group, folder).items()}
         save_file(found, folder / f"{scenario.__name__}-{group.rank}.safetensors")

@@ -19,8 +19,8 @@ def images(count: int = 6, side: int = 16) -> Tensor:
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def pixels(padded_bytes: int = image_store.PADDED_BYTES) -> image_store.Pixels:
-    return image_store.Pixels(images(), ZERO, ONE, device=CPU, padded_bytes=padded_bytes)
+def pixels(padded_bytes: int = image_store.PADDED_BYTES) -> image_store.ImageStore:
+    return image_store.ImageStore(images(), ZERO, ONE, device=CPU, padded_bytes=padded_bytes)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -59,17 +59,17 @@ def test_a_set_too_large_to_pad_gives_the_same_views(augmentation: str) -> None:
 
 def test_plain_images_survive_padding() -> None:
     subject = pixels()
-    before = subject.plain(torch.arange(6))
+    before = subject.unaugmented(torch.arange(6))
     subject.augmented(torch.arange(6), "crop_flip", generator())
 
-    assert torch.equal(subject.plain(torch.arange(6)), before)
+    assert torch.equal(subject.unaugmented(torch.arange(6)), before)
     torch.testing.assert_close(before, images().permute(0, 3, 1, 2) / 255)
 
 
 def test_normalised_pixels_have_mean_zero_and_deviation_one() -> None:
     raw = images(50)
     mean, std = image_store.statistics(raw, torch.arange(50))
-    plain = image_store.Pixels(raw, mean, std, device=CPU).plain(torch.arange(50)).double()
+    plain = image_store.ImageStore(raw, mean, std, device=CPU).unaugmented(torch.arange(50)).double()
 
     torch.testing.assert_close(plain.mean(dim=(0, 2, 3)), ZERO, atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.std(dim=(0, 2, 3), unbiased=False), ONE, atol=1e-5, rtol=0)
@@ -79,7 +79,7 @@ def test_a_constant_channel_stays_finite() -> None:
     raw = torch.full((4, 16, 16, 3), 7, dtype=torch.uint8)
     mean, std = image_store.statistics(raw, torch.arange(4))
 
-    assert image_store.Pixels(raw, mean, std, device=CPU).plain(torch.arange(4)).abs().max() < 1e-3
+    assert image_store.ImageStore(raw, mean, std, device=CPU).unaugmented(torch.arange(4)).abs().max() < 1e-3
 
 
 def test_statistics_read_only_the_rows_they_are_given() -> None:
@@ -95,7 +95,7 @@ def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pyte
     path = tmp_path_factory.mktemp("pixels") / "p.npy"
     np.save(path, images().numpy())
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
-    subject = image_store.Pixels(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
+    subject = image_store.ImageStore(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
     subject.augmented(torch.arange(3), "crop_flip", generator())
 
     assert subject._images.data_ptr() == mapped.data_ptr()  # the law is about this very memory

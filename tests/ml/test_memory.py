@@ -57,7 +57,7 @@ def test_the_peak_moves_from_weights_to_images() -> None:
 def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
     need = memory.Need(fixed=GIGABYTE, step=line(0, GIGABYTE / 10), measuring=0)
     with pytest.raises(errors.OutOfMemory) as raised:
-        memory_check.Room(need, 4 * GIGABYTE).check(128)
+        memory_check.MemoryEstimate(need, 4 * GIGABYTE).check(128)
 
     assert "batch_size 128 needs about 13.8 GB" in raised.value.detail
     assert "4.0 GB are free" in raised.value.detail
@@ -106,18 +106,18 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
 
 def test_F18_what_could_fit_is_tried() -> None:
     """A prediction a little above what is free is no reason to refuse."""
-    memory_check.Room(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
+    memory_check.MemoryEstimate(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
 
 
 def test_F18_nothing_is_offered_where_nothing_fits() -> None:
-    room = memory_check.Room(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
+    room = memory_check.MemoryEstimate(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
     with pytest.raises(errors.OutOfMemory, match="smaller network"):
         room.check(64)
 
 
 def test_F18_a_step_that_ran_out_of_memory_is_answered_from_the_same_figures() -> None:
     """Though there seemed to be room: what did not fit is the new limit."""
-    room = memory_check.Room(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
+    room = memory_check.MemoryEstimate(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
 
     assert room.fitting(100) == 56
     assert room.fitting(2) is None
@@ -164,7 +164,7 @@ def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImage
 def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
     method = torch.nn.BatchNorm2d(2)
     kept = method.running_mean
-    with memory_check.traceless(method):
+    with memory_check.preserve_state(method):
         method(torch.rand(3, 2, 4, 4))
         method.running_mean = torch.ones(5)
 

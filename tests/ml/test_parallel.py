@@ -106,7 +106,7 @@ def test_bf16_gradients_are_no_further_from_f32(two: Found, tmp_path: Path) -> N
 
 
 def test_ranks_that_drift_apart_are_noticed_by_all(two: Found) -> None:
-    assert [list(found) for found in two["apart"]] == [["RanksApart"]] * 2
+    assert [list(found) for found in two["apart"]] == [["RankDivergence"]] * 2
 
 
 def test_all_ranks_take_the_steps_of_the_first(two: Found) -> None:
@@ -117,7 +117,7 @@ def test_all_ranks_take_the_steps_of_the_first(two: Found) -> None:
 def test_all_ranks_find_the_same_room(two: Found) -> None:
     """And refuse together; on a CPU all have a share of one memory."""
     assert same(*two["room"]) == []
-    assert int(two["room"][0]["least"]) == 9
+    assert int(two["room"][0]["minimum"]) == 9
     assert 0 < int(two["room"][0]["free"]) < 0.75 * memory.free_bytes(torch.device("cpu"))
 
 

@@ -45,7 +45,7 @@ def predictor(trained: tuple[Trainer, Path]) -> Predictor:
     return Predictor.load(trained[1], device="cpu", precision="f32")
 
 
-def pictures(count: int, seed: int = 9) -> list[decoding.Pixels]:
+def pictures(count: int, seed: int = 9) -> list[decoding.ImageArray]:
     """Pictures of many sizes, one pixel wide and high among them."""
     random = np.random.default_rng(seed)
     sizes = [

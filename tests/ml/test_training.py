@@ -206,7 +206,7 @@ def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled
 def test_what_was_memorised_is_asked_of_changed_labels_that_were_trained_on(labeled: LabeledImages) -> None:
     given, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given[:10] = (given[:10] + 1) % 4
-    pixels = image_store.Pixels(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
+    pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
     parts = preparation.parts(None, pixels, given, held_out, labeled.labels)
     rows, _, labels = next(iter(parts["memorised"]))
 

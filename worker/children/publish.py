@@ -20,6 +20,7 @@ from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
+from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
 from ml.serving import model_archive
 from ml.serving.model_archive import Manifest
@@ -141,8 +142,8 @@ class Publication:
 def summary(training: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:
     """A job's metrics. What was measured against noisy labels is named noisy; what is not known is null."""
     last = training.history[-1]
-    test, validation = last.test.get("answer"), last.noisy_validation.get("answer")
-    held_out = last.clean_validation.get("answer")
+    test, validation = last.test.get(ENSEMBLE), last.noisy_validation.get(ENSEMBLE)
+    held_out = last.clean_validation.get(ENSEMBLE)
     clean = selftest.reference(training.spec, images, truth)
     ranked = None if issues is None or clean is None else measure.ranking_quality(issues, training.labels, clean)
     found: dict[str, Any] = events.strict(

@@ -46,25 +46,25 @@ def run(given: JobContext) -> None:
         os.close(reading)
 
 
-def _rank(seat: launch.RankInfo, given: JobContext, writing: int) -> None:
+def _rank(rank_info: launch.RankInfo, given: JobContext, writing: int) -> None:
     """What each process does."""
     control_channel.die_with_parent()
-    with _telling(seat.rank, writing):
-        if seat.rank == 0:
+    with _telling(rank_info.rank, writing):
+        if rank_info.rank == 0:
             given.tie.listen()
-            train.run(given, seat)
+            train.run(given, rank_info)
         else:
-            _compute_along(given, seat)
+            _run_follower(given, rank_info)
 
 
-def _compute_along(given: JobContext, seat: launch.RankInfo) -> None:
+def _run_follower(given: JobContext, rank_info: launch.RankInfo) -> None:
     """The training of rank 0 once more."""
     spec = TrainingSpec.model_validate(given.job.spec)
-    group = train.join(given, seat)
+    group = train.join(given, rank_info)
     images, truth = dataset.load(
         given.dataset, image_size=spec.image_size, resize=spec.resize, threads=train.threads(given)
     )
-    train.build(given, spec, images, truth, group).compute_along()
+    train.build(given, spec, images, truth, group).run_follower()
 
 
 @contextmanager

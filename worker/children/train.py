@@ -32,14 +32,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to write to a full d
 CHECKPOINTS = "checkpoints"
 
 
-def run(given: JobContext, seat: RankInfo | None = None) -> None:
-    """Train to the end and publish, with a `seat` as the first of several ranks.
+def run(given: JobContext, rank_info: RankInfo | None = None) -> None:
+    """Train to the end and publish, with a `rank_info` as the first of several ranks.
 
     Raises Interrupted when told to stop, and ml.errors.Failure.
     """
     spec = TrainingSpec.model_validate(given.job.spec)
     images, truth = load(given, spec, threads(given))
-    group = None if seat is None else join(given, seat)
+    group = None if rank_info is None else join(given, rank_info)
     training = build(given, spec, images, truth, group)
     attempt = Attempt(given, training)
     resumed: Path | None = None
@@ -51,7 +51,7 @@ def run(given: JobContext, seat: RankInfo | None = None) -> None:
         training = build(given, spec, images, truth, group)
         attempt = Attempt(given, training)
     if group is not None:
-        group.said_by_first(None if resumed is None else str(resumed))
+        group.broadcast_object(None if resumed is None else str(resumed))
     attempt.train()
     if group is not None:
         group.leave()  # what follows needs no other process, and may wait for space longer than they would
@@ -67,10 +67,12 @@ def threads(given: JobContext) -> int:
     return max(1, (given.settings.threads or os.cpu_count() or 1) // len(given.devices))
 
 
-def join(given: JobContext, seat: RankInfo) -> process_group.ProcessGroup:
+def join(given: JobContext, rank_info: RankInfo) -> process_group.ProcessGroup:
     """Meet the other ranks. One that stays silent longer than a child may is lost."""
-    device = devices.resolve(given.devices[seat.rank])
-    return process_group.ProcessGroup.join(seat.meeting, seat.rank, seat.size, device, silence_s=given.settings.stall_s)
+    device = devices.resolve(given.devices[rank_info.rank])
+    return process_group.ProcessGroup.join(
+        rank_info.rendezvous, rank_info.rank, rank_info.size, device, timeout_s=given.settings.stall_s
+    )
 
 
 def build(
@@ -86,7 +88,7 @@ def build(
         threads=threads(given),
         weights=given.files.weights(),
         group=group,
-        captured=given.settings.cuda_graphs,
+        cuda_graphs=given.settings.cuda_graphs,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ml.data import decoding
-from ml.data.decoding import Geometry, Pixels
+from ml.data.decoding import Geometry, ImageArray
 from ml.errors import UndecodableImage
 from ml.evaluation import masks
 from ml.evaluation.masks import Gaussian
@@ -33,7 +33,7 @@ TITLES = {
 class Decoded:
     """An image as the network sees it, and what is said of the original; or why it cannot be read."""
 
-    square: Pixels | None
+    square: ImageArray | None
     geometry: Geometry | None
     error: dict[str, Any] | None
 

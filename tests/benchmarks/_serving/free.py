@@ -10,7 +10,7 @@ import numpy as np
 from app import logs
 from app.settings import current
 from app.storage import Storage
-from ml.data.decoding import Geometry, Pixels
+from ml.data.decoding import Geometry, ImageArray
 from ml.serving.predictor import Prediction, Predictor
 from tests.benchmarks._serving.model import CLASSES, SIDE
 from worker.inference import server
@@ -29,7 +29,7 @@ class FreeModel(Predictor):
     def geometry(self, width: int, height: int) -> Geometry:
         return Geometry.of(width, height, SIDE, "squash")
 
-    def predict_squares(self, squares: Sequence[Pixels], *, maps: bool = False) -> list[Prediction]:
+    def predict_squares(self, squares: Sequence[ImageArray], *, maps: bool = False) -> list[Prediction]:
         return [self._prediction] * len(squares)
 
 

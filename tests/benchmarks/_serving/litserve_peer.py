@@ -9,7 +9,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from ml.data.decoding import Pixels
+from ml.data.decoding import ImageArray
 from tests.benchmarks._serving.model import Model
 
 
@@ -21,13 +21,13 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         self._model = Model(self._folder, self._threads)
 
-    def decode_request(self, request: Request) -> Pixels:
+    def decode_request(self, request: Request) -> ImageArray:
         return self._model.decode(request["file"].file)
 
-    def batch(self, inputs: list[Pixels]) -> list[Pixels]:
+    def batch(self, inputs: list[ImageArray]) -> list[ImageArray]:
         return inputs
 
-    def predict(self, pictures: list[Pixels]) -> list[dict[str, Any]]:
+    def predict(self, pictures: list[ImageArray]) -> list[dict[str, Any]]:
         return self._model.answer(pictures)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:

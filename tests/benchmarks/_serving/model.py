@@ -16,7 +16,7 @@ import torch
 
 from ml import networks
 from ml.data import decoding
-from ml.data.decoding import Pixels
+from ml.data.decoding import ImageArray
 from ml.serving import model_archive
 
 FREE = "free"
@@ -40,10 +40,10 @@ class Model:
         self._network.eval()
         self._mean, self._std = (torch.tensor(v).view(3, 1, 1) for v in (manifest.mean, manifest.std))
 
-    def decode(self, data: bytes | io.BufferedIOBase) -> Pixels:
+    def decode(self, data: bytes | io.BufferedIOBase) -> ImageArray:
         return decoding.decode(data if isinstance(data, bytes) else data.read())
 
-    def answer(self, pictures: Sequence[Pixels]) -> list[dict[str, Any]]:
+    def answer(self, pictures: Sequence[ImageArray]) -> list[dict[str, Any]]:
         """uint8 (S, S, 3) each."""
         if self._network is None:
             return [ANSWER] * len(pictures)
