@@ -90,34 +90,34 @@ def upload(api: httpx2.Client, archive: Path) -> dict[str, Any]:
 
 
 def train(api: httpx2.Client, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The finished jobs of a request by their method, its comparison among them, watched to their end."""
+    """Submit a job and wait for it and its comparisons; the finished jobs by method."""
     job = ok(api.post("/jobs", json=request))
-    ids = [job["id"], *(beside["id"] for beside in job["comparison"] or [] if beside["id"] != job["id"])]
-    jobs = [follow(api, job_id) for job_id in ids]
+    ids = [job["id"], *(other["id"] for other in job["comparison"] or [] if other["id"] != job["id"])]
+    jobs = [wait_for_end(api, job_id) for job_id in ids]
     return {job["method"]: job for job in jobs}
 
 
 def predict(api: httpx2.Client, model: str, references: Sequence[str]) -> list[dict[str, Any]]:
     """One prediction for each `dataset:<id>/<path>`."""
-    found: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     for start in range(0, len(references), IMAGES_PER_CALL):
-        asked = [("image", reference) for reference in references[start : start + IMAGES_PER_CALL]]
-        found += ok(api.get("/predict", params=[("model", model), *asked]))["predictions"]
-    return found
+        images = [("image", reference) for reference in references[start : start + IMAGES_PER_CALL]]
+        predictions += ok(api.get("/predict", params=[("model", model), *images]))["predictions"]
+    return predictions
 
 
-def see(api: httpx2.Client, model: str, picture: bytes) -> tuple[dict[str, Any], bytes]:
-    """A prediction for a PNG that the service has never met, and the picture with its mask drawn over it."""
-    sent = {"content": picture, "headers": {"Content-Type": "image/png"}, "params": {"model": model}}
-    answer = ok(api.post("/predict", **sent))["predictions"][0]
+def predict_with_mask(api: httpx2.Client, model: str, picture: bytes) -> tuple[dict[str, Any], bytes]:
+    """A prediction for a new PNG, and the picture with its mask drawn over it."""
+    request = {"content": picture, "headers": {"Content-Type": "image/png"}, "params": {"model": model}}
+    answer = ok(api.post("/predict", **request))["predictions"][0]
     if answer.get("mask") is None:
         return answer, picture
-    drawn = api.post("/predict", **{**sent, "params": {"model": model, "format": "overlay"}})
+    drawn = api.post("/predict", **{**request, "params": {"model": model, "format": "overlay"}})
     return answer, drawn.raise_for_status().content
 
 
-def follow(api: httpx2.Client, job_id: str) -> dict[str, Any]:
-    """The job at its end, after a progress bar fed by its event stream."""
+def wait_for_end(api: httpx2.Client, job_id: str) -> dict[str, Any]:
+    """Draw a progress bar from the job's event stream until the job ends; the finished job."""
     method = ok(api.get(f"/jobs/{job_id}"))["method"]
     progress: dict[str, Any] = {}
     metric: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def events(stream: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def show(method: str, progress: dict[str, Any], metric: dict[str, Any]) -> None:
     if not sys.stdout.isatty():
-        return  # a log wants lines, not frames; the last line of a job is printed by `follow`
+        return  # a log has no use for frames; the last line of a job is printed by `wait_for_end`
     fraction = progress.get("fraction") or 0.0
     bar = "█" * round(BAR * fraction) + "·" * (BAR - round(BAR * fraction))
     words = [f"\r  {method:6} {bar} epoch {progress.get('epoch', 0):>2}/{progress.get('epochs', '?')}"]

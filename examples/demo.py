@@ -1,8 +1,8 @@
 """`make demo`: two acts through the public API, in three minutes on two cores.
 
-Act one is what anybody does with bad labels: upload, train, be told which labels are wrong, predict. Act two is what
-the method is for: labels that are wrong because of what is *behind* the object. Plain cross-entropy follows the scene,
-DeNLL does not. It is a client like any other: from `ml` it takes only the generator of pictures, nothing that trains.
+Act one uploads, trains, reads which labels are wrong, and predicts. In act two the wrong labels follow the background:
+cross-entropy learns the scene, DeNLL does not. The demo is a client like any other: from `ml` it imports only the
+generator of pictures.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from ml.scenes import generate
 
 FOLDER = Path("demo")
 TRAIN, TEST, NOISE_RATE = {"ordinary": 1800, "confounded": 2400}, 300, 0.4
-SEED, EXHIBIT_SEED = 1, 7
-EXHIBITS, BEFORE = ("star", "square", "moon"), ("sea", "desert")  # objects, and the two scenes that each is shown with
-SHOWN = 192  # pixels a side of the pictures it writes
+SEED, DRAWING_SEED = 1, 7
+OBJECTS, SCENES = ("star", "square", "moon"), ("sea", "desert")  # objects, and the two scenes behind each
+SIDE = 192  # pixels a side of the pictures it writes
 
 
-# What both acts ask for beside a data set. The service chooses the rest, how DeNLL reads such pictures among it.
-ASKED: dict[str, Any] = {"method": "denll", "epochs": 10, "augmentation": "flip", "learning_rate": 0.1, "seed": SEED}
+# The request of both acts, without the data set. The service chooses the rest, the preset of DeNLL included.
+REQUEST: dict[str, Any] = {"method": "denll", "epochs": 10, "augmentation": "flip", "learning_rate": 0.1, "seed": SEED}
 
 
 @dataclass(frozen=True)
-class Planted:
-    """What the demo knows and the service does not learn from: true class and scene of all pictures, labels given."""
+class GroundTruth:
+    """What the demo knows and the service does not: true class and scene by path, and the labels it was given."""
 
     clean: dict[str, str]
     scene: dict[str, str]
-    given: dict[str, str]  # of the training pictures
+    given_labels: dict[str, str]  # of the training pictures
 
     @property
     def wrong(self) -> set[str]:
-        return {path for path, label in self.given.items() if label != self.clean[path]}
+        return {path for path, label in self.given_labels.items() if label != self.clean[path]}
 
     @property
     def test(self) -> list[str]:
-        return [path for path in self.clean if path not in self.given]
+        return [path for path in self.clean if path not in self.given_labels]
 
-    def elsewhere(self, path: str) -> bool:
+    def is_on_other_scene(self, path: str) -> bool:
         """Whether a picture shows another scene than its class's own."""
         return generate.SCENES.index(self.scene[path]) != generate.CLASSES.index(self.clean[path])
 
@@ -56,64 +56,64 @@ class Planted:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with client.connected(FOLDER) as api:
-        wrong_at_random(api)
-        wrong_by_scene(api)
-    print("\nEverything is kept. `make run` serves it with a page to look at.")
+        act_on_random_noise(api)
+        act_on_confounded_noise(api)
+    print("\nThe data stays. `make run` serves it, with a page to look at.")
 
 
-def wrong_at_random(api: httpx2.Client) -> None:
-    print("\nAct one. Careless labels: upload, train, find the errors, predict.")
-    archive, planted = drawn("ordinary")
+def act_on_random_noise(api: httpx2.Client) -> None:
+    print("\nAct one. Labels wrong at random: upload, train, find the errors, predict.")
+    archive, truth = draw("ordinary")
     dataset = client.upload(api, archive)
-    job = client.train(api, {"dataset_id": dataset["id"], "name": "act one", **ASKED})["denll"]
+    job = client.train(api, {"dataset_id": dataset["id"], "name": "act one", **REQUEST})["denll"]
     last = job["metrics"]["test_accuracy"]["last"]
-    print(f"  {last:.1%} of the test pictures are told rightly, though every third label was wrong.")
-    errors_found(api, job, planted)
-    path = planted.test[0]
-    (said,) = client.predict(api, job["model_id"], [f"dataset:{dataset['id']}/{path}"])
-    centre = said["mask"]["gaussian"]
+    print(f"  {last:.1%} of the test pictures are classified rightly, though every third label was wrong.")
+    print_errors_found(api, job, truth)
+    path = truth.test[0]
+    (prediction,) = client.predict(api, job["model_id"], [f"dataset:{dataset['id']}/{path}"])
+    centre = prediction["mask"]["gaussian"]
     print(
-        f"  {path}: {said['label']} ({said['score']:.0%}), looking at ({centre['cx']:.0f}, {centre['cy']:.0f}). "
-        f"It is a {planted.clean[path]}."
+        f"  {path}: {prediction['label']} ({prediction['score']:.0%}), with its mask centred at "
+        f"({centre['cx']:.0f}, {centre['cy']:.0f}). It is a {truth.clean[path]}."
     )
 
 
-def wrong_by_scene(api: httpx2.Client) -> None:
+def act_on_confounded_noise(api: httpx2.Client) -> None:
     print("\nAct two. Labels that name the scene: who learns the object?")
-    archive, planted = drawn("confounded")
+    archive, truth = draw("confounded")
     dataset = client.upload(api, archive)
-    request = {"dataset_id": dataset["id"], "name": "act two", **ASKED, "compare_with": ["ce"]}
+    request = {"dataset_id": dataset["id"], "name": "act two", **REQUEST, "compare_with": ["ce"]}
     jobs = client.train(api, request)
     print("\n  right on test pictures    any scene    another class's scene")
     for method in ("ce", "denll"):
-        right = hits(api, jobs[method]["model_id"], dataset, planted)
-        elsewhere = [hit for path, hit in right.items() if planted.elsewhere(path)]
+        right = is_right(api, jobs[method]["model_id"], dataset, truth)
+        elsewhere = [hit for path, hit in right.items() if truth.is_on_other_scene(path)]
         print(f"  {method:22} {np.mean(list(right.values())):12.1%} {np.mean(elsewhere):24.1%}")
-    errors_found(api, jobs["denll"], planted)
-    exhibit(api, {method: job["model_id"] for method, job in jobs.items()})
+    print_errors_found(api, jobs["denll"], truth)
+    draw_masks(api, {method: job["model_id"] for method, job in jobs.items()})
 
 
-def drawn(noise: generate.Noise) -> tuple[Path, Planted]:
+def draw(noise: generate.Noise) -> tuple[Path, GroundTruth]:
     path = FOLDER / f"{noise}.zip"
     generate.write_archive(path, train=TRAIN[noise], test=TEST, seed=SEED, noise=noise, noise_rate=NOISE_RATE)
     with zipfile.ZipFile(path) as archive:
-        train, truth = (
-            list(csv.DictReader(io.TextIOWrapper(archive.open(table), "utf-8"))) for table in ("train.csv", "truth.csv")
+        train, every = (
+            list(csv.DictReader(io.TextIOWrapper(archive.open(name), "utf-8"))) for name in ("train.csv", "truth.csv")
         )
-    planted = Planted(
-        {row["file"]: row["clean"] for row in truth},
-        {row["file"]: row["scene"] for row in truth},
+    truth = GroundTruth(
+        {row["file"]: row["clean"] for row in every},
+        {row["file"]: row["scene"] for row in every},
         {row["file"]: row["label"] for row in train},
     )
-    share = len(planted.wrong) / len(train)
+    share = len(truth.wrong) / len(train)
     print(f"  Drew {len(train)} pictures of {len(generate.CLASSES)} classes; {share:.0%} of their labels are wrong.")
-    return path, planted
+    return path, truth
 
 
-def errors_found(api: httpx2.Client, job: dict[str, Any], planted: Planted) -> None:
+def print_errors_found(api: httpx2.Client, job: dict[str, Any], truth: GroundTruth) -> None:
     table = api.get(f"/jobs/{job['id']}/label-issues", headers={"Accept": "text/csv"})
     rows = list(csv.DictReader(io.StringIO(table.raise_for_status().text)))
-    wrong = planted.wrong
+    wrong = truth.wrong
     flagged = {row["path"] for row in rows if row["is_label_issue"].lower() in ("true", "1")}
     worst = {row["path"] for row in rows[: len(wrong)]}
     print(
@@ -122,29 +122,33 @@ def errors_found(api: httpx2.Client, job: dict[str, Any], planted: Planted) -> N
     )
 
 
-def hits(api: httpx2.Client, model: str, dataset: dict[str, Any], planted: Planted) -> dict[str, bool]:
-    """Whether each test picture is told rightly."""
-    references = [f"dataset:{dataset['id']}/{path}" for path in planted.test]
-    said = client.predict(api, model, references)
-    return {path: one["label"] == planted.clean[path] for path, one in zip(planted.test, said, strict=True)}
+def is_right(api: httpx2.Client, model: str, dataset: dict[str, Any], truth: GroundTruth) -> dict[str, bool]:
+    """Whether each test picture is classified rightly."""
+    references = [f"dataset:{dataset['id']}/{path}" for path in truth.test]
+    predictions = client.predict(api, model, references)
+    return {path: one["label"] == truth.clean[path] for path, one in zip(truth.test, predictions, strict=True)}
 
 
-def exhibit(api: httpx2.Client, models: dict[str, str]) -> None:
-    """The same object before two scenes: what each model says, and a picture of where DeNLL looks."""
-    print(f"\n  the same object before{'':11}" + "".join(f"{method:>10}" for method in sorted(models)))
-    sheet = Image.new("RGB", (SHOWN * len(BEFORE), SHOWN * len(EXHIBITS)))
-    for row, name in enumerate(EXHIBITS):
-        shown = generate.before_every_scene(generate.CLASSES.index(name), seed=EXHIBIT_SEED + row)
-        for column, scene in enumerate(BEFORE):
+def draw_masks(api: httpx2.Client, models: dict[str, str]) -> None:
+    """The same object on two scenes: the prediction of each model, and a picture of DeNLL's masks."""
+    print(f"\n  the same object on{'':15}" + "".join(f"{method:>10}" for method in sorted(models)))
+    sheet = Image.new("RGB", (SIDE * len(SCENES), SIDE * len(OBJECTS)))
+    for row, name in enumerate(OBJECTS):
+        scenes = generate.before_every_scene(generate.CLASSES.index(name), seed=DRAWING_SEED + row)
+        for column, scene in enumerate(SCENES):
             picture = io.BytesIO()
-            Image.fromarray(shown.images[generate.SCENES.index(scene)]).save(picture, "PNG")
-            seen = {method: client.see(api, model, picture.getvalue()) for method, model in models.items()}
-            print(f"  {name:12} {scene:20}" + "".join(f"{seen[method][0]['label']:>10}" for method in sorted(models)))
-            with Image.open(io.BytesIO(seen["denll"][1])) as small:
-                large = small.convert("RGB").resize((SHOWN, SHOWN), Image.Resampling.NEAREST)
-            sheet.paste(large, (SHOWN * column, SHOWN * row))
+            Image.fromarray(scenes.images[generate.SCENES.index(scene)]).save(picture, "PNG")
+            results = {
+                method: client.predict_with_mask(api, model, picture.getvalue()) for method, model in models.items()
+            }
+            print(
+                f"  {name:12} {scene:20}" + "".join(f"{results[method][0]['label']:>10}" for method in sorted(models))
+            )
+            with Image.open(io.BytesIO(results["denll"][1])) as small:
+                large = small.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            sheet.paste(large, (SIDE * column, SIDE * row))
     sheet.save(FOLDER / "two-scenes.png")
-    print(f"  Where DeNLL looks: {FOLDER / 'two-scenes.png'}")
+    print(f"  DeNLL's masks: {FOLDER / 'two-scenes.png'}")
 
 
 if __name__ == "__main__":
