@@ -79,7 +79,9 @@ def upload(api: httpx2.Client, archive: Path) -> dict[str, Any]:
     """The data set, once it is checked and ready."""
     fields = {"name": archive.stem, "label_column": "label", "clean_column": "clean"}
     with archive.open("rb") as file:
-        dataset = ok(api.post("/datasets", data=fields, files={"file": (archive.name, file, "application/zip")}))
+        dataset: dict[str, Any] = ok(
+            api.post("/datasets", data=fields, files={"file": (archive.name, file, "application/zip")})
+        )
     deadline = time.monotonic() + READY_S
     while dataset["status"] == "ingesting" and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -108,12 +110,14 @@ def predict(api: httpx2.Client, model: str, references: Sequence[str]) -> list[d
 
 def predict_with_mask(api: httpx2.Client, model: str, picture: bytes) -> tuple[dict[str, Any], bytes]:
     """A prediction for a new PNG, and the picture with its mask drawn over it."""
-    request = {"content": picture, "headers": {"Content-Type": "image/png"}, "params": {"model": model}}
-    answer = ok(api.post("/predict", **request))["predictions"][0]
-    if answer.get("mask") is None:
-        return answer, picture
-    drawn = api.post("/predict", **{**request, "params": {"model": model, "format": "overlay"}})
-    return answer, drawn.raise_for_status().content
+    headers = {"Content-Type": "image/png"}
+    prediction: dict[str, Any] = ok(api.post("/predict", content=picture, headers=headers, params={"model": model}))[
+        "predictions"
+    ][0]
+    if prediction.get("mask") is None:
+        return prediction, picture
+    overlay = api.post("/predict", content=picture, headers=headers, params={"model": model, "format": "overlay"})
+    return prediction, overlay.raise_for_status().content
 
 
 def wait_for_end(api: httpx2.Client, job_id: str) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def wait_for_end(api: httpx2.Client, job_id: str) -> dict[str, Any]:
             show(method, progress, metric)
             if kind == "done":
                 break
-    job = ok(api.get(f"/jobs/{job_id}"))
+    job: dict[str, Any] = ok(api.get(f"/jobs/{job_id}"))
     print(f"\n  {method}: {job['status']} after {job['run_seconds']:.0f} s")
     if job["status"] != "succeeded":
         sys.exit(f"The job {job['status']}: {job['error']}")
