@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         default=Path("data"), description="Everything that outlives a process lies below this folder"
     )
     host: str = Field(default="127.0.0.1", description="Address the API binds; any but loopback needs an admin key")
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535, description="Port of the API; 0 takes a free one")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty is SQLite below data_dir")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis, which carries the notifications")
     inference_addresses: str = Field(default="tcp://127.0.0.1:8001", description="Comma-separated inference processes")
@@ -52,7 +52,9 @@ class Settings(BaseSettings):
 
     # Who
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe messages that are logged"
+    )
 
     # Work: leases, attempts, loops
     lease_s: float = Field(default=30.0, description="A claim that is not renewed ends after this")
@@ -83,7 +85,9 @@ class Settings(BaseSettings):
     orphan_files_s: float = Field(
         default=24 * 3600.0, description="Files without a database row are removed when unchanged this long"
     )
-    max_attempts_without_progress: int = Field(default=3, ge=1)
+    max_attempts_without_progress: int = Field(
+        default=3, ge=1, description="A job fails after this many attempts in a row without a newer checkpoint"
+    )
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
     warm_fork_server: bool = Field(default=True, description="Fork children from a process that has imported torch")
     devices: str = Field(
@@ -96,40 +100,48 @@ class Settings(BaseSettings):
     )
 
     # Load
-    max_queued: int = 1000
-    max_uploads: int = 4
-    min_free_bytes: int = 2 * GIB
-    json_bytes: int = MIB
-    upload_bytes: int = 2 * GIB
-    image_bytes: int = 16 * MIB
-    images_per_call: int = 32
-    predict_body_bytes: int = 64 * MIB
-    header_bytes: int = 128 * 1024
+    max_queued: int = Field(default=1000, description="Jobs in the queue; more are refused with 429")
+    max_uploads: int = Field(default=4, description="Uploads at the same time; more are refused with 429")
+    min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
+    json_bytes: int = Field(default=MIB, description="Largest JSON body")
+    upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")
+    image_bytes: int = Field(default=16 * MIB, description="Largest image of a prediction")
+    images_per_call: int = Field(default=32, description="Most images of one prediction request")
+    predict_body_bytes: int = Field(default=64 * MIB, description="Largest body of a prediction request")
+    header_bytes: int = Field(default=128 * 1024, description="Largest headers of a request")
     slow_header_s: float = Field(default=30.0, description="A request that has not begun in this time is closed")
     slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
-    slow_body_bytes: int = 30 * 1024
+    slow_body_bytes: int = Field(default=30 * 1024, description="Bytes that a body must deliver in slow_body_s")
     predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")
     predict_batch: int = Field(default=64, description="Most images of one forward pass")
-    predict_deadline_s: float = 20.0
-    models_in_memory: int = 4
-    event_heartbeat_s: float = 15.0
+    predict_deadline_s: float = Field(default=20.0, description="A prediction that takes longer is answered with 504")
+    models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
+    event_heartbeat_s: float = Field(
+        default=15.0, description="Period of the comments that keep an idle event stream open"
+    )
     event_poll_s: float = Field(default=0.5, description="How often an event stream looks for new events")
-    idempotency_ttl_s: float = 7 * 24 * 3600.0
+    idempotency_ttl_s: float = Field(
+        default=7 * 24 * 3600.0, description="How long the answer to an Idempotency-Key is stored"
+    )
 
     # Limits of archives: Z3
-    archive_entries: int = 150_000
-    archive_entry_bytes: int = 64 * MIB
-    archive_total_bytes: int = 8 * GIB
-    archive_ratio: float = 200.0
-    bad_image_fraction: float = 0.10
+    archive_entries: int = Field(default=150_000, description="Most entries of an archive")
+    archive_entry_bytes: int = Field(default=64 * MIB, description="Largest entry of an archive")
+    archive_total_bytes: int = Field(default=8 * GIB, description="Largest sum of all entries of an archive")
+    archive_ratio: float = Field(default=200.0, description="Largest compression ratio of an entry")
+    bad_image_fraction: float = Field(
+        default=0.10, description="A data set with a larger share of undecodable images is rejected"
+    )
     ingest_s: float = Field(default=3600.0, description="A data set that takes longer to check is rejected")
     ingest_memory_bytes: int = Field(default=4 * GIB, description="Most private memory of a child that decodes (SEC5)")
 
     # Connections
-    connect_timeout_s: float = 2.0
-    pool_timeout_s: float = 2.0
-    statement_timeout_s: float = 4.0
-    pool_size: int = 20
+    connect_timeout_s: float = Field(
+        default=2.0, description="How long a connection to database, Redis or inference may take to open"
+    )
+    pool_timeout_s: float = Field(default=2.0, description="How long a request waits for a database connection")
+    statement_timeout_s: float = Field(default=4.0, description="How long a database statement may take")
+    pool_size: int = Field(default=20, description="Database connections of a process")
 
     @model_validator(mode="before")
     @classmethod

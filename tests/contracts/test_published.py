@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import reference
+from app.settings import Settings
 from ml import catalog, methods, networks
 from ml.training import spec
 
@@ -49,6 +50,10 @@ def test_the_catalog_is_fresh() -> None:
 def test_the_reference_is_fresh(name: str) -> None:
     """Settings, methods and problems on paper are those of the code."""
     assert (reference.FOLDER / name).read_text() == reference.pages()[name], "run `make reference`"
+
+
+def test_every_setting_has_a_description() -> None:
+    assert not [name for name, field in Settings.model_fields.items() if not field.description]
 
 
 def test_the_shortest_method_is_the_one_that_is_named() -> None:
