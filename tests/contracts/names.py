@@ -77,7 +77,8 @@ def uses_in(path: str, text: str) -> Iterator[Use]:
     identifiers = {".py": python_names, ".js": javascript_names}.get(Path(path).suffix)
     if identifiers is not None:
         for name, number in identifiers(text):
-            if name in listed()["names"]:
+            pattern, _ = listed()["names_in"].get(name, ("", ""))
+            if name in listed()["names"] or (pattern and re.search(pattern, path)):
                 yield Use(name, path, number)
 
 
