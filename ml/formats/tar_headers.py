@@ -1,6 +1,6 @@
-"""The headers of a tar (v7, ustar, GNU, pax), read by ourselves from a file or from a stream as it decompresses.
+"""The headers of a tar (v7, ustar, GNU, pax), parsed here from a file or from a stream as it is decompressed.
 
-Only plain files and folders are admitted (Z2); real bytes are counted, whatever a header or a gzip trailer states.
+Only plain files and folders are accepted (Z2). Real bytes are counted, whatever a header or a gzip trailer states.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
-from app.datasets.entries import CHUNK_BYTES, Entry, Limits, ambiguous, bad, require, require_size, too_large
-from app.datasets.names import Names, unsafe_name
-from app.errors import ArchiveRejected, shown
+from ml.formats.entries import CHUNK_BYTES, Entry, Limits, ambiguous, bad, check_bytes, check_count, too_large
+from ml.formats.entry_names import EntryNames, unsafe_name
+from ml.formats.errors import DatasetFormatError, printable
 
 BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20  # a pax header or GNU long name beyond this is no name
@@ -20,15 +20,20 @@ CHECKSUM = slice(148, 156)
 _octal = re.compile(rb"[ \0]*([0-7]*)[ \0]*").fullmatch
 
 
-class Tape(Protocol):
+class TarStream(Protocol):
     """A tar read from front to back."""
 
-    def read(self, count: int) -> bytes: ...
-    def skip(self, count: int) -> bool: ...
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; fewer at the end."""
+        ...
+
+    def skip(self, count: int) -> bool:
+        """Pass over `count` bytes; False where there are fewer."""
+        ...
 
 
-class Plain:
-    """An uncompressed tar: skipping costs nothing."""
+class PlainTar:
+    """An uncompressed tar: skipping reads nothing."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -46,8 +51,14 @@ class Plain:
         return self._at <= self._end
 
 
-class Inflated:
-    """A tar as it decompresses, within the limits on size and ratio: bytes that came out against bytes put in."""
+class DecompressedTar:
+    """A tar as it is decompressed, within the limits on size and ratio.
+
+    Args:
+        plain: The decompressor.
+        compressed: The file that it reads; its position is the number of compressed bytes so far.
+        limits: `total_bytes`, with the headers of `entries` on top, and `ratio`.
+    """
 
     def __init__(self, plain: BinaryIO, compressed: BinaryIO, limits: Limits) -> None:
         self._plain, self._compressed, self._limits, self._out = plain, compressed, limits, 0
@@ -75,33 +86,45 @@ class Inflated:
 
 def looks_like(start: bytes) -> bool:
     """Whether a first block is a tar header (or the end of an empty tar): its checksum says so."""
-    return len(start) == BLOCK and (not any(start) or _checksum_holds(start))
+    return len(start) == BLOCK and (not any(start) or _is_checksum_right(start))
 
 
 def read(
-    tape: Tape, limits: Limits, keep: Callable[[str], bool] = lambda _: False
+    stream: TarStream, limits: Limits, keep: Callable[[str], bool] = lambda _: False
 ) -> tuple[list[Entry], list[str], dict[str, bytes]]:
-    """Files, folders, and the contents of the files to `keep`; raises ArchiveRejected."""
-    names, entries, folders, kept = Names(), list[Entry](), list[str](), dict[str, bytes]()
-    total = at = seen = 0
+    """List a tar.
+
+    Args:
+        stream: The tar from its first byte.
+        limits: What it may hold.
+        keep: Whether the content of the file of this name is returned: a compressed tar is read once only.
+
+    Returns:
+        The files in their order, the names of the folders, and the contents to keep by name.
+
+    Raises:
+        DatasetFormatError: bad_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type, archive_too_large.
+    """
+    names, entries, folders, contents = EntryNames(), list[Entry](), list[str](), dict[str, bytes]()
+    total = at = headers_read = 0
     next_name: bytes | None = None
     next_size: int | None = None
     while True:
-        block = tape.read(BLOCK)
+        block = stream.read(BLOCK)
         at += BLOCK
         if len(block) < BLOCK:
             raise bad("the tar has no end: it is truncated")
         if not any(block):
-            _require_silence(tape)
-            names.finish()
-            return entries, folders, kept
-        if not _checksum_holds(block):
+            _check_end(stream)
+            names.check_folders()
+            return entries, folders, contents
+        if not _is_checksum_right(block):
             raise bad(f"the header at byte {at - BLOCK} of the tar is damaged")
-        seen += 1
-        require(seen, limits)
+        headers_read += 1
+        check_count(headers_read, limits)
         kind, size = block[156:157], _number(block[124:136])
         if kind in (LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX):
-            body = _extended(tape, size)
+            body = _extended(stream, size)
             at += _padded(size)
             if kind == LONG_NAME:
                 next_name = body.rstrip(b"\0")
@@ -110,45 +133,44 @@ def read(
             continue
         name, size = next_name or _name(block), size if next_size is None else next_size
         next_name = next_size = None
-        path = _admit(names, name, kind)
+        path = _add_name(names, name, kind)
         if path.endswith("/") or not path:
             if size:
-                raise ambiguous(f"the folder {shown(path)!r} has contents of its own", path)
+                raise ambiguous(f"the folder {printable(path)!r} has contents of its own", path)
             folders.append(path)
             continue
         total += size
-        require_size(path, size, total, limits)
+        check_bytes(path, size, total, limits)
         entries.append(Entry(path, at, size, False, size, None))
         if keep(path):
-            if sum(map(len, kept.values())) + size > limits.table_bytes:
+            if sum(map(len, contents.values())) + size > limits.table_bytes:
                 raise too_large(f"the tables have more than {limits.table_bytes} bytes", path)
-            kept[path] = tape.read(size)
-            whole = len(kept[path]) == size and tape.skip(_padded(size) - size)
+            contents[path] = stream.read(size)
+            is_complete = len(contents[path]) == size and stream.skip(_padded(size) - size)
         else:
-            whole = tape.skip(_padded(size))
-        if not whole:
-            raise bad(f"the tar ends inside {shown(path)!r}", path)
+            is_complete = stream.skip(_padded(size))
+        if not is_complete:
+            raise bad(f"the tar ends inside {printable(path)!r}", path)
         at += _padded(size)
 
 
-def _admit(names: Names, raw: bytes, kind: bytes) -> str:
+def _add_name(names: EntryNames, raw: bytes, kind: bytes) -> str:
     if kind == FOLDER and not raw.endswith(b"/"):
         raw += b"/"
-    path = names.admit(raw)
+    path = names.add(raw)
     if kind != FOLDER and kind not in (b"0", b"\0", b"7"):
-        raise ArchiveRejected(
-            f"{shown(path)!r} is a link, a device or a sparse file", code="unsafe_entry_type", entry=path
-        )
+        detail = f"{printable(path)!r} is a link, a device or a sparse file"
+        raise DatasetFormatError("unsafe_entry_type", detail, path)
     if not path and kind != FOLDER:
         raise unsafe_name("", "a file has no name")
     return path
 
 
-def _checksum_holds(block: bytes) -> bool:
-    found = _octal(block[CHECKSUM])
-    if found is None or not found[1]:
+def _is_checksum_right(block: bytes) -> bool:
+    octal = _octal(block[CHECKSUM])
+    if octal is None or not octal[1]:
         return False
-    return int(found[1], 8) == sum(block) - sum(block[CHECKSUM]) + 8 * 32
+    return int(octal[1], 8) == sum(block) - sum(block[CHECKSUM]) + 8 * 32
 
 
 def _number(raw: bytes) -> int:
@@ -157,10 +179,10 @@ def _number(raw: bytes) -> int:
         if raw[0] != 0x80 or value >= 1 << 63:
             raise bad("a size in the tar is out of range")
         return value
-    found = _octal(raw)
-    if found is None:
+    octal = _octal(raw)
+    if octal is None:
         raise bad("a size in the tar is no number")
-    return int(found[1] or b"0", 8)
+    return int(octal[1] or b"0", 8)
 
 
 def _name(block: bytes) -> bytes:
@@ -170,10 +192,10 @@ def _name(block: bytes) -> bytes:
     return name
 
 
-def _extended(tape: Tape, size: int) -> bytes:
+def _extended(stream: TarStream, size: int) -> bytes:
     if size > MAX_EXTENDED_BYTES:
         raise unsafe_name("", f"a name in the tar has {size} bytes")
-    body = tape.read(_padded(size))
+    body = stream.read(_padded(size))
     if len(body) < _padded(size):
         raise bad("the tar ends inside a name")
     return body[:size]
@@ -183,15 +205,15 @@ def _pax(body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bo
     """Name and size from pax records `<length> <key>=<value>\\n`."""
     name, size = so_far
     while body:
-        found = re.match(rb"([0-9]{1,7}) ([^=]+)=", body)
-        length = int(found[1]) if found else 0
-        if found is None or not found.end() < length <= len(body) or body[length - 1 : length] != b"\n":
+        record = re.match(rb"([0-9]{1,7}) ([^=]+)=", body)
+        length = int(record[1]) if record else 0
+        if record is None or not record.end() < length <= len(body) or body[length - 1 : length] != b"\n":
             raise bad("a pax header in the tar is damaged")
-        key, value = found[2], body[found.end() : length - 1]
+        key, value = record[2], body[record.end() : length - 1]
         if everywhere and key in (b"path", b"size"):
             raise ambiguous(f"a global pax header sets {key.decode()} for every file")
         if key.startswith(b"GNU.sparse"):
-            raise ArchiveRejected("the tar has a sparse file", code="unsafe_entry_type", entry=shown(name or ""))
+            raise DatasetFormatError("unsafe_entry_type", "the tar has a sparse file", printable(name or b""))
         if key == b"path":
             name = value
         elif key == b"size":
@@ -206,8 +228,8 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _require_silence(tape: Tape) -> None:
-    """After the end come zeros; a second archive behind it would be seen by some readers only."""
-    while block := tape.read(CHUNK_BYTES):
+def _check_end(stream: TarStream) -> None:
+    """Only zeros may follow the end: a second archive behind it would be read by some programs only."""
+    while block := stream.read(CHUNK_BYTES):
         if any(block):
             raise ambiguous("bytes follow the end of the tar")

@@ -1,0 +1,195 @@
+"""An archive - zip, or tar, tar.gz, tar.zst - whose structure is checked before anything is read from it (Z1-Z5).
+
+It lists every file with the place of its bytes, so that they can be read where they lie; nothing is extracted.
+`zip_directory` and `tar_headers` parse the two formats. Whether files are images is not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib
+import mmap
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+from ml.formats import tar_headers, zip_directory
+from ml.formats.entries import CHUNK_BYTES, DEFAULT_LIMITS, Entry, Limits, StoredFile, bad, restore, too_large
+from ml.formats.errors import DatasetFormatError, printable
+
+GZIP_MAGIC, ZSTD_MAGIC, ZIP_MAGICS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
+CLASS_LIST = "classes.txt"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files of an archive.
+
+    Args:
+        path: The archive on disk.
+        container: How the files lie in it, once decompressed.
+        compression: What is around a tar; empty for none, and for a zip.
+        entries: Its files.
+        folders: Names of its folders, each ending in `/`, as far as it lists them.
+        limits: What it was checked against.
+        tables: Contents of the tables in a compressed tar, which is read once only.
+    """
+
+    path: Path
+    container: Literal["zip", "tar"]
+    compression: Literal["", "gzip", "zstd"]
+    entries: list[Entry]
+    folders: list[str]
+    limits: Limits
+    tables: dict[str, bytes] = field(default_factory=dict)
+
+    def content(self, entry: Entry) -> bytes:
+        """The bytes of a table or a class list.
+
+        Raises:
+            DatasetFormatError: archive_too_large beyond `limits.table_bytes` (C5), bad_archive where it is damaged.
+        """
+        check_table_bytes(entry, self.limits)
+        if self.compression:
+            return self.tables[entry.path]
+        with self.path.open("rb") as file:
+            file.seek(entry.offset)
+            stored = file.read(entry.stored_bytes)
+        try:
+            return restore(stored, entry)
+        except DatasetFormatError as error:
+            if error.code == "archive_too_large":
+                raise
+            raise bad(f"the table {printable(entry.path)!r} is damaged", entry.path) from error
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[Callable[[StoredFile], bytes]]:
+        """A function from a file of the archive to its bytes; for its errors see `entries.restore`.
+
+        A compressed tar is decompressed into a temporary file for as long as the context lasts.
+        """
+        with contextlib.ExitStack() as stack:
+            plain = self.path
+            if self.compression:
+                plain = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plain.tar"
+                decompress(self.path, plain, self.limits)
+            view = stack.enter_context(mapped(plain))
+            yield lambda file: restore(view[file.offset : file.offset + file.stored_bytes], file)
+
+
+def read_archive(path: Path, limits: Limits = DEFAULT_LIMITS) -> Archive:
+    """Check the structure of an archive and list its files.
+
+    Args:
+        path: A zip, or a tar that is plain or compressed by gzip or zstd; recognised by its content, not its name.
+        limits: What it may hold.
+
+    Raises:
+        DatasetFormatError: bad_archive, encrypted_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type,
+            archive_too_large.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+        if not start:
+            raise bad("the archive is empty (0 bytes)")
+        if start.startswith(ZIP_MAGICS):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                entries, folders = zip_directory.read(view, limits)
+            return Archive(path, "zip", "", entries, folders, limits)
+        if compression := _compression(start):
+            with _decompressor(file, compression) as plain:
+                stream = tar_headers.DecompressedTar(plain, file, limits)
+                entries, folders, tables = tar_headers.read(stream, limits, keep=is_description)
+            return Archive(path, "tar", compression, entries, folders, limits, tables)
+        if tar_headers.looks_like(start):
+            entries, folders, _ = tar_headers.read(tar_headers.PlainTar(file), limits)
+            return Archive(path, "tar", "", entries, folders, limits)
+    raise bad("not a zip and not a tar (plain, gzip or zstd)")
+
+
+def decompress(path: Path, target: Path, limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Decompress a compressed tar.
+
+    Args:
+        path: An archive.
+        target: The file to write, which must not exist.
+        limits: How much may come out of it.
+
+    Returns:
+        False, and no file is written, where `path` is a zip or a plain tar.
+
+    Raises:
+        DatasetFormatError: archive_too_large, bad_archive.
+    """
+    with path.open("rb") as file:
+        compression = _compression(file.read(4))
+        if not compression:
+            return False
+        with _decompressor(file, compression) as plain, target.open("xb") as out:
+            stream = tar_headers.DecompressedTar(plain, file, limits)
+            while chunk := stream.read(CHUNK_BYTES):
+                out.write(chunk)
+    target.chmod(0o640)
+    return True
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file mapped read-only."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        yield view
+
+
+def is_table(path: str) -> bool:
+    """Whether a file of this name is read as a table."""
+    return path.lower().endswith((".csv", ".tsv", ".jsonl"))
+
+
+def is_class_list(path: str) -> bool:
+    """Whether a file of this name lists the names of classes."""
+    return path.rpartition("/")[2].lower() == CLASS_LIST
+
+
+def is_description(path: str) -> bool:
+    """Whether a file of this name describes the images: a table or a list of classes."""
+    return is_table(path) or is_class_list(path)
+
+
+def check_table_bytes(entry: Entry, limits: Limits) -> None:
+    """Refuse a table that is too large to be read (C5)."""
+    if entry.image_bytes > limits.table_bytes:
+        detail = f"the table {printable(entry.path)!r} is larger than {limits.table_bytes} bytes"
+        raise too_large(detail, entry.path)
+
+
+def _compression(start: bytes) -> Literal["", "gzip", "zstd"]:
+    if start.startswith(GZIP_MAGIC):
+        return "gzip"
+    return "zstd" if start.startswith(ZSTD_MAGIC) else ""
+
+
+@contextlib.contextmanager
+def _decompressor(file: BinaryIO, compression: Literal["gzip", "zstd"]) -> Iterator[BinaryIO]:
+    """The tar inside, decompressed as it is read. zstd is in the standard library from Python 3.14 on."""
+    file.seek(0)
+    damage: tuple[type[Exception], ...] = (EOFError, zlib.error)
+    if compression == "gzip":
+        reader: BinaryIO = cast("BinaryIO", gzip.GzipFile(fileobj=file))
+    else:
+        zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+        damage = (*damage, zstd.ZstdError)
+        reader = zstd.ZstdFile(file)
+    try:
+        with reader as plain:
+            yield plain
+    except damage as error:
+        raise bad(f"the compressed tar is damaged: {printable(error)}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's fault, not the archive's
+        raise bad(f"the compressed tar is damaged: {printable(error)}") from error

@@ -1,0 +1,74 @@
+"""`classes.txt`, the names of classes that a table gives by number: line 1 names class 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ml.formats.archive import is_class_list
+from ml.formats.container import Container
+from ml.formats.entries import Entry
+from ml.formats.errors import printable
+from ml.formats.records import LabeledEntry, reject
+from ml.formats.tables import check_label
+
+MAX_CLASSES = 100_000
+
+
+def read_class_list(container: Container, files: dict[str, Entry], table: str) -> tuple[str, list[str]] | None:
+    """The list of classes for a table: beside it, or in the nearest folder above.
+
+    Args:
+        container: The data set.
+        files: Its files that are no images, by path.
+        table: Path of the table.
+
+    Returns:
+        Path of the list and the names by number; None where there is no list.
+
+    Raises:
+        DatasetFormatError: bad_class_list for one that is not UTF-8, or has an empty or repeated line.
+    """
+    lists = {path.rpartition("/")[0]: path for path in files if is_class_list(path)}
+    folder = table.rpartition("/")[0]
+    while folder and folder not in lists:
+        folder = folder.rpartition("/")[0]
+    if folder not in lists:
+        return None
+    path = lists[folder]
+    try:
+        text = container.content(files[path]).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        reject("bad_class_list", f"{printable(path)} is not UTF-8", path)
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if len(names) > MAX_CLASSES:
+        reject("bad_class_list", f"{printable(path)} has more than {MAX_CLASSES} lines", path)
+    for number, name in enumerate(names, 1):
+        fault = check_label(name) if name else "the line is empty"
+        if fault is not None:
+            reject("bad_class_list", f"{printable(path)}, line {number}: {fault}", f"{printable(path)}, line {number}")
+    if len(set(names)) < len(names):
+        reject("bad_class_list", f"{printable(path)} names a class twice", path)
+    return path, names
+
+
+def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: str) -> list[LabeledEntry] | None:
+    """The entries with names instead of numbers; None where the labels are no numbers and the list does not apply.
+
+    Args:
+        entries: Images with the labels of their table.
+        names: Class names by number.
+        path: Of the list, for messages.
+
+    Raises:
+        DatasetFormatError: unknown_class for a number that the list does not name.
+    """
+    labels = {label for each in entries for label in (each.given, each.clean) if label is not None}
+    if not labels or not all(label.isdecimal() and label.isascii() for label in labels):
+        return None
+    for label in sorted(labels):
+        if len(label) > len(str(MAX_CLASSES)) or int(label) >= len(names):
+            known = f"{printable(path)} names the classes 0 to {len(names) - 1}"
+            reject("unknown_class", f"the label {printable(label, 60)} is no class: {known}", path)
+    by_label: dict[str | None, str | None] = {label: names[int(label)] for label in labels}
+    by_label[None] = None
+    return [each._replace(given=by_label[each.given], clean=by_label[each.clean]) for each in entries]

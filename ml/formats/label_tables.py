@@ -1,0 +1,332 @@
+"""Which of a container's tables labels the images, and which of its columns means what (Z8, C1, C2, C6).
+
+A table is chosen by name first (train.csv with test.csv, then labels, metadata, images), else the only one that fits.
+Where two readings are possible the data set is refused, with the columns it has and the option that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ml.formats.archive import is_table
+from ml.formats.container import Container
+from ml.formats.entries import Entry
+from ml.formats.errors import DatasetFormatError, name_list, printable
+from ml.formats.records import SPLITS, LabeledEntry, ReportLine, reject
+from ml.formats.tables import Table, check_label, parse
+
+PATH_COLUMNS = ("file", "file_name", "filename", "path", "image_path", "image")
+LABEL_COLUMNS = ("label", "class", "category", "target", "given")
+SPLIT_COLUMN = "split"
+TABLE_NAMES = ("labels", "metadata", "images")
+UNLABELED_FRACTION = 0.10  # of a table's rows; with more, the table is not what it seems
+SAMPLE_ROWS = 20  # looked at to tell a column of paths from one of something else
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that the user named; None leaves the choice to the rules.
+
+    Args:
+        path: The column with the paths of the images.
+        label: The column to learn from.
+        clean: The column of true labels, which are used for measurement alone.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    clean: str | None = None
+
+
+class LabelTable(NamedTuple):
+    """A table with the positions of its columns.
+
+    Args:
+        table: The table.
+        split: Of all its images, by the name of the table; None where a column or the folders tell.
+        path: Position of the column of paths.
+        label: Position of the column of given labels, if there is one.
+        clean: Position of the column of clean labels, if there is one.
+        split_column: Position of the column `split`, if there is one and `split` is None.
+    """
+
+    table: Table
+    split: str | None
+    path: int
+    label: int | None
+    clean: int | None
+    split_column: int | None
+
+    def read(self, images: Mapping[str, Entry], report: list[ReportLine]) -> list[LabeledEntry]:
+        """The images that the table labels, in its order.
+
+        Args:
+            images: Files by path.
+            report: Gets a line for each row without an image or without a label.
+
+        Raises:
+            DatasetFormatError: empty_path, unsafe_path, bad_label, bad_split; empty_label where more than
+                `UNLABELED_FRACTION` of the rows have none.
+        """
+        find_image = self._image_finder(images)
+        checked: set[str | None] = {None}  # labels that passed
+        unlabeled: list[int] = []
+        entries = []
+        for line, fields in self.table.rows:
+            entry = find_image(line, fields[self.path])
+            if entry is None:
+                detail = f"{printable(self.table.path)}, line {line}: no such image in the archive"
+                report.append(ReportLine(printable(fields[self.path]), "unknown_file", detail, "warning"))
+                continue
+            given = None if self.label is None else fields[self.label]
+            clean = None if self.clean is None else fields[self.clean]
+            given = given if given and not given.isspace() else None
+            clean = clean if clean and not clean.isspace() else None
+            for label in (given, clean):
+                if label not in checked:
+                    self._check_label(line, label or "")
+                    checked.add(label)
+            split = self.split or self._split(line, fields, entry.path)
+            # A row to learn from needs a given label; one to test on may have the clean label alone.
+            if given is None and (clean is None or (self.label is not None and split == "train")):
+                unlabeled.append(line)
+                detail = f"{printable(self.table.path)}, line {line}: no label"
+                report.append(ReportLine(entry.path, "unlabeled_row", detail, "excluded"))
+                continue
+            entries.append(LabeledEntry(entry, split, given, clean))
+        if self.label is not None and len(unlabeled) > UNLABELED_FRACTION * len(self.table.rows):
+            column = printable(self.table.columns[self.label], 60)
+            detail = (
+                f"{len(unlabeled)} of {len(self.table.rows)} rows have no label in the column {column!r};"
+                f" at most {UNLABELED_FRACTION:.0%} may"
+            )
+            self.table.reject_line(unlabeled[0], "empty_label", detail)
+        return entries
+
+    def _image_finder(self, images: Mapping[str, Entry]) -> Callable[[int, str], Entry | None]:
+        """A function from a line and its path to the image: as it stands, then from each folder it may start in."""
+        first, *others = _base_folders(self.table.path)
+
+        def find(line: int, path: str) -> Entry | None:
+            if (entry := images.get(first + path)) is not None:
+                return entry  # a name that exists needs no other check
+            path = _check_path(self.table, line, path)
+            return next((images[base + path] for base in (first, *others) if base + path in images), None)
+
+        return find
+
+    def _split(self, line: int, fields: Sequence[str], path: str) -> str:
+        """The split of a row, by its column or else by the folders of its image."""
+        if self.split_column is None:
+            return next((SPLITS[part] for part in path.lower().split("/")[:-1] if part in SPLITS), "train")
+        value = fields[self.split_column]
+        if (split := SPLITS.get(value.strip().lower())) is None:
+            self.table.reject_line(line, "bad_split", f"split is {printable(value)!r}, not train, test or val")
+        return split
+
+    def _check_label(self, line: int, label: str) -> None:
+        if (fault := check_label(label)) is not None:
+            self.table.reject_line(line, "bad_label", fault)
+
+
+def choose_tables(
+    container: Container,
+    images: Mapping[str, Entry],
+    files: Mapping[str, Entry],
+    columns: ColumnNames,
+    report: list[ReportLine],
+) -> list[LabelTable]:
+    """The tables that label the images; none where the folders do.
+
+    Args:
+        container: The data set.
+        images: Its images by path.
+        files: Its other files by path.
+        columns: The columns that the user named.
+        report: Gets a line for each table that is not used.
+
+    Raises:
+        DatasetFormatError: ambiguous_layout, ambiguous_label_column, unknown_column, bad_columns, no_images, and what
+            `tables.parse` raises.
+    """
+    candidates = [entry for path, entry in files.items() if is_table(path)]
+    depth = min((entry.path.count("/") for entry in candidates), default=0)
+
+    # By name: a pair of splits, else the first of the usual names.
+    of_splits = [e for e in candidates if _table_split(e.path) and e.path.count("/") <= depth + 1]
+    named = [e for e in candidates if _stem(e.path) in TABLE_NAMES and e.path.count("/") == depth]
+    chosen: list[Entry] = []
+    if any(_table_split(entry.path) == "train" for entry in of_splits):
+        chosen = of_splits
+    elif named:
+        chosen = sorted(named, key=lambda e: TABLE_NAMES.index(_stem(e.path)))[:1]
+    parsed = {entry.path: parse(entry.path, container.content(entry)) for entry in chosen}
+
+    # By content: the only table with a column of paths and one of labels.
+    if not chosen:
+        parsed = _parse_usable(container, [e for e in candidates if e.path.count("/") == depth], images, columns)
+        chosen = [files[path] for path in parsed]
+    if len(chosen) > 1 and not all(_table_split(entry.path) for entry in chosen):
+        names = name_list(entry.path for entry in chosen)
+        reject("ambiguous_layout", f"{names} could each hold the labels; name the right one labels.csv")
+    if chosen and not images:
+        reject("no_images", "the archive holds a table but no images")
+    report.extend(
+        ReportLine(entry.path, "other_table", "not the table of labels; not used", "ignored")
+        for entry in candidates
+        if entry.path not in parsed
+    )
+
+    # Train tables first: only those must have the columns that the user named.
+    splits = [(parsed[e.path], _table_split(e.path)) for e in chosen]
+    splits.sort(key=lambda pair: (pair[1] != "train", pair[0].path))
+    return [
+        _find_columns(table, split, images, columns, is_first=position == 0)
+        for position, (table, split) in enumerate(splits)
+    ]
+
+
+def _parse_usable(
+    container: Container, candidates: Sequence[Entry], images: Mapping[str, Entry], columns: ColumnNames
+) -> dict[str, Table]:
+    """Tables of other names that have a column of paths and a column to learn from."""
+    usable: dict[str, Table] = {}
+    unclear: dict[str, Table] = {}
+    errors: list[DatasetFormatError] = []
+    for entry in candidates:
+        try:
+            table = parse(entry.path, container.content(entry))
+        except DatasetFormatError as error:
+            errors.append(error)  # perhaps a table of something else: it counts only where labels are missing
+            continue
+        path = _path_column(table, images, columns)
+        if path is not None:
+            has_label = _label_column(table, path, columns) is not None
+            (usable if has_label else unclear)[entry.path] = table
+        elif len(candidates) == 1:
+            unclear[entry.path] = table
+    if not usable and (columns.label or columns.path or len({path.rpartition("/")[0] for path in images}) < 2):
+        if len(unclear) == 1:
+            return unclear  # refused by `_find_columns`, which names the columns
+        if errors and not unclear:
+            raise errors[0]
+    return usable
+
+
+def _find_columns(
+    table: Table, split: str | None, images: Mapping[str, Entry], columns: ColumnNames, *, is_first: bool
+) -> LabelTable:
+    """The columns of a table. Only the first table must have labels: a test set may have the clean ones alone."""
+    names = name_list(table.columns)
+    where = printable(table.path)
+
+    # The column of paths.
+    path = _path_column(table, images, columns)
+    if path is None:
+        if columns.path is not None:
+            detail = f"{where} has no column {printable(columns.path)!r}; it has {names}"
+            table.reject_columns("unknown_column", detail)
+        wanted = f"{', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}"
+        detail = f"{where} has no column {wanted}; it has {names}; name the one with the paths by path_column"
+        table.reject_columns("bad_columns", detail)
+
+    # The column of clean labels, then that of given labels.
+    clean = _position(table, columns.clean)
+    if columns.clean is not None and clean is None and is_first:
+        table.reject_columns("unknown_column", f"{where} has no column {printable(columns.clean)!r}; it has {names}")
+    label = _label_column(table, path, columns)
+    if label is None and not is_first and clean is None:
+        label = _label_column(table, path, ColumnNames(columns.path, None, columns.clean))
+    if label is None and (is_first or clean is None):
+        if columns.label is not None:
+            hint = "" if is_first else "; name the column of true labels by clean_column"
+            detail = f"{where} has no column {printable(columns.label)!r}; it has {names}{hint}"
+            table.reject_columns("unknown_column", detail)
+        detail = f"{where} has the columns {names}; name the one to learn from by label_column"
+        table.reject_columns("ambiguous_label_column", detail)
+    return LabelTable(table, split, path, label, clean, None if split else _position(table, SPLIT_COLUMN))
+
+
+def _path_column(table: Table, images: Mapping[str, Entry], columns: ColumnNames) -> int | None:
+    """The column of paths: the one named, else of those with a usual name the first whose values name images."""
+    if columns.path is not None:
+        return _position(table, columns.path)
+    usual = [at for name in PATH_COLUMNS if (at := _position(table, name)) is not None]
+    if len(usual) < 2:
+        return usual[0] if usual else None
+    bases = _base_folders(table.path)
+    sample = [fields for _, fields in table.rows[:SAMPLE_ROWS]]
+
+    def names_an_image(at: int) -> bool:
+        paths = (fields[at].removeprefix("./") for fields in sample)
+        return any(base + path in images for path in paths for base in bases)
+
+    return next(filter(names_an_image, usual), usual[0])
+
+
+def _label_column(table: Table, path: int, columns: ColumnNames) -> int | None:
+    """The column of given labels: the one named, else `label`, else the only one with a usual name, else the only one
+    left."""
+    if columns.label is not None:
+        return _position(table, columns.label)
+    known = {path, _position(table, columns.clean), _position(table, SPLIT_COLUMN)}
+    usual = [at for name in LABEL_COLUMNS if (at := _position(table, name)) is not None and at not in known]
+    if usual:
+        is_label = table.columns[usual[0]].casefold() == LABEL_COLUMNS[0]
+        return usual[0] if is_label or len(usual) == 1 else None
+    others = [at for at, name in enumerate(table.columns) if at not in known and name.casefold() not in PATH_COLUMNS]
+    if not others:  # a table of clean labels alone is learned from as well
+        return _position(table, LABEL_COLUMNS[0])
+    return others[0] if len(others) == 1 else None
+
+
+def _position(table: Table, name: str | None) -> int | None:
+    """Where a column is: exactly so written, else the only one that differs in case alone."""
+    if name is None:
+        return None
+    if name in table.columns:
+        return table.columns.index(name)
+    folded = name.strip().casefold()
+    alike = [at for at, column in enumerate(table.columns) if column.casefold() == folded]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _base_folders(table: str) -> list[str]:
+    """Where the paths of a table may start, each ending in `/`: its folder, images/ and its split below that, then
+    each folder above, up to the root."""
+    home = table.rpartition("/")[0]
+    above = [home]
+    while above[-1]:
+        above.append(above[-1].rpartition("/")[0])
+    bases = [f"{folder}/" if folder else "" for folder in above]
+    return list(dict.fromkeys((bases[0], f"{bases[0]}images/", f"{bases[0]}{_stem(table)}/", *bases)))
+
+
+def _table_split(path: str) -> str | None:
+    """The split of train.csv or test.csv - or of train/metadata.csv, as Hugging Face's imagefolder has it."""
+    folder, _, _ = path.rpartition("/")
+    if _stem(path) == "metadata" and (parent := folder.rpartition("/")[2].lower()) in SPLITS:
+        return SPLITS[parent]
+    return SPLITS.get(_stem(path))
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0].lower()
+
+
+def _check_path(table: Table, line: int, path: str) -> str:
+    """A path inside the container (C6). It only ever looks up a name, but a URL or `..` is a mistake worth naming."""
+    path = path.removeprefix("./")
+    if not path:
+        table.reject_line(line, "empty_path", "the path is empty")
+    if (
+        path[0] == "/"
+        or "\\" in path
+        or path[1:2] == ":"
+        or "://" in path
+        or (".." in path and ".." in path.split("/"))
+    ):
+        table.reject_line(line, "unsafe_path", f"{printable(path)!r} is not a path inside the archive")
+    return path

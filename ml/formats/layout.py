@@ -1,0 +1,189 @@
+"""Which files of a container are images, and their splits and labels (Z6-Z9, C1-C6).
+
+There are two layouts: class folders, and images with a table. Names and tables alone decide; no image is opened.
+What can be understood in two ways is refused with a sentence that says how to resolve it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ml.formats.archive import is_table
+from ml.formats.class_folders import label_by_folder
+from ml.formats.class_list import name_classes, read_class_list
+from ml.formats.container import Container
+from ml.formats.entries import Entry
+from ml.formats.errors import name_list, printable
+from ml.formats.label_tables import ColumnNames, choose_tables
+from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
+from ml.formats.tables import Table
+
+IMAGE_SUFFIXES = frozenset((
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif",
+    "tif", "tiff", "svg", "psd", "heic", "avif", "jp2", "ico",  # meant as images: reported as unreadable, not ignored
+))  # fmt: skip
+JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of a container with their labels.
+
+    Args:
+        classes: Names by class id, sorted: all given and clean labels that occur.
+        images: In no particular order.
+        report: What was left out, ignored or looks wrong.
+        facts: How the labels were read: `layout` (table or folders), `path_column`, `label_column`, `clean_column` and
+            `class_list`, each None where there is none.
+    """
+
+    classes: tuple[str, ...]
+    images: list[ImageRecord]
+    report: list[ReportLine]
+    facts: dict[str, str | None]
+
+
+NO_COLUMNS = ColumnNames()
+
+
+def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> Layout:
+    """Find the images of a container, and the split and the labels of each.
+
+    Args:
+        container: An archive or a folder.
+        columns: The columns of its table that the user named.
+
+    Raises:
+        DatasetFormatError: no_images, ambiguous_layout, too_few_classes, conflicting_labels, unknown_class,
+            bad_class_list, and what `label_tables.choose_tables` and `LabelTable.read` raise.
+    """
+    report: list[ReportLine] = []
+    images, files = _sort_files(container.entries, report)
+    tables = choose_tables(container, images, files, columns, report)
+    class_list: str | None = None
+    if tables:
+        labeled = [entry for table in tables for entry in table.read(images, report)]
+        labeled = _merge(labeled, tables[0].table, report)
+        labeled, class_list = _apply_class_list(container, files, tables[0].table.path, labeled)
+        if columns.label is None:
+            _check_folders_agree(labeled)
+        _report_unlabeled(images, labeled, report)
+    else:
+        if named := next(filter(None, (columns.label, columns.clean, columns.path)), None):
+            reject("unknown_column", f"there is no table with a path column, so no column {printable(named)!r}")
+        if not images:
+            reject("no_images", "the archive holds no images")
+        labeled = label_by_folder(images, container.folders, report)
+    report.extend(
+        ReportLine(path, "ignored_file", "neither an image nor a table; not used", "ignored")
+        for path in files
+        if not is_table(path) and path != class_list
+    )
+    first = tables[0] if tables else None
+    facts = {
+        "layout": "table" if first else "folders",
+        "path_column": first.table.columns[first.path] if first else None,
+        "label_column": first.table.columns[first.label] if first and first.label is not None else None,
+        "clean_column": first.table.columns[first.clean] if first and first.clean is not None else columns.clean,
+        "class_list": class_list,
+    }
+    return _number_classes(labeled, report, facts)
+
+
+def _sort_files(entries: Sequence[Entry], report: list[ReportLine]) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Images and other files by path; what an operating system left is reported and dropped (Z7)."""
+    images: dict[str, Entry] = {}
+    files: dict[str, Entry] = {}
+    junk: dict[str, bool] = {}  # by folder: there are few
+    for entry in entries:
+        path = entry[0]
+        folder, _, leaf = path.rpartition("/")
+        if folder not in junk:
+            junk[folder] = folder.startswith(".") or "/." in folder or not JUNK.isdisjoint(folder.lower().split("/"))
+        if junk[folder] or leaf[0] == "." or leaf.lower() in JUNK:
+            report.append(ReportLine(path, "junk_file", "left behind by an operating system", "ignored"))
+        elif leaf.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+            images[path] = entry
+        else:
+            files[path] = entry
+    return images, files
+
+
+def _merge(labeled: Sequence[LabeledEntry], table: Table, report: list[ReportLine]) -> list[LabeledEntry]:
+    """Each image once: repeats are reported, contradictions refused (C2)."""
+    by_path: dict[str, LabeledEntry] = {}
+    for each in labeled:
+        path = each.entry.path
+        if (other := by_path.get(path)) is None:
+            by_path[path] = each
+        elif other == each:
+            report.append(ReportLine(path, "repeated_row", "the table names the image more than once", "warning"))
+        elif (other.given, other.clean) == (each.given, each.clean):
+            reject("ambiguous_layout", f"{printable(path)!r} is in {other.split} and in {each.split}", path)
+        else:
+            labels = f"{printable(other.given, 60)!r} and {printable(each.given, 60)!r}"
+            reject("conflicting_labels", f"{printable(path)!r} has two rows, with the labels {labels}", path)
+    if not by_path:
+        reject("no_images", f"no row of {printable(table.path)} names an image of the archive", table.path)
+    return list(by_path.values())
+
+
+def _apply_class_list(
+    container: Container, files: dict[str, Entry], table: str, labeled: list[LabeledEntry]
+) -> tuple[list[LabeledEntry], str | None]:
+    """The images with the names of their classes, and the path of the list if one was used."""
+    class_list = read_class_list(container, files, table)
+    if class_list is None:
+        return labeled, None
+    path, names = class_list
+    named = name_classes(labeled, names, path)
+    return (labeled, None) if named is None else (named, path)
+
+
+def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
+    """Class folders and a table together must label alike, unless the user named the column (Z8)."""
+    labels = {each.given for each in labeled} | {each.clean for each in labeled}
+    folders = [(each, [part for part in each.entry.path.split("/")[:-1] if part in labels]) for each in labeled]
+    if len({names[-1] for _, names in folders if names}) < 2:
+        return  # images/, train/ ...: these folders are no classes
+    for each, names in folders:
+        if each.given not in names and each.clean not in names:
+            path, label = each.entry.path, printable(each.given, 60)
+            detail = (
+                f"{printable(path)!r} is labelled {label!r}, its folder differs; name label_column to use the table"
+            )
+            reject("ambiguous_layout", detail, path)
+
+
+def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> None:
+    known = {each.entry.path for each in labeled} | {line.path for line in report if line.code == "unlabeled_row"}
+    report.extend(
+        ReportLine(path, "unlabelled_image", "no row of the table names it", "ignored")
+        for path in images
+        if path not in known
+    )
+
+
+def _number_classes(labeled: list[LabeledEntry], report: list[ReportLine], facts: dict[str, str | None]) -> Layout:
+    """Class ids from sorted names; and `val` becomes the test split where there is no other, else part of train."""
+    if not any(each.split == "train" for each in labeled):
+        reject("no_images", "there are no training images: name a folder or table train")
+    val: Split = "train" if any(each.split == "test" for each in labeled) else "test"
+    splits: dict[str, Split] = {"train": "train", "test": "test", "val": val}
+    labels = {each.given for each in labeled} | {each.clean for each in labeled}
+    classes = tuple(sorted(label for label in labels if label is not None))
+    ids: dict[str | None, int | None] = {name: index for index, name in enumerate(classes)}
+    ids[None] = None
+    images = []
+    for (path, offset, stored_bytes, deflated, image_bytes, crc), split, given, clean in labeled:
+        if given is None and splits[split] == "train":
+            report.append(ReportLine(path, "unlabeled_row", "the image has no label to learn from", "excluded"))
+            continue
+        place = (offset, stored_bytes, deflated, image_bytes, crc)
+        images.append(ImageRecord(path, splits[split], ids[given], ids[clean], *place))
+    trained = {image.given for image in images if image.split == "train"}
+    if len(trained) < 2:
+        only = name_list(classes[given] for given in trained if given is not None)
+        reject("too_few_classes", f"all training images belong to the class {only!r}; two classes are needed")
+    return Layout(classes, images, report, facts)

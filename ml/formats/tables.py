@@ -1,0 +1,200 @@
+"""A table of labels - CSV, TSV or JSON lines - as exact text (C1, C3-C5).
+
+The encoding (UTF-8, UTF-16) and the separator (comma, semicolon, tab) are recognised. Labels stay what was written:
+`NA`, `null`, `01` and an emoji are class names. Which column means what is decided by `label_tables`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ml.formats.errors import DatasetFormatError, printable
+
+LINE_BYTES = 64 << 10
+LABEL_CHARS = 200
+SEPARATORS = ",;\t"
+SAMPLE_COLUMNS = 50  # of a table that is refused: how much of it the refusal repeats
+SAMPLE_CHARS = 100
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Args:
+        path: Its name in the container.
+        columns: Names of its columns, each once.
+        rows: Line number, as an editor counts, and the values in the order of the columns.
+    """
+
+    path: str
+    columns: tuple[str, ...]
+    rows: list[tuple[int, Sequence[str]]]
+
+    def sample_row(self) -> Mapping[str, str]:
+        """The first row by column, each value cut to `SAMPLE_CHARS` characters."""
+        values = self.rows[0][1] if self.rows else ()
+        return {
+            printable(name, SAMPLE_CHARS): printable(value, SAMPLE_CHARS)
+            for name, value in zip(self.columns[:SAMPLE_COLUMNS], values, strict=False)
+        }
+
+    def reject_columns(self, code: str, detail: str) -> NoReturn:
+        """Refuse the table, naming its columns and its first row so that the user can choose a column.
+
+        Raises:
+            DatasetFormatError: Always.
+        """
+        columns = [printable(name, SAMPLE_CHARS) for name in self.columns[:SAMPLE_COLUMNS]]
+        raise DatasetFormatError(code, detail, self.path, columns=columns, sample_row=self.sample_row())
+
+    def reject_line(self, line: int, code: str, detail: str) -> NoReturn:
+        """Refuse the table because of one line.
+
+        Raises:
+            DatasetFormatError: Always.
+        """
+        raise _error(self.path, code, detail, line)
+
+
+def parse(path: str, data: bytes) -> Table:
+    """Read a table.
+
+    Args:
+        path: Its name: what ends in `.jsonl` is JSON lines, anything else has a header line and separated values.
+        data: Its bytes, in UTF-8 or UTF-16, with or without a byte order mark.
+
+    Raises:
+        DatasetFormatError: bad_encoding, bad_table, bad_columns, ragged_row, table_too_large; it names the line.
+    """
+    text = _decode(path, data)
+    if "\0" in text:
+        raise _error(path, "bad_table", "the table has a NUL character", text.count("\n", 0, text.index("\0")) + 1)
+    if len(data) > LINE_BYTES:
+        for number, line in enumerate(text.split("\n"), 1):
+            if len(line) > LINE_BYTES or (not line.isascii() and len(line.encode()) > LINE_BYTES):
+                raise _error(path, "table_too_large", f"a line has more than {LINE_BYTES} bytes", number)
+    table = _parse_json_lines(path, text) if path.lower().endswith(".jsonl") else _parse_csv(path, text)
+    if not table.rows:
+        raise _error(path, "bad_table", "the table has no rows")
+    return table
+
+
+def check_label(text: str) -> str | None:
+    """Why a text cannot be the name of a class, or None where it can."""
+    if len(text) > LABEL_CHARS:
+        return f"the label {printable(text, 60)!r} is longer than {LABEL_CHARS} characters"
+    if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        return f"the label {printable(text)!r} has a control character"
+    return None
+
+
+def _decode(path: str, data: bytes) -> str:
+    """Text in UTF-8 or UTF-16. Without a mark, a zero as first or second byte is half of a character of UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif len(data) > 1 and 0 in data[:2] and data[:2] != b"\0\0":
+        encoding = "utf-16-le" if data[1] == 0 else "utf-16-be"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _error(path, "bad_encoding", "the table is neither UTF-8 nor UTF-16", line) from None
+
+
+def _parse_csv(path: str, text: str) -> Table:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+    rows: list[tuple[int, Sequence[str]]] = []
+    columns: tuple[str, ...] | None = None
+    try:
+        for row in reader:
+            if columns is None:
+                columns = _check_columns(path, [name.strip() for name in row])
+            elif row:
+                if len(row) != len(columns):
+                    detail = f"{len(row)} fields under {len(columns)} columns"
+                    raise _error(path, "ragged_row", detail, reader.line_num)
+                rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise _error(path, "bad_table", f"the table cannot be read: {error}", reader.line_num) from None
+    if columns is None:
+        raise _error(path, "bad_table", "the table is empty")
+    return Table(path, columns, rows)
+
+
+def _separator(text: str) -> str:
+    """The separator that makes most columns of the header line; a comma where none does."""
+    header = text[:LINE_BYTES].lstrip("\r\n").partition("\n")[0]
+
+    def columns(separator: str) -> int:
+        try:
+            return len(next(csv.reader([header], delimiter=separator), ()))
+        except csv.Error:
+            return 0
+
+    return max(SEPARATORS, key=columns)
+
+
+def _check_columns(path: str, names: Sequence[str]) -> tuple[str, ...]:
+    if "" in names:
+        raise _error(path, "bad_columns", f"column {list(names).index('') + 1} has no name", 1)
+    if len(set(names)) < len(names):
+        double = next(name for position, name in enumerate(names) if name in names[:position])
+        raise _error(path, "bad_columns", f"column {printable(double)!r} appears twice", 1)
+    return tuple(names)
+
+
+def _parse_json_lines(path: str, text: str) -> Table:
+    """One flat object a line; its first line names the columns."""
+    rows: list[tuple[int, Sequence[str]]] = []
+    columns: tuple[str, ...] | None = None
+    for line, fields in _objects(path, text):
+        if columns is None:
+            columns = _check_columns(path, list(fields))
+        if fields.keys() != set(columns):
+            raise _error(path, "ragged_row", "the keys differ from those of the first line", line)
+        rows.append((line, [fields[name] for name in columns]))
+    if columns is None:
+        raise _error(path, "bad_table", "the table is empty")
+    return Table(path, columns, rows)
+
+
+def _objects(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and object of each line that is not blank."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key appears twice")
+        return dict(pairs)
+
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
+            raise _error(path, "bad_table", f"the line is not JSON: {printable(error)}", number) from None
+        if not isinstance(value, dict):
+            raise _error(path, "bad_table", "the line is not a JSON object", number)
+        yield number, {key: _as_text(each) for key, each in value.items()}
+
+
+def _as_text(value: object) -> str:
+    """Text as it is, null as an empty value, integers as written, anything else as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _error(path: str, code: str, detail: str, line: int | None = None) -> DatasetFormatError:
+    location = f"{printable(path)}, line {line}" if line else printable(path)
+    return DatasetFormatError(code, f"{location}: {detail}", location)
