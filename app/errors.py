@@ -26,16 +26,9 @@ only the request.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-DETAIL_CHARS = 200  # of a client's own text in a message
-
-
-def shown(text: object, limit: int = DETAIL_CHARS) -> str:
-    """A client's text as a message may repeat it: control characters escaped, surrogates replaced, cut."""
-    plain = str(text).encode("utf-8", "backslashreplace").decode()
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain[: limit + 1])
-    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+from ml.formats.errors import DatasetFormatError, printable
 
 
 class Fault(NamedTuple):
@@ -77,6 +70,7 @@ class Problem(Exception):
         self.http_status = status or self.status
         self.errors = errors or []
         self.headers = dict(headers or {})
+        self.members: dict[str, Any] = {}  # extension members of this problem
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
 
@@ -194,13 +188,23 @@ class InvalidRequest(Problem):
 
 
 class ArchiveRejected(Problem):
-    """`code` says why (unsafe_entry_name, ambiguous_archive ...); `entry` names where."""
+    """A data set that cannot be used. `code` says why: unsafe_entry_name, ambiguous_archive and so on."""
 
     status, title = 422, "The archive was rejected"
 
-    def __init__(self, detail: str, *, code: str, entry: str | None = None, status: int | None = None) -> None:
-        errors = [Fault(shown(entry), code, detail)] if entry is not None else []
-        super().__init__(detail, code=code, status=status, errors=errors)
+    @classmethod
+    def from_format_error(cls, error: DatasetFormatError) -> Self:
+        """The problem for an error of `ml.formats`.
+
+        Where naming a column is the way out, the members `columns` and `sample_row` hold the columns of the table and
+        its first row, so that a client can offer a choice.
+        """
+        errors = [Fault(printable(error.location), error.code, error.detail)] if error.location is not None else []
+        status = 413 if error.code in ("archive_too_large", "table_too_large") else None
+        problem = cls(error.detail, code=error.code, status=status, errors=errors)
+        if error.columns:
+            problem.members = {"columns": list(error.columns), "sample_row": error.sample_row}
+        return problem
 
 
 class UndecodableInput(Problem):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app import storage
 from app.datasets import contents, label_issues, schemas, service, upload_service
-from app.datasets.schemas import Contained, DatasetOut, ImageOut, LabelVersion, Level, ReportLine, Split, Status
+from app.datasets.schemas import Contained, DatasetOut, ImageOut, LabelVersion, ReportLine, Status
 from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
@@ -35,10 +35,17 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
+from ml.formats import dataset_index
+from ml.formats.records import Level, Split
 
 router = Router(tags=["datasets"])
 ImageIndex = Annotated[int, Path(ge=0, le=2**53)]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+COLUMNS = {
+    "path_column": "Column with the paths of the images; empty: file, file_name, filename, path, image_path or image",
+    "label_column": "Column to learn from; empty: label, class, category, target or given, or the only other column",
+    "clean_column": "Column of true labels, used for measurement alone",
+}
 UPLOAD_BODY = {
     "required": True,
     "content": {
@@ -50,8 +57,10 @@ UPLOAD_BODY = {
                 "properties": {
                     "file": {"type": "string", "format": "binary", "description": "zip, tar, tar.gz or tar.zst"},
                     "name": {"type": "string", "maxLength": 200},
-                    "label_column": {"type": "string", "maxLength": 200, "description": "The column to learn from"},
-                    "clean_column": {"type": "string", "maxLength": 200, "description": "Truth, for measurement alone"},
+                    **{
+                        field: {"type": "string", "maxLength": 200, "description": description}
+                        for field, description in COLUMNS.items()
+                    },
                 },
             }
         },
@@ -76,15 +85,28 @@ async def create(
     background: BackgroundTasks,
     idempotency: Idempotency,
     name: Annotated[str | None, Query(max_length=200, description="Shown in lists")] = None,
-    label_column: Annotated[str | None, Query(max_length=200, description="The column to learn from")] = None,
-    clean_column: Annotated[str | None, Query(max_length=200, description="Truth, for measurement alone")] = None,
+    path_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["path_column"])] = None,
+    label_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["label_column"])] = None,
+    clean_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["clean_column"])] = None,
 ) -> Response:
     """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body.
 
     Its structure is checked at once; its images are read afterwards (`status: ingesting`).
+
+    The archive holds class folders (`cat/1.jpg`, optionally below `train/`, `val/` and `test/`) or images with a table:
+    `train.csv` with `test.csv`, `labels.csv`, `metadata.csv`, `images.csv`, or the only table that fits; also `.tsv`
+    and `.jsonl`. A table is UTF-8 or UTF-16, separated by commas, semicolons or tabs; case in the names of columns does
+    not matter. Paths start at the folder of the table or at one above it. A row without a label is left out and
+    reported; more than 10 % of such rows are refused. Where labels are numbers and a file `classes.txt` lies beside the
+    table or above it, its line N + 1 is the name of class N.
+
+    A table whose columns are not clear is refused with 422; `columns` and `sample_row` of the problem hold its columns
+    and its first row, to choose `path_column`, `label_column` and `clean_column` from.
     """
-    query = {"name": name, "label_column": label_column, "clean_column": clean_column}
-    answer, fresh = await upload_service.take(request, idempotency, query)
+    query = {
+        "name": name, "path_column": path_column, "label_column": label_column, "clean_column": clean_column,
+    }  # fmt: skip
+    answer, fresh = await upload_service.accept_upload(request, idempotency, query)
     if fresh:
         background.add_task(request.app.state.notifier.notify, "datasets")
     return answer.response(replayed=not fresh)
@@ -138,12 +160,13 @@ def report(
     """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
     folder = files.dataset(service.ready(session, dataset_id).id)
     if answers.wants_csv(request):
-        rows = contents.report(folder, level=level, code=code, limit=-1)
-        table = ((r.path, r.code, r.detail, r.level) for r in rows)
+        lines = dataset_index.read_report(folder, level=level, code=code)
+        table = ((line.path, line.code, line.detail, line.level) for line in lines)
         return answers.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
-    rows = contents.report(folder, level=level, code=code, after=pages.after(paging, 0), limit=paging.limit + 1)
-    kept, cursor = pages.numbered(rows, paging)
-    return Page(items=[schemas.line(row) for row in kept], next_cursor=cursor)
+    after = pages.after(paging, 0)
+    lines = dataset_index.read_report(folder, level=level, code=code, after=after, limit=paging.limit + 1)
+    page, cursor = pages.numbered(lines, paging)
+    return Page(items=[schemas.report_line(line) for line in page], next_cursor=cursor)
 
 
 @router.get(
@@ -163,8 +186,8 @@ def images(
 ) -> Page[ImageOut]:
     """Images in index order."""
     folder = files.dataset(service.ready(session, dataset_id).id)
-    classes = contents.class_names(folder)
-    given, among = None, None
+    classes = dataset_index.read_classes(folder)
+    given, numbers = None, None
     if given_label is not None:
         if given_label not in classes:
             detail = "The data set has no class of this name."
@@ -172,11 +195,12 @@ def images(
         given = classes.index(given_label)
     if is_label_issue is not None:
         ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
-        among = {row.number for row in ranking.where(is_label_issue)}
-    after = pages.after(paging, -1)
-    rows = contents.images(folder, split=split, given=given, among=among, after=after, limit=paging.limit + 1)
-    kept, cursor = pages.numbered(rows, paging)
-    return Page(items=[schemas.image_out(row, classes) for row in kept], next_cursor=cursor)
+        numbers = {row.number for row in ranking.where(is_label_issue)}
+    records = dataset_index.read_images(
+        folder, split=split, given=given, numbers=numbers, after=pages.after(paging, -1), limit=paging.limit + 1
+    )
+    page, cursor = pages.numbered(records, paging)
+    return Page(items=[schemas.image_out(record, classes) for record in page], next_cursor=cursor)
 
 
 @router.get(
@@ -191,8 +215,9 @@ def images(
 def image(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The original bytes, as they were uploaded."""
     folder = files.dataset(service.ready(session, dataset_id).id)
-    row = contents.image(folder, index)
-    return picture(contents.original(folder, row), row.content_type, f"{index}.{row.format.lower()}", row.sha256)
+    record = contents.find_image(folder, index)
+    original, media_type = dataset_index.read_original(folder, record), contents.CONTENT_TYPES[record.format]
+    return image_response(original, media_type, f"{index}.{record.format.lower()}", record.sha256)
 
 
 @router.get(
@@ -204,12 +229,12 @@ def image(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageInd
 def thumbnail(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The image as a network sees it."""
     folder = files.dataset(service.ready(session, dataset_id).id)
-    row = contents.image(folder, index)
-    return picture(contents.thumbnail(folder, row), "image/png", f"{index}.png", "t" + row.sha256)
+    record = contents.find_image(folder, index)
+    return image_response(contents.thumbnail(folder, record), "image/png", f"{index}.png", "t" + record.sha256)
 
 
-def picture(data: bytes, media_type: str, filename: str, tag: str) -> Response:
-    """Never rendered as a page of ours (SEC6); images of a data set never change."""
+def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Response:
+    """Image bytes that a browser never renders as a page of this service (SEC6); images of a data set never change."""
     headers = {
         "ETag": f'"{tag[:33]}"',
         "Cache-Control": "private, max-age=86400, immutable",

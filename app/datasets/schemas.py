@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.datasets import contents, service
-from app.datasets.contents import ImageRow
+from app.datasets import service
+from app.datasets.contents import CONTENT_TYPES
 from app.db.tables import Dataset, State
 from app.errors import type_of
+from ml.formats import dataset_index, records
+from ml.formats.records import ImageRecord, Level, Split
 
 Status = Literal["ingesting", "ready", "failed"]
-Split = Literal["train", "test"]
-Level = Literal["excluded", "warning", "ignored"]
 WARNINGS_SHOWN = 100
 
 
@@ -33,7 +33,7 @@ class Summary(BaseModel):
 
     excluded: int = Field(description="Images left out")
     ignored: int = Field(description="Files that are no images")
-    by_code: dict[str, dict[str, int]] = Field(description="Lines by level and code")
+    by_code: dict[Level, dict[str, int]] = Field(description="Lines by level and code")
     warnings: list[ReportLine] = Field(description="The first hundred")
     total_warnings: int
 
@@ -70,9 +70,9 @@ class Contained(BaseModel):
 @functools.lru_cache(maxsize=512)
 def contained(folder: Path) -> Contained:
     """What the files of a ready data set tell; they never change, and no id is used twice."""
-    counts = contents.class_counts(folder)
-    by_code = contents.report_summary(folder)
-    warnings = contents.report(folder, level="warning", limit=WARNINGS_SHOWN)
+    counts = dataset_index.count_classes(folder)
+    by_code = dataset_index.summarize_report(folder)
+    warnings = dataset_index.read_report(folder, level="warning", limit=WARNINGS_SHOWN)
     return Contained(
         classes=[c.name for c in counts],
         counts={"train": {c.name: c.train for c in counts}, "test": {c.name: c.test for c in counts}},
@@ -80,14 +80,15 @@ def contained(folder: Path) -> Contained:
             excluded=sum(by_code["excluded"].values()),
             ignored=sum(by_code["ignored"].values()),
             by_code=by_code,
-            warnings=[line(row) for row in warnings],
+            warnings=[report_line(line) for line in warnings],
             total_warnings=sum(by_code["warning"].values()),
         ),
     )
 
 
-def line(row: contents.ReportRow) -> ReportLine:
-    return ReportLine(path=row.path, code=row.code, detail=row.detail, level=row.level)
+def report_line(line: records.ReportLine) -> ReportLine:
+    """A line of the report on the wire."""
+    return ReportLine(path=line.path, code=line.code, detail=line.detail, level=line.level)
 
 
 def dataset_out(row: Dataset, inside: Contained | None) -> DatasetOut:
@@ -130,18 +131,19 @@ class ImageOut(BaseModel):
     media_type: str
 
 
-def image_out(row: ImageRow, classes: list[str]) -> ImageOut:
+def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
+    """An image on the wire; `classes` are names by class id."""
     return ImageOut(
-        index=row.number,
-        path=row.path,
-        split=row.split,
-        given_label=None if row.given is None else classes[row.given],
-        clean_label=None if row.clean is None else classes[row.clean],
-        width=row.width,
-        height=row.height,
-        sha256=row.sha256,
-        size_bytes=row.image_bytes,
-        media_type=row.content_type,
+        index=image.number,
+        path=image.path,
+        split=image.split,
+        given_label=None if image.given is None else classes[image.given],
+        clean_label=None if image.clean is None else classes[image.clean],
+        width=image.width,
+        height=image.height,
+        sha256=image.sha256,
+        size_bytes=image.image_bytes,
+        media_type=CONTENT_TYPES[image.format],
     )
 
 

@@ -1,6 +1,6 @@
-"""From an upload to a queued data set: received, checked, made a row. Whatever goes wrong leaves nothing (INV10).
+"""From an upload to a queued data set: receive the archive, check it, insert a row. A failure leaves nothing (INV10).
 
-The bytes lie under a temporary name until all else has succeeded; only then do they get the name a row refers to.
+The bytes lie under a temporary name until everything else has succeeded; then they get the name that the row refers to.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from app import storage
-from app.datasets import archive, entries, layout, schemas, service, uploads
-from app.datasets.uploads import Received, Sink
+from app.datasets import archive_check, schemas, service, uploads
+from app.datasets.uploads import Received, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
 from app.http.idempotency import Answer, Key, request_hash
@@ -24,90 +24,90 @@ from app.settings import Settings
 RETRY_S = 10
 
 
-class Slots:
-    """How many uploads this process receives at once."""
+class UploadLimiter:
+    """How many uploads this process receives at once; entering it raises QueueFull beyond `max_uploads`."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._taken = most, 0
+    def __init__(self, max_uploads: int) -> None:
+        self._max_uploads, self._running = max_uploads, 0
 
     def __enter__(self) -> None:
-        if self._taken >= self._most:
-            raise QueueFull(
-                f"{self._most} uploads are already under way.", code="too_many_uploads", retry_after_s=RETRY_S
-            )
-        self._taken += 1
+        if self._running >= self._max_uploads:
+            detail = f"{self._max_uploads} uploads are already under way."
+            raise QueueFull(detail, code="too_many_uploads", retry_after_s=RETRY_S)
+        self._running += 1
 
     def __exit__(self, *_: object) -> None:
-        self._taken -= 1
+        self._running -= 1
 
 
-async def take(request: Request, key: Key | None, query: dict[str, str | None]) -> tuple[Answer, bool]:
-    """The answer to an upload, and whether it is a fresh one (not the replay of an earlier answer)."""
-    with request.app.state.upload_slots:
+async def accept_upload(request: Request, key: Key | None, query: dict[str, str | None]) -> tuple[Answer, bool]:
+    """Receive an upload and make it a queued data set.
+
+    Args:
+        request: Its body is the archive, or a form with it.
+        key: The idempotency key of the request, if it has one.
+        query: Form fields sent as query parameters.
+
+    Returns:
+        The answer, and whether it is new: False for the replay of an earlier answer.
+
+    Raises:
+        ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
+        IdempotencyMismatch, UnsupportedMediaType.
+    """
+    with request.app.state.upload_limiter:
         await run_in_threadpool(request.app.state.storage.require, request.app.state.settings.min_free_bytes)
         if key is None:
-            return await _fresh(request, None, query), True
+            return await _create_dataset(request, None, query), True
         before = await run_in_threadpool(_reserve, request.app.state.engine, key)
         if before is not None:
-            received = await _received(request, None, query)
+            received = await _receive(request, None, query)
             key.compare(before[1], _hash(received))
             return before[0], False
         try:
-            return await _fresh(request, key, query), True
+            return await _create_dataset(request, key, query), True
         except BaseException:
             await asyncio.shield(run_in_threadpool(_abandon, request.app.state.engine, key))
             raise
 
 
-async def _fresh(request: Request, key: Key | None, query: dict[str, str | None]) -> Answer:
+async def _create_dataset(request: Request, key: Key | None, query: dict[str, str | None]) -> Answer:
     files: storage.Storage = request.app.state.storage
     dataset_id = uuid.uuid4()
     target = files.upload(dataset_id)
     temporary = target.with_suffix(".part")
-    kept = False
+    is_queued = False
     try:
-        received = await _received(request, temporary, query)
-        await run_in_threadpool(check, temporary, received.fields, request.app.state.settings)
+        received = await _receive(request, temporary, query)
+        settings = request.app.state.settings
+        await run_in_threadpool(archive_check.check_archive, temporary, received.fields, settings)
         await run_in_threadpool(storage.publish, temporary, target)
-        answer = await run_in_threadpool(_create, request, dataset_id, received, key)
-        kept = True
+        answer = await run_in_threadpool(_insert, request, dataset_id, received, key)
+        is_queued = True
     finally:
-        if not kept:
+        if not is_queued:
             temporary.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
     return answer
 
 
-async def _received(request: Request, path: Path | None, query: dict[str, str | None]) -> Received:
+async def _receive(request: Request, path: Path | None, query: dict[str, str | None]) -> Received:
     settings: Settings = request.app.state.settings
-    sink = Sink(path, request.app.state.storage, settings.min_free_bytes)
+    writer = UploadWriter(path, request.app.state.storage, settings.min_free_bytes)
     try:
-        return await uploads.receive(request, sink, query, settings.upload_bytes)
+        return await uploads.receive(request, writer, query, settings.upload_bytes)
     finally:
-        sink.close()
+        writer.close()
 
 
-def check(path: Path, fields: dict[str, str], settings: Settings) -> None:
-    """Structure and layout, from names and tables alone; ArchiveRejected."""
-    limits = entries.Limits(
-        entries=settings.archive_entries,
-        entry_bytes=settings.archive_entry_bytes,
-        total_bytes=settings.archive_total_bytes,
-        ratio=settings.archive_ratio,
-    )
-    read = archive.read(path, limits)
-    layout.interpret(read, label_column=fields.get("label_column"), clean_column=fields.get("clean_column"))
-
-
-def _create(request: Request, dataset_id: uuid.UUID, received: Received, key: Key | None) -> Answer:
+def _insert(request: Request, dataset_id: uuid.UUID, received: Received, key: Key | None) -> Answer:
     upload: dict[str, Any] = {
-        "label_column": received.fields.get("label_column"),
-        "clean_column": received.fields.get("clean_column"),
+        **{field: received.fields.get(field) for field in archive_check.COLUMN_FIELDS},
         "sha256": received.sha256,
         "size_bytes": received.size_bytes,
     }
     with db.transaction(request.app.state.engine) as session:
-        name = received.fields.get("name") or shown_name(received.filename)
+        name = received.fields.get("name") or title_from(received.filename)
         row = service.create(session, dataset_id, name, upload, request.state.request_id)
         body = schemas.dataset_out(row, None).model_dump(mode="json")
         answer = Answer(202, {"Location": f"/datasets/{dataset_id}"}, body)
@@ -116,7 +116,7 @@ def _create(request: Request, dataset_id: uuid.UUID, received: Received, key: Ke
     return answer
 
 
-def shown_name(filename: str | None) -> str:
+def title_from(filename: str | None) -> str:
     """A client's file name as a title; it never names a file of ours."""
     plain = "".join(c for c in (filename or "").replace("\\", "/").rsplit("/", 1)[-1] if c.isprintable())
     for ending in (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst"):

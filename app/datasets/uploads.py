@@ -1,6 +1,6 @@
-"""An archive on its way from the client to a file: streamed, hashed and counted as it comes, never held in memory.
+"""An archive on its way from the client to a file: streamed, hashed and counted as it arrives, never held in memory.
 
-What the archive contains is `archive`'s business; whose it becomes, the service's.
+What it contains is checked afterwards, by `archive_check`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from app.datasets.archive_check import COLUMN_FIELDS
 from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge, UnsupportedMediaType
 from app.http import bodies, problems
 from app.http.fields import Name
@@ -22,7 +23,7 @@ from app.http.multipart import Begin, Data, Parts
 from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
 
 RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/zstd")
-FIELDS = ("name", "label_column", "clean_column")
+FIELDS = ("name", *COLUMN_FIELDS)
 FIELD_BYTES = 1024 * 1024
 CHECK_SPACE_BYTES = 64 * 1024 * 1024  # how often free space is looked at
 PARTS = 16
@@ -30,14 +31,25 @@ text = TypeAdapter(Name)
 
 
 class Received(NamedTuple):
-    fields: dict[str, str]  # name, label_column, clean_column, as far as given
+    """An upload that has arrived: its form fields as far as they were sent, and what is known of the file."""
+
+    fields: dict[str, str]
     filename: str | None
     sha256: str
     size_bytes: int
 
 
-class Sink:
-    """Where the bytes of the archive go, written by threads a megabyte at a time. Without a path, only hashed."""
+class UploadWriter:
+    """Writes the bytes of an archive in threads, a megabyte at a time.
+
+    Args:
+        path: The file to write, which must not exist; None to only hash the bytes.
+        storage: Where the file lies, for the check of free space.
+        min_free: Bytes that must stay free on the disk.
+
+    Raises:
+        InsufficientStorage: From `write` and `finish`.
+    """
 
     def __init__(self, path: Path | None, storage: Storage, min_free: int) -> None:
         self._file: BinaryIO | None = None
@@ -90,27 +102,37 @@ class Sink:
             raise InsufficientStorage("The disk is full.", retry_after_s=ENOSPC_RETRY_S) from error
 
 
-async def receive(request: Request, sink: Sink, query: dict[str, str | None], limit: int) -> Received:
-    """The whole body, in either form, into the sink."""
+async def receive(request: Request, writer: UploadWriter, query: dict[str, str | None], limit: int) -> Received:
+    """Read the whole body, a form or the bare archive, into the writer.
+
+    Args:
+        request: The upload.
+        writer: Gets the bytes of the archive.
+        query: Form fields sent as query parameters.
+        limit: The most bytes of the body.
+
+    Raises:
+        TooLarge, UnsupportedMediaType, InvalidRequest, InsufficientStorage.
+    """
     bodies.allow(request.scope, limit)
     kind = bodies.media_type(request)
     fields = {name: value for name, value in query.items() if value is not None}
     filename = None
     if kind == "multipart/form-data":
-        filename = await _multipart(request, sink, fields)
+        filename = await _multipart(request, writer, fields)
     elif kind in RAW_TYPES:
         async for chunk in request.stream():
-            await sink.write(chunk)
+            await writer.write(chunk)
     else:
         raise UnsupportedMediaType(
             f"Send multipart/form-data with a file, or the archive itself as {', '.join(RAW_TYPES)}."
         )
-    sha256 = await sink.finish()
-    return Received(validated(fields), filename, sha256, sink.size_bytes)
+    sha256 = await writer.finish()
+    return Received(validated(fields), filename, sha256, writer.size_bytes)
 
 
-async def _multipart(request: Request, sink: Sink, fields: dict[str, str]) -> str | None:
-    """Parts `file`, `name`, `label_column`, `clean_column` in any order; fields are added to `fields`."""
+async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:
+    """Parts `file` and `FIELDS` in any order; the fields are added to `fields`. The file name."""
     parts = Parts(request.headers["content-type"], most=PARTS)
     seen: set[str] = set()
     name, filename, value = "", None, bytearray()
@@ -122,7 +144,7 @@ async def _multipart(request: Request, sink: Sink, fields: dict[str, str]) -> st
                 filename = event.filename if name == "file" else filename
             elif isinstance(event, Data):
                 if name == "file":
-                    await sink.write(event.data)
+                    await writer.write(event.data)
                     continue
                 value += event.data
                 if len(value) > FIELD_BYTES:

@@ -13,8 +13,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from app.errors import BodyTooSlow, Fault, InvalidRequest, Malformed, TooLarge, UnsupportedMediaType, shown
+from app.errors import BodyTooSlow, Fault, InvalidRequest, Malformed, TooLarge, UnsupportedMediaType
 from app.settings import MIB, Settings
+from ml.formats.errors import printable
 
 DEPTH = 32  # of nested JSON; our deepest request has 4 levels
 SCOPE_KEY = "denll.body"
@@ -114,7 +115,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(names) != len(pairs):
         seen: set[str] = set()
         name = next(n for n, _ in pairs if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        fault = Fault("", "duplicate_field", f"The field {shown(name)!r} appears twice in one object.")
+        fault = Fault("", "duplicate_field", f"The field {printable(name)!r} appears twice in one object.")
         raise InvalidRequest(fault.detail, errors=[fault])
     return names
 
@@ -137,7 +138,7 @@ def _faults(root: Any) -> list[Fault]:
             found.append(Fault(pointer, "text", "NUL characters and lone surrogates are not text."))
         elif isinstance(value, dict):
             for name, inner in value.items():
-                step = pointer + "/" + shown(name).replace("~", "~0").replace("/", "~1")
+                step = pointer + "/" + printable(name).replace("~", "~0").replace("/", "~1")
                 if not is_text(name):
                     found.append(Fault(step, "text", "NUL characters and lone surrogates are not text."))
                 waiting.append((step, inner, depth + 1))

@@ -38,6 +38,16 @@ PROBLEM_SCHEMA: dict[str, Any] = {
             },
         },
         "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
+        "columns": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Of an uploaded table whose columns are not clear: its columns",
+        },
+        "sample_row": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "The first row of that table, by column",
+        },
     },
 }
 TITLES = {

@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from app.errors import Fault, InvalidRequest, Malformed, Problem, shown, snake
+from app.errors import Fault, InvalidRequest, Malformed, Problem, snake
+from ml.formats.errors import printable
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_SHOWN = 100  # of however many there are
@@ -33,13 +34,13 @@ def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, A
         "title": problem.title,
         "status": problem.http_status,
         "detail": problem.detail,
-        "instance": shown(instance),
+        "instance": printable(instance),
         "request_id": request_id,
     }
     if problem.errors:
         document["errors"] = [fault._asdict() for fault in problem.errors[:FAULTS_SHOWN]]
         document["total_errors"] = len(problem.errors)
-    return document
+    return document | problem.members
 
 
 def respond(connection: HTTPConnection, problem: Problem, **members: Any) -> Response:
@@ -131,13 +132,13 @@ def fault(error: Any, model: Any = None) -> Fault:
         code, message = "required", "This field is required."
     elif code == "value_error":
         message = message.removeprefix("Value error, ")
-    return Fault(pointer(location), code, shown(message))
+    return Fault(pointer(location), code, printable(message))
 
 
 def pointer(location: Sequence[Any]) -> str:
     """`("body", "params", "a/b")` -> `/params/a~1b`; what is not in the body keeps where it is: `/query/limit`."""
     parts = location[1:] if location and location[0] == "body" else location
-    return "".join("/" + shown(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join("/" + printable(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:

@@ -18,9 +18,10 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import Fault, InvalidRequest, shown
+from app.errors import Fault, InvalidRequest
 from app.http import bodies, problems
 from app.http.access import Allow
+from ml.formats.errors import printable
 
 QUERIES_CACHED = 256
 CACHED_QUERY_BYTES = 512  # a longer query string is parsed every time
@@ -56,7 +57,7 @@ class Route(APIRoute):
             Fault(
                 problems.pointer(("query", name)),
                 "unknown_parameter",
-                f"There is no query parameter {shown(name)!r} here."
+                f"There is no query parameter {printable(name)!r} here."
                 + (problems.did_you_mean(name, self.query_names) if n < problems.FAULTS_SHOWN else ""),
             )
             for n, name in enumerate(unknown)

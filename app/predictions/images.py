@@ -21,9 +21,10 @@ from app.errors import (
     TooLarge,
     UndecodableInput,
     UnsupportedMediaType,
-    shown,
 )
 from app.storage import Storage
+from ml.formats import dataset_index
+from ml.formats.errors import printable
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
@@ -129,10 +130,11 @@ def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
         raise invalid_reference(
             pointer, "Name an image behind the data set's id: its index, or its path in the archive."
         )
-    if not (folder / "index.sqlite").is_file():
+    if not dataset_index.is_ready(folder):
         raise DatasetNotFound("There is no ready data set with this id.")
-    row = contents.image(folder, int(name) if name.isascii() and name.isdigit() and len(name) <= 15 else name)
-    return contents.original(folder, row)
+    is_number = name.isascii() and name.isdigit() and len(name) <= 15
+    image = contents.find_image(folder, int(name) if is_number else name)
+    return dataset_index.read_original(folder, image)
 
 
 def decode_base64(encoded: str) -> bytes:
@@ -153,4 +155,4 @@ def check_format(data: bytes, most_bytes: int) -> None:
 
 
 def invalid_reference(pointer: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(f"{shown(pointer)}: {detail}", errors=[Fault(pointer, "image", detail)])
+    return InvalidRequest(f"{printable(pointer)}: {detail}", errors=[Fault(pointer, "image", detail)])

@@ -6,13 +6,9 @@ on disk, memory-mapped. Knows nothing of archives, tables or how the data set ca
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +18,8 @@ from ml.data import pixel_file
 from ml.data.decoding import Resize
 from ml.data.pixel_file import PixelFile, Progress
 from ml.errors import UnusableData
+from ml.formats import archive, dataset_index
+from ml.formats.records import ImageRecord
 
 UNKNOWN = -1
 
@@ -51,46 +49,46 @@ class Truth:
     test_labels: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What the index says of a picture; width and height are those of the upright original."""
-
-    index: int
-    path: str
-    split: str
-    given: int | None
-    width: int
-    height: int
-
-
-class Row(NamedTuple):
-    """A picture of a ready data set, as `ml.data.pixel_file` finds it in the container."""
-
-    path: str
-    offset: int
-    stored_bytes: int
-    deflated: bool | int
-    image_bytes: int
-    crc: int | None = None  # checked once, at ingest
-
-
 def load(
     folder: Path, *, image_size: int, resize: Resize = "squash", threads: int = 1, progress: Progress = pixel_file.quiet
 ) -> tuple[LabeledImages, Truth]:
-    """The data set in `folder` at a size; pixels of a size not seen before are made and kept."""
-    with index(folder) as database:
-        rows = database.execute('SELECT split, given, clean FROM image ORDER BY "index"').fetchall()
-        classes = tuple(name for (name,) in database.execute('SELECT name FROM class ORDER BY "index"'))
-        digest = json.loads(database.execute("SELECT value FROM fact WHERE key = 'digest'").fetchone()[0])
-    squares = _pixels(folder, image_size, resize, threads, progress)
-    if len(squares) != len(rows):
-        raise UnusableData(f"{len(squares)} squares of pixels for {len(rows)} images", code="dataset_corrupt")
-    train = [(given, clean) for split, given, clean in rows if split == "train"]
-    test = [given if clean is None else clean for split, given, clean in rows if split != "train"]
-    known = any(clean is not None for _, clean in train)
-    labeled = LabeledImages(squares[: len(train)], _ids([given for given, _ in train]), classes, digest)
+    """Load a ready data set.
+
+    Args:
+        folder: The data set.
+        image_size: Pixels of a side. Pixels of a size that is not there yet are made and kept.
+        resize: How an image is made square.
+        threads: At most so many decode at a time.
+        progress: See `pixel_file.decode_all`; called only while pixels are made.
+
+    Raises:
+        UnusableData: dataset_corrupt, where images can no longer be read.
+    """
+    images = dataset_index.read_images(folder)
+    squares = _load_pixels(folder, images, image_size, resize, threads, progress)
+    if len(squares) != len(images):
+        raise UnusableData(f"{len(squares)} squares of pixels for {len(images)} images", code="dataset_corrupt")
+    classes, digest = tuple(dataset_index.read_classes(folder)), dataset_index.read_facts(folder)["digest"]
+    return join(images, squares, classes, digest)
+
+
+def join(
+    images: Sequence[ImageRecord], squares: Tensor, classes: tuple[str, ...], digest: str = ""
+) -> tuple[LabeledImages, Truth]:
+    """Images and their pixels as what is learned from and what is measured by.
+
+    Args:
+        images: N images; those of the train split come first.
+        squares: Their pixels, uint8 (N, S, S, 3).
+        classes: Names by class id.
+        digest: Of the data set, where it is known.
+    """
+    train = [image for image in images if image.split == "train"]
+    test = [image.given if image.clean is None else image.clean for image in images[len(train) :]]
+    has_clean = any(image.clean is not None for image in train)
+    labeled = LabeledImages(squares[: len(train)], _ids([image.given for image in train]), classes, digest)
     truth = Truth(
-        train_clean=_ids([clean for _, clean in train]) if known else None,
+        train_clean=_ids([image.clean for image in train]) if has_clean else None,
         test_images=squares[len(train) :] if test else None,
         test_labels=_ids(test) if test else None,
     )
@@ -106,51 +104,18 @@ def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-@contextlib.contextmanager
-def index(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The data set's index, read-only: it never changes once the folder exists."""
-    location = f"{(folder / 'index.sqlite').absolute().as_uri()}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(location, uri=True)) as database:
-        yield database
-
-
-def facts(folder: Path) -> dict[str, object]:
-    """What ingest found out: digest, suggested image_size, counts."""
-    with index(folder) as database:
-        return {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM fact")}
-
-
-def pictures(folder: Path, splits: Collection[str] = ("train", "test")) -> list[Picture]:
-    """The pictures of these splits in index order: those of `train` are the rows of LabeledImages."""
-    query = 'SELECT "index", path, split, given, width, height FROM image ORDER BY "index"'
-    with index(folder) as database:
-        return [Picture(*row) for row in database.execute(query) if row[2] in splits]
-
-
-def picture(folder: Path, number: int) -> bytes:
-    """The original bytes of the image with this index."""
-    with index(folder) as database, pixel_file.mapped(folder / "archive") as view:
-        return pixel_file.read(view, _rows(database, f'WHERE "index" = {int(number)}')[0])
-
-
-def _pixels(folder: Path, size: int, resize: Resize, threads: int, progress: Progress) -> Tensor:
-    target = pixel_file.path(folder, size, resize)
+def _load_pixels(
+    folder: Path, images: Sequence[ImageRecord], size: int, resize: Resize, threads: int, progress: Progress
+) -> Tensor:
+    """The pixels of all images, made where they are not there yet."""
+    target = dataset_index.pixels_path(folder, size, resize)
     if not target.exists():
-        with index(folder) as database:
-            rows = _rows(database)
-        with PixelFile(target, size) as file:
-            outcomes = pixel_file.decode_all(
-                folder / "archive", rows, file, resize=resize, threads=threads, progress=progress
-            )
-            if bad := [row.path for row, outcome in zip(rows, outcomes, strict=True) if outcome.fault]:
+        with archive.reader(folder / dataset_index.ARCHIVE_FILE) as read, PixelFile(target, size) as file:
+            results = pixel_file.decode_all(read, images, file, resize=resize, threads=threads, progress=progress)
+            if bad := [image.path for image, result in zip(images, results, strict=True) if result.fault]:
                 raise UnusableData(f"{len(bad)} images can no longer be read, first {bad[0]}", code="dataset_corrupt")
     # Copy on write: torch wants memory it may write to, the file must never change.
     return torch.from_numpy(np.load(target, mmap_mode="c", allow_pickle=False))
-
-
-def _rows(database: sqlite3.Connection, where: str = "") -> list[Row]:
-    query = f'SELECT path, offset, stored_bytes, deflated, image_bytes FROM image {where} ORDER BY "index"'  # noqa: S608
-    return [Row(*row) for row in database.execute(query)]
 
 
 def _ids(labels: list[int | None]) -> Tensor:

@@ -1,56 +1,48 @@
-"""Squares of pixels beside a data set: every picture decoded once, uint8 (N, S, S, 3), memory-mapped afterwards.
+"""Pixel files: every image of a data set decoded once into squares, uint8 (N, S, S, 3), memory-mapped afterwards.
 
-Reads pictures in place from one mapped container (a zip or a tar) by offset and length; what a container looks like
-inside is known to whoever made the items. Knows no label and no split.
+Knows no label and no split, and no format of containers: images are read by a function.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import mmap
 import os
 import uuid
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from ml.data import decoding, image_headers
 from ml.data.decoding import Geometry, ImageArray, Resize
 from ml.errors import UndecodableImage, UnusableData
+from ml.formats.errors import DatasetFormatError
+from ml.formats.records import ImageRecord
 
-CHUNK = 128  # pictures between two reports of progress, and the rows of the one buffer
+CHUNK = 128  # images between two reports of progress, and the rows of the one buffer
 NPY_HEADER_BYTES = 128  # fixed, so that the row count can be written last
-THREADED_FROM_BYTES = 8192  # below this a picture decodes in less time than handing it to a thread takes
+THREADED_FROM_BYTES = 8192  # a smaller image is decoded in less time than it takes to pass it to a thread
+
+ReadFile = Callable[[ImageRecord], bytes]
+"""A function from an image to the bytes of its file. It raises OSError or DatasetFormatError."""
 
 Progress = Callable[[int, int], None]
-"""Told (done, total) after every chunk; may raise to stop."""
+"""A function of the numbers of images done and in all, called after every chunk; it may raise to stop."""
 
 
-class Item(Protocol):
-    """A picture inside a mapped container. `crc` is the CRC-32 that the container states, if it states one."""
+class DecodedImage(NamedTuple):
+    """What became of an image.
 
-    @property
-    def path(self) -> str: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def stored_bytes(self) -> int: ...
-    @property
-    def deflated(self) -> bool | int: ...
-    @property
-    def image_bytes(self) -> int: ...
-    @property
-    def crc(self) -> int | None: ...
-
-
-class Outcome(NamedTuple):
-    """What became of one item: upright size, hash and format, or the `fault` (code, detail) that excludes it."""
+    Args:
+        width: ImageArray, upright.
+        height: See `width`.
+        sha256: Of the file, in hexadecimal digits.
+        format: JPEG, PNG, WEBP, BMP or GIF.
+        fault: Code and detail of what is wrong with an image that is left out; the other fields are then empty.
+    """
 
     width: int
     height: int
@@ -60,80 +52,89 @@ class Outcome(NamedTuple):
 
 
 def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Report no progress."""
 
 
-def path(folder: Path, size: int, resize: Resize) -> Path:
-    return folder / f"pixels-{size}-{resize}.npy"
+def read_image(read: ReadFile, image: ImageRecord) -> bytes:
+    """The bytes of an image file.
 
-
-@contextlib.contextmanager
-def mapped(container: Path) -> Iterator[mmap.mmap]:
-    with container.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        yield view
-
-
-def read(view: mmap.mmap, item: Item) -> bytes:
-    """The bytes of one picture, checked against the stated size and CRC; raises UndecodableImage.
-
-    A picture that inflates beyond its stated size makes the whole archive a lie: UnusableData (Z3).
+    Raises:
+        UndecodableImage: The file is damaged or cannot be read.
+        UnusableData: It is larger than its archive states, which makes the whole archive untrustworthy (Z3).
     """
-    stored = view[item.offset : item.offset + item.stored_bytes]
-    data = _inflate(stored, item) if item.deflated else stored
-    if len(data) != item.image_bytes or (item.crc is not None and zlib.crc32(data) != item.crc):
-        raise UndecodableImage("bad_checksum", "size or CRC is not the one that the archive states")
-    return data
-
-
-def _inflate(stored: bytes, item: Item) -> bytes:
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        data = inflate.decompress(stored, item.image_bytes + 1)
-    except zlib.error as error:
-        raise UndecodableImage("damaged_entry", f"the compressed data cannot be read: {error}"[:200]) from error
-    if len(data) > item.image_bytes:
-        raise UnusableData(f"{item.path} is larger than the archive states", code="archive_too_large")
-    return data
+        return read(image)
+    except DatasetFormatError as error:
+        if error.code == "archive_too_large":
+            raise UnusableData(error.detail, code=error.code) from error
+        raise UndecodableImage(error.code, error.detail) from error
+    except OSError as error:
+        raise UndecodableImage("unreadable_file", f"the file cannot be read: {error.strerror}") from error
 
 
 def decode_all(
-    container: Path,
-    items: Sequence[Item],
+    read: ReadFile,
+    images: Sequence[ImageRecord],
     file: PixelFile,
     *,
     resize: Resize,
     threads: int = 1,
     progress: Progress = quiet,
-) -> list[Outcome]:
-    """Decode every item into the next row of `file`; an item with a fault leaves no row."""
+) -> list[DecodedImage]:
+    """Decode every image into the next row of `file`; one with a fault leaves no row.
+
+    Args:
+        read: A function from an image to the bytes of its file; it is called by several threads.
+        images: In the order of the rows.
+        file: Open for writing.
+        resize: How an image is made square.
+        threads: At most so many decode at a time.
+        progress: Called after every chunk.
+
+    Raises:
+        UnusableData: See `read_image`.
+    """
     size = file.size
-    outcomes: list[Outcome] = []
+    results: list[DecodedImage] = []
     buffer = np.empty((CHUNK, size, size, 3), np.uint8)
-    heavy = sum(item.stored_bytes for item in items) >= THREADED_FROM_BYTES * max(len(items), 1)
-    workers = max(1, threads) if heavy else 1
-    with mapped(container) as view, ThreadPoolExecutor(workers) as pool:
+    is_heavy = sum(image.stored_bytes for image in images) >= THREADED_FROM_BYTES * max(len(images), 1)
+    workers = max(1, threads) if is_heavy else 1
+    with ThreadPoolExecutor(workers) as pool:
 
-        def decode_part(first: int, part: Sequence[Item]) -> list[Outcome]:
-            return [_decode(view, item, buffer[first + k], resize) for k, item in enumerate(part)]
+        def decode_part(first: int, part: Sequence[ImageRecord]) -> list[DecodedImage]:
+            return [decode_square(read, image, buffer[first + k], resize) for k, image in enumerate(part)]
 
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start : start + CHUNK]
+        for start in range(0, len(images), CHUNK):
+            # Each worker decodes a contiguous part of the chunk into its rows of the buffer.
+            chunk = images[start : start + CHUNK]
             if workers == 1:
-                found = decode_part(0, chunk)
+                decoded = decode_part(0, chunk)
             else:
                 firsts = range(0, len(chunk), -(-len(chunk) // workers))
                 parts = [chunk[first : first + firsts.step] for first in firsts]
-                found = [outcome for part in pool.map(decode_part, firsts, parts) for outcome in part]
-            good = [k for k, outcome in enumerate(found) if outcome.fault is None]
-            file.append(buffer[: len(found)] if len(good) == len(found) else buffer[good])
-            outcomes.extend(found)
-            progress(len(outcomes), len(items))
-    return outcomes
+                decoded = [result for part in pool.map(decode_part, firsts, parts) for result in part]
+            # Rows without a fault go to the file.
+            good = [k for k, result in enumerate(decoded) if result.fault is None]
+            file.append(buffer[: len(decoded)] if len(good) == len(decoded) else buffer[good])
+            results.extend(decoded)
+            progress(len(results), len(images))
+    return results
 
 
-def _decode(view: mmap.mmap, item: Item, square: ImageArray, resize: Resize) -> Outcome:
+def decode_square(read: ReadFile, image: ImageRecord, square: ImageArray, resize: Resize) -> DecodedImage:
+    """Decode one image into a square of pixels.
+
+    Args:
+        read: See `decode_all`.
+        image: The image.
+        square: uint8 (S, S, 3), overwritten unless the image has a fault.
+        resize: How the image is made square.
+
+    Raises:
+        UnusableData: See `read_image`.
+    """
     try:
-        data = read(view, item)
+        data = read_image(read, image)
         if decoding.decode_into(data, square):
             height, width, kind = square.shape[0], square.shape[1], "JPEG"
         else:
@@ -142,14 +143,18 @@ def _decode(view: mmap.mmap, item: Item, square: ImageArray, resize: Resize) -> 
             height, width = picture.shape[:2]
             square[:] = decoding.resize(picture, Geometry.of(width, height, square.shape[0], resize))
     except UndecodableImage as error:
-        return Outcome(0, 0, "", "", (error.code, error.detail))
-    return Outcome(width, height, hashlib.sha256(data).hexdigest(), kind)
+        return DecodedImage(0, 0, "", "", (error.code, error.detail))
+    return DecodedImage(width, height, hashlib.sha256(data).hexdigest(), kind)
 
 
 class PixelFile:
-    """A .npy file under construction: rows are appended, the count is written at the end, then it appears by rename.
+    """A .npy file being written: rows are appended, their count is written at the end, then it is renamed into place.
 
-    Plain writes, not a writable map: a full disk is an OSError here and would be a SIGBUS there.
+    It is written to, not mapped: a full disk is then an OSError, and would be a SIGBUS in a writable map.
+
+    Args:
+        target: The file to make.
+        size: ImageArray of a side, S.
     """
 
     def __init__(self, target: Path, size: int) -> None:
@@ -162,6 +167,7 @@ class PixelFile:
         return self
 
     def append(self, squares: ImageArray) -> None:
+        """Write rows, uint8 (n, S, S, 3)."""
         self._file.write(np.ascontiguousarray(squares).data)
         self.rows += len(squares)
 

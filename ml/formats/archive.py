@@ -78,8 +78,7 @@ class Archive:
             if self.compression:
                 plain = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plain.tar"
                 decompress(self.path, plain, self.limits)
-            view = stack.enter_context(mapped(plain))
-            yield lambda file: restore(view[file.offset : file.offset + file.stored_bytes], file)
+            yield stack.enter_context(reader(plain))
 
 
 def read_archive(path: Path, limits: Limits = DEFAULT_LIMITS) -> Archive:
@@ -139,10 +138,14 @@ def decompress(path: Path, target: Path, limits: Limits = DEFAULT_LIMITS) -> boo
 
 
 @contextlib.contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """A file mapped read-only."""
+def reader(path: Path) -> Iterator[Callable[[StoredFile], bytes]]:
+    """A function from a file of a zip or a plain tar to its bytes, read where they lie.
+
+    The archive is mapped for as long as the context lasts. The function may be called by several threads; for its
+    errors see `entries.restore`.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        yield view
+        yield lambda stored: restore(view[stored.offset : stored.offset + stored.stored_bytes], stored)
 
 
 def is_table(path: str) -> bool:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from app.errors import shown, type_of
+from app.errors import type_of
 from app.web import problem_pages
+from ml.formats.errors import printable
 from tests.app.conftest import Client
 
 JSON = {"Content-Type": "application/json"}
@@ -112,8 +113,8 @@ def test_J6_text_has_no_control_characters_and_an_end(client: Client, text: str)
 
 
 def test_a_client_s_text_is_shown_escaped_and_cut() -> None:
-    assert shown("a\x00\ud800b") == "a\\x00\\ud800b"
-    assert len(shown("x" * 10_000)) <= 200
+    assert printable("a\x00\ud800b") == "a\\x00\\ud800b"
+    assert len(printable("x" * 10_000)) <= 200
 
 
 def test_details_survive_being_json(client: Client) -> None:

@@ -21,14 +21,16 @@ from types import FrameType
 from typing import Any
 
 from app import logs, storage
-from app.datasets import archive, ingest_queue, layout
-from app.datasets.entries import Limits
+from app.datasets import ingest_queue
+from app.datasets.archive_check import archive_limits, check_archive
 from app.db.session import Engine, Session, connect, transaction
 from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
 from ml.data import ingest
 from ml.errors import UnusableData
+from ml.formats import archive, dataset_index
+from ml.formats.errors import DatasetFormatError
 from worker import control_channel
 from worker.children import failures
 from worker.control_channel import ControlChannel
@@ -47,7 +49,7 @@ class UploadMissing(Exception):
     """The uploaded file is not there."""
 
 
-REFUSALS = (ArchiveRejected, UnusableData, TooSlow, MemoryError, UploadMissing)
+REFUSALS = (ArchiveRejected, DatasetFormatError, UnusableData, TooSlow, MemoryError, UploadMissing)
 
 
 class Stopped(Exception):
@@ -111,9 +113,9 @@ class Attempt:
         self.folder.mkdir(mode=0o750)
         upload = self._files.upload(self._claim[0])
         with transaction(self._engine, read_only=True) as session:
-            asked = ingest_queue.upload_options(session, self._claim[0])
+            fields = ingest_queue.upload_options(session, self._claim[0])
         try:
-            facts = self._check(upload, asked)
+            facts = self._check(upload, fields)
         except Exception as refusal:
             if not isinstance(refusal, REFUSALS) and not failures.disk_full(refusal):
                 raise
@@ -126,32 +128,25 @@ class Attempt:
         upload.unlink(missing_ok=True)
         return control_channel.SETTLED
 
-    def _check(self, upload: Path, asked: Mapping[str, Any]) -> dict[str, object]:
+    def _check(self, upload: Path, fields: Mapping[str, Any]) -> dict[str, object]:
         settings = self._settings
-        limits = Limits(
-            entries=settings.archive_entries,
-            entry_bytes=settings.archive_entry_bytes,
-            total_bytes=settings.archive_total_bytes,
-            ratio=settings.archive_ratio,
-        )
         if not upload.exists():
             raise UploadMissing
-        found = archive.read(upload, limits)
-        meaning = layout.interpret(
-            found, label_column=asked.get("label_column"), clean_column=asked.get("clean_column")
-        )
-        container = self.folder / "archive"
-        if not archive.unwrap(upload, container, limits):
+        # The same checks as at the upload: the limits may have changed, and their result is not stored.
+        layout = check_archive(upload, fields, settings)
+        # Images are read where they lie in a zip or a plain tar.
+        container = self.folder / dataset_index.ARCHIVE_FILE
+        if not archive.decompress(upload, container, archive_limits(settings)):
             os.link(upload, container)
         facts = ingest.ingest(
             container,
-            meaning.images,
-            meaning.classes,
+            layout.images,
+            layout.classes,
             self.folder,
-            findings=meaning.findings,
-            facts=meaning.facts,
-            image_size=asked.get("image_size"),
-            resize=asked.get("resize") or "squash",
+            report=layout.report,
+            facts=layout.facts,
+            image_size=fields.get("image_size"),
+            resize=fields.get("resize") or "squash",
             threads=settings.threads or os.cpu_count() or 1,
             bad_fraction=settings.bad_image_fraction,
             progress=self._progress,
@@ -160,7 +155,7 @@ class Attempt:
             path.chmod(0o640)
             storage.sync_file(path)
         storage.sync_folder(self.folder)
-        return {**facts, "class_names": list(meaning.classes)}
+        return {**facts, "class_names": list(layout.classes)}
 
     def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
         """Ready and renamed together: the row is locked by the fenced update while the folder takes its place."""
@@ -203,9 +198,12 @@ class Attempt:
 
 def rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
     """Why the archive was refused, as a problem that names entries."""
+    if isinstance(refusal, DatasetFormatError):
+        refusal = ArchiveRejected.from_format_error(refusal)
     if isinstance(refusal, ArchiveRejected):
         errors = [fault._asdict() for fault in refusal.errors]
-        return {"code": refusal.code, "title": refusal.title, "detail": refusal.detail, "errors": errors}
+        problem = {"code": refusal.code, "title": refusal.title, "detail": refusal.detail, "errors": errors}
+        return {**problem, **refusal.members}
     if isinstance(refusal, UnusableData):
         detail = refusal.detail[:1].upper() + refusal.detail[1:] + "."
         return {"code": refusal.code, "title": ArchiveRejected.title, "detail": detail, "hint": refusal.hint}

@@ -1,0 +1,45 @@
+"""The structure and the labels of an uploaded archive, checked by the same code before and during ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.errors import ArchiveRejected
+from app.settings import Settings
+from ml.formats.archive import read_archive
+from ml.formats.entries import Limits
+from ml.formats.errors import DatasetFormatError
+from ml.formats.label_tables import ColumnNames
+from ml.formats.layout import Layout, resolve_labels
+
+COLUMN_FIELDS = ("path_column", "label_column", "clean_column")
+
+
+def archive_limits(settings: Settings) -> Limits:
+    """What an uploaded archive may hold."""
+    return Limits(
+        entries=settings.archive_entries,
+        entry_bytes=settings.archive_entry_bytes,
+        total_bytes=settings.archive_total_bytes,
+        ratio=settings.archive_ratio,
+    )
+
+
+def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> Layout:
+    """Read the structure of an archive and the labels of its images, from names and tables alone.
+
+    Args:
+        path: The archive.
+        fields: Of the upload: `path_column`, `label_column` and `clean_column`, as far as they were sent.
+        settings: For the limits.
+
+    Raises:
+        ArchiveRejected: The archive is unsafe, damaged, too large, or its labels cannot be understood.
+    """
+    columns = ColumnNames(fields.get("path_column"), fields.get("label_column"), fields.get("clean_column"))
+    try:
+        return resolve_labels(read_archive(path, archive_limits(settings)), columns)
+    except DatasetFormatError as error:
+        raise ArchiveRejected.from_format_error(error) from error

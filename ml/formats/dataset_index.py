@@ -1,0 +1,206 @@
+"""The files of a ready data set, and its index: an SQLite file that ingest writes once and nobody changes.
+
+A ready data set is a folder with the decompressed archive, the index, and one file of pixels for each image size. The
+index holds the images, the classes, the report and the facts. Every read opens it anew and read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml.formats import archive
+from ml.formats.records import ImageRecord, Level, ReportLine, Split
+
+ARCHIVE_FILE = "archive"  # a zip or a plain tar
+INDEX_FILE = "index.sqlite"
+
+SCHEMA = """
+CREATE TABLE image ("index" INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, split TEXT NOT NULL, given INTEGER,
+  clean INTEGER, width INTEGER NOT NULL, height INTEGER NOT NULL, offset INTEGER NOT NULL,
+  stored_bytes INTEGER NOT NULL, deflated INTEGER NOT NULL, image_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+  format TEXT NOT NULL);
+CREATE TABLE class ("index" INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE report (path TEXT NOT NULL, code TEXT NOT NULL, detail TEXT NOT NULL, level TEXT NOT NULL);
+CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+SELECT_IMAGES = (
+    "SELECT path, split, given, clean, offset, stored_bytes, deflated, image_bytes, NULL,"
+    ' image."index", width, height, sha256, format FROM image'
+)
+
+
+class ClassCount(NamedTuple):
+    """How many images a class has in each split, by given label (test images without one: by clean label)."""
+
+    class_id: int
+    name: str
+    train: int
+    test: int
+
+
+def pixels_path(folder: Path, size: int, resize: str) -> Path:
+    """The file of pixels of one image size.
+
+    Args:
+        folder: The data set.
+        size: Pixels of a side.
+        resize: How images are made square; see `ml.data.decoding.Resize`.
+    """
+    return folder / f"pixels-{size}-{resize}.npy"
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether a folder is a ready data set."""
+    return (folder / INDEX_FILE).is_file()
+
+
+def write_index(
+    folder: Path,
+    images: Iterable[ImageRecord],
+    classes: Sequence[str],
+    report: Iterable[ReportLine],
+    facts: Mapping[str, object],
+) -> None:
+    """Write the index of a data set and flush it to disk.
+
+    Args:
+        folder: The data set; it must have no index yet.
+        images: Decoded images, by ascending `number` from 0.
+        classes: Names by class id.
+        report: Lines in the order in which they are shown.
+        facts: Anything that JSON can hold, by name.
+    """
+    target = folder / INDEX_FILE
+    database = sqlite3.connect(target, isolation_level=None)
+    try:
+        database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + SCHEMA)
+        database.execute("BEGIN")
+        database.executemany(
+            'INSERT INTO image (path, split, given, clean, offset, stored_bytes, deflated, image_bytes, "index", width,'
+            " height, sha256, format) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (image[:8] + image[9:] for image in images),  # all but the CRC
+        )
+        database.executemany("INSERT INTO class VALUES (?,?)", enumerate(classes))
+        database.executemany("INSERT INTO report VALUES (?,?,?,?)", (line[:4] for line in report))
+        database.executemany("INSERT INTO fact VALUES (?,?)", ((k, json.dumps(v)) for k, v in facts.items()))
+        database.execute("COMMIT")
+    finally:
+        database.close()
+    target.chmod(0o640)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def open_index(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The index of a data set, read-only."""
+    location = f"{(folder / INDEX_FILE).absolute().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(location, uri=True)) as index:
+        yield index
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ingest learned of the whole: `digest`, `image_size`, `resize`, counts of images and of report lines."""
+    with open_index(folder) as index:
+        return {key: json.loads(value) for key, value in index.execute("SELECT key, value FROM fact")}
+
+
+def read_classes(folder: Path) -> list[str]:
+    """Names by class id."""
+    with open_index(folder) as index:
+        return [name for (name,) in index.execute('SELECT name FROM class ORDER BY "index"')]
+
+
+def count_classes(folder: Path) -> list[ClassCount]:
+    """The classes by id with the number of their images."""
+    query = (
+        "SELECT class.\"index\", name, SUM(split = 'train'), SUM(split = 'test') FROM class"
+        ' LEFT JOIN image ON COALESCE(given, clean) = class."index" GROUP BY class."index" ORDER BY class."index"'
+    )
+    with open_index(folder) as index:
+        return [ClassCount(number, name, train or 0, test or 0) for number, name, train, test in index.execute(query)]
+
+
+def read_images(
+    folder: Path,
+    *,
+    split: Split | None = None,
+    given: int | None = None,
+    numbers: Collection[int] | None = None,
+    after: int = -1,
+    limit: int = -1,
+) -> list[ImageRecord]:
+    """Images in the order of their numbers: those of the train split come first.
+
+    Args:
+        folder: The data set.
+        split: Only images of this split.
+        given: Only images with this class id as the given label.
+        numbers: Only images with one of these numbers.
+        after: Only images with a higher number.
+        limit: At most so many; -1 for all.
+    """
+    where, values = ['image."index" > ?'], list[object]([after])
+    for column, value in (("split", split), ("given", given)):
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    with open_index(folder) as index:
+        if numbers is not None:
+            index.execute("CREATE TEMP TABLE requested (number INTEGER PRIMARY KEY)")
+            index.executemany("INSERT OR IGNORE INTO requested VALUES (?)", ((number,) for number in numbers))
+            where.append('image."index" IN (SELECT number FROM requested)')
+        query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY image."index" LIMIT ?'
+        return [ImageRecord(*row) for row in index.execute(query, (*values, limit))]
+
+
+def find_image(folder: Path, reference: int | str) -> ImageRecord | None:
+    """One image by its number or by its path in the archive; None where there is none."""
+    column = "path" if isinstance(reference, str) else 'image."index"'
+    with open_index(folder) as index, contextlib.suppress(OverflowError, UnicodeEncodeError):
+        row = index.execute(f"{SELECT_IMAGES} WHERE {column} = ?", (reference,)).fetchone()
+        if row is not None:
+            return ImageRecord(*row)
+    return None
+
+
+def read_original(folder: Path, image: ImageRecord) -> bytes:
+    """The bytes of an image as they were uploaded; DatasetFormatError where the archive is damaged."""
+    with archive.reader(folder / ARCHIVE_FILE) as read:
+        return read(image)
+
+
+def read_report(
+    folder: Path, *, level: Level | None = None, code: str | None = None, after: int = 0, limit: int = -1
+) -> list[ReportLine]:
+    """Lines of the report in their order.
+
+    Args:
+        folder: The data set.
+        level: Only lines of this level.
+        code: Only lines with this code.
+        after: Only lines with a higher number; they count from 1.
+        limit: At most so many; -1 for all.
+    """
+    query = (
+        "SELECT path, code, detail, level, rowid FROM report"
+        " WHERE rowid > ? AND level = COALESCE(?, level) AND code = COALESCE(?, code) ORDER BY rowid LIMIT ?"
+    )
+    with open_index(folder) as index:
+        return [ReportLine(*row) for row in index.execute(query, (after, level, code, limit))]
+
+
+def summarize_report(folder: Path) -> dict[Level, dict[str, int]]:
+    """How many lines the report has, by level and code."""
+    summary: dict[Level, dict[str, int]] = {"excluded": {}, "warning": {}, "ignored": {}}
+    query = "SELECT level, code, COUNT(*) FROM report GROUP BY level, code ORDER BY level, code"
+    with open_index(folder) as index:
+        for level, code, count in index.execute(query):
+            summary[level][code] = count
+    return summary
