@@ -17,8 +17,11 @@ This page knows no HTTP status and no job: `worker` translates.
 from __future__ import annotations
 
 import re
+from typing import Self
 
 from pydantic import ValidationError
+
+from ml.formats.errors import DatasetFormatError
 
 
 class Failure(Exception):
@@ -90,6 +93,12 @@ class UnknownName(Failure):
 
 class UnusableData(Failure):
     """A data set that cannot be trained on."""
+
+    @classmethod
+    def from_format_error(cls, error: DatasetFormatError) -> Self:
+        """The failure for an error of `ml.formats`; where columns are not clear, the hint names the options."""
+        options = "--path-column, --label-column and --clean-column name the columns to use"
+        return cls(error.detail, hint=options if error.columns else None, code=error.code)
 
 
 class UndecodableImage(Failure):

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ml import errors
+from ml.formats.label_tables import ColumnNames
 
 EXPECTED = (errors.Failure, ValidationError, OSError)  # what users can mend: one line, and no traceback
 
@@ -21,6 +22,18 @@ CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json"
 SELF_TEST = "self-test.json"
 
 Commands = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
+
+
+def add_column_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name the columns of a data set's table."""
+    parser.add_argument("--path-column", help="the column with the paths of the images")
+    parser.add_argument("--label-column", help="the column to learn from")
+    parser.add_argument("--clean-column", help="the column of true labels, used for measurement alone")
+
+
+def column_names(options: argparse.Namespace) -> ColumnNames:
+    """The columns that the options name."""
+    return ColumnNames(options.path_column, options.label_column, options.clean_column)
 
 
 def json_option(text: str) -> Any:  # any JSON value

@@ -16,9 +16,9 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     """The command's options."""
     figures = parsers.add_parser("figures", help="the paper's figures of a finished training, as numbers and plots")
     figures.add_argument("trained", type=Path, help="the --out folder of a training")
-    figures.add_argument("data", type=Path, help="the folder or zip it was trained on")
+    figures.add_argument("data", type=Path, help="the folder or archive it was trained on")
     figures.add_argument("--out", type=Path, help="default: figures/ in the training's folder")
-    figures.add_argument("--label-column", help="the column it learned from")
+    commands.add_column_options(figures)
     figures.add_argument("--device", help="instead of the spec's")
     figures.add_argument("--threads", type=int, help="CPU threads")
     figures.add_argument(
@@ -30,7 +30,8 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write figures.json and each figure as PNG and SVG; CheckpointInvalid where data and training do not belong
     together, Failure where nothing was trained to the end."""
-    from ml import errors, folders
+    from ml import errors
+    from ml.data import container_dataset
     from ml.evaluation import measure
     from ml.reports import plots, report_data, selftest
     from ml.training import checkpoint
@@ -40,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
     spec = TrainingSpec.model_validate_json((options.trained / commands.SPEC).read_bytes())
-    found = folders.read(
-        options.data, image_size=spec.image_size, resize=spec.resize, label_column=options.label_column
+    found = container_dataset.load_container(
+        options.data, image_size=spec.image_size, resize=spec.resize, columns=[commands.column_names(options)]
     )
     truth = found.truth
     training = Trainer.build(

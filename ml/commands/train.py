@@ -1,4 +1,4 @@
-"""`python -m ml train`: train on a folder or zip of pictures, on one device or several."""
+"""`python -m ml train`: train on a folder or archive of images, on one device or several."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ PLAIN_OPTIONS = (
 
 def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     """The command's options: the training spec's own, and where things are."""
-    train = parsers.add_parser("train", help="train on a folder or zip of pictures, resuming where it was stopped")
-    train.add_argument("data", type=Path, help="class folders, or images with train.csv/labels.csv (and test.csv)")
+    train = parsers.add_parser("train", help="train on a folder or archive of images, resuming where it was stopped")
+    train.add_argument("data", type=Path, help="a folder, zip or tar: class folders, or images with a table")
     train.add_argument("--out", type=Path, default=Path("trained"), help="where checkpoints and the bundle go")
     train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
     train.add_argument("--preset", help="a preset of the method, by its name; --params stand above it")
@@ -41,7 +41,7 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     train.add_argument(
         "--noise", type=commands.json_option, help='noise to inject, as JSON: {"kind": "symmetric", "rate": 0.4}'
     )
-    train.add_argument("--label-column", help="the column to learn from")
+    commands.add_column_options(train)
     train.add_argument("--threads", type=int, help="CPU threads, of each process")
     train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: the spec's")
     train.add_argument("--weights", type=Path, help="folder of pretrained weights")
@@ -85,7 +85,7 @@ def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) ->
 
 
 def _trained(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
-    from ml import folders
+    from ml.data import container_dataset
     from ml.reports import selftest
     from ml.serving import model_archive
     from ml.training import checkpoint
@@ -93,8 +93,8 @@ def _trained(options: argparse.Namespace, device: str | None, group: process_gro
 
     wanted = _spec(options)
     first = group is None or group.rank == 0
-    found = folders.read(
-        options.data, image_size=wanted.image_size, resize=wanted.resize, label_column=options.label_column
+    found = container_dataset.load_container(
+        options.data, image_size=wanted.image_size, resize=wanted.resize, columns=[commands.column_names(options)]
     )
     wanted = _suited(wanted, found.images)
     training = Trainer.build(
@@ -109,8 +109,10 @@ def _trained(options: argparse.Namespace, device: str | None, group: process_gro
     if group is not None and not first:
         training.run_follower()
         return 0
-    for line in found.left_out:
-        print(f"left out {line}", file=sys.stderr)
+    for line in found.report:
+        if line.level != "ignored":
+            outcome = "left out " if line.level == "excluded" else ""
+            print(f"{outcome}{line.path}: {line.detail}", file=sys.stderr)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / commands.SPEC).write_text(wanted.model_dump_json(indent=1), encoding="utf-8")

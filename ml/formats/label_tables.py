@@ -102,7 +102,7 @@ class LabelTable(NamedTuple):
                 f"{len(unlabeled)} of {len(self.table.rows)} rows have no label in the column {column!r};"
                 f" at most {UNLABELED_FRACTION:.0%} may"
             )
-            self.table.reject_line(unlabeled[0], "empty_label", detail)
+            self.table.reject_line("empty_label", unlabeled[0], detail)
         return entries
 
     def _image_finder(self, images: Mapping[str, Entry]) -> Callable[[int, str], Entry | None]:
@@ -123,12 +123,12 @@ class LabelTable(NamedTuple):
             return next((SPLITS[part] for part in path.lower().split("/")[:-1] if part in SPLITS), "train")
         value = fields[self.split_column]
         if (split := SPLITS.get(value.strip().lower())) is None:
-            self.table.reject_line(line, "bad_split", f"split is {printable(value)!r}, not train, test or val")
+            self.table.reject_line("bad_split", line, f"split is {printable(value)!r}, not train, test or val")
         return split
 
     def _check_label(self, line: int, label: str) -> None:
         if (fault := check_label(label)) is not None:
-            self.table.reject_line(line, "bad_label", fault)
+            self.table.reject_line("bad_label", line, fault)
 
 
 def choose_tables(
@@ -320,7 +320,7 @@ def _check_path(table: Table, line: int, path: str) -> str:
     """A path inside the container (C6). It only ever looks up a name, but a URL or `..` is a mistake worth naming."""
     path = path.removeprefix("./")
     if not path:
-        table.reject_line(line, "empty_path", "the path is empty")
+        table.reject_line("empty_path", line, "the path is empty")
     if (
         path[0] == "/"
         or "\\" in path
@@ -328,5 +328,5 @@ def _check_path(table: Table, line: int, path: str) -> str:
         or "://" in path
         or (".." in path and ".." in path.split("/"))
     ):
-        table.reject_line(line, "unsafe_path", f"{printable(path)!r} is not a path inside the archive")
+        table.reject_line("unsafe_path", line, f"{printable(path)!r} is not a path inside the archive")
     return path

@@ -55,13 +55,13 @@ class Table:
         columns = [printable(name, SAMPLE_CHARS) for name in self.columns[:SAMPLE_COLUMNS]]
         raise DatasetFormatError(code, detail, self.path, columns=columns, sample_row=self.sample_row())
 
-    def reject_line(self, line: int, code: str, detail: str) -> NoReturn:
+    def reject_line(self, code: str, line: int, detail: str) -> NoReturn:
         """Refuse the table because of one line.
 
         Raises:
             DatasetFormatError: Always.
         """
-        raise _error(self.path, code, detail, line)
+        raise _error(code, self.path, detail, line)
 
 
 def parse(path: str, data: bytes) -> Table:
@@ -76,14 +76,14 @@ def parse(path: str, data: bytes) -> Table:
     """
     text = _decode(path, data)
     if "\0" in text:
-        raise _error(path, "bad_table", "the table has a NUL character", text.count("\n", 0, text.index("\0")) + 1)
+        raise _error("bad_table", path, "the table has a NUL character", text.count("\n", 0, text.index("\0")) + 1)
     if len(data) > LINE_BYTES:
         for number, line in enumerate(text.split("\n"), 1):
             if len(line) > LINE_BYTES or (not line.isascii() and len(line.encode()) > LINE_BYTES):
-                raise _error(path, "table_too_large", f"a line has more than {LINE_BYTES} bytes", number)
+                raise _error("table_too_large", path, f"a line has more than {LINE_BYTES} bytes", number)
     table = _parse_json_lines(path, text) if path.lower().endswith(".jsonl") else _parse_csv(path, text)
     if not table.rows:
-        raise _error(path, "bad_table", "the table has no rows")
+        raise _error("bad_table", path, "the table has no rows")
     return table
 
 
@@ -108,7 +108,7 @@ def _decode(path: str, data: bytes) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _error(path, "bad_encoding", "the table is neither UTF-8 nor UTF-16", line) from None
+        raise _error("bad_encoding", path, "the table is neither UTF-8 nor UTF-16", line) from None
 
 
 def _parse_csv(path: str, text: str) -> Table:
@@ -122,12 +122,12 @@ def _parse_csv(path: str, text: str) -> Table:
             elif row:
                 if len(row) != len(columns):
                     detail = f"{len(row)} fields under {len(columns)} columns"
-                    raise _error(path, "ragged_row", detail, reader.line_num)
+                    raise _error("ragged_row", path, detail, reader.line_num)
                 rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise _error(path, "bad_table", f"the table cannot be read: {error}", reader.line_num) from None
+        raise _error("bad_table", path, f"the table cannot be read: {error}", reader.line_num) from None
     if columns is None:
-        raise _error(path, "bad_table", "the table is empty")
+        raise _error("bad_table", path, "the table is empty")
     return Table(path, columns, rows)
 
 
@@ -146,10 +146,10 @@ def _separator(text: str) -> str:
 
 def _check_columns(path: str, names: Sequence[str]) -> tuple[str, ...]:
     if "" in names:
-        raise _error(path, "bad_columns", f"column {list(names).index('') + 1} has no name", 1)
+        raise _error("bad_columns", path, f"column {list(names).index('') + 1} has no name", 1)
     if len(set(names)) < len(names):
         double = next(name for position, name in enumerate(names) if name in names[:position])
-        raise _error(path, "bad_columns", f"column {printable(double)!r} appears twice", 1)
+        raise _error("bad_columns", path, f"column {printable(double)!r} appears twice", 1)
     return tuple(names)
 
 
@@ -161,10 +161,10 @@ def _parse_json_lines(path: str, text: str) -> Table:
         if columns is None:
             columns = _check_columns(path, list(fields))
         if fields.keys() != set(columns):
-            raise _error(path, "ragged_row", "the keys differ from those of the first line", line)
+            raise _error("ragged_row", path, "the keys differ from those of the first line", line)
         rows.append((line, [fields[name] for name in columns]))
     if columns is None:
-        raise _error(path, "bad_table", "the table is empty")
+        raise _error("bad_table", path, "the table is empty")
     return Table(path, columns, rows)
 
 
@@ -182,9 +182,9 @@ def _objects(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             value = json.loads(line, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
-            raise _error(path, "bad_table", f"the line is not JSON: {printable(error)}", number) from None
+            raise _error("bad_table", path, f"the line is not JSON: {printable(error)}", number) from None
         if not isinstance(value, dict):
-            raise _error(path, "bad_table", "the line is not a JSON object", number)
+            raise _error("bad_table", path, "the line is not a JSON object", number)
         yield number, {key: _as_text(each) for key, each in value.items()}
 
 
@@ -195,6 +195,6 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _error(path: str, code: str, detail: str, line: int | None = None) -> DatasetFormatError:
+def _error(code: str, path: str, detail: str, line: int | None = None) -> DatasetFormatError:
     location = f"{printable(path)}, line {line}" if line else printable(path)
     return DatasetFormatError(code, f"{location}: {detail}", location)

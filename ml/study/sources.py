@@ -19,18 +19,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ml import errors, folders, fsync, layouts
-from ml.data import dataset
+from ml import errors, fsync
+from ml.data import container_dataset, dataset, published
 from ml.data.dataset import UNKNOWN, LabeledImages, Truth
 from ml.data.decoding import Resize
-from ml.layouts.source import zipped
+from ml.formats import dataset_index
+from ml.formats.archive import is_description, read_archive
+from ml.formats.entries import UNLIMITED
+from ml.formats.errors import DatasetFormatError
+from ml.formats.label_tables import ColumnNames
 from ml.scenes import generate
 from ml.scenes.drawn import Grounds, Plates
 from ml.scenes.photographs import CutOuts, Places
 from ml.study.plan import DataSet, Run
 from ml.training.spec import TrainingSpec, seed_for
 
-READY = "index.sqlite"  # what a data set that the service has made ready holds
+CLEAN_COLUMN = "clean"  # of a table in a study: the column of true labels, where it is there
 PROBE = 12  # scenes drawn to tell one generator from another
 
 
@@ -85,20 +89,32 @@ def fingerprint(at: DataPaths, draw: str = "{}") -> str:
         few = generate.draw(PROBE, seed=0, objects=objects, places=places, **json.loads(draw))
         for each in (few.images, few.clean, few.given):
             digest.update(each.tobytes())
-    elif (at.folder / READY).is_file():
-        digest.update(repr(dataset.facts(at.folder)["digest"]).encode())
+    elif dataset_index.is_ready(at.folder):
+        digest.update(repr(dataset_index.read_facts(at.folder)["digest"]).encode())
     elif at.folder.is_dir():
         for file in _files(at.folder):
             digest.update(repr((file.relative_to(at.folder).as_posix(), file.stat().st_size)).encode())
-            if file.name in layouts.LABEL_FILES:  # other labels in them take as many bytes
+            if file.name in published.LABEL_FILES:  # other labels in them take as many bytes
                 digest.update(fsync.fingerprint(file).sha256.encode())
-        for table in sorted(at.folder.glob("*.csv")):
+        tables = sorted(at.folder.glob("*.csv"))
+        others = [file for file in _files(at.folder) if is_description(file.name) and file not in tables]
+        for table in (*tables, *others):
             digest.update(table.read_bytes())
     else:
-        with zipped(at.folder) as archive:
-            for entry in archive.infolist():
-                digest.update(repr((entry.filename, entry.file_size, entry.CRC)).encode())
+        _digest_archive(digest, at.folder)
     return digest.hexdigest()
+
+
+def _digest_archive(digest: hashlib._Hash, path: Path) -> None:
+    """Names, sizes and CRCs of a zip; a tar states no CRC, so all of its bytes."""
+    try:
+        entries = read_archive(path, UNLIMITED).entries
+    except DatasetFormatError as error:
+        raise errors.UnusableData.from_format_error(error) from error
+    for entry in entries:
+        digest.update(repr((entry.path, entry.image_bytes, entry.crc)).encode())
+    if any(entry.crc is None for entry in entries):
+        digest.update(fsync.fingerprint(path).sha256.encode())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -119,17 +135,11 @@ def load(run: Run, at: DataPaths) -> Material:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None, ...]) -> tuple[LabeledImages, Truth]:
-    if (path / READY).is_file():  # its labels were chosen when it was uploaded
+    if dataset_index.is_ready(path):  # its labels were chosen when it was uploaded
         return dataset.load(path, image_size=image_size, resize=resize)
-    for column in columns:
-        try:
-            found = folders.read(path, image_size=image_size, resize=resize, label_column=column)
-        except errors.UnusableData as error:
-            if error.code != "wrong_columns" or column == columns[-1]:
-                raise
-        else:
-            return found.images, found.truth
-    raise AssertionError("the last column is read, or raises")
+    choices = [ColumnNames(label=label, clean=clean) for label in columns for clean in (CLEAN_COLUMN, None)]
+    loaded = container_dataset.load_container(path, image_size=image_size, resize=resize, columns=choices)
+    return loaded.images, loaded.truth
 
 
 @functools.lru_cache(maxsize=4)

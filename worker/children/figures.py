@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from app.errors import DatabaseUnavailable
-from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
+from ml.formats import dataset_index
 from ml.reports import plots, report_data
 from ml.reports.report_data import ReportData
 from ml.training.trainer import Trainer
@@ -63,8 +63,8 @@ def _named(given: JobContext, numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Which pictures of the data set were judged, in the order of everything told of each."""
     if "of" not in numbers:
         return []
-    pictures = dataset.pictures(given.dataset, ["test" if numbers["of"] == "test" else "train"])
-    return [{"index": pictures[row].index, "path": pictures[row].path} for row in numbers["rows"]]
+    pictures = dataset_index.read_images(given.dataset, split="test" if numbers["of"] == "test" else "train")
+    return [{"index": pictures[row].number, "path": pictures[row].path} for row in numbers["rows"]]
 
 
 def write(given: JobContext, found: ReportData | None, folder: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from ml.data.dataset import Picture
 from ml.evaluation.masks import Gaussian
+from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
 
 BATCH = 256
@@ -24,14 +24,14 @@ def answers(predictor: Predictor, squares: Tensor, still_wanted: Callable[[], No
 
 
 def places(
-    predictor: Predictor, squares: Tensor, pictures: Sequence[Picture], still_wanted: Callable[[], None]
+    predictor: Predictor, squares: Tensor, images: Sequence[ImageRecord], still_wanted: Callable[[], None]
 ) -> list[Gaussian] | None:
-    """One Gaussian a picture; None for a model that does not localize."""
+    """One Gaussian an image; None for a model that does not localize."""
     if not predictor.localizes:
         return None
     found = []
-    for picture, answer in zip(pictures, answers(predictor, squares, still_wanted), strict=True):
-        gaussian = answer.on(predictor.geometry(picture.width, picture.height))
+    for image, answer in zip(images, answers(predictor, squares, still_wanted), strict=True):
+        gaussian = answer.on(predictor.geometry(image.width, image.height))
         assert gaussian is not None
         found.append(gaussian)
     return found

@@ -16,10 +16,10 @@ from typing import Any
 from app import storage
 from app.db.session import Session
 from app.jobs import attempt
-from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
+from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
 from ml.serving import model_archive
@@ -104,19 +104,19 @@ class Publication:
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""
-        pictures, classes = dataset.pictures(self._given.dataset, ["train"]), self._images.classes
+        pictures, classes = dataset_index.read_images(self._given.dataset, split="train"), self._images.classes
         labels = zip(pictures, self._images.labels.tolist(), self._training.labels.tolist(), strict=True)
-        rows = [(p.index, p.path, classes[before], classes[given]) for p, before, given in labels if before != given]
+        rows = [(p.number, p.path, classes[before], classes[given]) for p, before, given in labels if before != given]
         artifacts.table(path, ["index", "path", "label_before", "given_label"], rows)
 
     def _write_issues(self, path: Path, issues: LabelIssues) -> None:
         """Every training image with its label's score; label issues are those flagged."""
-        pictures, classes = dataset.pictures(self._given.dataset, ["train"]), self._images.classes
+        pictures, classes = dataset_index.read_images(self._given.dataset, split="train"), self._images.classes
         predictor = Predictor.load(self._bundle, str(self._training.device))
         places = localize.places(predictor, self._images.images, pictures, self._given.still_wanted)
         rows = [
             [
-                picture.index,
+                picture.number,
                 picture.path,
                 picture.split,
                 classes[given],

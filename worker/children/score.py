@@ -12,7 +12,8 @@ import torch
 
 from app.jobs import attempt
 from ml.data import dataset
-from ml.data.dataset import Picture
+from ml.formats import dataset_index
+from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize
 from worker.children.job_reporter import JobContext
@@ -41,7 +42,7 @@ def run(given: JobContext) -> None:
         progress=preparing,
     )
     squares = {"train": images.images, "test": truth.test_images}
-    pictures = dataset.pictures(given.dataset, splits)
+    pictures = [image for image in dataset_index.read_images(given.dataset) if image.split in splits]
     found = itertools.chain.from_iterable(
         localize.answers(predictor, shown, given.still_wanted) for s in splits if (shown := squares[s]) is not None
     )
@@ -61,7 +62,7 @@ def tell(
     given: JobContext,
     predictor: Predictor,
     known: Sequence[str],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageRecord],
     found: Iterator[Prediction],
 ) -> Iterator[list[object]]:
     """The row of each picture; `known` are the data set's own classes, which may differ from the model's."""
@@ -74,7 +75,7 @@ def tell(
         label = "" if picture.given is None else known[picture.given]
         gaussian = answer.on(predictor.geometry(picture.width, picture.height))
         yield [
-            picture.index,
+            picture.number,
             picture.path,
             picture.split,
             label,

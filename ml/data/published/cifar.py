@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 once their files are read, and human labels beside them: the order of both is that of the
-files, training batches one after the other. Knows no file format.
+"""CIFAR-10 and CIFAR-100 once their files are read, with the human labels of CIFAR-N where their file is there.
 
-Shapes: `N` pictures; planes uint8 (N, 3072), red, green and blue of 32 rows each; labels int64 (N,).
+Images and human labels are in the order of the files, one training batch after the other. Knows no file format.
+
+Shapes: `N` images; planes uint8 (N, 3072), red, green and blue of 32 rows each; labels int64 (N,).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ml.data.published import pickles
+from ml.data.published.published_dataset import DEFAULT, PublishedDataset
+from ml.data.published.source_files import SourceFiles
 from ml.errors import UnusableData
-from ml.layouts import pickles
-from ml.layouts.pictures import DEFAULT, Pictures
-from ml.layouts.source import Source
 
 SIDE = 32
 PLANES = 3 * SIDE * SIDE
@@ -27,15 +28,34 @@ HUMAN = {"": "CIFAR-10_human.pt", COARSE: "CIFAR-100_human.pt"}  # by the column
 
 
 class Batch(NamedTuple):
-    """A file: its pictures, and the class numbers of each by column (`label`, and `coarse_label` of CIFAR-100)."""
+    """The images of one file.
+
+    Args:
+        split: train or test.
+        planes: Their pixels, uint8 (N, 3072).
+        numbers: Their class numbers (N,) by column: `label`, and in CIFAR-100 `coarse_label`.
+    """
 
     split: str
     planes: NDArray[np.uint8]
     numbers: Mapping[str, NDArray[np.int64]]
 
 
-def batch(split: str, planes: Any, numbers: Mapping[str, Any], names: Mapping[str, Sequence[str]], file: str) -> Batch:
-    """A checked batch: values may be anything a file held; UnusableData (dataset_corrupt)."""
+def check_batch(
+    split: str, planes: Any, numbers: Mapping[str, Any], names: Mapping[str, Sequence[str]], file: str
+) -> Batch:
+    """A batch whose shapes and numbers are right.
+
+    Args:
+        split: train or test.
+        planes: Anything that a file held as its pixels.
+        numbers: Anything that it held as class numbers, by column.
+        names: Class names by column and number.
+        file: Its name, for messages.
+
+    Raises:
+        UnusableData: dataset_corrupt.
+    """
     pixels = np.asarray(planes)
     columns = {column: np.asarray(values) for column, values in numbers.items()}
     fits = pixels.dtype == np.uint8 and pixels.ndim == 2 and pixels.shape[1] == PLANES
@@ -43,12 +63,21 @@ def batch(split: str, planes: Any, numbers: Mapping[str, Any], names: Mapping[st
         fits &= values.dtype.kind in "iu" and values.shape == pixels.shape[:1]
         fits = bool(fits and (len(values) == 0 or 0 <= values.min() <= values.max() < len(names[column])))
     if not fits:
-        raise UnusableData(f"{file} is not a batch of 32 px pictures with their labels", code="dataset_corrupt")
+        raise UnusableData(f"{file} is not a batch of 32 px images with their labels", code="dataset_corrupt")
     return Batch(split, pixels, {column: values.astype(np.int64) for column, values in columns.items()})
 
 
-def pictures(batches: Sequence[Batch], names: Mapping[str, Sequence[str]], source: Source) -> Pictures:
-    """The whole set, with the human labels that lie anywhere in the source."""
+def join_batches(batches: Sequence[Batch], names: Mapping[str, Sequence[str]], source: SourceFiles) -> PublishedDataset:
+    """The whole data set.
+
+    Args:
+        batches: In the order of the data set.
+        names: Class names by column and number.
+        source: Where the file of human labels may lie, in any folder.
+
+    Raises:
+        UnusableData: labels_disagree, unreadable_pickle or unsafe_pickle, where human labels are there.
+    """
     planes = np.concatenate([each.planes for each in batches])
     splits = [each.split for each in batches for _ in each.planes]
     numbers = {column: np.concatenate([each.numbers[column] for each in batches]) for column in names}
@@ -70,12 +99,12 @@ def pictures(batches: Sequence[Batch], names: Mapping[str, Sequence[str]], sourc
         Image.fromarray(pixels(number)).save(buffer, "PNG")
         return buffer.getvalue()
 
-    return Pictures(files, splits, labels, pixels, encoded, truths)
+    return PublishedDataset(files, splits, labels, pixels, encoded, truths)
 
 
-def _human(source: Source, kind: str) -> dict[str, Any] | None:
+def _human(source: SourceFiles, kind: str) -> dict[str, Any] | None:
     """The arrays of CIFAR-10N or CIFAR-100N (Wei et al. 2022), if their file is there."""
-    path = next((name for name in source.names() if name.rsplit("/", 1)[-1] == HUMAN[kind]), None)
+    path = next((name for name in source.names if name.rsplit("/", 1)[-1] == HUMAN[kind]), None)
     return None if path is None else pickles.read_zipped(source.read(path), path)
 
 
@@ -86,34 +115,34 @@ def _with_human(
     train: int,
     splits: Sequence[str],
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Columns of the original labels, now `clean`, and of the human ones; and which of those are which's truth.
+    """The columns with the original labels as `clean` and the human ones added; and the clean column of each of those.
 
-    UnusableData (labels_disagree) unless the file's own clean labels are those of the set, picture by picture.
+    UnusableData (labels_disagree) unless the file's own clean labels are those of the data set, image by image.
     """
     rows = [row for row, split in enumerate(splits) if split == "train"]
     known = {CLEAN: DEFAULT} | ({f"{CLEAN}_coarse": COARSE} if COARSE in names else {})
-    found = {column: list(labels[original]) for column, original in known.items()}
+    columns = {column: list(labels[original]) for column, original in known.items()}
     truths = {}
     for key, values in human.items():
         truth = f"{CLEAN}_coarse" if "coarse" in key else CLEAN
         classes = names[known[truth]]
-        given = np.asarray(values)
+        numbers = np.asarray(values)
         if (
-            given.shape != (train,)
-            or given.dtype.kind not in "iu"
-            or not 0 <= given.min() <= given.max() < len(classes)
+            numbers.shape != (train,)
+            or numbers.dtype.kind not in "iu"
+            or not 0 <= numbers.min() <= numbers.max() < len(classes)
         ):
-            raise UnusableData(f"the human labels {key!r} do not fit {train} pictures", code="labels_disagree")
+            raise UnusableData(f"the human labels {key!r} do not fit {train} images", code="labels_disagree")
         column = [""] * len(splits)
-        for row, number in zip(rows, given.tolist(), strict=True):
+        for row, number in zip(rows, numbers.tolist(), strict=True):
             column[row] = classes[number]
         if key.startswith("clean"):
-            if any(column[row] != found[truth][row] for row in rows):
+            if any(column[row] != columns[truth][row] for row in rows):
                 raise UnusableData(
-                    "the human labels belong to other pictures, or to another order of these", code="labels_disagree"
+                    "the human labels belong to other images, or to another order of these", code="labels_disagree"
                 )
         else:
-            found[key], truths[key] = column, truth
+            columns[key], truths[key] = column, truth
     if not any(key.startswith("clean") for key in human):
         raise UnusableData("the human labels come without the clean ones to check them by", code="labels_disagree")
-    return found, truths
+    return columns, truths

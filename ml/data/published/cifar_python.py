@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ml.data.published import cifar, pickles
+from ml.data.published.published_dataset import DEFAULT, PublishedDataset
+from ml.data.published.source_files import SourceFiles
 from ml.errors import UnusableData
-from ml.layouts import cifar, pickles
-from ml.layouts.pictures import DEFAULT, Pictures
-from ml.layouts.source import Source, beside
 
 TEN = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "test"}
 HUNDRED = {"train": "train", "test": "test"}
@@ -18,20 +18,23 @@ TEN_META, META = "batches.meta", "meta"
 LABEL_FILES = (*TEN, *HUNDRED, TEN_META, META, *cifar.HUMAN.values())
 
 
-def read(source: Source) -> Pictures | None:
-    """The set, or None where no such files are; UnusableData if they are damaged."""
-    names = source.names()
-    if (files := beside(names, TEN_META)) is not None and "data_batch_1" in files:
+def read(source: SourceFiles) -> PublishedDataset | None:
+    """The data set, or None where there are no such files; UnusableData if they are damaged."""
+    if (files := source.find_siblings(TEN_META)) is not None and "data_batch_1" in files:
         return _read(source, files, TEN, files[TEN_META], {DEFAULT: ("label_names", "labels")})
-    if (files := beside(names, META)) is not None and "train" in files:
+    if (files := source.find_siblings(META)) is not None and "train" in files:
         keys = {DEFAULT: ("fine_label_names", "fine_labels"), cifar.COARSE: ("coarse_label_names", "coarse_labels")}
         return _read(source, files, HUNDRED, files[META], keys)
     return None
 
 
 def _read(
-    source: Source, files: Mapping[str, str], splits: Mapping[str, str], meta: str, keys: Mapping[str, tuple[str, str]]
-) -> Pictures:
+    source: SourceFiles,
+    files: Mapping[str, str],
+    splits: Mapping[str, str],
+    meta: str,
+    keys: Mapping[str, tuple[str, str]],
+) -> PublishedDataset:
     """`keys`: for each column, where the names of its classes are, and where its numbers."""
     known = pickles.read(source.read(meta), meta)
     names = {column: [_text(name) for name in _entry(known, of, meta)] for column, (of, _) in keys.items()}
@@ -40,8 +43,8 @@ def _read(
         if leaf in files:
             held = pickles.read(source.read(files[leaf]), files[leaf])
             numbers = {column: _entry(held, key, files[leaf]) for column, (_, key) in keys.items()}
-            batches.append(cifar.batch(split, _entry(held, "data", files[leaf]), numbers, names, files[leaf]))
-    return cifar.pictures(batches, names, source)
+            batches.append(cifar.check_batch(split, _entry(held, "data", files[leaf]), numbers, names, files[leaf]))
+    return cifar.join_batches(batches, names, source)
 
 
 def _entry(held: Mapping[str, Any], key: str, file: str) -> Any:

@@ -7,16 +7,16 @@ has checked. Files may end in .txt; classes have names where category_names_eng 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.data import decoding
+from ml.data.published.published_dataset import DEFAULT, PublishedDataset
+from ml.data.published.source_files import SourceFiles
 from ml.errors import UnusableData
-from ml.layouts.pictures import DEFAULT, Pictures
-from ml.layouts.source import Source, beside, text
 
 CLEAN = "clean"
 TRAIN, TEST, GIVEN, TRUE, NAMES = (
@@ -25,23 +25,22 @@ TRAIN, TEST, GIVEN, TRUE, NAMES = (
 LABEL_FILES = tuple(f"{leaf}{ending}" for leaf in (TRAIN, TEST, GIVEN, TRUE, NAMES) for ending in ("", ".txt"))
 
 
-def read(source: Source) -> Pictures | None:
-    """The set, or None where no such files are; UnusableData if a file is missing or damaged."""
-    names = source.names()
-    files = beside(names, TRAIN) or beside(names, f"{TRAIN}.txt")
+def read(source: SourceFiles) -> PublishedDataset | None:
+    """The data set, or None where there are no such files; UnusableData if a file is missing or damaged."""
+    files = source.find_siblings(TRAIN) or source.find_siblings(f"{TRAIN}.txt")
     if files is None:
         return None
-    found = {leaf.removesuffix(".txt"): name for leaf, name in files.items()}
-    classes = _lines(source, found[NAMES]) if NAMES in found else None
-    noisy, clean = _table(source, found, GIVEN, classes), _table(source, found, TRUE, classes)
-    train = _lines(source, found[TRAIN])
-    test = _lines(source, found[TEST]) if TEST in found else []
+    lists = {leaf.removesuffix(".txt"): name for leaf, name in files.items()}
+    classes = source.read_lines(lists[NAMES]) if NAMES in lists else None
+    noisy, clean = _read_labels(source, lists, GIVEN, classes), _read_labels(source, lists, TRUE, classes)
+    train = source.read_lines(lists[TRAIN])
+    test = source.read_lines(lists[TEST]) if TEST in lists else []
     if missing := next((key for key in train if key not in noisy), None):
         raise UnusableData(f"{GIVEN} has no label of {missing}", code="dataset_corrupt")
-    places = _Places(PurePosixPath(found[TRAIN]).parent, set(names))
+    find_image = _image_finder(PurePosixPath(lists[TRAIN]).parent, set(source.names))
     keys = [(key, "train") for key in train] + [(key, "test") for key in test if key in clean]
-    there = [(place, key, split) for key, split in keys if (place := places(key)) is not None]
-    paths = [place for place, _, _ in there]
+    there = [(path, key, split) for key, split in keys if (path := find_image(key)) is not None]
+    paths = [path for path, _, _ in there]
 
     def encoded(number: int) -> bytes:
         return source.read(paths[number])
@@ -49,7 +48,7 @@ def read(source: Source) -> Pictures | None:
     def pixels(number: int) -> NDArray[np.uint8]:
         return decoding.decode(encoded(number))
 
-    return Pictures(
+    return PublishedDataset(
         paths,
         [split for _, _, split in there],
         {
@@ -59,32 +58,28 @@ def read(source: Source) -> Pictures | None:
         pixels,
         encoded,
         {DEFAULT: CLEAN},
-        tuple(f"{key}: no such picture" for key, _ in keys if places(key) is None),
+        tuple((key, "no such image") for key, _ in keys if find_image(key) is None),
     )
 
 
-def _table(source: Source, found: Mapping[str, str], leaf: str, classes: list[str] | None) -> dict[str, str]:
+def _read_labels(source: SourceFiles, lists: Mapping[str, str], leaf: str, classes: list[str] | None) -> dict[str, str]:
     """The class of each key."""
-    if leaf not in found:
+    if leaf not in lists:
         raise UnusableData(f"{leaf} is missing", code="dataset_corrupt")
     labels = {}
-    for number, line in enumerate(_lines(source, found[leaf]), 1):
+    for number, line in enumerate(source.read_lines(lists[leaf]), 1):
         key, _, label = line.rpartition(" ")
         if not key or not label.isdecimal() or (classes is not None and int(label) >= len(classes)):
-            raise UnusableData(f"{found[leaf]}, line {number}: not a path, a space and a class", code="dataset_corrupt")
+            raise UnusableData(f"{lists[leaf]}, line {number}: not a path, a space and a class", code="dataset_corrupt")
         labels[key] = f"{int(label):02}" if classes is None else classes[int(label)]
     return labels
 
 
-class _Places:
-    """Where a key's picture lies: keys are paths from the lists' folder, or from one above it."""
+def _image_finder(home: PurePosixPath, names: set[str]) -> Callable[[str], str | None]:
+    """A function from a key to its image: keys are paths from the folder of the lists, or from one above it."""
+    folders = (home, *home.parents)
 
-    def __init__(self, home: PurePosixPath, names: set[str]) -> None:
-        self._homes, self._names = (home, *home.parents), names
+    def find(key: str) -> str | None:
+        return next((path for folder in folders if (path := (folder / key).as_posix()) in names), None)
 
-    def __call__(self, key: str) -> str | None:
-        return next((path for home in self._homes if (path := (home / key).as_posix()) in self._names), None)
-
-
-def _lines(source: Source, name: str) -> list[str]:
-    return [line.strip() for line in text(source, name).splitlines() if line.strip()]
+    return find

@@ -1,0 +1,138 @@
+"""A plain folder or an archive as tensors, for the command line: read by the same code as an upload to the service.
+
+Besides what the service accepts, it reads data sets in the formats of their authors (`ml.data.published`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ml.data import decoding, ingest, pixel_file
+from ml.data.dataset import LabeledImages, Truth, join
+from ml.data.decoding import Geometry, Resize
+from ml.data.pixel_file import ReadFile
+from ml.data.published import find_published
+from ml.data.published.published_dataset import PublishedDataset
+from ml.data.published.source_files import SourceFiles
+from ml.errors import Failure, UndecodableImage, UnusableData
+from ml.formats.container import open_container
+from ml.formats.errors import DatasetFormatError
+from ml.formats.label_tables import ColumnNames
+from ml.formats.layout import Layout, resolve_labels
+from ml.formats.records import ImageRecord, ReportLine, Split
+
+OTHER_COLUMNS = ("unknown_column", "ambiguous_label_column")  # the codes with which the next choice of columns is tried
+T = TypeVar("T")
+
+
+class LoadedDataset(NamedTuple):
+    """A data set in memory.
+
+    Args:
+        images: What is learned from.
+        truth: What is measured by.
+        names: Paths of the images to learn from, in their order.
+        report: What was left out, ignored or looks wrong.
+    """
+
+    images: LabeledImages
+    truth: Truth
+    names: tuple[str, ...]
+    report: tuple[ReportLine, ...]
+
+
+def load_container(
+    path: Path,
+    *,
+    image_size: int,
+    resize: Resize = "squash",
+    columns: Sequence[ColumnNames] = (ColumnNames(),),
+) -> LoadedDataset:
+    """Load the images and labels of a folder or an archive.
+
+    Args:
+        path: A folder, a zip, or a tar that may be compressed by gzip or zstd.
+        image_size: Pixels of a side.
+        resize: How an image is made square.
+        columns: Choices of the columns of its table. The first whose columns are there is taken.
+
+    Raises:
+        UnusableData: For the codes see `layout.resolve_labels`, `container.open_container` and `ingest.check_usable`.
+    """
+    try:
+        container = open_container(path)
+        with container.reader() as read:
+            published = find_published(SourceFiles(container.entries, read))
+            if published is not None:
+                return _load_published(published, columns, image_size, resize)
+            layout = _first_choice(columns, lambda names: resolve_labels(container, names))
+            return _load_layout(layout, read, image_size, resize)
+    except DatasetFormatError as error:
+        raise UnusableData.from_format_error(error) from error
+
+
+def _first_choice(columns: Sequence[ColumnNames], attempt: Callable[[ColumnNames], T]) -> T:
+    """The result of the first choice of columns that are there; the error of the last."""
+    for names in columns[:-1]:
+        try:
+            return attempt(names)
+        except (DatasetFormatError, Failure) as error:
+            if error.code not in OTHER_COLUMNS:
+                raise
+    return attempt(columns[-1])
+
+
+def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize) -> LoadedDataset:
+    images = ingest.sort_images(layout.images)
+    squares = np.empty((len(images), image_size, image_size, 3), np.uint8)
+    results = [
+        pixel_file.decode_square(read, image, square, resize) for image, square in zip(images, squares, strict=True)
+    ]
+    kept, lines = ingest.split_decoded(images, results)
+    ingest.check_usable(len(images), kept, lines)
+    if lines:
+        squares = squares[[result.fault is None for result in results]]
+    labeled, truth = join(kept, torch.from_numpy(squares), layout.classes)
+    return LoadedDataset(labeled, truth, _train_paths(kept), (*lines, *layout.report))
+
+
+def _load_published(
+    dataset: PublishedDataset, columns: Sequence[ColumnNames], image_size: int, resize: Resize
+) -> LoadedDataset:
+    """The images in the order of their files; one without a label or that cannot be decoded is left out."""
+    given, clean = _first_choice(columns, dataset.columns)
+    classes = tuple(sorted({label for labels in (given, clean or ()) for label in labels if label}))
+    ids: dict[str, int | None] = {name: number for number, name in enumerate(classes)} | {"": None}
+    report = [ReportLine(path, "missing_image", reason, "excluded") for path, reason in dataset.left_out]
+    images: list[ImageRecord] = []
+    squares = np.empty((len(dataset.names), image_size, image_size, 3), np.uint8)
+    for number in sorted(range(len(dataset.names)), key=lambda each: dataset.splits[each] != "train"):
+        path, split = dataset.names[number], _split(dataset.splits[number])
+        truth = clean[number] if clean is not None else ""
+        if not (given[number] or (split == "test" and truth)):
+            report.append(ReportLine(path, "unlabeled_row", "no label", "excluded"))
+            continue
+        try:
+            pixels = dataset.pixels(number)
+        except (UndecodableImage, DatasetFormatError, OSError) as error:
+            report.append(ReportLine(path, "damaged_image", str(error), "excluded"))
+            continue
+        geometry = Geometry.of(pixels.shape[1], pixels.shape[0], image_size, resize)
+        squares[len(images)] = decoding.resize(pixels, geometry)
+        images.append(ImageRecord(path, split, ids[given[number]], ids[truth], 0, 0, False, 0))
+    ingest.check_usable(len(images), images, report)
+    labeled, truths = join(images, torch.from_numpy(squares[: len(images)]), classes)
+    return LoadedDataset(labeled, truths, _train_paths(images), tuple(report))
+
+
+def _split(name: str) -> Split:
+    return "train" if name == "train" else "test"
+
+
+def _train_paths(images: Sequence[ImageRecord]) -> tuple[str, ...]:
+    return tuple(image.path for image in images if image.split == "train")
