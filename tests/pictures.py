@@ -8,8 +8,10 @@ hand_zip([Raw(b"../x", b"...")])             headers written byte by byte, so th
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -94,16 +96,22 @@ def zipped(files: Mapping[str, bytes], *, deflated: bool = False, folders: Seque
 
 
 def tarred(files: Mapping[str, bytes], *, compression: str = "", kind: int = tarfile.PAX_FORMAT) -> bytes:
-    """`compression` is "" or "gz"; `kind` one of tarfile's USTAR_FORMAT, GNU_FORMAT, PAX_FORMAT."""
+    """`compression` is "", "gz" or "zst"; `kind` one of tarfile's USTAR_FORMAT, GNU_FORMAT, PAX_FORMAT."""
     file = io.BytesIO()
-    mode: Any = f"w:{compression}"
+    mode: Any = f"w:{compression if compression == 'gz' else ''}"
     with tarfile.open(fileobj=file, mode=mode, format=kind) as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             archive.addfile(entry, io.BytesIO(data))
-    return file.getvalue()
+    return compress_zstd(file.getvalue()) if compression == "zst" else file.getvalue()
+
+
+def compress_zstd(data: bytes) -> bytes:
+    zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    compressed: bytes = zstd.compress(data)
+    return compressed
 
 
 def tarred_entry(name: str, kind: bytes, link: str = "") -> bytes:

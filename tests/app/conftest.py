@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import Engine
 
-from app.datasets import archive, ingest_queue, layout
+from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Base, Job, Model
 from app.http import connection
@@ -28,6 +28,8 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage import Storage
 from ml.data import ingest
+from ml.formats.archive import read_archive
+from ml.formats.layout import resolve_labels
 from tests import servers
 from tests.servers import eventually, free_port
 
@@ -180,13 +182,13 @@ def ingest_it(client: Client, dataset_id: str) -> None:
     folder = files.dataset(claim.id)
     folder.mkdir()
     files.upload(claim.id).rename(folder / "archive")
-    found = layout.interpret(archive.read(folder / "archive"))
+    found = resolve_labels(read_archive(folder / "archive"))
     facts = ingest.ingest(
         folder / "archive",
         found.images,
         found.classes,
         folder,
-        findings=found.findings,
+        report=found.report,
         facts=found.facts,
         bad_fraction=0.5,
     )

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.datasets import archive, contents, layout
+from app.datasets import contents
 from app.errors import ImageNotFound
 from ml.data import ingest
+from ml.formats import dataset_index
+from ml.formats.archive import decompress, read_archive
+from ml.formats.layout import resolve_labels
 from tests import pictures
 
 FILES = {
@@ -32,51 +35,51 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pictures.zipped(FILES, deflated=True) if request.param == "zip" else pictures.tarred(FILES, compression="gz")
     )
     upload.write_bytes(packed)
-    found = layout.interpret(archive.read(upload))
-    if not archive.unwrap(upload, home / "archive"):
+    found = resolve_labels(read_archive(upload))
+    if not decompress(upload, home / "archive"):
         os.link(upload, home / "archive")
-    ingest.ingest(home / "archive", found.images, found.classes, home, findings=found.findings, facts=found.facts)
+    ingest.ingest(home / "archive", found.images, found.classes, home, report=found.report, facts=found.facts)
     return home
 
 
 def test_classes_are_counted_per_split(folder: Path) -> None:
-    assert contents.class_names(folder) == ["bird", "cat", "dog"]
-    assert contents.class_counts(folder) == [(0, "bird", 5, 5), (1, "cat", 6, 5), (2, "dog", 5, 5)]
-    assert contents.facts(folder)["train_images"] == 16
+    assert dataset_index.read_classes(folder) == ["bird", "cat", "dog"]
+    assert dataset_index.count_classes(folder) == [(0, "bird", 5, 5), (1, "cat", 6, 5), (2, "dog", 5, 5)]
+    assert dataset_index.read_facts(folder)["train_images"] == 16
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(folder: Path) -> None:
     seen: list[int] = []
-    while page := contents.images(folder, after=seen[-1] if seen else -1, limit=7):
+    while page := dataset_index.read_images(folder, after=seen[-1] if seen else -1, limit=7):
         seen += [row.number for row in page]
     assert seen == list(range(31))
 
 
 def test_filters_combine(folder: Path) -> None:
-    rows = contents.images(folder, split="test", given=2)
+    rows = dataset_index.read_images(folder, split="test", given=2)
     assert [row.path for row in rows] == [f"test/dog/{number}.jpg" for number in range(5)]
-    assert [row.number for row in contents.images(folder, among=[3, 1, 500], after=1)] == [3]
-    assert contents.images(folder, among=[]) == []
+    assert [row.number for row in dataset_index.read_images(folder, numbers=[3, 1, 500], after=1)] == [3]
+    assert dataset_index.read_images(folder, numbers=[]) == []
 
 
 def test_an_image_is_found_by_index_and_by_path_with_its_bytes(folder: Path) -> None:
     for path, data in FILES.items():
         if path.endswith("README.md") or data == b"no":
             continue
-        row = contents.image(folder, path)
-        assert contents.image(folder, row.number) == row
-        assert contents.original(folder, row) == data
-        assert (row.width, row.height, row.content_type) == (20, 20, "image/jpeg")
+        row = contents.find_image(folder, path)
+        assert contents.find_image(folder, row.number) == row
+        assert dataset_index.read_original(folder, row) == data
+        assert (row.width, row.height, contents.CONTENT_TYPES[row.format]) == (20, 20, "image/jpeg")
 
 
 @pytest.mark.parametrize("reference", [-1, 31, 2**70, "nope", "../archive", "README.md", "\ud800", ""])
 def test_an_unknown_image_is_not_found(folder: Path, reference: int | str) -> None:
     with pytest.raises(ImageNotFound):
-        contents.image(folder, reference)
+        contents.find_image(folder, reference)
 
 
 def test_a_thumbnail_is_a_png_of_the_packed_pixels(folder: Path) -> None:
-    row = contents.image(folder, "test/dog/3.jpg")
+    row = contents.find_image(folder, "test/dog/3.jpg")
     with Image.open(io.BytesIO(contents.thumbnail(folder, row))) as picture:
         assert picture.format == "PNG"
         expected = np.load(next(folder.glob("pixels-*.npy")))[row.number]
@@ -84,13 +87,13 @@ def test_a_thumbnail_is_a_png_of_the_packed_pixels(folder: Path) -> None:
 
 
 def test_the_report_names_every_file(folder: Path) -> None:
-    assert {(row.path, row.code, row.level) for row in contents.report(folder)} == {
+    assert {(row.path, row.code, row.level) for row in dataset_index.read_report(folder)} == {
         ("train/cat/broken.jpg", "unsupported_format", "excluded"),
         ("README.md", "ignored_file", "ignored"),
         ("train/cat/copy.jpg", "duplicate_image", "warning"),
         ("train/cat/copy.jpg", "same_image_two_labels", "warning"),
     }
-    assert contents.report_summary(folder)["excluded"] == {"unsupported_format": 1}
-    warnings = contents.report(folder, level="warning")
-    assert contents.report(folder, level="warning", after=warnings[0].number) == warnings[1:]
-    assert contents.report(folder, code="ignored_file", limit=1)[0].path == "README.md"
+    assert dataset_index.summarize_report(folder)["excluded"] == {"unsupported_format": 1}
+    warnings = dataset_index.read_report(folder, level="warning")
+    assert dataset_index.read_report(folder, level="warning", after=warnings[0].number) == warnings[1:]
+    assert dataset_index.read_report(folder, code="ignored_file", limit=1)[0].path == "README.md"

@@ -22,8 +22,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from app.datasets import archive, layout
 from ml.data import ingest
+from ml.formats.archive import read_archive
+from ml.formats.layout import resolve_labels
 
 COUNT, SIDE, CLASSES, ROUNDS = 60_000, 32, 10, 5
 
@@ -51,8 +52,8 @@ def write_zip(path: Path, count: int) -> None:
 
 
 def ours(path: Path, target: Path) -> None:
-    found = layout.interpret(archive.read(path))
-    ingest.ingest(path, found.images, found.classes, target, findings=found.findings, facts=found.facts)
+    found = resolve_labels(read_archive(path))
+    ingest.ingest(path, found.images, found.classes, target, report=found.report, facts=found.facts)
 
 
 def floor(path: Path, members: list[tuple[int, int]]) -> None:
@@ -76,7 +77,7 @@ def measured(count: int) -> dict[str, object]:
         whole, tenth = folder / "whole.zip", folder / "tenth.zip"
         write_zip(whole, count)
         write_zip(tenth, count // 10)
-        members = [(entry.offset, entry.stored_bytes) for entry in archive.read(whole).entries]
+        members = [(entry.offset, entry.stored_bytes) for entry in read_archive(whole).entries]
         rounds = [
             (
                 cpu_seconds(lambda: floor(whole, members)),
@@ -85,7 +86,7 @@ def measured(count: int) -> dict[str, object]:
             )
             for _ in range(ROUNDS)
         ]
-        structure = min(cpu_seconds(lambda: layout.interpret(archive.read(whole))) for _ in range(3))
+        structure = min(cpu_seconds(lambda: resolve_labels(read_archive(whole))) for _ in range(3))
     least, own, usual = (min(times) for times in zip(*rounds, strict=True))
     return {
         "id": "I2",

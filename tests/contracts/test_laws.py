@@ -17,9 +17,14 @@ TENSORS = {"torch", "torchvision", "numpy", "PIL"}
 SERVICE = {"fastapi", "starlette", "celery", "redis", "sqlalchemy", "kombu"}
 
 
-def loaded_by(module: str) -> set[str]:
-    """Top-level packages in sys.modules after importing `module` in a fresh process."""
-    program = f"import json, sys, {module}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level packages in sys.modules after importing the modules in a fresh process."""
+    return {module.split(".")[0] for module in modules_loaded_by(*modules)}
+
+
+def modules_loaded_by(*modules: str) -> set[str]:
+    """Names in sys.modules after importing the modules in a fresh process."""
+    program = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -29,7 +34,7 @@ def loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("app.main", TENSORS | {"ml", "worker"}),
+        ("app.main", TENSORS | {"worker"}),
         ("worker.supervisor.celery_app", TENSORS | {"fastapi", "starlette"}),
         ("worker.supervisor.supervise", TENSORS | {"fastapi", "starlette"}),
         ("worker.dispatcher", TENSORS | {"fastapi", "starlette"}),
@@ -42,6 +47,21 @@ def loaded_by(module: str) -> set[str]:
 def test_a_process_loads_only_what_its_law_allows(module: str, never: set[str]) -> None:
     """Laws 1-3: what a package's __init__ drags in counts as well."""
     assert loaded_by(module) & never == set()
+
+
+def test_of_ml_the_api_loads_the_formats_alone() -> None:
+    """Law 2: a narrow exception, seen in a process."""
+    loaded = {module for module in modules_loaded_by("app.main") if module.split(".")[0] == "ml"}
+
+    assert loaded - {"ml"} == {module for module in loaded if f"{module}.".startswith("ml.formats.")}
+
+
+def test_the_formats_need_the_standard_library_alone() -> None:
+    """Only `backports.zstd` is added on Pythons without `compression.zstd`, when a tar.zst is read."""
+    formats = [f"ml.formats.{file.stem}" for file in (ROOT / "ml/formats").glob("*.py") if file.stem != "__init__"]
+    before = loaded_by("json")
+
+    assert {name for name in loaded_by(*formats) - before if name not in sys.stdlib_module_names} == {"ml"}
 
 
 @pytest.mark.parametrize(

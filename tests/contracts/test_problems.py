@@ -14,11 +14,19 @@ from ml import errors as failures
 
 ROOT = Path(__file__).parents[2]
 # The command line's own failures: no job and no request ends with them.
-COMMAND_LINE = ("ml/commands/", "ml/study/", "ml/layouts/", "ml/formats/", "ml/folders.py")
+COMMAND_LINE = (
+    "ml/commands/",
+    "ml/study/",
+    "ml/data/published/",
+    "ml/data/container_dataset.py",
+    "ml/formats/container.py",
+)
 # What the framework itself refuses.
 FRAMEWORK = {http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.NOT_FOUND, http.HTTPStatus.METHOD_NOT_ALLOWED}
 # Functions that raise a problem or a failure and take its code as their first argument.
-REFUSALS = {"reject", "UndecodableImage", "Refused"}
+REFUSALS = {
+    "reject", "reject_line", "reject_columns", "_error", "DatasetFormatError", "UndecodableImage", "Refused",
+}  # fmt: skip
 
 
 def class_codes() -> Iterator[str]:

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,27 +23,17 @@ from hypothesis import strategies as st
 from ml.data import dataset, decoding, ingest, pixel_file
 from ml.data.decoding import Geometry
 from ml.errors import UnusableData
+from ml.formats import dataset_index
+from ml.formats.records import ImageRecord, ReportLine
 from tests import pictures
 
 CLASSES = ("cat", "dog")
 
 
-class Item(NamedTuple):
-    path: str
-    split: str
-    given: int | None
-    clean: int | None
-    offset: int
-    stored_bytes: int
-    deflated: bool
-    image_bytes: int
-    crc: int | None
-
-
 Make = Callable[..., Path]
 
 
-def items(packed: bytes, clean: Mapping[str, int] | None = None) -> list[Item]:
+def items(packed: bytes, clean: Mapping[str, int] | None = None) -> list[ImageRecord]:
     """Class folders of a zip, under train/ or test/ or neither, as the service would list them."""
     found = []
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
@@ -52,7 +42,7 @@ def items(packed: bytes, clean: Mapping[str, int] | None = None) -> list[Item]:
             start = info.header_offset + 30 + len(info.filename)
             labels = (CLASSES.index(name), (clean or {}).get(info.filename))
             found.append(
-                Item(info.filename, (split or ["train"])[0], *labels, start, info.compress_size,
+                ImageRecord(info.filename, (split or ["train"])[0], *labels, start, info.compress_size,
                      info.compress_type == 8, info.file_size, info.CRC)
             )  # fmt: skip
     return found
@@ -63,9 +53,13 @@ def make(tmp_path: Path) -> Make:
     """A ready data set from files, or what ingest raises."""
 
     def ready(
-        files: Mapping[str, bytes], *, deflated: bool = False, change: Callable[[Item], Item] = lambda item: item,
-        clean: Mapping[str, int] | None = None, **options: Any,
-    ) -> Path:  # fmt: skip
+        files: Mapping[str, bytes],
+        *,
+        deflated: bool = False,
+        change: Callable[[ImageRecord], ImageRecord] = lambda image: image,
+        clean: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Path:
         folder = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         packed = pictures.zipped(files, deflated=deflated)
@@ -78,7 +72,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def report(folder: Path) -> list[tuple[str, str, str]]:
-    with dataset.index(folder) as index:
+    with dataset_index.open_index(folder) as index:
         return [tuple(row) for row in index.execute("SELECT path, code, level FROM report ORDER BY rowid")]
 
 
@@ -115,7 +109,7 @@ def test_clean_labels_are_truth_alone(make: Make) -> None:
     assert truth.train_clean.tolist() == [1, -1, -1, -1, 1, -1, -1, -1]
     assert truth.test_labels is not None
     assert truth.test_labels.tolist()[:2] == [1, 0]
-    assert dataset.facts(folder)["noise_rate"] == 0.5
+    assert dataset_index.read_facts(folder)["noise_rate"] == 0.5
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
@@ -144,11 +138,17 @@ def test_writing_to_the_tensors_leaves_the_file_alone(make: Make) -> None:
 def test_packing_does_not_change_the_digest(make: Make) -> None:
     files = pictures.class_folders()
     turned = dict(reversed(files.items()))
-    digests = {dataset.facts(make(f, deflated=d))["digest"] for f in (files, turned) for d in (True, False)}
+    digests = {dataset_index.read_facts(make(f, deflated=d))["digest"] for f in (files, turned) for d in (True, False)}
     assert len(digests) == 1
     changed = {**files, "cat/0.jpg": pictures.encoded(99)}
     relabelled = {path.replace("cat/0", "dog/9"): content for path, content in files.items()}
-    assert len(digests | {dataset.facts(make(changed))["digest"], dataset.facts(make(relabelled))["digest"]}) == 3
+    assert (
+        len(
+            digests
+            | {dataset_index.read_facts(make(changed))["digest"], dataset_index.read_facts(make(relabelled))["digest"]}
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,23 +158,23 @@ def test_packing_does_not_change_the_digest(make: Make) -> None:
 )  # fmt: skip
 def test_the_suggested_size_is_native_or_a_bucket(make: Make, sizes: list[tuple[int, int]], expected: int) -> None:
     files = {f"{name}/{w}.jpg": pictures.encoded(n, w, h) for n, name in enumerate(CLASSES) for w, h in sizes}
-    assert dataset.facts(make(files))["image_size"] == expected
+    assert dataset_index.read_facts(make(files))["image_size"] == expected
 
 
 def test_the_index_says_where_the_original_bytes_are(make: Make) -> None:
     files = pictures.class_folders(each=2)
     folder = make(files, deflated=True)
     for number, path in enumerate(sorted(files)):
-        assert dataset.picture(folder, number) == files[path]
-    with dataset.index(folder) as index:
+        assert dataset_index.read_original(folder, dataset_index.read_images(folder)[number]) == files[path]
+    with dataset_index.open_index(folder) as index:
         row = index.execute('SELECT path, width, height, sha256, format FROM image WHERE "index" = 0').fetchone()
     assert row == ("cat/0.jpg", 8, 8, hashlib.sha256(files["cat/0.jpg"]).hexdigest(), "JPEG")
-    assert [row.path for row in dataset.pictures(folder)] == sorted(files)
+    assert [row.path for row in dataset_index.read_images(folder)] == sorted(files)
 
 
 def test_sizes_are_those_after_exif(make: Make) -> None:
     files = {**pictures.class_folders(), "cat/turned.jpg": pictures.encoded(1, 20, 10, orientation=6)}
-    found = {row.path: (row.width, row.height) for row in dataset.pictures(make(files))}
+    found = {row.path: (row.width, row.height) for row in dataset_index.read_images(make(files))}
     assert found["cat/turned.jpg"] == (10, 20)
 
 
@@ -184,8 +184,8 @@ def test_threads_change_nothing(make: Make) -> None:
     assert min(map(len, noisy.values())) > pixel_file.THREADED_FROM_BYTES
     noisy["cat/5.png"] = noisy["cat/5.png"][:-100]
     folders = [make(noisy, threads=threads) for threads in (1, 2, 3)]
-    assert len({dataset.facts(folder)["digest"] for folder in folders}) == 1
-    stored = {pixel_file.path(folder, 96, "squash").read_bytes() for folder in folders}
+    assert len({dataset_index.read_facts(folder)["digest"] for folder in folders}) == 1
+    stored = {dataset_index.pixels_path(folder, 96, "squash").read_bytes() for folder in folders}
     assert len(stored) == 1
     assert len(next(iter(stored))) == pixel_file.NPY_HEADER_BYTES + 179 * 96 * 96 * 3
 
@@ -201,7 +201,7 @@ def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
         change = lambda item, broken=broken: item._replace(**broken) if item.path == "cat/3.jpg" else item  # noqa: E731
         folder = make(files, deflated="image_bytes" in broken, change=change)
         assert report(folder) == [("cat/3.jpg", "bad_checksum", "excluded")]
-        assert len(dataset.pictures(folder)) == 19
+        assert len(dataset_index.read_images(folder)) == 19
 
 
 def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
@@ -294,11 +294,11 @@ def test_pixels_that_do_not_match_the_index_are_refused(make: Make) -> None:
     assert caught.value.code == "dataset_corrupt"
 
 
-def test_facts_are_json_and_findings_reach_the_report(make: Make) -> None:
-    finding = ("a.txt", "ignored_file", "not opened", "ignored")
-    folder = make(pictures.class_folders(), findings=[finding], facts={"layout": "folders"})
+def test_facts_are_json_and_lines_about_the_archive_reach_the_report(make: Make) -> None:
+    line = ReportLine("a.txt", "ignored_file", "not opened", "ignored")
+    folder = make(pictures.class_folders(), report=[line], facts={"layout": "folders"})
     assert report(folder) == [("a.txt", "ignored_file", "ignored")]
-    found = json.loads(json.dumps(dataset.facts(folder), allow_nan=False))
+    found = json.loads(json.dumps(dataset_index.read_facts(folder), allow_nan=False))
     assert found["layout"] == "folders"
     assert (found["train_images"], found["test_images"], found["ignored"]) == (8, 0, 1)
 

@@ -12,7 +12,7 @@ import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from app.jobs import events
 from app.settings import Settings
 from app.storage import Storage
 from ml.data import ingest
+from ml.formats.records import ImageRecord, Split
 from ml.training.spec import TrainingSpec
 from tests.servers import die_with_parent, eventually
 
@@ -44,18 +45,6 @@ QUICK = {
     "worker_heartbeat_s": 1.0,
     "threads": 1,
 }
-
-
-class Item(NamedTuple):
-    path: str
-    split: str
-    given: int
-    clean: int
-    offset: int
-    stored_bytes: int
-    deflated: bool
-    image_bytes: int
-    crc: int | None
 
 
 def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
@@ -131,9 +120,9 @@ class ServiceHarness:
                 tar.addfile(info, io.BytesIO(data))
         with tarfile.open(folder / "archive") as tar:
             for number, ((name, label, data), member) in enumerate(zip(made, tar.getmembers(), strict=True)):
-                split = "train" if number < count else "test"
+                split: Split = "train" if number < count else "test"
                 size = len(data)
-                items.append(Item(name, split, label, label, member.offset_data, size, False, size, None))
+                items.append(ImageRecord(name, split, label, label, member.offset_data, size, False, size, None))
         facts = ingest.ingest(folder / "archive", items, CLASSES, folder, image_size=SIDE)
         with transaction(self.engine) as session:
             session.add(Dataset(id=dataset_id, name="test", upload={}, state=State.succeeded, facts=facts))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml import errors, folders
+from ml import errors
+from ml.data.container_dataset import load_container
+from ml.formats.label_tables import ColumnNames
 
 
 def picture(path: Path, shade: int, side: int = 8) -> None:
@@ -29,7 +31,7 @@ def class_folders(tmp_path: Path) -> Path:
 
 
 def test_class_folders_with_splits(class_folders: Path) -> None:
-    found = folders.read(class_folders, image_size=8)
+    found = load_container(class_folders, image_size=8)
 
     assert found.images.classes == ("cat", "dog")
     assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -44,7 +46,7 @@ def test_a_zip_is_the_folder_it_was_made_from(class_folders: Path, tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for path in class_folders.rglob("*"):
             archive.write(path, path.relative_to(class_folders))
-    one, two = (folders.read(path, image_size=8) for path in (class_folders, tmp_path / "set.zip"))
+    one, two = (load_container(path, image_size=8) for path in (class_folders, tmp_path / "set.zip"))
 
     assert one.images.images.equal(two.images.images)
     assert one.images.labels.equal(two.images.labels)
@@ -57,46 +59,48 @@ def test_tables_with_a_label_column_and_the_truth(tmp_path: Path) -> None:
         "\ufefffile,clean,human\nimages/0.png,a,a\nimages/1.png,b,a\nimages/2.png,b,b\nimages/gone.png,b,b\n"
     )
     (tmp_path / "test.csv").write_text("file,clean\nimages/3.png,b\n")
-    found = folders.read(tmp_path, image_size=8, label_column="human")
+    found = load_container(tmp_path, image_size=8, columns=[ColumnNames(label="human", clean="clean")])
 
     assert found.images.labels.tolist() == [0, 0, 1]
     assert found.truth.train_clean is not None
     assert found.truth.train_clean.tolist() == [0, 1, 1]
     assert found.truth.test_labels is not None
     assert found.truth.test_labels.tolist() == [1]
-    assert len(found.left_out) == 1
-    assert "gone.png" in found.left_out[0]
+    assert [(line.path, line.code) for line in found.report] == [("images/gone.png", "unknown_file")]
 
 
 def test_classes_are_all_that_occur_and_a_row_without_a_label_is_left_out(tmp_path: Path) -> None:
-    for number in range(5):
-        picture(tmp_path / f"{number}.png", 40 * number)
-    (tmp_path / "train.csv").write_text("file,label,clean\n0.png,b,c\n1.png,d,d\n2.png,,d\n")
-    (tmp_path / "test.csv").write_text("file,label\n3.png,a\n4.png,\n")
-    found = folders.read(tmp_path, image_size=8)
+    for number in range(12):
+        picture(tmp_path / f"{number:02}.png", 20 * number)
+    rows = [f"{number:02}.png,{'bd'[number % 2]},{'cd'[number % 2]}\n" for number in range(10)]
+    (tmp_path / "train.csv").write_text("file,label,clean\n" + "".join(rows) + "10.png,,d\n")
+    (tmp_path / "test.csv").write_text("file,label\n11.png,a\n")
+    found = load_container(tmp_path, image_size=8, columns=[ColumnNames(clean="clean")])
 
     assert found.images.classes == ("a", "b", "c", "d")
-    assert found.images.labels.tolist() == [1, 3]
+    assert found.images.labels.tolist() == [1, 3] * 5
     assert found.truth.train_clean is not None
-    assert found.truth.train_clean.tolist() == [2, 3]
+    assert found.truth.train_clean.tolist() == [2, 3] * 5
     assert found.truth.test_labels is not None
     assert found.truth.test_labels.tolist() == [0]
-    assert sorted(found.left_out) == ["2.png: no label", "4.png: no label"]
+    assert [(line.path, line.code) for line in found.report] == [("10.png", "unlabeled_row")]
 
 
 @pytest.mark.parametrize(
     ("files", "code"),
     [
         ({"readme.txt": "x"}, "no_images"),
-        ({"labels.csv": "file,kind\nx.png,a\n"}, "wrong_columns"),
-        ({"labels.csv": "file,label\nx.png,a\n"}, "too_few_classes"),
+        ({"labels.csv": "file,kind,size\nx.png,a,1\n", "x.png": ""}, "ambiguous_label_column"),
+        ({"labels.csv": "file,label\nx.png,a\n", "x.png": ""}, "too_few_classes"),
         ({"labels.csv": "file,label\nx.png,a\ny.png,b\n"}, "no_images"),
+        ({"a/x.png": "", "b/x.png": ""}, "too_many_bad_images"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, files: dict[str, str], code: str) -> None:
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     with pytest.raises(errors.UnusableData) as raised:
-        folders.read(tmp_path, image_size=8)
+        load_container(tmp_path, image_size=8)
 
     assert raised.value.code == code

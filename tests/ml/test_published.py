@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.datasets import archive, layout
 from ml import __main__ as command
-from ml import errors, folders
-from ml.layouts import pickles
+from ml import errors
+from ml.data.container_dataset import load_container
+from ml.data.published import pickles
+from ml.formats.archive import read_archive
+from ml.formats.label_tables import ColumnNames
+from ml.formats.layout import resolve_labels
 from ml.noise.shared import cifar_classes
 from ml.study import plan, sources
 
@@ -105,7 +108,7 @@ def write(tmp_path: Path, *writers: Callable[[Path], None]) -> Path:
 
 @pytest.mark.parametrize("writer", [python_ten, binary_ten])
 def test_cifar10_is_read_from_its_files_in_their_order(tmp_path: Path, writer: Callable[[Path], None]) -> None:
-    found = folders.read(write(tmp_path, writer), image_size=32)
+    found = load_container(write(tmp_path, writer), image_size=32)
 
     assert found.images.classes == TEN
     assert found.images.labels.tolist() == LABELS[:20].tolist()
@@ -119,7 +122,9 @@ def test_cifar10_is_read_from_its_files_in_their_order(tmp_path: Path, writer: C
 def test_cifar100_has_classes_and_super_classes(tmp_path: Path, writer: Callable[[Path], None]) -> None:
     folder = write(tmp_path, writer)
     fine, coarse = fine_and_coarse()
-    one, other = (folders.read(folder, image_size=32, label_column=name) for name in (None, "coarse_label"))
+    one, other = (
+        load_container(folder, image_size=32, columns=[ColumnNames(label=name)]) for name in (None, "coarse_label")
+    )
 
     assert [one.images.classes[n] for n in one.images.labels] == [cifar_classes.FINE[n] for n in fine[:20]]
     assert [other.images.classes[n] for n in other.images.labels] == [COARSE[n] for n in coarse[:20]]
@@ -130,24 +135,27 @@ def test_human_labels_are_given_and_the_original_ones_the_truth(tmp_path: Path) 
     folder = write(
         tmp_path, python_ten, lambda at: human(at, "CIFAR-10_human.pt", clean_label=LABELS[:20], worse=wrong)
     )
-    found = folders.read(folder, image_size=32, label_column="worse")
+    found = load_container(folder, image_size=32, columns=[ColumnNames(label="worse")])
 
     assert found.images.labels.tolist() == wrong.tolist()
     assert found.truth.train_clean is not None
     assert found.truth.train_clean.tolist() == LABELS[:20].tolist()
     assert found.truth.test_labels is not None
     assert found.truth.test_labels.tolist() == LABELS[20:].tolist()
-    assert folders.read(folder, image_size=32, label_column="clean").images.labels.tolist() == LABELS[:20].tolist()
+    assert (
+        load_container(folder, image_size=32, columns=[ColumnNames(label="clean")]).images.labels.tolist()
+        == LABELS[:20].tolist()
+    )
     with pytest.raises(errors.UnusableData) as raised:
-        folders.read(folder, image_size=32)
-    assert (raised.value.code, "worse" in str(raised.value)) == ("wrong_columns", True)
+        load_container(folder, image_size=32)
+    assert (raised.value.code, "worse" in str(raised.value)) == ("ambiguous_label_column", True)
 
 
 def test_human_labels_of_super_classes_have_a_truth_of_their_own(tmp_path: Path) -> None:
     fine, coarse = (np.array(values[:20]) for values in fine_and_coarse())
     arrays = {"clean_label": fine, "noisy_label": fine, "clean_coarse_label": coarse, "noisy_coarse_label": 19 - coarse}
     folder = write(tmp_path, binary_hundred, lambda at: human(at, "CIFAR-100_human.pt", **arrays))
-    found = folders.read(folder, image_size=32, label_column="noisy_coarse_label")
+    found = load_container(folder, image_size=32, columns=[ColumnNames(label="noisy_coarse_label")])
 
     assert [found.images.classes[n] for n in found.images.labels] == [COARSE[n] for n in 19 - coarse]
     assert found.truth.train_clean is not None
@@ -168,7 +176,7 @@ def test_human_labels_of_super_classes_have_a_truth_of_their_own(tmp_path: Path)
 def test_human_labels_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     folder = write(tmp_path, python_ten, lambda at: human(at, "CIFAR-10_human.pt", **arrays))
     with pytest.raises(errors.UnusableData) as raised:
-        folders.read(folder, image_size=32, label_column="worse")
+        load_container(folder, image_size=32, columns=[ColumnNames(label="worse")])
 
     assert raised.value.code == "labels_disagree"
 
@@ -193,7 +201,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path:
     folder = write(tmp_path, python_ten)
     (folder / "cifar" / "batches.meta").write_bytes(pickle.dumps(harmful, protocol=2))
     with pytest.raises(errors.UnusableData) as raised:
-        folders.read(folder, image_size=32)
+        load_container(folder, image_size=32)
     assert raised.value.code == "unsafe_pickle"
     with pytest.raises(errors.UnusableData) as zipped:
         pickles.read_zipped(zip_of(pickle.dumps(harmful)), "human.pt")
@@ -256,7 +264,7 @@ def test_damaged_batches_are_named(tmp_path: Path, name: str, content: bytes) ->
     folder = write(tmp_path, python_ten)
     (folder / "cifar" / name).write_bytes(content)
     with pytest.raises(errors.UnusableData, match=name) as raised:
-        folders.read(folder, image_size=32)
+        load_container(folder, image_size=32)
 
     assert raised.value.code == "dataset_corrupt"
 
@@ -265,7 +273,7 @@ def test_a_binary_batch_cut_short_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, binary_ten)
     (folder / "cifar" / "test_batch.bin").write_bytes(b"\0" * 3072)
     with pytest.raises(errors.UnusableData, match=r"test_batch\.bin"):
-        folders.read(folder, image_size=32)
+        load_container(folder, image_size=32)
 
 
 def clothing(folder: Path) -> None:
@@ -283,7 +291,7 @@ def clothing(folder: Path) -> None:
 
 
 def test_clothing1m_learns_from_noisy_labels_and_tests_on_clean_ones(tmp_path: Path) -> None:
-    found = folders.read(write(tmp_path, clothing), image_size=8)
+    found = load_container(write(tmp_path, clothing), image_size=8)
 
     assert found.images.classes == ("00", "01", "02", "13")
     assert found.images.labels.tolist() == [0, 1, 2]
@@ -291,7 +299,7 @@ def test_clothing1m_learns_from_noisy_labels_and_tests_on_clean_ones(tmp_path: P
     assert found.truth.train_clean.tolist() == [1, -1, -1]
     assert found.truth.test_labels is not None
     assert found.truth.test_labels.tolist() == [0, 3]
-    assert found.left_out == ("images/5/5.jpg: no such picture",)
+    assert [(line.path, line.detail) for line in found.report] == [("images/5/5.jpg", "no such image")]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +314,7 @@ def test_annotations_that_say_nothing_are_named(tmp_path: Path, name: str, conte
     folder = write(tmp_path, clothing)
     (folder / "cifar" / "annotations" / name).write_text(content)
     with pytest.raises(errors.UnusableData, match=name.removesuffix(".txt")) as raised:
-        folders.read(folder, image_size=8)
+        load_container(folder, image_size=8)
 
     assert raised.value.code == "dataset_corrupt"
 
@@ -329,7 +337,8 @@ def test_a_converted_set_is_the_set(
 ) -> None:
     folder = write(tmp_path, *writers)
     assert command.main(["convert", str(folder), str(tmp_path / "set.zip")]) == 0
-    before, after = (folders.read(p, image_size=32, label_column=column) for p in (folder, tmp_path / "set.zip"))
+    choices = [ColumnNames(label=column, clean=clean) for clean in ("clean", None)]
+    before, after = (load_container(p, image_size=32, columns=choices) for p in (folder, tmp_path / "set.zip"))
 
     assert before.images.images.equal(after.images.images)
     assert before.images.classes == after.images.classes
@@ -346,7 +355,7 @@ def test_the_service_takes_a_converted_set(tmp_path: Path) -> None:
         tmp_path, python_ten, lambda at: human(at, "CIFAR-10_human.pt", clean_label=LABELS[:20], worse=9 - LABELS[:20])
     )
     assert command.main(["convert", str(folder), str(tmp_path / "set.zip")]) == 0
-    found = layout.interpret(archive.read(tmp_path / "set.zip"), label_column="worse", clean_column="clean")
+    found = resolve_labels(read_archive(tmp_path / "set.zip"), ColumnNames(label="worse", clean="clean"))
     train = sorted((image for image in found.images if image.split == "train"), key=lambda image: image.path)
 
     assert found.classes == TEN
@@ -367,24 +376,23 @@ def test_there_is_nothing_to_convert_in_class_folders(tmp_path: Path, capsys: py
 def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for number in range(4):
+        for number in range(12):
             buffer = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), 40 * number, np.uint8)).save(buffer, "PNG")
-            archive.writestr(f"{'ab'[number % 2]}/{number}.png", buffer.getvalue())
+            Image.fromarray(np.full((8, 8, 3), 20 * number, np.uint8)).save(buffer, "PNG")
+            archive.writestr(f"{'ab'[number % 2]}/{number:02}.png", buffer.getvalue())
     held = bytearray(path.read_bytes())
     held[held.index(b"IDAT") + 6] ^= 1
     path.write_bytes(held)
-    found = folders.read(path, image_size=8)
+    found = load_container(path, image_size=8)
 
-    assert len(found.images) == 3
-    [line] = found.left_out
-    assert line.startswith("a/0.png: ")
+    assert len(found.images) == 11
+    assert [(line.path, line.code) for line in found.report] == [("a/00.png", "bad_checksum")]
 
 
 def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes("file,label\n1.png,Äpfel\n".encode("latin1"))
-    with pytest.raises(errors.UnusableData, match=r"train\.csv is not UTF-8"):
-        folders.read(tmp_path, image_size=8)
+    with pytest.raises(errors.UnusableData, match=r"train\.csv, line 2: the table is neither UTF-8 nor UTF-16"):
+        load_container(tmp_path, image_size=8)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in plan.FILES.glob("*.toml")))
