@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         training,
         found.images,
         report_data.judged(training, found.images, truth, clean),
-        wrong=measure.wrong(training.labels, clean),
+        wrong=measure.wrong_labels(training.labels, clean),
         issues=training.label_issues(),
     )
     out = options.out or options.trained / FOLDER

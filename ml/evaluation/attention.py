@@ -1,10 +1,10 @@
-"""Where the networks of a method look, seen from outside: their last feature maps and what each place says for a class.
+"""Where a method's networks look: their last feature maps, class activation maps, and contrast to the border.
 
-It works for every method and every network whose last stage ends in feature maps: the networks are overheard while the
-method answers, and neither knows of it. Nothing here learns, and nothing is asked of labels.
+It works for every method and every network whose last stage ends in feature maps. Forward hooks record what the
+networks compute while the method predicts; methods and networks need not know. Nothing is learned here.
 
-Shapes: `B` batch, `C` classes, `D` features, images `(B, 3, H, W)`, feature maps `(B, D, h, w)`, attention
-`(B, 1, h, w)` in [0, 1]: 1 at each image's strongest place, coarse, row by row as the image.
+Shapes: `B` batch, `C` classes, `D` features, images (B, 3, H, W) normalised, feature maps (B, D, h, w). Attention is
+f32 (B, 1, h, w) in [0, 1], 1 at each image's largest value, row by row like the image and coarser.
 """
 
 from __future__ import annotations
@@ -21,48 +21,53 @@ from torch.nn import functional
 from ml.method import Method, Network
 
 TINY = 1e-12
-SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the side: octaves, because objects come in all sizes and no one scale fits
-SMOOTHEST = 16  # least side of a map that is smoothed
+SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of smoothing, as shares of the side: octaves, as objects have all sizes
+LEAST_SIDE = 16  # maps are enlarged to at least this side before they are smoothed
+FLAT_BORDER = 0.3  # share of the whole map's deviation that is added to the border's, which may be almost 0
 
 
 @dataclass
-class Pass:
-    """One forward pass of one network."""
+class Activations:
+    """What one forward pass of one network computed."""
 
     network: Network
-    stages: list[Tensor] = field(default_factory=list)  # what the body and the members of the last stage gave, in order
-    features: Tensor | None = None  # (B, D), what the classifier read
+    stages: list[Tensor] = field(default_factory=list)  # outputs of the body and the last stage's modules, in order
+    features: Tensor | None = None  # (B, D), input of the classifier
 
     @property
     def spatial(self) -> list[Tensor]:
-        """What of `stages` are feature maps."""
-        return [each for each in self.stages if each.dim() == 4 and each.shape[2] * each.shape[3] > 1]
+        """Those outputs of `stages` that are feature maps."""
+        return [output for output in self.stages if output.dim() == 4 and output.shape[2] * output.shape[3] > 1]
 
     @property
     def maps(self) -> Tensor | None:
-        """The last feature maps before they are pooled (B, D, h, w); None for networks of another build."""
+        """The last feature maps (B, D, h, w), before they are pooled; None where the network has none."""
         return self.spatial[-1] if self.spatial else None
 
 
 @contextmanager
-def overheard(method: Method) -> Iterator[list[Pass]]:
-    """The passes of all of the method's networks while it answers, in the order they ended."""
-    passes: list[Pass] = []
+def record_activations(method: Method) -> Iterator[list[Activations]]:
+    """Record every forward pass of the method's networks inside the `with` block.
+
+    Yields:
+        A list that grows by one entry per forward pass, in the order in which they reach their classifier.
+    """
+    passes: list[Activations] = []
     handles = []
-    for network in (each for each in method.modules() if isinstance(each, Network)):
-        begun = Pass(network)
+    for network in (module for module in method.modules() if isinstance(module, Network)):
+        current = Activations(network)
 
-        def keep(module: nn.Module, _: object, found: object, begun: Pass = begun) -> None:
-            if isinstance(found, Tensor):
-                begun.stages.append(found)
+        def add_stage(module: nn.Module, _: object, output: object, current: Activations = current) -> None:
+            if isinstance(output, Tensor):
+                current.stages.append(output)
 
-        def end(module: nn.Module, given: tuple[Tensor, ...], begun: Pass = begun) -> None:
-            passes.append(Pass(begun.network, list(begun.stages), given[0]))
-            begun.stages.clear()
+        def end_pass(module: nn.Module, inputs: tuple[Tensor, ...], current: Activations = current) -> None:
+            passes.append(Activations(current.network, list(current.stages), inputs[0]))
+            current.stages.clear()
 
-        members = (network.body, *network.last_stage.children())
-        handles += [member.register_forward_hook(keep) for member in members]
-        handles.append(network.classifier.register_forward_pre_hook(end))
+        stages = (network.body, *network.last_stage.children())
+        handles += [stage.register_forward_hook(add_stage) for stage in stages]
+        handles.append(network.classifier.register_forward_pre_hook(end_pass))
     try:
         yield passes
     finally:
@@ -71,76 +76,95 @@ def overheard(method: Method) -> Iterator[list[Pass]]:
 
 
 def representation(method: Method, images: Tensor) -> Tensor:
-    """What the method's answer is read from: the penultimate features of its networks side by side, (B, D)."""
-    with overheard(method) as passes:
+    """f32 (B, D): the penultimate features of all networks that a prediction uses, side by side."""
+    with record_activations(method) as passes:
         method.logits(images)
-    return torch.cat([each.features.float().flatten(1) for each in passes if each.features is not None], dim=1)
+    return torch.cat([one.features.float().flatten(1) for one in passes if one.features is not None], dim=1)
 
 
 def class_activation(method: Method, images: Tensor, classes: Tensor | None = None) -> Tensor | None:
-    """CAM (Zhou et al. 2016) of `classes` int64 (B,), or of the answer, averaged over the networks.
+    """Class activation maps (CAM, Zhou et al. 2016), averaged over the networks. Needs no gradients.
 
-    It needs no gradients, but a linear classifier on pooled maps; None where no network has one.
+    Args:
+        method: In eval mode.
+        images: (B, 3, H, W).
+        classes: int64 (B,), whose maps are computed; by default the predicted ones.
+
+    Returns:
+        Attention (B, 1, h, w), or None where no network has a linear classifier on pooled feature maps.
     """
-    with overheard(method) as passes:
+    with record_activations(method) as passes:
         logits = method.logits(images)
-    chosen = logits.argmax(dim=1) if classes is None else classes
-    found = []
-    for each in passes:
-        maps, classifier = each.maps, each.network.classifier
-        if maps is not None and isinstance(classifier, nn.Linear) and classifier.in_features == maps.shape[1]:
-            with torch.autocast(maps.device.type, enabled=False):
-                found.append(torch.einsum("bd,bdhw->bhw", classifier.weight[chosen].float(), maps.float()))
-    return _mean(found)
+    targets = logits.argmax(dim=1) if classes is None else classes
+    maps = []
+    for one in passes:
+        features, classifier = one.maps, one.network.classifier
+        if features is not None and isinstance(classifier, nn.Linear) and classifier.in_features == features.shape[1]:
+            with torch.autocast(features.device.type, enabled=False):
+                maps.append(torch.einsum("bd,bdhw->bhw", classifier.weight[targets].float(), features.float()))
+    return _mean_attention(maps)
 
 
 def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> Tensor | None:
-    """Grad-CAM (Selvaraju et al. 2017) of the last stage for `classes` int64 (B,), or for the answer.
+    """Grad-CAM (Selvaraju et al. 2017) of the last stage: feature maps weighted by their mean gradient.
 
-    Feature maps weighted by the mean gradient of the class's logit. None where no network has feature maps.
+    Args:
+        method: In eval mode; frozen networks are fine, since gradients flow from the images.
+        images: (B, 3, H, W).
+        classes: int64 (B,), whose logits are differentiated; by default the predicted ones.
+
+    Returns:
+        Attention (B, 1, h, w), averaged over the networks, or None where no network has feature maps.
     """
-    with torch.enable_grad(), overheard(method) as passes:
-        logits = method.logits(images.detach().requires_grad_())  # frozen networks have gradients too
-        chosen = logits.detach().argmax(dim=1) if classes is None else classes
-        maps = [each.maps for each in passes if each.maps is not None]
-        total = logits.gather(1, chosen[:, None]).sum()
+    with torch.enable_grad(), record_activations(method) as passes:
+        logits = method.logits(images.detach().requires_grad_())
+        targets = logits.detach().argmax(dim=1) if classes is None else classes
+        maps = [one.maps for one in passes if one.maps is not None]
+        total = logits.gather(1, targets[:, None]).sum()
         gradients = torch.autograd.grad(total, maps, allow_unused=True) if maps else ()
-    weighed = zip(maps, gradients, strict=True)
-    return _mean([(m * g.mean(dim=(2, 3), keepdim=True)).sum(dim=1).detach() for m, g in weighed if g is not None])
+    pairs = zip(maps, gradients, strict=True)
+    return _mean_attention(
+        [(m * g.mean(dim=(2, 3), keepdim=True)).sum(dim=1).detach() for m, g in pairs if g is not None]
+    )
 
 
-def border_contrast(passes: Sequence[Pass]) -> Tensor | None:
-    """How unlike the image's border each place is to the networks, (B, 1, h, w): where an object stands out from its
-    surroundings, whatever its class.
+def border_contrast(passes: Sequence[Activations]) -> Tensor | None:
+    """How much each place's features differ from those on the image's border: where an object of any class stands out.
 
-    Of the feature maps before and behind the last stage, each feature's deviation from its mean on the border in units
-    of its spread; smoothed by Gaussians of all `SCALES`, each as much worth. None where no network has feature maps.
+    Feature maps before and after the last stage are compared: each feature's deviation from its mean on the border, in
+    units of its deviation there. The maps are averaged, smoothed by Gaussians of all `SCALES`, and averaged again.
 
-    Passes are of one batch each; see `overheard`.
+    Args:
+        passes: Of one batch, as `record_activations` yields them.
+
+    Returns:
+        Attention (B, 1, h, w), or None where no network has feature maps.
     """
-    found = [_deviation(maps) for each in passes for maps in each.spatial[:1] + each.spatial[-1:]]
-    if not found:
+    deviations = [_deviation(maps) for one in passes for maps in one.spatial[:1] + one.spatial[-1:]]
+    if not deviations:
         return None
-    height, width = max(tuple(each.shape[2:]) for each in found)
-    size = (max(height, SMOOTHEST), max(width, SMOOTHEST))
-    mean = torch.stack([functional.interpolate(each, size, mode="bilinear") for each in found]).mean(dim=0)
-    return _peaked(_peaked(_smoothed(mean)).mean(dim=1, keepdim=True))
+    height, width = max(tuple(deviation.shape[2:]) for deviation in deviations)
+    size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE))
+    mean = torch.stack([functional.interpolate(one, size, mode="bilinear") for one in deviations]).mean(dim=0)
+    return _scale_to_one(_scale_to_one(_smooth(mean)).mean(dim=1, keepdim=True))
 
 
 def _deviation(maps: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B, 1, h, w), each image's largest 1. Features are compared in f32."""
+    """(B, D, h, w) -> (B, 1, h, w) in f32, each image's largest value 1."""
     maps = maps.float()
     height, width = maps.shape[2:]
     inner = torch.zeros(height, width, dtype=torch.bool, device=maps.device)
     inner[1:-1, 1:-1] = True
     flat = maps.flatten(2)
     border = flat[:, :, ~inner.flatten()]
-    spread = border.std(dim=2, keepdim=True, correction=0) + 0.3 * flat.std(dim=2, keepdim=True, correction=0) + 1e-3
+    spread = (
+        border.std(dim=2, keepdim=True, correction=0) + FLAT_BORDER * flat.std(dim=2, keepdim=True, correction=0) + 1e-3
+    )
     square = ((flat - border.mean(dim=2, keepdim=True)) / spread).square().mean(dim=1)
-    return _peaked(square.sqrt().view(-1, 1, height, width))
+    return _scale_to_one(square.sqrt().view(-1, 1, height, width))
 
 
-def _smoothed(maps: Tensor) -> Tensor:
+def _smooth(maps: Tensor) -> Tensor:
     """(B, 1, h, w) -> (B, len(SCALES), h, w), by a Gaussian of each scale; nothing lies beyond the edges."""
     scales = maps.new_tensor(SCALES)
     maps = maps.expand(-1, len(scales), -1, -1)
@@ -156,16 +180,16 @@ def _smoothed(maps: Tensor) -> Tensor:
     return maps
 
 
-def _peaked(maps: Tensor) -> Tensor:
-    """Each map's largest 1."""
+def _scale_to_one(maps: Tensor) -> Tensor:
+    """Each map's largest value becomes 1."""
     return maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(TINY)
 
 
-def _mean(found: list[Tensor]) -> Tensor | None:
-    """Of maps (B, h, w), each first cut at 0 and brought to a maximum of 1; (B, 1, h, w)."""
-    if not found:
+def _mean_attention(maps: list[Tensor]) -> Tensor | None:
+    """Mean of maps (B, h, w), each without its negative values and scaled to a maximum of 1: (B, 1, h, w)."""
+    if not maps:
         return None
-    positive = [each.float().clamp_min(0) for each in found]
-    scaled = [each / each.amax(dim=(1, 2), keepdim=True).clamp_min(TINY) for each in positive]
+    positive = [values.float().clamp_min(0) for values in maps]
+    scaled = [values / values.amax(dim=(1, 2), keepdim=True).clamp_min(TINY) for values in positive]
     mean = torch.stack(scaled).mean(dim=0)
-    return _peaked(mean.unsqueeze(1))
+    return _scale_to_one(mean.unsqueeze(1))

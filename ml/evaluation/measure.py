@@ -1,8 +1,8 @@
-"""Measuring: accuracies, calibration, and how well a ranking of labels finds the wrong ones.
+"""Accuracies, calibration error, and how well a ranking of labels finds the wrong ones.
 
-What compares with clean labels compares here. It trains nothing and knows no method.
+Only this module and what calls it compare labels with clean ones. It trains nothing and knows no method.
 
-Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
+Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C), labels int64.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ Vector = NDArray[np.float64]
 
 
 class Score(NamedTuple):
-    """How well one head predicts one set."""
+    """How well one head predicts one split."""
 
-    accuracy: float
+    accuracy: float  # in [0, 1]
     loss: float  # mean cross-entropy
-    calibration_error: float  # expected calibration error in [0, 1]
+    calibration_error: float  # expected calibration error over `BINS` bins, in [0, 1]
 
 
-def scores(answers: Iterable[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Score]:
-    """The score of every head from batches of its logits (B, C) and labels (B,); waits for the device once, at the end.
+def scores(batches: Iterable[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Score]:
+    """The score of every head.
 
-    Empty without a batch.
+    Waits for the device once, at the end.
+
+    Args:
+        batches: Logits (B, C) by head, and labels (B,), of one batch after the other.
+
+    Returns:
+        Scores by head; empty if there is no batch.
     """
     sums: dict[str, Tensor] = {}
-    for heads, labels in answers:
+    for heads, labels in batches:
         for name, logits in heads.items():
-            counted = _tally(logits.float(), labels)
-            sums[name] = sums[name] + counted if name in sums else counted
+            tally = _tally(logits.float(), labels)
+            sums[name] = sums[name] + tally if name in sums else tally
     return {name: _score(tally.cpu()) for name, tally in sums.items()}
 
 
 def _tally(logits: Tensor, labels: Tensor) -> Tensor:
-    """(BINS + 1, 3): per bin of confidence its count, right answers, summed confidence; the last row is the loss."""
+    """(BINS + 1, 3): for each bin of confidence count, right predictions, confidence; the last row is the loss."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     right = (predicted == labels).double()
     columns = torch.stack([torch.ones_like(right), right, confidence.double()], dim=1)
@@ -73,7 +79,7 @@ class EvaluationSplit:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows (B,), images (B, 3, S, S) and labels (B,); nothing where the part is empty."""
+        """Batches of rows (B,), images (B, 3, S, S) and labels (B,); none if the split is empty."""
         size = self._pixels.eval_batch_size()
         for start in range(0, len(self._rows), size):
             rows = self._rows[start : start + size]
@@ -81,7 +87,16 @@ class EvaluationSplit:
 
 
 def summary(noisy_validation: Sequence[float | None], test: Sequence[float | None]) -> dict[str, float | int | None]:
-    """The four figures of a training from its accuracies per epoch; `best_test` is shown, never used to choose."""
+    """The reported test accuracies of a training.
+
+    Args:
+        noisy_validation: Accuracy of every epoch on the validation split by given labels; None where not measured.
+        test: Accuracy of every epoch on the test set.
+
+    Returns:
+        `last`; `best_noisy_val` at the epoch `best_noisy_val_epoch` (counted from 0) of the best noisy validation;
+        `best_test`, which is reported but never used to choose; `mean_last10`. Empty without an epoch.
+    """
     if not test:
         return {}
     ranked = [(accuracy, epoch) for epoch, accuracy in enumerate(noisy_validation) if accuracy is not None]
@@ -98,7 +113,15 @@ def summary(noisy_validation: Sequence[float | None], test: Sequence[float | Non
 
 
 def auroc(score: Vector, wrong: NDArray[np.bool_]) -> float:
-    """Chance that a wrong label scores below a right one, ties counted half; NaN if all are of one kind."""
+    """Area under the ROC curve: the chance that a wrong label scores below a right one, ties counted half.
+
+    Args:
+        score: Label quality scores (N,), low is suspicious.
+        wrong: bool (N,), which labels are wrong.
+
+    Returns:
+        In [0, 1]; NaN if all labels are wrong or none is.
+    """
     _, inverse, counts = np.unique(-score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positives, negatives = int(wrong.sum()), int((~wrong).sum())
@@ -108,28 +131,47 @@ def auroc(score: Vector, wrong: NDArray[np.bool_]) -> float:
 
 
 def average_precision(score: Vector, wrong: NDArray[np.bool_]) -> float:
-    """Mean precision at every wrong label, most suspicious first; NaN if none is wrong."""
-    found = wrong[np.argsort(score, kind="stable")]
-    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-    return float(precision[found].mean()) if found.any() else float("nan")
+    """Mean precision at every wrong label, lowest score first; NaN if no label is wrong. Arguments as in `auroc`."""
+    sorted_wrong = wrong[np.argsort(score, kind="stable")]
+    precision = np.cumsum(sorted_wrong) / np.arange(1, len(sorted_wrong) + 1)
+    return float(precision[sorted_wrong].mean()) if sorted_wrong.any() else float("nan")
 
 
 def precision_at(score: Vector, wrong: NDArray[np.bool_], count: int) -> float:
-    """Share of wrong labels among the `count` most suspicious ones."""
+    """Share of wrong labels among the `count` lowest scores; NaN if `count` is 0. Arguments as in `auroc`."""
     return float(wrong[np.argsort(score, kind="stable")[:count]].mean()) if count else float("nan")
 
 
-def wrong(given: Tensor, clean: Tensor | None) -> NDArray[np.int8] | None:
-    """Which given labels int64 (N,) are wrong: 1, right: 0, unknown: -1; None where no clean label is known."""
+def wrong_labels(labels: Tensor, clean: Tensor | None) -> NDArray[np.int8] | None:
+    """Which given labels are wrong.
+
+    Args:
+        labels: Given labels int64 (N,).
+        clean: Clean labels int64 (N,), -1 where unknown.
+
+    Returns:
+        int8 (N,): 1 wrong, 0 right, -1 unknown; None if no clean label is known.
+    """
     if clean is None or not bool((clean >= 0).any()):
         return None
-    return torch.where(clean >= 0, (given.cpu() != clean).to(torch.int8), -1).to(torch.int8).numpy()
+    return torch.where(clean >= 0, (labels.cpu() != clean).to(torch.int8), -1).to(torch.int8).numpy()
 
 
-def ranking_quality(issues: LabelIssues, given: Tensor, clean: Tensor) -> dict[str, float] | None:
-    """How well a ranking finds the labels that differ from the truth; `clean` is -1 where unknown."""
+def ranking_quality(issues: LabelIssues, labels: Tensor, clean: Tensor) -> dict[str, float] | None:
+    """How well a ranking finds the labels that differ from the clean ones.
+
+    Args:
+        issues: The ranking of N labels.
+        labels: The given labels int64 (N,) that were ranked.
+        clean: Clean labels int64 (N,), -1 where unknown; unknown ones are left out.
+
+    Returns:
+        `noise_rate`, the share of wrong labels; `auroc`, `average_precision` and `precision_at_count` (count: the
+        number of wrong labels) of the scores; `issue_precision` and `issue_recall` of the flags. All in [0, 1]. None
+        if all labels are wrong or none is.
+    """
     known = (clean >= 0).cpu().numpy()
-    wrong = (given != clean).cpu().numpy()[known]
+    wrong = (labels != clean).cpu().numpy()[known]
     if not wrong.any() or wrong.all():
         return None
     score, flagged = issues.label_score[known], issues.is_label_issue[known]

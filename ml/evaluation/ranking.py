@@ -1,14 +1,19 @@
-"""Which given labels are probably wrong, by what one training says of them while it learns.
+"""Ranks given labels by how likely they are wrong, from the logits of one training while it learns.
 
-The score of a label is its margin, how far its logit lies above the best other one, averaged over epochs (area under
-the margin, Pleiss et al. 2020). Four things are ours (evidence: `docs/evidence/ranking.md`). Logits are first measured
-against their class's standard, as confident learning measures probabilities (Northcutt et al. 2021): a class that the
-network names boldly must say more to count. An epoch weighs the more the later it is and the fewer given labels the
-network fits: early ones know little, and those that fit all have memorised the wrong ones too. Images that were held
-out are put on the scale of those trained on. And a label that the images answered alike do not share loses: what a
-network says of an image tells its neighbours too. It knows no clean labels and no method.
+A label's score is its margin: how far its logit lies above the best other logit, averaged over epochs (area under the
+margin, Pleiss et al. 2020). Four things are added; `docs/evidence/ranking.md` measures each of them.
 
-Shapes: `N` training images, `B` batch, `C` classes; logits and probabilities (B, C).
+- Class thresholds. A share of its class's mean logit is taken off every logit, as confident learning compares
+  probabilities with the mean confidence of their class (Northcutt et al. 2021). A class that the network
+  overpredicts must have larger logits to count.
+- Epoch weights. An epoch weighs more the later it is and the fewer given labels the network fits: early epochs know
+  little, and epochs that fit every label have memorised the wrong ones too.
+- Held-out calibration. Margins of images that were not trained on are put on the scale of the others.
+- Nearest-neighbour agreement. A label loses if images with similar predictions have other labels.
+
+No clean label is used, and no method is known here.
+
+Shapes: `N` training images, `B` batch, `C` classes. Labels are int64 in [0, C), logits and probabilities (B, C).
 """
 
 from __future__ import annotations
@@ -22,83 +27,96 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-STANDARD = 0.75  # how much of a class's standard is taken off its logit: best on the mean of our four sets
-SHARPNESS = 4.0  # an epoch weighs (its number * share of labels that it does not fit) to this power
-LEAST_LEFT = 1e-3  # where all labels are fitted, epochs still count
-COMPANY = 0.5  # how much the neighbours' labels weigh against the margin
-NEIGHBOURS, REFERENCES, CHUNK = 30, 8192, 1024  # looked at of each image, looked for among, rows at a time
-LARGEST_LOGIT = 1e4  # of a network that is about to diverge: sums stay finite
+THRESHOLD_SHARE = 0.75  # of a class's mean logit that is taken off its logits: best on the mean of four data sets
+WEIGHT_EXPONENT = 4.0  # of an epoch's weight
+LEAST_UNFITTED = 1e-3  # share of labels: epochs that fit all labels still have a weight
+AGREEMENT_WEIGHT = 0.5  # of the neighbours' labels, in standard deviations of the margins
+NEIGHBOURS = 30  # of each image
+REFERENCES = 8192  # images among which neighbours are searched, evenly spread
+CHUNK = 1024  # images whose neighbours are searched at a time
+LARGEST_LOGIT = 1e4  # logits of a network that is about to diverge are cut here, so that sums stay finite
 
 Vector = NDArray[np.float64]
 
 
-class Heard(NamedTuple):
-    """Sums of what was said of every label."""
+class MarginSums(NamedTuple):
+    """Weighted sums over the passes that showed each label; divided by `weights` they are means."""
 
     margins: Tensor  # f32 (N,)
     probabilities: Tensor  # f32 (N, C)
-    weights: Tensor  # f32 (N,): what the other two are to be divided by
+    weights: Tensor  # f32 (N,)
 
     @classmethod
-    def nothing(cls, count: int, classes: int, place: torch.device) -> Heard:
-        """Of `count` labels."""
-        return cls(*(torch.zeros(shape, device=place) for shape in (count, (count, classes), count)))
+    def zeros(cls, count: int, classes: int, device: torch.device) -> MarginSums:
+        """Of `count` labels that no pass has shown."""
+        return cls(*(torch.zeros(shape, device=device) for shape in (count, (count, classes), count)))
 
 
 class MarginTracker:
-    """What plain logits said of every given label: the material that labels are ranked from."""
+    """Accumulates margins and probabilities of every given label over the epochs of a training."""
 
     def __init__(self, labels: Tensor, classes: int) -> None:
-        """`labels` int64 (N,): the given ones, on the training's device."""
-        place = labels.device
+        """Start empty.
+
+        Args:
+            labels: Given labels int64 (N,), on the training's device.
+            classes: C.
+        """
+        device = labels.device
         self._labels, self._classes = labels, classes
-        self.heard = Heard.nothing(len(labels), classes, place)  # in the epochs that have ended, each with its weight
-        self.epochs = 0  # that ranked labels and have ended
-        self.ranking = False  # whether this epoch has ranked labels so far
-        self._now = Heard.nothing(len(labels), classes, place)  # in this epoch
-        # Per class, of the images it is given to: its mean logit in the last epoch. And of this epoch: the sum of these
-        # logits, how many there are, how many of them were above all others.
-        self._standards = torch.zeros(classes, device=place)
-        self._own = torch.zeros(3, classes, device=place)
+        self.sums = MarginSums.zeros(len(labels), classes, device)  # of the epochs that have ended, weighted
+        self.epochs = 0  # that recorded logits and have ended
+        self.ranking = False  # whether this epoch has recorded logits so far
+        self._epoch_sums = MarginSums.zeros(len(labels), classes, device)  # of this epoch
+        # Per class, over the images with that given label: the mean of its logit in the last epoch.
+        self._class_means = torch.zeros(classes, device=device)
+        # The same of this epoch: sum of the logit, number of images, number of images whose margin is positive.
+        self._class_sums = torch.zeros(3, classes, device=device)
 
     def record_logits(self, rows: Tensor, logits: Tensor) -> None:
-        """Logits (B, C) of the images in rows (B,): remembered without waiting for the device."""
+        """Add one batch; does not wait for the device.
+
+        Args:
+            rows: int64 (B,), positions of the images among the labels; no position twice.
+            logits: (B, C), of plain images.
+        """
         self.ranking = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        given = (self._labels[rows][:, None] == torch.arange(self._classes, device=logits.device)).float()
-        judged = logits - STANDARD * self._standards
-        margins = (given * judged).sum(dim=1) - judged.masked_fill(given.bool(), -torch.inf).amax(dim=1)
-        self._own += torch.stack([given * logits, given, given * (margins > 0)[:, None]]).sum(dim=1)
-        self._now.margins[rows] += margins
-        self._now.probabilities[rows] += judged.softmax(dim=1)
-        self._now.weights[rows] += 1
+        is_given = (self._labels[rows][:, None] == torch.arange(self._classes, device=logits.device)).float()
+        adjusted = logits - THRESHOLD_SHARE * self._class_means
+        margins = (is_given * adjusted).sum(dim=1) - adjusted.masked_fill(is_given.bool(), -torch.inf).amax(dim=1)
+        self._class_sums += torch.stack([is_given * logits, is_given, is_given * (margins > 0)[:, None]]).sum(dim=1)
+        self._epoch_sums.margins[rows] += margins
+        self._epoch_sums.probabilities[rows] += adjusted.softmax(dim=1)
+        self._epoch_sums.weights[rows] += 1
 
     def end_epoch(self) -> None:
-        """Close the epoch: what it said counts the more, the later it is and the fewer given labels it agreed with."""
+        """Add the epoch's sums with its weight, (number of the epoch * share of labels it does not fit) ** exponent."""
         if not self.ranking:
             return
-        sums, counts, fitted = self._own
-        self._standards.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self._standards))
+        logit_sums, counts, fitted = self._class_sums
+        self._class_means.copy_(torch.where(counts > 0, logit_sums / counts.clamp(min=1), self._class_means))
         self.epochs += 1
         self.ranking = False
-        weight = (self.epochs * (1 - fitted.sum() / counts.sum()).clamp(min=LEAST_LEFT)) ** SHARPNESS
-        for total, now in zip(self.heard, self._now, strict=True):
-            total.add_(weight * now)
-            now.zero_()
-        self._own.zero_()
+        unfitted = (1 - fitted.sum() / counts.sum()).clamp(min=LEAST_UNFITTED)
+        weight = (self.epochs * unfitted) ** WEIGHT_EXPONENT
+        for total, of_epoch in zip(self.sums, self._epoch_sums, strict=True):
+            total.add_(weight * of_epoch)
+            of_epoch.zero_()
+        self._class_sums.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON to restore from."""
-        tensors = {"standards": self._standards, "own": self._own, **self.heard._asdict()}
-        tensors |= {f"now_{name}": tensor for name, tensor in self._now._asdict().items()}
+        """Tensors and JSON that `restore` takes. The names are those of the checkpoint format."""
+        tensors = {"standards": self._class_means, "own": self._class_sums, **self.sums._asdict()}
+        tensors |= {f"now_{name}": tensor for name, tensor in self._epoch_sums._asdict().items()}
         return tensors, {"epochs": self.epochs, "ranking": self.ranking}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become what `state` described."""
-        placed = {name: tensor.to(self._labels.device, copy=True) for name, tensor in tensors.items()}
-        self._standards, self._own = placed["standards"], placed["own"]
-        self.heard = Heard(*(placed[name] for name in Heard._fields))
-        self._now = Heard(*(placed[f"now_{name}"] for name in Heard._fields))
+        """Continue from a `state`; KeyError if it lacks an entry."""
+        copies = {name: tensor.to(self._labels.device, copy=True) for name, tensor in tensors.items()}
+        self._class_means, self._class_sums = copies["standards"], copies["own"]
+        self.sums = MarginSums(*(copies[name] for name in MarginSums._fields))
+        self._epoch_sums = MarginSums(*(copies[f"now_{name}"] for name in MarginSums._fields))
         self.epochs, self.ranking = facts["epochs"], facts["ranking"]
 
 
@@ -109,96 +127,143 @@ class LabelIssues:
     label_score: Vector  # (N,) in [0, 1], low is suspicious
     predicted_label: NDArray[np.int64]  # (N,)
     is_label_issue: NDArray[np.bool_]  # (N,)
-    noise_rate: float  # estimated share of wrong labels
-    transition: Vector  # (C, C), estimated P(given j | likely i); rows sum to 1
+    noise_rate: float  # estimated share of wrong labels, in [0, 1]
+    transition: Vector  # (C, C), estimated P(given label j | likely class i); rows sum to 1
 
 
-def label_issues(labels: Tensor, log: MarginTracker, held_out: Tensor | None = None) -> LabelIssues | None:
-    """Rank the given labels; None if no epoch was logged. `held_out` are the rows that were not trained on.
+def label_issues(labels: Tensor, tracker: MarginTracker, held_out: Tensor | None = None) -> LabelIssues | None:
+    """Rank the given labels by their margins and flag those that are probably wrong.
 
-    How many are wrong is estimated from the predictions that contradict a label (`contradictions`); so many of the
-    lowest scores are issues, unless the prediction agrees with the label.
+    Args:
+        labels: Given labels int64 (N,), those that `tracker` was made with.
+        tracker: Margins and probabilities of the epochs so far.
+        held_out: Rows int64 that were not trained on; their margins are calibrated to those of the others.
+
+    Returns:
+        The ranking, or None if no epoch has ended. The number of issues is the noise rate, estimated by
+        `soft_confident_joint`, times N, less those whose label is the predicted one.
     """
-    if not log.epochs:
+    if not tracker.epochs:
         return None
-    given = labels.cpu().numpy()
-    margins, sums, weights = (each.double().cpu().numpy() for each in log.heard)
-    seen = weights > 0
-    times = np.where(seen, weights, 1.0)
-    margins, probabilities = margins / times, sums / times[:, None]
-    if held_out is not None and 0 < len(held_out) < len(given):
-        margins = aligned(margins, held_out.cpu().numpy())
-    if seen.any():
-        margins[seen] += company(given[seen], probabilities[seen]) * margins[seen].std()
-        margins[~seen] = np.median(margins[seen])  # neither suspicious nor trusted
-    predicted = np.where(seen, probabilities.argmax(axis=1), given)
-    counts = contradictions(given, probabilities)
-    rate = float(counts.sum() - np.trace(counts)) / len(given)
-    issue = np.zeros(len(given), dtype=bool)
-    issue[np.argsort(margins, kind="stable")[: round(rate * len(given))]] = True
-    return LabelIssues(_sigmoid(margins), predicted, issue & (predicted != given), rate, transition_matrix(counts))
 
+    # Means over the epochs; rows that no epoch has shown have zeros.
+    given_labels = labels.cpu().numpy()
+    margin_sums, probability_sums, weights = (total.double().cpu().numpy() for total in tracker.sums)
+    recorded = weights > 0
+    divisors = np.where(recorded, weights, 1.0)
+    margins, pred_probs = margin_sums / divisors, probability_sums / divisors[:, None]
 
-def company(given: NDArray[np.int64], probabilities: Vector) -> Vector:
-    """How well labels (N,) agree with those of the images that the training answered most alike, by (N, C).
+    # Held-out calibration comes before agreement, which is scaled by the spread of all margins.
+    if held_out is not None and 0 < len(held_out) < len(given_labels):
+        margins = calibrate_held_out(margins, held_out.cpu().numpy())
+    if recorded.any():
+        agreement = neighbour_agreement(given_labels[recorded], pred_probs[recorded])
+        margins[recorded] += AGREEMENT_WEIGHT * agreement * margins[recorded].std()
+        margins[~recorded] = np.median(margins[recorded])  # nothing is known of them: the middle of the ranking
 
-    Log odds of the label's share among the `NEIGHBOURS` nearest by Bhattacharyya's coefficient, over its share of all,
-    against the best other label's; standardised, times `COMPANY`. Zeros where there are too few images.
-    """
-    classes = np.unique(given)
-    references = np.linspace(0, len(given) - 1, min(len(given), REFERENCES)).round().astype(np.int64)
-    if len(references) <= NEIGHBOURS or len(classes) < 2:
-        return np.zeros(len(given))
-    roots = torch.from_numpy(np.sqrt(probabilities)).float()
-    labels = torch.from_numpy(np.searchsorted(classes, given))
-    votes = functional.one_hot(labels[references]).float()
-    frequency = torch.bincount(labels) / len(labels)
-    found = []
-    for rows in torch.split(torch.arange(len(given)), CHUNK):
-        alike = roots[rows] @ roots[references].t()
-        alike[rows[:, None] == torch.from_numpy(references)] = -1.0  # an image is not its own neighbour
-        share = votes[alike.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
-        odds = torch.log((share + 1 / NEIGHBOURS) / frequency)
-        own = odds.gather(1, labels[rows, None])
-        found.append(own[:, 0] - odds.scatter(1, labels[rows, None], -torch.inf).amax(dim=1))
-    agreement: Vector = torch.cat(found).double().numpy()
-    spread = float(agreement.std())
-    return COMPANY * (agreement - agreement.mean()) / spread if spread > 0 else np.zeros(len(given))
-
-
-def aligned(margins: Vector, held_out: NDArray[np.int64]) -> Vector:
-    """Margins (N,), those of the rows held out with the median and the distance of quartiles of the others.
-
-    Nothing pulls the margin of an image that is not trained on towards its label, so they are lower and wider.
-    """
-    outside = np.zeros(len(margins), dtype=bool)
-    outside[held_out] = True
-    (low, middle, high), (lower, own, upper) = (
-        np.quantile(margins[part], (0.25, 0.5, 0.75)) for part in (~outside, outside)
+    # So many of the lowest margins are issues as the estimated noise rate says.
+    predicted = np.where(recorded, pred_probs.argmax(axis=1), given_labels)
+    joint = soft_confident_joint(given_labels, pred_probs)
+    noise_rate = float(joint.sum() - np.trace(joint)) / len(given_labels)
+    lowest = np.zeros(len(given_labels), dtype=bool)
+    lowest[np.argsort(margins, kind="stable")[: round(noise_rate * len(given_labels))]] = True
+    return LabelIssues(
+        label_score=_sigmoid(margins),
+        predicted_label=predicted,
+        is_label_issue=lowest & (predicted != given_labels),
+        noise_rate=noise_rate,
+        transition=transition_matrix(joint),
     )
-    scale = (high - low) / (upper - lower) if high > low and upper > lower else 1.0
-    return np.where(outside, (margins - own) * scale + middle, margins)
 
 
-def contradictions(given: NDArray[np.int64], probabilities: Vector) -> Vector:
-    """(C, C) expected counts of (given i, likely j), which sum to N.
+def neighbour_agreement(labels: NDArray[np.int64], pred_probs: Vector) -> Vector:
+    """How well each label agrees with the labels of the images that have the most similar predictions.
 
-    A prediction that contradicts the given label counts with its probability, and the label with the rest. That is
-    fewer than confident learning counts, which takes most of what a weak network doubts for wrong.
+    The log odds of a label are log(its share among the nearest neighbours / its share of all labels). An image's
+    agreement is the log odds of its own label minus the largest of another class. Similarity is the Bhattacharyya
+    coefficient of predicted probabilities.
+
+    Args:
+        labels: Given labels (N,).
+        pred_probs: (N, C).
+
+    Returns:
+        float64 (N,), standardised to mean 0 and deviation 1. Zeros where there are no more than `NEIGHBOURS` images,
+        a single class, or no differences.
     """
-    rows, classes = np.arange(len(given)), probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    doubt = np.where(predicted == given, 0.0, probabilities[rows, predicted])
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (given, predicted), doubt)
-    np.add.at(counts, (given, given), 1 - doubt)
-    return counts
+    classes = np.unique(labels)
+    references = np.linspace(0, len(labels) - 1, min(len(labels), REFERENCES)).round().astype(np.int64)
+    if len(references) <= NEIGHBOURS or len(classes) < 2:
+        return np.zeros(len(labels))
+    roots = torch.from_numpy(np.sqrt(pred_probs)).float()  # their inner product is the Bhattacharyya coefficient
+    numbers = torch.from_numpy(np.searchsorted(classes, labels))
+    votes = functional.one_hot(numbers[references]).float()
+    class_share = torch.bincount(numbers) / len(numbers)
+    chunks = []
+    for rows in torch.split(torch.arange(len(labels)), CHUNK):
+        similarity = roots[rows] @ roots[references].t()
+        similarity[rows[:, None] == torch.from_numpy(references)] = -1.0  # an image is not its own neighbour
+        neighbour_share = votes[similarity.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
+        odds = torch.log((neighbour_share + 1 / NEIGHBOURS) / class_share)  # smoothed by one vote
+        own = odds.gather(1, numbers[rows, None])
+        chunks.append(own[:, 0] - odds.scatter(1, numbers[rows, None], -torch.inf).amax(dim=1))
+    agreement: Vector = torch.cat(chunks).double().numpy()
+    deviation = float(agreement.std())
+    return (agreement - agreement.mean()) / deviation if deviation > 0 else np.zeros(len(labels))
 
 
-def transition_matrix(counts: Vector) -> Vector:
-    """(C, C) P(given j | likely i), rows summing to 1, from counts of (given i, likely j)."""
-    likely = counts.sum(axis=0)
-    return np.where(likely[:, None] > 0, counts.T / np.maximum(likely, 1e-12)[:, None], np.eye(len(counts)))
+def calibrate_held_out(margins: Vector, held_out: NDArray[np.int64]) -> Vector:
+    """Shift and scale the margins of held-out images to the median and quartile distance of the others.
+
+    Training does not pull the margin of a held-out image towards its label, so these margins are lower and wider.
+
+    Args:
+        margins: (N,).
+        held_out: Rows that were not trained on; at least one row, and not all.
+
+    Returns:
+        (N,); margins of images that were trained on are unchanged. Where one of the two quartile distances is 0,
+        held-out margins are shifted only.
+    """
+    is_held_out = np.zeros(len(margins), dtype=bool)
+    is_held_out[held_out] = True
+    (low, median, high), (held_low, held_median, held_high) = (
+        np.quantile(margins[part], (0.25, 0.5, 0.75)) for part in (~is_held_out, is_held_out)
+    )
+    scale = (high - low) / (held_high - held_low) if high > low and held_high > held_low else 1.0
+    return np.where(is_held_out, (margins - held_median) * scale + median, margins)
+
+
+def soft_confident_joint(labels: NDArray[np.int64], pred_probs: Vector) -> Vector:
+    """Expected counts of (given label i, likely class j).
+
+    Where the predicted class differs from the label, it counts with its probability, and the label's class with the
+    rest; otherwise the label's class counts 1. The hard counts of confident learning (Northcutt et al. 2021) are
+    larger: they take most labels that a weak network is unsure of for wrong.
+
+    Args:
+        labels: Given labels (N,).
+        pred_probs: (N, C).
+
+    Returns:
+        (C, C), summing to N.
+    """
+    rows, classes = np.arange(len(labels)), pred_probs.shape[1]
+    predicted = pred_probs.argmax(axis=1)
+    p_noisy = np.where(predicted == labels, 0.0, pred_probs[rows, predicted])
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (labels, predicted), p_noisy)
+    np.add.at(joint, (labels, labels), 1 - p_noisy)
+    return joint
+
+
+def transition_matrix(joint: Vector) -> Vector:
+    """P(given label j | likely class i) from counts (C, C) of (given label i, likely class j).
+
+    Rows sum to 1; the row of a class that is never likely is that of the identity.
+    """
+    likely = joint.sum(axis=0)
+    return np.where(likely[:, None] > 0, joint.T / np.maximum(likely, 1e-12)[:, None], np.eye(len(joint)))
 
 
 def _sigmoid(values: Vector) -> Vector:

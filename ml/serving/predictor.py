@@ -142,8 +142,8 @@ class Predictor:
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(squares), device=self.device), pixels.eval_batch_size()):
                 shown = pixels.unaugmented(rows)
-                listening: contextlib.AbstractContextManager[list[attention.Pass]]
-                listening = attention.overheard(self._method) if maps else contextlib.nullcontext([])
+                listening: contextlib.AbstractContextManager[list[attention.Activations]]
+                listening = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                     with listening as passes:
                         logits = self._method.heads(shown)

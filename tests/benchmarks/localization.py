@@ -127,7 +127,7 @@ def mean(found: list[Masks]) -> Masks:
 
 
 def _map(method: Method, images: Tensor) -> Tensor:
-    with attention.overheard(method) as passes:
+    with attention.record_activations(method) as passes:
         method.logits(images)
     found = attention.border_contrast(passes)
     assert found is not None

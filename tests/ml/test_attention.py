@@ -1,4 +1,4 @@
-"""Laws of looking from outside: nothing is changed by it, and untrained networks find what stands out."""
+"""Attention: recording changes no prediction, and untrained networks find what differs from the border."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE
 
 
-class Plain(Method):
+class OneNetwork(Method):
     """One network and nothing else."""
 
     def __init__(self, network: Network) -> None:
@@ -30,34 +30,34 @@ class Plain(Method):
         return logits
 
 
-def plain(name: str, side: int) -> Plain:
+def untrained(name: str, side: int) -> OneNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Plain(networks.build(name, 6, side)).eval()  # type: ignore[return-value]
+        return OneNetwork(networks.build(name, 6, side)).eval()  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("method", ["ce", "dividemix", "denll"])
-def test_who_is_overheard_answers_as_ever(
+def test_recording_activations_changes_no_prediction(
     method: str, spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
-    made = Trainer.build(spec(method=method), labeled, device="cpu", threads=1).method.eval()
+    trained = Trainer.build(spec(method=method), labeled, device="cpu", threads=1).method.eval()
     images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    hooks = [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in made.modules()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trained.modules()]
     with torch.no_grad():
-        before = made.logits(images)
-        with attention.overheard(made) as passes:
-            during = made.logits(images)
-        features = attention.representation(made, images)
+        before = trained.logits(images)
+        with attention.record_activations(trained) as passes:
+            during = trained.logits(images)
+        features = attention.representation(trained, images)
 
     assert torch.equal(before, during)
     assert len(passes) == (1 if method == "ce" else 2)
     assert all(one.maps is not None and one.maps.shape[0] == 5 for one in passes)
     assert features.shape[0] == 5
-    assert hooks == [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in made.modules()]
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trained.modules()]
 
 
 def test_grad_cam_leaves_no_gradient_behind() -> None:
-    method = plain("small", 32)
+    method = untrained("small", 32)
     maps = attention.grad_cam(method, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 
     assert maps is not None
@@ -66,15 +66,15 @@ def test_grad_cam_leaves_no_gradient_behind() -> None:
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
-def test_what_stands_out_is_found_without_training_and_wherever_it_is() -> None:
+def test_an_object_stands_out_without_training_and_wherever_it_is() -> None:
     """An untrained network's border contrast lies on a bright square in a noisy picture."""
-    method = plain("small", 32)
+    method = untrained("small", 32)
     generator = torch.Generator().manual_seed(1)
     images = 0.2 * torch.randn(24, 3, 32, 32, generator=generator)
     corners = torch.randint(4, 20, (24, 2), generator=generator).tolist()
     for image, (top, left) in zip(images, corners, strict=True):
         image[:, top : top + 8, left : left + 8] += 3.0
-    with torch.no_grad(), attention.overheard(method) as passes:
+    with torch.no_grad(), attention.record_activations(method) as passes:
         method.logits(images)
     maps = attention.border_contrast(passes)
     assert maps is not None
@@ -89,20 +89,22 @@ def test_what_stands_out_is_found_without_training_and_wherever_it_is() -> None:
     assert sum(distance <= 6 for distance in distances) >= 20
 
 
-def test_an_image_has_its_own_map_whatever_its_company() -> None:
-    method = plain("small", 32)
+def test_an_image_has_its_own_map_whatever_its_batch() -> None:
+    method = untrained("small", 32)
     drawn = generate.draw(6, seed=3)
     images = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
-    found = []
-    for shown in (images, images[2:3]):
-        with torch.no_grad(), attention.overheard(method) as passes:
-            method.logits(shown)
-        found.append(attention.border_contrast(passes))
+    maps = []
+    for batch in (images, images[2:3]):
+        with torch.no_grad(), attention.record_activations(method) as passes:
+            method.logits(batch)
+        maps.append(attention.border_contrast(passes))
 
-    assert found[0] is not None
-    assert found[1] is not None
-    torch.testing.assert_close(found[0][2:3], found[1], rtol=1e-3, atol=1e-4)
+    assert maps[0] is not None
+    assert maps[1] is not None
+    torch.testing.assert_close(maps[0][2:3], maps[1], rtol=1e-3, atol=1e-4)
 
 
 def test_networks_without_feature_maps_have_no_map() -> None:
-    assert attention.border_contrast([attention.Pass(plain("small", 32).network, [torch.zeros(2, 7)])]) is None
+    assert (
+        attention.border_contrast([attention.Activations(untrained("small", 32).network, [torch.zeros(2, 7)])]) is None
+    )

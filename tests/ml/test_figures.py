@@ -209,7 +209,7 @@ def test_held_out_images_are_judged_by_what_is_known_of_them_and_no_loss_of_thei
     assert torch.equal(shown.labels, labeled.labels[shown.rows])
     assert not shown.noisy
 
-    found = report_data.find(training, labeled, shown, wrong=measure.wrong(training.labels, clean)).numbers
+    found = report_data.find(training, labeled, shown, wrong=measure.wrong_labels(training.labels, clean)).numbers
     assert found["labels"] == "true"
     counted = sum(found["loss_histogram"]["right"]) + sum(found["loss_histogram"]["wrong"])
     assert counted == len(labeled) - len(training.held_out)

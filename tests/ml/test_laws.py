@@ -217,7 +217,7 @@ def test_every_label_is_ranked(method: str, spec: Specs, labeled: LabeledImages)
     assert issues is not None
     assert issues.label_score.shape == issues.is_label_issue.shape == issues.predicted_label.shape == (97,)
     assert ((issues.label_score >= 0) & (issues.label_score <= 1)).all()
-    assert training.log.heard.weights.min() > 0
+    assert training.log.sums.weights.min() > 0
 
 
 def clean(count: int) -> LabeledImages:

@@ -25,7 +25,7 @@ def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) 
     training = Trainer.build(spec(epochs=2), labeled)
     before = 0.0
     for _ in (event for event in training if isinstance(event, EpochReport)):
-        (weight,) = set(training.log.heard.weights.tolist())
+        (weight,) = set(training.log.sums.weights.tolist())
         assert weight > before
         before = weight
 
@@ -62,7 +62,7 @@ def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batc
     training = Trainer.build(settings, LabeledImages(images, labels, tuple("abcd")))
 
     assert [event.steps for event in training if isinstance(event, Step)] == [steps] * steps
-    (weight,) = set(training.log.heard.weights.tolist())
+    (weight,) = set(training.log.sums.weights.tolist())
     assert weight > 0
 
 

@@ -45,7 +45,7 @@ def find(
             training,
             images,
             report_data.judged(training, images, truth, clean),
-            wrong=measure.wrong(training.labels, clean),
+            wrong=measure.wrong_labels(training.labels, clean),
             issues=issues,
             going_on=given.still_wanted,
         )
