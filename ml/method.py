@@ -9,15 +9,13 @@ Shapes: `N` samples, `B` batch, `C` classes, images `(B, 3, H, W)` float, normal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 ENSEMBLE = "answer"  # the head that predicts when training is done, by its name in reports, archives and the API
 
@@ -180,12 +178,31 @@ class Phase:
     name: str = "train"  # shown in reports
 
 
+class MethodParams(BaseModel):
+    """A method's parameters: frozen, finite, and no field that the method does not know. Base of every `Params`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 class Method(nn.Module):
-    """A strategy against noise. What it learns is a Parameter, what it remembers a buffer: state_dict is its state."""
+    """A strategy against label noise.
+
+    What a method learns is a Parameter and what it remembers is a buffer, so `state_dict` is its whole state.
+    """
+
+    # former beginnings of names in `state_dict` and what they became, so that published models stay readable
+    former_state_names: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, params: BaseModel, labels: Tensor, network: Callable[[], Network]) -> None:
-        """`labels` are the given ones (N,); every call of `network` returns another, freshly initialised one."""
+        """Build the method's networks and buffers.
+
+        Args:
+            params: the method's own `Params`.
+            labels: given labels int64 (N,) of the images that are trained on.
+            network: returns another, freshly initialised network at every call.
+        """
         super().__init__()
+        self.register_load_state_dict_pre_hook(_rename_former_state)  # type: ignore[no-untyped-call]
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """From settings alone, so that (phase, epoch, step) is enough to resume."""
@@ -202,6 +219,13 @@ class Method(nn.Module):
     def locate(self, images: Tensor) -> Tensor | None:
         """(B, 3, H, W) -> centre x, centre y, sigma in network pixels (B, 3); None without a localization module."""
         return None
+
+
+def _rename_former_state(module: Method, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before `state` is loaded: names that a former version wrote become today's, in place."""
+    for former, current in module.former_state_names.items():
+        for name in [name for name in state if name.startswith(prefix + former)]:
+            state[prefix + current + name.removeprefix(prefix + former)] = state.pop(name)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,16 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ml.blocks import background, localization
-from ml.method import Batch
+from ml.method import Batch, MethodParams
 from ml.networks import chain
 
 
-class DeconfoundingParams(BaseModel):
+class DeconfoundingParams(MethodParams):
     """How an image is divided, and what a network is shown of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     split: Literal["complement", "median", "median_by_channel", "median_normalised", "median_mask"] = Field(
         default="complement",

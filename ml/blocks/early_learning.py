@@ -7,16 +7,16 @@ Knows probabilities and remembered ones, no network and no label. Shapes: `B` ba
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+
+from ml.method import MethodParams
 
 LEAST = 1e-4  # a probability counts as at least this, and as at most 1 minus this: the logarithm below stays finite
 
 
-class EarlyLearningParams(BaseModel):
+class EarlyLearningParams(MethodParams):
     """How long an average remembers, and how strongly it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     target_kept: float = Field(
         default=0.7,

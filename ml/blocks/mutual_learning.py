@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ml.blocks import losses
+from ml.method import MethodParams
 
 ROUNDING = 1e-9  # 0.7 * 10 is 7.000000000000001
 MOST_CLIPPED = 0.5  # of the steps of its first epoch: trainings that collapsed had 0.67 and more, others up to 0.43
@@ -23,10 +24,8 @@ MOST_CLIPPED = 0.5  # of the steps of its first epoch: trainings that collapsed 
 log = logging.getLogger(__name__)
 
 
-class AgreementParams(BaseModel):
+class AgreementParams(MethodParams):
     """The settings of the agreement term, shared by every method that has one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     agreement: Literal["off", "both", "one_way"] = Field(
         default="off",

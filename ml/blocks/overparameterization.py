@@ -13,22 +13,20 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.blocks import losses, single_network
-from ml.method import Batch, Network, Optimizers, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, TrainHyperparameters
 
 SMALL = 1e-8  # deviation of the first values
 LEAST = 1e-4  # a probability counts as at least this
 USUAL_BATCH = 128  # for which the published learning rates are
 
 
-class OverparameterizationParams(BaseModel):
+class OverparameterizationParams(MethodParams):
     """How fast the variables grow."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     u_learning_rate: float = Field(
         default=10.0,

@@ -9,10 +9,11 @@ Shapes: `N` samples, `B` batch, `C` classes, logits (B, C), T (C, C) with rows t
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from ml import errors
+from ml.method import MethodParams
 
 LEAST = 1e-30  # stands for an entry of 0, which has no logarithm
 LEAST_DENOMINATOR = 1e-8
@@ -21,10 +22,8 @@ ROUNDING = 1e-3  # a row that is written down sums to 1 up to this
 Rows = tuple[tuple[float, ...], ...]
 
 
-class TransitionParams(BaseModel):
+class TransitionParams(MethodParams):
     """Where T comes from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     transition: Rows | None = Field(
         default=None,

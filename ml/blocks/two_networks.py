@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import optimizers, small_loss
-from ml.method import ENSEMBLE, Batch, Network, Optimizers, Phase, TrainHyperparameters
+from ml.method import ENSEMBLE, Batch, MethodParams, Network, Optimizers, Phase, TrainHyperparameters
 
 
-class SmallLossParams(BaseModel):
+class SmallLossParams(MethodParams):
     """How much is set aside, and who learns the rest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     noise_rate: float = Field(
         default=0.2,

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from ml.blocks import single_network, small_loss
-from ml.method import Batch, Phase, TrainHyperparameters
+from ml.method import Batch, MethodParams, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -39,10 +39,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The setting of CDR."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     noise_rate: float = Field(
         default=0.2,

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import sample_selection, single_network
-from ml.method import Network, Phase, TrainHyperparameters
+from ml.method import MethodParams, Network, Phase, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -32,10 +32,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of CORES."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     plain: float = Field(
         default=0.1, ge=0.0, le=1.0, description="Share of the epochs that train without the regulariser."

@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, reinitialisation, sample_selection, schedules, single_network
-from ml.method import Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 CLIP = 5.0  # of the joint gradient norm in stage 2
@@ -49,10 +49,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of CORES*."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sieve: float = Field(default=0.2, gt=0.0, le=1.0, description="Share of the epochs that form the sieve.")
     sieve_rate: float = Field(

@@ -15,12 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ml import method
 from ml.blocks import gaussian_mixture, losses, mixmatch, mixup, schedules
-from ml.method import ENSEMBLE, Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
+from ml.method import (
+    ENSEMBLE,
+    Batch,
+    MethodParams,
+    Network,
+    Optimizers,
+    Pass,
+    Phase,
+    TrainContext,
+    TrainHyperparameters,
+    Unlabelled,
+)
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -52,10 +63,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of DivideMix."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     warm_up: float = Field(
         default=WARM_UP,

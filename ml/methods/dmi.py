@@ -22,11 +22,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import best_weights, losses, schedules, single_network
-from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 FLOOR = 1e-3  # added to |det U|
@@ -47,10 +47,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """Settings of DMI."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     warm_up: float = Field(
         default=120 / 220,

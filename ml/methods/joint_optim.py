@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, prediction_history, reinitialisation, schedules, single_network
-from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 ASYMMETRIC: dict[str, object] = {"prior_weight": 0.8, "entropy_weight": 0.4, "retrain_rate": 0.2 / 0.03}
@@ -45,10 +45,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of joint optimisation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_labels: float = Field(
         default=200 / 320, gt=0.0, le=1.0, description="Share of the epochs of stage 1, which learns labels as well."

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import beta_mixture, losses, mixup, schedules, single_network
-from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -45,10 +45,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of M-correction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     variant: Literal["hard", "soft"] = Field(
         default="hard",

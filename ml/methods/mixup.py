@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, mixup, single_network
-from ml.method import Batch, Phase, TrainHyperparameters
+from ml.method import Batch, MethodParams, Phase, TrainHyperparameters
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -30,10 +30,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The setting of MixUp."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     alpha: float = Field(
         default=1.0,

@@ -21,11 +21,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import confidence, losses, reinitialisation, schedules, single_network
-from ml.method import Batch, Network, Pass, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 ABOUT: About = {
@@ -48,10 +48,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of PES."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     warm_up: float = Field(
         default=0.125, gt=0.0, le=1.0, description="T1: share of the epochs in which all labels train all parts."

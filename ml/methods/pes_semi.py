@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import confidence, losses, mixmatch, mixup, pool_union, reinitialisation, schedules, single_network
-from ml.method import Batch, Network, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
+from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
 MIXING = "mixing"  # the concern of λ and of the permutation
@@ -59,10 +59,8 @@ ABOUT: About = {
 }
 
 
-class Params(BaseModel):
+class Params(MethodParams):
     """The settings of PES (semi)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     warm_up: float = Field(
         default=20 / 300, gt=0.0, le=1.0, description="T1: share of the epochs in which all labels train all parts."

@@ -38,8 +38,8 @@ def batch(record_logits: Callable[[Tensor], None] = lambda _: None) -> Batch:
 
 def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:
     seen, draws = batch(), torch.Generator().manual_seed(2)
-    share = mixing.ratio(1.0, draws)
-    partner = mixing.partners_of(seen.index, draws)
+    share = mixing.draw_lambda(1.0, draws)
+    partner = mixing.draw_partners(seen.index, draws)
     method = made()
     logits = method.network(share * seen.images + (1 - share) * seen.images[partner])
     own, other = (torch.nn.functional.cross_entropy(logits, each) for each in (seen.labels, seen.labels[partner]))
@@ -51,17 +51,17 @@ def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:
 
 def test_large_alpha_mixes_half_and_half() -> None:
     draws = torch.Generator().manual_seed(0)
-    shares = {alpha: torch.stack([mixing.ratio(alpha, draws) for _ in range(200)]) for alpha in (1.0, 32.0)}
+    shares = {alpha: torch.stack([mixing.draw_lambda(alpha, draws) for _ in range(200)]) for alpha in (1.0, 32.0)}
 
     assert shares[32.0].std() < 0.1 < shares[1.0].std()
 
 
 @given(st.integers(2, 9), st.floats(0, 1), st.integers(0, 99))
 def test_every_image_is_ranked_by_the_mixture_it_has_most_of(rows: int, share: float, seed: int) -> None:
-    partner = mixing.partners_of(torch.arange(rows), torch.Generator().manual_seed(seed))
-    weights = mixing.mixed(torch.eye(rows), torch.tensor(share), partner)
+    partner = mixing.draw_partners(torch.arange(rows), torch.Generator().manual_seed(seed))
+    weights = mixing.mix(torch.eye(rows), torch.tensor(share), partner)
 
-    assert (weights[mixing.nearest(torch.tensor(share), partner)].diagonal() >= 0.5).all()
+    assert (weights[mixing.dominant_rows(torch.tensor(share), partner)].diagonal() >= 0.5).all()
 
 
 def test_partners_belong_to_samples_and_not_to_places() -> None:
@@ -70,7 +70,7 @@ def test_partners_belong_to_samples_and_not_to_places() -> None:
     ours, theirs = (
         {int(a): int(b) for a, b in zip(order, order[partner], strict=True)}
         for order in (index, backwards)
-        for partner in [mixing.partners_of(order, torch.Generator().manual_seed(0))]
+        for partner in [mixing.draw_partners(order, torch.Generator().manual_seed(0))]
     )
 
     assert ours == theirs
@@ -79,8 +79,8 @@ def test_partners_belong_to_samples_and_not_to_places() -> None:
 
 def test_a_sample_has_a_number_of_its_own_in_every_group_that_goes_with_it() -> None:
     labelled, unlabelled = torch.tensor([4, 0, 2]), torch.tensor([2, 4])
-    numbers = mixing.numbered([labelled, labelled, unlabelled])
-    backwards = mixing.numbered([labelled.flip(0), labelled.flip(0), unlabelled.flip(0)])
+    numbers = mixing.row_ids([labelled, labelled, unlabelled])
+    backwards = mixing.row_ids([labelled.flip(0), labelled.flip(0), unlabelled.flip(0)])
 
     assert len(set(numbers.tolist())) == len(numbers) == 8
     assert torch.equal(
