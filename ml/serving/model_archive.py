@@ -1,7 +1,7 @@
-"""Published weights: one safetensors file and a manifest that says how to rebuild the model and proves it is whole.
+"""Model archives: a folder of one safetensors file and a manifest that says how to rebuild the model.
 
-A bundle appears complete or not at all, and is verified before use (INV4, K4). It holds no optimizer, no label and no
-image of the training set except a handful of squares by which a predictor checks its arithmetic. No pickle.
+An archive appears complete or not at all, and is verified before use (INV4, K4). It holds no optimizer, no label and
+no image of the training set except a few squares by which a predictor checks its arithmetic. No pickle.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 FORMAT = 1
-CHECK_IMAGES = 32  # enough to notice arithmetic that changes one answer in twenty
+CHECK_IMAGES = 32  # enough to notice arithmetic that changes one prediction in twenty
 CHECK = "check.images"  # uint8 (n, S, S, 3), beside the weights
 MODEL = "model."  # prefix of the method's own tensors
 
 
-class File(BaseModel):
-    """What a file must be."""
+class FileFacts(BaseModel):
+    """Size and digest that a file must have."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,35 +42,45 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """How to rebuild a model. `digest` names the weights together with everything that changes an answer."""
+    """How to rebuild a model. `digest` covers the weights and everything else that changes a prediction."""
 
     model_config = ConfigDict(frozen=True)
 
     format: int
     digest: str
-    files: dict[str, File]
+    files: dict[str, FileFacts]
     spec: TrainingSpec
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    label_count: int  # of the training set: methods keep memories of that length
+    label_count: int  # of the training set: some methods have buffers of that length
     metrics: dict[str, Any]
 
 
 def save(folder: Path, training: Trainer, *, metrics: Mapping[str, Any] | None = None) -> Manifest:
-    """Write a finished training's model to `folder`, which must not exist: a temporary folder beside it is renamed.
+    """Write a finished training's model.
 
-    Any error propagates and leaves nothing at `folder`.
+    Args:
+        folder: Must not exist. A temporary folder beside it is renamed to it, so any error leaves nothing there.
+        training: A training whose epochs are over.
+        metrics: What the manifest says of the model; no part of its digest. NaN and infinity become null.
+
+    Returns:
+        The manifest, verified.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        OSError: It could not be written.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder.name} exists already: a bundle is never overwritten")
+        raise FileExistsError(f"{folder.name} exists already: a model is never overwritten")
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         save_file(_tensors(training), temporary / WEIGHTS)
         fsync.flush(temporary / WEIGHTS)
-        manifest = _manifest(training, _file(temporary / WEIGHTS), metrics or {})
+        manifest = _manifest(training, _file_facts(temporary / WEIGHTS), metrics or {})
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         fsync.flush(temporary / MANIFEST)
@@ -84,27 +94,27 @@ def save(folder: Path, training: Trainer, *, metrics: Mapping[str, Any] | None =
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a bundle whose weights have the recorded size and SHA-256; BundleCorrupt otherwise."""
+    """The manifest of an archive whose weights have the recorded size and SHA-256; ModelArchiveCorrupt otherwise."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         if manifest.format != FORMAT:
-            raise errors.BundleCorrupt(f"this model has format {manifest.format}, not {FORMAT}")
-        found = _file(folder / WEIGHTS)
+            raise errors.ModelArchiveCorrupt(f"this model has format {manifest.format}, not {FORMAT}")
+        weights = _file_facts(folder / WEIGHTS)
     except (OSError, ValidationError) as error:
-        raise errors.BundleCorrupt("the model's files are missing or damaged") from error
-    if manifest.files != {WEIGHTS: found} or manifest.digest != _digest(_facts(manifest), found):
-        raise errors.BundleCorrupt("the model's files do not match their manifest")
+        raise errors.ModelArchiveCorrupt("the model's files are missing or damaged") from error
+    if manifest.files != {WEIGHTS: weights} or manifest.digest != digest(manifest):
+        raise errors.ModelArchiveCorrupt("the model's files do not match their manifest")
     return manifest
 
 
 def read(folder: Path) -> tuple[Manifest, dict[str, Tensor], Tensor]:
-    """A verified bundle: manifest, the method's state, and the check squares uint8 (n, S, S, 3); BundleCorrupt."""
+    """Manifest, state of the method, and check squares uint8 (n, S, S, 3); ModelArchiveCorrupt if damaged."""
     manifest = verify(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
         check = tensors.pop(CHECK)
     except (OSError, SafetensorError, KeyError) as error:
-        raise errors.BundleCorrupt("the model's weights cannot be read") from error
+        raise errors.ModelArchiveCorrupt("the model's weights cannot be read") from error
     return manifest, {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()}, check
 
 
@@ -114,28 +124,30 @@ def _tensors(training: Trainer) -> dict[str, Tensor]:
     return tensors | {CHECK: training.batches.sample(CHECK_IMAGES)}
 
 
-def _manifest(training: Trainer, weights: File, metrics: Mapping[str, Any]) -> Manifest:
-    facts = {
-        "format": FORMAT,
-        "spec": training.spec.model_dump(mode="json"),
-        "classes": list(training.classes),
-        "mean": [float(value) for value in training.mean],
-        "std": [float(value) for value in training.std],
-        "label_count": len(training.batches),
-    }
-    known = {"digest": _digest(facts, weights), "files": {WEIGHTS: weights}, "metrics": dict(metrics)}
-    return Manifest.model_validate(facts | known)
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    """What `digest` covers besides the weights; metrics change no answer."""
-    return manifest.model_dump(mode="json", exclude={"digest", "files", "metrics"})
-
-
-def _digest(facts: Mapping[str, Any], weights: File) -> str:
-    canonical = json.dumps({**facts, "weights": weights.sha256}, sort_keys=True, ensure_ascii=False)
+def digest(manifest: Manifest) -> str:
+    """The digest of a manifest: of its weights and of all other facts but the metrics, which change no prediction."""
+    facts = manifest.model_dump(mode="json", exclude={"digest", "files", "metrics"})
+    canonical = json.dumps({**facts, "weights": manifest.files[WEIGHTS].sha256}, sort_keys=True, ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _file(path: Path) -> File:
-    return File(**fsync.fingerprint(path)._asdict())
+def _manifest(training: Trainer, weights: FileFacts, metrics: Mapping[str, Any]) -> Manifest:
+    mean, std = (tuple(float(value) for value in values) for values in (training.mean, training.std))
+    unsigned = Manifest.model_validate(
+        {
+            "format": FORMAT,
+            "digest": "",
+            "files": {WEIGHTS: weights},
+            "spec": training.spec,
+            "classes": training.classes,
+            "mean": mean,
+            "std": std,
+            "label_count": len(training.batches),
+            "metrics": dict(metrics),
+        }
+    )
+    return unsigned.model_copy(update={"digest": digest(unsigned)})
+
+
+def _file_facts(path: Path) -> FileFacts:
+    return FileFacts(**fsync.fingerprint(path)._asdict())

@@ -1,18 +1,19 @@
-"""A published model that answers: pictures of any size in, probabilities and a place on each picture out.
+"""Predicts with a published model: images of any size in, probabilities and a localization on each image out.
 
-Rebuilt from a verified bundle, with the same decoding, resizing and normalising as in training. An answer does not
-depend on which other pictures share its batch. For one thread at a time; knows no request and no file format.
+The model is rebuilt from a verified archive, and images are decoded, resized and normalised as in training. A
+prediction does not depend on the other images of its batch. Not safe for several threads at a time.
 
-Shapes: `B` pictures of a call, `C` classes, `S` the network's side; probabilities float32 (C,), summing to 1.
+Shapes: `B` images of a call, `C` classes, `H`, `W` an image's height and width, `S` the side of the network's square.
+Probabilities are float32 (C,) and sum to 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,22 +31,30 @@ from ml.serving import model_archive
 from ml.training import devices
 
 Probabilities = NDArray[np.float32]
-Heat = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
+AttentionMap = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one picture. `heads` holds the probabilities of each head, ENSEMBLE among them."""
+    """The prediction for one image."""
 
-    probabilities: Probabilities
-    heads: dict[str, Probabilities]
-    place: tuple[float, float, float] | None  # centre x, centre y, sigma in the network's square
-    gaussian: Gaussian | None  # the same in the pixels of the picture that was given
-    map: Heat | None = None  # where something stands out, in the network's square; only if asked for
+    probabilities: Probabilities  # those of the head ENSEMBLE
+    heads: dict[str, Probabilities]  # by head, ENSEMBLE among them
+    location: tuple[float, float, float] | None  # centre x, centre y, sigma in pixels of the square
+    gaussian: Gaussian | None  # the same in pixels of the image that was passed
+    map: AttentionMap | None = None  # where something stands out from the border, over the square; only on request
 
     def on(self, geometry: Geometry) -> Gaussian | None:
-        """The place on the picture whose square this was."""
-        return None if self.place is None else Gaussian.from_square(*self.place, geometry)
+        """The location on the image that was resized into the square by `geometry`."""
+        return None if self.location is None else Gaussian.from_square(*self.location, geometry)
+
+
+class _Outputs(NamedTuple):
+    """What a method computes for B squares, on the CPU."""
+
+    heads: dict[str, Tensor]  # probabilities f32 (B, C) by head
+    locations: Tensor | None  # f32 (B, 3), in pixels of the square
+    maps: list[AttentionMap] | None  # one each
 
 
 class Predictor:
@@ -60,7 +69,7 @@ class Predictor:
         half: bool,
         check: Tensor,
     ) -> None:
-        """Use `load`."""
+        """Use `load`; `check` are the archive's squares uint8 (n, S, S, 3) that decide whether bf16 is used."""
         self.manifest = manifest
         self.classes = manifest.classes
         self.digest = manifest.digest
@@ -68,104 +77,120 @@ class Predictor:
         self.device = device
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
-        self.half = half and self._answers_alike(check)  # whether it computes in bf16
-        self.localizes = self._answers(check[:1], half=False)[1] is not None  # whether predictions come with a place
+        self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
+        self.localizes = (
+            self._compute(check[:1], half=False).locations is not None
+        )  # whether predictions have a location
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Self:
-        """A verified bundle, ready to answer; BundleCorrupt if it is damaged.
+        """Load a model archive.
 
-        `precision` is auto, f32 or bf16. bf16 is used only if it chooses the same class for every stored check square.
+        Args:
+            folder: A folder that `ml.serving.model_archive.save` wrote.
+            device: "auto", "cpu", "cuda" or one GPU such as "cuda:1".
+            precision: "auto", "f32" or "bf16". bf16 is used only if it predicts the same class for every check square
+                of the archive.
+
+        Raises:
+            ModelArchiveCorrupt: The archive does not verify, or its weights do not fit its network.
         """
-        place = devices.resolve(device)
-        # batches have every size, and a search at each new one would stop the service
-        devices.settle(place, exact=True, shapes_repeat=False)
+        torch_device = devices.resolve(device)
+        # Batches have every size, and a search for the fastest kernels at each new size would stop the service.
+        devices.settle(torch_device, exact=True, shapes_repeat=False)
         manifest, state, check = model_archive.read(folder)
         try:
             method = _rebuild(manifest)
             method.load_state_dict(state)
         except (errors.UnknownName, networks.UnknownNetwork, ValidationError, RuntimeError) as error:
-            # What the tensors lack is for the log, by way of __cause__: it fills pages and helps no client.
-            raise errors.BundleCorrupt("the model's weights do not fit the network that its manifest names") from error
+            # Which tensors are missing is for the log, as __cause__: it fills pages and helps no client.
+            raise errors.ModelArchiveCorrupt(
+                "the model's weights do not fit the network that its manifest names"
+            ) from error
         for parameter in method.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        half = devices.half_precision(precision, place)
-        return cls(manifest, method.to(place), place, half=half, check=check)
+        half = devices.half_precision(precision, torch_device)
+        return cls(manifest, method.to(torch_device), torch_device, half=half, check=check)
 
     def geometry(self, width: int, height: int) -> Geometry:
-        """How a picture of this size lies in the network's square."""
+        """How an image of this size in pixels lies in the network's square."""
         return Geometry.of(width, height, self.image_size, self.manifest.spec.resize)
 
     def square(self, image: ImageArray) -> ImageArray:
-        """What the network sees of an upright picture: uint8 (H, W, 3) -> (S, S, 3)."""
+        """An upright image uint8 (H, W, 3) as the network sees it: uint8 (S, S, 3)."""
         return decoding.resize(image, self.geometry(image.shape[1], image.shape[0]))
 
-    def predict(self, pictures: Sequence[ImageArray]) -> list[Prediction]:
-        """Answers in the order given; uint8 (H, W, 3) each, of any sizes. Gaussians are in each picture's pixels."""
-        found = self.predict_squares([self.square(picture) for picture in pictures])
+    def predict(self, images: Sequence[ImageArray]) -> list[Prediction]:
+        """Predict for images uint8 (H, W, 3) of any sizes, in their order; each Gaussian is in its image's pixels."""
+        predictions = self.predict_squares([self.square(image) for image in images])
         return [
-            Prediction(
-                one.probabilities, one.heads, one.place, one.on(self.geometry(picture.shape[1], picture.shape[0]))
-            )
-            for one, picture in zip(found, pictures, strict=True)
+            replace(prediction, gaussian=prediction.on(self.geometry(image.shape[1], image.shape[0])))
+            for prediction, image in zip(predictions, images, strict=True)
         ]
 
     def predict_squares(self, squares: Sequence[ImageArray], *, maps: bool = False) -> list[Prediction]:
-        """The same for pictures already made squares, uint8 (S, S, 3). Gaussians are in the square's pixels.
+        """Predict for images that are squares already.
 
-        `maps`: with the map of each, where the network has feature maps (`ml.evaluation.attention.border_contrast`).
+        Args:
+            squares: uint8 (S, S, 3) each, as `square` makes them.
+            maps: Compute the attention map of each too, if the network has feature maps
+                (`ml.evaluation.attention.border_contrast`).
+
+        Returns:
+            Predictions in the order of the squares; Gaussians are in the squares' pixels.
+
+        Raises:
+            OutOfMemory: The device cannot hold so many images at once.
         """
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
         with devices.bounded_memory(f"predicting {len(squares)} images at once"):
-            heads, places, contrasts = self._answers(stacked, half=self.half, maps=maps)
+            outputs = self._compute(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
-        rows = {name: probabilities.numpy() for name, probabilities in heads.items()}
-        found = []
+        arrays = {name: probabilities.numpy() for name, probabilities in outputs.heads.items()}
+        predictions = []
         for i in range(len(squares)):
-            own = {name: row[i] for name, row in rows.items()}
-            place = None if places is None else _triple(places[i])
-            gaussian = None if place is None else Gaussian.from_square(*place, geometry)
-            found.append(Prediction(own[ENSEMBLE], own, place, gaussian, None if contrasts is None else contrasts[i]))
-        return found
+            heads = {name: array[i] for name, array in arrays.items()}
+            location = None if outputs.locations is None else _triple(outputs.locations[i])
+            gaussian = None if location is None else Gaussian.from_square(*location, geometry)
+            attention_map = None if outputs.maps is None else outputs.maps[i]
+            predictions.append(Prediction(heads[ENSEMBLE], heads, location, gaussian, attention_map))
+        return predictions
 
-    def _answers(
-        self, squares: Tensor, *, half: bool, maps: bool = False
-    ) -> tuple[dict[str, Tensor], Tensor | None, list[Heat] | None]:
-        """uint8 (B, S, S, 3) -> on the CPU: probabilities (B, C) by head, places (B, 3) in network pixels, maps."""
-        pixels = image_store.ImageStore(squares, self._mean, self._std, device=self.device)
+    def _compute(self, squares: Tensor, *, half: bool, maps: bool = False) -> _Outputs:
+        """What the method computes for uint8 (B, S, S, 3), chunk by chunk."""
+        images = image_store.ImageStore(squares, self._mean, self._std, device=self.device)
         heads: list[dict[str, Tensor]] = []
-        places: list[Tensor] = []
-        contrasts: list[Heat] = []
+        locations: list[Tensor] = []
+        attention_maps: list[AttentionMap] = []
         with torch.inference_mode():
-            for rows in torch.split(torch.arange(len(squares), device=self.device), pixels.eval_batch_size()):
-                shown = pixels.unaugmented(rows)
-                listening: contextlib.AbstractContextManager[list[attention.Activations]]
-                listening = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
+            for rows in torch.split(torch.arange(len(squares), device=self.device), images.eval_batch_size()):
+                batch = images.unaugmented(rows)
+                recording: contextlib.AbstractContextManager[list[attention.Activations]]
+                recording = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-                    with listening as passes:
-                        logits = self._method.heads(shown)
-                    place = self._method.locate(shown)
+                    with recording as passes:
+                        logits = self._method.heads(batch)
+                    location = self._method.locate(batch)
+                heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
+                if location is not None:
+                    locations.append(location.float().cpu())
                 contrast = attention.border_contrast(passes)
-                heads.append({name: each.float().softmax(dim=1).cpu() for name, each in logits.items()})
-                if place is not None:
-                    places.append(place.float().cpu())
                 if contrast is not None:
-                    contrasts += list(contrast[:, 0].cpu().numpy())
-        joined = {name: torch.cat([part[name] for part in heads]) for name in heads[0]}
-        return joined, torch.cat(places) if places else None, contrasts or None
+                    attention_maps += list(contrast[:, 0].cpu().numpy())
+        joined = {name: torch.cat([chunk[name] for chunk in heads]) for name in heads[0]}
+        return _Outputs(joined, torch.cat(locations) if locations else None, attention_maps or None)
 
-    def _answers_alike(self, check: Tensor) -> bool:
-        """Whether bf16 chooses the same class as f32 for every check square."""
-        exact, *_ = self._answers(check, half=False)
-        rounded, *_ = self._answers(check, half=True)
-        return bool((exact[ENSEMBLE].argmax(dim=1) == rounded[ENSEMBLE].argmax(dim=1)).all())
+    def _agrees_in_bf16(self, check: Tensor) -> bool:
+        """Whether bf16 predicts the same class as f32 for every check square."""
+        exact, rounded = (self._compute(check, half=half).heads[ENSEMBLE].argmax(dim=1) for half in (False, True))
+        return bool((exact == rounded).all())
 
 
 def _rebuild(manifest: model_archive.Manifest) -> method.Method:
-    """The method with fresh networks; labels of zeros stand for those it was trained on, which it no longer needs."""
+    """The method with fresh networks. Zeros stand for the labels it was trained on, which it no longer needs."""
     spec = manifest.spec
     module = methods.load(spec.method)
     labels = torch.zeros(manifest.label_count, dtype=torch.int64)
@@ -173,10 +198,12 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     def network() -> method.Network:
         return networks.build(spec.network, len(manifest.classes), spec.image_size)
 
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must disturb nobody
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights are overwritten; drawing them must not change global state
         return module.Method(module.Params.model_validate(spec.params), labels, network)
 
 
-def _triple(place: Tensor) -> tuple[float, float, float]:
-    x, y, sigma = place.tolist()
+def _triple(location: Tensor) -> tuple[float, float, float]:
+    x, y, sigma = location.tolist()
     return x, y, sigma

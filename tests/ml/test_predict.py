@@ -1,4 +1,4 @@
-"""Laws of predicting: the training's own answers, whatever a picture's size and company, and places on the picture."""
+"""Predicting: as the trained method does, whatever an image's size and batch, and locations on the image."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ml.data import dataset, decoding
+from ml.method import ENSEMBLE, Method
 from ml.scenes import generate
 from ml.serving import model_archive
-from ml.serving import predictor as predictors
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -35,7 +35,7 @@ def train(method: str = "denll", resize: str = "squash") -> Trainer:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
     training = train()
-    folder = tmp_path_factory.mktemp("bundles") / "model"
+    folder = tmp_path_factory.mktemp("models") / "model"
     model_archive.save(folder, training)
     return training, folder
 
@@ -57,43 +57,43 @@ def pictures(count: int, seed: int = 9) -> list[decoding.ImageArray]:
     return [random.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes[:count]]
 
 
-def test_a_bundle_answers_as_the_method_that_was_trained(trained: tuple[Trainer, Path], predictor: Predictor) -> None:
+def test_a_model_predicts_as_the_method_that_was_trained(trained: tuple[Trainer, Path], predictor: Predictor) -> None:
     training, _ = trained
     squares = generate.draw(20, seed=5, image_size=SIDE).images
     normalised = (torch.from_numpy(squares).double() / 255 - training.mean) / training.std
     method = training.method.eval()
     with torch.no_grad():
         expected = method.heads(normalised.permute(0, 3, 1, 2).float())
-    found = predictor.predict(list(squares))
+    predictions = predictor.predict(list(squares))
 
     for name, logits in expected.items():
-        own = np.stack([one.heads[name] for one in found])
+        own = np.stack([one.heads[name] for one in predictions])
         assert np.allclose(own, logits.softmax(dim=1).numpy(), atol=1e-5)
-    assert all(np.array_equal(one.probabilities, one.heads["answer"]) for one in found)
+    assert all(np.array_equal(one.probabilities, one.heads[ENSEMBLE]) for one in predictions)
 
 
-def test_an_answer_does_not_depend_on_its_company(predictor: Predictor) -> None:
-    shown = pictures(40)
-    together = predictor.predict(shown)
+def test_a_prediction_does_not_depend_on_its_batch(predictor: Predictor) -> None:
+    images = pictures(40)
+    together = predictor.predict(images)
     for i in (0, 1, 2, 17, 39):
-        (alone,) = predictor.predict([shown[i]])
+        (alone,) = predictor.predict([images[i]])
         assert np.abs(alone.probabilities - together[i].probabilities).max() < 1e-5
-        assert alone.place == pytest.approx(together[i].place, abs=1e-3)
-    backwards = predictor.predict(shown[::-1])[::-1]
+        assert alone.location == pytest.approx(together[i].location, abs=1e-3)
+    backwards = predictor.predict(images[::-1])[::-1]
     assert all(
         np.abs(one.probabilities - two.probabilities).max() < 1e-5 for one, two in zip(together, backwards, strict=True)
     )
 
 
 def test_probabilities_sum_to_one_for_pictures_of_any_size(predictor: Predictor) -> None:
-    found = predictor.predict(pictures(12))
+    predictions = predictor.predict(pictures(12))
 
-    assert all(one.probabilities.shape == (6,) and one.probabilities.dtype == np.float32 for one in found)
-    assert all(abs(float(one.probabilities.sum()) - 1) < 1e-5 for one in found)
+    assert all(one.probabilities.shape == (6,) and one.probabilities.dtype == np.float32 for one in predictions)
+    assert all(abs(float(one.probabilities.sum()) - 1) < 1e-5 for one in predictions)
     assert predictor.predict([]) == []
 
 
-def test_places_are_in_the_pictures_own_pixels(predictor: Predictor) -> None:
+def test_locations_are_in_the_images_own_pixels(predictor: Predictor) -> None:
     (square,) = predictor.predict([np.zeros((SIDE, SIDE, 3), np.uint8)])
     (wide,) = predictor.predict([np.zeros((SIDE, 4 * SIDE, 3), np.uint8)])
     assert square.gaussian is not None
@@ -107,23 +107,23 @@ def test_places_are_in_the_pictures_own_pixels(predictor: Predictor) -> None:
     assert resized.on(predictor.geometry(4 * SIDE, SIDE)) == wide.gaussian
 
 
-def test_a_model_without_localization_has_no_place(tmp_path: Path) -> None:
+def test_a_model_without_localization_has_no_location(tmp_path: Path) -> None:
     model_archive.save(tmp_path / "model", train("ce"))
     predictor = Predictor.load(tmp_path / "model", device="cpu", precision="f32")
-    (found,) = predictor.predict(pictures(1))
+    (prediction,) = predictor.predict(pictures(1))
 
     assert not predictor.localizes
-    assert found.place is None
-    assert found.gaussian is None
+    assert prediction.location is None
+    assert prediction.gaussian is None
 
 
-def test_a_map_comes_when_asked_for_and_changes_no_answer(predictor: Predictor) -> None:
-    squares = [predictor.square(each) for each in pictures(9)]
-    plain, mapped = predictor.predict_squares(squares), predictor.predict_squares(squares, maps=True)
+def test_a_map_comes_on_request_and_changes_no_prediction(predictor: Predictor) -> None:
+    squares = [predictor.square(picture) for picture in pictures(9)]
+    unmapped, mapped = predictor.predict_squares(squares), predictor.predict_squares(squares, maps=True)
     (alone,) = predictor.predict_squares(squares[4:5], maps=True)
 
-    assert all(one.map is None for one in plain)
-    assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(plain, mapped, strict=True))
+    assert all(one.map is None for one in unmapped)
+    assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(unmapped, mapped, strict=True))
     for one in mapped:
         assert one.map is not None
         assert one.map.min() >= 0
@@ -145,29 +145,41 @@ def test_a_crop_model_sees_the_central_square(tmp_path: Path) -> None:
     assert one.gaussian.cx == pytest.approx(two.gaussian.cx + SIDE)
 
 
-def test_bf16_is_used_only_where_it_chooses_the_same_classes(
-    trained: tuple[Trainer, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_is_used_only_where_it_chooses_the_same_classes(trained: tuple[Trainer, Path]) -> None:
     _, folder = trained
-    asked = Predictor.load(folder, device="cpu", precision="bf16")
     exact = Predictor.load(folder, device="cpu", precision="f32")
+    rounded = Predictor.load(folder, device="cpu", precision="bf16")
+    manifest, _, check = model_archive.read(folder)
+    squares = list(check.numpy())
+    classes = [
+        [one.probabilities.argmax() for one in predictor.predict_squares(squares)] for predictor in (exact, rounded)
+    ]
+
     assert not exact.half
-    *_, check = model_archive.read(folder)
-    shown = list(check.numpy())
-    answers = [[one.probabilities.argmax() for one in each.predict_squares(shown)] for each in (asked, exact)]
-    assert answers[0] == answers[1]
-
-    plain = predictors.Predictor._answers
-
-    def disagreeing(self, squares, *, half, maps=False):  # type: ignore[no-untyped-def]
-        heads, places, contrasts = plain(self, squares, half=False, maps=maps)
-        return ({name: each.flip(1) for name, each in heads.items()} if half else heads), places, contrasts
-
-    monkeypatch.setattr(predictors.Predictor, "_answers", disagreeing)
-    assert not Predictor.load(folder, device="cpu", precision="bf16").half
+    assert classes[0] == classes[1]
+    for method, agrees in ((SameInBf16(), True), (OtherInBf16(), False)):
+        assert Predictor(manifest, method, torch.device("cpu"), half=True, check=check).half is agrees
 
 
-def test_loading_disturbs_nobodys_random_numbers(trained: tuple[Trainer, Path]) -> None:
+class SameInBf16(Method):
+    """Predicts class 0 in every precision."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([2.0, 1.0]).expand(len(images), 2)
+
+
+class OtherInBf16(SameInBf16):
+    """Predicts another class in bf16."""
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().logits(images)
+        return logits.flip(1) if torch.is_autocast_enabled("cpu") else logits
+
+
+def test_loading_leaves_global_random_state_alone(trained: tuple[Trainer, Path]) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from app.storage import Storage
-from ml.errors import BundleCorrupt, Failure
+from ml.errors import Failure, ModelArchiveCorrupt
 from ml.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ class ModelCache:
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
 
     def get(self, model_id: uuid.UUID) -> Predictor:
-        """The model, from memory or from disk; BundleCorrupt when its files are missing or damaged."""
+        """The model, from memory or from disk; ModelArchiveCorrupt when its files are missing or damaged."""
         if model_id in self._predictors:
             self._predictors.move_to_end(model_id)
             return self._predictors[model_id]
         started = time.monotonic()
         folder = self._files.model(model_id)
         if not folder.is_dir():
-            raise BundleCorrupt("the model's files are missing")
+            raise ModelArchiveCorrupt("the model's files are missing")
         predictor = Predictor.load(folder, device=self.device, precision="auto")
         while len(self._predictors) >= self._places:
             forgotten, _ = self._predictors.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Laws of bundles: all or nothing, verified before use, nothing pickled, the same answers as the training's model."""
+"""Model archives: all or nothing, verified before use, nothing pickled, the same predictions as in training."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def training() -> Trainer:
     return trained
 
 
-def test_a_saved_bundle_verifies_and_says_what_it_is(training: Trainer, tmp_path: Path) -> None:
+def test_a_saved_archive_verifies_and_describes_its_model(training: Trainer, tmp_path: Path) -> None:
     saved = model_archive.save(tmp_path / "model", training, metrics={"test_accuracy": {"last": 0.5}})
-    found = model_archive.verify(tmp_path / "model")
+    manifest = model_archive.verify(tmp_path / "model")
 
-    assert found == saved
-    assert found.classes == generate.CLASSES
-    assert found.spec == training.spec
-    assert found.metrics == {"test_accuracy": {"last": 0.5}}
+    assert manifest == saved
+    assert manifest.classes == generate.CLASSES
+    assert manifest.spec == training.spec
+    assert manifest.metrics == {"test_accuracy": {"last": 0.5}}
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         model_archive.MANIFEST,
         model_archive.WEIGHTS,
@@ -46,7 +46,7 @@ def test_a_saved_bundle_verifies_and_says_what_it_is(training: Trainer, tmp_path
     assert {name.removeprefix("model.") for name in weights} >= set(training.method.state_dict())
 
 
-def test_the_digest_is_that_of_the_answers_and_not_of_the_metrics(training: Trainer, tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_metrics(training: Trainer, tmp_path: Path) -> None:
     one = model_archive.save(tmp_path / "one", training, metrics={"a": 1.0})
     two = model_archive.save(tmp_path / "two", training, metrics={"a": 2.0})
 
@@ -63,7 +63,7 @@ def test_check_squares_are_pictures_of_the_training_set(training: Trainer, tmp_p
     assert {image.numpy().tobytes() for image in check} <= originals
 
 
-def test_a_bundle_is_never_overwritten_and_a_failed_write_leaves_nothing(
+def test_an_archive_is_never_overwritten_and_a_failed_write_leaves_nothing(
     training: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_archive.save(tmp_path / "model", training)
@@ -86,15 +86,15 @@ def test_a_manifest_is_strict_json_whatever_the_metrics(training: Trainer, tmp_p
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "weights", "manifest", "no json", "other class", "format"])
-def test_F25_any_damage_is_a_corrupt_bundle(training: Trainer, tmp_path: Path, damage: str) -> None:
+def test_F25_any_damage_is_a_corrupt_archive(training: Trainer, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     model_archive.save(folder, training)
     weights, manifest = folder / model_archive.WEIGHTS, folder / model_archive.MANIFEST
-    whole = weights.read_bytes()
+    intact = weights.read_bytes()
     if damage == "flip":
-        weights.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+        weights.write_bytes(intact[:-5] + bytes([intact[-5] ^ 1]) + intact[-4:])
     elif damage == "truncate":
-        weights.write_bytes(whole[:-1])
+        weights.write_bytes(intact[:-1])
     elif damage == "weights":
         weights.unlink()
     elif damage == "manifest":
@@ -102,26 +102,26 @@ def test_F25_any_damage_is_a_corrupt_bundle(training: Trainer, tmp_path: Path, d
     elif damage == "no json":
         manifest.write_text("{")
     else:
-        said = json.loads(manifest.read_text())
-        said |= {"format": 2} if damage == "format" else {"classes": ["x", *said["classes"][1:]]}
-        manifest.write_text(json.dumps(said))
+        facts = json.loads(manifest.read_text())
+        facts |= {"format": 2} if damage == "format" else {"classes": ["x", *facts["classes"][1:]]}
+        manifest.write_text(json.dumps(facts))
 
-    with pytest.raises(errors.BundleCorrupt):
+    with pytest.raises(errors.ModelArchiveCorrupt):
         model_archive.verify(folder)
-    with pytest.raises(errors.BundleCorrupt):
+    with pytest.raises(errors.ModelArchiveCorrupt):
         Predictor.load(folder, device="cpu")
 
 
-def test_F25_weights_of_another_network_are_said_to_be_so_in_plain_words(training: Trainer, tmp_path: Path) -> None:
+def test_F25_weights_of_another_network_are_refused_in_plain_words(training: Trainer, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    said = model_archive.save(folder, training)
-    changed = said.model_copy(update={"spec": said.spec.model_copy(update={"network": "resnet18"})})
-    assert changed.spec.network != said.spec.network
-    digest = model_archive._digest(model_archive._facts(changed), changed.files[model_archive.WEIGHTS])
-    text = changed.model_copy(update={"digest": digest}).model_dump_json()
+    manifest = model_archive.save(folder, training)
+    spec = manifest.spec.model_copy(update={"network": "resnet18"})
+    assert spec.network != manifest.spec.network
+    changed = manifest.model_copy(update={"spec": spec})
+    text = changed.model_copy(update={"digest": model_archive.digest(changed)}).model_dump_json()
     (folder / model_archive.MANIFEST).write_text(text)
 
-    with pytest.raises(errors.BundleCorrupt) as caught:
+    with pytest.raises(errors.ModelArchiveCorrupt) as caught:
         Predictor.load(folder, device="cpu")
     assert caught.value.detail == "the model's weights do not fit the network that its manifest names"
     assert "state_dict" in str(caught.value.__cause__)  # what the log needs

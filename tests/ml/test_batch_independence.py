@@ -1,4 +1,4 @@
-"""An answer does not depend on the pictures that happen to share its batch, in either precision."""
+"""A prediction does not depend on the other images of its batch, in either precision."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     training = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in training:
         pass
-    folder = tmp_path_factory.mktemp("company") / "model"
+    folder = tmp_path_factory.mktemp("models") / "model"
     model_archive.save(folder, training)
     return folder
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_an_answer_is_the_same_in_every_batch(published: Path, precision: str) -> None:
+def test_a_prediction_is_the_same_in_every_batch(published: Path, precision: str) -> None:
     predictor = Predictor.load(published, device="cpu", precision=precision)
     predictor.half = precision == "bf16"  # also where the check at load prefers f32
-    shown = list(generate.draw(33, seed=7, image_size=SIDE).images)
-    alone = np.stack([predictor.predict_squares([square])[0].probabilities for square in shown])
+    squares = list(generate.draw(33, seed=7, image_size=SIDE).images)
+    alone = np.stack([predictor.predict_squares([square])[0].probabilities for square in squares])
 
     for size in (2, 7, 33):
         together = [
-            one for first in range(0, 33, size) for one in predictor.predict_squares(shown[first : first + size])
+            one for first in range(0, 33, size) for one in predictor.predict_squares(squares[first : first + size])
         ]
         apart = np.abs(np.stack([one.probabilities for one in together]) - alone).max()
         assert apart < TOLERANCE[precision]
 
 
 def test_bf16_arithmetic_differs_from_f32(published: Path) -> None:
-    """Otherwise the law above says nothing about it."""
+    """Otherwise the test above says nothing about bf16."""
     predictor = Predictor.load(published, device="cpu", precision="f32")
-    shown = list(generate.draw(8, seed=8, image_size=SIDE).images)
-    exact = [one.probabilities for one in predictor.predict_squares(shown)]
+    squares = list(generate.draw(8, seed=8, image_size=SIDE).images)
+    exact = [one.probabilities for one in predictor.predict_squares(squares)]
     predictor.half = True
-    rounded = [one.probabilities for one in predictor.predict_squares(shown)]
+    rounded = [one.probabilities for one in predictor.predict_squares(squares)]
 
     assert not np.array_equal(exact, rounded)
