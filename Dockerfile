@@ -43,6 +43,8 @@ RUN --mount=type=bind,from=installer,source=/opt/uv,target=/opt/uv \
       --quiet --require-hashes --compile-bytecode --python /opt/venv/bin/python /requirements/api.txt
 COPY --from=source /srv/denll/app app
 COPY --from=source /srv/denll/migrations migrations
+COPY --from=source /srv/denll/ml/__init__.py ml/__init__.py
+COPY --from=source /srv/denll/ml/formats ml/formats
 COPY --from=source /srv/denll/worker worker
 USER 10001:10001
 EXPOSE 8000
