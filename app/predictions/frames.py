@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pydantic_core import from_json, to_json
+
 log = logging.getLogger(__name__)
 
 HEADER_BYTES = 4 * 1024 * 1024  # a reply of 32 images with polygons and run-lengths stays far below
@@ -37,13 +39,12 @@ class BadFrame(ConnectionError):
 
 
 def encode(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
-    """Buffers to write, in order; parts are not copied."""
-    return [_encode_header(header | {"sizes": [len(p) for p in parts]}).encode() + b"\n", *parts]
-
-
-_encode_header = json.JSONEncoder(
-    separators=(",", ":"), allow_nan=False
-).encode  # made once: `json.dumps` would make an encoder for each call
+    """Buffers to write, in order; parts are not copied. ValueError when a number of the header is not finite."""
+    complete = header | {"sizes": [len(p) for p in parts]}
+    line = to_json(complete)
+    if b"NaN" in line or b"Infinity" in line:  # in a text, or a number that is no JSON: this encoder tells
+        line = json.dumps(complete, allow_nan=False).encode()
+    return [line + b"\n", *parts]
 
 
 class FrameParser:
@@ -86,7 +87,7 @@ class FrameParser:
 
 def _parse_header(line: bytes) -> tuple[dict[str, Any], list[int]]:
     try:
-        header = json.loads(line)
+        header = from_json(line)
         sizes = header["sizes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadFrame("not a frame header") from error

@@ -157,7 +157,9 @@ def run_process(settings: Settings, shelf: ModelCache) -> None:
     """Answer with the models of `shelf` until told to end."""
     batcher = Batcher(settings, shelf)
     ended = threading.Event()
-    gc.freeze()  # what was imported stays: searching it for garbage would hold up answers
+    # What was imported stays: searching it for garbage would hold up answers. New objects are searched less often.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     alive = threading.Thread(target=live, args=(settings, shelf, batcher, ended), name="presence", daemon=True)
     batcher.start()
     alive.start()
