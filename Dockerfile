@@ -63,4 +63,4 @@ COPY --from=source /srv/denll/app app
 COPY --from=source /srv/denll/ml ml
 COPY --from=source /srv/denll/worker worker
 USER 10001:10001
-CMD ["python", "-m", "worker.supervisor.celery_app", "-Q", "jobs"]
+CMD ["python", "-m", "worker.supervisor", "-Q", "jobs"]

@@ -1,6 +1,6 @@
-"""The loop that repairs: rings while anything is queued, takes back what dead workers held, removes what they left.
+"""The dispatcher: a loop that notifies supervisors of queued work, requeues what dead ones held, and deletes orphans.
 
-Safe to run twice, and no worse than late when the database or Redis is away. Knows no tensors.
+Two of them may run at once. While the database or Redis is away everything is late and nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,77 +22,95 @@ from app.notifier import TASKS, Notifier, QueueName
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import orphan_cleanup
-from worker.heartbeat import Presence, name
+from worker.heartbeat import Heartbeat, unique_name
 
 log = logging.getLogger(__name__)
 
 TABLES: dict[QueueName, work.WorkTable] = {"jobs": Job, "datasets": Dataset}
-TIDY_S = 60.0  # leftovers harm nobody for a minute
-GONE_S = 3600.0  # a process silent this long has no row any more
-BELLS_WAITING = 16  # more unheard bells than this say nothing new
+CLEAN_UP_EVERY_S = 60.0
+HEARTBEAT_RETENTION_S = 3600.0  # the row of a process without a heartbeat for this long is deleted
+MAX_WAITING = 16  # notifications that nobody has taken from a queue; more of them would add nothing
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, engine: Engine, broker: Notifier) -> None:
+    """One dispatcher.
+
+    Args:
+        settings: Periods and limits.
+        engine: The database.
+        notifier: Sends the notifications.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, notifier: Notifier) -> None:
         self._settings = settings
         self._engine = engine
-        self._broker = broker
+        self._notifier = notifier
         self._storage = Storage(settings.data_dir)
-        self._tidied = float("-inf")
+        self._last_clean_up = float("-inf")
 
-    def look(self) -> None:
-        """One round. Every part stands alone: what fails now is done in the next round."""
-        for part in (self.reap, self.ring, self.tidy):
+    def run_once(self) -> None:
+        """Do each task once. A task that fails does not stop the others, and is done again in the next round."""
+        for task in (self.reap, self.notify, self.clean_up):
             try:
-                part()
+                task()
             except DatabaseUnavailable:
-                log.warning("%s: the database is away", part.__name__)
+                log.warning("%s: the database is away", task.__name__)
             except OSError:
-                log.exception("%s: a file could not be touched", part.__name__)
+                log.exception("%s: a file could not be read or deleted", task.__name__)
 
     def reap(self) -> None:
+        """Requeue what is running under an expired lease."""
         limit = self._settings.max_attempts_without_progress
         with transaction(self._engine) as session:
             reaped = attempt.reap(session, limit) + ingest_queue.reap(session, limit)
         if reaped:
             log.warning("%d leases had expired", reaped)
 
-    def ring(self) -> None:
-        for bell in TASKS:
-            self._ring(cast(QueueName, bell))
+    def notify(self) -> None:
+        """Notify the supervisors of every queue that holds work."""
+        for queue in TASKS:
+            self._notify(cast(QueueName, queue))
 
-    def _ring(self, bell: QueueName) -> None:
+    def _notify(self, queue: QueueName) -> None:
+        # Read only, and the broker first: nothing is marked as notified when no notification can be sent.
         with transaction(self._engine, read_only=True) as session:
-            if not work.count_queued(session, TABLES[bell]):
+            if not work.count_queued(session, TABLES[queue]):
                 return
-        waiting = self._broker.count_pending(bell)
-        if waiting is None or waiting >= BELLS_WAITING:
-            return  # Redis is away, or nobody has listened for long: more of the same helps nobody
-        with transaction(self._engine) as session:
-            due = work.mark_notified(session, TABLES[bell], self._settings.renotify_s)
-            # Each bell is heard by one supervisor, and the only one with enough devices may be any of them.
-            bells = max(due, worker_registry.count_supervisors(session, bell)) if due else 0
-        for _ in range(min(bells, BELLS_WAITING - waiting)):
-            self._broker.notify(bell)
+        waiting = self._notifier.count_pending(queue)
+        if waiting is None or waiting >= MAX_WAITING:
+            return  # Redis is away, or no supervisor has consumed for long
 
-    def tidy(self) -> None:
-        if time.monotonic() - self._tidied < TIDY_S:
+        # One supervisor takes each notification, and the only one with enough devices may be any of them: send as many
+        # as there are supervisors.
+        with transaction(self._engine) as session:
+            due = work.mark_notified(session, TABLES[queue], self._settings.renotify_s)
+            count = max(due, worker_registry.count_supervisors(session, queue)) if due else 0
+        for _ in range(min(count, MAX_WAITING - waiting)):
+            self._notifier.notify(queue)
+
+    def clean_up(self) -> None:
+        """Delete expired rows and orphaned files, at most once in `CLEAN_UP_EVERY_S`."""
+        if time.monotonic() - self._last_clean_up < CLEAN_UP_EVERY_S:
             return
         with transaction(self._engine) as session:
-            retention.delete_expired(session, idempotency_keys_s=self._settings.idempotency_ttl_s, heartbeats_s=GONE_S)
+            retention.delete_expired(
+                session,
+                idempotency_keys_s=self._settings.idempotency_ttl_s,
+                heartbeats_s=HEARTBEAT_RETENTION_S,
+            )
         with transaction(self._engine, read_only=True) as session:
             referenced = retention.referenced_files(session)
         removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.orphan_files_s)
         if removed:
-            log.info("%d leftovers removed", removed)
-        self._tidied = time.monotonic()
+            log.info("%d orphaned files removed", removed)
+        self._last_clean_up = time.monotonic()
 
 
-def run(dispatcher: Dispatcher, tell: Callable[[], bool], period_s: float, ended: threading.Event) -> None:
-    """Look around until told to end."""
+def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended: threading.Event) -> None:
+    """Beat and dispatch once every `period_s` until `ended` is set."""
     while not ended.is_set():
-        tell()
-        dispatcher.look()
+        beat()
+        dispatcher.run_once()
         ended.wait(period_s)
 
 
@@ -100,14 +118,14 @@ def main() -> None:
     settings = current()
     logs.configure(settings.log_level, process="dispatcher")
     Storage(settings.data_dir).create()
-    engine, broker = connect(settings), Notifier(settings)
+    engine, notifier = connect(settings), Notifier(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    presence = Presence(engine, "dispatcher", None, name())
-    run(Dispatcher(settings, engine, broker), presence.tell, settings.dispatch_s, ended)
-    presence.end()
-    broker.close()
+    heartbeat = Heartbeat(engine, "dispatcher", None, unique_name())
+    run(Dispatcher(settings, engine, notifier), heartbeat.beat, settings.dispatch_s, ended)
+    heartbeat.end()
+    notifier.close()
     engine.dispose()
 
 

@@ -1,6 +1,7 @@
-"""Heartbeat rows: which processes are there, of what kind, on which device. Readiness is answered from them.
+"""Heartbeats: each process keeps one row with its kind, its device and when it was last alive.
 
-The device is found without torch, because supervisors have none.
+The API's readiness and the dispatcher read these rows. The device is detected without torch, because supervisors do not
+import it.
 """
 
 from __future__ import annotations
@@ -19,50 +20,57 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def name() -> str:
-    """An owner's name that no other process, now or later, has."""
+def unique_name() -> str:
+    """A name for this process that no other process has, now or later."""
     return f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def device(settings: Settings) -> str:
-    """This process's first device, `cpu`, `cuda` or `cuda:1`; for `auto`, what torch will find, asked of the driver."""
+def detect_device(settings: Settings) -> str:
+    """This process's first device, `cpu`, `cuda` or `cuda:1`; for `auto`, what torch will choose."""
     first = settings.device_names[0]
     if first != "auto":
         return first
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if not hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if not is_hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
-class Presence:
-    """This process's row. Losing the database costs a warning, never the process."""
+class Heartbeat:
+    """This process's row in the worker registry. A database that is away costs a warning, never the process.
+
+    Args:
+        engine: The database.
+        kind: What kind of process it is.
+        device: The first device it computes on, None where it computes nothing.
+        name: A unique name, the row's id.
+        devices: How many devices it offers to one job.
+    """
 
     def __init__(
         self, engine: Engine, kind: worker_registry.Kind, device: str | None, name: str, *, devices: int = 0
     ) -> None:
-        """`devices` is how many are offered to jobs."""
         self.name = name
         self._engine = engine
         self._kind = kind
         self._device, self._devices = device, devices
-        self._told = True
+        self._is_written = True
 
-    def tell(self, *, draining: bool = False) -> bool:
-        """Say "I am here"; False when the database is away."""
+    def beat(self, *, draining: bool = False) -> bool:
+        """Write that this process is alive, and whether it takes no more work; False when the database is away."""
         try:
             with transaction(self._engine) as session:
                 worker_registry.record_heartbeat(
                     session, self.name, self._kind, self._device, devices=self._devices, draining=draining
                 )
         except DatabaseUnavailable:
-            if self._told:
+            if self._is_written:
                 log.warning("heartbeat not written: the database is away")
-            self._told = False
+            self._is_written = False
         else:
-            self._told = True
-        return self._told
+            self._is_written = True
+        return self._is_written
 
     def end(self) -> None:
-        """Take the row away, if the database lets us; the dispatcher removes it otherwise."""
+        """Delete the row; while the database is away, that is left to the dispatcher."""
         try:
             with transaction(self._engine) as session:
                 worker_registry.remove(session, self.name)

@@ -1,6 +1,7 @@
-"""Files that no row refers to: what a killed process left behind. Removed only when old, and only in our own folders.
+"""Deletes orphaned files: what a killed process left behind and no row in the database refers to.
 
-A file under way (an upload being received, a bundle not yet published) is young; a finished one has a row.
+Only old files are deleted, and only in the service's own folders. A file that is being written (an upload, a model
+archive before it is published) is young; a finished one has a row.
 """
 
 from __future__ import annotations
@@ -16,32 +17,46 @@ from app.storage import Storage
 
 
 def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
-    """Delete files and folders without a row, untouched for that long; how many."""
+    """Delete orphaned files and folders.
+
+    Args:
+        files: The data folder.
+        referenced: What rows refer to. When it is empty nothing is deleted: a data folder of orphans only is more
+            likely one beside the wrong database, or beside one that is still to be restored.
+        older_than_s: Only what nobody has changed for this many seconds is deleted.
+
+    Returns:
+        How many files and folders were deleted.
+    """
     if not any(referenced):
-        return 0  # a folder of leftovers only is more likely beside the wrong database, or one still to be restored
+        return 0
     before = time.time() - older_than_s
     removed = 0
+
+    # Top-level files and folders without a row.
     for folder in ("datasets", "jobs", "models", "uploads"):
-        kept = getattr(referenced, folder)
-        for path in _children(files.root / folder):
-            if path.name not in kept and _ours(path) and _touched(path) < before:
+        names = getattr(referenced, folder)
+        for path in _entries(files.root / folder):
+            if path.name not in names and _is_ours(path) and _modified_at(path) < before:
                 storage.remove(path)
                 removed += 1
-    inside = [files.job(uuid.UUID(i)).glob("attempt-*/**/*.tmp*") for i in referenced.jobs]
-    inside += [files.dataset(uuid.UUID(i)).glob("*.tmp") for i in referenced.datasets]
+
+    # Temporary files inside the folders of rows.
+    inside = [files.job(uuid.UUID(job_id)).glob("attempt-*/**/*.tmp*") for job_id in referenced.jobs]
+    inside += [files.dataset(uuid.UUID(dataset_id)).glob("*.tmp") for dataset_id in referenced.datasets]
     for path in itertools.chain.from_iterable(inside):
-        if _touched(path) < before:
+        if _modified_at(path) < before:
             storage.remove(path)
             removed += 1
     return removed
 
 
-def _children(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _ours(path: Path) -> bool:
-    """Names this service makes: an id (with an ending), or a temporary file of one. Anything else is the operator's."""
+def _is_ours(path: Path) -> bool:
+    """Whether the service makes such a name: an id (with a suffix) or a temporary file; others are the operator's."""
     if path.name.endswith((".tmp", ".doomed", ".part")) or ".tmp" in path.name:
         return True
     try:
@@ -51,9 +66,9 @@ def _ours(path: Path) -> bool:
     return True
 
 
-def _touched(path: Path) -> float:
-    """When anything directly in it last changed."""
+def _modified_at(path: Path) -> float:
+    """When it, or anything directly in it, last changed."""
     try:
-        return max([path.stat().st_mtime, *(p.stat().st_mtime for p in _children(path))])
+        return max([path.stat().st_mtime, *(entry.stat().st_mtime for entry in _entries(path))])
     except FileNotFoundError:
-        return time.time()  # somebody else is removing it
+        return time.time()  # another process is deleting it

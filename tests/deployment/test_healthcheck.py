@@ -20,7 +20,7 @@ from app.settings import Settings
 from migrations.__main__ import upgrade
 from tests.servers import eventually, free_port
 from tests.worker.harness import opened
-from worker.heartbeat import name
+from worker.heartbeat import unique_name
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def seen(config: Settings, owner: str, seconds_ago: float) -> None:
 
 
 def test_a_process_that_wrote_its_row_lately_is_healthy(database: Settings) -> None:
-    seen(database, name(), 1.0)
+    seen(database, unique_name(), 1.0)
 
     assert healthcheck.main(["heartbeat"]) == 0
 
 
 def test_a_process_silent_for_long_is_not(database: Settings) -> None:
-    seen(database, name(), 2 * worker_registry.HEARTBEAT_TIMEOUT_S)
+    seen(database, unique_name(), 2 * worker_registry.HEARTBEAT_TIMEOUT_S)
 
     assert healthcheck.main(["heartbeat"]) == 1
 

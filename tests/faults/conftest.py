@@ -29,7 +29,7 @@ class FaultHarness(harness.ServiceHarness):
     def working(self) -> subprocess.Popen[bytes]:
         """A supervisor that runs, the same as before if it still does."""
         for process in self.processes:
-            if process.poll() is None and "worker.supervisor.celery_app" in process.args:  # type: ignore[operator]
+            if process.poll() is None and "worker.supervisor" in process.args:  # type: ignore[operator]
                 return process
         return self.supervisor()
 

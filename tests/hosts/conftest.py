@@ -95,7 +95,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
         made.client = stack.enter_context(serving(made))
         made.dispatcher()
         made.supervisors = {
-            host.name: made.start("worker.supervisor.celery_app", "-Q", "jobs", name=host.name, within=host.within)
+            host.name: made.start("worker.supervisor", "-Q", "jobs", name=host.name, within=host.within)
             for host in network.hosts
         }
         first = made.begin()

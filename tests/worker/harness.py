@@ -1,4 +1,4 @@
-"""A house for tests: data folder, database, broker, and the real processes that a test starts and ends by their pid."""
+"""A service for tests: data folder, database, broker, and the real processes that a test starts and ends by pid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 SIDE = 16
 CLASSES = ("circle", "stripe")
 
-# Times of a test: everything that is seconds in production is tenths here.
+# Times for tests: what is seconds in production is tenths of a second here.
 QUICK = {
     "lease_s": 3.0,
     "heartbeat_s": 0.5,
@@ -50,7 +50,7 @@ QUICK = {
 def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
     """Small pictures of two classes that any network can tell apart: name, class, PNG bytes."""
     random = np.random.default_rng(seed)
-    made = []
+    images = []
     for number in range(count):
         label = number % 2
         pixels = random.integers(0, 90, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -60,8 +60,8 @@ def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
             pixels[5:11, 5:11] = 230
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
-        made.append((f"{CLASSES[label]}/{number:04}.png", label, buffer.getvalue()))
-    return made
+        images.append((f"{CLASSES[label]}/{number:04}.png", label, buffer.getvalue()))
+    return images
 
 
 class ServiceHarness:
@@ -78,7 +78,7 @@ class ServiceHarness:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def environment(self, **more: object) -> dict[str, str]:
-        """The settings as variables: what every process of this house is started with."""
+        """The settings as variables: what every process of this service is started with."""
         values = self.settings.model_dump(exclude_none=True, exclude={"admin_key"}) | more
         plain = {f"DENLL_{name.upper()}": str(value) for name, value in values.items()}
         return {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")} | plain | {"OMP_NUM_THREADS": "1"}
@@ -86,7 +86,7 @@ class ServiceHarness:
     def start(
         self, *module: str, name: str = "", within: Sequence[str] = (), **more: object
     ) -> subprocess.Popen[bytes]:
-        """Run `python -m module` as one process of the house; `within` is a command that puts it somewhere else."""
+        """Run `python -m module` as one process of the service; `within` is a command put before it."""
         log = self._logs / f"{len(self.processes)}-{name or module[0]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -100,8 +100,8 @@ class ServiceHarness:
         self.processes.append(process)
         return process
 
-    def supervisor(self, bell: str = "jobs", **more: object) -> subprocess.Popen[bytes]:
-        return self.start("worker.supervisor.celery_app", "-Q", bell, name=f"supervisor-{bell}", **more)
+    def supervisor(self, queue: str = "jobs", **more: object) -> subprocess.Popen[bytes]:
+        return self.start("worker.supervisor", "-Q", queue, name=f"supervisor-{queue}", **more)
 
     def dispatcher(self, **more: object) -> subprocess.Popen[bytes]:
         return self.start("worker.dispatcher", **more)
@@ -112,14 +112,14 @@ class ServiceHarness:
         folder = self.files.dataset(dataset_id)
         folder.mkdir()
         items = []
-        made = pictures(count + tests)
+        images = pictures(count + tests)
         with tarfile.open(folder / "archive", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, _, data in made:
+            for name, _, data in images:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         with tarfile.open(folder / "archive") as tar:
-            for number, ((name, label, data), member) in enumerate(zip(made, tar.getmembers(), strict=True)):
+            for number, ((name, label, data), member) in enumerate(zip(images, tar.getmembers(), strict=True)):
                 split: Split = "train" if number < count else "test"
                 size = len(data)
                 items.append(ImageRecord(name, split, label, label, member.offset_data, size, False, size, None))
@@ -153,8 +153,8 @@ class ServiceHarness:
 
     def history(self, job_id: uuid.UUID, kind: str | None = None) -> list[JobEvent]:
         with transaction(self.engine, read_only=True) as session:
-            found = events.after(session, job_id, 0, limit=100_000)
-        return [event for event in found if kind in (None, event.kind)]
+            history = events.after(session, job_id, 0, limit=100_000)
+        return [event for event in history if kind in (None, event.kind)]
 
     def reasons(self, job_id: uuid.UUID) -> list[str]:
         """Why the job changed state, every time that there was a reason."""
@@ -163,12 +163,12 @@ class ServiceHarness:
     def until(self, job_id: uuid.UUID, condition: Callable[[Job], bool], seconds: float = 40.0) -> Job:
         """The job once it fulfils the condition."""
 
-        def found() -> Job | None:
+        def fulfilled() -> Job | None:
             job = self.job(job_id)
             return job if condition(job) else None
 
         try:
-            job = eventually(found, seconds=seconds)
+            job = eventually(fulfilled, seconds=seconds)
         except AssertionError:
             job = self.job(job_id)
             raise AssertionError(f"{job.state} {job.progress} {job.error}\n{self.logs()}") from None
@@ -180,7 +180,7 @@ class ServiceHarness:
 
     def child_of(self, supervisor: subprocess.Popen[bytes]) -> list[int]:
         """The training children of a supervisor now."""
-        return zygotes_children(supervisor.pid)
+        return forked_children(supervisor.pid)
 
     def child(self, supervisor: subprocess.Popen[bytes]) -> int:
         """The pid of its training child, as soon as there is one."""
@@ -201,26 +201,26 @@ class ServiceHarness:
 
 def children(pid: int) -> list[int]:
     """Living children of a process."""
-    found = []
+    pids = []
     for task in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = task.read_text().rpartition(")")[2].split()
             if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(task.parent.name))
-    return found
+                pids.append(int(task.parent.name))
+    return pids
 
 
-def zygotes_children(supervisor: int, name: str = "denll-child") -> list[int]:
-    """The children that the zygotes of a process have forked: those on an errand, or of another name."""
-    found = []
+def forked_children(supervisor: int, name: str = "denll-child") -> list[int]:
+    """The children that the fork servers of a supervisor have forked: those at work, or of another name."""
+    pids = []
     for pid in children(supervisor):
         with contextlib.suppress(OSError):
             if b"worker.supervisor.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found += [child for child in children(pid) if called(child) == name]
-    return found
+                pids += [child for child in children(pid) if process_name(child) == name]
+    return pids
 
 
-def called(pid: int) -> str:
+def process_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
@@ -234,8 +234,8 @@ def alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def opened(folder: Path, database_url: str, redis_url: str, **knobs: object) -> Iterator[ServiceHarness]:
-    house = ServiceHarness(folder, database_url, redis_url, **knobs)
+    harness = ServiceHarness(folder, database_url, redis_url, **knobs)
     try:
-        yield house
+        yield harness
     finally:
-        house.close()
+        harness.close()

@@ -1,4 +1,4 @@
-"""A supervisor as a process: what it does when no bell reaches it any more."""
+"""A supervisor as a process: what it does when no notification reaches it any more."""
 
 from __future__ import annotations
 
@@ -13,33 +13,30 @@ from app.db.session import transaction
 from app.db.tables import Worker
 from tests.servers import RedisServer, eventually
 from tests.worker.harness import ServiceHarness, opened
-from worker.supervisor.celery_app import EXIT_DEAF
+from worker.supervisor.celery_app import EXIT_STALLED
 
-DEAF_S = 1.0
+STALLED_S = 1.0
 
 
 @pytest.fixture
-def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
-    knobs = {"stalled_consumer_s": DEAF_S, "worker_heartbeat_s": 0.1, "warm_fork_server": False}
-    with opened(tmp_path, "", own_redis.url, **knobs) as made:
-        yield made
+def harness(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
+    knobs = {"stalled_consumer_s": STALLED_S, "worker_heartbeat_s": 0.1, "warm_fork_server": False}
+    with opened(tmp_path, "", own_redis.url, **knobs) as harness:
+        yield harness
 
 
-def test_a_supervisor_that_hears_no_bell_leaves_when_work_waits_and_only_then(house: ServiceHarness) -> None:
-    """Nobody rings: for Celery that is as if it had stopped consuming after a reconnect."""
-    process = house.supervisor()
+def test_a_supervisor_without_notifications_exits_when_work_waits_and_only_then(harness: ServiceHarness) -> None:
+    """Nobody notifies: for the supervisor that looks as if Celery had stopped consuming after a reconnect."""
+    process = harness.supervisor()
 
-    def seen() -> datetime | None:
-        with transaction(house.engine, read_only=True) as session:
+    def last_beat() -> datetime | None:
+        with transaction(harness.engine, read_only=True) as session:
             return session.scalar(select(Worker.heartbeat_at))
 
-    first = eventually(seen, what="its first sign of life")
-    eventually(
-        lambda: ((seen() or first) - first).total_seconds() > 2 * DEAF_S,
-        what="a silence longer than stalled_consumer_s",
-    )
+    first = eventually(last_beat, what="its first heartbeat")
+    eventually(lambda: ((last_beat() or first) - first).total_seconds() > 2 * STALLED_S, what="the time limit")
     assert process.poll() is None
 
-    job = house.submit(house.dataset())
-    assert process.wait(20) == EXIT_DEAF
-    assert (house.state(job), house.job(job).attempt) == ("queued", 0)
+    job = harness.submit(harness.dataset())
+    assert process.wait(20) == EXIT_STALLED
+    assert (harness.state(job), harness.job(job).attempt) == ("queued", 0)

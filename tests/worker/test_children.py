@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from app import logs
 from app.datasets import ingest_queue
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.jobs import attempt
+from app.settings import Settings
 from ml.data.dataset import LabeledImages
 from ml.training import checkpoint
 from ml.training.events import Step
@@ -27,51 +29,53 @@ from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
-from worker.children import artifacts, ingest, job, publish, train
-from worker.children.job_reporter import Interrupted, JobContext, JobReporter
+from worker.children import artifacts, ingest, job, publish
+from worker.children.job_context import choose_devices
+from worker.children.job_reporter import Interrupted
+from worker.children.progress_meter import ProgressMeter
 from worker.control_channel import ControlChannel
 
 
 @pytest.fixture
-def house(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceHarness]:
-    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", disk_full_s=1.0) as made:
+def harness(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceHarness]:
+    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", disk_full_s=1.0) as harness:
         for module in (ingest, job):
-            monkeypatch.setattr(module, "current", lambda: made.settings)
+            monkeypatch.setattr(module, "current", lambda: harness.settings)
         monkeypatch.setattr(ingest, "confine", lambda _: None)  # limits of a process, and this one is the test's
-        monkeypatch.setattr(job.logs, "configure", lambda *_, **__: None)
-        monkeypatch.setattr(job.logs, "also_to", lambda *_, **__: None)
-        yield made
+        monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
+        monkeypatch.setattr(logs, "also_to", lambda *_, **__: None)
+        yield harness
 
 
-class Loose(ControlChannel):
-    """A leash with nobody at the other end: losing a real one would end this process."""
+class Disconnected(ControlChannel):
+    """A channel without a supervisor: the end of a real one would kill this process."""
 
     def __init__(self) -> None:
-        self.told = None
+        self.command = None
 
     def listen(self) -> None:
-        """Nobody speaks."""
+        """There is nothing to receive."""
 
     def beat(self) -> None:
-        """Nobody listens."""
+        """Nobody receives it."""
 
 
 @pytest.fixture
-def tie() -> ControlChannel:
-    return Loose()
+def channel() -> ControlChannel:
+    return Disconnected()
 
 
-def claimed(house: ServiceHarness) -> tuple[uuid.UUID, int]:
-    with transaction(house.engine) as session:
+def claimed(harness: ServiceHarness) -> tuple[uuid.UUID, int]:
+    with transaction(harness.engine) as session:
         claim = attempt.claim(session, "test", 60.0)
     assert claim is not None
     return claim.id, claim.fence
 
 
 def test_F15_a_full_disk_delays_a_checkpoint(
-    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = house.submit(house.dataset(), epochs=3)
+    job_id = harness.submit(harness.dataset(), epochs=3)
     written, write = [], checkpoint.write
 
     def full_twice(folder: Path, state: checkpoint.State) -> Path:
@@ -81,37 +85,37 @@ def test_F15_a_full_disk_delays_a_checkpoint(
         return write(folder, state)
 
     monkeypatch.setattr(checkpoint, "write", full_twice)
-    monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("worker.children.checkpointing.FIRST_PAUSE_S", 0.01)
 
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    assert house.state(job_id) == "succeeded"
-    assert any("disk is full" in event.data["message"] for event in house.history(job_id, "log"))
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    assert harness.state(job_id) == "succeeded"
+    assert any("disk is full" in event.data["message"] for event in harness.history(job_id, "log"))
 
 
 def test_F15_a_disk_that_stays_full_fails_the_job(
-    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = house.submit(house.dataset(), epochs=3)
+    job_id = harness.submit(harness.dataset(), epochs=3)
 
     def full(folder: Path, state: checkpoint.State) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write", full)
-    monkeypatch.setattr("worker.children.train.FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr("worker.children.checkpointing.FIRST_PAUSE_S", 0.2)
 
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    failed = house.job(job_id)
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    failed = harness.job(job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "disk_full")
 
 
 def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
-    house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verified one in which a part has another name; it was half restored when that was noticed."""
-    job_id = house.submit(house.dataset(), epochs=2)
+    job_id = harness.submit(harness.dataset(), epochs=2)
     write = checkpoint.write
 
-    def as_before(folder: Path, state: checkpoint.State) -> Path:
+    def renamed(folder: Path, state: checkpoint.State) -> Path:
         tensors = {name.replace("random/", "generators/"): tensor for name, tensor in state.tensors.items()}
         assert tensors.keys() != state.tensors.keys()
         return write(folder, checkpoint.State(tensors, state.facts))
@@ -119,41 +123,41 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
     def drained(_: publish.Publication) -> None:
         raise Interrupted("drain")
 
-    first = claimed(house)
+    first = claimed(harness)
     with monkeypatch.context() as before:
-        before.setattr(checkpoint, "write", as_before)
+        before.setattr(checkpoint, "write", renamed)
         before.setattr(publish.Publication, "write", drained)
-        assert job.main(*first, None, tie) == control_channel.DRAINED
-    with transaction(house.engine) as session:
+        assert job.main(*first, None, channel) == control_channel.DRAINED
+    with transaction(harness.engine) as session:
         attempt.requeue(session, *first, counts=False, limit=3, reason="drained")
 
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    assert house.state(job_id) == "succeeded"
-    assert any("starts again" in event.data["message"] for event in house.history(job_id, "log"))
-    assert [event.data["epoch"] for event in house.history(job_id, "metric")][-2:] == [0, 1]
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    assert harness.state(job_id) == "succeeded"
+    assert any("starts again" in event.data["message"] for event in harness.history(job_id, "log"))
+    assert [event.data["epoch"] for event in harness.history(job_id, "metric")][-2:] == [0, 1]
 
 
-def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(house: ServiceHarness, tie: ControlChannel) -> None:
-    job_id = house.submit(house.dataset(), epochs=2000, limits={"max_seconds": 1})
+def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(harness: ServiceHarness, channel: ControlChannel) -> None:
+    job_id = harness.submit(harness.dataset(), epochs=2000, limits={"max_seconds": 1})
 
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    failed = house.job(job_id)
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    failed = harness.job(job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "time_limit")
     assert failed.checkpoint_path is not None
-    assert (house.files.job(job_id) / failed.checkpoint_path / checkpoint.MANIFEST).exists()
+    assert (harness.files.job(job_id) / failed.checkpoint_path / checkpoint.MANIFEST).exists()
 
 
 def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(
-    house: ServiceHarness, tie: ControlChannel
+    harness: ServiceHarness, channel: ControlChannel
 ) -> None:
-    job_id = house.submit(house.dataset(), epochs=1)
-    _, fence = claimed(house)
+    job_id = harness.submit(harness.dataset(), epochs=1)
+    _, fence = claimed(harness)
 
-    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
-    folder = house.files.attempt(job_id, fence) / "artifacts"
-    listed = json.loads((folder / "manifest.json").read_text())["artifacts"]
-    assert {entry["name"] for entry in listed} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
-    assert all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in listed)
+    assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
+    folder = harness.files.attempt(job_id, fence) / "artifacts"
+    entries = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    assert {entry["name"] for entry in entries} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
+    assert all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in entries)
     lines = (folder / "label-issues.csv").read_text().splitlines()
     assert lines[0] == "index,path,split,given_label,predicted_label,label_score,is_label_issue"
     assert len(lines) == 1 + 48
@@ -173,88 +177,90 @@ def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["manifest.json"]
 
 
-def test_a_self_test_is_measured_by_the_labels_before_it(house: ServiceHarness, tie: ControlChannel) -> None:
+def test_a_self_test_is_measured_by_the_labels_before_it(harness: ServiceHarness, channel: ControlChannel) -> None:
     """The data set's own truth is another matter: its given labels are the reference here."""
-    job_id = house.submit(house.dataset(), epochs=4, noise={"kind": "symmetric", "rate": 0.3}, validation_fraction=0.25)
-    _, fence = claimed(house)
+    job_id = harness.submit(
+        harness.dataset(), epochs=4, noise={"kind": "symmetric", "rate": 0.3}, validation_fraction=0.25
+    )
+    _, fence = claimed(harness)
 
-    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
-    folder = house.files.attempt(job_id, fence) / "artifacts"
-    metrics = house.job(job_id).metrics
+    assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
+    folder = harness.files.attempt(job_id, fence) / "artifacts"
+    metrics = harness.job(job_id).metrics
     assert metrics is not None
-    tested = metrics["self_test"]
+    self_test = metrics["self_test"]
     with (folder / "injected-labels.csv").open(newline="") as file:
         changed = list(csv.DictReader(file))
-    assert len(changed) == round(48 * tested["realised_rate"]) > 5
+    assert len(changed) == round(48 * self_test["realised_rate"]) > 5
     assert all(row["label_before"] == row["path"].split("/")[0] != row["given_label"] for row in changed)
-    assert json.loads((folder / "self-test.json").read_text()) == tested
-    shares = [value for name, value in tested.items() if name not in ("noise", "rate")]
+    assert json.loads((folder / "self-test.json").read_text()) == self_test
+    shares = [value for name, value in self_test.items() if name not in ("noise", "rate")]
     assert all(0 <= share <= 1 for share in shares)
-    listed = {entry["name"] for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
-    assert listed >= {"self-test.json", "injected-labels.csv"}
+    names = {entry["name"] for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
+    assert names >= {"self-test.json", "injected-labels.csv"}
 
 
 def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(
-    house: ServiceHarness, tie: ControlChannel
+    harness: ServiceHarness, channel: ControlChannel
 ) -> None:
-    job_id = house.submit(house.dataset(), epochs=1)
-    _, fence = claimed(house)
+    job_id = harness.submit(harness.dataset(), epochs=1)
+    _, fence = claimed(harness)
 
-    assert job.main(job_id, fence, None, tie) == control_channel.SETTLED
-    folder = house.files.attempt(job_id, fence) / "artifacts"
-    listed = {entry["name"]: entry for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
+    assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
+    folder = harness.files.attempt(job_id, fence) / "artifacts"
+    by_name = {entry["name"]: entry for entry in json.loads((folder / "manifest.json").read_text())["artifacts"]}
     numbers = json.loads((folder / "figures.json").read_text())
     assert sum(map(sum, numbers["confusion"])) == numbers["images"] == len(numbers["pictures"])
     assert len({picture["path"] for picture in numbers["pictures"]}) == numbers["images"]
-    metrics = house.job(job_id).metrics
+    metrics = harness.job(job_id).metrics
     assert metrics is not None
     assert metrics["background_reliance"] == numbers["backgrounds"]["background_reliance"]
     for name in ("backgrounds", "reliance", "losses", "confusion", "reliability", "attention"):
-        assert listed[f"figure-{name}.png"]["media_type"] == "image/png"
-        assert listed[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
+        assert by_name[f"figure-{name}.png"]["media_type"] == "image/png"
+        assert by_name[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
 
 
 @pytest.mark.parametrize("where", ["report_data.find", "plots.draw"])
 def test_a_figure_that_fails_fails_no_job(
-    where: str, house: ServiceHarness, tie: ControlChannel, monkeypatch: pytest.MonkeyPatch
+    where: str, harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    job_id = house.submit(house.dataset(), epochs=1)
+    job_id = harness.submit(harness.dataset(), epochs=1)
     monkeypatch.setattr(f"ml.reports.{where}", broken)
 
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    assert house.state(job_id) == "succeeded"
-    assert any("igures" in event.data["message"] for event in house.history(job_id, "log"))
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    assert harness.state(job_id) == "succeeded"
+    assert any("igures" in event.data["message"] for event in harness.history(job_id, "log"))
 
 
-def test_scoring_a_data_set_leaves_a_row_for_each_picture(house: ServiceHarness, tie: ControlChannel) -> None:
-    dataset = house.dataset()
-    trained = house.submit(dataset, epochs=1)
-    assert job.main(*claimed(house), None, tie) == control_channel.SETTLED
-    (model,) = house.models(trained)
-    scoring = house.submit(dataset)
-    with transaction(house.engine) as session:
-        row = session.get(job.Job, scoring)
+def test_scoring_a_data_set_leaves_a_row_for_each_picture(harness: ServiceHarness, channel: ControlChannel) -> None:
+    dataset = harness.dataset()
+    trained = harness.submit(dataset, epochs=1)
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    (model,) = harness.models(trained)
+    scoring = harness.submit(dataset)
+    with transaction(harness.engine) as session:
+        row = session.get(Job, scoring)
         assert row is not None
         row.type, row.spec = "predict", {"model_id": str(model.id), "split": "test"}
-    _, fence = claimed(house)
+    _, fence = claimed(harness)
 
-    assert job.main(scoring, fence, None, tie) == control_channel.SETTLED
-    assert house.state(scoring) == "succeeded"
-    lines = (house.files.attempt(scoring, fence) / "artifacts" / "predictions.csv").read_text().splitlines()
+    assert job.main(scoring, fence, None, channel) == control_channel.FINISHED
+    assert harness.state(scoring) == "succeeded"
+    lines = (harness.files.attempt(scoring, fence) / "artifacts" / "predictions.csv").read_text().splitlines()
     assert len(lines) == 1 + 8
-    assert house.models(scoring) == []
+    assert harness.models(scoring) == []
 
 
-def uploaded(house: ServiceHarness, data: bytes) -> tuple[uuid.UUID, int]:
+def uploaded(harness: ServiceHarness, data: bytes) -> tuple[uuid.UUID, int]:
     """A received archive whose row is claimed."""
     dataset = uuid.uuid4()
-    house.files.upload(dataset).write_bytes(data)
-    with transaction(house.engine) as session:
+    harness.files.upload(dataset).write_bytes(data)
+    with transaction(harness.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}))
-    with transaction(house.engine) as session:
+    with transaction(harness.engine) as session:
         claim = ingest_queue.claim(session, "test", 60.0)
     assert claim is not None
     return claim.id, claim.fence
@@ -268,65 +274,69 @@ def archive(entries: list[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def row_of(house: ServiceHarness, dataset: uuid.UUID) -> Any:
-    with transaction(house.engine, read_only=True) as session:
+def row_of(harness: ServiceHarness, dataset: uuid.UUID) -> Any:
+    with transaction(harness.engine, read_only=True) as session:
         return session.get(Dataset, dataset)
 
 
-def test_a_good_archive_becomes_a_data_set_and_its_upload_goes(house: ServiceHarness, tie: ControlChannel) -> None:
-    dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
+def test_a_good_archive_becomes_a_data_set_and_its_upload_is_deleted(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    dataset, fence = uploaded(harness, archive([(name, data) for name, _, data in pictures(12)]))
 
-    assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
-    row = row_of(house, dataset)
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
+    row = row_of(harness, dataset)
     assert row.state == State.succeeded
     assert row.facts["train_images"] == 12
-    assert {path.name for path in house.files.dataset(dataset).iterdir()} >= {"archive", "index.sqlite"}
-    assert not house.files.upload(dataset).exists()
-    assert len(list((house.folder / "datasets").iterdir())) == 1
+    assert {path.name for path in harness.files.dataset(dataset).iterdir()} >= {"archive", "index.sqlite"}
+    assert not harness.files.upload(dataset).exists()
+    assert len(list((harness.folder / "datasets").iterdir())) == 1
 
 
-def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(house: ServiceHarness, tie: ControlChannel) -> None:
-    dataset, fence = uploaded(house, archive([("../evil.png", pictures(1)[0][2])]))
+def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    dataset, fence = uploaded(harness, archive([("../evil.png", pictures(1)[0][2])]))
 
-    assert ingest.main(dataset, fence, None, tie) == control_channel.SETTLED
-    row = row_of(house, dataset)
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
+    row = row_of(harness, dataset)
     assert row.state == State.failed
     assert row.error["code"] == "unsafe_entry_name"
-    assert list((house.folder / "datasets").iterdir()) == []
-    assert not house.files.upload(dataset).exists()
+    assert list((harness.folder / "datasets").iterdir()) == []
+    assert not harness.files.upload(dataset).exists()
 
 
 def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(
-    house: ServiceHarness, tie: ControlChannel
+    harness: ServiceHarness, channel: ControlChannel
 ) -> None:
     """Both hosts write below the same data folder."""
-    dataset, late = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
-    with transaction(house.engine) as session:
+    dataset, late = uploaded(harness, archive([(name, data) for name, _, data in pictures(12)]))
+    with transaction(harness.engine) as session:
         assert ingest_queue.requeue(session, dataset, late, counts=False, limit=3, reason="test") == State.queued
         assert ingest_queue.claim(session, "another host", 60.0) is not None
-    theirs = house.files.dataset(dataset).with_name(f"{dataset}.tmp-{late + 1}") / "archive"
+    theirs = harness.files.dataset(dataset).with_name(f"{dataset}.tmp-{late + 1}") / "archive"
     theirs.parent.mkdir()
     theirs.write_bytes(b"under way")
 
-    assert ingest.main(dataset, late, None, tie) == control_channel.FENCED_OFF
+    assert ingest.main(dataset, late, None, channel) == control_channel.FENCED_OFF
     assert theirs.read_bytes() == b"under way"
-    assert house.files.upload(dataset).exists()
-    assert [path.name for path in (house.folder / "datasets").iterdir()] == [theirs.parent.name]
+    assert harness.files.upload(dataset).exists()
+    assert [path.name for path in (harness.folder / "datasets").iterdir()] == [theirs.parent.name]
 
 
-def test_an_attempt_that_lost_its_claim_publishes_nothing(house: ServiceHarness, tie: ControlChannel) -> None:
-    dataset, fence = uploaded(house, archive([(name, data) for name, _, data in pictures(12)]))
-    with transaction(house.engine) as session:
+def test_an_attempt_that_lost_its_claim_publishes_nothing(harness: ServiceHarness, channel: ControlChannel) -> None:
+    dataset, fence = uploaded(harness, archive([(name, data) for name, _, data in pictures(12)]))
+    with transaction(harness.engine) as session:
         ingest_queue.requeue(session, dataset, fence, counts=False, limit=3, reason="test")
 
-    assert ingest.main(dataset, fence, None, tie) == control_channel.FENCED_OFF
-    assert row_of(house, dataset).state == State.queued
-    assert list((house.folder / "datasets").iterdir()) == []
-    assert house.files.upload(dataset).exists()
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FENCED_OFF
+    assert row_of(harness, dataset).state == State.queued
+    assert list((harness.folder / "datasets").iterdir()) == []
+    assert harness.files.upload(dataset).exists()
 
 
 @pytest.mark.parametrize(
-    ("host", "asked", "gpus", "given"),
+    ("host", "requested", "gpus", "devices"),
     [
         ("cuda:2,cuda:3", "auto", 1, ("cuda:2",)),
         ("cuda:2,cuda:3", "cuda", 2, ("cuda:2", "cuda:3")),
@@ -338,28 +348,26 @@ def test_an_attempt_that_lost_its_claim_publishes_nothing(house: ServiceHarness,
     ],
 )
 def test_a_job_gets_the_first_of_its_hosts_devices(
-    house: ServiceHarness, tie: ControlChannel, host: str, asked: str, gpus: int, given: tuple[str, ...]
+    host: str, requested: str, gpus: int, devices: tuple[str, ...]
 ) -> None:
-    settings = house.settings.model_copy(update={"devices": host})
-    wanted = Job(spec={"device": asked}, gpus=gpus)
-    desk = JobReporter(settings, house.engine, uuid.uuid4(), 1, tie)
+    job = Job(spec={"device": requested}, gpus=gpus)
 
-    assert JobContext(settings, house.files, house.engine, desk, tie, wanted, 1).devices == given
+    assert choose_devices(Settings(devices=host).device_names, job) == devices
 
 
-def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_shown() -> None:
+def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_repeated() -> None:
     """As an epoch's own figure does; ELR+ repeats images to fill the batches of its two networks."""
     spec = TrainingSpec(method="elr_plus", network="small", image_size=SIDE, batch_size=32, epochs=1, precision="f32",
                         validation_fraction=0.0)  # fmt: skip
     pixels = torch.randint(0, 256, (40, SIDE, SIDE, 3), dtype=torch.uint8)
     images = LabeledImages(pixels, torch.arange(40) % 2, ("circle", "stripe"))
-    training = Trainer.build(spec, images, device="cpu", threads=1)
-    pace, began = train.Pace(training), time.monotonic()
-    steps = [event for event in training if isinstance(event, Step)]
+    trainer = Trainer.build(spec, images, device="cpu", threads=1)
+    meter, started = ProgressMeter(trainer), time.monotonic()
+    steps = [event for event in trainer if isinstance(event, Step)]
     for event in steps:
-        pace.step(event)
-    spent = time.monotonic() - began
-    told = pace.progress(steps[-1])
+        meter.add(event)
+    elapsed = time.monotonic() - started
+    progress = meter.progress(steps[-1])
 
     assert len(steps) * spec.batch_size > len(images)
-    assert told["images_per_second"] == pytest.approx(len(images) / spent, rel=0.05)
+    assert progress["images_per_second"] == pytest.approx(len(images) / elapsed, rel=0.05)

@@ -1,4 +1,4 @@
-"""What the dispatcher rings for, and how often, seen in the queue of a Redis that nobody listens to."""
+"""What the dispatcher notifies of, and how often: counted in the queue of a Redis without a consumer."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from worker.dispatcher import Dispatcher
 
 
 @pytest.fixture
-def house(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
-    with opened(tmp_path, "", own_redis.url, renotify_s=60.0) as made:
-        yield made
+def harness(tmp_path: Path, own_redis: RedisServer) -> Iterator[ServiceHarness]:
+    with opened(tmp_path, "", own_redis.url, renotify_s=60.0) as harness:
+        yield harness
 
 
 @pytest.fixture
-def broker(house: ServiceHarness) -> Iterator[Notifier]:
-    made = Notifier(house.settings)
-    yield made
-    made.close()
+def notifier(harness: ServiceHarness) -> Iterator[Notifier]:
+    notifier = Notifier(harness.settings)
+    yield notifier
+    notifier.close()
 
 
-def test_each_supervisor_hears_of_a_job_that_only_one_may_be_able_to_take(
-    house: ServiceHarness, broker: Notifier
+def test_each_supervisor_is_notified_of_a_job_that_only_one_may_be_able_to_take(
+    harness: ServiceHarness, notifier: Notifier
 ) -> None:
-    """A bell reaches one of them; whether it is the one with two devices, nobody knows."""
-    with transaction(house.engine) as session:
+    """A notification reaches one of them, which need not be the one with two devices."""
+    with transaction(harness.engine) as session:
         for number, devices in enumerate((1, 2, 1)):
             session.add(Worker(id=f"host-{number}", kind="supervisor", device="cuda", devices=devices))
         session.add(Worker(id="checks data sets", kind="supervisor"))
         session.add(Worker(id="gone", kind="supervisor", device="cuda", devices=1, heartbeat_at=now(-100.0)))
-    dispatcher = Dispatcher(house.settings, house.engine, broker)
-    dispatcher.look()
-    assert broker.count_pending("jobs") == 0
+    dispatcher = Dispatcher(harness.settings, harness.engine, notifier)
+    dispatcher.run_once()
+    assert notifier.count_pending("jobs") == 0
 
-    house.submit(house.dataset(), gpus=2)
-    dispatcher.look()
-    dispatcher.look()  # too soon to ring again
+    harness.submit(harness.dataset(), gpus=2)
+    dispatcher.run_once()
+    dispatcher.run_once()  # too soon to notify again
 
-    assert (broker.count_pending("jobs"), broker.count_pending("datasets")) == (3, 0)
+    assert (notifier.count_pending("jobs"), notifier.count_pending("datasets")) == (3, 0)

@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 class Launched:
     def __init__(self, data: Path, port: int, log: Path) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")}
         settings = {"DENLL_DATA_DIR": str(data), "DENLL_PORT": str(port), "DENLL_THREADS": "1"}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "worker.embedded"],
                 cwd=ROOT,
-                env=kept | settings,
+                env=inherited | settings,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=die_with_parent,  # noqa: PLW1509
@@ -38,20 +38,20 @@ class Launched:
         self.address = f"http://127.0.0.1:{port}"
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text()
 
     def serving(self) -> bool:
-        assert self.process.poll() is None, self.said
-        return f"serves at {self.address}" in self.said
+        assert self.process.poll() is None, self.output
+        return f"serves at {self.address}" in self.output
 
-    def family(self) -> list[int]:
-        """All descendants that live now."""
-        found, new = [], [self.process.pid]
+    def descendants(self) -> list[int]:
+        """The pids of all living descendants."""
+        descendants, new = [], [self.process.pid]
         while new:
             new = [child for pid in new for child in children(pid)]
-            found += new
-        return found
+            descendants += new
+        return descendants
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -66,44 +66,44 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def launched(tmp_path: Path, data: Path) -> Iterator[Launched]:
-    made = Launched(data, free_port(), tmp_path / "log")
-    yield made
-    made.end()
+    service = Launched(data, free_port(), tmp_path / "log")
+    yield service
+    service.end()
 
 
 def test_it_serves_restarts_what_dies_and_ends_without_an_orphan(
     launched: Launched, data: Path, tmp_path: Path
 ) -> None:
-    eventually(launched.serving, seconds=120.0, what=f"the page\n{launched.said}")
-    family = launched.family()
+    eventually(launched.serving, seconds=120.0, what=f"the page\n{launched.output}")
+    pids = launched.descendants()
     with httpx.Client(base_url=launched.address, timeout=20.0) as client:
         assert client.get("/readyz").json()["status"] == "ok"
-        dispatcher = next(pid for pid in family if b"worker.dispatcher" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        dispatcher = next(pid for pid in pids if b"worker.dispatcher" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(dispatcher, signal.SIGKILL)
         eventually(lambda: running(launched, b"worker.dispatcher", besides=dispatcher), what="the dispatcher again")
         second = Launched(data, free_port(), tmp_path / "second")
         assert second.process.wait(30.0) != 0
-        assert "already served" in second.said
+        assert "already served" in second.output
 
     launched.process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
+    interrupted = time.monotonic()
 
     assert launched.process.wait(40.0) == 0
-    assert time.monotonic() - asked < 30.0
-    assert not [pid for pid in [*family, *launched.family()] if alive(pid)]
+    assert time.monotonic() - interrupted < 30.0
+    assert not [pid for pid in [*pids, *launched.descendants()] if alive(pid)]
 
 
 def test_its_sudden_death_ends_every_process(launched: Launched) -> None:
-    eventually(lambda: len(launched.family()) >= 6, seconds=60.0, what="the processes")
-    family = launched.family()
+    eventually(lambda: len(launched.descendants()) >= 6, seconds=60.0, what="the processes")
+    pids = launched.descendants()
     launched.process.kill()
     launched.process.wait()
 
-    eventually(lambda: not any(map(alive, family)), seconds=10.0, what="the end of every process")
+    eventually(lambda: not any(map(alive, pids)), seconds=10.0, what="the end of every process")
 
 
 def running(launched: Launched, name: bytes, *, besides: int) -> bool:
-    for pid in launched.family():
+    for pid in launched.descendants():
         try:
             if pid != besides and name in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return True

@@ -27,12 +27,12 @@ pytestmark = pytest.mark.timeout(150)
 
 
 class Served:
-    """A running inference process, its models, and one question after another."""
+    """A running inference process, its models, and a client of its socket."""
 
-    def __init__(self, house: ServiceHarness, port: int) -> None:
-        self.house = house
+    def __init__(self, harness: ServiceHarness, port: int) -> None:
+        self.harness = harness
         self.port = port
-        self.process = house.start("worker.inference")
+        self.process = harness.start("worker.inference")
         self.models: dict[str, uuid.UUID] = {}
 
     def ask(self, *images: bytes, model: object = None, **header: Any) -> frames.Frame:
@@ -40,8 +40,8 @@ class Served:
 
     async def exchange(self, images: list[bytes], *, model: object = None, **header: Any) -> frames.Frame:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=frames.HEADER_BYTES)
-        asked = {"id": "1", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
-        writer.writelines(frames.encode(asked, images))
+        request = {"id": "1", "model": str(model or self.models["denll"]), "deadline_s": 60.0} | header
+        writer.writelines(frames.encode(request, images))
         frame = await anext(frame_reader.read(reader), None)
         writer.close()
         assert frame is not None
@@ -50,23 +50,23 @@ class Served:
     def results(self, *images: bytes, **header: Any) -> list[dict[str, Any]]:
         frame = self.ask(*images, **header)
         assert "error" not in frame.header, frame.header
-        found: list[dict[str, Any]] = frame.header["results"]
-        return found
+        results: list[dict[str, Any]] = frame.header["results"]
+        return results
 
 
 def run(coroutine: Coroutine[Any, Any, frames.Frame]) -> frames.Frame:
     return asyncio.run(coroutine)
 
 
-def publish(house: ServiceHarness, method: str) -> uuid.UUID:
+def publish(harness: ServiceHarness, method: str) -> uuid.UUID:
     model = uuid.uuid4()
-    made = [torch.from_numpy(pixels(data)) for _, _, data in pictures(32)]
+    squares = [torch.from_numpy(pixels(data)) for _, _, data in pictures(32)]
     labels = torch.arange(32) % 2
     spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=16, epochs=1, precision="f32")
-    training = Trainer.build(spec, LabeledImages(torch.stack(made), labels, ("circle", "stripe")), device="cpu")
-    for _ in training:
+    trainer = Trainer.build(spec, LabeledImages(torch.stack(squares), labels, ("circle", "stripe")), device="cpu")
+    for _ in trainer:
         pass
-    model_archive.save(house.files.model(model), training)
+    model_archive.save(harness.files.model(model), trainer)
     return model
 
 
@@ -85,13 +85,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "redis://127.0.0.1:1/0",
         inference_listen=f"tcp://127.0.0.1:{port}",
         predict_queue=8,
-    ) as house:
-        away = house.settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
-        house.settings = away  # what it is started with; this house's own tables are not asked
-        made = Served(house, port)
-        made.models = {method: publish(house, method) for method in ("ce", "denll")}
+    ) as harness:
+        away = harness.settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+        harness.settings = away  # what the process is started with; its database is never there
+        served = Served(harness, port)
+        served.models = {method: publish(harness, method) for method in ("ce", "denll")}
         eventually(lambda: listening(port), seconds=90.0, what="the inference process")
-        yield made
+        yield served
 
 
 def listening(port: int) -> bool:
@@ -122,10 +122,10 @@ def test_an_answer_has_label_scores_and_a_mask_in_original_pixels(served: Served
     assert {"gaussian", "bbox", "polygon", "png", "threshold", "area_fraction"} <= result["mask"].keys()
 
 
-def test_nobody_gets_a_mask_who_asks_for_none(served: Served) -> None:
-    asked, unasked = (served.results(photo(64, 40), **options)[0]["mask"] for options in ({}, {"masks": []}))
-    assert asked["gaussian"]
-    assert unasked is None
+def test_a_request_for_no_masks_gets_none(served: Served) -> None:
+    default, without = (served.results(photo(64, 40), **options)[0]["mask"] for options in ({}, {"masks": []}))
+    assert default["gaussian"]
+    assert without is None
 
 
 def test_a_model_without_localization_answers_without_a_mask(served: Served) -> None:
@@ -134,7 +134,7 @@ def test_a_model_without_localization_answers_without_a_mask(served: Served) -> 
     assert result["mask"] is None
 
 
-def test_a_map_is_there_for_every_method_that_is_asked(served: Served) -> None:
+def test_every_method_answers_with_a_map_when_it_is_requested(served: Served) -> None:
     for model in served.models.values():
         (result,) = served.results(photo(64, 40), model=model, masks=["map", "rle", "png"])
 
@@ -154,7 +154,7 @@ def test_a_bad_image_is_an_error_in_its_own_result(served: Served) -> None:
     assert truncated["error"]["status"] == 422
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(served: Served) -> None:
+def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(served: Served) -> None:
     alone = served.results(PICTURE)
     together = served.results(PICTURE, photo(30, 90), photo(8, 8))
 
@@ -171,8 +171,8 @@ def test_a_picture_is_rendered_at_the_size_of_the_original(served: Served, rende
 
 
 def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served: Served) -> None:
-    damaged = publish(served.house, "ce")
-    weights = served.house.files.model(damaged) / model_archive.WEIGHTS
+    damaged = publish(served.harness, "ce")
+    weights = served.harness.files.model(damaged) / model_archive.WEIGHTS
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
@@ -186,10 +186,10 @@ def test_F25_a_missing_or_damaged_model_is_unavailable_and_others_answer(served:
     assert served.results(PICTURE)[0]["label"]
 
 
-def test_models_that_cannot_be_looked_at_for_a_while_are_answered_with_afterwards(served: Served) -> None:
-    """As with a file system on the network that fails: what looked at it once ended the thread of all predictions."""
-    folder, picture = served.house.folder / "models", pictures(1)[0][2]
-    assert served.results(picture)  # from now on in memory, until it is seen to be gone
+def test_models_that_cannot_be_read_for_a_while_answer_afterwards(served: Served) -> None:
+    """As on a network file system that fails for a while: an error there must not end the thread of all predictions."""
+    folder, picture = served.harness.folder / "models", pictures(1)[0][2]
+    assert served.results(picture)  # from now on in memory, until the folder is gone
     away = folder.rename(folder.with_name("models-away"))
     folder.touch()
     try:
@@ -201,17 +201,17 @@ def test_models_that_cannot_be_looked_at_for_a_while_are_answered_with_afterward
     assert eventually(lambda: served.ask(picture).header.get("results"), what="its return noticed")[0]["label"]
 
 
-def test_what_is_past_its_deadline_is_not_computed(served: Served) -> None:
+def test_a_request_past_its_deadline_is_not_computed(served: Served) -> None:
     frame = served.ask(PICTURE, deadline_s=0.0)
 
     assert frame.header["error"]["code"] == "deadline_exceeded"
 
 
-def test_F26_a_full_queue_says_so_at_once_and_answers_what_it_took(served: Served) -> None:
-    async def everybody() -> list[frames.Frame]:
+def test_F26_a_full_queue_refuses_at_once_and_answers_what_it_accepted(served: Served) -> None:
+    async def send_all() -> list[frames.Frame]:
         return await asyncio.gather(*(served.exchange([PICTURE]) for _ in range(50)))
 
-    replies = asyncio.run(everybody())
+    replies = asyncio.run(send_all())
 
     refused = [frame.header["error"] for frame in replies if "error" in frame.header]
     assert {(error["code"], error["status"]) for error in refused} <= {("overloaded", 429)}
@@ -244,7 +244,7 @@ def test_garbage_costs_its_connection_at_most(served: Served, garbage: bytes) ->
 
 def test_sigterm_ends_it_cleanly(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    other = served.house.start("worker.inference", inference_listen=f"unix://{path}")
+    other = served.harness.start("worker.inference", inference_listen=f"unix://{path}")
     eventually(path.exists, seconds=90.0, what="its socket")
     other.terminate()
 

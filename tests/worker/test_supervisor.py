@@ -1,4 +1,4 @@
-"""What a supervisor does with children that misbehave; the children are doubles without torch, the rest is real."""
+"""What a supervisor does with children that misbehave: the children are doubles without torch, all else is real."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from app.db.tables import Dataset, Job, State
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from tests.servers import eventually
-from tests.worker.harness import ServiceHarness, alive, opened, zygotes_children
-from worker.supervisor import supervise as corridor
+from tests.worker.harness import ServiceHarness, alive, forked_children, opened
+from worker.supervisor import supervise
 from worker.supervisor.supervise import Supervisor
 
 
 @pytest.fixture
-def house(tmp_path: Path, database_url: str) -> Iterator[ServiceHarness]:
-    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", stall_s=1.0, heartbeat_s=0.2, drain_s=1.0) as made:
-        yield made
+def harness(tmp_path: Path, database_url: str) -> Iterator[ServiceHarness]:
+    with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", stall_s=1.0, heartbeat_s=0.2, drain_s=1.0) as harness:
+        yield harness
 
 
 class Run:
-    """A supervisor that answers one bell in a thread."""
+    """A supervisor that handles one notification in a thread."""
 
-    def __init__(self, house: ServiceHarness, double: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(corridor.CHILDREN, "jobs", f"tests.worker.doubles.{double}")
-        self.supervisor = Supervisor(house.settings, house.engine, "jobs", "test")
-        self.thread = threading.Thread(target=self.supervisor.answer)
+    def __init__(self, harness: ServiceHarness, double: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(supervise.CHILD_MODULES, "jobs", f"tests.worker.doubles.{double}")
+        self.supervisor = Supervisor(harness.settings, harness.engine, "jobs", "test")
+        self.thread = threading.Thread(target=self.supervisor.handle_notification)
         self.thread.start()
 
     def end(self) -> None:
@@ -47,142 +47,148 @@ class Run:
         self.supervisor.close()
 
 
-def queued(house: ServiceHarness) -> uuid.UUID:
+def queued(harness: ServiceHarness) -> uuid.UUID:
     dataset = uuid.uuid4()
-    with transaction(house.engine) as session:
+    with transaction(harness.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}, state=State.succeeded))
-    return house.submit(dataset)
+    return harness.submit(dataset)
 
 
 def test_F19_a_job_that_always_kills_its_child_is_poison(
-    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = queued(house)
-    run = Run(house, "suicidal", monkeypatch)
+    job = queued(harness)
+    run = Run(harness, "crashing", monkeypatch)
 
-    failed = house.ended(job)
+    failed = harness.ended(job)
     run.end()
 
     assert failed.state == "failed"
     assert failed.error is not None
     assert failed.error["code"] == "poison"
     assert failed.attempt == 3
-    assert house.reasons(job) == ["child_killed"] * 3
+    assert harness.reasons(job) == ["child_killed"] * 3
 
 
 def test_a_job_for_more_devices_than_there_are_is_left_to_others(
-    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It neither blocks the queue nor makes an idle supervisor think that it has gone deaf."""
+    """It neither blocks the queue nor makes an idle supervisor believe that its consumer has stalled."""
     dataset = uuid.uuid4()
-    with transaction(house.engine) as session:
+    with transaction(harness.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}, state=State.succeeded))
-    large, small = house.submit(dataset, gpus=2), house.submit(dataset)
-    run = Run(house, "suicidal", monkeypatch)
+    large, small = harness.submit(dataset, gpus=2), harness.submit(dataset)
+    run = Run(harness, "crashing", monkeypatch)
 
-    assert house.ended(small).state == "failed"
+    assert harness.ended(small).state == "failed"
     run.thread.join(20.0)
-    assert (house.state(large), run.supervisor.work_waits()) == ("queued", False)
+    assert (harness.state(large), run.supervisor.has_work()) == ("queued", False)
     run.end()
-    house.settings = house.settings.model_copy(update={"devices": "cpu,cpu"})
-    both = Run(house, "suicidal", monkeypatch)
-    assert house.ended(large).state == "failed"
+    harness.settings = harness.settings.model_copy(update={"devices": "cpu,cpu"})
+    both = Run(harness, "crashing", monkeypatch)
+    assert harness.ended(large).state == "failed"
     both.end()
 
 
 def test_a_child_that_does_not_advance_is_killed_and_counted(
-    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = queued(house)
-    run = Run(house, "silent", monkeypatch)
-    house.until(job, lambda row: row.attempts_without_progress >= 1)
+    job = queued(harness)
+    run = Run(harness, "hanging", monkeypatch)
+    harness.until(job, lambda row: row.attempts_without_progress >= 1)
     run.end()
 
-    assert "stalled" in house.reasons(job)
+    assert "stalled" in harness.reasons(job)
 
 
-def test_a_deaf_child_is_cancelled_by_force(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = queued(house)
-    run = Run(house, "silent", monkeypatch)
-    house.until(job, lambda row: row.state == State.running)
-    with transaction(house.engine) as session:
+def test_a_child_that_reads_no_command_is_killed_when_cancelled(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(harness)
+    run = Run(harness, "hanging", monkeypatch)
+    harness.until(job, lambda row: row.state == State.running)
+    with transaction(harness.engine) as session:
         work.request_cancel(session, Job, job)
 
-    assert house.ended(job, 10.0).state == "cancelled"
+    assert harness.ended(job, 10.0).state == "cancelled"
     run.end()
 
 
-def test_a_drain_puts_back_what_runs_and_does_not_count(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = queued(house)
-    run = Run(house, "obedient", monkeypatch)
-    house.until(job, lambda row: row.state == State.running)
-    run.end()
-
-    row = house.job(job)
-    assert (row.state, row.attempts_without_progress) == ("queued", 0)
-    assert house.reasons(job) == ["drained"]
-
-
-def test_the_end_of_a_child_forked_ahead_concerns_nobody(
-    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+def test_a_drain_requeues_what_runs_and_does_not_count(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease of the one at work is renewed all the same, and the next errand finds somebody."""
-    job = queued(house)
-    run = Run(house, "obedient", monkeypatch)
-    house.until(job, lambda row: row.state == State.running)
-    spare = eventually(lambda: zygotes_children(os.getpid(), "denll-spare"), what="a child forked ahead")[0]
-    os.kill(spare, signal.SIGKILL)
-    eventually(lambda: not alive(spare), what="its end")
-    killed = house.job(job).heartbeat_at
-    assert killed is not None
-    house.until(job, lambda row: row.heartbeat_at is not None and row.heartbeat_at > killed + timedelta(seconds=0.5))
+    job = queued(harness)
+    run = Run(harness, "cooperative", monkeypatch)
+    harness.until(job, lambda row: row.state == State.running)
     run.end()
-    assert house.reasons(job) == ["drained"]
 
-    after = Run(house, "obedient", monkeypatch)
-    house.until(job, lambda row: row.state == State.running)
+    row = harness.job(job)
+    assert (row.state, row.attempts_without_progress) == ("queued", 0)
+    assert harness.reasons(job) == ["drained"]
+
+
+def test_the_end_of_a_preforked_child_disturbs_nothing(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease of the running child is renewed all the same, and the next job gets a child."""
+    job = queued(harness)
+    run = Run(harness, "cooperative", monkeypatch)
+    harness.until(job, lambda row: row.state == State.running)
+    preforked = eventually(lambda: forked_children(os.getpid(), "denll-preforked"), what="a preforked child")[0]
+    os.kill(preforked, signal.SIGKILL)
+    eventually(lambda: not alive(preforked), what="its end")
+    killed = harness.job(job).heartbeat_at
+    assert killed is not None
+    harness.until(job, lambda row: row.heartbeat_at is not None and row.heartbeat_at > killed + timedelta(seconds=0.5))
+    run.end()
+    assert harness.reasons(job) == ["drained"]
+
+    after = Run(harness, "cooperative", monkeypatch)
+    harness.until(job, lambda row: row.state == State.running)
     after.end()
 
 
-def test_a_lost_claim_ends_the_child_and_writes_nothing(house: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = queued(house)
-    run = Run(house, "silent", monkeypatch)
-    first = house.until(job, lambda row: row.state == State.running)
-    with transaction(house.engine) as session:
+def test_a_lost_claim_ends_the_child_and_writes_nothing(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(harness)
+    run = Run(harness, "hanging", monkeypatch)
+    first = harness.until(job, lambda row: row.state == State.running)
+    with transaction(harness.engine) as session:
         assert attempt.requeue(session, job, first.fence, counts=False, limit=3, reason="test") == "queued"
         second = attempt.claim(session, "another", 60.0)
     run.end()
 
     assert second is not None
-    row = house.job(job)
+    row = harness.job(job)
     assert (row.state, row.fence, row.lease_owner) == ("running", second.fence, "another")
-    assert house.reasons(job) == ["test"]
+    assert harness.reasons(job) == ["test"]
 
 
 def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_away(
-    house: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing can be written then; the row is put back by whoever reaches the database after the lease."""
-    job = queued(house)
-    settings = house.settings = house.settings.model_copy(update={"stall_s": 60.0, "database_grace_s": 1.5})
-    run = Run(house, "obedient", monkeypatch)
-    running = house.until(job, lambda row: row.state == State.running)
-    pid = eventually(lambda: next(iter(zygotes_children(os.getpid())), None), what="the child")
-    gone = time.monotonic()
+    """Nothing can be written then; whoever reaches the database after the lease requeues the job."""
+    job = queued(harness)
+    settings = harness.settings = harness.settings.model_copy(update={"stall_s": 60.0, "database_grace_s": 1.5})
+    run = Run(harness, "cooperative", monkeypatch)
+    running = harness.until(job, lambda row: row.state == State.running)
+    pid = eventually(lambda: next(iter(forked_children(os.getpid())), None), what="the child")
+    lost_at = time.monotonic()
 
     def away(engine: Engine, **_: object) -> None:
-        raise DatabaseUnavailable("The test took it away.")
+        raise DatabaseUnavailable("The test made it unavailable.")
 
-    monkeypatch.setattr(corridor, "transaction", away)
+    monkeypatch.setattr(supervise, "transaction", away)
     eventually(lambda: not alive(pid), seconds=settings.lease_s, what="the end of the child")
-    assert time.monotonic() - gone < settings.lease_s
+    assert time.monotonic() - lost_at < settings.lease_s
     run.end()
-    row = house.job(job)
+    row = harness.job(job)
     assert (row.state, row.fence) == ("running", running.fence)
-    eventually(lambda: reaped(house), seconds=10.0, what="the end of the lease")
-    assert house.state(job) == "queued"
+    eventually(lambda: reaped(harness), seconds=10.0, what="the end of the lease")
+    assert harness.state(job) == "queued"
 
 
-def reaped(house: ServiceHarness) -> int:
-    with transaction(house.engine) as session:
+def reaped(harness: ServiceHarness) -> int:
+    with transaction(harness.engine) as session:
         return attempt.reap(session, 3)

@@ -1,4 +1,4 @@
-"""Files a job leaves for its user, and the manifest that lists them. Knows no training."""
+"""The files that a job leaves for its user, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -26,35 +26,38 @@ GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
 
 @contextlib.contextmanager
 def complete(attempt: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes the attempt's artifacts, with their manifest, when all of it is there.
+    """An empty folder to fill; when the block ends without an error, it becomes the attempt's artifacts.
 
-    Whoever looks for artifacts meanwhile finds those of before, or none.
+    Until then a reader sees the earlier artifacts, or none.
+
+    Args:
+        attempt: Folder of the attempt.
     """
-    target, unseen = attempt / FOLDER, attempt / f".{FOLDER}"
-    shutil.rmtree(unseen, ignore_errors=True)
-    unseen.mkdir(parents=True)
-    yield unseen
-    write_manifest(unseen)
+    target, temporary = attempt / FOLDER, attempt / f".{FOLDER}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    write_manifest(temporary)
     storage.remove(target)
-    storage.publish(unseen, target)
+    storage.publish(temporary, target)
 
 
-def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV in UTF-8 in which no text is taken for a formula."""
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV in UTF-8, in which a spreadsheet takes no text for a formula."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows([_cell(value) for value in row] for row in rows)
 
 
-def place(gaussian: Gaussian) -> list[str]:
-    """The cells of a Gaussian, to a hundredth of a pixel."""
+def gaussian_cells(gaussian: Gaussian) -> list[str]:
+    """The cells of a Gaussian in the order of `GAUSSIAN`, to a hundredth of a pixel."""
     return [f"{value:.2f}" for value in (gaussian.cx, gaussian.cy, gaussian.sigma_x, gaussian.sigma_y)]
 
 
 def write_manifest(folder: Path) -> None:
-    """List an attempt's artifacts: name, size, SHA-256 and media type of each."""
-    listed = [
+    """Write the manifest of a folder: name, size, SHA-256 and media type of each file."""
+    entries = [
         {
             "name": path.name,
             "bytes": path.stat().st_size,
@@ -64,16 +67,16 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     ]
-    storage.write_atomic(folder / MANIFEST, json.dumps({"artifacts": listed}, indent=1).encode())
+    storage.write_atomic(folder / MANIFEST, json.dumps({"artifacts": entries}, indent=1).encode())
 
 
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _number(value) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value) else value
 
 
-def _number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""From what went wrong in the workshop to the error of a job: code, title, detail, and a hint a user can act on."""
+"""The error of a job from an exception of `ml`: code, title, detail, and a hint a user can act on."""
 
 from __future__ import annotations
 
@@ -35,12 +35,19 @@ def of(failure: errors.Failure) -> dict[str, str]:
 
 
 def error(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
+    """The error of a job.
+
+    Args:
+        code: One of `TITLES`, or of a failure of its own.
+        detail: One or more sentences.
+        hint: What the user can do; without one, that of `HINTS`.
+    """
     hint = _sentence(hint) if hint else HINTS.get(code, "Change the request, and submit it again.")
     return {"code": code, "title": TITLES.get(code, "The job failed"), "detail": detail, "hint": hint}
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether writing failed for want of space; safetensors hides the number in its text."""
+    """Whether writing failed because the disk is full; safetensors has the error number only in its message."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in NO_SPACE)

@@ -1,7 +1,7 @@
 """The figures of a finished training: numbers for the job's metrics, files for its artifacts.
 
-Nothing that goes wrong with a figure fails a job: its model is trained. Orders to stop are obeyed, and a full disk is
-waited for as everywhere.
+A figure that fails does not fail the job, whose model is trained. Commands to stop are obeyed and a full disk is waited
+for, as everywhere.
 """
 
 from __future__ import annotations
@@ -22,60 +22,78 @@ from ml.reports import plots, report_data
 from ml.reports.report_data import ReportData
 from ml.training.trainer import Trainer
 from worker.children import failures
-from worker.children.job_reporter import FencedOff, Interrupted, JobContext
+from worker.children.job_reporter import FencedOff, Interrupted, JobReporter
 
 log = logging.getLogger(__name__)
 
 NUMBERS = "figures.json"
 
 
-def find(
-    given: JobContext,
-    training: Trainer,
+def compute(
+    trainer: Trainer,
     images: LabeledImages,
     truth: Truth,
     issues: LabelIssues | None,
     clean: Tensor | None,
+    dataset_folder: Path,
+    reporter: JobReporter,
 ) -> ReportData | None:
-    """What there is to show; `clean` int64 (N,) are the labels that tell which given ones are wrong, where known."""
-    epochs = training.epochs
-    given.desk.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
+    """Everything the figures show.
+
+    Args:
+        trainer: The finished training.
+        images: The training images with their given labels.
+        truth: The test set, where there is one.
+        issues: The ranking of label issues, where the method has one.
+        clean: int64 (N,) labels that tell which given labels are wrong, -1 where unknown; None when none is known.
+        dataset_folder: Where the paths of the images are read from.
+        reporter: Progress, and commands to stop.
+
+    Returns:
+        None when a figure failed; the error is in the logs.
+    """
+    epochs = trainer.epochs
+    reporter.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
     try:
-        found = report_data.find(
-            training,
+        report = report_data.find(
+            trainer,
             images,
-            report_data.judged(training, images, truth, clean),
-            wrong=measure.wrong_labels(training.labels, clean),
+            report_data.judged(trainer, images, truth, clean),
+            wrong=measure.wrong_labels(trainer.labels, clean),
             issues=issues,
-            going_on=given.still_wanted,
+            going_on=reporter.check_cancelled,
         )
-        found.numbers["pictures"] = _named(given, found.numbers)
+        report.numbers["pictures"] = _image_paths(dataset_folder, report.numbers)
     except (Interrupted, FencedOff, DatabaseUnavailable):
         raise
-    except Exception:  # whatever a measurement stumbles over
+    except Exception:  # of any measurement
         log.exception("no figures")
-        given.desk.log("warning", "The figures could not be made; everything else is there.")
+        reporter.log("warning", "The figures could not be made; everything else is there.")
         return None
-    return found
+    return report
 
 
-def _named(given: JobContext, numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """Which pictures of the data set were judged, in the order of everything told of each."""
+def _image_paths(dataset_folder: Path, numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Index and path of each evaluated image, in the order of the per-image numbers."""
     if "of" not in numbers:
         return []
-    pictures = dataset_index.read_images(given.dataset, split="test" if numbers["of"] == "test" else "train")
-    return [{"index": pictures[row].number, "path": pictures[row].path} for row in numbers["rows"]]
+    images = dataset_index.read_images(dataset_folder, split="test" if numbers["of"] == "test" else "train")
+    return [{"index": images[row].number, "path": images[row].path} for row in numbers["rows"]]
 
 
-def write(given: JobContext, found: ReportData | None, folder: Path) -> None:
-    """figures.json, and each figure as PNG and SVG."""
-    if found is None:
+def write(report: ReportData | None, folder: Path, reporter: JobReporter) -> None:
+    """Write figures.json, and each figure as PNG and SVG, into a folder; nothing without a report.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if report is None:
         return
     try:
-        (folder / NUMBERS).write_text(json.dumps(found.numbers, allow_nan=False), encoding="utf-8")
-        plots.draw(found.numbers, found.pictures, folder)
+        (folder / NUMBERS).write_text(json.dumps(report.numbers, allow_nan=False), encoding="utf-8")
+        plots.draw(report.numbers, report.pictures, folder)
     except Exception as error:
         if failures.disk_full(error):
             raise
         log.exception("not all figures drawn")
-        given.desk.log("warning", "Not all figures could be drawn; everything else is there.")
+        reporter.log("warning", "Not all figures could be drawn; everything else is there.")

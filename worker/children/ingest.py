@@ -60,15 +60,15 @@ class Stopped(Exception):
         self.status = status
 
 
-def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChannel) -> int:
+def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: ControlChannel) -> int:
     """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
     settings = current()
-    tie.listen()
+    channel.listen()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, dataset_id=str(dataset_id), fence=str(fence)):
         confine(settings)
         engine = connect(settings)
-        attempt = Attempt(settings, engine, dataset_id, fence, tie)
+        attempt = Attempt(settings, engine, dataset_id, fence, channel)
         try:
             return attempt.run()
         except Stopped as stopped:
@@ -96,16 +96,16 @@ def confine(settings: Settings) -> None:
 
 class Attempt:
     def __init__(
-        self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, tie: ControlChannel
+        self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, channel: ControlChannel
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._claim = (dataset_id, fence)
-        self._tie = tie
+        self._channel = channel
         self._files = Storage(settings.data_dir)
         self._target = self._files.dataset(dataset_id)
         self.folder = self._target.with_name(f"{dataset_id}.tmp-{fence}")
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def run(self) -> int:
         for earlier in range(1, self._claim[1]):  # a later one may be at work: this host may have slept over its lease
@@ -126,7 +126,7 @@ class Attempt:
             self._settle(lambda session: self._publish(session, facts))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         upload.unlink(missing_ok=True)
-        return control_channel.SETTLED
+        return control_channel.FINISHED
 
     def _check(self, upload: Path, fields: Mapping[str, Any]) -> dict[str, object]:
         settings = self._settings
@@ -166,12 +166,12 @@ class Attempt:
         return done
 
     def _progress(self, done: int, total: int) -> None:
-        self._tie.beat()
-        if self._tie.told is not None:
-            raise Stopped(control_channel.DRAINED if self._tie.told == "drain" else control_channel.STOPPED)
-        if time.monotonic() - self._told < PROGRESS_S:
+        self._channel.beat()
+        if self._channel.command is not None:
+            raise Stopped(control_channel.DRAINED if self._channel.command == "drain" else control_channel.STOPPED)
+        if time.monotonic() - self._reported_at < PROGRESS_S:
             return
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
         shown = {"phase": "checking images", "images": done, "of": total, "fraction": round(done / max(1, total), 4)}
         try:
             with transaction(self._engine) as session:

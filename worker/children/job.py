@@ -1,6 +1,7 @@
-"""One attempt at one job, from the claim to the exit status. Which attempt is made depends on the job's type.
+"""One attempt at one job, in a child process: from the claim to the exit status.
 
-Everything slow that an attempt needs is imported here, so that a zygote that has imported this module is warm.
+Everything slow that an attempt needs is imported here, so that a fork server that has imported this module, and called
+`preload`, starts a child that imports nothing more.
 """
 
 from __future__ import annotations
@@ -9,27 +10,27 @@ import importlib
 import logging
 import pkgutil
 import uuid
-from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from app import logs
-from app.db.session import connect, transaction
+from app.db.session import Engine, connect, transaction
 from app.errors import DatabaseUnavailable
-from app.jobs import attempt, service
-from app.settings import current
+from app.jobs import service
+from app.settings import Settings, current
 from app.storage import Storage
 from ml import errors, methods, networks
 from ml.reports import plots
 from worker import control_channel
 from worker.children import failures, ranks, score, train
-from worker.children.job_reporter import FencedOff, Interrupted, JobContext, JobReporter
+from worker.children.job_context import JobContext, choose_devices
+from worker.children.job_reporter import FencedOff, Interrupted, JobReporter
 from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
 
-def warm() -> None:
+def preload() -> None:
     """Import what an attempt would import later: methods, networks, plots, a launcher, the compiler of optimizers."""
     current()
     plots.warm()
@@ -41,8 +42,18 @@ def warm() -> None:
         importlib.import_module(module.name)
 
 
-def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChannel) -> int:
-    """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
+def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: ControlChannel) -> int:
+    """Run a child of the supervisor.
+
+    Args:
+        job_id: The job, already claimed.
+        fence: Number of the claim.
+        request_id: Id of the HTTP request that submitted the job, for the log.
+        channel: The connection to the supervisor.
+
+    Returns:
+        The exit status, one of `worker.control_channel`.
+    """
     settings = current()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
@@ -52,14 +63,14 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChan
         logs.also_to(folder / "log.jsonl", process="child")
         log.info("child runs")
         engine = connect(settings)
-        desk = JobReporter(settings, engine, job_id, fence, tie)
+        reporter = JobReporter(settings, engine, job_id, fence, channel)
         try:
             with transaction(engine, read_only=True) as session:
                 job = service.get(session, job_id)
-            return _attempt(JobContext(settings, files, engine, desk, tie, job, fence))
+            _attempt(JobContext(job, fence, files), settings, engine, reporter, channel)
         except Interrupted as stop:
-            log.info("stopped: %s", stop.told)
-            return control_channel.DRAINED if stop.told == "drain" else control_channel.STOPPED
+            log.info("stopped: %s", stop.command)
+            return control_channel.DRAINED if stop.command == "drain" else control_channel.STOPPED
         except FencedOff:
             log.warning("another attempt has taken over")
             return control_channel.FENCED_OFF
@@ -68,16 +79,21 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, tie: ControlChan
             return control_channel.DATABASE_UNAVAILABLE
         finally:
             engine.dispose()
+    return control_channel.FINISHED
 
 
-def _attempt(given: JobContext) -> int:
-    run: Callable[[JobContext], None] = {"train": train.run, "predict": score.run}[given.job.type]
-    if len(given.devices) > 1:
-        run = ranks.run  # one of them will listen
-    else:
-        given.tie.listen()
+def _attempt(
+    ctx: JobContext, settings: Settings, engine: Engine, reporter: JobReporter, channel: ControlChannel
+) -> None:
+    """Run the job to its end: it succeeds, or fails with what went wrong. Raises what only ends the attempt."""
+    devices = choose_devices(settings.device_names, ctx.job)
     try:
-        run(given)
+        if len(devices) > 1:
+            engine.dispose()  # a connection belongs to one process, and the ranks are forked from this one
+            ranks.run(ctx, settings, devices, reporter, channel)
+        else:
+            channel.listen()
+            {"train": train.run, "predict": score.run}[ctx.job.type](ctx, settings, devices, reporter)
     except ValidationError as invalid:
         log.warning("the job's spec is not valid here: %s", invalid)
         detail = f"This version of the service cannot run the job's settings: {invalid.errors()[0]['msg']}."
@@ -88,9 +104,8 @@ def _attempt(given: JobContext) -> int:
     except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed
     except Exception:
-        log.exception("a mistake of ours")
+        log.exception("unexpected error")
         error = failures.error("internal_error", "An unexpected error ended the job.")
     else:
-        return control_channel.SETTLED
-    given.desk.settle(lambda session: attempt.fail(session, given.job.id, given.fence, error))
-    return control_channel.SETTLED
+        return
+    reporter.fail(error)

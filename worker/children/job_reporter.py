@@ -1,7 +1,7 @@
-"""A child's way to its row: what it has to say is gathered and written about once a second, in one fenced transaction.
+"""The connection between an attempt and its row: reports are buffered and written about once a second.
 
-A database that is away costs nothing but lateness, up to the grace after which the supervisor ends the child anyway.
-What is trained, this module does not know.
+Each write is one transaction under the attempt's fence, and its reply says whether to go on. A database that is away
+only delays reports, until the grace period ends. This module does not know what is trained.
 """
 
 from __future__ import annotations
@@ -10,29 +10,25 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from app.db.session import Engine, Session, transaction
-from app.db.tables import Job
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.settings import Settings
-from app.storage import Storage
-from worker.control_channel import Command, ControlChannel
+from worker.control_channel import ControlChannel, StopCommand
 
 log = logging.getLogger(__name__)
 
-SETTLE_PAUSE_S = 0.5
+RETRY_PAUSE_S = 0.5
 
 
 class Interrupted(Exception):
-    """The attempt was told to stop: `told` says why."""
+    """The attempt has to stop: `drain` to go on later, `cancel` for good."""
 
-    def __init__(self, told: Command) -> None:
-        super().__init__(told)
-        self.told: Command = told
+    def __init__(self, command: StopCommand) -> None:
+        super().__init__(command)
+        self.command: StopCommand = command
 
 
 class FencedOff(Exception):
@@ -40,59 +36,110 @@ class FencedOff(Exception):
 
 
 class JobReporter:
-    """Says what an attempt at a job does, and hears what it should do."""
+    """Reports what an attempt does, and learns whether it should stop.
+
+    Args:
+        settings: How often the row is written, and how long the database may be away.
+        engine: The database.
+        job_id: The job.
+        fence: Number of the attempt's claim.
+        channel: Beats to the supervisor, commands from it.
+    """
 
     def __init__(
-        self, settings: Settings, engine: Engine, job_id: uuid.UUID, fence: int, leash: ControlChannel
+        self, settings: Settings, engine: Engine, job_id: uuid.UUID, fence: int, channel: ControlChannel
     ) -> None:
         self._settings = settings
         self._engine = engine
-        self._job = (job_id, fence)
-        self._leash = leash
+        self._claim = (job_id, fence)
+        self._channel = channel
         self._writes: list[Callable[[Session], bool]] = []
         self._epochs: list[Mapping[str, Any]] = []
         self._progress: Mapping[str, Any] | None = None
-        self._polled = self._heard = time.monotonic()
+        self._last_try = self._last_write = time.monotonic()
+
+    # Buffered reports
 
     def epoch(self, report: Mapping[str, Any]) -> None:
+        """Record the report of a finished epoch; it has the epoch's number as `epoch`."""
         self._epochs.append(report)
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        """Only the latest is kept: progress is what is shown, not a record."""
+        """Replace the progress; only the latest is written."""
         self._progress = progress
 
     def log(self, level: str, message: str) -> None:
-        self._writes.append(lambda session: attempt.append_log(session, *self._job, level, message))
+        """Add a line to the job's log, which its user reads."""
+        self._writes.append(lambda session: attempt.append_log(session, *self._claim, level, message))
 
     def checkpointed(self, step: int, path: str) -> None:
-        self._writes.append(lambda session: attempt.record_checkpoint(session, *self._job, step, path))
+        """Record a checkpoint that is complete on disk.
 
-    def due(self) -> bool:
-        """Whether it is time to look at the row again; cheap enough for every step."""
-        return self._leash.told is not None or time.monotonic() - self._polled >= self._settings.poll_s
-
-    def turn(self) -> None:
-        """Write what was gathered and hear whether to go on.
-
-        Raises Interrupted, FencedOff, or DatabaseUnavailable after the grace.
+        Args:
+            step: Training steps it holds.
+            path: Its folder, relative to the job's.
         """
-        if self._leash.told is not None:
-            raise Interrupted(self._leash.told)
+        self._writes.append(lambda session: attempt.record_checkpoint(session, *self._claim, step, path))
+
+    # Whether to go on
+
+    def beat(self) -> None:
+        """Report to the supervisor that the work advances."""
+        self._channel.beat()
+
+    def is_due(self) -> bool:
+        """Whether it is time for `sync()`; cheap enough to be called every step."""
+        return self._channel.command is not None or time.monotonic() - self._last_try >= self._settings.poll_s
+
+    def sync(self) -> None:
+        """Write the buffered reports, and learn whether to go on.
+
+        Raises:
+            Interrupted: The attempt has to stop.
+            FencedOff: Another attempt owns the job.
+            DatabaseUnavailable: The database has been away for longer than the grace period.
+        """
+        if self._channel.command is not None:
+            raise Interrupted(self._channel.command)
         try:
-            order = self._write()
+            command = self._write()
         except DatabaseUnavailable:
-            if time.monotonic() - self._heard > self._settings.database_grace_s:
+            if self._is_grace_over():
                 raise
             log.warning("nothing written: the database is away")
-            self._polled = time.monotonic()
+            self._last_try = time.monotonic()
             return
-        if order == "fenced_off":
+        if command == "fenced_off":
             raise FencedOff
-        if order == "cancel":
-            raise Interrupted(order)
+        if command == "cancel":
+            raise Interrupted(command)
 
-    def settle(self, effect: Callable[[Session], bool]) -> None:
-        """Write everything gathered, then the effect that ends the job; waits for a database that is away."""
+    def check_cancelled(self) -> None:
+        """To be called during long work: a beat, and `sync()` when it is due. Raises what `sync` raises."""
+        self.beat()
+        if self.is_due():
+            self.sync()
+
+    # The end of the job
+
+    def succeed(self, metrics: Mapping[str, Any]) -> None:
+        """End the job successfully, without a model. Raises what `finish` raises."""
+        self.finish(lambda session: attempt.succeed(session, *self._claim, metrics=metrics))
+
+    def fail(self, error: Mapping[str, str]) -> None:
+        """End the job with an error (code, title, detail, hint). Raises what `finish` raises."""
+        self.finish(lambda session: attempt.fail(session, *self._claim, error))
+
+    def finish(self, effect: Callable[[Session], bool]) -> None:
+        """Write the buffered reports, then what ends the job; wait for a database that is away.
+
+        Args:
+            effect: Ends the job in a transaction of its own; returns False when the claim is lost.
+
+        Raises:
+            FencedOff: Another attempt owns the job.
+            DatabaseUnavailable: The database has been away for longer than the grace period.
+        """
         while True:
             try:
                 if self._write() == "fenced_off":
@@ -100,70 +147,36 @@ class JobReporter:
                 with transaction(self._engine) as session:
                     done = effect(session)
             except DatabaseUnavailable:
-                if time.monotonic() - self._heard > self._settings.database_grace_s:
+                if self._is_grace_over():
                     raise
-                log.warning("not settled yet: the database is away")
-                time.sleep(SETTLE_PAUSE_S)
+                log.warning("not finished yet: the database is away")
+                time.sleep(RETRY_PAUSE_S)
             else:
                 if not done:
                     raise FencedOff
                 return
 
+    def _is_grace_over(self) -> bool:
+        return time.monotonic() - self._last_write > self._settings.database_grace_s
+
     def _write(self) -> Literal["cancel", "fenced_off"] | None:
+        """Write everything in one transaction; when one write finds the claim lost, the rest is void as well."""
         with transaction(self._engine) as session:
-            order = attempt.read_command(session, *self._job)
-            if order != "fenced_off" and not all(write(session) for write in self._gathered()):
-                order = "fenced_off"
+            command = attempt.read_command(session, *self._claim)
+            if command != "fenced_off" and not all(write(session) for write in self._buffered()):
+                command = "fenced_off"
         self._writes.clear()
         self._epochs.clear()
         self._progress = None
-        self._polled = self._heard = time.monotonic()
-        return order
+        self._last_try = self._last_write = time.monotonic()
+        return command
 
-    def _gathered(self) -> list[Callable[[Session], bool]]:
+    def _buffered(self) -> list[Callable[[Session], bool]]:
+        """The writes in their order: epochs, then log lines and checkpoints, then progress."""
         writes = list(self._writes)
         epochs, progress = list(self._epochs), self._progress
         if epochs:
-            writes.insert(0, lambda session: attempt.record_epochs(session, *self._job, epochs))
+            writes.insert(0, lambda session: attempt.record_epochs(session, *self._claim, epochs))
         if progress is not None:
-            writes.append(lambda session: attempt.report_progress(session, *self._job, progress))
+            writes.append(lambda session: attempt.report_progress(session, *self._claim, progress))
         return writes
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """What one attempt was given: the job, the fence it works under, and those it talks to."""
-
-    settings: Settings
-    files: Storage
-    engine: Engine
-    desk: JobReporter
-    tie: ControlChannel
-    job: Job
-    fence: int
-
-    @property
-    def folder(self) -> Path:
-        """The only folder this attempt writes to."""
-        return self.files.attempt(self.job.id, self.fence)
-
-    @property
-    def dataset(self) -> Path:
-        """The folder of the job's data set."""
-        assert self.job.dataset_id is not None, "a data set in use is not deleted"
-        return self.files.dataset(self.job.dataset_id)
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of the devices to compute on, one for each share of the job; a job may ask for less than a GPU."""
-        own = self.settings.device_names[: self.job.gpus]
-        asked = str(self.job.spec.get("device", "auto"))
-        if asked == "auto" or own[0].startswith(asked):
-            return own
-        return (asked,) * len(own)  # a GPU on a host that has none ends in no_device
-
-    def still_wanted(self) -> None:
-        """To be called during long work: says that it advances, and raises when told to stop."""
-        self.tie.beat()
-        if self.desk.due():
-            self.desk.turn()

@@ -1,6 +1,6 @@
-"""Where a model looks on every picture of a set: the Gaussian in original pixels, if it has a localization module.
+"""Predictions for every image of a data set, and where the model looked: its Gaussian in pixels of the original.
 
-Takes pictures as they were packed, so nothing is decoded again.
+Images are taken as they were packed at ingest, so nothing is decoded again.
 """
 
 from __future__ import annotations
@@ -16,22 +16,35 @@ from ml.serving.predictor import Prediction, Predictor
 BATCH = 256
 
 
-def answers(predictor: Predictor, squares: Tensor, still_wanted: Callable[[], None]) -> Iterator[Prediction]:
-    """The answer for each square of uint8 (N, S, S, 3), in order."""
+def predict(predictor: Predictor, squares: Tensor, check_cancelled: Callable[[], None]) -> Iterator[Prediction]:
+    """Predict image by image, in order.
+
+    Args:
+        predictor: The model.
+        squares: uint8 (N, S, S, 3), of the model's image size.
+        check_cancelled: Called before each batch; may raise.
+    """
     for first in range(0, len(squares), BATCH):
-        still_wanted()
+        check_cancelled()
         yield from predictor.predict_squares(list(squares[first : first + BATCH].numpy()))
 
 
-def places(
-    predictor: Predictor, squares: Tensor, images: Sequence[ImageRecord], still_wanted: Callable[[], None]
+def gaussians(
+    predictor: Predictor, squares: Tensor, images: Sequence[ImageRecord], check_cancelled: Callable[[], None]
 ) -> list[Gaussian] | None:
-    """One Gaussian an image; None for a model that does not localize."""
+    """One Gaussian an image, in pixels of the original; None for a model that does not localize.
+
+    Args:
+        predictor: The model.
+        squares: uint8 (N, S, S, 3), of the model's image size.
+        images: The N index entries of the same images, with their original width and height.
+        check_cancelled: Called before each batch; may raise.
+    """
     if not predictor.localizes:
         return None
-    found = []
-    for image, answer in zip(images, answers(predictor, squares, still_wanted), strict=True):
-        gaussian = answer.on(predictor.geometry(image.width, image.height))
+    result = []
+    for image, prediction in zip(images, predict(predictor, squares, check_cancelled), strict=True):
+        gaussian = prediction.on(predictor.geometry(image.width, image.height))
         assert gaussian is not None
-        found.append(gaussian)
-    return found
+        result.append(gaussian)
+    return result

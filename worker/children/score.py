@@ -1,4 +1,4 @@
-"""One attempt at scoring a data set with a published model (`type: predict`): a table with one row a picture."""
+"""One attempt at scoring a data set with a published model (`type: predict`): a table with one row an image."""
 
 from __future__ import annotations
 
@@ -10,88 +10,110 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from app.jobs import attempt
+from app.settings import Settings
 from ml.data import dataset
 from ml.formats import dataset_index
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize
-from worker.children.job_reporter import JobContext
+from worker.children.job_context import JobContext
+from worker.children.job_reporter import JobReporter
 
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "score"]
 
 
-def run(given: JobContext) -> None:
-    """Score every picture asked for and succeed. Raises Interrupted when told to stop, and ml.errors.Failure.
+def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: JobReporter) -> None:
+    """Predict every requested image, and succeed.
 
-    The job's spec is {"model_id", "split"}; `split` is train, test or all.
+    Args:
+        ctx: The attempt. The job's spec is {"model_id", "split"}; `split` is train, test or all.
+        settings: Threads.
+        devices: The first one is used.
+        reporter: Where the attempt reports to.
+
+    Raises:
+        Interrupted: The supervisor or the user stopped the attempt.
+        Failure: The model or the data set cannot be used (`ml.errors`).
     """
-    spec, threads = given.job.spec, given.settings.threads or os.cpu_count() or 1
+    # Load the model, and the images at its size.
+    spec, threads = ctx.job.spec, settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    predictor = Predictor.load(given.files.model(uuid.UUID(spec["model_id"])), given.devices[0])
+    predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 
-    def preparing(done: int, total: int) -> None:
-        show(given, f"preparing images, {done} of {total}", 0.0, None)
+    def report_preparing(done: int, total: int) -> None:
+        report(reporter, f"preparing images, {done} of {total}", 0.0, None)
 
-    images, truth = dataset.load(
-        given.dataset,
+    labeled, truth = dataset.load(
+        ctx.dataset_folder,
         image_size=predictor.image_size,
         resize=predictor.manifest.spec.resize,
         threads=threads,
-        progress=preparing,
+        progress=report_preparing,
     )
-    squares = {"train": images.images, "test": truth.test_images}
-    pictures = [image for image in dataset_index.read_images(given.dataset) if image.split in splits]
-    found = itertools.chain.from_iterable(
-        localize.answers(predictor, shown, given.still_wanted) for s in splits if (shown := squares[s]) is not None
+    squares_by_split = {"train": labeled.images, "test": truth.test_images}
+    images = [image for image in dataset_index.read_images(ctx.dataset_folder) if image.split in splits]
+
+    # Predict.
+    predictions = itertools.chain.from_iterable(
+        localize.predict(predictor, squares, reporter.check_cancelled)
+        for split in splits
+        if (squares := squares_by_split[split]) is not None
     )
     started = time.monotonic()
-    rows = list(tell(given, predictor, images.classes, pictures, found))
-    write(given, rows, localizes=predictor.localizes)
+    rows = list(table_rows(predictor, labeled.classes, images, predictions, reporter))
+
+    # Write the table, and end the job.
+    with artifacts.complete(ctx.folder) as folder:
+        header = [*HEADER, *(artifacts.GAUSSIAN if predictor.localizes else ())]
+        artifacts.write_table(folder / "predictions.csv", header, rows)
     labelled = [row for row in rows if row[3] != ""]
-    metrics = {
-        "images": len(rows),
-        "agreement_with_given_labels": sum(r[3] == r[4] for r in labelled) / len(labelled) if labelled else None,
-        "images_per_second": len(rows) / max(1e-9, time.monotonic() - started),
-    }
-    given.desk.settle(lambda session: attempt.succeed(session, given.job.id, given.fence, metrics=metrics))
+    reporter.succeed(
+        {
+            "images": len(rows),
+            "agreement_with_given_labels": sum(r[3] == r[4] for r in labelled) / len(labelled) if labelled else None,
+            "images_per_second": len(rows) / max(1e-9, time.monotonic() - started),
+        }
+    )
 
 
-def tell(
-    given: JobContext,
+def table_rows(
     predictor: Predictor,
-    known: Sequence[str],
-    pictures: Sequence[ImageRecord],
-    found: Iterator[Prediction],
+    classes: Sequence[str],
+    images: Sequence[ImageRecord],
+    predictions: Iterator[Prediction],
+    reporter: JobReporter,
 ) -> Iterator[list[object]]:
-    """The row of each picture; `known` are the data set's own classes, which may differ from the model's."""
+    """The table's row of each image, in order, as `HEADER` names the cells; with the Gaussian's where there is one.
+
+    Args:
+        predictor: The model; its classes name the predicted labels.
+        classes: The data set's classes, which name the given labels and may differ from the model's.
+        images: The data set's entries.
+        predictions: One an image.
+        reporter: Progress, and commands to stop.
+    """
     started = time.monotonic()
-    for number, (picture, answer) in enumerate(zip(pictures, found, strict=True)):
+    for number, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
         if number % localize.BATCH == 0:
             speed = number / (time.monotonic() - started) if number else None
-            show(given, "predict", number / len(pictures), speed)
-        best = int(answer.probabilities.argmax())
-        label = "" if picture.given is None else known[picture.given]
-        gaussian = answer.on(predictor.geometry(picture.width, picture.height))
+            report(reporter, "predict", number / len(images), speed)
+        best = int(prediction.probabilities.argmax())
+        gaussian = prediction.on(predictor.geometry(image.width, image.height))
         yield [
-            picture.number,
-            picture.path,
-            picture.split,
-            label,
+            image.number,
+            image.path,
+            image.split,
+            "" if image.given is None else classes[image.given],
             predictor.classes[best],
-            f"{answer.probabilities[best]:.6f}",
-            *([] if gaussian is None else artifacts.place(gaussian)),
+            f"{prediction.probabilities[best]:.6f}",
+            *([] if gaussian is None else artifacts.gaussian_cells(gaussian)),
         ]
 
 
-def write(given: JobContext, rows: Sequence[Sequence[object]], *, localizes: bool) -> None:
-    with artifacts.complete(given.folder) as folder:
-        artifacts.table(folder / "predictions.csv", [*HEADER, *(artifacts.GAUSSIAN if localizes else ())], rows)
-
-
-def show(given: JobContext, phase: str, fraction: float, speed: float | None) -> None:
-    given.desk.progress(
+def report(reporter: JobReporter, phase: str, fraction: float, speed: float | None) -> None:
+    """Report progress (`fraction` in [0, 1], `speed` in images a second), and stop when told to."""
+    reporter.progress(
         {
             "phase": phase,
             "epoch": 0,
@@ -100,4 +122,4 @@ def show(given: JobContext, phase: str, fraction: float, speed: float | None) ->
             "images_per_second": None if speed is None else round(speed, 1),
         }
     )
-    given.still_wanted()
+    reporter.check_cancelled()

@@ -70,8 +70,8 @@ def programs(settings: Settings) -> list[Program]:
     return [
         Program("api", [*python, "app.main"], grace_s=8.0),
         Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0),
-        Program("supervisor-jobs", [*python, "worker.supervisor.celery_app", "-Q", "jobs"], grace_s=drain_s),
-        Program("supervisor-datasets", [*python, "worker.supervisor.celery_app", "-Q", "datasets"], grace_s=drain_s),
+        Program("supervisor-jobs", [*python, "worker.supervisor", "-Q", "jobs"], grace_s=drain_s),
+        Program("supervisor-datasets", [*python, "worker.supervisor", "-Q", "datasets"], grace_s=drain_s),
         Program("inference", [*python, "worker.inference"], grace_s=8.0),
     ]
 

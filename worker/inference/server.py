@@ -137,7 +137,7 @@ async def run(settings: Settings, batcher: Batcher) -> None:
 def live(settings: Settings, shelf: ModelCache, batcher: Batcher, ended: threading.Event) -> None:
     """Say that we are here while the database lets us, and take the newest model from disk before anybody asks."""
     engine = connect(settings)
-    row = heartbeat.Presence(engine, "inference", shelf.device, heartbeat.name())
+    row = heartbeat.Heartbeat(engine, "inference", shelf.device, heartbeat.unique_name())
     models, seen, told = Storage(settings.data_dir).root / "models", 0, float("-inf")
     while not ended.is_set():
         with contextlib.suppress(OSError):  # of a file system on the network
@@ -147,7 +147,7 @@ def live(settings: Settings, shelf: ModelCache, batcher: Batcher, ended: threadi
                 batcher.warm()
         if time.monotonic() - told >= settings.worker_heartbeat_s:
             told = time.monotonic()
-            row.tell()
+            row.beat()
         ended.wait(LOOK_S)
     row.end()
     engine.dispose()
@@ -177,4 +177,4 @@ def main() -> None:
     files = Storage(settings.data_dir)
     files.create()
     threads = settings.threads or os.cpu_count() or 1
-    run_process(settings, ModelCache(files, heartbeat.device(settings), settings.models_in_memory, threads))
+    run_process(settings, ModelCache(files, heartbeat.detect_device(settings), settings.models_in_memory, threads))

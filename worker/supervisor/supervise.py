@@ -1,7 +1,7 @@
-"""Sees one piece of work after another through: claim, child, lease, stop, settle. Knows no tensors, no SQL, no Celery.
+"""Takes one piece of work after another from the queue and supervises the child that does it.
 
-The loop that renews the lease is the loop that watches the child: when either hangs, the lease ends and somebody else
-takes over.
+The loop that renews the lease also watches the child: when either hangs, the lease ends and another supervisor takes
+over. This module imports neither torch nor Celery and writes no SQL.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
 log = logging.getLogger(__name__)
 
-TICK_S = 1.0  # how often drain and stall are looked at while the child is silent
-SETTLE_TRIES = 3
-FENCED_GRACE_S = 1.0  # for a child whose claim is lost; it may not write, but it may hold the device
-CHILDREN: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
+TICK_S = 1.0  # how often drain and stall are checked while the child sends nothing
+REQUEUE_TRIES = 3
+FENCED_GRACE_S = 1.0  # for a child whose claim is lost: it may not write, but it may hold the device
+CHILD_MODULES: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
 
 
-class Desk(Protocol):
-    """What may be written about one kind of work: `app.jobs.attempt` or `app.datasets.ingest_queue`."""
+class WorkQueue(Protocol):
+    """One kind of work in the database: `app.jobs.attempt` or `app.datasets.ingest_queue`."""
 
     def claim(self, session: Session, owner: str, lease_s: float, devices: int) -> Claim | None: ...
 
@@ -50,60 +50,79 @@ class Desk(Protocol):
     ) -> State | None: ...
 
 
-DESKS: dict[QueueName, Desk] = {"jobs": attempt, "datasets": ingest_queue}
+WORK_QUEUES: dict[QueueName, WorkQueue] = {"jobs": attempt, "datasets": ingest_queue}
 
 
 @dataclass
-class Watch:
-    """What is known about one running child."""
+class ChildState:
+    """What the supervisor knows of its running child. Times are `time.monotonic()`."""
 
-    renewed: float = field(default_factory=time.monotonic)  # when the renewal that succeeded last was asked for
-    advanced: float = field(default_factory=time.monotonic)  # when the child last said that it advances
-    reason: str | None = None  # why it is being stopped
-    deadline: float = float("inf")  # when a child told to stop is killed
+    renewed: float = field(default_factory=time.monotonic)  # when the latest successful renewal was requested
+    advanced: float = field(default_factory=time.monotonic)  # when the child last reported that it advances
+    stop_reason: str | None = None  # why it is being stopped
+    deadline: float = float("inf")  # when a child that is being stopped is killed
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, engine: Engine, bell: QueueName, owner: str) -> None:
+    """Claims, runs and requeues the work of one queue, one piece at a time.
+
+    Args:
+        settings: Lease, grace periods and devices.
+        engine: The database.
+        queue: Which queue's work is taken.
+        owner: A name no other process has; it is written into the rows that are claimed.
+
+    Attributes:
+        devices: How many devices one piece of work may use; 0 for work that uses none.
+        draining: Set to stop claiming and to have the running child write a checkpoint and stop.
+        last_notified: When the last notification was handled, by `time.monotonic()`.
+        is_busy: Whether work is in progress.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, queue: QueueName, owner: str) -> None:
+        self.devices = len(settings.device_names) if queue == "jobs" else 0
         self.draining = threading.Event()
-        self.heard = time.monotonic()  # when a bell was last answered
-        self.busy = False
+        self.last_notified = time.monotonic()
+        self.is_busy = False
         self._settings = settings
         self._engine = engine
         self._owner = owner
-        self.devices = len(settings.device_names) if bell == "jobs" else 0  # what one piece of work may use
-        self._desk = DESKS[bell]
-        self._module = CHILDREN[bell]
-        self._zygote = ForkServer((self._module,), warm=settings.warm_fork_server)
+        self._queue = WORK_QUEUES[queue]
+        self._module = CHILD_MODULES[queue]
+        self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
 
-    def answer(self) -> None:
-        """A bell: see work through until none is queued. Never raises for reasons outside this process."""
-        self.heard = time.monotonic()
-        self.busy = True
+    def handle_notification(self) -> None:
+        """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
+        self.last_notified = time.monotonic()
+        self.is_busy = True
         try:
-            while not self.draining.is_set() and self._prepared():
-                watch = Watch()  # before the question: the lease begins when the database hears it
+            while not self.draining.is_set() and self._can_start_child():
+                state = ChildState()  # before the claim: the lease begins when the database executes it
                 claim = self._claim()
                 if claim is None:
                     return
                 with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
-                    self._see_through(claim, watch)
+                    self._run(claim, state)
         finally:
-            self.busy = False
-            self.heard = time.monotonic()
+            self.is_busy = False
+            self.last_notified = time.monotonic()
 
-    def work_waits(self) -> bool:
-        """Whether anything is queued that this supervisor could take. DatabaseUnavailable."""
+    def has_work(self) -> bool:
+        """Whether anything is queued that this supervisor could take.
+
+        Raises:
+            DatabaseUnavailable: The database cannot be reached.
+        """
         with transaction(self._engine, read_only=True) as session:
-            return self._desk.count_claimable(session, self._owner, self.devices) > 0
+            return self._queue.count_claimable(session, self._owner, self.devices) > 0
 
     def close(self) -> None:
-        self._zygote.close()
+        self._fork_server.close()
 
-    def _prepared(self) -> bool:
-        """Whether a child can be started; work is left to others while it cannot."""
+    def _can_start_child(self) -> bool:
+        """Whether the fork server is ready; while it is not, work is left to other supervisors."""
         try:
-            self._zygote.prepare()
+            self._fork_server.prepare()
         except OSError:
             log.exception("no child can be started")
             return False
@@ -112,104 +131,112 @@ class Supervisor:
     def _claim(self) -> Claim | None:
         try:
             with transaction(self._engine) as session:
-                return self._desk.claim(session, self._owner, self._settings.lease_s, self.devices)
+                return self._queue.claim(session, self._owner, self._settings.lease_s, self.devices)
         except DatabaseUnavailable:
             log.warning("nothing claimed: the database is away")
-            return None  # the dispatcher rings again
+            return None  # the dispatcher notifies again
 
-    def _see_through(self, claim: Claim, watch: Watch) -> None:
+    def _run(self, claim: Claim, state: ChildState) -> None:
+        """One attempt at a claimed piece of work: start the child, watch it, requeue what it did not finish."""
         log.info("attempt %d starts", claim.attempt)
         try:
-            child = self._zygote.spawn(ChildRequest(self._module, claim.id, claim.fence, claim.request_id))
+            child = self._fork_server.spawn(ChildRequest(self._module, claim.id, claim.fence, claim.request_id))
         except OSError:
             log.exception("no child could be started")
-            self._settle(claim, "child_not_started")
+            self._requeue_unfinished(claim, "child_not_started")
             return
         try:
-            status = self._attend(claim, child, watch)
+            status = self._monitor(claim, child, state)
         except BaseException:
             child.kill()  # nobody would watch it
             raise
         finally:
             child.close()
-        reason = watch.reason or _reason(status)
+        reason = state.stop_reason or _exit_reason(status)
         log.info("child ended with %d: %s", status, reason)
         if reason != "fenced_off":
-            self._settle(claim, reason)
+            self._requeue_unfinished(claim, reason)
 
-    def _attend(self, claim: Claim, child: Child, watch: Watch) -> int:
+    def _monitor(self, claim: Claim, child: Child, state: ChildState) -> int:
         """Hold the lease until the child has ended; its exit status."""
-        due = watch.renewed + self._settings.heartbeat_s
-        while (status := child.wait(min(TICK_S, due - time.monotonic()))) is None:
+        renew_at = state.renewed + self._settings.heartbeat_s
+        # Sleep until the child sends a beat or ends, the lease is due, or a tick has passed.
+        while (status := child.wait(min(TICK_S, renew_at - time.monotonic()))) is None:
             now = time.monotonic()
-            if child.advanced():
-                watch.advanced = now
-            order = None
-            if now >= due:
-                order = self._renew(claim, watch)
-                due = time.monotonic() + self._settings.heartbeat_s
-            if self._must_die(watch):
-                log.warning("child is killed: %s", watch.reason)
+            if child.has_advanced():
+                state.advanced = now
+
+            # Renew the lease. The reply to a renewal is also how a cancellation or a lost claim becomes known.
+            command = None
+            if now >= renew_at:
+                command = self._renew_lease(claim, state)
+                renew_at = time.monotonic() + self._settings.heartbeat_s
+
+            # Kill a child that hangs, that ignored a command, or whose lease cannot be renewed.
+            if self._should_kill(state):
+                log.warning("child is killed: %s", state.stop_reason)
                 return child.kill()
-            self._tell(child, watch, order)
+
+            # Pass on a command, once: cancelled or fenced off by the database, or drained by a signal to this process.
+            self._forward_command(child, state, command)
         return status
 
-    def _renew(self, claim: Claim, watch: Watch) -> HolderCommand | None:
-        asked = time.monotonic()
+    def _renew_lease(self, claim: Claim, state: ChildState) -> HolderCommand | None:
+        requested = time.monotonic()
         try:
             with transaction(self._engine) as session:
-                order = self._desk.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
+                command = self._queue.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
         except DatabaseUnavailable:
             log.warning("lease not renewed: the database is away")
             return None
-        watch.renewed = asked
-        return order
+        state.renewed = requested
+        return command
 
-    def _must_die(self, watch: Watch) -> bool:
+    def _should_kill(self, state: ChildState) -> bool:
         now = time.monotonic()
-        if now - watch.renewed > self._settings.database_grace_s:
-            watch.reason = "database_unavailable"
-        elif now - watch.advanced > self._settings.stall_s:
-            watch.reason = "stalled"
+        if now - state.renewed > self._settings.database_grace_s:
+            state.stop_reason = "database_unavailable"
+        elif now - state.advanced > self._settings.stall_s:
+            state.stop_reason = "stalled"
         else:
-            return now > watch.deadline
+            return now > state.deadline
         return True
 
-    def _tell(self, child: Child, watch: Watch, order: HolderCommand | None) -> None:
-        if order == "fenced_off" and watch.reason != order:  # or settled by the child, which is about to end
-            watch.reason, watch.deadline = order, time.monotonic() + FENCED_GRACE_S
-            child.tell("cancel")
-        elif watch.reason is None and order == "cancel":
-            watch.reason, watch.deadline = "cancelled", time.monotonic() + self._settings.cancel_grace_s
-            child.tell("cancel")
-        elif watch.reason is None and self.draining.is_set():
-            watch.reason, watch.deadline = "drained", time.monotonic() + self._settings.drain_s
-            child.tell("drain")
+    def _forward_command(self, child: Child, state: ChildState, command: HolderCommand | None) -> None:
+        if command == "fenced_off" and state.stop_reason != command:  # or finished by the child, which is about to end
+            state.stop_reason, state.deadline = command, time.monotonic() + FENCED_GRACE_S
+            child.send("cancel")
+        elif state.stop_reason is None and command == "cancel":
+            state.stop_reason, state.deadline = "cancelled", time.monotonic() + self._settings.cancel_grace_s
+            child.send("cancel")
+        elif state.stop_reason is None and self.draining.is_set():
+            state.stop_reason, state.deadline = "drained", time.monotonic() + self._settings.drain_s
+            child.send("drain")
 
-    def _settle(self, claim: Claim, reason: str) -> None:
-        """Put the work back unless the child settled it; when the database stays away, the reaper will."""
+    def _requeue_unfinished(self, claim: Claim, reason: str) -> None:
+        """Requeue the work unless the child finished it; while the database is away, that is left to the reaper."""
         limit = self._settings.max_attempts_without_progress
-        for _ in range(SETTLE_TRIES):
+        for _ in range(REQUEUE_TRIES):
             try:
                 with transaction(self._engine) as session:
-                    state = self._desk.requeue(
+                    new_state = self._queue.requeue(
                         session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
                     )
             except DatabaseUnavailable:
-                log.warning("attempt not settled: the database is away")
+                log.warning("not requeued: the database is away")
                 self.draining.wait(TICK_S)
             else:
-                if state is not None:
-                    log.info("now %s: %s", state.value, reason)
+                if new_state is not None:
+                    log.info("now %s: %s", new_state.value, reason)
                 return
 
 
-def _reason(status: int) -> str:
+def _exit_reason(status: int) -> str:
     if status < 0:
         log.warning("child was killed by %s", signal.Signals(-status).name)
         return "child_killed"
     return {
-        control_channel.SETTLED: "settled",
+        control_channel.FINISHED: "finished",
         control_channel.FENCED_OFF: "fenced_off",
         control_channel.DRAINED: "drained",
         control_channel.STOPPED: "cancelled",

@@ -1,4 +1,4 @@
-"""A child with a child of its own, both deaf: only the group can be killed."""
+"""A child that starts a process of its own; neither reads a command, so that only the group can be killed."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 from worker import control_channel
 
 
-def main(work_id: uuid.UUID, fence: int, request_id: str | None, tie: control_channel.ControlChannel) -> int:
+def main(work_id: uuid.UUID, fence: int, request_id: str | None, channel: control_channel.ControlChannel) -> int:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {grandchild.pid}")
     time.sleep(600)

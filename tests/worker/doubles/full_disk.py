@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from ml.training import checkpoint
-from worker.children import job, train
+from worker.children import checkpointing, job
 from worker.control_channel import ControlChannel
 
 PAUSE_S = 0.5  # between tries
@@ -24,6 +24,6 @@ def write_if_there_is_space(folder: Path, state: checkpoint.State) -> Path:
 
 if __name__ == "__main__":
     checkpoint.write = write_if_there_is_space
-    train.FIRST_PAUSE_S = train.LONGEST_PAUSE_S = PAUSE_S
-    ours, its = socket.socketpair()
-    sys.exit(job.main(uuid.UUID(sys.argv[2]), int(sys.argv[3]), None, ControlChannel(its)))
+    checkpointing.FIRST_PAUSE_S = checkpointing.LONGEST_PAUSE_S = PAUSE_S
+    ours, theirs = socket.socketpair()
+    sys.exit(job.main(uuid.UUID(sys.argv[2]), int(sys.argv[3]), None, ControlChannel(theirs)))

@@ -1,0 +1,150 @@
+"""The checkpoints of an attempt: resuming from the newest valid one, writing them, and waiting for disk space."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from app.settings import Settings
+from ml import errors
+from ml.training import checkpoint
+from ml.training.trainer import Trainer
+from worker.children import failures
+from worker.children.job_context import JobContext
+from worker.children.job_reporter import JobReporter
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to write to a full disk
+FOLDER = "checkpoints"
+
+
+class Checkpointer:
+    """Reads and writes the checkpoints of one attempt.
+
+    Args:
+        ctx: The attempt.
+        settings: `disk_full_s`, for how long a full disk is tolerated.
+        reporter: Told of every checkpoint and of what goes wrong with one.
+        trainer: Whose state is restored and written.
+    """
+
+    def __init__(self, ctx: JobContext, settings: Settings, reporter: JobReporter, trainer: Trainer) -> None:
+        self._ctx = ctx
+        self._settings = settings
+        self._reporter = reporter
+        self._trainer = trainer
+        self._folder = ctx.folder / FOLDER
+        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._count = 0  # checkpoints this attempt has written
+        self._disk_full_since: float | None = None
+        self._pause, self._next_try = FIRST_PAUSE_S, 0.0
+
+    def resume(self) -> Path | None:
+        """Restore the newest valid checkpoint of any earlier attempt that may be resumed from.
+
+        Returns:
+            Where it lies; None when the training starts from the beginning.
+
+        Raises:
+            CheckpointInvalid: It does not fit this version; the trainer may be half restored and must be built anew.
+        """
+        ctx, trainer = self._ctx, self._trainer
+        # A retry that starts over leaves the attempts up to `restart_from` behind.
+        numbers = [_number(path) for path in ctx.files.attempts(ctx.job.id)]
+        folders = [
+            ctx.files.attempt(ctx.job.id, number) / FOLDER
+            for number in sorted(numbers)
+            if ctx.job.restart_from < number < ctx.fence
+        ]
+        newest = checkpoint.newest(folders, config_hash=trainer.config_hash, data_hash=trainer.data_hash)
+        for skipped in newest.skipped:
+            name = skipped.path.parent.parent.name
+            log.warning("checkpoint of %s not used: %s", name, skipped.detail)
+            self._reporter.log("warning", f"A checkpoint of {name} is not used: {skipped.detail}.")
+        if newest.state is not None:
+            _restore(trainer, newest.state)
+            self._saved_at, self._saved_step = time.monotonic(), trainer.step
+            log.info("resumed at step %d", trainer.step)
+            self._reporter.log("info", f"Resumed at step {trainer.step}, epoch {trainer.epoch + 1}.")
+            for report in trainer.history:  # the killed attempt may not have written all of them to the database
+                self._reporter.epoch(report.to_json())
+        elif newest.skipped:
+            self._reporter.log("warning", "No checkpoint can be used: the training starts again.")
+        return newest.path
+
+    def write(self) -> None:
+        """Write a checkpoint and record it; checkpoints of earlier attempts go once `KEPT` of this one are verified."""
+        started = time.monotonic()
+        path = checkpoint.write(self._folder, self._trainer.state())
+        self._saved_at, self._saved_step = time.monotonic(), self._trainer.step
+        self._reporter.checkpointed(self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
+        log.info("checkpoint at step %d in %.2f s", self._trainer.step, time.monotonic() - started)
+        self._count += 1
+        if self._count == checkpoint.KEPT:
+            for folder in self._ctx.files.attempts(self._ctx.job.id):
+                if _number(folder) < self._ctx.fence:
+                    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+    def write_if_due(self, every_s: float) -> None:
+        """Write a checkpoint when the last one is at least so old; on a full disk it is tried again later."""
+        now = time.monotonic()
+        if now - self._saved_at >= every_s and now >= self._next_try:
+            self.try_writing(self.write)
+
+    def write_last(self) -> None:
+        """Write the state at the end of the training, so that publishing can be repeated without training again."""
+        if self._trainer.step != self._saved_step:
+            self.when_there_is_space(self.write)
+
+    def when_there_is_space(self, write: Callable[[], None]) -> None:
+        """Call `write` until the disk has space, as long as that is tolerated. Raises what `check_cancelled` raises."""
+        while not self.try_writing(write):
+            wait_until = time.monotonic() + self._pause
+            while time.monotonic() < wait_until:
+                self._reporter.check_cancelled()
+                time.sleep(min(0.5, self._pause))
+
+    def try_writing(self, write: Callable[[], None]) -> bool:
+        """Call `write`; False when the disk is full.
+
+        Raises:
+            Failure: The disk has been full for `disk_full_s` (code `disk_full`).
+        """
+        try:
+            write()
+        except Exception as error:
+            if not failures.disk_full(error):
+                raise
+            now = time.monotonic()
+            self._disk_full_since = self._disk_full_since or now
+            if now - self._disk_full_since > self._settings.disk_full_s:
+                raise errors.Failure(
+                    "the disk stayed full, so no checkpoint could be written", code="disk_full"
+                ) from error
+            log.warning("the disk is full; the checkpoint before stays, next try in %.0f s", self._pause)
+            self._reporter.log("warning", "The disk is full: the checkpoint before stays, and writing is tried again.")
+            self._pause = min(LONGEST_PAUSE_S, 2 * self._pause)
+            self._next_try = now + self._pause
+            return False
+        self._disk_full_since, self._pause, self._next_try = None, FIRST_PAUSE_S, 0.0
+        return True
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.removeprefix("attempt-"))
+
+
+def _restore(trainer: Trainer, state: checkpoint.State) -> None:
+    """Restore a verified state; CheckpointInvalid when it no longer fits, as one from before an update may not."""
+    try:
+        trainer.restore(state)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise errors.CheckpointInvalid("the checkpoint was written by another version of this service") from error

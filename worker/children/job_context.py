@@ -1,0 +1,50 @@
+"""What identifies one attempt at a job: the job's row, the fence it works under, and where its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.db.tables import Job
+from app.storage import Storage
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """One attempt at one job.
+
+    Args:
+        job: The row, as it was when the attempt began.
+        fence: Number of the claim; it also names the attempt's folder.
+        files: The service's data folder.
+    """
+
+    job: Job
+    fence: int
+    files: Storage
+
+    @property
+    def folder(self) -> Path:
+        """The only folder this attempt writes to."""
+        return self.files.attempt(self.job.id, self.fence)
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The folder of the job's data set."""
+        assert self.job.dataset_id is not None, "a data set in use is not deleted"
+        return self.files.dataset(self.job.dataset_id)
+
+
+def choose_devices(host_devices: Sequence[str], job: Job) -> tuple[str, ...]:
+    """The devices that a job computes on, one for each of its processes.
+
+    Args:
+        host_devices: What this host offers, such as `("cuda:0", "cuda:1")`, `("cpu",)` or `("auto",)`.
+        job: Its `gpus` is how many devices it takes; its spec's `device` is `auto`, `cpu` or `cuda`.
+    """
+    devices = tuple(host_devices[: job.gpus])
+    requested = str(job.spec.get("device", "auto"))
+    if requested == "auto" or devices[0].startswith(requested):
+        return devices
+    return (requested,) * len(devices)  # a GPU on a host that has none ends in no_device

@@ -1,0 +1,48 @@
+"""The progress of a training as `GET /jobs/{id}` shows it: fraction, images a second, seconds left."""
+
+from __future__ import annotations
+
+import time
+
+from ml.training.events import Step
+from ml.training.trainer import Trainer
+
+
+class ProgressMeter:
+    """Measures how fast an attempt trains.
+
+    Args:
+        trainer: Its epochs and its number of training images are read.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._epochs = trainer.epochs
+        self._images_per_epoch = len(trainer.batches)
+        self._started = self._last_progress = time.monotonic()
+        self._first_fraction: float | None = None  # of the training, at the first progress of this attempt
+        self._images = 0.0  # since the last progress, each counted once an epoch, as in EpochReport
+        self._speed: float | None = None
+
+    def add(self, event: Step) -> None:
+        """Count a step; to be called for every one."""
+        self._images += self._images_per_epoch / event.steps
+
+    def progress(self, event: Step) -> dict[str, object]:
+        """The fields of a job's progress after this step; the speed is of the steps since the previous call."""
+        now = time.monotonic()
+        fraction = (event.epoch + (event.step + 1) / event.steps) / self._epochs
+        if self._first_fraction is None:
+            self._first_fraction, self._started = fraction, now
+        if self._images and now > self._last_progress:
+            self._speed = self._images / (now - self._last_progress)
+        self._last_progress, self._images = now, 0.0
+        gained = fraction - self._first_fraction
+        eta = (now - self._started) * (1 - fraction) / gained if gained > 0 else None
+        return {
+            "phase": event.phase,
+            "epoch": event.epoch + 1,
+            "epochs": self._epochs,
+            "fraction": round(fraction, 4),
+            "images_per_second": None if self._speed is None else round(self._speed, 1),
+            "eta_seconds": None if eta is None else round(eta, 1),
+        }
