@@ -11,8 +11,8 @@ from app.settings import Settings
 from ml.formats.archive import read_archive
 from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
-from ml.formats.label_tables import ColumnNames
 from ml.formats.layout import Layout, resolve_labels
+from ml.formats.table_columns import ColumnNames
 
 COLUMN_FIELDS = ("path_column", "label_column", "clean_column")
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ml import errors
-from ml.formats.label_tables import ColumnNames
+from ml.formats.table_columns import ColumnNames
 
 EXPECTED = (errors.Failure, ValidationError, OSError)  # what users can mend: one line, and no traceback
 

@@ -22,9 +22,9 @@ from ml.data.published.source_files import SourceFiles
 from ml.errors import Failure, UndecodableImage, UnusableData
 from ml.formats.container import open_container
 from ml.formats.errors import DatasetFormatError
-from ml.formats.label_tables import ColumnNames
 from ml.formats.layout import Layout, resolve_labels
 from ml.formats.records import ImageRecord, ReportLine, Split
+from ml.formats.table_columns import ColumnNames
 
 OTHER_COLUMNS = ("unknown_column", "ambiguous_label_column")  # the codes with which the next choice of columns is tried
 T = TypeVar("T")

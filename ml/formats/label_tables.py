@@ -7,7 +7,6 @@ Where two readings are possible the data set is refused, with the columns it has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ml.formats.archive import is_table
@@ -15,29 +14,20 @@ from ml.formats.container import Container
 from ml.formats.entries import Entry
 from ml.formats.errors import DatasetFormatError, name_list, printable
 from ml.formats.records import SPLITS, LabeledEntry, ReportLine, reject
+from ml.formats.table_columns import (
+    PATH_COLUMNS,
+    SPLIT_COLUMN,
+    ColumnNames,
+    base_folders,
+    find_column,
+    find_label_column,
+    find_path_column,
+    stem,
+)
 from ml.formats.tables import Table, check_label, parse
 
-PATH_COLUMNS = ("file", "file_name", "filename", "path", "image_path", "image")
-LABEL_COLUMNS = ("label", "class", "category", "target", "given")
-SPLIT_COLUMN = "split"
 TABLE_NAMES = ("labels", "metadata", "images")
 UNLABELED_FRACTION = 0.10  # of a table's rows; with more, the table is not what it seems
-SAMPLE_ROWS = 20  # looked at to tell a column of paths from one of something else
-
-
-@dataclass(frozen=True)
-class ColumnNames:
-    """The columns that the user named; None leaves the choice to the rules.
-
-    Args:
-        path: The column with the paths of the images.
-        label: The column to learn from.
-        clean: The column of true labels, which are used for measurement alone.
-    """
-
-    path: str | None = None
-    label: str | None = None
-    clean: str | None = None
 
 
 class LabelTable(NamedTuple):
@@ -107,7 +97,7 @@ class LabelTable(NamedTuple):
 
     def _image_finder(self, images: Mapping[str, Entry]) -> Callable[[int, str], Entry | None]:
         """A function from a line and its path to the image: as it stands, then from each folder it may start in."""
-        first, *others = _base_folders(self.table.path)
+        first, *others = base_folders(self.table.path)
 
         def find(line: int, path: str) -> Entry | None:
             if (entry := images.get(first + path)) is not None:
@@ -156,12 +146,12 @@ def choose_tables(
 
     # By name: a pair of splits, else the first of the usual names.
     of_splits = [e for e in candidates if _table_split(e.path) and e.path.count("/") <= depth + 1]
-    named = [e for e in candidates if _stem(e.path) in TABLE_NAMES and e.path.count("/") == depth]
+    named = [e for e in candidates if stem(e.path) in TABLE_NAMES and e.path.count("/") == depth]
     chosen: list[Entry] = []
     if any(_table_split(entry.path) == "train" for entry in of_splits):
         chosen = of_splits
     elif named:
-        chosen = sorted(named, key=lambda e: TABLE_NAMES.index(_stem(e.path)))[:1]
+        chosen = sorted(named, key=lambda e: TABLE_NAMES.index(stem(e.path)))[:1]
     parsed = {entry.path: parse(entry.path, container.content(entry)) for entry in chosen}
 
     # By content: the only table with a column of paths and one of labels.
@@ -201,9 +191,9 @@ def _parse_usable(
         except DatasetFormatError as error:
             errors.append(error)  # perhaps a table of something else: it counts only where labels are missing
             continue
-        path = _path_column(table, images, columns)
+        path = find_path_column(table, images, columns)
         if path is not None:
-            has_label = _label_column(table, path, columns) is not None
+            has_label = find_label_column(table, path, columns) is not None
             (usable if has_label else unclear)[entry.path] = table
         elif len(candidates) == 1:
             unclear[entry.path] = table
@@ -223,7 +213,7 @@ def _find_columns(
     where = printable(table.path)
 
     # The column of paths.
-    path = _path_column(table, images, columns)
+    path = find_path_column(table, images, columns)
     if path is None:
         if columns.path is not None:
             detail = f"{where} has no column {printable(columns.path)!r}; it has {names}"
@@ -233,12 +223,12 @@ def _find_columns(
         table.reject_columns("bad_columns", detail)
 
     # The column of clean labels, then that of given labels.
-    clean = _position(table, columns.clean)
+    clean = find_column(table, columns.clean)
     if columns.clean is not None and clean is None and is_first:
         table.reject_columns("unknown_column", f"{where} has no column {printable(columns.clean)!r}; it has {names}")
-    label = _label_column(table, path, columns)
+    label = find_label_column(table, path, columns)
     if label is None and not is_first and clean is None:
-        label = _label_column(table, path, ColumnNames(columns.path, None, columns.clean))
+        label = find_label_column(table, path, ColumnNames(columns.path, None, columns.clean))
     if label is None and (is_first or clean is None):
         if columns.label is not None:
             hint = "" if is_first else "; name the column of true labels by clean_column"
@@ -246,74 +236,15 @@ def _find_columns(
             table.reject_columns("unknown_column", detail)
         detail = f"{where} has the columns {names}; name the one to learn from by label_column"
         table.reject_columns("ambiguous_label_column", detail)
-    return LabelTable(table, split, path, label, clean, None if split else _position(table, SPLIT_COLUMN))
-
-
-def _path_column(table: Table, images: Mapping[str, Entry], columns: ColumnNames) -> int | None:
-    """The column of paths: the one named, else of those with a usual name the first whose values name images."""
-    if columns.path is not None:
-        return _position(table, columns.path)
-    usual = [at for name in PATH_COLUMNS if (at := _position(table, name)) is not None]
-    if len(usual) < 2:
-        return usual[0] if usual else None
-    bases = _base_folders(table.path)
-    sample = [fields for _, fields in table.rows[:SAMPLE_ROWS]]
-
-    def names_an_image(at: int) -> bool:
-        paths = (fields[at].removeprefix("./") for fields in sample)
-        return any(base + path in images for path in paths for base in bases)
-
-    return next(filter(names_an_image, usual), usual[0])
-
-
-def _label_column(table: Table, path: int, columns: ColumnNames) -> int | None:
-    """The column of given labels: the one named, else `label`, else the only one with a usual name, else the only one
-    left."""
-    if columns.label is not None:
-        return _position(table, columns.label)
-    known = {path, _position(table, columns.clean), _position(table, SPLIT_COLUMN)}
-    usual = [at for name in LABEL_COLUMNS if (at := _position(table, name)) is not None and at not in known]
-    if usual:
-        is_label = table.columns[usual[0]].casefold() == LABEL_COLUMNS[0]
-        return usual[0] if is_label or len(usual) == 1 else None
-    others = [at for at, name in enumerate(table.columns) if at not in known and name.casefold() not in PATH_COLUMNS]
-    if not others:  # a table of clean labels alone is learned from as well
-        return _position(table, LABEL_COLUMNS[0])
-    return others[0] if len(others) == 1 else None
-
-
-def _position(table: Table, name: str | None) -> int | None:
-    """Where a column is: exactly so written, else the only one that differs in case alone."""
-    if name is None:
-        return None
-    if name in table.columns:
-        return table.columns.index(name)
-    folded = name.strip().casefold()
-    alike = [at for at, column in enumerate(table.columns) if column.casefold() == folded]
-    return alike[0] if len(alike) == 1 else None
-
-
-def _base_folders(table: str) -> list[str]:
-    """Where the paths of a table may start, each ending in `/`: its folder, images/ and its split below that, then
-    each folder above, up to the root."""
-    home = table.rpartition("/")[0]
-    above = [home]
-    while above[-1]:
-        above.append(above[-1].rpartition("/")[0])
-    bases = [f"{folder}/" if folder else "" for folder in above]
-    return list(dict.fromkeys((bases[0], f"{bases[0]}images/", f"{bases[0]}{_stem(table)}/", *bases)))
+    return LabelTable(table, split, path, label, clean, None if split else find_column(table, SPLIT_COLUMN))
 
 
 def _table_split(path: str) -> str | None:
     """The split of train.csv or test.csv - or of train/metadata.csv, as Hugging Face's imagefolder has it."""
     folder, _, _ = path.rpartition("/")
-    if _stem(path) == "metadata" and (parent := folder.rpartition("/")[2].lower()) in SPLITS:
+    if stem(path) == "metadata" and (parent := folder.rpartition("/")[2].lower()) in SPLITS:
         return SPLITS[parent]
-    return SPLITS.get(_stem(path))
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[0].lower()
+    return SPLITS.get(stem(path))
 
 
 def _check_path(table: Table, line: int, path: str) -> str:

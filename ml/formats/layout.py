@@ -15,8 +15,9 @@ from ml.formats.class_list import name_classes, read_class_list
 from ml.formats.container import Container
 from ml.formats.entries import Entry
 from ml.formats.errors import name_list, printable
-from ml.formats.label_tables import ColumnNames, choose_tables
+from ml.formats.label_tables import choose_tables
 from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
+from ml.formats.table_columns import ColumnNames
 from ml.formats.tables import Table
 
 IMAGE_SUFFIXES = frozenset((

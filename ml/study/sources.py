@@ -27,7 +27,7 @@ from ml.formats import dataset_index
 from ml.formats.archive import is_description, read_archive
 from ml.formats.entries import UNLIMITED
 from ml.formats.errors import DatasetFormatError
-from ml.formats.label_tables import ColumnNames
+from ml.formats.table_columns import ColumnNames
 from ml.scenes import generate
 from ml.scenes.drawn import Grounds, Plates
 from ml.scenes.photographs import CutOuts, Places

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ml import errors
 from ml.data.container_dataset import load_container
-from ml.formats.label_tables import ColumnNames
+from ml.formats.table_columns import ColumnNames
 
 
 def picture(path: Path, shade: int, side: int = 8) -> None:

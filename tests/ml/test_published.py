@@ -20,8 +20,8 @@ from ml import errors
 from ml.data.container_dataset import load_container
 from ml.data.published import pickles
 from ml.formats.archive import read_archive
-from ml.formats.label_tables import ColumnNames
 from ml.formats.layout import resolve_labels
+from ml.formats.table_columns import ColumnNames
 from ml.noise.shared import cifar_classes
 from ml.study import plan, sources
 

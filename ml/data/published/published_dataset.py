@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import UnusableData
-from ml.formats.label_tables import ColumnNames
+from ml.formats.table_columns import ColumnNames
 
 DEFAULT = "label"
 

@@ -11,8 +11,8 @@ from app.errors import ArchiveRejected
 from ml.formats.archive import read_archive
 from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
-from ml.formats.label_tables import ColumnNames
 from ml.formats.layout import Layout, resolve_labels
+from ml.formats.table_columns import ColumnNames
 from tests import pictures
 from tests.pictures import class_folders, table, with_table
 
