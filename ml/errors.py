@@ -17,6 +17,7 @@ This page knows no HTTP status and no job: `worker` translates.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError
@@ -95,10 +96,15 @@ class UnusableData(Failure):
     """A data set that cannot be trained on."""
 
     @classmethod
-    def from_format_error(cls, error: DatasetFormatError) -> Self:
-        """The failure for an error of `ml.formats`; where columns are not clear, the hint names the options."""
+    def from_format_error(cls, error: DatasetFormatError, path: Path) -> Self:
+        """The failure for an error of `ml.formats`; where columns are not clear, the hint names the options.
+
+        Args:
+            error: The error.
+            path: The folder or archive that it is about.
+        """
         options = "--path-column, --label-column and --clean-column name the columns to use"
-        return cls(error.detail, hint=options if error.columns else None, code=error.code)
+        return cls(f"{path}: {error.detail}", hint=options if error.columns else None, code=error.code)
 
 
 class UndecodableImage(Failure):

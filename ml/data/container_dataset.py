@@ -73,7 +73,7 @@ def load_container(
             layout = _first_choice(columns, lambda names: resolve_labels(container, names))
             return _load_layout(layout, read, image_size, resize)
     except DatasetFormatError as error:
-        raise UnusableData.from_format_error(error) from error
+        raise UnusableData.from_format_error(error, path) from error
 
 
 def _first_choice(columns: Sequence[ColumnNames], attempt: Callable[[ColumnNames], T]) -> T:

@@ -35,5 +35,5 @@ def open_container(path: Path, limits: Limits = UNLIMITED) -> Container:
     if path.is_dir():
         return read_folder(path, limits)
     if not path.exists():
-        raise DatasetFormatError("no_data", f"{path} does not exist")
+        raise DatasetFormatError("no_data", "there is no such file or folder")
     return read_archive(path, limits)

@@ -110,7 +110,7 @@ def _digest_archive(digest: hashlib._Hash, path: Path) -> None:
     try:
         entries = read_archive(path, UNLIMITED).entries
     except DatasetFormatError as error:
-        raise errors.UnusableData.from_format_error(error) from error
+        raise errors.UnusableData.from_format_error(error, path) from error
     for entry in entries:
         digest.update(repr((entry.path, entry.image_bytes, entry.crc)).encode())
     if any(entry.crc is None for entry in entries):

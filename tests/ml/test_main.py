@@ -67,8 +67,8 @@ def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("train nowhere", "nowhere does not exist"),
-        ("train text", "text is neither a folder nor a zip"),
+        ("train nowhere", "nowhere: there is no such file or folder"),
+        ("train text", "text: not a zip and not a tar"),
         ("train empty --spec nowhere.json", "nowhere.json: No such file"),
         ("train empty --spec text", "text is no JSON"),
         ("train empty --spec list", "list holds no settings"),
@@ -76,10 +76,10 @@ def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.Ca
         ("study table1 --table --out nowhere", "no results in nowhere"),
         ("measure empty", "empty holds no finished training"),
         ("figures empty empty", "empty holds no training"),
-        ("convert nowhere out.zip", "nowhere does not exist"),
-        ("convert text out.zip", "text is neither a folder nor a zip"),
+        ("convert nowhere out.zip", "nowhere: there is no such file or folder"),
+        ("convert text out.zip", "text: not a zip and not a tar"),
         ("scenes nowhere/out.zip --train 6 --test 6", "nowhere/out.zip: No such file"),
-        ("study table1 --data cifar10=text --only row=CE", "text is neither a folder nor a zip"),
+        ("study table1 --data cifar10=text --only row=CE", "text: not a zip and not a tar"),
     ],
 )
 def test_what_is_not_there_or_damaged_is_named_in_one_line(

@@ -11,6 +11,8 @@ export class Problem extends Error {
     this.detail = document.detail || "";
     this.hint = document.hint || "";
     this.errors = document.errors || [];
+    this.columns = document.columns || []; // of an uploaded table, where naming one is the way out
+    this.sampleRow = document.sample_row || {};
     this.requestId = document.request_id || "";
     this.status = status;
   }

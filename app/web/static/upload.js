@@ -1,9 +1,11 @@
 /** The upload form: one archive, its name and columns, a progress bar, a way to stop. Knows nothing of the list. */
 
 import { Problem, upload } from "./api.js";
-import { announce, write } from "./dom.js";
+import { announce, fill, h, write } from "./dom.js";
 import { bytes, duration, percent } from "./format.js";
 import { show } from "./problems.js";
+
+const COLUMNS = ["path", "label", "clean"];
 
 export function uploadForm(uploaded) {
   const part = (name) => document.getElementById(`upload-${name}`);
@@ -38,10 +40,12 @@ export function uploadForm(uploaded) {
       await upload("/datasets", body(archive), progressText(archive), running.signal);
       announce(`${archive.name} uploaded; its images are being read`);
       form.reset();
+      offerColumns([], {});
       chosen();
       name.placeholder = "";
       await uploaded();
     } catch (error) {
+      if (error.columns?.length) offerColumns(error.columns, error.sampleRow);
       show(problem, error);
     } finally {
       running = null;
@@ -54,11 +58,21 @@ export function uploadForm(uploaded) {
   function body(archive) {
     const data = new FormData();
     data.append("name", name.value.trim() || name.placeholder || archive.name);
-    for (const [field, input] of [["label_column", part("label-column")], ["clean_column", part("clean-column")]]) {
-      if (input.value.trim()) data.append(field, input.value.trim());
+    for (const column of COLUMNS) {
+      const input = part(`${column}-column`);
+      if (input.value.trim()) data.append(`${column}_column`, input.value.trim());
     }
     data.append("file", archive);
     return data;
+  }
+
+  /** Offer the columns of a refused table in the fields for columns, and show its first row beside them. */
+  function offerColumns(columns, sampleRow) {
+    fill(part("columns"), columns.map((column) => h("option", { value: column })));
+    const values = Object.entries(sampleRow).map(([column, value]) => `${column}: ${value}`);
+    write(part("sample"), `First row of the table: ${values.join(" · ")}`);
+    part("sample").hidden = values.length === 0;
+    if (columns.length) part("table").open = true;
   }
 
   function busy(is) {

@@ -47,7 +47,7 @@ def convert(path: Path, target: Path) -> PublishedDataset:
                 )
             _write_zip(dataset, target)
     except DatasetFormatError as error:
-        raise UnusableData.from_format_error(error) from error
+        raise UnusableData.from_format_error(error, path) from error
     return dataset
 
 
