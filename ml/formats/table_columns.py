@@ -59,7 +59,7 @@ def find_path_column(table: Table, images: Mapping[str, Entry], columns: ColumnN
 
 
 def find_label_column(table: Table, path: int, columns: ColumnNames) -> int | None:
-    """The column of given labels: the one named, else `label`, else the only one with a usual name or the only one left.
+    """The column of given labels: the one named, else `label`, else the only one with a usual name or of any name.
 
     Args:
         table: The table.
