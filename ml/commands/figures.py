@@ -58,11 +58,11 @@ def run(options: argparse.Namespace) -> int:
     training.restore(known.state)
     if training.epoch < training.epochs:
         raise errors.Failure(f"the training stopped in epoch {training.epoch + 1} of {training.epochs}: finish it")
-    clean = selftest.reference(spec, found.images, truth)
-    figures = report_data.find(
+    clean = selftest.reference_labels(spec, found.images, truth)
+    figures = report_data.collect(
         training,
         found.images,
-        report_data.judged(training, found.images, truth, clean),
+        report_data.choose_judged(training, found.images, truth, clean),
         wrong=measure.wrong_labels(training.labels, clean),
         issues=training.label_issues(),
     )

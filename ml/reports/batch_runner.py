@@ -1,7 +1,7 @@
-"""A trained method looking at pictures, batch by batch, and the masks by which a picture is taken apart.
+"""Runs a trained method over images batch by batch, without gradients.
 
-Shapes: `N` pictures uint8 (N, S, S, 3), `B` batch, `C` classes; images (B, 3, S, S) normalised; masks (N, 1, S, S) in
-[0, 1], large on the object. Results are f32 on the CPU. Knows no labels.
+Shapes: `N` images, `B` batch, `C` classes. Stored images are uint8 (N, S, S, 3), normalised ones f32 (N, 3, S, S),
+masks f32 (N, 1, S, S) in [0, 1] with 1 on the object. Results are f32 on the CPU. No labels are known here.
 """
 
 from __future__ import annotations
@@ -16,66 +16,77 @@ from ml.blocks import localization
 from ml.data import image_store
 from ml.method import Method
 
+Rows = Tensor  # int64 (B,), positions among the images
+
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """A method, put into eval mode for good, and how its pictures are normalised."""
+    """A method and how its images are normalised. The method is put into eval mode and stays there."""
 
     method: Method
     mean: Tensor  # (3,), of pixels in [0, 1]
-    std: Tensor
+    std: Tensor  # (3,)
     device: torch.device
-    going_on: Callable[[], None] = lambda: None  # called for every batch
+    on_batch: Callable[[], None] = lambda: None  # called before every batch; may raise to stop
 
     def __post_init__(self) -> None:
-        self.method.eval()  # looking must not move statistics, and a restored training is in train mode
+        self.method.eval()  # a restored training is in train mode, where forward passes change running statistics
 
-    def images(self, pictures: Tensor) -> Tensor:
-        """All of them, normalised, on the CPU: (N, 3, S, S)."""
-        return torch.cat([shown.cpu() for shown in self._batches(pictures)]).contiguous()
+    def normalize(self, images: Tensor) -> Tensor:
+        """Stored images uint8 (N, S, S, 3) -> normalised (N, 3, S, S) on the CPU."""
+        return torch.cat([batch.cpu() for batch in self._normalized_batches(images)]).contiguous()
 
-    def each(
-        self, images: Tensor, function: Callable[[Tensor], Tensor], changed: Callable[[Tensor], Tensor] | None = None
+    def map_batches(
+        self,
+        images: Tensor,
+        function: Callable[[Tensor], Tensor],
+        replace: Callable[[Rows], Tensor] | None = None,
     ) -> Tensor:
-        """`function` of normalised images (N, 3, S, S), batch by batch without gradients.
+        """The results of `function` for all images.
 
-        With `changed` of pictures made for the moment: it takes int64 rows (B,) and gives the images that stand for
-        those rows.
+        Args:
+            images: Normalised (N, 3, S, S).
+            function: Takes a batch (B, 3, S, S) on the device, returns (B, ...).
+            replace: Makes the batch for these rows instead of `images[rows]`, so that changed images are never held
+                all at once.
+
+        Returns:
+            f32 (N, ...), on the CPU.
         """
         size = max(2, image_store.PLAIN_PIXELS // images.shape[-1] ** 2)
-        found = []
+        results = []
         with torch.no_grad():
             for rows in torch.split(torch.arange(len(images)), size):
-                self.going_on()
-                shown = images[rows] if changed is None else changed(rows)
-                found.append(function(shown.to(self.device)).float().cpu())
-        return torch.cat(found)
+                self.on_batch()
+                batch = images[rows] if replace is None else replace(rows)
+                results.append(function(batch.to(self.device)).float().cpu())
+        return torch.cat(results)
 
-    def probabilities(self, images: Tensor, changed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Of the answer: (N, C)."""
-        return self.each(images, lambda shown: self.method.logits(shown).float().softmax(dim=1), changed)
+    def probabilities(self, images: Tensor, replace: Callable[[Rows], Tensor] | None = None) -> Tensor:
+        """Predicted probabilities (N, C); arguments as in `map_batches`."""
+        return self.map_batches(images, lambda batch: self.method.logits(batch).float().softmax(dim=1), replace)
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of the answer for int64 labels (N,): (N,)."""
-        logs = self.each(images, lambda shown: self.method.logits(shown).float().log_softmax(dim=1))
-        return -logs.gather(1, labels[:, None])[:, 0]
+        """Cross-entropy (N,) of the predictions for labels int64 (N,)."""
+        log_probs = self.map_batches(images, lambda batch: self.method.logits(batch).float().log_softmax(dim=1))
+        return -log_probs.gather(1, labels[:, None])[:, 0]
 
-    def locates(self, images: Tensor) -> bool:
-        """Whether the method has a localization module."""
+    def has_localization(self, images: Tensor) -> bool:
+        """Whether the method has a localization module; runs the first of the images."""
         with torch.no_grad():
             return self.method.locate(images[:1].to(self.device)) is not None
 
     def masks(self, images: Tensor) -> Tensor:
-        """The method's own (N, 1, S, S), or the paper's central square where it has no localization module."""
-        return self.each(images, self._mask)
+        """Masks (N, 1, S, S): the method's own, or the paper's central square if it has no localization module."""
+        return self.map_batches(images, self._masks_of_batch)
 
-    def _mask(self, images: Tensor) -> Tensor:
-        place = self.method.locate(images)
-        if place is None:
-            return localization.central_mask(images)
-        return localization.gaussian_mask(place, images.shape[2], images.shape[3])
+    def _masks_of_batch(self, batch: Tensor) -> Tensor:
+        location = self.method.locate(batch)
+        if location is None:
+            return localization.central_mask(batch)
+        return localization.gaussian_mask(location, batch.shape[2], batch.shape[3])
 
-    def _batches(self, pictures: Tensor) -> Iterator[Tensor]:
-        pixels = image_store.ImageStore(pictures, self.mean, self.std, device=self.device, padded_bytes=0)
-        for rows in torch.split(torch.arange(len(pictures), device=self.device), pixels.eval_batch_size()):
-            yield pixels.unaugmented(rows)
+    def _normalized_batches(self, images: Tensor) -> Iterator[Tensor]:
+        store = image_store.ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=0)
+        for rows in torch.split(torch.arange(len(images), device=self.device), store.eval_batch_size()):
+            yield store.unaugmented(rows)

@@ -1,8 +1,8 @@
-"""How answers stand to labels: confusion matrix, reliability diagram, losses of right and wrong labels (Fig. 1c).
+"""How predictions relate to labels: confusion matrix, reliability diagram, losses of right and wrong labels (Fig. 1c).
 
-Labels come as they are: the caller knows whether they are true, and which of them are wrong.
+The caller knows whether the labels are clean and which of them are wrong.
 
-Shapes: `N` answers, `C` classes; probabilities (N, C), labels int64 (N,), losses (N,).
+Shapes: `N` images, `C` classes; probabilities f32 (N, C), labels int64 (N,), losses f32 (N,).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 from ml.evaluation.measure import BINS
 
 LOSS_BINS = 40
-LARGEST_SHARE = 0.995  # of the losses lies below the last edge; the rest counts in the last bin
+LARGEST_SHARE = 0.995  # of the losses lies below the last edge; the others count in the last bin
+LARGEST_LOSS = 1e4
 
 
 def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
-    """Counts (C, C): a row for each label, a column for each answer."""
+    """Counts (C, C): a row for each label, a column for each predicted class."""
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(dim=1)
     counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
@@ -27,27 +28,41 @@ def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, float | int | None]]:
-    """The 15 bins of the calibration error (Guo et al. 2017): how sure the answers in each are, and how often right."""
-    confidence, answer = probabilities.max(dim=1)
+    """The `BINS` bins of the expected calibration error (Guo et al. 2017).
+
+    Returns:
+        For each bin its lower edge `from`, the `count` of predictions in it, their mean `confidence` and their
+        `accuracy`; the last two are None in an empty bin.
+    """
+    confidence, predicted = probabilities.max(dim=1)
     bins = (confidence * BINS).long().clamp(0, BINS - 1)
-    found: list[dict[str, float | int | None]] = []
+    entries: list[dict[str, float | int | None]] = []
     for number in range(BINS):
         inside = bins == number
         count = int(inside.sum())
-        right = float((answer == labels)[inside].float().mean()) if count else None
-        sure = float(confidence[inside].mean()) if count else None
-        found.append({"from": number / BINS, "count": count, "confidence": sure, "accuracy": right})
-    return found
+        accuracy = float((predicted == labels)[inside].float().mean()) if count else None
+        mean_confidence = float(confidence[inside].mean()) if count else None
+        entries.append({"from": number / BINS, "count": count, "confidence": mean_confidence, "accuracy": accuracy})
+    return entries
 
 
 def loss_histogram(losses: Tensor, wrong: Tensor) -> dict[str, Any]:
-    """Counts over `edges` of the losses of right and of wrong labels; `wrong` bool (N,)."""
-    losses = losses.clamp(0, 1e4)
-    largest = max(float(losses.quantile(LARGEST_SHARE)), 1e-3)
-    shown = losses.clamp(max=largest)
-    parts = {"right": shown[~wrong], "wrong": shown[wrong]}
+    """Histograms of the losses of right and of wrong labels.
+
+    Args:
+        losses: (N,).
+        wrong: bool (N,), which labels are wrong.
+
+    Returns:
+        `edges` (LOSS_BINS + 1,), counts `right` and `wrong` (LOSS_BINS,), and the `mean` loss of both, None if there
+        are no such labels.
+    """
+    losses = losses.clamp(0, LARGEST_LOSS)
+    last_edge = max(float(losses.quantile(LARGEST_SHARE)), 1e-3)
+    clipped = losses.clamp(max=last_edge)
+    groups = {"right": clipped[~wrong], "wrong": clipped[wrong]}
     return {
-        "edges": torch.linspace(0, largest, LOSS_BINS + 1).tolist(),
-        **{name: torch.histc(part, LOSS_BINS, 0, largest).long().tolist() for name, part in parts.items()},
-        "mean": {name: float(part.mean()) if len(part) else None for name, part in parts.items()},
+        "edges": torch.linspace(0, last_edge, LOSS_BINS + 1).tolist(),
+        **{name: torch.histc(group, LOSS_BINS, 0, last_edge).long().tolist() for name, group in groups.items()},
+        "mean": {name: float(group.mean()) if len(group) else None for name, group in groups.items()},
     }

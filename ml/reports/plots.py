@@ -1,7 +1,7 @@
-"""Findings as pictures: one PNG and one SVG each. Looks at the numbers alone; no training, no tensors.
+"""Draws the numbers of `ml.reports.report_data`: one PNG and one SVG a figure. No training and no tensors.
 
-matplotlib is imported when something is drawn or `warm` is called, never before: it takes half a second. Figures are
-made without its global state (`pyplot`), so any thread may draw.
+matplotlib is imported when something is drawn or by `import_matplotlib`, never before: that takes half a second.
+Figures are made without its global state (`pyplot`), so any thread may draw.
 """
 
 from __future__ import annotations
@@ -18,32 +18,38 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2f6db3", "#d9742b", "#8a949c"  # told apart without colour vision too
-NAMED = 30  # classes whose names fit an axis
+BLUE, ORANGE, GREY = "#2f6db3", "#d9742b", "#8a949c"  # distinct without colour vision too
+NAMED_CLASSES = 30  # as many names fit an axis
 DPI = 120
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.parse_math": False,  # class names are users' text: nothing in them is markup
+    "text.parse_math": False,  # class names are users' text, not markup
     "svg.hashsalt": "denll",
-    "svg.fonttype": "none",  # words stay words: half the file, and scripts that our font lacks are shown
+    "svg.fonttype": "none",  # text stays text: half the bytes, and scripts that the font lacks are shown
 }
 
 Numbers = dict[str, Any]
-Plot = Callable[["Figure", Numbers], bool]  # draws, unless the numbers are not there
+Plot = Callable[["Figure", Numbers], bool]  # draws and returns True, or returns False if numbers are missing
 
 
-def warm() -> None:
-    """Import what drawing imports, fonts included, for processes that will be forked from this one."""
+def import_matplotlib() -> None:
+    """Import all that drawing needs, fonts included, for processes that will be forked from this one."""
     for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
         importlib.import_module(name)
 
 
-def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]:
-    """Write every figure that there are numbers for into the folder; their names.
+def draw(numbers: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]:
+    """Write `figure-<name>.png` and `.svg` of every figure whose numbers are there.
 
-    `pictures` uint8 (P, S, S, 3): those of `found["attention"]`.
+    Args:
+        numbers: `ReportData.numbers`, or the same read from JSON.
+        pictures: uint8 (P, S, S, 3), the images of `numbers["attention"]`.
+        folder: Must exist.
+
+    Returns:
+        The names of the figures drawn.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -52,10 +58,10 @@ def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]
 
     plots: dict[str, Plot] = {**PLOTS, "attention": lambda figure, numbers: _attention(figure, numbers, pictures)}
     drawn = []
-    for name, paint in plots.items():
+    for name, plot in plots.items():
         with rc_context(STYLE):
             figure = Figure(layout="constrained", dpi=DPI)
-            if not paint(figure, found):
+            if not plot(figure, numbers):
                 continue
             # Straight to the canvas: `savefig` draws every file twice, the first time for the layout alone.
             png: Any = FigureCanvasAgg(figure)
@@ -67,9 +73,9 @@ def draw(found: Numbers, pictures: NDArray[np.uint8], folder: Path) -> list[str]
     return drawn
 
 
-def _backgrounds(figure: Figure, found: Numbers) -> bool:
+def _backgrounds(figure: Figure, numbers: Numbers) -> bool:
     """Fig. 1a beside the accuracy on swapped backgrounds."""
-    correlation, swap = found.get("correlation"), found.get("backgrounds")
+    correlation, swap = numbers.get("correlation"), numbers.get("backgrounds")
     if correlation is None or swap is None:
         return False
     figure.set_size_inches(7, 3)
@@ -77,14 +83,14 @@ def _backgrounds(figure: Figure, found: Numbers) -> bool:
     _bars(left, {"foreground": correlation["foreground"], "background": correlation["background"]})
     left.set(title="Correlation with the whole image", ylim=(min(0.0, *correlation.values()) - 0.02, 1))
     _bars(right, {"own background": swap["accuracy"], "swapped": swap["swapped_accuracy"]})
-    right.set(title=_by("Accuracy", found), ylim=(0, 1))
-    figure.supxlabel(f"{found['images']} images; background: outside the central square", fontsize=8, color=GREY)
+    right.set(title=_by("Accuracy", numbers), ylim=(0, 1))
+    figure.supxlabel(f"{numbers['images']} images; background: outside the central square", fontsize=8, color=GREY)
     return True
 
 
-def _by(title: str, found: Numbers) -> str:
-    """What was judged by given labels is said to be."""
-    return f"{title} (noisy labels)" if found.get("labels") == "given" else title
+def _by(title: str, numbers: Numbers) -> str:
+    """The title, with a note if the images were judged by given labels."""
+    return f"{title} (noisy labels)" if numbers.get("labels") == "given" else title
 
 
 def _bars(axes: Any, values: dict[str, float]) -> None:
@@ -92,9 +98,9 @@ def _bars(axes: Any, values: dict[str, float]) -> None:
     axes.bar_label(bars, fmt="%.2f")
 
 
-def _reliance(figure: Figure, found: Numbers) -> bool:
+def _reliance(figure: Figure, numbers: Numbers) -> bool:
     """How far predictions move: over images, and by class."""
-    swap = found.get("backgrounds")
+    swap = numbers.get("backgrounds")
     if swap is None:
         return False
     figure.set_size_inches(7, 3)
@@ -106,13 +112,13 @@ def _reliance(figure: Figure, found: Numbers) -> bool:
     right.barh([c for c, _ in known], [value for _, value in known], color=BLUE)
     right.invert_yaxis()
     right.set(title="By class", xlim=(0, 1))
-    _name(right.yaxis, found["classes"])
+    _name(right.yaxis, numbers["classes"])
     return True
 
 
-def _losses(figure: Figure, found: Numbers) -> bool:
+def _losses(figure: Figure, numbers: Numbers) -> bool:
     """Fig. 1c."""
-    histogram = found.get("loss_histogram")
+    histogram = numbers.get("loss_histogram")
     if histogram is None:
         return False
     figure.set_size_inches(5, 3)
@@ -125,24 +131,24 @@ def _losses(figure: Figure, found: Numbers) -> bool:
     return True
 
 
-def _confusion(figure: Figure, found: Numbers) -> bool:
-    if found.get("confusion") is None:
+def _confusion(figure: Figure, numbers: Numbers) -> bool:
+    if numbers.get("confusion") is None:
         return False
-    counts = np.asarray(found["confusion"], float)
+    counts = np.asarray(numbers["confusion"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return _matrix(figure, shares, found["classes"], _by("Answers by label", found), "label", "answer")
+    return _matrix(figure, shares, numbers["classes"], _by("Predictions by label", numbers), "label", "prediction")
 
 
-def _transition(figure: Figure, found: Numbers) -> bool:
-    if found.get("transition") is None:
+def _transition(figure: Figure, numbers: Numbers) -> bool:
+    if numbers.get("transition") is None:
         return False
     return _matrix(
-        figure, np.asarray(found["transition"]), found["classes"], "Estimated noise", "likely class", "given label"
+        figure, np.asarray(numbers["transition"]), numbers["classes"], "Estimated noise", "likely class", "given label"
     )
 
 
 def _matrix(figure: Figure, shares: Any, classes: list[str], title: str, rows: str, columns: str) -> bool:
-    side = min(9.0, 3.0 + 0.32 * min(len(classes), NAMED))
+    side = min(9.0, 3.0 + 0.32 * min(len(classes), NAMED_CLASSES))
     figure.set_size_inches(side + 0.8, side)
     axes = figure.subplots()
     figure.colorbar(axes.imshow(shares, vmin=0, vmax=1, cmap="viridis"), shrink=0.8)
@@ -159,12 +165,12 @@ def _matrix(figure: Figure, shares: Any, classes: list[str], title: str, rows: s
 
 def _name(axis: Any, classes: list[str], rotation: int = 0) -> None:
     """Class names where they fit."""
-    if len(classes) <= NAMED:
+    if len(classes) <= NAMED_CLASSES:
         axis.set_ticks(range(len(classes)), labels=[name[:24] for name in classes], rotation=rotation)
 
 
-def _reliability(figure: Figure, found: Numbers) -> bool:
-    bins = [each for each in found.get("reliability") or () if each["count"]]
+def _reliability(figure: Figure, numbers: Numbers) -> bool:
+    bins = [entry for entry in numbers.get("reliability") or () if entry["count"]]
     if not bins:
         return False
     figure.set_size_inches(3.6, 3.4)
@@ -174,35 +180,40 @@ def _reliability(figure: Figure, found: Numbers) -> bool:
         [b["from"] for b in bins], [b["accuracy"] for b in bins], width=1 / 15, align="edge", color=BLUE, alpha=0.6
     )
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o", color=ORANGE, markersize=4)
-    axes.set(title=_by("Reliability", found), xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title=_by("Reliability", numbers), xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     return True
 
 
-def _attention(figure: Figure, found: Numbers, pictures: NDArray[np.uint8]) -> bool:
-    """Fig. 1b: each picture under its Grad-CAM, with the answer above; one sheet, since axes are slow to draw."""
-    shown = found.get("attention")
-    if not shown:
+def _attention(figure: Figure, numbers: Numbers, pictures: NDArray[np.uint8]) -> bool:
+    """Fig. 1b: each image under its Grad-CAM, with the predicted class above.
+
+    All images are pasted onto one sheet, since drawing axes for each takes long.
+    """
+    examples = numbers.get("attention")
+    if not examples:
         return False
-    columns = min(6, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(6, len(examples))
+    rows = -(-len(examples) // columns)
     side = pictures.shape[1]
     step, head = round(1.06 * side), round(1.2 * side)
     sheet = np.full((rows * head, columns * step, 3), 255, np.uint8)
     figure.set_size_inches(1.5 * columns, 1.5 * rows * head / step)
     axes = figure.subplots()
     axes.set_axis_off()
-    for number, (each, picture) in enumerate(zip(shown, pictures, strict=True)):
+    for number, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         top, left = number // columns * head + head - side, number % columns * step
-        sheet[top : top + side, left : left + side] = (picture.astype(float) + _coloured(each["grad_cam"], side)) / 2
-        right = each["answer"] == each["label"]
-        name = found["classes"][each["answer"]][:16]
-        axes.text(left + side / 2, top - 0.05 * side, name, ha="center", size=8, color=BLUE if right else ORANGE)
+        sheet[top : top + side, left : left + side] = (
+            picture.astype(float) + _colourize(example["grad_cam"], side)
+        ) / 2
+        is_right = example["answer"] == example["label"]
+        name = numbers["classes"][example["answer"]][:16]
+        axes.text(left + side / 2, top - 0.05 * side, name, ha="center", size=8, color=BLUE if is_right else ORANGE)
     axes.imshow(sheet)
     return True
 
 
-def _coloured(attention: list[list[float]], side: int) -> NDArray[np.float64]:
-    """Attention (h, w) in [0, 1] as colours (S, S, 3) in [0, 255], smoothly enlarged."""
+def _colourize(attention: list[list[float]], side: int) -> NDArray[np.float64]:
+    """Attention (h, w) in [0, 1] as colours (S, S, 3) in [0, 255], enlarged smoothly."""
     from matplotlib import colormaps
 
     small = Image.fromarray(np.asarray(attention, np.float32))

@@ -1,11 +1,11 @@
-"""The figures of a finished training as numbers: everything a plot shows, as JSON.
+"""The numbers behind a finished training's figures, as JSON: everything that the plots show.
 
-It puts the measurements of this package together and bounds what they cost. It takes the labels to judge by and the
-rows known to be wrong from whoever knows them; where nobody does, the given labels and the ranking's issues stand in,
-and it says so. Backgrounds are what lies outside the paper's central square, for every method the same; what its own
-mask says of a method that has one stands beside.
+It runs the measurements of this package and bounds their cost. Callers pass the labels to judge by and the labels known
+to be wrong. Where nothing is known, the given labels and the ranking's issues take their place, and the numbers name
+which it was. The background is what lies outside of the paper's central square, the same for every method; methods
+with a localization module are measured by their own masks too.
 
-Shapes: `N` training images, `T` pictures judged, `C` classes.
+Shapes: `N` training images, `T` images judged, `C` classes, `S` side.
 """
 
 from __future__ import annotations
@@ -30,144 +30,196 @@ from ml.training import events
 from ml.training.spec import seed_for
 from ml.training.trainer import Trainer
 
-FEWEST, MOST = 64, 2000  # images looked at
-SECONDS = 10.0  # about what the figures may take, by the speed of the training itself
-PASSES = 4  # training steps each image's looks cost: a dozen at most, of a third of a step each
-PICTURES = 12  # shown with Grad-CAM
-LARGEST_MATRIX = 200  # classes; beyond, matrices are left out
+FEWEST, MOST = 64, 2000  # images judged
+SECONDS = 10.0  # the figures may take about this long, by the speed of the training itself
+PASSES = 4  # cost of judging one image, in training steps: at most a dozen forward passes, each a third of a step
+ATTENTION_IMAGES = 12  # images with Grad-CAM
+LARGEST_MATRIX = 200  # classes; with more, matrices are left out
 IMAGE_BYTES = 1 << 27  # of normalised images held at once
 
 
 class ReportData(NamedTuple):
-    """Everything the figures show."""
+    """Everything that the figures show."""
 
-    numbers: dict[str, Any]  # JSON without NaN; what cannot be known is null
-    pictures: NDArray[np.uint8]  # (P, S, S, 3): those of `numbers["attention"]`
+    numbers: dict[str, Any]  # JSON without NaN; null where a value is not known
+    pictures: NDArray[np.uint8]  # (P, S, S, 3): the images of `numbers["attention"]`
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Pictures and the labels to judge their answers by."""
+class JudgedImages:
+    """Images that were not trained on, and the labels to judge their predictions by."""
 
     name: Literal["test", "held_out"]
-    pictures: Tensor  # uint8 (T, S, S, 3)
+    images: Tensor  # uint8 (T, S, S, 3)
     labels: Tensor  # int64 (T,)
-    noisy: bool = False  # whether these labels are given ones, wrong ones among them
-    rows: Tensor | None = None  # int64 (T,): the pictures' rows in the part they are of; None: their order
+    noisy: bool = False  # whether these are given labels, wrong ones among them
+    rows: Tensor | None = None  # int64 (T,): positions in the training set; None: the whole test set in its order
 
 
-def judged(training: Trainer, images: LabeledImages, truth: Truth, clean: Tensor | None = None) -> Judged | None:
-    """The test set if there is one, else the images held out; None without either.
+def choose_judged(
+    training: Trainer, images: LabeledImages, truth: Truth, clean: Tensor | None = None
+) -> JudgedImages | None:
+    """The images by which a training is judged: the test set if there is one, otherwise the held-out images.
 
-    Held-out images are judged by `clean` int64 (N,), -1 where unknown; by given labels where nothing of them is known.
+    Args:
+        training: The finished training.
+        images: Its training set.
+        truth: Its test set and clean labels, where known.
+        clean: int64 (N,), -1 where unknown. Held-out images with a clean label are judged by it; if there are none,
+            all held-out images are judged by their given labels.
+
+    Returns:
+        None if there is neither a test set nor a held-out image.
     """
     if truth.test_images is not None and truth.test_labels is not None and len(truth.test_labels):
-        return Judged("test", truth.test_images, truth.test_labels)
+        return JudgedImages("test", truth.test_images, truth.test_labels)
     rows = training.held_out.cpu()
     known = rows if clean is None else rows[clean[rows] >= 0]
     if clean is not None and len(known):
-        return Judged("held_out", images.images[known], clean[known], rows=known)
+        return JudgedImages("held_out", images.images[known], clean[known], rows=known)
     if not len(rows):
         return None
-    return Judged("held_out", images.images[rows], training.labels.cpu()[rows], noisy=True, rows=rows)
+    return JudgedImages("held_out", images.images[rows], training.labels.cpu()[rows], noisy=True, rows=rows)
 
 
-def find(
+def collect(
     training: Trainer,
     images: LabeledImages,
-    shown: Judged | None,
+    judged: JudgedImages | None,
     *,
     wrong: NDArray[np.int8] | None = None,
     issues: LabelIssues | None = None,
-    going_on: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> ReportData:
-    """All figures.
+    """All numbers of a training's figures.
 
-    `wrong` (N,): 1 for a wrong given label, 0 for a right one, -1 where unknown. `going_on` is called every batch.
+    Args:
+        training: The finished training; its method is put into eval mode.
+        images: Its training set.
+        judged: See `choose_judged`; without it only the figures of training labels are made.
+        wrong: int8 (N,), 1 for a wrong given label, 0 for a right one, -1 where unknown; None where nothing is known.
+        issues: The ranking of the given labels.
+        on_batch: Called before every batch; may raise to stop.
     """
-    viewer = BatchRunner(training.method, training.mean, training.std, training.device, going_on)
-    most = affordable(training)
-    small = len(training.classes) <= LARGEST_MATRIX
+    runner = BatchRunner(training.method, training.mean, training.std, training.device, on_batch)
+    limit = affordable_images(training)
+    few_classes = len(training.classes) <= LARGEST_MATRIX
+
+    # What can be told of training labels alone.
     numbers: dict[str, Any] = {
         "classes": list(training.classes),
-        "loss_histogram": loss_histogram(viewer, training, images, wrong, issues, most),
-        "transition": issues.transition.tolist() if issues is not None and small else None,
+        "loss_histogram": loss_histogram(runner, training, images, wrong, issues, limit),
+        "transition": issues.transition.tolist() if issues is not None and few_classes else None,
         "noise_rate": None if issues is None else issues.noise_rate,
     }
-    if shown is None:
+    if judged is None:
         return ReportData(numbers, images.images[:0].numpy())
-    rows = image_store.evenly(len(shown.labels), most)
-    numbers |= _of_answers(viewer, shown, rows, training, matrix=small)
-    attended = rows[image_store.evenly(len(rows), PICTURES)] if numbers["attention"] else rows[:0]
-    return ReportData(numbers, shown.pictures[attended].cpu().numpy())
+
+    # Predictions for images that were not trained on.
+    rows = image_store.evenly(len(judged.labels), limit)
+    numbers |= _of_predictions(runner, judged, rows, training, with_matrix=few_classes)
+    attended = rows[image_store.evenly(len(rows), ATTENTION_IMAGES)] if numbers["attention"] else rows[:0]
+    return ReportData(numbers, judged.images[attended].cpu().numpy())
 
 
-def affordable(training: Trainer) -> int:
-    """How many images to look at: as many as take `SECONDS`, by the speed of the training."""
+def affordable_images(training: Trainer) -> int:
+    """How many images are judged: as many as take `SECONDS` by the speed of the training, in [FEWEST, MOST].
+
+    Fewer than FEWEST where images are so large that `IMAGE_BYTES` would be exceeded.
+    """
     speed = events.speed(training.history) or FEWEST
-    room = IMAGE_BYTES // (12 * training.spec.image_size**2)
-    return min(max(FEWEST, int(SECONDS * speed / PASSES)), room, MOST)
+    fitting = IMAGE_BYTES // (12 * training.spec.image_size**2)  # 3 channels of 4 bytes
+    return min(max(FEWEST, int(SECONDS * speed / PASSES)), fitting, MOST)
 
 
 def loss_histogram(
-    viewer: BatchRunner,
+    runner: BatchRunner,
     training: Trainer,
     images: LabeledImages,
     wrong: NDArray[np.int8] | None,
     issues: LabelIssues | None,
-    most: int,
+    limit: int,
 ) -> dict[str, Any] | None:
-    """Fig. 1c, of evenly spread images that were trained on; None where nothing tells wrong labels from right ones."""
-    trained = np.ones(len(training.labels), np.bool_)
-    trained[training.held_out.cpu().numpy()] = False
+    """Losses of right and wrong labels that were trained on (Fig. 1c).
+
+    Args:
+        runner: Of the training's method.
+        training: The finished training.
+        images: Its training set.
+        wrong: As in `collect`; images where it is -1 are left out.
+        issues: Stands in for `wrong` where that is None.
+        limit: At most so many images, evenly spread over the set.
+
+    Returns:
+        `wrong_by`, "truth" or "ranking", and what `label_figures.loss_histogram` returns; None without `wrong` and
+        `issues`.
+    """
+    usable = np.ones(len(training.labels), np.bool_)
+    usable[training.held_out.cpu().numpy()] = False
     if wrong is not None:
-        known, bad, origin = trained & (wrong >= 0), torch.from_numpy(wrong > 0), "truth"
+        usable, is_wrong, wrong_by = usable & (wrong >= 0), torch.from_numpy(wrong > 0), "truth"
     elif issues is not None:
-        known, bad, origin = trained, torch.from_numpy(issues.is_label_issue), "ranking"
+        is_wrong, wrong_by = torch.from_numpy(issues.is_label_issue), "ranking"
     else:
         return None
-    rows = torch.from_numpy(np.flatnonzero(known))
+    rows = torch.from_numpy(np.flatnonzero(usable))
     if not len(rows):
         return None
-    rows = rows[image_store.evenly(len(rows), most)]
-    losses = viewer.losses(viewer.images(images.images[rows]), training.labels[rows])
-    return {"wrong_by": origin, **label_figures.loss_histogram(losses, bad[rows])}
+    rows = rows[image_store.evenly(len(rows), limit)]
+    losses = runner.losses(runner.normalize(images.images[rows]), training.labels[rows])
+    return {"wrong_by": wrong_by, **label_figures.loss_histogram(losses, is_wrong[rows])}
 
 
-def _of_answers(viewer: BatchRunner, shown: Judged, rows: Tensor, training: Trainer, *, matrix: bool) -> dict[str, Any]:
-    """What is measured on these rows of the pictures that were not trained on."""
-    labels = shown.labels[rows].cpu()
-    images = viewer.images(shown.pictures[rows])
-    probabilities = viewer.probabilities(images)
-    places = rows if shown.rows is None else shown.rows[rows]
+def _of_predictions(
+    runner: BatchRunner, judged: JudgedImages, rows: Tensor, training: Trainer, *, with_matrix: bool
+) -> dict[str, Any]:
+    """What is measured on these rows of the judged images."""
+    labels = judged.labels[rows].cpu()
+    images = runner.normalize(judged.images[rows])
+    probabilities = runner.probabilities(images)
+    set_rows = rows if judged.rows is None else judged.rows[rows]
 
-    def outside(masks: Tensor) -> dict[str, Any]:
-        """By one mask; every mask is seen with the same partners."""
+    def measure_backgrounds(masks: Tensor) -> dict[str, Any]:
+        """By one kind of mask; every kind sees the same partners."""
         generator = torch.Generator().manual_seed(seed_for(training.spec.seed, "figures"))
+        classes = len(training.classes)
         return {
-            "correlation": backgrounds.correlations(viewer, images, masks),
-            "backgrounds": backgrounds.reliance(viewer, images, masks, labels, len(training.classes), generator),
+            "correlation": backgrounds.correlations(runner, images, masks),
+            "backgrounds": backgrounds.background_reliance(runner, images, masks, labels, classes, generator),
         }
 
+    central_masks = localization.central_mask(images[:1]).expand(len(images), -1, -1, -1)
     return {
-        "of": shown.name,
-        "labels": "given" if shown.noisy else "true",
+        "of": judged.name,
+        "labels": "given" if judged.noisy else "true",
         "images": len(rows),
-        "rows": places.tolist(),
-        "confusion": label_figures.confusion(probabilities, labels) if matrix else None,
+        "rows": set_rows.tolist(),
+        "confusion": label_figures.confusion(probabilities, labels) if with_matrix else None,
         "reliability": label_figures.reliability(probabilities, labels),
-        **outside(localization.central_mask(images[:1]).expand(len(images), -1, -1, -1)),
-        "own_mask": outside(viewer.masks(images)) if viewer.locates(images) else None,
-        "attention": attention_of(viewer, images, places, labels, probabilities),
+        **measure_backgrounds(central_masks),
+        "own_mask": measure_backgrounds(runner.masks(images)) if runner.has_localization(images) else None,
+        "attention": attention_examples(runner, images, set_rows, labels, probabilities),
     }
 
 
-def attention_of(
-    viewer: BatchRunner, images: Tensor, rows: Tensor, labels: Tensor, probabilities: Tensor
+def attention_examples(
+    runner: BatchRunner, images: Tensor, rows: Tensor, labels: Tensor, probabilities: Tensor
 ) -> list[dict[str, Any]] | None:
-    """Fig. 1b: Grad-CAM of some images for their answers; None for networks without feature maps."""
-    chosen = image_store.evenly(len(labels), PICTURES)
-    maps = attention.grad_cam(viewer.method, images[chosen].to(viewer.device))
+    """Grad-CAM of up to `ATTENTION_IMAGES` images for their predicted classes (Fig. 1b).
+
+    Args:
+        runner: Of the method.
+        images: Normalised (T, 3, S, S).
+        rows: int64 (T,), what the entries call the images.
+        labels: int64 (T,).
+        probabilities: (T, C).
+
+    Returns:
+        Entries of `row`, `label`, `answer` (the predicted class) and `grad_cam` (h, w) in [0, 1]; None for networks
+        without feature maps.
+    """
+    examples = image_store.evenly(len(labels), ATTENTION_IMAGES)
+    maps = attention.grad_cam(runner.method, images[examples].to(runner.device))
     if maps is None:
         return None
     return [
@@ -177,19 +229,20 @@ def attention_of(
             "answer": int(probabilities[i].argmax()),
             "grad_cam": [[round(value, 3) for value in line] for line in lines],
         }
-        for i, lines in zip(chosen.tolist(), maps[:, 0].cpu().tolist(), strict=True)
+        for i, lines in zip(examples.tolist(), maps[:, 0].cpu().tolist(), strict=True)
     ]
 
 
 def metrics(numbers: dict[str, Any]) -> dict[str, float | None]:
-    """The few numbers that stand among a job's metrics; None where backgrounds could not be swapped.
+    """Those of `ReportData.numbers` that are among a job's metrics.
 
-    Accuracy by given labels is named noisy.
+    `background_reliance` and `swapped_accuracy`, called `noisy_swapped_accuracy` where the images were judged by given
+    labels. None where backgrounds could not be swapped.
     """
-    of = numbers.get("backgrounds") or {}
+    reliance = numbers.get("backgrounds") or {}
     noisy = numbers.get("labels") == "given"
     return {
-        "background_reliance": of.get("background_reliance"),
-        "swapped_accuracy": None if noisy else of.get("swapped_accuracy"),
-        "noisy_swapped_accuracy": of.get("swapped_accuracy") if noisy else None,
+        "background_reliance": reliance.get("background_reliance"),
+        "swapped_accuracy": None if noisy else reliance.get("swapped_accuracy"),
+        "noisy_swapped_accuracy": reliance.get("swapped_accuracy") if noisy else None,
     }

@@ -1,6 +1,6 @@
-"""What a training with injected noise says of itself: how well the method and the label ranking did.
+"""Self-test: how well the method and the label ranking of a training with injected noise did.
 
-The labels before the injection are the reference, right or wrong as they may be themselves.
+The labels before the injection are the reference, although some of them may be wrong themselves.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 RANKING = ("auroc", "average_precision", "precision_at_count", "issue_precision", "issue_recall")
 
 
-def reference(spec: TrainingSpec, images: LabeledImages, truth: Truth) -> Tensor | None:
-    """Int64 (N,) by which given labels are judged, -1 where unknown; None where nothing is known.
+def reference_labels(spec: TrainingSpec, images: LabeledImages, truth: Truth) -> Tensor | None:
+    """The labels by which given labels are judged: the clean ones, or those before noise was injected.
 
-    The set's clean labels, or those before the noise was injected.
+    Returns:
+        int64 (N,), -1 where unknown; None if there are no clean labels and the spec injects no noise.
     """
     if truth.train_clean is not None:
         return truth.train_clean
@@ -32,24 +33,31 @@ def reference(spec: TrainingSpec, images: LabeledImages, truth: Truth) -> Tensor
 
 
 def outcome(training: Trainer, issues: LabelIssues | None, before: Tensor) -> dict[str, Any] | None:
-    """The figures of a finished training; None where its spec injects no noise. What cannot be told is None.
+    """The numbers of a self-test.
 
-    `before` int64 (N,) are the labels before the injection. `memorised` is the share of wrong labels, of those trained
-    on, that the network answers after the last epoch; `held_out_accuracy` is that of its answers on images held out,
-    against `before`.
+    Args:
+        training: A finished training.
+        issues: Its ranking of the given labels.
+        before: Labels int64 (N,) before the injection.
+
+    Returns:
+        `noise`, its kind; `rate`, `realised_rate` and `estimated_rate`; the measures `RANKING` of the ranking;
+        `memorised`, the share of the wrong labels trained on that are predicted after the last epoch; and
+        `held_out_accuracy`, the accuracy on held-out images against `before`. All shares are in [0, 1], None where
+        they cannot be measured. None if the spec injects no noise or no epoch has ended.
     """
     noise = training.spec.noise
     if noise is None or not training.history:
         return None
     last = training.history[-1]
     memorised, held_out = last.memorised.get(ENSEMBLE), last.before_noise.get(ENSEMBLE)
-    ranked = None if issues is None else measure.ranking_quality(issues, training.labels, before)
+    quality = None if issues is None else measure.ranking_quality(issues, training.labels, before)
     return {
         "noise": noise.kind,
         "rate": noise.rate,
         "realised_rate": training.noise_rate,
         "estimated_rate": None if issues is None else issues.noise_rate,
-        **{name: None if ranked is None else ranked[name] for name in RANKING},
+        **{name: None if quality is None else quality[name] for name in RANKING},
         "memorised": memorised and memorised.accuracy,
         "held_out_accuracy": held_out and held_out.accuracy,
     }

@@ -50,7 +50,7 @@ def perform(run: Run, at: sources.DataPaths, place: Place, said: Callable[[Epoch
         cuda_graphs=place.cuda_graphs,
     )
     seconds = _train(training, said)
-    clean = selftest.reference(run.spec, material.images, material.truth)
+    clean = selftest.reference_labels(run.spec, material.images, material.truth)
     found = {
         **run.identity,
         "facts": _facts(training, material, clean),

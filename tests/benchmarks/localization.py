@@ -108,13 +108,13 @@ def compared(trainings: Trained, located: Located) -> Masks:
     objects, side = located.objects, located.objects.shape[1]
     found = {"centre prior": measured(centred(len(objects), side), objects)}
     for name, training in trainings.items():
-        viewer = BatchRunner(training.method, training.mean, training.std, training.device)
-        images = viewer.images(located.pictures)
+        runner = BatchRunner(training.method, training.mean, training.std, training.device)
+        images = runner.normalize(located.pictures)
         if name != "CE":
-            found[f"Gaussian, {name}"] = measured(viewer.masks(images), objects)
-        contrast = viewer.each(images, lambda shown, method=training.method: _map(method, shown))
+            found[f"Gaussian, {name}"] = measured(runner.masks(images), objects)
+        contrast = runner.map_batches(images, lambda shown, method=training.method: _map(method, shown))
         found[f"map, {name}"] = measured(contrast, objects)
-        found[f"CAM, {name}"] = measured(_cams(viewer, images, located.labels), objects)
+        found[f"CAM, {name}"] = measured(_cams(runner, images, located.labels), objects)
     return found
 
 
@@ -134,31 +134,31 @@ def _map(method: Method, images: Tensor) -> Tensor:
     return found
 
 
-def _cams(viewer: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
+def _cams(runner: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
     """Of the labelled class, or of the answer."""
     parts = []
     for rows in torch.arange(len(images)).split(128):
         chosen = None if labels is None else labels[rows]
 
         def cam(shown: Tensor, chosen: Tensor | None = chosen) -> Tensor:
-            maps = attention.class_activation(viewer.method, shown, chosen)
+            maps = attention.class_activation(runner.method, shown, chosen)
             assert maps is not None
             return maps
 
-        parts.append(viewer.each(images[rows], cam))
+        parts.append(runner.map_batches(images[rows], cam))
     return torch.cat(parts)
 
 
 def centre_errors(training: Trainer, located: Located) -> tuple[float, float]:
     """Mean distance of the Gaussian's centre from the object's middle, in pixels; and of the picture's centre."""
-    viewer = BatchRunner(training.method, training.mean, training.std, training.device)
+    runner = BatchRunner(training.method, training.mean, training.std, training.device)
 
     def place(images: Tensor) -> Tensor:
         found = training.method.locate(images)
         assert found is not None
         return found[:, :2]
 
-    places = viewer.each(viewer.images(located.pictures), place)
+    places = runner.map_batches(runner.normalize(located.pictures), place)
     side = located.objects.shape[1]
     cells = torch.arange(side, dtype=torch.float32)
     area = located.objects.sum(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Laws of the figures: what they measure moves as it must, whatever the method; and they cost nothing before drawn."""
+"""Figures of a finished training: what they measure, for every method, and that drawing them is repeatable."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from tests.ml.conftest import CLASSES, SIDE
 MEAN = torch.full((3,), 0.5)
 
 
-class Reader(Method):
-    """Reads the class off the red of one half of the picture: the left, where the object is, or the right."""
+class ColumnReader(Method):
+    """Predicts the class from the red of one column: the object is on the left, the background on the right."""
 
     def __init__(self, column: int) -> None:
         torch.nn.Module.__init__(self)
         self.column = column
 
     def logits(self, images: Tensor) -> Tensor:
-        red = images[:, 0, 4, self.column]  # labels are painted as (label - 1.5) / 4 + 0.5, normalised below
+        red = images[:, 0, 4, self.column]  # shades as in `halved`, normalised
         return -40 * (red[:, None] - torch.linspace(-1.0, 1.0, CLASSES)).square()
 
 
 def halved(labels: Tensor, backgrounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures whose left half says the label and whose right half says the background; exact masks."""
+    """Images whose left half shows the label and whose right half shows the background's number; exact masks."""
     shades = torch.linspace(0, 255, CLASSES).round().to(torch.uint8)
     pictures = torch.zeros(len(labels), SIDE, SIDE, 3, dtype=torch.uint8)
     pictures[:, :, : SIDE // 2] = shades[labels][:, None, None, None]
@@ -51,15 +51,15 @@ def halved(labels: Tensor, backgrounds: Tensor) -> tuple[Tensor, Tensor]:
     return pictures, masks
 
 
-def test_reliance_is_one_for_a_reader_of_backgrounds_and_none_for_a_reader_of_objects() -> None:
+def test_reliance_is_one_if_only_the_background_is_read_and_zero_if_only_the_object_is() -> None:
     labels = torch.arange(40) % CLASSES
     pictures, masks = halved(labels, labels)
-    found = []
+    results = []
     for column in (0, SIDE - 1):
-        viewer = BatchRunner(Reader(column), MEAN, MEAN, torch.device("cpu"))
-        generator = torch.Generator().manual_seed(0)
-        found.append(backgrounds.reliance(viewer, viewer.images(pictures), masks, labels, CLASSES, generator))
-    by_object, by_background = found
+        runner = BatchRunner(ColumnReader(column), MEAN, MEAN, torch.device("cpu"))
+        images, generator = runner.normalize(pictures), torch.Generator().manual_seed(0)
+        results.append(backgrounds.background_reliance(runner, images, masks, labels, CLASSES, generator))
+    by_object, by_background = results
     assert by_object is not None
     assert by_background is not None
 
@@ -76,14 +76,14 @@ def test_a_partner_is_of_another_class_and_all_others_come_up() -> None:
     labels = torch.tensor([2, 0, 0, 1, 2, 2, 0, 2])
     met: list[set[int]] = [set() for _ in labels]
     for seed in range(200):
-        partner = backgrounds.partners(labels, torch.Generator().manual_seed(seed))
+        partner = backgrounds.choose_partners(labels, torch.Generator().manual_seed(seed))
         assert partner is not None
         assert bool((labels[partner] != labels).all())
         for row, other in enumerate(partner.tolist()):
             met[row].add(other)
 
     assert met == [set((labels != label).nonzero()[:, 0].tolist()) for label in labels]
-    assert backgrounds.partners(torch.zeros(5, dtype=torch.long), torch.Generator()) is None
+    assert backgrounds.choose_partners(torch.zeros(5, dtype=torch.long), torch.Generator()) is None
 
 
 def test_a_swapped_picture_keeps_its_object_and_shows_nothing_of_the_other_one() -> None:
@@ -92,28 +92,28 @@ def test_a_swapped_picture_keeps_its_object_and_shows_nothing_of_the_other_one()
     images = pictures.permute(0, 3, 1, 2).float()
     masks[1] = masks[1].flip(2)  # the other object is on the right, its background on the left
 
-    composed = backgrounds.swapped(images, masks, images.flip(0), masks.flip(0))
+    composed = backgrounds.swap_backgrounds(images, masks, images.flip(0), masks.flip(0))
     assert torch.equal(composed[0, :, :, : SIDE // 2], images[0, :, :, : SIDE // 2])
     left_of_other = float(images[1, 0, 0, 0])
     assert composed[0, 0, 0, SIDE - 1].item() == pytest.approx(left_of_other, rel=1e-4)
 
 
-def test_confusion_and_reliability_count_every_answer_once() -> None:
+def test_confusion_and_reliability_count_every_prediction_once() -> None:
     labels = torch.tensor([0, 0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.0, 1.0, 0.0], [0.0, 0.4, 0.6]])
 
     assert label_figures.confusion(probabilities, labels) == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     bins = label_figures.reliability(probabilities, labels)
-    assert sum(int(each["count"] or 0) for each in bins) == 4
-    assert [each["accuracy"] for each in bins if each["count"]] == [1.0, 0.0, 1.0, 1.0]
+    assert sum(int(entry["count"] or 0) for entry in bins) == 4
+    assert [entry["accuracy"] for entry in bins if entry["count"]] == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_loss_histogram_holds_every_loss_of_its_kind() -> None:
     losses = torch.tensor([0.1, 0.2, 3.0, 50.0])
-    found = label_figures.loss_histogram(losses, torch.tensor([False, False, True, True]))
+    histogram = label_figures.loss_histogram(losses, torch.tensor([False, False, True, True]))
 
-    assert sum(found["right"]) == sum(found["wrong"]) == 2
-    assert found["mean"]["wrong"] > found["mean"]["right"]
+    assert sum(histogram["right"]) == sum(histogram["wrong"]) == 2
+    assert histogram["mean"]["wrong"] > histogram["mean"]["right"]
     assert label_figures.loss_histogram(losses, torch.zeros(4, dtype=torch.bool))["mean"]["wrong"] is None
 
 
@@ -149,12 +149,12 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
     assert truth.test_images is not None
     assert truth.test_labels is not None
     wrong = (training.labels != truth.train_clean).numpy().astype(np.int8)
-    shown = report_data.Judged("test", truth.test_images, truth.test_labels)
+    judged = report_data.JudgedImages("test", truth.test_images, truth.test_labels)
     training.method.train()  # as it is after a restore
 
-    found = report_data.find(training, images, shown, wrong=wrong, issues=training.label_issues())
-    numbers = json.loads(json.dumps(found.numbers, allow_nan=False))
-    drawn = plots.draw(numbers, found.pictures, tmp_path) if method == "denll" else list(plots.PLOTS)
+    report = report_data.collect(training, images, judged, wrong=wrong, issues=training.label_issues())
+    numbers = json.loads(json.dumps(report.numbers, allow_nan=False))
+    drawn = plots.draw(numbers, report.pictures, tmp_path) if method == "denll" else list(plots.PLOTS)
 
     assert (numbers["own_mask"] is not None) == (method == "denll")
     assert (numbers["of"], numbers["labels"], numbers["rows"]) == ("test", "true", list(range(24)))
@@ -173,23 +173,23 @@ def test_every_method_has_all_figures_and_is_left_as_it_was(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_without_test_set_and_truth_the_figures_say_whose_word_they_take(
+def test_without_test_set_and_truth_the_numbers_name_what_was_judged_by(
     spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
-    nobody = Truth(None, None, None)
+    unknown = Truth(None, None, None)
     training = finished(labeled, spec(epochs=2, validation_fraction=0.2))
-    found = report_data.find(
-        training, labeled, report_data.judged(training, labeled, nobody), issues=training.label_issues()
+    report = report_data.collect(
+        training, labeled, report_data.choose_judged(training, labeled, unknown), issues=training.label_issues()
     )
-    assert (found.numbers["of"], found.numbers["labels"]) == ("held_out", "given")
-    assert found.numbers["rows"] == training.held_out.tolist()
-    assert found.numbers["loss_histogram"]["wrong_by"] == "ranking"
-    told = report_data.metrics(found.numbers)
-    assert told["swapped_accuracy"] is None
-    assert told["noisy_swapped_accuracy"] == found.numbers["backgrounds"]["swapped_accuracy"]
+    assert (report.numbers["of"], report.numbers["labels"]) == ("held_out", "given")
+    assert report.numbers["rows"] == training.held_out.tolist()
+    assert report.numbers["loss_histogram"]["wrong_by"] == "ranking"
+    metrics = report_data.metrics(report.numbers)
+    assert metrics["swapped_accuracy"] is None
+    assert metrics["noisy_swapped_accuracy"] == report.numbers["backgrounds"]["swapped_accuracy"]
 
     nothing_held_out = finished(labeled, spec(epochs=1, validation_fraction=0.0))
-    bare = report_data.find(nothing_held_out, labeled, report_data.judged(nothing_held_out, labeled, nobody))
+    bare = report_data.collect(nothing_held_out, labeled, report_data.choose_judged(nothing_held_out, labeled, unknown))
     assert bare.numbers["loss_histogram"] is None
     assert "confusion" not in bare.numbers
     assert set(report_data.metrics(bare.numbers).values()) == {None}
@@ -202,20 +202,20 @@ def test_held_out_images_are_judged_by_what_is_known_of_them_and_no_loss_of_thei
     training = finished(labeled, spec(epochs=1, validation_fraction=0.25, noise=noise))
     clean = labeled.labels.clone()
     clean[training.held_out[0]] = UNKNOWN
-    shown = report_data.judged(training, labeled, Truth(None, None, None), clean)
-    assert shown is not None
-    assert shown.rows is not None
-    assert shown.rows.tolist() == training.held_out[1:].tolist()
-    assert torch.equal(shown.labels, labeled.labels[shown.rows])
-    assert not shown.noisy
+    judged = report_data.choose_judged(training, labeled, Truth(None, None, None), clean)
+    assert judged is not None
+    assert judged.rows is not None
+    assert judged.rows.tolist() == training.held_out[1:].tolist()
+    assert torch.equal(judged.labels, labeled.labels[judged.rows])
+    assert not judged.noisy
 
-    found = report_data.find(training, labeled, shown, wrong=measure.wrong_labels(training.labels, clean)).numbers
-    assert found["labels"] == "true"
-    counted = sum(found["loss_histogram"]["right"]) + sum(found["loss_histogram"]["wrong"])
+    numbers = report_data.collect(training, labeled, judged, wrong=measure.wrong_labels(training.labels, clean)).numbers
+    assert numbers["labels"] == "true"
+    counted = sum(numbers["loss_histogram"]["right"]) + sum(numbers["loss_histogram"]["wrong"])
     assert counted == len(labeled) - len(training.held_out)
 
 
-def test_findings_without_anything_to_show_draw_nothing(tmp_path: Path) -> None:
+def test_numbers_without_a_figure_draw_nothing(tmp_path: Path) -> None:
     numbers = {"classes": ["a", "b"], "loss_histogram": None, "transition": None, "noise_rate": None}
 
     assert plots.draw(numbers, np.empty((0, 8, 8, 3), np.uint8), tmp_path) == []
@@ -232,11 +232,11 @@ def test_the_same_numbers_draw_the_same_bytes_and_names_are_no_markup(tmp_path: 
     assert "<b>" not in (tmp_path / "one" / "figure-confusion.svg").read_text()
 
 
-def test_images_looked_at_are_bounded_by_speed_and_spread_evenly(
+def test_judged_images_are_bounded_by_speed_and_spread_evenly(
     spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
     training = finished(labeled, spec(epochs=1))
-    assert report_data.FEWEST <= report_data.affordable(training) <= report_data.MOST
+    assert report_data.FEWEST <= report_data.affordable_images(training) <= report_data.MOST
     assert image_store.evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert image_store.evenly(3, 10).tolist() == [0, 1, 2]
 
@@ -258,9 +258,9 @@ def test_grad_cam_of_a_pooled_linear_network_is_its_class_activation(
     images = torch.randn(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     classes = torch.arange(6) % CLASSES
     with torch.no_grad():
-        plain = attention.class_activation(method, images, classes)
+        activation = attention.class_activation(method, images, classes)
     weighed = attention.grad_cam(method, images, classes)
 
-    assert plain is not None
+    assert activation is not None
     assert weighed is not None
-    torch.testing.assert_close(weighed, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weighed, activation, rtol=1e-4, atol=1e-5)

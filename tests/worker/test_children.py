@@ -220,7 +220,7 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(
         assert by_name[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
 
 
-@pytest.mark.parametrize("where", ["report_data.find", "plots.draw"])
+@pytest.mark.parametrize("where", ["report_data.collect", "plots.draw"])
 def test_a_figure_that_fails_fails_no_job(
     where: str, harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

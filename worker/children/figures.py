@@ -55,13 +55,13 @@ def compute(
     epochs = trainer.epochs
     reporter.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
     try:
-        report = report_data.find(
+        report = report_data.collect(
             trainer,
             images,
-            report_data.judged(trainer, images, truth, clean),
+            report_data.choose_judged(trainer, images, truth, clean),
             wrong=measure.wrong_labels(trainer.labels, clean),
             issues=issues,
-            going_on=reporter.check_cancelled,
+            on_batch=reporter.check_cancelled,
         )
         report.numbers["pictures"] = _image_paths(dataset_folder, report.numbers)
     except (Interrupted, FencedOff, DatabaseUnavailable):

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def preload() -> None:
     """Import what an attempt would import later: methods, networks, plots, a launcher, the compiler of optimizers."""
     current()
-    plots.warm()
+    plots.import_matplotlib()
     importlib.import_module("torch._dynamo")
     importlib.import_module("torch.distributed.launcher.api")
     for name in methods.names():

@@ -58,7 +58,7 @@ class Publication:
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
         self.metrics = summarize(trainer, images, truth, self._issues)
-        clean = selftest.reference(trainer.spec, images, truth)
+        clean = selftest.reference_labels(trainer.spec, images, truth)
         self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.dataset_folder, reporter)
         if self._report is not None:
             self.metrics |= events.strict(report_data.metrics(self._report.numbers))
@@ -171,7 +171,7 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
     last = trainer.history[-1]
     test, validation = last.test.get(ENSEMBLE), last.noisy_validation.get(ENSEMBLE)
     clean_validation = last.clean_validation.get(ENSEMBLE)
-    clean = selftest.reference(trainer.spec, images, truth)
+    clean = selftest.reference_labels(trainer.spec, images, truth)
     ranking = None if issues is None or clean is None else measure.ranking_quality(issues, trainer.labels, clean)
     metrics: dict[str, Any] = events.strict(
         {
