@@ -18,15 +18,15 @@ from app.datasets import upload_service
 from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
 from app.http.access import KeyCache
-from app.http.metrics import Meter
-from app.http.routing import Paths
+from app.http.metrics import RequestMetrics
+from app.http.routing import AllowedMethods
 from app.jobs import methods_routes, results_routes
 from app.jobs import routes as jobs
-from app.jobs.schemas import Parser
-from app.jobs.stream import News
+from app.jobs.schemas import JobRequestParser
+from app.jobs.stream import EventPoller
 from app.keys import routes as keys
 from app.models import routes as models
-from app.models.registry_cache import Known
+from app.models.registry_cache import ModelRegistryCache
 from app.notifier import Notifier
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
@@ -57,9 +57,9 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state.storage.create()
         state.engine = db.connect(config)
         state.notifier = Notifier(config)
-        state.keyring = KeyCache(config, state.engine)
-        state.models_known = Known(state.engine)
-        state.news = News(state.engine, config.event_poll_s)
+        state.key_cache = KeyCache(config, state.engine)
+        state.model_registry = ModelRegistryCache(state.engine)
+        state.event_poller = EventPoller(state.engine, config.event_poll_s)
         state.gateway = Gateway(
             config.inference_addresses,
             connect_timeout_s=config.connect_timeout_s,
@@ -84,18 +84,18 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
-    app.state.job_parser = Parser(app.state.catalog)
+    app.state.job_parser = JobRequestParser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
     app.state.upload_limiter = upload_service.UploadLimiter(config.max_uploads)
-    app.state.meter = Meter()
+    app.state.request_metrics = RequestMetrics()
     app.state.started_at = time.monotonic()
-    app.state.paths = Paths(ROUTERS)
+    app.state.allowed_methods = AllowedMethods(ROUTERS)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
     openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
     stack = app.build_middleware_stack()
-    app.middleware_stack = security.SecurityMiddleware(stack, settings=config, meter=app.state.meter)
+    app.middleware_stack = security.SecurityMiddleware(stack, settings=config, meter=app.state.request_metrics)
     return app
 
 
@@ -114,7 +114,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,  # an open event stream must not block the end for ever
-        http=connection.bounded(config),
+        http=connection.limited_protocol(config),
         ws="none",
     )
 

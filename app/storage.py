@@ -110,14 +110,14 @@ def remove(path: Path) -> int:
     """Delete a file or folder, first renamed so that nobody sees half of it; returns the bytes freed."""
     if not path.exists():
         return 0
-    doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex}.doomed")
+    trash = path.with_name(f".{path.name}.{uuid.uuid4().hex}.trash")
     with contextlib.suppress(FileNotFoundError):
-        path.rename(doomed)
-    freed = sum(p.stat().st_size for p in files_below(doomed))
-    if doomed.is_dir():
-        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(trash)
+    freed = sum(p.stat().st_size for p in files_below(trash))
+    if trash.is_dir():
+        shutil.rmtree(trash, ignore_errors=True)
     else:
-        doomed.unlink(missing_ok=True)
+        trash.unlink(missing_ok=True)
     return freed
 
 

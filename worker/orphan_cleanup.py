@@ -57,7 +57,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _is_ours(path: Path) -> bool:
     """Whether the service makes such a name: an id (with a suffix) or a temporary file; others are the operator's."""
-    if path.name.endswith((".tmp", ".doomed", ".part")) or ".tmp" in path.name:
+    if path.name.endswith((".tmp", ".trash", ".part")) or ".tmp" in path.name:
         return True
     try:
         uuid.UUID(path.name.partition(".")[0])

@@ -29,7 +29,7 @@ from app.errors import (
 from app.http import files as answers
 from app.http import pages
 from app.http.access import READ, TRAIN
-from app.http.deps import Files, Reading, Transaction
+from app.http.deps import Files, ReadSession, Transaction
 from app.http.idempotency import Idempotency
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
@@ -113,7 +113,7 @@ async def create(
 
 
 @router.get("/datasets", dependencies=[READ], response_model=Page[DatasetOut])
-def list_(session: Reading, files: Files, paging: Paging, status: Status | None = None) -> Page[DatasetOut]:
+def list_(session: ReadSession, files: Files, paging: Paging, status: Status | None = None) -> Page[DatasetOut]:
     """Data sets, newest first."""
     statement = select(Dataset)
     if status is not None:
@@ -123,7 +123,7 @@ def list_(session: Reading, files: Files, paging: Paging, status: Status | None 
 
 
 @router.get("/datasets/{dataset_id}", dependencies=[READ], response_model=DatasetOut)
-def get(session: Reading, files: Files, dataset_id: uuid.UUID) -> DatasetOut:
+def get(session: ReadSession, files: Files, dataset_id: uuid.UUID) -> DatasetOut:
     row = service.get(session, dataset_id)
     return schemas.dataset_out(row, inside(files, row))
 
@@ -150,7 +150,7 @@ def delete(session: Transaction, files: Files, background: BackgroundTasks, data
 )
 def report(
     request: Request,
-    session: Reading,
+    session: ReadSession,
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
@@ -176,7 +176,7 @@ def report(
     responses=problems(NotReady, ArtifactNotFound),
 )
 def images(
-    session: Reading,
+    session: ReadSession,
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
@@ -212,7 +212,7 @@ def images(
         **problems(NotReady, ImageNotFound),
     },
 )
-def image(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
+def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The original bytes, as they were uploaded."""
     folder = files.dataset(service.ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
@@ -226,7 +226,7 @@ def image(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageInd
     response_class=Response,
     responses={200: {"content": {"image/png": BINARY}}, **problems(NotReady, ImageNotFound)},
 )
-def thumbnail(session: Reading, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
+def thumbnail(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The image as a network sees it."""
     folder = files.dataset(service.ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
@@ -250,7 +250,7 @@ def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Res
     response_model=Page[LabelVersion],
     responses=problems(NotReady),
 )
-def labels(session: Reading, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersion]:
+def labels(session: ReadSession, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersion]:
     """Versions of the labels, newest first. The images never change."""
     row = service.ready(session, dataset_id)
     uploaded = LabelVersion(version=1, source="upload", edits=0, created_at=row.finished_at or row.created_at)

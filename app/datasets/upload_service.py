@@ -18,7 +18,7 @@ from app.datasets import archive_check, schemas, service, uploads
 from app.datasets.uploads import Received, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
-from app.http.idempotency import Answer, Key, request_hash
+from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
 
 RETRY_S = 10
@@ -40,7 +40,9 @@ class UploadLimiter:
         self._running -= 1
 
 
-async def accept_upload(request: Request, key: Key | None, query: dict[str, str | None]) -> tuple[Answer, bool]:
+async def accept_upload(
+    request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
+) -> tuple[StoredResponse, bool]:
     """Receive an upload and make it a queued data set.
 
     Args:
@@ -71,7 +73,9 @@ async def accept_upload(request: Request, key: Key | None, query: dict[str, str 
             raise
 
 
-async def _create_dataset(request: Request, key: Key | None, query: dict[str, str | None]) -> Answer:
+async def _create_dataset(
+    request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
+) -> StoredResponse:
     files: storage.Storage = request.app.state.storage
     dataset_id = uuid.uuid4()
     target = files.upload(dataset_id)
@@ -100,7 +104,9 @@ async def _receive(request: Request, path: Path | None, query: dict[str, str | N
         writer.close()
 
 
-def _insert(request: Request, dataset_id: uuid.UUID, received: Received, key: Key | None) -> Answer:
+def _insert(
+    request: Request, dataset_id: uuid.UUID, received: Received, key: IdempotentRequest | None
+) -> StoredResponse:
     upload: dict[str, Any] = {
         **{field: received.fields.get(field) for field in archive_check.COLUMN_FIELDS},
         "sha256": received.sha256,
@@ -110,7 +116,7 @@ def _insert(request: Request, dataset_id: uuid.UUID, received: Received, key: Ke
         name = received.fields.get("name") or title_from(received.filename)
         row = service.create(session, dataset_id, name, upload, request.state.request_id)
         body = schemas.dataset_out(row, None).model_dump(mode="json")
-        answer = Answer(202, {"Location": f"/datasets/{dataset_id}"}, body)
+        answer = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
         if key is not None:
             key.finish(session, _hash(received), answer)
     return answer
@@ -128,11 +134,11 @@ def _hash(received: Received) -> str:
     return request_hash(received.fields, received.sha256)
 
 
-def _reserve(engine: Any, key: Key) -> tuple[Answer, str] | None:
+def _reserve(engine: Any, key: IdempotentRequest) -> tuple[StoredResponse, str] | None:
     with db.transaction(engine) as session:
         return key.begin(session, None)
 
 
-def _abandon(engine: Any, key: Key) -> None:
+def _abandon(engine: Any, key: IdempotentRequest) -> None:
     with db.transaction(engine) as session:
         key.abandon(session)

@@ -19,7 +19,7 @@ from app.datasets.archive_check import COLUMN_FIELDS
 from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge, UnsupportedMediaType
 from app.http import bodies, problems
 from app.http.fields import Name
-from app.http.multipart import Begin, Data, Parts
+from app.http.multipart import MultipartReader, PartBegin, PartData
 from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
 
 RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/zstd")
@@ -133,16 +133,16 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
 
 async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:
     """Parts `file` and `FIELDS` in any order; the fields are added to `fields`. The file name."""
-    parts = Parts(request.headers["content-type"], most=PARTS)
+    parts = MultipartReader(request.headers["content-type"], most=PARTS)
     seen: set[str] = set()
     name, filename, value = "", None, bytearray()
     async for chunk in request.stream():
         for event in parts.feed(chunk):
-            if isinstance(event, Begin):
+            if isinstance(event, PartBegin):
                 name, value = event.name, bytearray()
                 _expect(name, seen, is_file=event.filename is not None)
                 filename = event.filename if name == "file" else filename
-            elif isinstance(event, Data):
+            elif isinstance(event, PartData):
                 if name == "file":
                     await writer.write(event.data)
                     continue

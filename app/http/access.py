@@ -75,7 +75,7 @@ class KeyCache:
             raise refused("This key is unknown or revoked.")
         return known
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """A key was revoked here: ask the database again about all."""
         with self._lock:
             self._seen.clear()
@@ -104,7 +104,7 @@ def refused(detail: str) -> Unauthenticated:
     return Unauthenticated(detail, headers={"WWW-Authenticate": 'Bearer realm="denll"'})
 
 
-class Allow:
+class RequireScope:
     """What a route demands. `routing.Route` asks before it reads a body; as a dependency it only marks the route."""
 
     def __init__(self, scope: Scope | None) -> None:
@@ -116,17 +116,17 @@ class Allow:
     async def check(self, request: Request) -> None:
         if self.scope is None:
             return
-        principal = await request.app.state.keyring.principal(request.headers.get("authorization"))
+        principal = await request.app.state.key_cache.principal(request.headers.get("authorization"))
         principal.require(self.scope)
         request.state.principal = principal
 
 
 OPEN, READ, TRAIN, PREDICT, ADMIN = (
-    Depends(Allow(None)),
-    Depends(Allow("read")),
-    Depends(Allow("train")),
-    Depends(Allow("predict")),
-    Depends(Allow("admin")),
+    Depends(RequireScope(None)),
+    Depends(RequireScope("read")),
+    Depends(RequireScope("train")),
+    Depends(RequireScope("predict")),
+    Depends(RequireScope("admin")),
 )
 
 

@@ -19,7 +19,7 @@ from app.http import bodies, problems
 from app.settings import Settings
 
 
-class Joined:
+class BufferedTransport:
     """A transport that writes once a turn of the loop: head and body of an answer cost one system call, not two."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,7 +45,7 @@ class Joined:
         return getattr(self._transport, name)
 
 
-class Connection(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """A subclass names the limits; `bounded` makes it."""
 
     head_bytes: ClassVar[int]
@@ -58,7 +58,7 @@ class Connection(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]  # as good as one
+        super().connection_made(BufferedTransport(transport, self.loop))  # type: ignore[arg-type]  # as good as one
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -113,7 +113,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded(settings: Settings) -> type[Connection]:
+def limited_protocol(settings: Settings) -> type[LimitedHttpProtocol]:
     """The connection that these settings describe, for the server to make."""
     limits = {"head_bytes": settings.header_bytes, "head_s": settings.slow_header_s}
-    return type("BoundedConnection", (Connection,), limits)
+    return type("BoundedConnection", (LimitedHttpProtocol,), limits)

@@ -21,7 +21,7 @@ def _transaction(request: Request) -> Iterator[Session]:
         yield session
 
 
-def _reading(request: Request) -> Iterator[Session]:
+def _read_session(request: Request) -> Iterator[Session]:
     with db.transaction(request.app.state.engine, read_only=True) as session:
         yield session
 
@@ -29,7 +29,7 @@ def _reading(request: Request) -> Iterator[Session]:
 # scope="function": the exit half, and with it the commit, runs before the response is sent. With FastAPI's default
 # scope a failing commit would still answer 202.
 Transaction = Annotated[Session, Depends(_transaction, scope="function")]
-Reading = Annotated[Session, Depends(_reading, scope="function")]
+ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
 
 
 async def _settings(request: Request) -> Settings:
@@ -60,5 +60,5 @@ async def _request_id(request: Request) -> str:
 Config = Annotated[Settings, Depends(_settings)]
 Files = Annotated[Storage, Depends(_storage)]
 Notifications = Annotated[Notifier, Depends(_notifier)]
-Trainable = Annotated[Catalog, Depends(_catalog)]
+TrainingCatalog = Annotated[Catalog, Depends(_catalog)]
 RequestId = Annotated[str, Depends(_request_id)]

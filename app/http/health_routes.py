@@ -40,11 +40,11 @@ class Readiness(BaseModel):
     checks: dict[str, Check]
 
 
-class Alive(BaseModel):
+class Liveness(BaseModel):
     status: Literal["ok"]
 
 
-@router.get("/livez", dependencies=[OPEN], response_model=Alive)
+@router.get("/livez", dependencies=[OPEN], response_model=Liveness)
 async def livez() -> Response:
     """The process answers. Nothing else is asked."""
     return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
@@ -122,7 +122,7 @@ def prometheus(request: Request) -> Response:
             gauges += [*counted(session), Metric("denll_database_up", "gauge", "Database reachable", [({}, 1.0)])]
     except DatabaseUnavailable:
         gauges.append(Metric("denll_database_up", "gauge", "Database reachable", [({}, 0.0)]))
-    text = metrics.render([*state.meter.metrics(), *gauges])
+    text = metrics.render([*state.request_metrics.metrics(), *gauges])
     return Response(text, media_type=metrics.MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 

@@ -29,7 +29,7 @@ RETRY_S = 1
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredResponse:
     """What a creating request was told."""
 
     status: int
@@ -42,7 +42,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Key:
+class IdempotentRequest:
     """One caller's key on one route; `kept_s` is how long its answer is replayed."""
 
     principal: str
@@ -50,7 +50,7 @@ class Key:
     key: str
     kept_s: float
 
-    def begin(self, session: Session, request_hash: str | None) -> tuple[Answer, str] | None:
+    def begin(self, session: Session, request_hash: str | None) -> tuple[StoredResponse, str] | None:
         """Reserve the key, or return the answer it already has and the hash of its request.
 
         A repetition that comes while the first is being created in another transaction waits for it.
@@ -71,19 +71,20 @@ class Key:
             known = session.get(IdempotencyKey, (self.principal, self.route, self.key), populate_existing=True)
             if known is None or known.answer is None:
                 raise RequestInFlight(
-                    "The first request with this Idempotency-Key is still being answered.", retry_after_s=RETRY_S
+                    "The first request with this Idempotency-IdempotentRequest is still being answered.",
+                    retry_after_s=RETRY_S,
                 ) from None
             if request_hash is not None:
                 self.compare(known.request_hash, request_hash)
-            return Answer(**known.answer), known.request_hash
+            return StoredResponse(**known.answer), known.request_hash
         return None
 
     @staticmethod
     def compare(stored: str, given: str) -> None:
         if stored != given:
-            raise IdempotencyMismatch("This Idempotency-Key belongs to a request with another content.")
+            raise IdempotencyMismatch("This Idempotency-IdempotentRequest belongs to a request with another content.")
 
-    def finish(self, session: Session, request_hash: str, answer: Answer) -> None:
+    def finish(self, session: Session, request_hash: str, answer: StoredResponse) -> None:
         """Keep the answer, in the transaction that creates what it speaks of."""
         stored = {"status": answer.status, "headers": answer.headers, "body": answer.body}
         session.execute(update(IdempotencyKey).where(*self._mine()).values(answer=stored, request_hash=request_hash))
@@ -105,18 +106,18 @@ async def _key(
     idempotency_key: Annotated[
         str | None, Header(max_length=255, description="Repeat a request safely: the first answer is replayed")
     ] = None,
-) -> Key | None:
+) -> IdempotentRequest | None:
     if idempotency_key is None:
         return None
     if not VISIBLE.fullmatch(idempotency_key):
         detail = "Use 1 to 255 visible ASCII characters."
-        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
+        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-IdempotentRequest", "idempotency_key", detail)])
     principal: Principal = request.state.principal
     route = f"{request.method} {request.scope['route'].path}"
-    return Key(principal.id, route, idempotency_key, request.app.state.settings.idempotency_ttl_s)
+    return IdempotentRequest(principal.id, route, idempotency_key, request.app.state.settings.idempotency_ttl_s)
 
 
-Idempotency = Annotated[Key | None, Depends(_key)]
+Idempotency = Annotated[IdempotentRequest | None, Depends(_key)]
 
 
 def request_hash(*parts: Any) -> str:

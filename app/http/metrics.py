@@ -17,7 +17,7 @@ class Metric(NamedTuple):
     samples: Iterable[tuple[Mapping[str, str], float]]
 
 
-class Meter:
+class RequestMetrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str, int], int] = defaultdict(int)

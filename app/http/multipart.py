@@ -24,7 +24,7 @@ FILE = re.compile(rb'form-data; name="([A-Za-z0-9_-]+)"; filename="([A-Za-z0-9_.
 
 
 @dataclass(frozen=True)
-class Begin:
+class PartBegin:
     """A part starts. `filename` is display text of the client; it names no file of ours."""
 
     name: str
@@ -33,16 +33,16 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Data:
+class PartData:
     data: bytes
 
 
 @dataclass(frozen=True)
-class End:
+class PartEnd:
     """The part is complete."""
 
 
-Event = Begin | Data | End
+Event = PartBegin | PartData | PartEnd
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -55,12 +55,12 @@ def boundary_of(content_type: str) -> bytes:
     return boundary
 
 
-def begin(headers: dict[bytes, bytes]) -> Begin:
+def begin(headers: dict[bytes, bytes]) -> PartBegin:
     """What the headers of a part say; their names in lower case."""
     name, filename = _names(headers.get(b"content-disposition", b""))
     media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
     text = None if filename is None else filename.decode("utf-8", "replace")
-    return Begin(name.decode("utf-8", "replace"), text, media_type.decode("latin-1"))
+    return PartBegin(name.decode("utf-8", "replace"), text, media_type.decode("latin-1"))
 
 
 def _names(disposition: bytes) -> tuple[bytes, bytes | None]:
@@ -73,10 +73,10 @@ def _names(disposition: bytes) -> tuple[bytes, bytes | None]:
     return options[b"name"], options.get(b"filename")
 
 
-def only_part(content_type: str, body: bytes) -> tuple[Begin, bytes] | None:
+def single_part(content_type: str, body: bytes) -> tuple[PartBegin, bytes] | None:
     """The part of a whole body that has just one, as a client's upload of a picture does, found without a parser.
 
-    None where the form is any other: `Parts` then judges it.
+    None where the form is any other: `MultipartReader` then judges it.
     """
     boundary = boundary_of(content_type)
     first, last = b"--" + boundary + b"\r\n", b"\r\n--" + boundary
@@ -92,7 +92,7 @@ def only_part(content_type: str, body: bytes) -> tuple[Begin, bytes] | None:
     return begin({name.lower(): value for name, value in found}), body[head + 4 : end]
 
 
-class Parts:
+class MultipartReader:
     """Feed bytes, get the events they complete; Malformed, or TooLarge for too many parts."""
 
     def __init__(self, content_type: str, *, most: int = 16) -> None:
@@ -110,7 +110,7 @@ class Parts:
                 "on_header_end": self._header_ends,
                 "on_headers_finished": self._headers_end,
                 "on_part_data": self._data,
-                "on_part_end": lambda: self._events.append(End()),
+                "on_part_end": lambda: self._events.append(PartEnd()),
                 "on_end": self._end,
             },
             max_header_size=HEADER_BYTES,
@@ -155,7 +155,7 @@ class Parts:
         self._events.append(begin(self._headers))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._events.append(Data(bytes(data[start:end])))
+        self._events.append(PartData(bytes(data[start:end])))
 
     def _end(self) -> None:
         self._ended = True

@@ -34,49 +34,51 @@ class Page(BaseModel, Generic[Item]):
     next_cursor: str | None
 
 
-class Asked(NamedTuple):
+class PageParams(NamedTuple):
     limit: int
     cursor: str | None
 
 
-async def _asked(
+async def _page_params(
     limit: Annotated[int, Query(ge=1, le=200, description="Most items of one page")] = 50,
     cursor: Annotated[str | None, Query(max_length=400, description="`next_cursor` of the page before")] = None,
-) -> Asked:
-    return Asked(limit, cursor)
+) -> PageParams:
+    return PageParams(limit, cursor)
 
 
-Paging = Annotated[Asked, Depends(_asked)]
+Paging = Annotated[PageParams, Depends(_page_params)]
 
 
-def newest(session: Session, statement: Select[Source], table: Any, asked: Asked) -> tuple[list[Source], str | None]:
+def newest(
+    session: Session, statement: Select[Source], table: Any, params: PageParams
+) -> tuple[list[Source], str | None]:
     """One page of a table with `created_at` and `id`, and the cursor of the next."""
-    if asked.cursor is not None:
-        at, last = decode(asked.cursor, parse_time_and_id)
+    if params.cursor is not None:
+        at, last = decode(params.cursor, parse_time_and_id)
         statement = statement.where(or_(table.created_at < at, and_(table.created_at == at, table.id < last)))
-    statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(asked.limit + 1)
+    statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(params.limit + 1)
     rows = list(session.scalars(statement))
-    more = len(rows) > asked.limit
-    rows = rows[: asked.limit]
+    more = len(rows) > params.limit
+    rows = rows[: params.limit]
     return rows, encode([rows[-1].created_at.isoformat(), str(rows[-1].id)]) if more else None  # type: ignore[attr-defined]
 
 
-def sliced(items: Sequence[Source], asked: Asked) -> tuple[list[Source], str | None]:
+def sliced(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
     """One page of a list that never changes its order."""
-    start = after(asked, 0)
-    end = start + asked.limit
+    start = after(params, 0)
+    end = start + params.limit
     return list(items[start:end]), encode([end]) if end < len(items) else None
 
 
-def numbered(rows: Sequence[Numbered], asked: Asked) -> tuple[Sequence[Numbered], str | None]:
+def numbered(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequence[Numbered], str | None]:
     """One page of rows in the order of their numbers, one more than its limit having been read behind `after`."""
-    kept = rows[: asked.limit]
+    kept = rows[: params.limit]
     return kept, encode([kept[-1].number]) if len(rows) > len(kept) else None
 
 
-def after(asked: Asked, start: int) -> int:
+def after(params: PageParams, start: int) -> int:
     """Where the page before ended, or `start`."""
-    found: int = decode(asked.cursor, parse_offset) if asked.cursor is not None else start
+    found: int = decode(params.cursor, parse_offset) if params.cursor is not None else start
     return found
 
 

@@ -88,7 +88,7 @@ def from_framework(request: Request, error: HTTPException) -> Problem:
     problem.title = phrase  # type: ignore[misc]  # an instance of no subclass names itself
     problem.headers.update(error.headers or {})
     if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
-        problem.headers["Allow"] = ", ".join(request.app.state.paths.methods(request.scope["path"]))
+        problem.headers["Allow"] = ", ".join(request.app.state.allowed_methods.of(request.scope["path"]))
     return problem
 
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from app.errors import Fault, InvalidRequest
 from app.http import bodies, problems
-from app.http.access import Allow
+from app.http.access import RequireScope
 from ml.formats.errors import printable
 
 QUERIES_CACHED = 256
@@ -30,10 +30,10 @@ CACHED_QUERY_BYTES = 512  # a longer query string is parsed every time
 class Route(APIRoute):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        allows = [d.dependency for d in self.dependencies if isinstance(d.dependency, Allow)]
+        allows = [d.dependency for d in self.dependencies if isinstance(d.dependency, RequireScope)]
         if len(allows) != 1:
             raise TypeError(f"{self.path} must say who may use it: dependencies=[READ], [TRAIN], ...")
-        self.allow: Allow = allows[0]
+        self.allow: RequireScope = allows[0]
         self.query_names = frozenset(query_names(self.dependant))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -140,12 +140,12 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     return "*" in tags or etag.removeprefix("W/") in tags
 
 
-class Paths:
+class AllowedMethods:
     """Which methods each path has, over all routers: the framework's own Allow names one route's alone."""
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
         self._routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
 
-    def methods(self, path: str) -> list[str]:
+    def of(self, path: str) -> list[str]:
         found = {m for route in self._routes if route.path_regex.match(path) for m in route.methods or ()}
         return sorted(found | ({"HEAD"} if "GET" in found else set()))

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.errors import CrossSite, HostNotAllowed, Malformed, Problem, UnsupportedMediaType
 from app.http import bodies, problems
-from app.http.metrics import Meter
+from app.http.metrics import RequestMetrics
 from app.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # whatever a r
 
 
 class SecurityMiddleware:
-    def __init__(self, app: ASGIApp, *, settings: Settings, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, meter: RequestMetrics) -> None:
         self._app, self._settings, self._meter = app, settings, meter
         named = (name.strip().lower() for name in settings.allowed_hosts.split(","))
         self._hosts = {"localhost", settings.host.lower(), *(name for name in named if name)}

@@ -10,7 +10,7 @@ from app.catalog import Catalog
 from app.errors import NotFound
 from app.http import pages
 from app.http.access import READ
-from app.http.deps import Trainable
+from app.http.deps import TrainingCatalog
 from app.http.pages import Paging
 from app.http.routing import Router
 
@@ -66,7 +66,7 @@ def described(catalog: Catalog, name: str) -> Method:
 
 
 @router.get("/methods", dependencies=[READ], response_model=Methods)
-async def list_(catalog: Trainable, paging: Paging) -> Methods:
+async def list_(catalog: TrainingCatalog, paging: Paging) -> Methods:
     """Every method, and what all trainings share: fields, networks, noises."""
     names, cursor = pages.sliced(list(catalog.methods), paging)
     return Methods(
@@ -79,7 +79,7 @@ async def list_(catalog: Trainable, paging: Paging) -> Methods:
 
 
 @router.get("/methods/{name}", dependencies=[READ], response_model=Method)
-async def get(catalog: Trainable, name: str) -> Method:
+async def get(catalog: TrainingCatalog, name: str) -> Method:
     """One method."""
     if name not in catalog.methods:
         raise NotFound(f"There is no such method; known: {', '.join(catalog.methods)}.")

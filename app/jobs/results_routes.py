@@ -16,7 +16,7 @@ from app.errors import ArtifactNotFound, RangeNotSatisfiable
 from app.http import files as answers
 from app.http import pages
 from app.http.access import READ
-from app.http.deps import Files, Reading
+from app.http.deps import Files, ReadSession
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -35,7 +35,7 @@ class Series(BaseModel):
 
 @router.get("/jobs/{job_id}/metrics", dependencies=[READ], response_model=Series)
 def metrics(
-    session: Reading,
+    session: ReadSession,
     job_id: uuid.UUID,
     max_points: Annotated[int, Query(ge=1, le=100_000, description="Evenly spaced; first and last are kept")] = 1000,
 ) -> Series:
@@ -61,7 +61,7 @@ def metrics(
 )
 def logs(
     request: Request,
-    session: Reading,
+    session: ReadSession,
     files: Files,
     job_id: uuid.UUID,
     format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
@@ -92,7 +92,7 @@ class LabelIssues(BaseModel):
 )
 def list_label_issues(
     request: Request,
-    session: Reading,
+    session: ReadSession,
     files: Files,
     job_id: uuid.UUID,
     paging: Paging,
@@ -118,7 +118,7 @@ class Artifact(BaseModel):
 
 
 @router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Page[Artifact])
-def artifacts(session: Reading, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
+def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
     """Files of the newest attempt, and the published weights and manifest."""
     job = service.get(session, job_id)
     found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
@@ -145,7 +145,7 @@ def artifacts(session: Reading, files: Files, paging: Paging, job_id: uuid.UUID)
         **problems(RangeNotSatisfiable, ArtifactNotFound),
     },
 )
-def artifact(request: Request, session: Reading, files: Files, job_id: uuid.UUID, name: str) -> Response:
+def artifact(request: Request, session: ReadSession, files: Files, job_id: uuid.UUID, name: str) -> Response:
     """Download one file: `Range` for a part, `Repr-Digest` and ETag to check it."""
     job = service.get(session, job_id)
     found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))

@@ -25,8 +25,8 @@ from app.errors import (
 )
 from app.http import pages
 from app.http.access import READ, TRAIN
-from app.http.deps import Config, Files, Notifications, Reading, RequestId, Trainable, Transaction
-from app.http.idempotency import Answer, Idempotency, request_hash
+from app.http.deps import Config, Files, Notifications, ReadSession, RequestId, TrainingCatalog, Transaction
+from app.http.idempotency import Idempotency, StoredResponse, request_hash
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -59,7 +59,7 @@ def create(
     request: Request,
     session: Transaction,
     config: Config,
-    catalog: Trainable,
+    catalog: TrainingCatalog,
     notifier: Notifications,
     request_id: RequestId,
     idempotency: Idempotency,
@@ -76,9 +76,9 @@ def create(
         return before[0].response(replayed=True)
     rows = submit.rows(session, catalog, parsed, request_id)
     jobs = service.create(session, rows, max_queued=config.max_queued)
-    comparison = [schemas.beside(job, None) for job in jobs] if len(jobs) > 1 else None
+    comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None
     shown = schemas.job_out(jobs[0], None, comparison).model_dump(mode="json")
-    answer = Answer(202, {"Location": f"/jobs/{jobs[0].id}"}, shown)
+    answer = StoredResponse(202, {"Location": f"/jobs/{jobs[0].id}"}, shown)
     if idempotency is not None:
         idempotency.finish(session, hashed, answer)
     for _ in jobs:
@@ -88,7 +88,7 @@ def create(
 
 @router.get("/jobs", dependencies=[READ], response_model=Page[JobOut])
 def list_(
-    session: Reading,
+    session: ReadSession,
     paging: Paging,
     status: Status | None = None,
     type: Literal["train", "predict"] | None = None,
@@ -101,15 +101,15 @@ def list_(
 
 
 @router.get("/jobs/{job_id}", dependencies=[READ], response_model=JobOut)
-def get(session: Reading, job_id: uuid.UUID) -> JobOut:
+def get(session: ReadSession, job_id: uuid.UUID) -> JobOut:
     """A job, and beside it those it is compared with."""
-    return whole(session, service.get(session, job_id))
+    return job_detail(session, service.get(session, job_id))
 
 
-def whole(session: Reading, job: Job) -> JobOut:
+def job_detail(session: ReadSession, job: Job) -> JobOut:
     group = service.compared(session, job)
     models = service.model_ids(session, [job, *group])
-    comparison = [schemas.beside(other, models.get(other.id)) for other in group] or None
+    comparison = [schemas.compared_job(other, models.get(other.id)) for other in group] or None
     return schemas.job_out(job, models.get(job.id), comparison)
 
 
@@ -119,13 +119,13 @@ def change(session: Transaction, job_id: uuid.UUID, body: Patch) -> JobOut:
     values = body.model_dump(exclude_unset=True)
     if "priority" in values:
         values["priority"] = schemas.PRIORITIES[body.priority]
-    return whole(session, service.change(session, job_id, values))
+    return job_detail(session, service.change(session, job_id, values))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[TRAIN], responses=problems(JobNotFinished))
 def delete(session: Transaction, files: Files, background: BackgroundTasks, job_id: uuid.UUID) -> None:
     """Delete a job that has ended, with its files; its model stays."""
-    service.forget(session, job_id)
+    service.delete(session, job_id)
     background.add_task(storage.remove, files.job(job_id))
 
 
@@ -138,7 +138,7 @@ def delete(session: Transaction, files: Files, background: BackgroundTasks, job_
 )
 def cancel(session: Transaction, job_id: uuid.UUID) -> JobOut:
     """End a queued job at once, a running one within seconds; 409 when it has ended."""
-    return whole(session, service.cancel(session, job_id))
+    return job_detail(session, service.cancel(session, job_id))
 
 
 @router.post(
@@ -163,7 +163,7 @@ def retry(
     if idempotency is not None and (before := idempotency.begin(session, hashed)):
         return before[0].response(replayed=True)
     job = service.retry(session, job_id, scratch=asked.from_ == "scratch", max_queued=config.max_queued)
-    answer = Answer(202, {"Location": f"/jobs/{job_id}"}, whole(session, job).model_dump(mode="json"))
+    answer = StoredResponse(202, {"Location": f"/jobs/{job_id}"}, job_detail(session, job).model_dump(mode="json"))
     if idempotency is not None:
         idempotency.finish(session, hashed, answer)
     background.add_task(notifier.notify, "jobs")
@@ -192,12 +192,12 @@ async def events(
     def known() -> bool:
         with db.transaction(engine, read_only=True) as session:
             service.get(session, job_id)
-        return last_event_id is not None and stream.over(engine, job_id, last_event_id)
+        return last_event_id is not None and stream.is_exhausted(engine, job_id, last_event_id)
 
     if await run_in_threadpool(known):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    shown = stream.follow(
-        engine, request.app.state.news, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
+    shown = stream.stream_events(
+        engine, request.app.state.event_poller, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
     )
     return EventSourceResponse(shown, headers=headers)

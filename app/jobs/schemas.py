@@ -95,7 +95,7 @@ def training_type(catalog: Catalog) -> type[TrainingRequest]:
     return made
 
 
-class Parser:
+class JobRequestParser:
     """What `POST /jobs` accepts, made from the catalog once."""
 
     def __init__(self, catalog: Catalog) -> None:
@@ -177,7 +177,7 @@ def wrong(pointer: str, code: str, detail: str) -> InvalidRequest:
     return InvalidRequest(f"{pointer}: {detail}", errors=[Fault(pointer, code, detail)])
 
 
-class Beside(BaseModel):
+class ComparedJob(BaseModel):
     """A job of a comparison, side by side."""
 
     id: uuid.UUID
@@ -214,7 +214,7 @@ class JobOut(BaseModel):
     model_id: uuid.UUID | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
     compared_with_id: uuid.UUID | None
-    comparison: list[Beside] | None
+    comparison: list[ComparedJob] | None
     request_id: str | None
     created_at: datetime
     started_at: datetime | None
@@ -229,7 +229,7 @@ def status_of(job: Job) -> Status:
     return job.state.value
 
 
-def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | None = None) -> JobOut:
+def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] | None = None) -> JobOut:
     started, ended = job.started_at, job.finished_at
     now = datetime.now(UTC)
     waited = ((started or ended or now) - job.created_at).total_seconds()
@@ -265,8 +265,8 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[Beside] | Non
     )
 
 
-def beside(job: Job, model_id: uuid.UUID | None) -> Beside:
-    return Beside(
+def compared_job(job: Job, model_id: uuid.UUID | None) -> ComparedJob:
+    return ComparedJob(
         id=job.id,
         status=status_of(job),
         method=job.request.get("method"),

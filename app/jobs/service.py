@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, select, update
+import sqlalchemy as sa
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from app import work
@@ -113,12 +114,12 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
     if job.dataset_id is None:
         raise NotReady("The job's data set was deleted.", code="dataset_deleted")
     if scratch:
-        session.execute(delete(Epoch).where(Epoch.job_id == job_id))
+        session.execute(sa.delete(Epoch).where(Epoch.job_id == job_id))
     events.record_state(session, job_id, State.queued, reason="retry")
     return job
 
 
-def forget(session: Session, job_id: uuid.UUID) -> None:
+def delete(session: Session, job_id: uuid.UUID) -> None:
     """Delete a job that has ended; its model stays. The caller removes the files. JobNotFinished."""
     job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:

@@ -26,7 +26,7 @@ BATCH = 500
 RECONNECT_MS = 2000
 
 
-class News:
+class EventPoller:
     """Wakes the streams of this process whose job has something new."""
 
     def __init__(self, engine: Engine, period_s: float) -> None:
@@ -64,15 +64,15 @@ class News:
             return dict(session.execute(statement.group_by(JobEvent.job_id)).all())
 
 
-async def follow(
-    engine: Engine, news: News, job_id: uuid.UUID, last_id: int, *, heartbeat_s: float
+async def stream_events(
+    engine: Engine, poller: EventPoller, job_id: uuid.UUID, last_id: int, *, heartbeat_s: float
 ) -> AsyncIterator[bytes]:
     """Every event after `last_id`, then `done`; a comment now and then keeps the connection alive."""
     yield format_sse_event(retry=RECONNECT_MS)
     said = time.monotonic()
     while True:
         try:
-            rows, ended = await run_in_threadpool(look, engine, job_id, last_id)
+            rows, ended = await run_in_threadpool(read_events, engine, job_id, last_id)
         except DatabaseUnavailable:
             rows, ended = [], False
         more, newest = len(rows) == BATCH, rows[-1] if rows else None
@@ -89,20 +89,20 @@ async def follow(
             return
         if more:
             continue
-        await news.of(job_id, last_id, said + heartbeat_s - time.monotonic())
+        await poller.of(job_id, last_id, said + heartbeat_s - time.monotonic())
         if time.monotonic() - said >= heartbeat_s:
             yield format_sse_event(comment="still here")
             said = time.monotonic()
 
 
-def look(engine: Engine, job_id: uuid.UUID, last_id: int) -> tuple[list[JobEvent], bool]:
+def read_events(engine: Engine, job_id: uuid.UUID, last_id: int) -> tuple[list[JobEvent], bool]:
     """The next events, and whether the job had ended before they were read (then there will be no more)."""
     with db.transaction(engine, read_only=True) as session:
         state = session.scalar(select(Job.state).where(Job.id == job_id))
         return list(events.after(session, job_id, last_id, limit=BATCH)), state is None or state in ENDED
 
 
-def over(engine: Engine, job_id: uuid.UUID, last_id: int) -> bool:
+def is_exhausted(engine: Engine, job_id: uuid.UUID, last_id: int) -> bool:
     """Whether a client that saw `last_id` has seen everything there will ever be."""
-    rows, ended = look(engine, job_id, last_id)
+    rows, ended = read_events(engine, job_id, last_id)
     return ended and not rows

@@ -12,33 +12,33 @@ from starlette.responses import Response
 from app.db.tables import ApiKey
 from app.http import pages
 from app.http.access import ADMIN
-from app.http.deps import Reading, Transaction
+from app.http.deps import ReadSession, Transaction
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.keys import service
-from app.keys.schemas import KeyOut, KeyShown, NewKey
+from app.keys.schemas import CreatedKey, KeyOut, NewKey
 
 router = Router(tags=["keys"])
 
 
-@router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=KeyShown)
-def create(session: Transaction, body: NewKey, response: Response) -> KeyShown:
+@router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=CreatedKey)
+def create(session: Transaction, body: NewKey, response: Response) -> CreatedKey:
     """Make a key. It is in this answer and nowhere else, so an Idempotency-Key is not honoured: that would store it."""
     row, key = service.create(session, body.name, body.scopes)
     response.headers["Location"] = f"/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
-    return KeyShown.model_validate({**KeyOut.model_validate(row, from_attributes=True).model_dump(), "key": key})
+    return CreatedKey.model_validate({**KeyOut.model_validate(row, from_attributes=True).model_dump(), "key": key})
 
 
 @router.get("/keys", dependencies=[ADMIN], response_model=Page[KeyOut])
-def list_(session: Reading, paging: Paging) -> Page[KeyOut]:
+def list_(session: ReadSession, paging: Paging) -> Page[KeyOut]:
     """Every key, revoked ones too, newest first."""
     rows, cursor = pages.newest(session, select(ApiKey), ApiKey, paging)
     return Page(items=[KeyOut.model_validate(r, from_attributes=True) for r in rows], next_cursor=cursor)
 
 
 @router.get("/keys/{key_id}", dependencies=[ADMIN], response_model=KeyOut)
-def get(session: Reading, key_id: uuid.UUID) -> KeyOut:
+def get(session: ReadSession, key_id: uuid.UUID) -> KeyOut:
     return KeyOut.model_validate(service.get(session, key_id), from_attributes=True)
 
 
@@ -46,4 +46,4 @@ def get(session: Reading, key_id: uuid.UUID) -> KeyOut:
 def revoke(session: Transaction, request: Request, background: BackgroundTasks, key_id: uuid.UUID) -> None:
     """Revoke a key: at once in this process, within five seconds in any other."""
     service.revoke(session, key_id)
-    background.add_task(request.app.state.keyring.forget)
+    background.add_task(request.app.state.key_cache.clear)

@@ -25,5 +25,5 @@ class KeyOut(BaseModel):
     revoked_at: datetime | None
 
 
-class KeyShown(KeyOut):
+class CreatedKey(KeyOut):
     key: str = Field(description="Shown this once; only its hash is kept")

@@ -22,7 +22,7 @@ ALIAS_FRESH_S = 2.0
 REMEMBERED = 1024
 
 
-class Served(NamedTuple):
+class ResolvedModel(NamedTuple):
     """What an answer says of the model that made it."""
 
     id: uuid.UUID
@@ -31,13 +31,13 @@ class Served(NamedTuple):
     method: str
 
 
-class Known:
+class ModelRegistryCache:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._seen: dict[str, tuple[Served, float]] = {}
+        self._seen: dict[str, tuple[ResolvedModel, float]] = {}
         self._lock = threading.Lock()
 
-    async def resolve(self, name: str) -> Served:
+    async def resolve(self, name: str) -> ResolvedModel:
         """The model of an id or alias; ModelNotFound, AliasNotFound, NotReady, DatabaseUnavailable."""
         remembered = self._seen.get(name)
         if remembered and (remembered[0].alias is None or time.monotonic() - remembered[1] < ALIAS_FRESH_S):
@@ -49,15 +49,15 @@ class Known:
                 return remembered[0]
             raise
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """A model was deleted or an alias moved, here: ask again."""
         with self._lock:
             self._seen.clear()
 
-    def _look_up(self, name: str) -> Served:
+    def _look_up(self, name: str) -> ResolvedModel:
         with db.transaction(self._engine, read_only=True) as session:
             model, alias = service.resolve(session, name)
-            served = Served(model.id, alias, model.digest, model.method)
+            served = ResolvedModel(model.id, alias, model.digest, model.method)
         with self._lock:
             if len(self._seen) >= REMEMBERED:
                 self._seen.clear()

@@ -14,7 +14,7 @@ from app.db.tables import Alias, Model
 from app.errors import AliasNotFound, Fault, InUse, InvalidRequest, ModelNotFound, NotReady
 from app.http import pages
 from app.http.access import READ, TRAIN
-from app.http.deps import Files, Reading, Transaction
+from app.http.deps import Files, ReadSession, Transaction
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -27,7 +27,7 @@ Name = Annotated[AliasName, Path(description="Lower case, digits, dot, dash, und
 
 @router.get("/models", dependencies=[READ], response_model=Page[ModelOut])
 def list_(
-    session: Reading,
+    session: ReadSession,
     paging: Paging,
     method: Annotated[str | None, Query(max_length=100)] = None,
     dataset_id: uuid.UUID | None = None,
@@ -44,7 +44,7 @@ def list_(
 
 
 @router.get("/models/{model_id}", dependencies=[READ], response_model=ModelOut)
-def get(session: Reading, model_id: uuid.UUID) -> ModelOut:
+def get(session: ReadSession, model_id: uuid.UUID) -> ModelOut:
     model = service.get(session, model_id)
     return model_out(model, service.aliases_of(session, [model])[model.id])
 
@@ -55,12 +55,12 @@ def delete(
 ) -> None:
     """Delete a model and its files; 409 while an alias pins it or a job scores with it."""
     service.remove(session, model_id)
-    background.add_task(request.app.state.models_known.forget)
+    background.add_task(request.app.state.model_registry.clear)
     background.add_task(storage.remove, files.model(model_id))
 
 
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
-def aliases(session: Reading, paging: Paging) -> Page[AliasOut]:
+def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
     """Every alias; `default` is there as soon as there is a model."""
     rows = list(session.scalars(select(Alias).order_by(Alias.name)))
     items = [alias_out(r.name, r.model_id, r, service.history(session, r.name)) for r in rows]
@@ -72,7 +72,7 @@ def aliases(session: Reading, paging: Paging) -> Page[AliasOut]:
 
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
-def get_alias(session: Reading, alias: Name) -> AliasOut:
+def get_alias(session: ReadSession, alias: Name) -> AliasOut:
     row = session.get(Alias, alias)
     model_id = row.model_id if row else service.aliased(session, alias).id
     return alias_out(alias, model_id, row, service.history(session, alias))
@@ -91,7 +91,7 @@ def put_alias(
     if body.rollback == (body.model_id is not None):
         detail = "Give either model_id or rollback."
         raise InvalidRequest(detail, errors=[Fault("/model_id", "either_or", detail)])
-    background.add_task(request.app.state.models_known.forget)
+    background.add_task(request.app.state.model_registry.clear)
     if body.model_id is None:
         row = service.roll_back(session, alias)
     else:
@@ -104,4 +104,4 @@ def put_alias(
 def delete_alias(request: Request, session: Transaction, background: BackgroundTasks, alias: Name) -> None:
     """Remove an alias; its history stays, and `default` follows the newest training again."""
     service.unpin(session, alias)
-    background.add_task(request.app.state.models_known.forget)
+    background.add_task(request.app.state.model_registry.clear)

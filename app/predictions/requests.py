@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from app.errors import Fault, InvalidRequest, TooLarge, UndecodableInput, UnsupportedMediaType
 from app.http import bodies, problems
-from app.http.multipart import Begin, Data, Parts, only_part
+from app.http.multipart import MultipartReader, PartBegin, PartData, single_part
 from app.predictions.images import Source
 from app.predictions.schemas import (
     MASK_KINDS,
@@ -106,21 +106,21 @@ async def _json(request: Request, options: Options, settings: Settings) -> tuple
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) <= SMALL_BYTES:  # the usual request: one small picture and nothing else
-        only = only_part(request.headers["content-type"], await request.body())
+        only = single_part(request.headers["content-type"], await request.body())
         if only is not None and only[0].name == "file" and only[0].filename is not None:
             return [Source("0", "bytes", only[1], "/file/0")], options
-    parts = Parts(request.headers["content-type"], most=settings.images_per_call + len(FIELDS) + 1)
+    parts = MultipartReader(request.headers["content-type"], most=settings.images_per_call + len(FIELDS) + 1)
     sources: list[Source] = []
     fields: dict[str, Any] = {}
     name, value = "", bytearray()
     async for chunk in request.stream():
         for event in parts.feed(chunk):
-            if isinstance(event, Begin):
+            if isinstance(event, PartBegin):
                 name, value = event.name, bytearray()
                 _check_part(name, event.filename, fields)
                 if name == "file" and len(sources) >= settings.images_per_call:
                     raise too_many(settings.images_per_call)
-            elif isinstance(event, Data):
+            elif isinstance(event, PartData):
                 value += event.data
                 if len(value) > (settings.image_bytes if name == "file" else FIELD_BYTES):
                     raise TooLarge(f"An image may have at most {settings.image_bytes} bytes.")

@@ -29,7 +29,7 @@ from app.http import routing
 from app.http.access import PREDICT, Principal
 from app.http.openapi import problems
 from app.http.routing import CachedQueryRoute, Router
-from app.models.registry_cache import Served
+from app.models.registry_cache import ResolvedModel
 from app.predictions import images, requests
 from app.predictions.images import Loaded, Source
 from app.predictions.schemas import ImagesQuery, Options, Predictions, PredictQuery, PredictRequest
@@ -110,7 +110,7 @@ async def answer(request: Request, settings: Settings, sources: list[Source], op
     if any(source.from_dataset for source in sources):
         principal: Principal = request.state.principal
         principal.require("read")
-    model: Served = await request.app.state.models_known.resolve(options.model)
+    model: ResolvedModel = await request.app.state.model_registry.resolve(options.model)
 
     # Images in memory are checked here: another thread would cost more than the check. Others are read from disk.
     storage = request.app.state.storage
@@ -144,7 +144,7 @@ async def answer(request: Request, settings: Settings, sources: list[Source], op
 
 
 async def run_inference(
-    request: Request, model: Served, loaded: list[Loaded], options: Options
+    request: Request, model: ResolvedModel, loaded: list[Loaded], options: Options
 ) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
     """One result an image, in order; rendered pictures, if any; seconds by stage. Problems are those of the gateway."""
     if not loaded:
@@ -191,7 +191,7 @@ def to_fault(source: Source, error: dict[str, Any]) -> Fault:
     return Fault(source.pointer or f"/{source.input_id}", code, error["detail"])
 
 
-def make_etag(model: Served, loaded: list[Loaded], options: Options) -> str:
+def make_etag(model: ResolvedModel, loaded: list[Loaded], options: Options) -> str:
     """Same model, same images, same parameters: same answer."""
     parts = [model.digest, model.alias, [one.digest for one in loaded], options.parameters()]
     return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'

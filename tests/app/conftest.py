@@ -1,4 +1,4 @@
-"""The API on real databases: an application in this process, files in a temporary folder, no worker but our hands."""
+"""The API on real databases: an application in this process, files in a temporary folder, no worker but our fake_worker."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ class FakeWorker:
 
 
 @pytest.fixture
-def hands(engine: Engine, files: Storage) -> FakeWorker:
+def fake_worker(engine: Engine, files: Storage) -> FakeWorker:
     return FakeWorker(engine, files)
 
 
@@ -278,13 +278,13 @@ def submit(client: Client, dataset_id: str) -> Callable[..., Any]:
     return post
 
 
-class Live:
+class LiveServer:
     """The application behind a real server, for what a test client in the same thread cannot show."""
 
     def __init__(self, app: FastAPI) -> None:
         self.port = free_port()
         config: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": 1, "ws": "none"}
-        http = connection.bounded(app.state.settings)
+        http = connection.limited_protocol(app.state.settings)
         self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, http=http, **config))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -299,11 +299,11 @@ class Live:
 
 
 @pytest.fixture
-def live(settings: Settings, with_settings: Callable[..., Client]) -> Iterator[Callable[..., Live]]:
-    started: list[Live] = []
+def live(settings: Settings, with_settings: Callable[..., Client]) -> Iterator[Callable[..., LiveServer]]:
+    started: list[LiveServer] = []
 
-    def start(**changed: Any) -> Live:
-        server = Live(create_app(Settings(**{**settings.model_dump(), **changed})))
+    def start(**changed: Any) -> LiveServer:
+        server = LiveServer(create_app(Settings(**{**settings.model_dump(), **changed})))
         server.start()
         started.append(server)
         return server

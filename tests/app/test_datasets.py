@@ -23,7 +23,7 @@ from app import storage
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
-from tests.app.conftest import BOTH, Client, FakeWorker, Live, class_folders, upload
+from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, class_folders, upload
 from tests.servers import eventually
 
 ZIP = {"Content-Type": "application/zip"}
@@ -160,7 +160,7 @@ def test_F14_a_disk_that_fills_up_during_an_upload_is_a_507(
     assert upload(client, archive_bytes).status_code == 202
 
 
-def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., Live], client: Client) -> None:
+def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., LiveServer], client: Client) -> None:
     server = live()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
         head = (b"POST /datasets HTTP/1.1", b"Host: 127.0.0.1", b"Content-Type: application/zip")
@@ -171,7 +171,7 @@ def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., Live], c
 
 
 def test_DEG4_more_uploads_than_allowed_are_a_429(
-    live: Callable[..., Live], client: Client, archive_bytes: bytes
+    live: Callable[..., LiveServer], client: Client, archive_bytes: bytes
 ) -> None:
     import httpx2
 
@@ -300,13 +300,13 @@ def test_what_is_inside_is_a_409_until_it_is_ready(client: Client, archive_bytes
 
 @BOTH
 def test_deleting_frees_the_disk_and_is_a_409_while_a_job_needs_it(
-    client: Client, dataset_id: str, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, dataset_id: str, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job = submit()
     folder = Path(client.app.state.settings.data_dir) / "datasets" / dataset_id  # type: ignore[attr-defined]
     refused = client.delete(f"/datasets/{dataset_id}")
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
-    hands.publish(hands.claim())
+    fake_worker.publish(fake_worker.claim())
     assert client.delete(f"/datasets/{dataset_id}").status_code == 204
     assert not folder.exists()
     assert client.get(f"/datasets/{dataset_id}").status_code == 404
@@ -336,7 +336,7 @@ def test_SEC6_pictures_are_never_rendered_as_a_page_of_ours(client: Client, data
         assert "sandbox" in headers["content-security-policy"]
 
 
-def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., Live]) -> None:
+def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., LiveServer]) -> None:
     """Nothing but the chunks in hand are kept."""
     server = live()
     block = os.urandom(1 << 18)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.http import security
-from tests.app.conftest import Client, Live
+from tests.app.conftest import Client, LiveServer
 
 
 def test_H4_a_foreign_host_name_is_refused_and_ours_are_not(
@@ -130,7 +130,7 @@ def test_same_origin_compares_host_and_port(origin: str, same: bool) -> None:
     assert security.same_origin(origin, "h:1") == same
 
 
-def test_H3_a_body_that_trickles_is_given_up(live: Callable[..., Live]) -> None:
+def test_H3_a_body_that_trickles_is_given_up(live: Callable[..., LiveServer]) -> None:
     server = live(slow_body_s=0.3, slow_body_bytes=1000)
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as slow:
@@ -162,7 +162,9 @@ def all_of(connection: socket.socket) -> bytes:
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HT",
     ],
 )
-def test_H3_a_connection_that_trickles_outside_of_a_body_is_closed(live: Callable[..., Live], start: bytes) -> None:
+def test_H3_a_connection_that_trickles_outside_of_a_body_is_closed(
+    live: Callable[..., LiveServer], start: bytes
+) -> None:
     server = live(slow_header_s=0.5)
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as slow:
@@ -177,7 +179,7 @@ def test_H3_a_connection_that_trickles_outside_of_a_body_is_closed(live: Callabl
 
 
 @pytest.mark.parametrize("before", [b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_H1_endless_headers_are_a_431_problem(live: Callable[..., Live], before: bytes) -> None:
+def test_H1_endless_headers_are_a_431_problem(live: Callable[..., LiveServer], before: bytes) -> None:
     server = live(header_bytes=4096)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as endless:
         endless.sendall(before + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
@@ -189,7 +191,7 @@ def test_H1_endless_headers_are_a_431_problem(live: Callable[..., Live], before:
     assert b"/problems/header-too-large" in answer
 
 
-def test_what_is_no_http_is_a_400_problem(live: Callable[..., Live]) -> None:
+def test_what_is_no_http_is_a_400_problem(live: Callable[..., LiveServer]) -> None:
     server = live()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as other:
         other.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
@@ -198,7 +200,7 @@ def test_what_is_no_http_is_a_400_problem(live: Callable[..., Live]) -> None:
     assert json.loads(body)["type"] == "/problems/malformed"
 
 
-def test_an_upgrade_is_answered_as_a_request(live: Callable[..., Live]) -> None:
+def test_an_upgrade_is_answered_as_a_request(live: Callable[..., LiveServer]) -> None:
     server = live()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as other:
         other.sendall(

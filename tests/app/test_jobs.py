@@ -22,10 +22,10 @@ from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Dataset, Job, Worker
 from app.jobs import attempt, results
-from app.jobs.stream import News, follow
+from app.jobs.stream import EventPoller, stream_events
 from app.notifier import Notifier
 from app.storage import Storage
-from tests.app.conftest import BOTH, Client, FakeWorker, Live, upload
+from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, upload
 
 
 def jobs(client: Client) -> int:
@@ -147,7 +147,7 @@ def test_known_noise_is_asked_for_by_rate_or_by_matrix(client: Client, dataset_i
 
 @BOTH
 def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     large = submit(resources={"gpus": 2}, compare_with=["ce"])
     small = submit(priority="low")
@@ -156,19 +156,19 @@ def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
     beside = client.get(f"/jobs/{large['comparison'][1]['id']}").json()
     assert beside["resources"] == beside["request"]["resources"] == {"gpus": 2}
 
-    claimed = hands.claim()
+    claimed = fake_worker.claim()
     assert str(claimed.id) == small["id"]
-    assert hands.claim() is None
-    assert [str(hands.claim(devices=n).id) for n in (2, 3)] == [large["id"], beside["id"]]
+    assert fake_worker.claim() is None
+    assert [str(fake_worker.claim(devices=n).id) for n in (2, 3)] == [large["id"], beside["id"]]
 
 
 @BOTH
 def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
-    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
+    engine: Engine, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     """While none is known, anybody takes it, and it fails with the reason."""
     first, second, either = (submit(device=device)["id"] for device in ("cuda", "cuda", "auto"))
-    assert str(hands.claim(owner="without").id) == first
+    assert str(fake_worker.claim(owner="without").id) == first
     with db.transaction(engine) as session:
         session.add(Worker(id="without", kind="supervisor", device="cpu", devices=1))
         session.add(Worker(id="with", kind="supervisor", device="cuda:0", devices=1))
@@ -178,7 +178,7 @@ def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
             return attempt.count_claimable(session, owner)
 
     assert (waiting("without"), waiting("with")) == (1, 2)
-    assert [str(hands.claim(owner=owner).id) for owner in ("without", "with")] == [either, second]
+    assert [str(fake_worker.claim(owner=owner).id) for owner in ("without", "with")] == [either, second]
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
@@ -218,10 +218,10 @@ def test_a_data_set_that_is_missing_or_not_ready_is_a_404_or_409(client: Client,
 
 
 @BOTH
-def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
+def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker) -> None:
     job = submit(compare_with=["ce"], seed=7)
     assert [one["method"] for one in job["comparison"]] == ["denll", "ce"]
-    hands.publish(hands.claim())
+    fake_worker.publish(fake_worker.claim())
     shown = client.get(f"/jobs/{job['id']}").json()["comparison"]
     assert [one["status"] for one in shown] == ["succeeded", "queued"]
     beside = client.get(f"/jobs/{shown[1]['id']}").json()
@@ -229,12 +229,12 @@ def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., 
     assert beside["comparison"] == shown
 
 
-def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
+def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker) -> None:
     submit()
-    model_id = hands.publish(hands.claim())
+    model_id = fake_worker.publish(fake_worker.claim())
     job = submit(type="predict", split="test")
     assert (job["type"], job["request"]["model_id"]) == ("predict", str(model_id))
-    with db.transaction(hands.engine) as session:
+    with db.transaction(fake_worker.engine) as session:
         spec = session.scalars(select(Job.spec).where(Job.type == "predict")).one()
     assert spec == {"model_id": str(model_id), "dataset_id": job["dataset_id"], "split": "test"}
     assert client.get("/jobs?type=predict").json()["items"][0]["id"] == job["id"]
@@ -255,7 +255,7 @@ def test_F26_DEG4_a_full_queue_is_a_429(
 
 @BOTH
 def test_F22_twenty_concurrent_requests_with_one_key_make_one_job(
-    client: Client, live: Callable[..., Live], dataset_id: str
+    client: Client, live: Callable[..., LiveServer], dataset_id: str
 ) -> None:
     server = live()
     answers: list[httpx2.Response] = []
@@ -330,7 +330,7 @@ def test_F07_the_answer_does_not_wait_for_a_broker_that_is_away(client: Client, 
 
 @BOTH
 def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job = submit()
     cancelled = client.post(f"/jobs/{job['id']}/cancel")
@@ -338,7 +338,7 @@ def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
     again = client.post(f"/jobs/{job['id']}/cancel")
     assert (again.status_code, again.json()["type"]) == (409, "/problems/job-finished")
     other = submit()
-    hands.claim()
+    fake_worker.claim()
     asked = client.post(f"/jobs/{other['id']}/cancel")
     assert (asked.status_code, asked.json()["status"]) == (202, "cancelling")
     assert client.get("/jobs?status=cancelling").json()["items"][0]["id"] == other["id"]
@@ -346,35 +346,37 @@ def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
 
 
 @BOTH
-def test_retry_is_for_failed_and_cancelled_jobs(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
+def test_retry_is_for_failed_and_cancelled_jobs(
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
     job = submit()
     path = f"/jobs/{job['id']}"
     assert client.post(f"{path}/retry").json()["type"] == "/problems/job-not-finished"
-    claim = hands.claim()
-    hands.epochs(claim, 3)
-    hands.fail(claim)
+    claim = fake_worker.claim()
+    fake_worker.epochs(claim, 3)
+    fake_worker.fail(claim)
     failed = client.get(path).json()
     assert (failed["status"], failed["error"]["code"], failed["error"]["hint"]) == ("failed", "diverged", "lower it")
     assert failed["error"]["type"] == "/problems/diverged"
     resumed = client.post(f"{path}/retry")
     assert (resumed.status_code, resumed.json()["status"], resumed.json()["error"]) == (202, "queued", None)
     assert client.get(f"{path}/metrics").json()["epoch"] == [0, 1, 2]
-    hands.fail(hands.claim())
+    fake_worker.fail(fake_worker.claim())
     assert client.post(f"{path}/retry", json={"from": "scratch"}).status_code == 202
     assert client.get(f"{path}/metrics").json()["epoch"] == []
-    with db.transaction(hands.engine) as session:
+    with db.transaction(fake_worker.engine) as session:
         assert session.scalars(select(Job.restart_from)).one() == 2
-    hands.publish(hands.claim())
+    fake_worker.publish(fake_worker.claim())
     assert client.post(f"{path}/retry").json()["type"] == "/problems/job-finished"
     assert client.post(f"{path}/retry", json={"from": "mars"}).status_code == 422
 
 
 @BOTH
 def test_a_job_whose_data_set_was_deleted_stays_as_it_ended(
-    client: Client, dataset_id: str, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, dataset_id: str, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     path = f"/jobs/{submit()['id']}"
-    hands.fail(hands.claim())
+    fake_worker.fail(fake_worker.claim())
     assert client.delete(f"/datasets/{dataset_id}").status_code == 204
     before = client.get(path).json()
     answer = client.post(f"{path}/retry", json={"from": "scratch"})
@@ -394,14 +396,14 @@ def test_patch_changes_what_is_sent_and_nothing_else(client: Client, submit: Cal
 
 @BOTH
 def test_a_job_is_deleted_when_it_has_ended_and_its_model_stays(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker, files: Storage
 ) -> None:
     job = submit()
     path = f"/jobs/{job['id']}"
     assert client.delete(path).json()["type"] == "/problems/job-not-finished"
-    claim = hands.claim()
+    claim = fake_worker.claim()
     files.attempt(claim.id, claim.fence).mkdir(parents=True)
-    model_id = hands.publish(claim)
+    model_id = fake_worker.publish(claim)
     assert client.delete(path).status_code == 204
     assert client.get(path).status_code == 404
     assert not files.job(claim.id).exists()
@@ -419,13 +421,13 @@ def stream(text: str) -> list[tuple[int, str, Any]]:
 
 @BOTH
 def test_events_replay_from_any_id_and_end_with_done(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job = submit()
     path = f"/jobs/{job['id']}/events"
-    claim = hands.claim()
-    hands.epochs(claim, 3)
-    hands.publish(claim)
+    claim = fake_worker.claim()
+    fake_worker.epochs(claim, 3)
+    fake_worker.publish(claim)
     everything = stream(client.get(path).text)
     kinds = [kind for _, kind, _ in everything]
     assert kinds == ["status", "status", "metric", "metric", "metric", "status", "done"]
@@ -437,29 +439,29 @@ def test_events_replay_from_any_id_and_end_with_done(
     assert client.head(path).status_code == 200
 
 
-def test_an_earlier_done_ends_no_stream(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
+def test_an_earlier_done_ends_no_stream(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker) -> None:
     job = submit()
-    hands.fail(hands.claim())
+    fake_worker.fail(fake_worker.claim())
     client.post(f"/jobs/{job['id']}/retry")
-    hands.publish(hands.claim())
+    fake_worker.publish(fake_worker.claim())
     kinds = [kind for _, kind, _ in stream(client.get(f"/jobs/{job['id']}/events").text)]
     assert kinds.count("done") == 1
     assert kinds[-1] == "done"
 
 
 def test_events_arrive_while_the_job_runs_with_heartbeats_between(
-    live: Callable[..., Live], submit: Callable[..., Any], hands: FakeWorker
+    live: Callable[..., LiveServer], submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job = submit()
-    claim = hands.claim()
+    claim = fake_worker.claim()
     server = live(event_heartbeat_s=0.05)
     seen: list[str] = []
     with httpx2.stream("GET", f"{server.url}/jobs/{job['id']}/events", timeout=20) as response:
         for line in response.iter_lines():
             seen.append(line)
             if line.startswith(": still here") and claim:
-                hands.epochs(claim, 1)
-                hands.publish(claim)
+                fake_worker.epochs(claim, 1)
+                fake_worker.publish(claim)
                 claim = None
             if line == "event: done":
                 break
@@ -469,19 +471,19 @@ def test_events_arrive_while_the_job_runs_with_heartbeats_between(
 
 @BOTH
 def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
-    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
+    engine: Engine, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     """Its end is committed between the look at its state and the look at its events."""
     job_id = uuid.UUID(submit()["id"])
-    running = [hands.claim()]
+    running = [fake_worker.claim()]
 
     def looked(*told: Any) -> None:
         if running and "job_event.data" in told[2]:
-            hands.fail(running.pop())
+            fake_worker.fail(running.pop())
 
     async def read() -> str:
-        news = News(engine, 0.02)
-        return b"".join([part async for part in follow(engine, news, job_id, 0, heartbeat_s=0.5)]).decode()
+        poller = EventPoller(engine, 0.02)
+        return b"".join([part async for part in stream_events(engine, poller, job_id, 0, heartbeat_s=0.5)]).decode()
 
     event.listen(engine, "before_cursor_execute", looked)
     assert [kind for _, kind, _ in stream(asyncio.run(read()))] == ["status", "status", "status", "done"]
@@ -489,17 +491,17 @@ def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
 
 @BOTH
 def test_many_streams_look_at_the_table_as_often_as_one(
-    engine: Engine, submit: Callable[..., Any], hands: FakeWorker
+    engine: Engine, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job_id = uuid.UUID(submit()["id"])
-    claim = hands.claim()
+    claim = fake_worker.claim()
     looks: list[str] = []
 
-    async def read(news: News) -> str:
-        return b"".join([part async for part in follow(engine, news, job_id, 0, heartbeat_s=60.0)]).decode()
+    async def read(poller: EventPoller) -> str:
+        return b"".join([part async for part in stream_events(engine, poller, job_id, 0, heartbeat_s=60.0)]).decode()
 
     async def together() -> list[str]:
-        news, loop, often = News(engine, 0.02), asyncio.get_running_loop(), asyncio.Event()
+        poller, loop, often = EventPoller(engine, 0.02), asyncio.get_running_loop(), asyncio.Event()
 
         def looked(*told: Any) -> None:
             looks.append(told[2])
@@ -508,10 +510,10 @@ def test_many_streams_look_at_the_table_as_often_as_one(
 
         event.listen(engine, "before_cursor_execute", looked)
         async with asyncio.timeout(30):
-            readers = [asyncio.create_task(read(news)) for _ in range(20)]
+            readers = [asyncio.create_task(read(poller)) for _ in range(20)]
             await often.wait()
             assert sum("job_event.data" in look for look in looks) == len(readers)  # what each shows at first
-            await asyncio.to_thread(hands.fail, claim)
+            await asyncio.to_thread(fake_worker.fail, claim)
             return await asyncio.gather(*readers)
 
     told = asyncio.run(together())
@@ -520,9 +522,11 @@ def test_many_streams_look_at_the_table_as_often_as_one(
 
 
 @BOTH
-def test_metrics_are_columns_thinned_out_evenly(client: Client, submit: Callable[..., Any], hands: FakeWorker) -> None:
+def test_metrics_are_columns_thinned_out_evenly(
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
     job = submit()
-    hands.epochs(hands.claim(), 101)
+    fake_worker.epochs(fake_worker.claim(), 101)
     body = client.get(f"/jobs/{job['id']}/metrics?max_points=5").json()
     assert body["epoch"] == [0, 25, 50, 75, 100]
     assert body["series"]["test.answer.accuracy"][0] == 0
@@ -537,10 +541,10 @@ def test_series_keep_first_and_last() -> None:
 
 
 def test_logs_are_text_or_ndjson_of_all_attempts(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker, files: Storage
 ) -> None:
     job = submit()
-    claim = hands.claim()
+    claim = fake_worker.claim()
     for fence in (1, 2):
         folder = files.attempt(claim.id, fence)
         folder.mkdir(parents=True)
@@ -554,17 +558,17 @@ def test_logs_are_text_or_ndjson_of_all_attempts(
 
 
 @pytest.fixture
-def finished(client: Client, submit: Callable[..., Any], hands: FakeWorker, files: Storage) -> str:
+def finished(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker, files: Storage) -> str:
     """A succeeded job with a ranking and an artifact."""
     job = submit()
-    claim = hands.claim()
+    claim = fake_worker.claim()
     folder = files.attempt(claim.id, claim.fence) / "artifacts"
     folder.mkdir(parents=True)
     header = "index,path,split,given_label,predicted_label,label_score,is_label_issue,cx,cy,sigma_x,sigma_y"
     rows = ["0,a.jpg,train,cat,cat,0.9,false,20.0,15.0,5.0,4.0", "1,'=b.jpg,train,dog,cat,0.1,true,,,,"]
     (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
     (folder / "figure.png").write_bytes(bytes(range(256)) * 4)
-    hands.publish(claim)
+    fake_worker.publish(claim)
     found: str = job["id"]
     return found
 

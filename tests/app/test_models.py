@@ -12,22 +12,22 @@ from tests.app.conftest import BOTH, Client, FakeWorker
 
 
 @pytest.fixture
-def published(submit: Callable[..., Any], hands: FakeWorker) -> list[str]:
+def published(submit: Callable[..., Any], fake_worker: FakeWorker) -> list[str]:
     """Three models, oldest first."""
     found = []
     for seed in range(3):
         submit(seed=seed)
-        found.append(str(hands.publish(hands.claim())))
+        found.append(str(fake_worker.publish(fake_worker.claim())))
     return found
 
 
 @BOTH
 def test_a_succeeded_job_carries_its_model_and_the_model_its_job(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job = submit()
     assert job["model_id"] is None
-    model_id = str(hands.publish(hands.claim()))
+    model_id = str(fake_worker.publish(fake_worker.claim()))
     assert client.get(f"/jobs/{job['id']}").json()["model_id"] == model_id
     model = client.get(f"/models/{model_id}").json()
     assert (model["job_id"], model["method"], model["classes"]) == (job["id"], "denll", ["cat", "dog"])
@@ -37,14 +37,14 @@ def test_a_succeeded_job_carries_its_model_and_the_model_its_job(
 
 @BOTH
 def test_default_follows_the_newest_training_until_it_is_pinned(
-    client: Client, published: list[str], submit: Callable[..., Any], hands: FakeWorker
+    client: Client, published: list[str], submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     follows = client.get("/aliases/default").json()
     assert (follows["model_id"], follows["pinned"]) == (published[2], False)
     assert client.get(f"/models/{published[2]}").json()["aliases"] == ["default"]
     assert client.put("/aliases/default", json={"model_id": published[0]}).status_code == 201
     submit()
-    hands.publish(hands.claim())
+    fake_worker.publish(fake_worker.claim())
     assert client.get("/aliases/default").json()["model_id"] == published[0]
     assert client.delete("/aliases/default").status_code == 204
     assert client.get("/aliases/default").json()["model_id"] not in published

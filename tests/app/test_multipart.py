@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Problem
-from app.http.multipart import Begin, Data, Parts, only_part
+from app.http.multipart import MultipartReader, PartBegin, PartData, single_part
 
 KIND = "multipart/form-data; boundary=edge"
 NAMED = b'Content-Disposition: form-data; name="file"; filename="a.jpg"'
@@ -20,14 +20,14 @@ def form(data: bytes, *headers: bytes) -> bytes:
     return b"--edge\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + data + b"\r\n--edge--\r\n"
 
 
-def parsed(body: bytes) -> list[tuple[Begin, bytes]] | None:
+def parsed(body: bytes) -> list[tuple[PartBegin, bytes]] | None:
     """All parts, or None where the parser refuses."""
-    parts, found = Parts(KIND), list[tuple[Begin, bytes]]()
+    parts, found = MultipartReader(KIND), list[tuple[PartBegin, bytes]]()
     try:
         for event in parts.feed(body):
-            if isinstance(event, Begin):
+            if isinstance(event, PartBegin):
                 found.append((event, b""))
-            elif isinstance(event, Data):
+            elif isinstance(event, PartData):
                 found[-1] = (found[-1][0], found[-1][1] + event.data)
         parts.close()
     except Problem:
@@ -35,9 +35,9 @@ def parsed(body: bytes) -> list[tuple[Begin, bytes]] | None:
     return found
 
 
-def shortly(body: bytes) -> tuple[Begin, bytes] | None:
+def shortly(body: bytes) -> tuple[PartBegin, bytes] | None:
     try:
-        return only_part(KIND, body)
+        return single_part(KIND, body)
     except Problem:
         assert parsed(body) is None
         return None
@@ -46,18 +46,18 @@ def shortly(body: bytes) -> tuple[Begin, bytes] | None:
 def test_an_upload_of_one_picture_needs_no_parser() -> None:
     body = form(b"\xff\xd8 bytes \r\n-- and more", NAMED, b"Content-Type: image/jpeg")
 
-    assert only_part(KIND, body) == (Begin("file", "a.jpg", "image/jpeg"), b"\xff\xd8 bytes \r\n-- and more")
-    assert parsed(body) == [only_part(KIND, body)]
+    assert single_part(KIND, body) == (PartBegin("file", "a.jpg", "image/jpeg"), b"\xff\xd8 bytes \r\n-- and more")
+    assert parsed(body) == [single_part(KIND, body)]
 
 
 def test_forms_of_any_other_shape_are_left_to_the_parser() -> None:
     one = form(b"x", NAMED)
 
-    assert only_part(KIND, one.removesuffix(b"--\r\n") + b"\r\n" + NAMED + b"\r\n\r\ny\r\n--edge--\r\n") is None
-    assert only_part(KIND, b"preamble\r\n" + one) is None
-    assert only_part(KIND, one + b"epilogue") is None
-    assert only_part(KIND, one[:-8]) is None
-    assert only_part(KIND, form(b"x", NAMED, b" folded: line")) is None
+    assert single_part(KIND, one.removesuffix(b"--\r\n") + b"\r\n" + NAMED + b"\r\n\r\ny\r\n--edge--\r\n") is None
+    assert single_part(KIND, b"preamble\r\n" + one) is None
+    assert single_part(KIND, one + b"epilogue") is None
+    assert single_part(KIND, one[:-8]) is None
+    assert single_part(KIND, form(b"x", NAMED, b" folded: line")) is None
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join))

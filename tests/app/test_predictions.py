@@ -118,9 +118,9 @@ def settings(settings: Settings, inference: FakeInference) -> Settings:
 
 
 @pytest.fixture
-def model_id(submit: Callable[..., Any], hands: FakeWorker) -> str:
+def model_id(submit: Callable[..., Any], fake_worker: FakeWorker) -> str:
     submit()
-    return str(hands.publish(hands.claim()))
+    return str(fake_worker.publish(fake_worker.claim()))
 
 
 def test_a_reference_is_answered_and_cached_by_its_etag(
@@ -364,11 +364,11 @@ def test_PRED2_PRED3_unknown_models_are_404_and_unfinished_jobs_409(client: Clie
 
 
 def test_an_alias_that_moves_is_followed(
-    client: Client, submit: Callable[..., Any], hands: FakeWorker, model_id: str
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker, model_id: str
 ) -> None:
     data = jpeg((5, 5, 5))
     submit()
-    newer = str(hands.publish(hands.claim()))
+    newer = str(fake_worker.publish(fake_worker.claim()))
     client.put("/aliases/champion", json={"model_id": model_id})
     assert client.post("/predict?model=champion", content=data, headers=IMAGE).json()["model"]["id"] == model_id
     client.put("/aliases/champion", json={"model_id": newer})
@@ -387,7 +387,7 @@ def test_predictions_of_a_known_model_outlive_the_database(client: Client, datas
     engine = client.app.state.engine  # type: ignore[attr-defined]
     engine.dispose()
     event.listen(engine, "do_connect", away)
-    known = client.app.state.models_known  # type: ignore[attr-defined]
+    known = client.app.state.model_registry  # type: ignore[attr-defined]
     known._seen = {name: (served, time.monotonic() - 60) for name, (served, _) in known._seen.items()}
     for url in urls:
         assert client.get(url).status_code == 200
