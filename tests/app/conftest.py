@@ -1,4 +1,4 @@
-"""The API on real databases: an application in this process, files in a temporary folder, no worker but our fake_worker."""
+"""The API on real databases: an application in this process, files in a temporary folder, and a fake worker."""
 
 from __future__ import annotations
 
