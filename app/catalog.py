@@ -44,6 +44,7 @@ class Catalog:
         self.methods: dict[str, dict[str, Any]] = {m["name"]: m for m in document["methods"]}
         self.networks: dict[str, dict[str, Any]] = {n["name"]: n for n in document["networks"]}
         self.noises: list[dict[str, Any]] = document.get("noises", [])
+        self.default_networks: dict[str, str] = document.get("default_networks", {})  # by kind of device
         self.spec: dict[str, Any] = document["spec"]
         self._params: dict[str, type[BaseModel]] = {}
 

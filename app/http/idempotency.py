@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ RETRY_S = 1
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """What a creating request was told."""
+    """The response to a creating request."""
 
     status: int
     headers: dict[str, str]
@@ -118,6 +119,28 @@ async def _key(
 
 
 Idempotency = Annotated[IdempotentRequest | None, Depends(_key)]
+
+
+def respond_once(
+    session: Session, key: IdempotentRequest | None, hashed: str, create: Callable[[], StoredResponse]
+) -> Response:
+    """Call `create` and respond with what it returns, or replay the response to an earlier request with the same key.
+
+    Args:
+        session: The transaction in which `create` writes.
+        key: None where the client sent no Idempotency-Key: then nothing is stored.
+        hashed: `request_hash` of the request.
+
+    Raises:
+        IdempotencyMismatch: The key belongs to a request with another content.
+        RequestInFlight: The first request with this key is not answered yet.
+    """
+    if key is not None and (stored := key.begin(session, hashed)):
+        return stored[0].response(replayed=True)
+    response = create()
+    if key is not None:
+        key.finish(session, hashed, response)
+    return response.response()
 
 
 def request_hash(*parts: Any) -> str:

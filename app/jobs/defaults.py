@@ -1,13 +1,13 @@
-"""What a request leaves open, filled in from the data set's size and the device that will train. Numbers with reasons.
+"""Defaults of a training request that depend on the data set's size and on the device that will train.
 
 | field | CPU | GPU |
 |---|---|---|
-| network | `small`: trains in minutes | `resnet18` |
+| network | the catalog's default network of a CPU | the catalog's default network of a GPU |
 | image_size | the data set's own, at most 64 | the data set's own |
 | batch_size | 32 below 1,000 training images, 64 below 4,000, else 128: an epoch keeps enough steps | same |
 | epochs | 200,000 images in all, within 8 and 40 | 2,500,000 images in all, within 30 and 100 |
 | validation_fraction | the catalog's; 0 below 100 training images, where it would only take images away | same |
-| params | the preset that the method's rules name for what ingest found out about the pictures | same |
+| params | those of the preset that the method's rules choose by the facts of the data set | same |
 
 All other fields have the catalog's defaults, which are the papers'.
 """
@@ -23,30 +23,37 @@ from app.errors import Fault, InvalidRequest
 from app.jobs import noise
 from app.jobs.schemas import Baseline, TrainingRequest
 
-NETWORKS = {"cpu": "small", "cuda": "resnet18"}
 LARGEST_SIDE_ON_CPU = 64
 IMAGES_SEEN = {"cpu": (200_000, 8, 40), "cuda": (2_500_000, 30, 100)}  # budget, fewest and most epochs
 TOO_FEW_TO_VALIDATE = 100
 
 
 class DataFacts(NamedTuple):
-    """What ingest found out, as far as defaults depend on it."""
+    """Facts of a data set, as far as defaults depend on them."""
 
     train_images: int
-    image_size: int | None
-    label_version: int
+    image_size: int | None  # side in pixels, None where the images differ
+    label_version: int  # the newest
     measured: Mapping[str, Any] = MappingProxyType({})  # every fact by name, for the rules of methods
 
 
 def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:
-    """The request as JSON, every default filled in; InvalidRequest for labels that do not exist, or
-    for noise that does not fit."""
+    """The request as JSON, with every default filled in.
+
+    Args:
+        device: What the job will be trained on: `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        InvalidRequest: The label version does not exist, or the noise does not fit the data set.
+    """
     resolved = request.model_dump(mode="json")
-    chosen = suggested(facts, device, catalog)
-    resolved |= {name: value for name, value in chosen.items() if name not in request.model_fields_set}
+    suggestions = suggest(facts, device, catalog)
+    resolved |= {name: value for name, value in suggestions.items() if name not in request.model_fields_set}
     resolved["params"] = params(request, facts, catalog)
-    beside = [one for one in request.compare_with if isinstance(one, Baseline)]
-    resolved["compare_with"] = [{"method": one.method, "params": params(one, facts, catalog)} for one in beside]
+    baselines = [entry for entry in request.compare_with if isinstance(entry, Baseline)]
+    resolved["compare_with"] = [
+        {"method": baseline.method, "params": params(baseline, facts, catalog)} for baseline in baselines
+    ]
     noise.check(resolved.get("noise"), facts.measured.get("classes"), catalog)
     if request.label_version is None:
         resolved["label_version"] = facts.label_version
@@ -56,30 +63,31 @@ def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Ca
     return resolved
 
 
-def params(asked: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog) -> dict[str, Any]:
-    """A method's settings as they were asked for, or else as its rules choose for this data set."""
-    if "params" in asked.model_fields_set:
-        return asked.params
-    return catalog.complete(asked.method, catalog.suited(asked.method, facts.measured))
+def params(request: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog) -> dict[str, Any]:
+    """The method's params: the request's, or, where it has none, those of the preset that fits the data set."""
+    if "params" in request.model_fields_set:
+        return request.params
+    return catalog.complete(request.method, catalog.suited(request.method, facts.measured))
 
 
-def suggested(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:
-    where = "cuda" if device.startswith("cuda") else "cpu"
+def suggest(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:
+    """Values for the fields of the table above, except params."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
     images = max(1, facts.train_images)
-    budget, fewest, most = IMAGES_SEEN[where]
-    found: dict[str, Any] = {
+    budget, fewest, most = IMAGES_SEEN[kind]
+    fields: dict[str, Any] = {
         "batch_size": 32 if images < 1_000 else 64 if images < 4_000 else 128,
         "epochs": min(most, max(fewest, round(budget / images))),
     }
-    if NETWORKS[where] in catalog.networks:
-        found["network"] = NETWORKS[where]
+    if (network := catalog.default_networks.get(kind)) in catalog.networks:
+        fields["network"] = network
     if facts.image_size:
-        found["image_size"] = facts.image_size if where == "cuda" else min(facts.image_size, LARGEST_SIDE_ON_CPU)
+        fields["image_size"] = facts.image_size if kind == "cuda" else min(facts.image_size, LARGEST_SIDE_ON_CPU)
     if images < TOO_FEW_TO_VALIDATE:
-        found["validation_fraction"] = 0.0
-    return found
+        fields["validation_fraction"] = 0.0
+    return fields
 
 
 def spec_of(resolved: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """The part of a resolved request that `ml` reads."""
+    """The fields of a resolved request that make the training spec, which `ml` reads."""
     return {name: resolved[name] for name in catalog.spec["properties"]}

@@ -1,5 +1,5 @@
-"""What a request for injected noise must say, beyond what a schema can: which field its kind needs, and that it fits
-the data set's classes. What a kind does to labels is not known here.
+"""Checks of a request for injected noise that a schema cannot express: by the needs that the catalog publishes for each
+kind of noise, and by the number of classes of the data set.
 """
 
 from __future__ import annotations
@@ -12,43 +12,50 @@ from app.errors import Fault, InvalidRequest
 from app.http import problems
 
 FIELDS = ("rate", "matrix")
-ROW_SUM_OFF = 1e-3  # what rounding may leave of a row's sum
 
 
 def check(noise: dict[str, Any] | None, classes: int | None, catalog: Catalog) -> None:
-    """InvalidRequest with a pointer for each fault; `classes` is how many the data set has."""
+    """Raise InvalidRequest, with a pointer for each fault, unless the noise can be injected.
+
+    Args:
+        noise: The request's `noise`: kind, and rate or matrix; None injects nothing.
+        classes: Number of classes of the data set; None where it is unknown.
+    """
     if noise is None:
         return
-    kind = next(each for each in catalog.noises if each["kind"] == noise["kind"])
-    needed = kind.get("needs", "rate")
+    about = next(entry for entry in catalog.noises if entry["kind"] == noise["kind"])
+    needed = about.get("needs", "rate")
     faults = [
-        _about(field, kind["kind"], needed) for field in FIELDS if (noise.get(field) is None) is (field == needed)
+        _field_fault(field, about["kind"], needed)
+        for field in FIELDS
+        if (noise.get(field) is None) is (field == needed)
     ]
-    if classes is not None and kind.get("classes", classes) != classes:
-        wanted = f"{kind['kind']} noise is for {kind['classes']} classes; the data set has {classes}."
-        faults.append(Fault("/noise/kind", "does_not_fit", wanted))
+    if classes is not None and about.get("classes", classes) != classes:
+        detail = f"{about['kind']} noise is for {about['classes']} classes; the data set has {classes}."
+        faults.append(Fault("/noise/kind", "does_not_fit", detail))
     if not faults and noise.get("matrix") is not None:
-        faults = _of_matrix(noise["matrix"], classes)
+        faults = _matrix_faults(noise["matrix"], classes, about.get("row_sum_tolerance", 0.0))
     if faults:
         raise InvalidRequest(problems.summary(faults), errors=faults)
 
 
-def _about(field: str, kind: str, needed: str) -> Fault:
+def _field_fault(field: str, kind: str, needed: str) -> Fault:
     if field == needed:
         return Fault(f"/noise/{field}", "required", f"{kind} noise needs this field.")
     return Fault(f"/noise/{field}", "not_used", f"{kind} noise has {needed}, not {field}.")
 
 
-def _of_matrix(matrix: Sequence[Sequence[float]], classes: int | None) -> list[Fault]:
-    """Square, one row and one column a class, every row a distribution."""
+def _matrix_faults(matrix: Sequence[Sequence[float]], classes: int | None, tolerance: float) -> list[Fault]:
+    """Faults of a transition matrix: it must be square with a row for each class, and every row must sum to 1."""
     size = len(matrix) if classes is None else classes
     if len(matrix) != size:
         return [Fault("/noise/matrix", "does_not_fit", f"It has {len(matrix)} rows; the data set has {size} classes.")]
     faults = []
     for number, row in enumerate(matrix):
-        at = f"/noise/matrix/{number}"
+        pointer = f"/noise/matrix/{number}"
         if len(row) != size:
-            faults.append(Fault(at, "does_not_fit", f"It has {len(row)} columns; the data set has {size} classes."))
-        elif abs(sum(row) - 1) > ROW_SUM_OFF:
-            faults.append(Fault(at, "row_sum", f"The row sums to {sum(row):.4g}, not to 1."))
+            detail = f"It has {len(row)} columns; the data set has {size} classes."
+            faults.append(Fault(pointer, "does_not_fit", detail))
+        elif abs(sum(row) - 1) > tolerance:
+            faults.append(Fault(pointer, "row_sum", f"The row sums to {sum(row):.4g}, not to 1."))
     return faults

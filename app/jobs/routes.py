@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import BackgroundTasks, Body, Header, Query
 from fastapi.sse import EventSourceResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,7 +27,7 @@ from app.errors import (
 from app.http import pages
 from app.http.access import READ, TRAIN
 from app.http.deps import Config, Files, Notifications, ReadSession, RequestId, TrainingCatalog, Transaction
-from app.http.idempotency import Idempotency, StoredResponse, request_hash
+from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -67,23 +68,24 @@ def create(
     body: Annotated[dict[str, Any], Body()],
     dry_run: Annotated[bool, Query(description="Only resolve the request and estimate its cost")] = False,
 ) -> Response:
-    """Start a training, or score a data set with a model. The answer shows the request with every default filled in."""
+    """Start a training, or score a data set with a model. The response shows the request, every default filled in."""
     parsed = request.app.state.job_parser.parse(body)
     if dry_run:
         return JSONResponse(submit.dry_run(session, catalog, parsed).model_dump(mode="json"))
-    hashed = request_hash(body)
-    if idempotency is not None and (before := idempotency.begin(session, hashed)):
-        return before[0].response(replayed=True)
-    rows = submit.rows(session, catalog, parsed, request_id)
-    jobs = service.create(session, rows, max_queued=config.max_queued)
-    comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None
-    shown = schemas.job_out(jobs[0], None, comparison).model_dump(mode="json")
-    answer = StoredResponse(202, {"Location": f"/jobs/{jobs[0].id}"}, shown)
-    if idempotency is not None:
-        idempotency.finish(session, hashed, answer)
-    for _ in jobs:
-        background.add_task(notifier.notify, "jobs")  # after the commit and after the answer
-    return answer.response()
+
+    def queue() -> StoredResponse:
+        jobs = submit.create(session, catalog, parsed, request_id=request_id, max_queued=config.max_queued)
+        for _ in jobs:
+            background.add_task(notifier.notify, "jobs")  # after the commit and after the response
+        comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None
+        return accepted(schemas.job_out(jobs[0], None, comparison))
+
+    return respond_once(session, idempotency, request_hash(body), queue)
+
+
+def accepted(job: JobOut) -> StoredResponse:
+    """The response of a route that has queued this job."""
+    return StoredResponse(202, {"Location": f"/jobs/{job.id}"}, job.model_dump(mode="json"))
 
 
 @router.get("/jobs", dependencies=[READ], response_model=Page[JobOut])
@@ -102,11 +104,12 @@ def list_(
 
 @router.get("/jobs/{job_id}", dependencies=[READ], response_model=JobOut)
 def get(session: ReadSession, job_id: uuid.UUID) -> JobOut:
-    """A job, and beside it those it is compared with."""
+    """A job, with those it is compared with."""
     return job_detail(session, service.get(session, job_id))
 
 
-def job_detail(session: ReadSession, job: Job) -> JobOut:
+def job_detail(session: Session, job: Job) -> JobOut:
+    """A job with its comparison, as every route but the list shows it."""
     group = service.compared(session, job)
     models = service.model_ids(session, [job, *group])
     comparison = [schemas.compared_job(other, models.get(other.id)) for other in group] or None
@@ -158,16 +161,14 @@ def retry(
     body: Retry | None = None,
 ) -> Response:
     """Queue a failed or cancelled job again: from its last checkpoint, or `{"from": "scratch"}`."""
-    asked = body or Retry()
-    hashed = request_hash(str(job_id), asked.from_)
-    if idempotency is not None and (before := idempotency.begin(session, hashed)):
-        return before[0].response(replayed=True)
-    job = service.retry(session, job_id, scratch=asked.from_ == "scratch", max_queued=config.max_queued)
-    answer = StoredResponse(202, {"Location": f"/jobs/{job_id}"}, job_detail(session, job).model_dump(mode="json"))
-    if idempotency is not None:
-        idempotency.finish(session, hashed, answer)
-    background.add_task(notifier.notify, "jobs")
-    return answer.response()
+    start = (body or Retry()).from_
+
+    def queue() -> StoredResponse:
+        job = service.retry(session, job_id, scratch=start == "scratch", max_queued=config.max_queued)
+        background.add_task(notifier.notify, "jobs")
+        return accepted(job_detail(session, job))
+
+    return respond_once(session, idempotency, request_hash(str(job_id), start), queue)
 
 
 @router.get(
@@ -176,7 +177,7 @@ def retry(
     response_class=Response,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-        204: {"description": "The job has ended and you have seen it all"},
+        204: {"description": "The job has ended and has no later event"},
         **problems(JobNotFound),
     },
 )
@@ -189,15 +190,15 @@ async def events(
     """Server-sent events `status`, `progress`, `metric`, `log`, `done`; from the first one, or after Last-Event-ID."""
     engine = request.app.state.engine
 
-    def known() -> bool:
+    def has_nothing_to_send() -> bool:
         with db.transaction(engine, read_only=True) as session:
             service.get(session, job_id)
         return last_event_id is not None and stream.is_exhausted(engine, job_id, last_event_id)
 
-    if await run_in_threadpool(known):
+    if await run_in_threadpool(has_nothing_to_send):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    shown = stream.stream_events(
+    lines = stream.stream_events(
         engine, request.app.state.event_poller, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
     )
-    return EventSourceResponse(shown, headers=headers)
+    return EventSourceResponse(lines, headers=headers)

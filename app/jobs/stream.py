@@ -1,7 +1,7 @@
-"""A job's events as a stream: stored rows, replayed from any id, followed until the job ends.
+"""A job's events as a stream: stored events from any id on, then new ones until the job ends.
 
-The table is looked at twice a second, because any process may write events and a lost notification loses nothing; once
-for all streams of this process, and only as long as there are any.
+Any process may write events, so the database is polled: once per period for all streams of this process together, and
+only while there are streams.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ RECONNECT_MS = 2000
 
 
 class EventPoller:
-    """Wakes the streams of this process whose job has something new."""
+    """Wakes the streams of this process whose job has new events."""
 
     def __init__(self, engine: Engine, period_s: float) -> None:
         self._engine, self._period_s = engine, period_s
         self._waiting: dict[asyncio.Future[None], tuple[uuid.UUID, int]] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    async def of(self, job_id: uuid.UUID, last_id: int, seconds: float) -> None:
-        """Wait until the job has an event after `last_id`, or is gone; at most so long."""
+    async def wait(self, job_id: uuid.UUID, last_id: int, timeout_s: float) -> None:
+        """Return when the job has an event after `last_id` or is deleted, at the latest after `timeout_s` seconds."""
         woken = asyncio.get_running_loop().create_future()
         self._waiting[woken] = (job_id, last_id)
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._look_out())
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll())
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(timeout_s):
                     await woken
         finally:
             del self._waiting[woken]
 
-    async def _look_out(self) -> None:
+    async def _poll(self) -> None:
         while self._waiting:
             await asyncio.sleep(self._period_s)
             jobs = {job_id for job_id, _ in self._waiting.values()}
             with contextlib.suppress(DatabaseUnavailable):
-                newest = await run_in_threadpool(self._newest, jobs)
+                newest = await run_in_threadpool(self._newest_ids, jobs)
                 for woken, (job_id, last_id) in self._waiting.items():
                     if job_id in jobs and newest.get(job_id, last_id + 1) > last_id and not woken.done():
                         woken.set_result(None)
 
-    def _newest(self, jobs: set[uuid.UUID]) -> dict[uuid.UUID, int]:
-        """The last event of each; a job that was deleted has none."""
+    def _newest_ids(self, jobs: set[uuid.UUID]) -> dict[uuid.UUID, int]:
+        """The id of each job's last event; a deleted job is missing."""
         statement = select(JobEvent.job_id, func.max(JobEvent.id)).where(JobEvent.job_id.in_(jobs))
         with db.transaction(self._engine, read_only=True) as session:
             return dict(session.execute(statement.group_by(JobEvent.job_id)).all())
@@ -67,32 +67,39 @@ class EventPoller:
 async def stream_events(
     engine: Engine, poller: EventPoller, job_id: uuid.UUID, last_id: int, *, heartbeat_s: float
 ) -> AsyncIterator[bytes]:
-    """Every event after `last_id`, then `done`; a comment now and then keeps the connection alive."""
+    """Yield every event after `last_id` as a server-sent event, and end after the job's last one.
+
+    A comment is sent after `heartbeat_s` seconds without an event, so that proxies keep the connection open. While the
+    database is unavailable the stream waits.
+    """
     yield format_sse_event(retry=RECONNECT_MS)
-    said = time.monotonic()
+    sent_at = time.monotonic()
     while True:
+        # Read the next batch, and whether the job had ended before.
         try:
             rows, ended = await run_in_threadpool(read_events, engine, job_id, last_id)
         except DatabaseUnavailable:
             rows, ended = [], False
         more, newest = len(rows) == BATCH, rows[-1] if rows else None
         final = ended and not more
+        # A retried job has an older `done` among its events. Only a `done` that nothing follows is sent; whether
+        # something follows this one, the next read tells.
         if newest is not None and newest.kind == "done" and not final:
-            rows.pop()  # whether anything follows it, the next look shows
+            rows.pop()
         for row in rows:
             last_id = row.id
-            # A retried job has an older `done` in its history: only one that nothing follows ends the stream.
             if row.kind != "done" or (final and row is newest):
                 yield format_sse_event(id=str(row.id), event=row.kind, data_str=json.dumps(row.data))
-                said = time.monotonic()
+                sent_at = time.monotonic()
+        # End, read on, or wait for new events.
         if final:
             return
         if more:
             continue
-        await poller.of(job_id, last_id, said + heartbeat_s - time.monotonic())
-        if time.monotonic() - said >= heartbeat_s:
+        await poller.wait(job_id, last_id, sent_at + heartbeat_s - time.monotonic())
+        if time.monotonic() - sent_at >= heartbeat_s:
             yield format_sse_event(comment="still here")
-            said = time.monotonic()
+            sent_at = time.monotonic()
 
 
 def read_events(engine: Engine, job_id: uuid.UUID, last_id: int) -> tuple[list[JobEvent], bool]:
@@ -103,6 +110,6 @@ def read_events(engine: Engine, job_id: uuid.UUID, last_id: int) -> tuple[list[J
 
 
 def is_exhausted(engine: Engine, job_id: uuid.UUID, last_id: int) -> bool:
-    """Whether a client that saw `last_id` has seen everything there will ever be."""
+    """Whether the job has ended and has no event after `last_id`."""
     rows, ended = read_events(engine, job_id, last_id)
     return ended and not rows

@@ -1,80 +1,131 @@
-"""From a parsed request to the rows of its jobs: what it refers to looked up, every default filled in."""
+"""From a parsed request to jobs: everything it refers to is looked up, every default is filled in."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app import worker_registry
 from app.catalog import Catalog
 from app.datasets import service as datasets
-from app.db.tables import Dataset
+from app.db.tables import Dataset, Job
 from app.errors import Fault, InvalidRequest
-from app.jobs import defaults, estimate, schemas
+from app.jobs import defaults, estimate, schemas, service
 from app.jobs.defaults import DataFacts
 from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
 
 
+class ResolvedJob(NamedTuple):
+    """One job to be created."""
+
+    request: dict[str, Any]  # as the job shows it, every default filled in
+    columns: dict[str, Any]  # of the job's row
+
+
+class Resolution(NamedTuple):
+    """What a request means: its job first, then a job for each baseline."""
+
+    jobs: list[ResolvedJob]
+    train_images: int | None = None  # of a training, for the estimate of its cost
+    device: str = "cpu"
+
+
+def create(
+    session: Session,
+    catalog: Catalog,
+    request: TrainingRequest | ScoringRequest,
+    *,
+    request_id: str,
+    max_queued: int,
+) -> list[Job]:
+    """Queue the job and its baselines, in this order.
+
+    Raises:
+        DatasetNotFound, NotReady: There is no such data set, or it cannot be used yet.
+        ModelNotFound, AliasNotFound: There is no such model to score with.
+        InvalidRequest: A field does not fit the data set or the hosts.
+        QueueFull: More than `max_queued` jobs would wait.
+    """
+    # The data set is locked, so that it cannot be deleted before the job that needs it is there.
+    resolution = resolve(session, catalog, request, lock_dataset=True)
+    rows = [{**job.columns, "request": job.request, "request_id": request_id} for job in resolution.jobs]
+    return service.create(session, rows, max_queued=max_queued)
+
+
 def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest) -> DryRun:
-    """What would be queued, and what it would cost."""
-    dataset = datasets.ready(session, request.dataset_id)
+    """What `create` would queue, and what it would cost; raises the same except QueueFull."""
+    (job, *_), train_images, device = resolve(session, catalog, request, lock_dataset=False)
+    if train_images is None:
+        return DryRun(request=job.request, estimate=None)
+    return DryRun(request=job.request, estimate=estimate.training(session, catalog, job.request, train_images, device))
+
+
+def resolve(
+    session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
+) -> Resolution:
+    """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull."""
+    dataset = datasets.ready(session, request.dataset_id, keep=lock_dataset)
     if isinstance(request, ScoringRequest):
-        return DryRun(request=_scoring(session, request)["request"], estimate=None)
-    device = _device(session, request)
-    _check_resources(session, request)
-    resolved = defaults.resolve(request, facts_of(dataset), device, catalog)
-    cost = estimate.training(session, catalog, resolved, facts_of(dataset).train_images, device)
-    return DryRun(request=resolved, estimate=cost)
+        return _resolve_scoring(session, request, dataset)
+    return _resolve_training(session, catalog, request, dataset)
 
 
-def rows(
-    session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest, request_id: str
-) -> list[dict[str, Any]]:
-    """Columns of the job and of each baseline beside it; DatasetNotFound, NotReady, InvalidRequest."""
-    dataset = datasets.ready(session, request.dataset_id, keep=True)
-    common = {
+def _resolve_training(session: Session, catalog: Catalog, request: TrainingRequest, dataset: Dataset) -> Resolution:
+    facts, device = facts_of(dataset), _device(session, request)
+    _check_devices(session, request)
+    resolved = defaults.resolve(request, facts, device, catalog)
+    # A baseline is the same request with another method, on the same split, seed and budget.
+    baselines = [{**resolved, **baseline, "compare_with": []} for baseline in resolved["compare_with"]]
+    jobs = [
+        ResolvedJob(
+            body,
+            {
+                **_common_columns(request, dataset),
+                "type": "train",
+                "gpus": request.resources.gpus,
+                "label_version": body["label_version"],
+                "spec": defaults.spec_of(body, catalog),
+            },
+        )
+        for body in [resolved, *baselines]
+    ]
+    return Resolution(jobs, facts.train_images, device)
+
+
+def _resolve_scoring(session: Session, request: ScoringRequest, dataset: Dataset) -> Resolution:
+    model_id = str(models.resolve(session, request.model).model.id)
+    columns = {
+        **_common_columns(request, dataset),
+        "type": "predict",
+        "label_version": dataset.label_version,
+        "spec": {"model_id": model_id, "dataset_id": str(request.dataset_id), "split": request.split},
+    }
+    return Resolution([ResolvedJob(request.model_dump(mode="json") | {"model_id": model_id}, columns)])
+
+
+def _common_columns(request: TrainingRequest | ScoringRequest, dataset: Dataset) -> dict[str, Any]:
+    return {
         "dataset_id": dataset.id,
         "name": request.name,
         "tags": request.tags,
         "priority": schemas.PRIORITIES[request.priority],
         "limits": request.limits.model_dump(exclude_none=True),
-        "request_id": request_id,
     }
-    if isinstance(request, ScoringRequest):
-        return [{**common, "type": "predict", "label_version": dataset.label_version, **_scoring(session, request)}]
-    facts, device = facts_of(dataset), _device(session, request)
-    _check_resources(session, request)
-    resolved = defaults.resolve(request, facts, device, catalog)
-    alone = [resolved] + [{**resolved, **baseline, "compare_with": []} for baseline in resolved["compare_with"]]
-    return [
-        {
-            **common,
-            "type": "train",
-            "gpus": request.resources.gpus,
-            "label_version": one["label_version"],
-            "request": one,
-            "spec": defaults.spec_of(one, catalog),
-        }
-        for one in alone
-    ]
-
-
-def _scoring(session: Session, request: ScoringRequest) -> dict[str, Any]:
-    model = models.resolve(session, request.model).model
-    asked = request.model_dump(mode="json") | {"model_id": str(model.id)}
-    spec = {"model_id": str(model.id), "dataset_id": str(request.dataset_id), "split": request.split}
-    return {"request": asked, "spec": spec}
 
 
 def _device(session: Session, request: TrainingRequest) -> str:
-    asked = str(getattr(request, "device", "auto"))
-    return worker_registry.training_device(session) if asked == "auto" else asked
+    """The device that the job will be trained on, as far as it is known now."""
+    requested = str(getattr(request, "device", "auto"))
+    return worker_registry.training_device(session) if requested == "auto" else requested
 
 
-def _check_resources(session: Session, request: TrainingRequest) -> None:
-    """Refuse what would wait for ever: more devices than any host has. While no supervisor is there, nobody knows."""
+def _check_devices(session: Session, request: TrainingRequest) -> None:
+    """Refuse a job that needs more devices than any host offers: it would wait forever.
+
+    While no supervisor runs, the number is unknown and nothing is refused.
+    """
     most = worker_registry.max_devices(session)
     if most is not None and request.resources.gpus > most:
         detail = f"No host offers {request.resources.gpus} devices to one job; at most {most}."
@@ -82,9 +133,10 @@ def _check_resources(session: Session, request: TrainingRequest) -> None:
 
 
 def facts_of(dataset: Dataset) -> DataFacts:
+    """The facts of a data set that defaults depend on; InvalidRequest when it has no training images."""
     facts = dataset.facts or {}
-    train = int(facts.get("train_images", 0))
-    if not train:
+    train_images = int(facts.get("train_images", 0))
+    if not train_images:
         detail = "The data set has no training images."
         raise InvalidRequest(detail, errors=[Fault("/dataset_id", "no_training_images", detail)])
-    return DataFacts(train, facts.get("image_size"), dataset.label_version, facts)
+    return DataFacts(train_images, facts.get("image_size"), dataset.label_version, facts)

@@ -1,4 +1,4 @@
-"""Jobs: what a request becomes, who may change what when, and that the answer never depends on the bell."""
+"""Jobs: what a request becomes, who may change what when, and that the response never depends on a notification."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.db.clock import now
 from app.db.tables import Dataset, Job, Worker
 from app.jobs import attempt, results
 from app.jobs.stream import EventPoller, stream_events
-from app.notifier import Notifier
+from app.notifier import Notifier, QueueName
 from app.storage import Storage
 from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, upload
 
@@ -56,29 +56,32 @@ def test_defaults_suit_the_size_of_the_set_and_the_device(client: Client, datase
         session.add(Worker(id="w", kind="supervisor", device="cuda", devices=1))
     on_gpu = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id}).json()["request"]
     assert (on_gpu["network"], on_gpu["epochs"]) == ("resnet18", 100)
-    asked = {"dataset_id": dataset_id, "network": "small", "epochs": 3, "batch_size": 7}
-    kept = client.post("/jobs?dry_run=true", json=asked).json()["request"]
-    assert {name: kept[name] for name in asked} == asked
+    body = {"dataset_id": dataset_id, "network": "small", "epochs": 3, "batch_size": 7}
+    resolved = client.post("/jobs?dry_run=true", json=body).json()["request"]
+    assert {name: resolved[name] for name in body} == body
 
 
-def test_settings_follow_from_the_pictures_unless_they_are_asked_for(client: Client, dataset_id: str) -> None:
-    def settings(clutter: float, **asked: object) -> dict[str, Any]:
+def test_params_follow_from_the_facts_unless_the_request_has_some(client: Client, dataset_id: str) -> None:
+    def settings(clutter: float, **fields: object) -> dict[str, Any]:
         with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
             dataset = session.get_one(Dataset, uuid.UUID(dataset_id))
             dataset.facts = {**(dataset.facts or {}), "clutter": clutter}
-        answer = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **asked})
+        answer = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **fields})
         return answer.json()["request"]  # type: ignore[no-any-return]
 
     denll = client.get("/methods/denll").json()
     (rule,) = denll["rules"]
     assert (rule["fact"], rule["preset"], client.get("/methods/ce").json()["rules"]) == ("clutter", "confounded", [])
     below = rule["below"] - 0.01
-    plain = settings(rule["below"])["params"]
-    assert plain | {"host_params": {}} == denll["defaults"]  # the host's own settings are completed too
-    assert settings(below)["params"] == plain | denll["presets"]["confounded"]
-    assert settings(below, params={})["params"] == plain
-    beside = settings(below, method="ce", compare_with=["denll", {"method": "denll", "params": {}}])["compare_with"]
-    assert [each["params"] for each in beside] == [plain | denll["presets"]["confounded"], plain]
+    default_params = settings(rule["below"])["params"]
+    assert default_params | {"host_params": {}} == denll["defaults"]  # the host's own settings are completed too
+    assert settings(below)["params"] == default_params | denll["presets"]["confounded"]
+    assert settings(below, params={})["params"] == default_params
+    baselines = settings(below, method="ce", compare_with=["denll", {"method": "denll", "params": {}}])["compare_with"]
+    assert [baseline["params"] for baseline in baselines] == [
+        default_params | denll["presets"]["confounded"],
+        default_params,
+    ]
 
 
 def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str) -> None:
@@ -146,20 +149,20 @@ def test_known_noise_is_asked_for_by_rate_or_by_matrix(client: Client, dataset_i
 
 
 @BOTH
-def test_a_job_and_those_beside_it_wait_for_a_host_with_their_devices(
+def test_a_job_and_its_baselines_wait_for_a_host_with_their_devices(
     client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     large = submit(resources={"gpus": 2}, compare_with=["ce"])
     small = submit(priority="low")
     assert (large["resources"], large["request"]["resources"]) == ({"gpus": 2}, {"gpus": 2})
     assert (small["resources"], small["request"]["resources"]) == ({"gpus": 1}, {"gpus": 1})
-    beside = client.get(f"/jobs/{large['comparison'][1]['id']}").json()
-    assert beside["resources"] == beside["request"]["resources"] == {"gpus": 2}
+    baseline = client.get(f"/jobs/{large['comparison'][1]['id']}").json()
+    assert baseline["resources"] == baseline["request"]["resources"] == {"gpus": 2}
 
     claimed = fake_worker.claim()
     assert str(claimed.id) == small["id"]
     assert fake_worker.claim() is None
-    assert [str(fake_worker.claim(devices=n).id) for n in (2, 3)] == [large["id"], beside["id"]]
+    assert [str(fake_worker.claim(devices=n).id) for n in (2, 3)] == [large["id"], baseline["id"]]
 
 
 @BOTH
@@ -184,8 +187,8 @@ def test_a_job_that_needs_a_gpu_is_left_to_a_host_that_has_one(
 @pytest.mark.parametrize("dry_run", ["false", "true"])
 def test_more_devices_than_any_host_offers_are_refused_at_once(client: Client, dataset_id: str, dry_run: str) -> None:
     def post(gpus: int) -> Any:
-        asked = {"dataset_id": dataset_id, "resources": {"gpus": gpus}}
-        return client.post(f"/jobs?dry_run={dry_run}", json=asked)
+        body = {"dataset_id": dataset_id, "resources": {"gpus": gpus}}
+        return client.post(f"/jobs?dry_run={dry_run}", json=body)
 
     assert post(8).status_code in (200, 202)  # nobody is there to know better
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
@@ -222,11 +225,11 @@ def test_compared_jobs_stand_side_by_side(client: Client, submit: Callable[..., 
     job = submit(compare_with=["ce"], seed=7)
     assert [one["method"] for one in job["comparison"]] == ["denll", "ce"]
     fake_worker.publish(fake_worker.claim())
-    shown = client.get(f"/jobs/{job['id']}").json()["comparison"]
-    assert [one["status"] for one in shown] == ["succeeded", "queued"]
-    beside = client.get(f"/jobs/{shown[1]['id']}").json()
-    assert (beside["compared_with_id"], beside["request"]["seed"]) == (job["id"], 7)
-    assert beside["comparison"] == shown
+    comparison = client.get(f"/jobs/{job['id']}").json()["comparison"]
+    assert [compared["status"] for compared in comparison] == ["succeeded", "queued"]
+    baseline = client.get(f"/jobs/{comparison[1]['id']}").json()
+    assert (baseline["compared_with_id"], baseline["request"]["seed"]) == (job["id"], 7)
+    assert baseline["comparison"] == comparison
 
 
 def test_scoring_a_data_set_is_a_job(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker) -> None:
@@ -292,22 +295,22 @@ def test_a_key_of_another_request_is_a_422_and_white_space_is_no_difference(clie
     assert jobs(client) == 1
 
 
-class Counting(Notifier):
-    """A broker whose rings are counted; what it rings at is away."""
+class RecordingNotifier(Notifier):
+    """A notifier that records the queues it notifies; Redis is unavailable."""
 
     def __init__(self) -> None:
-        self.rings: list[str] = []
+        self.queues: list[str] = []
 
-    def ring(self, bell: Any) -> bool:
-        self.rings.append(bell)
+    def notify(self, queue: QueueName) -> bool:
+        self.queues.append(queue)
         return False
 
     def close(self) -> None:
         pass
 
 
-def test_a_failing_commit_is_a_5xx_and_rings_no_bell(client: Client, dataset_id: str) -> None:
-    client.app.state.notifier = counting = Counting()  # type: ignore[attr-defined]
+def test_a_failing_commit_is_a_5xx_and_notifies_nobody(client: Client, dataset_id: str) -> None:
+    client.app.state.notifier = recording = RecordingNotifier()  # type: ignore[attr-defined]
 
     def refuse(_: Session) -> None:
         raise RuntimeError("the commit failed")
@@ -318,9 +321,9 @@ def test_a_failing_commit_is_a_5xx_and_rings_no_bell(client: Client, dataset_id:
     finally:
         event.remove(Session, "before_commit", refuse)
     assert answer.status_code == 500
-    assert (counting.rings, jobs(client)) == ([], 0)
+    assert (recording.queues, jobs(client)) == ([], 0)
     assert client.post("/jobs", json={"dataset_id": dataset_id}).status_code == 202
-    assert counting.rings == ["jobs"]
+    assert recording.queues == ["jobs"]
 
 
 def test_F07_the_answer_does_not_wait_for_a_broker_that_is_away(client: Client, submit: Callable[..., Any]) -> None:
@@ -339,8 +342,8 @@ def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
     assert (again.status_code, again.json()["type"]) == (409, "/problems/job-finished")
     other = submit()
     fake_worker.claim()
-    asked = client.post(f"/jobs/{other['id']}/cancel")
-    assert (asked.status_code, asked.json()["status"]) == (202, "cancelling")
+    requested = client.post(f"/jobs/{other['id']}/cancel")
+    assert (requested.status_code, requested.json()["status"]) == (202, "cancelling")
     assert client.get("/jobs?status=cancelling").json()["items"][0]["id"] == other["id"]
     assert client.post("/jobs/00000000-0000-4000-8000-000000000000/cancel").status_code == 404
 
@@ -411,12 +414,12 @@ def test_a_job_is_deleted_when_it_has_ended_and_its_model_stays(
 
 
 def stream(text: str) -> list[tuple[int, str, Any]]:
-    found = []
+    events = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if "data" in fields:
-            found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
-    return found
+            events.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return events
 
 
 @BOTH
@@ -470,32 +473,32 @@ def test_events_arrive_while_the_job_runs_with_heartbeats_between(
 
 
 @BOTH
-def test_a_job_that_ends_while_its_stream_looks_is_done_all_the_same(
+def test_a_job_that_ends_while_its_stream_reads_still_sends_done(
     engine: Engine, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
-    """Its end is committed between the look at its state and the look at its events."""
+    """Its end is committed between the query of its state and the query of its events."""
     job_id = uuid.UUID(submit()["id"])
     running = [fake_worker.claim()]
 
-    def looked(*told: Any) -> None:
-        if running and "job_event.data" in told[2]:
+    def end_job(*arguments: Any) -> None:
+        if running and "job_event.data" in arguments[2]:
             fake_worker.fail(running.pop())
 
     async def read() -> str:
         poller = EventPoller(engine, 0.02)
         return b"".join([part async for part in stream_events(engine, poller, job_id, 0, heartbeat_s=0.5)]).decode()
 
-    event.listen(engine, "before_cursor_execute", looked)
+    event.listen(engine, "before_cursor_execute", end_job)
     assert [kind for _, kind, _ in stream(asyncio.run(read()))] == ["status", "status", "status", "done"]
 
 
 @BOTH
-def test_many_streams_look_at_the_table_as_often_as_one(
+def test_many_streams_query_the_table_as_often_as_one(
     engine: Engine, submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:
     job_id = uuid.UUID(submit()["id"])
     claim = fake_worker.claim()
-    looks: list[str] = []
+    statements: list[str] = []
 
     async def read(poller: EventPoller) -> str:
         return b"".join([part async for part in stream_events(engine, poller, job_id, 0, heartbeat_s=60.0)]).decode()
@@ -503,22 +506,22 @@ def test_many_streams_look_at_the_table_as_often_as_one(
     async def together() -> list[str]:
         poller, loop, often = EventPoller(engine, 0.02), asyncio.get_running_loop(), asyncio.Event()
 
-        def looked(*told: Any) -> None:
-            looks.append(told[2])
-            if sum("max(" in look for look in looks) == 5:
+        def record(*arguments: Any) -> None:
+            statements.append(arguments[2])
+            if sum("max(" in statement for statement in statements) == 5:
                 loop.call_soon_threadsafe(often.set)
 
-        event.listen(engine, "before_cursor_execute", looked)
+        event.listen(engine, "before_cursor_execute", record)
         async with asyncio.timeout(30):
             readers = [asyncio.create_task(read(poller)) for _ in range(20)]
             await often.wait()
-            assert sum("job_event.data" in look for look in looks) == len(readers)  # what each shows at first
+            assert sum("job_event.data" in s for s in statements) == len(readers)  # one read when a stream starts
             await asyncio.to_thread(fake_worker.fail, claim)
             return await asyncio.gather(*readers)
 
-    told = asyncio.run(together())
-    assert [kind for _, kind, _ in stream(told[0])] == ["status", "status", "status", "done"]
-    assert told == [told[0]] * 20
+    streams = asyncio.run(together())
+    assert [kind for _, kind, _ in stream(streams[0])] == ["status", "status", "status", "done"]
+    assert streams == [streams[0]] * 20
 
 
 @BOTH
@@ -569,8 +572,8 @@ def finished(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
     (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
     (folder / "figure.png").write_bytes(bytes(range(256)) * 4)
     fake_worker.publish(claim)
-    found: str = job["id"]
-    return found
+    job_id: str = job["id"]
+    return job_id
 
 
 def test_an_estimate_goes_by_the_speed_of_an_earlier_job_of_its_kind(
@@ -578,8 +581,8 @@ def test_an_estimate_goes_by_the_speed_of_an_earlier_job_of_its_kind(
 ) -> None:
     assert client.get(f"/jobs/{finished}").json()["model_id"]
     alike, other = (
-        client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **asked}).json()["estimate"]
-        for asked in ({}, {"image_size": 256})
+        client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, **fields}).json()["estimate"]
+        for fields in ({}, {"image_size": 256})
     )
     assert (alike["measured"], alike["images_per_second"]) == (True, 250.0)
     assert not other["measured"]
@@ -612,7 +615,7 @@ def test_a_job_without_a_ranking_says_so(client: Client, submit: Callable[..., A
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "part"),
+    ("byte_range", "status", "part"),
     [
         (None, 200, slice(0, 1024)),
         ("bytes=0-9", 206, slice(0, 10)),
@@ -630,13 +633,13 @@ def test_a_job_without_a_ranking_says_so(client: Client, submit: Callable[..., A
     ],
 )
 def test_H6_artifacts_come_whole_or_in_one_range(
-    client: Client, finished: str, asked: str | None, status: int, part: slice | None
+    client: Client, finished: str, byte_range: str | None, status: int, part: slice | None
 ) -> None:
-    whole = bytes(range(256)) * 4
-    answer = client.get(f"/jobs/{finished}/artifacts/figure.png", headers={"Range": asked} if asked else {})
+    content = bytes(range(256)) * 4
+    answer = client.get(f"/jobs/{finished}/artifacts/figure.png", headers={"Range": byte_range} if byte_range else {})
     assert answer.status_code == status
     if part is not None:
-        assert answer.content == whole[part]
+        assert answer.content == content[part]
         assert answer.headers["repr-digest"].startswith("sha-256=:")
     else:
         assert answer.headers["content-range"] == "bytes */1024"
