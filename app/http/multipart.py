@@ -74,22 +74,24 @@ def _names(disposition: bytes) -> tuple[bytes, bytes | None]:
 
 
 def single_part(content_type: str, body: bytes) -> tuple[PartBegin, bytes] | None:
-    """The part of a whole body that has just one, as a client's upload of a picture does, found without a parser.
+    """The part of a complete body with exactly one part, read without a parser: most predictions are such a body.
 
-    None where the form is any other: `MultipartReader` then judges it.
+    Returns:
+        The part's headers and its content; None for any other body, which `MultipartReader` must read.
     """
     boundary = boundary_of(content_type)
     first, last = b"--" + boundary + b"\r\n", b"\r\n--" + boundary
     head, end = body.find(b"\r\n\r\n", 0, HEADER_BYTES), len(body) - len(last) - len(b"--\r\n")
     if head < 0 or not body.startswith(first) or not body.endswith(last + b"--\r\n"):
         return None
-    if body.find(last, head + 2) != end:
+    # The closing delimiter is the only one, and its line break is not the one that ends the headers.
+    if body.find(last, head + 2) != end or end < head + 4:
         return None
     lines = body[len(first) : head].split(b"\r\n")
-    found = [match.groups() for line in lines if (match := HEADER.fullmatch(line))]
-    if len(found) != len(lines) or len(lines) > MOST_HEADERS:
+    headers = [match.groups() for line in lines if (match := HEADER.fullmatch(line))]
+    if len(headers) != len(lines) or len(lines) > MOST_HEADERS:
         return None
-    return begin({name.lower(): value for name, value in found}), body[head + 4 : end]
+    return begin({name.lower(): value for name, value in headers}), body[head + 4 : end]
 
 
 class MultipartReader:
