@@ -1,4 +1,4 @@
-"""One house for all faults of a database: its own Redis, a dispatcher, and a supervisor whenever one is needed."""
+"""One service for all faults of a database: its own Redis, a dispatcher, and a supervisor whenever one is needed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ import pytest
 from app.db.tables import Job
 from app.notifier import Notifier
 from tests import servers
-from tests.worker import harness
+from tests.worker.harness import ServiceHarness
 
-EPOCHS = 20  # about two seconds on a quiet machine: long enough to be struck in the middle
+EPOCHS = 20  # about two seconds on a quiet machine: long enough for a fault in the middle
 
 
-class FaultHarness(harness.ServiceHarness):
-    """A house to which things happen."""
+class FaultHarness(ServiceHarness):
+    """A service in which a test causes faults."""
 
     redis: servers.RedisServer
     data: uuid.UUID
     undisturbed: str  # digest of the model that an uninterrupted attempt makes
 
     def working(self) -> subprocess.Popen[bytes]:
-        """A supervisor that runs, the same as before if it still does."""
+        """A running supervisor: the one there is, or else a new one."""
         for process in self.processes:
             if process.poll() is None and "worker.supervisor" in process.args:  # type: ignore[operator]
                 return process
         return self.supervisor()
 
     def begin(self, **spec: object) -> uuid.UUID:
-        """Submit a job that takes a while, and ring."""
+        """Submit a job that takes a while, and notify the supervisors."""
         job_id = self.submit(self.data, **({"epochs": EPOCHS} | spec))
-        self.ring()
+        self.notify()
         return job_id
 
-    def ring(self, times: int = 1) -> None:
-        broker = Notifier(self.settings)
+    def notify(self, times: int = 1) -> None:
+        notifier = Notifier(self.settings)
         for _ in range(times):
-            broker.notify("jobs")
-        broker.close()
+            notifier.notify("jobs")
+        notifier.close()
 
     def in_the_middle(self, job_id: uuid.UUID) -> Job:
         """The job once two checkpoints are written."""
@@ -61,22 +61,22 @@ class FaultHarness(harness.ServiceHarness):
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def stricken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHarness]:
+def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHarness]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(servers.redis_server())
         url = ""
         if request.param == "postgres":
             url = stack.enter_context(servers.fresh_database(request.getfixturevalue("postgres_server")))
-        made = FaultHarness(tmp_path_factory.mktemp("house"), url, redis.url)
-        stack.callback(made.close)
-        made.redis = redis
-        made.dispatcher()
-        made.working()
-        made.data = made.dataset()
-        first = made.begin()
-        assert made.ended(first, 100.0).state == "succeeded", made.logs()
-        made.undisturbed = made.models(first)[0].digest
-        yield made
+        harness = FaultHarness(tmp_path_factory.mktemp("service"), url, redis.url)
+        stack.callback(harness.close)
+        harness.redis = redis
+        harness.dispatcher()
+        harness.working()
+        harness.data = harness.dataset()
+        first = harness.begin()
+        assert harness.ended(first, 100.0).state == "succeeded", harness.logs()
+        harness.undisturbed = harness.models(first)[0].digest
+        yield harness
 
 
 def kill(pid: int) -> None:

@@ -72,19 +72,19 @@ def body(dataset: uuid.UUID) -> dict[str, object]:
     }
 
 
-def test_F11_a_job_starts_although_the_api_died_before_it_rang(stricken: FaultHarness) -> None:
-    stricken.working()
-    with deaf_server() as hanging, api(stricken, redis_url=hanging) as (client, process):
-        answer = client.post("/jobs", json=body(stricken.data))
+def test_F11_a_job_starts_although_the_api_died_before_it_rang(harness: FaultHarness) -> None:
+    harness.working()
+    with deaf_server() as hanging, api(harness, redis_url=hanging) as (client, process):
+        answer = client.post("/jobs", json=body(harness.data))
         process.kill()
 
     assert answer.status_code == 202
-    assert stricken.ended(uuid.UUID(answer.json()["id"]), 30.0).state == "succeeded"
+    assert harness.ended(uuid.UUID(answer.json()["id"]), 30.0).state == "succeeded"
 
 
-def test_F22_twenty_requests_with_one_key_are_one_job(stricken: FaultHarness) -> None:
-    dataset, before = stricken.data, jobs(stricken)
-    with api(stricken) as (client, _):
+def test_F22_twenty_requests_with_one_key_are_one_job(harness: FaultHarness) -> None:
+    dataset, before = harness.data, jobs(harness)
+    with api(harness) as (client, _):
         with ThreadPoolExecutor(20) as pool:
             send = lambda _: client.post("/jobs", json=body(dataset), headers={"Idempotency-Key": "once"})  # noqa: E731
             given = list(pool.map(send, range(20)))
@@ -96,7 +96,7 @@ def test_F22_twenty_requests_with_one_key_are_one_job(stricken: FaultHarness) ->
     assert made == {retried.json()["id"]}
     assert retried.headers["Idempotency-Replayed"] == "true"
     assert other.status_code == 422
-    assert jobs(stricken) == before + 1
+    assert jobs(harness) == before + 1
 
 
 def jobs(house: ServiceHarness) -> int:

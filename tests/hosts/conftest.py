@@ -1,4 +1,4 @@
-"""One service on three machines that are one: Postgres, Redis, API and dispatcher here, a supervisor on each host."""
+"""One service on three simulated hosts: Postgres, Redis, API and dispatcher here, a supervisor on each other host."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from app.db.tables import Job
 from tests import servers
 from tests.hosts.network import Host, Missing, Network
 from tests.servers import eventually, free_port
-from tests.worker import harness
-from tests.worker.harness import SIDE
+from tests.worker.harness import SIDE, ServiceHarness
 
 EPOCHS = 60  # some seconds: a host is cut off in the middle
 KEY = secrets.token_hex(16)
@@ -25,13 +24,13 @@ KNOBS = {
     "lease_s": 9.0,
     "database_grace_s": 4.0,
     "statement_timeout_s": 1.0,
-    "admin_key": KEY,  # nobody serves a network without
+    "admin_key": KEY,  # required to serve a network
     "min_free_bytes": 0,
 }
 
 
-class Spread(harness.ServiceHarness):
-    """A house whose supervisors live on other hosts, with the same data folder."""
+class MultiHostHarness(ServiceHarness):
+    """A service whose supervisors run on other hosts, with the same data folder."""
 
     network: Network
     data: uuid.UUID
@@ -43,8 +42,8 @@ class Spread(harness.ServiceHarness):
         return super().environment(admin_key=KEY, **more)
 
     def begin(self) -> uuid.UUID:
-        """A job, by the front door."""
-        asked: dict[str, Any] = {
+        """Submit a job to the API."""
+        request: dict[str, Any] = {
             "dataset_id": str(self.data),
             "method": "ce",
             "network": "small",
@@ -54,7 +53,7 @@ class Spread(harness.ServiceHarness):
             "seed": 1,
             "precision": "f32",
         }
-        answer = self.client.post("/jobs", json=asked)
+        answer = self.client.post("/jobs", json=request)
         assert answer.status_code == 202, answer.text
         return uuid.UUID(answer.json()["id"])
 
@@ -68,7 +67,7 @@ class Spread(harness.ServiceHarness):
         return job, next(host for host in self.network.hosts if host.name == self.host_of(job))
 
     def succeeded(self, job_id: uuid.UUID) -> Job:
-        """The job, ended well: one model, bit for bit that of an undisturbed job, and each epoch told once."""
+        """The job, ended well: one model, bit for bit that of an undisturbed job, and each epoch recorded once."""
         job = self.ended(job_id, 90.0)
         assert job.state == "succeeded", f"{job.state} {job.error}\n{self.logs()}"
         assert [model.digest for model in self.models(job_id)] == [self.undisturbed]
@@ -78,7 +77,7 @@ class Spread(harness.ServiceHarness):
 
 
 @pytest.fixture(scope="session")
-def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MultiHostHarness]:
     with contextlib.ExitStack() as stack:
         try:
             network = Network()
@@ -88,28 +87,28 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
         server = stack.enter_context(servers.postgres(network.address))
         url = stack.enter_context(servers.fresh_database(server))
         redis = stack.enter_context(servers.redis_server(network.address))
-        made = Spread(tmp_path_factory.mktemp("house"), url, redis.url, **KNOBS)
-        stack.callback(made.close)
-        made.network = network
-        made.data = made.dataset()
-        made.client = stack.enter_context(serving(made))
-        made.dispatcher()
-        made.supervisors = {
-            host.name: made.start("worker.supervisor", "-Q", "jobs", name=host.name, within=host.within)
+        harness = MultiHostHarness(tmp_path_factory.mktemp("service"), url, redis.url, **KNOBS)
+        stack.callback(harness.close)
+        harness.network = network
+        harness.data = harness.dataset()
+        harness.client = stack.enter_context(serving(harness))
+        harness.dispatcher()
+        harness.supervisors = {
+            host.name: harness.start("worker.supervisor", "-Q", "jobs", name=host.name, within=host.within)
             for host in network.hosts
         }
-        first = made.begin()
-        assert made.ended(first, 100.0).state == "succeeded", made.logs()
-        made.undisturbed = made.models(first)[0].digest
-        yield made
+        first = harness.begin()
+        assert harness.ended(first, 100.0).state == "succeeded", harness.logs()
+        harness.undisturbed = harness.models(first)[0].digest
+        yield harness
 
 
 @contextlib.contextmanager
-def serving(made: Spread) -> Iterator[httpx.Client]:
+def serving(harness: MultiHostHarness) -> Iterator[httpx.Client]:
     """The API, at this machine's address among the hosts."""
     port = free_port()
-    made.start("app.main", host=made.network.address, port=port)
-    url = f"http://{made.network.address}:{port}"
+    harness.start("app.main", host=harness.network.address, port=port)
+    url = f"http://{harness.network.address}:{port}"
     with httpx.Client(base_url=url, timeout=30.0, headers={"Authorization": f"Bearer {KEY}"}) as client:
         eventually(lambda: answers(client), seconds=60.0, what="the API")
         yield client

@@ -1,4 +1,4 @@
-"""`python -m tests.hosts.holder`: claims the next data set, renews its lease, and never gets to commit."""
+"""`python -m tests.hosts.holder`: claims the next data set, renews its lease, and never commits the renewal."""
 
 from __future__ import annotations
 

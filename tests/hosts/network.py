@@ -16,7 +16,7 @@ NAME = re.compile(r"denll-(\d+)-\w+")
 
 
 class Missing(Exception):
-    """Why this machine cannot play several hosts."""
+    """Why this machine cannot simulate several hosts."""
 
 
 def ip(*arguments: str, check: bool = True) -> str:
@@ -83,8 +83,8 @@ class Network:
 
 
 def sweep() -> None:
-    """Remove what runs of this test left behind that ended without their end."""
-    for pid in {int(found[1]) for found in NAME.finditer(ip("netns", "list"))}:
+    """Remove the namespaces and links of test processes that were killed."""
+    for pid in {int(match[1]) for match in NAME.finditer(ip("netns", "list"))}:
         if not Path(f"/proc/{pid}").exists():
             remove(pid)
 
