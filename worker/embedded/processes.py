@@ -1,4 +1,4 @@
-"""Child processes of the launcher: started with a promise to die with it, restarted when they die, ended in order."""
+"""Child processes of the launcher: they die with it, are restarted when they die, and are ended in order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from worker import control_channel
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-STEADY_S = 60.0  # a process that lived this long is restarted at once
+STABLE_S = 60.0  # a process that ran this long is restarted after the first pause
 LOG_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is run, and how long it may take to end itself once told to."""
+    """What is run.
+
+    Args:
+        name: For log file and messages.
+        command: Program and arguments.
+        grace_s: How long it may take to end after SIGTERM.
+    """
 
     name: str
     command: Sequence[str]
@@ -29,14 +35,20 @@ class Program:
 
 
 class Process:
-    """One program that is kept running."""
+    """One program that is kept running.
+
+    Args:
+        program: What is run.
+        environment: Its environment variables, all of them.
+        logs: Folder of its log file.
+    """
 
     def __init__(self, program: Program, environment: Mapping[str, str], logs: Path) -> None:
         self.program = program
         self._environment = dict(environment)
         self._log = logs / f"{program.name}.log"
         self._running: subprocess.Popen[bytes] | None = None
-        self._started = self._again = float("-inf")
+        self._started = self._restart_at = float("-inf")
         self._pause = FIRST_PAUSE_S
 
     def start(self) -> None:
@@ -48,13 +60,13 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is the launcher's to interpret
-                preexec_fn=_belong,  # noqa: PLW1509 - the launcher has one thread
+                start_new_session=True,  # a Ctrl-C at the terminal reaches the launcher alone
+                preexec_fn=_prepare_child,  # noqa: PLW1509 - the launcher has one thread
             )
         self._started = time.monotonic()
 
-    def keep(self) -> bool:
-        """Start it again when it has died, later each time; whether it runs."""
+    def restart_if_dead(self) -> bool:
+        """Start it again when it has died, after a pause that doubles each time; whether it runs."""
         if self._running is not None:
             status = self._running.poll()
             if status is None:
@@ -62,19 +74,19 @@ class Process:
             log.warning("%s ended with %d; see %s", self.program.name, status, self._log)
             self._running = None
             lived = time.monotonic() - self._started
-            self._pause = FIRST_PAUSE_S if lived > STEADY_S else min(LONGEST_PAUSE_S, self._pause * 2)
-            self._again = time.monotonic() + self._pause
-        if time.monotonic() >= self._again:
+            self._pause = FIRST_PAUSE_S if lived > STABLE_S else min(LONGEST_PAUSE_S, self._pause * 2)
+            self._restart_at = time.monotonic() + self._pause
+        if time.monotonic() >= self._restart_at:
             self.start()
             return True
         return False
 
-    def ask_to_end(self) -> None:
+    def terminate(self) -> None:
         if self._running is not None and self._running.poll() is None:
             self._running.send_signal(signal.SIGTERM)
 
     def end(self, deadline: float) -> None:
-        """Wait until it has ended, and kill it when the time is over."""
+        """Wait until it has ended; kill it at `deadline` (`time.monotonic()`)."""
         if self._running is None:
             return
         try:
@@ -87,15 +99,15 @@ class Process:
 
 
 def end(processes: Sequence[Process]) -> None:
-    """End these together, each within its grace."""
+    """Terminate these together, and wait for each within its grace."""
     now = time.monotonic()
     for process in processes:
-        process.ask_to_end()
+        process.terminate()
     for process in processes:
         process.end(now + process.program.grace_s)
 
 
-def _belong() -> None:
+def _prepare_child() -> None:
     control_channel.die_with_parent()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the launcher waits for signals with them blocked
 

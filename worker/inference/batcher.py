@@ -1,7 +1,7 @@
-"""The queue in front of the model. While a forward pass runs, requests gather; the next pass takes all that waits.
+"""Dynamic batching: requests that arrive during a forward pass wait, and the next pass takes all of them.
 
-No timer, no window: an idle model answers at once, a busy one in full batches. The queue is bounded, and says so at
-once when it is full. Nothing here knows sockets.
+There is no batching timer: an idle model answers at once, a busy one in full batches. The queue is bounded, and a
+request that does not fit is refused at once. One thread runs the model; a pool decodes images and encodes replies.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from typing import Any
 
 from app.settings import Settings
 from ml.errors import Failure, OutOfMemory
+from ml.serving.predictor import Prediction, Predictor
 from worker.inference import results
 from worker.inference.model_cache import ModelCache
 from worker.inference.results import Decoded
 
 log = logging.getLogger(__name__)
 
-WAITING_BYTES = 256 * 1024 * 1024  # encoded images waiting, besides their number
+QUEUE_BYTES = 256 * 1024 * 1024  # of encoded images in the queue, besides the limit on their number
 THUMBNAIL_BYTES = 8 * 1024  # a JPEG of this size is decoded in a tenth of a millisecond
 RETRY_S = 1
-Reply = Callable[[dict[str, Any], Sequence[bytes]], object]
+Reply = Callable[[dict[str, Any], Sequence[bytes]], object]  # called with the header and the parts of a frame
 
 
 class Refused(Exception):
-    """The whole request is refused."""
+    """A whole request is refused.
+
+    Args:
+        code: One of `results.TITLES`.
+        status: The HTTP status of the answer.
+        detail: A sentence.
+        retry_after_s: When the client may try again.
+    """
 
     def __init__(self, code: str, status: int, detail: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
@@ -42,7 +50,16 @@ class Refused(Exception):
 
 @dataclass
 class Request:
-    """Encoded images of one caller, answered together."""
+    """Encoded images of one client, answered together.
+
+    Args:
+        id: The client's own, repeated in the reply.
+        model: The published model.
+        images: At least one, encoded (JPEG, PNG, ...).
+        options: `top_k`, `threshold`, `masks`, `mask_threshold`, `render`, as in the API.
+        deadline_s: After this time in the queue, the answer has no value and is not computed.
+        reply: Called exactly once, from any thread.
+    """
 
     id: str
     model: uuid.UUID
@@ -50,24 +67,31 @@ class Request:
     options: dict[str, Any]
     deadline_s: float
     reply: Reply
-    arrived: float = field(default_factory=time.monotonic)
+    arrived_at: float = field(default_factory=time.monotonic)
 
     @property
-    def late(self) -> bool:
-        return time.monotonic() - self.arrived > self.deadline_s
+    def is_late(self) -> bool:
+        return time.monotonic() - self.arrived_at > self.deadline_s
 
     def refuse(self, refused: Refused) -> None:
         self.reply({"id": self.id, "error": refused.error}, ())
 
 
 class Batcher:
-    def __init__(self, settings: Settings, shelf: ModelCache) -> None:
+    """The queue, and the thread that empties it.
+
+    Args:
+        settings: Limits of the queue and of a batch.
+        models: Used by the model's thread alone.
+    """
+
+    def __init__(self, settings: Settings, models: ModelCache) -> None:
         self._settings = settings
-        self._shelf = shelf
-        self._waiting: deque[Request] = deque()
-        self._images = self._bytes = 0  # waiting
-        self._changed = threading.Condition()
-        self._ended = self._warming = False
+        self._models = models
+        self._queue: deque[Request] = deque()
+        self._queued_images = self._queued_bytes = 0
+        self._changed = threading.Condition()  # guards the queue and the two flags
+        self._ended = self._should_preload = False
         self._pool = ThreadPoolExecutor(max(2, settings.threads or 4), thread_name_prefix="decode")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -75,7 +99,7 @@ class Batcher:
         self._thread.start()
 
     def end(self) -> None:
-        """Refuse what waits, finish what is under way."""
+        """Refuse what is queued, and finish what is being computed."""
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -83,70 +107,75 @@ class Batcher:
         self._pool.shutdown()
 
     def submit(self, requests: Iterable[Request]) -> None:
-        """Let requests wait for the model, which learns of them together; what finds no room is refused at once."""
+        """Queue requests, waking the model's thread once for all of them; what does not fit is refused at once."""
         with self._changed:
             for request in requests:
                 size = sum(map(len, request.images))
-                full = self._images + len(request.images) > self._settings.predict_queue
-                if full or self._bytes + size > WAITING_BYTES:
+                is_full = self._queued_images + len(request.images) > self._settings.predict_queue
+                if is_full or self._queued_bytes + size > QUEUE_BYTES:
                     request.refuse(overloaded())
                     continue
-                self._waiting.append(request)
-                self._images += len(request.images)
-                self._bytes += size
+                self._queue.append(request)
+                self._queued_images += len(request.images)
+                self._queued_bytes += size
             self._changed.notify()
 
-    def warm(self) -> None:
-        """Ask the model thread to have the newest model at hand when it has nothing else to do."""
+    def preload(self) -> None:
+        """Have the model's thread load the newest model when no request is queued."""
         with self._changed:
-            self._warming = True
+            self._should_preload = True
             self._changed.notify()
 
     def _run(self) -> None:
-        while (batch := self._take()) is not None:
+        """The model's thread: one batch after another, until the end."""
+        while (batch := self._next_batch()) is not None:
             if not batch:
-                self._look_at_the_shelf()
-            for model, requests in _by_model(self._in_time(batch)):
+                self._update_models()
+            for model, requests in _by_model(self._refuse_late(batch)):
                 self._predict(model, requests)
 
-    def _look_at_the_shelf(self) -> None:
+    def _update_models(self) -> None:
         try:
-            self._shelf.forget_deleted()
-            self._shelf.take_newest()
-        except OSError as error:  # of a file system on the network; whoever asks for a model meets it too
-            log.warning("the models cannot be looked at: %s", error)
+            self._models.evict_deleted()
+            self._models.load_newest()
+        except OSError as error:  # of a network file system; a request for a model will report it
+            log.warning("the models cannot be read: %s", error)
 
-    def _take(self) -> list[Request] | None:
-        """Everything that waits, up to the batch limit; empty when there is time to warm a model; None at the end."""
+    def _next_batch(self) -> list[Request] | None:
+        """All queued requests up to the batch limit; empty when models should be preloaded; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._ended or self._warming)
+            self._changed.wait_for(lambda: self._queue or self._ended or self._should_preload)
+
+            # At the end every queued request gets its one reply.
             if self._ended:
-                for request in self._waiting:
+                for request in self._queue:
                     request.refuse(unavailable("The inference process is ending."))
                 return None
+
+            # Take whole requests while they fit; the first one always does, however many images it has.
             batch: list[Request] = []
             count = 0
-            while self._waiting and (not batch or count + len(self._waiting[0].images) <= self._settings.predict_batch):
-                request = self._waiting.popleft()
+            while self._queue and (not batch or count + len(self._queue[0].images) <= self._settings.predict_batch):
+                request = self._queue.popleft()
                 batch.append(request)
                 count += len(request.images)
-                self._bytes -= sum(map(len, request.images))
-            self._images -= count
+                self._queued_bytes -= sum(map(len, request.images))
+            self._queued_images -= count
             if not batch:
-                self._warming = False
+                self._should_preload = False
             return batch
 
-    def _in_time(self, batch: Iterable[Request]) -> Iterable[Request]:
+    def _refuse_late(self, batch: Iterable[Request]) -> Iterable[Request]:
         for request in batch:
-            if request.late:
+            if request.is_late:
                 request.refuse(too_late())
             else:
                 yield request
 
     def _predict(self, model: uuid.UUID, requests: list[Request]) -> None:
-        """One forward pass for everybody; when it fails, each request alone, so that a culprit fails alone."""
+        """One forward pass for all requests; when it fails, one for each, so that only the faulty request fails."""
         try:
-            self._pass(model, requests)
+            self._predict_batch(model, requests)
         except Exception as error:
             detail = "The model could not answer."
             if isinstance(error, Failure):
@@ -154,44 +183,58 @@ class Batcher:
                 log.warning("model %s: %s", model, error, exc_info=error.__cause__)
             else:
                 log.exception("model %s, a batch of %d requests", model, len(requests))
-            of_the_model = isinstance(error, Failure) and not isinstance(error, OutOfMemory)
-            if len(requests) > 1 and not of_the_model:
+            is_models_fault = isinstance(error, Failure) and not isinstance(error, OutOfMemory)
+            if len(requests) > 1 and not is_models_fault:
                 for request in requests:
                     self._predict(model, [request])
             else:
                 for request in requests:
                     request.refuse(unavailable(detail))
 
-    def _pass(self, model: uuid.UUID, requests: list[Request]) -> None:
+    def _predict_batch(self, model: uuid.UUID, requests: list[Request]) -> None:
+        # Decode.
         started = time.monotonic()
-        predictor = self._shelf.get(model)
+        predictor = self._models.get(model)
         encoded = [image for request in requests for image in request.images]
         decode = results.decoder(predictor)
-        # A thread for each would cost more than decoding thumbnails.
-        spread = len(encoded) > 1 and sum(map(len, encoded)) > THUMBNAIL_BYTES * len(encoded)
-        decoded = list(self._pool.map(decode, encoded) if spread else map(decode, encoded))
-        ready = time.monotonic()
+        # For thumbnails, handing each to a thread would cost more than decoding it.
+        in_pool = len(encoded) > 1 and sum(map(len, encoded)) > THUMBNAIL_BYTES * len(encoded)
+        decoded = list(self._pool.map(decode, encoded) if in_pool else map(decode, encoded))
+        decoded_at = time.monotonic()
+
+        # Predict all images that could be decoded.
         maps = any(results.wants_map(request.options) for request in requests)
         squares = [d.square for d in decoded if d.square is not None]
         predictions = iter(predictor.predict_squares(squares, maps=maps))
-        found = [None if d.square is None else next(predictions) for d in decoded]
-        done = time.monotonic()
+        by_image = [None if d.square is None else next(predictions) for d in decoded]
+        predicted_at = time.monotonic()
+
+        # Reply to each request with its own images; what takes long to write is left to the pool.
         first = 0
         for request in requests:
             last = first + len(request.images)
-            timing = {"queue": started - request.arrived, "decode": ready - started, "model": done - ready}
-            work = (request, predictor, decoded[first:last], found[first:last], timing)
-            if results.cheap(request.options):
-                self._answer(*work)
+            timing = {
+                "queue": started - request.arrived_at,
+                "decode": decoded_at - started,
+                "model": predicted_at - decoded_at,
+            }
+            arguments = (request, predictor, decoded[first:last], by_image[first:last], timing)
+            if results.is_cheap(request.options):
+                self._reply(*arguments)
             else:
-                self._pool.submit(self._answer, *work)
+                self._pool.submit(self._reply, *arguments)
             first = last
 
-    def _answer(
-        self, request: Request, predictor: Any, decoded: list[Decoded], found: list[Any], timing: dict[str, float]
+    def _reply(
+        self,
+        request: Request,
+        predictor: Predictor,
+        decoded: list[Decoded],
+        predictions: list[Prediction | None],
+        timing: dict[str, float],
     ) -> None:
         try:
-            bodies, parts = results.build_results(predictor, request.images, decoded, found, request.options)
+            bodies, parts = results.build_results(predictor, request.images, decoded, predictions, request.options)
             request.reply(_header(request, bodies, timing), parts)
         except Exception:
             log.exception("the answer to request %s", request.id)

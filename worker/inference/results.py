@@ -1,7 +1,4 @@
-"""What a client is told of one image: label, scores, mask in original pixels, picture; or why there is no answer.
-
-Knows predictions and pictures, no queue and no socket.
-"""
+"""The result of one image: label, scores, mask in pixels of the original, rendered image; or why there is none."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as the network sees it, and what is said of the original; or why it cannot be read."""
+    """An image resized for the network, with the geometry of the original; or the error when it cannot be read."""
 
     square: ImageArray | None
     geometry: Geometry | None
@@ -40,7 +37,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Result:
-    """The JSON of one image, and the number of the reply's part that belongs to it."""
+    """The JSON of one image, and the index of its rendered image among the reply's parts."""
 
     body: dict[str, Any]
     part: int | None = None
@@ -50,21 +47,21 @@ Results = list[Result]
 
 
 def decoder(predictor: Predictor) -> Callable[[bytes], Decoded]:
-    """Bytes to the square this model sees; run by the pool, so that the original never waits in memory."""
+    """A function from encoded bytes to this model's square; the decoded original is dropped at once, to save memory."""
 
     def decode(data: bytes) -> Decoded:
         try:
-            picture = decoding.decode(data)
+            image = decoding.decode(data)
         except (UndecodableImage, MemoryError) as failure:
-            return Decoded(None, None, refusal(failure))
-        geometry = predictor.geometry(picture.shape[1], picture.shape[0])
-        return Decoded(decoding.resize(picture, geometry), geometry, None)
+            return Decoded(None, None, image_error(failure))
+        geometry = predictor.geometry(image.shape[1], image.shape[0])
+        return Decoded(decoding.resize(image, geometry), geometry, None)
 
     return decode
 
 
-def cheap(options: Mapping[str, Any]) -> bool:
-    """Whether writing the answer takes no time worth leaving the model's thread for."""
+def is_cheap(options: Mapping[str, Any]) -> bool:
+    """Whether results with these options are built so fast that the model's thread can do it itself."""
     return options.get("render") is None and set(options.get("masks") or ()) <= {"gaussian"}
 
 
@@ -76,25 +73,37 @@ def build_results(
     predictor: Predictor,
     encoded: Sequence[bytes],
     decoded: Sequence[Decoded],
-    found: Sequence[Prediction | None],
+    predictions: Sequence[Prediction | None],
     options: Mapping[str, Any],
 ) -> tuple[Results, list[bytes]]:
-    """One result an image, in their order, and the rendered pictures."""
-    told: Results = []
+    """Build the results of one request.
+
+    Args:
+        predictor: The model.
+        encoded: The images as they were received.
+        decoded: The same images, decoded.
+        predictions: One an image; None for one that could not be decoded.
+        options: `top_k`, `threshold`, `masks`, `mask_threshold`, `render`, as in the API.
+
+    Returns:
+        One result an image, in their order, and the rendered images.
+    """
+    results: Results = []
     parts: list[bytes] = []
-    for data, image, prediction in zip(encoded, decoded, found, strict=True):
+    for data, image, prediction in zip(encoded, decoded, predictions, strict=True):
         if prediction is None or image.geometry is None:
-            told.append(Result({"error": image.error}))
+            results.append(Result({"error": image.error}))
             continue
         gaussian = prediction.on(image.geometry)
-        picture = _rendered(data, image.geometry, prediction, gaussian, options)
-        body = _told(predictor.classes, data, image.geometry, prediction, gaussian, options)
-        told.append(Result(body, None if picture is None else len(parts)))
-        parts += [] if picture is None else [picture]
-    return told, parts
+        rendered = _rendered(data, image.geometry, prediction, gaussian, options)
+        body = _body(predictor.classes, data, image.geometry, prediction, gaussian, options)
+        results.append(Result(body, None if rendered is None else len(parts)))
+        parts += [] if rendered is None else [rendered]
+    return results, parts
 
 
-def refusal(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
+def image_error(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
+    """The error of an image that cannot be read: code, HTTP status, title, detail."""
     if isinstance(failure, MemoryError):
         failure = UndecodableImage("image_too_large", "the image does not fit into memory")
     status, detail = STATUS.get(failure.code, 422), sentence(failure.detail)
@@ -102,10 +111,11 @@ def refusal(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
 
 
 def sentence(detail: str) -> str:
+    """A detail as a sentence: with a capital and a full stop."""
     return detail[:1].upper() + detail[1:] + "."
 
 
-def _told(
+def _body(
     classes: Sequence[str],
     data: bytes,
     geometry: Geometry,
@@ -130,17 +140,17 @@ def _told(
 def _mask(
     gaussian: Gaussian | None, prediction: Prediction, geometry: Geometry, options: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The Gaussian where the method has one, the map where it was asked for; None without either, or asked for none."""
+    """The Gaussian where the method has one, the map on request; None without either, or when no mask is requested."""
     kinds, threshold = options.get("masks", ("gaussian",)), _threshold(options)
     if not kinds:
         return None
-    found: dict[str, Any] = {}
+    mask: dict[str, Any] = {}
     if gaussian is not None:
-        found = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)
+        mask = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)
     if wants_map(options) and prediction.map is not None:
-        found |= {"space": "image_pixels", "threshold": threshold}
-        found["map"] = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
-    return found or None
+        mask |= {"space": "image_pixels", "threshold": threshold}
+        mask["map"] = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
+    return mask or None
 
 
 def _threshold(options: Mapping[str, Any]) -> float:
@@ -150,7 +160,7 @@ def _threshold(options: Mapping[str, Any]) -> float:
 def _rendered(
     data: bytes, geometry: Geometry, prediction: Prediction, gaussian: Gaussian | None, options: Mapping[str, Any]
 ) -> bytes | None:
-    """The picture asked for, of the map where the request names no Gaussian; a mask of nothing is not drawn."""
+    """The requested image, of the map when the request names no Gaussian; without a Gaussian no mask is drawn."""
     render = options.get("render")
     if prediction.map is not None and wants_map(options) and "gaussian" not in options["masks"]:
         if render == "overlay":

@@ -1,7 +1,7 @@
 """The inference process: frames in, micro-batches through `ml.serving.predictor`, frames out.
 
-It serves without database and without broker. A client can neither end it nor harm another client: a bad frame costs
-its connection, a bad image its own result. What batches are made of is `worker.inference.batcher`'s business.
+It needs neither database nor broker. A client can neither end it nor harm another client: a bad frame costs its
+connection, a bad image its own result. Batches are built in `worker.inference.batcher`.
 """
 
 from __future__ import annotations
@@ -28,49 +28,55 @@ from app.predictions import frames
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import heartbeat
-from worker.inference.batcher import Batcher, Refused, Request
+from worker.inference.batcher import Batcher, Refused, Reply, Request
 from worker.inference.model_cache import ModelCache
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5  # how often the folder of models is looked at
-OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is cut off
+POLL_S = 0.5  # how often the folder of models is checked
+OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is disconnected
+OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 
 
-class Connection(frames.FrameProtocol):
-    """One client: its frames in; replies out in the order in which they are ready, all that are ready in one write."""
+class ClientConnection(frames.FrameProtocol):
+    """One client. Replies leave in the order in which they are ready, all that are ready in one write.
 
-    def __init__(self, batcher: Batcher, open_ones: set[Connection]) -> None:
+    Args:
+        batcher: Takes the requests.
+        connections: All open connections, kept up to date by each.
+    """
+
+    def __init__(self, batcher: Batcher, connections: set[ClientConnection]) -> None:
         super().__init__()
         self._batcher = batcher
-        self._open_ones = open_ones
+        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._outbox: deque[list[bytes]] = deque()  # filled by the model's and the pool's threads
         self._writing = threading.Lock()  # held from the first reply of a write until it is written
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._open_ones.add(self)
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._open_ones.discard(self)
+        self._connections.discard(self)
 
     def frames_received(self, frames: list[frames.Frame]) -> None:
         requests = []
         for frame in frames:
             try:
-                requests.append(parse(frame, self.reply))
+                requests.append(parse_request(frame, self.reply))
             except Refused as refused:
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
         if requests:
             self._batcher.submit(requests)
 
     def reply(self, header: dict[str, Any], parts: Sequence[bytes]) -> None:
-        """Called by any thread. The first reply wakes the loop; those that follow until it wakes go with it."""
+        """Queue a reply; safe in any thread. The first one wakes the event loop, the next ones join its write."""
         self._outbox.append(frames.encode(header, parts))
         if self._writing.acquire(blocking=False):
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the connection
                 self._loop.call_soon_threadsafe(self._write)
 
     def _write(self) -> None:
@@ -85,8 +91,16 @@ class Connection(frames.FrameProtocol):
         self._transport.writelines(ready)
 
 
-def parse(frame: frames.Frame, reply: Any) -> Request:
-    """A request out of a frame, its fields checked; Refused when they make no sense."""
+def parse_request(frame: frames.Frame, reply: Reply) -> Request:
+    """The request in a frame, its fields checked.
+
+    Args:
+        frame: Its header has `id`, `model`, `deadline_s` and options; its parts are encoded images.
+        reply: Called with the header and the parts of the reply.
+
+    Raises:
+        Refused: A field is missing or has the wrong type, or there is no image.
+    """
     header = frame.header
     try:
         model = uuid.UUID(header["model"])
@@ -99,34 +113,32 @@ def parse(frame: frames.Frame, reply: Any) -> Request:
     return request
 
 
-OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
-
-
 async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:
-    """Listen until told to end; a socket file left behind by a dead process is replaced."""
+    """Listen until `ended` is set; a socket file of a dead process is replaced."""
     address = frames.parse_address(settings.inference_listen)
     loop = asyncio.get_running_loop()
-    connections: set[Connection] = set()
+    connections: set[ClientConnection] = set()
 
-    def connection() -> Connection:
-        return Connection(batcher, connections)
+    def connect_client() -> ClientConnection:
+        return ClientConnection(batcher, connections)
 
     if address.path is not None:
         with contextlib.suppress(FileNotFoundError):
             Path(address.path).unlink()  # noqa: ASYNC240 - before anybody is served
-        server = await loop.create_unix_server(connection, address.path)
+        server = await loop.create_unix_server(connect_client, address.path)
         Path(address.path).chmod(0o600)  # noqa: ASYNC240
     else:
-        server = await loop.create_server(connection, address.host, address.port)
+        server = await loop.create_server(connect_client, address.host, address.port)
     log.info("listening at %s", settings.inference_listen)
     async with server:
         await ended.wait()
         server.close()
-        for each in list(connections):
-            each.close()
+        for connection in list(connections):
+            connection.close()
 
 
 async def run(settings: Settings, batcher: Batcher) -> None:
+    """Serve until SIGTERM or SIGINT."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,41 +146,57 @@ async def run(settings: Settings, batcher: Batcher) -> None:
     await serve(settings, batcher, ended)
 
 
-def live(settings: Settings, shelf: ModelCache, batcher: Batcher, ended: threading.Event) -> None:
-    """Say that we are here while the database lets us, and take the newest model from disk before anybody asks."""
+def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threading.Event) -> None:
+    """Write the heartbeat, and have the newest model loaded whenever one was published, until `ended` is set.
+
+    Args:
+        settings: Database, data folder and period of the heartbeat.
+        device: What the models run on, for the heartbeat's row.
+        batcher: Loads the model in its own thread.
+        ended: Set by the process when it ends.
+    """
     engine = connect(settings)
-    row = heartbeat.Heartbeat(engine, "inference", shelf.device, heartbeat.unique_name())
-    models, seen, told = Storage(settings.data_dir).root / "models", 0, float("-inf")
+    row = heartbeat.Heartbeat(engine, "inference", device, heartbeat.unique_name())
+    models = Storage(settings.data_dir).root / "models"
+    modified_ns, last_beat = 0, float("-inf")
     while not ended.is_set():
-        with contextlib.suppress(OSError):  # of a file system on the network
-            changed = models.stat().st_mtime_ns
-            if changed != seen:  # a model was published or deleted
-                seen = changed
-                batcher.warm()
-        if time.monotonic() - told >= settings.worker_heartbeat_s:
-            told = time.monotonic()
+        # The folder's modification time changes when a model is published or deleted.
+        with contextlib.suppress(OSError):  # of a network file system
+            now_ns = models.stat().st_mtime_ns
+            if now_ns != modified_ns:
+                modified_ns = now_ns
+                batcher.preload()
+        if time.monotonic() - last_beat >= settings.worker_heartbeat_s:
+            last_beat = time.monotonic()
             row.beat()
-        ended.wait(LOOK_S)
+        ended.wait(POLL_S)
     row.end()
     engine.dispose()
 
 
-def run_process(settings: Settings, shelf: ModelCache) -> None:
-    """Answer with the models of `shelf` until told to end."""
-    batcher = Batcher(settings, shelf)
+def run_process(settings: Settings, models: ModelCache) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: Address and limits.
+        models: Where models come from.
+    """
+    batcher = Batcher(settings, models)
     ended = threading.Event()
     # What was imported stays: searching it for garbage would hold up answers. New objects are searched less often.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    alive = threading.Thread(target=live, args=(settings, shelf, batcher, ended), name="presence", daemon=True)
+    watcher = threading.Thread(
+        target=watch_models, args=(settings, models.device, batcher, ended), name="heartbeat", daemon=True
+    )
     batcher.start()
-    alive.start()
+    watcher.start()
     try:
         uvloop.run(run(settings, batcher))
     finally:
         ended.set()
         batcher.end()
-        alive.join(settings.connect_timeout_s * 2)
+        watcher.join(settings.connect_timeout_s * 2)
 
 
 def main() -> None:

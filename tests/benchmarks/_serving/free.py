@@ -39,7 +39,7 @@ class FreeModelCache(ModelCache):
     def get(self, model_id: uuid.UUID) -> Predictor:
         return self._free
 
-    def take_newest(self) -> None:
+    def load_newest(self) -> None:
         self._free = FreeModel()
 
 
@@ -47,5 +47,5 @@ if __name__ == "__main__":
     settings = current()
     logs.configure(settings.log_level, process="inference")
     cache = FreeModelCache(Storage(settings.data_dir), "cpu", 1, 1)
-    cache.take_newest()
+    cache.load_newest()
     server.run_process(settings, cache)
