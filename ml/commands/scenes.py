@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
         centred=options.centred,
         swapped_test=options.swapped,
         sizes=tuple(options.sizes) if options.sizes else generate.ALIKE,
-        objects=photographs.CutOuts.read(options.objects) if options.objects else None,
-        places=photographs.Places.read(options.scenes) if options.scenes else None,
+        foregrounds=photographs.PhotoForegrounds.read(options.objects) if options.objects else None,
+        backgrounds=photographs.PhotoBackgrounds.read(options.scenes) if options.scenes else None,
         held_out=options.held_out,
     )
     wrong = float((seen.given != seen.clean).mean()) if options.train else 0.0

@@ -1,61 +1,61 @@
-"""Drawn objects and scenes: an outline on a plate of random colour, and six families of grounds, never twice the same.
+"""Drawn foregrounds and backgrounds: an outline on a plate of random colour, and six families of textures.
 
-They need no file and nobody's licence. What belongs together, how large an object is and where it stands, is decided
-elsewhere (`ml.scenes.generate`).
+They need no file and no licence, and no two drawings are the same. `ml.scenes.generate` decides which foreground
+stands before which background, how large and where.
 
-Shapes: `S` side of a picture in pixels; covers float64 (S, S) in [0, 1]; colours float64 (3,) or (S, S, 3) in [0, 255].
+Shapes: `S` side of an image in pixels; covers float64 (S, S) in [0, 1]; colours float64 (3,) or (S, S, 3) in [0, 255].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Floats = NDArray[np.float64]
+from ml.scenes.protocols import Floats, Layer
 
-FINE = 256  # outlines are drawn on about this many pixels a side and reduced, so that they are smooth
-FINEST, COARSEST = 8, 3  # ... though not more or less than so many times larger
+CANVAS_SIDE = 256  # outlines are drawn on about this many pixels a side and reduced, so that they are smooth
+LEAST_SCALE, LARGEST_SCALE = 3, 8  # of the canvas to the image
 CORNER = 0.22  # radius of a plate's corners, as a share of its side
 
 
-class Layer(NamedTuple):
-    """Paint on a picture: where `cover` is 1 nothing of what was there shows."""
-
-    cover: Floats
-    colour: Floats
-
-
-class Plates:
-    """Objects known by an outline alone, on plates of random colour."""
+class DrawnForegrounds:
+    """Objects whose class shows in their outline alone, on plates of random colour."""
 
     classes = ("circle", "square", "triangle", "cross", "star", "moon")
 
-    def parted(self, held_out: float) -> tuple[Self, Self]:
-        """Nothing is kept apart: no plate is drawn twice."""
+    def split(self, held_out: float) -> tuple[Self, Self]:
+        """Both parts are all of it, since no drawing occurs twice."""
         return self, self
 
     def layers(
         self, kind: int, centre: Floats, size: float, side: int, random: np.random.Generator
     ) -> tuple[Layer, ...]:
-        """Plate and outline of class `kind`; `centre` (x, y) and `size`, a side of the plate, in pixels."""
+        """Plate and outline.
+
+        Args:
+            kind: Number of the class.
+            centre: x, y of the plate's centre in pixels.
+            size: Side of the plate in pixels.
+            side: S.
+            random: Draws colour, size and angle of the outline.
+        """
         body = _cover(side, lambda pen, scale: _plate(pen, centre * scale, size * scale))
         radius, turn = size * random.uniform(0.30, 0.36), random.uniform(-0.15, 0.15)
         corners = centre + radius * _corners(self.classes[kind], turn)
-        outline = _cover(side, lambda pen, scale: _line(pen, corners * scale, max(1, int(size * scale * 0.10))))
+        outline = _cover(side, lambda pen, scale: _outline(pen, corners * scale, max(1, int(size * scale * 0.10))))
         colour = random.uniform(30, 225, 3)
         ink = np.full(3, 245.0 if colour @ (0.3, 0.6, 0.1) < 128 else 15.0)
         return Layer(body, colour), Layer(outline, ink)
 
 
-def _cover(side: int, paint: Callable[[ImageDraw.ImageDraw, int], None]) -> Floats:
+def _cover(side: int, plot: Callable[[ImageDraw.ImageDraw, int], None]) -> Floats:
     """How much of each pixel a drawing covers."""
-    scale = min(FINEST, max(COARSEST, FINE // side))
+    scale = min(LARGEST_SCALE, max(LEAST_SCALE, CANVAS_SIDE // side))
     canvas = Image.new("L", (side * scale, side * scale))
-    paint(ImageDraw.Draw(canvas), scale)
+    plot(ImageDraw.Draw(canvas), scale)
     return np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64) / 255
 
 
@@ -64,14 +64,14 @@ def _plate(pen: ImageDraw.ImageDraw, centre: Floats, side: float) -> None:
     pen.rounded_rectangle(corners, radius=side * CORNER, fill=255)
 
 
-def _line(pen: ImageDraw.ImageDraw, corners: Floats, width: int) -> None:
-    """A closed line, its first stretch drawn twice so that every corner is joined."""
+def _outline(pen: ImageDraw.ImageDraw, corners: Floats, width: int) -> None:
+    """A closed line; its first edge is drawn twice, so that every corner is joined."""
     points = [(x, y) for x, y in corners.tolist()]
     pen.line([*points, points[0], points[1]], fill=255, width=width, joint="curve")
 
 
 def _corners(name: str, turn: float) -> Floats:
-    """A closed outline around the origin, about as far out as 1."""
+    """Corners (n, 2) of the class's outline around the origin, at distances of about 1."""
     if name == "circle":
         return _around(np.ones(32), turn)
     if name == "square":
@@ -100,17 +100,17 @@ def _rotation(angle: float) -> Floats:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-class Grounds:
+class DrawnBackgrounds:
     """Six families of scenes, each with its own colours and texture."""
 
     names = ("meadow", "sky", "desert", "sea", "bricks", "night")
 
-    def parted(self, held_out: float) -> tuple[Self, Self]:
-        """Nothing is kept apart: no ground is drawn twice."""
+    def split(self, held_out: float) -> tuple[Self, Self]:
+        """Both parts are all of it, since no drawing occurs twice."""
         return self, self
 
-    def view(self, number: int, side: int, random: np.random.Generator) -> Floats:
-        """A picture (S, S, 3) of family `number`."""
+    def sample(self, number: int, side: int, random: np.random.Generator) -> Floats:
+        """A new image (S, S, 3) of family `number`."""
         y, x = np.mgrid[0:side, 0:side] / side
         soft, fine = _clouds(side, 0.16, random), random.normal(0, 1, (side, side))
         phase = random.uniform(0, 2 * np.pi)
@@ -130,8 +130,8 @@ class Grounds:
         else:
             base, texture = (22, 24, 52), 8 * soft + 150 * (random.random((side, side)) < 0.02)
         tint = random.normal(0, 6, 3)
-        ground: Floats = np.asarray(base, np.float64) + tint + np.asarray(texture)[:, :, None]
-        return ground
+        image: Floats = np.asarray(base, np.float64) + tint + np.asarray(texture)[:, :, None]
+        return image
 
 
 def _clouds(side: int, grain: float, random: np.random.Generator) -> Floats:

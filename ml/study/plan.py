@@ -1,7 +1,7 @@
-"""A study file and the trainings it asks for: rows (methods) times cells (data and noise) times seeds.
+"""Study files, and the runs they plan: rows (methods) times cells (data and noise) times seeds.
 
-It reads TOML and settings, neither pictures nor results. A row that names a method or a setting that does not exist
-makes a fault beside the plan, not an end of it.
+It reads TOML, neither images nor results. A row with an unknown method or setting becomes a fault of the plan; the
+other rows are planned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ml import errors, methods
 from ml.scenes import generate
 from ml.training.spec import TrainingSpec
 
-FILES = Path(__file__).parent / "files"  # the studies that come along, known by their names
+FILES = Path(__file__).parent / "files"  # studies of this package, known by their file names
 Statistic = Literal["last", "best_noisy_val", "best_test", "mean_last10"]
 
 
@@ -29,18 +29,22 @@ class _Strict(BaseModel):
 
 
 class DataSet(_Strict):
-    """Where pictures come from and how many of them a run sees."""
+    """Where images come from, and how many of them a run uses."""
 
-    source: Literal["folder", "scenes"] = Field(default="folder", description="A folder or zip, or drawn pictures.")
-    path: str | None = Field(default=None, description="Seen from the study file; --data NAME=PATH goes before it.")
+    source: Literal["folder", "scenes"] = Field(
+        default="folder", description="A folder or archive, or synthetic scenes."
+    )
+    path: str | None = Field(default=None, description="Relative to the study file; --data NAME=PATH overrides it.")
     objects: str | None = Field(
-        default=None, description="Of scenes: the NAME under which --data gives cut-outs to show; without it, drawings."
+        default=None,
+        description="Of scenes: the NAME of --data NAME=PATH for cut-outs of objects; without it they are drawn.",
     )
     places: str | None = Field(
-        default=None, description="Of scenes: the NAME under which --data gives photographs to show behind the objects."
+        default=None,
+        description="Of scenes: the NAME of --data NAME=PATH for photographs of scenes; without it they are drawn.",
     )
     label_column: str | tuple[str, ...] | None = Field(
-        default=None, description="The column to learn from; of several the first that the set has."
+        default=None, description="The column of given labels; of several the first that the data set has."
     )
     train: int | None = Field(default=None, ge=2, description="Training images in total, drawn by seed.")
     test: int | None = Field(default=None, ge=1, description="Test images in total, drawn by seed.")
@@ -49,17 +53,19 @@ class DataSet(_Strict):
     test_share: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="Share of the images to test on where the set has no test images."
     )
-    draw: dict[str, Any] = Field(default_factory=dict, description="Settings of scenes, as `Draw` names them.")
-    swapped: bool = Field(default=False, description="Of scenes: measure on pictures before another class's scene too.")
+    draw: dict[str, Any] = Field(default_factory=dict, description="Settings of scenes, see `SceneSettings`.")
+    swapped: bool = Field(
+        default=False, description="Of scenes: measure on objects before the scene of another class too."
+    )
 
     @property
-    def drawn(self) -> str:
-        """`draw` as text that equal settings share."""
+    def draw_json(self) -> str:
+        """`draw` as canonical JSON."""
         return json.dumps(self.draw, sort_keys=True)
 
 
-class Draw(_Strict):
-    """What a study may set of `ml.scenes.generate.draw`, which has the defaults and says which values it takes."""
+class SceneSettings(_Strict):
+    """The arguments of `ml.scenes.generate.draw` that a study may set; ranges and defaults are there."""
 
     model_config = ConfigDict(strict=True)
 
@@ -71,7 +77,7 @@ class Draw(_Strict):
 
 
 class Cell(_Strict):
-    """A column of the table: data, labels and noise."""
+    """A column of the table: data set, labels and noise."""
 
     name: str
     data: str
@@ -82,17 +88,17 @@ class Cell(_Strict):
     paper: str | None = Field(default=None, description="The column of the paper's table, where it has one.")
 
 
-class When(_Strict):
-    """What is different for a row in some cells, by the cells' names."""
+class CellOverride(_Strict):
+    """What differs for a row in some cells."""
 
-    cells: tuple[str, ...]
+    cells: tuple[str, ...]  # glob patterns of names
     preset: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] = Field(default_factory=dict)
 
 
-class Row(_Strict):
-    """A row of the table: a method with its settings, and which of its heads is reported."""
+class MethodRow(_Strict):
+    """A row of the table: a method with its settings, and the head that is reported."""
 
     label: str
     method: str
@@ -101,33 +107,33 @@ class Row(_Strict):
     spec: dict[str, Any] = Field(default_factory=dict)
     head: str = "answer"  # `ml.method.ENSEMBLE`, whose module needs torch
     cells: tuple[str, ...] = ("*",)
-    when: tuple[When, ...] = ()
+    when: tuple[CellOverride, ...] = ()
     paper: str | None = Field(default=None, description="The row of the paper's table, where it has one.")
 
 
 class Study(_Strict):
-    """A study file. What is more special wins: study, cell, row, row in a cell."""
+    """A study file. The `spec` of the cell overrides that of the study, then come the row and the row in the cell."""
 
     title: str
     about: str = ""
     like: str | None = Field(
         default=None,
-        description="A study beside this one whose rows stand here too, without what they say of the training spec; a "
-        "row of this study takes the place of one with its label.",
+        description="A study beside this one whose rows are copied, without their `spec`; a row of this study replaces "
+        "the copied one with the same label.",
     )
-    paper: str | None = Field(default=None, description="The paper's table, as `ml/study/paper.csv` calls it.")
-    report: Statistic = Field(default="last", description="What the paper's number is to be compared with.")
+    paper: str | None = Field(default=None, description="The paper's table, by its name in `ml/study/paper.csv`.")
+    report: Statistic = Field(default="last", description="The accuracy that is compared with the paper's number.")
     reference: str = Field(default="CE", description="The row whose seconds are the unit of cost.")
     seeds: tuple[int, ...] = (1, 2, 3)
     spec: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, DataSet]
     cells: tuple[Cell, ...]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[MethodRow, ...] = ()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its data; rows that differ only in the head they report share it."""
+    """One training and its data; rows that differ in the reported head alone share it."""
 
     spec: TrainingSpec
     data: str
@@ -135,27 +141,27 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the result besides the pictures: defaults of the spec left out, those of the method not."""
+        """What determines the result besides the images; without defaults of the spec, with those of the method."""
         source = self.source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
         spec = {"method": self.spec.method, **self.spec.model_dump(mode="json", exclude_defaults=True)}
         return {"spec": spec, "data": {"name": self.data, **source}}
 
     @property
     def key(self) -> str:
-        """The identity as text that equal runs share."""
+        """The identity as canonical JSON."""
         return key(self.identity)
 
 
 def key(identity: Mapping[str, Any]) -> str:
-    """A run's key from its identity, or from a result, which holds it."""
+    """The key of a run, from its identity or from a result, which contains it."""
     return json.dumps({name: identity[name] for name in ("spec", "data")}, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A seed of a row in a cell."""
+    """One seed of a row in a cell."""
 
-    row: Row
+    row: MethodRow
     cell: Cell
     seed: int
     run: Run
@@ -163,12 +169,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study asks for, in the order in which to do it: seeds outside, so that a table fills evenly."""
+    """All runs of a study in their order: one seed of every row and cell after another, so tables fill evenly."""
 
     study: Study
     folder: Path
     entries: tuple[Entry, ...]
-    faults: tuple[str, ...] = field(default=())
+    faults: tuple[str, ...] = field(default=())  # rows that cannot be run, and why
 
     def runs(self) -> list[Run]:
         """Every training once."""
@@ -176,7 +182,7 @@ class Plan:
 
 
 def find(name: str) -> Path:
-    """The file of this path, or the study of this name that comes along; UnknownName if there is neither."""
+    """The study file of this path, or of this name in `FILES`; UnknownName if there is neither."""
     known = {path.stem: path for path in sorted(FILES.glob("*.toml"))}
     if Path(name).is_file():
         return Path(name)
@@ -186,13 +192,13 @@ def find(name: str) -> Path:
 
 
 def read(path: Path) -> Study:
-    """The study in a file; UnusableData if it is no TOML or says what no study says."""
+    """The study in a file; UnusableData (code study_file) if it is not TOML or not a valid study."""
     try:
         study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         if study.like is not None:
             own = {row.label: row for row in study.rows}
-            taken = [own.pop(row.label, _without_spec(row)) for row in read(path.with_stem(study.like)).rows]
-            study = study.model_copy(update={"rows": (*taken, *own.values())})
+            copied = [own.pop(row.label, _without_spec(row)) for row in read(path.with_stem(study.like)).rows]
+            study = study.model_copy(update={"rows": (*copied, *own.values())})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError, OSError) as error:
         raise errors.UnusableData(f"{path.name}: {errors.one_line(error)}", code="study_file") from error
     if unknown := {cell.data for cell in study.cells} - set(study.data):
@@ -203,19 +209,28 @@ def read(path: Path) -> Study:
     return study
 
 
-def _without_spec(row: Row) -> Row:
-    """The row for another scale: its method and settings, without network, epochs and rates."""
+def _without_spec(row: MethodRow) -> MethodRow:
+    """The row with its method and params, but without network, epochs and learning rates."""
     return row.model_copy(update={"spec": {}, "when": tuple(when.model_copy(update={"spec": {}}) for when in row.when)})
 
 
-def lay_out(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
-    """The plan of a study whose file lies in `folder`, narrowed by `only`: texts like `row=denll*`, `seed=1`."""
+def make_plan(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
+    """Plan the runs of a study.
+
+    Args:
+        study: As `read` returns it.
+        folder: Of the study file, to which its paths are relative.
+        only: Filters `row=GLOB`, `cell=GLOB`, `seed=GLOB`. Those of one kind are alternatives; all kinds must match.
+
+    Raises:
+        UnusableData: A filter is of no kind (code study_filter).
+    """
     entries, faults = [], []
-    chosen = _Only.of(only)
+    matches = _Filters.parse(only)
     for seed in study.seeds:
         for cell in study.cells:
             for row in study.rows:
-                if not (any(fnmatch.fnmatchcase(cell.name, glob) for glob in row.cells) and chosen(row, cell, seed)):
+                if not (any(fnmatch.fnmatchcase(cell.name, glob) for glob in row.cells) and matches(row, cell, seed)):
                     continue
                 try:
                     entries.append(Entry(row, cell, seed, _run(study, row, cell, seed)))
@@ -224,42 +239,47 @@ def lay_out(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
     return Plan(study, folder, tuple(entries), tuple(dict.fromkeys(faults)))
 
 
-def _run(study: Study, row: Row, cell: Cell, seed: int) -> Run:
-    special = [when for when in row.when if any(fnmatch.fnmatchcase(cell.name, glob) for glob in when.cells)]
+def _run(study: Study, row: MethodRow, cell: Cell, seed: int) -> Run:
+    # The row's own settings, then those for the cell; the last preset named counts.
+    overrides = [one for one in row.when if any(fnmatch.fnmatchcase(cell.name, glob) for glob in one.cells)]
     spec = study.spec | cell.spec | row.spec
-    presets = [name for name in (row.preset, *(when.preset for when in special)) if name is not None]
+    presets = [name for name in (row.preset, *(one.preset for one in overrides)) if name is not None]
     params = methods.preset(row.method, presets[-1]) | row.params if presets else dict(row.params)
-    for when in special:
-        spec, params = spec | when.spec, params | when.params
+    for override in overrides:
+        spec, params = spec | override.spec, params | override.params
     if cell.noise is not None:
         spec = spec | {"noise": cell.noise}
-    whole = methods.load(row.method).Params.model_validate(params).model_dump(mode="json")
-    made = TrainingSpec.model_validate(spec | {"method": row.method, "params": whole, "seed": seed})
+
+    # Defaults of the method are part of a run's identity, since they may change.
+    all_params = methods.load(row.method).Params.model_validate(params).model_dump(mode="json")
+    training_spec = TrainingSpec.model_validate(spec | {"method": row.method, "params": all_params, "seed": seed})
     source = study.data[cell.data]
     draw = source.draw | cell.draw
     if source.source == "scenes":
-        Draw.model_validate(draw)
-        generate.draw(0, seed=seed, image_size=made.image_size, **draw)  # nothing is drawn, the settings are checked
+        SceneSettings.model_validate(draw)
+        generate.draw(0, seed=seed, image_size=training_spec.image_size, **draw)  # of no image: checks the settings
     changes = {"draw": draw, "label_column": cell.label_column or source.label_column}
-    return Run(made, cell.data, source.model_copy(update=changes))
+    return Run(training_spec, cell.data, source.model_copy(update=changes))
 
 
 @dataclass(frozen=True)
-class _Only:
-    """Filters of one kind are alternatives; every kind must agree."""
+class _Filters:
+    """Globs by kind; see `make_plan`."""
 
-    wanted: dict[str, list[str]]
+    globs_by_kind: dict[str, list[str]]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> _Only:
-        wanted: dict[str, list[str]] = {}
+    def parse(cls, texts: Sequence[str]) -> _Filters:
+        globs_by_kind: dict[str, list[str]] = {}
         for text in texts:
             kind, _, glob = text.partition("=")
             if kind not in ("row", "cell", "seed") or not glob:
                 raise errors.UnusableData(f"--only {text}: not row=..., cell=... or seed=...", code="study_filter")
-            wanted.setdefault(kind, []).append(glob)
-        return cls(wanted)
+            globs_by_kind.setdefault(kind, []).append(glob)
+        return cls(globs_by_kind)
 
-    def __call__(self, row: Row, cell: Cell, seed: int) -> bool:
-        named = {"row": row.label, "cell": cell.name, "seed": str(seed)}
-        return all(any(fnmatch.fnmatch(named[kind], glob) for glob in globs) for kind, globs in self.wanted.items())
+    def __call__(self, row: MethodRow, cell: Cell, seed: int) -> bool:
+        values = {"row": row.label, "cell": cell.name, "seed": str(seed)}
+        return all(
+            any(fnmatch.fnmatch(values[kind], glob) for glob in globs) for kind, globs in self.globs_by_kind.items()
+        )

@@ -1,7 +1,7 @@
-"""Works through the runs of a study, here or in processes of their own; what fails is told and left for the next call.
+"""Runs the tasks of a study, in this process or in a pool of processes.
 
-A process takes one run at a time. It ends when the study that started it is gone, so that a killed study leaves
-nobody behind; and a study survives the death of a process.
+A process of the pool takes one task at a time. It ends when the study that started it is gone, so a killed study leaves
+no process behind, and a study survives the death of a process. A failed task is reported and left to the next call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection as PipeConnection
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
@@ -20,47 +21,61 @@ from ml import errors
 from ml.method import ENSEMBLE
 from ml.study import results
 from ml.study.results import Task
-from ml.study.run import Place, perform
+from ml.study.run import RunDevice, run_one
 from ml.training.events import EpochReport
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[Task, str], None]  # what a run has to say: an epoch, its end, why it failed
+Report = Callable[[Task, str], None]  # called with a task and a line of text about it
 
 
-def work(tasks: Sequence[Task], place: Place, *, jobs: int, nice: int, epoch: Say, done: Say) -> list[tuple[Task, str]]:
-    """Do every task; returns those that failed, and why. One job at a time is done in this process."""
+def run_tasks(
+    tasks: Sequence[Task], device: RunDevice, *, jobs: int, nice: int, on_epoch: Report, on_done: Report
+) -> list[tuple[Task, str]]:
+    """Run every task and write its result.
+
+    Args:
+        tasks: In the order in which they begin.
+        device: Where they compute.
+        jobs: Tasks at a time, each in its own process. A single one with `nice` 0 runs in this process.
+        nice: Niceness that is added to the processes, 0 to 19.
+        on_epoch: Called after every epoch with its number and test accuracy.
+        on_done: Called with an empty text when a result is written.
+
+    Returns:
+        The tasks that failed, and why.
+    """
     if jobs == 1 and nice == 0:
-        failed = [(task, _here(task, place, epoch, done)) for task in tasks]
-        return [(task, fault) for task, fault in failed if fault]
-    crew = _Crew(tasks, place, nice, epoch, done)
+        errors_by_task = [(task, _run_here(task, device, on_epoch, on_done)) for task in tasks]
+        return [(task, error) for task, error in errors_by_task if error]
+    pool = _ProcessPool(tasks, device, nice, on_epoch, on_done)
     try:
         for _ in range(min(jobs, len(tasks))):
-            crew.hire()
-        while crew.members:
-            crew.listen()
+            pool.spawn()
+        while pool.processes:
+            pool.receive()
     finally:
-        crew.dismiss()
-    return crew.failed
+        pool.shutdown()
+    return pool.failed
 
 
-def _here(task: Task, place: Place, epoch: Say, done: Say) -> str:
-    fault = _attempt(task, place, lambda text: epoch(task, text))
-    if not fault:
-        done(task, "")
-    return fault
+def _run_here(task: Task, device: RunDevice, on_epoch: Report, on_done: Report) -> str:
+    error = _run_task(task, device, lambda text: on_epoch(task, text))
+    if not error:
+        on_done(task, "")
+    return error
 
 
-def _attempt(task: Task, place: Place, said: Callable[[str], None]) -> str:
-    """Why it failed; empty where the result is written."""
+def _run_task(task: Task, device: RunDevice, on_epoch: Callable[[str], None]) -> str:
+    """Why it failed; empty if the result is written."""
 
-    def report(event: EpochReport) -> None:
-        answer = event.test.get(ENSEMBLE)
-        said(f"epoch {event.epoch + 1}/{event.epochs}" + (f" test {answer.accuracy:.4f}" if answer else ""))
+    def describe(report: EpochReport) -> None:
+        score = report.test.get(ENSEMBLE)
+        on_epoch(f"epoch {report.epoch + 1}/{report.epochs}" + (f" test {score.accuracy:.4f}" if score else ""))
 
-    results.code()  # as it is now that it runs, not as it will be when the run has ended
+    results.code()  # the digest of the code as it is when the run begins, not as it may be when the run has ended
     try:
-        results.write(task, perform(task.run, task.data, place, report))
+        results.write(task, run_one(task.run, task.data, device, describe))
     except errors.Failure as failure:
         return str(failure)
     except Exception as error:  # the outermost loop: one run must not end the others
@@ -70,90 +85,93 @@ def _attempt(task: Task, place: Place, said: Callable[[str], None]) -> str:
 
 
 class _Message(NamedTuple):
+    """What a process sends to the study."""
+
     kind: str  # epoch, done or failed
     text: str
 
 
-class _Member(NamedTuple):
+class _Process(NamedTuple):
     process: SpawnProcess
     task: Task
 
 
-class _Crew:
-    """Processes and the tasks that nobody has taken yet."""
+class _ProcessPool:
+    """Running processes, and the tasks that no process has begun."""
 
-    def __init__(self, tasks: Sequence[Task], place: Place, nice: int, epoch: Say, done: Say) -> None:
+    def __init__(self, tasks: Sequence[Task], device: RunDevice, nice: int, on_epoch: Report, on_done: Report) -> None:
         self.waiting = list(tasks)
-        self.place, self.nice, self.epoch, self.done = place, nice, epoch, done
-        self.members: dict[Connection, _Member] = {}
+        self.processes: dict[PipeConnection, _Process] = {}
         self.failed: list[tuple[Task, str]] = []
+        self._device, self._nice, self._on_epoch, self._on_done = device, nice, on_epoch, on_done
 
-    def hire(self) -> None:
-        """One more process, with the next task."""
+    def spawn(self) -> None:
+        """Start one more process, with the next task."""
         context = multiprocessing.get_context("spawn")  # forks of a process with torch's threads may hang
         ours, theirs = context.Pipe()
-        process = context.Process(target=_member, args=(theirs, self.place, self.nice), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._device, self._nice), daemon=True)
         process.start()
         theirs.close()
-        self._give(ours, process)
+        self._assign(ours, process)
 
-    def listen(self) -> None:
-        """Hear what any process has to say, and give it more to do."""
-        for ready in wait(list(self.members)):
-            assert isinstance(ready, Connection)
-            process, task = self.members[ready]
+    def receive(self) -> None:
+        """Wait for messages of any process; give a process whose task has ended the next one."""
+        for ready in wait(list(self.processes)):
+            assert isinstance(ready, PipeConnection)
+            process, task = self.processes[ready]
             try:
                 kind, text = ready.recv()
             except (EOFError, ConnectionError):
-                self._bury(ready)
+                self._reap(ready)
                 continue
             if kind == "epoch":
-                self.epoch(task, text)
+                self._on_epoch(task, text)
                 continue
             if kind == "done":
-                self.done(task, text)
+                self._on_done(task, text)
             else:
                 self.failed.append((task, text))
-            del self.members[ready]
-            self._give(ready, process)
+            del self.processes[ready]
+            self._assign(ready, process)
 
-    def dismiss(self) -> None:
-        """End whoever is still at work."""
-        for connection, member in self.members.items():
+    def shutdown(self) -> None:
+        """Terminate the processes that still run."""
+        for connection, running in self.processes.items():
             connection.close()
-            member.process.terminate()
-            member.process.join()
-        self.members.clear()
+            running.process.terminate()
+            running.process.join()
+        self.processes.clear()
 
-    def _give(self, connection: Connection, process: SpawnProcess) -> None:
+    def _assign(self, connection: PipeConnection, process: SpawnProcess) -> None:
+        """Send the next task to a process; without one the process ends, because its connection closes."""
         if not self.waiting:
-            connection.close()  # which ends it
+            connection.close()
             process.join()
             return
         task = self.waiting.pop(0)
-        self.members[connection] = _Member(process, task)
+        self.processes[connection] = _Process(process, task)
         try:
             connection.send(task)
         except ConnectionError:
-            self._bury(connection)
+            self._reap(connection)
 
-    def _bury(self, connection: Connection) -> None:
-        """A process that ended in the middle: its task has failed, and another process takes its place."""
-        process, task = self.members.pop(connection)
+    def _reap(self, connection: PipeConnection) -> None:
+        """A process died: its task has failed, and a new process takes its place."""
+        process, task = self.processes.pop(connection)
         connection.close()
         process.join()
         self.failed.append((task, f"its process ended with {process.exitcode}"))
         if self.waiting:
-            self.hire()
+            self.spawn()
 
 
-def _member(connection: Connection, place: Place, nice: int) -> None:
-    """What a process of the crew does, until nobody has anything more for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study hears it and ends us
+def _serve(connection: PipeConnection, device: RunDevice, nice: int) -> None:
+    """Main function of a process: run tasks until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study receives it and terminates its processes
     os.nice(nice)
     study = multiprocessing.parent_process()
 
-    def said(text: str) -> None:
+    def send_epoch(text: str) -> None:
         if study is not None and not study.is_alive():
             sys.exit(1)
         connection.send(_Message("epoch", text))
@@ -161,7 +179,7 @@ def _member(connection: Connection, place: Place, nice: int) -> None:
     while True:
         try:
             task = connection.recv()
-            fault = _attempt(task, place, said)
-            connection.send(_Message("failed" if fault else "done", fault))
+            error = _run_task(task, device, send_epoch)
+            connection.send(_Message("failed" if error else "done", error))
         except (EOFError, ConnectionError):
             return

@@ -1,6 +1,6 @@
-"""What the results of a row in a cell come to, as one line of the table: figures over seeds, cost, the paper's number.
+"""The rows of a study's table: the results of a method in a cell as means over seeds, cost, and the paper's number.
 
-It trains nothing and lays nothing out: how lines are shown, `table` says.
+It trains nothing; `ml.study.table` formats the rows.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.study.plan import Cell, Entry, Plan, Row, key
+from ml.study.plan import Cell, Entry, MethodRow, Plan, key
 
-PAPER = Path(__file__).with_name("paper.csv")  # table, row, column, mean, spread: accuracies in percent
-Result = Mapping[str, Any]
+PAPER = Path(__file__).with_name("paper.csv")  # table, row, column, mean, spread (standard deviation), in percent
+Result = Mapping[str, Any]  # a result file, see `ml.study.run.run_one`
 
 
-class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; no spread of one value."""
+class MeanStd(NamedTuple):
+    """Mean and sample standard deviation over seeds."""
 
     mean: float
-    std: float | None
-    seeds: int
+    std: float | None  # None of a single value
+    seeds: int  # number of values
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
+    def of(cls, values: Iterable[float | None]) -> MeanStd | None:
+        """Of the values that are not None; None if there are none."""
         known = [value for value in values if value is not None]
         if not known:
             return None
@@ -34,20 +35,20 @@ class Spread(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A figure of one run as one row reports it: its name, what it is called in the table, and by what to multiply."""
+    """A number that tables show."""
 
-    name: str
-    title: str
-    scale: float
-    digits: int
-    read: Callable[[Result, str], float | None]
+    name: str  # in CSV and JSON
+    title: str  # in Markdown, with the unit
+    scale: float  # from the result's unit to the table's
+    digits: int  # after the point
+    read: Callable[[Result, str], float | None]  # from a result, for one of the method's heads
 
 
 def _summary(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: result["heads"].get(head, {}).get(name)
 
 
-def _of_wrong(name: str) -> Callable[[Result, str], float | None]:
+def _of_wrong_labels(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: (result["wrong_labels"] or {}).get(head, {}).get(name)
 
 
@@ -55,7 +56,7 @@ def _of_ranking(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: (result["ranking"] or {}).get(name)
 
 
-def _beside(name: str) -> Callable[[Result, str], float | None]:
+def _of_extra_test_set(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: result["beside"].get(name, {}).get(head, {}).get("accuracy")
 
 
@@ -64,12 +65,12 @@ def _noisy_validation(result: Result, head: str) -> float | None:
     return accuracy
 
 
-def _of_place(name: str) -> Callable[[Result, str], float | None]:
+def _of_location(name: str) -> Callable[[Result, str], float | None]:
     return lambda result, head: (result.get("located") or {}).get(name)
 
 
-def _spent(result: Result) -> float:
-    """What other work on the machine changes least: CPU seconds, where the CPU does the work."""
+def _training_seconds(result: Result) -> float:
+    """CPU seconds of a training on a CPU, since other work on the machine changes them least; otherwise wall-clock."""
     seconds: float = result["seconds"]["cpu" if result["facts"]["device"] == "cpu" else "wall"]
     return seconds
 
@@ -78,87 +79,105 @@ PERCENT = 100.0
 ACCURACIES = {
     "last": "test accuracy, last epoch",
     "best_noisy_val": "test accuracy at the best noisy-validation epoch",
-    "best_test": "best test accuracy (shown, never used to choose)",
+    "best_test": "best test accuracy (reported, never used to choose)",
     "mean_last10": "test accuracy, mean of the last ten epochs",
 }
-CHOOSING = "noisy validation accuracy, last epoch (what chooses between settings)"
+NOISY_VALIDATION = "noisy validation accuracy, last epoch (by which settings are chosen)"
 MEASURES = (
     *(Measure(name, f"{title}, %", PERCENT, 1, _summary(name)) for name, title in ACCURACIES.items()),
-    Measure("noisy_validation", f"{CHOOSING}, %", PERCENT, 1, _noisy_validation),
-    Measure("swapped", "test accuracy with swapped scenes, last epoch, %", PERCENT, 1, _beside("swapped")),
-    Measure("repeated", "wrong labels memorised, %", PERCENT, 1, _of_wrong("repeated")),
+    Measure("noisy_validation", f"{NOISY_VALIDATION}, %", PERCENT, 1, _noisy_validation),
+    Measure("swapped", "test accuracy with swapped scenes, last epoch, %", PERCENT, 1, _of_extra_test_set("swapped")),
+    Measure("repeated", "wrong labels memorised, %", PERCENT, 1, _of_wrong_labels("repeated")),
     Measure(
         "ranking_ap", "ranking of wrong labels, average precision, %", PERCENT, 1, _of_ranking("average_precision")
     ),
     Measure("ranking_auroc", "ranking of wrong labels, AUROC, %", PERCENT, 1, _of_ranking("auroc")),
-    Measure("mask_error", "distance of the mask's centre from the object's, pixels", 1.0, 1, _of_place("mask")),
+    Measure("mask_error", "distance of the mask's centre from the object's, pixels", 1.0, 1, _of_location("mask")),
     Measure(
-        "picture_error", "distance of the picture's centre from the object's, pixels", 1.0, 1, _of_place("picture")
+        "picture_error", "distance of the picture's centre from the object's, pixels", 1.0, 1, _of_location("picture")
     ),
-    Measure("seconds", "seconds of training: of CPU, or on a GPU of time", 1.0, 0, lambda result, head: _spent(result)),
+    Measure(
+        "seconds",
+        "seconds of training: of CPU, or on a GPU of time",
+        1.0,
+        0,
+        lambda result, head: _training_seconds(result),
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of the study in one of its cells."""
+class TableRow:
+    """A method of the study in one of its cells."""
 
-    row: Row
+    row: MethodRow
     cell: Cell
-    wanted: int  # seeds the study asks for
-    values: Mapping[str, Mapping[int, float]]  # by measure and seed, as the table shows them
-    noise_rate: Spread | None
-    cost: float | None  # median over seeds of its seconds over the reference row's
-    paper: tuple[float, float | None] | None
-    conditions: frozenset[tuple[str, str, str]]  # device, version of torch and of our code of each result
+    planned_seeds: int  # how many seeds the study has
+    values: Mapping[str, Mapping[int, float]]  # by measure and seed, in the table's units
+    noise_rate: MeanStd | None  # realised, in [0, 1]
+    cost: float | None  # median over seeds of its seconds divided by the reference row's
+    paper: tuple[float, float | None] | None  # mean and standard deviation in percent
+    conditions: frozenset[tuple[str, str, str]]  # device, version of torch and version of `ml` of each result
 
-    def spread(self, name: str) -> Spread | None:
-        return Spread.of(self.values[name].values())
+    def mean_std(self, name: str) -> MeanStd | None:
+        """Of one measure over the seeds that have a result."""
+        return MeanStd.of(self.values[name].values())
 
 
-def lines(plan: Plan, found: Iterable[Result]) -> list[Line]:
-    """One line for every row in every cell of the plan, in the file's order; of the plan's seeds alone.
+def table_rows(plan: Plan, results: Iterable[Result]) -> list[TableRow]:
+    """One row for every method in every cell of the plan, in the order of the study file.
 
-    `found` holds one result of a run at most: which data a table is of, `results.chosen` settles.
+    Args:
+        plan: Seeds that it does not have are ignored.
+        results: At most one of each run; see `ml.study.results.select`.
     """
-    by_key = {key(each): each for each in found}
-    known: dict[tuple[str, str], dict[int, Result]] = {}
-    wanted: dict[tuple[str, str], list[Entry]] = {}
+    # Results by row, cell and seed.
+    by_key = {key(result): result for result in results}
+    available: dict[tuple[str, str], dict[int, Result]] = {}
+    planned: dict[tuple[str, str], list[Entry]] = {}
     for entry in plan.entries:
-        place = (entry.row.label, entry.cell.name)
-        wanted.setdefault(place, []).append(entry)
+        position = (entry.row.label, entry.cell.name)
+        planned.setdefault(position, []).append(entry)
         if entry.run.key in by_key:
-            known.setdefault(place, {})[entry.seed] = by_key[entry.run.key]
+            available.setdefault(position, {})[entry.seed] = by_key[entry.run.key]
+
     paper = paper_numbers()
-    made = []
+    rows = []
     for row in plan.study.rows:
         for cell in plan.study.cells:
-            if (place := (row.label, cell.name)) not in wanted:
+            if (position := (row.label, cell.name)) not in planned:
                 continue
-            results = known.get(place, {})
-            units = known.get((plan.study.reference, cell.name), {})
+            by_seed = available.get(position, {})
             values: dict[str, dict[int, float]] = {}
             for measure in MEASURES:
-                read = {seed: measure.read(result, row.head) for seed, result in results.items()}
-                values[measure.name] = {s: v * measure.scale for s, v in read.items() if v is not None}
-            ratios = [_spent(result) / _spent(units[seed]) for seed, result in results.items() if seed in units]
-            made.append(
-                Line(
-                    row,
-                    cell,
-                    len(wanted[place]),
-                    values,
-                    Spread.of(result["facts"]["noise_rate"] for result in results.values()),
-                    statistics.median(ratios) if ratios else None,
-                    paper.get((plan.study.paper or "", row.paper or row.label, cell.paper or cell.name)),
-                    frozenset((r["facts"]["device"], r["facts"]["torch"], r["code"]) for r in results.values()),
+                numbers = {seed: measure.read(result, row.head) for seed, result in by_seed.items()}
+                values[measure.name] = {s: v * measure.scale for s, v in numbers.items() if v is not None}
+            reference = available.get((plan.study.reference, cell.name), {})
+            ratios = [
+                _training_seconds(result) / _training_seconds(reference[seed])
+                for seed, result in by_seed.items()
+                if seed in reference
+            ]
+            rows.append(
+                TableRow(
+                    row=row,
+                    cell=cell,
+                    planned_seeds=len(planned[position]),
+                    values=values,
+                    noise_rate=MeanStd.of(result["facts"]["noise_rate"] for result in by_seed.values()),
+                    cost=statistics.median(ratios) if ratios else None,
+                    paper=paper.get((plan.study.paper or "", row.paper or row.label, cell.paper or cell.name)),
+                    conditions=frozenset(
+                        (result["facts"]["device"], result["facts"]["torch"], result["code"])
+                        for result in by_seed.values()
+                    ),
                 )
             )
-    return made
+    return rows
 
 
 def paper_numbers() -> dict[tuple[str, str, str], tuple[float, float | None]]:
-    """The paper's accuracies in percent, mean and spread, by table, row and column."""
+    """The paper's accuracies in percent, mean and standard deviation, by table, row and column."""
     with PAPER.open(encoding="utf-8", newline="") as file:
         return {
             (line["table"], line["row"], line["column"]): (

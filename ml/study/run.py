@@ -1,6 +1,6 @@
-"""One run of a study: a training from its first step to its last, and everything measured of it, as JSON.
+"""One run of a study: trains from the first step to the last and measures everything that tables show, as JSON.
 
-Clean labels stay with `ml.evaluation.measure` and this account of it. It knows no table and no other run.
+Clean labels reach `ml.evaluation.measure` and this module, never the method. Tables and other runs are not known here.
 """
 
 from __future__ import annotations
@@ -27,48 +27,66 @@ from ml.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run computes; the threads are part of the result's last digits."""
+class RunDevice:
+    """Where a run computes. The number of threads changes the last digits of a result."""
 
-    device: str | None = None
-    threads: int = 1
-    weights: Path | None = None
-    cuda_graphs: bool = False  # CUDA graphs
+    device: str | None = None  # instead of the spec's: "cpu", "cuda", "cuda:1"
+    threads: int = 1  # on the CPU
+    weights: Path | None = None  # folder of pretrained weights
+    cuda_graphs: bool = False  # replay recorded steps on a GPU
 
 
-def perform(run: Run, at: sources.DataPaths, place: Place, said: Callable[[EpochReport], None]) -> dict[str, Any]:
-    """Train and measure; `said` hears of every epoch. The result is strict JSON."""
+def run_one(
+    run: Run, paths: sources.DataPaths, device: RunDevice, on_epoch: Callable[[EpochReport], None]
+) -> dict[str, Any]:
+    """Train one run and measure it.
+
+    Args:
+        run: Training spec and data.
+        paths: Where its images are.
+        device: Where it computes.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        Strict JSON: the run's identity; `facts` of data and device; `seconds` of training and of measuring; `heads`,
+        the test accuracies of each head (`measure.summary`); `beside`, their scores on more test sets; `located`,
+        distances of masks (None without known object positions); `wrong_labels` and `ranking` (None without clean
+        labels); and the report of every epoch.
+
+    Raises:
+        UnusableData, MissingWeights, OutOfMemory, TrainingDiverged: As `Trainer` raises them.
+    """
     _warm_up()
-    material = sources.load(run, at)
-    training = Trainer.build(
+    data = sources.load(run, paths)
+    trainer = Trainer.build(
         run.spec,
-        material.images,
-        truth=material.truth,
-        device=place.device,
-        threads=place.threads,
-        weights=place.weights,
-        cuda_graphs=place.cuda_graphs,
+        data.images,
+        truth=data.truth,
+        device=device.device,
+        threads=device.threads,
+        weights=device.weights,
+        cuda_graphs=device.cuda_graphs,
     )
-    seconds = _train(training, said)
-    clean = selftest.reference_labels(run.spec, material.images, material.truth)
-    found = {
+    seconds = _train(trainer, on_epoch)
+    clean = selftest.reference_labels(run.spec, data.images, data.truth)
+    result = {
         **run.identity,
-        "facts": _facts(training, material, clean),
+        "facts": _facts(trainer, data, clean),
         "seconds": seconds,
-        "heads": _heads(training.history),
-        "beside": {name: _beside(training, *pictures) for name, pictures in material.beside.items()},
-        "located": _located(training, material),
-        "wrong_labels": None if clean is None else _wrong_labels(training, clean),
-        "ranking": None if clean is None else _ranking(training, clean),
-        "epochs": [report.to_json() for report in training.history],
+        "heads": _heads(trainer.history),
+        "beside": {name: _test_set_scores(trainer, *test_set) for name, test_set in data.extra_test_sets.items()},
+        "located": _location_errors(trainer, data),
+        "wrong_labels": None if clean is None else _wrong_labels(trainer, clean),
+        "ranking": None if clean is None else _ranking(trainer, clean),
+        "epochs": [report.to_json() for report in trainer.history],
     }
-    plain: dict[str, Any] = strict(found)
-    return plain
+    finite: dict[str, Any] = strict(result)
+    return finite
 
 
 @functools.cache
 def _warm_up() -> None:
-    """What the first training of a process alone would pay for: modules that torch imports with the first step."""
+    """Import what torch imports with its first step, so that no run's seconds include it."""
     pixels = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
     images = LabeledImages(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
     spec = TrainingSpec(method="ce", network="small", image_size=16, epochs=1, precision="f32", device="cpu")
@@ -76,39 +94,40 @@ def _warm_up() -> None:
         pass
 
 
-def _train(training: Trainer, said: Callable[[EpochReport], None]) -> dict[str, float]:
-    """CPU and wall seconds of the steps (with what a method does before an epoch) and of measuring."""
-    spent = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
+def _train(trainer: Trainer, on_epoch: Callable[[EpochReport], None]) -> dict[str, float]:
+    """CPU and wall-clock seconds of training, what a method does before an epoch included, and of measuring."""
+    seconds = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
     cpu, wall = time.process_time(), time.perf_counter()
-    for event in training:
+    for event in trainer:
+        # The time up to an epoch report was spent on measuring, the time up to any other event on trainer.
         kind = "measuring_" if isinstance(event, EpochReport) else ""
         cpu_now, wall_now = time.process_time(), time.perf_counter()
-        spent[f"{kind}cpu"] += cpu_now - cpu
-        spent[f"{kind}wall"] += wall_now - wall
+        seconds[f"{kind}cpu"] += cpu_now - cpu
+        seconds[f"{kind}wall"] += wall_now - wall
         if isinstance(event, EpochReport):
-            said(event)
+            on_epoch(event)
         cpu, wall = time.process_time(), time.perf_counter()
-    return spent
+    return seconds
 
 
-def _facts(training: Trainer, material: sources.Material, clean: Tensor | None) -> dict[str, Any]:
+def _facts(trainer: Trainer, data: sources.RunData, clean: Tensor | None) -> dict[str, Any]:
     known = None if clean is None else clean >= 0
-    wrong = None if clean is None or known is None else (training.labels != clean)[known].double().mean()
-    tested = material.truth.test_labels
+    wrong = None if clean is None or known is None else (trainer.labels != clean)[known].double().mean()
+    test_labels = data.truth.test_labels
     return {
-        "classes": len(material.images.classes),
-        "train_images": len(material.images),
-        "held_out": len(training.held_out),
-        "test_images": 0 if tested is None else len(tested),
+        "classes": len(data.images.classes),
+        "train_images": len(data.images),
+        "held_out": len(trainer.held_out),
+        "test_images": 0 if test_labels is None else len(test_labels),
         "noise_rate": None if wrong is None else float(wrong),  # realised, of all given labels
-        "parameters": sum(parameter.numel() for parameter in training.method.parameters()),
-        "device": str(training.device),
+        "parameters": sum(parameter.numel() for parameter in trainer.method.parameters()),
+        "device": str(trainer.device),
         "torch": str(torch.__version__),
     }
 
 
 def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None]]:
-    """The four figures of every head."""
+    """`measure.summary` of every head."""
     names = history[-1].test or history[-1].noisy_validation
     return {
         name: measure.summary(
@@ -119,66 +138,68 @@ def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None
     }
 
 
-def _beside(training: Trainer, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
-    """The scores of every head on another test set, after the last epoch."""
-    part = _part(training, images, labels)
+def _test_set_scores(trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """The scores of every head on another test set, uint8 (T, S, S, 3) and int64 (T,), after the last epoch."""
+    split = _evaluation_split(trainer, images, labels)
     with torch.no_grad():
-        found = measure.scores((training.method.heads(shown), known) for _, shown, known in part)
-    return {name: score._asdict() for name, score in found.items()}
+        scores = measure.scores((trainer.method.heads(batch), of_batch) for _, batch, of_batch in split)
+    return {name: score._asdict() for name, score in scores.items()}
 
 
-def _located(training: Trainer, material: sources.Material) -> dict[str, float] | None:
-    """Mean distance, in pixels, of the objects' middles in the test images from the picture's own, and from where the
-    method sees them, if it has a mask; None where nobody knows them."""
-    images, middles = material.truth.test_images, material.middles
-    if images is None or middles is None:
+def _location_errors(trainer: Trainer, data: sources.RunData) -> dict[str, float] | None:
+    """Mean distance in pixels of the test objects' centres from the image's centre (`picture`) and from the method's
+    mask (`mask`, if it has a localization module); None if the objects' centres are not known."""
+    images, centres = data.truth.test_images, data.object_centres
+    if images is None or centres is None:
         return None
-    told = {"picture": _distance(middles, torch.full_like(middles, (images.shape[1] - 1) / 2))}
+    distances = {"picture": _mean_distance(centres, torch.full_like(centres, (images.shape[1] - 1) / 2))}
     with torch.no_grad():
-        found = [training.method.locate(shown) for _, shown, _ in _part(training, images, middles)]
-    places = [each[:, :2].cpu() for each in found if each is not None]
-    return told | ({"mask": _distance(middles, torch.cat(places))} if places else {})
+        batches = [trainer.method.locate(batch) for _, batch, _ in _evaluation_split(trainer, images, centres)]
+    locations = [location[:, :2].cpu() for location in batches if location is not None]
+    return distances | ({"mask": _mean_distance(centres, torch.cat(locations))} if locations else {})
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def _mean_distance(one: Tensor, other: Tensor) -> float:
+    """Of points (T, 2); those that are NaN are left out."""
     return float((one - other).square().sum(dim=1).sqrt().nanmean())
 
 
-def _part(training: Trainer, images: Tensor, known: Tensor) -> measure.EvaluationSplit:
-    """Images of another set (T, S, S, 3) and what is known of each, for a method that learns no more."""
-    training.method.eval()
-    pixels = image_store.ImageStore(images, training.mean, training.std, device=training.device)
-    return measure.EvaluationSplit(pixels, torch.arange(len(images)), known)
+def _evaluation_split(trainer: Trainer, images: Tensor, values: Tensor) -> measure.EvaluationSplit:
+    """Images of another set, uint8 (T, S, S, 3), with a value (T, ...) of each. Puts the method into eval mode."""
+    trainer.method.eval()
+    store = image_store.ImageStore(images, trainer.mean, trainer.std, device=trainer.device)
+    return measure.EvaluationSplit(store, torch.arange(len(images)), values)
 
 
-def _wrong_labels(training: Trainer, clean: Tensor) -> dict[str, dict[str, float]]:
-    """Of the wrong labels that were trained on: how many a head repeats, and for how many it says the truth."""
-    outside = torch.ones(len(clean), dtype=torch.bool)
-    outside[training.held_out] = False
-    rows = outside.nonzero()[:, 0]
+def _wrong_labels(trainer: Trainer, clean: Tensor) -> dict[str, dict[str, float]]:
+    """Of the wrong labels that were trained on, by head: the shares for which it predicts the given label (`repeated`)
+    and the clean one (`recovered`). Empty if no label is wrong."""
+    trained_on = torch.ones(len(clean), dtype=torch.bool)
+    trained_on[trainer.held_out] = False
+    rows = trained_on.nonzero()[:, 0]
     names: list[str] = []
 
-    def predicted(images: Tensor) -> Tensor:
-        heads = training.method.heads(images)
+    def predict(images: Tensor) -> Tensor:
+        heads = trainer.method.heads(images)
         names[:] = heads
         return torch.stack([logits.argmax(dim=1) for logits in heads.values()], dim=1)
 
-    found = training.score(predicted).long().cpu()  # (M, heads)
-    given, true = training.labels[rows], clean[rows]
-    wrong = (given != true) & (true >= 0)
+    predicted = trainer.score(predict).long().cpu()  # (M, heads)
+    given_labels, clean_labels = trainer.labels[rows], clean[rows]
+    wrong = (given_labels != clean_labels) & (clean_labels >= 0)
     if not bool(wrong.any()):
         return {}
     return {
         name: {
-            "repeated": float((found[wrong, number] == given[wrong]).double().mean()),
-            "recovered": float((found[wrong, number] == true[wrong]).double().mean()),
+            "repeated": float((predicted[wrong, number] == given_labels[wrong]).double().mean()),
+            "recovered": float((predicted[wrong, number] == clean_labels[wrong]).double().mean()),
         }
         for number, name in enumerate(names)
     }
 
 
-def _ranking(training: Trainer, clean: Tensor) -> dict[str, float] | None:
-    issues = training.label_issues()
+def _ranking(trainer: Trainer, clean: Tensor) -> dict[str, float] | None:
+    issues = trainer.label_issues()
     if issues is None:
         return None
-    return measure.ranking_quality(issues, training.labels, clean)
+    return measure.ranking_quality(issues, trainer.labels, clean)

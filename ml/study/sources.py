@@ -1,9 +1,8 @@
-"""The pictures of a run: a user's folder or zip, a data set of the service, or scenes, drawn or put together from
-photographs; and which of them it sees.
+"""The images of a run: a folder or archive, a data set of the service, or synthetic scenes, and which of them it uses.
 
-Pictures are read once in a process and kept. Everything drawn is drawn by the run's seed.
+Images are read once in a process and then held. Every random choice follows from the run's seed.
 
-Shapes: `N` images, `S` side; images uint8 (N, S, S, 3), labels int64 (N,).
+Shapes: `N` images, `T` test images, `S` side; images uint8 (N, S, S, 3), labels int64 (N,).
 """
 
 from __future__ import annotations
@@ -29,43 +28,56 @@ from ml.formats.entries import UNLIMITED
 from ml.formats.errors import DatasetFormatError
 from ml.formats.table_columns import ColumnNames
 from ml.scenes import generate
-from ml.scenes.drawn import Grounds, Plates
-from ml.scenes.photographs import CutOuts, Places
+from ml.scenes.drawn import DrawnBackgrounds, DrawnForegrounds
+from ml.scenes.photographs import PhotoBackgrounds, PhotoForegrounds
+from ml.scenes.protocols import Backgrounds, Foregrounds
 from ml.study.plan import DataSet, Run
 from ml.training.spec import TrainingSpec, seed_for
 
 CLEAN_COLUMN = "clean"  # of a table in a study: the column of true labels, where it is there
-PROBE = 12  # scenes drawn to tell one generator from another
+PROBE = 12  # scenes drawn for a fingerprint
+DEFAULT_TRAIN, DEFAULT_TEST = 1500, 600  # scenes, where the study sets no number
+TRAINING_SETTINGS = ("noise", "noise_rate", "own_scene")  # of scenes
 
 
 class DataPaths(NamedTuple):
-    """Where a run's pictures lie, or the photographs of which its scenes are made; nowhere, where all is drawn."""
+    """Where a run's images are. Scenes have no folder, only photographs of what is not drawn."""
 
-    folder: Path | None = None
-    objects: Path | None = None
-    places: Path | None = None
+    folder: Path | None = None  # or an archive
+    objects: Path | None = None  # cut-outs, see `ml.scenes.photographs`
+    places: Path | None = None  # photographs behind them
 
 
 @dataclass(frozen=True)
-class Material:
-    """What one run learns from and is measured by."""
+class RunData:
+    """What one run is trained on and measured by."""
 
     images: LabeledImages
     truth: Truth
-    beside: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # more test sets: images and labels
-    middles: Tensor | None = None  # of the objects in the test images: x, y (T, 2) in pixels, NaN where none shows
+    extra_test_sets: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # images and labels by name
+    object_centres: Tensor | None = None  # of the test images: x, y (T, 2) in pixels, NaN where no object shows
 
 
-def location(name: str, source: DataSet, folder: Path, given: Mapping[str, Path]) -> DataPaths:
-    """Where the pictures of the data set `name` lie; UnusableData if nobody said, or nothing is there."""
+def locate_data(name: str, source: DataSet, folder: Path, paths: Mapping[str, Path]) -> DataPaths:
+    """Where the images of a data set are.
+
+    Args:
+        name: Of the data set in the study.
+        source: What the study says of it.
+        folder: Of the study file, to which `source.path` is relative.
+        paths: Paths by name that go before it (`--data`).
+
+    Raises:
+        UnusableData: A path is not known or does not exist (code no_data).
+    """
     if source.source == "scenes":
         kinds = {"objects": source.objects, "places": source.places}
-        return DataPaths(**{kind: _there(of, given.get(of)) for kind, of in kinds.items() if of is not None})
+        return DataPaths(**{kind: _existing(of, paths.get(of)) for kind, of in kinds.items() if of is not None})
     own = None if source.path is None else folder / source.path
-    return DataPaths(folder=_there(name, given.get(name, own)))
+    return DataPaths(folder=_existing(name, paths.get(name, own)))
 
 
-def _there(name: str, path: Path | None) -> Path:
+def _existing(name: str, path: Path | None) -> Path:
     if path is None:
         raise errors.UnusableData(f"where is the data set {name!r}?", hint=f"--data {name}=PATH", code="no_data")
     if not path.exists():
@@ -75,20 +87,26 @@ def _there(name: str, path: Path | None) -> Path:
 
 @functools.cache
 def fingerprint(at: DataPaths, draw: str = "{}") -> str:
-    """What tells one data set from another without decoding it: names, sizes and labels; of scenes, what is drawn.
+    """A digest that differs for different data, without decoding images.
 
-    Photographs that scenes are made of are told by their bytes: they are few.
+    Args:
+        at: Of a folder, the names and sizes of its files and the bytes of its label files count; of an archive, names,
+            sizes and checksums; of scenes, the bytes of all photographs and of a few scenes drawn with them.
+        draw: Settings of scenes as JSON.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
     """
     digest = hashlib.sha256()
     if at.folder is None:
         for photographs in filter(None, (at.objects, at.places)):
             for file in _files(photographs):
-                held = fsync.fingerprint(file).sha256
-                digest.update(repr((file.relative_to(photographs).as_posix(), held)).encode())
-        objects, places = _stage(at)
-        few = generate.draw(PROBE, seed=0, objects=objects, places=places, **json.loads(draw))
-        for each in (few.images, few.clean, few.given):
-            digest.update(each.tobytes())
+                sha256 = fsync.fingerprint(file).sha256
+                digest.update(repr((file.relative_to(photographs).as_posix(), sha256)).encode())
+        foregrounds, backgrounds = _scene_sources(at)
+        probe = generate.draw(PROBE, seed=0, foregrounds=foregrounds, backgrounds=backgrounds, **json.loads(draw))
+        for array in (probe.images, probe.clean, probe.given):
+            digest.update(array.tobytes())
     elif dataset_index.is_ready(at.folder):
         digest.update(repr(dataset_index.read_facts(at.folder)["digest"]).encode())
     elif at.folder.is_dir():
@@ -118,19 +136,19 @@ def _digest_archive(digest: hashlib._Hash, path: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.rglob("*") if each.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def load(run: Run, at: DataPaths) -> Material:
-    """The pictures of a run."""
+def load(run: Run, at: DataPaths) -> RunData:
+    """The images of a run, test images among them; UnusableData where they cannot be read."""
     if at.folder is None:
-        return _scenes(run, at)
+        return _draw_scenes(run, at)
     spec, source = run.spec, run.source
-    wanted = (source.label_column,) if isinstance(source.label_column, str) else source.label_column or (None,)
-    images, truth = _read(at.folder, spec.image_size, spec.resize, tuple(wanted))
+    columns = (source.label_column,) if isinstance(source.label_column, str) else source.label_column or (None,)
+    images, truth = _read(at.folder, spec.image_size, spec.resize, tuple(columns))
     if truth.test_images is None and source.test_share > 0:
-        images, truth = _with_test(images, truth, source.test_share, spec.seed)
-    return _limited(images, truth, source, spec)
+        images, truth = _hold_out_test(images, truth, source.test_share, spec.seed)
+    return _limit(images, truth, source, spec)
 
 
 @functools.lru_cache(maxsize=4)
@@ -143,57 +161,77 @@ def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None
 
 
 @functools.lru_cache(maxsize=4)
-def _stage(at: DataPaths) -> tuple[generate.Objects, generate.Places]:
-    """What scenes are made of; drawn, where no photographs are given."""
-    objects: generate.Objects = Plates() if at.objects is None else CutOuts.read(at.objects)
-    places: generate.Places = Grounds() if at.places is None else Places.read(at.places)
-    return objects, places
+def _scene_sources(at: DataPaths) -> tuple[Foregrounds, Backgrounds]:
+    """Foregrounds and backgrounds of scenes, drawn where there are no photographs."""
+    foregrounds: Foregrounds
+    foregrounds = DrawnForegrounds() if at.objects is None else PhotoForegrounds.read(at.objects)
+    backgrounds: Backgrounds
+    backgrounds = DrawnBackgrounds() if at.places is None else PhotoBackgrounds.read(at.places)
+    return foregrounds, backgrounds
 
 
-def _scenes(run: Run, at: DataPaths) -> Material:
+def _draw_scenes(run: Run, at: DataPaths) -> RunData:
     source, side, seed = run.source, run.spec.image_size, run.spec.seed
+    # Test images have clean labels and random scenes, whatever the training images have.
     settings = source.draw
-    plain = {name: value for name, value in settings.items() if name not in ("noise", "noise_rate", "own_scene")}
-    objects, places = _stage(at)
-    (seen, unseen), (around, beyond) = objects.parted(generate.HELD_OUT), places.parted(generate.HELD_OUT)
-    of_train, of_test = seed_for(seed, "scenes"), seed_for(seed, "scenes to test on")
-    train = generate.draw(source.train or 1500, seed=of_train, image_size=side, objects=seen, places=around, **settings)
-    tested = functools.partial(
-        generate.draw, source.test or 600, image_size=side, objects=unseen, places=beyond, **plain
+    test_settings = {name: value for name, value in settings.items() if name not in TRAINING_SETTINGS}
+    foregrounds, backgrounds = _scene_sources(at)
+    train_foregrounds, test_foregrounds = foregrounds.split(generate.HELD_OUT)
+    train_backgrounds, test_backgrounds = backgrounds.split(generate.HELD_OUT)
+    train = generate.draw(
+        source.train or DEFAULT_TRAIN,
+        seed=seed_for(seed, "scenes"),
+        image_size=side,
+        foregrounds=train_foregrounds,
+        backgrounds=train_backgrounds,
+        **settings,
     )
-    test, beside = tested(seed=of_test), {}
+    draw_test = functools.partial(
+        generate.draw,
+        source.test or DEFAULT_TEST,
+        image_size=side,
+        foregrounds=test_foregrounds,
+        backgrounds=test_backgrounds,
+        **test_settings,
+    )
+    test_seed = seed_for(seed, "scenes to test on")
+    test, extra = draw_test(seed=test_seed), {}
     if source.swapped:
-        swapped = tested(seed=of_test + 1, swapped=True)
-        beside["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
-    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), seen.classes)
+        swapped = draw_test(seed=test_seed + 1, swapped=True)
+        extra["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
+    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), train_foregrounds.classes)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
-    return Material(images, truth, beside, torch.from_numpy(generate.middles(test.masks)))
+    return RunData(images, truth, extra, torch.from_numpy(generate.mask_centres(test.masks)))
 
 
-def _with_test(images: LabeledImages, truth: Truth, share: float, seed: int) -> tuple[LabeledImages, Truth]:
-    """Some images set aside to test on; by their clean labels where they are known."""
-    kept, aside = dataset.split(len(images), share, seed_for(seed, "study test"))
+def _hold_out_test(images: LabeledImages, truth: Truth, share: float, seed: int) -> tuple[LabeledImages, Truth]:
+    """Hold out a share of the images as test set; by clean labels where they are known."""
+    train_rows, test_rows = dataset.split(len(images), share, seed_for(seed, "study test"))
     clean = truth.train_clean
     labels = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
-    return _rows(images, kept), Truth(None if clean is None else clean[kept], images.images[aside], labels[aside])
+    return _select_rows(images, train_rows), Truth(
+        None if clean is None else clean[train_rows], images.images[test_rows], labels[test_rows]
+    )
 
 
-def _limited(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingSpec) -> Material:
+def _limit(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingSpec) -> RunData:
     clean = truth.train_clean
-    by = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
-    rows = _drawn(by, source.train, source.train_per_class, seed_for(spec.seed, "study train"))
+    labels = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
+    rows = _draw_rows(labels, source.train, source.train_per_class, seed_for(spec.seed, "study train"))
     if rows is not None:
-        images, clean = _rows(images, rows), None if clean is None else clean[rows]
+        images, clean = _select_rows(images, rows), None if clean is None else clean[rows]
     truth = replace(truth, train_clean=clean)
     if truth.test_images is not None and truth.test_labels is not None:
-        rows = _drawn(truth.test_labels, source.test, source.test_per_class, seed_for(spec.seed, "study test images"))
+        rows = _draw_rows(
+            truth.test_labels, source.test, source.test_per_class, seed_for(spec.seed, "study test images")
+        )
         if rows is not None:
             truth = replace(truth, test_images=truth.test_images[rows], test_labels=truth.test_labels[rows])
-    return Material(images, truth)
+    return RunData(images, truth)
 
 
-def _drawn(labels: Tensor, total: int | None, per_class: int | None, seed: int) -> Tensor | None:
-    """Ascending rows of a random choice; None where nothing is left out."""
+def _draw_rows(labels: Tensor, total: int | None, per_class: int | None, seed: int) -> Tensor | None:
+    """Ascending rows of a random choice of `total` images, at most `per_class` of each class; None if all are used."""
     if total is None and per_class is None:
         return None
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -203,5 +241,5 @@ def _drawn(labels: Tensor, total: int | None, per_class: int | None, seed: int) 
     return order[: len(order) if total is None else total].sort().values
 
 
-def _rows(images: LabeledImages, rows: Tensor) -> LabeledImages:
+def _select_rows(images: LabeledImages, rows: Tensor) -> LabeledImages:
     return replace(images, images=images.images[rows], labels=images.labels[rows], digest="")

@@ -1,6 +1,6 @@
-"""A study's table in Markdown for people, in CSV and JSON for machines.
+"""Formats a study's table: Markdown for people, CSV and JSON for programs.
 
-It reads lines and knows no result file: a table can be made wherever the results are.
+It reads table rows and no result file, so a table can be made wherever the results are.
 """
 
 from __future__ import annotations
@@ -15,133 +15,133 @@ from pathlib import Path
 from typing import Any
 
 from ml.study.plan import Plan
-from ml.study.rows import MEASURES, PERCENT, Line, Measure, Result, Spread, lines
+from ml.study.rows import MEASURES, PERCENT, MeanStd, Measure, Result, TableRow, table_rows
+
+NO_VALUE = "–"
+FormatCell = Callable[[TableRow], str]
+FormatAverage = Callable[[Sequence[TableRow]], str]  # of a method over all cells
 
 
-def markdown(plan: Plan, made: Sequence[Line]) -> str:
-    """The tables for people: one for each measure that any run has."""
+def markdown(plan: Plan, rows: Sequence[TableRow]) -> str:
+    """A grid of methods and cells for the study's reported measure and every other one that has values."""
     study = plan.study
     text = [f"# {study.title}", ""]
     if study.about:
         text += [study.about.strip(), ""]
-    done, wanted = sum(len(line.values["seconds"]) for line in made), sum(line.wanted for line in made)
+
+    # How many results there are, under which conditions, and what is missing.
+    available, planned = sum(len(row.values["seconds"]) for row in rows), sum(row.planned_seeds for row in rows)
     text += [
-        f"{done} of {wanted} results{_conditions(made)}. Mean ± sample standard deviation over seeds; [n] where seeds "
-        "are missing."
+        f"{available} of {planned} results{_conditions(rows)}. Mean ± sample standard deviation over seeds; [n] where "
+        "only n seeds have a result."
     ]
-    rates = {line.cell.name: line.noise_rate for line in made if line.noise_rate is not None}
+    rates = {row.cell.name: row.noise_rate for row in rows if row.noise_rate is not None}
     if rates:
-        told = ", ".join(f"{name} {PERCENT * rate.mean:.1f} %" for name, rate in rates.items())
-        text += ["", f"Wrong labels (realised): {told}."]
+        listed = ", ".join(f"{name} {PERCENT * rate.mean:.1f} %" for name, rate in rates.items())
+        text += ["", f"Wrong labels (realised): {listed}."]
     if plan.faults:
         text += ["", "Not in the table:", *(f"- {fault}" for fault in plan.faults)]
+
     for measure in MEASURES:
-        if measure.name == study.report or any(line.values[measure.name] for line in made):
+        is_reported = measure.name == study.report
+        if is_reported or any(row.values[measure.name] for row in rows):
             text += ["", f"## {measure.title[0].upper()}{measure.title[1:]}", ""]
-            beside = measure.name == study.report and any(line.paper for line in made)
-            if beside:
+            with_paper = is_reported and any(row.paper for row in rows)
+            if with_paper:
                 text += ["In parentheses the paper's number.", ""]
-            text += _grid(plan, made, measure, beside)
-    if any(line.cost is not None for line in made):
-        text += [
-            "",
-            f"## Cost relative to {study.reference}",
-            "",
-            "Median over seeds of the ratio of these seconds.",
-            "",
-        ]
-        text += _ratios(plan, made)
+            text += _measure_grid(plan, rows, measure, with_paper)
+    if any(row.cost is not None for row in rows):
+        text += ["", f"## Cost relative to {study.reference}", ""]
+        text += ["Median over seeds of the ratio of these seconds.", "", *_cost_grid(plan, rows)]
     return "\n".join(text) + "\n"
 
 
-def _conditions(made: Sequence[Line]) -> str:
-    """Under which the results came about; several versions of the code are told, since they may differ."""
-    found = sorted(frozenset[tuple[str, str, str]]().union(*(line.conditions for line in made)))
-    machines = dict.fromkeys(f"{device}, torch {torch}" for device, torch, _ in found)
-    versions = {code for _, _, code in found}
-    told = [*machines, f"{len(versions)} versions of the code"] if len(versions) > 1 else list(machines)
-    return f" ({'; '.join(told)})" if told else ""
+def _conditions(rows: Sequence[TableRow]) -> str:
+    """Devices and versions of the results, in parentheses; several versions of the code are counted."""
+    conditions = sorted(frozenset[tuple[str, str, str]]().union(*(row.conditions for row in rows)))
+    parts = list(dict.fromkeys(f"{device}, torch {torch}" for device, torch, _ in conditions))
+    versions = {code for _, _, code in conditions}
+    if len(versions) > 1:
+        parts.append(f"{len(versions)} versions of the code")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _grid(plan: Plan, made: Sequence[Line], measure: Measure, beside: bool) -> list[str]:
-    """Rows by cells, with the mean over the cells where a row has them all."""
+def _measure_grid(plan: Plan, rows: Sequence[TableRow], measure: Measure, with_paper: bool) -> list[str]:
+    def format_cell(row: TableRow) -> str:
+        paper = ""
+        if with_paper and row.paper is not None:
+            mean, std = row.paper
+            paper = f" ({mean:g})" if std is None else f" ({mean:g} ± {std:g})"
+        return _format(row.mean_std(measure.name), row.planned_seeds, measure.digits) + paper
 
-    def shown(line: Line) -> str:
-        theirs = ""
-        if beside and line.paper is not None:
-            mean, std = line.paper
-            theirs = f" ({mean:g})" if std is None else f" ({mean:g} ± {std:g})"
-        return _shown(line.spread(measure.name), line.wanted, measure.digits) + theirs
+    def format_average(of_method: Sequence[TableRow]) -> str:
+        seeds = set.intersection(*(set(row.values[measure.name]) for row in of_method))
+        means = [statistics.fmean(row.values[measure.name][seed] for row in of_method) for seed in sorted(seeds)]
+        return _format(MeanStd.of(means), max(row.planned_seeds for row in of_method), measure.digits)
 
-    def average(of_row: Sequence[Line]) -> str:
-        seeds = set.intersection(*(set(line.values[measure.name]) for line in of_row))
-        means = [statistics.fmean(line.values[measure.name][seed] for line in of_row) for seed in sorted(seeds)]
-        return _shown(Spread.of(means), max(line.wanted for line in of_row), measure.digits)
-
-    return _rows(plan, made, shown, average)
+    return _grid(plan, rows, format_cell, format_average)
 
 
-def _ratios(plan: Plan, made: Sequence[Line]) -> list[str]:
-    def average(of_row: Sequence[Line]) -> str:
-        known = [line.cost for line in of_row if line.cost is not None]
-        return f"{statistics.median(known):.2f}" if known else "–"
+def _cost_grid(plan: Plan, rows: Sequence[TableRow]) -> list[str]:
+    def format_average(of_method: Sequence[TableRow]) -> str:
+        costs = [row.cost for row in of_method if row.cost is not None]
+        return f"{statistics.median(costs):.2f}" if costs else NO_VALUE
 
-    return _rows(plan, made, lambda line: "–" if line.cost is None else f"{line.cost:.2f}", average)
+    return _grid(plan, rows, lambda row: NO_VALUE if row.cost is None else f"{row.cost:.2f}", format_average)
 
 
-def _rows(
-    plan: Plan, made: Sequence[Line], shown: Callable[[Line], str], average: Callable[[Sequence[Line]], str]
-) -> list[str]:
-    cells = [cell.name for cell in plan.study.cells if any(line.cell.name == cell.name for line in made)]
+def _grid(plan: Plan, rows: Sequence[TableRow], format_cell: FormatCell, format_average: FormatAverage) -> list[str]:
+    """Methods by cells; with several cells also the average of the methods that have them all."""
+    cells = [cell.name for cell in plan.study.cells if any(row.cell.name == cell.name for row in rows)]
     head = ["", *cells, *(["all"] if len(cells) > 1 else [])]
     text = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in plan.study.rows:
-        of_row = {line.cell.name: line for line in made if line.row.label == row.label}
-        if of_row:
-            parts = [shown(of_row[name]) if name in of_row else "" for name in cells]
+    for method in plan.study.rows:
+        by_cell = {row.cell.name: row for row in rows if row.row.label == method.label}
+        if by_cell:
+            parts = [format_cell(by_cell[name]) if name in by_cell else "" for name in cells]
             if len(cells) > 1:
-                parts.append(average(list(of_row.values())) if len(of_row) == len(cells) else "")
-            text.append(f"| {row.label} | {' | '.join(parts)} |")
+                parts.append(format_average(list(by_cell.values())) if len(by_cell) == len(cells) else "")
+            text.append(f"| {method.label} | {' | '.join(parts)} |")
     return text
 
 
-def _shown(spread: Spread | None, wanted: int, digits: int) -> str:
-    if spread is None or math.isnan(spread.mean):
-        return "–"
-    text = f"{spread.mean:.{digits}f}"
-    if spread.std is not None:
-        text += f" ± {spread.std:.{digits}f}"
-    return text if spread.seeds == wanted else f"{text} [{spread.seeds}]"
+def _format(value: MeanStd | None, planned_seeds: int, digits: int) -> str:
+    if value is None or math.isnan(value.mean):
+        return NO_VALUE
+    text = f"{value.mean:.{digits}f}"
+    if value.std is not None:
+        text += f" ± {value.std:.{digits}f}"
+    return text if value.seeds == planned_seeds else f"{text} [{value.seeds}]"
 
 
-def records(made: Sequence[Line]) -> list[dict[str, Any]]:
-    """Every line as plain values, with those of every seed: what the JSON file holds."""
+def records(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
+    """Every row as plain values, with those of every seed: what the JSON file holds."""
     return [
         {
-            "row": line.row.label,
-            "cell": line.cell.name,
-            "method": line.row.method,
-            "head": line.row.head,
-            "seeds": sorted(line.values["seconds"]),
-            "noise_rate": None if line.noise_rate is None else line.noise_rate.mean,
-            "cost": line.cost,
-            "paper": None if line.paper is None else {"mean": line.paper[0], "std": line.paper[1]},
+            "row": row.row.label,
+            "cell": row.cell.name,
+            "method": row.row.method,
+            "head": row.row.head,
+            "seeds": sorted(row.values["seconds"]),
+            "noise_rate": None if row.noise_rate is None else row.noise_rate.mean,
+            "cost": row.cost,
+            "paper": None if row.paper is None else {"mean": row.paper[0], "std": row.paper[1]},
             "measures": {
                 name: {
-                    "mean": spread.mean,
-                    "std": spread.std,
-                    "by_seed": {str(seed): value for seed, value in sorted(line.values[name].items())},
+                    "mean": value.mean,
+                    "std": value.std,
+                    "by_seed": {str(seed): number for seed, number in sorted(row.values[name].items())},
                 }
-                for name in line.values
-                if (spread := line.spread(name)) is not None
+                for name in row.values
+                if (value := row.mean_std(name)) is not None
             },
         }
-        for line in made
+        for row in rows
     ]
 
 
-def as_csv(made: Sequence[Line]) -> str:
-    """One line for every row and cell; mean and spread of every measure."""
+def as_csv(rows: Sequence[TableRow]) -> str:
+    """One line for every method and cell, with mean and standard deviation of every measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [measure.name for measure in MEASURES]
@@ -149,24 +149,32 @@ def as_csv(made: Sequence[Line]) -> str:
     writer.writerow(
         ["row", "cell", "method", "head", "seeds", "noise_rate", *columns, "cost", "paper_mean", "paper_std"]
     )
-    for line in made:
-        values: list[float | None] = []
+    for row in rows:
+        numbers: list[float | None] = [None if row.noise_rate is None else row.noise_rate.mean]
         for name in names:
-            spread = line.spread(name)
-            values += [None, None] if spread is None else [spread.mean, spread.std]
-        values += [line.cost, *(line.paper or (None, None))]
-        rate = None if line.noise_rate is None else line.noise_rate.mean
-        plain = [line.row.label, line.cell.name, line.row.method, line.row.head, len(line.values["seconds"])]
-        writer.writerow([*plain, *("" if value is None else round(value, 6) for value in (rate, *values))])
+            value = row.mean_std(name)
+            numbers += [None, None] if value is None else [value.mean, value.std]
+        numbers += [row.cost, *(row.paper or (None, None))]
+        labels = [row.row.label, row.cell.name, row.row.method, row.row.head, len(row.values["seconds"])]
+        writer.writerow([*labels, *("" if number is None else round(number, 6) for number in numbers)])
     return text.getvalue()
 
 
-def write(plan: Plan, found: Iterable[Result], out: Path) -> str:
-    """Write `table.md`, `table.csv` and `table.json` into `out`; returns the Markdown."""
-    made = lines(plan, found)
-    text = markdown(plan, made)
+def write(plan: Plan, results: Iterable[Result], out: Path) -> str:
+    """Write `table.md`, `table.csv` and `table.json`.
+
+    Args:
+        plan: What the table is of.
+        results: At most one of each run; see `ml.study.results.select`.
+        out: The folder, which must exist.
+
+    Returns:
+        The Markdown.
+    """
+    rows = table_rows(plan, results)
+    text = markdown(plan, rows)
     (out / "table.md").write_text(text, encoding="utf-8")
-    (out / "table.csv").write_text(as_csv(made), encoding="utf-8")
-    whole = {"title": plan.study.title, "report": plan.study.report, "lines": records(made)}
-    (out / "table.json").write_text(json.dumps(whole, indent=1, allow_nan=False), encoding="utf-8")
+    (out / "table.csv").write_text(as_csv(rows), encoding="utf-8")
+    document = {"title": plan.study.title, "report": plan.study.report, "lines": records(rows)}
+    (out / "table.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     return text

@@ -408,7 +408,7 @@ def test_every_study_learns_from_the_files_of_the_sets_authors(name: str, tmp_pa
         "cifar100n": write(tmp_path / "fine", binary_hundred, lambda at: human(at, "CIFAR-100_human.pt", **hundred)),
     }
     study = plan.read(plan.FILES / f"{name}.toml")
-    runs = {run.data + repr(run.source.label_column): run for run in plan.lay_out(study, tmp_path).runs()}
+    runs = {run.data + repr(run.source.label_column): run for run in plan.make_plan(study, tmp_path).runs()}
 
     for run in runs.values():
         if run.data.startswith("cifar"):

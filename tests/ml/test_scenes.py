@@ -1,4 +1,4 @@
-"""Laws of the scenes: exact masks, known errors, confounding where it is asked for, and everything from a seed."""
+"""Scenes: exact masks, known errors, confounding only where it is set, and everything from a seed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from PIL import Image
 
 from ml import __main__ as command
 from ml import errors
-from ml.scenes import drawn, generate
+from ml.scenes import generate
+from ml.scenes.protocols import Floats
 
 ROUNDING = 1 / 255  # of two pixels
 
 
-class Flat:
-    """Scenes of one grey each, black to white: what shines through an object is known to the pixel."""
+class GreyBackgrounds:
+    """Scenes of one grey each, so that the share of background in a pixel is known."""
 
     def __init__(self, *greys: float) -> None:
         self.names = tuple(f"grey {grey}" for grey in greys)
         self._greys = greys
 
-    def parted(self, held_out: float) -> tuple[Flat, Flat]:
+    def split(self, held_out: float) -> tuple[GreyBackgrounds, GreyBackgrounds]:
         return self, self
 
-    def view(self, number: int, side: int, random: np.random.Generator) -> drawn.Floats:
+    def sample(self, number: int, side: int, random: np.random.Generator) -> Floats:
         return np.full((side, side, 3), self._greys[number])
 
 
@@ -55,7 +56,7 @@ def test_masks_cover_the_plate_off_centre_at_any_size(image_size: int) -> None:
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_sizes_vary_as_asked_and_no_object_leaves_its_picture(image_size: int) -> None:
     pictures = generate.draw(60, seed=1, image_size=image_size, sizes=generate.VARIED)
-    boxes = np.array([generate.box(mask) for mask in pictures.masks])
+    boxes = np.array([generate.mask_box(mask) for mask in pictures.masks])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
 
     least, largest = generate.VARIED
@@ -68,26 +69,28 @@ def test_sizes_vary_as_asked_and_no_object_leaves_its_picture(image_size: int) -
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_a_mask_is_every_pixel_of_which_the_object_covers_more_than_half(image_size: int) -> None:
     """The same object before black and before white: what does not change is the object."""
-    greys = Flat(0.0, 255.0, 0.0, 255.0, 0.0, 255.0)
+    greys = GreyBackgrounds(0.0, 255.0, 0.0, 255.0, 0.0, 255.0)
     for kind in range(len(generate.CLASSES)):
-        shown = generate.before_every_scene(kind, seed=kind, image_size=image_size, sizes=generate.VARIED, places=greys)
-        black, white = shown.images[:2].astype(np.float64)
+        scenes = generate.before_every_scene(
+            kind, seed=kind, image_size=image_size, sizes=generate.VARIED, backgrounds=greys
+        )
+        black, white = scenes.images[:2].astype(np.float64)
         covered = 1 - (white - black) / 255
 
-        assert (covered[shown.masks[0]] >= 0.5 - ROUNDING).all()
-        assert (covered[~shown.masks[0]] <= 0.5 + ROUNDING).all()
-        assert (shown.masks == shown.masks[0]).all()
+        assert (covered[scenes.masks[0]] >= 0.5 - ROUNDING).all()
+        assert (covered[~scenes.masks[0]] <= 0.5 + ROUNDING).all()
+        assert (scenes.masks == scenes.masks[0]).all()
 
 
 def test_one_object_stands_before_every_scene_and_its_pixels_stay_the_same() -> None:
-    shown = generate.before_every_scene(4, seed=9)
-    inside = _eroded(shown.masks[0])
+    scenes = generate.before_every_scene(4, seed=9)
+    inside = _eroded(scenes.masks[0])
 
     assert inside.sum() > 80
-    assert (shown.images[:, inside] == shown.images[:1, inside]).all()
-    assert (shown.clean == 4).all()
-    assert shown.scenes.tolist() == list(range(6))
-    assert len({image.tobytes() for image in shown.images}) == 6
+    assert (scenes.images[:, inside] == scenes.images[:1, inside]).all()
+    assert (scenes.clean == 4).all()
+    assert scenes.scenes.tolist() == list(range(6))
+    assert len({image.tobytes() for image in scenes.images}) == 6
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
@@ -109,21 +112,23 @@ def test_a_plate_hides_its_scene_and_the_scene_is_all_there_is_around_it() -> No
 
 def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
     """A linear classifier that sees nothing but the border's colours: the confound is real, and only where planned."""
-    found = {}
+    accuracies = {}
     for noise in ("confounded", "ordinary"):
         pictures = generate.draw(600, seed=8, image_size=16, noise=noise, noise_rate=0.5, sizes=(0.25, 0.5))
         wrong = pictures.given != pictures.clean
         border = np.concatenate([pictures.images[:, 0], pictures.images[:, -1]], axis=1) / 255
-        seen = np.concatenate([border.mean(axis=1), border.std(axis=1), np.ones((600, 1))], axis=1)
-        seen = np.concatenate([seen, seen[:, :3] ** 2, seen[:, :1] * seen[:, 1:3], seen[:, 1:2] * seen[:, 2:3]], axis=1)
-        weights = np.linalg.lstsq(seen[:400], np.eye(6)[pictures.given[:400]], rcond=None)[0]
-        read = (seen[400:] @ weights).argmax(axis=1)
-        found[noise] = [(read == labels[400:]).mean() for labels in (pictures.given, pictures.clean)]
+        features = np.concatenate([border.mean(axis=1), border.std(axis=1), np.ones((600, 1))], axis=1)
+        colours = features[:, :3]
+        products = [colours**2, colours[:, :1] * colours[:, 1:3], colours[:, 1:2] * colours[:, 2:3]]
+        features = np.concatenate([features, *products], axis=1)
+        weights = np.linalg.lstsq(features[:400], np.eye(6)[pictures.given[:400]], rcond=None)[0]
+        predicted = (features[400:] @ weights).argmax(axis=1)
+        accuracies[noise] = [(predicted == labels[400:]).mean() for labels in (pictures.given, pictures.clean)]
         assert wrong.mean() == pytest.approx(0.5 * 5 / 6, abs=0.06)
 
-    assert found["confounded"][0] > 0.45
-    assert found["confounded"][1] < 0.27
-    assert max(found["ordinary"]) < 0.27
+    assert accuracies["confounded"][0] > 0.45
+    assert accuracies["confounded"][1] < 0.27
+    assert max(accuracies["ordinary"]) < 0.27
 
 
 def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> None:
@@ -144,19 +149,19 @@ def test_own_scene_is_a_probability_and_swapped_scenes_are_never_the_own_ones() 
     assert (loose.scenes != loose.clean).all()
 
 
-def test_every_argument_has_its_law_and_breaking_it_says_so() -> None:
-    for broken, said in (
+def test_arguments_out_of_range_are_refused_by_name() -> None:
+    for broken, message in (
         ({"image_size": 15}, "too small"),
         ({"sizes": (0.6, 0.4)}, "the smaller first"),
-        ({"places": Flat(0.0, 255.0)}, "as many scenes"),
+        ({"backgrounds": GreyBackgrounds(0.0, 255.0)}, "as many scenes"),
         ({"noise": "symmetric"}, "no such noise"),
         ({"noise_rate": 40.0}, "noise_rate is a share"),
         ({"noise_rate": float("nan")}, "noise_rate is a share"),
         ({"own_scene": -0.1}, "own_scene is a share"),
         ({"seed": -1}, "seed"),
-        ({"count": -1}, "number of pictures"),
+        ({"count": -1}, "number of images"),
     ):
-        with pytest.raises(errors.UnusableData, match=said):
+        with pytest.raises(errors.UnusableData, match=message):
             generate.draw(**({"count": 6, "seed": 1} | broken))  # type: ignore[arg-type]
 
 
@@ -206,9 +211,9 @@ def test_the_command_writes_the_same_zip_as_the_function(tmp_path: Path, capsys:
     assert "too small" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("asked", ["--rate 40", "--own-scene 40", "--held-out 1.5", "--held-out nan"])
-def test_shares_that_are_none_are_refused(asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["scenes", str(tmp_path / "one.zip"), "--train", "6", "--test", "6", *asked.split()]) == 1
+@pytest.mark.parametrize("options", ["--rate 40", "--own-scene 40", "--held-out 1.5", "--held-out nan"])
+def test_shares_outside_0_and_1_are_refused(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["scenes", str(tmp_path / "one.zip"), "--train", "6", "--test", "6", *options.split()]) == 1
     assert "is a share between 0 and 1" in capsys.readouterr().err
     assert not (tmp_path / "one.zip").exists()
 
@@ -224,5 +229,5 @@ def test_the_middle_of_a_mask_is_that_of_its_pixels_and_an_empty_one_has_none() 
     masks = np.zeros((3, 8, 8), np.bool_)
     masks[0, 2:5, 1] = True  # rows 2 to 4 of column 1
     masks[1] = True
-    assert generate.middles(masks)[:2].tolist() == [[1.0, 3.0], [3.5, 3.5]]
-    assert np.isnan(generate.middles(masks)[2]).all()
+    assert generate.mask_centres(masks)[:2].tolist() == [[1.0, 3.0], [3.5, 3.5]]
+    assert np.isnan(generate.mask_centres(masks)[2]).all()

@@ -1,4 +1,4 @@
-"""The paper's claim where it can be true or false: labels that name the scene, and who learns the object anyway."""
+"""The paper's claim: on labels that name the scene, cross-entropy learns the scene and DeNLL the object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE, TRAINED_ON, TESTED_ON = 16, 1000, 300
 CHANCE = 1 / len(generate.CLASSES)
 
 
-def trained(method: str, params: dict[str, object]) -> tuple[Trainer, generate.Pictures]:
+def trained(method: str, params: dict[str, object]) -> tuple[Trainer, generate.SceneImages]:
     """A method after eight epochs on confounded labels, and pictures whose scene is always another class's."""
     pictures = generate.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
     labeled = dataset.LabeledImages(
@@ -32,32 +32,34 @@ def trained(method: str, params: dict[str, object]) -> tuple[Trainer, generate.P
     return training, generate.draw(TESTED_ON, seed=2, image_size=SIDE, swapped=True)
 
 
-def answers(training: Trainer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Classes (N,), and the centres x, y (N, 2) of what it takes for the object."""
+def predictions(training: Trainer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Predicted classes (N,), and centres x, y (N, 2) of the masks, if the method has a localization module."""
     method = training.method.eval()
-    mean, std = (torch.as_tensor(each, dtype=torch.float32).view(1, 3, 1, 1) for each in (training.mean, training.std))
-    shown = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (training.mean, training.std)
+    )
+    normalised = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
     with torch.no_grad():
-        located = method.locate(shown)
-        return method.logits(shown).argmax(dim=1).numpy(), None if located is None else located[:, :2].numpy()
+        located = method.locate(normalised)
+        return method.logits(normalised).argmax(dim=1).numpy(), None if located is None else located[:, :2].numpy()
 
 
 @pytest.mark.slow
 def test_plain_cross_entropy_follows_the_scene() -> None:
     training, swapped = trained("ce", {})
-    said, _ = answers(training, swapped.images)
-    assert (said == swapped.clean).mean() < CHANCE
-    assert (said == swapped.scenes).mean() > 0.6
+    predicted, _ = predictions(training, swapped.images)
+    assert (predicted == swapped.clean).mean() < CHANCE
+    assert (predicted == swapped.scenes).mean() > 0.6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # ten seconds of a core, which a loaded machine may give slowly
 def test_denll_does_not_and_finds_the_object() -> None:
     training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
-    said, located = answers(training, swapped.images)
+    predicted, located = predictions(training, swapped.images)
     assert located is not None
-    centres = generate.middles(swapped.masks)
+    centres = generate.mask_centres(swapped.masks)
     error = np.hypot(*(located - centres).T).mean()
-    assert (said == swapped.clean).mean() > CHANCE + 0.1
-    assert (said == swapped.scenes).mean() < 0.3
+    assert (predicted == swapped.clean).mean() > CHANCE + 0.1
+    assert (predicted == swapped.scenes).mean() < 0.3
     assert error < 0.5 * np.hypot(*(centres - (SIDE - 1) / 2).T).mean()

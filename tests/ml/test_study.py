@@ -73,20 +73,20 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
-def laid_out(path: Path, *only: str) -> plan.Plan:
-    return plan.lay_out(plan.read(path), path.parent, only)
+def planned(path: Path, *only: str) -> plan.Plan:
+    return plan.make_plan(plan.read(path), path.parent, only)
 
 
 def by_run(out: Path) -> dict[str, dict[str, Any]]:
-    """What was measured of every run, without what no two trainings have in common: their seconds."""
+    """What was measured of every run, without the seconds, which differ every time."""
     return {
-        json.dumps([each["spec"], each["data"]], sort_keys=True): {
-            name: [{k: v for k, v in epoch.items() if "second" not in k} for epoch in each[name]]
+        json.dumps([result["spec"], result["data"]], sort_keys=True): {
+            name: [{k: v for k, v in epoch.items() if "second" not in k} for epoch in result[name]]
             if name == "epochs"
-            else each[name]
+            else result[name]
             for name in MEASURED
         }
-        for each in results.read(out)
+        for result in results.read(out)
     }
 
 
@@ -96,28 +96,28 @@ def test_a_table_follows_from_the_result_files_which_a_second_call_leaves_alone(
     out = tmp_path / "out"
     assert command.main(["study", str(study), "--out", str(out)]) == 0
     first = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "table.json"}
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert len(first) == 4, "two rows that differ in their head alone are one training"
     assert {path.name for path in out.iterdir()} == {*first, "table.md", "table.csv", "table.json"}
 
-    found = [json.loads((out / name).read_text()) for name in first]
-    pairs = [each for each in found if each["spec"]["params"]["networks"] == 2]
-    last = [100 * each["epochs"][-1]["test"]["g2"]["accuracy"] for each in pairs]
-    swapped = [100 * each["beside"]["swapped"]["g2"]["accuracy"] for each in pairs]
+    written = [json.loads((out / name).read_text()) for name in first]
+    pairs = [result for result in written if result["spec"]["params"]["networks"] == 2]
+    last = [100 * result["epochs"][-1]["test"]["g2"]["accuracy"] for result in pairs]
+    swapped = [100 * result["beside"]["swapped"]["g2"]["accuracy"] for result in pairs]
     lines = {line["row"]: line for line in json.loads((out / "table.json").read_text())["lines"]}
-    told = lines["pair, g2"]["measures"]
-    assert told["last"]["mean"] == pytest.approx(statistics.fmean(last))
-    assert told["last"]["std"] == pytest.approx(statistics.stdev(last))
-    assert told["swapped"]["mean"] == pytest.approx(statistics.fmean(swapped))
+    measures = lines["pair, g2"]["measures"]
+    assert measures["last"]["mean"] == pytest.approx(statistics.fmean(last))
+    assert measures["last"]["std"] == pytest.approx(statistics.stdev(last))
+    assert measures["swapped"]["mean"] == pytest.approx(statistics.fmean(swapped))
     seconds = {
-        n: {e["spec"]["seed"]: e["seconds"]["cpu"] for e in found if e["spec"]["params"]["networks"] == n}
+        n: {e["spec"]["seed"]: e["seconds"]["cpu"] for e in written if e["spec"]["params"]["networks"] == n}
         for n in (1, 2)
     }
     assert lines["pair"]["cost"] == pytest.approx(statistics.median(seconds[2][s] / seconds[1][s] for s in (1, 2)))
-    theirs = rows.paper_numbers()["table1", "CE", "CIFAR-10 S20"]
-    assert lines["CE"]["paper"] == {"mean": theirs[0], "std": theirs[1]}
-    assert f"({theirs[0]:g} ± {theirs[1]:g})" in shown
-    assert f"| pair, g2 | {statistics.fmean(last):.1f} ± {statistics.stdev(last):.1f} |" in shown
+    mean, std = rows.paper_numbers()["table1", "CE", "CIFAR-10 S20"]
+    assert lines["CE"]["paper"] == {"mean": mean, "std": std}
+    assert f"({mean:g} ± {std:g})" in printed
+    assert f"| pair, g2 | {statistics.fmean(last):.1f} ± {statistics.stdev(last):.1f} |" in printed
 
     assert command.main(["study", str(study), "--out", str(out)]) == 0
     assert {name: (out / name).stat().st_mtime_ns for name in first} == first
@@ -148,23 +148,23 @@ def test_a_killed_study_goes_on_where_it_was_and_processes_change_no_number(stud
     assert by_run(out) == by_run(alone)
 
 
-def test_what_cannot_be_done_is_told_and_the_rest_is_done(
+def test_rows_and_trainings_that_fail_are_reported_and_the_rest_is_done(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = '[[rows]]\nlabel = "who?"\nmethod = "nobody"\n[[rows]]\nlabel = "what?"\nmethod = "ce"\nparams = {x = 1}\n'
     far = '[[rows]]\nlabel = "far"\nmethod = "ce"\nspec = { network = "nothing" }\n'
     study.write_text(HEAD.replace("[1, 2]", "[1]") + wrong + far)
     assert command.main(["study", str(study), "--out", str(tmp_path / "out")]) == 1
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
 
-    assert "row 'who?' in 'confounded': unknown method 'nobody'" in told
-    assert "row 'what?' in 'confounded'" in told
-    assert "failed: far, confounded, seed 1: no network is called 'nothing'" in told
-    assert [each["spec"]["method"] for each in results.read(tmp_path / "out")] == ["ce"]
+    assert "row 'who?' in 'confounded': unknown method 'nobody'" in printed
+    assert "row 'what?' in 'confounded'" in printed
+    assert "failed: far, confounded, seed 1: no network is called 'nothing'" in printed
+    assert [result["spec"]["method"] for result in results.read(tmp_path / "out")] == ["ce"]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("nose_rate = 0.4", "nose_rate"),
         ("noise_rate = 40", "noise_rate is a share"),
@@ -173,42 +173,42 @@ def test_what_cannot_be_done_is_told_and_the_rest_is_done(
         ("sizes = [0.2]", "sizes"),
     ],
 )
-def test_scenes_that_cannot_be_drawn_are_a_fault_and_no_end_of_the_study(study: Path, wrong: str, said: str) -> None:
+def test_scenes_that_cannot_be_drawn_are_a_fault_and_no_end_of_the_study(study: Path, wrong: str, message: str) -> None:
     study.write_text(HEAD + f'[[cells]]\nname = "odd"\ndata = "scenes"\ndraw = {{ {wrong} }}\n')
-    whole = laid_out(study)
+    study_plan = planned(study)
 
-    [fault] = whole.faults
+    [fault] = study_plan.faults
     assert fault.startswith("row 'CE' in 'odd': ")
-    assert said in fault
+    assert message in fault
     assert "\n" not in fault
-    assert [entry.cell.name for entry in whole.entries] == ["confounded", "confounded"]
+    assert [entry.cell.name for entry in study_plan.entries] == ["confounded", "confounded"]
 
 
 def test_only_narrows_rows_cells_and_seeds(study: Path) -> None:
-    some = laid_out(study, "row=pair*", "seed=2").entries
+    some = planned(study, "row=pair*", "seed=2").entries
     assert [(entry.row.label, entry.seed) for entry in some] == [("pair", 2), ("pair, g2", 2)]
-    assert laid_out(study, "row=CE", "row=pair", "cell=nowhere").entries == ()
+    assert planned(study, "row=CE", "row=pair", "cell=nowhere").entries == ()
     with pytest.raises(errors.UnusableData, match="--only"):
-        laid_out(study, "label=CE")
+        planned(study, "label=CE")
 
 
 def test_a_run_is_named_by_what_its_method_does_not_by_what_the_file_leaves_out(study: Path) -> None:
-    [plain] = laid_out(study, "row=CE", "seed=1").runs()
+    [shortest] = planned(study, "row=CE", "seed=1").runs()
     study.write_text(HEAD + 'params = { networks = 1, agreement = "off" }\nspec = { momentum = 0.9 }\n')
-    [spelled] = laid_out(study, "row=CE", "seed=1").runs()
+    [spelled] = planned(study, "row=CE", "seed=1").runs()
     study.write_text(HEAD + "params = { agreement_start = 0.5 }\n")
-    [other] = laid_out(study, "row=CE", "seed=1").runs()
+    [other] = planned(study, "row=CE", "seed=1").runs()
 
-    assert plain.key == spelled.key
-    assert plain.key != other.key
+    assert shortest.key == spelled.key
+    assert shortest.key != other.key
 
 
-def test_what_is_more_special_wins(study: Path) -> None:
+def test_the_more_specific_setting_overrides(study: Path) -> None:
     study.write_text(
         HEAD.replace('paper = "CIFAR-10 S20"', "spec = { epochs = 3, batch_size = 8 }")
         + 'spec = { epochs = 4, momentum = 0.5 }\nwhen = [{ cells = ["conf*"], spec = { momentum = 0.1 } }]\n'
     )
-    [run] = laid_out(study, "seed=1").runs()
+    [run] = planned(study, "seed=1").runs()
     assert (run.spec.learning_rate, run.spec.batch_size, run.spec.epochs, run.spec.momentum) == (0.05, 8, 4, 0.1)
 
 
@@ -236,32 +236,32 @@ def limited(column: str | tuple[str, ...], seed: int, **limits: Any) -> plan.Run
 
 
 def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folder: Path) -> None:
-    clean, given = (sources.load(limited(c, 1, train_per_class=4, test=7), At(folder)) for c in ("clean", "given"))
+    clean, noisy = (sources.load(limited(c, 1, train_per_class=4, test=7), At(folder)) for c in ("clean", "given"))
     other = sources.load(limited("clean", 2, train_per_class=4, test=7), At(folder))
 
     assert clean.images.labels.bincount().tolist() == [4, 4, 4, 4]
-    assert torch.equal(clean.images.images, given.images.images)
-    assert given.truth.train_clean is not None
-    assert torch.equal(given.truth.train_clean, clean.images.labels)
-    assert not torch.equal(given.images.labels, clean.images.labels)
+    assert torch.equal(clean.images.images, noisy.images.images)
+    assert noisy.truth.train_clean is not None
+    assert torch.equal(noisy.truth.train_clean, clean.images.labels)
+    assert not torch.equal(noisy.images.labels, clean.images.labels)
     assert not torch.equal(clean.images.images, other.images.images)
     assert clean.truth.test_labels is not None
     assert len(clean.truth.test_labels) == 7
     assert len(sources.load(limited("clean", 1, train=11), At(folder)).images) == 11
 
 
-def test_of_several_label_columns_the_first_that_is_there_is_learned(folder: Path) -> None:
-    found, wanted = (sources.load(limited(columns, 1), At(folder)) for columns in (("missing", "given"), "given"))
-    assert torch.equal(found.images.labels, wanted.images.labels)
+def test_of_several_label_columns_the_first_existing_one_is_used(folder: Path) -> None:
+    first_of_two, named = (sources.load(limited(columns, 1), At(folder)) for columns in (("missing", "given"), "given"))
+    assert torch.equal(first_of_two.images.labels, named.images.labels)
     with pytest.raises(errors.UnusableData, match="missing"):
         sources.load(limited(("nowhere", "missing"), 1), At(folder))
 
 
 def test_a_set_without_test_images_sets_some_aside(folder: Path) -> None:
     (folder / "test.csv").unlink()
-    found = sources.load(limited("given", 1, test_share=0.25), At(folder))
-    assert found.truth.test_labels is not None
-    assert (len(found.images), len(found.truth.test_labels)) == (30, 10)
+    data = sources.load(limited("given", 1, test_share=0.25), At(folder))
+    assert data.truth.test_labels is not None
+    assert (len(data.images), len(data.truth.test_labels)) == (30, 10)
 
 
 def test_other_pictures_under_the_same_name_are_another_run(folder: Path) -> None:
@@ -275,16 +275,14 @@ def test_other_pictures_under_the_same_name_are_another_run(folder: Path) -> Non
     "name",
     ["data_batch_1.bin", "train.bin", "data_batch_1", "CIFAR-10_human.pt", "noisy_label_kv", "clean_label_kv.txt"],
 )
-def test_other_labels_of_the_same_size_are_another_set_and_other_pixels_are_not_looked_at(
-    folder: Path, name: str
-) -> None:
-    def shown(file: str, held: bytes) -> str:
-        (folder / file).write_bytes(held)
+def test_other_labels_of_the_same_size_change_the_fingerprint_and_other_pixels_do_not(folder: Path, name: str) -> None:
+    def fingerprint_with(file: str, content: bytes) -> str:
+        (folder / file).write_bytes(content)
         sources.fingerprint.cache_clear()
         return sources.fingerprint(At(folder))
 
-    assert shown("train/more.png", b"one") == shown("train/more.png", b"two")
-    assert shown(name, b"one") != shown(name, b"two")
+    assert fingerprint_with("train/more.png", b"one") == fingerprint_with("train/more.png", b"two")
+    assert fingerprint_with(name, b"one") != fingerprint_with(name, b"two")
 
 
 def finished(task: results.Task, accuracy: float) -> None:
@@ -312,7 +310,7 @@ def test_results_of_other_data_never_stand_in_one_table(
     file.write_text(HEAD[: HEAD.index("[data.scenes]")] + '[data.set]\n[[cells]]\nname = "set"\ndata = "set"\n')
     file.write_text(file.read_text() + '[[rows]]\nlabel = "CE"\nmethod = "ce"\n')
     out.mkdir()
-    one, two = laid_out(file).runs()
+    one, two = planned(file).runs()
     finished(results.task(one, At(folder), "0123456789abcdef", out), 0.25)
     finished(results.task(two, At(folder), "0123456789abcdef", out), 0.25)
     tabulate = ["study", str(file), "--out", str(out), "--table"]
@@ -321,25 +319,25 @@ def test_results_of_other_data_never_stand_in_one_table(
     assert "| CE | 25.0 ± 0.0 |" in capsys.readouterr().out, "of one set, wherever it lies"
     finished(results.task(one, At(folder), sources.fingerprint(At(folder)), out), 0.75)
     assert command.main([*tabulate, "--data", f"set={folder}"]) == 0
-    shown = capsys.readouterr()
-    assert "| CE | 75.0 [1] |" in shown.out
-    assert "2 results of other data" in shown.err
+    printed = capsys.readouterr()
+    assert "| CE | 75.0 [1] |" in printed.out
+    assert "2 results of other data" in printed.err
     assert command.main(tabulate) == 1
-    told = capsys.readouterr().err
-    assert "2 different data sets called 'set'" in told
-    assert "2 of 0123456789ab" in told
-    assert f"1 of {sources.fingerprint(At(folder))[:12]}" in told
+    printed = capsys.readouterr().err
+    assert "2 different data sets called 'set'" in printed
+    assert "2 of 0123456789ab" in printed
+    assert f"1 of {sources.fingerprint(At(folder))[:12]}" in printed
 
 
 def test_results_of_scenes_drawn_otherwise_are_not_shown(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, *_ = laid_out(study, "row=CE").runs()
+    first, *_ = planned(study, "row=CE").runs()
     finished(results.task(first, At(), "of another generator", tmp_path), 0.25)
     assert command.main(["study", str(study), "--out", str(tmp_path), "--table", "--only", "row=CE"]) == 0
-    shown = capsys.readouterr()
-    assert "| CE | – " in shown.out
-    assert "1 results of other data" in shown.err
+    printed = capsys.readouterr()
+    assert "| CE | – " in printed.out
+    assert "1 results of other data" in printed.err
 
 
 @pytest.fixture
@@ -357,34 +355,34 @@ def photographed(tmp_path: Path) -> Path:
     return path
 
 
-def test_scenes_of_photographs_need_them_and_tell_where_the_mask_is(
+def test_scenes_of_photographs_need_them_and_measure_the_masks_distance(
     photographed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {name: tmp_path / name for name in ("things", "grounds")}
-    called = ["study", str(photographed), "--out", str(tmp_path / "out"), "--data", f"things={given['things']}"]
+    paths = {name: tmp_path / name for name in ("things", "grounds")}
+    called = ["study", str(photographed), "--out", str(tmp_path / "out"), "--data", f"things={paths['things']}"]
     assert command.main(called) == 1
     assert "--data grounds=PATH" in capsys.readouterr().err
-    assert command.main([*called, "--data", f"grounds={given['grounds']}"]) == 0
+    assert command.main([*called, "--data", f"grounds={paths['grounds']}"]) == 0
     assert "Distance of the mask's centre" in capsys.readouterr().out
 
-    told = {each["spec"]["method"]: each for each in results.read(tmp_path / "out")}
-    whole = laid_out(photographed)
-    at = sources.location("scenes", whole.runs()[0].source, tmp_path, given)
-    material = sources.load(whole.runs()[0], at)
-    assert material.images.classes == ("kind 0", "kind 1")
-    assert {each["fingerprint"] for each in told.values()} == {sources.fingerprint(at, whole.runs()[0].source.drawn)}
-    assert material.middles is not None
-    guess = (material.middles - 7.5).square().sum(dim=1).sqrt().mean()
-    assert told["ce"]["located"] == {"picture": pytest.approx(float(guess))}
-    assert told["denll"]["located"].keys() == {"picture", "mask"}
-    assert 0 < told["denll"]["located"]["mask"] < 16
+    by_method = {result["spec"]["method"]: result for result in results.read(tmp_path / "out")}
+    run, *_ = planned(photographed).runs()
+    at = sources.locate_data("scenes", run.source, tmp_path, paths)
+    data = sources.load(run, at)
+    assert data.images.classes == ("kind 0", "kind 1")
+    assert {result["fingerprint"] for result in by_method.values()} == {sources.fingerprint(at, run.source.draw_json)}
+    assert data.object_centres is not None
+    guess = (data.object_centres - 7.5).square().sum(dim=1).sqrt().mean()
+    assert by_method["ce"]["located"] == {"picture": pytest.approx(float(guess))}
+    assert by_method["denll"]["located"].keys() == {"picture", "mask"}
+    assert 0 < by_method["denll"]["located"]["mask"] < 16
 
 
 def test_a_test_of_scenes_shows_other_photographs_than_the_training(photographed: Path, tmp_path: Path) -> None:
-    [run, _] = laid_out(photographed).runs()
-    material = sources.load(run, At(objects=tmp_path / "things", places=tmp_path / "grounds"))
-    assert material.truth.test_images is not None
-    shades = [set(images[..., 2].flatten().tolist()) for images in (material.images.images, material.truth.test_images)]
+    [run, _] = planned(photographed).runs()
+    data = sources.load(run, At(objects=tmp_path / "things", places=tmp_path / "grounds"))
+    assert data.truth.test_images is not None
+    shades = [set(images[..., 2].flatten().tolist()) for images in (data.images.images, data.truth.test_images)]
     assert shades == [{0, 1, 2}, {3}], "the last of four pictures is kept for the test"
 
 
@@ -392,21 +390,21 @@ def test_a_test_of_scenes_shows_other_photographs_than_the_training(photographed
 def test_scenes_of_other_photographs_never_stand_in_one_table(
     photographed: Path, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [run, _] = laid_out(photographed).runs()
+    [run, _] = planned(photographed).runs()
     at = At(objects=tmp_path / "things", places=tmp_path / "grounds")
-    before = sources.fingerprint(at, run.source.drawn)
+    before = sources.fingerprint(at, run.source.draw_json)
     finished(results.task(run, at, before, tmp_path), 0.25)
     Image.new("RGB", (24, 24), (1, 1, 1)).save(tmp_path / folder / "kind 1" / "3.png")  # shown in the test alone
     sources.fingerprint.cache_clear()
-    assert sources.fingerprint(at, run.source.drawn) != before
+    assert sources.fingerprint(at, run.source.draw_json) != before
 
     tabulate = ["study", str(photographed), "--out", str(tmp_path), "--table"]
     assert command.main(tabulate) == 1
     assert "--data things=PATH" in capsys.readouterr().err, "a table of scenes is of photographs at hand"
     assert command.main([*tabulate, *(f"--data={name}={tmp_path / name}" for name in ("things", "grounds"))]) == 0
-    shown = capsys.readouterr()
-    assert "1 results of other data" in shown.err
-    assert "25.0" not in shown.out
+    printed = capsys.readouterr()
+    assert "1 results of other data" in printed.err
+    assert "25.0" not in printed.out
 
 
 def test_a_damaged_result_is_named(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,20 +413,20 @@ def test_a_damaged_result_is_named(study: Path, tmp_path: Path, capsys: pytest.C
     assert "damaged.json is damaged" in capsys.readouterr().err
 
 
-def test_a_data_set_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
+def test_a_data_set_without_a_path_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(errors.UnusableData, match="--data cifar10=PATH"):
-        sources.location("cifar10", plan.DataSet(), tmp_path, {})
+        sources.locate_data("cifar10", plan.DataSet(), tmp_path, {})
 
 
 @pytest.mark.parametrize("path", sorted(plan.FILES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_study_that_comes_along_can_be_laid_out(path: Path) -> None:
-    whole = laid_out(path)
-    assert whole.faults == ()
-    assert {entry.row.label for entry in whole.entries} == {row.label for row in whole.study.rows}
-    assert whole.study.reference in {row.label for row in whole.study.rows}
-    if whole.study.paper is not None:
-        known = {line.row.label for line in rows.lines(whole, []) if line.paper is not None}
-        named = {row for number, row, _ in rows.paper_numbers() if number == whole.study.paper}
-        told = {row.paper or row.label for row in whole.study.rows if row.label in known}
+def test_every_study_that_comes_along_can_be_planned(path: Path) -> None:
+    study_plan = planned(path)
+    assert study_plan.faults == ()
+    assert {entry.row.label for entry in study_plan.entries} == {row.label for row in study_plan.study.rows}
+    assert study_plan.study.reference in {row.label for row in study_plan.study.rows}
+    if study_plan.study.paper is not None:
+        known = {row.row.label for row in rows.table_rows(study_plan, []) if row.paper is not None}
+        named = {row for number, row, _ in rows.paper_numbers() if number == study_plan.study.paper}
+        in_study = {row.paper or row.label for row in study_plan.study.rows if row.label in known}
         copied = {"DivideMix*"}  # its own paper's numbers, above those of its second training
-        assert told == named - copied, "every row of the paper's table stands in the study"
+        assert in_study == named - copied, "every row of the paper's table stands in the study"
