@@ -79,7 +79,7 @@ def test_F02_a_killed_rank_costs_one_attempt_and_no_bit(harness: TwoDeviceHarnes
 
     assert (done.state, done.attempt) == ("succeeded", 2), harness.logs()
     assert harness.reasons(job) == ["child_killed"], harness.logs()
-    one, other = (harness.models(each) for each in (undisturbed, job))
+    one, other = (harness.models(job_id) for job_id in (undisturbed, job))
     assert len(one) == len(other) == 1
     assert one[0].digest == other[0].digest
     assert [event.data["epoch"] for event in harness.history(job, "metric")] == list(range(EPOCHS))

@@ -105,7 +105,7 @@ class JobLifecycle(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.held.values()))
     @rule(worker=sampled_from(WORKERS), which=integers(0, 5), counts=sampled_from([True, False]))
-    def put_back(self, worker: str, which: int, counts: bool) -> None:
+    def requeue(self, worker: str, which: int, counts: bool) -> None:
         for job, fence in self.believed(worker, which):
             with transaction(self.engine) as session:
                 state = attempt.requeue(session, job, fence, counts=counts, limit=LIMIT, reason="test")

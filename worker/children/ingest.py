@@ -38,7 +38,7 @@ from worker.control_channel import ControlChannel
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 1.0
-SETTLE_PAUSE_S = 0.5
+RETRY_PAUSE_S = 0.5
 
 
 class TooSlow(Exception):
@@ -53,7 +53,7 @@ REFUSALS = (ArchiveRejected, DatasetFormatError, UnusableData, TooSlow, MemoryEr
 
 
 class Stopped(Exception):
-    """Told to stop, or the claim is lost."""
+    """The attempt has to stop, or its claim is lost; `status` is the exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -121,9 +121,9 @@ class Attempt:
                 raise
             log.info("rejected: %s", refusal)
             error = rejection(refusal, self._settings)
-            self._settle(lambda session: ingest_queue.reject(session, *self._claim, error))
+            self._finish(lambda session: ingest_queue.reject(session, *self._claim, error))
         else:
-            self._settle(lambda session: self._publish(session, facts))
+            self._finish(lambda session: self._publish(session, facts))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         upload.unlink(missing_ok=True)
         return control_channel.FINISHED
@@ -172,15 +172,15 @@ class Attempt:
         if time.monotonic() - self._reported_at < PROGRESS_S:
             return
         self._reported_at = time.monotonic()
-        shown = {"phase": "checking images", "images": done, "of": total, "fraction": round(done / max(1, total), 4)}
+        progress = {"phase": "checking images", "images": done, "of": total, "fraction": round(done / max(1, total), 4)}
         try:
             with transaction(self._engine) as session:
-                if not ingest_queue.report_progress(session, *self._claim, shown):
+                if not ingest_queue.report_progress(session, *self._claim, progress):
                     raise Stopped(control_channel.FENCED_OFF)
         except DatabaseUnavailable:
             log.warning("progress not written: the database is away")  # the supervisor watches the lease
 
-    def _settle(self, effect: Any) -> None:
+    def _finish(self, effect: Any) -> None:
         deadline = time.monotonic() + self._settings.database_grace_s
         while True:
             try:
@@ -189,7 +189,7 @@ class Attempt:
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(SETTLE_PAUSE_S)
+                time.sleep(RETRY_PAUSE_S)
             else:
                 if not done:
                     raise Stopped(control_channel.FENCED_OFF)

@@ -124,9 +124,9 @@ class Publication:
         images, classes = dataset_index.read_images(self._ctx.dataset_folder, split="train"), self._images.classes
         labels = zip(images, self._images.labels.tolist(), self._trainer.labels.tolist(), strict=True)
         rows = [
-            (image.number, image.path, classes[before], classes[given])
-            for image, before, given in labels
-            if before != given
+            (image.number, image.path, classes[before], classes[given_label])
+            for image, before, given_label in labels
+            if before != given_label
         ]
         artifacts.write_table(path, ["index", "path", "label_before", "given_label"], rows)
 
@@ -148,13 +148,13 @@ class Publication:
                 image.number,
                 image.path,
                 image.split,
-                classes[given],
+                classes[given_label],
                 classes[predicted],
                 f"{score:.6f}",
                 bool(flagged),
                 *([] if gaussians is None else artifacts.gaussian_cells(gaussians[number])),
             ]
-            for number, (image, given, predicted, score, flagged) in enumerate(columns)
+            for number, (image, given_label, predicted, score, flagged) in enumerate(columns)
         ]
         artifacts.write_table(path, [*HEADER, *(() if gaussians is None else artifacts.GAUSSIAN)], rows)
 
