@@ -41,7 +41,7 @@ def shared_redis() -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(shared_redis: str) -> str:
-    """A Redis that tests share; it holds only bells, so nobody needs it empty."""
+    """A Redis that tests share; it holds only notifications, so no test needs it empty."""
     return shared_redis
 
 

@@ -65,7 +65,7 @@ class Gaussian(BaseModel):
     sigma_y: float
 
 
-class Place(BaseModel):
+class MaskPlace(BaseModel):
     """Where the localization module points, in pixels of the original picture."""
 
     space: str
@@ -80,7 +80,7 @@ class LabelIssue(BaseModel):
     predicted_label: str | None
     label_score: float | None
     is_label_issue: bool
-    mask: Place | None
+    mask: MaskPlace | None
 
 
 def find(storage: Storage, job_id: uuid.UUID) -> Path:
@@ -135,7 +135,7 @@ def issue(row: Ranked) -> LabelIssue:
     mask = None
     if row.cx is not None and row.cy is not None and row.sigma_x is not None and row.sigma_y is not None:
         gaussian = Gaussian(cx=row.cx, cy=row.cy, sigma_x=row.sigma_x, sigma_y=row.sigma_y)
-        mask = Place(space="image_pixels", gaussian=gaussian)
+        mask = MaskPlace(space="image_pixels", gaussian=gaussian)
     return LabelIssue(
         index=row.number,
         path=row.path,

@@ -26,7 +26,7 @@ RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "applic
 FIELDS = ("name", *COLUMN_FIELDS)
 FIELD_BYTES = 1024 * 1024
 CHECK_SPACE_BYTES = 64 * 1024 * 1024  # how often free space is looked at
-PARTS = 16
+MAX_PARTS = 16
 text = TypeAdapter(Name)
 
 
@@ -133,7 +133,7 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
 
 async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:
     """Parts `file` and `FIELDS` in any order; the fields are added to `fields`. The file name."""
-    parts = MultipartReader(request.headers["content-type"], most=PARTS)
+    parts = MultipartReader(request.headers["content-type"], most=MAX_PARTS)
     seen: set[str] = set()
     name, filename, value = "", None, bytearray()
     async for chunk in request.stream():

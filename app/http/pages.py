@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Fault, InvalidRequest
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 Source = TypeVar("Source")
 
 
@@ -29,8 +29,8 @@ class HasNumber(Protocol):
 Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
-class Page(BaseModel, Generic[Item]):
-    items: list[Item]
+class Page(BaseModel, Generic[Element]):
+    items: list[Element]
     next_cursor: str | None
 
 

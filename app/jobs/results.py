@@ -13,7 +13,7 @@ from typing import Any
 from app.errors import ArtifactNotFound
 from app.storage import Storage
 
-BUNDLE = ("weights.safetensors", "manifest.json")
+MODEL_FILES = ("weights.safetensors", "manifest.json")
 
 
 def columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
@@ -67,10 +67,10 @@ def _number(attempt: Path) -> int:
 
 
 def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
-    """Files a client may download, by name: those of the newest attempt that has any, and the model's bundle."""
+    """Files a client may download, by name: those of the newest attempt that has any, and the model archive's."""
     found: dict[str, Path] = {}
     if model_id is not None:
-        paths = (storage.model(model_id) / name for name in BUNDLE)
+        paths = (storage.model(model_id) / name for name in MODEL_FILES)
         found = {path.name: path for path in paths if path.is_file()}
     for attempt in storage.attempts(job_id):
         folder = attempt / "artifacts"

@@ -28,14 +28,14 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 MaskThreshold = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Picture(Strict):
+class ImageInput(Strict):
     type: Literal["base64", "dataset"] = Field(description="base64: the file's bytes; dataset: <id>/<index or path>")
     value: str
 
 
 class Input(Strict):
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    image: Picture
+    image: ImageInput
 
 
 class PredictRequest(Strict):

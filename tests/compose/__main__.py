@@ -137,7 +137,7 @@ def engine(keep: Path | None) -> Iterator[Engine]:
     try:
         yield made
     finally:
-        made.clean() if keep else made.forget()
+        made.clean() if keep else made.remove_all()
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ class Engine:
         for mounted in sorted(_mounts_below(self.folder), reverse=True):
             subprocess.run(["umount", "--lazy", mounted], check=False)
 
-    def forget(self) -> None:
+    def remove_all(self) -> None:
         self.clean()
         assert not _mounts_below(self.folder), "something is still mounted below our folder; not removing it"
         shutil.rmtree(self.folder)

@@ -93,9 +93,9 @@ def test_a_listener_that_never_answers_is_ill(monkeypatch: pytest.MonkeyPatch) -
 def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: Path) -> None:
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
     asked = [sys.executable, "-m", "app.healthcheck", "inference"]
-    with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as house:
-        house.start("worker.inference")
-        environment = house.environment()
+    with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as harness:
+        harness.start("worker.inference")
+        environment = harness.environment()
         eventually(lambda: subprocess.run(asked, env=environment, check=False).returncode == 0, seconds=90)
 
 

@@ -14,7 +14,7 @@ TITLES = {
     "unusable_data": "The data set cannot be trained on",
     "dataset_corrupt": "The data set's files are damaged",
     "no_device": "The device is not there",
-    "bundle_corrupt": "The model's files are damaged",
+    "model_archive_corrupt": "The model's files are damaged",
     "missing_weights": "No pretrained weights are installed",
     "invalid_spec": "The job's settings are not valid here",
     "internal_error": "The service made a mistake",

@@ -189,8 +189,8 @@ def test_Z4_a_header_that_leaves_sizes_to_the_descriptor_agrees(write: Write) ->
 
 
 def test_Z4_overlapping_entries_are_refused(write: Write) -> None:
-    twice = [Raw(b"a/x.jpg", JPEG), Raw(b"a/x.jpg", JPEG, offset=0)]
-    assert refusal(write(hand_zip(twice))).code == "ambiguous_archive"
+    doubled = [Raw(b"a/x.jpg", JPEG), Raw(b"a/x.jpg", JPEG, offset=0)]
+    assert refusal(write(hand_zip(doubled))).code == "ambiguous_archive"
     inner = hand_zip([Raw(b"b/y.jpg", JPEG)])
     nested = [Raw(b"a/x.jpg", inner), Raw(b"b/y.jpg", JPEG, offset=30 + len(b"a/x.jpg"))]
     assert refusal(write(hand_zip(nested))).code == "ambiguous_archive"
