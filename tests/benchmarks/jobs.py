@@ -1,6 +1,6 @@
 """D1, D2: how long a job waits for its process and its first step, and how soon the API answers.
 
-D1 is the deployed service on loopback: real Postgres (without fsync), Redis, API, a supervisor with its warm zygote,
+D1 is the deployed service on loopback: real Postgres (without fsync), Redis, API, a supervisor with its fork server,
 and `small` on 48 pictures of 16 px, so that the training itself is next to nothing. Wall time, from what the client did
 to what the child's own log says. D2 starts the API as an operator does, byte-compiled and with SQLite, beside a process
 that only imports the frameworks, alternated.
@@ -48,7 +48,7 @@ def line(id: str, benchmark: str, measured: float, most: float, **details: objec
 
 @contextlib.contextmanager
 def service() -> Iterator[tuple[harness.ServiceHarness, str]]:
-    """A house with everything a job needs, and the URL of its API."""
+    """A harness with everything a job needs, and the URL of its API."""
     port = servers.free_port()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -96,7 +96,7 @@ def starts() -> None:
     running, stepping, claimed, answered, gaps = [], [], [], [], []
     with service() as (made, url):
         dataset_id = made.dataset()
-        for _ in range(3):  # the first bell imports Celery, the first child warms what children share
+        for _ in range(3):  # the first notification imports Celery, the first child warms what children share
             made.ended(post(url, dataset_id))
         for _ in range(SINGLE):
             sent = time.time()

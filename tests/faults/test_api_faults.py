@@ -1,4 +1,4 @@
-"""Faults between the door and the corridor, with the real API: an answer that was given is never lost, nor doubled."""
+"""Faults around a request, with the real API: a job that was accepted is never lost and never doubled."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ pytestmark = pytest.mark.timeout(150)
 
 
 @contextlib.contextmanager
-def deaf_server() -> Iterator[str]:
-    """An address that accepts connections and never says a word: a broker that hangs."""
+def hanging_server() -> Iterator[str]:
+    """An address that accepts connections and never answers: a Redis that hangs."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        held: list[socket.socket] = []
+        connections: list[socket.socket] = []
 
         def accept() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    held.append(server.accept()[0])
+                    connections.append(server.accept()[0])
 
         threading.Thread(target=accept, daemon=True).start()
         yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
         server.shutdown(socket.SHUT_RDWR)
-        for connection in held:
+        for connection in connections:
             connection.close()
 
 
 @contextlib.contextmanager
-def api(house: ServiceHarness, **more: object) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    """The real API of the house: its client, and its process."""
+def api(harness: ServiceHarness, **more: object) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A real API on the harness's database: its client, and its process."""
     port = free_port()
-    process = house.start("app.main", port=port, **more)
+    process = harness.start("app.main", port=port, **more)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
         eventually(lambda: answers(client), seconds=60.0, what="the API")
         yield client, process
@@ -72,9 +72,9 @@ def body(dataset: uuid.UUID) -> dict[str, object]:
     }
 
 
-def test_F11_a_job_starts_although_the_api_died_before_it_rang(harness: FaultHarness) -> None:
+def test_F11_a_job_starts_although_the_api_died_before_it_notified(harness: FaultHarness) -> None:
     harness.working()
-    with deaf_server() as hanging, api(harness, redis_url=hanging) as (client, process):
+    with hanging_server() as redis_url, api(harness, redis_url=redis_url) as (client, process):
         answer = client.post("/jobs", json=body(harness.data))
         process.kill()
 
@@ -87,18 +87,18 @@ def test_F22_twenty_requests_with_one_key_are_one_job(harness: FaultHarness) -> 
     with api(harness) as (client, _):
         with ThreadPoolExecutor(20) as pool:
             send = lambda _: client.post("/jobs", json=body(dataset), headers={"Idempotency-Key": "once"})  # noqa: E731
-            given = list(pool.map(send, range(20)))
+            responses = list(pool.map(send, range(20)))
         retried = client.post("/jobs", json=body(dataset), headers={"Idempotency-Key": "once"})
         other = client.post("/jobs", json=body(dataset) | {"epochs": 2}, headers={"Idempotency-Key": "once"})
 
-    assert {answer.status_code for answer in given} <= {202, 409}
-    made = {answer.json()["id"] for answer in given if answer.status_code == 202}
-    assert made == {retried.json()["id"]}
+    assert {answer.status_code for answer in responses} <= {202, 409}
+    created = {answer.json()["id"] for answer in responses if answer.status_code == 202}
+    assert created == {retried.json()["id"]}
     assert retried.headers["Idempotency-Replayed"] == "true"
     assert other.status_code == 422
     assert jobs(harness) == before + 1
 
 
-def jobs(house: ServiceHarness) -> int:
-    with transaction(house.engine, read_only=True) as session:
+def jobs(harness: ServiceHarness) -> int:
+    with transaction(harness.engine, read_only=True) as session:
         return session.scalar(select(func.count()).select_from(Job)) or 0
