@@ -32,8 +32,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[str]:
-    if given := os.environ.get("TEST_REDIS_URL"):
-        yield given
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield url
         return
     with servers.redis_server() as server:
         yield server.url

@@ -92,20 +92,20 @@ def test_a_listener_that_never_answers_is_ill(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: Path) -> None:
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
-    asked = [sys.executable, "-m", "app.healthcheck", "inference"]
+    command = [sys.executable, "-m", "app.healthcheck", "inference"]
     with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as harness:
         harness.start("worker.inference")
         environment = harness.environment()
-        eventually(lambda: subprocess.run(asked, env=environment, check=False).returncode == 0, seconds=90)
+        eventually(lambda: subprocess.run(command, env=environment, check=False).returncode == 0, seconds=90)
 
 
-def test_what_is_run_every_few_seconds_imports_neither_framework_nor_database() -> None:
+def test_the_health_check_imports_neither_framework_nor_database() -> None:
     script = "import sys; from app import healthcheck; healthcheck.main(['inference']); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
 
     assert not {"fastapi", "pydantic", "sqlalchemy", "torch"} & set(modules)
 
 
-def test_an_unknown_question_is_answered_by_what_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_check_lists_the_checks_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert healthcheck.main(["database"]) == 2
     assert "heartbeat" in capsys.readouterr().err
