@@ -1,24 +1,30 @@
-"""The command line: `python -m ml COMMAND`, as `--help` lists them. It needs no service, and no service needs it."""
+"""The command line: `python -m ml COMMAND`; `--help` lists the commands. It works without the service."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from ml import errors
-from ml.commands import EXPECTED, catalog, convert, figures, measure, scenes, study, train
+from ml import commands, errors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a failure is one line on stderr and exit code 1, wrong usage 2."""
+    """Run one command.
+
+    Args:
+        arguments: By default those of the process.
+
+    Returns:
+        The exit code: 1 after a failure, which is one line on stderr. Wrong usage exits with 2.
+    """
     parser = argparse.ArgumentParser(prog="python -m ml", description=__doc__)
     parsers = parser.add_subparsers(dest="command", required=True)
-    for command in (train, measure, figures, study, scenes, convert, catalog):
+    for command in commands.load_all():
         command.add(parsers)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
-    except EXPECTED as error:
+    except commands.EXPECTED as error:
         print(f"{options.command}: {errors.one_line(error)}", file=sys.stderr)
         return 1
 

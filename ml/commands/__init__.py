@@ -1,27 +1,44 @@
-"""The commands of `python -m ml`, one file each: `add` says its options, `run` does it and returns the exit code.
+"""The commands of `python -m ml`: a file in this folder is a command, its file name the name.
 
-Free of torch until one runs, so that the command line answers at once.
+A command's module exports `add`, which adds its parser, and `run`, which returns the exit code. Importing them imports
+no torch, so that the command line answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
 from ml import errors
 from ml.formats.table_columns import ColumnNames
 
-EXPECTED = (errors.Failure, ValidationError, OSError)  # what users can mend: one line, and no traceback
+EXPECTED = (errors.Failure, ValidationError, OSError)  # errors that users can correct: one line, no traceback
 
-# What a training's folder holds.
-CHECKPOINTS, BUNDLE, SPEC, EPOCHS, ISSUES = "checkpoints", "bundle", "spec.json", "epochs.jsonl", "label-issues.csv"
+# Files and folders of a training's --out folder.
+CHECKPOINTS, MODEL, SPEC, EPOCHS, ISSUES = "checkpoints", "model", "spec.json", "epochs.jsonl", "label-issues.csv"
 SELF_TEST = "self-test.json"
 
-Commands = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
+SubParsers = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
+
+
+class CommandModule(Protocol):
+    """The names every file in this folder exports."""
+
+    def add(self, parsers: SubParsers[argparse.ArgumentParser]) -> None:
+        """Add the command's parser, whose default `run` is the command."""
+        ...
+
+
+def load_all() -> list[CommandModule]:
+    """The modules of all commands, in alphabetical order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [cast("CommandModule", importlib.import_module(f"{__name__}.{name}")) for name in names]
 
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +54,7 @@ def column_names(options: argparse.Namespace) -> ColumnNames:
 
 
 def json_option(text: str) -> Any:  # any JSON value
-    """What an option that takes JSON holds."""
+    """The value of an option that takes JSON; for argparse's `type`."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -45,8 +62,8 @@ def json_option(text: str) -> Any:  # any JSON value
 
 
 def read_json(path: Path) -> Any:  # any JSON value
-    """UnusableData where the file holds none; OSError where it cannot be read."""
+    """The content of a JSON file; UnusableData where it is damaged, OSError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise errors.UnusableData(f"{path} is no JSON: {error}", code="damaged_json") from error
+        raise errors.UnusableData(f"{path} is not JSON: {error}", code="damaged_json") from error

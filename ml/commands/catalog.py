@@ -8,8 +8,8 @@ import sys
 from ml import commands
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """It has no options."""
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser; it has no options."""
     parsers.add_parser("catalog", help="everything that can be trained, as JSON").set_defaults(run=run)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from ml import commands
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options."""
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
     parser = parsers.add_parser("convert", help="CIFAR and Clothing1M as published -> a zip that the service accepts")
     parser.add_argument("data", type=Path, help="the folder or archive with the original files")
     parser.add_argument("archive", type=Path, help="the zip to write: images, train.csv and test.csv")

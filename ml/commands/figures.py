@@ -12,8 +12,8 @@ from ml import commands
 FOLDER, NUMBERS = "figures", "figures.json"
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options."""
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
     figures = parsers.add_parser("figures", help="the paper's figures of a finished training, as numbers and plots")
     figures.add_argument("trained", type=Path, help="the --out folder of a training")
     figures.add_argument("data", type=Path, help="the folder or archive it was trained on")
@@ -22,14 +22,19 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     figures.add_argument("--device", help="instead of the spec's")
     figures.add_argument("--threads", type=int, help="CPU threads")
     figures.add_argument(
-        "--weights", type=Path, help="folder of pretrained weights, for a training that began with them"
+        "--weights", type=Path, help="folder of pretrained weights, for a training that started from them"
     )
     figures.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write figures.json and each figure as PNG and SVG; CheckpointInvalid where data and training do not belong
-    together, Failure where nothing was trained to the end."""
+    """Write figures.json and each figure as PNG and SVG.
+
+    Raises:
+        UnusableData: The folder holds no training, or the data cannot be read.
+        CheckpointInvalid: No checkpoint is of a training of these data.
+        Failure: The training has not finished.
+    """
     from ml import errors
     from ml.data import container_dataset
     from ml.evaluation import measure
@@ -41,30 +46,30 @@ def run(options: argparse.Namespace) -> int:
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
     spec = TrainingSpec.model_validate_json((options.trained / commands.SPEC).read_bytes())
-    found = container_dataset.load_container(
+    data = container_dataset.load_container(
         options.data, image_size=spec.image_size, resize=spec.resize, columns=[commands.column_names(options)]
     )
-    truth = found.truth
-    training = Trainer.build(
-        spec, found.images, truth=truth, device=options.device, threads=options.threads, weights=options.weights
+    truth = data.truth
+    trainer = Trainer.build(
+        spec, data.images, truth=truth, device=options.device, threads=options.threads, weights=options.weights
     )
-    known = checkpoint.newest(
-        [options.trained / commands.CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash
+    newest = checkpoint.newest(
+        [options.trained / commands.CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash
     )
-    for skipped in known.skipped:
+    for skipped in newest.skipped:
         print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
-    if known.state is None:
+    if newest.state is None:
         raise errors.CheckpointInvalid("no checkpoint of a training of this data is there")
-    training.restore(known.state)
-    if training.epoch < training.epochs:
-        raise errors.Failure(f"the training stopped in epoch {training.epoch + 1} of {training.epochs}: finish it")
-    clean = selftest.reference_labels(spec, found.images, truth)
+    trainer.restore(newest.state)
+    if trainer.epoch < trainer.epochs:
+        raise errors.Failure(f"the training stopped in epoch {trainer.epoch + 1} of {trainer.epochs}: finish it")
+    clean = selftest.reference_labels(spec, data.images, truth)
     figures = report_data.collect(
-        training,
-        found.images,
-        report_data.choose_judged(training, found.images, truth, clean),
-        wrong=measure.wrong_labels(training.labels, clean),
-        issues=training.label_issues(),
+        trainer,
+        data.images,
+        report_data.choose_judged(trainer, data.images, truth, clean),
+        wrong=measure.wrong_labels(trainer.labels, clean),
+        issues=trainer.label_issues(),
     )
     out = options.out or options.trained / FOLDER
     out.mkdir(parents=True, exist_ok=True)

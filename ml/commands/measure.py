@@ -1,4 +1,4 @@
-"""`python -m ml measure`: what a finished training came to."""
+"""`python -m ml measure`: the accuracies of a finished training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from ml import commands, errors
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options."""
-    parser = parsers.add_parser("measure", help="the four accuracies and the last epoch of a finished training")
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
+    parser = parsers.add_parser("measure", help="the test accuracies and the last epoch of a finished training")
     parser.add_argument("trained", type=Path, help="the --out folder of a training")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print them as JSON; UnusableData where nothing was trained to the end."""
+    """Print them as JSON; UnusableData if no training has finished in the folder."""
     from ml.evaluation import measure
     from ml.method import ENSEMBLE
 
@@ -33,12 +33,12 @@ def run(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         raise errors.UnusableData(f"{options.trained} holds no finished training", code="no_training") from error
     accuracies = {
-        part: [report[part].get(ENSEMBLE, {}).get("accuracy") for report in reports]
-        for part in ("noisy_validation", "test")
+        split: [report[split].get(ENSEMBLE, {}).get("accuracy") for report in reports]
+        for split in ("noisy_validation", "test")
     }
-    found: dict[str, Any] = {"test_accuracy": measure.summary(accuracies["noisy_validation"], accuracies["test"])}
-    found["last_epoch"] = reports[-1]
+    summary = measure.summary(accuracies["noisy_validation"], accuracies["test"])
+    document: dict[str, Any] = {"test_accuracy": summary, "last_epoch": reports[-1]}
     if (options.trained / commands.SELF_TEST).exists():
-        found["self_test"] = commands.read_json(options.trained / commands.SELF_TEST)
-    print(json.dumps(found, indent=1, allow_nan=False))
+        document["self_test"] = commands.read_json(options.trained / commands.SELF_TEST)
+    print(json.dumps(document, indent=1, allow_nan=False))
     return 0

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ml.study.results import Task
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options."""
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
     study = parsers.add_parser("study", help="run a grid of methods, noises and seeds, and make its table")
     study.add_argument("file", help="a study file, or the name of a study of this package")
     study.add_argument("--out", type=Path, help="folder of results and tables; default studies/<name of the file>")

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml import commands, errors
 from ml.commands import measure
@@ -19,23 +19,27 @@ if TYPE_CHECKING:
     from ml.data.dataset import LabeledImages
     from ml.distributed import process_group
     from ml.distributed.launch import RankInfo
+    from ml.evaluation.ranking import LabelIssues
+    from ml.training.events import EpochReport
 
-SILENCE_S = 600.0  # after which one of several processes is lost to the others
-CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; every epoch writes one anyway
-PLAIN_OPTIONS = (
+GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so long has failed
+CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
+SPEC_OPTIONS = (  # fields of the training spec that are options of the same name
     "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
     "schedule", "decay", "floor", "augmentation", "seed", "validation_fraction", "precision", "deterministic",
     "pretrained",
 )  # fmt: skip
 
 
-def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
-    """The command's options: the training spec's own, and where things are."""
+def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
+    """Add the command's parser: fields of the training spec, and paths."""
     train = parsers.add_parser("train", help="train on a folder or archive of images, resuming where it was stopped")
     train.add_argument("data", type=Path, help="a folder, zip or tar: class folders, or images with a table")
-    train.add_argument("--out", type=Path, default=Path("trained"), help="where checkpoints and the bundle go")
+    train.add_argument(
+        "--out", type=Path, default=Path("trained"), help="folder of checkpoints, the model and its results"
+    )
     train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
-    train.add_argument("--preset", help="a preset of the method, by its name; --params stand above it")
+    train.add_argument("--preset", help="a preset of the method; --params override it")
     train.add_argument("--params", type=commands.json_option, help="the method's settings as JSON")
     train.add_argument("--milestones", type=commands.json_option, help="of multistep, as JSON: [0.5, 0.75]")
     train.add_argument(
@@ -43,9 +47,9 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
     )
     commands.add_column_options(train)
     train.add_argument("--threads", type=int, help="CPU threads, of each process")
-    train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: the spec's")
+    train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: that of the spec")
     train.add_argument("--weights", type=Path, help="folder of pretrained weights")
-    for name in PLAIN_OPTIONS:
+    for name in SPEC_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description or ""
         if name == "network":
             defaults = (f"{network} on {device}" for device, network in spec.DEFAULT_NETWORKS.items())
@@ -55,12 +59,12 @@ def add(parsers: commands.Commands[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, resuming where it was stopped, and leave a bundle, a ranking and the epochs' figures."""
+    """Train, resuming where it was stopped; write the model, the label ranking and the reports of the epochs."""
     names = options.devices.split(",") if options.devices else [None]
     if len(names) == 1:
-        return _trained(options, names[0], None)
+        return _train(options, names[0], None)
     from ml.distributed import launch
-    from ml.training import trainer  # noqa: F401 - what every process needs, imported once
+    from ml.training import trainer  # noqa: F401 - imported once, before processes fork
 
     try:
         return launch.launch(_rank, len(names), options, names)[0]
@@ -69,138 +73,155 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) -> int:
-    """One of the processes that train together; the first alone writes and prints."""
+    """Main function of one of several processes; only the first writes and prints."""
     from ml.distributed import process_group
     from ml.training import devices
 
     try:
         device = devices.resolve(names[rank_info.rank])
         group = process_group.ProcessGroup.join(
-            rank_info.rendezvous, rank_info.rank, rank_info.size, device, timeout_s=SILENCE_S
+            rank_info.rendezvous, rank_info.rank, rank_info.size, device, timeout_s=GROUP_TIMEOUT_S
         )
-        return _trained(options, names[rank_info.rank], group)
+        return _train(options, names[rank_info.rank], group)
     except commands.EXPECTED as error:
         print(f"train: {errors.one_line(error)}", file=sys.stderr)
         raise
 
 
-def _trained(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
+def _train(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
     from ml.data import container_dataset
     from ml.reports import selftest
     from ml.serving import model_archive
     from ml.training import checkpoint
     from ml.training.trainer import EpochReport, Trainer
 
-    wanted = _spec(options)
+    training_spec = _spec(options)
     first = group is None or group.rank == 0
-    found = container_dataset.load_container(
-        options.data, image_size=wanted.image_size, resize=wanted.resize, columns=[commands.column_names(options)]
+    data = container_dataset.load_container(
+        options.data,
+        image_size=training_spec.image_size,
+        resize=training_spec.resize,
+        columns=[commands.column_names(options)],
     )
-    wanted = _suited(wanted, found.images)
-    training = Trainer.build(
-        wanted,
-        found.images,
-        truth=found.truth,
+    training_spec = _with_suited_params(training_spec, data.images)
+    trainer = Trainer.build(
+        training_spec,
+        data.images,
+        truth=data.truth,
         device=device,
         threads=options.threads,
         weights=options.weights,
         group=group,
     )
     if group is not None and not first:
-        training.run_follower()
+        trainer.run_follower()
         return 0
-    for line in found.report:
+    for line in data.report:
         if line.level != "ignored":
             outcome = "left out " if line.level == "excluded" else ""
             print(f"{outcome}{line.path}: {line.detail}", file=sys.stderr)
+
+    # Resume from the newest checkpoint; the other processes load the same one.
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    (out / commands.SPEC).write_text(wanted.model_dump_json(indent=1), encoding="utf-8")
-    known = checkpoint.newest(
-        [out / commands.CHECKPOINTS], config_hash=training.config_hash, data_hash=training.data_hash
+    (out / commands.SPEC).write_text(training_spec.model_dump_json(indent=1), encoding="utf-8")
+    newest = checkpoint.newest(
+        [out / commands.CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash
     )
-    for skipped in known.skipped:
+    for skipped in newest.skipped:
         print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
     if group is not None:
-        group.broadcast_object(None if known.path is None else str(known.path))
-    if known.state is not None:
-        training.restore(known.state)
-        print(f"resumed at epoch {training.epoch}, step {training.step}", file=sys.stderr)
+        group.broadcast_object(None if newest.path is None else str(newest.path))
+    if newest.state is not None:
+        trainer.restore(newest.state)
+        print(f"resumed at epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
+
+    # Train; the folder holds a checkpoint of every epoch, and of every minute inside long ones.
     saved = time.monotonic()
-    for event in training:
+    for event in trainer:
         if isinstance(event, EpochReport):
-            print(f"\r{_line(event)}", file=sys.stderr)
+            print(f"\r{_describe(event)}", file=sys.stderr)
         elif sys.stderr.isatty():
             print(f"\repoch {event.epoch} step {event.step + 1}/{event.steps}  ", end="", file=sys.stderr, flush=True)
         if isinstance(event, EpochReport) or time.monotonic() - saved > CHECKPOINT_S:
-            checkpoint.write(out / commands.CHECKPOINTS, training.state())
+            checkpoint.write(out / commands.CHECKPOINTS, trainer.state())
             saved = time.monotonic()
     if group is not None:
         group.leave()
-    lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in training.history]
+
+    # Results.
+    lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in trainer.history]
     (out / commands.EPOCHS).write_text("".join(lines), encoding="utf-8")
-    if (issues := training.label_issues()) is not None:
-        _write_issues(out / commands.ISSUES, issues, found.names, training.labels.tolist(), training.classes)
-    if (tested := selftest.outcome(training, issues, found.images.labels)) is not None:
-        (out / commands.SELF_TEST).write_text(json.dumps(tested, indent=1, allow_nan=False), encoding="utf-8")
-    shutil.rmtree(
-        out / commands.BUNDLE, ignore_errors=True
-    )  # of the same training before, which a bundle never overwrites
-    model_archive.save(out / commands.BUNDLE, training, metrics={"test_accuracy": training.summary()})
+    if (issues := trainer.label_issues()) is not None:
+        _write_issues(out / commands.ISSUES, issues, data.names, trainer.labels.tolist(), trainer.classes)
+    if (self_test := selftest.outcome(trainer, issues, data.images.labels)) is not None:
+        (out / commands.SELF_TEST).write_text(json.dumps(self_test, indent=1, allow_nan=False), encoding="utf-8")
+    shutil.rmtree(out / commands.MODEL, ignore_errors=True)  # of an earlier call: `save` never overwrites a model
+    model_archive.save(out / commands.MODEL, trainer, metrics={"test_accuracy": trainer.summary()})
     return measure.run(argparse.Namespace(trained=out))
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
-    """The spec file, then the options on top of it; a network that suits the device where neither names one."""
+    """The spec file, overridden by options; the default network of the device if neither names one."""
     from ml import methods
     from ml.training import devices
 
     settings = commands.read_json(options.spec) if options.spec else {}
     if not isinstance(settings, dict):
-        raise errors.UnusableData(f"{options.spec} holds no settings by their names", code="damaged_json")
-    for name in (*PLAIN_OPTIONS, "milestones", "params", "noise"):
+        raise errors.UnusableData(f"{options.spec} is not a JSON object", code="damaged_json")
+    for name in (*SPEC_OPTIONS, "milestones", "params", "noise"):
         if (value := getattr(options, name)) is not None:
             settings[name] = value
     if options.preset is not None:
         method = settings.get("method", spec.TrainingSpec().method)
         settings["params"] = methods.preset(method, options.preset) | (options.params or {})
-    wanted = spec.TrainingSpec.model_validate(settings)
-    if "network" in wanted.model_fields_set:
-        return wanted
-    first = (options.devices or wanted.device).split(",")[0]  # of several, all of one kind
-    return wanted.model_copy(update={"network": spec.DEFAULT_NETWORKS[devices.resolve(first).type]})
+    training_spec = spec.TrainingSpec.model_validate(settings)
+    if "network" in training_spec.model_fields_set:
+        return training_spec
+    first = (options.devices or training_spec.device).split(",")[0]  # several devices are of one kind
+    return training_spec.model_copy(update={"network": spec.DEFAULT_NETWORKS[devices.resolve(first).type]})
 
 
-def _suited(wanted: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
-    """With the settings that the method's rules choose for these pictures, unless some were asked for."""
+def _with_suited_params(training_spec: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
+    """With the params that the method's rules choose for these images, unless params were set."""
     from ml import methods
     from ml.data.clutter import clutter
 
-    if "params" in wanted.model_fields_set:
-        return wanted
-    chosen = methods.suited(wanted.method, {"clutter": clutter(images.images.numpy())})
-    return wanted.model_copy(update={"params": chosen})
+    if "params" in training_spec.model_fields_set:
+        return training_spec
+    params = methods.suited(training_spec.method, {"clutter": clutter(images.images.numpy())})
+    return training_spec.model_copy(update={"params": params})
 
 
-def _line(report: Any) -> str:  # an EpochReport; its module needs torch
+def _describe(report: EpochReport) -> str:
     from ml.method import ENSEMBLE
     from ml.training.events import EVALUATION_SPLITS
 
-    known = [(name.replace("_", " "), getattr(report, name).get(ENSEMBLE)) for name in EVALUATION_SPLITS]
+    scores = [(name.replace("_", " "), getattr(report, name).get(ENSEMBLE)) for name in EVALUATION_SPLITS]
     return (
         f"epoch {report.epoch + 1}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
-        + "".join(f", {name} {score.accuracy:.4f}" for name, score in known if score)
+        + "".join(f", {name} {score.accuracy:.4f}" for name, score in scores if score)
         + f", {report.images_per_second:.0f} images/s"
     )
 
 
-def _write_issues(path: Path, issues: Any, names: tuple[str, ...], given: list[int], classes: tuple[str, ...]) -> None:
-    """The pictures by how suspicious their labels are, worst first; `path` is as the data set names them."""
+def _write_issues(
+    path: Path, issues: LabelIssues, names: tuple[str, ...], labels: list[int], classes: tuple[str, ...]
+) -> None:
+    """A CSV of all training images, lowest label score first.
+
+    Args:
+        path: Of the file.
+        issues: The ranking of N labels.
+        names: N paths, as the data set names its images.
+        labels: N given labels.
+        classes: Class names.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "path", "label_score", "is_label_issue", "given_label", "predicted_label"])
         for index in issues.label_score.argsort(kind="stable"):
             writer.writerow(
                 [index, names[index], f"{issues.label_score[index]:.6f}", bool(issues.is_label_issue[index]),
-                 classes[given[index]], classes[issues.predicted_label[index]]]
+                 classes[labels[index]], classes[issues.predicted_label[index]]]
             )  # fmt: skip

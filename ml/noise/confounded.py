@@ -96,10 +96,10 @@ def _edges(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([s.mean(axis=1) if s.shape[1] else np.zeros(len(tile), np.float32) for s in steps], axis=1)
 
 
-def _histogram(ring: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, LEVELS ** 3): shares of coarse colours among the ring's pixels (N, P, 3)."""
-    levels = (ring * (LEVELS / 256)).astype(np.int64)
+def _histogram(border: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, LEVELS ** 3): shares of coarse colours among the border's pixels (N, P, 3)."""
+    levels = (border * (LEVELS / 256)).astype(np.int64)
     cells = (levels[..., 0] * LEVELS + levels[..., 1]) * LEVELS + levels[..., 2]
-    cells += np.arange(len(ring))[:, None] * LEVELS**3
-    counts = np.bincount(cells.ravel(), minlength=len(ring) * LEVELS**3).reshape(len(ring), -1)
-    return np.asarray(counts / max(1, ring.shape[1]), dtype=np.float32)
+    cells += np.arange(len(border))[:, None] * LEVELS**3
+    counts = np.bincount(cells.ravel(), minlength=len(border) * LEVELS**3).reshape(len(border), -1)
+    return np.asarray(counts / max(1, border.shape[1]), dtype=np.float32)

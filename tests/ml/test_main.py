@@ -1,4 +1,4 @@
-"""The command line, from pictures to a bundle, stopped and taken up again."""
+"""The command line, from images to a model, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def arguments(pictures: Path, out: Path, **changes: object) -> list[str]:
     return ["train", str(pictures), "--out", str(out)] + [f"--{k}={v}" for k, v in (options | changes).items()]
 
 
-def test_pictures_become_a_verified_bundle(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_become_a_verified_model(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
     printed = capsys.readouterr()
 
-    tested = json.loads(printed.out)["self_test"]
-    assert (tested["noise"], tested["rate"]) == ("symmetric", 0.2)
-    assert 0 < tested["realised_rate"] < 0.4
+    self_test = json.loads(printed.out)["self_test"]
+    assert (self_test["noise"], self_test["rate"]) == ("symmetric", 0.2)
+    assert 0 < self_test["realised_rate"] < 0.4
     assert set(json.loads(printed.out)["test_accuracy"]) >= {"last", "best_noisy_val", "best_test", "mean_last10"}
     assert "epoch 2/2 train: loss" in printed.err
-    assert model_archive.verify(out / commands.BUNDLE).classes == tuple("abcd")
+    assert model_archive.verify(out / commands.MODEL).classes == tuple("abcd")
     with (out / commands.ISSUES).open(newline="") as file:
         listed = list(csv.DictReader(file))
     assert sorted(int(row["index"]) for row in listed) == list(range(48))
@@ -65,13 +65,13 @@ def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "message"),
     [
         ("train nowhere", "nowhere: there is no such file or folder"),
         ("train text", "text: not a zip and not a tar"),
         ("train empty --spec nowhere.json", "nowhere.json: No such file"),
-        ("train empty --spec text", "text is no JSON"),
-        ("train empty --spec list", "list holds no settings"),
+        ("train empty --spec text", "text is not JSON"),
+        ("train empty --spec list", "list is not a JSON object"),
         ("train empty --epochs 0 --learning-rate x", "epochs: "),
         ("study table1 --table --out nowhere", "no results in nowhere"),
         ("measure empty", "empty holds no finished training"),
@@ -82,25 +82,25 @@ def test_a_failure_is_one_line(pictures: Path, tmp_path: Path, capsys: pytest.Ca
         ("study table1 --data cifar10=text --only row=CE", "text: not a zip and not a tar"),
     ],
 )
-def test_what_is_not_there_or_damaged_is_named_in_one_line(
-    asked: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_or_damaged_file_is_named_in_one_line(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("{")
     (tmp_path / "list").write_text("[1]")
 
-    assert command.main(asked.split()) == 1
+    assert command.main(arguments.split()) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{asked.split()[0]}: ")
-    assert said in line
+    assert line.startswith(f"{arguments.split()[0]}: ")
+    assert message in line
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_a_network_that_nobody_named_suits_the_device(pictures: Path, tmp_path: Path) -> None:
+def test_without_a_network_the_devices_default_is_used(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    wanted = [each for each in arguments(pictures, out, epochs=1, device="cpu") if not each.startswith("--network")]
-    assert command.main(wanted) == 0
+    options = arguments(pictures, out, epochs=1, device="cpu")
+    assert command.main([option for option in options if not option.startswith("--network")]) == 0
     assert json.loads((out / commands.SPEC).read_text())["network"] == spec.DEFAULT_NETWORKS["cpu"]
 
 
@@ -113,7 +113,7 @@ def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
     assert (saved["epochs"], saved["momentum"], saved["network"]) == (1, 0.5, "small")
 
 
-def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: Path) -> None:
+def test_params_follow_from_the_images_unless_they_are_set(tmp_path: Path) -> None:
     generate.write_archive(tmp_path / "scenes.zip", train=60, test=6, image_size=16)
 
     def chosen(*more: str) -> dict[str, object]:
@@ -129,13 +129,13 @@ def test_settings_follow_from_the_pictures_unless_they_are_asked_for(tmp_path: P
 
 
 @pytest.mark.parametrize("option", ["--params", "--noise"])
-def test_an_option_that_is_no_json_says_so(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_that_is_not_json_is_named(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["train", "anywhere", option, "{a}"])
     assert f"argument {option}: not JSON" in capsys.readouterr().err
 
 
-def test_figures_of_a_training_that_began_with_weights_find_them(pictures: Path, tmp_path: Path) -> None:
+def test_figures_of_a_training_that_started_from_weights_need_them(pictures: Path, tmp_path: Path) -> None:
     out, weights = tmp_path / "out", tmp_path / "weights"
     weights.mkdir()
     network = networks.build("small", 4, 16)
@@ -151,9 +151,9 @@ def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
     """In a process of its own, because it forks."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert command.main(arguments(pictures, one, **{"learning-rate": 0.01, "threads": 1})) == 0
-    wanted = arguments(pictures, two, **{"learning-rate": 0.01, "threads": 1, "devices": "cpu,cpu"})
+    options = arguments(pictures, two, **{"learning-rate": 0.01, "threads": 1, "devices": "cpu,cpu"})
     done = subprocess.run(
-        [sys.executable, "-m", "ml", *wanted], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-m", "ml", *options], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -161,4 +161,4 @@ def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
         return [json.loads(line)["train_loss"] for line in (out / commands.EPOCHS).read_text().splitlines()]
 
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
-    assert model_archive.verify(two / commands.BUNDLE).classes == tuple("abcd")
+    assert model_archive.verify(two / commands.MODEL).classes == tuple("abcd")
