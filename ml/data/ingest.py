@@ -103,8 +103,7 @@ def split_decoded(
         if result.fault is not None:
             lines.append(ReportLine(image.path, *result.fault, "excluded"))
         else:
-            width, height, sha256, format, _ = result
-            kept.append(ImageRecord(*image[:9], len(kept), width, height, sha256, format))
+            kept.append(ImageRecord._make((*image[:9], len(kept), *result[:4])))  # both are tuples in this order
     return kept, lines
 
 
