@@ -93,12 +93,12 @@ def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize
     results = [
         pixel_file.decode_square(read, image, square, resize) for image, square in zip(images, squares, strict=True)
     ]
-    kept, lines = ingest.split_decoded(images, results)
-    ingest.check_usable(len(images), kept, lines)
+    usable, lines = ingest.split_decoded(images, results)
+    ingest.check_usable(len(images), usable, lines)
     if lines:
         squares = squares[[result.fault is None for result in results]]
-    labeled, truth = join(kept, torch.from_numpy(squares), layout.classes)
-    return LoadedDataset(labeled, truth, _train_paths(kept), (*lines, *layout.report))
+    labeled, truth = join(usable, torch.from_numpy(squares), layout.classes)
+    return LoadedDataset(labeled, truth, _train_paths(usable), (*lines, *layout.report))
 
 
 def _load_published(
@@ -111,7 +111,7 @@ def _load_published(
     report = [ReportLine(path, "missing_image", reason, "excluded") for path, reason in dataset.left_out]
     images: list[ImageRecord] = []
     squares = np.empty((len(dataset.names), image_size, image_size, 3), np.uint8)
-    for number in sorted(range(len(dataset.names)), key=lambda each: dataset.splits[each] != "train"):
+    for number in sorted(range(len(dataset.names)), key=lambda index: dataset.splits[index] != "train"):
         path, split = dataset.names[number], _split(dataset.splits[number])
         truth = clean[number] if clean is not None else ""
         if not (given[number] or (split == "test" and truth)):

@@ -73,18 +73,18 @@ def ingest(
         target = dataset_index.pixels_path(folder, size, resize)
         with PixelFile(target, size) as file:
             results = pixel_file.decode_all(read, ordered, file, resize=resize, threads=threads, progress=progress)
-            kept, lines = split_decoded(ordered, results)
-            check_usable(len(ordered), kept, lines, bad_fraction)
+            usable, lines = split_decoded(ordered, results)
+            check_usable(len(ordered), usable, lines, bad_fraction)
 
     # What the images say together: copies, classes without images, the facts.
     lines += report
-    lines += _report_copies(kept, classes)
-    lines += _report_small_classes(kept, classes)
-    trained = sum(image.split == "train" for image in kept)
+    lines += _report_copies(usable, classes)
+    lines += _report_small_classes(usable, classes)
+    trained = sum(image.split == "train" for image in usable)
     squares = np.load(target, mmap_mode="r", allow_pickle=False)
-    all_facts = {**(facts or {}), **_facts(kept, classes, lines), "image_size": size, "resize": resize}
+    all_facts = {**(facts or {}), **_facts(usable, classes, lines), "image_size": size, "resize": resize}
     all_facts["clutter"] = round(clutter(squares[:trained]), 4)
-    dataset_index.write_index(folder, kept, classes, lines, all_facts)
+    dataset_index.write_index(folder, usable, classes, lines, all_facts)
     return all_facts
 
 
@@ -97,18 +97,18 @@ def split_decoded(
     images: Sequence[ImageRecord], results: Sequence[DecodedImage]
 ) -> tuple[list[ImageRecord], list[ReportLine]]:
     """The images that could be decoded, numbered and with their sizes and hashes; a line for each of the others."""
-    kept: list[ImageRecord] = []
+    usable: list[ImageRecord] = []
     lines: list[ReportLine] = []
     for image, result in zip(images, results, strict=True):
         if result.fault is not None:
             lines.append(ReportLine(image.path, *result.fault, "excluded"))
         else:
-            kept.append(ImageRecord._make((*image[:9], len(kept), *result[:4])))  # both are tuples in this order
-    return kept, lines
+            usable.append(ImageRecord._make((*image[:9], len(usable), *result[:4])))  # both are tuples in this order
+    return usable, lines
 
 
 def check_usable(
-    total: int, kept: Sequence[ImageRecord], report: Sequence[ReportLine], bad_fraction: float = BAD_FRACTION
+    total: int, usable: Sequence[ImageRecord], report: Sequence[ReportLine], bad_fraction: float = BAD_FRACTION
 ) -> None:
     """Refuse a data set of which too little is left.
 
@@ -121,7 +121,7 @@ def check_usable(
     Raises:
         UnusableData: too_many_bad_images, no_images, too_few_classes.
     """
-    bad = total - len(kept)
+    bad = total - len(usable)
     if bad > bad_fraction * total:
         worst = report[0]
         raise UnusableData(
@@ -129,9 +129,9 @@ def check_usable(
             hint=f"at most {bad_fraction:.0%} may be bad; repair or remove them",
             code="too_many_bad_images",
         )
-    if not any(image.split == "train" for image in kept):
+    if not any(image.split == "train" for image in usable):
         raise UnusableData("there are no training images", code="no_images")
-    if len({image.given for image in kept if image.split == "train"}) < 2:
+    if len({image.given for image in usable if image.split == "train"}) < 2:
         raise UnusableData("only one class has training images; two are needed", code="too_few_classes")
 
 
@@ -153,11 +153,11 @@ def _suggested_size(read: ReadFile, images: Sequence[ImageRecord]) -> int:
     return next((bucket for bucket in BUCKETS if bucket >= side), BUCKETS[-1])
 
 
-def _report_copies(kept: Sequence[ImageRecord], classes: Sequence[str]) -> list[ReportLine]:
+def _report_copies(usable: Sequence[ImageRecord], classes: Sequence[str]) -> list[ReportLine]:
     """Byte-identical images: under two labels, in both splits, or merely repeated."""
     first: dict[str, ImageRecord] = {}
     lines = []
-    for image in kept:
+    for image in usable:
         original = first.setdefault(image.sha256, image)
         if original is image:
             continue
@@ -173,8 +173,8 @@ def _report_copies(kept: Sequence[ImageRecord], classes: Sequence[str]) -> list[
     return lines
 
 
-def _report_small_classes(kept: Sequence[ImageRecord], classes: Sequence[str]) -> list[ReportLine]:
-    counts = collections.Counter(image.given for image in kept if image.split == "train")
+def _report_small_classes(usable: Sequence[ImageRecord], classes: Sequence[str]) -> list[ReportLine]:
+    counts = collections.Counter(image.given for image in usable if image.split == "train")
     lines = []
     for index, name in enumerate(classes):
         if counts[index] == 0:
@@ -188,15 +188,15 @@ def _name(classes: Sequence[str], index: int | None) -> str | None:
     return None if index is None else classes[index]
 
 
-def _facts(kept: Sequence[ImageRecord], classes: Sequence[str], report: Sequence[ReportLine]) -> dict[str, object]:
+def _facts(usable: Sequence[ImageRecord], classes: Sequence[str], report: Sequence[ReportLine]) -> dict[str, object]:
     """Counts, sizes and the digest: SHA-256 over path, split, content and labels of every image, in order."""
-    pairs = {(image.given, image.clean) for image in kept}
+    pairs = {(image.given, image.clean) for image in usable}
     named = {pair: repr((_name(classes, pair[0]), _name(classes, pair[1]))) for pair in pairs}
     digest = hashlib.sha256()
-    for image in kept:
+    for image in usable:
         labels = named[image.given, image.clean]
         digest.update(f"{image.path!r} {image.split} {image.sha256} {labels}\n".encode())
-    train = [image for image in kept if image.split == "train"]
+    train = [image for image in usable if image.split == "train"]
     known = [image for image in train if image.clean is not None]
     wrong = sum(image.given != image.clean for image in known)
     levels = collections.Counter(line.level for line in report)
@@ -204,11 +204,11 @@ def _facts(kept: Sequence[ImageRecord], classes: Sequence[str], report: Sequence
         "digest": f"sha256:{digest.hexdigest()}",
         "classes": len(classes),
         "train_images": len(train),
-        "test_images": len(kept) - len(train),
-        "image_bytes": sum(image.image_bytes for image in kept),
-        "median_width": statistics.median_low(image.width for image in kept),
-        "median_height": statistics.median_low(image.height for image in kept),
-        "formats": dict(collections.Counter(image.format for image in kept)),
+        "test_images": len(usable) - len(train),
+        "image_bytes": sum(image.image_bytes for image in usable),
+        "median_width": statistics.median_low(image.width for image in usable),
+        "median_height": statistics.median_low(image.height for image in usable),
+        "formats": dict(collections.Counter(image.format for image in usable)),
         "excluded": levels["excluded"],
         "warnings": levels["warning"],
         "ignored": levels["ignored"],

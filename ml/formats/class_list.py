@@ -62,7 +62,7 @@ def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: st
     Raises:
         DatasetFormatError: unknown_class for a number that the list does not name.
     """
-    labels = {label for each in entries for label in (each.given, each.clean) if label is not None}
+    labels = {label for item in entries for label in (item.given, item.clean) if label is not None}
     if not labels or not all(label.isdecimal() and label.isascii() for label in labels):
         return None
     for label in sorted(labels):
@@ -71,4 +71,4 @@ def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: st
             reject("unknown_class", f"the label {printable(label, 60)} is no class: {known}", path)
     by_label: dict[str | None, str | None] = {label: names[int(label)] for label in labels}
     by_label[None] = None
-    return [each._replace(given=by_label[each.given], clean=by_label[each.clean]) for each in entries]
+    return [item._replace(given=by_label[item.given], clean=by_label[item.clean]) for item in entries]

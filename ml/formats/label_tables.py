@@ -218,8 +218,8 @@ def _find_columns(
         if columns.path is not None:
             detail = f"{where} has no column {printable(columns.path)!r}; it has {names}"
             table.reject_columns("unknown_column", detail)
-        wanted = f"{', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}"
-        detail = f"{where} has no column {wanted}; it has {names}; name the one with the paths by path_column"
+        usual = f"{', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}"
+        detail = f"{where} has no column {usual}; it has {names}; name the one with the paths by path_column"
         table.reject_columns("bad_columns", detail)
 
     # The column of clean labels, then that of given labels.

@@ -114,16 +114,16 @@ def _sort_files(entries: Sequence[Entry], report: list[ReportLine]) -> tuple[dic
 def _merge(labeled: Sequence[LabeledEntry], table: Table, report: list[ReportLine]) -> list[LabeledEntry]:
     """Each image once: repeats are reported, contradictions refused (C2)."""
     by_path: dict[str, LabeledEntry] = {}
-    for each in labeled:
-        path = each.entry.path
+    for item in labeled:
+        path = item.entry.path
         if (other := by_path.get(path)) is None:
-            by_path[path] = each
-        elif other == each:
+            by_path[path] = item
+        elif other == item:
             report.append(ReportLine(path, "repeated_row", "the table names the image more than once", "warning"))
-        elif (other.given, other.clean) == (each.given, each.clean):
-            reject("ambiguous_layout", f"{printable(path)!r} is in {other.split} and in {each.split}", path)
+        elif (other.given, other.clean) == (item.given, item.clean):
+            reject("ambiguous_layout", f"{printable(path)!r} is in {other.split} and in {item.split}", path)
         else:
-            labels = f"{printable(other.given, 60)!r} and {printable(each.given, 60)!r}"
+            labels = f"{printable(other.given, 60)!r} and {printable(item.given, 60)!r}"
             reject("conflicting_labels", f"{printable(path)!r} has two rows, with the labels {labels}", path)
     if not by_path:
         reject("no_images", f"no row of {printable(table.path)} names an image of the archive", table.path)
@@ -144,13 +144,13 @@ def _apply_class_list(
 
 def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
     """Class folders and a table together must label alike, unless the user named the column (Z8)."""
-    labels = {each.given for each in labeled} | {each.clean for each in labeled}
-    folders = [(each, [part for part in each.entry.path.split("/")[:-1] if part in labels]) for each in labeled]
+    labels = {item.given for item in labeled} | {item.clean for item in labeled}
+    folders = [(item, [part for part in item.entry.path.split("/")[:-1] if part in labels]) for item in labeled]
     if len({names[-1] for _, names in folders if names}) < 2:
         return  # images/, train/ ...: these folders are no classes
-    for each, names in folders:
-        if each.given not in names and each.clean not in names:
-            path, label = each.entry.path, printable(each.given, 60)
+    for item, names in folders:
+        if item.given not in names and item.clean not in names:
+            path, label = item.entry.path, printable(item.given, 60)
             detail = (
                 f"{printable(path)!r} is labelled {label!r}, its folder differs; name label_column to use the table"
             )
@@ -158,7 +158,7 @@ def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
 
 
 def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> None:
-    known = {each.entry.path for each in labeled} | {line.path for line in report if line.code == "unlabeled_row"}
+    known = {item.entry.path for item in labeled} | {line.path for line in report if line.code == "unlabeled_row"}
     report.extend(
         ReportLine(path, "unlabelled_image", "no row of the table names it", "ignored")
         for path in images
@@ -168,11 +168,11 @@ def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntr
 
 def _number_classes(labeled: list[LabeledEntry], report: list[ReportLine], facts: dict[str, str | None]) -> Layout:
     """Class ids from sorted names; and `val` becomes the test split where there is no other, else part of train."""
-    if not any(each.split == "train" for each in labeled):
+    if not any(item.split == "train" for item in labeled):
         reject("no_images", "there are no training images: name a folder or table train")
-    val: Split = "train" if any(each.split == "test" for each in labeled) else "test"
+    val: Split = "train" if any(item.split == "test" for item in labeled) else "test"
     splits: dict[str, Split] = {"train": "train", "test": "test", "val": val}
-    labels = {each.given for each in labeled} | {each.clean for each in labeled}
+    labels = {item.given for item in labeled} | {item.clean for item in labeled}
     classes = tuple(sorted(label for label in labels if label is not None))
     ids: dict[str | None, int | None] = {name: index for index, name in enumerate(classes)}
     ids[None] = None

@@ -185,7 +185,7 @@ def _objects(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             raise _error("bad_table", path, f"the line is not JSON: {printable(error)}", number) from None
         if not isinstance(value, dict):
             raise _error("bad_table", path, "the line is not a JSON object", number)
-        yield number, {key: _as_text(each) for key, each in value.items()}
+        yield number, {key: _as_text(item) for key, item in value.items()}
 
 
 def _as_text(value: object) -> str:

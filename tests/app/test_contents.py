@@ -35,10 +35,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pictures.zipped(FILES, deflated=True) if request.param == "zip" else pictures.tarred(FILES, compression="gz")
     )
     upload.write_bytes(packed)
-    found = resolve_labels(read_archive(upload))
+    layout = resolve_labels(read_archive(upload))
     if not decompress(upload, home / "archive"):
         os.link(upload, home / "archive")
-    ingest.ingest(home / "archive", found.images, found.classes, home, report=found.report, facts=found.facts)
+    ingest.ingest(home / "archive", layout.images, layout.classes, home, report=layout.report, facts=layout.facts)
     return home
 
 

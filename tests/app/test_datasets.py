@@ -23,6 +23,7 @@ from app import storage
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
+from tests import pictures
 from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, class_folders, upload
 from tests.servers import eventually
 
@@ -78,6 +79,27 @@ def test_INV10_a_rejected_archive_leaves_no_row_and_no_file(
     answer = client.post("/datasets", content=body, headers=ZIP)
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}")
     assert (rows(client), uploads(client)) == (0, [])
+
+
+def test_C1_columns_that_are_not_clear_are_offered(client: Client) -> None:
+    files = {f"images/{number}.jpg": pictures.encoded(number) for number in range(2)}
+    files["photos.csv"] = pictures.table("Photo;Worker;Expert", ["images/0.jpg;cat;cat", "images/1.jpg;dog;cat"])
+    archive = pictures.zipped(files)
+    refused = upload(client, archive)
+    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/bad-columns")
+    assert refused.json()["columns"] == ["Photo", "Worker", "Expert"]
+    assert refused.json()["sample_row"] == {"Photo": "images/0.jpg", "Worker": "cat", "Expert": "cat"}
+    assert (rows(client), uploads(client)) == (0, [])
+
+    columns = {"path_column": "photo", "label_column": "worker"}
+    answer = client.post("/datasets", files={"file": ("photos.zip", archive)}, data=columns)
+    assert answer.status_code == 202
+    assert client.post("/datasets", params=columns, content=archive, headers=ZIP).status_code == 202
+
+
+def test_a_tar_zst_is_accepted(client: Client) -> None:
+    archive = pictures.tarred(pictures.class_folders(), compression="zst")
+    assert client.post("/datasets", content=archive, headers={"Content-Type": "application/zstd"}).status_code == 202
 
 
 def multipart(*parts: bytes, boundary: bytes = b"b") -> bytes:

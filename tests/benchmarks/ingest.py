@@ -52,8 +52,8 @@ def write_zip(path: Path, count: int) -> None:
 
 
 def ours(path: Path, target: Path) -> None:
-    found = resolve_labels(read_archive(path))
-    ingest.ingest(path, found.images, found.classes, target, report=found.report, facts=found.facts)
+    layout = resolve_labels(read_archive(path))
+    ingest.ingest(path, layout.images, layout.classes, target, report=layout.report, facts=layout.facts)
 
 
 def floor(path: Path, members: list[tuple[int, int]]) -> None:

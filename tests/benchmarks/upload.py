@@ -39,7 +39,7 @@ PROBE_BYTES = 4096  # pseudo-pictures are random: nothing of them compresses
 # --- The bare endpoint: `python -m tests.benchmarks.upload serve PORT FOLDER` ---------------------------------------
 
 
-class Sink:
+class FileWriter:
     """Hashes and writes what it is given, a megabyte at a time, off the loop's thread."""
 
     def __init__(self, path: Path) -> None:
@@ -73,12 +73,12 @@ def bare(path: Path) -> Any:
         if scope["type"] != "http":
             return
         kind, options = parse_options_header(dict(scope["headers"]).get(b"content-type", b""))
-        sink, parser = Sink(path), None
+        writer, parser = FileWriter(path), None
         full = False
 
         def part(data: bytes, start: int, end: int) -> None:
             nonlocal full
-            full = sink.take(data[start:end]) or full
+            full = writer.take(data[start:end]) or full
 
         if kind == b"multipart/form-data":
             parser = MultipartParser(options[b"boundary"], {"on_part_data": part})
@@ -87,13 +87,13 @@ def bare(path: Path) -> Any:
             message = await receive()
             more = message.get("more_body", False)
             if parser is None:
-                full = sink.take(message["body"])
+                full = writer.take(message["body"])
             else:
                 parser.write(message["body"])
             if full:
                 full = False
-                await asyncio.to_thread(sink.drain)
-        digest = await asyncio.to_thread(sink.finish)
+                await asyncio.to_thread(writer.drain)
+        digest = await asyncio.to_thread(writer.finish)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"64")]})
         await send({"type": "http.response.body", "body": digest.encode()})
 
@@ -183,10 +183,10 @@ def both(folder: Path) -> Iterator[tuple[Server, Server]]:
 
 def archive(path: Path, mib: int) -> Path:
     """A zip of that size: two classes, stored entries of 32 MiB at most."""
-    each = min(mib // 2, 32) * MIB
+    entry_bytes = min(mib // 2, 32) * MIB
     with zipfile.ZipFile(path, "w") as target:
-        for number in range(mib * MIB // each):
-            target.writestr(f"class-{number % 2}/{number}.jpg", os.urandom(PROBE_BYTES) * (each // PROBE_BYTES))
+        for number in range(mib * MIB // entry_bytes):
+            target.writestr(f"class-{number % 2}/{number}.jpg", os.urandom(PROBE_BYTES) * (entry_bytes // PROBE_BYTES))
     return path
 
 

@@ -31,15 +31,15 @@ def class_folders(tmp_path: Path) -> Path:
 
 
 def test_class_folders_with_splits(class_folders: Path) -> None:
-    found = load_container(class_folders, image_size=8)
+    loaded = load_container(class_folders, image_size=8)
 
-    assert found.images.classes == ("cat", "dog")
-    assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.images.images.shape == (6, 8, 8, 3)
-    assert found.images.images[:, 0, 0, 0].tolist() == [10, 11, 12, 200, 201, 202]
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == [0, 0, 1, 1]
-    assert found.truth.train_clean is None
+    assert loaded.images.classes == ("cat", "dog")
+    assert loaded.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert loaded.images.images.shape == (6, 8, 8, 3)
+    assert loaded.images.images[:, 0, 0, 0].tolist() == [10, 11, 12, 200, 201, 202]
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == [0, 0, 1, 1]
+    assert loaded.truth.train_clean is None
 
 
 def test_a_zip_is_the_folder_it_was_made_from(class_folders: Path, tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_tables_with_a_label_column_and_the_truth(tmp_path: Path) -> None:
         "\ufefffile,clean,human\nimages/0.png,a,a\nimages/1.png,b,a\nimages/2.png,b,b\nimages/gone.png,b,b\n"
     )
     (tmp_path / "test.csv").write_text("file,clean\nimages/3.png,b\n")
-    found = load_container(tmp_path, image_size=8, columns=[ColumnNames(label="human", clean="clean")])
+    loaded = load_container(tmp_path, image_size=8, columns=[ColumnNames(label="human", clean="clean")])
 
-    assert found.images.labels.tolist() == [0, 0, 1]
-    assert found.truth.train_clean is not None
-    assert found.truth.train_clean.tolist() == [0, 1, 1]
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == [1]
-    assert [(line.path, line.code) for line in found.report] == [("images/gone.png", "unknown_file")]
+    assert loaded.images.labels.tolist() == [0, 0, 1]
+    assert loaded.truth.train_clean is not None
+    assert loaded.truth.train_clean.tolist() == [0, 1, 1]
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == [1]
+    assert [(line.path, line.code) for line in loaded.report] == [("images/gone.png", "unknown_file")]
 
 
 def test_classes_are_all_that_occur_and_a_row_without_a_label_is_left_out(tmp_path: Path) -> None:
@@ -75,15 +75,15 @@ def test_classes_are_all_that_occur_and_a_row_without_a_label_is_left_out(tmp_pa
     rows = [f"{number:02}.png,{'bd'[number % 2]},{'cd'[number % 2]}\n" for number in range(10)]
     (tmp_path / "train.csv").write_text("file,label,clean\n" + "".join(rows) + "10.png,,d\n")
     (tmp_path / "test.csv").write_text("file,label\n11.png,a\n")
-    found = load_container(tmp_path, image_size=8, columns=[ColumnNames(clean="clean")])
+    loaded = load_container(tmp_path, image_size=8, columns=[ColumnNames(clean="clean")])
 
-    assert found.images.classes == ("a", "b", "c", "d")
-    assert found.images.labels.tolist() == [1, 3] * 5
-    assert found.truth.train_clean is not None
-    assert found.truth.train_clean.tolist() == [2, 3] * 5
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == [0]
-    assert [(line.path, line.code) for line in found.report] == [("10.png", "unlabeled_row")]
+    assert loaded.images.classes == ("a", "b", "c", "d")
+    assert loaded.images.labels.tolist() == [1, 3] * 5
+    assert loaded.truth.train_clean is not None
+    assert loaded.truth.train_clean.tolist() == [2, 3] * 5
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == [0]
+    assert [(line.path, line.code) for line in loaded.report] == [("10.png", "unlabeled_row")]
 
 
 @pytest.mark.parametrize(

@@ -35,17 +35,17 @@ Make = Callable[..., Path]
 
 def items(packed: bytes, clean: Mapping[str, int] | None = None) -> list[ImageRecord]:
     """Class folders of a zip, under train/ or test/ or neither, as the service would list them."""
-    found = []
+    result = []
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         for info in archive.infolist():
             *split, name, _ = info.filename.split("/")
             start = info.header_offset + 30 + len(info.filename)
             labels = (CLASSES.index(name), (clean or {}).get(info.filename))
-            found.append(
+            result.append(
                 ImageRecord(info.filename, (split or ["train"])[0], *labels, start, info.compress_size,
                      info.compress_type == 8, info.file_size, info.CRC)
             )  # fmt: skip
-    return found
+    return result
 
 
 @pytest.fixture
@@ -116,15 +116,15 @@ def test_clean_labels_are_truth_alone(make: Make) -> None:
 def test_another_size_is_made_once_and_kept(make: Make, resize: decoding.Resize) -> None:
     files = {f"{name}/{n}.png": pictures.encoded(n, 20 + n, 31, kind="PNG") for name in CLASSES for n in range(3)}
     folder = make(files)
-    told: list[tuple[int, int]] = []
-    labeled, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
-    assert told == [(6, 6)]
+    progress_calls: list[tuple[int, int]] = []
+    labeled, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: progress_calls.append(pair))
+    assert progress_calls == [(6, 6)]
     for row, path in enumerate(sorted(files)):
         picture = decoding.decode(files[path])
         geometry = Geometry.of(picture.shape[1], picture.shape[0], 16, resize)
         np.testing.assert_array_equal(labeled.images[row], decoding.resize(picture, geometry))
-    again, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: told.append(pair))
-    assert len(told) == 1
+    again, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: progress_calls.append(pair))
+    assert len(progress_calls) == 1
     assert torch.equal(again.images, labeled.images)
 
 
@@ -174,8 +174,8 @@ def test_the_index_says_where_the_original_bytes_are(make: Make) -> None:
 
 def test_sizes_are_those_after_exif(make: Make) -> None:
     files = {**pictures.class_folders(), "cat/turned.jpg": pictures.encoded(1, 20, 10, orientation=6)}
-    found = {row.path: (row.width, row.height) for row in dataset_index.read_images(make(files))}
-    assert found["cat/turned.jpg"] == (10, 20)
+    result = {row.path: (row.width, row.height) for row in dataset_index.read_images(make(files))}
+    assert result["cat/turned.jpg"] == (10, 20)
 
 
 def test_threads_change_nothing(make: Make) -> None:
@@ -191,8 +191,8 @@ def test_threads_change_nothing(make: Make) -> None:
 
 
 def test_Z3_an_entry_larger_than_it_says_ends_the_ingest(make: Make) -> None:
-    found = refusal(make, pictures.class_folders(), deflated=True, change=lambda item: item._replace(image_bytes=50))
-    assert found.code == "archive_too_large"
+    result = refusal(make, pictures.class_folders(), deflated=True, change=lambda item: item._replace(image_bytes=50))
+    assert result.code == "archive_too_large"
 
 
 def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
@@ -222,9 +222,9 @@ def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
 def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
     files = pictures.class_folders(each=10)
     assert make({**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x"}).exists()
-    found = refusal(make, {**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x", "cat/3.jpg": b"x"})
-    assert found.code == "too_many_bad_images"
-    assert "3 of 20" in found.detail
+    result = refusal(make, {**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x", "cat/3.jpg": b"x"})
+    assert result.code == "too_many_bad_images"
+    assert "3 of 20" in result.detail
 
 
 def test_Z9_what_the_bytes_reveal_is_reported(make: Make) -> None:
@@ -279,9 +279,9 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(make: Make) ->
 
 
 def test_progress_counts_to_the_end(make: Make) -> None:
-    told: list[tuple[int, int]] = []
-    make(pictures.class_folders(each=100), progress=lambda *pair: told.append(pair))
-    assert told == [(128, 200), (200, 200)]
+    progress_calls: list[tuple[int, int]] = []
+    make(pictures.class_folders(each=100), progress=lambda *pair: progress_calls.append(pair))
+    assert progress_calls == [(128, 200), (200, 200)]
 
 
 def test_pixels_that_do_not_match_the_index_are_refused(make: Make) -> None:
@@ -298,9 +298,9 @@ def test_facts_are_json_and_lines_about_the_archive_reach_the_report(make: Make)
     line = ReportLine("a.txt", "ignored_file", "not opened", "ignored")
     folder = make(pictures.class_folders(), report=[line], facts={"layout": "folders"})
     assert report(folder) == [("a.txt", "ignored_file", "ignored")]
-    found = json.loads(json.dumps(dataset_index.read_facts(folder), allow_nan=False))
-    assert found["layout"] == "folders"
-    assert (found["train_images"], found["test_images"], found["ignored"]) == (8, 0, 1)
+    result = json.loads(json.dumps(dataset_index.read_facts(folder), allow_nan=False))
+    assert result["layout"] == "folders"
+    assert (result["train_images"], result["test_images"], result["ignored"]) == (8, 0, 1)
 
 
 def test_a_header_written_last_is_numpys(tmp_path: Path) -> None:

@@ -101,21 +101,21 @@ def human(folder: Path, name: str, **arrays: np.ndarray) -> None:
 def write(tmp_path: Path, *writers: Callable[[Path], None]) -> Path:
     folder = tmp_path / "set" / "cifar"
     folder.mkdir(parents=True)
-    for each in writers:
-        each(folder)
+    for writer in writers:
+        writer(folder)
     return tmp_path / "set"
 
 
 @pytest.mark.parametrize("writer", [python_ten, binary_ten])
 def test_cifar10_is_read_from_its_files_in_their_order(tmp_path: Path, writer: Callable[[Path], None]) -> None:
-    found = load_container(write(tmp_path, writer), image_size=32)
+    loaded = load_container(write(tmp_path, writer), image_size=32)
 
-    assert found.images.classes == TEN
-    assert found.images.labels.tolist() == LABELS[:20].tolist()
-    assert np.array_equal(found.images.images.numpy(), PLANES[:20].reshape(20, 3, 32, 32).transpose(0, 2, 3, 1))
-    assert found.truth.train_clean is None
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == LABELS[20:].tolist()
+    assert loaded.images.classes == TEN
+    assert loaded.images.labels.tolist() == LABELS[:20].tolist()
+    assert np.array_equal(loaded.images.images.numpy(), PLANES[:20].reshape(20, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert loaded.truth.train_clean is None
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == LABELS[20:].tolist()
 
 
 @pytest.mark.parametrize("writer", [python_hundred, binary_hundred])
@@ -135,13 +135,13 @@ def test_human_labels_are_given_and_the_original_ones_the_truth(tmp_path: Path) 
     folder = write(
         tmp_path, python_ten, lambda at: human(at, "CIFAR-10_human.pt", clean_label=LABELS[:20], worse=wrong)
     )
-    found = load_container(folder, image_size=32, columns=[ColumnNames(label="worse")])
+    loaded = load_container(folder, image_size=32, columns=[ColumnNames(label="worse")])
 
-    assert found.images.labels.tolist() == wrong.tolist()
-    assert found.truth.train_clean is not None
-    assert found.truth.train_clean.tolist() == LABELS[:20].tolist()
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == LABELS[20:].tolist()
+    assert loaded.images.labels.tolist() == wrong.tolist()
+    assert loaded.truth.train_clean is not None
+    assert loaded.truth.train_clean.tolist() == LABELS[:20].tolist()
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == LABELS[20:].tolist()
     assert (
         load_container(folder, image_size=32, columns=[ColumnNames(label="clean")]).images.labels.tolist()
         == LABELS[:20].tolist()
@@ -155,11 +155,11 @@ def test_human_labels_of_super_classes_have_a_truth_of_their_own(tmp_path: Path)
     fine, coarse = (np.array(values[:20]) for values in fine_and_coarse())
     arrays = {"clean_label": fine, "noisy_label": fine, "clean_coarse_label": coarse, "noisy_coarse_label": 19 - coarse}
     folder = write(tmp_path, binary_hundred, lambda at: human(at, "CIFAR-100_human.pt", **arrays))
-    found = load_container(folder, image_size=32, columns=[ColumnNames(label="noisy_coarse_label")])
+    loaded = load_container(folder, image_size=32, columns=[ColumnNames(label="noisy_coarse_label")])
 
-    assert [found.images.classes[n] for n in found.images.labels] == [COARSE[n] for n in 19 - coarse]
-    assert found.truth.train_clean is not None
-    assert [found.images.classes[n] for n in found.truth.train_clean] == [COARSE[n] for n in coarse]
+    assert [loaded.images.classes[n] for n in loaded.images.labels] == [COARSE[n] for n in 19 - coarse]
+    assert loaded.truth.train_clean is not None
+    assert [loaded.images.classes[n] for n in loaded.truth.train_clean] == [COARSE[n] for n in coarse]
 
 
 @pytest.mark.parametrize(
@@ -236,10 +236,10 @@ def test_numbers_and_text_of_every_protocol_come_back(protocol: int) -> None:
         b"bytes": b"\xff",
         "list": [1, None],
     }
-    found = pickles.read(pickle.dumps(held, protocol=protocol), "it")
+    loaded = pickles.read(pickle.dumps(held, protocol=protocol), "it")
 
-    assert np.array_equal(found.pop("array"), held["array"])
-    assert found == {"number": 3, "text": "ä", "bytes": b"\xff", "list": [1, None]}
+    assert np.array_equal(loaded.pop("array"), held["array"])
+    assert loaded == {"number": 3, "text": "ä", "bytes": b"\xff", "list": [1, None]}
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"a": 1})[:-3]])
@@ -291,15 +291,15 @@ def clothing(folder: Path) -> None:
 
 
 def test_clothing1m_learns_from_noisy_labels_and_tests_on_clean_ones(tmp_path: Path) -> None:
-    found = load_container(write(tmp_path, clothing), image_size=8)
+    loaded = load_container(write(tmp_path, clothing), image_size=8)
 
-    assert found.images.classes == ("00", "01", "02", "13")
-    assert found.images.labels.tolist() == [0, 1, 2]
-    assert found.truth.train_clean is not None
-    assert found.truth.train_clean.tolist() == [1, -1, -1]
-    assert found.truth.test_labels is not None
-    assert found.truth.test_labels.tolist() == [0, 3]
-    assert [(line.path, line.detail) for line in found.report] == [("images/5/5.jpg", "no such image")]
+    assert loaded.images.classes == ("00", "01", "02", "13")
+    assert loaded.images.labels.tolist() == [0, 1, 2]
+    assert loaded.truth.train_clean is not None
+    assert loaded.truth.train_clean.tolist() == [1, -1, -1]
+    assert loaded.truth.test_labels is not None
+    assert loaded.truth.test_labels.tolist() == [0, 3]
+    assert [(line.path, line.detail) for line in loaded.report] == [("images/5/5.jpg", "no such image")]
 
 
 @pytest.mark.parametrize(
@@ -355,13 +355,13 @@ def test_the_service_takes_a_converted_set(tmp_path: Path) -> None:
         tmp_path, python_ten, lambda at: human(at, "CIFAR-10_human.pt", clean_label=LABELS[:20], worse=9 - LABELS[:20])
     )
     assert command.main(["convert", str(folder), str(tmp_path / "set.zip")]) == 0
-    found = resolve_labels(read_archive(tmp_path / "set.zip"), ColumnNames(label="worse", clean="clean"))
-    train = sorted((image for image in found.images if image.split == "train"), key=lambda image: image.path)
+    loaded = resolve_labels(read_archive(tmp_path / "set.zip"), ColumnNames(label="worse", clean="clean"))
+    train = sorted((image for image in loaded.images if image.split == "train"), key=lambda image: image.path)
 
-    assert found.classes == TEN
+    assert loaded.classes == TEN
     assert [image.given for image in train] == (9 - LABELS[:20]).tolist()
     assert [image.clean for image in train] == LABELS[:20].tolist()
-    assert sum(image.split == "test" for image in found.images) == 10
+    assert sum(image.split == "test" for image in loaded.images) == 10
 
 
 def test_there_is_nothing_to_convert_in_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,10 +383,10 @@ def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path: Path) -> None
     held = bytearray(path.read_bytes())
     held[held.index(b"IDAT") + 6] ^= 1
     path.write_bytes(held)
-    found = load_container(path, image_size=8)
+    loaded = load_container(path, image_size=8)
 
-    assert len(found.images) == 11
-    assert [(line.path, line.code) for line in found.report] == [("a/00.png", "bad_checksum")]
+    assert len(loaded.images) == 11
+    assert [(line.path, line.code) for line in loaded.report] == [("a/00.png", "bad_checksum")]
 
 
 def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from ml.data.published.published_dataset import PublishedDataset
 from ml.data.published.source_files import SourceFiles
 
 FORMATS = (cifar_python, cifar_binary, clothing1m)
-LABEL_FILES = frozenset(name for each in FORMATS for name in each.LABEL_FILES)
+LABEL_FILES = frozenset(name for format in FORMATS for name in format.LABEL_FILES)
 
 
 def find_published(source: SourceFiles) -> PublishedDataset | None:
     """The data set that a folder or an archive holds in one of the formats, if any; UnusableData if it is damaged."""
-    return next((dataset for each in FORMATS if (dataset := each.read(source)) is not None), None)
+    return next((dataset for format in FORMATS if (dataset := format.read(source)) is not None), None)

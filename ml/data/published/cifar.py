@@ -78,9 +78,9 @@ def join_batches(batches: Sequence[Batch], names: Mapping[str, Sequence[str]], s
     Raises:
         UnusableData: labels_disagree, unreadable_pickle or unsafe_pickle, where human labels are there.
     """
-    planes = np.concatenate([each.planes for each in batches])
-    splits = [each.split for each in batches for _ in each.planes]
-    numbers = {column: np.concatenate([each.numbers[column] for each in batches]) for column in names}
+    planes = np.concatenate([one.planes for one in batches])
+    splits = [one.split for one in batches for _ in one.planes]
+    numbers = {column: np.concatenate([one.numbers[column] for one in batches]) for column in names}
     labels = {column: [names[column][number] for number in values] for column, values in numbers.items()}
     counters = {"train": 0, "test": 0}
     files = []

@@ -54,7 +54,7 @@ def convert(path: Path, target: Path) -> PublishedDataset:
 def _write_zip(dataset: PublishedDataset, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for split in ("train", "test"):
-            rows = [number for number, each in enumerate(dataset.splits) if each == split]
+            rows = [number for number, name in enumerate(dataset.splits) if name == split]
             columns = [name for name, labels in dataset.labels.items() if any(labels[number] for number in rows)]
             lines = ((dataset.names[row], *(dataset.labels[name][row] for name in columns)) for row in rows)
             if rows:

@@ -45,14 +45,14 @@ class _Numbers(pickle.Unpickler):
 def read(data: bytes, what: str) -> dict[str, Any]:
     """The dictionary in a pickle of Python 2 or 3; UnusableData (unsafe_pickle, unreadable_pickle) naming `what`."""
     try:
-        found = _Numbers(io.BytesIO(data), encoding="latin1").load()
+        content = _Numbers(io.BytesIO(data), encoding="latin1").load()
     except UnusableData:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         raise UnusableData(f"{what} cannot be unpickled: {error}", code="unreadable_pickle") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UnusableData(f"{what} holds no dictionary", code="unreadable_pickle")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
 def read_zipped(data: bytes, what: str) -> dict[str, Any]:

@@ -42,5 +42,5 @@ class SourceFiles:
         folders = [PurePosixPath(name).parent for name in self.names if PurePosixPath(name).name == leaf]
         if not folders:
             return None
-        folder = min(folders, key=lambda each: (len(each.parts), each))
+        folder = min(folders, key=lambda path: (len(path.parts), path))
         return {PurePosixPath(name).name: name for name in self.names if PurePosixPath(name).parent == folder}

@@ -50,9 +50,9 @@ def both(name: str) -> list[bytes]:
 @pytest.mark.parametrize("deflated", [False, True])
 def test_a_zip_is_read_as_it_was_written(write: Write, deflated: bool) -> None:
     files = {**pictures.class_folders(), "ä/😀.png": JPEG, "big/table.csv": b"a,b\n" * 9999}
-    found = read_archive(write(pictures.zipped(files, deflated=deflated, folders=["empty"])))
-    assert (found.container, found.compression, found.folders) == ("zip", "", ["empty/"])
-    assert {entry.path: found.content(entry) for entry in found.entries} == files
+    result = read_archive(write(pictures.zipped(files, deflated=deflated, folders=["empty"])))
+    assert (result.container, result.compression, result.folders) == ("zip", "", ["empty/"])
+    assert {entry.path: result.content(entry) for entry in result.entries} == files
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -61,18 +61,18 @@ def test_a_tar_is_read_as_it_was_written(write: Write, tmp_path: Path, compressi
     deep = "/".join(["folder" * 8] * 3)  # beyond the 100 bytes of the oldest header
     files = {**pictures.class_folders(), "labels.csv": b"a,b\n" * 999, f"{deep}/ä.jpg": JPEG, "empty.txt": b""}
     path = write(pictures.tarred(files, compression=compression, kind=kind))
-    found = read_archive(path)
-    assert found.container == "tar"
-    assert found.content(next(entry for entry in found.entries if entry.path == "labels.csv")) == files["labels.csv"]
+    result = read_archive(path)
+    assert result.container == "tar"
+    assert result.content(next(entry for entry in result.entries if entry.path == "labels.csv")) == files["labels.csv"]
     plain = tmp_path / "plain"
     assert decompress(path, plain) == bool(compression)
     tar = (plain if compression else path).read_bytes()
-    assert {entry.path: tar[entry.offset :][: entry.stored_bytes] for entry in found.entries} == files
+    assert {entry.path: tar[entry.offset :][: entry.stored_bytes] for entry in result.entries} == files
 
 
 def test_leading_dots_of_a_packed_folder_are_no_names(write: Write) -> None:
-    found = read_archive(write(pictures.tarred({"./": b"", "./cat/1.jpg": JPEG, "./dog/1.jpg": JPEG})))
-    assert [entry.path for entry in found.entries] == ["cat/1.jpg", "dog/1.jpg"]
+    result = read_archive(write(pictures.tarred({"./": b"", "./cat/1.jpg": JPEG, "./dog/1.jpg": JPEG})))
+    assert [entry.path for entry in result.entries] == ["cat/1.jpg", "dog/1.jpg"]
 
 
 def test_zip64_is_read(write: Write) -> None:
@@ -96,10 +96,10 @@ def test_zip64_is_read(write: Write) -> None:
 )  # fmt: skip
 def test_Z1_unsafe_names_are_refused(write: Write, name: str) -> None:
     for data in both(name):
-        found = refusal(write(data))
-        assert (found.code, found.http_status) == ("unsafe_entry_name", 422)
-        assert found.errors[0].pointer
-        assert found.detail.isprintable()
+        result = refusal(write(data))
+        assert (result.code, result.http_status) == ("unsafe_entry_name", 422)
+        assert result.errors[0].pointer
+        assert result.detail.isprintable()
 
 
 @pytest.mark.parametrize("name", [b"a\0b.jpg", b"\xff\xfe.jpg", b"caf\xe9/1.jpg", b"\xed\xa0\x80.jpg"])
@@ -132,8 +132,8 @@ def test_Z3_limits_on_entries_and_bytes(write: Write, pack: Callable[[dict[str, 
     path = write(pack({f"a/{number}.jpg": bytes(1000) for number in range(9)}))
     assert len(read_archive(path, Limits(entries=9, entry_bytes=1000, total_bytes=9000)).entries) == 9
     for limits in ({"entries": 8}, {"entry_bytes": 999}, {"total_bytes": 8999}):
-        found = refusal(path, **limits)
-        assert (found.code, found.http_status) == ("archive_too_large", 413)
+        result = refusal(path, **limits)
+        assert (result.code, result.http_status) == ("archive_too_large", 413)
 
 
 def test_Z3_bombs_are_refused_without_inflating_them(write: Write) -> None:
@@ -145,10 +145,10 @@ def test_Z3_bombs_are_refused_without_inflating_them(write: Write) -> None:
     for data in archives:
         path = write(data)
         tracemalloc.start()
-        found = refusal(path)
+        result = refusal(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert found.code == "archive_too_large"
+        assert result.code == "archive_too_large"
         assert peak < 8 << 20
 
 
@@ -209,8 +209,8 @@ def test_Z4_two_ends_a_second_name_and_a_second_tar_are_refused(write: Write) ->
     "data", [b"", b"no archive", b"PK\3\4", b"PK\5\6" + bytes(10), b"\x1f\x8b", b"\x1f\x8b" + bytes(40)]
 )
 def test_Z5_what_is_no_archive_is_refused(write: Write, data: bytes) -> None:
-    assert (found := refusal(write(data))).code == "bad_archive"
-    assert found.http_status == 422
+    assert (result := refusal(write(data))).code == "bad_archive"
+    assert result.http_status == 422
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ def test_Z5_what_is_no_archive_is_refused(write: Write, data: bytes) -> None:
              lambda: pictures.tarred(pictures.class_folders(), compression="gz")]
 )  # fmt: skip
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
-def test_Z5_truncated_archives_are_refused(write: Write, pack: Callable[[], bytes], kept: float) -> None:
+def test_Z5_truncated_archives_are_refused(write: Write, pack: Callable[[], bytes], share: float) -> None:
     data = pack()
     if data[:2] == b"ca":  # tars end in blocks of zeros: cut before them
         data = data.rstrip(b"\0")
-    assert refusal(write(data[: int(len(data) * kept)])).code == "bad_archive"
+    assert refusal(write(data[: int(len(data) * share)])).code == "bad_archive"
 
 
 @pytest.mark.parametrize("data", [b"x", b"\n", b"\0" * 30])
@@ -236,15 +236,15 @@ def test_Z5_encryption_and_odd_compression_are_named(write: Write) -> None:
     assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, flags=1)]))).code == "encrypted_archive"
     assert refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, method=99)]))).code == "encrypted_archive"
     for method, name in ((9, "deflate64"), (12, "bzip2"), (14, "lzma"), (77, "77")):
-        found = refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, method=method)])))
-        assert found.code == "bad_archive"
-        assert name in found.detail
+        result = refusal(write(hand_zip([Raw(b"a/x.jpg", JPEG, method=method)])))
+        assert result.code == "bad_archive"
+        assert name in result.detail
 
 
 def test_Z5_a_damaged_table_is_refused_by_its_crc(write: Write) -> None:
-    found = read_archive(write(hand_zip([Raw(b"labels.csv", b"file,label\n", crc=1)])))
+    result = read_archive(write(hand_zip([Raw(b"labels.csv", b"file,label\n", crc=1)])))
     with pytest.raises(DatasetFormatError, match="damaged"):
-        found.content(found.entries[0])
+        result.content(result.entries[0])
 
 
 def test_Z5_a_damaged_zstd_stream_is_refused(write: Write) -> None:
@@ -293,14 +293,14 @@ def accepted(path: Path) -> Archive | None:
         return None
 
 
-def require_sound(found: Archive) -> None:
+def require_sound(result: Archive) -> None:
     """What may be relied on: files apart from each other, inside the container, under different safe names."""
-    size = found.path.stat().st_size
-    spans = sorted((entry.offset, entry.offset + entry.stored_bytes) for entry in found.entries)
+    size = result.path.stat().st_size
+    spans = sorted((entry.offset, entry.offset + entry.stored_bytes) for entry in result.entries)
     ends = [0, *(end for _, end in spans)]
     assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
     assert ends[-1] <= size
-    names = [entry.path for entry in found.entries]
+    names = [entry.path for entry in result.entries]
     assert len({name.casefold() for name in names}) == len(names)
     assert not any(".." in name.split("/") or name.startswith("/") or "\\" in name for name in names)
 
@@ -316,8 +316,8 @@ def test_hand_built_zips_are_sound_or_refused(
     data = hand_zip(
         [Raw(**{**vars(raw), "crc": (raw.crc or 0) & 0xFFFFFFFF}) for raw in entries], count=count, comment=comment
     )
-    if (found := accepted(write(data))) is not None:
-        require_sound(found)
+    if (result := accepted(write(data))) is not None:
+        require_sound(result)
 
 
 @shared
@@ -337,19 +337,19 @@ def test_bytes_changed_anywhere_are_sound_or_refused(write: Write, base: str, ch
     for position, value in changes:
         # Half of the changes hit the last bytes, where a zip keeps its directory.
         broken[-1 - position % 200 if position % 2 and base in ("zip", "deflated") else position % len(broken)] = value
-    found = accepted(write(bytes(broken)))
-    if found is not None and not found.compression:
-        require_sound(found)
+    result = accepted(write(bytes(broken)))
+    if result is not None and not result.compression:
+        require_sound(result)
 
 
 @shared
 @given(data=st.binary(max_size=600), start=st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08"]))
 def test_random_bytes_are_refused(write: Write, data: bytes, start: bytes) -> None:
-    found = accepted(write(start + data))
-    assert found is None or not found.entries
+    result = accepted(write(start + data))
+    assert result is None or not result.entries
 
 
 def test_reading_leaves_crc_to_ingest(write: Write) -> None:
     """One bad CRC costs one image, not the archive (Z5): here it is only handed on."""
-    found = read_archive(write(hand_zip([Raw(b"a/x.jpg", JPEG, crc=7)])))
-    assert found.entries[0].crc == 7 != zlib.crc32(JPEG)
+    result = read_archive(write(hand_zip([Raw(b"a/x.jpg", JPEG, crc=7)])))
+    assert result.entries[0].crc == 7 != zlib.crc32(JPEG)

@@ -42,14 +42,14 @@ def refusal(read: Read, files: Mapping[str, bytes], **columns: str) -> ArchiveRe
     return problem
 
 
-def labels(found: Layout) -> dict[str, tuple[str, str | None, str | None]]:
+def labels(result: Layout) -> dict[str, tuple[str, str | None, str | None]]:
     """(split, given, clean) by path, ids back to names."""
-    names = {None: None} | dict(enumerate(found.classes))
-    return {image.path: (image.split, names[image.given], names[image.clean]) for image in found.images}
+    names = {None: None} | dict(enumerate(result.classes))
+    return {image.path: (image.split, names[image.given], names[image.clean]) for image in result.images}
 
 
-def codes(found: Layout) -> dict[str, str]:
-    return {line.path: line.code for line in found.report}
+def codes(result: Layout) -> dict[str, str]:
+    return {line.path: line.code for line in result.report}
 
 
 def pair(path: str = "") -> dict[str, bytes]:
@@ -62,16 +62,16 @@ def pair(path: str = "") -> dict[str, bytes]:
 
 def test_Z6_other_files_are_reported_and_never_opened(read: Read) -> None:
     others = {"cat/a.zip": b"PK\3\4", "cat/m.pkl": b"\x80", "README.md": b"#", "x.py": b"1/0", "dog/noext": b""}
-    found = read({**pair(), **others})
-    assert codes(found) == dict.fromkeys(others, "ignored_file")
-    assert len(found.images) == 2
+    result = read({**pair(), **others})
+    assert codes(result) == dict.fromkeys(others, "ignored_file")
+    assert len(result.images) == 2
 
 
 def test_Z7_junk_is_no_class(read: Read) -> None:
     junk = ["__MACOSX/cat/._1.jpg", "__MACOSX/x.jpg", "cat/.DS_Store", ".git/a.jpg", "cat/Thumbs.db", "dog/desktop.ini"]
-    found = read({**pair("set/"), **dict.fromkeys(junk, JPEG)})
-    assert codes(found) == dict.fromkeys(junk, "junk_file")
-    assert found.classes == ("cat", "dog")
+    result = read({**pair("set/"), **dict.fromkeys(junk, JPEG)})
+    assert codes(result) == dict.fromkeys(junk, "junk_file")
+    assert result.classes == ("cat", "dog")
 
 
 # --- class folders ------------------------------------------------------------------------------------------------
@@ -81,10 +81,10 @@ def test_Z7_junk_is_no_class(read: Read) -> None:
 @pytest.mark.parametrize("wrapper", ["", "set/", "outer/inner/"])
 def test_Z8_class_folders_at_any_depth_under_any_wrapper(read: Read, wrapper: str, tar: bool) -> None:
     files = {**pair(wrapper), f"{wrapper}cat/deep/er/2.PNG": JPEG}
-    found = read(files, tar=tar)
-    assert found.classes == ("cat", "dog")
-    assert labels(found)[f"{wrapper}cat/deep/er/2.PNG"] == ("train", "cat", None)
-    assert found.facts["layout"] == "folders"
+    result = read(files, tar=tar)
+    assert result.classes == ("cat", "dog")
+    assert labels(result)[f"{wrapper}cat/deep/er/2.PNG"] == ("train", "cat", None)
+    assert result.facts["layout"] == "folders"
 
 
 @pytest.mark.parametrize("wrapper", ["", "set/"])
@@ -100,9 +100,9 @@ def test_Z8_class_folders_at_any_depth_under_any_wrapper(read: Read, wrapper: st
 def test_Z8_split_folders_are_recognised(
     read: Read, wrapper: str, names: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
-    found = read({path: data for name in names for path, data in pair(f"{wrapper}{name}/").items()})
-    assert [labels(found)[f"{wrapper}{name}/cat/1.jpg"][0] for name in names] == list(expected)
-    assert found.classes == ("cat", "dog")
+    result = read({path: data for name in names for path, data in pair(f"{wrapper}{name}/").items()})
+    assert [labels(result)[f"{wrapper}{name}/cat/1.jpg"][0] for name in names] == list(expected)
+    assert result.classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -128,24 +128,24 @@ def test_Z8_a_table_beside_class_folders_must_agree(read: Read) -> None:
     rows = ["cat/1.jpg,cat", "dog/1.jpg,dog"]
     assert read({**pair(), "labels.csv": table("file,label", rows)}).facts["layout"] == "table"
     swapped = {**pair(), "labels.csv": table("file,label", ["cat/1.jpg,dog", "dog/1.jpg,cat"])}
-    found = refusal(read, swapped)
-    assert (found.code, found.errors[0].pointer) == ("ambiguous_layout", "cat/1.jpg")
+    result = refusal(read, swapped)
+    assert (result.code, result.errors[0].pointer) == ("ambiguous_layout", "cat/1.jpg")
     assert labels(read(swapped, label_column="label"))["cat/1.jpg"][1] == "dog"
 
 
 def test_Z8_a_table_of_something_else_leaves_the_folders_alone(read: Read) -> None:
     boxes = table("file,x0,y0", ["cat/1.jpg,1,2"])
-    found = read({**pair(), "boxes.csv": boxes, "notes.csv": b"\xff\xfe"})
-    assert found.facts["layout"] == "folders"
-    assert codes(found) == {"boxes.csv": "other_table", "notes.csv": "other_table"}
+    result = read({**pair(), "boxes.csv": boxes, "notes.csv": b"\xff\xfe"})
+    assert result.facts["layout"] == "folders"
+    assert codes(result) == {"boxes.csv": "other_table", "notes.csv": "other_table"}
 
 
 def test_Z9_classes(read: Read) -> None:
     assert refusal(read, {"cat/1.jpg": JPEG, "cat/2.jpg": JPEG}).code == "too_few_classes"
     assert refusal(read, {"set/train/cat/1.jpg": JPEG, "set/test/dog/1.jpg": JPEG}).code == "too_few_classes"
-    found = read(pair(), folders=("bird",))
-    assert codes(found) == {"bird/": "empty_class"}
-    assert found.classes == ("cat", "dog")
+    result = read(pair(), folders=("bird",))
+    assert codes(result) == {"bird/": "empty_class"}
+    assert result.classes == ("cat", "dog")
     exact = ("01", "1", "NA", "None", "null", "nan", "=1+1", "Ä b", "😀")
     assert read({f"{name}/1.jpg": JPEG for name in exact}).classes == tuple(sorted(exact))
 
@@ -157,9 +157,9 @@ def test_Z9_classes(read: Read) -> None:
 @pytest.mark.parametrize("wrapper", ["", "set/"])
 def test_a_table_labels_the_images_beside_it(read: Read, name: str, wrapper: str) -> None:
     files = {f"{wrapper}{path}": data for path, data in with_table(name=name).items()}
-    found = read(files)
-    assert labels(found)[f"{wrapper}images/1.jpg"] == ("train", "dog", None)
-    assert found.facts == {
+    result = read(files)
+    assert labels(result)[f"{wrapper}images/1.jpg"] == ("train", "dog", None)
+    assert result.facts == {
         "layout": "table", "path_column": "file", "label_column": "label", "clean_column": None, "class_list": None,
     }  # fmt: skip
 
@@ -167,8 +167,8 @@ def test_a_table_labels_the_images_beside_it(read: Read, name: str, wrapper: str
 @pytest.mark.parametrize("column", ["file", "file_name", "path"])
 def test_paths_may_leave_out_the_images_folder(read: Read, column: str) -> None:
     images = {"images/1.jpg": JPEG, "images/2.jpg": pictures.encoded(2)}
-    found = read({**images, "labels.csv": table(f"{column},label", ["1.jpg,cat", "./2.jpg,dog"])})
-    assert labels(found) == {"images/1.jpg": ("train", "cat", None), "images/2.jpg": ("train", "dog", None)}
+    result = read({**images, "labels.csv": table(f"{column},label", ["1.jpg,cat", "./2.jpg,dog"])})
+    assert labels(result) == {"images/1.jpg": ("train", "cat", None), "images/2.jpg": ("train", "dog", None)}
 
 
 def test_train_and_test_tables_with_truth_apart(read: Read) -> None:
@@ -176,12 +176,12 @@ def test_train_and_test_tables_with_truth_apart(read: Read) -> None:
     files["train.csv"] = table("file,clean,noisy,other", ["train/1.jpg,cat,dog,x", "train/2.jpg,dog,cat,y"])
     files["test.csv"] = table("file,clean", ["test/1.jpg,cat", "test/2.jpg,dog"])
     files["boxes.csv"] = table("file,label", ["train/1.jpg,cat"])
-    found = read(files, label_column="noisy", clean_column="clean")
-    assert labels(found)["train/1.jpg"] == ("train", "dog", "cat")
-    assert labels(found)["test/1.jpg"] == ("test", None, "cat")
-    assert codes(found) == {"boxes.csv": "other_table"}
+    result = read(files, label_column="noisy", clean_column="clean")
+    assert labels(result)["train/1.jpg"] == ("train", "dog", "cat")
+    assert labels(result)["test/1.jpg"] == ("test", None, "cat")
+    assert codes(result) == {"boxes.csv": "other_table"}
     assert labels(read(files, label_column="noisy"))["test/1.jpg"] == ("test", "cat", None)
-    assert found.classes == ("cat", "dog")
+    assert result.classes == ("cat", "dog")
 
 
 def test_metadata_in_split_folders_and_json_lines(read: Read) -> None:
@@ -201,8 +201,8 @@ def test_one_table_may_name_splits_by_column_or_folder(read: Read) -> None:
     rows = [f"{path},{'cat' if '1' in path else 'dog'}" for path in images]
     assert labels(read({**images, "labels.csv": table("file,label", rows)}))["val/1.jpg"][0] == "test"
     rows = [f"{row},{'test' if 'train' in row else 'train'}" for row in rows]
-    found = read({**images, "labels.csv": table("file,label,split", rows)})
-    assert labels(found)["train/1.jpg"][0] == "test"
+    result = read({**images, "labels.csv": table("file,label,split", rows)})
+    assert labels(result)["train/1.jpg"][0] == "test"
     rows[0] = rows[0].replace("test", "tset")
     assert refusal(read, {**images, "labels.csv": table("file,label,split", rows)}).code == "bad_split"
 
@@ -218,11 +218,11 @@ def test_one_table_may_name_splits_by_column_or_folder(read: Read) -> None:
         ("file,label", {"clean_column": "nope"}, "unknown_column", "'nope'"),
     ],
 )
-def test_C1_columns_are_named(read: Read, columns: str, asked: dict[str, str], code: str, words: str) -> None:
+def test_C1_columns_are_named(read: Read, columns: str, named: dict[str, str], code: str, words: str) -> None:
     row = ",".join(["1.jpg", "cat", "dog"][: columns.count(",") + 1])
-    found = refusal(read, {"images/1.jpg": JPEG, "labels.csv": table(columns, [row])}, **asked)
-    assert found.code == code
-    assert words in found.detail
+    result = refusal(read, {"images/1.jpg": JPEG, "labels.csv": table(columns, [row])}, **named)
+    assert result.code == code
+    assert words in result.detail
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_C1_columns_are_named(read: Read, columns: str, asked: dict[str, str], c
     ],
 )
 def test_C1_broken_rows_are_named(read: Read, body: bytes, code: str, line: int | None) -> None:
-    found = refusal(read, {"images/1.jpg": JPEG, "images/2.jpg": JPEG, "labels.csv": body})
-    assert found.code == code
-    assert found.errors[0].pointer == ("labels.csv" if line is None else f"labels.csv, line {line}")
+    result = refusal(read, {"images/1.jpg": JPEG, "images/2.jpg": JPEG, "labels.csv": body})
+    assert result.code == code
+    assert result.errors[0].pointer == ("labels.csv" if line is None else f"labels.csv, line {line}")
 
 
 @pytest.mark.parametrize(
@@ -256,19 +256,19 @@ def test_C2_unknown_files_unlabelled_images_and_repeats_are_reported(read: Read)
     files = with_table(4)
     files["labels.csv"] += b"images/1.jpg,dog\nimages/99.jpg,cat\n"
     files["images/extra.jpg"] = JPEG
-    found = read(files)
-    assert codes(found) == {
+    result = read(files)
+    assert codes(result) == {
         "images/99.jpg": "unknown_file", "images/1.jpg": "repeated_row", "images/extra.jpg": "unlabelled_image",
     }  # fmt: skip
-    assert len(found.images) == 4
+    assert len(result.images) == 4
     assert refusal(read, {"x.jpg": JPEG, "labels.csv": table("file,label", ["y.jpg,cat"])}).code == "no_images"
 
 
 def test_C2_one_file_under_two_labels_or_splits_is_refused(read: Read) -> None:
     files = with_table(4)
     files["labels.csv"] += b"images/1.jpg,cat\n"
-    assert (found := refusal(read, files)).code == "conflicting_labels"
-    assert found.errors[0].pointer == "images/1.jpg"
+    assert (result := refusal(read, files)).code == "conflicting_labels"
+    assert result.errors[0].pointer == "images/1.jpg"
     both = {f"{number}.jpg": JPEG for number in (1, 2)}
     tables = {f"{split}.csv": table("file,label", ["1.jpg,cat", "2.jpg,dog"]) for split in ("train", "test")}
     assert refusal(read, {**both, **tables}).code == "ambiguous_layout"
@@ -283,9 +283,9 @@ def test_C3_labels_are_exact_text(read: Read) -> None:
 
 @pytest.mark.parametrize(("label", "code"), [("a\0b", "bad_table"), ("a\x07b", "bad_label"), ("x" * 201, "bad_label")])
 def test_C3_what_cannot_be_a_label_is_refused(read: Read, label: str, code: str) -> None:
-    found = refusal(read, {"1.jpg": JPEG, "labels.csv": table("file,label", [f"1.jpg,{label}"])})
-    assert found.code == code
-    assert "line 2" in found.detail
+    result = refusal(read, {"1.jpg": JPEG, "labels.csv": table("file,label", [f"1.jpg,{label}"])})
+    assert result.code == code
+    assert "line 2" in result.detail
 
 
 @pytest.mark.parametrize(
@@ -299,9 +299,9 @@ def test_C4_utf8_with_or_without_bom_and_any_line_end(read: Read, change: Callab
 
 def test_C4_other_encodings_are_refused(read: Read) -> None:
     data = "file,label\n1.jpg,Käfer\n".encode("latin-1")
-    found = refusal(read, {"images/1.jpg": JPEG, "labels.csv": data})
-    assert found.code == "bad_encoding"
-    assert found.errors[0].pointer == "labels.csv, line 2"
+    result = refusal(read, {"images/1.jpg": JPEG, "labels.csv": data})
+    assert result.code == "bad_encoding"
+    assert result.errors[0].pointer == "labels.csv, line 2"
 
 
 def test_C5_long_lines_are_refused(read: Read) -> None:
@@ -321,14 +321,14 @@ def test_C5_a_table_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
     "path", ["../1.jpg", "/1.jpg", "a/../1.jpg", "http://h/1.jpg", "file:///etc/1.jpg", "C:1.jpg", "a\\1.jpg"]
 )
 def test_C6_paths_out_of_the_archive_and_urls_are_refused(read: Read, path: str) -> None:
-    found = refusal(read, {"1.jpg": JPEG, "labels.csv": table("file,label", [f"{path},cat"])})
-    assert (found.code, found.errors[0].pointer) == ("unsafe_path", "labels.csv, line 2")
+    result = refusal(read, {"1.jpg": JPEG, "labels.csv": table("file,label", [f"{path},cat"])})
+    assert (result.code, result.errors[0].pointer) == ("unsafe_path", "labels.csv, line 2")
 
 
 def test_two_tables_that_could_hold_the_labels_are_refused(read: Read) -> None:
     files = {**with_table(name="a.csv"), **with_table(name="b.csv")}
-    assert (found := refusal(read, files)).code == "ambiguous_layout"
-    assert "a.csv, b.csv" in found.detail
+    assert (result := refusal(read, files)).code == "ambiguous_layout"
+    assert "a.csv, b.csv" in result.detail
 
 
 def test_a_column_without_a_table_is_refused(read: Read) -> None:

@@ -88,7 +88,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {
     "train, val and test": (class_folders(splits=("train", "val", "test")), {}),
     "Train and Validation in a folder": (below("pets", class_folders(splits=("Train", "Validation"))), {}),
     "junk and other files": ({**class_folders(), "__MACOSX/cat/._1.jpg": b"x", "README.md": b"#"}, {}),
-    "a damaged image": ({**class_folders(each=10), "cat/5.jpg": b"x"}, {}),
+    "a damaged image": ({**class_folders(sign=10), "cat/5.jpg": b"x"}, {}),
     "too many damaged images": ({**class_folders(), "cat/1.jpg": b"x"}, {}),
     "labels.csv": (with_table(), {}),
     "metadata.csv in a folder": (below("set", with_table(name="metadata.csv")), {}),
@@ -151,7 +151,7 @@ def test_any_files_are_read_the_same(
     tmp_path = tmp_path_factory.mktemp("files")
     files = {f"{folder}/{n}.jpg".lstrip("/"): pictures.encoded(n) for n, folder in enumerate(folders * 2)}
     if with_rows:
-        separator = next(each for each in ",;\t" if each in header)
+        separator = next(sign for sign in ",;\t" if sign in header)
         listed = list(files)
         lines = [separator.join([listed[at % len(listed)], label]) for at, label in rows]
         files["labels.csv"] = table(header, lines)
