@@ -1,6 +1,6 @@
-"""What can be trained, as `python -m ml catalog` wrote it down: JSON Schemas turned into types, without torch.
+"""The catalog of what can be trained, which `python -m ml catalog` writes: methods, networks, noises, training fields.
 
-It knows the names and bounds of settings, never what they mean.
+JSON Schemas in it are turned into pydantic types, so that requests are validated without torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 COMMITTED = Path(__file__).with_name("catalog.json")
-BOUNDS = {
+BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minimum": "ge",
     "maximum": "le",
     "exclusiveMinimum": "gt",
@@ -54,27 +54,32 @@ class Catalog:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """Fields of the training spec as pydantic field definitions, without `method` and `params`."""
+        """The fields of the training spec, except `method` and `params`, as `pydantic.create_model` takes them."""
         properties, definitions = self.spec["properties"], self.spec.get("$defs", {})
         return {n: definition(s, definitions) for n, s in properties.items() if n not in {"method", "params"}}
 
     def params(self, method: str) -> type[BaseModel]:
-        """The type of one method's settings; UnknownChoice."""
+        """The pydantic model of a method's params; UnknownChoice."""
         self.check("method", method, self.methods)
         if method not in self._params:
             self._params[method] = model(f"{camel(method)}Params", self.methods[method]["params"])
         return self._params[method]
 
-    def complete(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
-        """A method's settings with every default filled in, its host's too; ValidationError or UnknownChoice."""
-        settings = self.params(method).model_validate(given).model_dump(mode="json")
-        host = settings.get("host")
-        if isinstance(host, str) and isinstance(settings.get("host_params"), dict):
+    def complete(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """A method's params with every default filled in, those of its base method (`host`) too.
+
+        Raises:
+            UnknownChoice: There is no such method or base method.
+            ValidationError: A param is unknown or invalid.
+        """
+        completed = self.params(method).model_validate(params).model_dump(mode="json")
+        host = completed.get("host")
+        if isinstance(host, str) and isinstance(completed.get("host_params"), dict):
             try:
-                settings["host_params"] = self.complete(host, settings["host_params"])
+                completed["host_params"] = self.complete(host, completed["host_params"])
             except ValidationError as error:
                 raise relocated(error, "host_params") from None
-        return settings
+        return completed
 
     def suited(self, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The settings that a method's rules choose for a data set with these facts; {} are the defaults."""
@@ -86,10 +91,12 @@ class Catalog:
         return {}
 
     def check_network(self, name: str) -> None:
+        """UnknownChoice unless the catalog has this network."""
         self.check("network", name, self.networks)
 
     @staticmethod
     def check(kind: str, name: str, known: dict[str, Any]) -> None:
+        """UnknownChoice with a suggestion and a list, unless `known` has this name of a `kind` (method, network)."""
         if name in known:
             return
         close = difflib.get_close_matches(name, known, n=1)
@@ -99,32 +106,33 @@ class Catalog:
         raise UnknownChoice(f"There is no such {kind}.{hint} Known: {', '.join(listed)}{more}.")
 
     def relative_cost(self, method: str, params: dict[str, Any]) -> float:
-        """Cost of an epoch, plain cross-entropy with one network being 1."""
+        """Cost of an epoch relative to cross-entropy with one network."""
         return math.prod(self._costs(method, params))
 
     def networks_held(self, method: str, params: dict[str, Any]) -> int:
-        """Networks trained side by side, roughly: a method or host that costs more than one mostly holds two."""
+        """About how many networks are trained at once: a method or base method that costs more than 1 mostly has two."""
         return math.prod(min(2, max(1, round(cost))) for cost in self._costs(method, params))
 
     def _costs(self, method: str, params: dict[str, Any]) -> list[float]:
-        """Of the method, and of the host that it wraps."""
+        """Relative costs of the method and of its base method."""
         names = [name for name in (method, params.get("host")) if name in self.methods]
         return [float(self.methods[name].get("relative_cost", 1.0)) for name in names]
 
 
 def relocated(error: ValidationError, *prefix: str) -> ValidationError:
-    """The same findings, one level further in."""
+    """The same errors with `prefix` in front of each location."""
     lines = [{**line, "loc": (*prefix, *line["loc"])} for line in error.errors(include_url=False)]
     return ValidationError.from_exception_data(error.title, [in_words(line) for line in lines])
 
 
 def in_words(line: dict[str, Any]) -> Any:
+    """A pydantic error as `ValidationError.from_exception_data` takes it, its message kept as it is."""
     message = str(line["msg"]).replace("{", "(").replace("}", ")")
     return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}
 
 
 def model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:
-    """A strict pydantic model of a JSON Schema object."""
+    """A strict pydantic model of a JSON Schema object; `definitions` are the `$defs` that its references name."""
     inner = {**(definitions or {}), **schema.get("$defs", {})}
     fields = {n: definition(s, inner, n in schema.get("required", ())) for n, s in schema.get("properties", {}).items()}
     made: type[BaseModel] = create_model(name, __config__=STRICT, __doc__=schema.get("description"), **fields)  # type: ignore[call-overload]
@@ -132,6 +140,7 @@ def model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None 
 
 
 def definition(schema: dict[str, Any], definitions: dict[str, Any], required: bool = False) -> tuple[Any, Any]:
+    """Type and default of one field, as `pydantic.create_model` takes them."""
     default = ... if required and "default" not in schema else schema.get("default")
     if isinstance(default, (dict, list)):
         fresh = functools.partial(copy.deepcopy, default)
@@ -140,7 +149,7 @@ def definition(schema: dict[str, Any], definitions: dict[str, Any], required: bo
 
 
 def annotation(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
-    """The Python type of one JSON Schema: what pydantic itself generates for settings, no more."""
+    """The Python type of one JSON Schema; it understands the schemas that pydantic generates for params."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return annotation({"title": name, **definitions[name]}, definitions)
@@ -160,7 +169,7 @@ def annotation(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
         return model(schema.get("title", "Settings"), schema, definitions)
     else:
         base = PLAIN.get(str(kind), Any)
-    bounds = {ours: schema[theirs] for theirs, ours in BOUNDS.items() if theirs in schema}
+    bounds = {constraint: schema[keyword] for keyword, constraint in BOUNDS.items() if keyword in schema}
     return Annotated[base, Field(**bounds)] if bounds else base
 
 

@@ -1,10 +1,10 @@
 """`python -m app.healthcheck [api | inference | heartbeat]`: exit status 0 when the process of this container works.
 
-    api        /livez answers
-    inference  a frame that asks for nothing is answered on the socket of predictions
-    heartbeat  a process of this host name (a supervisor, a dispatcher) wrote its row lately
+    api        /livez responds
+    inference  an empty frame is answered on the socket of the inference process
+    heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time
 
-Run every few seconds, so it imports no more than it needs; what to do about an illness, it does not know.
+It runs every few seconds, so each check imports no more than it needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def api() -> bool:
 
 
 def inference() -> bool:
-    """The loop that serves predictions turns: it refuses our empty request."""
+    """The inference process responds to an empty request by refusing it."""
     from app.predictions import frames
 
     address = frames.parse_address(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))

@@ -1,6 +1,6 @@
-"""JSON lines on standard output that carry request, job and data set ids from context variables.
+"""Logging as JSON lines on standard output, with request, job and data set ids from context variables.
 
-Nobody logs bodies, secrets or file names of clients; a record never exceeds 8 KiB.
+Bodies, secrets and file names of clients are never logged; a record has at most 8 KiB (SEC9).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _context: ContextVar[dict[str, str]] = ContextVar("log_context", default={})  # 
 
 @contextlib.contextmanager
 def bound(**ids: str | None) -> Iterator[None]:
-    """Every record logged inside carries these ids."""
+    """Add these ids to every record logged inside; None is left out."""
     token = _context.set(_context.get() | {k: v for k, v in ids.items() if v is not None})
     try:
         yield

@@ -1,4 +1,4 @@
-"""The API process: wiring only. Everything it opens is opened when it starts and closed when it ends."""
+"""The API process. Connections are opened when the application starts and closed when it ends."""
 
 from __future__ import annotations
 
@@ -45,11 +45,15 @@ ROUTERS: tuple[APIRouter, ...] = (
     health_routes.router,
     web.router,
 )
-ABOUT = "Trains image classifiers on badly labelled pictures and serves them with localization masks."
+ABOUT = "Trains image classifiers on images with noisy labels and serves them with localization masks."
 
 
 def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
-    """The application, nothing opened yet."""
+    """The application; nothing is opened before it starts.
+
+    Args:
+        catalog: What can be trained; the committed catalog by default.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +99,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     problems.install(app)
     openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
     stack = app.build_middleware_stack()
-    app.middleware_stack = security.SecurityMiddleware(stack, settings=config, meter=app.state.request_metrics)
+    app.middleware_stack = security.SecurityMiddleware(stack, settings=config, metrics=app.state.request_metrics)
     return app
 
 

@@ -1,6 +1,6 @@
-"""Every deployment knob and time limit of every process, from `DENLL_*` environment variables, read once per process.
+"""Settings of all processes, from `DENLL_*` environment variables, read once per process.
 
-Experiments are not configured here (they live in the training spec), nor are constants of an algorithm.
+Experiments are configured by the training spec, not here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,
 
 
 class Settings(BaseSettings):
-    # Errors go to the log, and the input of one about the whole holds keys and passwords (SEC9).
+    """Durations end in `_s` and are seconds; sizes end in `_bytes`."""
+
+    # Errors are logged, and the input of an error about several fields contains keys and passwords (SEC9).
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Where
@@ -180,7 +182,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """SQLAlchemy URL with the driver named."""
+        """The database as a SQLAlchemy URL that names the driver."""
         if not self.database_url:
             return f"sqlite:///{self.data_dir.absolute() / 'denll.sqlite'}"
         for plain in ("postgres://", "postgresql://"):
@@ -190,15 +192,15 @@ class Settings(BaseSettings):
 
     @property
     def device_names(self) -> tuple[str, ...]:
-        """The devices in their order, at least one; a job gets the first of them, inference the very first.
+        """The names in `devices`, at least one. A job takes as many as it needs from the front, inference the first.
 
-        `auto` is one device, and stays a word here: what it means on this host only torch or the driver can say.
+        `auto` counts as one device and is not resolved here: only torch or the driver can tell what this host has.
         """
         return names_in(self.devices)
 
     @property
     def key_required(self) -> bool:
-        """Loopback without a configured key is open to this machine's user; all else needs a key."""
+        """Whether requests need an API key. Without an admin key the API is open, and binds loopback only."""
         return self.admin_key is not None
 
 
@@ -207,6 +209,7 @@ def names_in(devices: str) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
     if host == "localhost":
         return True
     try:

@@ -1,6 +1,6 @@
-"""Files: paths made from ids alone, atomic writes, hashes, free space.
+"""Paths of stored files, atomic writes, hashes and free space.
 
-No path, name or URL of a client is ever joined here (SEC2); the only inputs are UUIDs, fences and fixed names.
+Paths are made from UUIDs, fences and fixed names only, never from a path, name or URL of a client (SEC2).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Storage:
 
     def attempts(self, job_id: uuid.UUID) -> list[Path]:
         """Folders of every attempt at a job, newest first."""
-        found = [p for p in self.job(job_id).glob("attempt-*") if p.name.removeprefix("attempt-").isdigit()]
-        return sorted(found, key=lambda p: int(p.name.removeprefix("attempt-")), reverse=True)
+        folders = [p for p in self.job(job_id).glob("attempt-*") if p.name.removeprefix("attempt-").isdigit()]
+        return sorted(folders, key=lambda p: int(p.name.removeprefix("attempt-")), reverse=True)
 
     def model(self, model_id: uuid.UUID) -> Path:
         return self.root / "models" / str(model_id)
@@ -66,7 +66,7 @@ class Storage:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` survive a power cut."""
+    """Sync a folder, so that new and renamed entries survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -75,7 +75,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's bytes survive a power cut."""
+    """Sync a file's content, so that it survives a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -107,7 +107,11 @@ def sha256_file(path: Path) -> str:
 
 
 def remove(path: Path) -> int:
-    """Delete a file or folder, first renamed so that nobody sees half of it; returns the bytes freed."""
+    """Delete a file or folder; it is renamed first, so that no reader sees half of it.
+
+    Returns:
+        Bytes freed, 0 when there was nothing.
+    """
     if not path.exists():
         return 0
     trash = path.with_name(f".{path.name}.{uuid.uuid4().hex}.trash")

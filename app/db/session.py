@@ -1,4 +1,4 @@
-"""Engines and transactions. One engine per process, made by its `main`; the edge commits, nobody else."""
+"""Engines and transactions. Each process creates one engine; a transaction is committed where it was opened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERIALIZATION_FAILURES = {"40001", "40P01"}
 
 
 def connect(settings: Settings) -> Engine:
-    """An engine that fails within seconds when the database is away (DEG1) and enforces foreign keys."""
+    """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s + 1})
@@ -30,7 +30,7 @@ def connect(settings: Settings) -> Engine:
         return engine
     return create_engine(
         url,
-        connect_args=_postgres_patience(settings),
+        connect_args=_postgres_timeouts(settings),
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_timeout_s,
@@ -39,29 +39,29 @@ def connect(settings: Settings) -> Engine:
     )
 
 
-def _postgres_patience(settings: Settings) -> dict[str, Any]:
-    """How long each side waits for the other. Neither hears of it when a host or its network is gone: both must ask."""
-    patience_ms = int(settings.statement_timeout_s * 1000)
+def _postgres_timeouts(settings: Settings) -> dict[str, Any]:
+    """How long client and server wait for each other. Neither is told when a host or its network fails."""
+    timeout_ms = int(settings.statement_timeout_s * 1000)
     limits = {
         "timezone": "UTC",
-        "statement_timeout": patience_ms,
-        "lock_timeout": patience_ms,
-        # Whoever is cut off inside a transaction holds its row locks until the server gives up on it, by default after
-        # two hours; nobody could take over the job. Well before the lease ends it must be free.
+        "statement_timeout": timeout_ms,
+        "lock_timeout": timeout_ms,
+        # A client that is cut off inside a transaction holds its row locks until the server gives up on it, by default
+        # after two hours. They must be free well before the lease ends, so that another worker can take over the job.
         "idle_in_transaction_session_timeout": int(settings.lease_s * 1000 / 3),
     }
     return {
         "connect_timeout": max(2, int(settings.connect_timeout_s)),
         "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
-        "tcp_user_timeout": patience_ms + 1000,  # for what we sent and nobody acknowledges,
-        "keepalives_idle": max(1, int(settings.statement_timeout_s)),  # and for an answer that was lost on its way
+        "tcp_user_timeout": timeout_ms + 1000,  # for data that is not acknowledged,
+        "keepalives_idle": max(1, int(settings.statement_timeout_s)),  # and for a response that never arrives
         "keepalives_interval": 1,
         "keepalives_count": 2,
     }
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN is deferred; ours is not
+    connection.isolation_level = None  # the driver would begin deferred transactions
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -73,7 +73,14 @@ def _sqlite_begin(connection: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]:
-    """One unit of work: commits at the end, rolls back on error; DatabaseUnavailable when it cannot be reached."""
+    """A transaction: it commits at the end and rolls back on an error.
+
+    Args:
+        read_only: On SQLite it then takes no write lock.
+
+    Raises:
+        DatabaseUnavailable: The database cannot be reached, or all connections are in use.
+    """
     try:
         bind: Any = engine.execution_options(read_only=True) if read_only else engine
         with Session(bind, expire_on_commit=False) as session, session.begin():
@@ -91,7 +98,7 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
 
 
 def is_unavailable(error: exc.DBAPIError) -> bool:
-    """Whether the database could not serve us, as opposed to a statement being wrong."""
+    """Whether the database was unavailable or overloaded, as opposed to a wrong statement."""
     if error.connection_invalidated or isinstance(error, exc.OperationalError):
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
@@ -99,7 +106,7 @@ def is_unavailable(error: exc.DBAPIError) -> bool:
 
 
 def wait_until_reachable(engine: Engine, seconds: float) -> None:
-    """Back off until the database answers (DEG6); DatabaseUnavailable when it does not within `seconds`."""
+    """Retry with back-off until the database responds (DEG6); DatabaseUnavailable after `seconds` seconds."""
     deadline, pause = time.monotonic() + seconds, 0.1
     while True:
         try:

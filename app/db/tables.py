@@ -1,7 +1,4 @@
-"""All tables on one page. Rows reference each other, so they share it; `app.work` and the slices say what changes them.
-
-Portable types only (SQLite embedded, Postgres deployed); every constraint is named, so that migrations can find it.
-"""
+"""All tables. Types work on SQLite and Postgres alike; every constraint has a name, so that migrations can change it."""
 
 from __future__ import annotations
 
@@ -33,6 +30,8 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts only INT
 
 
 class Base(DeclarativeBase):
+    """Base of all tables."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -46,7 +45,7 @@ class Base(DeclarativeBase):
 
 
 class State(enum.StrEnum):
-    """Of anything that is worked on. `cancelling` is not a state but a running row whose cancellation was requested."""
+    """State of a job or data set. `cancelling` is no state: it is a running row whose cancellation was requested."""
 
     queued = "queued"
     running = "running"
@@ -59,6 +58,7 @@ ENDED = (State.succeeded, State.failed, State.cancelled)
 
 
 def state_column(name: str) -> Any:
+    """A column of a `State`, stored as text with a check constraint of this name."""
     return mapped_column(
         Enum(
             State,
@@ -73,7 +73,7 @@ def state_column(name: str) -> Any:
 
 
 class WorkColumns:
-    """Columns of a row that is claimed, leased and fenced. Only `app.work` assigns them."""
+    """Columns of a row that workers claim (see `app.work`, which alone sets them)."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
@@ -125,10 +125,10 @@ class Job(WorkColumns, Base):
     # null once the data set was deleted: the job and its model stay, `request` still names it
     dataset_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("dataset.id", ondelete="SET NULL"))
     label_version: Mapped[int] = mapped_column(default=1)
-    # the job this baseline stands beside
+    # of a baseline: the job that it is compared with
     compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
     request: Mapped[dict[str, Any]]  # the request, every default filled in
-    spec: Mapped[dict[str, Any]]  # what ml reads; here only `device` is looked at, by who claims
+    spec: Mapped[dict[str, Any]]  # the training spec that ml reads; claiming looks at its `device`
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     gpus: Mapped[int] = mapped_column(default=1, server_default="1")  # devices of one host that it is trained on
     progress: Mapped[dict[str, Any] | None]
@@ -154,7 +154,7 @@ class JobEvent(Base):
 
 
 class Epoch(Base):
-    """One epoch report; rewriting it after a resume is harmless."""
+    """One epoch report. An attempt that resumes may write it again."""
 
     __tablename__ = "epoch"
 
@@ -205,7 +205,7 @@ class AliasChange(Base):
 
 
 class ApiKey(Base):
-    """A key is shown once; only its SHA-256 stays (256 random bits need no slow hash)."""
+    """An API key, of which only the SHA-256 is stored (256 random bits need no slow hash)."""
 
     __tablename__ = "api_key"
     __table_args__ = (UniqueConstraint("key_sha256"),)
@@ -219,7 +219,7 @@ class ApiKey(Base):
 
 
 class IdempotencyKey(Base):
-    """The first answer to a creating request, replayed to its repetitions. `answer` is null while it is being made."""
+    """The response to a creating request, replayed when it is repeated; `answer` is null until there is one."""
 
     __tablename__ = "idempotency_key"
 
@@ -232,7 +232,7 @@ class IdempotencyKey(Base):
 
 
 class Worker(Base):
-    """Heartbeats of the processes around the table: readiness, and which device training will use."""
+    """Heartbeats of supervisors, inference processes and dispatchers (see `app.worker_registry`)."""
 
     __tablename__ = "worker"
     __table_args__ = (CheckConstraint("kind in ('supervisor', 'inference', 'dispatcher')", name="kind"),)

@@ -1,6 +1,7 @@
-"""Who is asking, and what their key allows. Keys themselves are made and revoked by the slice `keys`.
+"""Authentication by API key and the scopes that routes require. Keys are created and revoked in `app.keys`.
 
-A key once seen is remembered for a few seconds, and as long as the database is away: predictions outlive it (law 8).
+A valid key is cached for a few seconds, and for as long as the database is unavailable, so that predictions need no
+database.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ KEYS_REMEMBERED = 1024
 
 
 class Principal(NamedTuple):
-    """`id` is "" for the loopback user, "admin" for the bootstrap key, else the key's id."""
+    """The caller: `id` is "" for the loopback user, "admin" for the bootstrap key, else the key's id."""
 
     id: str
     scopes: frozenset[str]
 
     def require(self, scope: Scope) -> None:
-        """Forbidden unless it may."""
+        """Raise Forbidden unless the caller has this scope or `admin`."""
         if scope not in self.scopes and "admin" not in self.scopes:
             raise Forbidden(f"This needs a key with the scope {scope!r}.")
 
@@ -45,40 +46,41 @@ BOOTSTRAP = Principal("admin", frozenset(SCOPES))
 
 
 def digest(key: str) -> str:
+    """The SHA-256 of a key in hexadecimal, as it is stored."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class KeyCache:
-    """Keys this process has seen lately."""
+    """The keys that this process has validated lately."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         admin = settings.admin_key
         self._bootstrap = digest(admin.get_secret_value()) if admin else None
         self._engine = engine
-        self._seen: dict[str, tuple[Principal | None, float]] = {}
+        self._principals: dict[str, tuple[Principal | None, float]] = {}
         self._lock = threading.Lock()
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Whose request this is; Unauthenticated without a valid key where one is required."""
+        """The caller that this Authorization header names; Unauthenticated without a valid key if one is required."""
         if self._bootstrap is None:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise refused("Send an API key as Authorization: Bearer <key>.")
+            raise unauthenticated("Send an API key as Authorization: Bearer <key>.")
         hashed = digest(key.strip())
         if hmac.compare_digest(hashed, self._bootstrap):
             return BOOTSTRAP
-        known, at = self._seen.get(hashed, (None, 0.0))
+        known, at = self._principals.get(hashed, (None, 0.0))
         if known is None or time.monotonic() - at > KEY_FRESH_S:
             known = await run_in_threadpool(self._look_up, hashed, known)
         if known is None:
-            raise refused("This key is unknown or revoked.")
+            raise unauthenticated("This key is unknown or revoked.")
         return known
 
     def clear(self) -> None:
-        """A key was revoked here: ask the database again about all."""
+        """Forget all keys: after one was revoked, the database is asked again."""
         with self._lock:
-            self._seen.clear()
+            self._principals.clear()
 
     def _look_up(self, hashed: str, remembered: Principal | None) -> Principal | None:
         try:
@@ -91,21 +93,24 @@ class KeyCache:
             raise
         principal = Principal(str(row.id), frozenset(row.scopes)) if row else None
         with self._lock:
-            if len(self._seen) >= KEYS_REMEMBERED:
-                self._seen.clear()
+            if len(self._principals) >= KEYS_REMEMBERED:
+                self._principals.clear()
             if principal is not None:
-                self._seen[hashed] = (principal, time.monotonic())
+                self._principals[hashed] = (principal, time.monotonic())
             else:
-                self._seen.pop(hashed, None)
+                self._principals.pop(hashed, None)
         return principal
 
 
-def refused(detail: str) -> Unauthenticated:
+def unauthenticated(detail: str) -> Unauthenticated:
     return Unauthenticated(detail, headers={"WWW-Authenticate": 'Bearer realm="denll"'})
 
 
 class RequireScope:
-    """What a route demands. `routing.Route` asks before it reads a body; as a dependency it only marks the route."""
+    """The scope that a route requires, None for public routes.
+
+    As a dependency it only declares the scope; `routing.Route` checks it before it reads the body.
+    """
 
     def __init__(self, scope: Scope | None) -> None:
         self.scope = scope
@@ -139,4 +144,5 @@ Caller = Annotated[Principal, Depends(_principal)]
 
 
 def key_id(principal: Principal) -> uuid.UUID | None:
+    """The id of the caller's key; None for the loopback user and the bootstrap key."""
     return uuid.UUID(principal.id) if principal.id not in {"", "admin"} else None

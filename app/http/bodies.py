@@ -1,6 +1,6 @@
-"""Request bodies under guard: counted bytes (H1), slow senders (H3), strict JSON (J1-J3, J6).
+"""Limits on request bodies: their size (H1), their speed (H3), and strict JSON (J1-J3, J6).
 
-It knows no route: a route that takes more than JSON raises its own limit.
+Every body has the limit of JSON until its route raises it with `allow`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ARRIVED_KEY = "denll.body_arrived"  # set by the connection when nothing of the 
 
 
 class CountedBody:
-    """The `receive` of one request, with a limit in bytes and a least speed."""
+    """The ASGI `receive` of one request, which enforces a size limit in bytes and a minimum speed."""
 
     def __init__(self, receive: Receive, settings: Settings, *, arrived: bool) -> None:
         self.limit = settings.json_bytes
@@ -36,7 +36,7 @@ class CountedBody:
 
     async def receive(self) -> Message:
         if self._complete:
-            return await self._receive()  # somebody waits for the client to go away; that may take hours
+            return await self._receive()  # waits until the client disconnects, which may take hours
         message = await (self._receive() if self._arrived else self._in_time())
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
@@ -74,7 +74,7 @@ def too_large(limit: int) -> TooLarge:
 
 
 def allow(scope: Scope, limit: int) -> None:
-    """Let this request's body be `limit` bytes long; refuse at once what declares more."""
+    """Set the size limit of this request's body in bytes; TooLarge at once when its Content-Length is above it."""
     scope[SCOPE_KEY].limit = limit
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
@@ -82,6 +82,7 @@ def allow(scope: Scope, limit: int) -> None:
 
 
 def media_type(request: Request) -> str:
+    """The Content-Type in lower case without parameters, "" when there is none."""
     return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
 
 
@@ -98,7 +99,12 @@ async def strict_json(request: Request) -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """JSON as RFC 8259 has it: UTF-8, no NaN, no duplicate names; and nothing a database could choke on."""
+    """Parse JSON as in RFC 8259: UTF-8, no NaN, no duplicate names, and no text that a database cannot store.
+
+    Raises:
+        Malformed: It is not such JSON.
+        InvalidRequest: A name is duplicated, or a value cannot be stored; with a pointer.
+    """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -125,29 +131,30 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _faults(root: Any) -> list[Fault]:
-    """What is JSON but no value of ours: infinite numbers, NUL and lone surrogates in text, needless depth."""
-    found: list[Fault] = []
+    """The first value that is valid JSON but not accepted: infinite numbers, NUL, lone surrogates, too much depth."""
+    faults: list[Fault] = []
     waiting: list[tuple[str, Any, int]] = [("", root, 0)]
-    while waiting and not found:
+    while waiting and not faults:
         pointer, value, depth = waiting.pop()
         if depth > DEPTH:
-            found.append(Fault(pointer[:200], "too_deep", f"Nested deeper than {DEPTH} levels."))
+            faults.append(Fault(pointer[:200], "too_deep", f"Nested deeper than {DEPTH} levels."))
         elif isinstance(value, float) and not math.isfinite(value):
-            found.append(Fault(pointer, "finite_number", "The number is out of range."))
+            faults.append(Fault(pointer, "finite_number", "The number is out of range."))
         elif isinstance(value, str) and not is_text(value):
-            found.append(Fault(pointer, "text", "NUL characters and lone surrogates are not text."))
+            faults.append(Fault(pointer, "text", "NUL characters and lone surrogates are not text."))
         elif isinstance(value, dict):
             for name, inner in value.items():
                 step = pointer + "/" + printable(name).replace("~", "~0").replace("/", "~1")
                 if not is_text(name):
-                    found.append(Fault(step, "text", "NUL characters and lone surrogates are not text."))
+                    faults.append(Fault(step, "text", "NUL characters and lone surrogates are not text."))
                 waiting.append((step, inner, depth + 1))
         elif isinstance(value, list):
             waiting.extend((f"{pointer}/{n}", inner, depth + 1) for n, inner in enumerate(value))
-    return found
+    return faults
 
 
 def is_text(value: str) -> bool:
+    """Whether it has neither NUL characters nor lone surrogates."""
     if "\0" in value:
         return False
     return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,8 +1,7 @@
-"""One connection of the server: what a client may send before there is a request to guard.
+"""The HTTP protocol of the server, with limits on what a client may send before a request is complete.
 
-The server's own parser collects a request's line and headers without a limit in bytes or in time, and says what it
-cannot parse in plain text. Here they have both limits, and a refusal has the one shape of all our refusals. Bodies are
-`bodies`' business, everything else the server's.
+uvicorn's parser reads request line and headers without a limit in bytes or time, and reports errors as plain text. This
+subclass adds both limits and reports errors as problem documents. Limits on bodies are in `bodies`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from app.settings import Settings
 
 
 class BufferedTransport:
-    """A transport that writes once a turn of the loop: head and body of an answer cost one system call, not two."""
+    """A transport that writes once per iteration of the event loop: one system call for head and body of a response."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -41,12 +40,12 @@ class BufferedTransport:
         self._waiting.clear()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the transport's own."""
+        """Everything else is delegated to the transport."""
         return getattr(self._transport, name)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """A subclass names the limits; `bounded` makes it."""
+    """Its limits are class attributes, because uvicorn creates the instances; see `limited_protocol`."""
 
     head_bytes: ClassVar[int]
     head_s: ClassVar[float]
@@ -114,6 +113,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def limited_protocol(settings: Settings) -> type[LimitedHttpProtocol]:
-    """The connection that these settings describe, for the server to make."""
+    """The protocol class with the limits of these settings, for `uvicorn.run(http=...)`."""
     limits = {"head_bytes": settings.header_bytes, "head_s": settings.slow_header_s}
-    return type("BoundedConnection", (LimitedHttpProtocol,), limits)
+    return type("ConfiguredProtocol", (LimitedHttpProtocol,), limits)

@@ -1,4 +1,4 @@
-"""Types of request fields that several slices share: strict ids, plain text, tags."""
+"""Types of request fields that several slices share: ids, text without control characters, tags."""
 
 from __future__ import annotations
 

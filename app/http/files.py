@@ -1,4 +1,4 @@
-"""Files as answers: fixed types, never rendered inline (SEC6), one byte range (H6), checksums. Others decide which."""
+"""Responses with files and CSV tables: fixed media types, never inline (SEC6), one byte range (H6), checksums."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file that hardly ever changes; computed once."""
+    """The SHA-256 of a file in hexadecimal, cached until its size or modification time changes."""
     status = path.stat()
     return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 def download(request: Request, path: Path) -> Response:
-    """The file, or the one range that was asked for. Anything odder than one range gets the whole (RFC 9110 §14.2)."""
+    """The file, or one byte range of it; a Range header of any other form gets the complete file (RFC 9110 §14.2)."""
     size, digest = path.stat().st_size, sha256(path)
     etag = f'"{digest[:32]}"'
     headers = {
@@ -97,7 +97,11 @@ async def _pieces(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
 
 
 def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
-    """A table for spreadsheets, streamed, with nothing in it that they would run."""
+    """A streamed CSV response in which no cell is a formula for a spreadsheet.
+
+    Args:
+        name: File name for the client, without the ending.
+    """
 
     def lines() -> Iterator[str]:
         buffer = io.StringIO()

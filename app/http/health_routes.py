@@ -1,4 +1,4 @@
-"""/livez touches nothing; /readyz says what is missing; /metrics counts. Which parts are essential is decided here."""
+"""/livez, /readyz and /metrics. Which dependencies the service cannot work without is decided here."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ router = Router(tags=["service"])
 
 
 class Check(BaseModel):
+    """The state of one dependency; fields that do not apply to it are left out."""
+
     status: Literal["ok", "degraded", "unavailable"]
     detail: str | None = None
     heartbeat_age_seconds: float | None = None
@@ -46,26 +48,27 @@ class Liveness(BaseModel):
 
 @router.get("/livez", dependencies=[OPEN], response_model=Liveness)
 async def livez() -> Response:
-    """The process answers. Nothing else is asked."""
+    """Whether the process responds. No dependency is checked."""
     return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/readyz", dependencies=[OPEN], response_model=Readiness)
 async def readyz(request: Request) -> Response:
-    """What works: `degraded` still serves (work waits until Redis or a worker is back), `unavailable` does not."""
+    """The state of every dependency. A `degraded` service responds, while its work waits for Redis or a worker;
+    without the database it is `unavailable`."""
     checks = await run_in_threadpool(check, request.app.state)
-    shown = {name: c.model_dump(mode="json", exclude_none=True) for name, c in checks.items()}
+    details = {name: c.model_dump(mode="json", exclude_none=True) for name, c in checks.items()}
     worst = {c.status for c in checks.values()}
     if "unavailable" in worst:
         missing = ", ".join(name for name, c in checks.items() if c.status == "unavailable")
-        away = DatabaseUnavailable(f"Not ready: {missing}.", code="not_ready", retry_after_s=db.UNAVAILABLE_RETRY_S)
-        return problems.respond(request, away, checks=shown)
+        problem = DatabaseUnavailable(f"Not ready: {missing}.", code="not_ready", retry_after_s=db.UNAVAILABLE_RETRY_S)
+        return problems.respond(request, problem, checks=details)
     status = "degraded" if "degraded" in worst else "ok"
-    return JSONResponse({"status": status, "checks": shown}, headers={"Cache-Control": "no-store"})
+    return JSONResponse({"status": status, "checks": details}, headers={"Cache-Control": "no-store"})
 
 
 def check(state: Any) -> dict[str, Check]:
-    """Ask everything this process depends on; each answer within the connection's own time limits."""
+    """The state of every dependency by name; each check ends within the time limit of its connection."""
     checks: dict[str, Check] = {}
     try:
         with db.transaction(state.engine, read_only=True) as session:
@@ -75,8 +78,10 @@ def check(state: Any) -> dict[str, Check]:
             checks[role] = workers.get(role, Check(status="degraded", detail="none is running"))
     except DatabaseUnavailable as error:
         checks["database"] = Check(status="unavailable", detail=error.detail)
-    rings = state.notifier.is_reachable()
-    checks["broker"] = Check(status="ok") if rings else Check(status="degraded", detail="work starts when it is back")
+    reachable = state.notifier.is_reachable()
+    checks["broker"] = (
+        Check(status="ok") if reachable else Check(status="degraded", detail="work starts when it is back")
+    )
     free, least = state.storage.free_bytes(), state.settings.min_free_bytes
     enough = free >= least
     checks["disk"] = Check(
@@ -88,20 +93,21 @@ def check(state: Any) -> dict[str, Check]:
 
 
 def heartbeats(session: Session) -> dict[str, Check]:
-    """The youngest heartbeat of each kind of worker, and how many of it live."""
-    found: dict[str, Check] = {}
-    for role, seen in itertools.groupby(worker_registry.list_processes(session), key=lambda one: one.role):
-        youngest, *others = seen
-        lively = [one for one in (youngest, *others) if one.age_s <= worker_registry.HEARTBEAT_TIMEOUT_S]
-        found[role] = Check(
-            status="ok" if lively else "degraded",
-            detail=None if lively else "no sign of life lately",
+    """For each role of a process its youngest heartbeat and how many processes run."""
+    checks: dict[str, Check] = {}
+    processes = worker_registry.list_processes(session)
+    for role, group in itertools.groupby(processes, key=lambda process: process.role):
+        youngest, *others = group
+        running = [p for p in (youngest, *others) if p.age_s <= worker_registry.HEARTBEAT_TIMEOUT_S]
+        checks[role] = Check(
+            status="ok" if running else "degraded",
+            detail=None if running else "no recent heartbeat",
             heartbeat_age_seconds=round(youngest.age_s, 1),
             device=youngest.device,
-            devices=sum(one.devices for one in lively) if role == "supervisor" else None,
-            running=len(lively),
+            devices=sum(process.devices for process in running) if role == "supervisor" else None,
+            running=len(running),
         )
-    return found
+    return checks
 
 
 @router.get(
@@ -119,14 +125,19 @@ def prometheus(request: Request) -> Response:
     ]
     try:
         with db.transaction(state.engine, read_only=True) as session:
-            gauges += [*counted(session), Metric("denll_database_up", "gauge", "Database reachable", [({}, 1.0)])]
+            gauges += [
+                *database_gauges(session),
+                Metric("denll_database_up", "gauge", "Database reachable", [({}, 1.0)]),
+            ]
     except DatabaseUnavailable:
         gauges.append(Metric("denll_database_up", "gauge", "Database reachable", [({}, 0.0)]))
     text = metrics.render([*state.request_metrics.metrics(), *gauges])
     return Response(text, media_type=metrics.MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
-def counted(session: Session) -> list[Metric]:
+def database_gauges(session: Session) -> list[Metric]:
+    """Gauges that are read from the database."""
+
     def by_state(table: type[Job] | type[Dataset]) -> list[tuple[dict[str, str], float]]:
         rows = session.execute(select(table.state, func.count()).group_by(table.state))
         return [({"state": state.value}, float(n)) for state, n in rows]

@@ -1,6 +1,7 @@
-"""The first answer to a creating request, replayed to its repetitions: by a unique row, never by a prior SELECT.
+"""Idempotency-Key: the response to a creating request is stored and replayed when the request is repeated.
 
-`begin` and `finish` run in the transaction that creates; a crash leaves neither. What is created is not known here.
+A unique row decides which of several requests with one key is the first. It is written in the transaction that creates
+the resource, so a crash leaves neither.
 """
 
 from __future__ import annotations
@@ -44,21 +45,26 @@ class StoredResponse:
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """One caller's key on one route; `kept_s` is how long its answer is replayed."""
+    """One caller's Idempotency-Key on one route; the response is replayed for `ttl_s` seconds."""
 
     principal: str
     route: str
     key: str
-    kept_s: float
+    ttl_s: float
 
     def begin(self, session: Session, request_hash: str | None) -> tuple[StoredResponse, str] | None:
-        """Reserve the key, or return the answer it already has and the hash of its request.
+        """Reserve the key, or return the stored response and the hash of the request that it belongs to.
 
-        A repetition that comes while the first is being created in another transaction waits for it.
-        IdempotencyMismatch for another request; RequestInFlight for one that was reserved in a transaction of its own
-        and is not answered yet. With `request_hash` None the caller compares later.
+        While another transaction creates with the same key, this waits for it to end.
+
+        Args:
+            request_hash: `request_hash` of the request; None when the caller compares it later.
+
+        Raises:
+            IdempotencyMismatch: The key belongs to a request with another content.
+            RequestInFlight: The key was reserved in a transaction of its own, and has no response yet.
         """
-        old = IdempotencyKey.created_at < now(-self.kept_s)
+        old = IdempotencyKey.created_at < now(-self.ttl_s)
         abandoned = IdempotencyKey.answer.is_(None) & (IdempotencyKey.created_at < now(-IN_FLIGHT_S))
         here = (IdempotencyKey.principal == self.principal, IdempotencyKey.route == self.route)
         session.execute(delete(IdempotencyKey).where(*here, old | abandoned))
@@ -69,32 +75,35 @@ class IdempotentRequest:
             with session.begin_nested():
                 session.add(row)
         except IntegrityError:
-            known = session.get(IdempotencyKey, (self.principal, self.route, self.key), populate_existing=True)
-            if known is None or known.answer is None:
+            stored = session.get(IdempotencyKey, (self.principal, self.route, self.key), populate_existing=True)
+            if stored is None or stored.answer is None:
                 raise RequestInFlight(
                     "The first request with this Idempotency-IdempotentRequest is still being answered.",
                     retry_after_s=RETRY_S,
                 ) from None
             if request_hash is not None:
-                self.compare(known.request_hash, request_hash)
-            return StoredResponse(**known.answer), known.request_hash
+                self.compare(stored.request_hash, request_hash)
+            return StoredResponse(**stored.answer), stored.request_hash
         return None
 
     @staticmethod
-    def compare(stored: str, given: str) -> None:
-        if stored != given:
+    def compare(stored_hash: str, request_hash: str) -> None:
+        """IdempotencyMismatch unless both requests are the same."""
+        if stored_hash != request_hash:
             raise IdempotencyMismatch("This Idempotency-IdempotentRequest belongs to a request with another content.")
 
-    def finish(self, session: Session, request_hash: str, answer: StoredResponse) -> None:
-        """Keep the answer, in the transaction that creates what it speaks of."""
-        stored = {"status": answer.status, "headers": answer.headers, "body": answer.body}
-        session.execute(update(IdempotencyKey).where(*self._mine()).values(answer=stored, request_hash=request_hash))
+    def finish(self, session: Session, request_hash: str, response: StoredResponse) -> None:
+        """Store the response, in the transaction that creates the resource."""
+        stored = {"status": response.status, "headers": response.headers, "body": response.body}
+        session.execute(
+            update(IdempotencyKey).where(*self._conditions()).values(answer=stored, request_hash=request_hash)
+        )
 
     def abandon(self, session: Session) -> None:
         """Give up a reservation: nothing was created."""
-        session.execute(delete(IdempotencyKey).where(*self._mine(), IdempotencyKey.answer.is_(None)))
+        session.execute(delete(IdempotencyKey).where(*self._conditions(), IdempotencyKey.answer.is_(None)))
 
-    def _mine(self) -> tuple[Any, ...]:
+    def _conditions(self) -> tuple[Any, ...]:
         return (
             IdempotencyKey.principal == self.principal,
             IdempotencyKey.route == self.route,
@@ -144,6 +153,6 @@ def respond_once(
 
 
 def request_hash(*parts: Any) -> str:
-    """SHA-256 of canonical JSON: the order of fields and the white space of a body do not matter."""
+    """SHA-256 of the parts as canonical JSON, so that the order of fields and white space do not matter."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Counters of this process's requests, and the text Prometheus reads. What else is measured, callers pass in."""
+"""Metrics of this process's HTTP requests, and the Prometheus text format."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metric(NamedTuple):
+    """One metric: each sample is its labels and its value."""
+
     name: str
     kind: str  # counter or gauge
     help: str
@@ -18,6 +20,8 @@ class Metric(NamedTuple):
 
 
 class RequestMetrics:
+    """Counts requests and the time that they took, by method, route and status."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str, int], int] = defaultdict(int)
@@ -41,6 +45,7 @@ class RequestMetrics:
 
 
 def render(metrics: Iterable[Metric]) -> str:
+    """The metrics in the Prometheus text format."""
     lines: list[str] = []
     for metric in metrics:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]

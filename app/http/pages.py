@@ -1,4 +1,4 @@
-"""Keyset pages, newest first: a cursor names the last row seen, so rows that arrive meanwhile shift nothing."""
+"""Pages of collections. A cursor names the last item of a page, so new items do not shift the pages after it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ Source = TypeVar("Source")
 
 
 class HasNumber(Protocol):
+    """A row with a number that orders its collection."""
+
     @property
     def number(self) -> int: ...
 
@@ -30,11 +32,15 @@ Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
 class Page(BaseModel, Generic[Element]):
+    """One page of a collection; `next_cursor` is null on the last one."""
+
     items: list[Element]
     next_cursor: str | None
 
 
 class PageParams(NamedTuple):
+    """The query parameters of every collection."""
+
     limit: int
     cursor: str | None
 
@@ -52,7 +58,15 @@ Paging = Annotated[PageParams, Depends(_page_params)]
 def newest(
     session: Session, statement: Select[Source], table: Any, params: PageParams
 ) -> tuple[list[Source], str | None]:
-    """One page of a table with `created_at` and `id`, and the cursor of the next."""
+    """One page of the rows that a query selects, newest first, and the cursor of the next page.
+
+    Args:
+        statement: Selects whole rows of `table`; it must not be ordered.
+        table: A table with the columns `created_at` and `id`.
+
+    Raises:
+        InvalidRequest: The cursor is not one of this collection.
+    """
     if params.cursor is not None:
         at, last = decode(params.cursor, parse_time_and_id)
         statement = statement.where(or_(table.created_at < at, and_(table.created_at == at, table.id < last)))
@@ -64,29 +78,35 @@ def newest(
 
 
 def sliced(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
-    """One page of a list that never changes its order."""
+    """One page of a list whose order never changes, and the cursor of the next page; InvalidRequest as in `newest`."""
     start = after(params, 0)
     end = start + params.limit
     return list(items[start:end]), encode([end]) if end < len(items) else None
 
 
 def numbered(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequence[Numbered], str | None]:
-    """One page of rows in the order of their numbers, one more than its limit having been read behind `after`."""
-    kept = rows[: params.limit]
-    return kept, encode([kept[-1].number]) if len(rows) > len(kept) else None
+    """One page of rows ordered by their numbers, and the cursor of the next page.
+
+    Args:
+        rows: The rows after `after(params, ...)`: one more than `params.limit` if there are as many.
+    """
+    page = rows[: params.limit]
+    return page, encode([page[-1].number]) if len(rows) > len(page) else None
 
 
 def after(params: PageParams, start: int) -> int:
-    """Where the page before ended, or `start`."""
-    found: int = decode(params.cursor, parse_offset) if params.cursor is not None else start
-    return found
+    """The offset or number at which the page before ended, `start` for the first page; InvalidRequest."""
+    offset: int = decode(params.cursor, parse_offset) if params.cursor is not None else start
+    return offset
 
 
 def encode(values: list[Any]) -> str:
+    """A cursor that holds these values."""
     return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def decode(cursor: str, parse: Any) -> Any:
+    """The values of a cursor through `parse`, which may raise ValueError or TypeError; InvalidRequest."""
     try:
         return parse(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):

@@ -1,6 +1,7 @@
-"""Any error -> `application/problem+json`: our problems, the framework's refusals, and bugs, in one shape.
+"""Every error as `application/problem+json`: problems of the service, errors of the framework, and bugs.
 
-It echoes no body, so it cannot fail itself: a NaN, a lone surrogate or binary bytes must not turn a 422 into a 500.
+A document repeats nothing of the request body, so it can always be serialised: a NaN, a lone surrogate or binary bytes
+must not turn a 422 into a 500.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from app.errors import Fault, InvalidRequest, Malformed, Problem, snake
 from ml.formats.errors import printable
 
 MEDIA_TYPE = "application/problem+json"
-FAULTS_SHOWN = 100  # of however many there are
-COUNTED = Fault("", "counted", "")  # stands for each fault that is not shown: wording thousands takes seconds
+FAULTS_LISTED = 100  # of however many there are
+COUNTED = Fault("", "counted", "")  # stands for each fault that is not listed: wording thousands takes seconds
 NAME_CHARS = 100  # of a name that is no field of ours; our longest is far shorter
 
 
@@ -38,7 +39,7 @@ def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, A
         "request_id": request_id,
     }
     if problem.errors:
-        document["errors"] = [fault._asdict() for fault in problem.errors[:FAULTS_SHOWN]]
+        document["errors"] = [fault._asdict() for fault in problem.errors[:FAULTS_LISTED]]
         document["total_errors"] = len(problem.errors)
     return document | problem.members
 
@@ -72,7 +73,7 @@ def install(app: FastAPI) -> None:
 
 
 def bug() -> Problem:
-    """What a client learns of an unexpected error: nothing but the request id."""
+    """The problem of an unexpected error: it tells nothing but the request id."""
     return Problem("Something went wrong on our side. The request_id finds it in the service's log.", code="internal")
 
 
@@ -80,7 +81,7 @@ def from_framework(request: Request, error: HTTPException) -> Problem:
     phrase = http.HTTPStatus(error.status_code).phrase
     details = {
         404: "There is nothing at this path.",
-        405: f"{request.scope.get('asked_method', request.method)} is not possible here; see the Allow header.",
+        405: f"{request.scope.get('original_method', request.method)} is not possible here; see the Allow header.",
         400: "The request body cannot be read.",
     }
     detail = details.get(error.status_code, phrase)
@@ -102,21 +103,21 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
     """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Malformed("The body is not JSON.")
-    faults = [fault(error, model) for error in errors[:FAULTS_SHOWN]]
+    faults = [fault(error, model) for error in errors[:FAULTS_LISTED]]
     faults += [COUNTED] * (len(errors) - len(faults))
     return InvalidRequest(summary(faults), errors=faults)
 
 
 def of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
     """The same for a body that a route validates itself."""
-    found = error.errors(include_url=False, include_input=False)
-    return from_validation([{**line, "loc": ("body", *line["loc"])} for line in found], model)
+    details = error.errors(include_url=False, include_input=False)
+    return from_validation([{**line, "loc": ("body", *line["loc"])} for line in details], model)
 
 
 def of_query(error: ValidationError) -> Problem:
     """The same for a query string that a route validates itself."""
-    found = error.errors(include_url=False, include_input=False)
-    return from_validation([{**line, "loc": ("query", *line["loc"])} for line in found])
+    details = error.errors(include_url=False, include_input=False)
+    return from_validation([{**line, "loc": ("query", *line["loc"])} for line in details])
 
 
 def summary(faults: Sequence[Fault]) -> str:
@@ -142,7 +143,10 @@ def pointer(location: Sequence[Any]) -> str:
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """Costs more than all the rest of a refusal: ask it for the faults that are shown, not for all."""
+    """A suggestion of the most similar name, as a sentence; "" when none is similar.
+
+    It is slow: use it only for the faults that a response lists.
+    """
     close = difflib.get_close_matches(str(name)[:NAME_CHARS], list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -152,7 +156,7 @@ def known(model: Any, location: Sequence[Any]) -> list[str]:
     current = model
     for part in location[1:-1]:
         current = next((f.annotation for m in models(current) for n, f in m.model_fields.items() if n == part), current)
-    return [name for found in models(current) for name in found.model_fields]
+    return [name for model_ in models(current) for name in model_.model_fields]
 
 
 def models(annotation: Any) -> list[type[BaseModel]]:

@@ -1,4 +1,4 @@
-"""The one kind of route: asks who may before it reads, parses strictly, refuses unknown parameters, tags answers.
+"""The route classes of the API: they authorise before they read a body, parse strictly and add an ETag.
 
 FastAPI reads a JSON body before it runs dependencies; a stranger's body is not worth reading.
 """
@@ -28,27 +28,29 @@ CACHED_QUERY_BYTES = 512  # a longer query string is parsed every time
 
 
 class Route(APIRoute):
+    """A route that declares its scope, refuses unknown query parameters, and answers `If-None-Match`."""
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        allows = [d.dependency for d in self.dependencies if isinstance(d.dependency, RequireScope)]
-        if len(allows) != 1:
-            raise TypeError(f"{self.path} must say who may use it: dependencies=[READ], [TRAIN], ...")
-        self.allow: RequireScope = allows[0]
+        scopes = [d.dependency for d in self.dependencies if isinstance(d.dependency, RequireScope)]
+        if len(scopes) != 1:
+            raise TypeError(f"{self.path} must declare one scope: dependencies=[READ], [TRAIN], ...")
+        self.required_scope: RequireScope = scopes[0]
         self.query_names = frozenset(query_names(self.dependant))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
+        handle = super().get_route_handler()
 
-        async def guarded(request: Request) -> Response:
-            await self.allow.check(request)
+        async def handle_checked(request: Request) -> Response:
+            await self.required_scope.check(request)
             self.check_query(request.query_params)
             if self.body_field is not None:
                 value = await bodies.strict_json(request)
                 request._json = value
-            response = await answer(request)
+            response = await handle(request)
             return conditional(request, response) if request.method == "GET" else response
 
-        return guarded
+        return handle_checked
 
     def check_query(self, parameters: QueryParams) -> None:
         """Refuse query parameters that this route does not have, and values with NUL characters; InvalidRequest."""
@@ -58,7 +60,7 @@ class Route(APIRoute):
                 problems.pointer(("query", name)),
                 "unknown_parameter",
                 f"There is no query parameter {printable(name)!r} here."
-                + (problems.did_you_mean(name, self.query_names) if n < problems.FAULTS_SHOWN else ""),
+                + (problems.did_you_mean(name, self.query_names) if n < problems.FAULTS_LISTED else ""),
             )
             for n, name in enumerate(unknown)
         ]
@@ -94,7 +96,7 @@ class CachedQueryRoute(Route):
         parse_cached = functools.lru_cache(QUERIES_CACHED)(parse_query)
 
         async def handle(request: Request) -> Response:
-            await self.allow.check(request)
+            await self.required_scope.check(request)
             query_string: bytes = request.scope["query_string"]
             parse = parse_cached if len(query_string) <= CACHED_QUERY_BYTES else parse_query
             response: Response = await self.endpoint(request, parse(query_string))
@@ -114,12 +116,14 @@ def query_names(dependant: Dependant) -> set[str]:
 
 
 class Router(APIRouter):
+    """A router whose routes are `Route`s."""
+
     def __init__(self, **named: Any) -> None:
         super().__init__(route_class=Route, **named)
 
 
 def conditional(request: Request, response: Response) -> Response:
-    """Tag a complete answer by its content, and shorten it to 304 for a client that has it."""
+    """Add an ETag of the content to a complete 200 response, or return 304 to a client that has this content."""
     body = getattr(response, "body", None)
     if response.status_code != 200 or not isinstance(body, bytes):
         return response
@@ -127,13 +131,13 @@ def conditional(request: Request, response: Response) -> Response:
         response.headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     response.headers.setdefault("Cache-Control", "private, no-cache")
     if matches(request.headers.get("if-none-match"), response.headers["etag"]):
-        kept = {k: v for k, v in response.headers.items() if k in {"etag", "cache-control", "vary"}}
-        return Response(status_code=304, headers=kept, background=response.background)
+        headers = {k: v for k, v in response.headers.items() if k in {"etag", "cache-control", "vary"}}
+        return Response(status_code=304, headers=headers, background=response.background)
     return response
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Weak comparison, as RFC 9110 §13.1.2 asks for."""
+    """Whether an If-None-Match header names this ETag, by weak comparison (RFC 9110 §13.1.2)."""
     if not if_none_match:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match[:4096].split(",")]
@@ -141,11 +145,11 @@ def matches(if_none_match: str | None, etag: str) -> bool:
 
 
 class AllowedMethods:
-    """Which methods each path has, over all routers: the framework's own Allow names one route's alone."""
+    """The methods of each path over all routers, for the Allow header: the framework's covers a single route."""
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
         self._routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
 
     def of(self, path: str) -> list[str]:
-        found = {m for route in self._routes if route.path_regex.match(path) for m in route.methods or ()}
-        return sorted(found | ({"HEAD"} if "GET" in found else set()))
+        methods = {m for route in self._routes if route.path_regex.match(path) for m in route.methods or ()}
+        return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -1,6 +1,7 @@
-"""The door, as plain ASGI around everything: request id, host and origin, body limits, HEAD, last resort for errors.
+"""Security middleware around the application, as plain ASGI: request id, Host and Origin checks, body limits, HEAD, and
+problem documents for errors that nothing else handles.
 
-It authorises nothing: who may do what is decided on the routed path (SEC7), never on a URL.
+It does not authorise: scopes are checked by the matched route (SEC7), never by the URL.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # whatever a r
 
 
 class SecurityMiddleware:
-    def __init__(self, app: ASGIApp, *, settings: Settings, meter: RequestMetrics) -> None:
-        self._app, self._settings, self._meter = app, settings, meter
+    """ASGI middleware; `settings` give the limits and the host names, `metrics` counts the requests."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: RequestMetrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
         named = (name.strip().lower() for name in settings.allowed_hosts.split(","))
         self._hosts = {"localhost", settings.host.lower(), *(name for name in named if name)}
 
@@ -49,8 +52,8 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             headers = Headers(scope=scope)
-            given = headers.get("x-request-id", "")
-            request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+            sent_id = headers.get("x-request-id", "")
+            request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
             scope.setdefault("state", {})["request_id"] = request_id
             with logs.bound(request_id=request_id):
                 await self._answer(scope, receive, send, headers)
@@ -58,36 +61,41 @@ class SecurityMiddleware:
             await send({"type": "websocket.close", "code": 1003})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        reply = Reply(scope, send)
+        writer = ResponseWriter(scope, send)
         body = bodies.CountedBody(receive, self._settings, arrived=scope.get(bodies.ARRIVED_KEY, False))
-        asked = scope["method"]
+        method = scope["method"]
         # A copy: the server must go on seeing HEAD, or it would wait for the body that Content-Length announces.
-        scope = {**scope, bodies.SCOPE_KEY: body, "asked_method": asked, "method": "GET" if asked == "HEAD" else asked}
+        scope = {
+            **scope,
+            bodies.SCOPE_KEY: body,
+            "original_method": method,
+            "method": "GET" if method == "HEAD" else method,
+        }
         started = time.perf_counter()
         try:
-            self._admit(scope["asked_method"], headers)
-            await self._app(scope, reply.until_done(body.receive), reply.send)
+            self._check_request(scope["original_method"], headers)
+            await self._app(scope, writer.until_done(body.receive), writer.send)
         except ClientDisconnect:
-            log.info("client went away")
+            log.info("client disconnected")
         except Problem as problem:
-            await self._refuse(scope, receive, reply, problem)
+            await self._refuse(scope, receive, writer, problem)
         except Exception:
             log.exception("bug")
-            await self._refuse(scope, receive, reply, problems.bug())
+            await self._refuse(scope, receive, writer, problems.bug())
         finally:
-            self._account(scope, reply.status, time.perf_counter() - started)
+            self._record(scope, writer.status, time.perf_counter() - started)
 
-    async def _refuse(self, scope: Scope, receive: Receive, reply: Reply, problem: Problem) -> None:
-        if reply.status is None:
-            await problems.respond(HTTPConnection(scope), problem)(scope, receive, reply.send)
+    async def _refuse(self, scope: Scope, receive: Receive, writer: ResponseWriter, problem: Problem) -> None:
+        if writer.status is None:
+            await problems.respond(HTTPConnection(scope), problem)(scope, receive, writer.send)
 
-    def _admit(self, method: str, headers: Headers) -> None:
+    def _check_request(self, method: str, headers: Headers) -> None:
         host = self._host(headers.getlist("host"))
         if "content-encoding" in headers:
             raise UnsupportedMediaType("Send the body without Content-Encoding.")
         if method in SAFE:
             return
-        # No Origin: not a browser's cross-site request.
+        # A request without an Origin header is not a cross-site request of a browser.
         if headers.get("sec-fetch-site") == "cross-site" or not all(
             same_origin(origin, host) for origin in headers.getlist("origin")
         ):
@@ -96,19 +104,19 @@ class SecurityMiddleware:
         if kind in SIMPLE_TYPES:
             raise UnsupportedMediaType("Send application/json, multipart/form-data or a raw file.")
 
-    def _host(self, given: list[str]) -> str:
-        """The Host header, if it is one of ours: an IP address is (no name to rebind), a name only from the list."""
-        if len(given) != 1 or not (match := HOST.fullmatch(given[0])):
+    def _host(self, values: list[str]) -> str:
+        """The Host header, checked against DNS rebinding: any IP address is allowed, a name only from the list."""
+        if len(values) != 1 or not (match := HOST.fullmatch(values[0])):
             raise Malformed("The request needs exactly one valid Host header.")
         name = match[1].strip("[]").lower()
         if name not in self._hosts and "*" not in self._hosts and not is_address(name) and not is_loopback(name):
             raise HostNotAllowed("This service does not answer to that name; set DENLL_ALLOWED_HOSTS.")
-        return given[0].lower()
+        return values[0].lower()
 
-    def _account(self, scope: Scope, status: int | None, seconds: float) -> None:
-        method, route = scope["asked_method"], scope.get("route")
+    def _record(self, scope: Scope, status: int | None, seconds: float) -> None:
+        method, route = scope["original_method"], scope.get("route")
         path = getattr(route, "path", None) or "other"
-        self._meter.count(method, path, status or 0, seconds)
+        self._metrics.count(method, path, status or 0, seconds)
         changed = method not in SAFE and path != "/predict"
         level = logging.INFO if changed or (status or 0) >= 400 else logging.DEBUG
         if log.isEnabledFor(level):
@@ -125,15 +133,15 @@ def is_address(name: str) -> bool:
 
 
 def same_origin(origin: str, host: str) -> bool:
-    """Whether the page that sent this came from us; what is no origin at all did not."""
+    """Whether an Origin header names the host that the request was sent to; False for text that is no URL."""
     try:
         return urlsplit(origin).netloc.lower() == host
     except ValueError:
         return False
 
 
-class Reply:
-    """What goes back: headers every answer has, nothing but headers for HEAD."""
+class ResponseWriter:
+    """Sends a response: adds the headers of every response, and drops the body for HEAD."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.status: int | None = None
@@ -147,8 +155,8 @@ class Reply:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            given = [header for header in message["headers"] if header[0] not in OURS]
-            message["headers"] = [*given, (b"x-request-id", self._request_id.encode("ascii")), *ON_EVERY_ANSWER]
+            headers = [header for header in message["headers"] if header[0] not in OURS]
+            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("ascii")), *ON_EVERY_ANSWER]
             await self._send(message)
             if self._head:
                 self._done = True

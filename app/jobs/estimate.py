@@ -1,6 +1,6 @@
-"""What a training will cost, before it starts: from the speed of an earlier job of its kind, or else from arithmetic.
+"""Estimates time, memory and disk of a training: from the speed of an earlier job of its kind, or else by arithmetic.
 
-Rough on purpose: it tells minutes from hours and megabytes from gigabytes.
+It is rough: it tells minutes from hours and megabytes from gigabytes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ CHECKPOINTS_KEPT = 3
 
 
 def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train_images: int, device: str) -> Estimate:
+    """The cost of a resolved training request.
+
+    Args:
+        resolved: The request with every default filled in.
+        device: `cpu` or a CUDA device.
+    """
     where = "cuda" if device.startswith("cuda") else "cpu"
     network = catalog.networks.get(resolved["network"], {})
     cost = catalog.relative_cost(resolved["method"], resolved["params"])

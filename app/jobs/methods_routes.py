@@ -1,4 +1,4 @@
-"""GET /methods: what can be trained, as the catalog says it."""
+"""GET /methods: methods, networks and noises of the catalog."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = Router(tags=["methods"])
 
 
 class Rule(BaseModel):
-    """Where a fact of the data set is below a bound, a preset is chosen."""
+    """A preset that is chosen where a fact of the data set is below a bound."""
 
     preset: str
     fact: str = Field(description="Among the `facts` of a data set")
@@ -31,10 +31,10 @@ class Method(BaseModel):
     paper: str
     idea: str
     relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
-    needs: list[str] = Field(description="What you must know or have")
+    needs: list[str] = Field(description="What the method must be told, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
     rules: list[Rule] = Field(
-        description="The first that holds names the preset of a job that says nothing of `params`; none: the defaults"
+        description="For a job without `params`: the first rule that holds chooses the preset; else the defaults"
     )
     defaults: dict[str, Any]
     json_schema: dict[str, Any] = Field(serialization_alias="schema", description="JSON Schema of `params`")

@@ -1,4 +1,4 @@
-"""What a job leaves behind: its series as columns, its log lines, its artifacts. Nothing is changed here."""
+"""Results of a job, read only: its metrics as columns, its log lines, its artifacts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ MODEL_FILES = ("weights.safetensors", "manifest.json")
 
 
 def columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
-    """Epoch numbers, and each series beside them; at most `max_points`, the first and the last among them.
+    """Epoch reports as columns: the epoch numbers, and a list of equal length for each series.
+
+    Args:
+        reports: Epoch number and report of each epoch, in order.
+        max_points: The most epochs to return, evenly spaced; the first and the last are always among them.
 
     Nested scores become names: `{"test": {"answer": {"accuracy": 0.9}}}` is the series `test.answer.accuracy`.
     """
-    kept = [reports[n] for n in spaced(len(reports), max_points)]
-    flat = [dict(flatten(report)) for _, report in kept]
+    selected = [reports[n] for n in spaced(len(reports), max_points)]
+    flat = [dict(flatten(report)) for _, report in selected]
     names = list(dict.fromkeys(itertools.chain.from_iterable(flat)))
-    return [number for number, _ in kept], {name: [row.get(name) for row in flat] for name in names}
+    return [number for number, _ in selected], {name: [row.get(name) for row in flat] for name in names}
 
 
 def spaced(count: int, most: int) -> list[int]:
-    """Evenly spaced indexes into `count` things."""
+    """At most `most` evenly spaced indexes below `count`, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return [round(n * (count - 1) / (most - 1)) for n in range(most)] if most > 1 else [count - 1]
 
 
 def flatten(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """Numbers of a report with their dotted names; everything else in it is left out."""
     for name, value in report.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -43,7 +48,7 @@ def flatten(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: int) -> Iterator[str]:
-    """The last lines of the attempts' own logs, oldest first, one JSON object each."""
+    """The last lines of the attempts' logs, oldest first, one JSON object each; `attempt` None reads all attempts."""
     paths = [a / "log.jsonl" for a in reversed(storage.attempts(job_id)) if attempt is None or _number(a) == attempt]
     lines: deque[str] = deque(maxlen=last)
     for path in paths:
@@ -54,7 +59,7 @@ def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: in
 
 
 def readable(line: str) -> str:
-    """A log line for people; a line that is no JSON (a process was killed while writing) stays as it is."""
+    """A log line as text; a line that is not JSON (a process was killed while it wrote) is returned unchanged."""
     try:
         record = json.loads(line)
         return f"{record['time']} {record['level']:<7} {record['message']}"
@@ -67,22 +72,22 @@ def _number(attempt: Path) -> int:
 
 
 def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
-    """Files a client may download, by name: those of the newest attempt that has any, and the model archive's."""
-    found: dict[str, Path] = {}
+    """Files that a client may download, by name: those of the newest attempt that has any, and the model's."""
+    artifacts: dict[str, Path] = {}
     if model_id is not None:
         paths = (storage.model(model_id) / name for name in MODEL_FILES)
-        found = {path.name: path for path in paths if path.is_file()}
+        artifacts = {path.name: path for path in paths if path.is_file()}
     for attempt in storage.attempts(job_id):
         folder = attempt / "artifacts"
         files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
         if files:
-            found |= {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
+            artifacts |= {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
             break
-    return dict(sorted(found.items()))
+    return dict(sorted(artifacts.items()))
 
 
-def artifact(found: dict[str, Path], name: str) -> Path:
-    """One of them, by a name that is among them: no path of a client is opened."""
-    if name not in found:
+def artifact(artifacts: dict[str, Path], name: str) -> Path:
+    """The artifact of this name, or ArtifactNotFound: a name that is not listed opens no file."""
+    if name not in artifacts:
         raise ArtifactNotFound("This job has no such artifact; GET /jobs/{id}/artifacts lists them.")
-    return found[name]
+    return artifacts[name]

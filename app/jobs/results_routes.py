@@ -1,4 +1,4 @@
-"""What a job shows besides itself: /jobs/{id}/metrics, logs, label-issues, artifacts."""
+"""Results of a job: /jobs/{id}/metrics, logs, label-issues, artifacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from app.datasets import label_issues
 from app.datasets.label_issues import LabelIssue
 from app.errors import ArtifactNotFound, RangeNotSatisfiable
-from app.http import files as answers
+from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
@@ -23,13 +23,15 @@ from app.http.routing import Router
 from app.jobs import results, service
 
 router = Router(tags=["jobs"])
-KINDS = {kind.split(";")[0] for kind in answers.MEDIA_TYPES.values()} | {"application/octet-stream"}
+KINDS = {kind.split(";")[0] for kind in file_responses.MEDIA_TYPES.values()} | {"application/octet-stream"}
 BINARY = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(KINDS)}
 
 
 class Series(BaseModel):
     epoch: list[int]
-    series: dict[str, list[float | None]] = Field(description="As long as `epoch`; nested scores are named with dots")
+    series: dict[str, list[float | None]] = Field(
+        description="Each as long as `epoch`; nested scores have dotted names"
+    )
     total_points: int
 
 
@@ -66,9 +68,9 @@ def logs(
     job_id: uuid.UUID,
     format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
     attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt only")] = None,
-    last: Annotated[int, Query(ge=1, le=100_000, description="So many lines from the end")] = 1000,
+    last: Annotated[int, Query(ge=1, le=100_000, description="Number of lines, counted from the end")] = 1000,
 ) -> Response:
-    """What the attempts wrote, oldest first."""
+    """Log lines of the attempts, oldest first."""
     service.get(session, job_id)
     lines = results.log_lines(files, job_id, attempt, last)
     if format == "ndjson" or (format is None and "application/x-ndjson" in request.headers.get("accept", "")):
@@ -98,15 +100,15 @@ def list_label_issues(
     paging: Paging,
     is_label_issue: Annotated[bool | None, Query(description="Only those that are, or are not")] = None,
 ) -> Any:
-    """Every training image, the most suspicious label first; all of them as CSV."""
+    """Every training image, the most suspicious label first: a page as JSON, all of them as CSV."""
     service.get(session, job_id)
     ranking = label_issues.read(label_issues.find(files, job_id))
     rows = ranking.where(is_label_issue)
-    if answers.wants_csv(request):
+    if file_responses.wants_csv(request):
         columns = ranking.columns
-        return answers.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
-    kept, cursor = pages.sliced(rows, paging)
-    items = [label_issues.issue(row) for row in kept]
+        return file_responses.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
+    page, cursor = pages.sliced(rows, paging)
+    items = [label_issues.issue(row) for row in page]
     return LabelIssues(items=items, next_cursor=cursor, total=len(ranking.rows), issues=ranking.issues)
 
 
@@ -121,16 +123,16 @@ class Artifact(BaseModel):
 def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
     """Files of the newest attempt, and the published weights and manifest."""
     job = service.get(session, job_id)
-    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
-    kept, cursor = pages.sliced(list(found.items()), paging)
+    available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    page, cursor = pages.sliced(list(available.items()), paging)
     items = [
         Artifact(
             name=name,
             size_bytes=path.stat().st_size,
-            sha256=answers.sha256(path),
-            media_type=answers.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+            sha256=file_responses.sha256(path),
+            media_type=file_responses.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
         )
-        for name, path in kept
+        for name, path in page
     ]
     return Page(items=items, next_cursor=cursor)
 
@@ -141,12 +143,12 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
     response_class=Response,
     responses={
         200: {"content": BINARY},
-        206: {"description": "The range that was asked for", "content": BINARY},
+        206: {"description": "The requested range", "content": BINARY},
         **problems(RangeNotSatisfiable, ArtifactNotFound),
     },
 )
 def artifact(request: Request, session: ReadSession, files: Files, job_id: uuid.UUID, name: str) -> Response:
     """Download one file: `Range` for a part, `Repr-Digest` and ETag to check it."""
     job = service.get(session, job_id)
-    found = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
-    return answers.download(request, results.artifact(found, name))
+    available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
+    return file_responses.download(request, results.artifact(available, name))

@@ -1,4 +1,4 @@
-"""Jobs on the wire: requests, as strict as the catalog is precise, and what a job shows of itself."""
+"""Bodies of requests for jobs, checked against the catalog, and the representations of jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}
 PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 BASELINES = 8
-SETTINGS = "The method's settings. Without any, the method's `rules` choose a preset for the pictures; {}: the defaults"
+PARAMS = (
+    "The method's params. Without this field the method's `rules` choose a preset by the facts of the data set; {} "
+    "takes the defaults"
+)
 LONGEST_S = 30 * 24 * 3600
 
 
@@ -37,14 +40,14 @@ class Resources(Strict):
 
 
 class Baseline(Strict):
-    """A method to train beside the job, on the same split, seed and budget."""
+    """A method to compare the job with, trained on the same split, seed and budget."""
 
     method: Name
     params: dict[str, Any] = Field(default_factory=dict)
 
 
 class Common(Strict):
-    """What every kind of job may say."""
+    """Fields of every kind of job."""
 
     name: Text | None = Field(default=None, description="Shown in lists")
     tags: Tags = Field(default_factory=dict)
@@ -61,17 +64,17 @@ class TrainingRequest(Common):
         default=None, description="Version of the labels; the newest by default"
     )
     method: Name = Field(default="denll", description="The strategy against noisy labels; see GET /methods")
-    params: dict[str, Any] = Field(default_factory=dict, description=SETTINGS)
+    params: dict[str, Any] = Field(default_factory=dict, description=PARAMS)
     compare_with: Annotated[list[Name | Baseline], Field(max_length=BASELINES)] = Field(
         default_factory=list,
-        description="Methods trained beside it on the same split, seed and budget; of a name alone the service "
-        "chooses the settings, as it does for `params`",
+        description="Methods to compare with, trained on the same split, seed and budget. A name "
+        "alone takes the params that the service chooses, as a job without `params` does",
     )
     resources: Resources = Field(default_factory=Resources)
 
 
 class ScoringRequest(Common):
-    """Score a whole data set with a model."""
+    """Score the images of a data set with a model."""
 
     type: Literal["predict"]
     dataset_id: Id = Field(description="A data set that is ready")
@@ -96,14 +99,14 @@ def training_type(catalog: Catalog) -> type[TrainingRequest]:
 
 
 class JobRequestParser:
-    """What `POST /jobs` accepts, made from the catalog once."""
+    """Parses the body of `POST /jobs`. Its types are built from the catalog once."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._training = training_type(catalog)
 
     def parse(self, body: Any) -> TrainingRequest | ScoringRequest:
-        """The request, its `params` complete if it has any; InvalidRequest with a pointer for each fault."""
+        """The request, with `params` completed where there are any; InvalidRequest with a pointer for each fault."""
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.", errors=[Fault("", "object", "Send an object.")])
         kind = body.get("type", "train")
@@ -119,55 +122,59 @@ class JobRequestParser:
         return request
 
     def _completed(self, request: TrainingRequest) -> TrainingRequest:
-        """Names checked against the catalog, methods' settings filled in."""
+        """The request with names checked against the catalog and params completed."""
         faults: list[Fault] = []
-        params = self._settings(request.method, request.params, "", faults)
+        params = self._complete_params(request.method, request.params, "", faults)
         try:
             self._catalog.check_network(str(getattr(request, "network", "")))
         except UnknownChoice as error:
             if "network" in request.model_fields_set:
                 faults.append(Fault("/network", "unknown_network", str(error)))
         baselines: list[Name | Baseline] = []
-        for n, given in enumerate(request.compare_with):
-            baseline = Baseline(method=given) if isinstance(given, str) else given
-            settings = self._settings(baseline.method, baseline.params, f"/compare_with/{n}", faults)
-            baselines.append(baseline.model_copy(update={"params": settings}) if _asks(baseline) else baseline)
+        for n, entry in enumerate(request.compare_with):
+            baseline = Baseline(method=entry) if isinstance(entry, str) else entry
+            completed = self._complete_params(baseline.method, baseline.params, f"/compare_with/{n}", faults)
+            baselines.append(baseline.model_copy(update={"params": completed}) if _has_params(baseline) else baseline)
         if faults:
             raise InvalidRequest(problems.summary(faults), errors=faults)
-        return request.model_copy(update={"compare_with": baselines} | ({"params": params} if _asks(request) else {}))
+        return request.model_copy(
+            update={"compare_with": baselines} | ({"params": params} if _has_params(request) else {})
+        )
 
-    def _settings(self, method: str, given: dict[str, Any], at: str, faults: list[Fault]) -> dict[str, Any]:
+    def _complete_params(self, method: str, params: dict[str, Any], at: str, faults: list[Fault]) -> dict[str, Any]:
+        """The params with every default; what is wrong with them is added to `faults`, with pointers below `at`."""
         try:
-            return self._catalog.complete(method, given)
+            return self._catalog.complete(method, params)
         except UnknownChoice as error:
             faults.append(Fault(f"{at}/method", "unknown_method", str(error)))
         except ValidationError as error:
-            found = [problems.fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
+            details = [problems.fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
             names = list(self._catalog.params(method).model_fields)
-            shown = problems.FAULTS_SHOWN
-            named = [suggested(fault, names) for fault in found[:shown]] + found[shown:]
-            faults += [fault._replace(pointer=at + fault.pointer) for fault in named]
+            # Only faults that the response will list get a suggestion: finding one is slow.
+            listed, rest = details[: problems.FAULTS_LISTED], details[problems.FAULTS_LISTED :]
+            details = [with_suggestion(fault, names) for fault in listed] + rest
+            faults += [fault._replace(pointer=at + fault.pointer) for fault in details]
         return {}
 
     def schemas(self) -> dict[str, dict[str, Any]]:
         """JSON Schemas of what is accepted, for the OpenAPI document."""
         training, scoring = schema_of(self._training), schema_of(ScoringRequest)
-        settings = {name: schema_of(self._catalog.params(name)) for name in self._catalog.methods}
+        params = {name: schema_of(self._catalog.params(name)) for name in self._catalog.methods}
         training["properties"]["params"] = {
-            "anyOf": [{"$ref": f"#/components/schemas/{s['title']}"} for s in settings.values()],
-            "description": SETTINGS,
+            "anyOf": [{"$ref": f"#/components/schemas/{s['title']}"} for s in params.values()],
+            "description": PARAMS,
             "default": {},
         }
-        found = {"TrainingJob": training, "ScoringJob": scoring}
-        return found | {s["title"]: s for s in settings.values()}
+        return {"TrainingJob": training, "ScoringJob": scoring} | {s["title"]: s for s in params.values()}
 
 
-def _asks(one: TrainingRequest | Baseline) -> bool:
-    """Whether it says anything about params; where it does not, they follow from the data set (`defaults`)."""
-    return "params" in one.model_fields_set
+def _has_params(request: TrainingRequest | Baseline) -> bool:
+    """Whether the client sent params; where it did not, they follow from the data set (see `defaults`)."""
+    return "params" in request.model_fields_set
 
 
-def suggested(fault: Fault, names: list[str]) -> Fault:
+def with_suggestion(fault: Fault, names: list[str]) -> Fault:
+    """A fault about an unknown field with the most similar of these names in its detail."""
     if fault.code != "unknown_field":
         return fault
     return fault._replace(detail=f"There is no such field.{problems.did_you_mean(fault.pointer.split('/')[-1], names)}")
@@ -178,7 +185,7 @@ def wrong(pointer: str, code: str, detail: str) -> InvalidRequest:
 
 
 class ComparedJob(BaseModel):
-    """A job of a comparison, side by side."""
+    """One job of a comparison."""
 
     id: uuid.UUID
     status: Status
@@ -208,8 +215,8 @@ class JobOut(BaseModel):
     )
     attempt: int
     metrics: dict[str, Any] | None = Field(
-        description="What was measured; what is not known is null. `self_test`, where noise was injected: how well "
-        "method and label ranking did, by the labels before it"
+        description="Final measurements; null where unknown. `self_test`, where noise was injected: how well method "
+        "and label ranking did, judged by the labels before the noise"
     )
     model_id: uuid.UUID | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
@@ -224,12 +231,14 @@ class JobOut(BaseModel):
 
 
 def status_of(job: Job) -> Status:
+    """The status that clients see: a running job whose cancellation was requested is `cancelling`."""
     if job.state == State.running and job.cancel_requested_at is not None:
         return "cancelling"
     return job.state.value
 
 
 def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] | None = None) -> JobOut:
+    """The representation of a job; `model_id` is that of its published model."""
     started, ended = job.started_at, job.finished_at
     now = datetime.now(UTC)
     waited = ((started or ended or now) - job.created_at).total_seconds()
@@ -266,6 +275,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
 
 
 def compared_job(job: Job, model_id: uuid.UUID | None) -> ComparedJob:
+    """The representation of a job within a comparison."""
     return ComparedJob(
         id=job.id,
         status=status_of(job),
@@ -277,11 +287,11 @@ def compared_job(job: Job, model_id: uuid.UUID | None) -> ComparedJob:
 
 
 class Estimate(BaseModel):
-    seconds: float = Field(description="Of training, on the device that is there")
+    seconds: float = Field(description="Training time on the device that jobs are trained on")
     memory_bytes: int
     disk_bytes: int
     images_per_second: float
-    measured: bool = Field(description="From an earlier job of this kind; false: by arithmetic alone")
+    measured: bool = Field(description="Whether the speed was measured in an earlier job of this kind")
 
 
 class DryRun(BaseModel):

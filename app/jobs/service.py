@@ -1,4 +1,4 @@
-"""Jobs as rows: created, listed, changed, cancelled, retried, deleted. How one runs, `attempt` and the worker know."""
+"""Create, list, change, cancel, retry and delete jobs. What a running attempt writes is in `attempt`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ QUEUE_RETRY_S = 60
 
 
 def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: int) -> list[Job]:
-    """Queue a job and those it is compared with; the first row is the job, the others stand beside it. QueueFull."""
+    """Queue a job and its baselines.
+
+    Args:
+        rows: Columns of each row; the first is the job, the others are its baselines.
+        max_queued: The most jobs that may wait at once.
+
+    Raises:
+        QueueFull: With these rows more would wait.
+    """
     if work.count_queued(session, Job) + len(rows) > max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     jobs: list[Job] = []
@@ -34,6 +42,7 @@ def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: i
 
 
 def get(session: Session, job_id: uuid.UUID) -> Job:
+    """The job with this id; JobNotFound."""
     job = session.get(Job, job_id)
     if job is None:
         raise JobNotFound("There is no job with this id.")
@@ -41,14 +50,14 @@ def get(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def compared(session: Session, job: Job) -> list[Job]:
-    """The job and all that stand beside it, in the order they were asked for; empty when it stands alone."""
+    """The jobs of a comparison, in the order of the request, this one among them; empty for a job without one."""
     first = job.compared_with_id or job.id
-    found = list(
+    group = list(
         session.scalars(
             select(Job).where((Job.id == first) | (Job.compared_with_id == first)).order_by(Job.created_at, Job.id)
         )
     )
-    return found if len(found) > 1 else []
+    return group if len(group) > 1 else []
 
 
 def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUID]:
@@ -58,7 +67,7 @@ def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUI
 
 
 def selected(status: str | None, type_: str | None, dataset_id: uuid.UUID | None) -> Select[Job]:
-    """Jobs with a status as clients see it."""
+    """A query for jobs, filtered by what is not None; `status` is one that clients see, `cancelling` included."""
     statement = select(Job)
     if status == "cancelling":
         statement = statement.where(Job.state == State.running, Job.cancel_requested_at.is_not(None))

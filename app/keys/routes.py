@@ -1,4 +1,4 @@
-"""/keys: who may use the service."""
+"""/keys: create, list and revoke API keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = Router(tags=["keys"])
 
 @router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=CreatedKey)
 def create(session: Transaction, body: NewKey, response: Response) -> CreatedKey:
-    """Make a key. It is in this answer and nowhere else, so an Idempotency-Key is not honoured: that would store it."""
+    """Create a key. Only this response contains it; an Idempotency-Key is ignored, as it would store the key."""
     row, key = service.create(session, body.name, body.scopes)
     response.headers["Location"] = f"/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"

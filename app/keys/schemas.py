@@ -1,4 +1,4 @@
-"""API keys on the wire. A key itself is in exactly one answer."""
+"""Representations of API keys. The key itself is in the response that creates it and in no other."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ class KeyOut(BaseModel):
 
 
 class CreatedKey(KeyOut):
-    key: str = Field(description="Shown this once; only its hash is kept")
+    key: str = Field(description="Only this response contains it; the service stores its hash")

@@ -1,4 +1,4 @@
-"""Making, listing and revoking API keys."""
+"""Create, look up and revoke API keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "denll_"  # secret scanners find what has a prefix
 
 
 def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
-    """A new key's row, and the key itself, which nobody will ever see again."""
+    """Create a key: its row, and the key itself, which is not stored."""
     key = PREFIX + secrets.token_urlsafe(32)
     row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)))
     session.add(row)
@@ -28,13 +28,14 @@ def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiKey, 
 
 
 def revoke(session: Session, key_id: uuid.UUID) -> None:
-    """Revoke for good; revoking twice is harmless. KeyNotFound."""
+    """Revoke a key for good; KeyNotFound. A key that is revoked already stays so."""
     statement = update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=func.coalesce(ApiKey.revoked_at, now()))
     if session.execute(statement).rowcount == 0:  # type: ignore[attr-defined]
         raise KeyNotFound("There is no API key with this id.")
 
 
 def get(session: Session, key_id: uuid.UUID) -> ApiKey:
+    """The key with this id; KeyNotFound."""
     row = session.scalar(select(ApiKey).where(ApiKey.id == key_id))
     if row is None:
         raise KeyNotFound("There is no API key with this id.")

@@ -1,7 +1,7 @@
-"""Models this process has served before: a prediction on a known model needs no database (law 8).
+"""Caches which model a name stands for, so that a prediction needs no database once its model was looked up.
 
-A published model never changes, so an id is remembered for good; an alias is asked for again every two seconds, and
-keeps its last answer while the database is away.
+A published model never changes, so an id is cached for good. An alias is looked up again after two seconds, and keeps
+its last model while the database is unavailable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from app.errors import DatabaseUnavailable
 from app.models import service
 
 ALIAS_FRESH_S = 2.0
-REMEMBERED = 1024
+MOST_CACHED = 1024
 
 
 class ResolvedModel(NamedTuple):
-    """What an answer says of the model that made it."""
+    """A model as a prediction's response names it."""
 
     id: uuid.UUID
     alias: str | None
@@ -32,34 +32,36 @@ class ResolvedModel(NamedTuple):
 
 
 class ModelRegistryCache:
+    """The models that names stood for when they were last looked up."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._seen: dict[str, tuple[ResolvedModel, float]] = {}
+        self._models: dict[str, tuple[ResolvedModel, float]] = {}
         self._lock = threading.Lock()
 
     async def resolve(self, name: str) -> ResolvedModel:
-        """The model of an id or alias; ModelNotFound, AliasNotFound, NotReady, DatabaseUnavailable."""
-        remembered = self._seen.get(name)
-        if remembered and (remembered[0].alias is None or time.monotonic() - remembered[1] < ALIAS_FRESH_S):
-            return remembered[0]
+        """The model that a name stands for; raises as `service.resolve` does, or DatabaseUnavailable."""
+        cached = self._models.get(name)
+        if cached and (cached[0].alias is None or time.monotonic() - cached[1] < ALIAS_FRESH_S):
+            return cached[0]
         try:
             return await run_in_threadpool(self._look_up, name)
         except DatabaseUnavailable:
-            if remembered:
-                return remembered[0]
+            if cached:
+                return cached[0]
             raise
 
     def clear(self) -> None:
-        """A model was deleted or an alias moved, here: ask again."""
+        """Forget all names: after a model was deleted or an alias moved, the database is asked again."""
         with self._lock:
-            self._seen.clear()
+            self._models.clear()
 
     def _look_up(self, name: str) -> ResolvedModel:
         with db.transaction(self._engine, read_only=True) as session:
             model, alias = service.resolve(session, name)
-            served = ResolvedModel(model.id, alias, model.digest, model.method)
+            resolved = ResolvedModel(model.id, alias, model.digest, model.method)
         with self._lock:
-            if len(self._seen) >= REMEMBERED:
-                self._seen.clear()
-            self._seen[name] = (served, time.monotonic())
-        return served
+            if len(self._models) >= MOST_CACHED:
+                self._models.clear()
+            self._models[name] = (resolved, time.monotonic())
+        return resolved

@@ -1,4 +1,4 @@
-"""/models and /aliases: what was published, and the names that move over it."""
+"""/models and /aliases: published models, and names that point at them."""
 
 from __future__ import annotations
 

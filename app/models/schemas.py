@@ -1,4 +1,4 @@
-"""Models and aliases on the wire."""
+"""Representations of models and aliases."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def model_out(model: Model, aliases: list[str]) -> ModelOut:
 
 
 class Pin(Strict):
-    """Point an alias at a model, or back at the one before."""
+    """Point an alias at a model, or back at the previous one."""
 
     model_id: Id | None = Field(default=None, description="The model to point at")
-    rollback: bool = Field(default=False, description="Point at the model before instead")
+    rollback: bool = Field(default=False, description="Point at the previous model instead")
 
 
 class Change(BaseModel):

@@ -1,4 +1,4 @@
-"""Models and the names that move over them: looked up, pinned, deleted. A published model never changes."""
+"""Look up and delete models, and point aliases at them. A published model never changes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,38 @@ from app.errors import AliasNotFound, InUse, ModelNotFound, NotReady
 DEFAULT = "default"  # follows the newest succeeded training until somebody pins it
 
 
-class Resolved(NamedTuple):
+class ModelAndAlias(NamedTuple):
+    """A model, and the alias by which it was looked up, if any."""
+
     model: Model
     alias: str | None
 
 
 def get(session: Session, model_id: uuid.UUID) -> Model:
+    """The model with this id; ModelNotFound."""
     model = session.get(Model, model_id)
     if model is None:
         raise ModelNotFound("There is no model with this id.")
     return model
 
 
-def resolve(session: Session, name: str) -> Resolved:
-    """The model an id or an alias names. ModelNotFound, AliasNotFound; NotReady for a job without its model yet."""
+def resolve(session: Session, name: str) -> ModelAndAlias:
+    """The model that a name stands for.
+
+    Args:
+        name: Id of a model, id of the job that trained it, or an alias.
+
+    Raises:
+        ModelNotFound, AliasNotFound: There is none of this name.
+        NotReady: It is the id of a job that has no model.
+    """
     try:
         model_id = uuid.UUID(name)
     except ValueError:
-        return Resolved(aliased(session, name), name)
+        return ModelAndAlias(aliased(session, name), name)
     model = session.get(Model, model_id) or session.scalar(select(Model).where(Model.job_id == model_id))
     if model is not None:
-        return Resolved(model, None)
+        return ModelAndAlias(model, None)
     state = session.scalar(select(Job.state).where(Job.id == model_id))
     if state is not None:
         raise NotReady(f"This is a job without a model: it is {state}.")
@@ -44,7 +55,7 @@ def resolve(session: Session, name: str) -> Resolved:
 
 
 def aliased(session: Session, alias: str) -> Model:
-    """The model an alias points at."""
+    """The model that an alias points at; AliasNotFound, or ModelNotFound for `default` while there is no model."""
     model = session.scalar(select(Model).join(Alias, Alias.model_id == Model.id).where(Alias.name == alias))
     if model is None and alias == DEFAULT:
         model = newest(session)
@@ -56,7 +67,7 @@ def aliased(session: Session, alias: str) -> Model:
 
 
 def newest(session: Session) -> Model | None:
-    """The model of the newest succeeded training; baselines of a comparison do not count."""
+    """The newest model that no baseline of a comparison trained, or the newest of all where there is no other."""
     trained = (
         select(Model)
         .join(Job, Job.id == Model.job_id)
@@ -70,15 +81,15 @@ def newest(session: Session) -> Model | None:
 
 
 def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, list[str]]:
-    """Names that point at each model, `default` included while it follows."""
-    found: dict[uuid.UUID, list[str]] = {model.id: [] for model in models}
+    """The aliases of each model, by its id, `default` included."""
+    names: dict[uuid.UUID, list[str]] = {model.id: [] for model in models}
     rows = session.execute(select(Alias.name, Alias.model_id).order_by(Alias.name)).all()
     for name, model_id in rows:
-        if model_id in found:
-            found[model_id].append(name)
-    if all(name != DEFAULT for name, _ in rows) and (follows := newest(session)) and follows.id in found:
-        found[follows.id].insert(0, DEFAULT)
-    return found
+        if model_id in names:
+            names[model_id].append(name)
+    if all(name != DEFAULT for name, _ in rows) and (follows := newest(session)) and follows.id in names:
+        names[follows.id].insert(0, DEFAULT)
+    return names
 
 
 def remove(session: Session, model_id: uuid.UUID) -> None:
@@ -96,6 +107,7 @@ def remove(session: Session, model_id: uuid.UUID) -> None:
 
 
 def alias(session: Session, name: str) -> Alias:
+    """The row of an alias; AliasNotFound."""
     row = session.get(Alias, name)
     if row is None:
         raise AliasNotFound("There is no alias of this name.")
@@ -103,7 +115,14 @@ def alias(session: Session, name: str) -> Alias:
 
 
 def pin(session: Session, name: str, model_id: uuid.UUID) -> tuple[Alias, bool]:
-    """Point an alias at a model, and remember that it did; whether the alias is new."""
+    """Point an alias at a model and record the change.
+
+    Returns:
+        The alias, and whether it is new.
+
+    Raises:
+        ModelNotFound: There is no model with this id.
+    """
     get(session, model_id)
     values = {"model_id": model_id, "updated_at": now()}
     moved = session.execute(update(Alias).where(Alias.name == name).values(**values)).rowcount  # type: ignore[attr-defined]
@@ -117,7 +136,7 @@ def pin(session: Session, name: str, model_id: uuid.UUID) -> tuple[Alias, bool]:
 
 
 def roll_back(session: Session, name: str) -> Alias:
-    """Point an alias at the model it pointed at before, if that still exists."""
+    """Point an alias back at the last other model that still exists; AliasNotFound, NotReady where there is none."""
     current = alias(session, name)
     changes = select(AliasChange.model_id).where(AliasChange.alias == name).order_by(AliasChange.id.desc())
     for model_id in session.scalars(changes):
@@ -127,13 +146,13 @@ def roll_back(session: Session, name: str) -> Alias:
 
 
 def unpin(session: Session, name: str) -> None:
-    """Remove an alias; `default` follows the newest training again."""
+    """Delete an alias; `default` then follows the newest training again. AliasNotFound."""
     if session.execute(delete(Alias).where(Alias.name == name)).rowcount == 0:  # type: ignore[attr-defined]
         raise AliasNotFound("There is no alias of this name.")
     session.add(AliasChange(alias=name, model_id=None))
 
 
 def history(session: Session, name: str, limit: int = 50) -> Sequence[AliasChange]:
-    """Where an alias pointed, newest first."""
+    """The last `limit` changes of an alias, newest first."""
     changes = select(AliasChange).where(AliasChange.alias == name).order_by(AliasChange.id.desc()).limit(limit)
     return session.scalars(changes).all()
