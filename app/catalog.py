@@ -110,7 +110,7 @@ class Catalog:
         return math.prod(self._costs(method, params))
 
     def networks_held(self, method: str, params: dict[str, Any]) -> int:
-        """About how many networks are trained at once: a method or base method that costs more than 1 mostly has two."""
+        """About how many networks are trained at once: a method or base method that costs more than 1 mostly has 2."""
         return math.prod(min(2, max(1, round(cost))) for cost in self._costs(method, params))
 
     def _costs(self, method: str, params: dict[str, Any]) -> list[float]:

@@ -1,4 +1,4 @@
-"""All tables. Types work on SQLite and Postgres alike; every constraint has a name, so that migrations can change it."""
+"""All tables. Types work on SQLite and Postgres; every constraint has a name, so that migrations can change it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from app.db import session as db
 from app.errors import DatabaseUnavailable
 from app.models import service
 
-ALIAS_FRESH_S = 2.0
+ALIAS_TTL_S = 2.0
 MOST_CACHED = 1024
 
 
@@ -32,9 +32,10 @@ class ResolvedModel(NamedTuple):
 
 
 class ModelRegistryCache:
-    """The models that names stood for when they were last looked up."""
+    """The models that names stood for when they were last looked up; an alias is looked up again after its TTL."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, alias_ttl_s: float = ALIAS_TTL_S) -> None:
+        self._alias_ttl_s = alias_ttl_s
         self._engine = engine
         self._models: dict[str, tuple[ResolvedModel, float]] = {}
         self._lock = threading.Lock()
@@ -42,7 +43,7 @@ class ModelRegistryCache:
     async def resolve(self, name: str) -> ResolvedModel:
         """The model that a name stands for; raises as `service.resolve` does, or DatabaseUnavailable."""
         cached = self._models.get(name)
-        if cached and (cached[0].alias is None or time.monotonic() - cached[1] < ALIAS_FRESH_S):
+        if cached and (cached[0].alias is None or time.monotonic() - cached[1] < self._alias_ttl_s):
             return cached[0]
         try:
             return await run_in_threadpool(self._look_up, name)

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from sqlalchemy import event
 
 from app.errors import Overloaded
+from app.models.registry_cache import ModelRegistryCache
 from app.predictions import frames
 from app.predictions.gateway import Gateway
 from app.settings import Settings
@@ -377,6 +377,8 @@ def test_an_alias_that_moves_is_followed(
 
 def test_predictions_of_a_known_model_outlive_the_database(client: Client, dataset_id: str, model_id: str) -> None:
     """Law 8, for an id and for the alias `default`."""
+    engine = client.app.state.engine  # type: ignore[attr-defined]
+    client.app.state.model_registry = ModelRegistryCache(engine, alias_ttl_s=0.0)  # type: ignore[attr-defined]
     urls = [f"/predict?image=dataset:{dataset_id}/0", f"/predict?image=dataset:{dataset_id}/0&model={model_id}"]
     for url in urls:
         assert client.get(url).status_code == 200
@@ -384,11 +386,8 @@ def test_predictions_of_a_known_model_outlive_the_database(client: Client, datas
     def away(*_: object) -> None:
         raise sqlite3.OperationalError("the database is away")
 
-    engine = client.app.state.engine  # type: ignore[attr-defined]
     engine.dispose()
     event.listen(engine, "do_connect", away)
-    known = client.app.state.model_registry  # type: ignore[attr-defined]
-    known._seen = {name: (served, time.monotonic() - 60) for name, (served, _) in known._seen.items()}
     for url in urls:
         assert client.get(url).status_code == 200
     assert client.get("/jobs").status_code == 503
