@@ -181,7 +181,7 @@ class Phase:
 class MethodParams(BaseModel):
     """A method's parameters: frozen, finite, and no field that the method does not know. Base of every `Params`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
 
 class Method(nn.Module):

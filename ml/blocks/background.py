@@ -1,8 +1,9 @@
-"""What an image is made of, given its mask, and the memory of what backgrounds each given class comes with.
+"""Foreground and background of an image, and the running average of the backgrounds of each given class.
 
-The split follows DeNLL's Eq. 5 and its complementary reading; the bank holds the terms of Eq. 4. Nothing here learns.
+The split follows DeNLL's Eq. 5 and its complementary reading; the class averages are the terms of Eq. 4. Nothing here
+has parameters.
 
-Shapes: images, foregrounds, backgrounds `(B, 3, H, W)`; masks `(B, 1, H, W)` in [0, 1]; the bank `(C, 3, H, W)`.
+Shapes: `B` batch, `C` classes; images, foregrounds, backgrounds `(B, 3, H, W)`; masks `(B, 1, H, W)` in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from ml.blocks import losses
 
 
 class Split(NamedTuple):
-    """An image as foreground and background."""
+    """An image as foreground and background, (B, 3, H, W) each."""
 
     foreground: Tensor
     background: Tensor
 
 
 def complement(images: Tensor, mask: Tensor) -> Split:
-    """f = M·x and b = (1 - M)·x: together the image again."""
+    """f = M·x and b = (1 - M)·x, whose sum is the image."""
     return Split(mask * images, images - mask * images)
 
 
 def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> Split:
-    """Eq. 5 to the letter: G_f = ReLU(M·I - m), G_b = ReLU(m - M·I), m the median of M·I in the image or its channel.
+    """Eq. 5 as printed: G_f = ReLU(M·I - m), G_b = ReLU(m - M·I), where m is the median of M·I.
 
-    Together they are |M·I - m|: where the mask is 0 that is |m|, whatever lies there.
+    Their sum is |M·I - m|, which is |m| wherever the mask is 0, whatever the image shows there.
+
+    Args:
+        images: I, (B, 3, H, W).
+        mask: M, (B, 1, H, W).
+        by_channel: take the median over each channel; otherwise over the whole image.
     """
     masked = mask * images
     if by_channel:
@@ -41,23 +47,28 @@ def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> Split:
 
 
 def median_mask(images: Tensor, mask: Tensor, unit_images: Tensor) -> Split:
-    """Eq. 5 as a choice of pixels: foreground is where the mean of M·I over channels exceeds its median in the image.
+    """Eq. 5 as a selection of pixels: foreground is where the channel mean of M·I exceeds its median in the image.
 
-    The gradient reaches the mask as if it had not been cut (straight-through).
+    The binary mask has the gradient of the mask it was made from (straight-through).
+
+    Args:
+        images: what is split, (B, 3, H, W).
+        mask: M, (B, 1, H, W).
+        unit_images: I, the same images in [0, 1].
     """
     masked = (mask * unit_images).mean(dim=1, keepdim=True)
-    chosen = (masked > masked.flatten(1).median(dim=1).values[:, None, None, None]).float()
-    return complement(images, chosen + mask - mask.detach())
+    binary = (masked > masked.flatten(1).median(dim=1).values[:, None, None, None]).float()
+    return complement(images, binary + mask - mask.detach())
 
 
 class UnitRange(nn.Module):
-    """Brings normalised images back to [0, 1] by the darkest and brightest value each channel has shown in training.
+    """Scales normalised images back to [0, 1] by the smallest and largest value that each channel had in training.
 
-    Equal to undoing the normalisation as soon as the data have shown a black and a white pixel in each channel.
+    This undoes the normalisation once every channel has had a black and a white pixel.
     """
 
-    darkest: Tensor
-    brightest: Tensor
+    darkest: Tensor  # f32 (1, 3, 1, 1)
+    brightest: Tensor  # f32 (1, 3, 1, 1)
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +76,7 @@ class UnitRange(nn.Module):
         self.register_buffer("brightest", torch.full((1, 3, 1, 1), -torch.inf))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the same in [0, 1]; 0.5 everywhere before the first training step."""
         if self.training:
             self.darkest.copy_(torch.minimum(self.darkest, images.detach().amin(dim=(0, 2, 3), keepdim=True)))
             self.brightest.copy_(torch.maximum(self.brightest, images.detach().amax(dim=(0, 2, 3), keepdim=True)))
@@ -73,36 +85,51 @@ class UnitRange(nn.Module):
 
 
 class ClassBackgroundAverage(nn.Module):
-    """The running mean background of each given class; its uniform mean over classes is b̄ of Eq. 4.
+    """The running average background of each given class; its mean over classes is b̄ of Eq. 4.
 
-    An image only ever meets the mean over classes, never its own class's entry: that would hand the network the very
-    label it must learn without.
+    Networks only ever see the mean over classes. The average of an image's own class would reveal the label that must
+    be predicted.
     """
 
-    classes: Tensor
-    known: Tensor
+    averages: Tensor  # f32 (C, 3, H, W)
+    known: Tensor  # bool (C,): classes that had an image so far
 
-    def __init__(self, class_count: int, image_size: int, kept: float) -> None:
-        """`kept`: the share of a class's entry that stays at each batch with the class."""
+    def __init__(self, class_count: int, image_size: int, momentum: float) -> None:
+        """Start without any class.
+
+        Args:
+            class_count: C.
+            image_size: H = W in pixels.
+            momentum: share of a class's average that stays at a batch with images of the class, in [0, 1).
+        """
         super().__init__()
-        self.kept = kept
-        self.register_buffer("classes", torch.zeros(class_count, 3, image_size, image_size))
+        self.momentum = momentum
+        self.register_buffer("averages", torch.zeros(class_count, 3, image_size, image_size))
         self.register_buffer("known", torch.zeros(class_count, dtype=torch.bool))
 
     @torch.no_grad()
     def update(self, backgrounds: Tensor, labels: Tensor) -> None:
-        """EMA of each class's batch mean, in f32; the first batch with a class sets its entry."""
-        members = losses.one_hot(labels, len(self.classes))  # (B, C)
+        """Move each class's average towards the class's mean in the batch, in f32; the first batch sets it.
+
+        Args:
+            backgrounds: (B, 3, H, W).
+            labels: given labels int64 (B,).
+        """
+        # mean background of every class in the batch, by one matrix product
+        members = losses.one_hot(labels, len(self.averages))  # (B, C)
         count = members.sum(dim=0)
         with torch.autocast(backgrounds.device.type, enabled=False):
             sums = members.T @ backgrounds.float().flatten(1)
-        mean = (sums / count.clamp_min(1)[:, None]).view_as(self.classes)
-        shown = (count > 0)[:, None, None, None]
-        moved = torch.where(self.known[:, None, None, None], self.kept * self.classes + (1 - self.kept) * mean, mean)
-        self.classes.copy_(torch.where(shown, moved, self.classes))
+        mean = (sums / count.clamp_min(1)[:, None]).view_as(self.averages)
+
+        # classes without an image in the batch stay as they are
+        present = (count > 0)[:, None, None, None]
+        old = self.momentum * self.averages
+        moved = torch.where(self.known[:, None, None, None], old + (1 - self.momentum) * mean, mean)
+        self.averages.copy_(torch.where(present, moved, self.averages))
         self.known.logical_or_(count > 0)
 
     def mean(self) -> Tensor:
-        """b̄ (1, 3, H, W): uniform over the classes met so far, the same at training and at test."""
-        share = self.known.to(self.classes.dtype) / self.known.sum().clamp_min(1)
-        return (share[:, None, None, None] * self.classes).sum(dim=0, keepdim=True)
+        """b̄, (1, 3, H, W): uniform over the classes seen so far, the same in training and at test."""
+        share = self.known.to(self.averages.dtype) / self.known.sum().clamp_min(1)
+        return (share[:, None, None, None] * self.averages).sum(dim=0, keepdim=True)

@@ -1,7 +1,7 @@
-"""The weights of a phase's best epoch, so that the next phase can begin from them.
+"""The weights of a phase's best epoch, so that the next phase can start from them.
 
-Best is what answers most held-out images with their given labels: no clean label is seen. Where nothing is held out,
-the last epoch is the best. It knows no loss.
+The best epoch is the one with the highest noisy validation accuracy: predictions are compared with given labels, and no
+clean label is used. Without validation images the last epoch is the best.
 """
 
 from __future__ import annotations
@@ -13,36 +13,41 @@ from ml.method import TrainContext
 
 
 class BestWeights(nn.Module):
-    """A copy of one network's state, as buffers: a checkpoint holds it."""
+    """A copy of one network's state as buffers, so that a checkpoint holds it."""
 
-    best: Tensor
+    best: Tensor  # float64 scalar: the accuracy of the copied epoch
 
     def __init__(self, network: nn.Module) -> None:
+        """Copy the state of `network`."""
         super().__init__()
         self.names = {name: name.replace(".", "/") for name in network.state_dict()}  # a buffer's name has no dot
         for name, value in network.state_dict().items():
             self.register_buffer(self.names[name], value.detach().clone())
         self.register_buffer("best", torch.full((), -1.0, dtype=torch.float64))
 
-    def follow(self, lab: TrainContext, network: nn.Module, since: int) -> None:
-        """Copy the network if its last epoch was the best since epoch `since`, with which the phase began.
+    def update(self, context: TrainContext, network: nn.Module, first_epoch: int) -> None:
+        """Copy `network` if the epoch that has just ended was the phase's best so far; of equals the later one counts.
 
-        To be called when each epoch of the phase begins, and before the next phase does: an epoch is measured at its
-        end.
+        Call it when each epoch of the phase begins and when the next phase begins, as an epoch is measured at its end.
+
+        Args:
+            context: tells the epoch that begins and the accuracies of those before.
+            network: as it was at the end of the last epoch.
+            first_epoch: the epoch with which the phase began; accuracies before it do not count.
         """
-        if lab.epoch == since:
+        if context.epoch == first_epoch:
             self.best.fill_(-1.0)
             return
-        accuracies = lab.noisy_accuracies()
+        accuracies = context.noisy_accuracies()
         accuracy = accuracies[-1] if accuracies else 0.0
         if accuracy >= float(self.best):
             self.best.fill_(accuracy)
             for name, value in network.state_dict().items():
-                self._kept(name).copy_(value)
+                self._copy_of(name).copy_(value)
 
     def restore(self, network: nn.Module) -> None:
-        """Give the network the kept weights, in place: its optimizers still own them."""
-        network.load_state_dict({name: self._kept(name) for name in self.names})
+        """Load the copied state into `network` in place, so that optimisers still own its parameters."""
+        network.load_state_dict({name: self._copy_of(name) for name in self.names})
 
-    def _kept(self, name: str) -> Tensor:
+    def _copy_of(self, name: str) -> Tensor:
         return self.get_buffer(self.names[name])

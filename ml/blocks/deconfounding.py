@@ -1,9 +1,10 @@
-"""What DeNLL's two networks look at: an object before its own background, or before the mean background of all classes.
+"""The inputs of DeNLL's two networks: an image with its own background, or with the average background of all classes.
 
-The readings of the paper's Eq. 4 and 5 are settings here. It sees given labels only to average backgrounds by class,
-and knows no loss on them.
+The readings of the paper's Eq. 4 and 5 are parameters here. Given labels are used to average backgrounds by class, and
+no loss is computed on them.
 
-Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, masks `(B, 1, H, W)`, features `(B, D)`.
+Shapes: `B` batch, `C` classes, `D` features; images `(B, 3, H, W)` normalised, masks `(B, 1, H, W)`, features `(B, D)`,
+logits `(B, C)`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from ml.networks import chain
 
 
 class DeconfoundingParams(MethodParams):
-    """How an image is divided, and what a network is shown of it."""
+    """How an image is split, and what each network sees of it."""
 
     split: Literal["complement", "median", "median_by_channel", "median_normalised", "median_mask"] = Field(
         default="complement",
-        description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 to the letter, on pixels from 0 to 1; "
-        "median_by_channel: with a median for each channel; median_normalised: on the pixels as networks read them; "
+        description="complement: f = M·x, b = (1 - M)·x; median: Eq. 5 as printed, on pixels from 0 to 1; "
+        "median_by_channel: with a median for each channel; median_normalised: on normalised pixels; "
         "median_mask: the pixels above the median of M·x are the foreground.",
     )
     fusion: Literal["composite", "concat"] = Field(
@@ -35,32 +36,40 @@ class DeconfoundingParams(MethodParams):
     )
     background: Literal["class_mean", "zero"] = Field(
         default="class_mean",
-        description="What the second network sees behind the object. class_mean: the classes' mean background; zero: "
-        "the mean colour, a control.",
+        description="The background that the second network sees. class_mean: the average background of all classes; "
+        "zero: the mean colour, a control.",
     )
     bank_kept: float = Field(
         default=0.9,
         ge=0.0,
         lt=1.0,
-        description="Share of a class's mean background that stays at each batch. What trembles behind the object "
-        "makes batch statistics tremble: 0.99 where the second network answers alone.",
+        description="Momentum of each class's average background, per batch. A changing background also changes the "
+        "batch statistics: 0.99 where the second network predicts alone.",
     )
-    dim: bool = Field(default=True, description="Off (Table 4, w/o DIM): the second network sees the own background.")
+    # clients send the paper's abbreviation, DIM
+    background_intervention: bool = Field(
+        default=True,
+        alias="dim",
+        description="Off (Table 4, w/o DIM): the second network sees each image's own background.",
+    )
     lm: Literal["learned", "fixed", "off"] = Field(
         default="learned",
-        description="learned: a Gaussian in each image; fixed (Table 4, w/o LM): the central 24/32; off: no mask.",
+        description="The mask. learned: a Gaussian in each image; fixed (Table 4, w/o LM): the central 24/32 of each "
+        "side; off: no mask.",
     )
     localization: Literal["joint", "label_free"] = Field(
         default="joint",
         description="What trains the localization module. joint: the loss on the given labels; label_free: only "
-        "that it leaves a homogeneous background.",
+        "how homogeneous the background is.",
     )
     centre: Literal["linear", "soft_argmax"] = Field(
         default="linear",
-        description="linear: one linear layer, in the middle half; soft_argmax: a heat map, anywhere.",
+        description="How the mask's centre is predicted. linear: one linear layer, within the middle half of the "
+        "image; soft_argmax: a heat map, anywhere.",
     )
     sigma: Literal["bounded", "fixed"] = Field(
-        default="bounded", description="bounded: learned, between 0.2 and 1 of the side; fixed: sigma_fraction."
+        default="bounded",
+        description="The mask's width. bounded: learned, between 0.2 and 1 of the side; fixed: sigma_fraction.",
     )
     sigma_fraction: float = Field(
         default=0.3, ge=0.02, le=1.0, description="A fixed sigma, as a share of the image's side."
@@ -71,9 +80,16 @@ class DeconfoundingParams(MethodParams):
 
 
 class Deconfounder(nn.Module):
-    """What both networks share: where the object is, what lies around it, and what lies around each class's objects."""
+    """What both networks share: the localization module and the average background of each class."""
 
     def __init__(self, params: DeconfoundingParams, class_count: int, image_size: int) -> None:
+        """Build the shared parts.
+
+        Args:
+            params: the readings.
+            class_count: C.
+            image_size: H = W in pixels.
+        """
         super().__init__()
         self.params = params
         self.localization = (
@@ -81,24 +97,30 @@ class Deconfounder(nn.Module):
             if params.lm == "learned"
             else None
         )
-        self.bank = background.ClassBackgroundAverage(class_count, image_size, params.bank_kept)
-        self.unit = background.UnitRange()
-        self._split_of: dict[int, tuple[Tensor, Tensor, background.Split]] = {}  # of this step's images, by identity
+        self.class_background = background.ClassBackgroundAverage(class_count, image_size, params.bank_kept)
+        self.unit_range = background.UnitRange()
+        # mask and split of the current step's images, by the identity of their tensor
+        self._cached_split: dict[int, tuple[Tensor, Tensor, background.Split]] = {}
 
-    def shown(self, images: Tensor, second: bool) -> Tensor:
-        """What g1 (f with b) or g2 (f with b̄, Eq. 4) looks at: (B, 3, H, W), or (B, 6, H, W) where they are stacked."""
+    def network_input(self, images: Tensor, *, second: bool) -> Tensor:
+        """What g1 or g2 sees: (B, 3, H, W), or (B, 6, H, W) where foreground and background are concatenated.
+
+        Args:
+            images: (B, 3, H, W).
+            second: the input of g2, f with b̄ (Eq. 4); otherwise that of g1, f with b.
+        """
         p = self.params
-        behind_own = not (second and p.dim) or p.lm == "off"
-        if p.fusion == "composite" and p.split == "complement" and behind_own:
+        own_background = not (second and p.background_intervention) or p.lm == "off"
+        if p.fusion == "composite" and p.split == "complement" and own_background:
             return images  # f + b is the image
-        _, (front, own) = self.split(images)
-        behind = own if behind_own else self.bank.mean() * (p.background != "zero")
-        return front + behind if p.fusion == "composite" else torch.cat([front, behind.expand_as(front)], dim=1)
+        _, (foreground, own) = self.split(images)
+        used = own if own_background else self.class_background.mean() * (p.background != "zero")
+        return foreground + used if p.fusion == "composite" else torch.cat([foreground, used.expand_as(own)], dim=1)
 
     def split(self, images: Tensor) -> tuple[Tensor, background.Split]:
-        """Mask and split; computed once for each tensor of a step."""
-        if id(images) in self._split_of:
-            _, mask, split = self._split_of[id(images)]
+        """Mask (B, 1, H, W), and foreground and background, of images (B, 3, H, W); cached within a step."""
+        if id(images) in self._cached_split:
+            _, mask, split = self._cached_split[id(images)]
             return mask, split
         mask = self._mask(images)
         used = mask.detach() if self.params.localization == "label_free" else mask
@@ -107,23 +129,25 @@ class Deconfounder(nn.Module):
         elif self.params.split == "median_normalised":
             split = background.median(images, used)
         elif self.params.split in ("median", "median_by_channel"):
-            split = background.median(self.unit(images), used, by_channel=self.params.split == "median_by_channel")
+            by_channel = self.params.split == "median_by_channel"
+            split = background.median(self.unit_range(images), used, by_channel=by_channel)
         else:
-            split = background.median_mask(images, used, self.unit(images))
+            split = background.median_mask(images, used, self.unit_range(images))
         return mask, split
 
-    def begin(self, batch: Batch) -> None:
-        """Split a step's images once for everyone, and let the bank see their backgrounds."""
+    @contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """A step on this batch: its images are split once for both networks, and their backgrounds are averaged."""
         mask, split = self.split(batch.images)
-        self._split_of = {id(batch.images): (batch.images, mask, split)}
-        self.bank.update(split.background.detach(), batch.labels)
-
-    def end(self) -> None:
-        """Forget the step's images."""
-        self._split_of = {}
+        self._cached_split = {id(batch.images): (batch.images, mask, split)}
+        self.class_background.update(split.background.detach(), batch.labels)
+        try:
+            yield
+        finally:
+            self._cached_split = {}
 
     def label_free_loss(self, images: Tensor) -> Tensor | None:
-        """What alone trains the localization module if nothing that uses labels may."""
+        """The loss, a scalar, that alone trains the localization module; None if the loss on given labels does."""
         if self.params.localization == "label_free" and self.localization is not None:
             return localization.homogeneity_loss(images, self.split(images)[0])
         return None
@@ -134,7 +158,7 @@ class Deconfounder(nn.Module):
         if self.localization is None:
             return torch.ones_like(images[:, :1])
         gaussians = self.localization(images)
-        if self.params.localization == "label_free":  # the objective would be best served by a mask over everything
+        if self.params.localization == "label_free":  # a learned sigma would grow until the mask covers the image
             gaussians = torch.cat([gaussians[:, :2], gaussians[:, 2:].detach()], dim=1)
         return localization.gaussian_mask(gaussians, images.shape[2], images.shape[3])
 
@@ -142,85 +166,112 @@ class Deconfounder(nn.Module):
 class Activations(NamedTuple):
     """One forward pass of a branch."""
 
-    images: Tensor
-    features: Tensor
-    logits: Tensor
+    images: Tensor  # (B, 3, H, W)
+    features: Tensor  # (B, D)
+    logits: Tensor  # (B, C)
 
 
 class Gates(nn.Module):
-    """o_k = a_k·l_k + (1 - a_k)·l_other with a_k in [1/2, 1]: no network can be dropped, nor the two made one."""
+    """The dynamic gates of Eq. 6: o_k = a_k·l_k + (1 - a_k)·l_other with a_k in [1/2, 1].
+
+    The bounds keep the gates from dropping a network and from making both outputs the same.
+    """
 
     def __init__(self, width: int) -> None:
+        """Start at a_k = 3/4; `width` is the number of features of both networks together."""
         super().__init__()
-        self.own = nn.Linear(width, 2)  # one row for each network
+        self.linear = nn.Linear(width, 2)  # one row for each network
         self.reset()
 
     def reset(self) -> None:
-        """Weights and biases at 0, so a_k at 3/4."""
-        nn.init.zeros_(self.own.weight)
-        nn.init.zeros_(self.own.bias)
+        """Set weights and biases to 0, so a_k to 3/4."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, one: Activations, two: Activations, *, detached: bool = False) -> tuple[Tensor, Tensor]:
-        """o_1 and o_2 (B, C), in f32; `detached` lets only the gates learn from them."""
-        seen = torch.cat([one.features, two.features], dim=1).float()
+        """o_1 and o_2, f32 (B, C).
+
+        Args:
+            one: of g1.
+            two: of g2, on the same images.
+            detached: no gradient into the networks.
+        """
+        features = torch.cat([one.features, two.features], dim=1).float()
         l1, l2 = one.logits.float(), two.logits.float()
         if detached:
-            seen, l1, l2 = seen.detach(), l1.detach(), l2.detach()
-        with torch.autocast(seen.device.type, enabled=False):
-            a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.own(seen))).split(1, dim=1)  # type: ignore[no-untyped-call]
+            features, l1, l2 = features.detach(), l1.detach(), l2.detach()
+        with torch.autocast(features.device.type, enabled=False):
+            a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.linear(features))).split(1, dim=1)  # type: ignore[no-untyped-call]
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
 
 
 class ActivationRecorder:
-    """What a branch computes while somebody listens."""
+    """The forward passes of a branch, as long as recording is on."""
 
     def __init__(self) -> None:
         self.records: list[Activations] = []
-        self._heard = False
+        self._is_recording = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        self.records, self._heard = [], True
+    def recording(self) -> Iterator[None]:
+        """Record within the block; the records are dropped at its end."""
+        self.records, self._is_recording = [], True
         try:
             yield
         finally:
-            self.records, self._heard = [], False
+            self.records, self._is_recording = [], False
 
-    def note(self, record: Activations) -> None:
-        if self._heard:
-            self.records.append(record)
+    def record(self, activations: Activations) -> None:
+        """Add a forward pass if recording is on."""
+        if self._is_recording:
+            self.records.append(activations)
 
 
 class DebiasedBranch(chain.Chain):
-    """g1 or g2: a network of the user's choice, which sees what `shown` makes of an image."""
+    """g1 or g2: a network of the user's choice whose input is what the deconfounder makes of an image."""
 
-    def __init__(self, network: chain.Chain, shown: Callable[[Tensor], Tensor], tape: ActivationRecorder) -> None:
+    def __init__(
+        self, network: chain.Chain, make_input: Callable[[Tensor], Tensor], recorder: ActivationRecorder
+    ) -> None:
+        """Take over the parts of `network`.
+
+        Args:
+            network: reads what `make_input` returns.
+            make_input: images (B, 3, H, W) -> the network's input.
+            recorder: of the forward passes.
+        """
         super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
-        self.shown = shown
+        self.make_input = make_input
 
-        def note(record: Activations) -> None:  # no bound method: a copy of the branch shares the recorder
-            tape.note(record)
+        def record(activations: Activations) -> None:  # no bound method: a copy of the branch shares the recorder
+            recorder.record(activations)
 
-        self.note: Callable[[Activations], None] = note
+        self.record: Callable[[Activations], None] = record
 
     def features(self, images: Tensor) -> Tensor:
-        """Of what the branch is shown of the images: (B, D)."""
-        return super().features(self.shown(images))
+        """(B, 3, H, W) -> features of the branch's input (B, D)."""
+        return super().features(self.make_input(images))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C)."""
         features = self.features(images)
         logits: Tensor = self.classifier(features)
-        self.note(Activations(images, features, logits))
+        self.record(Activations(images, features, logits))
         return logits
 
 
-def find_branches(host: nn.Module) -> list[DebiasedBranch]:
-    """Those that a host trains, copies it made of them among them."""
-    return [module for module in host.modules() if isinstance(module, DebiasedBranch)]
+def find_branches(method: nn.Module) -> list[DebiasedBranch]:
+    """All branches that a base method trains, copies that it has made of them included."""
+    return [module for module in method.modules() if isinstance(module, DebiasedBranch)]
 
 
-def make_branch(network: chain.Chain, core: Deconfounder, tape: ActivationRecorder, second: bool) -> DebiasedBranch:
-    """A network made to read what `core` shows it. `core` and `tape` are shared by every copy a host makes of it."""
-    if core.params.fusion == "concat":
+def make_branch(
+    network: chain.Chain, deconfounder: Deconfounder, recorder: ActivationRecorder, *, second: bool
+) -> DebiasedBranch:
+    """g1, or g2 if `second`, made of a network.
+
+    `deconfounder` and `recorder` are shared by every copy that a base method makes of the branch.
+    """
+    if deconfounder.params.fusion == "concat":
         chain.widen_stem(network, 6)
-    return DebiasedBranch(network, lambda images: core.shown(images, second), tape)
+    return DebiasedBranch(network, lambda images: deconfounder.network_input(images, second=second), recorder)

@@ -1,7 +1,8 @@
-"""Two-component Gaussian mixture of per-sample losses: which samples belong to the component that is learned easily.
+"""Two-component Gaussian mixture of per-sample losses: which samples are learned easily, and so are probably clean.
 
-Knows no network and no label, only numbers (N,). Float64 on the values' device; no random draw, so the same losses
-always split alike.
+Float64 on the device of the values, without random draws: the same losses always give the same mixture.
+
+Shapes: `N` samples.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LONGEST_SEARCH = 100  # rounds of 2-means for the start; one dimension needs a dozen
+MAX_TWO_MEANS_ROUNDS = 100  # for the start; in one dimension a dozen suffice
 
 
 class Components(NamedTuple):
@@ -26,47 +27,52 @@ class Components(NamedTuple):
 def clean_probability(
     losses: Tensor, *, iterations: int = 10, tolerance: float = 1e-2, least_variance: float = 5e-4
 ) -> Tensor:
-    """Posterior of the component with the smaller mean, float32 (N,), for losses (N,) scaled to [0, 1].
+    """P(clean | loss): the posterior of the component with the smaller mean, f32 (N,).
 
-    Expectation maximisation from the halves of 2-means, with the limits of the released DivideMix: at most 10
-    iterations, until the mean log-likelihood moves by less than 0.01, 5e-4 added to each variance.
+    Expectation maximisation from 2-means. The defaults are those of the released DivideMix.
+
+    Args:
+        losses: (N,), scaled to [0, 1].
+        iterations: at most so many.
+        tolerance: stop when the mean log-likelihood changes by less.
+        least_variance: added to each variance.
     """
     values = losses.double()
-    components = _maximised(values, _halves(values), least_variance)
+    components = _maximization_step(values, _two_means(values), least_variance)
     previous = -math.inf
     for _ in range(iterations):
-        likelihood, shares = _expected(values, components)
-        components = _maximised(values, shares, least_variance)
+        likelihood, shares = _expectation_step(values, components)
+        components = _maximization_step(values, shares, least_variance)
         if abs(likelihood - previous) < tolerance:
             break
         previous = likelihood
-    _, shares = _expected(values, components)
+    _, shares = _expectation_step(values, components)
     return shares[components.mean.argmin()].float()
 
 
 def scale_to_unit(losses: Tensor) -> Tensor:
-    """Losses (N,) brought to [0, 1] by their least and largest; all 0 where they are equal."""
-    least, largest = losses.aminmax()
-    return (losses - least) / (largest - least).clamp_min(torch.finfo(losses.dtype).tiny)
+    """Losses (N,) scaled to [0, 1] by their smallest and largest; all 0 where they are equal."""
+    smallest, largest = losses.aminmax()
+    return (losses - smallest) / (largest - smallest).clamp_min(torch.finfo(losses.dtype).tiny)
 
 
-def _halves(values: Tensor) -> Tensor:
+def _two_means(values: Tensor) -> Tensor:
     """2-means from the two extremes: membership (2, N) of 0 and 1."""
-    least, largest = values.aminmax()
-    middle = (least + largest) / 2
-    for _ in range(LONGEST_SEARCH):
+    smallest, largest = values.aminmax()
+    middle = (smallest + largest) / 2
+    for _ in range(MAX_TWO_MEANS_ROUNDS):
         upper = (values > middle).double()
         counts, total = upper.sum(), values.sum()
         above = (upper * values).sum()
         means = above / counts.clamp_min(1), (total - above) / (len(values) - counts).clamp_min(1)
-        moved, middle = middle, (means[0] + means[1]) / 2
-        if bool(moved == middle):
+        previous, middle = middle, (means[0] + means[1]) / 2
+        if bool(previous == middle):
             break
     upper = (values > middle).double()
     return torch.stack([1 - upper, upper])
 
 
-def _maximised(values: Tensor, shares: Tensor, least_variance: float) -> Components:
+def _maximization_step(values: Tensor, shares: Tensor, least_variance: float) -> Components:
     """The components that make these shares (2, N) likeliest."""
     counts = shares.sum(dim=1) + 10 * torch.finfo(torch.float64).eps
     mean = (shares * values).sum(dim=1) / counts
@@ -74,9 +80,9 @@ def _maximised(values: Tensor, shares: Tensor, least_variance: float) -> Compone
     return Components(counts / len(values), mean, variance + least_variance)
 
 
-def _expected(values: Tensor, components: Components) -> tuple[float, Tensor]:
+def _expectation_step(values: Tensor, components: Components) -> tuple[float, Tensor]:
     """Mean log-likelihood, and each component's share of every value (2, N)."""
-    weight, mean, variance = (each[:, None] for each in components)
+    weight, mean, variance = (parameter[:, None] for parameter in components)
     density = weight.log() - 0.5 * ((2 * math.pi * variance).log() + (values - mean).square() / variance)
-    whole = density.logsumexp(dim=0)
-    return float(whole.mean()), (density - whole).exp()
+    total = density.logsumexp(dim=0)
+    return float(total.mean()), (density - total).exp()

@@ -1,9 +1,9 @@
-"""Where the object is: the localization module of DeNLL (Eq. 5) and the Gaussian mask it draws.
+"""The localization module of DeNLL (Eq. 5), which predicts where the object is, and the Gaussian mask of its output.
 
-It sees images and nothing else - no label, no class, no classifier; who may train it is the caller's business.
+It sees images alone, no labels. The caller decides which loss trains it.
 
 Shapes: `B` batch, images `(B, 3, H, W)`, gaussians `(B, 3)`: centre x, centre y, sigma, in network pixels, where 0 is
-the middle of the first pixel; masks `(B, 1, H, W)` in [0, 1]. Everything here is f32 whatever the network's precision.
+the middle of the first pixel; masks `(B, 1, H, W)` in [0, 1]. Everything is f32, whatever the network's precision.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-SMALLEST_SIGMA, LARGEST_SIGMA, FIRST_SIGMA = 0.2, 1.0, 0.5  # shares of the side; outside them the mask collapsed
+SMALLEST_SIGMA, LARGEST_SIGMA, FIRST_SIGMA = 0.2, 1.0, 0.5  # shares of the side; unbounded ones collapsed
 CENTRAL_SHARE = 24 / 32  # the fixed mask of the paper's Table 4, "w/o LM"
-TINY = 1e-6
+EPSILON = 1e-6
 
 
 class LocalizationModule(nn.Module):
-    """An image -> centre and sigma of its object. Starts with the mask in the middle."""
+    """Predicts centre and sigma of the object in an image; starts with the mask in the middle of every image."""
 
     def __init__(
         self,
@@ -29,11 +29,19 @@ class LocalizationModule(nn.Module):
         sigma: Literal["bounded", "fixed"],
         sigma_fraction: float,
     ) -> None:
+        """Build the module.
+
+        Args:
+            image_size: H = W in pixels.
+            centre: linear, a linear layer that reaches the middle half of the image; or soft_argmax, a heat map.
+            sigma: bounded, learned between 0.2 and 1 of the side; or fixed.
+            sigma_fraction: a fixed sigma as a share of the side.
+        """
         super().__init__()
         self.image_size = image_size
         self.fixed_sigma = sigma_fraction * image_size if sigma == "fixed" else None
         self.soft_argmax = centre == "soft_argmax"
-        stride = max(1, round(image_size / 32))  # larger images are looked at as if they had about 32 px
+        stride = max(1, round(image_size / 32))  # larger images are reduced to about 32 px
         if self.soft_argmax:
             self.trunk = nn.Sequential(
                 *_layer(3, 16, 2 * stride), *_layer(16, 16, 1), *_layer(16, 16, 1, dilation=2), *_layer(16, 16, 1)
@@ -49,7 +57,7 @@ class LocalizationModule(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3); the centre is in the middle half (linear) or anywhere (soft-argmax)."""
+        """(B, 3, H, W) -> gaussians (B, 3); the centre is in the middle half (linear) or anywhere (soft-argmax)."""
         with torch.autocast(images.device.type, enabled=False):
             maps = self.trunk(images.float())
             if self.soft_argmax:
@@ -75,7 +83,12 @@ def _layer(inputs: int, outputs: int, stride: int, dilation: int = 1) -> tuple[n
 
 
 def soft_argmax(heat: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-    """Soft-argmax of heat maps (B, 1, h, w): the mean position under their softmax, x and y (B,) in image pixels."""
+    """The mean position under the softmax of each heat map: x and y, (B,) each, in image pixels.
+
+    Args:
+        heat: (B, 1, h, w) logits.
+        image_size: H = W of the images that the maps cover.
+    """
     height, width = heat.shape[-2:]
     weight = heat.flatten(1).softmax(dim=1).view(-1, height, width)
     x = (torch.arange(width, device=heat.device) + 0.5) * (image_size / width) - 0.5
@@ -84,7 +97,7 @@ def soft_argmax(heat: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
-    """M(i, j) = exp(-((i - p_x)² + (j - p_y)²) / 2σ²), the paper's Eq. 5: (B, 3) -> (B, 1, H, W)."""
+    """M(i, j) = exp(-((i - p_x)² + (j - p_y)²) / 2σ²), the paper's Eq. 5: gaussians (B, 3) -> masks (B, 1, H, W)."""
     centre_x, centre_y, sigma = gaussians.float().unbind(dim=1)
     x = torch.arange(width, device=gaussians.device, dtype=torch.float32)
     y = torch.arange(height, device=gaussians.device, dtype=torch.float32)
@@ -104,12 +117,16 @@ def central_mask(images: Tensor) -> Tensor:
 
 
 def homogeneity_loss(images: Tensor, mask: Tensor) -> Tensor:
-    """The label-free objective: variance of what lies outside the mask over the image's variance, a scalar.
+    """The label-free loss: variance of the pixels outside the mask over the image's variance, a scalar from 0.
 
-    It is small where the mask covers whatever differs from an even background; no label can pull it anywhere.
+    It is small where the mask covers all that differs from a homogeneous background.
+
+    Args:
+        images: (B, 3, H, W).
+        mask: (B, 1, H, W), with the gradient.
     """
     outside = 1 - mask
-    total = outside.sum(dim=(2, 3), keepdim=True) + TINY
+    total = outside.sum(dim=(2, 3), keepdim=True) + EPSILON
     mean = (outside * images).sum(dim=(2, 3), keepdim=True) / total
     variance = (outside * (images - mean).square()).sum(dim=(2, 3)) / total.flatten(1)  # (B, 3)
-    return (variance.sum(dim=1) / (images.var(dim=(2, 3), correction=0).sum(dim=1) + TINY)).mean()
+    return (variance.sum(dim=1) / (images.var(dim=(2, 3), correction=0).sum(dim=1) + EPSILON)).mean()

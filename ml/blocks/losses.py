@@ -1,4 +1,7 @@
-"""Loss terms on logits `(B, C)`, always computed in f32 whatever the network's precision. They know no network."""
+"""Loss terms on logits, always computed in f32, whatever the network's precision.
+
+Shapes: `B` batch, `C` classes; logits (B, C), labels int64 (B,). A loss is a scalar, in nats.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch.nn import functional
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """int64 (B,) -> f32 (B, C). torch's own makes int64 and checks the range of labels first."""
+    """int64 (B,) -> f32 (B, C). torch's own returns int64 and waits for the device to check the range of labels."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
@@ -23,9 +26,9 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean of H(Y, softmax(logits)) by class weights (C,), over their sum in the batch: a scalar, 0 where that is 0."""
-    own = weights[labels]
-    return (own * cross_entropies(logits, labels)).sum() / own.sum().clamp_min(1e-12)
+    """H(Y, softmax(logits)) averaged by the labels' class weights (C,): a scalar, 0 where the weights sum to 0."""
+    label_weights = weights[labels]
+    return (label_weights * cross_entropies(logits, labels)).sum() / label_weights.sum().clamp_min(1e-12)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -46,17 +49,17 @@ def symmetric_kls(first: Tensor, second: Tensor) -> Tensor:
 
 def consistency_kl(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean KL(p‖q), p and q the softmax of two views' logits (B, C), without gradient into the teacher's: a scalar."""
-    log_p, log_q = (functional.log_softmax(each.float(), dim=1) for each in (teacher.detach(), student))
+    log_p, log_q = (functional.log_softmax(logits.float(), dim=1) for logits in (teacher.detach(), student))
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
 def prior_kl(logits: Tensor) -> Tensor:
-    """KL(uniform ‖ batch mean of softmax(logits)): a scalar, 0 where all classes are answered equally often."""
+    """KL(uniform ‖ batch mean of softmax(logits)): a scalar, 0 where all classes are predicted equally often."""
     mean = logits.float().softmax(dim=1).mean(dim=0)
     return -(mean * len(mean)).clamp_min(1e-12).log().mean()
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Mean Σ_c p_c log p_c over the batch: a scalar in [-log C, 0], largest where the network is sure."""
+    """Mean Σ_c p_c log p_c over the batch: a scalar in [-log C, 0], largest for confident predictions."""
     log_p = functional.log_softmax(logits.float(), dim=1)
     return (log_p.exp() * log_p).sum(dim=1).mean()

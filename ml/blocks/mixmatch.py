@@ -1,8 +1,9 @@
-"""The semi-supervised step of MixMatch (Berthelot et al., NeurIPS 2019) as DivideMix and its relatives take it.
+"""The semi-supervised step of MixMatch (Berthelot et al., NeurIPS 2019), as DivideMix and PES (semi) take it.
 
-Targets for labelled and unlabelled images, and the loss of their mixtures; the mixing itself is `mixup`. It knows no
-network, only what networks answered. Everything is f32. Shapes: `B` images, `C` classes, `R` mixed rows, of which the
-first `labelled` stem from labelled images; logits and targets (., C).
+Targets of labelled and unlabelled images, and the loss of their mixtures; the mixing itself is in `mixup`. Everything
+is f32.
+
+Shapes: `B` images, `C` classes, `R` mixed rows; logits and targets (B, C) or (R, C).
 """
 
 from __future__ import annotations
@@ -17,31 +18,49 @@ from ml.blocks import losses
 
 
 def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Mean of the softmax over views and networks, each (B, C): rows sum to 1 (DivideMix Eq. 5, Alg. 1 line 15)."""
-    return torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
+    """Mean softmax over views and networks (DivideMix Eq. 5, Alg. 1 line 15): logits (B, C) each -> (B, C)."""
+    return torch.stack([one.float().softmax(dim=1) for one in logits]).mean(dim=0)
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """p^(1/T) / Σ_c p_c^(1/T), (B, C) (DivideMix Eq. 4): T = 1 changes nothing, T -> 0 leaves the largest alone."""
+    """p^(1/T) / Σ_c p_c^(1/T) (DivideMix Eq. 4), (B, C).
+
+    Args:
+        probabilities: p, (B, C).
+        temperature: T > 0; 1 changes nothing, towards 0 only the largest probability remains.
+    """
     return (probabilities.log() / temperature).softmax(dim=1)
 
 
-def co_refine(labels: Tensor, clean_probability: Tensor, own: Tensor) -> Tensor:
-    """w · Y + (1 - w) · p (DivideMix Eq. 3): given labels int64 (B,), w (B,) in [0, 1], own average (B, C)."""
-    given = losses.one_hot(labels, own.shape[1]).to(own.dtype)
-    return torch.lerp(own, given, clean_probability[:, None])
+def co_refine(labels: Tensor, clean_probability: Tensor, predicted: Tensor) -> Tensor:
+    """w · Y + (1 - w) · p (DivideMix Eq. 3), (B, C).
+
+    Args:
+        labels: given labels int64 (B,), Y as one-hot.
+        clean_probability: w, P(the label is clean) (B,) in [0, 1].
+        predicted: p, the network's own average probabilities (B, C).
+    """
+    given_targets = losses.one_hot(labels, predicted.shape[1]).to(predicted.dtype)
+    return torch.lerp(predicted, given_targets, clean_probability[:, None])
 
 
 def loss(
     logits: Tensor, targets: Tensor, labelled: int, unlabelled_weight: float, class_weights: Tensor | None = None
 ) -> Tensor:
-    """L_x + λ_u · L_u of mixed rows (DivideMix Eq. 9, 10), a scalar: cross-entropy of the first `labelled` rows, and
-    the squared distance of probabilities of the rest, which bounds what a wrong guess can cost, mean over elements.
+    """L_x + λ_u · L_u of mixed rows (DivideMix Eq. 9 and 10): a scalar.
 
-    `class_weights` (C,) weigh the targets of the labelled rows, as PES does.
+    L_x is the cross-entropy of the labelled rows. L_u is the mean squared distance between the other rows'
+    probabilities and targets; it is bounded, so a wrong guess costs little.
+
+    Args:
+        logits: of the mixed images, (R, C).
+        targets: mixed targets, (R, C).
+        labelled: number of rows, the first ones, that come from labelled images.
+        unlabelled_weight: λ_u.
+        class_weights: (C,), weights of the labelled rows' targets, as in PES.
     """
-    wanted = targets[:labelled] if class_weights is None else targets[:labelled] * class_weights
-    supervised = losses.soft_cross_entropy(logits[:labelled], wanted)
+    labelled_targets = targets[:labelled] if class_weights is None else targets[:labelled] * class_weights
+    supervised = losses.soft_cross_entropy(logits[:labelled], labelled_targets)
     if unlabelled_weight == 0.0 or labelled == len(logits):
         return supervised
     distance = functional.mse_loss(logits[labelled:].float().softmax(dim=1), targets[labelled:])

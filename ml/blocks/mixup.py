@@ -1,7 +1,6 @@
-"""MixUp: convex pairs of images and of their targets (Zhang et al., ICLR 2018).
+"""MixUp: convex combinations of pairs of images and of their targets (Zhang et al., ICLR 2018).
 
-It knows no network and no loss. Shapes: `R` rows mixed with each other, `C` classes, images (R, 3, H, W), targets
-(R, C) that sum to 1.
+Shapes: `R` rows that are mixed with each other, `C` classes; images (R, 3, H, W), targets (R, C) that sum to 1.
 """
 
 from __future__ import annotations
@@ -14,34 +13,44 @@ from torch import Tensor
 
 
 def draw_lambda(alpha: float, generator: torch.Generator) -> Tensor:
-    """λ ~ Beta(alpha, alpha), a float32 scalar on the generator's device; for one batch there is one λ.
+    """Draw λ ~ Beta(alpha, alpha), one for a whole batch: an f32 scalar on the generator's device.
 
-    Bailey's polar form of Student's t (Mathematics of Computation 62, 1994), mapped to the unit interval: exact for
-    every alpha > 0, two uniform draws, no rejection - so every batch draws alike, on every device.
+    By Bailey's polar form of Student's t (Mathematics of Computation 62, 1994), mapped to the unit interval. It is
+    exact for every alpha and takes two uniform draws without rejection, so every batch draws alike on every device.
+
+    Args:
+        alpha: above 0; 1 is uniform, large values are near 1/2.
+        generator: on the device of the images.
     """
     radius, angle = torch.rand(2, generator=generator, device=generator.device, dtype=torch.float64).unbind()
-    kept, along = radius.pow(1 / alpha), torch.cos(2 * math.pi * angle)
-    off_centre: Tensor = along * (1 - kept).sqrt() / (kept + along.square() * (1 - kept)).sqrt()
+    power, cosine = radius.pow(1 / alpha), torch.cos(2 * math.pi * angle)
+    off_centre: Tensor = cosine * (1 - power).sqrt() / (power + cosine.square() * (1 - power)).sqrt()
     return (0.5 + 0.5 * off_centre).float()
 
 
 def fold_lambda(share: Tensor) -> Tensor:
-    """λ' = max(λ, 1 - λ): every mixture stays nearer to its own row (MixMatch Eq. 9, DivideMix Eq. 6)."""
+    """λ' = max(λ, 1 - λ), so that a mixture is nearer to its own row (MixMatch Eq. 9, DivideMix Eq. 6)."""
     return torch.maximum(share, 1 - share)
 
 
 def row_ids(groups: Sequence[Tensor]) -> Tensor:
-    """Rows of several groups, one group behind the other, each by its samples' numbers int64 (r,): as int64 (R,).
+    """One id int64 (R,) for each row of several concatenated groups, by sample and group.
 
-    A sample has another number in every group, be that another view of it or another pool.
+    Args:
+        groups: positions of the samples in each group, int64 (r,). A sample may be in several groups, as another view
+            or in another pool, and has another id in each.
     """
     return torch.cat([len(groups) * group + place for place, group in enumerate(groups)])
 
 
 def draw_partners(index: Tensor, generator: torch.Generator) -> Tensor:
-    """A random permutation int64 (R,) on the generator's device: whom each row is mixed with.
+    """Draw the row that each row is mixed with: a permutation int64 (R,).
 
-    Drawn for the rows' numbers int64 (R,) and not for their places: in another order each is mixed with the same one.
+    The draw is by the rows' ids and not by their places, so in another order each row has the same partner.
+
+    Args:
+        index: ids of the rows, int64 (R,).
+        generator: on the device of `index`.
     """
     order = index.argsort(stable=True)
     partner = torch.empty_like(order)
@@ -50,11 +59,17 @@ def draw_partners(index: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def dominant_rows(share: Tensor, partner: Tensor) -> Tensor:
-    """int64 (R,): of which mixture each row is the larger part."""
+    """For each row the mixture in which it has the larger share: int64 (R,)."""
     own = torch.arange(len(partner), device=partner.device)
     return torch.where(share >= 0.5, own, partner.argsort())
 
 
 def mix(rows: Tensor, share: Tensor, partner: Tensor) -> Tensor:
-    """share · row + (1 - share) · its partner: (R, ...) -> (R, ...)."""
+    """share · row + (1 - share) · partner's row.
+
+    Args:
+        rows: images or targets, (R, ...).
+        share: λ, a scalar or one that broadcasts over the rows.
+        partner: int64 (R,).
+    """
     return rows[partner].lerp_(rows, share.to(rows.dtype))

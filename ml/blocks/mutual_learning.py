@@ -1,7 +1,9 @@
-"""The exchange between two networks: how strongly, in which direction and from when they are pulled to agree.
+"""Mutual learning of two networks: a term that pulls their predictions together, its schedule, and its damping.
 
-Both directions repair random wrong labels and harden systematic ones; one way, the first network learns from the
-second and the second stays untouched. It knows no network, only logits `(B, C)`, and no class background.
+In both directions it corrects random wrong labels and reinforces systematic ones. In one direction the first network
+learns from the second, which is not affected.
+
+Shapes: `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from ml.blocks import losses
 from ml.method import MethodParams
 
 ROUNDING = 1e-9  # 0.7 * 10 is 7.000000000000001
-MOST_CLIPPED = 0.5  # of the steps of its first epoch: trainings that collapsed had 0.67 and more, others up to 0.43
+MAX_CLIPPED = 0.5  # of the steps of its first epoch: trainings that collapsed had 0.67 and more, others up to 0.43
 
 log = logging.getLogger(__name__)
 
 
 class AgreementParams(MethodParams):
-    """The settings of the agreement term, shared by every method that has one."""
+    """The parameters of the agreement term, shared by every method that has one."""
 
     agreement: Literal["off", "both", "one_way"] = Field(
         default="off",
@@ -49,10 +51,10 @@ class AgreementParams(MethodParams):
 
 
 def agreement_weight(params: AgreementParams, epoch: int, epochs: int) -> float:
-    """The weight of the agreement term in one epoch (counted from 0): the same in all its steps."""
+    """λ, the weight of the agreement term, in all steps of epoch `epoch`, from 0, of `epochs`."""
     if params.agreement == "off":
         return 0.0
-    # rounded up: a short training, too, has a plain epoch, unless it is told to start at 0
+    # rounded up, so that a short training also begins with a plain epoch, unless the start is 0
     start = math.ceil(params.agreement_start * epochs - ROUNDING)
     length = round(params.agreement_ramp * epochs)
     # epoch + 1: the first epoch of a ramp already has some weight, or it would be one more plain epoch
@@ -60,23 +62,30 @@ def agreement_weight(params: AgreementParams, epoch: int, epochs: int) -> float:
 
 
 def agreement_loss(direction: str, first: Tensor, second: Tensor) -> Tensor:
-    """The unweighted agreement term of two logits (B, C): a scalar, `one_way` without gradient into `second`."""
+    """The unweighted agreement term, symKL(softmax first, softmax second) in nats: a scalar.
+
+    Args:
+        direction: both, or one_way, where `second` has no gradient.
+        first: logits of the first network, (B, C).
+        second: logits of the second network, (B, C).
+    """
     return losses.symmetric_kl(first, second.detach() if direction == "one_way" else second)
 
 
 class AgreementDamping(nn.Module):
-    """Halves an exchange that begins badly: with gradients that have to be clipped.
+    """Halves the weight of the agreement term if most gradients have to be clipped in its first epoch.
 
-    Pulling networks together right after their layers were renewed has collapsed trainings, in which most steps were
-    clipped; without an exchange hardly any are. How far apart the networks are is logged and decides nothing: two that
-    were never pulled at pass 0.1 nats while they still warm up, and 1 nat once each learns from images of its own
-    choice. It watches one epoch without waiting for the device, and decides when the next one begins.
+    Two networks that were pulled together right after their layers were reinitialised have made trainings collapse.
+    Most of the steps of these were clipped; without the agreement term hardly any is. The divergence of the networks is
+    logged and decides nothing: networks that were never pulled together pass 0.1 nats while they warm up, and 1 nat
+    once each selects its own images. One epoch is recorded without waiting for the device; the next one begins with the
+    decision.
     """
 
-    factor: Tensor  # f32 (): on the weight of the agreement term
-    divergence: Tensor  # the agreement terms' sum
-    terms: Tensor  # their number
-    clipped: Tensor  # number of steps whose gradients were too large
+    factor: Tensor  # f32 scalar: on the weight of the agreement term
+    divergence: Tensor  # sum of the agreement terms
+    terms: Tensor  # number of agreement terms
+    clipped: Tensor  # number of steps whose gradients were clipped
     steps: Tensor  # number of all steps
 
     def __init__(self) -> None:
@@ -85,23 +94,27 @@ class AgreementDamping(nn.Module):
         for name in ("divergence", "terms", "clipped", "steps"):
             self.register_buffer(name, torch.zeros(()))
 
-    def watch(self, term: Tensor) -> None:
-        """An unweighted agreement term, in nats."""
+    def record_divergence(self, term: Tensor) -> None:
+        """Record an unweighted agreement term, a scalar in nats."""
         self.divergence += term.detach().float()
         self.terms += 1
 
-    def watch_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
-        """The gradients of a step, before they are clipped at `limit`. What rests may still hold those of an earlier
-        phase: they do not count."""
+    def record_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
+        """Record whether a step's gradients will be clipped.
+
+        Args:
+            parameters: of all networks. Frozen ones may still hold gradients of an earlier phase and do not count.
+            limit: of the joint gradient norm.
+        """
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.requires_grad and p.grad is not None])
         self.clipped += (norm > limit).float()
         self.steps += 1
 
-    def decide(self) -> None:
-        """After the watched epoch: half the weight from now on, and a warning, if it began badly."""
-        apart = float(self.divergence / self.terms.clamp_min(1))
+    def update_factor(self) -> None:
+        """After the recorded epoch: halve the factor, with a warning, if most steps were clipped."""
+        divergence = float(self.divergence / self.terms.clamp_min(1))
         clipped = float(self.clipped / self.steps.clamp_min(1))
-        log.info("the exchange began at a symmetric KL of %.3f nats, %.0f %% of steps clipped", apart, 100 * clipped)
-        if clipped > MOST_CLIPPED:
-            log.warning("most steps of the exchange had to be clipped: it counts half from now on")
+        log.info("agreement began at a symmetric KL of %.3f nats, %.0f %% of steps clipped", divergence, 100 * clipped)
+        if clipped > MAX_CLIPPED:
+            log.warning("most gradients were clipped when agreement began: its weight is halved from now on")
             self.factor *= 0.5

@@ -1,4 +1,4 @@
-"""Optimizers other than the spec's SGD, for methods whose paper asks for one. They know no method."""
+"""Optimizers other than the training's SGD, for methods whose paper uses one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from torch import nn
 
 
 def adam(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """Adam at a learning rate of its own, since the spec's is meant for SGD; β = 0.9, 0.999; L2 weight decay."""
-    # as Recipe.sgd: fused reads its rate from a tensor without waiting; capturable, or a recording refuses it
+    """Adam with β = 0.9, 0.999 at a learning rate of its own, since the training's is meant for SGD.
+
+    Args:
+        parameters: what it owns.
+        rate: learning rate.
+        weight_decay: L2 penalty.
+    """
+    # fused reads its rate from a tensor without waiting, as in TrainHyperparameters.sgd; a graph needs capturable
     return torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=True)

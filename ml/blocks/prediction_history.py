@@ -1,8 +1,8 @@
-"""What a network said of every sample, remembered by its position: a running average, or the last few answers.
+"""Earlier predictions of every sample, by its position: a running average (EMA), or the last K predictions.
 
-A memory is a buffer, so a checkpoint holds it. It knows no label and no loss, and no gradient runs through it.
+Both are buffers, so a checkpoint holds them, and no gradient flows through them.
 
-Shapes: `N` samples, `B` batch, `C` classes, `K` remembered answers; f32, rows are probabilities.
+Shapes: `N` samples, `B` batch, `C` classes, `K` predictions; f32, rows are probabilities.
 """
 
 from __future__ import annotations
@@ -12,38 +12,53 @@ from torch import Tensor, nn
 
 
 class PredictionEma(nn.Module):
-    """An exponential moving average, from 0 and not corrected for it: t <- kept · t + (1 - kept) · p."""
+    """The running average t <- momentum · t + (1 - momentum) · p of each sample, from 0 and without bias correction."""
 
     values: Tensor  # (N, C)
 
-    def __init__(self, samples: int, classes: int, kept: float) -> None:
-        """`kept` in [0, 1) is the share of the average that stays at each update."""
+    def __init__(self, samples: int, classes: int, momentum: float) -> None:
+        """Start at 0.
+
+        Args:
+            samples: N.
+            classes: C.
+            momentum: share of the average that stays at each update, in [0, 1).
+        """
         super().__init__()
-        self.kept = kept
+        self.momentum = momentum
         self.register_buffer("values", torch.zeros(samples, classes))
 
     @torch.no_grad()
     def update(self, index: Tensor, probabilities: Tensor) -> Tensor:
-        """Take in new answers (B, C) of the samples int64 (B,): their averages after it (B, C)."""
-        found = torch.lerp(probabilities.float(), self.values[index], self.kept)
-        self.values[index] = found
-        return found
+        """Add new predictions.
+
+        Args:
+            index: positions of the samples, int64 (B,).
+            probabilities: their predictions, (B, C).
+
+        Returns:
+            The averages of these samples after the update, (B, C).
+        """
+        averages = torch.lerp(probabilities.float(), self.values[index], self.momentum)
+        self.values[index] = averages
+        return averages
 
 
 class PredictionHistory(nn.Module):
-    """The last K answers: a new one takes the place of the oldest. NaN where there were not so many yet."""
+    """The predictions of the last K epochs: a new one replaces the oldest. NaN where there were fewer so far."""
 
     values: Tensor  # (K, N, C)
 
     def __init__(self, samples: int, classes: int, length: int) -> None:
+        """Start empty, for N samples, C classes and K = `length` epochs."""
         super().__init__()
         self.register_buffer("values", torch.full((length, samples, classes), torch.nan))
 
     @torch.no_grad()
     def write(self, epoch: int, index: Tensor, probabilities: Tensor) -> None:
-        """The answers (B, C) of one epoch to the samples int64 (B,), over those of K epochs before."""
+        """Store one epoch's predictions (B, C) of the samples int64 (B,)."""
         self.values[epoch % len(self.values)][index] = probabilities.float()
 
     def mean(self) -> Tensor:
-        """Over what is remembered of each sample (N, C); NaN for samples never answered."""
+        """Mean over the stored predictions of each sample, (N, C); NaN for a sample without any."""
         return self.values.nanmean(dim=0)

@@ -1,7 +1,8 @@
-"""Parts of a network made anew and trained while the others rest: progressive early stopping (Bai et al. 2021, Alg. 1).
+"""Parts of a network are reinitialised and trained while the others are frozen, as progressive early stopping does.
 
-A network keeps its modules and takes over the state of a fresh one's, so optimisers, checkpoints and wrappers stay
-valid. What rests keeps its weights; statistics of batches move on, as in the released code. It knows no label.
+Bai et al., NeurIPS 2021, Algorithm 1. A network keeps its modules and loads the state of a fresh one's, so optimisers,
+checkpoints and wrappers stay valid. Frozen parts keep their weights; their batch statistics go on, as in the released
+code.
 """
 
 from __future__ import annotations
@@ -10,77 +11,97 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from ml.blocks import optimizers as owners
+from ml.blocks import optimizers as optimizer_builders
 from ml.blocks import schedules
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 
 NETWORK_PARTS = ("body", "last_stage", "classifier")  # of every network, in their order; together all its parameters
 LATER_PARTS = NETWORK_PARTS[1:]
-PUBLISHED_STEPS = 1755  # 5 epochs of 45 000 images in batches of 128: the shortest renewal of the paper
-MAX_LEARNING_RATE = 5e-3  # of Adam, on a new part
+PUBLISHED_STEPS = 1755  # 5 epochs of 45 000 images in batches of 128: the paper's shortest training of one part
+MAX_LEARNING_RATE = 5e-3  # of Adam, on a reinitialised part
 
 
 def reinitialise(network: Network, fresh: Network, parts: Sequence[str]) -> None:
-    """Give the named parts the weights and statistics of another network of the same kind."""
+    """Load the named parts' weights and batch statistics from `fresh`, a network of the same kind."""
     for part in parts:
         getattr(network, part).load_state_dict(getattr(fresh, part).state_dict())
 
 
 def train_only(network: Network, parts: Sequence[str]) -> None:
-    """Let the named parts learn, and no others."""
+    """Freeze all parts but the named ones."""
     for part in NETWORK_PARTS:
         getattr(network, part).requires_grad_(part in parts)
 
 
 def part_parameters(network: Network, parts: Sequence[str]) -> Iterator[nn.Parameter]:
-    """Those of the named parts."""
+    """The parameters of the named parts."""
     for part in parts:
         yield from getattr(network, part).parameters()
 
 
 def rescaled_learning_rate(learning_rate: float, steps: int) -> float:
-    """A rate of Adam by which a new part comes as far in so many steps as by `learning_rate` in the published ones.
+    """A learning rate of Adam by which a reinitialised part gets as far in few steps as in the published ones.
 
-    Each step moves a weight by about the rate: in a short training 1e-4 would leave a new part as random as it began.
+    Adam moves a weight by about its rate in each step: in a short training 1e-4 would leave a part near its random
+    start.
+
+    Args:
+        learning_rate: the published one.
+        steps: of the training of the part.
+
+    Returns:
+        A rate in proportion, at most 5e-3 and never below `learning_rate`.
     """
     return max(learning_rate, min(MAX_LEARNING_RATE, learning_rate * PUBLISHED_STEPS / max(steps, 1)))
 
 
 class FreezeSchedule:
-    """Stretches of one training, in each of which some parts of a network learn and the others rest.
+    """Consecutive phases of a training, each of which trains some parts of a network and freezes the others.
 
-    The spec's schedule counts through all of them.
+    The training's learning rate schedule runs through all of them.
     """
 
     def __init__(
-        self, network: Network, make: Callable[[], Network], training: TrainHyperparameters, samples: int
+        self, network: Network, make_network: Callable[[], Network], training: TrainHyperparameters, samples: int
     ) -> None:
-        """`make` gives the fresh networks whose parts are taken over; `samples` are seen in an epoch."""
-        self.network, self.make = network, make
+        """Plan phases of one network.
+
+        Args:
+            network: is trained.
+            make_network: returns a fresh network of the same kind.
+            training: the whole training's hyperparameters.
+            samples: images of an epoch.
+        """
+        self.network, self.make_network = network, make_network
         self.training, self.samples = training, samples
 
     def sgd(self, begin: int, epochs: int, parts: Sequence[str]) -> Callable[[], Optimizers]:
-        """The spec's SGD over the named parts, for so many epochs after the first `begin`."""
+        """Builds the training's SGD over the named parts, for `epochs` epochs from epoch `begin` on."""
         factor = self._factor(begin, epochs)
         return lambda: Optimizers((self.training.sgd(part_parameters(self.network, parts)),), factor)
 
-    def refinement(
+    def refinement_phase(
         self, begin: int, epochs: int, parts: Sequence[str], learning_rate: float, loss: Callable[[Batch], Tensor]
     ) -> Phase:
-        """A phase that begins by renewing the named parts and trains them alone, by Adam at a rate that never moves.
+        """A phase that reinitialises the named parts and then trains them alone, by Adam at a constant rate.
 
-        The rate is `reaching(learning_rate)`; whatever else a wrapper trains along follows the schedule.
+        Args:
+            begin: epoch with which the phase begins.
+            epochs: of the phase.
+            parts: what is reinitialised and trained.
+            learning_rate: Adam's, before `rescaled_learning_rate`.
+            loss: of a batch.
         """
         rate = rescaled_learning_rate(learning_rate, epochs * self.samples // self.training.batch_size)
         factor = self._factor(begin, epochs)
 
         def enter(_: TrainContext) -> None:
-            reinitialise(self.network, self.make(), parts)
+            reinitialise(self.network, self.make_network(), parts)
             train_only(self.network, parts)
 
         def optimizers() -> Optimizers:
-            adam = owners.adam(part_parameters(self.network, parts), rate)
-            return Optimizers((adam,), factor, constant_rate=(adam,))
+            adam = optimizer_builders.adam(part_parameters(self.network, parts), rate)
+            return Optimizers((adam,), factor, constant_rate=(adam,))  # the factor is for what a wrapper trains
 
         return Phase(epochs, loss, optimizers, enter=enter, name=f"refine {parts[0].replace('_', ' ')}")
 

@@ -1,7 +1,6 @@
-"""Two hosts, one stream of random draws: whatever the first draws, the second draws again.
+"""Runs two functions on the same random draws: whatever the first draws, the second draws again.
 
-So the two halves of a pair mix, select and score alike, and a generator advances as if there were one host. Knows no
-method: it watches which generators are asked for, and rewinds them in between.
+So the two base methods of a pair mix, select and score alike, and every generator advances as if there were one method.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from ml.method import TrainContext
 
 T = TypeVar("T")
-Generators = Callable[[str], torch.Generator]
+Generators = Callable[[str], torch.Generator]  # concern -> its generator
 
 SCORING = "scoring"  # the concern by which `TrainContext.score` draws its views
 
@@ -23,38 +22,48 @@ SCORING = "scoring"  # the concern by which `TrainContext.score` draws its views
 def run_with_same_draws(
     generators: Generators, first: Callable[[Generators], T], second: Callable[[Generators], T]
 ) -> tuple[T, T]:
-    """Both results; every generator the first asked for is set back before the second begins."""
-    before: dict[str, tuple[torch.Generator, Tensor]] = {}
+    """Results of both functions; every generator that the first one used is reset before the second one runs.
 
-    def watched(concern: str) -> torch.Generator:
+    Args:
+        generators: returns the generator of a concern.
+        first: is called with a function like `generators` that notes which are used.
+        second: is called with `generators`.
+    """
+    states: dict[str, tuple[torch.Generator, Tensor]] = {}
+
+    def recorded(concern: str) -> torch.Generator:
         generator = generators(concern)
-        before.setdefault(concern, (generator, generator.get_state()))
+        states.setdefault(concern, (generator, generator.get_state()))
         return generator
 
-    one = first(watched)
-    for generator, state in before.values():
+    first_result = first(recorded)
+    for generator, state in states.values():
         generator.set_state(state)
-    return one, second(generators)
+    return first_result, second(generators)
 
 
 def run_hooks_with_same_draws(
-    lab: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]
+    context: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]
 ) -> None:
-    """The same for what hosts do when a phase or an epoch begins."""
-    run_with_same_draws(lab.generator, lambda g: first(_WatchedLab(lab, g)), lambda g: second(_WatchedLab(lab, g)))
+    """`run_with_same_draws` for hooks that run when a phase or an epoch begins."""
+    run_with_same_draws(
+        context.generator,
+        lambda generators: first(_RecordedContext(context, generators)),
+        lambda generators: second(_RecordedContext(context, generators)),
+    )
 
 
-class _WatchedLab:
-    """A `TrainContext` whose generators are watched."""
+class _RecordedContext:
+    """A `TrainContext` with other generators, of which scoring by augmented views uses one, too."""
 
-    def __init__(self, lab: TrainContext, generator: Generators) -> None:
-        self._lab = lab
+    def __init__(self, context: TrainContext, generator: Generators) -> None:
+        self._context = context
         self.generator = generator
-        self.epoch = lab.epoch
-        self.epochs = lab.epochs
-        self.noisy_accuracies = lab.noisy_accuracies
+        self.epoch = context.epoch
+        self.epochs = context.epochs
+        self.noisy_accuracies = context.noisy_accuracies
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         if views:
             self.generator(SCORING)
-        return self._lab.score(function, views=views)
+        return self._context.score(function, views=views)

@@ -1,4 +1,4 @@
-"""Scalar schedules: progress in [0, 1) -> a factor. Pure functions; they know no optimiser and no epoch."""
+"""Scalar schedules: functions of the progress in [0, 1) that return a factor, and the lengths of phases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cosine(progress: float, floor: float = 0.0) -> float:
 
 
 def multistep(progress: float, milestones: Sequence[float], decay: float) -> float:
-    """Times `decay` at each milestone, a share of the training."""
+    """1, multiplied by `decay` at each milestone, a share of the training."""
     return decay ** sum(progress >= milestone - ROUNDING for milestone in milestones)
 
 
@@ -24,7 +24,17 @@ def constant(progress: float) -> float:
 
 
 def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: float) -> Callable[[float], float]:
-    """The schedule that the training spec names."""
+    """The schedule that a training spec names.
+
+    Args:
+        name: cosine, multistep or constant.
+        milestones: of multistep, shares of the training.
+        decay: of multistep, the factor at each milestone.
+        floor: of cosine, its last value.
+
+    Raises:
+        ValueError: for another name.
+    """
     match name:
         case "cosine":
             return lambda progress: cosine(progress, floor)
@@ -36,30 +46,37 @@ def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: floa
 
 
 def linear_ramp(elapsed: float, length: float) -> float:
-    """From 0 up to 1 over `length`, linearly; 1 at once where there is no length."""
+    """From 0 up to 1 over `length`, linearly; always 1 if the length is 0."""
     return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))
 
 
 def gaussian_ramp(elapsed: float, length: float) -> float:
-    """exp(-5 (1 - x)²) with x = elapsed / length up to 1: from 0.007 to 1, as Laine and Aila (ICLR 2017) do."""
+    """exp(-5 (1 - x)²) with x = elapsed / length up to 1: from 0.007 to 1 (Laine and Aila, ICLR 2017)."""
     return math.exp(-5.0 * (1.0 - linear_ramp(elapsed, length)) ** 2)
 
 
 def part_of_schedule(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
-    """The stretch of a schedule between two shares of the training, as a schedule of its own.
+    """The part of a schedule between two shares of the training, as a schedule of its own.
 
-    With it a phase that has its own optimisers goes on where the phase before it stood.
+    With it a phase that has its own optimisers continues where the phase before it stopped.
     """
     return lambda progress: factor(begin + progress * (end - begin))
 
 
 def phase_lengths(epochs: int, shares: Sequence[float]) -> list[int]:
-    """Epochs of consecutive phases by their shares, and what is left for the last one, which has no share: (len + 1).
+    """Epochs of consecutive phases.
 
-    A phase with a share has an epoch at least, the last one too; too few epochs are taken from the longest phase, from
-    the later of two, so that the first phase goes last.
+    A phase whose share is above 0 has at least one epoch, and so has the last one. If there are too few epochs, they
+    are taken from the longest phase, of equally long ones from the later, so that the first phase loses its epoch last.
+
+    Args:
+        epochs: of the training.
+        shares: of each phase but the last, which has what is left.
+
+    Returns:
+        Epochs of each phase, len(shares) + 1 of them, which sum to `epochs`.
     """
-    found = [max(1, round(share * epochs)) if share > 0 else 0 for share in shares]
-    while sum(found) >= epochs and sum(found) > 1:
-        found[max(range(len(found)), key=lambda number: (found[number], number))] -= 1
-    return [*found, epochs - sum(found)]
+    lengths = [max(1, round(share * epochs)) if share > 0 else 0 for share in shares]
+    while sum(lengths) >= epochs and sum(lengths) > 1:
+        lengths[max(range(len(lengths)), key=lambda number: (lengths[number], number))] -= 1
+    return [*lengths, epochs - sum(lengths)]

@@ -1,6 +1,6 @@
-"""What every method with one network begins with: that network, how it answers, and plain training of it.
+"""The common base of methods with one network: the network, its prediction, its SGD, and a cross-entropy step.
 
-What is learned beyond that, the methods say. Shapes: `B` batch, `C` classes.
+Shapes: `N` images, `B` batch, `C` classes.
 """
 
 from __future__ import annotations
@@ -8,38 +8,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from ml import method
 from ml.blocks import losses
-from ml.method import Batch, Network, Optimizers, TrainHyperparameters
+from ml.method import Batch, MethodParams, Network, Optimizers, TrainHyperparameters
 
-P = TypeVar("P", bound=BaseModel)
+P = TypeVar("P", bound=MethodParams)
 
 
 class SingleNetworkMethod(method.Method, Generic[P]):
-    """A method that trains one network and answers with it."""
+    """A method that trains one network and predicts with it."""
 
     params: P
 
     def __init__(self, params: P, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.params = params
-        self.make = network  # another one, freshly initialised, whose state the network may take over
+        self.make_network = network  # for phases that start from a fresh one
         self.network = network()
 
-    def optimizers(self, training: TrainHyperparameters) -> Optimizers:
-        """SGD over everything that learns, on the spec's schedule."""
-        return Optimizers((training.sgd(self.parameters()),), training.factor)
+    def optimizers(
+        self, training: TrainHyperparameters, *, scale: float = 1.0, schedule: Callable[[float], float] | None = None
+    ) -> Optimizers:
+        """The training's SGD over the network.
 
-    def plain(self, batch: Batch) -> Tensor:
-        """Cross-entropy on the given labels, which are ranked by its logits: a scalar."""
-        logits = self.network(batch.images)
+        Args:
+            training: the training's hyperparameters.
+            scale: learning rate as a multiple of the training's.
+            schedule: of the learning rate over the phase; the training's own by default.
+        """
+        return Optimizers((training.sgd(self.network.parameters(), scale=scale),), schedule or training.factor)
+
+    def predict_batch(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of the batch's images with a graph, which also rank the given labels."""
+        logits: Tensor = self.network(batch.images)
         batch.record_logits(logits)
-        return losses.cross_entropy(logits, batch.labels)
+        return logits
+
+    def cross_entropy_step(self, batch: Batch) -> Tensor:
+        """The loss of a plain step: mean cross-entropy on the given labels, a scalar."""
+        return losses.cross_entropy(self.predict_batch(batch), batch.labels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's own: nothing that a method learns of labels is part of its answer."""
+        """The network's logits: what a method learns about labels is no part of the prediction."""
         logits: Tensor = self.network(images)
         return logits

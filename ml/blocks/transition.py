@@ -1,7 +1,7 @@
-"""The transition matrix between clean and given labels, T[i, j] = P(given j | clean i): estimated, and used in losses.
+"""The transition matrix between clean and given labels, T[i, j] = P(given j | clean i): its estimate and its losses.
 
-Anchor points are after Patrini et al. (CVPR 2017), importance weights after Liu & Tao (2016) and Xia et al. (NeurIPS
-2019). It knows no network.
+Anchor points are from Patrini et al. (CVPR 2017), importance weights from Liu and Tao (2016) and Xia et al. (NeurIPS
+2019).
 
 Shapes: `N` samples, `B` batch, `C` classes, logits (B, C), T (C, C) with rows that sum to 1.
 """
@@ -15,33 +15,34 @@ from torch import Tensor
 from ml import errors
 from ml.method import MethodParams
 
-LEAST = 1e-30  # stands for an entry of 0, which has no logarithm
-LEAST_DENOMINATOR = 1e-8
-ROUNDING = 1e-3  # a row that is written down sums to 1 up to this
+MIN_ENTRY = 1e-30  # instead of an entry of 0, which has no logarithm
+MIN_DENOMINATOR = 1e-8
+ROUNDING = 1e-3  # tolerance on the sum of a row that is written down
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 class TransitionParams(MethodParams):
-    """Where T comes from."""
+    """A known transition matrix, or how to estimate it."""
 
     transition: Rows | None = Field(
         default=None,
-        description="The transition matrix, if it is known: a row for each class in order, of the probabilities of "
-        "every given label; rows sum to 1. Without it, it is estimated.",
+        description="The transition matrix, if it is known: a row for each class in order, with the probabilities of "
+        "all given labels; rows sum to 1. Without it, it is estimated.",
     )
     estimate: float = Field(
         default=0.5,
         gt=0.0,
         lt=1.0,
-        description="Share of the epochs that train plainly, for the estimate; at least one. None with a known matrix.",
+        description="Share of the epochs of plain training before the estimate; at least one epoch. None with a known "
+        "matrix.",
     )
     anchor_quantile: float = Field(
         default=0.97,
         gt=0.5,
         le=1.0,
-        description="The surest image of a class tells its row of the matrix. Surer ones than this share of all images "
-        "are taken for outliers; 1 takes none, as for 100 classes.",
+        description="The prediction for the most confident image of a class is the class's row of the matrix. Images "
+        "above this quantile of the confidence are left out as outliers; 1 leaves out none, as for 100 classes.",
     )
 
     @field_validator("transition")
@@ -59,57 +60,78 @@ class TransitionParams(MethodParams):
 
 
 def known_matrix(rows: Rows | None, classes: int) -> Tensor:
-    """A known T, f32 (C, C), or the identity; UnusableData if it is of another number of classes."""
+    """The transition matrix that the params name, f32 (C, C); the identity if they name none.
+
+    Args:
+        rows: of T, or None.
+        classes: C.
+
+    Raises:
+        errors.UnusableData: if the matrix has another number of classes.
+    """
     if rows is None:
         return torch.eye(classes)
     if len(rows) != classes:
         raise errors.UnusableData(
             f"the transition matrix is of {len(rows)} classes, the data set of {classes}", code="transition_classes"
         )
-    return _normalised(torch.tensor(rows, dtype=torch.float64)).float()
+    return _normalise_rows(torch.tensor(rows, dtype=torch.float64)).float()
 
 
 def estimate_matrix(probabilities: Tensor, quantile: float = 1.0) -> Tensor:
-    """T by anchor points, f32 (C, C), from the softmax of a network that has learned the given labels, (N, C).
+    """T estimated by anchor points, f32 (C, C).
 
-    Row i is the answer to the image that is likeliest of class i, once those at or above the `quantile` of that
-    likelihood are set aside (1: none).
+    Row i is the prediction for the anchor point of class i: the image with the largest probability of i.
+
+    Args:
+        probabilities: softmax of a network that was trained on the given labels, (N, C).
+        quantile: images at or above this quantile of the probability of i are no anchor points; 1 excludes none.
     """
-    found = probabilities.float()
-    return _normalised(torch.stack([found[_anchor(column, quantile)] for column in found.unbind(dim=1)]))
+    p = probabilities.float()
+    return _normalise_rows(torch.stack([p[_anchor_point(column, quantile)] for column in p.unbind(dim=1)]))
 
 
 def forward_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
-    """Mean H(Y, softmax(logits) T), Patrini et al. Eq. 5: a scalar; with T = I it is the cross-entropy.
+    """Forward correction: mean H(Y, softmax(logits) T), a scalar (Patrini et al., Eq. 5).
 
-    As a sum of logarithms: a label that the network thinks impossible still has a gradient.
+    It is summed in logarithms, so a label that the network finds impossible still has a gradient.
+
+    Args:
+        logits: of clean classes, (B, C).
+        labels: given labels int64 (B,).
+        transition: T; with the identity the loss is the cross-entropy.
     """
     log_p = logits.float().log_softmax(dim=1)
-    return -(log_p + _towards(labels, transition).clamp_min(LEAST).log()).logsumexp(dim=1).mean()
+    return -(log_p + _label_columns(labels, transition).clamp_min(MIN_ENTRY).log()).logsumexp(dim=1).mean()
 
 
 def importance_weights(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
-    """β = p_y / (Tᵀp)_y of every sample, (B,): how much likelier its label is among clean ones than among given ones.
+    """β = p_y / (Tᵀp)_y of every sample, (B,): P(y is clean | x) over P(y is given | x).
 
-    Differentiable in both. T may hold a learned slack: its entries count from 0 up, so that β stays below 1 / T_yy.
+    Args:
+        logits: of clean classes, (B, C).
+        labels: given labels int64 (B,).
+        transition: T, maybe with a learned correction; negative entries count as 0, so β stays below 1 / T_yy. Both
+            logits and T have gradients.
     """
     p = logits.float().softmax(dim=1)
-    own = p.gather(1, labels[:, None])[:, 0]
-    return own / (p * _towards(labels, transition.clamp_min(0.0))).sum(dim=1).clamp_min(LEAST_DENOMINATOR)
+    label_probability = p.gather(1, labels[:, None])[:, 0]
+    given_probability = (p * _label_columns(labels, transition.clamp_min(0.0))).sum(dim=1)
+    return label_probability / given_probability.clamp_min(MIN_DENOMINATOR)
 
 
-def _anchor(likelihoods: Tensor, quantile: float) -> Tensor:
+def _anchor_point(probabilities: Tensor, quantile: float) -> Tensor:
     """The position of the largest of (N,) below the quantile; of all where none is below."""
     if quantile == 1.0:
-        return likelihoods.argmax()
-    above = likelihoods >= likelihoods.quantile(quantile, interpolation="higher")
-    return torch.where(above & ~above.all(), -1.0, likelihoods).argmax()
+        return probabilities.argmax()
+    above = probabilities >= probabilities.quantile(quantile, interpolation="higher")
+    return torch.where(above & ~above.all(), -1.0, probabilities).argmax()
 
 
-def _towards(labels: Tensor, transition: Tensor) -> Tensor:
-    """T's column of each label, (B, C): by which probability each class is given this label."""
+def _label_columns(labels: Tensor, transition: Tensor) -> Tensor:
+    """T's column of each given label, (B, C): P(this label | clean class)."""
     return transition.t()[labels]
 
 
-def _normalised(rows: Tensor) -> Tensor:
+def _normalise_rows(rows: Tensor) -> Tensor:
     return rows / rows.sum(dim=1, keepdim=True)

@@ -1,19 +1,24 @@
 """CDR: only the weights that matter most for the loss learn from it; the others merely decay.
 
-Xia et al., ICLR 2021. After each backward pass every weight w of convolutions and linear layers has a score, |w·∂L/∂w|.
-Of them all the share 1 - τ with the largest scores keeps 1 - τ times its gradient, the rest keeps none; τ is the noise
-rate. Biases and normalisations learn as ever; weight decay and momentum act on all, as in the released code. That code
-forwards twice a step and computes, but does not use, a ramp of the share: neither is here.
-The paper stops early, by noisy validation accuracy: its number is the one reported at the best noisy validation epoch.
+Xia et al., ICLR 2021. After each backward pass:
+
+1. Every weight w of convolutions and linear layers has the score |w·∂L/∂w|.
+2. The share 1 - τ of all weights with the largest scores is critical; τ is the noise rate.
+3. The gradients of critical weights are multiplied by 1 - τ, those of the others are set to 0.
+
+Biases and normalisations learn as ever. Weight decay and momentum act on all weights, as in the released code. That
+code runs every forward pass twice, and computes but does not use a ramp of the share; neither is done here. The paper
+stops early by noisy validation accuracy: its result is the one at the best noisy validation epoch.
 
 Published: resnet50, batches of 64, 200 epochs, SGD 0.01 times 0.1 at 40 and 80, weight decay 1e-3, a tenth held out.
 
-Shapes: `B` batch, `C` classes, logits (B, C); `n` scored weights in all.
+Shapes: `n` scored weights in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -40,38 +45,46 @@ ABOUT: About = {
 
 
 class Params(MethodParams):
-    """The setting of CDR."""
+    """Parameters of CDR."""
 
     noise_rate: float = Field(
         default=0.2,
         ge=0.0,
         lt=1.0,
-        description="τ: share of wrong labels, as well as it is known; so large a share of the weights learns nothing.",
+        description="τ: share of wrong labels, as well as it is known. The same share of the weights has no gradient.",
     )
 
 
 class Method(single_network.SingleNetworkMethod[Params]):
-    """Cross-entropy whose gradient is masked."""
+    """Cross-entropy with masked gradients."""
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
 
-        def mask(_: Batch) -> None:
+        def mask_gradients(_: Batch) -> None:
             keep_critical(self.network.parameters(), self.params.noise_rate)
 
-        return [Phase(training.epochs, self.plain, lambda: self.optimizers(training), before_step=mask)]
+        optimizers = partial(self.optimizers, training)
+        return [Phase(training.epochs, self.cross_entropy_step, optimizers, before_step=mask_gradients)]
 
 
 @torch.no_grad()
 def keep_critical(parameters: Iterable[nn.Parameter], noise_rate: float) -> None:
-    """Scale the gradients of the critical weights by 1 - noise_rate, and set those of the other weights to 0.
+    """Multiply the gradients of critical weights by 1 - noise_rate, and set those of the other weights to 0, in place.
 
-    Weights are parameters of rank 2 and 4. Nothing waits: the threshold stays on the device.
+    Nothing waits for the device, where the threshold stays.
+
+    Args:
+        parameters: of the network; those of rank 2 and 4 are scored, the others stay as they are.
+        noise_rate: τ in [0, 1).
     """
+    # 1. scores
     scored = [(p, p.grad) for p in parameters if p.dim() in (2, 4) and p.grad is not None]
     scores = [(parameter * gradient).abs() for parameter, gradient in scored]
-    together = torch.cat([each.flatten() for each in scores])
-    dropped = len(together) - small_loss.kept_count(noise_rate, len(together))
-    threshold = together.topk(dropped + 1, largest=False, sorted=False).values.max()
+    # 2. the score at which the critical share begins
+    all_scores = torch.cat([score.flatten() for score in scores])  # (n,)
+    dropped = len(all_scores) - small_loss.kept_count(noise_rate, len(all_scores))
+    threshold = all_scores.topk(dropped + 1, largest=False, sorted=False).values.max()
+    # 3. masked gradients
     for (_, gradient), score in zip(scored, scores, strict=True):
         gradient.mul_((score >= threshold) * (1.0 - noise_rate))

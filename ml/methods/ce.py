@@ -1,6 +1,8 @@
-"""Cross-entropy on the given labels: the reference, and with two networks the compute-matched control of DeNLL.
+"""Cross-entropy on the given labels: the reference, and with two networks the control of DeNLL with the same compute.
 
-One network; two networks averaged; the same pair pulled to agree.
+One network; two networks whose probabilities are averaged; or such a pair with an agreement term (mutual learning).
+
+Shapes: `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ ABOUT: About = {
 
 
 class Params(mutual_learning.AgreementParams):
-    """Settings of cross-entropy."""
+    """Parameters of cross-entropy."""
 
-    networks: Literal[1, 2] = Field(default=1, description="Networks trained side by side; two answer with their mean.")
+    networks: Literal[1, 2] = Field(
+        default=1, description="Networks trained side by side; two predict with their mean probabilities."
+    )
 
     @model_validator(mode="after")
     def _agreement_needs_two(self) -> Self:
@@ -47,6 +51,7 @@ class Method(method.Method):
     """One or two networks, each with its own cross-entropy."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], method.Network]) -> None:
+        """Build the networks; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.params = params
         self.networks = nn.ModuleList(network() for _ in range(params.networks))
@@ -57,7 +62,7 @@ class Method(method.Method):
         def loss(batch: method.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
             batch.record_logits(two_networks.mean_probability_logits(logits))
-            total = torch.stack([losses.cross_entropy(each, batch.labels) for each in logits]).sum()
+            total = torch.stack([losses.cross_entropy(one, batch.labels) for one in logits]).sum()
             weight = mutual_learning.agreement_weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:
                 total = total + weight * mutual_learning.agreement_loss(self.params.agreement, logits[0], logits[1])
@@ -69,9 +74,9 @@ class Method(method.Method):
         return [method.Phase(training.epochs, loss, optimizers)]
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's logits; of a pair the logarithm of its mean probabilities."""
+        """The network's logits (B, C); of a pair the logarithm of its mean probabilities."""
         return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """`answer` alone, or `g1`, `g2` and their `mean`, which is the answer."""
+        """Logits (B, C) by name: as `two_networks.mean_probability_heads`."""
         return two_networks.mean_probability_heads([network(images).float() for network in self.networks])

@@ -1,12 +1,13 @@
-"""Co-teaching: each of two networks learns from the images whose label the other one finds plausible.
+"""Co-teaching: each of two networks selects the images from which the other one learns.
 
-Han et al., NeurIPS 2018, Algorithm 1. Of every batch each network chooses the share 1 - R(t) with its smallest losses,
-and the other one learns from them. R(t) grows from 0 to the noise rate over the first epochs (10 of 200).
+Han et al., NeurIPS 2018, Algorithm 1. In every step each network selects the share 1 - R(t) of the batch with its
+smallest losses, and the other one learns from them. R(t) grows from 0 to the noise rate over the first epochs (10 of
+200).
 
-The mean over the chosen is the loss (the released code divides it once more by their number, which only SGD would
-notice). Adam runs at its own rate through the spec's schedule, β1 0.9 throughout (released: 0.1 from epoch 80 on). A
-last smaller batch counts too. The paper reports both networks' mean accuracy over the last ten epochs; here their mean
-probabilities are the answer, and each has a head.
+The loss is the mean over the selected images (the released code divides it once more by their number, which makes a
+difference for SGD only). Adam runs at its own rate through the training's schedule, with β1 0.9 throughout (released:
+0.1 from epoch 80 on). A last smaller batch counts too. The paper reports both networks' mean accuracy over the last ten
+epochs; here their mean probabilities are the prediction, and each has a head.
 
 Published: nine convolutions with dropout, no augmentation, batches of 128, 200 epochs, Adam 1e-3 without weight decay,
 from epoch 80 (CIFAR-10) or 100 (CIFAR-100) falling linearly to 0; noise rate known.
@@ -25,8 +26,8 @@ ABOUT: About = {
     "title": "Co-teaching",
     "paper": "Han et al.: Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels (NeurIPS "
     "2018)",
-    "idea": "Labels that are easily learned are mostly right. Two networks choose them for each other, so that neither "
-    "believes its own mistakes.",
+    "idea": "Labels with a small loss are mostly right. Two networks select them for each other, so that neither "
+    "confirms its own mistakes.",
     "relative_cost": 2.0,
     "needs": ["noise rate"],
     "presets": {
@@ -40,17 +41,23 @@ ABOUT: About = {
 
 
 class Params(two_networks.SmallLossParams):
-    """Settings of Co-teaching."""
+    """Parameters of Co-teaching."""
 
 
 class Method(two_networks.TwoNetworkMethod[Params]):
     """Algorithm 1."""
 
-    def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
-        """Each network's loss on what the other one chose."""
-        return crossed(losses.cross_entropies(one, labels), losses.cross_entropies(two, labels), rate)
+    def selected_loss(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Each network's loss on the images that the other one selects; see `TwoNetworkMethod.selected_loss`."""
+        return cross_selected_loss(losses.cross_entropies(one, labels), losses.cross_entropies(two, labels), rate)
 
 
-def crossed(one: Tensor, two: Tensor, rate: float) -> Tensor:
-    """Each network's losses (B,) over what the other one's smallest say is plausible: the sum of two means."""
+def cross_selected_loss(one: Tensor, two: Tensor, rate: float) -> Tensor:
+    """Sum of the two networks' mean losses on what the other one selects: a scalar.
+
+    Args:
+        one: losses of the first network, (B,).
+        two: losses of the second network, (B,).
+        rate: R(t), share of the batch that is left out.
+    """
     return one[small_loss.smallest_losses(two, rate)].mean() + two[small_loss.smallest_losses(one, rate)].mean()

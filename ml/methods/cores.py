@@ -1,18 +1,24 @@
-"""CORES: a regulariser that makes a network sure parts right labels from wrong ones, and a sieve drops the wrong.
+"""CORES: a regulariser that rewards confident predictions separates right labels from wrong ones, which are left out.
 
-Cheng et al., ICLR 2021, Eq. 3 and 5. After a plain beginning the weight of the regulariser grows; when it is fully on,
-only labels whose loss is no larger than an image's mean loss over all labels are trained on.
+Cheng et al., ICLR 2021. One phase in three steps:
 
-The beginning and the growth are shares of the epochs, the released code's are 10 and 30 of 100. The learning rate is
-the spec's, divided by one plus the regulariser's weight.
+1. Plain cross-entropy, for a share of the epochs.
+2. The regulariser's weight grows (Eq. 3).
+3. Only labels whose loss is no larger than the image's mean loss over all labels are trained on (Eq. 5).
+
+The released code has 10 epochs of the first and 30 of the second in 100. The learning rate is the training's, divided
+by one plus the regulariser's weight.
 
 Published: resnet34, 100 epochs, batches of 64, learning rate 0.1 times 0.1 at 50, neither momentum nor weight decay
 (others who ran it used 0.9 and 5e-4), nothing held out.
+
+Shapes: `N` images, `B` batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -24,8 +30,8 @@ from ml.methods import About
 ABOUT: About = {
     "title": "CORES",
     "paper": "Cheng et al.: Learning with Instance-Dependent Label Noise: A Sample Sieve Approach (ICLR 2021)",
-    "idea": "Rewarding sure answers parts the losses of right and wrong labels. A sieve then keeps the labels whose "
-    "loss is below the image's mean over all labels.",
+    "idea": "Rewarding confident predictions separates the losses of right and wrong labels. Only labels whose loss is "
+    "below the image's mean loss over all labels are then trained on.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {"default": {}},
@@ -33,38 +39,46 @@ ABOUT: About = {
 
 
 class Params(MethodParams):
-    """The settings of CORES."""
+    """Parameters of CORES."""
 
     plain: float = Field(
         default=0.1, ge=0.0, le=1.0, description="Share of the epochs that train without the regulariser."
     )
     growth: float = Field(
-        default=0.3, ge=0.0, le=1.0, description="Share of the epochs after that, over which its weight grows from 0."
+        default=0.3,
+        ge=0.0,
+        le=1.0,
+        description="Share of the epochs after that over which the regulariser's weight grows from 0.",
     )
-    sieve_from: float = Field(default=0.31, ge=0.0, le=1.0, description="Share of the epochs before labels are sieved.")
+    sieve_from: float = Field(
+        default=0.31, ge=0.0, le=1.0, description="Share of the epochs before labels are selected."
+    )
     beta: float = Field(default=2.0, ge=0.0, le=20.0, description="The regulariser's weight once it is fully on.")
 
 
 class Method(single_network.SingleNetworkMethod[Params]):
-    """One network and its sieve."""
+    """One network and the selection of its labels."""
+
+    former_state_names: ClassVar = {"sieve.kept": "selection.selected", "sieve.": "selection."}
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
-        self.sieve = sample_selection.SampleSelection(labels, self.network.class_count)
+        self.selection = sample_selection.SampleSelection(labels, self.network.class_count)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """One phase; what changes with its epochs are the regulariser and the sieve."""
+        """One phase over all epochs."""
         p = self.params
-        begin, growth, since = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))
+        begin, growth, select_from = (round(share * training.epochs) for share in (p.plain, p.growth, p.sieve_from))
         return [
             sample_selection.selection_phase(
                 self.network,
-                self.sieve,
+                self.selection,
                 training,
                 epochs=training.epochs,
                 begin=begin,
                 growth=growth,
-                since=max(1, since),
+                select_from=max(1, select_from),
                 largest=p.beta,
                 factor=training.factor,
             )

@@ -1,30 +1,36 @@
-"""Deconfounded Noisy Labels Learning: two networks, one of which sees every image before the classes' mean background.
+"""Deconfounded Noisy Labels Learning: two networks, one of which sees every image with the classes' mean background.
 
-Wraps any network and any host method. A localization module splits an image into foreground f and background b
-(Eq. 5); g1 sees f and b, g2 sees f and b̄, the uniform mean over classes of the background (Eq. 4); both learn as the
-host says and exchange what they know (Eq. 6). What the paper leaves open is a setting; preset `paper` is its letter.
-Readings that were tried and left out, such as random backgrounds for g2, stand in docs/log.md with their figures.
+It wraps any network and any base method (`host` in the API). Its parts:
 
-On a host that renews or freezes parts of its networks, both branches' parts of that name are meant. The gates belong to
-the classifier: they are reset when it is renewed, rest as long as it is frozen, and learn along with it. The
-localization module belongs to the body: it rests as long as that is frozen, and is never renewed. On a host of several
-phases the exchange waits for the last; if that begins badly, its weight is halved. It waits for no selection within a
-phase (CORES), and behind the last phases of DMI and T-revision, whose rates are tiny, it hardly moves anything. Where a
-host mixes by what it trusts (M-correction), the two answers pulled together are to different mixtures.
+- A localization module splits an image into foreground f and background b (Eq. 5).
+- g1 sees f and b; g2 sees f and b̄, the mean over classes of the average background of each class (Eq. 4).
+- Both learn by the base method's loss. Two gates mix their predictions, and an agreement term pulls the predictions
+  together (Eq. 6).
 
-Gates learn from images that keep their given label, where a host shows them unmixed and by themselves; the targets of
-mixed ones are the host's own, and it tells nobody. One pass over several views (SOP+, CORES* once it has sieved)
-teaches them nothing.
+What the paper leaves open is a parameter; the preset `paper` is the text as printed. Readings that were tried and left
+out, such as random backgrounds for g2, are in docs/log.md with their results.
+
+Phases are those of the base method, for both branches at once:
+
+- Where the base method reinitialises or freezes parts of its networks, it does so in both branches.
+- The gates belong to the classifier. They are reset when it is reinitialised and frozen while it is frozen.
+- The localization module belongs to the body. It is frozen while the body is frozen, and never reinitialised.
+- With several phases agreement waits for the last one, and its weight is halved if it begins with clipped gradients. It
+  does not wait for a selection within a phase (CORES). In the last phases of DMI and T-revision, whose learning rates
+  are tiny, it has hardly any effect. Where the base method mixes images by their clean probability (M-correction), the
+  two predictions that are pulled together are of different mixtures.
+- The gates learn from images with their given label, where the base method passes them unmixed and one view at a time.
+  Targets of mixed images are internal to the base method. One pass over several views (SOP+, CORES* after its
+  selection) teaches the gates nothing.
 
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -41,9 +47,8 @@ CLIP = 5.0  # of the joint gradient norm
 ABOUT: About = {
     "title": "DeNLL",
     "paper": "Deconfounded Noisy Labels Learning (2022), sections 3.1-3.3, Eq. 4-6",
-    "idea": "Wrong labels tie the background to the class. A localization module is to find the object, and a second "
-    "network sees what it points at before the mean background of all classes, so that the background says nothing "
-    "about the label.",
+    "idea": "Wrong labels tie the background to the class. A localization module finds the object, and a second "
+    "network sees it with the mean background of all classes, so that the background says nothing about the label.",
     "relative_cost": 2.2,
     "needs": [],
     "presets": {
@@ -64,32 +69,34 @@ ABOUT: About = {
 }
 
 
-def _offer_hosts(schema: dict[str, Any]) -> None:
-    """Hosts are the other methods, known when the schema is asked for, not when this file is imported."""
+def _list_base_methods(schema: dict[str, Any]) -> None:
+    """Base methods are all other methods; the list is made with the schema, not when this file is imported."""
     schema["enum"] = [name for name in methods.names() if name != "denll"]
 
 
 class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams):
-    """The readings of the paper that stay selectable."""
+    """The readings of the paper that can be selected."""
 
     host: str = Field(
-        default="ce", description="The method each of the two networks follows.", json_schema_extra=_offer_hosts
+        default="ce",
+        description="The base method that trains each of the two networks.",
+        json_schema_extra=_list_base_methods,
     )
-    host_params: dict[str, Any] = Field(default={}, description="The host's own settings.")
+    host_params: dict[str, Any] = Field(default={}, description="The base method's own parameters.")
     gates: Literal["detached", "joint", "off"] = Field(
         default="detached",
-        description="Learned mixing of the two answers. detached: only the gates learn from it; joint: the networks as "
-        "well.",
+        description="Learned mixing of the two predictions. detached: only the gates learn from it; joint: the "
+        "networks as well.",
     )
     agreement: Literal["off", "both", "one_way"] = Field(
         default="both",
         description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
         "learns from the second, for labels that are wrong systematically.",
     )
-    answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Whose answer is the model's.")
+    answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Which prediction is the model's.")
 
     @model_validator(mode="after")
-    def _host_must_know_its_params(self) -> Params:
+    def _base_method_must_accept_its_params(self) -> Params:
         if self.host == "denll":
             raise ValueError("host: DeNLL cannot host itself")
         methods.load(self.host).Params.model_validate(self.host_params)
@@ -97,163 +104,200 @@ class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams)
 
 
 class Method(method.Method):
-    """Eq. 6: two hosts, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
+    """Eq. 6: two base methods, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
+
+    former_state_names: ClassVar = {
+        "core.bank.classes": "deconfounder.class_background.averages",
+        "core.bank.known": "deconfounder.class_background.known",
+        "core.unit.": "deconfounder.unit_range.",
+        "core.": "deconfounder.",
+        "host1.": "base1.",
+        "host2.": "base2.",
+        "gates.own.": "gates.linear.",
+        "brake.": "damping.",
+    }
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build both base methods on debiased branches; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.params = params
-        unused = [cast(chain.Chain, network())]  # the first also tells the shapes
-        self.core = deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
-        self.tapes = (deconfounding.ActivationRecorder(), deconfounding.ActivationRecorder())
-        host = methods.load(params.host)
-        settings = host.Params.model_validate(params.host_params)
+
+        # the first network also tells the shapes; it then becomes the first branch
+        unused = [cast(chain.Chain, network())]
+        self.deconfounder = deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
+        self.recorders = (deconfounding.ActivationRecorder(), deconfounding.ActivationRecorder())
+
+        # two base methods, each of which believes that a branch is an ordinary network
+        base = methods.load(params.host)
+        base_params = base.Params.model_validate(params.host_params)
         width = 0
-        made = []
+        base_methods = []
         for second in (False, True):
 
-            def fresh(second: bool = second) -> Network:
+            def make_branch(second: bool = second) -> Network:
                 nonlocal width
-                plain = unused.pop() if unused else cast(chain.Chain, network())
-                member = deconfounding.make_branch(plain, self.core, self.tapes[second], second)
-                width = member.feature_count
-                return member
+                inner = unused.pop() if unused else cast(chain.Chain, network())
+                recorder = self.recorders[second]
+                branch = deconfounding.make_branch(inner, self.deconfounder, recorder, second=second)
+                width = branch.feature_count
+                return branch
 
-            made.append(host.Method(settings, labels, fresh))
-        self.host1, self.host2 = made
+            base_methods.append(base.Method(base_params, labels, make_branch))
+        self.base1, self.base2 = base_methods
+
+        # what is between them
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
-        self.brake = mutual_learning.AgreementDamping()
+        self.damping = mutual_learning.AgreementDamping()
+
+    # --- phases ---
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """The host's own phases, for both branches at once. Agreement waits for the last: it slows the fitting by which
-        hosts select, and collapses a training whose layers have just been renewed."""
-        pairs = list(zip(self.host1.phases(training), self.host2.phases(training), strict=True))
+        """The base method's own phases, for both branches at once.
+
+        Agreement waits for the last one: it slows the fitting by which base methods select samples, and makes a
+        training collapse whose layers have just been reinitialised.
+        """
+        pairs = list(zip(self.base1.phases(training), self.base2.phases(training), strict=True))
         last_begins = sum(first.epochs for first, _ in pairs[:-1])
         epochs = last_begins + pairs[-1][0].epochs
 
-        def strength(epoch: int) -> float:
+        def agreement_weight(epoch: int) -> float:
             waited = epoch - last_begins
             return 0.0 if waited < 0 else mutual_learning.agreement_weight(self.params, waited, epochs - last_begins)
 
-        begun = next((epoch for epoch in range(epochs) if strength(epoch) > 0.0), epochs) if last_begins else None
-        return [self._paired(first, second, training, strength, begun) for first, second in pairs]
+        # the epoch in which agreement begins is watched, on a base method with several phases
+        watched = next((epoch for epoch in range(epochs) if agreement_weight(epoch) > 0.0), epochs)
+        return [
+            self._pair_phases(first, second, training, agreement_weight, watched if last_begins else None)
+            for first, second in pairs
+        ]
 
-    def _paired(
+    def _pair_phases(
         self,
         first: Phase,
         second: Phase,
         training: TrainHyperparameters,
-        strength: Callable[[int], float],
-        begun: int | None,
+        agreement_weight: Callable[[int], float],
+        watched_epoch: int | None,
     ) -> Phase:
-        """`begun` is the epoch in which the exchange begins, on a host with several phases."""
+        """One phase of both base methods; `watched_epoch` is the one in which agreement begins, or None."""
 
-        def both(batch: Batch, one: Callable[[Batch], Tensor], two: Callable[[Batch], Tensor]) -> Tensor:
-            """The hosts' losses; labels are ranked by g1, or by a g2 that no agreement touches."""
-            one_way = self.params.agreement == "one_way"
-            unrecorded = batch.without_recording()
-            own, other = replay_rng.run_with_same_draws(
-                batch.generator,
-                lambda generator: one(replace(unrecorded if one_way else batch, generator=generator)),
-                lambda generator: two(replace(batch if one_way else unrecorded, generator=generator)),
-            )
-            return own + other
-
+        # each step: both base methods' losses, then Eq. 6
         def loss(batch: Batch) -> Tensor:
-            with self._hearing(batch):
-                found = both(batch, first.loss, second.loss)
-                return found + self._exchange(batch, strength(batch.epoch), watched=batch.epoch == begun)
+            with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
+                base_losses = self._base_losses(batch, first.loss, second.loss)
+                watched = batch.epoch == watched_epoch
+                return base_losses + self.interaction_loss(batch, agreement_weight(batch.epoch), watched=watched)
 
-        def each(*hooks: Callable[[Batch], None]) -> Callable[[Batch], None]:
-            def run(batch: Batch) -> None:
-                for hook in hooks:
-                    hook(batch)
+        # around each step: both base methods' hooks
+        def before_step(batch: Batch) -> None:
+            first.before_step(batch)
+            second.before_step(batch)
+            if batch.epoch == watched_epoch:
+                self.damping.record_gradients(self.parameters(), CLIP)
 
-            return run
+        def after_step(batch: Batch) -> None:
+            first.after_step(batch)
+            second.after_step(batch)
 
-        def watch(batch: Batch) -> None:
-            if batch.epoch == begun:
-                self.brake.watch_gradients(self.parameters(), CLIP)
+        # before each epoch: damping after the watched one; both base methods select, score and draw alike
+        def begin_epoch(context: TrainContext) -> None:
+            if watched_epoch is not None and context.epoch == watched_epoch + 1:
+                self.damping.update_factor()
+            replay_rng.run_hooks_with_same_draws(context, first.begin_epoch, second.begin_epoch)
 
-        def begin_epoch(lab: TrainContext) -> None:
-            if begun is not None and lab.epoch == begun + 1:
-                self.brake.decide()
-            replay_rng.run_hooks_with_same_draws(lab, first.begin_epoch, second.begin_epoch)
-
-        shown = [member.passes for member in (first, second) if member.passes is not None]
-        builders = [member.optimizers for member in (first, second) if member.optimizers is not None]
+        pools = [phase.passes for phase in (first, second) if phase.passes is not None]
+        builders = [phase.optimizers for phase in (first, second) if phase.optimizers is not None]
         return replace(
             first,
             loss=loss,
             optimizers=(lambda: self._optimizers(builders, training)) if builders else None,
-            before_step=each(first.before_step, second.before_step, watch),
-            after_step=each(first.after_step, second.after_step),
-            enter=lambda lab: self._enter(lab, first, second),
+            before_step=before_step,
+            after_step=after_step,
+            enter=lambda context: self._enter(context, first, second),
             begin_epoch=begin_epoch,
-            passes=(lambda: pool_union.unite_passes(*(show() for show in shown))) if shown else None,
+            passes=(lambda: pool_union.unite_passes(*(passes() for passes in pools))) if pools else None,
             clip=CLIP,
         )
 
-    def _enter(self, lab: TrainContext, first: Phase, second: Phase) -> None:
-        """Both hosts' own beginning, which DeNLL's own parts follow."""
-        members = deconfounding.find_branches(self)
-        before = [member.classifier.weight.detach().clone() for member in members]
-        replay_rng.run_hooks_with_same_draws(lab, first.enter, second.enter)
-        after = [member.classifier.weight for member in members]
+    def _enter(self, context: TrainContext, first: Phase, second: Phase) -> None:
+        """Both base methods' own preparation; gates and localization module then follow classifier and body."""
+        branches = deconfounding.find_branches(self)
+        before = [branch.classifier.weight.detach().clone() for branch in branches]
+        replay_rng.run_hooks_with_same_draws(context, first.enter, second.enter)
+        after = [branch.classifier.weight for branch in branches]
+
         if self.gates is not None:
-            if not all(map(torch.equal, before, after)):
+            if not all(map(torch.equal, before, after)):  # the classifier was reinitialised
                 self.gates.reset()
-            self.gates.requires_grad_(any(member.classifier.weight.requires_grad for member in members))
-        if self.core.localization is not None:
-            learning = any(p.requires_grad for member in members for p in member.body.parameters())
-            self.core.localization.requires_grad_(learning)
+            self.gates.requires_grad_(any(branch.classifier.weight.requires_grad for branch in branches))
+        if self.deconfounder.localization is not None:
+            trains_body = any(p.requires_grad for branch in branches for p in branch.body.parameters())
+            self.deconfounder.localization.requires_grad_(trains_body)
 
-    def _optimizers(self, hosts: Sequence[Callable[[], Optimizers]], training: TrainHyperparameters) -> Optimizers:
-        """Both hosts' own, and SGD without weight decay for what is DeNLL's: the localization module and the gates."""
-        one, two = (build() for build in hosts)
-        ours = []
-        if self.core.localization is not None:
-            scale = self.params.lm_learning_rate
-            ours.append(training.sgd(self.core.localization.parameters(), scale=scale, weight_decay=0.0))
+    def _optimizers(self, builders: Sequence[Callable[[], Optimizers]], training: TrainHyperparameters) -> Optimizers:
+        """Both base methods' own, and SGD without weight decay for the localization module and the gates."""
+        one, two = (build() for build in builders)
+        shared = []
+        if self.deconfounder.localization is not None:
+            parameters = self.deconfounder.localization.parameters()
+            shared.append(training.sgd(parameters, scale=self.params.lm_learning_rate, weight_decay=0.0))
         if self.gates is not None:
-            ours.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
-        return Optimizers((*one.members, *two.members, *ours), one.factor, (*one.constant_rate, *two.constant_rate))
+            shared.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
+        return Optimizers((*one.members, *two.members, *shared), one.factor, (*one.constant_rate, *two.constant_rate))
 
-    @contextmanager
-    def _hearing(self, batch: Batch) -> Iterator[None]:
-        """A step during which the images are split once and the branches' answers are recorded."""
-        self.core.begin(batch)
-        try:
-            with self.tapes[0].listening(), self.tapes[1].listening():
-                yield
-        finally:
-            self.core.end()
+    # --- one step ---
 
-    def _exchange(self, batch: Batch, strength: float, *, watched: bool = False) -> Tensor:
-        """Eq. 6 beyond the hosts' own losses: CE(o1, y') + CE(o2, y') + λ · agreement, and what trains the LM alone."""
-        rest = self.core.label_free_loss(batch.images)
-        total = torch.zeros((), device=batch.images.device) if rest is None else rest
-        for one, two in zip(self.tapes[0].records, self.tapes[1].records, strict=False):
-            learned = one.logits.requires_grad and two.logits.requires_grad  # neither a host's guess nor its score
-            if strength > 0.0 and learned:
+    def _base_losses(
+        self, batch: Batch, first_loss: Callable[[Batch], Tensor], second_loss: Callable[[Batch], Tensor]
+    ) -> Tensor:
+        """L(g1, y') + L(g2, y') of Eq. 6, by the base method's loss and on the same random draws.
+
+        Labels are ranked by g1, or by g2 where agreement is one-way and so does not affect g2.
+        """
+        one_way = self.params.agreement == "one_way"
+        unrecorded = batch.without_recording()
+        first, second = replay_rng.run_with_same_draws(
+            batch.generator,
+            lambda generator: first_loss(replace(unrecorded if one_way else batch, generator=generator)),
+            lambda generator: second_loss(replace(batch if one_way else unrecorded, generator=generator)),
+        )
+        return first + second
+
+    def interaction_loss(self, batch: Batch, agreement_weight: float, *, watched: bool = False) -> Tensor:
+        """The rest of Eq. 6: CE(o1, y') + CE(o2, y') + λ · agreement; and the label-free loss of the mask, if it has
+        one. `agreement_weight` is λ."""
+        label_free = self.deconfounder.label_free_loss(batch.images)
+        total = torch.zeros((), device=batch.images.device) if label_free is None else label_free
+        for one, two in zip(self.recorders[0].records, self.recorders[1].records, strict=False):
+            # agreement, on passes with a gradient: not on a base method's guesses or scores
+            trained = one.logits.requires_grad and two.logits.requires_grad
+            if agreement_weight > 0.0 and trained:
                 term = mutual_learning.agreement_loss(self.params.agreement, one.logits, two.logits)
-                total = total + strength * self.brake.factor * term
+                total = total + agreement_weight * self.damping.factor * term
                 if watched:
-                    self.brake.watch(term)
-            as_they_are = any(one.images is view for view in batch.views)  # mixed images have other labels
-            if self.gates is not None and as_they_are:
+                    self.damping.record_divergence(term)
+            # gates, on unmixed images: mixed ones have other targets than their given labels
+            unmixed = any(one.images is view for view in batch.views)
+            if self.gates is not None and unmixed:
                 for gated in self.gates(one, two, detached=self.params.gates == "detached"):
                     total = total + losses.cross_entropy(gated, batch.labels)
         return total
 
+    # --- prediction ---
+
     def logits(self, images: Tensor) -> Tensor:
-        """The answer chosen by `answer`; without labels, as in training."""
+        """The prediction that the parameter `answer` selects, (B, C); it needs no labels."""
         return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """`g1`, `g2`, and `mean`: the logarithm of the mean probabilities of o1 and o2 (of g1 and g2 without gates)."""
-        with self.tapes[0].listening(), self.tapes[1].listening():
-            l1, l2 = self.host1.logits(images).float(), self.host2.logits(images).float()
-            one, two = self.tapes[0].records[0], self.tapes[1].records[0]
+        """Logits (B, C) of `g1`, `g2`, `mean` and the ensemble, which is one of them.
+
+        `mean` is the logarithm of the mean probabilities of o1 and o2, of g1 and g2 without gates.
+        """
+        with self.recorders[0].recording(), self.recorders[1].recording():
+            l1, l2 = self.base1.logits(images).float(), self.base2.logits(images).float()
+            one, two = self.recorders[0].records[0], self.recorders[1].records[0]
         pair = (l1, l2)
         if self.gates is not None:
             pair = self.gates(one._replace(logits=l1), two._replace(logits=l2))
@@ -262,5 +306,5 @@ class Method(method.Method):
         return {ENSEMBLE: heads[self.params.answer], **heads}
 
     def locate(self, images: Tensor) -> Tensor | None:
-        """Centre x, centre y and sigma of each image's mask, in network pixels (B, 3)."""
-        return None if self.core.localization is None else self.core.localization(images)
+        """Centre x, centre y and sigma of each image's mask, in network pixels, (B, 3); None without a module."""
+        return None if self.deconfounder.localization is None else self.deconfounder.localization(images)

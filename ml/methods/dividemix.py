@@ -1,10 +1,13 @@
-"""DivideMix: two networks, each of which tells the other whose labels to trust; the rest is learned without its label.
+"""DivideMix: two networks, each of which selects clean labels for the other; the rest is learned without labels.
 
-Li, Socher, Hoi, ICLR 2020, Algorithm 1. After a warm-up every epoch fits a mixture of two Gaussians to each network's
-losses. Then the networks are trained in turn, each by MixMatch on what the other's mixture calls clean (labelled,
-targets co-refined) and noisy (unlabelled, targets co-guessed).
+Li, Socher, Hoi, ICLR 2020, Algorithm 1. Two phases:
 
-Epochs are the spec's, so are batch size, learning rate and schedule; the paper's are 300, 128 (64 labelled, 64 not),
+1. Warm-up: both networks train plainly on all labels.
+2. MixMatch: every epoch fits a mixture of two Gaussians to each network's losses (co-divide). Then the networks train
+   one after the other, by MixMatch on what the other one's mixture calls clean (labelled, targets co-refined) and noisy
+   (unlabelled, targets co-guessed).
+
+Epochs, batch size, learning rate and schedule are the training's; the paper has 300, 128 (64 labelled, 64 unlabelled),
 0.02 and one drop at half. Warm-up and ramp are shares of the epochs. Left out: Clothing1M's balanced subset per epoch.
 
 Shapes: `B` labelled and `B'` unlabelled images of a step, `M` training images, `C` classes, logits (B, C).
@@ -19,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ml import method
-from ml.blocks import gaussian_mixture, losses, mixmatch, mixup, schedules
+from ml.blocks import gaussian_mixture, losses, mixmatch, mixup, schedules, two_networks
 from ml.method import (
     ENSEMBLE,
     Batch,
@@ -34,16 +37,16 @@ from ml.method import (
 )
 from ml.methods import About
 
-MIXING = "mixing"  # the concern of λ and of the permutation
+MIXING = "mixing"  # the generator of λ and of the permutation
 WARM_UP = 1 / 30  # 10 of 300 epochs on CIFAR-10
 CIFAR_100 = {"warm_up": 0.1}  # 30 of 300
 
 ABOUT: About = {
     "title": "DivideMix",
     "paper": "Li, Socher, Hoi: DivideMix: Learning with Noisy Labels as Semi-supervised Learning (ICLR 2020)",
-    "idea": "Wrong labels are learned late. Each of two networks divides the set by its losses for the other, which "
-    "learns the suspicious images without their labels.",
-    "relative_cost": 8.0,  # steps follow the trusted images: 10 at 20 % noise, 7 at half; measured 5.9 to 7.9
+    "idea": "Wrong labels are learned late and have large losses at first. Each of two networks divides the set by its "
+    "losses for the other, which learns the suspicious images without their labels.",
+    "relative_cost": 8.0,  # grows with the share of clean images: 10 at 20 % noise, 7 at half; measured 5.9 to 7.9
     "needs": [],
     "presets": {
         "default": {},
@@ -64,35 +67,38 @@ ABOUT: About = {
 
 
 class Params(MethodParams):
-    """The settings of DivideMix."""
+    """Parameters of DivideMix."""
 
     warm_up: float = Field(
         default=WARM_UP,
         ge=0.0,
         le=1.0,
-        description="Share of the epochs that train plainly on all labels before the first division; at least one.",
+        description="Share of the epochs of plain training on all labels before the first division; at least one.",
     )
     warm_up_penalty: float = Field(
         default=0.0,
         ge=0.0,
         le=10.0,
-        description="Weight of the negative entropy in the warm-up: 1 for asymmetric noise, where networks get sure of "
-        "wrong labels too soon to be divided by their losses.",
+        description="Weight of the negative entropy in the warm-up: 1 for asymmetric noise, where networks become "
+        "confident of wrong labels too soon to be divided by their losses.",
     )
     clean_threshold: float = Field(
-        default=0.5, ge=0.0, lt=1.0, description="A label is trusted above this probability of being clean."
+        default=0.5, ge=0.0, lt=1.0, description="A label counts as clean above this probability."
     )
     averaged_epochs: int = Field(
         default=1,
         ge=1,
         le=20,
-        description="The division looks at losses averaged over so many epochs; 5 at 90 % noise.",
+        description="The mixture is fitted to losses averaged over so many last epochs; 5 at 90 % noise.",
     )
     temperature: float = Field(
-        default=0.5, ge=0.05, le=1.0, description="Sharpening of the guessed and refined targets; 1 leaves them."
+        default=0.5, ge=0.05, le=1.0, description="Sharpening of the guessed and refined targets; 1 does not sharpen."
     )
     alpha: float = Field(
-        default=4.0, gt=0.0, le=100.0, description="Of the Beta distribution by which images are mixed; large is half."
+        default=4.0,
+        gt=0.0,
+        le=100.0,
+        description="Parameter of the Beta distribution of the mixing ratio; large values mix half and half.",
     )
     unlabelled_weight: float = Field(
         default=25.0,
@@ -116,125 +122,144 @@ class Method(method.Method):
     clean_probability: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build both networks; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.params = params
         self.networks = nn.ModuleList([network(), network()])
         self.register_buffer("labels", labels, persistent=False)
-        # what the division averages: the newest last, NaN before there were so many
+        # (averaged epochs, networks, M): the last epoch's losses last, NaN where there were fewer epochs so far
         self.register_buffer("losses", torch.full((params.averaged_epochs, 2, len(labels)), torch.nan))
         self.register_buffer("clean_probability", torch.ones(2, len(labels)))  # by each network's own mixture
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """Warm-up, then MixMatch; the optimizers and their schedule go on."""
+        """Warm-up, then MixMatch with the same optimizers and schedule."""
         warm_up = min(training.epochs, max(1, round(self.params.warm_up * training.epochs)))
 
         def optimizers() -> Optimizers:
             return Optimizers(tuple(training.sgd(network.parameters()) for network in self.networks), training.factor)
 
-        def mixmatch_loss(batch: Batch) -> Tensor:
-            if batch.unlabelled is None:
-                return self._plain(batch)
-            since = batch.progress * training.epochs - warm_up
-            ramp = schedules.linear_ramp(since, self.params.ramp * training.epochs)
-            return self._mixmatch(batch, batch.unlabelled, self.params.unlabelled_weight * ramp)
-
-        every = torch.arange(len(self.labels))
-        plain = Phase(warm_up, self._warm_up, optimizers, passes=lambda: [Pass(every), Pass(every)], name="warm-up")
+        # phase 1: each network makes a pass over all images
+        all_images = torch.arange(len(self.labels))
+        passes = [Pass(all_images), Pass(all_images)]
+        warming_up = Phase(warm_up, self._warm_up_step, optimizers, passes=lambda: passes, name="warm-up")
         if warm_up == training.epochs:
-            return [plain]
-        rest = training.epochs - warm_up
-        return [
-            plain,
-            Phase(
-                rest,
-                mixmatch_loss,
-                None,
-                begin_epoch=self._divide,
-                passes=self._passes,
-                views=("weak", "weak"),
-                name="mixmatch",
-            ),
-        ]
+            return [warming_up]
 
-    def _warm_up(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the network that this pass trains, with a penalty on being sure (Eq. 2, section 3.1)."""
+        # phase 2: the weight of unlabelled images grows from its start
+        def loss(batch: Batch) -> Tensor:
+            if batch.unlabelled is None:
+                return self._cross_entropy_step(batch)
+            elapsed = batch.progress * training.epochs - warm_up
+            ramp = schedules.linear_ramp(elapsed, self.params.ramp * training.epochs)
+            return self._mixmatch_step(batch, batch.unlabelled, self.params.unlabelled_weight * ramp)
+
+        mixmatch_phase = Phase(
+            training.epochs - warm_up,
+            loss,
+            None,
+            begin_epoch=self._co_divide,
+            passes=self._passes,
+            views=("weak", "weak"),
+            name="mixmatch",
+        )
+        return [warming_up, mixmatch_phase]
+
+    # --- warm-up ---
+
+    def _warm_up_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the pass's network, with a penalty on confident predictions (Eq. 2, section 3.1)."""
         logits = self.networks[batch.pass_index](batch.images)
         batch.record_logits(logits)
-        plain = losses.cross_entropy(logits, batch.labels)
+        cross_entropy = losses.cross_entropy(logits, batch.labels)
         if self.params.warm_up_penalty == 0.0:
-            return plain
-        return plain + self.params.warm_up_penalty * losses.negative_entropy(logits)
+            return cross_entropy
+        return cross_entropy + self.params.warm_up_penalty * losses.negative_entropy(logits)
 
-    def _plain(self, batch: Batch) -> Tensor:
-        """An epoch in which all labels are trusted, or none, trains on all of them."""
+    def _cross_entropy_step(self, batch: Batch) -> Tensor:
+        """In an epoch in which all labels count as clean, or none, a network trains on all of them."""
         logits = self.networks[batch.pass_index](batch.images)
         batch.record_logits(logits)
         return losses.cross_entropy(logits, batch.labels)
 
-    def _divide(self, lab: TrainContext) -> None:
-        """Co-divide (Alg. 1, lines 4-5): both mixtures before either network trains."""
-        answers = lab.score(lambda images: torch.stack([network(images) for network in self.networks], dim=1))
+    # --- co-divide (Alg. 1, lines 4-8) ---
+
+    def _co_divide(self, context: TrainContext) -> None:
+        """Fit both mixtures before either network trains (lines 4-5)."""
+        logits = context.score(lambda images: torch.stack([network(images) for network in self.networks], dim=1))
         for number in range(len(self.networks)):
-            scaled = gaussian_mixture.scale_to_unit(losses.cross_entropies(answers[:, number], self.labels))
+            scaled = gaussian_mixture.scale_to_unit(losses.cross_entropies(logits[:, number], self.labels))
             self.losses[:, number] = torch.cat([self.losses[1:, number], scaled[None]])
             average = self.losses[:, number].nanmean(dim=0)
             self.clean_probability[number] = gaussian_mixture.clean_probability(average)
 
     def _passes(self) -> Sequence[Pass]:
-        """Each network trains on what the other one trusts (Alg. 1, lines 6-8)."""
+        """Each network trains on the other one's division (lines 6-8)."""
         return [
-            self._pass(self._trust(pass_index) > self.params.clean_threshold)
-            for pass_index in range(len(self.networks))
+            self._pass_over(self._clean_probability_for(number) > self.params.clean_threshold)
+            for number in range(len(self.networks))
         ]
 
-    def _trust(self, pass_index: int) -> Tensor:
+    def _clean_probability_for(self, pass_index: int) -> Tensor:
         return self.clean_probability[1 - pass_index]
 
-    def _pass(self, trusted: Tensor) -> Pass:
-        if bool(trusted.all()) or not bool(trusted.any()):
-            return Pass(torch.ones_like(trusted))
-        return Pass(trusted, ~trusted)
+    def _pass_over(self, clean: Tensor) -> Pass:
+        """Clean images labelled, the others unlabelled; all of them labelled where there is only one kind."""
+        if bool(clean.all()) or not bool(clean.any()):
+            return Pass(torch.ones_like(clean))
+        return Pass(clean, ~clean)
 
-    def _mixmatch(self, batch: Batch, unlabelled: Unlabelled, weight: float) -> Tensor:
-        """One step of Algorithm 1, lines 9-27; `weight` is λ_u."""
+    # --- MixMatch (Alg. 1, lines 9-27) ---
+
+    def _mixmatch_step(self, batch: Batch, unlabelled: Unlabelled, unlabelled_weight: float) -> Tensor:
+        """The loss of one step; `unlabelled_weight` is λ_u."""
+        # targets of every view
         targets = self._targets(batch, unlabelled)
         images = torch.cat([*batch.views, *unlabelled.views])
+
+        # mix all rows with each other (Eq. 6)
         generator = batch.generator(MIXING)
         share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
         index = mixup.row_ids([batch.index] * len(batch.views) + [unlabelled.index] * len(unlabelled.views))
         partner = mixup.draw_partners(index, generator)
         logits = self.networks[batch.pass_index](mixup.mix(images, share, partner))
+
+        # the loss (Eq. 9 and 10)
         labelled = len(batch.views) * len(batch.labels)
-        loss = mixmatch.loss(logits, mixup.mix(targets, share, partner), labelled, weight)
+        loss = mixmatch.loss(logits, mixup.mix(targets, share, partner), labelled, unlabelled_weight)
         return loss + losses.prior_kl(logits)  # Eq. 11, with the paper's λ_r = 1
 
     @torch.no_grad()
     def _targets(self, batch: Batch, unlabelled: Unlabelled) -> Tensor:
         """Co-refined and co-guessed targets, a row for every image of every view.
 
-        The network of this pass answers as it trains, by the batch's statistics and view by view, the other one as
-        it is tested: what the released code does.
+        As in the released code, the network that trains predicts in training mode and view by view, the other one in
+        eval mode.
         """
         own, other = self.networks[batch.pass_index], self.networks[1 - batch.pass_index]
-        seen = [own(view) for view in batch.views]
-        guesses = [own(view) for view in unlabelled.views]
-        batch.record_logits(seen[0])
-        unlabelled.record_logits(guesses[0])
+        labelled_logits = [own(view) for view in batch.views]
+        unlabelled_logits = [own(view) for view in unlabelled.views]
+        batch.record_logits(labelled_logits[0])
+        unlabelled.record_logits(unlabelled_logits[0])
         other.eval()
-        guesses += other(torch.cat(unlabelled.views)).chunk(len(unlabelled.views))
+        unlabelled_logits += other(torch.cat(unlabelled.views)).chunk(len(unlabelled.views))
         other.train()
-        guessed = mixmatch.average_probabilities(guesses)
-        trust = self._trust(batch.pass_index)[batch.index]
-        refined = mixmatch.co_refine(batch.labels, trust, mixmatch.average_probabilities(seen))
-        temperature = self.params.temperature
-        rows = [mixmatch.sharpen(each, temperature) for each in (refined, guessed)]
-        return torch.cat([rows[0].repeat(len(batch.views), 1), rows[1].repeat(len(unlabelled.views), 1)])
+
+        # Eq. 5: co-guessing by both networks; Eq. 3: co-refinement by the other one's clean probability
+        guessed = mixmatch.average_probabilities(unlabelled_logits)
+        clean_probability = self._clean_probability_for(batch.pass_index)[batch.index]
+        own_average = mixmatch.average_probabilities(labelled_logits)
+        refined = mixmatch.co_refine(batch.labels, clean_probability, own_average)
+
+        # Eq. 4: sharpening
+        refined, guessed = (mixmatch.sharpen(rows, self.params.temperature) for rows in (refined, guessed))
+        return torch.cat([refined.repeat(len(batch.views), 1), guessed.repeat(len(unlabelled.views), 1)])
+
+    # --- prediction ---
 
     def logits(self, images: Tensor) -> Tensor:
-        """The mean of both networks' logits: the order of the paper's sum, at a single network's confidence."""
+        """Mean of both networks' logits (B, C): the order of the paper's sum, with the confidence of one network."""
         return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """`answer`, and each network's own logits, `g1` and `g2`."""
-        one, two = (network(images).float() for network in self.networks)
-        return {ENSEMBLE: 0.5 * (one + two), "g1": one, "g2": two}
+        """The ensemble's and each network's own logits, `g1` and `g2`, (B, C) each."""
+        return two_networks.mean_logit_heads(*(network(images).float() for network in self.networks))

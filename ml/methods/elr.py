@@ -1,10 +1,12 @@
-"""ELR: early-learning regularisation. Right labels are learned first; each answer is held to its own running average.
+"""ELR: early-learning regularisation. Clean labels are learned first; predictions are held to their running average.
 
-Liu, Niles-Weed, Razavian, Fernandez-Granda, NeurIPS 2020, Eq. 6 and Algorithm 1, in the order of the released code: an
-average takes the new answer in before it is held against it. The averages start at 0, so at first nothing is held.
+Liu, Niles-Weed, Razavian, Fernandez-Granda, NeurIPS 2020, Eq. 6 and Algorithm 1. In the order of the released code: the
+average is updated before the prediction is compared with it. The averages start at 0, so at first they have no effect.
 
 Published: ResNet-34, SGD 0.02 with weight decay 1e-3, batches of 128, a tenth held out. CIFAR-10 symmetric: 150 epochs,
 cosine restarts every 10; asymmetric: 120 epochs, times 0.01 at 40 and 80. CIFAR-100: 150, times 0.01 at 80 and 120.
+
+Shapes: `N` samples, `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from ml.methods import About
 ABOUT: About = {
     "title": "ELR",
     "paper": "Liu et al.: Early-Learning Regularization Prevents Memorization of Noisy Labels (NeurIPS 2020)",
-    "idea": "Early in training a network answers right even where the label is wrong. Every answer is pulled towards "
-    "the average of the earlier ones, which outweighs a wrong label's pull.",
+    "idea": "Early in training a network predicts the right class even where the label is wrong. Every prediction is "
+    "pulled towards the average of earlier ones, which outweighs the pull of a wrong label.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {
@@ -33,13 +35,14 @@ ABOUT: About = {
 
 
 class Params(early_learning.EarlyLearningParams):
-    """Settings of ELR."""
+    """Parameters of ELR."""
 
 
 class Method(single_network.SingleNetworkMethod[Params]):
-    """One network and one remembered answer for each sample."""
+    """One network and the running average of every sample's predictions."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.memory = prediction_history.PredictionEma(len(labels), self.network.class_count, params.target_kept)
 
@@ -48,9 +51,9 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 
     def _loss(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.record_logits(logits)
+        """Eq. 6: L_CE + weight · mean log(1 - ⟨t, p⟩)."""
+        logits = self.predict_batch(batch)
         p = early_learning.clipped_softmax(logits)
         targets = self.memory.update(batch.index, p / p.sum(dim=1, keepdim=True))
-        held = early_learning.regularization(p, targets)
-        return losses.cross_entropy(logits, batch.labels) + self.params.weight * held
+        regularization = early_learning.regularization(p, targets)
+        return losses.cross_entropy(logits, batch.labels) + self.params.weight * regularization

@@ -1,15 +1,16 @@
-"""ELR+: early-learning regularisation where two networks remember what the other's averaged weights answer to plain
-images, while they learn from mixed ones.
+"""ELR+: early-learning regularisation with two networks, each held to predictions of the other's averaged weights.
 
-Liu et al., NeurIPS 2020, section 4.3 and appendix, after the released code: the networks train one after the other in
-each epoch, each against the other's current average, whose batches have statistics of their own. There each network
-draws its own noise and split; here both see the same labels. Steps given there are shares of the training here.
+Liu et al., NeurIPS 2020, section 4.3 and appendix, after the released code. In each epoch the networks train one after
+the other. A network learns from mixed images (MixUp); its targets are running averages of what the other network's
+weight average (EMA, whose batch normalisation has statistics of its own) predicts for the plain images. In the released
+code each network draws its own noise and split; here both see the same labels. Steps given there are shares of the
+training here. Labels are ranked by the averaged network, which alone sees plain images.
 
 Published: two PreAct ResNet-18, SGD 0.02 with weight decay 5e-4, batches of 128, a tenth held out; times 0.1 at epoch
 150 of 200 (CIFAR-10) or 200 of 250 (CIFAR-100). Clothing1M: ResNet-50, 0.002 and 1e-3, batches of 64, times 0.1 at 7 of
-15. Labels are ranked by the averaged network, which alone sees plain images.
+15.
 
-Shapes: `B` batch, `N` samples, `C` classes.
+Shapes: `N` samples, `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml import method
-from ml.blocks import balanced_subset, early_learning, ema, losses, mixup, prediction_history, schedules
+from ml.blocks import balanced_subset, early_learning, ema, losses, mixup, prediction_history, schedules, two_networks
 from ml.method import ENSEMBLE, Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
-MIXING, SUBSET = "mixing", "subset"  # concerns: λ and the permutation; which samples an epoch shows
+MIXING, SUBSET = "mixing", "subset"  # generators: of λ and the permutation; of the samples of an epoch
 RAMP_STEPS = 40_000
 CIFAR_10_RAMP = RAMP_STEPS / (200 * 352)  # 200 epochs of 45,000 images in batches of 128
 CIFAR_100_RAMP = RAMP_STEPS / (250 * 352)
@@ -36,7 +37,7 @@ CIFAR_10 = {"target_kept": 0.7, "weight": 3.0}
 ABOUT: About = {
     "title": "ELR+",
     "paper": "Liu et al.: Early-Learning Regularization Prevents Memorization of Noisy Labels (NeurIPS 2020)",
-    "idea": "Every answer is pulled towards the average of earlier ones, given by the averaged weights of a second "
+    "idea": "Every prediction is pulled towards the average of earlier ones, made by the averaged weights of a second "
     "network, so that no network confirms its own mistakes. Both learn from mixed images.",
     "relative_cost": 2.67,
     "needs": [],
@@ -61,45 +62,49 @@ ABOUT: About = {
 
 
 class Params(early_learning.EarlyLearningParams):
-    """Settings of ELR+."""
+    """Parameters of ELR+."""
 
     weight_ramp: float = Field(
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="Share of the epochs over which that weight grows to its full value: 0.45 for 100 classes.",
+        description="Share of the epochs over which the weight of the regularisation grows: 0.45 for 100 classes.",
     )
     refined: bool = Field(
         default=False,
-        description="Whether given labels count only as far as the remembered answers agree: for 100 classes.",
+        description="Whether given labels count only as far as the averaged predictions agree: for 100 classes.",
     )
     alpha: float = Field(
-        default=1.0, gt=0.0, le=100.0, description="Of the Beta distribution by which images are mixed; large is half."
+        default=1.0,
+        gt=0.0,
+        le=100.0,
+        description="Parameter of the Beta distribution of the mixing ratio; large values mix half and half.",
     )
     averaging: Literal["ramp", "equal"] = Field(
         default="ramp",
-        description="ramp: the averaged weights first follow the network closely, then ever more slowly; equal: all "
-        "steps count alike until so many are averaged as averaging_kept allows.",
+        description="ramp: the momentum of the averaged weights grows from about 0; equal: all steps have the same "
+        "weight until the momentum reaches averaging_kept.",
     )
     averaging_kept: float = Field(
-        default=0.997, ge=0.0, lt=1.0, description="Share of the averaged weights that stays at each step, in the end."
+        default=0.997, ge=0.0, lt=1.0, description="Final momentum of the averaged weights, per step."
     )
     averaging_ramp: float = Field(
-        default=CIFAR_10_RAMP, ge=0.0, le=1.0, description="Share of the epochs until averaging is that slow."
+        default=CIFAR_10_RAMP, ge=0.0, le=1.0, description="Share of the epochs over which the momentum grows."
     )
     epoch_images: int = Field(
         default=0,
         ge=0,
         le=10_000_000,
-        description="Images an epoch shows each network, as many of every class; 0 shows all. For classes of very "
-        "different size.",
+        description="Images of an epoch for each network, equally many of every class; 0 takes all. For classes of "
+        "very different size.",
     )
 
 
 class Learner(nn.Module):
-    """A network, its average, and what it remembers of every sample."""
+    """A network, its weight average, and the running average of predictions that it is held to."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network and its average; arguments as of `ml.method.Method`."""
         super().__init__()
         self.network = network()
         self.average = ema.WeightEma(network())
@@ -108,78 +113,82 @@ class Learner(nn.Module):
 
 
 class Method(method.Method):
-    """Two learners, each taught by the other's average."""
+    """Two learners, each taught by the other's weight average."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build both learners; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
         self.params = params
         self.one, self.two = (Learner(params, labels, network) for _ in range(2))
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """One phase over all epochs, a pass for each network."""
+        """One phase over all epochs, with a pass for each network."""
         learners = (self.one, self.two)
-        every = torch.arange(len(self.one.memory.values))
+        all_images = torch.arange(len(self.one.memory.values))
 
         def optimizers() -> Optimizers:
             members = tuple(training.sgd(learner.network.parameters()) for learner in learners)
             return Optimizers(members, training.factor)
 
         def passes() -> Sequence[Pass]:
-            return [Pass(every if each.subset is None else each.subset.positions) for each in learners]
+            return [Pass(all_images if one.subset is None else one.subset.positions) for one in learners]
 
-        def draw(lab: TrainContext) -> None:
+        def draw_subsets(context: TrainContext) -> None:
             for learner in learners:
                 if learner.subset is not None:
-                    learner.subset.draw(lab.generator(SUBSET))
+                    learner.subset.draw(context.generator(SUBSET))
 
-        begin_epoch = draw if self.params.epoch_images else method.no_preparation
+        begin_epoch = draw_subsets if self.params.epoch_images else method.no_preparation
         return [
             Phase(
                 training.epochs,
                 self._loss,
                 optimizers,
-                after_step=self._average,
+                after_step=self._update_average,
                 begin_epoch=begin_epoch,
                 passes=passes,
             )
         ]
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of mixed images with mixed labels, held to mixed remembered answers."""
+        """Cross-entropy of mixed images with mixed labels, and regularisation towards mixed targets (Eq. 6)."""
+        # targets: the teacher's predictions for plain images enter the running average
         learner, teacher = (self.one, self.two) if batch.pass_index == 0 else (self.two, self.one)
-        answers = teacher.average(batch.images)
-        batch.record_logits(answers)
-        remembered = learner.memory.update(batch.index, answers.float().softmax(dim=1))
+        teacher_logits = teacher.average(batch.images)
+        batch.record_logits(teacher_logits)
+        averages = learner.memory.update(batch.index, teacher_logits.float().softmax(dim=1))
 
+        # MixUp of images, labels and targets
         generator = batch.generator(MIXING)
         share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
         partner = mixup.draw_partners(batch.index, generator)
         logits = learner.network(mixup.mix(batch.images, share, partner))
-        given = mixup.mix(losses.one_hot(batch.labels, logits.shape[1]), share, partner)
-        targets = mixup.mix(remembered, share, partner)
+        label_targets = mixup.mix(losses.one_hot(batch.labels, logits.shape[1]), share, partner)
+        targets = mixup.mix(averages, share, partner)
+
+        # the loss
         if self.params.refined:
-            given = functional.normalize(given * targets, p=1.0, dim=1)
-        held = early_learning.regularization(early_learning.clipped_softmax(logits), targets)
+            label_targets = functional.normalize(label_targets * targets, p=1.0, dim=1)
+        regularization = early_learning.regularization(early_learning.clipped_softmax(logits), targets)
         weight = self.params.weight
         if self.params.weight_ramp > 0.0:
             weight *= schedules.gaussian_ramp(batch.progress, self.params.weight_ramp)
-        return losses.soft_cross_entropy(logits, given) + weight * held
+        return losses.soft_cross_entropy(logits, label_targets) + weight * regularization
 
-    def _average(self, batch: Batch) -> None:
-        """The network that has just taken a step moves its average."""
+    def _update_average(self, batch: Batch) -> None:
+        """Move the weight average of the network that has just taken a step."""
         learner = self.one if batch.pass_index == 0 else self.two
-        kept = self.params.averaging_kept
+        maximum = self.params.averaging_kept
         if self.params.averaging == "equal":
-            learner.average.update(learner.network, learner.average.equally(kept))
+            learner.average.update(learner.network, learner.average.equal_momentum(maximum))
         else:
             ramp = schedules.gaussian_ramp(batch.progress, self.params.averaging_ramp)
-            learner.average.update(learner.network, kept * ramp)
+            learner.average.update(learner.network, maximum * ramp)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The mean of both networks' logits; their averages only teach."""
+        """Mean of both networks' logits (B, C); their weight averages only teach."""
         return self.heads(images)[ENSEMBLE]
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """`answer`, and each network's own logits, `g1` and `g2`."""
-        one, two = (learner.network(images).float() for learner in (self.one, self.two))
-        return {ENSEMBLE: 0.5 * (one + two), "g1": one, "g2": two}
+        """The ensemble's and each network's own logits, `g1` and `g2`, (B, C) each."""
+        return two_networks.mean_logit_heads(*(one.network(images).float() for one in (self.one, self.two)))

@@ -1,23 +1,25 @@
-"""Forward correction: the network predicts clean labels, and the transition matrix makes given ones of them for the
-loss.
+"""Forward correction: the network predicts clean labels, and the loss compares given labels with what T makes of them.
 
-Patrini et al., CVPR 2017, Theorem 2. A first network learns the given labels plainly; its answers to anchor points are
-the matrix T; the network is made anew and trained on H(Y, softmax(z) T). It is asked without T. With a known T there is
-no first stage. Each stage runs through the spec's whole schedule.
+Patrini et al., CVPR 2017, Theorem 2. Two phases, each of which runs through the training's whole schedule:
 
-The estimate is made with the weights of the first stage's best epoch by noisy validation accuracy (the released code
-takes the lowest validation loss) and with the images that are trained on. A sample set aside for one class stays whole
-for the others (the released code zeroes its score in place).
+1. Estimate: a network learns the given labels plainly; its predictions for anchor points are the transition matrix T.
+2. Forward: a fresh network is trained on H(Y, softmax(z) T), Eq. 5. It predicts without T.
 
-Published: post-activation ResNets, batches of 128, a tenth held out. CIFAR-10: 120 epochs a stage, SGD 0.1 times 0.1 at
-40 and 80, weight decay 1e-4. CIFAR-100: 150 epochs a stage, drops after 80 and 120, weight decay 1e-3.
+With a known T there is no first phase. T is estimated with the weights of the first phase's best epoch by noisy
+validation accuracy (the released code takes the lowest validation loss) and on the images that are trained on. An image
+that is left out as an outlier for one class still counts for the others (the released code sets its score to zero in
+place).
 
-Shapes: `B` batch, `C` classes, logits (B, C).
+Published: post-activation ResNets, batches of 128, a tenth held out. CIFAR-10: 120 epochs a phase, SGD 0.1 times 0.1 at
+40 and 80, weight decay 1e-4. CIFAR-100: 150 epochs a phase, drops after 80 and 120, weight decay 1e-3.
+
+Shapes: `B` batch, `C` classes, logits (B, C), T (C, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -26,14 +28,14 @@ from ml.blocks import best_weights, schedules, single_network, transition
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
-CONTINUED_RATE = 0.1  # times the spec's, as published for going on with the first stage's network
+CONTINUED_RATE = 0.1  # times the training's, as published for continuing with the first phase's network
 
 ABOUT: About = {
     "title": "Forward correction",
     "paper": "Patrini et al.: Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach "
     "(CVPR 2017)",
-    "idea": "A first network tells which class is mistaken for which. A second one learns by a loss that compares the "
-    "given labels with what those mistakes would make of its answers, so that the answers themselves can be right.",
+    "idea": "A first network estimates which class is mistaken for which. A second one learns by a loss that compares "
+    "the given labels with its predictions after those mistakes, so that the predictions themselves can be right.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {
@@ -45,55 +47,56 @@ ABOUT: About = {
 
 
 class Params(transition.TransitionParams):
-    """Settings of forward correction."""
+    """Parameters of forward correction."""
 
     restart: bool = Field(
         default=True,
-        description="Train a new network with the matrix; off: go on with the one that it came from, at a tenth of the "
-        "learning rate.",
+        description="Train a fresh network with the matrix; off: continue with the one that estimated it, at a tenth "
+        "of the learning rate.",
     )
 
 
 class Method(single_network.SingleNetworkMethod[Params]):
     """Cross-entropy, an estimate of T, and cross-entropy through T."""
 
+    former_state_names: ClassVar = {"kept.": "best_weights."}
     transition: Tensor
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
-        self.kept = best_weights.BestWeights(self.network)
+        self.best_weights = best_weights.BestWeights(self.network)
         self.register_buffer("transition", transition.known_matrix(params.transition, self.network.class_count))
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """Plain, then corrected; corrected alone where T is known."""
+        """Estimate and forward; forward alone where T is known."""
 
-        def optimizers() -> Optimizers:
-            return Optimizers((training.sgd(self.network.parameters()),), training.factor)
+        def scheduled() -> Optimizers:
+            return self.optimizers(training)
 
-        def going_on() -> Optimizers:
-            scale = 1.0 if self.params.restart else CONTINUED_RATE
-            return Optimizers((training.sgd(self.network.parameters(), scale=scale),), training.factor)
+        def continued() -> Optimizers:
+            return self.optimizers(training, scale=1.0 if self.params.restart else CONTINUED_RATE)
 
         if self.params.transition is not None:
-            return [Phase(training.epochs, self._corrected, optimizers, name="forward")]
+            return [Phase(training.epochs, self._forward_step, scheduled, name="forward")]
         first, second = schedules.phase_lengths(training.epochs, [self.params.estimate])
         return [
-            Phase(first, self.plain, optimizers, begin_epoch=self._keep, name="estimate"),
-            Phase(second, self._corrected, going_on, enter=self._estimate, name="forward"),
+            Phase(first, self.cross_entropy_step, scheduled, begin_epoch=self._update_best, name="estimate"),
+            Phase(second, self._forward_step, continued, enter=self._estimate, name="forward"),
         ]
 
-    def _corrected(self, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
-        batch.record_logits(logits)
-        return transition.forward_cross_entropy(logits, batch.labels, self.transition)
+    def _forward_step(self, batch: Batch) -> Tensor:
+        """Eq. 5."""
+        return transition.forward_cross_entropy(self.predict_batch(batch), batch.labels, self.transition)
 
-    def _keep(self, lab: TrainContext) -> None:
-        self.kept.follow(lab, self.network, since=0)
+    def _update_best(self, context: TrainContext) -> None:
+        self.best_weights.update(context, self.network, first_epoch=0)
 
-    def _estimate(self, lab: TrainContext) -> None:
-        self._keep(lab)
-        self.kept.restore(self.network)
-        answers = lab.score(lambda images: self.network(images).float().softmax(dim=1))
-        self.transition.copy_(transition.estimate_matrix(answers, self.params.anchor_quantile))
+    def _estimate(self, context: TrainContext) -> None:
+        """Estimate T with the best weights; then start from a fresh network, or continue with these weights."""
+        self._update_best(context)
+        self.best_weights.restore(self.network)
+        probabilities = context.score(lambda images: self.network(images).float().softmax(dim=1))
+        self.transition.copy_(transition.estimate_matrix(probabilities, self.params.anchor_quantile))
         if self.params.restart:
-            self.network.load_state_dict(self.make().state_dict())
+            self.network.load_state_dict(self.make_network().state_dict())

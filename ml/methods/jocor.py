@@ -1,13 +1,14 @@
-"""JoCoR: two networks learn as one, from images whose label both find plausible and on which they agree.
+"""JoCoR: two networks learn jointly from images with a small joint loss, which contains their disagreement.
 
-Wei et al., CVPR 2020, Eq. 1-5. Every image has one loss, (1 - λ) times both cross-entropies plus λ times both
-divergences between the two answers; of each batch the share 1 - R(t) with the smallest loss is learned from, by one
-optimizer. R(t) grows from 0 to the noise rate over the first epochs (10 of 200); for asymmetric noise the paper sets
-only half of the rate aside.
+Wei et al., CVPR 2020. Every image has one loss, (1 - λ) times both cross-entropies plus λ times both divergences
+between the two predictions (Eq. 1-4). In every step one optimizer trains both networks on the share 1 - R(t) of the
+batch with the smallest loss (Eq. 5). R(t) grows from 0 to the noise rate over the first epochs (10 of 200); for
+asymmetric noise the paper leaves out only half of the rate.
 
-Gradients flow through both sides of each divergence. Adam runs at its own rate through the spec's schedule, β1 0.9
-throughout (released: 0.1 from epoch 80 on); by SGD the cross-entropies' small weight 1 - λ slows learning tenfold. The
-paper reports both networks' mean accuracy over the last ten epochs; here their mean probabilities are the answer.
+Gradients flow through both sides of each divergence. Adam runs at its own rate through the training's schedule, with β1
+0.9 throughout (released: 0.1 from epoch 80 on); with SGD the small weight 1 - λ of the cross-entropies slows learning
+tenfold. The paper reports both networks' mean accuracy over the last ten epochs; here their mean probabilities are the
+prediction.
 
 Published: six convolutions, no augmentation, batches of 128, 200 epochs, Adam 1e-3 without weight decay, from epoch 80
 falling linearly to 0; noise rate known. λ was tuned for it: residual networks are advised to try 0.5 to 0.9.
@@ -27,8 +28,8 @@ ABOUT: About = {
     "title": "JoCoR",
     "paper": "Wei et al.: Combating Noisy Labels by Agreement: A Joint Training Method with Co-Regularization (CVPR "
     "2020)",
-    "idea": "Two networks that are pulled to agree rarely agree on a wrong label. They learn together from the images "
-    "on which both are at ease.",
+    "idea": "Two networks that are pulled to agree rarely agree on a wrong label. They learn jointly from the images "
+    "with the smallest loss and disagreement.",
     "relative_cost": 2.0,
     "needs": ["noise rate"],
     "presets": {
@@ -45,23 +46,30 @@ ABOUT: About = {
 
 
 class Params(two_networks.SmallLossParams):
-    """Settings of JoCoR."""
+    """Parameters of JoCoR."""
 
     agreement: float = Field(
-        default=0.9, ge=0.0, lt=1.0, description="λ: weight of agreeing, against that of the given label."
+        default=0.9, ge=0.0, lt=1.0, description="λ: weight of the agreement; the cross-entropies have weight 1 - λ."
     )
 
 
 class Method(two_networks.TwoNetworkMethod[Params]):
     """Algorithm 1."""
 
-    def selected(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
-        """The mean joint loss of what both find plausible."""
-        each = joint(one, two, labels, self.params.agreement)
-        return each[small_loss.smallest_losses(each, rate)].mean()
+    def selected_loss(self, one: Tensor, two: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Eq. 5: the mean joint loss of the selected images; see `TwoNetworkMethod.selected_loss`."""
+        joint = joint_losses(one, two, labels, self.params.agreement)
+        return joint[small_loss.smallest_losses(joint, rate)].mean()
 
 
-def joint(one: Tensor, two: Tensor, labels: Tensor, agreement: float) -> Tensor:
-    """Eq. 1-4 of every image, (B,), for both networks' logits (B, C)."""
+def joint_losses(one: Tensor, two: Tensor, labels: Tensor, agreement: float) -> Tensor:
+    """Eq. 1-4: the joint loss of every image, (B,).
+
+    Args:
+        one: logits of the first network, (B, C).
+        two: logits of the second network, (B, C).
+        labels: given labels int64 (B,).
+        agreement: λ.
+    """
     supervised = losses.cross_entropies(one, labels) + losses.cross_entropies(two, labels)
     return (1.0 - agreement) * supervised + agreement * losses.symmetric_kls(one, two)

@@ -1,9 +1,12 @@
-"""MixUp: a network learns from convex pairs of images and of their labels, so that it learns no single one by heart.
+"""MixUp: a network learns from convex combinations of pairs of images and of their labels, and so memorises none.
 
 Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018, Eq. 1. One λ ~ Beta(α, α) and one permutation for each batch, which is
-mixed after augmentation. Labels are ranked by the mixture of which an image is the larger part: there is no plain one.
+mixed after augmentation. Labels are ranked by the mixture in which an image has the larger share, as no image is
+unmixed.
 
 Published: PreAct ResNet-18, SGD 0.1 with weight decay 1e-4, times 0.1 at 1/2 and 3/4 of 200 epochs, batches of 128.
+
+Shapes: `B` batch, `C` classes, logits and targets (B, C).
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ from ml.blocks import losses, mixup, single_network
 from ml.method import Batch, MethodParams, Phase, TrainHyperparameters
 from ml.methods import About
 
-MIXING = "mixing"  # the concern of λ and of the permutation
+MIXING = "mixing"  # the generator of λ and of the permutation
 
 ABOUT: About = {
     "title": "MixUp",
     "paper": "Zhang et al.: mixup: Beyond Empirical Risk Minimization (ICLR 2018)",
     "idea": "Every image is mixed with another one, and so are their labels. A wrong label is then never seen alone "
-    "and is harder to learn by heart.",
+    "and is harder to memorise.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {"default": {}, "noisy labels": {"alpha": 32.0}},
@@ -31,14 +34,14 @@ ABOUT: About = {
 
 
 class Params(MethodParams):
-    """The setting of MixUp."""
+    """Parameters of MixUp."""
 
     alpha: float = Field(
         default=1.0,
         gt=0.0,
         le=100.0,
-        description="Of the Beta distribution by which images are mixed: 1 takes all shares alike, large means half "
-        "and half. Noisy labels want 8 to 32.",
+        description="Parameter of the Beta distribution of the mixing ratio: 1 is uniform, large values mix half and "
+        "half. Noisy labels need 8 to 32.",
     )
 
 
@@ -50,11 +53,11 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
 
     def _loss(self, batch: Batch) -> Tensor:
-        """λ · CE(f(x̃), y) + (1 - λ) · CE(f(x̃), y_π), as cross-entropy with mixed labels."""
+        """Eq. 1: λ · CE(f(x̃), y) + (1 - λ) · CE(f(x̃), y_π), as cross-entropy with mixed labels."""
         generator = batch.generator(MIXING)
         share = mixup.draw_lambda(self.params.alpha, generator)
         partner = mixup.draw_partners(batch.index, generator)
         logits = self.network(mixup.mix(batch.images, share, partner))
         batch.record_logits(logits[mixup.dominant_rows(share, partner)])
-        given = losses.one_hot(batch.labels, self.network.class_count)
-        return losses.soft_cross_entropy(logits, mixup.mix(given, share, partner))
+        label_targets = losses.one_hot(batch.labels, self.network.class_count)
+        return losses.soft_cross_entropy(logits, mixup.mix(label_targets, share, partner))

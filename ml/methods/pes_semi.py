@@ -1,12 +1,16 @@
-"""Progressive early stopping, semi-supervised: PES chooses the labels to trust, MixMatch learns the rest without them.
+"""PES, semi-supervised: PES selects the labels to keep, MixMatch learns the other images without labels.
 
-Bai et al., NeurIPS 2021, section 3.3. All labels train the network until T1; its classifier is renewed and trained
-alone for T2; then every epoch divides the images by whether the network predicts their given label, and each step mixes
-both kinds. Given labels are targets as they are, weighed by class; the others' targets are guessed and sharpened.
+Bai et al., NeurIPS 2021, section 3.3. Three phases:
 
-T1 and T2 are shares of the epochs, and all phases together make the job's (the released code gives T2 on top of its
-300). An epoch has as many steps as one of all images. `frozen_tail` is what the released code does: the renewed
-classifier rests ever after. A class of which nothing is confident keeps its last confident images; at first, all count.
+1. Warm-up: all labels train the whole network until T1.
+2. Refine classifier: the classifier is reinitialised and trained alone for T2.
+3. MixMatch: every epoch selects the images whose given label the network predicts, and each step mixes both kinds.
+   Given labels are targets as they are, weighted by class; the other images' targets are guessed and sharpened.
+
+T1 and T2 are shares of the epochs, and all phases together make up the training (the released code adds T2 to its 300
+epochs). An epoch has as many steps as one over all images. With `frozen_tail` the reinitialised classifier stays frozen
+as in the released code. A class of which no image is confident keeps its last confident ones; at first all images count
+as confident.
 
 Published: preact_resnet18 (resnet34 on human labels), 300 epochs, batches of 128, SGD 0.02 with weight decay 5e-4,
 cosine down to a hundredth, nothing held out. The weights of the unlabelled loss come from the released code and, for
@@ -28,9 +32,9 @@ from ml.blocks import confidence, losses, mixmatch, mixup, pool_union, reinitial
 from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
-MIXING = "mixing"  # the concern of λ and of the permutation
-CAP = 3.0  # no class weighs more
-LATER = 0.5  # share of the epochs after which images are mixed less: 150 of 300
+MIXING = "mixing"  # the generator of λ and of the permutation
+MAX_CLASS_WEIGHT = 3.0
+LATER = 0.5  # share of the epochs after which `alpha_later` holds: 150 of 300
 CLASSIFIER = ("classifier",)
 CIFAR_100 = {"warm_up": 35 / 300}
 
@@ -38,7 +42,7 @@ ABOUT: About = {
     "title": "PES (semi)",
     "paper": "Bai et al.: Understanding and Improving Early Stopping for Learning with Noisy Labels (NeurIPS 2021)",
     "idea": "Images whose given label an early stopped network predicts keep it. The others are learned without it, "
-    "from the network's own sharpened guesses.",
+    "from the network's own sharpened predictions.",
     "relative_cost": 2.8,
     "needs": [],
     "presets": {
@@ -60,36 +64,39 @@ ABOUT: About = {
 
 
 class Params(MethodParams):
-    """The settings of PES (semi)."""
+    """Parameters of PES (semi)."""
 
     warm_up: float = Field(
-        default=20 / 300, gt=0.0, le=1.0, description="T1: share of the epochs in which all labels train all parts."
+        default=20 / 300,
+        gt=0.0,
+        le=1.0,
+        description="T1: share of the epochs in which all labels train the whole network.",
     )
     refine_classifier: float = Field(
         default=5 / 300,
         ge=0.0,
         le=0.5,
-        description="T2: share of the epochs in which a new classifier is trained alone; 0 renews none.",
+        description="T2: share of the epochs in which a reinitialised classifier trains alone; 0 skips this.",
     )
     refine_learning_rate: float = Field(
         default=1e-4,
         gt=0.0,
         le=0.1,
-        description="Of Adam then; in fewer steps than the paper's it is raised, so that the part comes as far.",
+        description="Adam's learning rate then; with fewer steps than in the paper it is raised in proportion.",
     )
     after_refine: Literal["train_all", "frozen_tail"] = Field(
         default="train_all",
-        description="What learns after that. train_all: everything; frozen_tail: all but the renewed classifier, as in "
-        "the released code.",
+        description="What learns after that. train_all: everything; frozen_tail: all but the reinitialised "
+        "classifier, as in the released code.",
     )
     temperature: float = Field(
-        default=0.5, ge=0.05, le=1.0, description="Sharpening of the guessed targets; 1 leaves them."
+        default=0.5, ge=0.05, le=1.0, description="Sharpening of the guessed targets; 1 does not sharpen."
     )
     alpha: float = Field(
-        default=4.0, gt=0.0, le=100.0, description="Of the Beta distribution by which images are mixed at first."
+        default=4.0, gt=0.0, le=100.0, description="Parameter of the Beta distribution of the mixing ratio at first."
     )
     alpha_later: float = Field(
-        default=0.75, gt=0.0, le=100.0, description="The same from half of the epochs on: small mixes less."
+        default=0.75, gt=0.0, le=100.0, description="The same from half of the epochs on: small values mix less."
     )
     unlabelled_weight: float = Field(
         default=5.0,
@@ -99,7 +106,10 @@ class Params(MethodParams):
         "over 100 classes.",
     )
     ramp: float = Field(
-        default=16 / 300, ge=0.0, le=1.0, description="Share of the epochs over which that weight grows from 0."
+        default=16 / 300,
+        ge=0.0,
+        le=1.0,
+        description="Share of the epochs over which the weight of the unlabelled images' loss grows from 0.",
     )
 
 
@@ -107,75 +117,88 @@ class Method(single_network.SingleNetworkMethod[Params]):
     """PES, then MixMatch."""
 
     def __init__(self, params: Params, labels: Tensor, network: Callable[[], Network]) -> None:
+        """Build the network; arguments as of `ml.method.Method`."""
         super().__init__(params, labels, network)
-        self.confident = confidence.ConfidentSamples(labels, self.network.class_count, CAP)
+        self.confident = confidence.ConfidentSamples(labels, self.network.class_count, MAX_CLASS_WEIGHT)
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """All labels; a new classifier; MixMatch. Too few epochs for all three drop the renewal first."""
+        """Those of the three phases that have epochs; with too few epochs the refinement is dropped first."""
+        # lengths of the phases, and what the last one trains
         p = self.params
         first, classifier, rest = schedules.phase_lengths(training.epochs, (p.warm_up, p.refine_classifier))
-        begins = first + classifier
-        rests = CLASSIFIER if classifier and p.after_refine == "frozen_tail" else ()
-        learning = [part for part in reinitialisation.NETWORK_PARTS if part not in rests]
+        begin = first + classifier
+        all_parts = reinitialisation.NETWORK_PARTS
+        frozen = CLASSIFIER if classifier and p.after_refine == "frozen_tail" else ()
+        trained = [part for part in all_parts if part not in frozen]
 
-        stages = reinitialisation.FreezeSchedule(self.network, self.make, training, len(self.confident.labels))
-
-        def mixed(batch: Batch) -> Tensor:
-            ramp = schedules.linear_ramp(batch.progress * training.epochs - begins, p.ramp * training.epochs)
+        # phase 3: λ_u grows from its start, α changes at half of the training
+        def mixmatch_loss(batch: Batch) -> Tensor:
+            ramp = schedules.linear_ramp(batch.progress * training.epochs - begin, p.ramp * training.epochs)
             alpha = p.alpha if batch.epoch < LATER * training.epochs else p.alpha_later
-            return self._mixmatch(batch, alpha, p.unlabelled_weight * ramp)
+            return self._mixmatch_step(batch, alpha, p.unlabelled_weight * ramp)
 
-        found = [
-            Phase(first, self.plain, stages.sgd(0, first, reinitialisation.NETWORK_PARTS), name="warm-up"),
-            stages.refinement(first, classifier, CLASSIFIER, p.refine_learning_rate, self.plain),
+        schedule = reinitialisation.FreezeSchedule(
+            self.network, self.make_network, training, len(self.confident.labels)
+        )
+        step = self.cross_entropy_step
+        phases = [
+            Phase(first, step, schedule.sgd(0, first, all_parts), name="warm-up"),
+            schedule.refinement_phase(first, classifier, CLASSIFIER, p.refine_learning_rate, step),
             Phase(
                 rest,
-                mixed,
-                stages.sgd(begins, rest, learning),
-                enter=lambda _: reinitialisation.train_only(self.network, learning),
+                mixmatch_loss,
+                schedule.sgd(begin, rest, trained),
+                enter=lambda _: reinitialisation.train_only(self.network, trained),
                 begin_epoch=self._select,
                 passes=self._passes,
                 views=("weak", "weak"),
                 name="mixmatch",
             ),
         ]
-        return [phase for phase in found if phase.epochs]
+        return [phase for phase in phases if phase.epochs]
 
-    def _select(self, lab: TrainContext) -> None:
-        self.confident.select(lab, self.network)
+    def _select(self, context: TrainContext) -> None:
+        self.confident.select(context, self.network)
 
     def _passes(self) -> Sequence[Pass]:
-        """As many steps as all images would take: confident ones are repeated where they are the fewer."""
-        trusted = self.confident.mask
-        positions = pool_union.positions(trusted)
-        suspicious = len(trusted) - len(positions)
+        """As many steps as all images would take: confident images are repeated where they are the minority."""
+        confident = self.confident.mask
+        positions = pool_union.positions(confident)
+        suspicious = len(confident) - len(positions)
         if suspicious == 0:
-            return [Pass(trusted)]
-        share = 0.5 if suspicious > len(positions) else suspicious / len(trusted)
-        shown = pool_union.repeat_to(positions, round(len(trusted) * (1 - share)))
-        return [Pass(shown, ~trusted, share)]
+            return [Pass(confident)]
+        share = 0.5 if suspicious > len(positions) else suspicious / len(confident)
+        labelled = pool_union.repeat_to(positions, round(len(confident) * (1 - share)))
+        return [Pass(labelled, ~confident, share)]
 
-    def _mixmatch(self, batch: Batch, alpha: float, weight: float) -> Tensor:
-        """One step; `weight` is λ_u. Labels are ranked by the guesses: no labelled image is shown unmixed."""
-        given = losses.one_hot(batch.labels, self.network.class_count)
-        targets = given.repeat(len(batch.views), 1)
+    def _mixmatch_step(self, batch: Batch, alpha: float, unlabelled_weight: float) -> Tensor:
+        """The loss of one MixMatch step; `unlabelled_weight` is λ_u.
+
+        Labels of unlabelled images are ranked by the guesses; labelled images appear in mixtures only.
+        """
+        # targets of every view: given labels, then guesses
+        label_targets = losses.one_hot(batch.labels, self.network.class_count)
+        targets = label_targets.repeat(len(batch.views), 1)
         images, index = torch.cat(batch.views), [batch.index] * len(batch.views)
         if batch.unlabelled is not None:
-            guessed = self._guessed(batch.unlabelled)
+            guessed = self._guess_targets(batch.unlabelled)
             targets = torch.cat([targets, guessed.repeat(len(batch.unlabelled.views), 1)])
             images = torch.cat([images, *batch.unlabelled.views])
             index += [batch.unlabelled.index] * len(batch.unlabelled.views)
+
+        # mix all rows with each other
         generator = batch.generator(MIXING)
         share = mixup.fold_lambda(mixup.draw_lambda(alpha, generator))
         partner = mixup.draw_partners(mixup.row_ids(index), generator)
         logits = self.network(mixup.mix(images, share, partner))
+        mixed_targets = mixup.mix(targets, share, partner)
+
         labelled = len(batch.views) * len(batch.labels)
-        wanted = mixup.mix(targets, share, partner)
-        return mixmatch.loss(logits, wanted, labelled, weight, self.confident.class_weights)
+        return mixmatch.loss(logits, mixed_targets, labelled, unlabelled_weight, self.confident.class_weights)
 
     @torch.no_grad()
-    def _guessed(self, unlabelled: Unlabelled) -> Tensor:
-        """Targets (B', C): the network's sharpened mean over views, by the batch's statistics, view by view."""
-        guesses = [self.network(view) for view in unlabelled.views]
-        unlabelled.record_logits(guesses[0])
-        return mixmatch.sharpen(mixmatch.average_probabilities(guesses), self.params.temperature)
+    def _guess_targets(self, unlabelled: Unlabelled) -> Tensor:
+        """Targets (B', C): the network's sharpened mean probabilities over views, in training mode, view by view."""
+        logits = [self.network(view) for view in unlabelled.views]
+        unlabelled.record_logits(logits[0])
+        return mixmatch.sharpen(mixmatch.average_probabilities(logits), self.params.temperature)

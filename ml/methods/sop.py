@@ -1,15 +1,18 @@
 """SOP: sparse over-parameterisation. Each sample has variables that explain a wrong label, so the network need not.
 
 Liu, Zhu, Qu, You, ICML 2022, Eq. 5 and 6, as the released code computes them. The variables are learned by gradient
-descent of their own at rates that never move, and are no part of the prediction.
+descent at constant rates of their own, and are not part of the prediction.
 
 Published: ResNet-34, SGD 0.02 with weight decay 5e-4, times 0.1 at 40 and 80 of 120 epochs (CIFAR-100: of 150), batches
 of 128; all images are trained on. Clothing1M: ResNet-50, 0.002 and 1e-3, times 0.1 at 5 of 10, batches of 64.
+
+Shapes: `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -20,8 +23,8 @@ from ml.methods import About
 ABOUT: About = {
     "title": "SOP",
     "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
-    "idea": "Every image has its own small store of error. Where a label contradicts the rest of the set, the error "
-    "grows there and the network learns what remains.",
+    "idea": "Every image has error variables of its own. Where a label contradicts the rest of the set they explain "
+    "it, and the network learns what remains.",
     "relative_cost": 1.0,
     "needs": [],
     "presets": {
@@ -33,7 +36,7 @@ ABOUT: About = {
 
 
 class Params(overparameterization.OverparameterizationParams):
-    """Settings of SOP."""
+    """Parameters of SOP."""
 
 
 class Method(overparameterization.OverparameterizedMethod[Params]):
@@ -41,11 +44,10 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
-        return [Phase(training.epochs, self._loss, lambda: self.optimizers(training), before_step=self.undo_mean)]
+        optimizers = partial(self.network_and_variables, training)
+        return [Phase(training.epochs, self._loss, optimizers, before_step=self.rescale_gradients)]
 
     def _loss(self, batch: Batch) -> Tensor:
-        """L_CE + L_MSE."""
-        logits = self.network(batch.images)
-        batch.record_logits(logits)
-        terms = self.explained(logits, batch)
+        """L_CE (Eq. 5) + L_MSE (Eq. 6)."""
+        terms = self.loss_terms(self.predict_batch(batch), batch)
         return terms.cross_entropy + terms.squared_error

@@ -1,10 +1,13 @@
-"""SOP+: sparse over-parameterisation with a second, strongly distorted view that must be answered alike, and balance.
+"""SOP+: sparse over-parameterisation with consistency between a weak and a strong view, and class balance.
 
-Liu, Zhu, Qu, You, ICML 2022, sections 2 and 4, as the released code computes it: both views pass as one batch, u and v
-explain the answer to the weak one, and the divergence of the strong one's answer has no gradient into the weak one's.
+Liu, Zhu, Qu, You, ICML 2022, sections 2 and 4, as the released code computes it: both views pass the network as one
+batch, u and v explain the prediction for the weak one, and the divergence from it trains the strong one's prediction
+alone.
 
 Published: PreAct ResNet-18, SGD 0.02 with weight decay 5e-4 (released for CIFAR-100: 1e-3), cosine to 2e-4 over 300
 epochs, batches of 128; all images are trained on.
+
+Shapes: `B` batch, `C` classes, logits (B, C).
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from ml.methods import About
 ABOUT: About = {
     "title": "SOP+",
     "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
-    "idea": "SOP, whose network must also answer a strongly distorted view of an image as it answers the plain one. "
-    "And it must answer all classes about equally often, so that no class swallows the doubtful images.",
+    "idea": "SOP, whose network must also predict a strongly augmented view of an image as it predicts the weak one. "
+    "And it must predict all classes about equally often, so that no class attracts all uncertain images.",
     "relative_cost": 2.0,
     "needs": [],
     "presets": {
@@ -36,13 +39,11 @@ ABOUT: About = {
 
 
 class Params(overparameterization.OverparameterizationParams):
-    """Settings of SOP+."""
+    """Parameters of SOP+."""
 
-    consistency: float = Field(
-        default=0.9, ge=0.0, le=100.0, description="Weight of answering the distorted view alike."
-    )
+    consistency: float = Field(default=0.9, ge=0.0, le=100.0, description="Weight of predicting both views alike.")
     balance: float = Field(
-        default=0.1, ge=0.0, le=100.0, description="Weight of answering all classes equally often in a batch."
+        default=0.1, ge=0.0, le=100.0, description="Weight of predicting all classes equally often in a batch."
     )
 
 
@@ -55,8 +56,8 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
             Phase(
                 training.epochs,
                 self._loss,
-                lambda: self.optimizers(training),
-                before_step=self.undo_mean,
+                lambda: self.network_and_variables(training),
+                before_step=self.rescale_gradients,
                 views=("weak", "strong"),
             )
         ]
@@ -65,8 +66,8 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
         """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
         weak, strong = self.network(torch.cat(batch.views)).chunk(2)
         batch.record_logits(weak)
-        terms = self.explained(weak, batch)
+        terms = self.loss_terms(weak, batch)
         consistency = losses.consistency_kl(weak, strong)
         balance = overparameterization.class_balance_loss(terms.probabilities)
-        plain = terms.cross_entropy + terms.squared_error
-        return plain + self.params.consistency * consistency + self.params.balance * balance
+        sop = terms.cross_entropy + terms.squared_error
+        return sop + self.params.consistency * consistency + self.params.balance * balance

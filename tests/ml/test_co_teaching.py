@@ -33,7 +33,7 @@ def recipe(epochs: int = 20) -> TrainHyperparameters:
 def test_each_network_learns_what_the_other_one_finds_plausible() -> None:
     one = torch.tensor([0.1, 0.2, 5.0, 6.0], requires_grad=True)
     two = torch.tensor([7.0, 0.3, 0.1, 9.0], requires_grad=True)
-    loss = co_teaching.crossed(one, two, 0.5)
+    loss = co_teaching.cross_selected_loss(one, two, 0.5)
     loss.backward()
 
     assert float(loss.detach()) == pytest.approx((0.2 + 5.0) / 2 + (7.0 + 0.3) / 2)

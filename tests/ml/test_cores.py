@@ -49,33 +49,33 @@ def test_loss_and_sieve_have_the_reference_values() -> None:
 def test_a_label_is_kept_if_its_logit_is_no_less_than_the_mean_logit() -> None:
     logits = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(200) % CLASSES
-    chosen = sample_selection.SampleSelection(labels, CLASSES)
-    chosen.loss(logits, labels, torch.arange(200), 1.0, sieving=True)
+    selection = sample_selection.SampleSelection(labels, CLASSES)
+    selection.loss(logits, labels, torch.arange(200), 1.0, selecting=True)
 
-    assert torch.equal(chosen.kept, logits[torch.arange(200), labels] >= logits.mean(dim=1))
+    assert torch.equal(selection.selected, logits[torch.arange(200), labels] >= logits.mean(dim=1))
 
 
 def test_dropped_labels_teach_nothing_and_with_none_kept_nothing_is_taught() -> None:
     labels = torch.tensor([0, 1])
-    chosen = sample_selection.SampleSelection(labels, 3)
+    selection = sample_selection.SampleSelection(labels, 3)
     logits = torch.tensor([[3.0, 0, 0], [3.0, 0, 0]], requires_grad=True)
-    torch.autograd.backward(chosen.loss(logits, labels, torch.arange(2), 0.0, sieving=True))
+    torch.autograd.backward(selection.loss(logits, labels, torch.arange(2), 0.0, selecting=True))
     assert logits.grad is not None
     assert logits.grad[0].any()
     assert not logits.grad[1].any()
 
-    assert float(chosen.loss(logits.detach()[1:], labels[1:], torch.tensor([1]), 0.0, sieving=True)) == 0.0
+    assert float(selection.loss(logits.detach()[1:], labels[1:], torch.tensor([1]), 0.0, selecting=True)) == 0.0
 
 
 def test_the_prior_is_that_of_the_labels_kept_by_the_epoch_before() -> None:
-    chosen = sample_selection.SampleSelection(torch.tensor([0, 0, 1, 2]), 3)
-    assert chosen.prior.tolist() == [0.5, 0.25, 0.25]
-    chosen.kept.copy_(torch.tensor([1, 0, 1, 0]).bool())
-    chosen.count()
-    assert chosen.prior.tolist() == [0.5, 0.5, 0.0]
-    chosen.kept.fill_(False)
-    chosen.count()
-    assert chosen.prior.tolist() == [0.5, 0.25, 0.25]
+    selection = sample_selection.SampleSelection(torch.tensor([0, 0, 1, 2]), 3)
+    assert selection.prior.tolist() == [0.5, 0.25, 0.25]
+    selection.selected.copy_(torch.tensor([1, 0, 1, 0]).bool())
+    selection.update_prior()
+    assert selection.prior.tolist() == [0.5, 0.5, 0.0]
+    selection.selected.fill_(False)
+    selection.update_prior()
+    assert selection.prior.tolist() == [0.5, 0.25, 0.25]
 
 
 def test_the_regulariser_grows_as_in_the_paper() -> None:
@@ -97,9 +97,9 @@ def test_the_sieve_begins_after_epoch_30_of_100() -> None:
     method = made()
     method.train()
     only_phase(method).loss(batch(30))
-    assert method.sieve.kept.all()
+    assert method.selection.selected.all()
     only_phase(method).loss(batch(31))
-    assert not method.sieve.kept.all()
+    assert not method.selection.selected.all()
 
 
 def test_the_learning_rate_is_divided_by_one_plus_the_weight() -> None:
@@ -118,7 +118,7 @@ def test_its_sieve_finds_the_wrong_labels(spec: Callable[..., TrainingSpec]) -> 
     wrong = training.labels != clean
     list(training)
     assert isinstance(training.method, cores.Method)
-    kept = training.method.sieve.kept
+    selected = training.method.selection.selected
 
-    assert wrong[~kept].float().mean() > 0.9
-    assert wrong[kept].float().mean() < 0.15
+    assert wrong[~selected].float().mean() > 0.9
+    assert wrong[selected].float().mean() < 0.15

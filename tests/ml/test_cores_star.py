@@ -57,19 +57,19 @@ def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
     (phase, _) = phases(method, epochs + 1)
     images = torch.randn(COUNT, 3, SIDE, SIDE)
     seen = [
-        Batch((images,), method.sieve.labels, torch.arange(COUNT), lambda _: None, epoch)
+        Batch((images,), method.selection.labels, torch.arange(COUNT), lambda _: None, epoch)
         for epoch in (since - 1, since)
     ]
     phase.loss(seen[0])
-    assert method.sieve.kept.all()
+    assert method.selection.selected.all()
     phase.loss(seen[1])
-    assert not method.sieve.kept.all()
+    assert not method.selection.selected.all()
 
 
 def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:
     method = made()
     method.train()
-    method.sieve.kept.copy_(torch.arange(COUNT) < 10)
+    method.selection.selected.copy_(torch.arange(COUNT) < 10)
     second = phases(method)[1]
     before = method.network.classifier.weight.clone()  # type: ignore[union-attr, operator]
     second.enter(None)  # type: ignore[arg-type]
@@ -108,9 +108,9 @@ def test_consistency_teaches_the_second_alone_and_is_nothing_between_equals() ->
 
 
 def test_nothing_set_aside_or_everything_is_plain_training_on_all() -> None:
-    for kept in (True, False):
+    for selected in (True, False):
         method = made()
-        method.sieve.kept.fill_(kept)
+        method.selection.selected.fill_(selected)
         passes = phases(method)[1].passes
         assert passes is not None
         (one_pass,) = passes()

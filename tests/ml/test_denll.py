@@ -38,13 +38,13 @@ def batch(count: int = 12, record_logits: Callable[[Tensor], None] = lambda _: N
     return Batch((images,), labels, torch.arange(count), record_logits, epoch)
 
 
-def recipe(epochs: int = 10) -> TrainHyperparameters:
+def hyperparameters(epochs: int = 10) -> TrainHyperparameters:
     return TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, lambda progress: 1.0)
 
 
 def loss_of(method: denll.Method, seen: Batch) -> Tensor:
     method.train()
-    return method.phases(recipe())[0].loss(seen)
+    return method.phases(hyperparameters())[0].loss(seen)
 
 
 # --- the split ---
@@ -52,21 +52,21 @@ def loss_of(method: denll.Method, seen: Batch) -> Tensor:
 
 def test_complementary_halves_make_the_image_again() -> None:
     images, mask = torch.randn(4, 3, SIDE, SIDE), torch.rand(4, 1, SIDE, SIDE)
-    front, behind = background.complement(images, mask)
+    foreground, own = background.complement(images, mask)
 
-    assert torch.allclose(front + behind, images, atol=1e-6)
+    assert torch.allclose(foreground + own, images, atol=1e-6)
 
 
 @pytest.mark.parametrize("by_channel", [False, True])
 def test_the_median_split_is_the_papers_equation_5(by_channel: bool) -> None:
     images, mask = torch.rand(2, 3, SIDE, SIDE), torch.rand(2, 1, SIDE, SIDE)
-    front, behind = background.median(images, mask, by_channel=by_channel)
+    foreground, own = background.median(images, mask, by_channel=by_channel)
 
     for number, masked in enumerate(mask * images):
         for channel in range(3):
             middle = (masked[channel] if by_channel else masked).median()
-            assert torch.equal(front[number, channel], torch.relu(masked[channel] - middle))
-            assert torch.equal(behind[number, channel], torch.relu(-masked[channel] + middle))
+            assert torch.equal(foreground[number, channel], torch.relu(masked[channel] - middle))
+            assert torch.equal(own[number, channel], torch.relu(-masked[channel] + middle))
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,11 @@ def test_the_median_split_is_the_papers_equation_5(by_channel: bool) -> None:
 )
 def test_equation_5_reads_the_pixels_its_setting_names(split: str, unit: bool, by_channel: bool) -> None:
     method, images = made(split=split, lm="fixed"), torch.randn(2, 3, SIDE, SIDE)
-    _, found = method.core.split(images)
+    _, found = method.deconfounder.split(images)
     expected = background.median(
-        method.core.unit(images) if unit else images, localization.central_mask(images), by_channel=by_channel
+        method.deconfounder.unit_range(images) if unit else images,
+        localization.central_mask(images),
+        by_channel=by_channel,
     )
 
     assert torch.equal(found.foreground, expected.foreground)
@@ -95,17 +97,20 @@ def test_by_equation_5_neither_network_sees_what_lies_outside_the_mask(split: st
     other = inside * one + (1 - inside) * other
 
     for second in (False, True):
-        assert torch.equal(method.core.shown(one, second), method.core.shown(other, second))
+        assert torch.equal(
+            method.deconfounder.network_input(one, second=second),
+            method.deconfounder.network_input(other, second=second),
+        )
 
 
 def test_the_median_mask_calls_half_of_the_pixels_foreground() -> None:
     images = torch.rand(2, 3, SIDE, SIDE)
     mask = torch.rand(2, 1, SIDE, SIDE, requires_grad=True)
-    front, behind = background.median_mask(images, mask, images)
+    foreground, own = background.median_mask(images, mask, images)
 
-    assert ((front != 0).any(dim=1).float().mean() - 0.5).abs() < 0.01
-    assert torch.allclose(front + behind, images)
-    (gradient,) = torch.autograd.grad(front.sum(), mask)
+    assert ((foreground != 0).any(dim=1).float().mean() - 0.5).abs() < 0.01
+    assert torch.allclose(foreground + own, images)
+    (gradient,) = torch.autograd.grad(foreground.sum(), mask)
     assert gradient.abs().sum() > 0
 
 
@@ -160,20 +165,20 @@ def test_homogeneity_is_least_where_the_mask_covers_the_odd_one_out() -> None:
     assert localization.homogeneity_loss(images, on) < 0.5 * localization.homogeneity_loss(images, off)
 
 
-# --- the bank ---
+# --- the average ---
 
 
 def test_the_bank_is_a_running_mean_by_class_that_starts_with_the_first_batch() -> None:
-    bank = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
+    average = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
     first, second = torch.randn(4, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    bank.update(first, torch.tensor([0, 0, 1, 1]))
-    assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
-    assert torch.allclose(bank.mean()[0], (first[:2].mean(dim=0) + first[2:].mean(dim=0)) / 2, atol=1e-6)
+    average.update(first, torch.tensor([0, 0, 1, 1]))
+    assert torch.allclose(average.averages[0], first[:2].mean(dim=0))
+    assert torch.allclose(average.mean()[0], (first[:2].mean(dim=0) + first[2:].mean(dim=0)) / 2, atol=1e-6)
 
-    bank.update(second, torch.tensor([1, 2]))
-    assert torch.allclose(bank.classes[0], first[:2].mean(dim=0))
-    assert torch.allclose(bank.classes[1], 0.9 * first[2:].mean(dim=0) + 0.1 * second[0], atol=1e-6)
-    assert torch.allclose(bank.classes[2], second[1])
+    average.update(second, torch.tensor([1, 2]))
+    assert torch.allclose(average.averages[0], first[:2].mean(dim=0))
+    assert torch.allclose(average.averages[1], 0.9 * first[2:].mean(dim=0) + 0.1 * second[0], atol=1e-6)
+    assert torch.allclose(average.averages[2], second[1])
 
 
 def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
@@ -181,13 +186,13 @@ def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
     images, labels = torch.randn(40, 3, 4, 4), torch.arange(40) % CLASSES
     records = [deconfounding.Activations(images, torch.randn(5, 6), torch.randn(5, CLASSES)) for _ in range(2)]
     gates = deconfounding.Gates(12)
-    torch.nn.init.normal_(gates.own.weight)
+    torch.nn.init.normal_(gates.linear.weight)
     found = []
     for half in (False, True):
-        bank = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
+        average = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            bank.update(images, labels)
-            found.append([bank.classes, *gates(*records)])
+            average.update(images, labels)
+            found.append([average.averages, *gates(*records)])
 
     assert all(torch.equal(exact, rounded) for exact, rounded in zip(*found, strict=True))
 
@@ -196,11 +201,11 @@ def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
 def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
     """The same image under each given label: if its own class's entry came alone, its logits would differ."""
     method = made(background=kind, lm="fixed")
-    method.core.bank.update(torch.randn(9, 3, SIDE, SIDE), torch.arange(9) % CLASSES)
+    method.deconfounder.class_background.update(torch.randn(9, 3, SIDE, SIDE), torch.arange(9) % CLASSES)
     image = torch.randn(1, 3, SIDE, SIDE).expand(CLASSES, -1, -1, -1)
     seen = Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
-    method.core.begin(seen)
-    shown = method.core.shown(image, second=True)
+    with method.deconfounder.step(seen):
+        shown = method.deconfounder.network_input(image, second=True)
 
     assert torch.allclose(shown, shown[:1].expand_as(shown))
 
@@ -209,35 +214,37 @@ def test_the_mean_background_is_the_same_in_training_and_at_test() -> None:
     method = made(lm="fixed")
     loss_of(method, batch())
     images = torch.randn(2, 3, SIDE, SIDE)
-    before = method.core.bank.mean().clone()
+    before = method.deconfounder.class_background.mean().clone()
     method.train()
-    trained = method.core.shown(images, second=True)
+    trained = method.deconfounder.network_input(images, second=True)
     method.eval()
-    tested = method.core.shown(images, second=True)
+    tested = method.deconfounder.network_input(images, second=True)
 
     method.heads(images)
     assert torch.equal(trained, tested)
-    assert torch.equal(method.core.bank.mean(), before)
+    assert torch.equal(method.deconfounder.class_background.mean(), before)
 
 
 def test_g1_sees_the_image_and_g2_its_foreground_before_the_mean_background() -> None:
     method = made(lm="fixed")
     loss_of(method, batch())
     images = torch.randn(2, 3, SIDE, SIDE)
-    first = method.core.shown(images, second=False)
-    second = method.core.shown(images, second=True)
+    first = method.deconfounder.network_input(images, second=False)
+    second = method.deconfounder.network_input(images, second=True)
     mask = localization.central_mask(images)
 
     assert torch.equal(first, images)
-    assert torch.allclose(second, mask * images + method.core.bank.mean())
+    assert torch.allclose(second, mask * images + method.deconfounder.class_background.mean())
     inside = mask[0, 0].bool()
-    assert torch.allclose(second[:, :, ~inside], method.core.bank.mean()[:, :, ~inside].expand(2, -1, -1))
+    assert torch.allclose(
+        second[:, :, ~inside], method.deconfounder.class_background.mean()[:, :, ~inside].expand(2, -1, -1)
+    )
 
 
 def test_without_dim_or_without_mask_both_networks_see_the_image() -> None:
     images = torch.randn(2, 3, SIDE, SIDE)
     for params in ({"dim": False}, {"lm": "off"}):
-        second = made(**params).core.shown(images, second=True)
+        second = made(**params).deconfounder.network_input(images, second=True)
         assert torch.equal(second, images)
 
 
@@ -245,8 +252,15 @@ def test_without_dim_or_without_mask_both_networks_see_the_image() -> None:
 
 
 def gradients(method: denll.Method, part: str) -> float:
-    owners = {"g1": method.host1, "g2": method.host2, "lm": method.core.localization, "gates": method.gates}
+    owners = {"g1": method.base1, "g2": method.base2, "lm": method.deconfounder.localization, "gates": method.gates}
     return sum(float(p.grad.abs().sum()) for p in owners[part].parameters() if p.grad is not None)
+
+
+def interaction_loss(method: denll.Method, seen: Batch, agreement_weight: float) -> Tensor:
+    """Eq. 6 without the base methods' own losses."""
+    with method.deconfounder.step(seen), method.recorders[0].recording(), method.recorders[1].recording():
+        method.base1.logits(seen.images), method.base2.logits(seen.images)
+        return method.interaction_loss(seen, agreement_weight)
 
 
 def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None:
@@ -261,7 +275,7 @@ def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None
     assert torch.allclose(o2, 0.75 * l2 + 0.25 * l1)
 
     for size in (-1e4, 1e4):
-        torch.nn.init.constant_(method.gates.own.bias, size)
+        torch.nn.init.constant_(method.gates.linear.bias, size)
         o1, _ = method.gates(*record)
         assert torch.allclose(o1, 0.5 * (l1 + l2) if size < 0 else l1, atol=1e-5)
 
@@ -270,9 +284,7 @@ def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None
 def test_detached_gates_teach_the_networks_nothing(gates: str, reached: bool) -> None:
     method = made(gates=gates, agreement="off")
     seen = batch()
-    with method._hearing(seen):
-        method.host1.logits(seen.images), method.host2.logits(seen.images)
-        method._exchange(seen, 0.0).backward()
+    interaction_loss(method, seen, 0.0).backward()
 
     assert gradients(method, "gates") > 0
     assert (gradients(method, "g1") > 0) == reached
@@ -283,9 +295,7 @@ def test_detached_gates_teach_the_networks_nothing(gates: str, reached: bool) ->
 def test_one_way_agreement_teaches_g1_and_leaves_g2_alone(direction: str, reached: bool) -> None:
     method = made(agreement=direction, gates="off", localization="label_free", sigma="fixed")
     seen = batch()
-    with method._hearing(seen):
-        method.host1.logits(seen.images), method.host2.logits(seen.images)
-        method._exchange(seen, 3.0).backward()
+    interaction_loss(method, seen, 3.0).backward()
 
     assert gradients(method, "g1") > 0
     assert (gradients(method, "g2") > 0) == reached
@@ -295,12 +305,12 @@ def test_one_way_agreement_teaches_g1_and_leaves_g2_alone(direction: str, reache
 def test_label_free_localization_learns_nothing_from_labels(fusion: str) -> None:
     """The given labels reversed: not one bit of what the localization module learns may change."""
     method = made(localization="label_free", sigma="fixed", fusion=fusion, agreement_start=0.0, agreement_ramp=0.0)
-    assert method.core.localization is not None
+    assert method.deconfounder.localization is not None
     seen, grads = batch(), []
     for labels in (seen.labels, seen.labels.flip(0)):
         method.zero_grad()
         loss_of(method, dataclasses.replace(seen, labels=labels)).backward()
-        grads.append([p.grad.clone() for p in method.core.localization.parameters() if p.grad is not None])
+        grads.append([p.grad.clone() for p in method.deconfounder.localization.parameters() if p.grad is not None])
 
     assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
     assert sum(float(g.abs().sum()) for g in grads[0]) > 0
@@ -334,9 +344,9 @@ def test_labels_are_ranked_in_every_epoch_by_one_network() -> None:
     """With agreement too: it blurs the ranking less than the late epochs sharpen it."""
     for params in ({}, {"agreement": "one_way"}, {"agreement": "off"}):
         for epoch in (0, 9):
-            heard: list[Tensor] = []
-            loss_of(made(**params), batch(record_logits=heard.append, epoch=epoch))
-            assert len(heard) == 1, params
+            recorded: list[Tensor] = []
+            loss_of(made(**params), batch(record_logits=recorded.append, epoch=epoch))
+            assert len(recorded) == 1, params
 
 
 # --- every reading works ---
@@ -409,9 +419,9 @@ def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages)
 
     assert same(training.state().tensors, resumed.state().tensors) == []
     changed = {name for name, each in training.method.named_parameters() if not torch.equal(each, before[name])}
-    assert any(name.startswith("host1.") for name in changed)
-    assert any(name.startswith("host2.") for name in changed)
-    assert any(name.startswith("core.localization.") for name in changed)
+    assert any(name.startswith("base1.") for name in changed)
+    assert any(name.startswith("base2.") for name in changed)
+    assert any(name.startswith("deconfounder.localization.") for name in changed)
     assert all(torch.isfinite(each).all() for each in training.method.parameters())
 
 

@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 2])
 
 
 def test_two_calls_on_one_batch_give_the_references_values() -> None:
-    average = prediction_history.PredictionEma(5, 3, kept=0.7)
+    average = prediction_history.PredictionEma(5, 3, momentum=0.7)
     index = torch.tensor([4, 1])
     p = early_learning.clipped_softmax(LOGITS)
     totals = [
@@ -62,9 +62,9 @@ def test_without_weight_it_is_cross_entropy(spec: Specs, labeled: LabeledImages)
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.9])
-def test_an_average_never_seen_twice_is_the_answer_times_what_is_new(kept: float) -> None:
-    average = prediction_history.PredictionEma(2, 3, kept)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_average_never_seen_twice_is_the_answer_times_what_is_new(momentum: float) -> None:
+    average = prediction_history.PredictionEma(2, 3, momentum)
     p = early_learning.clipped_softmax(LOGITS)
 
-    torch.testing.assert_close(average.update(torch.arange(2), p), (1 - kept) * p)
+    torch.testing.assert_close(average.update(torch.arange(2), p), (1 - momentum) * p)

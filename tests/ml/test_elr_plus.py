@@ -141,7 +141,7 @@ def test_equal_averaging_is_the_mean_of_all_weights_so_far() -> None:
     one = nn.Linear(2, 1, bias=False)
     for number in range(1, 5):
         one.weight.data.fill_(float(number))
-        average.update(one, average.equally(0.9999))
+        average.update(one, average.equal_momentum(0.9999))
 
     torch.testing.assert_close(average.network.weight, torch.full((1, 2), 2.5))
 

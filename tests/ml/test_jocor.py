@@ -25,12 +25,14 @@ def made(**params: Any) -> jocor.Method:
 
 
 def test_the_published_formula_gives_its_values() -> None:
-    torch.testing.assert_close(jocor.joint(ONE, TWO, LABELS, 0.9), torch.tensor([0.4787, 0.5269]), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        jocor.joint_losses(ONE, TWO, LABELS, 0.9), torch.tensor([0.4787, 0.5269]), atol=5e-5, rtol=0
+    )
 
 
 def test_without_agreement_it_is_both_cross_entropies_and_agreement_has_two_sides() -> None:
     plain = losses.cross_entropies(ONE, LABELS) + losses.cross_entropies(TWO, LABELS)
-    torch.testing.assert_close(jocor.joint(ONE, TWO, LABELS, 0.0), plain)
+    torch.testing.assert_close(jocor.joint_losses(ONE, TWO, LABELS, 0.0), plain)
 
     one, two = ONE.clone().requires_grad_(), TWO.clone().requires_grad_()
     pulled = torch.autograd.grad(losses.symmetric_kls(one, two).sum(), (one, two))
@@ -43,7 +45,7 @@ def test_both_networks_learn_from_the_images_with_the_smallest_joint_loss() -> N
     images = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % CLASSES
     one, two = (network(images).detach() for network in method.networks)
-    each = jocor.joint(one, two, labels, 0.9)
+    each = jocor.joint_losses(one, two, labels, 0.9)
     phase = method.phases(TrainHyperparameters(20, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
     loss = phase.loss(Batch((images,), labels, labels, lambda _: None, 10))
     loss.backward()

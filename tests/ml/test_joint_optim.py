@@ -74,14 +74,14 @@ def test_the_second_stage_is_a_fresh_network_on_the_learned_labels_alone() -> No
     weights = [p for p in method.network.parameters() if p.dim() > 1]
 
     assert not any(torch.equal(new, old) for new, old in zip(weights, (b for b in before if b.dim() > 1), strict=True))
-    remembered = method.answers.values.clone()
+    remembered = method.predictions.values.clone()
     outcomes = []
     for shift in (0, 1):
         seen = batch(250)
         labels = (seen.labels + shift) % CLASSES
         outcomes.append(float(last.loss(Batch(seen.views, labels, seen.index, seen.record_logits, 250)).detach()))
     assert outcomes[0] == outcomes[1]
-    assert torch.equal(method.answers.values.nan_to_num(), remembered.nan_to_num())
+    assert torch.equal(method.predictions.values.nan_to_num(), remembered.nan_to_num())
 
 
 def test_the_first_stage_keeps_its_rate_and_the_second_follows_the_schedule() -> None:

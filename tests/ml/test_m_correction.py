@@ -60,10 +60,10 @@ def test_large_losses_are_doubted_and_small_ones_trusted() -> None:
     mixture = beta_mixture.BetaMixture()
     mixture.fit(torch.cat([right, wrong]))
 
-    assert mixture.wrong(right).max() < 0.3
-    assert mixture.wrong(wrong).min() > 0.7
-    assert mixture.wrong(torch.tensor([100.0]))[0] == mixture.wrong(wrong).max()
-    assert mixture.wrong(torch.tensor([-1.0]))[0] >= 1e-4
+    assert mixture.noisy_probability(right).max() < 0.3
+    assert mixture.noisy_probability(wrong).min() > 0.7
+    assert mixture.noisy_probability(torch.tensor([100.0]))[0] == mixture.noisy_probability(wrong).max()
+    assert mixture.noisy_probability(torch.tensor([-1.0]))[0] >= 1e-4
 
 
 def test_the_posterior_never_falls_behind_its_maximum() -> None:
@@ -78,11 +78,11 @@ def test_losses_on_one_or_two_points_still_have_a_posterior(losses: Tensor) -> N
     mixture.fit(losses)
 
     assert torch.isfinite(mixture.table).all()
-    assert torch.isfinite(mixture.wrong(losses)).all()
+    assert torch.isfinite(mixture.noisy_probability(losses)).all()
 
 
 def test_before_the_first_fit_every_label_is_half_doubted() -> None:
-    assert beta_mixture.BetaMixture().wrong(torch.rand(5)).tolist() == [0.5] * 5
+    assert beta_mixture.BetaMixture().noisy_probability(torch.rand(5)).tolist() == [0.5] * 5
 
 
 # --- the steps ---
@@ -96,16 +96,16 @@ def test_phases_scale_with_the_epochs(variant: str, epochs: int, expected: list[
     assert [phase.epochs for phase in phases(made(variant=variant), epochs)] == expected
 
 
-@pytest.mark.parametrize("doubt", [0.0, 1.0])
-def test_a_trusted_label_stays_and_a_doubted_one_yields_to_the_networks_answer(doubt: float) -> None:
+@pytest.mark.parametrize("noisy_probability", [0.0, 1.0])
+def test_a_trusted_label_stays_and_a_doubted_one_yields_to_the_networks_answer(noisy_probability: float) -> None:
     method = made(prior_weight=0.0)
     method.train()
-    method.mixture.table.fill_(doubt)
+    method.mixture.table.fill_(noisy_probability)
     seen = batch()
     share, partner = drawn()
     answers = method.network(seen.images).argmax(dim=1)
     logits = method.network(mixup.mix(seen.images, share, partner))
-    wanted = losses.one_hot(answers if doubt else seen.labels, CLASSES)
+    wanted = losses.one_hot(answers if noisy_probability else seen.labels, CLASSES)
     expected = losses.soft_cross_entropy(logits, mixup.mix(wanted, share, partner))
 
     assert float(phases(method)[1].loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=2e-3)
@@ -142,11 +142,11 @@ def test_guided_mixing_takes_more_of_the_image_whose_label_is_trusted() -> None:
     method.network = Watched()  # type: ignore[assignment]
     method.mixture.table[:50], method.mixture.table[50:] = 0.0, 1.0
     given = batch()
-    doubt = method.mixture.wrong(losses.cross_entropies(Mean()(given.images), given.labels))
-    assert 0 < int((doubt > 0.5).sum()) < COUNT
+    noisy_probability = method.mixture.noisy_probability(losses.cross_entropies(Mean()(given.images), given.labels))
+    assert 0 < int((noisy_probability > 0.5).sum()) < COUNT
     phases(method)[1].loss(given)
     _, partner = drawn()
-    pairs = [row for row in range(COUNT) if doubt[row] > 0.5 > doubt[partner[row]]]
+    pairs = [row for row in range(COUNT) if noisy_probability[row] > 0.5 > noisy_probability[partner[row]]]
 
     assert pairs
     for row in pairs:

@@ -68,7 +68,7 @@ def test_a_samples_step_does_not_depend_on_the_size_of_its_batch() -> None:
             own.v.fill_(0.2)
         terms = own.loss_terms(LOGITS.repeat(copies, 1), LABELS.repeat(copies), torch.arange(2 * copies))
         (terms.cross_entropy + terms.squared_error).backward()
-        own.undo_mean(2 * copies)
+        own.rescale_gradients(2 * copies)
         own.sgd(overparameterization.OverparameterizationParams(u_learning_rate=0.1, v_learning_rate=0.1)).step()
         steps.append((own.u[:2].detach(), own.v[:2].detach()))
 

@@ -12,8 +12,8 @@ from ml import method
 from ml.blocks import best_weights
 
 
-class Bench:
-    """A lab that knows how well every epoch did."""
+class Context:
+    """A context that knows how well every epoch did."""
 
     def __init__(self, accuracies: Sequence[float]) -> None:
         self.accuracies = accuracies
@@ -29,19 +29,19 @@ class Bench:
         raise LookupError("nothing to score")
 
 
-def kept(accuracies: Sequence[float], since: int, epochs: int) -> float:
+def restored_weight(accuracies: Sequence[float], since: int, epochs: int) -> float:
     """Epoch e ends with weight e + 1: the weight that is given back."""
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    own = best_weights.BestWeights(network)
-    lab = Bench(accuracies)
+    copy = best_weights.BestWeights(network)
+    context = Context(accuracies)
     for epoch in range(epochs + 1):
-        lab.epoch = epoch
+        context.epoch = epoch
         if epoch >= since:
-            own.follow(lab, network, since)
+            copy.update(context, network, since)
         nn.init.constant_(network[0].weight, epoch + 1.0)
     weight = network[0].weight
     nn.init.constant_(weight, -5.0)
-    own.restore(network)
+    copy.restore(network)
     assert network[0].weight is weight
     return float(weight.detach())
 
@@ -50,20 +50,20 @@ def kept(accuracies: Sequence[float], since: int, epochs: int) -> float:
     ("accuracies", "since", "best"),
     [([0.2, 0.6, 0.4], 0, 2), ([0.9, 0.3, 0.5, 0.4], 1, 3), ([0.5, 0.5], 0, 2), ([0.1, 0.2, 0.3], 0, 3)],
 )
-def test_the_best_epoch_since_the_phase_began_is_kept(accuracies: list[float], since: int, best: int) -> None:
+def test_the_best_epoch_since_the_phase_began_is_restored(accuracies: list[float], since: int, best: int) -> None:
     """Of equals the later; what an earlier phase reached does not count."""
-    assert kept(accuracies, since, len(accuracies)) == best
+    assert restored_weight(accuracies, since, len(accuracies)) == best
 
 
-def test_where_nothing_is_held_out_the_last_epoch_is_kept() -> None:
-    assert kept([], 0, 4) == 4
+def test_where_nothing_is_held_out_the_last_epoch_is_restored() -> None:
+    assert restored_weight([], 0, 4) == 4
 
 
 def test_a_copy_has_the_networks_state_and_no_parameter() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    own = best_weights.BestWeights(network)
+    copy = best_weights.BestWeights(network)
 
-    assert list(own.parameters()) == []
-    assert {name: value.shape for name, value in own.named_buffers() if name != "best"} == {
+    assert list(copy.parameters()) == []
+    assert {name: value.shape for name, value in copy.named_buffers() if name != "best"} == {
         name.replace(".", "/"): value.shape for name, value in network.state_dict().items()
     }

@@ -71,11 +71,11 @@ def leaf_with_gradient(size: float) -> nn.Parameter:
 
 def test_the_localization_module_rests_while_the_hosts_body_does() -> None:
     method = made("pes")
-    assert method.core.localization is not None
+    assert method.deconfounder.localization is not None
     learning = []
     for phase in phases(method):
         phase.enter(Bench())
-        learning.append({p.requires_grad for p in method.core.localization.parameters()})
+        learning.append({p.requires_grad for p in method.deconfounder.localization.parameters()})
 
     assert learning == [{True}, {False}, {False}, {True}]
 
@@ -85,9 +85,9 @@ def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
     assert method.gates is not None
     reset = []
     for phase in phases(method):
-        nn.init.ones_(method.gates.own.weight)
+        nn.init.ones_(method.gates.linear.weight)
         phase.enter(Bench())
-        reset.append(not method.gates.own.weight.any())
+        reset.append(not method.gates.linear.weight.any())
 
     assert reset == [False, True, True, False]
     assert all(p.requires_grad for p in method.gates.parameters())
@@ -104,8 +104,8 @@ def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() ->
 
     for parameter in method.parameters():
         parameter.grad = torch.full_like(parameter, 0.0 if parameter.requires_grad else 9.0)
-    method.brake.watch_gradients(method.parameters(), 1.0)
-    assert (method.brake.clipped, method.brake.steps) == (0.0, 1.0)
+    method.damping.record_gradients(method.parameters(), 1.0)
+    assert (method.damping.clipped, method.damping.steps) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("host", ["pes", "pes_semi"])
@@ -114,7 +114,7 @@ def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
     for phase in phases(method)[:2]:
         phase.enter(Bench())
     phase.loss(batch()).backward()
-    moving = [{n for n, p in each.named_parameters() if p.grad is not None} for each in (method.host1, method.host2)]
+    moving = [{n for n, p in each.named_parameters() if p.grad is not None} for each in (method.base1, method.base2)]
 
     assert moving[0] == moving[1]
     assert any(name.startswith("network.classifier") for name in moving[0])
@@ -134,37 +134,37 @@ def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) ->
     begun = sum(phase.epochs for phase in all_phases[:-1])
     plain, last = all_phases[0], all_phases[-1]
     plain.loss(batch(begun - 1))
-    assert float(method.brake.terms) == 0.0
+    assert float(method.damping.terms) == 0.0
     last.loss(batch(begun, views=len(last.views)))
 
-    assert float(method.brake.terms) > 0.0
-    assert float(method.brake.divergence) > 0.0
+    assert float(method.damping.terms) > 0.0
+    assert float(method.damping.divergence) > 0.0
 
 
 def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     for divergence, clipped, factor in ((0.05, 0, 1.0), (2.0, 5, 1.0), (0.05, 6, 0.5)):
         caplog.clear()
-        brake = mutual_learning.AgreementDamping()
+        damping = mutual_learning.AgreementDamping()
         for step in range(10):
-            brake.watch(torch.tensor(divergence))
+            damping.record_divergence(torch.tensor(divergence))
             weight = leaf_with_gradient(6.0 if step < clipped else 4.0)
-            brake.watch_gradients([weight, nn.Parameter(torch.zeros(1))], 5.0)
+            damping.record_gradients([weight, nn.Parameter(torch.zeros(1))], 5.0)
         with caplog.at_level(logging.WARNING):
-            brake.decide()
-        assert float(brake.factor) == factor
+            damping.update_factor()
+        assert float(damping.factor) == factor
         assert bool(caplog.records) == (factor < 1.0)
 
 
-def test_the_brake_is_asked_once_after_the_first_epoch_of_the_exchange() -> None:
+def test_the_brake_is_asked_once_after_the_first_epoch_of_theinteraction_loss() -> None:
     method = made("pes")
     last = phases(method)[-1]
     begun = sum(phase.epochs for phase in phases(method)[:-1])
-    method.brake.watch_gradients([leaf_with_gradient(9.0)], 5.0)
+    method.damping.record_gradients([leaf_with_gradient(9.0)], 5.0)
     for epoch, factor in ((begun, 1.0), (begun + 1, 0.5), (begun + 2, 0.5)):
         bench = Bench()
         bench.epoch = epoch
         last.begin_epoch(bench)
-        assert float(method.brake.factor) == factor
+        assert float(method.damping.factor) == factor
 
 
 def test_a_host_of_one_phase_has_no_brake() -> None:
@@ -173,7 +173,7 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
     (only,) = phases(method)
     only.loss(batch(0))
 
-    assert float(method.brake.terms) == 0.0
+    assert float(method.damping.terms) == 0.0
 
 
 # --- what is shown, and what the gates learn from ---
@@ -214,7 +214,7 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
     )
     last.loss(shown).backward()
 
-    assert (method.gates.own.weight.grad is not None) == learning
+    assert (method.gates.linear.weight.grad is not None) == learning
 
 
 # --- altogether ---
