@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         backgrounds=photographs.PhotoBackgrounds.read(options.scenes) if options.scenes else None,
         held_out=options.held_out,
     )
-    wrong = float((train_images.given != train_images.clean).mean()) if options.train else 0.0
+    wrong = float((train_images.given_labels != train_images.clean).mean()) if options.train else 0.0
     print(
         f"{options.archive}: {options.train} training and {options.test} test images, {wrong:.1%} of the labels wrong"
     )

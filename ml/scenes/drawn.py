@@ -43,8 +43,8 @@ class DrawnForegrounds:
             random: Draws colour, size and angle of the outline.
         """
         body = _cover(side, lambda pen, scale: _plate(pen, centre * scale, size * scale))
-        radius, turn = size * random.uniform(0.30, 0.36), random.uniform(-0.15, 0.15)
-        corners = centre + radius * _corners(self.classes[kind], turn)
+        radius, angle = size * random.uniform(0.30, 0.36), random.uniform(-0.15, 0.15)
+        corners = centre + radius * _corners(self.classes[kind], angle)
         outline = _cover(side, lambda pen, scale: _outline(pen, corners * scale, max(1, int(size * scale * 0.10))))
         colour = random.uniform(30, 225, 3)
         ink = np.full(3, 245.0 if colour @ (0.3, 0.6, 0.1) < 128 else 15.0)
@@ -70,28 +70,28 @@ def _outline(pen: ImageDraw.ImageDraw, corners: Floats, width: int) -> None:
     pen.line([*points, points[0], points[1]], fill=255, width=width, joint="curve")
 
 
-def _corners(name: str, turn: float) -> Floats:
+def _corners(name: str, angle: float) -> Floats:
     """Corners (n, 2) of the class's outline around the origin, at distances of about 1."""
     if name == "circle":
-        return _around(np.ones(32), turn)
+        return _around(np.ones(32), angle)
     if name == "square":
-        return _around(np.full(4, 1.15), turn + np.pi / 4)
+        return _around(np.full(4, 1.15), angle + np.pi / 4)
     if name == "triangle":
-        return _around(np.full(3, 1.15), turn - np.pi / 2)
+        return _around(np.full(3, 1.15), angle - np.pi / 2)
     if name == "star":
-        return _around(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), turn - np.pi / 2)
+        return _around(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), angle - np.pi / 2)
     if name == "cross":
         inner, outer = 0.35, 1.05
         quarter = np.array([[inner, -outer], [inner, -inner], [outer, -inner]])
-        return np.concatenate([quarter @ _rotation(turn + k * np.pi / 2).T for k in range(4)])
+        return np.concatenate([quarter @ _rotation(angle + k * np.pi / 2).T for k in range(4)])
     back = np.stack([np.cos(a := np.linspace(0.35 * np.pi, 1.65 * np.pi, 20)), np.sin(a)], axis=1)
     front = np.stack([0.45 + 0.9 * np.cos(b := np.linspace(1.5 * np.pi, 0.5 * np.pi, 16)), 0.9 * np.sin(b)], axis=1)
-    moon: Floats = np.concatenate([back, front]) @ _rotation(turn).T
+    moon: Floats = np.concatenate([back, front]) @ _rotation(angle).T
     return moon
 
 
-def _around(radii: Floats, turn: float) -> Floats:
-    angles = turn + np.arange(len(radii)) * 2 * np.pi / len(radii)
+def _around(radii: Floats, angle: float) -> Floats:
+    angles = angle + np.arange(len(radii)) * 2 * np.pi / len(radii)
     points: Floats = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return points
 

@@ -44,7 +44,7 @@ class SceneImages:
     images: NDArray[np.uint8]  # (N, S, S, 3)
     masks: NDArray[np.bool_]  # (N, S, S), pixels of which the object covers more than half
     clean: Ids  # int64 (N,), the objects' classes
-    given: Ids  # int64 (N,), the labels with noise
+    given_labels: Ids  # int64 (N,), the labels with noise
     scenes: Ids  # int64 (N,), numbers of the backgrounds' families
 
 
@@ -256,7 +256,7 @@ def write_archive(
                 scene = backgrounds.names[scene_images.scenes[i]]
                 archive.writestr(_entry(f"images/{file}"), _png(image))
                 archive.writestr(_entry(f"masks/{file}"), _png(mask.astype(np.uint8) * 255))
-                rows.append((f"images/{file}", foregrounds.classes[scene_images.given[i]], clean))
+                rows.append((f"images/{file}", foregrounds.classes[scene_images.given_labels[i]], clean))
                 truth.append((f"images/{file}", clean, scene, *mask_box(mask)))
             archive.writestr(_entry(f"{split}.csv"), _table(rows))
         archive.writestr(_entry("truth.csv"), _table(truth))

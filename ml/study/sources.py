@@ -105,7 +105,7 @@ def fingerprint(at: DataPaths, draw: str = "{}") -> str:
                 digest.update(repr((file.relative_to(photographs).as_posix(), sha256)).encode())
         foregrounds, backgrounds = _scene_sources(at)
         probe = generate.draw(PROBE, seed=0, foregrounds=foregrounds, backgrounds=backgrounds, **json.loads(draw))
-        for array in (probe.images, probe.clean, probe.given):
+        for array in (probe.images, probe.clean, probe.given_labels):
             digest.update(array.tobytes())
     elif dataset_index.is_ready(at.folder):
         digest.update(repr(dataset_index.read_facts(at.folder)["digest"]).encode())
@@ -199,7 +199,9 @@ def _draw_scenes(run: Run, at: DataPaths) -> RunData:
     if source.swapped:
         swapped = draw_test(seed=test_seed + 1, swapped=True)
         extra["swapped"] = (torch.from_numpy(swapped.images), torch.from_numpy(swapped.clean))
-    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), train_foregrounds.classes)
+    images = LabeledImages(
+        torch.from_numpy(train.images), torch.from_numpy(train.given_labels), train_foregrounds.classes
+    )
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
     return RunData(images, truth, extra, torch.from_numpy(generate.mask_centres(test.masks)))
 

@@ -23,7 +23,9 @@ TOLERANCE = {"f32": 1e-5, "bf16": 1e-2}
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     method, network = request.param
     drawn = generate.draw(48, seed=2, image_size=SIDE)
-    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
+    pictures = dataset.LabeledImages(
+        torch.from_numpy(drawn.images), torch.from_numpy(drawn.given_labels), generate.CLASSES
+    )
     spec = TrainingSpec(method=method, network=network, image_size=SIDE, epochs=1, batch_size=16, precision="f32")
     training = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in training:

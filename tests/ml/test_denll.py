@@ -366,7 +366,7 @@ READINGS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def pictures() -> dataset.LabeledImages:
     drawn = generate.draw(48, seed=1, image_size=16, noise="ordinary")
-    return dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
+    return dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given_labels), generate.CLASSES)
 
 
 @pytest.mark.parametrize("params", READINGS, ids=str)

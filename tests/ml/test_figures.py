@@ -123,7 +123,7 @@ def scenery() -> tuple[LabeledImages, Truth]:
         generate.draw(96, seed=1, image_size=SIDE, noise="ordinary"),
         generate.draw(24, seed=2, image_size=SIDE),
     )
-    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), generate.CLASSES)
+    images = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given_labels), generate.CLASSES)
     truth = Truth(torch.from_numpy(train.clean), torch.from_numpy(test.images), torch.from_numpy(test.clean))
     return images, truth
 

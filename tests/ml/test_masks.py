@@ -1,4 +1,4 @@
-"""Laws of masks: every form describes the same pixels, and a place survives resize, crop and EXIF orientation."""
+"""Masks: every form describes the same pixels, and a location survives resizing, cropping and EXIF orientation."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ shares = st.floats(0.2, 0.8)
 
 @given(sides, sides, st.sampled_from([16, 32, 97]), st.sampled_from(["squash", "crop"]), shares, shares, shares)
 @settings(max_examples=80, deadline=None)
-def test_a_place_in_the_square_returns_from_the_picture(
+def test_a_location_in_the_square_returns_from_the_image(
     width: int, height: int, size: int, resize: decoding.Resize, x: float, y: float, sigma: float
 ) -> None:
     geometry = Geometry.of(width, height, size, resize)
-    seen = (x * size, y * size, sigma * size)
+    location = (x * size, y * size, sigma * size)
 
-    there = Gaussian.from_square(*seen, geometry)
+    there = Gaussian.from_square(*location, geometry)
     back = geometry.forward(np.array([there.cx, there.cy])) - 0.5
-    assert [*back, *np.multiply(geometry.scale, (there.sigma_x, there.sigma_y))] == pytest.approx([*seen, seen[2]])
+    assert [*back, *np.multiply(geometry.scale, (there.sigma_x, there.sigma_y))] == pytest.approx(
+        [*location, location[2]]
+    )
     if resize == "squash":
         assert there.sigma_x / width == pytest.approx(there.sigma_y / height)
     else:
@@ -60,10 +62,10 @@ def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
     peak_y, peak_x = np.unravel_index(square.argmax(), square.shape)
     if min(peak_x, peak_y) < 2 or max(peak_x, peak_y) > 29:
         return  # the crop cut the spot off
-    found = Gaussian.from_square(float(peak_x), float(peak_y), 3.0, geometry)
+    gaussian = Gaussian.from_square(float(peak_x), float(peak_y), 3.0, geometry)
     true_y, true_x = np.unravel_index(upright[:, :, 0].argmax(), upright.shape[:2])
     tolerance = 1.6 * max(1 / geometry.scale[0], 1 / geometry.scale[1])  # a pixel of the square, and rounding
-    assert math.hypot(found.cx - (true_x + 0.5), found.cy - (true_y + 0.5)) < tolerance * math.sqrt(2)
+    assert math.hypot(gaussian.cx - (true_x + 0.5), gaussian.cy - (true_y + 0.5)) < tolerance * math.sqrt(2)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode, numpy 2
@@ -85,15 +87,15 @@ def test_every_form_describes_the_same_pixels(
     value = np.exp(-(((columns - cx) / sx) ** 2 + ((rows - cy) / sy) ** 2) / 2)
     unsure = np.abs(value - threshold) < 1e-9
 
-    found = masks.describe(gaussian, width, height, threshold=threshold, kinds=masks.KINDS)
+    described = masks.describe(gaussian, width, height, threshold=threshold, kinds=masks.KINDS)
     inside = masks.raster(gaussian, width, height, threshold)
-    decoded = coco.decode({"size": found["rle"]["size"], "counts": found["rle"]["counts"].encode()})
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["png"]))))
+    decoded = coco.decode({"size": described["rle"]["size"], "counts": described["rle"]["counts"].encode()})
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(described["png"]))))
     assert ((inside == (value >= threshold)) | unsure).all()
     assert (decoded == inside).all()
     assert ((picture == 255) == inside).all()
-    assert found["area_fraction"] == pytest.approx(inside.mean())
-    left, top, across, down = found["bbox"]
+    assert described["area_fraction"] == pytest.approx(inside.mean())
+    left, top, across, down = described["bbox"]
     assert left >= 0
     assert top >= 0
     assert left + across <= width + 1e-9
@@ -109,12 +111,12 @@ def test_every_form_describes_the_same_pixels(
 def test_the_json_is_the_one_of_the_api() -> None:
     gaussian = Gaussian(cx=301.5, cy=220.0, sigma_x=96.2, sigma_y=72.1)
 
-    found = masks.describe(gaussian, 640, 480, kinds=("gaussian", "rle"))
-    assert list(found) == ["space", "gaussian", "bbox", "threshold", "area_fraction", "rle"]
-    assert found["gaussian"] == {"cx": 301.5, "cy": 220.0, "sigma_x": 96.2, "sigma_y": 72.1}
-    assert found["bbox"] == pytest.approx([188.2, 135.1, 226.6, 169.8], abs=0.1)
-    assert found["rle"]["size"] == [480, 640]
-    assert found["area_fraction"] == pytest.approx(0.098, abs=0.001)
+    described = masks.describe(gaussian, 640, 480, kinds=("gaussian", "rle"))
+    assert list(described) == ["space", "gaussian", "bbox", "threshold", "area_fraction", "rle"]
+    assert described["gaussian"] == {"cx": 301.5, "cy": 220.0, "sigma_x": 96.2, "sigma_y": 72.1}
+    assert described["bbox"] == pytest.approx([188.2, 135.1, 226.6, 169.8], abs=0.1)
+    assert described["rle"]["size"] == [480, 640]
+    assert described["area_fraction"] == pytest.approx(0.098, abs=0.001)
 
 
 def test_a_polygon_has_the_area_of_its_mask_and_stays_inside_the_picture() -> None:
@@ -148,20 +150,20 @@ def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: de
     values = np.zeros((4, 4), np.float32)
     values[1, 2] = 1.0
     geometry = Geometry.of(90, 60, 32, resize)
-    found = masks.describe_map(values, geometry, threshold=0.6, kinds=("map", "rle", "png"))
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["png"]))))
-    decoded = coco.decode({"size": found["rle"]["size"], "counts": found["rle"]["counts"].encode()})
+    described = masks.describe_map(values, geometry, threshold=0.6, kinds=("map", "rle", "png"))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(described["png"]))))
+    decoded = coco.decode({"size": described["rle"]["size"], "counts": described["rle"]["counts"].encode()})
 
     assert picture.shape == (60, 90)
     assert ((picture >= 0.6 * 255) == decoded).all()
-    assert found["area_fraction"] == pytest.approx(decoded.mean())
-    left, top, across, down = found["square"]
+    assert described["area_fraction"] == pytest.approx(decoded.mean())
+    left, top, across, down = described["square"]
     assert (left, top, across, down) == ((0, 0, 90, 60) if resize == "squash" else (15, 0, 60, 60))
-    x, y = found["peak"]
+    x, y = described["peak"]
     assert abs(x - (left + across * 2.5 / 4)) <= 2
     assert abs(y - (top + down * 1.5 / 4)) <= 2
     rows, columns = decoded.nonzero()
-    assert found["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+    assert described["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
     assert not picture[:, : int(left)].any()
 
 

@@ -1,4 +1,4 @@
-"""Measures against values worked out by hand."""
+"""Measures against values computed by hand."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_ranking_figures_by_hand() -> None:
     assert math.isnan(measure.auroc(score, np.zeros(4, dtype=bool)))
 
 
-def test_quality_is_of_the_labels_whose_truth_is_known() -> None:
+def test_ranking_quality_ignores_labels_whose_clean_label_is_unknown() -> None:
     """Of six labels the first and the last are unknown; of the others 1 and 3 are wrong, and 1 and 2 are flagged."""
-    given, clean = torch.tensor([0, 0, 1, 1, 0, 0]), torch.tensor([-1, 1, 1, 0, 0, -1])
+    labels, clean = torch.tensor([0, 0, 1, 1, 0, 0]), torch.tensor([-1, 1, 1, 0, 0, -1])
     flagged = np.array([True, True, True, False, False, False])
-    issues = LabelIssues(np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), given.numpy(), flagged, 0.5, np.eye(2))
+    issues = LabelIssues(np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), labels.numpy(), flagged, 0.5, np.eye(2))
 
-    assert measure.ranking_quality(issues, given, clean) == {
+    assert measure.ranking_quality(issues, labels, clean) == {
         "noise_rate": 0.5,
         "auroc": 0.75,
         "average_precision": pytest.approx((1 + 2 / 3) / 2),
@@ -56,12 +56,12 @@ def test_quality_is_of_the_labels_whose_truth_is_known() -> None:
         "issue_precision": 0.5,
         "issue_recall": 0.5,
     }
-    assert measure.ranking_quality(issues, given, torch.full_like(given, -1)) is None
+    assert measure.ranking_quality(issues, labels, torch.full_like(labels, -1)) is None
 
 
 def test_the_four_figures_of_a_training() -> None:
-    found = measure.summary([0.2, 0.6, 0.6, 0.1], [0.3, 0.5, 0.9, 0.7])
+    summary = measure.summary([0.2, 0.6, 0.6, 0.1], [0.3, 0.5, 0.9, 0.7])
 
-    assert found == pytest.approx(
+    assert summary == pytest.approx(
         {"last": 0.7, "best_noisy_val": 0.5, "best_noisy_val_epoch": 1, "best_test": 0.9, "mean_last10": 0.6}
     )

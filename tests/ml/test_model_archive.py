@@ -21,7 +21,9 @@ from ml.training.trainer import Trainer
 @pytest.fixture(scope="module")
 def training() -> Trainer:
     drawn = generate.draw(40, seed=1, image_size=16)
-    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
+    pictures = dataset.LabeledImages(
+        torch.from_numpy(drawn.images), torch.from_numpy(drawn.given_labels), generate.CLASSES
+    )
     spec = TrainingSpec(network="small", image_size=16, epochs=1, batch_size=16, precision="f32", params={"dim": False})
     trained = Trainer.build(spec, pictures, device="cpu", threads=1)
     for _ in trained:

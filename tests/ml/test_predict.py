@@ -21,7 +21,9 @@ SIDE = 16
 
 def train(method: str = "denll", resize: str = "squash") -> Trainer:
     drawn = generate.draw(60, seed=2, image_size=SIDE)
-    pictures = dataset.LabeledImages(torch.from_numpy(drawn.images), torch.from_numpy(drawn.given), generate.CLASSES)
+    pictures = dataset.LabeledImages(
+        torch.from_numpy(drawn.images), torch.from_numpy(drawn.given_labels), generate.CLASSES
+    )
     spec = TrainingSpec.model_validate(
         {"method": method, "network": "small", "image_size": SIDE, "epochs": 1, "batch_size": 16, "precision": "f32"}
         | {"resize": resize}

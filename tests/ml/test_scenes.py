@@ -37,7 +37,7 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_others() -> None
     one, again, other = (generate.draw(12, seed=seed, noise="confounded") for seed in (3, 3, 4))
 
     assert (one.images == again.images).all()
-    assert (one.given == again.given).all()
+    assert (one.given_labels == again.given_labels).all()
     assert (one.images != other.images).any()
 
 
@@ -115,15 +115,15 @@ def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
     accuracies = {}
     for noise in ("confounded", "ordinary"):
         pictures = generate.draw(600, seed=8, image_size=16, noise=noise, noise_rate=0.5, sizes=(0.25, 0.5))
-        wrong = pictures.given != pictures.clean
+        wrong = pictures.given_labels != pictures.clean
         border = np.concatenate([pictures.images[:, 0], pictures.images[:, -1]], axis=1) / 255
         features = np.concatenate([border.mean(axis=1), border.std(axis=1), np.ones((600, 1))], axis=1)
         colours = features[:, :3]
         products = [colours**2, colours[:, :1] * colours[:, 1:3], colours[:, 1:2] * colours[:, 2:3]]
         features = np.concatenate([features, *products], axis=1)
-        weights = np.linalg.lstsq(features[:400], np.eye(6)[pictures.given[:400]], rcond=None)[0]
+        weights = np.linalg.lstsq(features[:400], np.eye(6)[pictures.given_labels[:400]], rcond=None)[0]
         predicted = (features[400:] @ weights).argmax(axis=1)
-        accuracies[noise] = [(predicted == labels[400:]).mean() for labels in (pictures.given, pictures.clean)]
+        accuracies[noise] = [(predicted == labels[400:]).mean() for labels in (pictures.given_labels, pictures.clean)]
         assert wrong.mean() == pytest.approx(0.5 * 5 / 6, abs=0.06)
 
     assert accuracies["confounded"][0] > 0.45
@@ -134,11 +134,11 @@ def test_the_border_tells_a_confounded_label_and_no_ordinary_one() -> None:
 def test_confounded_noise_names_the_scene_and_ordinary_noise_is_as_large() -> None:
     confounded = generate.draw(400, seed=5, image_size=16, noise="confounded", noise_rate=0.4)
     ordinary = generate.draw(400, seed=5, image_size=16, noise="ordinary", noise_rate=0.4)
-    wrong = confounded.given != confounded.clean
+    wrong = confounded.given_labels != confounded.clean
 
-    assert (confounded.given[wrong] == confounded.scenes[wrong]).all()
+    assert (confounded.given_labels[wrong] == confounded.scenes[wrong]).all()
     assert wrong.mean() == pytest.approx(0.4 * 5 / 6, abs=0.06)
-    assert (ordinary.given != ordinary.clean).sum() == wrong.sum()
+    assert (ordinary.given_labels != ordinary.clean).sum() == wrong.sum()
     assert (confounded.clean == ordinary.clean).all()
 
 
@@ -206,7 +206,7 @@ def test_the_command_writes_the_same_zip_as_the_function(tmp_path: Path, capsys:
     )  # fmt: skip
 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
-    assert f"{(first.given != first.clean).mean():.1%} of the labels wrong" in capsys.readouterr().out
+    assert f"{(first.given_labels != first.clean).mean():.1%} of the labels wrong" in capsys.readouterr().out
     assert command.main(["scenes", str(tmp_path / "three.zip"), "--size", "8"]) == 1
     assert "too small" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ def trained(method: str, params: dict[str, object]) -> tuple[Trainer, generate.S
     """A method after eight epochs on confounded labels, and pictures whose scene is always another class's."""
     pictures = generate.draw(TRAINED_ON, seed=1, image_size=SIDE, noise="confounded", noise_rate=0.4)
     labeled = dataset.LabeledImages(
-        torch.from_numpy(pictures.images), torch.from_numpy(pictures.given), generate.CLASSES
+        torch.from_numpy(pictures.images), torch.from_numpy(pictures.given_labels), generate.CLASSES
     )
     spec = TrainingSpec(
         method=method, params=params, network="small", image_size=SIDE, epochs=8, batch_size=64, learning_rate=0.1,

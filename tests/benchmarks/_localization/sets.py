@@ -87,7 +87,7 @@ def drawn_scenes() -> Set:
     """Off-centre objects, half of the labels redrawn as the scene's; measured on other pictures, by exact masks."""
     train = generate.draw(2400, seed=0, image_size=SCENE_SIDE, own_scene=0.5, noise="confounded")
     test = generate.draw(600, seed=1, image_size=SCENE_SIDE)
-    labelled = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given), generate.CLASSES)
+    labelled = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given_labels), generate.CLASSES)
     pictures, labels, cells = map(torch.from_numpy, (test.images, test.clean, test.masks))
     return Set(labelled, Located(pictures, labels, cells))
 
