@@ -18,13 +18,12 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.csv_cells import FORMULA_PREFIXES, GAUSSIAN_COLUMNS
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound
-from app.http import files as answers
 from app.storage import Storage
 
 FILE = "label-issues.csv"
-GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
 KEPT = 2  # rankings in memory; one of 150,000 images takes about 60 MB
 
 
@@ -127,7 +126,7 @@ def _ranked(row: dict[str, str]) -> Ranked:
         sys.intern(_text(row["predicted_label"])),
         _number(row["label_score"]),
         row["is_label_issue"].lower() == "true",
-        *(_number(row.get(name, "")) for name in GAUSSIAN),
+        *(_number(row.get(name, "")) for name in GAUSSIAN_COLUMNS),
     )
 
 
@@ -150,7 +149,7 @@ def issue(row: Ranked) -> LabelIssue:
 
 def _text(cell: str) -> str:
     """What the file holds so that no spreadsheet runs it (C3), as it was: labels are exact text."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(answers.FORMULA) else cell
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_PREFIXES) else cell
 
 
 def _number(cell: str) -> float | None:

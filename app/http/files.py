@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app import storage
+from app.csv_cells import FORMULA_PREFIXES
 from app.errors import RangeNotSatisfiable
 from app.http import routing
 
@@ -30,7 +31,6 @@ MEDIA_TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".safetensors": "application/octet-stream",
 }
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run (C3)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -122,7 +122,7 @@ def neutral(value: object) -> object:
     """A cell that stays text; numbers stay numbers, truth is spelled as in JSON."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str) and value.startswith(FORMULA):
+    if isinstance(value, str) and value.startswith(FORMULA_PREFIXES):
         return "'" + value
     return "" if value is None else value
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app import storage
+from app.csv_cells import FORMULA_PREFIXES
 from ml.evaluation.masks import Gaussian
 
 FOLDER, MANIFEST = "artifacts", "manifest.json"
@@ -20,8 +21,6 @@ MEDIA_TYPES = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
 }
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that starts so (C3)
-GAUSSIAN = ("cx", "cy", "sigma_x", "sigma_y")
 
 
 @contextlib.contextmanager
@@ -51,7 +50,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def gaussian_cells(gaussian: Gaussian) -> list[str]:
-    """The cells of a Gaussian in the order of `GAUSSIAN`, to a hundredth of a pixel."""
+    """The cells of a Gaussian in the order of `GAUSSIAN_COLUMNS`, to a hundredth of a pixel."""
     return [f"{value:.2f}" for value in (gaussian.cx, gaussian.cy, gaussian.sigma_x, gaussian.sigma_y)]
 
 
@@ -73,7 +72,11 @@ def write_manifest(folder: Path) -> None:
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) and not _is_number(value)
+        else value
+    )
 
 
 def _is_number(text: str) -> bool:
