@@ -60,13 +60,13 @@ def encoded(
 
 
 def class_folders(
-    classes: Sequence[str] = CLASSES, each: int = 4, *, splits: Sequence[str] = ("",), side: int = 8, seed: int = 0
+    classes: Sequence[str] = CLASSES, per_class: int = 4, *, splits: Sequence[str] = ("",), side: int = 8, seed: int = 0
 ) -> dict[str, bytes]:
     """`<split>/<class>/<n>.jpg`, every picture different, every class of its own colour."""
     files = {}
     for split in splits:
         for hue, name in enumerate(classes):
-            for number in range(each):
+            for number in range(per_class):
                 seed += 1
                 path = f"{split}/{name}/{number}.jpg".removeprefix("/")
                 files[path] = encoded(seed, side, side, hue=hue)

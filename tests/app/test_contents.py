@@ -19,7 +19,7 @@ from ml.formats.layout import resolve_labels
 from tests import pictures
 
 FILES = {
-    **pictures.class_folders(("bird", "cat", "dog"), each=5, splits=("train", "test"), side=20),
+    **pictures.class_folders(("bird", "cat", "dog"), per_class=5, splits=("train", "test"), side=20),
     "train/cat/broken.jpg": b"no",
     "train/cat/copy.jpg": pictures.encoded(1, 20, 20, hue=0),
     "README.md": b"#",

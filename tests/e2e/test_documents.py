@@ -92,7 +92,7 @@ def test_every_command_of_a_page_succeeds(page: Path, addresses: dict[bool, tupl
 
 def prepare(folder: Path, data: Path) -> None:
     """What the pages presuppose: an archive, an image, the environment, a copy of `ml` to add files to, a database."""
-    files = pictures.class_folders(each=20, side=24)
+    files = pictures.class_folders(per_class=20, side=24)
     (folder / "pets.zip").write_bytes(pictures.zipped(files))
     (folder / "cat.jpg").write_bytes(pictures.encoded(seed=1, width=24, height=24))
     (folder / ".venv").symlink_to(sys.prefix)

@@ -162,7 +162,7 @@ def test_the_suggested_size_is_native_or_a_bucket(make: Make, sizes: list[tuple[
 
 
 def test_the_index_says_where_the_original_bytes_are(make: Make) -> None:
-    files = pictures.class_folders(each=2)
+    files = pictures.class_folders(per_class=2)
     folder = make(files, deflated=True)
     for number, path in enumerate(sorted(files)):
         assert dataset_index.read_original(folder, dataset_index.read_images(folder)[number]) == files[path]
@@ -196,7 +196,7 @@ def test_Z3_an_entry_larger_than_it_says_ends_the_ingest(make: Make) -> None:
 
 
 def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
-    files = pictures.class_folders(each=10)
+    files = pictures.class_folders(per_class=10)
     for broken in ({"crc": 7}, {"image_bytes": 99_999}):
         change = lambda item, broken=broken: item._replace(**broken) if item.path == "cat/3.jpg" else item  # noqa: E731
         folder = make(files, deflated="image_bytes" in broken, change=change)
@@ -205,7 +205,7 @@ def test_Z5_one_bad_checksum_costs_one_image(make: Make) -> None:
 
 
 def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
-    files = pictures.class_folders(each=20)
+    files = pictures.class_folders(per_class=20)
     whole = files["cat/3.jpg"]
     files |= {"cat/3.jpg": whole[: len(whole) // 2], "dog/1.jpg": b"", "dog/2.jpg": b"PK\3\4"}
     folder = make(files)
@@ -220,7 +220,7 @@ def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
 
 
 def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
-    files = pictures.class_folders(each=10)
+    files = pictures.class_folders(per_class=10)
     assert make({**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x"}).exists()
     result = refusal(make, {**files, "cat/1.jpg": b"x", "cat/2.jpg": b"x", "cat/3.jpg": b"x"})
     assert result.code == "too_many_bad_images"
@@ -229,7 +229,7 @@ def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:
 
 def test_Z9_what_the_bytes_reveal_is_reported(make: Make) -> None:
     one, two = pictures.encoded(50), pictures.encoded(51)
-    files = pictures.class_folders(each=5)
+    files = pictures.class_folders(per_class=5)
     files = {f"train/{path}": content for path, content in files.items()}
     files |= {"train/cat/8.jpg": one, "train/cat/9.jpg": one, "train/dog/9.jpg": one}
     files |= {"train/dog/8.jpg": two, "test/dog/1.jpg": two}
@@ -244,7 +244,7 @@ def test_Z9_what_the_bytes_reveal_is_reported(make: Make) -> None:
 
 
 def test_Z9_classes_are_counted_after_decoding(make: Make) -> None:
-    files = {**pictures.class_folders(("cat",), each=20), "dog/1.jpg": b"broken"}
+    files = {**pictures.class_folders(("cat",), per_class=20), "dog/1.jpg": b"broken"}
     assert refusal(make, files).code == "too_few_classes"
 
 
@@ -280,7 +280,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(make: Make) ->
 
 def test_progress_counts_to_the_end(make: Make) -> None:
     progress_calls: list[tuple[int, int]] = []
-    make(pictures.class_folders(each=100), progress=lambda *pair: progress_calls.append(pair))
+    make(pictures.class_folders(per_class=100), progress=lambda *pair: progress_calls.append(pair))
     assert progress_calls == [(128, 200), (200, 200)]
 
 

@@ -208,7 +208,7 @@ def test_one_table_may_name_splits_by_column_or_folder(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "asked", "code", "words"),
+    ("columns", "named", "code", "words"),
     [
         ("name,label", {}, "bad_columns", "it has name, label"),
         ("file,label,label", {}, "bad_columns", "appears twice"),

@@ -88,7 +88,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {
     "train, val and test": (class_folders(splits=("train", "val", "test")), {}),
     "Train and Validation in a folder": (below("pets", class_folders(splits=("Train", "Validation"))), {}),
     "junk and other files": ({**class_folders(), "__MACOSX/cat/._1.jpg": b"x", "README.md": b"#"}, {}),
-    "a damaged image": ({**class_folders(sign=10), "cat/5.jpg": b"x"}, {}),
+    "a damaged image": ({**class_folders(per_class=10), "cat/5.jpg": b"x"}, {}),
     "too many damaged images": ({**class_folders(), "cat/1.jpg": b"x"}, {}),
     "labels.csv": (with_table(), {}),
     "metadata.csv in a folder": (below("set", with_table(name="metadata.csv")), {}),
