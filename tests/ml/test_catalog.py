@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from app.catalog import Catalog
 from ml import catalog, methods, networks
 from ml.training.spec import DEFAULT_NETWORKS, NoiseSpec, TrainingSpec
 
@@ -51,3 +52,14 @@ def test_every_kind_of_noise_is_described_and_has_the_field_it_needs() -> None:
 def test_every_kind_of_device_has_a_default_network() -> None:
     assert set(DEFAULT_NETWORKS) == {"cpu", "cuda"}
     assert set(DEFAULT_NETWORKS.values()) <= set(networks.names())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_service_and_command_line_choose_the_same_params(name: str) -> None:
+    """Around every threshold of the method's rules, and without the fact."""
+    rules = methods.load(name).ABOUT.get("rules", [])
+    facts: list[dict[str, float]] = [{}]
+    facts += [{rule["fact"]: rule["below"] + step} for rule in rules for step in (-0.01, 0.0, 0.01)]
+
+    for known in facts:
+        assert Catalog.load().suited(name, known) == methods.suited(name, known)
