@@ -97,7 +97,7 @@ class Predictor:
         """
         torch_device = devices.resolve(device)
         # Batches have every size, and a search for the fastest kernels at each new size would stop the service.
-        devices.settle(torch_device, exact=True, shapes_repeat=False)
+        devices.configure(torch_device, exact=True, shapes_repeat=False)
         manifest, state, check = model_archive.read(folder)
         try:
             method = _rebuild(manifest)
@@ -110,7 +110,7 @@ class Predictor:
         for parameter in method.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        half = devices.half_precision(precision, torch_device)
+        half = devices.uses_bf16(precision, torch_device)
         return cls(manifest, method.to(torch_device), torch_device, half=half, check=check)
 
     def geometry(self, width: int, height: int) -> Geometry:
@@ -146,7 +146,7 @@ class Predictor:
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
-        with devices.bounded_memory(f"predicting {len(squares)} images at once"):
+        with devices.catch_out_of_memory(f"predicting {len(squares)} images at once"):
             outputs = self._compute(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
         arrays = {name: probabilities.numpy() for name, probabilities in outputs.heads.items()}

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: written all or nothing, verified before use, the one before as a fallback.
+"""Checkpoints on disk: written completely or not at all, verified before use, the previous one kept as a fallback.
 
-A checkpoint is a folder `step-N` with `tensors.safetensors`, `facts.json` and `manifest.json` (format, and size and
-SHA-256 of both). What is inside is the training's business; who reads and writes when, the caller's. No pickle.
+A checkpoint is a folder `step-N` with `tensors.safetensors`, `facts.json` and `manifest.json`, which has the format and
+the size and SHA-256 of both files. Nothing is pickled. `ml.training.trainer_state` decides what the state contains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ml import errors, fsync
 
-FORMAT = 1
-KEPT = 2  # the newest ones; the best is kept besides
+FORMAT = 2
+KEEP_NEWEST = 2  # checkpoints; the best one is kept as well
 TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d+)")
 MANIFESTED = ("step", "score", "config_hash", "data_hash")  # facts repeated in the manifest
@@ -32,18 +32,23 @@ OS_ERROR = re.compile(r"os error (\d+)")
 
 @dataclass(frozen=True)
 class State:
-    """All of a training between two steps. `facts` is plain JSON and holds at least step, score and hashes."""
+    """The state of a training between two steps.
 
-    tensors: dict[str, Tensor]  # on the CPU, contiguous, sharing no memory
+    Attributes:
+        tensors: By name, on the CPU, contiguous, without shared memory.
+        facts: Plain JSON, with at least `step`, `score`, `config_hash` and `data_hash`.
+    """
+
+    tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """Steps since the beginning of the training, over all epochs."""
+        """Steps taken in the whole training."""
         return int(self.facts["step"])
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, by what follows."""
+        """The tensors whose names begin with `prefix`, by the rest of their names."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -57,7 +62,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Newest:
-    """What `newest` found: nothing usable means `state` and `path` are None."""
+    """The result of `newest`. `state` and `path` are None if no checkpoint can be used."""
 
     state: State | None
     path: Path | None
@@ -65,16 +70,24 @@ class Newest:
 
 
 def write(folder: Path, state: State) -> Path:
-    """Make `folder/step-N` durable, verify it, and only then delete older ones (K2, K3). Returns its path.
+    """Write `folder/step-N`, verify it, and only then delete older checkpoints (K2, K3).
 
-    Any error, a full disk among them, propagates and leaves every earlier checkpoint as it was.
+    A folder has one writer at a time. Any error, like a full disk, leaves every earlier checkpoint as it was.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        OSError: It cannot be written.
+        CheckpointInvalid: What was written does not verify.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    for leftover in folder.glob("step-*.tmp-*"):  # of a writer that was killed: a folder has one writer at a time
-        shutil.rmtree(leftover, ignore_errors=True)
+    for unfinished in folder.glob("step-*.tmp-*"):  # of a writer that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        # All files are on disk before the folder has its name
         temporary.mkdir()
         _save(state.tensors, temporary / TENSORS)
         (temporary / FACTS).write_text(json.dumps(state.facts, allow_nan=False), encoding="utf-8")
@@ -98,7 +111,7 @@ def write(folder: Path, state: State) -> Path:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files all have the recorded size and SHA-256; CheckpointInvalid otherwise."""
+    """The manifest of a checkpoint. Raises CheckpointInvalid if a file is not what the manifest says."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -117,7 +130,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> State:
-    """The state in one checkpoint, verified; CheckpointInvalid otherwise."""
+    """The state in a checkpoint. Raises CheckpointInvalid if it does not verify."""
     verify(path)
     return _load(path)
 
@@ -127,15 +140,21 @@ def _load(path: Path) -> State:
 
 
 def newest(folders: Iterable[Path], *, config_hash: str, data_hash: str) -> Newest:
-    """The newest checkpoint of this very training in any of the folders (one for each attempt, oldest first)."""
-    found = [
+    """The newest valid checkpoint of a training.
+
+    Args:
+        folders: Where its attempts have written, the oldest first.
+        config_hash: `TrainingSpec.digest()` of the training.
+        data_hash: `setup.data_hash()` of its data.
+    """
+    candidates = [
         (int(match[1]), age, path)
         for age, folder in enumerate(folders)
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (match := STEP_FOLDER.fullmatch(path.name))
     ]
     skipped: list[Skipped] = []
-    for _, _, path in sorted(found, reverse=True):
+    for _, _, path in sorted(candidates, reverse=True):
         try:
             manifest = verify(path)
             check_owner(manifest, config_hash=config_hash, data_hash=data_hash)
@@ -146,40 +165,46 @@ def newest(folders: Iterable[Path], *, config_hash: str, data_hash: str) -> Newe
 
 
 def check_owner(facts: dict[str, Any], *, config_hash: str, data_hash: str) -> None:
-    """CheckpointInvalid if a manifest or a state's facts belong to another training: other spec or other data."""
+    """Raise CheckpointInvalid if the facts of a state or a manifest are of another training: other spec, other data."""
     for key, own in (("config_hash", config_hash), ("data_hash", data_hash)):
         if facts[key] != own:
             raise errors.CheckpointInvalid(f"the checkpoint belongs to another training: its {key} differs")
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> State:
-    """An optimiser's state as named tensors and JSON; parameters are told apart by position."""
+def pack_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The states of optimizers as named tensors and JSON. Parameters are known by their position."""
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    state = optimizer.state_dict()
-    for number, entries in state["state"].items():
-        scalars[str(number)] = {}
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}{number}/{name}"] = snapshot(value)
-            else:
-                scalars[str(number)][name] = value
-    return State(tensors, {"groups": state["param_groups"], "scalars": scalars})
+    facts: list[dict[str, Any]] = []
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        scalars: dict[str, dict[str, Any]] = {}
+        for parameter, entries in state["state"].items():
+            scalars[str(parameter)] = {}
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{number}/{parameter}/{name}"] = value
+                else:
+                    scalars[str(parameter)][name] = value
+        facts.append({"groups": state["param_groups"], "scalars": scalars})
+    return tensors, facts
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, prefix: str, state: State) -> None:
-    """Put a packed state back into an optimiser over the same parameters."""
-    entries: dict[int, dict[str, Any]] = {int(n): dict(values) for n, values in state.facts["scalars"].items()}
-    for key, tensor in state.tensors.items():
-        if key.startswith(prefix):
-            number, _, name = key.removeprefix(prefix).partition("/")
-            entries[int(number)][name] = tensor.clone()
-    optimizer.load_state_dict({"state": entries, "param_groups": state.facts["groups"]})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # a file knows no memory layout, and a momentum laid out unlike its weight slows every step
-                values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+def unpack_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor], facts: Sequence[dict[str, Any]]
+) -> None:
+    """Restore optimizers of the same parameters to the states that `pack_optimizers` returned."""
+    for number, (optimizer, fact) in enumerate(zip(optimizers, facts, strict=True)):
+        entries: dict[int, dict[str, Any]] = {int(n): dict(values) for n, values in fact["scalars"].items()}
+        for key, tensor in tensors.items():
+            owner, parameter, name = key.split("/", 2)
+            if int(owner) == number:
+                entries[int(parameter)][name] = tensor.clone()
+        optimizer.load_state_dict({"state": entries, "param_groups": fact["groups"]})
+        for weight, values in optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    # a file has no memory layout, and a momentum laid out unlike its weight slows every step
+                    values[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def snapshot(tensor: Tensor) -> Tensor:
@@ -188,14 +213,14 @@ def snapshot(tensor: Tensor) -> Tensor:
 
 
 def _prune(folder: Path, step: int) -> None:
-    """Keep the last two and the best; later steps come from a time line that was given up."""
+    """Keep the newest and the best up to `step`. Later ones are from before a fallback to an earlier checkpoint."""
     steps = {int(match[1]): path for path in folder.iterdir() if (match := STEP_FOLDER.fullmatch(path.name))}
-    kept = set(sorted(number for number in steps if number <= step)[-KEPT:])
+    keep = set(sorted(number for number in steps if number <= step)[-KEEP_NEWEST:])
     scores = {number: _score(path) for number, path in steps.items() if number <= step}
     if any(score is not None for score in scores.values()):
-        kept.add(max(scores, key=lambda number: (-1.0 if (s := scores[number]) is None else s, number)))
+        keep.add(max(scores, key=lambda number: (-1.0 if (s := scores[number]) is None else s, number)))
     for number, path in steps.items():
-        if number not in kept:
+        if number not in keep:
             shutil.rmtree(path)
 
 
@@ -210,7 +235,7 @@ def _score(path: Path) -> float | None:
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
-    except SafetensorError as error:  # its own type for a full disk, too: callers wait for space on OSError (F15)
+    except SafetensorError as error:  # also of a full disk: callers wait for space on OSError (F15)
         if code := OS_ERROR.search(str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         raise

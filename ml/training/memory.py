@@ -1,11 +1,10 @@
-"""How much memory a step takes at any batch size, and how much there is.
+"""How much memory a step allocates at any batch size, and how much is free.
 
-A step is tried with a few images while every tensor's birth and death is counted. The same operations run at any batch
-size, so what lives after each of them is a line in the number of images: two small tries tell the peak of a large one.
-Not counted is what an operation uses for itself, and what an allocator rounds up or cannot join: measured, a CPU's
-process grows by 1.3 to 1.8 times the prediction, so a refusal is safe and an offer takes a margin.
-
-It knows no method and no data set.
+A step runs on a few images while allocations and deallocations of tensors are traced. The same operations run at any
+batch size, so the bytes in use after each of them grow linearly with the number of images, and two small runs predict
+the peak of a large one. Not traced are the temporary buffers of an operation and what an allocator rounds up or cannot
+reuse: measured, a process on a CPU grows by 1.3 to 1.8 times the prediction. So a phase is refused only far above what
+is free, and a batch size is suggested only far below it.
 """
 
 from __future__ import annotations
@@ -19,30 +18,34 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-REFUSED = 1.25  # times what is free: a need below it is tried
-OFFERED = 0.6  # of what is free: a batch size that needs less should fit
+REFUSE_ABOVE = 1.25  # times the free memory: what is predicted to need less is tried
+SUGGEST_BELOW = 0.6  # of the free memory: a batch size predicted to need less should fit
 UNLIMITED = 1 << 62
 CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 CGROUP_FILE_CACHE = ("inactive_file", "active_file")  # counted as used, and given back when somebody needs it
 
 
 class AllocationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Counts the bytes of the tensors that operations make while it is entered; `course` holds them after each one."""
+    """Counts the bytes of tensors that operations allocate while the tracer is entered.
+
+    Attributes:
+        bytes_in_use: Of these tensors, after each operation.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.course: list[int] = []
+        self.bytes_in_use: list[int] = []
         self._now = 0
         self._alive: dict[int, object] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_address(tensor) for tensor in _tensors((*args, *(kwargs or {}).values()))}
-        made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made if isinstance(made, (tuple, list)) else (made,)):
-            if _address(tensor) not in given:  # else a view, or written in place
+        inputs = {_address(tensor) for tensor in _tensors((*args, *(kwargs or {}).values()))}
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in _tensors(outputs if isinstance(outputs, (tuple, list)) else (outputs,)):
+            if _address(tensor) not in inputs:  # else a view, or written in place
                 self._count(tensor)
-        self.course.append(self._now)
-        return made
+        self.bytes_in_use.append(self._now)
+        return outputs
 
     def _count(self, tensor: Tensor) -> None:
         storage, address = tensor.untyped_storage(), _address(tensor)
@@ -51,11 +54,11 @@ class AllocationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # u
         size = storage.nbytes()
         self._now += size
 
-        def gone(_: object) -> None:
+        def freed(_: object) -> None:
             self._now -= size
             self._alive.pop(address, None)
 
-        self._alive[address] = weakref.ref(storage, gone)
+        self._alive[address] = weakref.ref(storage, freed)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -70,85 +73,90 @@ def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class Cost(NamedTuple):
-    """Bytes that live after each operation of some work: `fixed + images * each`."""
+class LinearCost(NamedTuple):
+    """Bytes in use after each operation of some work on a number of images: `fixed + images * per_image`."""
 
     fixed: Tensor  # float64 (operations,)
-    each: Tensor  # float64 (operations,)
+    per_image: Tensor  # float64 (operations,)
 
     def peak(self, images: float) -> int:
-        """The most that lives at once."""
-        return int((self.fixed + images * self.each).max().clamp(min=0))
+        """The most bytes that are in use at once."""
+        return int((self.fixed + images * self.per_image).max().clamp(min=0))
 
 
-def cost(work: Callable[[int], object], sizes: tuple[int, int] = (2, 3)) -> Cost:
-    """What `work` of so many images makes, from doing it with two small numbers of them."""
-    courses = []
+def measure_cost(work: Callable[[int], object], sizes: tuple[int, int] = (2, 3)) -> LinearCost:
+    """Run `work` on two small numbers of images, and return what it allocates on any number."""
+    traces = []
     for size in sizes:
-        ledger = AllocationTracer()
-        with ledger:
+        tracer = AllocationTracer()
+        with tracer:
             work(size)
-        courses.append(torch.tensor(ledger.course, dtype=torch.float64))
-    few, more = courses
-    if len(few) != len(more):  # a branch that depends on the images: the peaks alone
-        few, more = few.max()[None], more.max()[None]
-    each = (more - few) / (sizes[1] - sizes[0])
-    return Cost(few - sizes[0] * each, each)
+        traces.append(torch.tensor(tracer.bytes_in_use, dtype=torch.float64))
+    small, large = traces
+    if len(small) != len(large):  # the operations depend on the images: compare the peaks alone
+        small, large = small.max()[None], large.max()[None]
+    per_image = (large - small) / (sizes[1] - sizes[0])
+    return LinearCost(small - sizes[0] * per_image, per_image)
 
 
-class Need(NamedTuple):
-    """What a phase still has to allocate on its device, by batch size."""
+class MemoryNeed(NamedTuple):
+    """What a phase will allocate on its device, as a function of the batch size."""
 
-    fixed: int  # bytes of momentum
-    step: Cost  # by images of each kind
-    measuring: int  # the peak of a pass without gradients, whose batches have a size of their own
-    share: float = 1.0  # of a batch that is of one kind: half where some images are unlabelled
-    most: int | None = None  # images that a batch can have
+    optimizer: int  # bytes of the optimizers' state
+    step: LinearCost  # by images of each kind (labelled, unlabelled)
+    evaluation: int  # bytes at the peak of an evaluation, whose batch size is its own
+    share: float = 1.0  # of a batch that is of one kind: 0.5 where some images are unlabelled
+    max_images: int | None = None  # that a batch can have, since the data has no more
 
     def at(self, batch_size: int) -> int:
-        """Bytes."""
-        shown = batch_size if self.most is None else min(batch_size, self.most)
-        return self.fixed + max(self.step.peak(shown * self.share), self.measuring)
+        """Bytes at this batch size."""
+        images = batch_size if self.max_images is None else min(batch_size, self.max_images)
+        return self.optimizer + max(self.step.peak(images * self.share), self.evaluation)
 
-    def fitting(self, batch_size: int, budget: float) -> int | None:
-        """The largest size below `batch_size` that should fit into the budget: a multiple of 8, or 4 or 2."""
+    def fitting(self, batch_size: int, free: float) -> int | None:
+        """The largest size below `batch_size` that should fit into `free` bytes: a multiple of 8, or 4, 2 or None."""
         sizes = [size for size in (2, 4, *range(8, batch_size, 8)) if size < batch_size]
-        return max((size for size in sizes if self.at(size) <= OFFERED * budget), default=None)
+        return max((size for size in sizes if self.at(size) <= SUGGEST_BELOW * free), default=None)
 
 
-def too_much(need: int, free: int) -> bool:
-    """Whether this would not fit even if it took less than predicted."""
-    return need > REFUSED * free
+def cannot_fit(need: int, free: int) -> bool:
+    """Whether `need` predicted bytes cannot fit into `free` bytes, even if the prediction is too high."""
+    return need > REFUSE_ABOVE * free
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process may still allocate on the device."""
+    """Bytes that this process may still allocate: on a GPU, or on a CPU within the limits of its cgroups."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return min(available(PROC / "meminfo"), cgroup_free(CGROUPS, PROC / "self" / "cgroup"))
+    return min(available_bytes(PROC / "meminfo"), cgroup_free_bytes(CGROUPS, PROC / "self" / "cgroup"))
 
 
-def available(meminfo: Path) -> int:
-    """MemAvailable of the machine, in bytes."""
+def available_bytes(meminfo: Path) -> int:
+    """MemAvailable of a /proc/meminfo, in bytes; UNLIMITED if there is none."""
     for line in _lines(meminfo):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return UNLIMITED
 
 
-def cgroup_free(root: Path, own: Path) -> int:
-    """The smallest room below the limits of this process's cgroup (v2) and of those around it, in bytes."""
-    names = [line.removeprefix("0::") for line in _lines(own) if line.startswith("0::")]
-    room = UNLIMITED
+def cgroup_free_bytes(root: Path, membership: Path) -> int:
+    """The smallest number of bytes left below the limits of a process's cgroup (v2) and of its ancestors.
+
+    Args:
+        root: Where cgroups are mounted.
+        membership: The /proc/PID/cgroup of the process.
+    """
+    names = [line.removeprefix("0::") for line in _lines(membership) if line.startswith("0::")]
+    free = UNLIMITED
     for name in names:
         parts = [part for part in name.strip("/").split("/") if part]
         for depth in range(len(parts) + 1):
-            room = min(room, _room(root.joinpath(*parts[:depth])))
-    return room
+            free = min(free, _left_in(root.joinpath(*parts[:depth])))
+    return free
 
 
-def _room(group: Path) -> int:
+def _left_in(group: Path) -> int:
     limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
     if not limit or not used or not limit[0].isdigit():  # no such group, or "max"
         return UNLIMITED

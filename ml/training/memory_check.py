@@ -1,7 +1,7 @@
-"""Whether a phase of a training fits into memory, found out by trying a step on a few images without leaving a trace.
+"""Whether a phase of a training fits into memory, estimated from a step on a few images before the first real one.
 
-The refusal comes before the first step and names what is needed, what is free and a batch size that should fit. A step
-that runs out of memory all the same is answered from the same figures. Knows no method; what a step is, the loop says.
+The refusal names the memory that is needed and free, and a batch size that should fit. A step that runs out of memory
+nevertheless is answered from the same estimate.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ml.method import Batch, Optimizers
 from ml.training import memory
 
 GIGABYTE = 1e9
-MOMENTS = {"momentum": 1, "betas": 2}  # an optimiser's setting -> how many more tensors like each parameter it keeps
+MOMENTS = {"momentum": 1, "betas": 2}  # optimiser setting -> tensors like each parameter that the optimiser keeps
 
 
 class MemoryEstimate(NamedTuple):
-    """What a phase needs, and what was free before its first step."""
+    """What a phase needs and what was free before its first step."""
 
-    need: memory.Need
-    free: int
+    need: memory.MemoryNeed
+    free: int  # bytes
 
     def check(self, batch_size: int) -> None:
-        """OutOfMemory if the phase cannot fit."""
+        """Raise OutOfMemory if the phase cannot fit with this batch size."""
         need = self.need.at(batch_size)
-        if memory.too_much(need, self.free):
+        if memory.cannot_fit(need, self.free):
             raise errors.OutOfMemory(
                 f"training with batch_size {batch_size} needs about {need / GIGABYTE:.1f} GB of memory beside the data "
                 f"and the weights, and {self.free / GIGABYTE:.1f} GB are free",
@@ -39,29 +39,29 @@ class MemoryEstimate(NamedTuple):
             )
 
     def fitting(self, batch_size: int) -> int | None:
-        """A size that should fit where `batch_size` has just not."""
+        """A batch size that should fit where `batch_size` has just run out of memory; None if there is none."""
         return self.need.fitting(batch_size, min(self.free, self.need.at(batch_size)))
 
 
 class NoOpOptimizer(torch.optim.Optimizer):
-    """Owns parameters and leaves them as they are."""
+    """Owns the parameters of another optimiser and never changes them."""
 
     def __init__(self, other: torch.optim.Optimizer) -> None:
         super().__init__([{"params": group["params"]} for group in other.param_groups], {})
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Nothing."""
+        """Do nothing."""
 
 
 def no_op_optimizers(optimizers: Optimizers) -> Optimizers:
-    """The same owners, none of whom moves."""
+    """Optimizers of the same parameters that never change them."""
     return Optimizers(tuple(NoOpOptimizer(member) for member in optimizers.members), optimizers.factor)
 
 
 @contextlib.contextmanager
 def preserve_state(method: nn.Module) -> Iterator[None]:
-    """A block after which buffers, gradients and mode are as before it."""
-    kept = [
+    """Restore buffers, gradients and mode of a module afterwards. Parameters must not be changed inside."""
+    buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in method.modules()
         for name, buffer in module._buffers.items()
@@ -75,47 +75,55 @@ def preserve_state(method: nn.Module) -> Iterator[None]:
     finally:
         method.train(training)
         with torch.no_grad():
-            for module, name, buffer, value in kept:
-                module._buffers[name] = buffer  # a step may have put another in its place
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer  # a step may have put another tensor in its place
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
 
-def room(
+def estimate(
     method: nn.Module,
-    show: Callable[[int], Batch],
-    take: Callable[[Batch, Optimizers], object],
-    measure: Callable[[int], object],
+    build_batch: Callable[[int], Batch],
+    step: Callable[[Batch, Optimizers], object],
+    evaluate: Callable[[int], object],
     *,
     rows: tuple[int, ...],
-    measured_rows: int,
+    eval_rows: int,
     optimizers: Optimizers,
     device: torch.device,
     group: process_group.ProcessGroup | None = None,
 ) -> MemoryEstimate:
-    """Try a step and a measurement, without a trace in the method: `show` makes a batch of so many images of each kind,
-    `take` takes the step, `measure` goes through so many images without gradients.
+    """Run a step and an evaluation on a few images and count what they allocate. The method is left as it was.
 
-    `rows`: images of each kind in a real step, taken to cost alike; `measured_rows` may be 0. What `show` draws, the
-    caller puts back. All ranks of a `group` find the same room: that of the one that has the least.
+    Args:
+        method: The method that is trained.
+        build_batch: Builds a batch of so many images of each kind. What it draws, the caller restores.
+        step: Takes a training step on a batch with the given optimizers.
+        evaluate: Evaluates so many images without gradients.
+        rows: Images of each kind (labelled, unlabelled) in a real step. They are taken to cost alike.
+        eval_rows: Images of a real evaluation batch, maybe 0.
+        optimizers: Those of the phase.
+        device: Where the training runs.
+        group: Its ranks, if there are several. All get the same estimate, by the rank with the least memory.
     """
-    width = 1 if group is None else group.size
-    sizes = (2 * width, 3 * width)
-    owners = no_op_optimizers(optimizers)
+    ranks = 1 if group is None else group.size
+    sizes = (2 * ranks, 3 * ranks)  # every rank has rows
+    frozen = no_op_optimizers(optimizers)
     with preserve_state(method):
-        show(2)  # what is made with a first batch and stays, as padded images, is no part of a step
+        build_batch(2)  # what is made for the first batch and stays, like padded images, is no part of a step
         free = memory.free_bytes(device)
         if group is not None:
-            free = group.minimum(free // width if device.type == "cpu" else free)  # a machine's memory is shared by all
-        stepping = memory.cost(lambda size: take(show(size).without_recording(), owners), sizes)
-        measuring = memory.cost(measure, sizes).peak(measured_rows) if measured_rows else 0
-    return MemoryEstimate(memory.Need(momentum_bytes(optimizers), stepping, measuring, 1 / len(rows), sum(rows)), free)
+            free = group.minimum(free // ranks if device.type == "cpu" else free)  # ranks share a machine's memory
+        step_cost = memory.measure_cost(lambda size: step(build_batch(size).without_recording(), frozen), sizes)
+        eval_peak = memory.measure_cost(evaluate, sizes).peak(eval_rows) if eval_rows else 0
+    need = memory.MemoryNeed(optimizer_bytes(optimizers), step_cost, eval_peak, 1 / len(rows), sum(rows))
+    return MemoryEstimate(need, free)
 
 
-def momentum_bytes(optimizers: Optimizers) -> int:
-    """What optimisers allocate in their first step."""
+def optimizer_bytes(optimizers: Optimizers) -> int:
+    """Bytes that optimizers allocate for their state in their first step."""
     total = 0
     for member in optimizers.members:
         for group in member.param_groups:

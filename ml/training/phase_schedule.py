@@ -1,7 +1,7 @@
-"""The course of a training: which phase an epoch belongs to, and how far the schedules have run.
+"""Which phase an epoch belongs to, and how the learning rates move.
 
-Phases follow each other; one without optimizers of its own goes on with those of the phase before, and the schedule
-runs on over all that share them. Epochs are counted from 0 over all phases. It takes no step.
+Phases follow each other. A phase without optimizers of its own goes on with those of the phase before, and their
+schedule runs over all phases that share them. Epochs are counted from 0 over all phases.
 """
 
 from __future__ import annotations
@@ -14,49 +14,54 @@ from ml.method import Optimizers, Phase
 
 
 class PhaseSchedule:
-    """Phases in their order."""
+    """The phases of a training.
+
+    Attributes:
+        phases: In their order. A phase may have 0 epochs.
+        epochs: Of all phases together.
+    """
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self.phases = tuple(phases)
         self._ends = [sum(phase.epochs for phase in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.epochs = self._ends[-1]
 
-    def number(self, epoch: int) -> int:
-        """The number of the phase of an epoch."""
+    def phase_of(self, epoch: int) -> int:
+        """The number of the phase that an epoch belongs to."""
         return next(number for number, end in enumerate(self._ends) if epoch < end)
 
     def owner(self, number: int) -> int:
-        """The phase whose optimizers phase `number` uses: its own, or those of the last one that built any."""
+        """The phase whose optimizers phase `number` uses: itself, or the last one before it that built any."""
         return max(i for i in range(number + 1) if self.phases[i].optimizers is not None)
 
     def progress(self, number: int, epoch: float) -> float:
-        """How much of all the phases that share phase `number`'s optimizers lies behind, in [0, 1)."""
+        """How much of all phases with the optimizers of phase `number` is done after `epoch` epochs, in [0, 1)."""
         owner = self.owner(number)
         start = self._ends[owner] - self.phases[owner].epochs
-        heirs = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
-        end = self._ends[heirs[0] - 1] if heirs else self.epochs
+        later_owners = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
+        end = self._ends[later_owners[0] - 1] if later_owners else self.epochs
         return (epoch - start) / (end - start)
 
-    def optimizers(self, number: int) -> Optimizers:
-        """Those of phase `number`, freshly built; of -1, before the first phase, there are none."""
+    def build_optimizers(self, number: int) -> Optimizers:
+        """The optimizers of phase `number`, newly built. Of -1, before the first phase, there are none."""
         if number < 0:
             return Optimizers((), lambda progress: 1.0)
         build = self.phases[self.owner(number)].optimizers
         assert build is not None
-        built = build()
-        for group in built.groups:
+        optimizers = build()
+        for group in optimizers.groups:
             group.setdefault("initial_lr", group["lr"])
-        return built
+        return optimizers
 
-    def set_rates(self, optimizers: Optimizers, number: int, epoch: float) -> None:
-        """Move the learning rates of phase `number` to where they are after `epoch` epochs."""
+    def set_learning_rates(self, optimizers: Optimizers, number: int, epoch: float) -> None:
+        """Set the learning rates of phase `number` after `epoch` epochs: initial rate times the schedule's factor."""
         factor = optimizers.factor(self.progress(number, epoch))
-        constant_rate = {id(member) for member in optimizers.constant_rate}
+        constant = {id(member) for member in optimizers.constant_rate}
         for member in optimizers.members:
             for group in member.param_groups:
-                group["lr"] = _as_f32(group["initial_lr"] * (1.0 if id(member) in constant_rate else factor))
+                group["lr"] = _as_f32(group["initial_lr"] * (1.0 if id(member) in constant else factor))
 
 
 def _as_f32(number: float) -> float:
-    """Rounded as it would be in a tensor, so that a recorded step and a written one take the same learning rate."""
+    """Rounded as it would be in a tensor, so that graphed and eager steps have the same learning rate."""
     return float(np.float32(number))

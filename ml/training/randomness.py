@@ -1,6 +1,6 @@
-"""All random states of one training, each concern's own, all derived from the spec's seed.
+"""The random generators of one training: one for each concern (order, augmentation ...), all seeded by the spec's seed.
 
-So neither a new concern nor anybody else in the process moves the draws of another. It knows nothing of what is drawn.
+So what one concern draws does not depend on the draws of another, nor on anything else in the process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ CONCERN, MODULES = "concern/", "modules/"  # prefixes of the state's names
 
 
 class Randomness:
-    """The generators of a training; `state` and `restore` are what a checkpoint holds of them."""
+    """The generators of a training.
+
+    Attributes:
+        order: Draws the order of images, on the CPU.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.order = torch.Generator().manual_seed(seed_for(seed, "order"))  # of images in an epoch, on the CPU
+        """`seed` is the spec's; generators of concerns are on `device`."""
+        self.order = torch.Generator().manual_seed(seed_for(seed, "order"))
         self._seed = seed
         self._device = device
         self._concerns: dict[str, torch.Generator] = {}
@@ -30,18 +35,18 @@ class Randomness:
             self._modules.append(torch.Generator(device).manual_seed(modules).get_state())
 
     def generator(self, concern: str) -> torch.Generator:
-        """The generator of one concern on the training's device, made when first asked for."""
+        """The generator of one concern on the training's device, created at its first use."""
         if concern not in self._concerns:
             self._concerns[concern] = torch.Generator(self._device).manual_seed(seed_for(self._seed, concern))
         return self._concerns[concern]
 
-    def on_device(self) -> tuple[torch.Generator, ...]:
-        """Those of all concerns so far: the training's device draws from them, and from what modules draw from."""
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The generators of all concerns so far."""
         return tuple(self._concerns.values())
 
     @contextlib.contextmanager
-    def of_modules(self) -> Iterator[None]:
-        """Swap in what modules draw from (dropout), which is torch's global state and belongs to the whole process."""
+    def module_rng(self) -> Iterator[None]:
+        """Inside, torch's global generators, from which modules draw (dropout), have this training's state."""
         outside = self._swap(self._modules)
         try:
             yield
@@ -49,8 +54,8 @@ class Randomness:
             self._modules = self._swap(outside)
 
     @contextlib.contextmanager
-    def untouched(self) -> Iterator[None]:
-        """A block after which nothing was drawn."""
+    def preserved(self) -> Iterator[None]:
+        """Restore all generators afterwards."""
         before = self.state()
         try:
             yield
@@ -66,13 +71,13 @@ class Randomness:
         return before
 
     def state(self) -> dict[str, Tensor]:
-        """Everything to go on from, by name."""
-        concerns = {CONCERN + concern: each.get_state() for concern, each in self._concerns.items()}
-        modules = {f"{MODULES}{number}": each for number, each in enumerate(self._modules)}
+        """The states of all generators, by name."""
+        concerns = {CONCERN + concern: generator.get_state() for concern, generator in self._concerns.items()}
+        modules = {f"{MODULES}{number}": state for number, state in enumerate(self._modules)}
         return {"order": self.order.get_state()} | concerns | modules
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `state` described."""
+        """Set all generators to what `state` returned."""
         self.order.set_state(tensors["order"])
         self._modules = [tensors[f"{MODULES}{number}"] for number in range(len(self._modules))]
         self._concerns = {}
@@ -83,7 +88,7 @@ class Randomness:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """A block in which new modules initialise themselves on the CPU from this seed, disturbing nobody."""
+    """Inside, modules that are built on the CPU are initialised from this seed; global generators are restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator besides
         yield

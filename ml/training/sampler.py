@@ -1,8 +1,8 @@
-"""The timetable of an epoch: which images each of its steps shows, turn by turn.
+"""Draws which images every step of an epoch shows, pass by pass, and gives them step by step.
 
-It draws and remembers positions; what is at a position - an image, a label - it does not know.
+It knows positions only, not images or labels.
 
-Shapes: `M` positions of the method, `n` of them in a pool, `B` images of a step.
+Shapes: `M` images trained on, `n` of them in a pool, `B` labelled and `B'` unlabelled images of a step.
 """
 
 from __future__ import annotations
@@ -18,90 +18,101 @@ from ml.blocks.pool_union import positions
 from ml.data import image_store
 from ml.method import Pass
 
-FEWEST_ROWS = 2  # batch statistics of one image are none
+MIN_ROWS = 2  # batch normalisation has no statistics of a single image
 LABELLED, UNLABELLED = "labelled/", "unlabelled/"  # prefixes of the state's names
 
 
 class StepIndices(NamedTuple):
-    """What one step shows."""
+    """The images of one step, as positions among those trained on."""
 
-    pass_index: int
+    pass_index: int  # which pass of the epoch
     labelled: Tensor  # int64 (B,)
-    unlabelled: Tensor | None  # int64 (B',): the images beside them, none twice
-    passed: float  # of the turn, in [0, 1)
+    unlabelled: Tensor | None  # int64 (B',), none twice; None where the pass has none
+    progress: float  # of the pass, in [0, 1)
 
     @property
-    def shown(self) -> tuple[Tensor, ...]:
-        """The positions of every kind that there is."""
+    def positions(self) -> tuple[Tensor, ...]:
+        """The labelled positions and, where there are any, the unlabelled ones."""
         return (self.labelled,) if self.unlabelled is None else (self.labelled, self.unlabelled)
 
 
 class PassOrder(NamedTuple):
-    """One turn, in its order."""
+    """The images of one pass in the order that was drawn."""
 
-    order: Tensor  # int64 (n,)
+    labelled: Tensor  # int64 (n,)
     unlabelled: Tensor | None  # int64 (steps, B')
 
 
 class EpochSampler:
-    """All steps of an epoch; one step shows `batch_size` images, labelled and unlabelled ones together."""
+    """All steps of one epoch.
 
-    def __init__(self, passes: Sequence[PassOrder], batch_size: int) -> None:
-        """Use `drawn` or `restored`."""
-        self._passes = passes
-        self._rows = [_labelled_rows(batch_size, pass_index.unlabelled) for pass_index in passes]
-        self._steps = [image_store.step_count(len(t.order), rows) for t, rows in zip(passes, self._rows, strict=True)]
+    Attributes:
+        steps: Number of steps.
+        labelled: Number of labelled images that all steps show together.
+        is_empty: Whether a pass has no image to show.
+    """
+
+    def __init__(self, orders: Sequence[PassOrder], batch_size: int) -> None:
+        """Use `draw` or `from_state`."""
+        self._orders = orders
+        self._rows = [_labelled_rows(batch_size, order.unlabelled) for order in orders]
+        self._steps = [
+            image_store.step_count(len(order.labelled), rows) for order, rows in zip(orders, self._rows, strict=True)
+        ]
         self.steps = sum(self._steps)
-        self.is_empty = any(len(pass_index.order) == 0 for pass_index in passes)
+        self.is_empty = any(len(order.labelled) == 0 for order in orders)
         # a single image is shown twice
-        self.labelled = sum(max(FEWEST_ROWS, len(pass_index.order)) for pass_index in passes)
+        self.labelled = sum(max(MIN_ROWS, len(order.labelled)) for order in orders)
 
     @classmethod
-    def drawn(cls, passes: Sequence[Pass], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
-        """Every pool in an order of its own; `generator` is on the CPU."""
-        found = []
-        for pass_index in passes:
-            order = _shuffled(positions(pass_index.pool.cpu()), generator)
-            unlabelled = None
-            if pass_index.unlabelled is not None and len(others := positions(pass_index.unlabelled.cpu())):
-                rows = min(max(FEWEST_ROWS, round(pass_index.share * batch_size)), max(FEWEST_ROWS, len(others)))
-                steps = image_store.step_count(len(order), max(FEWEST_ROWS, batch_size - rows))
-                unlabelled = _rounds(others, steps, rows, generator).to(device)
-            found.append(PassOrder(order.to(device), unlabelled))
-        return cls(found, batch_size)
+    def draw(cls, passes: Sequence[Pass], batch_size: int, generator: torch.Generator, device: torch.device) -> Self:
+        """Shuffle the pools of an epoch.
 
-    def slot(self, position: int) -> StepIndices:
-        """What step `position` of the epoch shows."""
+        Args:
+            passes: The passes of the epoch, in their order.
+            batch_size: Images of a step, labelled and unlabelled ones together.
+            generator: Draws the orders, on the CPU.
+            device: Where the positions are needed.
+        """
+        orders = []
+        for one_pass in passes:
+            labelled = _shuffled(positions(one_pass.pool.cpu()), generator)
+            unlabelled = None
+            if one_pass.unlabelled is not None and len(pool := positions(one_pass.unlabelled.cpu())):
+                rows = min(max(MIN_ROWS, round(one_pass.share * batch_size)), max(MIN_ROWS, len(pool)))
+                steps = image_store.step_count(len(labelled), max(MIN_ROWS, batch_size - rows))
+                unlabelled = _rounds(pool, steps, rows, generator).to(device)
+            orders.append(PassOrder(labelled.to(device), unlabelled))
+        return cls(orders, batch_size)
+
+    def at(self, step: int) -> StepIndices:
+        """The images of a step of this epoch, 0 to `steps` - 1."""
         pass_index = 0
-        while position >= self._steps[pass_index]:
-            position -= self._steps[pass_index]
+        while step >= self._steps[pass_index]:
+            step -= self._steps[pass_index]
             pass_index += 1
-        order, unlabelled = self._passes[pass_index]
-        labelled = image_store.batch_rows(order, position, self._rows[pass_index])
-        return StepIndices(
-            pass_index,
-            labelled,
-            None if unlabelled is None else unlabelled[position],
-            position / self._steps[pass_index],
-        )
+        order = self._orders[pass_index]
+        labelled = image_store.batch_rows(order.labelled, step, self._rows[pass_index])
+        unlabelled = None if order.unlabelled is None else order.unlabelled[step]
+        return StepIndices(pass_index, labelled, unlabelled, step / self._steps[pass_index])
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to restore from."""
-        labelled = {f"{LABELLED}{number}": pass_index.order for number, pass_index in enumerate(self._passes)}
-        unlabelled = {f"{UNLABELLED}{number}": pass_index.unlabelled for number, pass_index in enumerate(self._passes)}
+        """The orders that were drawn, by name, for `from_state`."""
+        labelled = {f"{LABELLED}{number}": order.labelled for number, order in enumerate(self._orders)}
+        unlabelled = {f"{UNLABELLED}{number}": order.unlabelled for number, order in enumerate(self._orders)}
         return labelled | {name: tensor for name, tensor in unlabelled.items() if tensor is not None}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], batch_size: int, device: torch.device) -> Self:
-        """What `state` described."""
-        placed = {name: tensor.to(device) for name, tensor in tensors.items()}
-        count = sum(name.startswith(LABELLED) for name in placed)
-        passes = [PassOrder(placed[f"{LABELLED}{i}"], placed.get(f"{UNLABELLED}{i}")) for i in range(count)]
-        return cls(passes, batch_size)
+    def from_state(cls, tensors: Mapping[str, Tensor], batch_size: int, device: torch.device) -> Self:
+        """The sampler whose `state` is `tensors`."""
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        count = sum(name.startswith(LABELLED) for name in tensors)
+        orders = [PassOrder(tensors[f"{LABELLED}{i}"], tensors.get(f"{UNLABELLED}{i}")) for i in range(count)]
+        return cls(orders, batch_size)
 
 
 def _labelled_rows(batch_size: int, unlabelled: Tensor | None) -> int:
-    return batch_size if unlabelled is None else max(FEWEST_ROWS, batch_size - unlabelled.shape[1])
+    return batch_size if unlabelled is None else max(MIN_ROWS, batch_size - unlabelled.shape[1])
 
 
 def _shuffled(pool: Tensor, generator: torch.Generator) -> Tensor:
@@ -109,8 +120,9 @@ def _shuffled(pool: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rounds(pool: Tensor, steps: int, rows: int, generator: torch.Generator) -> Tensor:
-    """(steps, rows): the pool round after round, each in a new order and without its incomplete last step."""
-    pool = pool.repeat(FEWEST_ROWS) if len(pool) == 1 else pool
-    whole = len(pool) // rows
-    rounds = [_shuffled(pool, generator)[: whole * rows].view(whole, rows) for _ in range(math.ceil(steps / whole))]
+    """(steps, rows): the pool again and again, each time in a new order and without its incomplete last step."""
+    pool = pool.repeat(MIN_ROWS) if len(pool) == 1 else pool
+    whole_steps = len(pool) // rows
+    count = math.ceil(steps / whole_steps)
+    rounds = [_shuffled(pool, generator)[: whole_steps * rows].view(whole_steps, rows) for _ in range(count)]
     return torch.cat(rounds)[:steps]

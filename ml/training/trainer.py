@@ -1,7 +1,8 @@
-"""A training: an iterable of events that can be stopped, snapshot and resumed at any step, bit for bit on a CPU.
+"""The training loop: an iterable of events that can be stopped, saved and resumed after every step.
 
-It owns time - order, precision, schedules, generators, state - and never asks which method it drives. It knows no
-database, no folder and no cancellation: the caller simply stops asking for the next event.
+`Trainer.__iter__` is the loop. The trainer owns order, precision, learning rates, generators and state; the method that
+it trains owns the loss (`ml.method`). It knows no database and no cancellation: the caller stops asking for events.
+A resumed training computes the same bits as one that was never stopped, on a CPU and on a deterministic GPU.
 
 Shapes: `N` images of the set, `M` of them trained on (the rest is held out), `B` batch, `C` classes.
 """
@@ -9,32 +10,23 @@ Shapes: `N` images of the set, `M` of them trained on (the rest is held out), `B
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from ml import errors, method
-from ml.data import dataset, image_store
-from ml.distributed import process_group
+from ml import errors
+from ml.distributed.process_group import ProcessGroup
 from ml.evaluation import measure, ranking
-from ml.method import ENSEMBLE
-from ml.training import (
-    batches,
-    checkpoint,
-    devices,
-    memory_check,
-    phase_schedule,
-    preparation,
-    randomness,
-    sampler,
-    step_graphs,
-)
-from ml.training.events import EVALUATION_SPLITS, EpochReport, Step
+from ml.method import ENSEMBLE, Batch, Optimizers, Pass, Phase, no_preparation, take_gradient_step
+from ml.training import checkpoint, devices, memory_check, setup, step_graphs, trainer_state
+from ml.training.events import EpochReport, Step
+from ml.training.sampler import EpochSampler, StepIndices
 from ml.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -42,50 +34,61 @@ if TYPE_CHECKING:
 
 __all__ = ("EpochReport", "Step", "Trainer")
 
-WATCHED_STEPS = 50  # the device is asked this often whether the loss is still finite
+FINITE_CHECK_STEPS = 50  # every so many steps the trainer waits for the device to see whether the loss is finite
 
 
 class Trainer:
-    """Iterate to train; `state` and `restore` between any two events."""
+    """One training. Iterate over it to train; call `state` and `restore` between any two events.
+
+    It is the `ml.method.TrainContext` of its method.
+
+    Attributes:
+        labels: The labels to train on and to rank, int64 (N,), with the noise that the spec injects.
+        noise_rate: Share of labels that this noise changed; None without noise.
+        held_out: The rows that are not trained on, int64 (N - M,).
+        mean, std: Of each channel in [0, 1], float64 (3,).
+        batches: Builds batches of the M images that are trained on.
+        margins: Collects what ranks the given labels.
+        phases, epochs: Of the method, and how many epochs they have together.
+        history: The reports of all epochs that have ended.
+        epoch, step: The epoch that runs or comes next, and the steps taken so far, from 0.
+        phase_number, optimizers: The phase entered last (-1 before the first), and its optimizers.
+        step_runner: Runs steps eagerly or from recordings.
+        memory: What the phase needs; None until `check_memory` has estimated it.
+        sampler, position: The order of this epoch (None between epochs), and how many of its steps are taken.
+        loss_sum, seconds: Of this epoch: the sum of losses over its images, and the time spent.
+    """
+
+    # Setup
 
     def __init__(
-        self,
-        spec: TrainingSpec,
-        images: LabeledImages,
-        truth: Truth | None,
-        device: torch.device,
-        weights: Path | None,
-        group: process_group.ProcessGroup | None,
+        self, spec: TrainingSpec, parts: setup.TrainingParts, device: torch.device, group: ProcessGroup | None
     ) -> None:
         """Use `build`."""
-        self.spec, self.device, self.classes = spec, device, tuple(images.classes)
-        self.config_hash, self.data_hash = spec.digest(), preparation.data_hash(images)
-        # int64 (N,) as trained on; the realised rate of injected noise, or None
-        self.labels, self.noise_rate = preparation.noisy_labels(spec, images)
-        trained, self.held_out = dataset.split(len(self.labels), spec.validation_fraction, spec.seed)
-        self.mean, self.std = image_store.statistics(images.images, trained)
-        self._half = devices.half_precision(spec.precision, device)
-        self._random = randomness.Randomness(spec.seed, device)
-        pixels = preparation.pixels(images, truth, self.mean, self.std, device)
-        given, rows = self.labels.to(device), trained.to(device)
-        self.log = ranking.MarginTracker(given, len(self.classes))
-        self.batches = batches.Batches(pixels, given, rows, spec.augmentation, self._random.generator, self.log)
-        self._parts = preparation.parts(truth, pixels, self.labels, self.held_out, images.labels.cpu())
-        self._group = group
-        self._networks = preparation.FreshNetworks(spec, len(self.classes), weights, device, group)
-        self.method = preparation.build_method(spec, self.batches.labels, self._networks, device)
-        self._course = phase_schedule.PhaseSchedule(self.method.phases(preparation.recipe(spec)))
-        self.phases, self.epochs = self._course.phases, self._course.epochs
+        self.spec, self.device, self.config_hash = spec, device, spec.digest()
+        self.data_hash, self.classes = parts.data_hash, parts.classes
+        self.labels, self.noise_rate, self.held_out = parts.labels, parts.noise_rate, parts.held_out
+        self.mean, self.std = parts.mean, parts.std
+        self.random, self.networks, self.method = parts.random, parts.networks, parts.method
+        self.batches, self.margins, self.evaluator = parts.batches, parts.margins, parts.evaluator
+        self.schedule = parts.schedule
+        self.phases, self.epochs = self.schedule.phases, self.schedule.epochs
+        self._autocast, self._group = parts.autocast, group
+
+        # Between epochs
         self.history: list[EpochReport] = []
-        self.epoch = self.step = 0  # the epoch that is running or comes next; steps taken so far
-        self._entered = -1  # number of the phase entered last
-        self._optimizers = self._course.optimizers(self._entered)
-        self._timetable: sampler.EpochSampler | None = None  # of this epoch; None between epochs
-        self._position = 0  # steps taken in this epoch
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._seconds = 0.0  # spent in this epoch
-        self._stepper: step_graphs.EagerStep | step_graphs.GraphedStep = step_graphs.EagerStep()
-        self._room: tuple[int, memory_check.MemoryEstimate] | None = None  # for which phase, and what it needs
+        self.epoch = self.step = 0
+        self.phase_number = -1
+        self.optimizers = self.schedule.build_optimizers(self.phase_number)
+        self.step_runner: step_graphs.StepRunner = step_graphs.EagerStep()
+        self.memory: memory_check.MemoryEstimate | None = None
+        self._checked_phase = -1  # the phase that `memory` is of
+
+        # Within an epoch
+        self.sampler: EpochSampler | None = None
+        self.position = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.seconds = 0.0
 
     @classmethod
     def build(
@@ -98,274 +101,261 @@ class Trainer:
         threads: int | None = None,
         weights: Path | None = None,
         cuda_graphs: bool = False,
-        group: process_group.ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
     ) -> Self:
-        """A training ready to iterate. `device` overrides the spec's; `weights` is the folder of pretrained ones.
+        """A training that is ready to iterate.
 
-        All members of a `group` build the same training and iterate it alike; each computes its share of the networks.
-        `cuda_graphs` repeats recorded steps (`ml.training.step_graphs`) where one process trains on a GPU; it means
-        nothing elsewhere and is no part of the spec, since the result is the same.
+        Args:
+            spec: Everything that determines the training.
+            images: The images and their given labels.
+            truth: Clean labels and the test set, for evaluation only.
+            device: Overrides the spec's device.
+            threads: CPU threads of torch; None leaves them as they are.
+            weights: The folder of pretrained weights.
+            cuda_graphs: Record and replay steps (`ml.training.step_graphs`) if a single process trains on a GPU. The
+                result is the same, so it is no part of the spec.
+            group: The ranks of a training on several devices. All build the same training and iterate over it alike.
+
+        Raises:
+            UnknownName: No such device, method or network.
+            UnusableData: Images, labels, classes and spec do not fit together.
+            MissingWeights: The pretrained weights are not installed.
+            OutOfMemory: The images or the networks do not fit.
         """
-        place = devices.resolve(device or spec.device)
+        resolved = devices.resolve(device or spec.device)
         if threads is not None:
             torch.set_num_threads(threads)
-        devices.settle(place, exact=spec.precision == "f32", deterministic=spec.deterministic)
-        preparation.check(spec, images)
-        with devices.bounded_memory("preparing the training"):
-            training = cls(spec, images, truth, place, weights, group)
-            if cuda_graphs and group is None and place.type == "cuda":
-                training.record_steps(step_graphs.CudaGraphs(place))
-            return training
+        devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
+        setup.check_data(spec, images)
+        with devices.catch_out_of_memory("preparing the training"):
+            parts = setup.prepare(spec, images, truth, resolved, weights, group)
+            trainer = cls(spec, parts, resolved, group)
+            if cuda_graphs and group is None and resolved.type == "cuda":
+                trainer.record_steps(step_graphs.CudaGraphs(resolved))
+            return trainer
+
+    def record_steps(self, recorder: step_graphs.GraphRecorder) -> None:
+        """From now on, record steps with `recorder` and replay them."""
+        self.step_runner = step_graphs.GraphedStep(recorder, self.random.generators)
+
+    # The loop
 
     def __iter__(self) -> Iterator[Step | EpochReport]:
-        """Train until the end, or until nobody asks; asking again goes on from there."""
+        """Train to the end: a `Step` after every step, an `EpochReport` after every epoch.
+
+        Iterating again after a break goes on where the training was left.
+
+        Raises:
+            TrainingDiverged: The loss or a weight is not finite any more.
+            OutOfMemory: A phase does not fit; usually raised before its first step.
+            UnusableData: A phase selects no image to train on.
+            RankDivergence: The ranks of a group hold different weights.
+        """
         while self.epoch < self.epochs:
-            with self._at_work("preparing an epoch"):
-                phase, plan = self._begin_epoch()
-                self._check_room(phase, plan)
-            while self._position < plan.steps:
-                with self._at_work("a training step"):
-                    self._take_step(phase, plan.slot(self._position))
-                yield Step(self.epoch, phase.name, self._position - 1, plan.steps, self.step)
-            with self._at_work("measuring"):
-                report = self._end_epoch(phase, plan)
+            # Enter the phase of this epoch and draw the order of the images (a restored epoch has both).
+            with self._working("preparing an epoch"):
+                phase, sampler = self.begin_epoch()
+                if self._checked_phase != self.phase_number:
+                    self.check_memory()
+
+            # Take its steps. A step reports no loss, since reading it would wait for the device.
+            while self.position < sampler.steps:
+                with self._working("a training step"):
+                    indices = sampler.at(self.position)
+                    self.schedule.set_learning_rates(self.optimizers, self.phase_number, self.epoch + indices.progress)
+                    self._run_step(phase, indices)
+                    self.position += 1
+                    self.step += 1
+                    if self.position % FINITE_CHECK_STEPS == 0:
+                        self._check_loss(phase)
+                yield Step(self.epoch, phase.name, self.position - 1, sampler.steps, self.step)
+
+            # Check the weights, evaluate, report.
+            with self._working("evaluating"):
+                report = self._end_epoch(phase, sampler)
             yield report
 
-    def run_follower(self) -> None:
-        """As another rank than the first of the group: begin where that one begins, train to the end, and part."""
-        assert self._group is not None
-        if (chosen := self._group.broadcast_object()) is not None:
-            self.restore(checkpoint.read(Path(chosen)))
-        for _ in self:
-            pass
-        self._group.leave()
+    def _run_step(self, phase: Phase, indices: StepIndices) -> None:
+        """One step, eager or recorded; of one key, all steps launch the same operations."""
+        key = (self.epoch, indices.pass_index, *map(len, indices.positions))
+        train = functools.partial(self._train_step, phase, indices.pass_index)
+        with self.random.module_rng():
+            self.step_runner.run(key, indices.positions, self._progress(indices), self.optimizers, train)
 
-    def _begin_epoch(self) -> tuple[method.Phase, sampler.EpochSampler]:
-        """The phase of this epoch and its timetable; an epoch that has begun before is only picked up."""
-        number = self._course.number(self.epoch)
-        phase = self.phases[number]
-        if self._timetable is not None:
-            return phase, self._timetable
-        self.method.train()
-        with self._random.of_modules():
-            while self._entered < number:
-                self._entered += 1
-                self.phases[self._entered].enter(self)
-                if self.phases[self._entered].optimizers is not None:
-                    self._optimizers = self._course.optimizers(self._entered)
-            phase.begin_epoch(self)
-        if self._group is not None:
-            self._group.broadcast(self.method.buffers())  # one image more or less in a turn, and ranks wait in vain
-        passes = [method.Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
-        plan = sampler.EpochSampler.drawn(passes, self.spec.batch_size, self._random.order, self.device)
-        if plan.is_empty:
-            raise errors.UnusableData(f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool")
-        self._timetable = plan
-        self._position, self._seconds = 0, 0.0
-        self._loss.zero_()
-        return phase, plan
+    def _train_step(self, phase: Phase, pass_index: int, positions: step_graphs.Positions, progress: float) -> None:
+        batch = self.batches.build(phase, pass_index, positions, epoch=self.epoch, progress=progress)
+        loss = self._optimize(phase, batch, self.optimizers)
+        self.loss_sum += loss * len(batch.index)
 
-    def _check_room(self, phase: method.Phase, plan: sampler.EpochSampler) -> None:
-        """OutOfMemory before the first step of a phase that does not fit; it is tried once in each process."""
-        if self._room is not None and self._room[0] == self._entered:
-            return
-        slot = plan.slot(min(self._position, plan.steps - 1))  # a resumed epoch may have taken all its steps
-
-        def show(size: int) -> method.Batch:
-            few, progress = tuple(each[:size] for each in slot.shown), self._progress(slot)
-            return self.batches.batch(phase, slot.pass_index, few, epoch=self.epoch, progress=progress)
-
-        scored = len(self.batches) if phase.begin_epoch is not method.no_preparation else 0
-        with self._random.untouched(), self._random.of_modules():
-            room = memory_check.room(
-                self.method,
-                show,
-                lambda batch, optimizers: self._descended(phase, batch, optimizers),
-                lambda size: self._heads(self.batches.unaugmented(size)),
-                rows=tuple(map(len, slot.shown)),
-                measured_rows=min(self.batches.eval_batch_size(), max(scored, *map(len, self._parts.values()))),
-                optimizers=self._optimizers,
-                device=self.device,
-                group=self._group,
-            )
-        self._room = (self._entered, room)
-        room.check(self.spec.batch_size)
-
-    def _take_step(self, phase: method.Phase, slot: sampler.StepIndices) -> None:
-        self._course.set_rates(self._optimizers, self._entered, self.epoch + slot.passed)
-        key = (self.epoch, slot.pass_index, *map(len, slot.shown))
-
-        def work(shown: step_graphs.Inputs, progress: float) -> None:
-            batch = self.batches.batch(phase, slot.pass_index, shown, epoch=self.epoch, progress=progress)
-            self._loss += self._descended(phase, batch, self._optimizers) * len(batch.index)
-
-        with self._random.of_modules():
-            self._stepper.take(key, slot.shown, self._progress(slot), self._optimizers, work)
-        self._position += 1
-        self.step += 1
-        if self._position % WATCHED_STEPS == 0:
-            self._check_finite(phase)
-
-    def _descended(self, phase: method.Phase, batch: method.Batch, optimizers: method.Optimizers) -> Tensor:
-        """The loss of a batch, detached, after the step down it."""
+    def _optimize(self, phase: Phase, batch: Batch, optimizers: Optimizers) -> Tensor:
+        """Loss, backward, optimizer step. Returns the loss of the batch, detached."""
         self.method.train()
         with self._autocast():
             loss = phase.loss(batch)
-        taken = method.take_gradient_step(loss, optimizers, phase.clip, lambda: phase.before_step(batch))
+        loss = take_gradient_step(loss, optimizers, phase.clip, lambda: phase.before_step(batch))
         with self._autocast():
             phase.after_step(batch)
-        return taken
+        return loss
 
-    def _end_epoch(self, phase: method.Phase, plan: sampler.EpochSampler) -> EpochReport:
-        self._check_finite(phase)  # waits for the device, so the clock below is honest
-        self._check_weights(phase)  # of the last step no loss has told yet
+    def begin_epoch(self) -> tuple[Phase, EpochSampler]:
+        """The phase and the sampler of this epoch. If it has begun already, nothing changes."""
+        number = self.schedule.phase_of(self.epoch)
+        phase = self.phases[number]
+        if self.sampler is not None:
+            return phase, self.sampler
+
+        # Enter the phase, and those without epochs before it
+        self.method.train()
+        with self.random.module_rng():
+            while self.phase_number < number:
+                self.phase_number += 1
+                self.phases[self.phase_number].enter(self)
+                if self.phases[self.phase_number].optimizers is not None:
+                    self.optimizers = self.schedule.build_optimizers(self.phase_number)
+            phase.begin_epoch(self)
+        if self._group is not None:
+            self._group.broadcast(self.method.buffers())  # pools of different lengths would block the ranks
+
+        # Draw the images of every step
+        passes = [Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
+        sampler = EpochSampler.draw(passes, self.spec.batch_size, self.random.order, self.device)
+        if sampler.is_empty:
+            raise errors.UnusableData(f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool")
+        self.sampler, self.position, self.seconds = sampler, 0, 0.0
+        self.loss_sum.zero_()
+        return phase, sampler
+
+    def check_memory(self) -> None:
+        """Estimate what the phase of this epoch needs (`memory`) from a step on a few images, whose effects are undone.
+
+        Raises:
+            OutOfMemory: The phase does not fit.
+        """
+        phase, sampler = self.begin_epoch()
+        indices = sampler.at(min(self.position, sampler.steps - 1))  # a restored epoch may have taken all its steps
+
+        def build_batch(size: int) -> Batch:
+            few, progress = tuple(rows[:size] for rows in indices.positions), self._progress(indices)
+            return self.batches.build(phase, indices.pass_index, few, epoch=self.epoch, progress=progress)
+
+        applied = len(self.batches) if phase.begin_epoch is not no_preparation else 0  # it may call `score`
+        eval_rows = min(self.batches.eval_batch_size(), max(applied, self.evaluator.largest_split))
+        with self.random.preserved(), self.random.module_rng():
+            self.memory = memory_check.estimate(
+                self.method,
+                build_batch,
+                lambda batch, optimizers: self._optimize(phase, batch, optimizers),
+                lambda size: self.evaluator.heads(self.batches.unaugmented(size)),
+                rows=tuple(map(len, indices.positions)),
+                eval_rows=eval_rows,
+                optimizers=self.optimizers,
+                device=self.device,
+                group=self._group,
+            )
+        self._checked_phase = self.phase_number
+        self.memory.check(self.spec.batch_size)
+
+    def _end_epoch(self, phase: Phase, sampler: EpochSampler) -> EpochReport:
+        """The report of this epoch; the next one comes."""
+        # Reading the loss waits for the device, so that the time below is that of the steps
+        self._check_loss(phase)
+        self._check_weights(phase)  # no loss has shown the effect of the last step
         if self._group is not None:
             self._group.sync_check(self.method.state_dict().values())
-        training_seconds = self._seconds + time.perf_counter() - self._clock_started
-        measured = {name: measure.scores(self._answers(name)) for name in EVALUATION_SPLITS}
-        self.log.end_epoch()
+        training_seconds = self.seconds + time.perf_counter() - self._clock_started
+
+        scores = self.evaluator.scores()
+        self.margins.end_epoch()
         report = EpochReport(
             epoch=self.epoch,
             epochs=self.epochs,
             phase=phase.name,
             step=self.step,
-            train_loss=float(self._loss) / plan.labelled,
-            **measured,
-            learning_rate=float(self._optimizers.groups[0]["lr"]),
-            seconds=self._seconds + time.perf_counter() - self._clock_started,
+            train_loss=float(self.loss_sum) / sampler.labelled,
+            **scores,
+            learning_rate=float(self.optimizers.groups[0]["lr"]),
+            seconds=self.seconds + time.perf_counter() - self._clock_started,
             images_per_second=len(self.batches) / training_seconds,
-            finite=all(math.isfinite(n) for heads in measured.values() for score in heads.values() for n in score),
+            finite=all(math.isfinite(n) for heads in scores.values() for score in heads.values() for n in score),
         )
+
         self.history.append(report)
         self.epoch += 1
-        self._timetable, self._position = None, 0
-        self._stepper.forget()
+        self.sampler, self.position = None, 0
+        self.step_runner.reset()
         return report
 
-    def _answers(self, name: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Logits of every head and labels of a part, batch by batch; held-out labels are ranked as the others are."""
-        for rows, images, labels in self._parts[name]:
-            found = self._heads(images)
-            if name == "noisy_validation" and self.log.ranking:
-                self.log.record_logits(rows, found[ENSEMBLE])
-            yield found, labels
+    def run_follower(self) -> None:
+        """Train as a rank other than the first: restore the checkpoint that rank 0 names, train to the end, leave."""
+        assert self._group is not None
+        if (path := self._group.broadcast_object()) is not None:
+            self.restore(checkpoint.read(Path(path)))
+        for _ in self:
+            pass
+        self._group.leave()
 
-    def _heads(self, images: Tensor) -> dict[str, Tensor]:
-        self.method.eval()
-        with torch.no_grad(), self._autocast():
-            return self.method.heads(images)
-
-    def _progress(self, slot: sampler.StepIndices) -> float:
-        """How much of the whole training lies behind, in [0, 1)."""
-        return (self.epoch + slot.passed) / self.epochs
-
-    def _check_finite(self, phase: method.Phase) -> None:
-        if not bool(torch.isfinite(self._loss)):
-            raise errors.TrainingDiverged(self.epoch, phase.name)
-
-    def _check_weights(self, phase: method.Phase) -> None:
-        if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.method.parameters()]).all()):
-            raise errors.TrainingDiverged(self.epoch, phase.name)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
-
-    def _fitting(self) -> int | None:
-        """None before a phase was tried: only what does not depend on the batch size comes earlier."""
-        return None if self._room is None else self._room[1].fitting(self.spec.batch_size)
-
-    @contextlib.contextmanager
-    def _at_work(self, what: str) -> Iterator[None]:
-        """Our own time, without that of whoever consumes the events."""
-        self._clock_started = time.perf_counter()
-        with devices.bounded_memory(f"{what} with batch_size {self.spec.batch_size}", self._fitting):
-            yield
-        self._seconds += time.perf_counter() - self._clock_started
+    # What a method may ask for (`ml.method.TrainContext`)
 
     def generator(self, concern: str) -> torch.Generator:
-        """See `phase.TrainContext.generator`."""
-        return self._random.generator(concern)
+        """The generator of a concern, on the training's device; its state is part of `state`."""
+        return self.random.generator(concern)
 
     def noisy_accuracies(self) -> list[float]:
-        """See `phase.TrainContext.noisy_accuracies`."""
+        """Accuracies of the ensemble on held-out images by given labels, one an epoch; empty if none are held out."""
         return [report.noisy_validation[ENSEMBLE].accuracy for report in self.history if report.noisy_validation]
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        """`function` of the M trained images in the method's order, in eval mode; see `phase.TrainContext.score`."""
-        was_training = self.method.training
-        self.method.eval()
-        with torch.no_grad(), self._autocast():
-            found = [
-                torch.stack([function(images).float() for images in shown]).mean(dim=0)
-                for shown in self.batches.scored(views)
-            ]
-        self.method.train(was_training)
-        return torch.cat(found)
+        """`function` of all M images that are trained on, by position; see `ml.method.TrainContext.score`."""
+        return self.evaluator.apply(function, self.batches.all_images(views))
 
-    def record_steps(self, recorder: step_graphs.Recorder) -> None:
-        """From now on, record steps and repeat them."""
-        self._stepper = step_graphs.GraphedStep(recorder, self._random.on_device)
+    # Results
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return ranking.label_issues(self.labels, self.log, self.held_out)
+        return ranking.label_issues(self.labels, self.margins, self.held_out)
 
     def summary(self) -> dict[str, float | int | None]:
-        """Last, best noisy-validation, best test and mean of the last ten test accuracies."""
+        """Last, best noisy-validation, best test and mean of the last ten test accuracies (`measure.summary`)."""
         validation = [report.noisy_validation.get(ENSEMBLE) for report in self.history]
         test = [report.test.get(ENSEMBLE) for report in self.history]
         return measure.summary([v and v.accuracy for v in validation], [t and t.accuracy for t in test])
 
+    # State
+
     def state(self) -> checkpoint.State:
-        """A snapshot of everything that the rest of the training depends on (K1); later steps do not change it."""
-        tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
-        log_tensors, log_facts = self.log.state()
-        tensors |= {f"log/{name}": tensor for name, tensor in log_tensors.items()}
-        tensors |= {f"random/{name}": tensor for name, tensor in self._random.state().items()}
-        tensors["loss"] = self._loss
-        if self._timetable is not None:
-            tensors |= {f"timetable/{name}": tensor for name, tensor in self._timetable.state().items()}
-        tensors = {name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}
-        members = enumerate(self._optimizers.members)
-        packed = [checkpoint.pack_optimizer(each, f"optimizer/{number}/") for number, each in members]
-        for each in packed:
-            tensors |= each.tensors
-        between_epochs = self._timetable is None and self.history
-        validation = self.history[-1].noisy_validation.get(ENSEMBLE) if between_epochs else None
-        facts: dict[str, Any] = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "position": self._position,
-            "entered": self._entered,
-            "seconds": self._seconds,
-            "networks_made": self._networks.made,
-            "frozen": [name for name, p in self.method.named_parameters() if not p.requires_grad],
-            "optimizers": [each.facts for each in packed],
-            "log": log_facts,
-            "history": [report.to_json() for report in self.history],
-            "score": validation.accuracy if validation else None,
-            "config_hash": self.config_hash,
-            "data_hash": self.data_hash,
-        }
-        return checkpoint.State(tensors, facts)
+        """A copy of everything that the rest of the training depends on (K1)."""
+        return trainer_state.pack(self)
 
     def restore(self, state: checkpoint.State) -> None:
-        """Become what `state` described; CheckpointInvalid if it belongs to another training (K3)."""
-        facts = state.facts
-        checkpoint.check_owner(facts, config_hash=self.config_hash, data_hash=self.data_hash)
-        self.method.load_state_dict(state.under("method/"))
-        for name, parameter in self.method.named_parameters():
-            parameter.requires_grad_(name not in facts["frozen"])
-        self._entered = facts["entered"]
-        self._optimizers = self._course.optimizers(self._entered)
-        for number, (member, packed) in enumerate(zip(self._optimizers.members, facts["optimizers"], strict=True)):
-            checkpoint.unpack_optimizer(member, f"optimizer/{number}/", checkpoint.State(state.tensors, packed))
-        self._random.restore(state.under("random/"))
-        drawn = state.under("timetable/")
-        self._timetable = sampler.EpochSampler.restored(drawn, self.spec.batch_size, self.device) if drawn else None
-        self._loss = state.tensors["loss"].to(self.device, copy=True)
-        self.log.restore(state.under("log/"), facts["log"])
-        self.history = [EpochReport.from_json(report) for report in facts["history"]]
-        self.step, self.epoch, self._position = facts["step"], facts["epoch"], facts["position"]
-        self._seconds, self._networks.made = facts["seconds"], facts["networks_made"]
-        self._stepper.forget()
+        """Go on from a `state` of the same training.
+
+        Raises:
+            CheckpointInvalid: It belongs to another training: its spec or its data differ (K3).
+        """
+        trainer_state.unpack(self, state)
+
+    # Helpers of the loop
+
+    def _progress(self, indices: StepIndices) -> float:
+        """How much of the whole training is done, in [0, 1)."""
+        return (self.epoch + indices.progress) / self.epochs
+
+    def _check_loss(self, phase: Phase) -> None:
+        if not bool(torch.isfinite(self.loss_sum)):
+            raise errors.TrainingDiverged(self.epoch, phase.name)
+
+    def _check_weights(self, phase: Phase) -> None:
+        if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.method.parameters()]).all()):
+            raise errors.TrainingDiverged(self.epoch, phase.name)
+
+    @contextlib.contextmanager
+    def _working(self, what: str) -> Iterator[None]:
+        """Count the trainer's own time, not that of the consumer of events; turn memory errors into OutOfMemory."""
+
+        def fitting() -> int | None:
+            return None if self.memory is None else self.memory.fitting(self.spec.batch_size)
+
+        self._clock_started = time.perf_counter()
+        with devices.catch_out_of_memory(f"{what} with batch_size {self.spec.batch_size}", fitting):
+            yield
+        self.seconds += time.perf_counter() - self._clock_started

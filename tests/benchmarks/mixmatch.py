@@ -200,7 +200,7 @@ def epochs(network: str, count: int, repeats: int) -> dict[str, object]:
     whole_epoch(events)  # warm
     pairs = [(cpu_seconds(lambda: whole_epoch(events)), cpu_seconds(peer.epoch)) for _ in range(repeats)]
     ratio = statistics.median(theirs / own for own, theirs in pairs)
-    half = devices.half_precision("auto", torch.device("cpu"))
+    half = devices.uses_bf16("auto", torch.device("cpu"))
     trusted = peer.division() > THRESHOLD
     found: dict[str, object] = {
         "id": "T4",

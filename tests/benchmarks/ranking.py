@@ -110,7 +110,7 @@ def ours(of: Set, labeled: LabeledImages) -> tuple[LabelIssues, float, float]:
     started = time.process_time()
     trained = training(of, labeled, of.seed, 0.1)
     for name in ("record_logits", "end_epoch"):
-        setattr(trained.log, name, clocked(getattr(trained.log, name)))
+        setattr(trained.margins, name, clocked(getattr(trained.margins, name)))
     list(trained)
     issues = clocked(trained.label_issues)()
     assert issues is not None

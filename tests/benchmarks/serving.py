@@ -170,7 +170,7 @@ def throughput(rounds: list[Round], names: list[str]) -> None:
         if len(names) > 1:
             best = middle([of(r)["ours"].per_second / max(of(r)[n].per_second for n in names[1:]) for r in rounds])
             line("S2", f"{what} over the best peer", best, ">= 1.25", best >= 1.25)
-    if not devices.half_precision("auto", torch.device("cpu")):
+    if not devices.uses_bf16("auto", torch.device("cpu")):
         why = "this CPU has no bf16 instructions"
         line("S2", "ResNet-18 bf16, images/s over the best peer", None, ">= 2.10", None, why=why)
 

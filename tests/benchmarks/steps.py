@@ -73,7 +73,7 @@ def step_of(network: str, batch: int, *, channels_last: bool, half: bool) -> Cal
 
 def bf16(network: str, batch: int, rounds: int) -> dict[str, object]:
     """Without instructions for bf16 it is emulated, and measuring that says nothing of a CPU that has them."""
-    native, target = devices.fast_bf16(torch.device("cpu")), BF16_TARGETS[network]
+    native, target = devices.has_fast_bf16(torch.device("cpu")), BF16_TARGETS[network]
     plain = step_of(network, batch, channels_last=False, half=False)
     last = step_of(network, batch, channels_last=True, half=False)
     line: dict[str, object] = {
@@ -138,7 +138,7 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
 
     def divided() -> None:
         division.begin_epoch(training)
-        sampler.EpochSampler.drawn(passes(), spec.batch_size, order, training.device)
+        sampler.EpochSampler.draw(passes(), spec.batch_size, order, training.device)
 
     def bare() -> None:
         method.eval()

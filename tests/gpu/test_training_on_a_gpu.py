@@ -18,6 +18,7 @@ from ml.method import Batch
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
+from ml.training.step_graphs import GraphedStep
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import reports, same
 
@@ -47,7 +48,8 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
     recorded = Trainer.build(settings, labeled, truth=truth, cuda_graphs=True)
     list(written), list(recorded)
 
-    assert not recorded._stepper._gave_up  # type: ignore[union-attr]  # it really was recorded
+    assert isinstance(recorded.step_runner, GraphedStep)
+    assert not recorded.step_runner.gave_up  # it really was recorded
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 
@@ -70,7 +72,8 @@ def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[Batch], float]
         object.__setattr__(training.phases[0], "loss", weighted)
     list(written), list(recorded)
 
-    assert recorded._stepper._gave_up  # type: ignore[union-attr]
+    assert isinstance(recorded.step_runner, GraphedStep)
+    assert recorded.step_runner.gave_up
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 
@@ -100,14 +103,14 @@ def test_F18_what_cannot_fit_is_refused_and_the_memory_is_free_again() -> None:
 
 def test_a_step_takes_about_the_memory_that_was_predicted(labeled: LabeledImages) -> None:
     training = Trainer.build(spec(precision="bf16", batch_size=1024), labeled)
-    training._check_room(*training._begin_epoch())
-    assert training._room is not None
+    training.check_memory()
+    assert training.memory is not None
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     next(iter(training))
     taken = torch.cuda.max_memory_allocated() - before
 
-    assert 0.7 < taken / training._room[1].need.at(1024) < 1.5
+    assert 0.7 < taken / training.memory.need.at(1024) < 1.5
 
 
 def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) -> None:

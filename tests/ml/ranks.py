@@ -175,8 +175,8 @@ def room(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """What each rank believes to be free, and the least of two numbers."""
     training = build("ce", group)
     next(iter(training))
-    assert training._room is not None
-    return {"free": torch.tensor(training._room[1].free), "minimum": torch.tensor(group.minimum(10 - group.rank))}
+    assert training.memory is not None
+    return {"free": torch.tensor(training.memory.free), "minimum": torch.tensor(group.minimum(10 - group.rank))}
 
 
 def abandoned(group: process_group.ProcessGroup, folder: Path) -> Tensors:

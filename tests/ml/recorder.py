@@ -52,13 +52,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-class Recorder:
+class ReplayRecorder:
     """Counts what it did."""
 
     def __init__(self) -> None:
         self.warmed = self.recorded = self.repeated = 0
 
-    def warm(self, work: Callable[[], object]) -> None:
+    def warm_up(self, work: Callable[[], object]) -> None:
         self.warmed += 1
         work()
 

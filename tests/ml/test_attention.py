@@ -44,9 +44,9 @@ def test_recording_activations_changes_no_prediction(
     images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trained.modules()]
     with torch.no_grad():
-        before = trained.logits(images)
+        before = trained.marginsits(images)
         with attention.record_activations(trained) as passes:
-            during = trained.logits(images)
+            during = trained.marginsits(images)
         features = attention.representation(trained, images)
 
     assert torch.equal(before, during)

@@ -28,7 +28,7 @@ def arithmetic_kept() -> Iterator[None]:
     [("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
 )
 def test_a_device_is_found_by_name(name: str, count: int, device: str) -> None:
-    assert str(devices.among(name, count)) == device
+    assert str(devices.resolve_among(name, count)) == device
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_device_is_found_by_name(name: str, count: int, device: str) -> None:
 )  # fmt: skip
 def test_a_device_that_is_not_there_is_named(name: str, count: int, said: str) -> None:
     with pytest.raises(errors.UnknownName) as raised:
-        devices.among(name, count)
+        devices.resolve_among(name, count)
 
     assert raised.value.code == "no_device"
     assert said in raised.value.detail
@@ -50,7 +50,7 @@ def test_a_device_that_is_not_there_is_named(name: str, count: int, said: str) -
     [(True, False, "ieee"), (False, False, "tf32"), (False, True, "ieee"), (True, True, "ieee")],
 )
 def test_what_stays_f32_is_exact_where_asked(exact: bool, deterministic: bool, precision: str) -> None:
-    devices.arithmetic(exact=exact, deterministic=deterministic, searching=True)
+    devices.set_arithmetic(exact=exact, deterministic=deterministic, search=True)
 
     assert torch.backends.cuda.matmul.fp32_precision == precision
     assert torch.backends.cudnn.conv.fp32_precision == precision
@@ -60,21 +60,21 @@ def test_what_stays_f32_is_exact_where_asked(exact: bool, deterministic: bool, p
 
 @pytest.mark.usefixtures("arithmetic_kept")
 def test_algorithms_are_not_searched_for_where_every_batch_differs() -> None:
-    devices.arithmetic(exact=True, deterministic=False, searching=False)
+    devices.set_arithmetic(exact=True, deterministic=False, search=False)
 
     assert not torch.backends.cudnn.benchmark
 
 
 def test_settling_on_a_cpu_changes_nothing() -> None:
     before = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark)
-    devices.settle(torch.device("cpu"), exact=True, deterministic=True)
+    devices.configure(torch.device("cpu"), exact=True, deterministic=True)
 
     assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark) == before
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_F18_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shape"), devices.bounded_memory("a step"):
+    with pytest.raises(RuntimeError, match="shape"), devices.catch_out_of_memory("a step"):
         torch.zeros(2, 3).view(7)  # "shape '[7]' is invalid"
 
 

@@ -61,9 +61,9 @@ def test_the_second_stage_has_a_new_network_in_the_old_place(
     assert (same(begun, learned) == []) != restart
     assert torch.allclose(matrix.sum(dim=1), torch.ones(CLASSES))
     assert not torch.equal(matrix, torch.eye(CLASSES))
-    fresh = training._networks()
-    training._networks.made -= 2
-    assert (same(begun, training._networks().state_dict()) == []) == restart
+    fresh = training.networks()
+    training.networks.built -= 2
+    assert (same(begun, training.networks().state_dict()) == []) == restart
     assert same(begun, fresh.state_dict()) != []
 
 

@@ -164,7 +164,7 @@ def batches_of_epoch(training: Trainer, phase: Phase) -> list[Batch]:
         ]
         shown = tuple(pool[:16] for pool in pools if len(pool))
         progress = (training.epoch + 0.5) / training.epochs
-        found.append(training.batches.batch(phase, number, shown, epoch=training.epoch, progress=progress))
+        found.append(training.batches.build(phase, number, shown, epoch=training.epoch, progress=progress))
     return found
 
 
@@ -217,7 +217,7 @@ def test_every_label_is_ranked(method: str, spec: Specs, labeled: LabeledImages)
     assert issues is not None
     assert issues.label_score.shape == issues.is_label_issue.shape == issues.predicted_label.shape == (97,)
     assert ((issues.label_score >= 0) & (issues.label_score <= 1)).all()
-    assert training.log.sums.weights.min() > 0
+    assert training.margins.sums.weights.min() > 0
 
 
 def clean(count: int) -> LabeledImages:

@@ -15,7 +15,7 @@ import torch
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch, Optimizers, Unlabelled
-from ml.training import memory, memory_check, preparation
+from ml.training import memory, memory_check, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, same
@@ -24,8 +24,8 @@ Specs = Callable[..., TrainingSpec]
 GIGABYTE = 10**9
 
 
-def line(fixed: float, each: float) -> memory.Cost:
-    return memory.Cost(torch.tensor([fixed], dtype=torch.float64), torch.tensor([each], dtype=torch.float64))
+def line(fixed: float, each: float) -> memory.LinearCost:
+    return memory.LinearCost(torch.tensor([fixed], dtype=torch.float64), torch.tensor([each], dtype=torch.float64))
 
 
 def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
@@ -39,23 +39,23 @@ def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
         network(torch.zeros(images, 3, 16, 16)).square().mean().backward()
         network.zero_grad()
 
-    found = memory.cost(work)
+    found = memory.measure_cost(work)
     for images in (1 + 1, 5, 64):
-        ledger = memory.AllocationTracer()
-        with ledger:
+        tracer = memory.AllocationTracer()
+        with tracer:
             work(images)
-        assert found.peak(images) == max(ledger.course)
+        assert found.peak(images) == max(tracer.bytes_in_use)
     assert found.peak(64) > 64 * 8 * 14 * 14 * 4 * 2  # at least what two layers keep
 
 
 def test_the_peak_moves_from_weights_to_images() -> None:
-    cost = memory.Cost(torch.tensor([100.0, 10.0]), torch.tensor([1.0, 5.0]))
+    cost = memory.LinearCost(torch.tensor([100.0, 10.0]), torch.tensor([1.0, 5.0]))
 
     assert [cost.peak(images) for images in (2, 22, 23, 100)] == [102, 122, 125, 510]
 
 
 def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
-    need = memory.Need(fixed=GIGABYTE, step=line(0, GIGABYTE / 10), measuring=0)
+    need = memory.MemoryNeed(optimizer=GIGABYTE, step=line(0, GIGABYTE / 10), evaluation=0)
     with pytest.raises(errors.OutOfMemory) as raised:
         memory_check.MemoryEstimate(need, 4 * GIGABYTE).check(128)
 
@@ -71,12 +71,12 @@ def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -
     truth = Truth(None, images[:20], torch.arange(20) % 4)
     taken = 120 * 64 * 64 * 3
     with pytest.raises(errors.OutOfMemory, match="120 images") as raised:
-        preparation.room_beside(labeled, truth, taken - 1)
+        setup.bytes_left_beside(labeled, truth, taken - 1)
 
     assert raised.value.fitting_batch_size is None
     assert raised.value.hint == "use a smaller image_size, or set device to cpu"
-    assert preparation.room_beside(labeled, truth, taken + 7) == 7
-    assert preparation.room_beside(labeled, None, taken) == 20 * 64 * 64 * 3
+    assert setup.bytes_left_beside(labeled, truth, taken + 7) == 7
+    assert setup.bytes_left_beside(labeled, None, taken) == 20 * 64 * 64 * 3
 
 
 def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
@@ -96,9 +96,10 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
         pytest.fail("a trial is no measurement: nobody hears of it")
 
     optimizers = Optimizers((), lambda progress: 1.0)
-    others = {"measured_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
+    others = {"eval_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
     rooms = [
-        memory_check.room(torch.nn.Identity(), show, take, fail, rows=rows, **others) for rows in ((16, 16), (30, 2))
+        memory_check.estimate(torch.nn.Identity(), show, take, fail, rows=rows, **others)
+        for rows in ((16, 16), (30, 2))
     ]
 
     assert [room.need.at(32) for room in rooms] == [2 * 32 * 1000 * 4] * 2
@@ -106,18 +107,18 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
 
 def test_F18_what_could_fit_is_tried() -> None:
     """A prediction a little above what is free is no reason to refuse."""
-    memory_check.MemoryEstimate(memory.Need(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
+    memory_check.MemoryEstimate(memory.MemoryNeed(0, line(0, 1e9), 0), 9 * GIGABYTE).check(11)
 
 
 def test_F18_nothing_is_offered_where_nothing_fits() -> None:
-    room = memory_check.MemoryEstimate(memory.Need(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
+    room = memory_check.MemoryEstimate(memory.MemoryNeed(10 * GIGABYTE, line(0, 1.0), 0), GIGABYTE)
     with pytest.raises(errors.OutOfMemory, match="smaller network"):
         room.check(64)
 
 
 def test_F18_a_step_that_ran_out_of_memory_is_answered_from_the_same_figures() -> None:
     """Though there seemed to be room: what did not fit is the new limit."""
-    room = memory_check.MemoryEstimate(memory.Need(0, line(0, 1e6), 0), 1000 * GIGABYTE)
+    room = memory_check.MemoryEstimate(memory.MemoryNeed(0, line(0, 1e6), 0), 1000 * GIGABYTE)
 
     assert room.fitting(100) == 56
     assert room.fitting(2) is None
@@ -151,9 +152,9 @@ def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
 @pytest.mark.parametrize("method", ["ce", "denll", "everything"])
 def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     training = Trainer.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
-    phase, plan = training._begin_epoch()
+    training.begin_epoch()
     before = training.state()
-    training._check_room(phase, plan)
+    training.check_memory()
     after = training.state()
 
     assert same(before.tensors, after.tensors) == []
@@ -174,11 +175,9 @@ def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
 
 def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(), labeled)
-    phase, plan = training._begin_epoch()
-    training._check_room(phase, plan)
-    training._room = None
+    training.check_memory()
     started = time.process_time()
-    training._check_room(phase, plan)
+    training.check_memory()
 
     assert time.process_time() - started < 0.1
 
@@ -188,7 +187,7 @@ def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
     own.write_text("1:cpu:/elsewhere\n0::/outer/inner\n", encoding="ascii")
     root, outer, inner = tmp_path / "fs", tmp_path / "fs/outer", tmp_path / "fs/outer/inner"
     inner.mkdir(parents=True)
-    assert memory.cgroup_free(root, own) >= memory.UNLIMITED  # another kind of cgroups
+    assert memory.cgroup_free_bytes(root, own) >= memory.UNLIMITED  # another kind of cgroups
 
     def limit(group: Path, most: str, used: int, cached: int) -> None:
         (group / "memory.max").write_text(f"{most}\n", encoding="ascii")
@@ -196,20 +195,20 @@ def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
         (group / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\nactive_file 5\n", encoding="ascii")
 
     limit(inner, "max", 500, 0)
-    assert memory.cgroup_free(root, own) >= memory.UNLIMITED
+    assert memory.cgroup_free_bytes(root, own) >= memory.UNLIMITED
     limit(outer, "1000", 700, 100)
-    assert memory.cgroup_free(root, own) == 1000 - 700 + 105
+    assert memory.cgroup_free_bytes(root, own) == 1000 - 700 + 105
     limit(inner, "800", 600, 0)
-    assert memory.cgroup_free(root, own) == 205
+    assert memory.cgroup_free_bytes(root, own) == 205
     limit(inner, "800", 900, 0)
-    assert memory.cgroup_free(root, own) == 0
+    assert memory.cgroup_free_bytes(root, own) == 0
 
 
 def test_the_machine_says_what_is_available(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    3 kB\n", encoding="ascii")
 
-    assert memory.available(tmp_path / "meminfo") == 3 * 1024
-    assert memory.available(tmp_path / "nothing") == memory.UNLIMITED
+    assert memory.available_bytes(tmp_path / "meminfo") == 3 * 1024
+    assert memory.available_bytes(tmp_path / "nothing") == memory.UNLIMITED
     assert 0 < memory.free_bytes(torch.device("cpu")) < memory.UNLIMITED
 
 
@@ -226,7 +225,7 @@ count, side = 2 * spec.batch_size, spec.image_size
 images = torch.zeros(count, side, side, 3, dtype=torch.uint8)
 data = LabeledImages(images, torch.arange(count) % 4, tuple("abcd"))
 training = Trainer.build(spec, data, device="cpu", threads=1)
-training._check_room(*training._begin_epoch())
+training.check_memory()
 
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
@@ -236,7 +235,7 @@ before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # forget the highest so far
 steps = iter(training)
 next(steps), next(steps)
-print(json.dumps({"predicted": training._room[1].need.at(spec.batch_size), "grown": status("VmHWM") - before}))
+print(json.dumps({"predicted": training.memory.need.at(spec.batch_size), "grown": status("VmHWM") - before}))
 """
 
 
@@ -255,4 +254,4 @@ def test_a_process_grows_about_as_predicted(network: str, method: str, batch_siz
     )
     found = json.loads(done.stdout)
 
-    assert found["predicted"] / memory.REFUSED < found["grown"] < found["predicted"] / memory.OFFERED, found
+    assert found["predicted"] / memory.REFUSE_ABOVE < found["grown"] < found["predicted"] / memory.SUGGEST_BELOW, found

@@ -84,12 +84,12 @@ def test_rates_of_u_and_v_never_move_and_they_have_no_momentum(
     params = {"u_learning_rate": 3.0, "v_learning_rate": 5.0}
     training = Trainer.build(spec(method=method, params=params, epochs=2, batch_size=48), labeled)
     rates = [
-        tuple(group["lr"] for group in training._optimizers.groups) for event in training if isinstance(event, Step)
+        tuple(group["lr"] for group in training.optimizers.groups) for event in training if isinstance(event, Step)
     ]
 
     assert {rate[1:] for rate in rates} == {(3.0, 5.0)}
     assert len({rate[0] for rate in rates}) > 2
-    own = training._optimizers.constant_rate[0]
+    own = training.optimizers.constant_rate[0]
     assert all(state.get("momentum_buffer") is None for state in own.state.values())
     assert all(group["weight_decay"] == 0 for group in own.param_groups)
 
@@ -113,4 +113,4 @@ def test_denll_hosts_it_with_its_rates_untouched(host: str, spec: Specs, labeled
     training = Trainer.build(spec(method="denll", params=params, epochs=2, batch_size=48), labeled)
 
     assert all(report.finite for report in reports(training))
-    assert [member.param_groups[0]["lr"] for member in training._optimizers.constant_rate] == [3.0, 3.0]
+    assert [member.param_groups[0]["lr"] for member in training.optimizers.constant_rate] == [3.0, 3.0]

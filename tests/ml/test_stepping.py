@@ -14,9 +14,10 @@ from ml import methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch
 from ml.training.spec import TrainingSpec
+from ml.training.step_graphs import EagerStep
 from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, same
-from tests.ml.recorder import Recorder
+from tests.ml.recorder import ReplayRecorder
 
 Specs = Callable[..., TrainingSpec]
 NAMES = [*methods.names(), *(file.stem for file in EXTRA_METHODS.glob("*.py"))]
@@ -44,7 +45,7 @@ def test_repeating_a_recorded_step_is_taking_it(
     """Weights, momentum, label log, generators and losses, over epochs, an uneven last batch, agreement setting in."""
     settings = spec(epochs=4, batch_size=24, **changes)
     written, recorded = (Trainer.build(settings, four_steps, truth=truth) for _ in range(2))
-    recorder = Recorder()
+    recorder = ReplayRecorder()
     recorded.record_steps(recorder)
     list(written), list(recorded)
 
@@ -57,12 +58,12 @@ def test_repeating_a_recorded_step_is_taking_it(
 def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four_steps: LabeledImages) -> None:
     settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
     whole = Trainer.build(settings, four_steps)
-    whole.record_steps(Recorder())
+    whole.record_steps(ReplayRecorder())
     kept = [whole.state() for event in whole if isinstance(event, Step)]
     for state in (kept[2], kept[3], kept[8]):  # after a repeated step, twice, and in the second epoch
         resumed = Trainer.build(settings, four_steps)
         list(zip(resumed, range(2), strict=False))  # it had recorded something else
-        resumed.record_steps(Recorder())
+        resumed.record_steps(ReplayRecorder())
         resumed.restore(state)
         list(resumed)
         assert same(whole.state().tensors, resumed.state().tensors) == []
@@ -80,14 +81,14 @@ def test_a_step_that_reads_progress_is_taken_as_written(
     settings = spec(epochs=2, batch_size=24)
     written, recorded = (Trainer.build(settings, four_steps) for _ in range(2))
     for training in (written, recorded):
-        plain = training.phases[0].loss
+        loss = training.phases[0].loss
 
-        def weighted(batch: Batch, plain: Any = plain) -> torch.Tensor:
+        def weighted(batch: Batch, loss: Any = loss) -> torch.Tensor:
             weight = weigh(batch.progress)
-            return plain(batch) * weight
+            return loss(batch) * weight
 
         object.__setattr__(training.phases[0], "loss", weighted)
-    recorder = Recorder()
+    recorder = ReplayRecorder()
     recorded.record_steps(recorder)
     with caplog.at_level(logging.WARNING):
         list(written), list(recorded)
@@ -110,19 +111,22 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class NonWaitingStep(EagerStep):
+    """Runs every step under `NoWaiting` and counts them."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def run(self, *args: Any) -> None:
+        self.steps += 1
+        with NoWaiting():
+            super().run(*args)
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_no_step_waits_for_the_device(method: str, spec: Specs, four_steps: LabeledImages) -> None:
     training = Trainer.build(spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip"), four_steps)
-    taken = training._take_step
-    steps = 0
-
-    def watched(*args: Any) -> None:
-        nonlocal steps
-        steps += 1
-        with NoWaiting():
-            taken(*args)
-
-    training._take_step = watched  # type: ignore[method-assign]
+    training.step_runner = runner = NonWaitingStep()
     list(training)
 
-    assert steps == training.step >= 3 * 4
+    assert runner.steps == training.step >= 3 * 4

@@ -12,7 +12,7 @@ from ml import errors
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
 from ml.reports import selftest
-from ml.training import devices, preparation
+from ml.training import devices, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import halves, reports, same
@@ -25,7 +25,7 @@ def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) 
     training = Trainer.build(spec(epochs=2), labeled)
     before = 0.0
     for _ in (event for event in training if isinstance(event, EpochReport)):
-        (weight,) = set(training.log.sums.weights.tolist())
+        (weight,) = set(training.margins.sums.weights.tolist())
         assert weight > before
         before = weight
 
@@ -62,7 +62,7 @@ def test_J4_the_last_batch_trains_whatever_is_left(spec: Specs, count: int, batc
     training = Trainer.build(settings, LabeledImages(images, labels, tuple("abcd")))
 
     assert [event.steps for event in training if isinstance(event, Step)] == [steps] * steps
-    (weight,) = set(training.log.sums.weights.tolist())
+    (weight,) = set(training.margins.sums.weights.tolist())
     assert weight > 0
 
 
@@ -142,7 +142,7 @@ def test_F24_weights_lost_in_the_very_last_step_are_no_model(spec: Specs, labele
 
 
 def test_F18_running_out_of_memory_names_a_batch_size() -> None:
-    with pytest.raises(errors.OutOfMemory) as raised, devices.bounded_memory("a training step", lambda: 50):
+    with pytest.raises(errors.OutOfMemory) as raised, devices.catch_out_of_memory("a training step", lambda: 50):
         torch.empty(2**50)
 
     assert raised.value.fitting_batch_size == 48
@@ -207,7 +207,7 @@ def test_what_was_memorised_is_asked_of_changed_labels_that_were_trained_on(labe
     given, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given[:10] = (given[:10] + 1) % 4
     pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
-    parts = preparation.parts(None, pixels, given, held_out, labeled.labels)
+    parts = setup.evaluation_splits(None, pixels, given, held_out, labeled.labels)
     rows, _, labels = next(iter(parts["memorised"]))
 
     assert rows.tolist() == [1, 3, 5, 7, 9]

@@ -86,7 +86,7 @@ class Checkpointer:
         self._reporter.checkpointed(self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
         log.info("checkpoint at step %d in %.2f s", self._trainer.step, time.monotonic() - started)
         self._count += 1
-        if self._count == checkpoint.KEPT:
+        if self._count == checkpoint.KEEP_NEWEST:
             for folder in self._ctx.files.attempts(self._ctx.job.id):
                 if _number(folder) < self._ctx.fence:
                     shutil.rmtree(folder / FOLDER, ignore_errors=True)

@@ -1,0 +1,293 @@
+"""Builds what a training starts with: data, labels with injected noise, networks, the method, evaluation splits.
+
+Clean labels (`Truth`) go into the evaluation splits and nowhere else.
+
+Shapes: `N` images of the set, `M` of them trained on, `T` test images, `S` side, `C` classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml import errors, methods, networks, noise
+from ml.blocks import schedules
+from ml.data import dataset, image_store
+from ml.data.dataset import UNKNOWN
+from ml.distributed import process_group, sharding
+from ml.evaluation.measure import EvaluationSplit
+from ml.evaluation.ranking import MarginTracker
+from ml.method import Method, Network, TrainHyperparameters
+from ml.training import devices, memory, randomness
+from ml.training.batch_builder import BatchBuilder
+from ml.training.evaluator import Evaluator
+from ml.training.phase_schedule import PhaseSchedule
+from ml.training.spec import TrainingSpec, seed_for
+
+if TYPE_CHECKING:
+    from ml.data.dataset import LabeledImages, Truth
+
+MEMORISED_ROWS = 2000  # at most so many images with a wrong, injected label are evaluated
+HASHED_ROWS = 256  # images that identify a data set, besides all labels
+
+
+class TrainingParts(NamedTuple):
+    """What `ml.training.trainer.Trainer` works with; its attributes of the same names explain them."""
+
+    classes: tuple[str, ...]
+    data_hash: str
+    labels: Tensor
+    noise_rate: float | None
+    held_out: Tensor
+    mean: Tensor
+    std: Tensor
+    random: randomness.Randomness
+    margins: MarginTracker
+    batches: BatchBuilder
+    networks: NetworkFactory
+    method: Method
+    schedule: PhaseSchedule
+    autocast: Callable[[], torch.autocast]  # the precision of the training
+    evaluator: Evaluator
+
+
+def prepare(
+    spec: TrainingSpec,
+    images: LabeledImages,
+    truth: Truth | None,
+    device: torch.device,
+    weights: Path | None,
+    group: process_group.ProcessGroup | None,
+) -> TrainingParts:
+    """Build everything. The arguments are those of `Trainer.build`."""
+    classes = len(images.classes)
+    random = randomness.Randomness(spec.seed, device)
+    bf16 = devices.uses_bf16(spec.precision, device)
+    autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    # Data: labels with their noise, what is held out, images on the device
+    labels, noise_rate = noisy_labels(spec, images)
+    rows, held_out = dataset.split(len(labels), spec.validation_fraction, spec.seed)
+    mean, std = image_store.statistics(images.images, rows)
+    store = build_image_store(images, truth, mean, std, device)
+    device_labels = labels.to(device)
+    margins = MarginTracker(device_labels, classes)
+    batches = BatchBuilder(store, device_labels, rows.to(device), spec.augmentation, random.generator, margins)
+
+    # Method: its networks, its phases, how it is evaluated
+    networks = NetworkFactory(spec, classes, weights, device, group)
+    splits = evaluation_splits(truth, store, labels, held_out, images.labels.cpu())
+    method = build_method(spec, batches.labels, networks, device)
+    return TrainingParts(
+        classes=tuple(images.classes),
+        data_hash=data_hash(images),
+        labels=labels,
+        noise_rate=noise_rate,
+        held_out=held_out,
+        mean=mean,
+        std=std,
+        random=random,
+        margins=margins,
+        batches=batches,
+        networks=networks,
+        method=method,
+        schedule=PhaseSchedule(method.phases(hyperparameters(spec))),
+        autocast=autocast,
+        evaluator=Evaluator(method, splits, margins, autocast),
+    )
+
+
+def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> Network:
+    """The spec's network, freshly initialised or pretrained.
+
+    Args:
+        spec: Names the network and says whether it is pretrained.
+        classes: C.
+        weights: The folder of pretrained weights, if there is one.
+
+    Raises:
+        UnknownName: No such network.
+        MissingWeights: Its pretrained weights are not installed or do not fit.
+    """
+    file = None
+    if spec.pretrained:
+        file = None if weights is None else weights / f"{spec.network}.safetensors"
+        if file is None or not file.is_file():
+            raise errors.MissingWeights(
+                f"no pretrained weights of {spec.network} are installed", hint="set pretrained to false"
+            )
+    try:
+        return networks.build(spec.network, classes, spec.image_size, file)
+    except networks.UnknownNetwork as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error
+    except ValueError as error:
+        raise errors.MissingWeights(f"the pretrained weights of {spec.network} do not fit: {error}") from error
+
+
+class NetworkFactory:
+    """Builds another network at each call, each initialised from a seed of its own.
+
+    Attributes:
+        built: How many networks there are so far; it decides the seed of the next.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        classes: int,
+        weights: Path | None,
+        device: torch.device,
+        group: process_group.ProcessGroup | None,
+    ) -> None:
+        """`weights` is the folder of pretrained weights; with a `group`, every network is divided among its ranks."""
+        self.built = 0
+        self._spec, self._classes, self._weights = spec, classes, weights
+        self._device, self._group = device, group
+
+    def __call__(self) -> Network:
+        self.built += 1
+        with randomness.seeded(seed_for(self._spec.seed, f"network {self.built}")):
+            network = build_network(self._spec, self._classes, self._weights).to(self._device)
+        return network if self._group is None else sharding.shard(network, self._group)
+
+
+def build_method(spec: TrainingSpec, labels: Tensor, network: Callable[[], Network], device: torch.device) -> Method:
+    """The spec's method on the device.
+
+    Args:
+        spec: Names the method and its parameters.
+        labels: Given labels of the images trained on, int64 (M,).
+        network: Returns another, freshly initialised network at each call.
+        device: Where it is trained.
+    """
+    module = methods.load(spec.method)
+    with randomness.seeded(seed_for(spec.seed, "method")):  # of the parts that are not a network's
+        built = module.Method(module.Params.model_validate(spec.params), labels, network)
+    for part in built.modules():  # a whole-module call would choke on buffers that are images, (C, 3, H, W)
+        for parameter in part.parameters(recurse=False):
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return built.to(device)
+
+
+def hyperparameters(spec: TrainingSpec) -> TrainHyperparameters:
+    """The part of the spec that a method may know."""
+    factor = schedules.by_name(spec.schedule, milestones=spec.milestones, decay=spec.decay, floor=spec.floor)
+    return TrainHyperparameters(
+        spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size
+    )
+
+
+def check_data(spec: TrainingSpec, images: LabeledImages) -> None:
+    """Raise UnusableData if images, labels, classes and spec do not fit together."""
+    count, classes = len(images.labels), len(images.classes)
+    if classes < 2:
+        raise errors.UnusableData("a data set needs at least two classes", code="too_few_classes")
+    if count == 0 or len(images.images) != count:
+        raise errors.UnusableData(f"{len(images.images)} images but {count} labels", code="no_images")
+    if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
+        raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
+    if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
+        raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def build_image_store(
+    images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
+) -> image_store.ImageStore:
+    """The N images on the device, normalised by `mean` and `std` (3,). A CPU reads them from disk.
+
+    Raises:
+        OutOfMemory: The images, and those of the test set, do not fit on a GPU.
+    """
+    if device.type == "cpu":
+        return image_store.ImageStore(images.images, mean, std, device=device)
+    left = bytes_left_beside(images, truth, memory.free_bytes(device))
+    return image_store.ImageStore(images.images, mean, std, device=device, padded_bytes=left // 2)
+
+
+def bytes_left_beside(images: LabeledImages, truth: Truth | None, free: int) -> int:
+    """Bytes of `free` that are left when all images are stored. Raises OutOfMemory if they do not fit."""
+    sets = [images.images] if truth is None or truth.test_images is None else [images.images, truth.test_images]
+    stored = sum(stack.nbytes for stack in sets)
+    if stored > free:
+        raise errors.OutOfMemory(
+            f"the data set's {sum(map(len, sets))} images take {stored / 1e9:.1f} GB on the device, "
+            f"and {free / 1e9:.1f} GB are free",
+            None,
+            else_hint="use a smaller image_size, or set device to cpu",
+        )
+    return free - stored
+
+
+def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:
+    """The labels to train on.
+
+    Returns:
+        Labels int64 (N,) with the spec's noise, and the share of them that the noise changed; None without noise.
+    """
+    if spec.noise is None:
+        return images.labels.cpu(), None
+    injected = noise.inject(
+        spec.noise.kind,
+        images.labels.numpy(),
+        images.classes,
+        rate=spec.noise.rate,
+        matrix=spec.noise.matrix,
+        images=np.asarray(images.images),
+        seed=seed_for(spec.seed, "noise") % 2**32,
+    )
+    return torch.from_numpy(injected.labels), injected.rate
+
+
+def evaluation_splits(
+    truth: Truth | None, images: image_store.ImageStore, labels: Tensor, held_out: Tensor, labels_before_noise: Tensor
+) -> dict[str, EvaluationSplit]:
+    """The splits of `events.EVALUATION_SPLITS`, by name. One whose labels are not known is empty.
+
+    Args:
+        truth: Clean labels and the test set, if there are any.
+        images: The N images of the set.
+        labels: Given labels with the noise that the spec injects, int64 (N,).
+        held_out: The rows that are not trained on, int64 (N - M,).
+        labels_before_noise: Given labels without that noise, int64 (N,); equal to `labels` where there is none.
+    """
+    no_rows = held_out[:0]
+    # held-out images whose clean label is known
+    clean_rows, clean_labels = no_rows, no_rows
+    if truth is not None and truth.train_clean is not None:
+        clean_rows = held_out[truth.train_clean[held_out] != UNKNOWN]
+        clean_labels = truth.train_clean[clean_rows]
+    # the test set
+    test = EvaluationSplit(images, no_rows, no_rows)
+    if truth is not None and truth.test_images is not None and truth.test_labels is not None:
+        rows = torch.arange(len(truth.test_labels))
+        test = EvaluationSplit(images.with_images(truth.test_images), rows, truth.test_labels)
+    # held-out images before noise, and trained ones whose label the noise has changed
+    changed = labels != labels_before_noise
+    before_noise = held_out if bool(changed.any()) else no_rows
+    changed[held_out] = False
+    memorised = changed.nonzero()[:, 0]
+    memorised = memorised[image_store.evenly(len(memorised), MEMORISED_ROWS)]
+    return {
+        "noisy_validation": EvaluationSplit(images, held_out, labels[held_out]),
+        "clean_validation": EvaluationSplit(images, clean_rows, clean_labels),
+        "test": test,
+        "before_noise": EvaluationSplit(images, before_noise, labels_before_noise[before_noise]),
+        "memorised": EvaluationSplit(images, memorised, labels[memorised]),
+    }
+
+
+def data_hash(images: LabeledImages) -> str:
+    """SHA-256 over classes, all labels and a sample of the images: enough to tell data sets apart in milliseconds."""
+    sample = image_store.evenly(len(images.labels), HASHED_ROWS)
+    digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
+    digest.update(images.labels.numpy().tobytes())
+    digest.update(images.images[sample].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Packs the state of a training into tensors and JSON, and restores it bit for bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ml.method import ENSEMBLE
+from ml.training import checkpoint
+from ml.training.events import EpochReport
+from ml.training.sampler import EpochSampler
+
+if TYPE_CHECKING:
+    from ml.training.trainer import Trainer
+
+
+def pack(trainer: Trainer) -> checkpoint.State:
+    """A copy of everything that the rest of the training depends on; later steps do not change it."""
+    margin_tensors, margin_facts = trainer.margins.state()
+    optimizer_tensors, optimizer_facts = checkpoint.pack_optimizers(trainer.optimizers.members)
+    groups = {
+        "method/": trainer.method.state_dict(),
+        "margins/": margin_tensors,
+        "random/": trainer.random.state(),
+        "sampler/": {} if trainer.sampler is None else trainer.sampler.state(),
+        "optimizer/": optimizer_tensors,
+    }
+    tensors = {prefix + name: tensor for prefix, group in groups.items() for name, tensor in group.items()}
+    tensors["loss_sum"] = trainer.loss_sum
+    # between epochs, the last accuracy decides which checkpoint is the best
+    last = trainer.history[-1] if trainer.sampler is None and trainer.history else None
+    validation = last.noisy_validation.get(ENSEMBLE) if last else None
+    facts: dict[str, Any] = {
+        "step": trainer.step,
+        "epoch": trainer.epoch,
+        "position": trainer.position,
+        "phase_number": trainer.phase_number,
+        "seconds": trainer.seconds,
+        "networks_built": trainer.networks.built,
+        "frozen": [name for name, p in trainer.method.named_parameters() if not p.requires_grad],
+        "optimizers": optimizer_facts,
+        "margins": margin_facts,
+        "history": [report.to_json() for report in trainer.history],
+        "score": validation.accuracy if validation else None,
+        "config_hash": trainer.config_hash,
+        "data_hash": trainer.data_hash,
+    }
+    return checkpoint.State({name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}, facts)
+
+
+def unpack(trainer: Trainer, state: checkpoint.State) -> None:
+    """Restore a trainer to a state of the same training. Raises CheckpointInvalid if it is of another one."""
+    facts = state.facts
+    checkpoint.check_owner(facts, config_hash=trainer.config_hash, data_hash=trainer.data_hash)
+
+    # The method, its optimizers and random states
+    trainer.method.load_state_dict(state.under("method/"))
+    for name, parameter in trainer.method.named_parameters():
+        parameter.requires_grad_(name not in facts["frozen"])
+    trainer.networks.built = facts["networks_built"]
+    trainer.phase_number = facts["phase_number"]
+    trainer.optimizers = trainer.schedule.build_optimizers(trainer.phase_number)
+    checkpoint.unpack_optimizers(trainer.optimizers.members, state.under("optimizer/"), facts["optimizers"])
+    trainer.random.restore(state.under("random/"))
+
+    # What was measured
+    trainer.margins.restore(state.under("margins/"), facts["margins"])
+    trainer.history = [EpochReport.from_json(report) for report in facts["history"]]
+
+    # The place in the loop
+    orders = state.under("sampler/")
+    trainer.sampler = EpochSampler.from_state(orders, trainer.spec.batch_size, trainer.device) if orders else None
+    trainer.loss_sum = state.tensors["loss_sum"].to(trainer.device, copy=True)
+    trainer.step, trainer.epoch, trainer.position = facts["step"], facts["epoch"], facts["position"]
+    trainer.seconds = facts["seconds"]
+    trainer.step_runner.reset()
