@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from app import work
 from app.db.session import transaction
@@ -184,8 +185,10 @@ def test_F04_a_worker_that_wakes_up_late_writes_nothing(harness: FaultHarness) -
     harness.in_the_middle(job)
     stopped = next(w for w in (first, second) if any(harness.child_of(w)))
     child = harness.child(stopped)
-    for pid in (stopped.pid, child):
-        os.kill(pid, signal.SIGSTOP)
+    with transaction(harness.engine) as session:  # a process stopped inside a transaction would lock all of SQLite
+        session.execute(select(Job.id))
+        for pid in (stopped.pid, child):
+            os.kill(pid, signal.SIGSTOP)
 
     try:
         done = harness.succeeded(job)
