@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
+from ml.formats.preset_rules import choose_preset
+
 COMMITTED = Path(__file__).with_name("catalog.json")
 BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minimum": "ge",
@@ -81,14 +83,10 @@ class Catalog:
                 raise relocated(error, "host_params") from None
         return completed
 
-    def suited(self, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that a method's rules choose for a data set with these facts; {} are the defaults."""
+    def suggested_params(self, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The params that a method's rules choose for a data set with these facts; {} are the defaults."""
         entry = self.methods[method]
-        for rule in entry.get("rules", []):
-            found = facts.get(rule["fact"])
-            if isinstance(found, int | float) and found < rule["below"]:
-                return dict(entry["presets"][rule["preset"]])
-        return {}
+        return choose_preset(entry.get("rules", []), entry["presets"], facts)
 
     def check_network(self, name: str) -> None:
         """UnknownChoice unless the catalog has this network."""

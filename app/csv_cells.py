@@ -1,6 +1,28 @@
-"""What the API and the worker's children agree on in CSV files."""
+"""Cells of the CSV files that API and worker write: none is a formula for a spreadsheet, text is read back exactly."""
 
 from __future__ import annotations
 
-FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so (C3)
-GAUSSIAN_COLUMNS = ("cx", "cy", "sigma_x", "sigma_y")  # of a mask, in pixels of the image
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that starts so (C3)
+GAUSSIAN_COLUMNS = ("cx", "cy", "sigma_x", "sigma_y")  # of a localization, in pixels of the original image
+
+
+def escape(value: object) -> object:
+    """The cell for a value: text that a spreadsheet would run gets an apostrophe, truth is spelled as in JSON."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) and not _is_number(value):
+        return "'" + value
+    return "" if value is None else value
+
+
+def unescape(cell: str) -> str:
+    """The text that `escape` made this cell of."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_PREFIXES) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

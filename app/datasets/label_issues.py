@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.csv_cells import FORMULA_PREFIXES, GAUSSIAN_COLUMNS
+from app import csv_cells
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound
 from app.storage import Storage
@@ -120,13 +120,13 @@ def _read(path: Path, size: int, changed_ns: int) -> Ranking:
 def _ranked(row: dict[str, str]) -> Ranked:
     return Ranked(
         int(row["index"]),
-        _text(row["path"]),
+        csv_cells.unescape(row["path"]),
         sys.intern(row["split"]),
-        sys.intern(_text(row["given_label"])),
-        sys.intern(_text(row["predicted_label"])),
+        sys.intern(csv_cells.unescape(row["given_label"])),
+        sys.intern(csv_cells.unescape(row["predicted_label"])),
         _number(row["label_score"]),
         row["is_label_issue"].lower() == "true",
-        *(_number(row.get(name, "")) for name in GAUSSIAN_COLUMNS),
+        *(_number(row.get(name, "")) for name in csv_cells.GAUSSIAN_COLUMNS),
     )
 
 
@@ -145,11 +145,6 @@ def issue(row: Ranked) -> LabelIssue:
         is_label_issue=row.is_label_issue,
         mask=mask,
     )
-
-
-def _text(cell: str) -> str:
-    """What the file holds so that no spreadsheet runs it (C3), as it was: labels are exact text."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_PREFIXES) else cell
 
 
 def _number(cell: str) -> float | None:

@@ -15,8 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app import storage
-from app.csv_cells import FORMULA_PREFIXES
+from app import csv_cells, storage
 from app.errors import RangeNotSatisfiable
 from app.http import routing
 
@@ -107,7 +106,7 @@ def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         for row in itertools.chain([header], rows):
-            writer.writerow([neutral(value) for value in row])
+            writer.writerow([csv_cells.escape(value) for value in row])
             if buffer.tell() > CHUNK_BYTES:
                 yield buffer.getvalue()
                 buffer.seek(0)
@@ -116,15 +115,6 @@ def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
 
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-cache"}
     return StreamingResponse(lines(), 200, headers, "text/csv; charset=utf-8")
-
-
-def neutral(value: object) -> object:
-    """A cell that stays text; numbers stay numbers, truth is spelled as in JSON."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value.startswith(FORMULA_PREFIXES):
-        return "'" + value
-    return "" if value is None else value
 
 
 def wants_csv(request: Request) -> bool:

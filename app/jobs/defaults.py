@@ -67,7 +67,7 @@ def params(request: TrainingRequest | Baseline, facts: DataFacts, catalog: Catal
     """The method's params: the request's, or, where it has none, those of the preset that fits the data set."""
     if "params" in request.model_fields_set:
         return request.params
-    return catalog.complete(request.method, catalog.suited(request.method, facts.measured))
+    return catalog.complete(request.method, catalog.suggested_params(request.method, facts.measured))
 
 
 def suggest(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:

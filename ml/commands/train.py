@@ -103,7 +103,7 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         resize=training_spec.resize,
         columns=[commands.column_names(options)],
     )
-    training_spec = _with_suited_params(training_spec, data.images)
+    training_spec = _with_suggested_params(training_spec, data.images)
     trainer = Trainer.build(
         training_spec,
         data.images,
@@ -182,14 +182,14 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
     return training_spec.model_copy(update={"network": spec.DEFAULT_NETWORKS[devices.resolve(first).type]})
 
 
-def _with_suited_params(training_spec: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
+def _with_suggested_params(training_spec: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:
     """With the params that the method's rules choose for these images, unless params were set."""
     from ml import methods
     from ml.data.clutter import clutter
 
     if "params" in training_spec.model_fields_set:
         return training_spec
-    params = methods.suited(training_spec.method, {"clutter": clutter(images.images.numpy())})
+    params = methods.suggested_params(training_spec.method, {"clutter": clutter(images.images.numpy())})
     return training_spec.model_copy(update={"params": params})
 
 

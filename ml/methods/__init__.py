@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, cast
 
 from ml import errors
+from ml.formats.preset_rules import choose_preset
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -70,11 +71,7 @@ def preset(method: str, name: str) -> dict[str, object]:
     return dict(known[name])
 
 
-def suited(name: str, facts: Mapping[str, object]) -> dict[str, object]:
+def suggested_params(name: str, facts: Mapping[str, object]) -> dict[str, object]:
     """The params that a method's rules choose for a data set with these facts; {} are the defaults."""
     about = load(name).ABOUT
-    for rule in about.get("rules", []):
-        found = facts.get(rule["fact"])
-        if isinstance(found, int | float) and found < rule["below"]:
-            return about["presets"][rule["preset"]]
-    return {}
+    return choose_preset(about.get("rules", []), about["presets"], facts)

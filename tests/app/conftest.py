@@ -73,8 +73,8 @@ def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
     paths = DOCUMENTS[key]["paths"]
     for template in sorted(paths, key=lambda t: t.count("{")):
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
-            found: dict[str, Any] | None = paths[template].get(method)
-            return found
+            operation: dict[str, Any] | None = paths[template].get(method)
+            return operation
     return None
 
 
@@ -133,14 +133,14 @@ def client(with_settings: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def engine(client: Client) -> Engine:
-    found: Engine = client.app.state.engine  # type: ignore[attr-defined]
-    return found
+    engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    return engine
 
 
 @pytest.fixture
 def files(client: Client) -> Storage:
-    found: Storage = client.app.state.storage  # type: ignore[attr-defined]
-    return found
+    storage: Storage = client.app.state.storage  # type: ignore[attr-defined]
+    return storage
 
 
 def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
@@ -182,14 +182,14 @@ def ingest_it(client: Client, dataset_id: str) -> None:
     folder = files.dataset(claim.id)
     folder.mkdir()
     files.upload(claim.id).rename(folder / "archive")
-    found = resolve_labels(read_archive(folder / "archive"))
+    labels = resolve_labels(read_archive(folder / "archive"))
     facts = ingest.ingest(
         folder / "archive",
-        found.images,
-        found.classes,
+        labels.images,
+        labels.classes,
         folder,
-        report=found.report,
-        facts=found.facts,
+        report=labels.report,
+        facts=labels.facts,
         bad_fraction=0.5,
     )
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
@@ -201,9 +201,9 @@ def dataset_id(client: Client, archive_bytes: bytes) -> str:
     """A data set that is ready."""
     answer = upload(client, archive_bytes)
     assert answer.status_code == 202, answer.text
-    found: str = answer.json()["id"]
-    ingest_it(client, found)
-    return found
+    dataset_id: str = answer.json()["id"]
+    ingest_it(client, dataset_id)
+    return dataset_id
 
 
 @dataclasses.dataclass

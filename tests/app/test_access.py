@@ -1,4 +1,4 @@
-"""Keys: where they are needed, what they allow, and that only their hash is kept."""
+"""Keys: where they are needed, what they allow, and that only their hash is stored."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ def test_scopes_open_their_own_doors_only(guarded: Client) -> None:
 def test_a_picture_of_a_data_set_is_for_those_who_may_read_it(guarded: Client, reference: str) -> None:
     """An overlay would show it, and a prediction tells of it."""
     predict, both = (bearer(new_key(guarded, *scopes)["key"]) for scopes in (["predict"], ["predict", "read"]))
-    kept = {"id": "kept", "image": {"type": "dataset", "value": "x/0"}}
+    stored = {"id": "stored", "image": {"type": "dataset", "value": "x/0"}}
     sent = {"id": "sent", "image": {"type": "base64", "value": "eA=="}}
 
-    def asked(key: dict[str, str]) -> list[Any]:
-        shown = guarded.get("/predict", params={"image": reference, "format": "overlay"}, headers=key)
-        return [shown, guarded.post("/predict", json={"inputs": [sent, kept]}, headers=key)]
+    def responses(key: dict[str, str]) -> list[Any]:
+        overlay = guarded.get("/predict", params={"image": reference, "format": "overlay"}, headers=key)
+        return [overlay, guarded.post("/predict", json={"inputs": [sent, stored]}, headers=key)]
 
-    refused = [answer.json() for answer in asked(predict)]
+    refused = [answer.json() for answer in responses(predict)]
     assert [(problem["status"], "'read'" in problem["detail"]) for problem in refused] == [(403, True)] * 2
-    assert all(answer.status_code != 403 for answer in asked(both))
+    assert all(answer.status_code != 403 for answer in responses(both))
 
 
 @BOTH

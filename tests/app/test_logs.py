@@ -18,8 +18,8 @@ def test_SEC9_a_record_is_one_line_of_plain_ascii() -> None:
     text = line("a\nb\x1b[2J\u202e\ud800")
     assert text.isascii()
     assert text.isprintable()
-    found = json.loads(text)
-    assert (found["process"], found["request_id"], "job_id" in found) == ("api", "r", False)
+    record = json.loads(text)
+    assert (record["process"], record["request_id"], "job_id" in record) == ("api", "r", False)
 
 
 def test_SEC9_a_record_never_exceeds_its_bytes() -> None:

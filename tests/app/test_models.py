@@ -14,11 +14,11 @@ from tests.app.conftest import BOTH, Client, FakeWorker
 @pytest.fixture
 def published(submit: Callable[..., Any], fake_worker: FakeWorker) -> list[str]:
     """Three models, oldest first."""
-    found = []
+    model_ids = []
     for seed in range(3):
         submit(seed=seed)
-        found.append(str(fake_worker.publish(fake_worker.claim())))
-    return found
+        model_ids.append(str(fake_worker.publish(fake_worker.claim())))
+    return model_ids
 
 
 @BOTH

@@ -50,11 +50,11 @@ def test_every_route_of_the_contract_is_there(client: Client) -> None:
     /models get | /models/{model_id} get delete | /aliases get | /aliases/{alias} get put delete
     /predict get post | /keys get post | /keys/{key_id} get delete | /livez get | /readyz get | /metrics get
     """
-    wanted = set()
+    routes = set()
     for entry in expected.replace("\n", "|").split("|"):
         path, *methods = entry.split() or [""]
-        wanted |= {(path, method) for method in methods}
-    assert wanted <= paths
+        routes |= {(path, method) for method in methods}
+    assert routes <= paths
 
 
 def test_J9_every_collection_is_paged(client: Client) -> None:

@@ -62,4 +62,4 @@ def test_service_and_command_line_choose_the_same_params(name: str) -> None:
     facts += [{rule["fact"]: rule["below"] + step} for rule in rules for step in (-0.01, 0.0, 0.01)]
 
     for known in facts:
-        assert Catalog.load().suited(name, known) == methods.suited(name, known)
+        assert Catalog.load().suggested_params(name, known) == methods.suggested_params(name, known)

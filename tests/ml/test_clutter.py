@@ -47,7 +47,7 @@ def test_pictures_of_one_colour_have_no_clutter_and_no_error() -> None:
 def test_a_rule_chooses_below_its_bound_and_knows_when_it_knows_nothing() -> None:
     presets = methods.load("denll").ABOUT["presets"]
 
-    assert methods.suited("denll", {"clutter": BELOW - 0.01}) == presets["confounded"]
-    assert methods.suited("denll", {"clutter": BELOW}) == {}
-    assert methods.suited("denll", {}) == {}
-    assert methods.suited("ce", {"clutter": 0.1}) == {}
+    assert methods.suggested_params("denll", {"clutter": BELOW - 0.01}) == presets["confounded"]
+    assert methods.suggested_params("denll", {"clutter": BELOW}) == {}
+    assert methods.suggested_params("denll", {}) == {}
+    assert methods.suggested_params("ce", {"clutter": 0.1}) == {}

@@ -9,8 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from app import storage
-from app.csv_cells import FORMULA_PREFIXES
+from app import csv_cells, storage
 from ml.evaluation.masks import Gaussian
 
 FOLDER, MANIFEST = "artifacts", "manifest.json"
@@ -46,11 +45,11 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerows([csv_cells.escape(value) for value in row] for row in rows)
 
 
 def gaussian_cells(gaussian: Gaussian) -> list[str]:
-    """The cells of a Gaussian in the order of `GAUSSIAN_COLUMNS`, to a hundredth of a pixel."""
+    """The cells of a Gaussian in the order of `csv_cells.GAUSSIAN_COLUMNS`, to a hundredth of a pixel."""
     return [f"{value:.2f}" for value in (gaussian.cx, gaussian.cy, gaussian.sigma_x, gaussian.sigma_y)]
 
 
@@ -67,21 +66,3 @@ def write_manifest(folder: Path) -> None:
         if path.name != MANIFEST
     ]
     storage.write_atomic(folder / MANIFEST, json.dumps({"artifacts": entries}, indent=1).encode())
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) and not _is_number(value)
-        else value
-    )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -13,8 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from app import storage
-from app.csv_cells import GAUSSIAN_COLUMNS
+from app import csv_cells, storage
 from app.db.session import Session
 from app.jobs import attempt
 from ml.data.dataset import LabeledImages, Truth
@@ -157,7 +156,7 @@ class Publication:
             ]
             for number, (image, given_label, predicted, score, flagged) in enumerate(columns)
         ]
-        artifacts.write_table(path, [*HEADER, *(() if gaussians is None else GAUSSIAN_COLUMNS)], rows)
+        artifacts.write_table(path, [*HEADER, *(() if gaussians is None else csv_cells.GAUSSIAN_COLUMNS)], rows)
 
 
 def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from app.csv_cells import GAUSSIAN_COLUMNS
+from app import csv_cells
 from app.settings import Settings
 from ml.data import dataset
 from ml.formats import dataset_index
@@ -66,7 +66,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
 
     # Write the table, and end the job.
     with artifacts.complete(ctx.folder) as folder:
-        header = [*HEADER, *(GAUSSIAN_COLUMNS if predictor.localizes else ())]
+        header = [*HEADER, *(csv_cells.GAUSSIAN_COLUMNS if predictor.localizes else ())]
         artifacts.write_table(folder / "predictions.csv", header, rows)
     labelled = [row for row in rows if row[3] != ""]
     reporter.succeed(

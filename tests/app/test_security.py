@@ -1,4 +1,4 @@
-"""The door: hosts, origins, body limits, request ids, HEAD, and one shape for every refusal."""
+"""The security middleware: hosts, origins, body limits, request ids, HEAD, and one shape of every refusal."""
 
 from __future__ import annotations
 
