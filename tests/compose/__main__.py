@@ -100,8 +100,8 @@ class Stack:
 
 def answered(answer: httpx2.Response) -> dict[str, Any]:
     assert answer.is_success, f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}"
-    found: dict[str, Any] = answer.json()
-    return found
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def main() -> None:
@@ -212,11 +212,11 @@ def health(stack: Stack, service: str) -> str:
 
 
 def demo(stack: Stack) -> str:
-    """What `make demo` runs, told the address and the key as the README says; what it prints."""
-    told = [f"DENLL_URL={stack.client.base_url}", f"DENLL_ADMIN_KEY={stack.engine.environment['DENLL_ADMIN_KEY']}"]
+    """Run what `make demo` runs, with address and key in the environment as the README says; its output."""
+    variables = [f"DENLL_URL={stack.client.base_url}", f"DENLL_ADMIN_KEY={stack.engine.environment['DENLL_ADMIN_KEY']}"]
     folder = stack.engine.folder / "temporary"
     return stack.engine.run(
-        "env", f"--chdir={folder}", f"PYTHONPATH={images.ROOT}", *told, sys.executable, "-m", "examples.demo"
+        "env", f"--chdir={folder}", f"PYTHONPATH={images.ROOT}", *variables, sys.executable, "-m", "examples.demo"
     )
 
 
@@ -256,8 +256,8 @@ def train_through_a_kill(stack: Stack, dataset: str) -> str:
 
 def epochs(stack: Stack, job: str) -> list[int]:
     """The epochs that the job has measured."""
-    found: list[int] = stack.get(f"{job}/metrics")["epoch"]
-    return found
+    epochs: list[int] = stack.get(f"{job}/metrics")["epoch"]
+    return epochs
 
 
 def page_commands(section: str) -> list[str]:

@@ -77,8 +77,8 @@ class Engine:
         return self.run("podman", *arguments, check=check)
 
     def inspect(self, container: str) -> dict[str, Any]:
-        found: list[dict[str, Any]] = json.loads(self.podman("inspect", "--type=container", container))
-        return found[0]
+        containers: list[dict[str, Any]] = json.loads(self.podman("inspect", "--type=container", container))
+        return containers[0]
 
     def execute(self, container: str, *command: str) -> subprocess.CompletedProcess[str]:
         """A command inside a running container; its status is the caller's to judge."""

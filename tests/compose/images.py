@@ -51,15 +51,15 @@ INSTALL = (
 def names() -> dict[str, str]:
     """The images that the container files name: python, postgres, redis."""
     text = (ROOT / "Dockerfile").read_text() + (ROOT / "docker-compose.yml").read_text()
-    found = re.findall(r"(?:PYTHON_IMAGE=|image: )((python|postgres|redis):\S+)", text)
-    return {kind: HUB + image for image, kind in found}
+    matches = re.findall(r"(?:PYTHON_IMAGE=|image: )((python|postgres|redis):\S+)", text)
+    return {kind: HUB + image for image, kind in matches}
 
 
 def stand_ins(engine: Engine) -> None:
     """Build what a registry would have given, unless a kept folder still has it."""
-    wanted = names()
-    assert wanted.keys() == {"python", "postgres", "redis"}, wanted
-    if all(_known(engine, image) for image in wanted.values()):
+    image_names = names()
+    assert image_names.keys() == {"python", "postgres", "redis"}, image_names
+    if all(_known(engine, image) for image in image_names.values()):
         return
     rootfs = engine.folder / "rootfs"
     release, mirror = platform.freedesktop_os_release()["VERSION_CODENAME"], _mirror(engine)
@@ -72,23 +72,25 @@ def stand_ins(engine: Engine) -> None:
     engine.run("buildah", "add", "--quiet", base, rootfs, "/")
     for variable in ("PIP_CERT", "SSL_CERT_FILE"):
         engine.run("buildah", "config", "--env", f"{variable}={AUTHORITIES}", base)
-    engine.run("buildah", "commit", "--quiet", "--rm", base, wanted["python"])
+    engine.run("buildah", "commit", "--quiet", "--rm", base, image_names["python"])
     shutil.rmtree(rootfs)
-    _servers(engine, wanted)
+    _servers(engine, image_names)
 
 
-def _servers(engine: Engine, wanted: dict[str, str]) -> None:
-    made = engine.run("buildah", "from", "--pull-never", wanted["python"])
+def _servers(engine: Engine, image_names: dict[str, str]) -> None:
+    container = engine.run("buildah", "from", "--pull-never", image_names["python"])
     script = engine.folder / "postgres-entrypoint"
     script.write_text(POSTGRES_ENTRYPOINT)
     script.chmod(0o755)
-    engine.run("buildah", "copy", "--quiet", made, script, "/usr/local/bin/postgres-entrypoint")
+    engine.run("buildah", "copy", "--quiet", container, script, "/usr/local/bin/postgres-entrypoint")
     install = " && ".join(INSTALL)
-    engine.run("buildah", "run", "--isolation=chroot", made, "--", "sh", "-c", install)
-    engine.run("buildah", "config", "--entrypoint", '["postgres-entrypoint"]', "--cmd", "", "--env=PGHOST=/tmp", made)
-    engine.run("buildah", "commit", "--quiet", made, wanted["postgres"])
-    engine.run("buildah", "config", "--entrypoint", "[]", "--cmd", "redis-server", made)
-    engine.run("buildah", "commit", "--quiet", "--rm", made, wanted["redis"])
+    engine.run("buildah", "run", "--isolation=chroot", container, "--", "sh", "-c", install)
+    engine.run(
+        "buildah", "config", "--entrypoint", '["postgres-entrypoint"]', "--cmd", "", "--env=PGHOST=/tmp", container
+    )
+    engine.run("buildah", "commit", "--quiet", container, image_names["postgres"])
+    engine.run("buildah", "config", "--entrypoint", "[]", "--cmd", "redis-server", container)
+    engine.run("buildah", "commit", "--quiet", "--rm", container, image_names["redis"])
 
 
 def build(engine: Engine, target: str) -> str:

@@ -41,8 +41,8 @@ def compose(files: tuple[str, ...], environment: dict[str, str], *arguments: str
 def resolved(files: tuple[str, ...], **more: str) -> dict[str, Any]:
     done = compose(files, SECRETS | more, "--format=json")
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    configuration: dict[str, Any] = json.loads(done.stdout)
+    return configuration
 
 
 @pytest.fixture(scope="module", params=[GPU, CPU], ids=["gpu", "cpu"])
@@ -52,8 +52,8 @@ def stack(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def services(stack: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = stack["services"]
-    return found
+    services: dict[str, dict[str, Any]] = stack["services"]
+    return services
 
 
 @pytest.mark.parametrize("files", [GPU, CPU], ids=["gpu", "cpu"])
@@ -64,10 +64,10 @@ def test_compose_accepts_the_files(files: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-@pytest.mark.parametrize("given", [{}, {"empty": ""}], ids=["unset", "empty"])
-def test_compose_refuses_without_a_secret(secret: str, given: dict[str, str]) -> None:
+@pytest.mark.parametrize("is_set", [False, True], ids=["unset", "empty"])
+def test_compose_refuses_without_a_secret(secret: str, is_set: bool) -> None:
     environment = {name: value for name, value in SECRETS.items() if name != secret}
-    done = compose(GPU, environment | dict.fromkeys([secret] if given else [], ""), "--quiet")
+    done = compose(GPU, environment | dict.fromkeys([secret] if is_set else [], ""), "--quiet")
 
     assert done.returncode != 0
     assert f"{secret} is missing a value" in done.stderr
@@ -89,10 +89,10 @@ def test_the_stack_is_what_the_page_says(services: dict[str, dict[str, Any]]) ->
 def test_every_setting_of_a_service_is_one_that_we_have(services: dict[str, dict[str, Any]]) -> None:
     known = {f"DENLL_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
-        given = services[name]["environment"]
+        variables = services[name]["environment"]
 
-        assert given.keys() <= known, name
-        Settings(**{key.removeprefix("DENLL_").lower(): value for key, value in given.items()})
+        assert variables.keys() <= known, name
+        Settings(**{key.removeprefix("DENLL_").lower(): value for key, value in variables.items()})
 
 
 def test_nothing_but_the_api_is_published_and_that_on_loopback(services: dict[str, dict[str, Any]]) -> None:
@@ -231,9 +231,9 @@ def test_every_compose_file_that_the_page_shows_resolves(snippet: str, tmp_path:
     """Beside our files, as the page says; one that has its own name stands alone."""
     for name in GPU:
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "shown.yml").write_text(snippet)
+    (tmp_path / "snippet.yml").write_text(snippet)
     alone = snippet.startswith("name:")
-    files = [str(tmp_path / name) for name in (*(() if alone else GPU), "shown.yml")]
+    files = [str(tmp_path / name) for name in (*(() if alone else GPU), "snippet.yml")]
     done = compose(tuple(files), SECRETS, "--format=json")
 
     assert done.returncode == 0, done.stderr

@@ -38,11 +38,11 @@ def test_hadolint_has_no_complaint() -> None:
 
 def test_the_base_is_one_exact_version_not_older_than_the_floor() -> None:
     base = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))["PYTHON_IMAGE"]
-    found = re.fullmatch(r"python:3\.11\.(\d+)-slim-[a-z]+", base)
+    match = re.fullmatch(r"python:3\.11\.(\d+)-slim-[a-z]+", base)
     bases = re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)
 
-    assert found is not None
-    assert int(found[1]) >= 14
+    assert match is not None
+    assert int(match[1]) >= 14
     assert set(bases) - stages().keys() == {"${PYTHON_IMAGE}"}
 
 
