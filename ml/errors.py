@@ -1,4 +1,4 @@
-"""What can go wrong in the workshop, each a type with a stable code and a sentence the user can act on.
+"""What can go wrong in `ml`, each a type with a stable code and a sentence the user can act on.
 
 This page knows no HTTP status and no job: `worker` translates.
 
@@ -39,9 +39,9 @@ class Failure(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, in one line: which settings do not fit and why, which file cannot be read."""
+    """The message of any error in one line: the faulty settings, or the file that cannot be read, and why."""
     if isinstance(error, ValidationError):
-        faults = [(".".join(str(part) for part in each["loc"]), each["msg"]) for each in error.errors()]
+        faults = [(".".join(str(part) for part in fault["loc"]), fault["msg"]) for fault in error.errors()]
         return "; ".join(f"{place}: {message}" if place else message for place, message in faults)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -60,26 +60,30 @@ class TrainingDiverged(Failure):
 
 
 class OutOfMemory(Failure):
-    """What is asked for does not fit into memory; `fitting_batch_size` is a size that should, None if none does."""
+    """A training or a prediction does not fit into memory.
+
+    Attributes:
+        fitting_batch_size: A batch size that should fit; None if there is none.
+    """
 
     def __init__(
         self, detail: str, fitting_batch_size: int | None, *, else_hint: str = "use a smaller network or image_size"
     ) -> None:
-        """`else_hint` is the way out where no batch size is one."""
+        """`else_hint` is the hint if no batch size fits."""
         self.fitting_batch_size = rounded_batch(fitting_batch_size)
         fits = f"batch_size {self.fitting_batch_size} should fit"
         super().__init__(detail, hint=else_hint if self.fitting_batch_size is None else fits)
 
 
 def rounded_batch(size: int | None) -> int | None:
-    """Down to what people write: a multiple of 8, or 4 or 2; None below."""
+    """The largest multiple of 8, or 4 or 2, up to `size`; None below 2."""
     if size is None or size < 2:
         return None
     return size // 8 * 8 if size >= 8 else size // 4 * 4 or 2
 
 
 class RankDivergence(Failure):
-    """The processes of one training, which do the same, hold weights that differ by more than rounding."""
+    """The ranks of one training hold weights that differ by more than rounding."""
 
     def __init__(self, drift: float) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, and what proves that they are whole. What is in them, this module does not know."""
+"""Flushes files to the disk, and fingerprints them to detect damage."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import NamedTuple
 
 
 class Fingerprint(NamedTuple):
-    """What tells a whole file from a damaged one."""
+    """Size and SHA-256 (hex) of a file."""
 
     bytes: int
     sha256: str
 
 
 def fingerprint(path: Path) -> Fingerprint:
+    """Read a file and return its fingerprint."""
     with path.open("rb") as file:
         return Fingerprint(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def flush(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk."""
+    """Return when the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

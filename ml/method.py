@@ -1,10 +1,9 @@
-"""The whole vocabulary of a method: `Method`, `Phase`, `Batch`, `TrainContext`.
+"""The interface between a method and the training loop: `Method`, `Phase`, `Pass`, `Batch`, `TrainContext`.
 
-The loop (`ml.training.trainer`) owns time - order, devices, schedules, generators, events, state. The method owns the
-step.
-Nothing here knows a data set, a device or a service.
+The loop (`ml.training.trainer`) owns order, devices, learning rates, generators and state. The method owns its
+networks, the loss and what happens in a step.
 
-Shapes: `N` samples, `B` batch, `C` classes, images `(B, 3, H, W)` float, normalised per channel by the loader.
+Shapes: `M` images trained on, `B` batch, `C` classes, `D` features, images (B, 3, H, W) float, normalised per channel.
 """
 
 from __future__ import annotations
@@ -23,13 +22,16 @@ View = Literal["weak", "strong"]  # weak: as the spec augments; strong: AutoAugm
 
 
 class Network(nn.Module):
-    """What a method trains: an image classifier whose three parts have names, so that a method may renew some of them.
+    """An image classifier in three parts, so that a method can reinitialise the later ones (PES).
 
-    `body`, `last_stage` and `classifier` partition the parameters (PES re-initialises the later ones).
+    Attributes:
+        feature_count: D.
+        image_size: H = W in pixels.
+        body, last_stage, classifier: Applied in this order. Together they have all parameters, each once.
     """
 
-    feature_count: int  # D
-    image_size: int  # H = W
+    feature_count: int
+    image_size: int
     body: nn.Module
     last_stage: nn.Module
     classifier: nn.Module
@@ -49,69 +51,92 @@ class Network(nn.Module):
 
 
 def no_generator(concern: str) -> torch.Generator:
-    """What a batch made by hand answers: only a training has generators."""
+    """The `Batch.generator` of a batch that no training built: raises LookupError."""
     raise LookupError(f"this batch comes from no training, so it has no generator for {concern!r}")
 
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Images of a step whose given labels the method does not see."""
+    """The images of a step whose given labels the method does not see.
 
-    views: tuple[Tensor, ...]  # each (B', 3, H, W)
-    index: Tensor  # int64 (B',), as Batch.index
-    record_logits: Callable[[Tensor], None]  # as Batch.observe
+    Attributes:
+        views: As `Batch.views`, each (B', 3, H, W).
+        index: As `Batch.index`, int64 (B',).
+        record_logits: As `Batch.record_logits`.
+    """
+
+    views: tuple[Tensor, ...]
+    index: Tensor
+    record_logits: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees. Labels are the given ones; there is no field for clean labels (law 7)."""
+    """What one step sees. Labels are the given ones; there is no field for clean labels (law 7).
 
-    views: tuple[Tensor, ...]  # each (B, 3, H, W)
-    labels: Tensor  # int64 (B,)
-    index: Tensor  # int64 (B,): positions among the labels the method was built with
-    record_logits: Callable[
-        [Tensor], None
-    ]  # takes plain logits (B, C), at most once a step; the loop ranks labels by them
-    epoch: int = 0  # counted over all phases
-    progress: float = 0.0  # of the whole training, in [0, 1); within an epoch every turn counts from its start
-    pass_index: int = 0  # number of the phase's turn
-    unlabelled: Unlabelled | None = None  # where the turn has such images
-    generator: Callable[[str], torch.Generator] = no_generator  # as Lab.generator: shared by all who name one concern
+    Attributes:
+        views: One augmentation of the images for each of `Phase.views`, each (B, 3, H, W).
+        labels: Given labels, int64 (B,).
+        index: Positions of the images among the labels that the method was built with, int64 (B,).
+        record_logits: Takes logits (B, C) of unmixed images, at most once a step. Labels are ranked by them.
+        epoch: Over all phases, from 0.
+        progress: Of the whole training, in [0, 1). Within an epoch every pass counts from the epoch's start.
+        pass_index: Which of the phase's passes this step belongs to.
+        unlabelled: The images without labels, if the pass has any.
+        generator: As `TrainContext.generator`.
+    """
+
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    index: Tensor
+    record_logits: Callable[[Tensor], None]
+    epoch: int = 0
+    progress: float = 0.0
+    pass_index: int = 0
+    unlabelled: Unlabelled | None = None
+    generator: Callable[[str], torch.Generator] = no_generator
 
     @property
     def images(self) -> Tensor:
+        """The first view, (B, 3, H, W)."""
         return self.views[0]
 
     def without_recording(self) -> Batch:
-        """The same, and nobody hears what is observed of it."""
-        beside = self.unlabelled and replace(self.unlabelled, record_logits=_unheard)
-        return replace(self, record_logits=_unheard, unlabelled=beside)
+        """The same batch, whose `record_logits` does nothing."""
+        unlabelled = self.unlabelled and replace(self.unlabelled, record_logits=_ignore_logits)
+        return replace(self, record_logits=_ignore_logits, unlabelled=unlabelled)
 
 
-def _unheard(_: Tensor) -> None:
+def _ignore_logits(_: Tensor) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Optimizers:
-    """Who owns which parameters, and how their learning rates move."""
+    """The optimisers of a phase and their learning-rate schedule.
+
+    Attributes:
+        members: The optimisers. No parameter belongs to two of them.
+        factor: Progress in [0, 1) of all phases that share these optimisers -> factor on the initial learning rates.
+        constant_rate: Those of the members whose learning rates never change.
+    """
 
     members: tuple[torch.optim.Optimizer, ...]
-    factor: Callable[[float], float]  # progress of the phase in [0, 1) -> factor on each base learning rate
-    constant_rate: tuple[torch.optim.Optimizer, ...] = ()  # those of the members whose rates never move
+    factor: Callable[[float], float]
+    constant_rate: tuple[torch.optim.Optimizer, ...] = ()
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The members' groups of parameters, each with its learning rate: torch's own, to be changed in place."""
+        """The parameter groups of all members, each with its `lr`; changes in place take effect."""
         return [group for member in self.members for group in member.param_groups]
 
 
 class TrainContext(Protocol):
-    """What a method may ask of the loop when a phase or an epoch begins."""
+    """What a method may use of the training when a phase or an epoch begins."""
 
     @property
     def epoch(self) -> int:
-        """Counted over all phases, from 0."""
+        """The epoch that begins, over all phases, from 0."""
         ...
 
     @property
@@ -120,62 +145,86 @@ class TrainContext(Protocol):
         ...
 
     def generator(self, concern: str) -> torch.Generator:
-        """The generator of one concern, on the training's device, from the spec's seed, checkpointed by the loop."""
+        """The random generator of a concern (any name), on the training's device.
+
+        It is seeded by the spec's seed and the concern, and checkpoints hold its state.
+        """
         ...
 
     def noisy_accuracies(self) -> Sequence[float]:
-        """The answer's, of every epoch so far, on held-out images by given labels; empty where none are held out."""
+        """Accuracy of the ensemble on held-out images by given labels, one an epoch; empty if none are held out."""
         ...
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        """`function` of every training image in index order, without gradients: (N, ...).
+        """Apply a function to all images that are trained on, in evaluation mode and without gradients.
 
-        `views = 0` shows the plain image; `views = k` averages over k augmented ones.
+        Args:
+            function: Takes images (B, 3, H, W), returns (B, ...).
+            views: Average over so many augmented views of every image; 0 takes the unaugmented image.
+
+        Returns:
+            f32 (M, ...), by `Batch.index`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of an epoch over a pool. A phase that trains its networks one after the other gives each its turn.
+    """A pass of an epoch over a pool of images. A phase that trains its networks one after the other has one for each.
 
-    Pools are masks (M,) or int64 positions, of which a repeated one is shown as often.
+    A pool is a mask (M,) or positions int64 (n,); a position that occurs twice is shown twice.
+
+    Attributes:
+        pool: The labelled images. The steps of the pass show each once.
+        unlabelled: The pool of images that are shown without labels beside them, again and again; None or empty: none.
+        share: Of a batch that is unlabelled, if there are enough such images.
     """
 
-    pool: Tensor  # of these every step shows the next, each once
-    unlabelled: Tensor | None = None  # beside them, round after round; None or empty shows none
-    share: float = 0.5  # of a batch that is unlabelled, if there are enough
+    pool: Tensor
+    unlabelled: Tensor | None = None
+    share: float = 0.5
 
 
 def no_preparation(_: TrainContext) -> None:
-    """A phase that prepares nothing."""
+    """The default of `Phase.enter` and `Phase.begin_epoch`: does nothing."""
 
 
 def no_step_hook(_: Batch) -> None:
-    """A step like any other."""
+    """The default of `Phase.before_step` and `Phase.after_step`: does nothing."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with its own loss, data and optimisers.
+    """A part of a training with its own loss, data and optimisers.
 
-    `enter` and `begin_epoch` may change parameters, buffers and `requires_grad`, nothing else: these are what a
-    checkpoint holds, and neither is called again when a training resumes inside the epoch.
+    `enter` and `begin_epoch` may change parameters, buffers and `requires_grad`, and nothing else: a checkpoint holds
+    these, and neither is called again when a training resumes inside an epoch.
+
+    Attributes:
+        epochs: How many; may be 0.
+        loss: Batch -> scalar with a graph.
+        optimizers: Builds the optimisers when the phase is entered; None keeps those of the phase before.
+        before_step: Called after the backward pass and before the optimiser step, e.g. to mask gradients.
+        after_step: Called after the optimiser step, e.g. to average weights.
+        enter: Called once, before the first epoch, e.g. to reinitialise parts or estimate a transition matrix.
+        begin_epoch: Called before every epoch, e.g. to score the images, divide them or refine labels.
+        passes: The passes of the next epoch; None is one pass over all images.
+        views: The augmentations of every image that a batch has.
+        clip: Limit of the joint gradient norm; None does not clip.
+        name: Appears in reports.
     """
 
     epochs: int
-    loss: Callable[[Batch], Tensor]  # scalar with a graph
-    optimizers: Callable[[], Optimizers] | None  # built on entering; None keeps those of the phase before
-    before_step: Callable[[Batch], None] = no_step_hook  # after the gradients, before they are used: mask some
-    after_step: Callable[[Batch], None] = no_step_hook  # average weights
-    enter: Callable[[TrainContext], None] = no_preparation  # once: re-initialise parts, estimate a transition matrix
-    begin_epoch: Callable[[TrainContext], None] = (
-        no_preparation  # score the set, split it, refine labels, move a schedule
-    )
-    passes: Callable[[], Sequence[Pass]] | None = None  # what this epoch draws from; None is one turn of all samples
-    views: tuple[View, ...] = ("weak",)  # what is shown of every image
-    clip: float | None = None  # limit of the joint gradient norm; None does not clip
-    name: str = "train"  # shown in reports
+    loss: Callable[[Batch], Tensor]
+    optimizers: Callable[[], Optimizers] | None
+    before_step: Callable[[Batch], None] = no_step_hook
+    after_step: Callable[[Batch], None] = no_step_hook
+    enter: Callable[[TrainContext], None] = no_preparation
+    begin_epoch: Callable[[TrainContext], None] = no_preparation
+    passes: Callable[[], Sequence[Pass]] | None = None
+    views: tuple[View, ...] = ("weak",)
+    clip: float | None = None
+    name: str = "train"
 
 
 class MethodParams(BaseModel):
@@ -205,11 +254,11 @@ class Method(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_former_state)  # type: ignore[no-untyped-call]
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
-        """From settings alone, so that (phase, epoch, step) is enough to resume."""
+        """The phases, whose epochs add up to `training.epochs`. They depend on nothing but the settings."""
         raise TypeError(f"{type(self).__name__} defines no phases")
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): how it predicts when done."""
+        """(B, 3, H, W) -> (B, C): the prediction of the trained method."""
         raise TypeError(f"{type(self).__name__} defines no prediction")
 
     def heads(self, images: Tensor) -> dict[str, Tensor]:
@@ -217,7 +266,10 @@ class Method(nn.Module):
         return {ENSEMBLE: self.logits(images)}
 
     def locate(self, images: Tensor) -> Tensor | None:
-        """(B, 3, H, W) -> centre x, centre y, sigma in network pixels (B, 3); None without a localization module."""
+        """(B, 3, H, W) -> (B, 3): x and y of the object's centre and sigma, in network pixels.
+
+        None without a localization module.
+        """
         return None
 
 
@@ -230,32 +282,42 @@ def _rename_former_state(module: Method, state: dict[str, Any], prefix: str, *_:
 
 @dataclass(frozen=True)
 class TrainHyperparameters:
-    """What of the training spec a method may know when it lays out its phases."""
+    """The part of the training spec that a method may know when it builds its phases.
+
+    Attributes:
+        factor: The spec's learning-rate schedule: progress of the training in [0, 1) -> factor on the learning rate.
+    """
 
     epochs: int
     learning_rate: float
     momentum: float
     weight_decay: float
-    factor: Callable[[float], float]  # the spec's schedule over the whole training: progress in [0, 1) -> factor
+    factor: Callable[[float], float]
     batch_size: int = 128
 
     def sgd(
         self, parameters: Iterable[nn.Parameter], *, scale: float = 1.0, weight_decay: float | None = None
     ) -> torch.optim.Optimizer:
-        """Plain SGD at `scale` times the spec's learning rate; the spec's weight decay unless another is given."""
+        """SGD with the spec's momentum.
+
+        Args:
+            parameters: What it optimises.
+            scale: Factor on the spec's learning rate.
+            weight_decay: Instead of the spec's.
+        """
         optimizer = torch.optim.SGD(
             parameters,
             lr=self.learning_rate * scale,
             momentum=self.momentum,
             weight_decay=self.weight_decay if weight_decay is None else weight_decay,
-            fused=True,  # one pass over the weights; and no other kind reads its rate from a tensor without waiting
+            fused=True,  # one pass over the weights, and no other kind reads a tensor rate without waiting
         )
         optimizer.register_step_pre_hook(_begin_momentum)
         return optimizer
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Of parameters that had no gradient before, as newly unfrozen ones: the fused kind takes all to begin together."""
+    """Add the momentum of newly unfrozen parameters: fused SGD expects that all have one or none has."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
@@ -268,9 +330,16 @@ def take_gradient_step(
     clip: float | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """One gradient step of every member; the loss comes back detached, nothing waits.
+    """One step of every optimiser, without a wait for the device.
 
-    `before` may change the gradients; after it `clip` limits their joint norm.
+    Args:
+        loss: Scalar with a graph.
+        optimizers: Of all parameters that the loss trains.
+        clip: Limit of the joint gradient norm; None does not clip.
+        before: Called after the backward pass and before clipping; may change gradients.
+
+    Returns:
+        The loss, detached.
     """
     for optimizer in optimizers.members:
         optimizer.zero_grad(set_to_none=True)

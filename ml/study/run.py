@@ -21,7 +21,7 @@ from ml.evaluation import measure
 from ml.reports import selftest
 from ml.study import sources
 from ml.study.plan import Run
-from ml.training.events import EpochReport, strict
+from ml.training.events import EpochReport, to_strict_json
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 
@@ -80,7 +80,7 @@ def run_one(
         "ranking": None if clean is None else _ranking(trainer, clean),
         "epochs": [report.to_json() for report in trainer.history],
     }
-    finite: dict[str, Any] = strict(result)
+    finite: dict[str, Any] = to_strict_json(result)
     return finite
 
 

@@ -1,4 +1,4 @@
-"""What a training yields: plain, frozen, JSON-ready. It knows no tensor and no device."""
+"""The events that a training yields: frozen values that become JSON, without tensors."""
 
 from __future__ import annotations
 
@@ -10,72 +10,96 @@ from typing import Any, Self
 
 from ml.evaluation.measure import Score
 
-# What an epoch is measured on: images held out, against their given and against their clean labels; the test set; and
-# where the spec injects noise, the same images against the labels before it, and trained ones against the wrong labels.
+# What every epoch is evaluated on; see the fields of EpochReport.
 EVALUATION_SPLITS = ("noisy_validation", "clean_validation", "test", "before_noise", "memorised")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step was taken. It carries no loss, so that nobody waits for the device."""
+    """A step was taken. It has no loss, since reading one would wait for the device.
+
+    Attributes:
+        epoch: From 0.
+        phase: Name of the phase.
+        step: In this epoch, from 0.
+        steps: Of this epoch.
+        total_step: Steps taken so far in the whole training.
+    """
 
     epoch: int
     phase: str
-    step: int  # in this epoch, from 0
-    steps: int  # of this epoch
-    total_step: int  # taken so far in the whole training
+    step: int
+    steps: int
+    total_step: int
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch yields. Scores are by head, "answer" among them; empty where there is nothing to measure by."""
+    """An epoch has ended. The five evaluation splits have scores by head, and none if their labels are not known.
 
-    epoch: int  # from 0
+    Attributes:
+        epoch: From 0.
+        epochs: Of the whole training.
+        phase: Name of the phase.
+        step: Steps taken so far in the whole training.
+        train_loss: Mean over the images of the epoch's steps.
+        noisy_validation: Held-out images by their given labels.
+        clean_validation: Those of them whose clean label is known, by it. Nothing is selected by these scores.
+        test: The test set by its clean labels.
+        before_noise: Held-out images by their labels before the spec's noise was injected.
+        memorised: Images that are trained on with a wrong, injected label, by that label.
+        learning_rate: Of the last step, of the first group of parameters.
+        seconds: Spent in the epoch, evaluation included.
+        images_per_second: Images of the training set, each counted once, by the seconds without evaluation.
+        finite: Whether all scores are finite.
+    """
+
+    epoch: int
     epochs: int
     phase: str
-    step: int  # taken so far in the whole training
+    step: int
     train_loss: float
-    noisy_validation: dict[str, Score]  # images held out, against the labels as they are given
-    clean_validation: dict[str, Score]  # those of them whose clean label is known, against it: shown, never selected by
-    test: dict[str, Score]  # the test set, against clean labels
-    before_noise: dict[str, Score]  # images held out, against their labels before noise was injected
-    memorised: dict[str, Score]  # trained images with a wrong label that was injected, against that label
+    noisy_validation: dict[str, Score]
+    clean_validation: dict[str, Score]
+    test: dict[str, Score]
+    before_noise: dict[str, Score]
+    memorised: dict[str, Score]
     learning_rate: float
-    seconds: float  # measuring included
-    images_per_second: float  # of the training set, each counted once however often it is shown; while training
-    finite: bool  # all of the above
+    seconds: float
+    images_per_second: float
+    finite: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Strict JSON: what is not finite is null."""
-        plain = dataclasses.asdict(self)
+        """As strict JSON, with null for numbers that are not finite."""
+        fields = dataclasses.asdict(self)
         for name in EVALUATION_SPLITS:
             scores: dict[str, Score] = getattr(self, name)
-            plain[name] = {head: score._asdict() for head, score in scores.items()}
-        found: dict[str, Any] = strict(plain)
-        return found
+            fields[name] = {head: score._asdict() for head, score in scores.items()}
+        json: dict[str, Any] = to_strict_json(fields)
+        return json
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Self:
+    def from_json(cls, json: dict[str, Any]) -> Self:
         """The inverse of `to_json`, null being NaN."""
-        known = dict(plain)
+        fields = dict(json)
         for name in EVALUATION_SPLITS:
-            known[name] = {
+            fields[name] = {
                 head: Score(**{k: math.nan if v is None else v for k, v in score.items()})
-                for head, score in plain.get(name, {}).items()
+                for head, score in json.get(name, {}).items()
             }
-        return cls(**known)
+        return cls(**fields)
 
 
 def speed(history: Sequence[EpochReport]) -> float | None:
-    """Images per second while training, the median epoch's; None before the first has ended."""
-    known = sorted(report.images_per_second for report in history)
-    return known[len(known) // 2] if known else None
+    """Images per second while training, of the median epoch; None before the first has ended."""
+    speeds = sorted(report.images_per_second for report in history)
+    return speeds[len(speeds) // 2] if speeds else None
 
 
-def strict(value: Any) -> Any:  # any JSON value
-    """The same with null for every number that is not finite: JSON has none of those."""
+def to_strict_json(value: Any) -> Any:
+    """A JSON value with null for every number that is not finite, since JSON has no such numbers."""
     if isinstance(value, dict):
-        return {name: strict(each) for name, each in value.items()}
+        return {name: to_strict_json(member) for name, member in value.items()}
     if isinstance(value, list):
-        return [strict(each) for each in value]
+        return [to_strict_json(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

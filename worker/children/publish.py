@@ -61,7 +61,7 @@ class Publication:
         clean = selftest.reference_labels(trainer.spec, images, truth)
         self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.dataset_folder, reporter)
         if self._report is not None:
-            self.metrics |= events.strict(report_data.metrics(self._report.numbers))
+            self.metrics |= events.to_strict_json(report_data.metrics(self._report.numbers))
 
     def write(self) -> None:
         """Write model archive and artifacts, complete and verified; may be repeated. Raises OSError on a full disk."""
@@ -173,7 +173,7 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
     clean_validation = last.clean_validation.get(ENSEMBLE)
     clean = selftest.reference_labels(trainer.spec, images, truth)
     ranking = None if issues is None or clean is None else measure.ranking_quality(issues, trainer.labels, clean)
-    metrics: dict[str, Any] = events.strict(
+    metrics: dict[str, Any] = events.to_strict_json(
         {
             "test_accuracy": accuracies(trainer) if test else None,
             "test_loss": test and test.loss,
