@@ -1,6 +1,7 @@
-"""What an attempt at checking a data set may write. Every effect is guarded by its fence, as in `app.jobs.attempt`.
+"""The queue of data sets that wait to be checked, and what an attempt at checking one may write.
 
-How an archive is read, this module does not know.
+Each write names the attempt by its fence and has no effect once another attempt holds the claim; the functions then
+return False or None, as in `app.jobs.attempt`. How an archive is read is not known here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from app.work import Claim, HolderCommand
 
 
 def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Claim | None:
-    """Take the next data set that waits to be checked; no device is needed for it. The caller commits at once."""
+    """Take the next data set that waits to be checked. The caller commits at once.
+
+    Args:
+        session: Of the database.
+        owner: Who takes it.
+        lease_s: Seconds until the claim expires unless it is renewed.
+        devices: Not used: checking needs no device.
+    """
     return work.claim_next(session, Dataset, owner, lease_s)
 
 
@@ -28,13 +36,13 @@ def count_claimable(session: Session, owner: str, devices: int = 0) -> int:
 
 
 def renew_lease(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
-    """Renew the lease, and hear what the holder should do."""
+    """Renew the lease by `lease_s` seconds; returns what the holder has to do, None where the claim is lost."""
     work.renew_lease(session, Dataset, dataset_id, fence, lease_s)
     return work.read_command(session, Dataset, dataset_id, fence)
 
 
 def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
-    """How the upload is to be read, as `POST /datasets` stored it: label_column, clean_column, image_size, resize."""
+    """How the upload is to be read, as `POST /datasets` stored it: path_column, label_column and so on."""
     options: dict[str, Any] = session.execute(select(Dataset.upload).where(Dataset.id == dataset_id)).scalar_one()
     return options
 
@@ -45,22 +53,34 @@ def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progres
 
 
 def ready(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
-    """Every byte is on disk and verified: from now on the data set can be used."""
+    """Make the data set usable; every byte of it must be on disk. `facts` are what ingest learned."""
     return work.finish(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
 
 
 def reject(session: Session, dataset_id: uuid.UUID, fence: int, error: Mapping[str, Any]) -> bool:
-    """The archive cannot be used: `error` has code, title, detail, and `errors` that name entries."""
+    """Record that the archive cannot be used; `error` is a problem: code, title, detail, `errors` that name entries."""
     return work.finish(session, Dataset, dataset_id, fence, State.failed, error=dict(error))
 
 
 def requeue(
     session: Session, dataset_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str
 ) -> State | None:
-    """End the attempt, not the work: queued again, unless given up or tried too often; None when the claim was lost."""
+    """End the attempt, not the work: the data set is queued again, unless it was tried too often.
+
+    Args:
+        session: Of the database.
+        dataset_id: The data set.
+        fence: Of the attempt.
+        counts: Whether the attempt counts toward `limit`.
+        limit: The most attempts.
+        reason: Not stored for data sets.
+
+    Returns:
+        The new state; None when the claim was lost.
+    """
     return work.requeue(session, Dataset, dataset_id, fence, counts=counts, limit=limit)
 
 
 def reap(session: Session, limit: int) -> int:
-    """Put back every data set whose worker stopped renewing its lease."""
+    """Requeue every data set whose worker stopped renewing its lease; how many. `limit` is the most attempts."""
     return len(work.reap(session, Dataset, limit))

@@ -1,4 +1,4 @@
-"""Data sets as rows: made, looked up, deleted. What is inside one, `contents` reads from its files."""
+"""Rows of data sets: insert, look up, delete. What a data set holds is in its files: `ml.formats.dataset_index`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ STATES = {status: [state for state, s in STATUS.items() if s == status] for stat
 def create(
     session: Session, dataset_id: uuid.UUID, name: str, upload: dict[str, Any], request_id: str | None
 ) -> Dataset:
-    """A data set that waits to be checked; its archive lies in the uploads folder under the same id."""
+    """Insert a data set that waits to be checked; its archive lies in the uploads folder under the same id.
+
+    Args:
+        session: Of the database.
+        dataset_id: The id of the new row.
+        name: For people.
+        upload: How to read the archive, and its size and hash.
+        request_id: Of the request that uploaded it.
+    """
     row = Dataset(id=dataset_id, name=name, upload=upload, request_id=request_id)
     session.add(row)
     session.flush()
@@ -33,6 +41,7 @@ def create(
 
 
 def get(session: Session, dataset_id: uuid.UUID) -> Dataset:
+    """The row of a data set; DatasetNotFound where there is none."""
     row = session.get(Dataset, dataset_id)
     if row is None:
         raise DatasetNotFound("There is no data set with this id.")
@@ -40,7 +49,16 @@ def get(session: Session, dataset_id: uuid.UUID) -> Dataset:
 
 
 def ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) -> Dataset:
-    """A data set that can be used; with `keep`, nobody deletes it before this transaction ends."""
+    """The row of a data set that can be used.
+
+    Args:
+        session: Of the database.
+        dataset_id: The data set.
+        keep: Whether nobody may delete it before this transaction ends.
+
+    Raises:
+        DatasetNotFound, NotReady.
+    """
     statement = select(Dataset).where(Dataset.id == dataset_id)
     row = session.scalar(statement.with_for_update(read=True) if keep else statement)
     if row is None:
@@ -53,7 +71,11 @@ def ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) -> Dat
 
 
 def delete(session: Session, dataset_id: uuid.UUID) -> None:
-    """Forget a data set; its jobs and models stay. InUse while something works on it. The caller removes the files."""
+    """Delete the row of a data set; its jobs and models stay. The caller removes the files.
+
+    Raises:
+        DatasetNotFound, or InUse while it is being read or a job needs it.
+    """
     row = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
     if row is None:
         raise DatasetNotFound("There is no data set with this id.")

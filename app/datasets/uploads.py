@@ -63,13 +63,14 @@ class UploadWriter:
         self.size_bytes = 0
 
     async def write(self, data: bytes) -> None:
+        """Take the next bytes of the archive."""
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= CHUNK_BYTES:
             await asyncio.to_thread(self._drain)
 
     async def finish(self) -> str:
-        """Everything on disk; the SHA-256."""
+        """Flush everything to disk; returns the SHA-256 in hexadecimal digits."""
         await asyncio.to_thread(self._drain)
         if self._file is not None:
             await asyncio.to_thread(os.fsync, self._file.fileno())

@@ -115,7 +115,7 @@ def _load_published(
         path, split = dataset.names[number], _split(dataset.splits[number])
         truth = clean[number] if clean is not None else ""
         if not (given[number] or (split == "test" and truth)):
-            report.append(ReportLine(path, "unlabeled_row", "no label", "excluded"))
+            report.append(ReportLine(path, "unlabelled_row", "no label", "excluded"))
             continue
         try:
             pixels = dataset.pixels(number)

@@ -83,7 +83,7 @@ class LabelTable(NamedTuple):
             if given is None and (clean is None or (self.label is not None and split == "train")):
                 unlabeled.append(line)
                 detail = f"{printable(self.table.path)}, line {line}: no label"
-                report.append(ReportLine(entry.path, "unlabeled_row", detail, "excluded"))
+                report.append(ReportLine(entry.path, "unlabelled_row", detail, "excluded"))
                 continue
             entries.append(LabeledEntry(entry, split, given, clean))
         if self.label is not None and len(unlabeled) > UNLABELED_FRACTION * len(self.table.rows):

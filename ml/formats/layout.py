@@ -158,7 +158,7 @@ def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
 
 
 def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> None:
-    known = {item.entry.path for item in labeled} | {line.path for line in report if line.code == "unlabeled_row"}
+    known = {item.entry.path for item in labeled} | {line.path for line in report if line.code == "unlabelled_row"}
     report.extend(
         ReportLine(path, "unlabelled_image", "no row of the table names it", "ignored")
         for path in images
@@ -179,7 +179,7 @@ def _number_classes(labeled: list[LabeledEntry], report: list[ReportLine], facts
     images = []
     for (path, offset, stored_bytes, deflated, image_bytes, crc), split, given, clean in labeled:
         if given is None and splits[split] == "train":
-            report.append(ReportLine(path, "unlabeled_row", "the image has no label to learn from", "excluded"))
+            report.append(ReportLine(path, "unlabelled_row", "the image has no label to learn from", "excluded"))
             continue
         place = (offset, stored_bytes, deflated, image_bytes, crc)
         images.append(ImageRecord(path, splits[split], ids[given], ids[clean], *place))

@@ -268,6 +268,22 @@ def test_a_rejected_archive_says_why(page: Page, console: Console, tmp_path: Pat
     expect(problem.locator("p").nth(1)).to_be_visible()
 
 
+def test_columns_of_a_refused_table_are_offered(page: Page, console: Console, tmp_path: Path) -> None:
+    console.expected = {422}
+    files = {f"images/{number}.jpg": pictures.encoded(number) for number in range(4)}
+    rows = [f"images/{number}.jpg,{'cd'[number % 2]},{'dc'[number % 2]}" for number in range(4)]
+    archive = tmp_path / "photos.zip"
+    archive.write_bytes(pictures.zipped({**files, "photos.csv": pictures.table("file,worker,expert", rows)}))
+    dataset = upload(page, archive, "photos")
+    expect(page.locator("#upload-sample")).to_contain_text("worker: c")
+    options = page.locator("#upload-columns option")
+    assert options.evaluate_all("(options) => options.map((option) => option.value)") == ["file", "worker", "expert"]
+
+    page.get_by_label("Label column").fill("worker")
+    page.get_by_role("button", name="Upload").click()
+    expect(dataset.locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+
+
 def test_a_value_out_of_bounds_is_said_beside_its_field(page: Page, console: Console, archive: Path) -> None:
     expect(upload(page, archive, "bounds").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     epochs = page.locator("#train-form").get_by_label("Epochs")

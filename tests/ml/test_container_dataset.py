@@ -83,7 +83,7 @@ def test_classes_are_all_that_occur_and_a_row_without_a_label_is_left_out(tmp_pa
     assert loaded.truth.train_clean.tolist() == [2, 3] * 5
     assert loaded.truth.test_labels is not None
     assert loaded.truth.test_labels.tolist() == [0]
-    assert [(line.path, line.code) for line in loaded.report] == [("10.png", "unlabeled_row")]
+    assert [(line.path, line.code) for line in loaded.report] == [("10.png", "unlabelled_row")]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ RETRY_PAUSE_S = 0.5
 
 
 class TooSlow(Exception):
-    """The archive took longer than a data set may take."""
+    """Checking took longer than `ingest_s` seconds."""
 
 
 class UploadMissing(Exception):

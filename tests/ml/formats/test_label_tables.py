@@ -116,8 +116,8 @@ def test_a_row_without_a_label_is_left_out_and_reported(read: Read) -> None:
 
     assert len(layout.images) == 18
     assert [(line.path, line.code, line.level) for line in layout.report] == [
-        ("images/0.jpg", "unlabeled_row", "excluded"),
-        ("images/1.jpg", "unlabeled_row", "excluded"),
+        ("images/0.jpg", "unlabelled_row", "excluded"),
+        ("images/1.jpg", "unlabelled_row", "excluded"),
     ]
 
 
