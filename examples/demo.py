@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,23 @@ from examples import client
 from ml.scenes import generate
 
 FOLDER = Path("demo")
-TRAIN, TEST, NOISE_RATE = {"ordinary": 1800, "confounded": 2400}, 300, 0.4
+SMALLEST = "--smallest" in sys.argv  # shows that the demo runs, not what it shows
+TRAIN = {"ordinary": 120, "confounded": 120} if SMALLEST else {"ordinary": 1800, "confounded": 2400}
+TEST, NOISE_RATE = 24 if SMALLEST else 300, 0.4
+EPOCHS = 1 if SMALLEST else 10
 SEED, DRAWING_SEED = 1, 7
 OBJECTS, SCENES = ("star", "square", "moon"), ("sea", "desert")  # objects, and the two scenes behind each
 SIDE = 192  # pixels a side of the pictures it writes
 
 
 # The request of both acts, without the data set. The service chooses the rest, the preset of DeNLL included.
-REQUEST: dict[str, Any] = {"method": "denll", "epochs": 10, "augmentation": "flip", "learning_rate": 0.1, "seed": SEED}
+REQUEST: dict[str, Any] = {
+    "method": "denll",
+    "epochs": EPOCHS,
+    "augmentation": "flip",
+    "learning_rate": 0.1,
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)

@@ -164,12 +164,12 @@ def fresh_database(server: str) -> Iterator[str]:
     """A database of its own on that server."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(plain(server), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {name}")
     try:
         yield make_url(server).set(database=name).render_as_string(hide_password=False)
     finally:
         with psycopg.connect(plain(server), autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # --- Redis ----------------------------------------------------------------------------------------------------------

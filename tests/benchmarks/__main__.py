@@ -1,6 +1,7 @@
 """`make bench`: every benchmark of this folder, each in a process of its own; one JSON line each, then a table.
 
 A missed target is a finding, not a failure: the exit status counts the benchmarks that did not run to their end.
+Arguments name single benchmarks; with `--smallest` each runs at a size that shows only that it still runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks._sizes import SMALLEST, arguments
+
 HERE = Path(__file__).parent
 IDS = (
     *("S1", "S2", "S4", "S5", "T1", "T2", "T3", "T4", "T5", "T6", "T7", "I1", "I2", "D1", "D2"),
@@ -24,7 +27,7 @@ WIDTHS = (4, 62, 10, 10)
 def run(name: str) -> tuple[list[dict[str, Any]], bool]:
     """The lines of one benchmark, printed as they come, and whether it ran to its end."""
     lines: list[dict[str, Any]] = []
-    command = [sys.executable, "-m", f"{__package__}.{name}"]
+    command = [sys.executable, "-m", f"{__package__}.{name}", *(["--smallest"] if SMALLEST else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -56,7 +59,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    names = sys.argv[1:] or sorted(p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_"))
+    names = arguments() or sorted(p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_"))
     lines: list[dict[str, Any]] = []
     failed: list[str] = []
     for name in names:

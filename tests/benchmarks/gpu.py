@@ -14,9 +14,10 @@ import torch
 from ml.data.dataset import LabeledImages
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
+from tests.benchmarks._sizes import size
 
-IMAGES, SIDE, CLASSES = 50_000, 32, 10
-EPOCHS = 6
+SIDE, CLASSES = 32, 10
+IMAGES, EPOCHS = size(50_000, 1024), size(6, 2)
 TARGETS = {("resnet18", 128): 0.70, ("resnet18", 512): 0.50, ("resnet34", 128): 1.3}
 PAIR_TARGET = 1.6
 

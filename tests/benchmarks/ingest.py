@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import json
 import mmap
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -25,8 +24,10 @@ from PIL import Image
 from ml.data import ingest
 from ml.formats.archive import read_archive
 from ml.formats.layout import resolve_labels
+from tests.benchmarks._sizes import arguments, size
 
-COUNT, SIDE, CLASSES, ROUNDS = 60_000, 32, 10, 5
+SIDE, CLASSES = 32, 10
+COUNT, ROUNDS = size(60_000, 100), size(5, 1)
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -103,4 +104,5 @@ def measured(count: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(int(sys.argv[1]) if len(sys.argv) > 1 else COUNT)), flush=True)
+    count = int(arguments()[0]) if arguments() else COUNT
+    print(json.dumps(measured(count)), flush=True)

@@ -26,10 +26,11 @@ from typing import Any
 
 from app.db.tables import Job
 from tests import servers
+from tests.benchmarks._sizes import size
 from tests.worker import harness
 
-SINGLE, IN_A_ROW = 30, 40
-STARTS = 7
+SINGLE, IN_A_ROW = size(30, 2), size(40, 3)
+STARTS = size(7, 1)
 FRAMEWORKS = "import fastapi, sqlalchemy, pydantic, uvicorn"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -72,7 +73,7 @@ def service() -> Iterator[tuple[harness.ServiceHarness, str]]:
 
 def answers(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-        return answer.status == 200
+        return bool(answer.status == 200)
     return False
 
 

@@ -18,6 +18,7 @@ Gaussian's centre counts, in pixels. Without the folder only scenes are measured
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -37,10 +38,17 @@ from ml.methods import denll
 from ml.reports.batch_runner import BatchRunner
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
+from tests.benchmarks import _sizes
 from tests.benchmarks._localization import sets
 from tests.benchmarks._localization.sets import Located
+from tests.benchmarks._sizes import size
 
-EPOCHS = {"scenes": (14, 7), "imagenette": (4, 2), "neu_steel": (18, 8), "magnetic_tile": (24, 11)}  # CE, DeNLL
+EPOCHS = {
+    "scenes": size((14, 7), (1, 1)),
+    "imagenette": (4, 2),
+    "neu_steel": (18, 8),
+    "magnetic_tile": (24, 11),
+}  # CE, DeNLL
 PRESETS = {"CE": None, "DeNLL": "default", "DeNLL confounded": "confounded"}
 CENTRE_SIGMA = 0.35  # of the side: the centre prior's best on boxes
 THRESHOLDS = torch.linspace(0.05, 0.95, 19)
@@ -112,7 +120,7 @@ def compared(trainings: Trained, located: Located) -> Masks:
         images = runner.normalize(located.pictures)
         if name != "CE":
             found[f"Gaussian, {name}"] = measured(runner.masks(images), objects)
-        contrast = runner.map_batches(images, lambda shown, method=training.method: _map(method, shown))
+        contrast = runner.map_batches(images, functools.partial(_map, training.method))
         found[f"map, {name}"] = measured(contrast, objects)
         found[f"CAM, {name}"] = measured(_cams(runner, images, located.labels), objects)
     return found
@@ -137,7 +145,7 @@ def _map(method: Method, images: Tensor) -> Tensor:
 def _cams(runner: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
     """Of the labelled class, or of the answer."""
     parts = []
-    for rows in torch.arange(len(images)).split(128):
+    for rows in torch.split(torch.arange(len(images)), 128):
         chosen = None if labels is None else labels[rows]
 
         def cam(shown: Tensor, chosen: Tensor | None = chosen) -> Tensor:
@@ -235,13 +243,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pointing accuracy and IoU of masks.")
     parser.add_argument("folder", type=Path, nargs="?", default=os.environ.get("DEVELOPMENT_DATA"))
     parser.add_argument("--only", nargs="+", choices=EPOCHS, default=list(EPOCHS))
-    parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=size(2, 1))
+    options = parser.parse_args(_sizes.arguments())
     torch.set_num_threads(1)
     seeds = range(options.seeds)
     if "scenes" in options.only:
         on_scenes(seeds)
-    if options.folder is None or not (Path(options.folder) / "imagenette").is_dir():
+    if _sizes.SMALLEST or options.folder is None or not (Path(options.folder) / "imagenette").is_dir():
         why = "no development data: name their folder, or set DEVELOPMENT_DATA"
         for name, identity in IDENTITIES.items():
             line(identity, f"localization on {name}", None, "> chance and the centre prior", None, why=why)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +34,7 @@ from ml.methods import dividemix
 from ml.training import devices
 from ml.training.spec import NoiseSpec, TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
+from tests.benchmarks._sizes import arguments, size
 
 SIDE, BATCH, CLASSES, TARGET = 32, 128, 10, 2.2
 THRESHOLD = dividemix.Params().clean_threshold
@@ -222,4 +222,4 @@ def epochs(network: str, count: int, repeats: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(epochs("small", int(sys.argv[1]) if len(sys.argv) > 1 else 512, 3)), flush=True)
+    print(json.dumps(epochs("small", int(arguments()[0]) if arguments() else size(512, 128), size(3, 1))), flush=True)

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -25,15 +26,17 @@ from typing import NamedTuple
 import torch
 
 from ml.data import decoding
-from ml.serving.predictor import Predictor
+from ml.serving.predictor import Prediction, Predictor
 from ml.training import devices
 from tests.benchmarks._serving import servers
 from tests.benchmarks._serving.model import CLASSES, FREE
 from tests.benchmarks._serving.servers import Asked, Outcome, Server
+from tests.benchmarks._sizes import SMALLEST, size
 
 PEERS = ("naive", "litserve_peer", "bentoml_peer")
 BATCHING = PEERS[1:]
-ROUNDS = 3
+ROUNDS = size(3, 1)
+NETWORK = size("resnet18", "small")
 BATCHES = (8, 16, 32, 64)
 THREADS = os.cpu_count() or 1
 
@@ -49,7 +52,7 @@ def running(scratch: Path, model: Path | str) -> Iterator[dict[str, Server]]:
     """Ours and every peer that starts here."""
     with contextlib.ExitStack() as stack:
         started = {"ours": stack.enter_context(servers.ours(scratch, model, THREADS))}
-        if servers.PEERS.exists():
+        if servers.PEERS.exists() and not SMALLEST:
             started |= {name: stack.enter_context(servers.peer(name, model, THREADS)) for name in PEERS}
         servers.await_all(started.values())
         yield started
@@ -74,7 +77,7 @@ def layer(scratch: Path) -> None:
             rounds.append({})
             for name, server in started.items():
                 for kind in server.paths:
-                    (found,) = servers.drive(server, asked(server, kind, labels), (32, 1200))
+                    (found,) = servers.drive(server, asked(server, kind, labels), (32, size(1200, 64)))
                     rounds[-1][f"{name} {kind}"] = found
     del rounds[0]  # connections, caches, first calls
     cpu = {name: round(middle([r[name].cpu_ms for r in rounds]), 3) for name in rounds[0]}
@@ -102,7 +105,7 @@ class Limit:
         self.labels = [CLASSES[int(p.probabilities.argmax())] for p in self.answers(self.pictures)]
         self.best_batch = max(BATCHES, key=lambda size: self.per_second(size, 64))
 
-    def answers(self, pictures: Sequence[bytes]) -> list[object]:
+    def answers(self, pictures: Sequence[bytes]) -> list[Prediction]:
         return self.predictor.predict_squares([decoding.decode(picture) for picture in pictures])
 
     def per_second(self, batch: int, count: int) -> float:
@@ -142,7 +145,7 @@ def one_round(limit: Limit, started: dict[str, Server]) -> Round:
 def network(scratch: Path) -> None:
     """S2, S4 and the first half of S5."""
     model = scratch / "model"
-    servers.publish(model)
+    servers.publish(model, NETWORK)
     limit = Limit(model)
     with running(scratch, model) as started:
         for server in started.values():  # connections, caches, first calls
@@ -160,7 +163,7 @@ def network(scratch: Path) -> None:
 
 
 def throughput(rounds: list[Round], names: list[str]) -> None:
-    for clients, of in ((8, lambda r: r.few), (64, lambda r: r.many)):
+    for clients, of in ((8, attrgetter("few")), (64, attrgetter("many"))):
         share = middle([of(r)["ours"].per_second / r.limit for r in rounds])
         speeds = {name: round(middle([of(r)[name].per_second for r in rounds]), 1) for name in names}
         cpu = {name: round(middle([of(r)[name].cpu_ms for r in rounds]), 2) for name in names}
@@ -177,7 +180,7 @@ def throughput(rounds: list[Round], names: list[str]) -> None:
 
 def waiting(rounds: list[Round], names: list[str]) -> None:
     forward = middle([r.one_ms for r in rounds])
-    for when, of in (("one client", lambda r: r.alone), ("one client after 64", lambda r: r.after)):
+    for when, of in (("one client", attrgetter("alone")), ("one client after 64", attrgetter("after"))):
         p50 = {name: round(middle([of(r)[name].p50_ms for r in rounds]), 2) for name in names}
         p99 = {name: round(middle([of(r)[name].p99_ms for r in rounds]), 2) for name in names}
         over = middle([of(r)["ours"].p50_ms - (1.2 * r.one_ms + 1.5) for r in rounds])

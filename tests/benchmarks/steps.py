@@ -19,6 +19,7 @@ from ml.methods import dividemix
 from ml.training import devices, sampler
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
+from tests.benchmarks._sizes import size
 
 SIDE, CLASSES = 32, 10
 BF16_TARGETS = {"resnet18": 2.0, "small": 2.2}
@@ -27,11 +28,11 @@ PAIR_TARGET, SCORING_TARGET = 2.02, 1.05
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(json.dumps(bf16("resnet18", 8, 3)), flush=True)
-    print(json.dumps(bf16("small", 128, 5)), flush=True)
-    print(json.dumps(pair("small", 640, 5)), flush=True)
-    print(json.dumps(pair("resnet18", 32, 2)), flush=True)
-    print(json.dumps(scoring("small", 1024, 7)), flush=True)
+    print(json.dumps(bf16("resnet18", size(8, 2), size(3, 1))), flush=True)
+    print(json.dumps(bf16("small", size(128, 4), size(5, 1))), flush=True)
+    print(json.dumps(pair("small", size(640, 16), size(5, 1))), flush=True)
+    print(json.dumps(pair("resnet18", size(32, 4), size(2, 1))), flush=True)
+    print(json.dumps(scoring("small", size(1024, 64), size(7, 1))), flush=True)
 
 
 def labeled(count: int) -> LabeledImages:

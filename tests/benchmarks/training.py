@@ -26,8 +26,10 @@ from ml.method import Optimizers, take_gradient_step
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
+from tests.benchmarks._sizes import size
 
-COUNT, SIDE, BATCH = 2560, 32, 128
+SIDE = 32
+COUNT, BATCH = size(2560, 64), size(128, 16)
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
 
 
@@ -155,5 +157,6 @@ def checkpoint_seconds() -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for result in (pipeline(), epoch("small", 1280, 7), epoch("resnet18", 256, 3), checkpoint_seconds()):
+    epochs = (size(("small", 1280, 7), ("small", 32, 1)), size(("resnet18", 256, 3), ("resnet18", 16, 1)))
+    for result in (pipeline(), *(epoch(*each) for each in epochs), checkpoint_seconds()):
         print(json.dumps(result), flush=True)

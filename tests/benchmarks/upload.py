@@ -26,13 +26,13 @@ import uvicorn
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tests import servers
+from tests.benchmarks._sizes import arguments, size
+from tests.benchmarks._upload_client import MIB, TYPES
 from tests.benchmarks.jobs import answers, cpu_seconds
 from tests.worker import harness
 
-MIB = 1024 * 1024
-SMALL, MEDIUM, LARGE, ROUNDS = 64, 256, 512, 5
-BOUNDARY = b"0123456789abcdef"
-TYPES = {"raw": "application/zip", "multipart": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
+SMALL, MEDIUM, LARGE = size((64, 256, 512), (2, 4, 8))
+ROUNDS = size(5, 1)
 PROBE_BYTES = 4096  # pseudo-pictures are random: nothing of them compresses
 
 
@@ -100,35 +100,6 @@ def bare(path: Path) -> Any:
     return application
 
 
-# --- The client: `python -m tests.benchmarks.upload send URL TYPE FILE` ----------------------------------------------
-
-
-def send(url: str, form: str, path: Path) -> None:
-    """One upload from a file, a megabyte in hand; prints the status."""
-    import http.client
-    from urllib.parse import urlsplit
-
-    target = urlsplit(url)
-    head = (
-        b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n'
-        b"Content-Type: application/zip\r\n\r\n"
-    )
-    tail = b"\r\n--" + BOUNDARY + b"--\r\n"
-    if form == "raw":
-        head = tail = b""
-    connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=300)
-    connection.putrequest("POST", target.path)
-    connection.putheader("Content-Type", TYPES[form])
-    connection.putheader("Content-Length", str(len(head) + path.stat().st_size + len(tail)))
-    connection.endheaders()
-    connection.send(head)
-    with path.open("rb") as file:
-        while chunk := file.read(MIB):
-            connection.send(chunk)
-    connection.send(tail)
-    print(connection.getresponse().status)
-
-
 # --- The measurement ------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +111,7 @@ class Server(NamedTuple):
     def receives(self, form: str, path: Path) -> float:
         """CPU seconds that one upload takes."""
         before = cpu_seconds(self.pid)
-        command = [sys.executable, "-m", "tests.benchmarks.upload", "send", self.url, form, str(path)]
+        command = [sys.executable, "-m", "tests.benchmarks._upload_client", self.url, form, str(path)]
         done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() in {"200", "202"}, done.stdout
         used = cpu_seconds(self.pid) - before
@@ -222,10 +193,8 @@ def serve(port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
+    match arguments():
         case ["serve", port, folder]:
             serve(int(port), Path(folder))
-        case ["send", url, form, path]:
-            send(url, form, Path(path))
         case _:
             measure()

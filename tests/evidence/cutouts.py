@@ -46,9 +46,10 @@ def coco(source: Path, out: Path) -> None:
     pieces: dict[str, list[Image.Image]] = {}
     grounds = []
     for row in rows(source / "images.csv"):
-        picture, mask = (Image.open(source / row[column]) for column in ("file", "mask"))
-        small = tuple(round(length * SIDE / max(picture.size)) for length in picture.size)
-        picture = picture.convert("RGB").resize(small)
+        photograph, mask = (Image.open(source / row[column]) for column in ("file", "mask"))
+        width, height = (round(length * SIDE / max(photograph.size)) for length in photograph.size)
+        small = (width, height)
+        picture = photograph.convert("RGB").resize(small)
         ids = np.asarray(mask.resize(small, Image.Resampling.NEAREST))
         for number in sorted(set(np.unique(ids)) - {0, CROWD}):
             alone = ids == number
@@ -73,7 +74,8 @@ def tiny_imagenet(source: Path, out: Path) -> None:
         name = row["clean"]
         if name in boxed:
             piece = Image.open(source / row["file"]).convert("RGB")
-            piece = piece.crop(tuple(round(float(row[edge])) for edge in ("x0", "y0", "x1", "y1")))
+            left, top, right, bottom = (round(float(row[edge])) for edge in ("x0", "y0", "x1", "y1"))
+            piece = piece.crop((left, top, right, bottom))
             if min(piece.size) >= SMALLEST_BOX:
                 boxed[name].append(piece)
         elif name in places:

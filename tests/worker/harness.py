@@ -100,10 +100,10 @@ class ServiceHarness:
         self.processes.append(process)
         return process
 
-    def supervisor(self, queue: str = "jobs", **more: object) -> subprocess.Popen[bytes]:
+    def supervisor(self, queue: str = "jobs", **more: Any) -> subprocess.Popen[bytes]:
         return self.start("worker.supervisor", "-Q", queue, name=f"supervisor-{queue}", **more)
 
-    def dispatcher(self, **more: object) -> subprocess.Popen[bytes]:
+    def dispatcher(self, **more: Any) -> subprocess.Popen[bytes]:
         return self.start("worker.dispatcher", **more)
 
     def dataset(self, count: int = 48, tests: int = 8) -> uuid.UUID:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ml.data import decoding
 from ml.data.dataset import LabeledImages
 from ml.scenes import generate
+from tests.benchmarks._sizes import size
 
 SIDE = 64
 SCENE_SIDE = 32
@@ -85,8 +86,8 @@ def coco_things(folder: Path) -> Located:
 
 def drawn_scenes() -> Set:
     """Off-centre objects, half of the labels redrawn as the scene's; measured on other pictures, by exact masks."""
-    train = generate.draw(2400, seed=0, image_size=SCENE_SIDE, own_scene=0.5, noise="confounded")
-    test = generate.draw(600, seed=1, image_size=SCENE_SIDE)
+    train = generate.draw(size(2400, 64), seed=0, image_size=SCENE_SIDE, own_scene=0.5, noise="confounded")
+    test = generate.draw(size(600, 16), seed=1, image_size=SCENE_SIDE)
     labelled = LabeledImages(torch.from_numpy(train.images), torch.from_numpy(train.given_labels), generate.CLASSES)
     pictures, labels, cells = map(torch.from_numpy, (test.images, test.clean, test.masks))
     return Set(labelled, Located(pictures, labels, cells))

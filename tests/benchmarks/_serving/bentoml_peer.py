@@ -18,7 +18,7 @@ class Peer:
     def __init__(self) -> None:
         self._model = Model(os.environ["PEER_FOLDER"], int(os.environ["PEER_THREADS"]))
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=60_000)  # type: ignore[misc]
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     def predict(self, file: list[Image]) -> list[dict[str, Any]]:
         return self._model.answer([np.asarray(picture.convert("RGB")) for picture in file])
 

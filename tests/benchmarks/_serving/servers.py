@@ -148,7 +148,7 @@ def publish(folder: Path, network: str = "resnet18") -> None:
     training = Trainer.build(spec, LabeledImages(images, labels, CLASSES), device="cpu")
     bias = training.method.get_parameter("networks.0.classifier.bias")
     with torch.no_grad():
-        bias -= training.score(training.method.logits).mean(dim=0)
+        bias.sub_(training.score(training.method.logits).mean(dim=0))
     model_archive.save(folder, training)
 
 

@@ -1,0 +1,96 @@
+"""Every benchmark, evidence command and example runs to its end at its smallest size.
+
+What they measure at that size means nothing. Parts that need other peers' servers or data sets are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import servers
+from tests.benchmarks.__main__ import HERE, IDS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+
+
+def run(folder: Path, *module: str, **environment: str) -> str:
+    """The standard output of `python -m module`, run in `folder`; it must end well."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DENLL_")}
+    done = subprocess.run(
+        [sys.executable, "-m", *module],
+        cwd=folder,
+        env=own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
+    lines = run(tmp_path, f"tests.benchmarks.{name}", "--smallest").splitlines()
+    results = [json.loads(line) for line in lines if line.startswith("{")]
+    assert results
+    for result in results:
+        assert result["id"] in IDS
+        assert {"benchmark", "measured", "target", "met"} <= result.keys()
+
+
+def test_the_demo_runs(tmp_path: Path) -> None:
+    port = servers.free_port()
+    log = run(tmp_path, "examples.demo", "--smallest", DENLL_PORT=str(port), DENLL_MIN_FREE_BYTES="1000000")
+    assert "Act two" in log
+    assert (tmp_path / "demo" / "two-scenes.png").exists()
+
+
+def test_the_study_of_make_evidence_runs(tmp_path: Path) -> None:
+    """`small_scenes`, the one that needs no data set: its first row, with fewer pictures and one epoch."""
+    text = (ROOT / "ml" / "study" / "files" / "small_scenes.toml").read_text()
+    for name, value in (("epochs", 1), ("train", 48), ("test", 12)):
+        text, count = re.subn(rf"^{name} = \d+$", f"{name} = {value}", text, count=1, flags=re.MULTILINE)
+        assert count == 1
+    file = tmp_path / "smallest.toml"
+    file.write_text(text)
+    table = run(tmp_path, "ml", "study", str(file), "--jobs", "2", "--only", "row=CE", "--only", "seed=1")
+    assert "CE" in table
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def test_cutouts_of_photographs_are_made(tmp_path: Path) -> None:
+    """From a stand-in for COCO: two classes, one square object in each of eight photographs."""
+    source = tmp_path / "coco"
+    source.mkdir()
+    write_table(source / "classes.csv", [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}])
+    random, rows = np.random.default_rng(0), []
+    for number in range(8):
+        pixels = random.integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        mask = np.zeros((32, 48), np.uint8)
+        mask[8:20, 10:24] = 1 + number % 2
+        Image.fromarray(pixels).save(source / f"{number}.png")
+        Image.fromarray(mask).save(source / f"mask-{number}.png")
+        rows.append({"file": f"{number}.png", "mask": f"mask-{number}.png"})
+    write_table(source / "images.csv", rows)
+    run(tmp_path, "tests.evidence.cutouts", "coco", str(source), str(tmp_path / "out"))
+    pieces = sorted(path.parent.name for path in (tmp_path / "out" / "objects").rglob("*.png"))
+    assert pieces == ["cat"] * 4 + ["dog"] * 4
+    assert len(list((tmp_path / "out" / "scenes").rglob("*.png"))) == 8
