@@ -1,8 +1,8 @@
 """D1, D2: how long a job waits for its process and its first step, and how soon the API answers.
 
 D1 is the deployed service on loopback: real Postgres (without fsync), Redis, API, a supervisor with its fork server,
-and `small` on 48 pictures of 16 px, so that the training itself is next to nothing. Wall time, from what the client did
-to what the child's own log says. D2 starts the API as an operator does, byte-compiled and with SQLite, beside a process
+and `small` on 48 pictures of 16 px, so that the training itself is next to nothing. Wall time, from the client's
+request to the child's own log. D2 starts the API as an operator does, byte-compiled and with SQLite, beside a process
 that only imports the frameworks, alternated.
 """
 
@@ -48,7 +48,7 @@ def line(id: str, benchmark: str, measured: float, most: float, **details: objec
 
 
 @contextlib.contextmanager
-def service() -> Iterator[tuple[harness.ServiceHarness, str]]:
+def running_service() -> Iterator[tuple[harness.ServiceHarness, str]]:
     """A harness with everything a job needs, and the URL of its API."""
     port = servers.free_port()
     with contextlib.ExitStack() as stack:
@@ -63,12 +63,12 @@ def service() -> Iterator[tuple[harness.ServiceHarness, str]]:
             "checkpoint_min_s": 2.0,
             "checkpoint_s": 60.0,
         }
-        made = stack.enter_context(harness.opened(folder, database, redis.url, port=port, **usual))
-        made.start("app.main", name="api")
-        made.supervisor()
+        service = stack.enter_context(harness.opened(folder, database, redis.url, port=port, **usual))
+        service.start("app.main", name="api")
+        service.supervisor()
         url = f"http://127.0.0.1:{port}"
         servers.eventually(lambda: answers(f"{url}/livez"), seconds=60.0)
-        yield made, url
+        yield service, url
 
 
 def answers(url: str) -> bool:
@@ -85,9 +85,9 @@ def post(url: str, dataset_id: uuid.UUID) -> uuid.UUID:
         return uuid.UUID(json.load(answer)["id"])
 
 
-def said(made: harness.ServiceHarness, job: Job, message: str) -> float:
-    """When the job's child first said so, in seconds since the epoch."""
-    for record in map(json.loads, (made.files.attempt(job.id, job.fence) / "log.jsonl").read_text().splitlines()):
+def logged_at(service: harness.ServiceHarness, job: Job, message: str) -> float:
+    """When the job's child first logged a message, in seconds since the epoch."""
+    for record in map(json.loads, (service.files.attempt(job.id, job.fence) / "log.jsonl").read_text().splitlines()):
         if record["message"] == message:
             return datetime.fromisoformat(record["time"]).timestamp()
     raise LookupError(message)
@@ -95,24 +95,24 @@ def said(made: harness.ServiceHarness, job: Job, message: str) -> float:
 
 def starts() -> None:
     running, stepping, claimed, answered, gaps = [], [], [], [], []
-    with service() as (made, url):
-        dataset_id = made.dataset()
+    with running_service() as (service, url):
+        dataset_id = service.dataset()
         for _ in range(3):  # the first notification imports Celery, the first child warms what children share
-            made.ended(post(url, dataset_id))
+            service.ended(post(url, dataset_id))
         for _ in range(SINGLE):
             sent = time.time()
             job_id = post(url, dataset_id)
             answered.append(time.time() - sent)
-            job = made.ended(job_id)
+            job = service.ended(job_id)
             assert job.started_at is not None
             claimed.append(job.started_at.timestamp() - sent)
-            running.append(said(made, job, "child runs") - sent)
-            stepping.append(said(made, job, "first step") - sent)
+            running.append(logged_at(service, job, "child runs") - sent)
+            stepping.append(logged_at(service, job, "first step") - sent)
         queue = [post(url, dataset_id) for _ in range(IN_A_ROW)]
-        done = sorted((made.ended(job_id) for job_id in queue), key=lambda job: job.started_at or job.created_at)
+        done = sorted((service.ended(job_id) for job_id in queue), key=lambda job: job.started_at or job.created_at)
         for before, after in itertools.pairwise(done):
             assert before.finished_at is not None
-            gaps.append(said(made, after, "child runs") - before.finished_at.timestamp())
+            gaps.append(logged_at(service, after, "child runs") - before.finished_at.timestamp())
     details = {
         "p99_ms": round(percentile(running, 99) * 1000),
         "post_p50_ms": round(statistics.median(answered) * 1000, 1),

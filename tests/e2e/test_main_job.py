@@ -63,7 +63,7 @@ def upload(api: httpx2.Client, archive: Path) -> dict[str, Any]:
     assert answer.status_code == 202, answer.text
     where = answer.headers["Location"]
     dataset: dict[str, Any] = servers.eventually(
-        lambda: (found := api.get(where).json())["status"] != "ingesting" and found, seconds=60, what="ingest"
+        lambda: (body := api.get(where).json())["status"] != "ingesting" and body, seconds=60, what="ingest"
     )
     assert (dataset["status"], dataset["classes"]) == ("ready", sorted(generate.CLASSES)), dataset
     return dataset
@@ -103,7 +103,9 @@ def labels_ranked(api: httpx2.Client, job_id: str) -> int:
 def predicted(api: httpx2.Client, query: dict[str, str]) -> dict[str, Any]:
     """One prediction, once the inference process is there, with a mask in the picture's own pixels."""
     answer = servers.eventually(
-        lambda: (found := api.get("/predict", params=query)).status_code != 503 and found, seconds=60, what="inference"
+        lambda: (response := api.get("/predict", params=query)).status_code != 503 and response,
+        seconds=60,
+        what="inference",
     )
     assert answer.status_code == 200, answer.text
     prediction: dict[str, Any] = json.loads(answer.text)["predictions"][0]

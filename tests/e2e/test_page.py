@@ -69,7 +69,7 @@ class Console:
     @property
     def errors(self) -> list[str]:
         status = re.compile(r"responded with a status of (\d+)")
-        return [e for e in self._errors if not ((found := status.search(e)) and int(found[1]) in self.expected)]
+        return [e for e in self._errors if not ((match := status.search(e)) and int(match[1]) in self.expected)]
 
 
 @pytest.fixture
@@ -166,11 +166,11 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
 def saved(page: Page, place: Locator, button: str) -> bytes:
     """What a save button gives to keep; a key, if the page has one, goes with the request."""
     page.evaluate("sessionStorage.setItem('denll-key', 'a key')")
-    with page.expect_request(re.compile("/artifacts/")) as asked, page.expect_download() as download:
+    with page.expect_request(re.compile("/artifacts/")) as request, page.expect_download() as download:
         place.get_by_role("button", name=button, exact=True).click()
     page.evaluate("sessionStorage.removeItem('denll-key')")
-    assert asked.value.header_value("authorization") == "Bearer a key"
-    assert Path(download.value.suggested_filename).suffix == Path(asked.value.url).suffix
+    assert request.value.header_value("authorization") == "Bearer a key"
+    assert Path(download.value.suggested_filename).suffix == Path(request.value.url).suffix
     return Path(download.value.path()).read_bytes()
 
 
