@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,3 +261,36 @@ def test_a_kind_is_a_file_and_listing_them_imports_no_numpy() -> None:
     script = "import sys; from ml import noise; sys.exit('numpy' in sys.modules or len(noise.kinds()) < 11)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+NEW_KIND = """
+from ml.noise.shared.sampling import counted
+
+ABOUT = {"title": "To class 0", "summary": "Every label becomes the first class.", "needs": "rate"}
+
+
+def inject(parameters):
+    return counted(parameters.labels, parameters.labels * 0)
+"""
+USE_NEW_KIND = """
+import sys
+import numpy as np
+from ml import noise
+
+noise.__path__.append(sys.argv[1])
+from ml import catalog
+from ml.training.spec import NoiseSpec
+
+assert NoiseSpec(kind="to_zero", rate=0.5).kind in [entry["kind"] for entry in catalog.noises()]
+labels, images = np.arange(4), np.zeros((4, 8, 8, 3), np.uint8)
+assert noise.inject("to_zero", labels, ["a", "b", "c", "d"], rate=0.5, images=images, seed=0).rate == 0.75
+"""
+
+
+def test_a_new_file_is_a_new_kind_for_spec_catalog_and_injection(tmp_path: Path) -> None:
+    (tmp_path / "to_zero.py").write_text(NEW_KIND)
+    done = subprocess.run(
+        [sys.executable, "-c", USE_NEW_KIND, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
