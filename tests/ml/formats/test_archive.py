@@ -217,7 +217,7 @@ def test_Z5_what_is_no_archive_is_refused(write: Write, data: bytes) -> None:
     "pack", [lambda: pictures.zipped(pictures.class_folders()), lambda: pictures.tarred(pictures.class_folders()),
              lambda: pictures.tarred(pictures.class_folders(), compression="gz")]
 )  # fmt: skip
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_Z5_truncated_archives_are_refused(write: Write, pack: Callable[[], bytes], share: float) -> None:
     data = pack()
     if data[:2] == b"ca":  # tars end in blocks of zeros: cut before them
