@@ -32,8 +32,10 @@ demo: install ## Three minutes: find wrong labels, then learn the object where l
 run: install ## Serve on loopback until Ctrl-C
 	@exec $(BIN)/python -m worker.embedded
 
-test: install ## All tests, real Postgres and Redis included, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
+# Many tests wait for processes that they start: more test processes than cores keep the cores busy.
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+test: install ## All tests, real Postgres and Redis included, on four processes
+	$(BIN)/python -m pytest $(PARALLEL) -rs
 
 test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
@@ -42,7 +44,7 @@ test-compose: install ## Build the images and run the whole stack in containers 
 	$(BIN)/python -m tests.compose
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
 
 test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, recorded steps, T7
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900
