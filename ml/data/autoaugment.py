@@ -1,10 +1,9 @@
-"""Strong distortion of images for consistency training: AutoAugment's CIFAR-10 policy (Cubuk et al., CVPR 2019), then
-Cutout (DeVries and Taylor 2017) of half the side.
+"""AutoAugment's CIFAR-10 policy (Cubuk et al., CVPR 2019) and Cutout of half the side (DeVries and Taylor 2017).
 
-Every image draws one of 25 pairs of operations, each done with its own probability. No image is treated alone: a batch
-goes through three stages - moved, blended, toned - in which every image has its own numbers, and those of most change
-nothing. So nothing waits for a GPU. The operations are torchvision's functional transforms up to rounding, of which
-some know one strength for a whole batch and others one image at a time. It knows neither labels nor epochs.
+Every image draws one of the policy's 25 pairs of operations, each of which is applied with its own probability. The
+whole batch goes through three stages (geometric, blending, tone) in which every image has its own magnitudes, most of
+them without effect, so the GPU is never waited for. The operations equal torchvision's functional transforms up to
+rounding, which take one magnitude for a whole batch or one image at a time.
 
 Shapes: `B` images, `S` side; uint8 (B, S, S, 3) outside, planes (B, 3, S, S) inside.
 """
@@ -21,119 +20,133 @@ import torch
 from torch import Tensor
 
 HOLE_SHARE = 2  # a hole is a square of S // 2: 16 of 32 pixels
-LEVELS = 10  # of strength, the lowest first
-SIDEWAYS = 150 / 331  # the largest shift, as a share of the side: the paper's figure is for images of 331 px
-FILL = 128  # behind what moved away, as the released implementations of CIFAR policies have it
+LEVELS = 10  # of magnitude, the lowest first
+MAX_SHIFT = 150 / 331  # as a share of the side: the paper has 150 pixels of 331
+FILL = 128  # for pixels from outside the image, as in released implementations of the CIFAR policy
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue: ITU-R 601-2
 
-# operations by stage; those of either sign draw it, beside them is their strongest magnitude
+# largest magnitude of the operations whose sign is operations
 SIGNED = {
     "ShearX": 0.3,
     "ShearY": 0.3,
-    "TranslateX": SIDEWAYS,
-    "TranslateY": SIDEWAYS,
+    "TranslateX": MAX_SHIFT,
+    "TranslateY": MAX_SHIFT,
     "Rotate": 30.0,  # degrees
     "Brightness": 0.9,
     "Color": 0.9,
     "Contrast": 0.9,
     "Sharpness": 0.9,
 }
-MOVES, BLENDS = tuple(SIGNED)[:5], tuple(SIGNED)[5:]
+GEOMETRIC, BLENDS = tuple(SIGNED)[:5], tuple(SIGNED)[5:]
 TONES = ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
-OPERATIONS = (*MOVES, *BLENDS, *TONES)
-NOTHING = len(OPERATIONS)  # the number of no operation
+OPERATIONS = (*GEOMETRIC, *BLENDS, *TONES)
+NO_OPERATION = len(OPERATIONS)
 
 
-class Drawn(NamedTuple):
-    """What happens to each image of a batch."""
+class Operations(NamedTuple):
+    """One operation for each image of a batch."""
 
-    operation: Tensor  # int64 (B,): a position in OPERATIONS, or NOTHING
+    operation: Tensor  # int64 (B,): a position in OPERATIONS, or NO_OPERATION
     magnitude: Tensor  # f32 (B,), in the operation's own unit
 
     def of(self, name: str, otherwise: float = 0.0) -> Tensor:
-        """The magnitude where this operation was drawn, `otherwise` elsewhere: f32 (B, 1, 1)."""
+        """The magnitudes of images with this operation, `otherwise` for all others: f32 (B, 1, 1)."""
         return self.magnitude.where(self.is_(name), otherwise)[:, None, None]
 
     def is_(self, name: str) -> Tensor:
-        """Where this operation was drawn: bool (B,)."""
+        """Which images have this operation: bool (B,)."""
         return self.operation == OPERATIONS.index(name)
 
-    def rows(self, rows: Tensor) -> Drawn:
-        """The same of some images."""
-        return Drawn(self.operation[rows], self.magnitude[rows])
+    def rows(self, rows: Tensor) -> Operations:
+        """The operations of some images, by rows int64 (b,)."""
+        return Operations(self.operation[rows], self.magnitude[rows])
 
 
-def distorted(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Another image of each, on the generator's device: uint8 (B, S, S, 3)."""
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """AutoAugment, then Cutout.
+
+    Args:
+        pixels: uint8 (B, S, S, 3) on the generator's device.
+        generator: Draws operations, signs and places.
+
+    Returns:
+        uint8 (B, S, S, 3).
+    """
     planes = pixels.permute(0, 3, 1, 2).contiguous()
     planes = cut_out(auto_augment(planes, generator), generator)
     return planes.permute(0, 2, 3, 1).contiguous()
 
 
 def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the policy's pairs of operations for each image: uint8 (B, 3, S, S)."""
+    """Apply one of the policy's pairs of operations to each image: uint8 (B, 3, S, S)."""
     count, side = len(planes), planes.shape[2]
     policy = _policy(side, planes.device)
     pair = torch.randint(0, len(policy.probability), (count,), generator=generator, device=planes.device)
     chance = torch.rand(2, count, generator=generator, device=planes.device)
     sign = torch.randint(0, 2, (2, count), generator=generator, device=planes.device) * 2 - 1
-    for turn in range(2):
-        done = chance[turn] <= policy.probability[pair, turn]
-        magnitude = policy.magnitude[pair, turn]
-        drawn = Drawn(
-            torch.where(done, policy.operation[pair, turn], NOTHING),
-            torch.where(policy.signed[pair, turn], magnitude * sign[turn], magnitude),
+    for number in range(2):
+        is_applied = chance[number] <= policy.probability[pair, number]
+        magnitude = policy.magnitude[pair, number]
+        operations = Operations(
+            torch.where(is_applied, policy.operation[pair, number], NO_OPERATION),
+            torch.where(policy.signed[pair, number], magnitude * sign[number], magnitude),
         )
-        planes = applied(planes, drawn)
+        planes = apply(planes, operations)
     return planes
 
 
-def applied(planes: Tensor, drawn: Drawn) -> Tensor:
-    """Each image after its operation: uint8 (B, 3, S, S)."""
-    for stage, names in ((_moved, MOVES), (_blended, BLENDS), (_toned, TONES)):
-        planes = _staged(planes, drawn, stage, names)
+def apply(planes: Tensor, operations: Operations) -> Tensor:
+    """Apply to each image its operation: uint8 (B, 3, S, S)."""
+    for stage, names in ((geometric, GEOMETRIC), (blend, BLENDS), (tone, TONES)):
+        planes = _run_stage(planes, operations, stage, names)
     return planes
 
 
-def _staged(planes: Tensor, drawn: Drawn, stage: Callable[[Tensor, Drawn], Tensor], names: Sequence[str]) -> Tensor:
-    """After a stage, which leaves other operations' images as they are: a CPU need not even show it them."""
-    if planes.device.type != "cpu":  # it would have to wait to know which
-        return stage(planes, drawn)
-    rows = torch.from_numpy(np.flatnonzero(torch.stack([drawn.is_(name) for name in names]).any(dim=0).numpy()))
+def _run_stage(
+    planes: Tensor, operations: Operations, stage: Callable[[Tensor, Operations], Tensor], names: Sequence[str]
+) -> Tensor:
+    """Run a stage, which leaves images with operations of other stages as they are; a CPU can leave them out."""
+    if planes.device.type != "cpu":  # a GPU would have to be waited for to know which
+        return stage(planes, operations)
+    rows = torch.from_numpy(np.flatnonzero(torch.stack([operations.is_(name) for name in names]).any(dim=0).numpy()))
     planes = planes.clone()
-    planes[rows] = stage(planes[rows], drawn.rows(rows))
+    planes[rows] = stage(planes[rows], operations.rows(rows))
     return planes
 
 
-def _moved(planes: Tensor, drawn: Drawn) -> Tensor:
-    """Shears, shifts and rotations, each pixel from the one nearest to where it was."""
+def geometric(planes: Tensor, operations: Operations) -> Tensor:
+    """Shear, translate or rotate, with nearest-neighbour sampling."""
     side = planes.shape[2]
     line = torch.arange(side, device=planes.device) + 0.5  # middles of pixels
     x, y = line[None, None, :], line[None, :, None]
     half = side / 2
-    angle = drawn.of("Rotate") * (math.pi / 180)
+    angle = operations.of("Rotate") * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
-    # about the image's middle a rotation, about its corner a shear
-    from_x = cos * (x - half) - sin * (y - half) + half + drawn.of("ShearX") * y - drawn.of("TranslateX").trunc()
-    from_y = sin * (x - half) + cos * (y - half) + half + drawn.of("ShearY") * x - drawn.of("TranslateY").trunc()
+    # where each pixel comes from: a rotation is about the image's middle, a shear about its corner
+    from_x = (
+        cos * (x - half) - sin * (y - half) + half + operations.of("ShearX") * y - operations.of("TranslateX").trunc()
+    )
+    from_y = (
+        sin * (x - half) + cos * (y - half) + half + operations.of("ShearY") * x - operations.of("TranslateY").trunc()
+    )
     column, row = (from_x - 0.5).round().long(), (from_y - 0.5).round().long()
     inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
     places = (row.clamp(0, side - 1) * side + column.clamp(0, side - 1)).flatten(1)
-    found = planes.flatten(2).gather(2, places[:, None].expand(-1, 3, -1)).view_as(planes)
-    return torch.where(inside[:, None], found, FILL)
+    moved = planes.flatten(2).gather(2, places[:, None].expand(-1, 3, -1)).view_as(planes)
+    return torch.where(inside[:, None], moved, FILL)
 
 
-def _blended(planes: Tensor, drawn: Drawn) -> Tensor:
-    """Away from, or towards, a poorer image: black, all of one grey, colourless, or blurred."""
+def blend(planes: Tensor, operations: Operations) -> Tensor:
+    """Blend with, or extrapolate from, a degenerate image: black, grey, colourless or blurred."""
     image = planes.float()
     red, green, blue = image.unbind(dim=1)
     colourless = (GREY[0] * red + GREY[1] * green + GREY[2] * blue).floor()[:, None]  # (B, 1, S, S)
     flat = colourless.mean(dim=(2, 3), keepdim=True)
-    poorer = torch.where(_each(drawn.is_("Sharpness")), _blurred(image), colourless)
-    poorer = torch.where(_each(drawn.is_("Contrast")), flat, poorer)
-    poorer = poorer * _each(~drawn.is_("Brightness"))
-    own = 1 + torch.stack([drawn.of(name) for name in BLENDS]).sum(dim=0)[:, None]  # (B, 1, 1, 1)
-    return torch.lerp(poorer, image, own).clamp_(0, 255).to(torch.uint8)
+    degenerate = torch.where(_each(operations.is_("Sharpness")), _blurred(image), colourless)
+    degenerate = torch.where(_each(operations.is_("Contrast")), flat, degenerate)
+    degenerate = degenerate * _each(~operations.is_("Brightness"))
+    weight = 1 + torch.stack([operations.of(name) for name in BLENDS]).sum(dim=0)[:, None]  # (B, 1, 1, 1)
+    return torch.lerp(degenerate, image, weight).clamp_(0, 255).to(torch.uint8)
 
 
 def _blurred(image: Tensor) -> Tensor:
@@ -147,16 +160,16 @@ def _blurred(image: Tensor) -> Tensor:
     return blurred
 
 
-def _toned(planes: Tensor, drawn: Drawn) -> Tensor:
-    """What depends on a pixel's own value alone: every channel of every image looks its values up in a table."""
+def tone(planes: Tensor, operations: Operations) -> Tensor:
+    """Map pixel values by a table of 256 entries for every channel of every image."""
     value = torch.arange(256, device=planes.device, dtype=torch.float32).expand(1, 1, 256)
     places = planes.flatten(2).long()
     inverted = 255 - value
-    step = torch.exp2(8 - drawn.of("Posterize", 8.0))
-    table = torch.where(_rows(drawn.is_("Invert")), inverted, value - value % step)
-    table = torch.where(value >= drawn.of("Solarize", 256.0), inverted, table)
-    table = torch.where(_rows(drawn.is_("AutoContrast")), _stretched(value, planes), table)
-    table = torch.where(_rows(drawn.is_("Equalize")), _levelled(value, places), table)
+    step = torch.exp2(8 - operations.of("Posterize", 8.0))
+    table = torch.where(_rows(operations.is_("Invert")), inverted, value - value % step)
+    table = torch.where(value >= operations.of("Solarize", 256.0), inverted, table)
+    table = torch.where(_rows(operations.is_("AutoContrast")), _stretched(value, planes), table)
+    table = torch.where(_rows(operations.is_("Equalize")), _levelled(value, places), table)
     return table.to(torch.uint8).expand(-1, 3, -1).gather(2, places).view_as(planes)
 
 

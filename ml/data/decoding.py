@@ -1,9 +1,10 @@
-"""Bytes to upright RGB, and pictures to the square a network sees: the same code for training and for predicting.
+"""Decodes image files to upright RGB, and resizes images to the square that a network sees.
 
-Nothing here opens a file by name, trusts a declared type or looks past the first frame. Sizes are checked in the
-header (`ml.data.image_headers`) before a decoder allocates anything. Knows no data set, no tensor and no label.
+Training and prediction use the same code. The format follows from the content, never from a name or a declared type,
+and only the first frame counts. Sizes are checked in the header (`ml.data.image_headers`) before a decoder allocates
+memory.
 
-Legend: images are uint8 (H, W, 3); points are (..., 2) as (x, y) in continuous pixels, pixel i covering [i, i + 1).
+Shapes: images are uint8 (H, W, 3); points are (..., 2) as (x, y) in continuous pixels, pixel i covering [i, i + 1).
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def _pillow(data: bytes, expected: Header) -> ImageArray:
             if picture.width * picture.height > MAX_PIXELS:  # a GIF frame may be larger than the screen it announced
                 raise UndecodableImage("image_too_large", f"{picture.width}x{picture.height} pixels")
             picture.load()
-            turn = orientation(picture.info.get("exif"))
-            return _upright(_rgb(picture), turn)
+            orientation_code = orientation(picture.info.get("exif"))
+            return _upright(_rgb(picture), orientation_code)
     except _PILLOW_ERRORS as error:
         raise UndecodableImage("damaged_image", f"the {expected.format} cannot be decoded: {error}"[:200]) from error
 
@@ -101,15 +102,15 @@ def _rgb(picture: Image.Image) -> ImageArray:
     return pixels
 
 
-def _upright(pixels: ImageArray, turn: int) -> ImageArray:
-    """Undo the rotation and mirroring that the EXIF orientation `turn` describes."""
-    if turn == 1:
+def _upright(pixels: ImageArray, orientation_code: int) -> ImageArray:
+    """Undo the rotation and mirroring that the EXIF orientation `orientation_code` describes."""
+    if orientation_code == 1:
         return pixels
-    if turn >= 5:  # 5..8 are stored with rows and columns exchanged
+    if orientation_code >= 5:  # 5..8 are stored with rows and columns exchanged
         pixels = pixels.transpose(1, 0, 2)
-    if turn in (2, 3, 6, 7):
+    if orientation_code in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    if turn in (3, 4, 7, 8):
+    if orientation_code in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
 

@@ -1,6 +1,4 @@
-"""Batches of images: the set stays where it is as bytes, and every batch is cut, mirrored and normalised as tensors.
-
-It knows neither labels nor epochs; which rows make a batch, and in which order, the training says.
+"""Holds a set of images as bytes on a device, and makes batches of them: cropped, mirrored and normalised as tensors.
 
 Shapes: `N` images, `B` rows of one batch, `S` side; stored uint8 (N, S, S, 3), delivered float (B, 3, S, S) in
 channels_last layout, normalised per channel.
@@ -16,19 +14,34 @@ from torch import Tensor
 from ml.data import autoaugment
 
 SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
-PADDED_BYTES = 1 << 30  # a padded copy up to this size is worth a CPU's memory; beyond, batches are padded singly
+PADDED_BYTES = 1 << 30  # up to this size, a padded copy of the set is kept; else every batch is padded
 SAMPLE_ROWS = 2048  # enough images for a channel mean to three digits
 SMALLEST_STD = 1 / 255  # a channel that never varies must not divide by zero
-PLAIN_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
+EVAL_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
 
 
 class ImageStore:
-    """A set of images on a device, from which normalised batches are drawn."""
+    """A set of N images on a device.
+
+    Attributes:
+        side: S.
+        shift: Pixels by which a random crop moves at most.
+        mean, std: Of each channel in [0, 1], (3,).
+        device: Where the images are.
+    """
 
     def __init__(
         self, images: Tensor, mean: Tensor, std: Tensor, *, device: torch.device, padded_bytes: int = PADDED_BYTES
     ) -> None:
-        """`images` uint8 (N, S, S, 3), possibly memory-mapped: on a CPU it is only copied if it is to be padded."""
+        """Move the images to the device.
+
+        Args:
+            images: uint8 (N, S, S, 3), maybe memory-mapped. On a CPU they are copied only when they are padded.
+            mean: Mean of each channel in [0, 1], (3,).
+            std: Standard deviation of each channel, (3,).
+            device: Where batches are needed.
+            padded_bytes: Keep a padded copy of the set if it is not larger.
+        """
         self.side = int(images.shape[1])
         self.shift = self.side // SHIFT_SHARE
         self.mean, self.std = mean, std
@@ -36,7 +49,7 @@ class ImageStore:
         self._padded_bytes = padded_bytes
         self._images = images.to(device)
         self._padded: Tensor | None = None
-        # spelled out for every pixel, because a broadcast over 3 channels runs 20 times slower on a CPU
+        # one factor for every pixel, because a broadcast over 3 channels is 20 times slower on a CPU
         self._scale = (1 / (255 * std)).float().repeat(self.side**2).to(device)
         self._offset = (-mean / std).float().repeat(self.side**2).to(device)
 
@@ -44,33 +57,40 @@ class ImageStore:
         return len(self._images)
 
     def with_images(self, images: Tensor) -> ImageStore:
-        """Other images uint8 (T, S, S, 3), normalised and placed as these are."""
+        """A store of other images, uint8 (T, S, S, 3), with this one's statistics and device."""
         return ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
 
     def unaugmented(self, rows: Tensor) -> Tensor:
-        """The images as they are: int64 (B,) -> (B, 3, S, S)."""
+        """Normalised images without augmentation: rows int64 (B,) -> (B, 3, S, S)."""
         return self._normalised(self._images[rows])
 
     def raw(self, rows: Tensor) -> Tensor:
-        """The bytes themselves: int64 (B,) -> uint8 (B, S, S, 3)."""
+        """The stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
         return self._images[rows]
 
     def eval_batch_size(self) -> int:
-        """How many rows to ask of `plain` at once."""
-        return max(2, PLAIN_PIXELS // self.side**2)
+        """Images of a batch without gradients: more than in training, with a bounded number of pixels."""
+        return max(2, EVAL_PIXELS // self.side**2)
 
     def augmented(
         self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
     ) -> Tensor:
-        """One random view of each: int64 (B,) -> (B, 3, S, S). `crop_flip`, `flip` or `none`; see the training spec.
+        """A random view of each image.
 
-        `strongly` distorts it on top of that; see `ml.data.autoaugment`.
+        Args:
+            rows: int64 (B,).
+            augmentation: "crop_flip", "flip" or "none", as in the training spec.
+            generator: Draws the views, on the store's device.
+            strongly: Apply `ml.data.autoaugment` as well.
+
+        Returns:
+            (B, 3, S, S), normalised.
         """
-        pixels = self._moved(rows, augmentation, generator)
-        return self._normalised(autoaugment.distorted(pixels, generator) if strongly else pixels)
+        pixels = self._crop_and_flip(rows, augmentation, generator)
+        return self._normalised(autoaugment.augment(pixels, generator) if strongly else pixels)
 
-    def _moved(self, rows: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
-        """Cut out and mirrored: uint8 (B, S, S, 3)."""
+    def _crop_and_flip(self, rows: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
+        """Randomly cropped and mirrored: uint8 (B, S, S, 3)."""
         if augmentation == "none":
             return self._images[rows]
         pixels = self._cropped(rows, generator) if augmentation == "crop_flip" else self._images[rows]
@@ -80,7 +100,7 @@ class ImageStore:
         return pixels ^ ((pixels ^ mirrored) & (chosen * 255))
 
     def _cropped(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Zero-padded by `shift`, then cut out at a random place: uint8 (B, S, S, 3)."""
+        """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, 3)."""
         corners = torch.randint(0, 2 * self.shift + 1, (2, len(rows)), generator=generator, device=self.device)
         padded = self._all_padded()
         if padded is None:
@@ -89,7 +109,7 @@ class ImageStore:
         return windows[rows, corners[0], corners[1]].permute(0, 2, 3, 1).contiguous()  # lies in this order already
 
     def _all_padded(self) -> Tensor | None:
-        """The whole set padded once, where it fits; the bytes of the unpadded one are given back on a GPU."""
+        """The whole set, padded at the first call, if it is small enough; a GPU then frees the unpadded copy."""
         if self._padded is None and self._fits_padded():
             self._padded = self._pad(self._images)
             inner = slice(self.shift, self.shift + self.side)
@@ -111,7 +131,15 @@ class ImageStore:
 
 
 def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Channel mean and standard deviation in [0, 1], float64 (3,) each, of up to `SAMPLE_ROWS` evenly spread rows."""
+    """Mean and standard deviation of each channel in [0, 1], of up to `SAMPLE_ROWS` evenly spread images.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        rows: The images to choose from, int64 (M,).
+
+    Returns:
+        Two float64 tensors (3,).
+    """
     sample = rows[evenly(len(rows), SAMPLE_ROWS)]
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for chunk in torch.split(sample, 64):
@@ -124,17 +152,23 @@ def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evenly(count: int, most: int) -> Tensor:
-    """Up to `most` of the rows 0 to `count - 1`, evenly spread and ascending: int64."""
+    """Up to `most` of the numbers 0 to `count - 1`, evenly spread and ascending: int64."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def step_count(rows: int, batch_size: int) -> int:
-    """Steps of an epoch: a last batch of one joins the batch before it, and there is always one step."""
+    """Steps of an epoch over `rows` images, at least 1. A last batch of one image joins the batch before."""
     return max(1, math.ceil((rows - 1) / batch_size))
 
 
 def batch_rows(order: Tensor, step: int, batch_size: int) -> Tensor:
-    """The rows of one step of an epoch. A single row is shown twice, because batch statistics of one image are none."""
+    """The images of one step of an epoch.
+
+    Args:
+        order: All images of the epoch, int64 (n,). A single one is shown twice: batch normalisation needs two.
+        step: Of the epoch, from 0.
+        batch_size: Images of a step.
+    """
     if len(order) == 1:
         return order.repeat(2)
     last = step == step_count(len(order), batch_size) - 1

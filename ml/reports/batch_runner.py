@@ -53,7 +53,7 @@ class BatchRunner:
         Returns:
             f32 (N, ...), on the CPU.
         """
-        size = max(2, image_store.PLAIN_PIXELS // images.shape[-1] ** 2)
+        size = max(2, image_store.EVAL_PIXELS // images.shape[-1] ** 2)
         results = []
         with torch.no_grad():
             for rows in torch.split(torch.arange(len(images)), size):

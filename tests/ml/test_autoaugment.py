@@ -25,9 +25,9 @@ def planes() -> Tensor:
     return torch.cat([smooth, noise, torch.full((1, 3, SIDE, SIDE), 77.0)]).to(torch.uint8)
 
 
-def drawn(name: str, magnitude: float, count: int) -> own.Drawn:
-    number = own.OPERATIONS.index(name) if name else own.NOTHING
-    return own.Drawn(torch.full((count,), number), torch.full((count,), magnitude))
+def operations(name: str, magnitude: float, count: int) -> own.Operations:
+    number = own.OPERATIONS.index(name) if name else own.NO_OPERATION
+    return own.Operations(torch.full((count,), number), torch.full((count,), magnitude))
 
 
 @pytest.mark.parametrize("name", own.OPERATIONS)
@@ -39,11 +39,11 @@ def test_an_operation_is_torchvisions(name: str) -> None:
         expected = 0.0 if level is None else float(magnitudes[level])
         assert own.magnitude(name, level, SIDE) == pytest.approx(expected, abs=1e-4)
         for sign in (1, -1) if signed else (1,):
-            found = own.applied(images, drawn(name, sign * own.magnitude(name, level, SIDE), len(images)))
+            result = own.apply(images, operations(name, sign * own.magnitude(name, level, SIDE), len(images)))
             known = torch.stack(
                 [autoaugment._apply_op(i, name, sign * expected, InterpolationMode.NEAREST, FILL) for i in images]
             )
-            apart = (found.int() - known.int()).abs()
+            apart = (result.int() - known.int()).abs()
             assert apart.max() <= 1
             assert (apart > 0).float().mean() < 0.1
     assert signed == (name in own.SIGNED)
@@ -53,13 +53,13 @@ def test_an_image_does_not_depend_on_its_companions() -> None:
     """Nor does it matter whether a stage leaves images out, as on a CPU, or goes through all of them."""
     images = planes().repeat(len(own.OPERATIONS) + 1, 1, 1, 1)
     strength = {name: own.magnitude(name, 7, SIDE) for name in own.OPERATIONS} | {"": 0.0}
-    mixed = [drawn(name, strength[name], 8) for name in strength]
-    every = own.Drawn(*(torch.cat(column) for column in zip(*mixed, strict=True)))
-    together = own.applied(images, every)
+    mixed = [operations(name, strength[name], 8) for name in strength]
+    every = own.Operations(*(torch.cat(column) for column in zip(*mixed, strict=True)))
+    together = own.apply(images, every)
 
-    assert torch.equal(together, own._toned(own._blended(own._moved(images, every), every), every))
+    assert torch.equal(together, own.tone(own.blend(own.geometric(images, every), every), every))
     for number, name in enumerate(strength):
-        alone = own.applied(planes(), drawn(name, strength[name], 8))
+        alone = own.apply(planes(), operations(name, strength[name], 8))
         assert torch.equal(together[8 * number : 8 * number + 8], alone)
     assert torch.equal(together[-8:], planes())
 
@@ -67,7 +67,7 @@ def test_an_image_does_not_depend_on_its_companions() -> None:
 def test_operations_come_as_often_as_the_policy_says() -> None:
     """On images of one grey: inverted, brighter and darker ones are told apart, whatever else was done to them."""
     count, grey = 6_000, 100
-    found = own.auto_augment(torch.full((count, 3, 4, 4), grey, dtype=torch.uint8), generator())[:, 0, 2, 2]
+    result = own.auto_augment(torch.full((count, 3, 4, 4), grey, dtype=torch.uint8), generator())[:, 0, 2, 2]
     policy = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10).policies
     operations = [operation for pair in policy for operation in pair]
     inverting = sum(
@@ -76,22 +76,22 @@ def test_operations_come_as_often_as_the_policy_says() -> None:
         if name == "Invert" or (name == "Solarize" and own.magnitude(name, level, 4) <= grey)
     )
     brightness = sum(p for name, p, _ in operations if name == "Brightness")
-    inverted = (found.int() - (255 - grey)).abs() <= 1  # or its grey, which rounds down
+    inverted = (result.int() - (255 - grey)).abs() <= 1  # or its grey, which rounds down
 
-    for shown, expected in (
+    for selected, expected in (
         (inverted, inverting / len(policy)),
-        ((found > own.FILL) & ~inverted, brightness / 2 / len(policy)),
-        ((found > 0) & (found < grey / 2), brightness / 2 / len(policy)),
+        ((result > own.FILL) & ~inverted, brightness / 2 / len(policy)),
+        ((result > 0) & (result < grey / 2), brightness / 2 / len(policy)),
     ):
         deviation = (expected * (1 - expected) / count) ** 0.5
-        assert shown.float().mean() == pytest.approx(expected, abs=4 * deviation)
+        assert selected.float().mean() == pytest.approx(expected, abs=4 * deviation)
 
 
 def test_a_view_repeats_with_its_generator_and_differs_between_images() -> None:
     pixels = planes()[:1].permute(0, 2, 3, 1).repeat(32, 1, 1, 1)
-    one, other = (own.distorted(pixels, generator(seed)) for seed in (0, 1))
+    one, other = (own.augment(pixels, generator(seed)) for seed in (0, 1))
 
-    assert torch.equal(one, own.distorted(pixels, generator(0)))
+    assert torch.equal(one, own.augment(pixels, generator(0)))
     assert not torch.equal(one, other)
     assert len(one.unique(dim=0)) == 32
     assert one.shape == pixels.shape
