@@ -73,6 +73,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         try:
             yield
         finally:
+            await state.event_poller.close()
             state.gateway.close()
             state.notifier.close()
             state.engine.dispose()

@@ -33,6 +33,7 @@ class EventPoller:
         self._engine, self._period_s = engine, period_s
         self._waiting: dict[asyncio.Future[None], tuple[uuid.UUID, int]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._query: asyncio.Future[dict[uuid.UUID, int]] | None = None  # the one that runs, or the last
 
     async def wait(self, job_id: uuid.UUID, last_id: int, timeout_s: float) -> None:
         """Return when the job has an event after `last_id` or is deleted, at the latest after `timeout_s` seconds."""
@@ -47,12 +48,22 @@ class EventPoller:
         finally:
             del self._waiting[woken]
 
+    async def close(self) -> None:
+        """Stop, once a query that runs has ended: its connection must be back before the engine is disposed."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._query is not None:
+            with contextlib.suppress(DatabaseUnavailable):
+                await self._query
+
     async def _poll(self) -> None:
         while self._waiting:
             await asyncio.sleep(self._period_s)
             jobs = {job_id for job_id, _ in self._waiting.values()}
             with contextlib.suppress(DatabaseUnavailable):
-                newest = await run_in_threadpool(self._newest_ids, jobs)
+                # Shielded: to cancel the task does not end the thread, and `close` waits for it.
+                self._query = asyncio.ensure_future(run_in_threadpool(self._newest_ids, jobs))
+                newest = await asyncio.shield(self._query)
                 for woken, (job_id, last_id) in self._waiting.items():
                     if job_id in jobs and newest.get(job_id, last_id + 1) > last_id and not woken.done():
                         woken.set_result(None)
