@@ -175,7 +175,9 @@ def tone(planes: Tensor, operations: Operations) -> Tensor:
 
 def _stretched(value: Tensor, planes: Tensor) -> Tensor:
     """Tables that map a channel's darkest value to 0 and its brightest to 255: (B, 3, 256)."""
-    darkest, brightest = (each.flatten(1)[..., None].float() for each in (planes.amin((2, 3)), planes.amax((2, 3))))
+    darkest, brightest = (
+        extreme.flatten(1)[..., None].float() for extreme in (planes.amin((2, 3)), planes.amax((2, 3)))
+    )
     stretched = ((value - darkest) * (255 / (brightest - darkest).clamp_min(1))).clamp(0, 255)
     return torch.where(brightest > darkest, stretched, value)
 

@@ -34,8 +34,8 @@ def clutter(images: NDArray[np.uint8]) -> float:
 
 def _reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """About SIDE pixels wide, by leaving out rows and columns."""
-    kept = np.linspace(0, images.shape[1] - 1, SIDE).round().astype(int)
-    return images[:, kept][:, :, kept]
+    selected = np.linspace(0, images.shape[1] - 1, SIDE).round().astype(int)
+    return images[:, selected][:, :, selected]
 
 
 def _masks() -> NDArray[np.float64]:

@@ -42,12 +42,12 @@ _PILLOW_ERRORS = (
 
 def decode(data: bytes) -> ImageArray:
     """The first frame as upright RGB, uint8 (H, W, 3); raises UndecodableImage."""
-    found = header(data)
-    if found.format == "JPEG":
+    parsed = header(data)
+    if parsed.format == "JPEG":
         pixels = _fast_jpeg(data)
         if pixels is not None:
             return pixels if b"Exif\0\0" not in data else _upright(pixels, orientation(jpeg_exif(data)))
-    return _pillow(data, found)
+    return _pillow(data, parsed)
 
 
 def decode_into(data: bytes, target: ImageArray) -> bool:
@@ -58,10 +58,10 @@ def decode_into(data: bytes, target: ImageArray) -> bool:
     if not data.startswith(JPEG_START) or b"Exif\0\0" in data or not _ordinary(data):
         return False
     try:
-        found: ImageArray = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, and any warning
+        decoded: ImageArray = simplejpeg.decode_jpeg(data, buffer=target)  # refuses what is larger, and any warning
     except ValueError:
         return False
-    return found.shape == target.shape
+    return decoded.shape == target.shape
 
 
 def _fast_jpeg(data: bytes) -> ImageArray | None:

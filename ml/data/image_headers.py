@@ -32,19 +32,19 @@ def header(data: bytes) -> Header:
     if not data:
         raise UndecodableImage("empty_file", "the file is empty")
     try:
-        found = _read_header(data)
+        parsed = _read_header(data)
     except (struct.error, IndexError):
         raise UndecodableImage("damaged_image", "the file ends inside its header") from None
-    if found is None:
+    if parsed is None:
         raise UndecodableImage("unsupported_format", "not a JPEG, PNG, WebP, BMP or GIF")
-    width, height, kind = found
+    width, height, kind = parsed
     if width < 1 or height < 1:
         raise UndecodableImage("damaged_image", f"the {kind} header states a size of {width}x{height}")
     most = MAX_WEBP_PIXELS if kind == "WEBP" else MAX_PIXELS
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
         limit = f"at most {most // 1_000_000} million pixels and {MAX_SIDE} a side"
         raise UndecodableImage("image_too_large", f"{width}x{height} pixels; {limit}")
-    return found
+    return parsed
 
 
 def _read_header(data: bytes) -> Header | None:
@@ -76,7 +76,7 @@ def _jpeg_header(data: bytes) -> Header | None:
 
 def _segments(data: bytes) -> list[tuple[int, int]]:
     """Markers and where their payload starts, up to the frame header: enough for size and EXIF."""
-    found: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
     at = 2
     while True:
         if data[at] != 0xFF:
@@ -87,10 +87,10 @@ def _segments(data: bytes) -> list[tuple[int, int]]:
             at += 1 if marker == 0xFF else 2
             continue
         if marker in (0xD9, 0xDA):
-            return found
-        found.append((marker, at + 4))
+            return segments
+        segments.append((marker, at + 4))
         if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
-            return found
+            return segments
         at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
 
 

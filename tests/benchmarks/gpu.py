@@ -34,12 +34,12 @@ def main() -> None:
     for (network, batch), target in TARGETS.items():
         for cuda_graphs in (False, True):
             took = seconds(data, network, batch, cuda_graphs)
-            found = {"measured": round(took, 3), "met": took <= target, "cuda_graphs": cuda_graphs}
-            print(json.dumps(line(network, batch, target) | found | device()), flush=True)
+            figures = {"measured": round(took, 3), "met": took <= target, "cuda_graphs": cuda_graphs}
+            print(json.dumps(line(network, batch, target) | figures | device()), flush=True)
     for cuda_graphs in (False, True):
         one, two = (seconds(data, "resnet18", 128, cuda_graphs, networks=members) for members in (1, 2))
-        found = {"measured": round(two / one, 2), "met": two / one <= PAIR_TARGET, "cuda_graphs": cuda_graphs}
-        print(json.dumps(pair_line() | found | device()), flush=True)
+        figures = {"measured": round(two / one, 2), "met": two / one <= PAIR_TARGET, "cuda_graphs": cuda_graphs}
+        print(json.dumps(pair_line() | figures | device()), flush=True)
 
 
 def line(network: str, batch: int, target: float) -> dict[str, Any]:

@@ -45,12 +45,12 @@ def medians(rounds: int, *works: Callable[[], object]) -> list[float]:
     """CPU seconds of each work, one after the other in every round; the first round is not counted."""
     times: list[list[float]] = [[] for _ in works]
     for number in range(rounds + 1):
-        for work, found in zip(works, times, strict=True):
+        for work, figures in zip(works, times, strict=True):
             started = time.process_time()
             work()
             if number:
-                found.append(time.process_time() - started)
-    return [statistics.median(found) for found in times]
+                figures.append(time.process_time() - started)
+    return [statistics.median(figures) for figures in times]
 
 
 def step_of(network: str, batch: int, *, channels_last: bool, half: bool) -> Callable[[], None]:
@@ -125,7 +125,7 @@ def epoch_of(training: Trainer) -> Callable[[], None]:
 
 
 def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
-    """DivideMix's division of the whole set and the timetable from it, over both networks' forward passes alone."""
+    """DivideMix's division of the whole set and the order from it, over both networks' forward passes alone."""
     spec = TrainingSpec(
         method="dividemix", network=network, epochs=4, batch_size=64, precision="f32", validation_fraction=0.0
     )
@@ -135,7 +135,7 @@ def scoring(network: str, count: int, rounds: int) -> dict[str, object]:
     division = training.phases[-1]
     assert division.passes is not None
     passes, order = division.passes, torch.Generator().manual_seed(0)
-    batch = training.score(lambda shown: shown).contiguous(memory_format=torch.channels_last)
+    batch = training.score(lambda inputs: inputs).contiguous(memory_format=torch.channels_last)
 
     def divided() -> None:
         division.begin_epoch(training)

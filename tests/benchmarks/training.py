@@ -58,8 +58,8 @@ class SingleImages(Dataset[Tensor]):
         return len(self._images)
 
     def __getitem__(self, row: int) -> Tensor:
-        shown: Tensor = self._transform(Image.fromarray(self._images[row]))
-        return shown
+        view: Tensor = self._transform(Image.fromarray(self._images[row]))
+        return view
 
 
 def pipeline() -> dict[str, object]:
@@ -118,7 +118,7 @@ def whole_epoch(events: Iterator[Step | EpochReport]) -> None:
 
 def static_steps(training: Trainer, count: int) -> Callable[[], None]:
     """The same network on one batch that never changes: forward, loss, backward, step."""
-    batch = training.score(lambda shown: shown)[:BATCH].contiguous(memory_format=torch.channels_last)
+    batch = training.score(lambda view: view)[:BATCH].contiguous(memory_format=torch.channels_last)
     labels = training.labels[:BATCH]
     networks: Any = training.method.networks
     network = networks[0]
@@ -158,5 +158,5 @@ def checkpoint_seconds() -> dict[str, object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     epochs = (size(("small", 1280, 7), ("small", 32, 1)), size(("resnet18", 256, 3), ("resnet18", 16, 1)))
-    for result in (pipeline(), *(epoch(*each) for each in epochs), checkpoint_seconds()):
+    for result in (pipeline(), *(epoch(*case) for case in epochs), checkpoint_seconds()):
         print(json.dumps(result), flush=True)

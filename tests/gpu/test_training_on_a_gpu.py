@@ -33,11 +33,11 @@ def spec(**changes: Any) -> TrainingSpec:
 @METHODS
 def test_learns_in_bf16(method: str, labeled: LabeledImages, truth: Truth) -> None:
     training = Trainer.build(spec(method=method, precision="bf16"), labeled, truth=truth)
-    told = reports(training)
+    reported = reports(training)
 
     assert training.device == torch.device("cuda", 0)
-    assert all(report.finite for report in told)
-    assert told[-1].test["answer"].accuracy > 0.8
+    assert all(report.finite for report in reported)
+    assert reported[-1].test["answer"].accuracy > 0.8
     assert {parameter.dtype for parameter in training.method.parameters()} == {torch.float32}
 
 
@@ -82,9 +82,9 @@ def test_a_recording_that_breaks_changes_nothing(weigh: Callable[[Batch], float]
 def test_a_deterministic_training_resumes_bit_for_bit(method: str, cuda_graphs: bool, labeled: LabeledImages) -> None:
     settings = spec(method=method, deterministic=True, epochs=2)
     whole = Trainer.build(settings, labeled, cuda_graphs=cuda_graphs)
-    kept = [whole.state() for event in whole if isinstance(event, Step)]
+    states = [whole.state() for event in whole if isinstance(event, Step)]
     resumed = Trainer.build(settings, labeled, cuda_graphs=cuda_graphs)
-    resumed.restore(kept[len(kept) // 3])
+    resumed.restore(states[len(states) // 3])
     list(resumed)
 
     assert same(whole.state().tensors, resumed.state().tensors) == []
@@ -108,9 +108,9 @@ def test_a_step_takes_about_the_memory_that_was_predicted(labeled: LabeledImages
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     next(iter(training))
-    taken = torch.cuda.max_memory_allocated() - before
+    used = torch.cuda.max_memory_allocated() - before
 
-    assert 0.7 < taken / training.memory.need.at(1024) < 1.5
+    assert 0.7 < used / training.memory.need.at(1024) < 1.5
 
 
 def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) -> None:

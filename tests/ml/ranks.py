@@ -57,9 +57,9 @@ def build(name: str, group: process_group.ProcessGroup | None) -> Trainer:
 
 def outcome(training: Trainer) -> Tensors:
     """Everything a training holds, and what it reported."""
-    told = [[r.train_loss, *(s.loss for part in (r.noisy_validation, r.test) for s in part.values())]
+    reported = [[r.train_loss, *(s.loss for part in (r.noisy_validation, r.test) for s in part.values())]
             for r in training.history]  # fmt: skip
-    return training.state().tensors | {"told": torch.tensor(told, dtype=torch.float64)}
+    return training.state().tensors | {"reported": torch.tensor(reported, dtype=torch.float64)}
 
 
 def trained(name: str, group: process_group.ProcessGroup | None = None) -> Tensors:
@@ -199,8 +199,8 @@ def play(
         rank_info.rendezvous, rank_info.rank, rank_info.size, torch.device("cpu"), timeout_s=30.0
     )
     for scenario in scenarios:
-        found = {key: tensor.detach().contiguous() for key, tensor in scenario(group, folder).items()}
-        save_file(found, folder / f"{scenario.__name__}-{group.rank}.safetensors")
+        result = {key: tensor.detach().contiguous() for key, tensor in scenario(group, folder).items()}
+        save_file(result, folder / f"{scenario.__name__}-{group.rank}.safetensors")
     group.leave()
 
 

@@ -24,20 +24,20 @@ class Repeated(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {each.untyped_storage()._cdata for each in tensors_in((args, kwargs))}
+        inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs))}
         made = func(*args, **kwargs)
-        fresh = [each for each in tensors_in(made) if each.untyped_storage()._cdata not in given]
+        fresh = [tensor for tensor in tensors_in(made) if tensor.untyped_storage()._cdata not in inputs]
         writes = func._schema.is_mutable
         if fresh or writes:  # a view needs no repeating
-            self.done.append((func, args, kwargs, [each.detach() for each in fresh]))
+            self.done.append((func, args, kwargs, [tensor.detach() for tensor in fresh]))
         return made
 
     def again(self) -> None:
         with torch.no_grad():
             for func, args, kwargs, before in self.done:
                 made = func(*args, **kwargs)
-                given = {each.untyped_storage()._cdata for each in tensors_in((args, kwargs))}
-                fresh = [each for each in tensors_in(made) if each.untyped_storage()._cdata not in given]
+                inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs))}
+                fresh = [tensor for tensor in tensors_in(made) if tensor.untyped_storage()._cdata not in inputs]
                 for old, new in zip(before, fresh, strict=True):
                     old.copy_(new)
 
@@ -46,9 +46,9 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        return [each for member in value.values() for each in tensors_in(member)]
+        return [tensor for member in value.values() for tensor in tensors_in(member)]
     if isinstance(value, (list, tuple)):
-        return [each for member in value for each in tensors_in(member)]
+        return [tensor for member in value for tensor in tensors_in(member)]
     return []
 
 
@@ -64,13 +64,13 @@ class ReplayRecorder:
 
     def record(self, work: Callable[[], object], generators: Sequence[torch.Generator]) -> Callable[[], object]:
         tape = Repeated()
-        before = [each.get_state() for each in generators]
+        before = [generator.get_state() for generator in generators]
         try:
             with tape:
                 work()
         except TypeError as error:
-            for each, state in zip(generators, before, strict=True):
-                each.set_state(state)
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
             raise step_graphs.Unrecordable(str(error)) from error
         self.recorded += 1
 

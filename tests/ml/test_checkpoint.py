@@ -41,13 +41,13 @@ def steps(folder: Path) -> list[int]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path, state(7))
-    found = newest(tmp_path)
+    result = newest(tmp_path)
 
-    assert (found.path, found.skipped, path.name) == (path, (), "step-7")
-    assert found.state is not None
-    assert found.state.facts == state(7).facts
+    assert (result.path, result.skipped, path.name) == (path, (), "step-7")
+    assert result.state is not None
+    assert result.state.facts == state(7).facts
     for name, tensor in state(7).tensors.items():
-        torch.testing.assert_close(found.state.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(result.state.tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_newest_of_several_attempts_is_found(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_the_newest_of_several_attempts_is_found(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "attempt-2", state(4))
     checkpoint.write(tmp_path / "attempt-3", state(9))
 
-    found = newest(tmp_path / "attempt-1", tmp_path / "attempt-2", tmp_path / "attempt-3", tmp_path / "attempt-4")
-    assert found.path == tmp_path / "attempt-3" / "step-9"
+    result = newest(tmp_path / "attempt-1", tmp_path / "attempt-2", tmp_path / "attempt-3", tmp_path / "attempt-4")
+    assert result.path == tmp_path / "attempt-3" / "step-9"
     assert newest(tmp_path / "attempt-4") == Newest(None, None, ())
 
 
@@ -75,10 +75,10 @@ def test_F17_any_flipped_bit_is_noticed(
     content = bytearray(damaged.read_bytes())
     content[int(where * len(content))] ^= 1 << bit
     damaged.write_bytes(content)
-    found = newest(folder)
+    result = newest(folder)
 
-    assert found.state is not None
-    assert (found.path, found.skipped[0].path.name) == (older, "step-2")
+    assert result.state is not None
+    assert (result.path, result.skipped[0].path.name) == (older, "step-2")
 
 
 @pytest.mark.parametrize("file", [checkpoint.TENSORS, checkpoint.FACTS, checkpoint.MANIFEST])
@@ -92,19 +92,19 @@ def test_F17_a_damaged_file_means_the_one_before(tmp_path: Path, file: str, dama
         target.mkdir()
     elif damage != "missing":
         target.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    found = newest(tmp_path)
+    result = newest(tmp_path)
 
-    assert found.state is not None
-    assert found.state.step == 1
-    assert found.skipped[0].detail
+    assert result.state is not None
+    assert result.state.step == 1
+    assert result.skipped[0].detail
 
 
 def test_a_checkpoint_of_another_training_is_skipped_and_said(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, state(3))
-    found = checkpoint.newest([tmp_path], config_hash="c", data_hash="other")
+    result = checkpoint.newest([tmp_path], config_hash="c", data_hash="other")
 
-    assert found.state is None
-    assert "data_hash differs" in found.skipped[0].detail
+    assert result.state is None
+    assert "data_hash differs" in result.skipped[0].detail
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:

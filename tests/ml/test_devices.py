@@ -32,16 +32,16 @@ def test_a_device_is_found_by_name(name: str, count: int, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "said"),
+    ("name", "count", "message"),
     [("cuda", 0, "no CUDA device"), ("cuda:1", 1, "only cuda:0"), ("cuda:4", 3, "only cuda:0 to cuda:2"),
      ("gpu", 1, "no device is called 'gpu'"), ("cuda:", 1, "no device is called"), ("cuda:-1", 1, "no device")],
 )  # fmt: skip
-def test_a_device_that_is_not_there_is_named(name: str, count: int, said: str) -> None:
+def test_a_device_that_is_not_there_is_named(name: str, count: int, message: str) -> None:
     with pytest.raises(errors.UnknownName) as raised:
         devices.resolve_among(name, count)
 
     assert raised.value.code == "no_device"
-    assert said in raised.value.detail
+    assert message in raised.value.detail
 
 
 @pytest.mark.usefixtures("arithmetic_kept")

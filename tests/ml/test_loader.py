@@ -40,9 +40,9 @@ def test_every_view_is_a_shifted_or_mirrored_image() -> None:
             for candidate in [padded[row, :, top : top + 16, left : left + 16]]
             for mirrored in (False, True)
         }
-        found = [key for key, candidate in possible.items() if torch.equal(candidate, view)]
-        assert len(found) == 1
-        seen.add(found[0])
+        result = [key for key, candidate in possible.items() if torch.equal(candidate, view)]
+        assert len(result) == 1
+        seen.add(result[0])
 
     assert len(seen) > 30  # of 50 possible ones
 

@@ -24,8 +24,8 @@ Specs = Callable[..., TrainingSpec]
 GIGABYTE = 10**9
 
 
-def line(fixed: float, each: float) -> memory.LinearCost:
-    return memory.LinearCost(torch.tensor([fixed], dtype=torch.float64), torch.tensor([each], dtype=torch.float64))
+def line(fixed: float, per_image: float) -> memory.LinearCost:
+    return memory.LinearCost(torch.tensor([fixed], dtype=torch.float64), torch.tensor([per_image], dtype=torch.float64))
 
 
 def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
@@ -39,13 +39,13 @@ def test_two_small_tries_tell_the_peak_of_a_large_one() -> None:
         network(torch.zeros(images, 3, 16, 16)).square().mean().backward()
         network.zero_grad()
 
-    found = memory.measure_cost(work)
+    result = memory.measure_cost(work)
     for images in (1 + 1, 5, 64):
         tracer = memory.AllocationTracer()
         with tracer:
             work(images)
-        assert found.peak(images) == max(tracer.bytes_in_use)
-    assert found.peak(64) > 64 * 8 * 14 * 14 * 4 * 2  # at least what two layers keep
+        assert result.peak(images) == max(tracer.bytes_in_use)
+    assert result.peak(64) > 64 * 8 * 14 * 14 * 4 * 2  # at least what two layers keep
 
 
 def test_the_peak_moves_from_weights_to_images() -> None:
@@ -69,14 +69,14 @@ def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -
     images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).expand(100, -1, -1, -1)
     labeled = LabeledImages(images, torch.arange(100) % 4, tuple("abcd"))
     truth = Truth(None, images[:20], torch.arange(20) % 4)
-    taken = 120 * 64 * 64 * 3
+    stored_bytes = 120 * 64 * 64 * 3
     with pytest.raises(errors.OutOfMemory, match="120 images") as raised:
-        setup.bytes_left_beside(labeled, truth, taken - 1)
+        setup.bytes_left_beside(labeled, truth, stored_bytes - 1)
 
     assert raised.value.fitting_batch_size is None
     assert raised.value.hint == "use a smaller image_size, or set device to cpu"
-    assert setup.bytes_left_beside(labeled, truth, taken + 7) == 7
-    assert setup.bytes_left_beside(labeled, None, taken) == 20 * 64 * 64 * 3
+    assert setup.bytes_left_beside(labeled, truth, stored_bytes + 7) == 7
+    assert setup.bytes_left_beside(labeled, None, stored_bytes) == 20 * 64 * 64 * 3
 
 
 def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
@@ -88,9 +88,9 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
 
     def take(batch: Batch, _: Optimizers) -> None:
         assert batch.unlabelled is not None
-        shown = torch.cat([batch.images, *batch.unlabelled.views])
-        batch.record_logits(shown)
-        batch.unlabelled.record_logits(shown)
+        images_seen = torch.cat([batch.images, *batch.unlabelled.views])
+        batch.record_logits(images_seen)
+        batch.unlabelled.record_logits(images_seen)
 
     def fail(_: object) -> None:
         pytest.fail("a trial is no measurement: nobody hears of it")
@@ -164,13 +164,13 @@ def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImage
 
 def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
     method = torch.nn.BatchNorm2d(2)
-    kept = method.running_mean
+    running_mean_before = method.running_mean
     with memory_check.preserve_state(method):
         method(torch.rand(3, 2, 4, 4))
         method.running_mean = torch.ones(5)
 
-    assert method.running_mean is kept
-    assert torch.equal(kept, torch.zeros(2))
+    assert method.running_mean is running_mean_before
+    assert torch.equal(running_mean_before, torch.zeros(2))
 
 
 def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
@@ -252,6 +252,8 @@ def test_a_process_grows_about_as_predicted(network: str, method: str, batch_siz
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, settings.model_dump_json()], stdout=subprocess.PIPE, check=True, timeout=100
     )
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
 
-    assert found["predicted"] / memory.REFUSE_ABOVE < found["grown"] < found["predicted"] / memory.SUGGEST_BELOW, found
+    assert result["predicted"] / memory.REFUSE_ABOVE < result["grown"] < result["predicted"] / memory.SUGGEST_BELOW, (
+        result
+    )

@@ -55,8 +55,8 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def plain(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in found.items() if RANDOM_OF_MODULES not in name}
+def plain(result: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in result.items() if RANDOM_OF_MODULES not in name}
 
 
 def training(two: Found, name: str) -> dict[str, Tensor]:
@@ -98,15 +98,15 @@ def test_gradients_are_those_of_the_whole_batch(two: Found, tmp_path: Path) -> N
 def test_bf16_gradients_are_no_further_from_f32(two: Found, tmp_path: Path) -> None:
     exact, alone = ranks.half(None, tmp_path, enabled=False), ranks.half(None, tmp_path)
 
-    def distance(found: dict[str, Tensor]) -> float:
-        return sum(float((found[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
+    def distance(result: dict[str, Tensor]) -> float:
+        return sum(float((result[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
 
     assert set(two["half"][0]) == set(exact)
     assert distance(two["half"][0]) < 1.2 * distance(alone)
 
 
 def test_ranks_that_drift_apart_are_noticed_by_all(two: Found) -> None:
-    assert [list(found) for found in two["apart"]] == [["RankDivergence"]] * 2
+    assert [list(result) for result in two["apart"]] == [["RankDivergence"]] * 2
 
 
 def test_all_ranks_take_the_steps_of_the_first(two: Found) -> None:
@@ -123,10 +123,10 @@ def test_all_ranks_find_the_same_room(two: Found) -> None:
 
 def test_ranks_without_a_row_take_part(folder: Path) -> None:
     """Five ranks, and a last batch of two."""
-    found = [load_file(folder / f"uneven-{rank}.safetensors") for rank in range(5)]
+    result = [load_file(folder / f"uneven-{rank}.safetensors") for rank in range(5)]
 
-    assert distant(plain(found[4]), plain(ranks.trained("uneven")), TOLERANCE) == []
-    assert all(same(found[0], other) == [] for other in found[1:])
+    assert distant(plain(result[4]), plain(ranks.trained("uneven")), TOLERANCE) == []
+    assert all(same(result[0], other) == [] for other in result[1:])
 
 
 def test_F08_a_rank_that_ends_ends_all(folder: Path) -> None:

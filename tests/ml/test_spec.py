@@ -51,9 +51,9 @@ def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_transition_matrix_may_be_rounded() -> None:
-    found = TrainingSpec.model_validate({"noise": {"kind": "transition", "matrix": [[0.3333] * 3] * 3}})
+    result = TrainingSpec.model_validate({"noise": {"kind": "transition", "matrix": [[0.3333] * 3] * 3}})
 
-    assert TrainingSpec.model_validate_json(found.model_dump_json()) == found
+    assert TrainingSpec.model_validate_json(result.model_dump_json()) == result
 
 
 def test_the_digest_follows_every_field() -> None:
@@ -68,4 +68,4 @@ def test_concerns_have_seeds_of_their_own(seed: int) -> None:
     seeds = [seed_for(seed, concern) for concern in ("order", "augmentation", "noise")]
 
     assert len(set(seeds)) == 3
-    assert all(0 <= each < 2**63 for each in seeds)
+    assert all(0 <= member < 2**63 for member in seeds)

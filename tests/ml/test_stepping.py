@@ -38,7 +38,7 @@ def four_steps() -> LabeledImages:
     return LabeledImages(images, labels, tuple("abcd"))
 
 
-@pytest.mark.parametrize("changes", RECORDABLE, ids=lambda changes: " ".join(str(each) for each in changes.values()))
+@pytest.mark.parametrize("changes", RECORDABLE, ids=lambda changes: " ".join(str(value) for value in changes.values()))
 def test_repeating_a_recorded_step_is_taking_it(
     changes: dict[str, Any], spec: Specs, four_steps: LabeledImages, truth: Truth
 ) -> None:
@@ -59,8 +59,8 @@ def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four
     settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
     whole = Trainer.build(settings, four_steps)
     whole.record_steps(ReplayRecorder())
-    kept = [whole.state() for event in whole if isinstance(event, Step)]
-    for state in (kept[2], kept[3], kept[8]):  # after a repeated step, twice, and in the second epoch
+    states = [whole.state() for event in whole if isinstance(event, Step)]
+    for state in (states[2], states[3], states[8]):  # after a repeated step, twice, and in the second epoch
         resumed = Trainer.build(settings, four_steps)
         list(zip(resumed, range(2), strict=False))  # it had recorded something else
         resumed.record_steps(ReplayRecorder())
@@ -106,8 +106,10 @@ class NoWaiting(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         assert name not in WAITS, f"{name} waits for the device"
         if name.startswith("index"):
-            chosen = [each for each in args[1] or () if isinstance(each, torch.Tensor)] if name != "index_add" else []
-            assert all(each.dtype != torch.bool for each in chosen), f"{name} with a mask waits for the device"
+            chosen = (
+                [value for value in args[1] or () if isinstance(value, torch.Tensor)] if name != "index_add" else []
+            )
+            assert all(value.dtype != torch.bool for value in chosen), f"{name} with a mask waits for the device"
         return func(*args, **(kwargs or {}))
 
 

@@ -111,10 +111,10 @@ def test_a_state_is_not_changed_by_later_steps(spec: Specs, labeled: LabeledImag
     events = iter(training)
     next(events)
     state = training.state()
-    kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    snapshots = {name: tensor.clone() for name, tensor in state.tensors.items()}
     list(events)
 
-    assert same(state.tensors, kept) == []
+    assert same(state.tensors, snapshots) == []
 
 
 def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: LabeledImages) -> None:
@@ -166,9 +166,11 @@ def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs
     noisy[held_out] = (noisy[held_out] + 1) % 4
     clean = torch.full_like(noisy, -1)
     clean[held_out[::2]] = labeled.labels[held_out[::2]]
-    given = LabeledImages(labeled.images, noisy, labeled.classes)
-    seen = reports(Trainer.build(spec(epochs=10, batch_size=16), given, truth=Truth(clean, None, None)))[-1]
-    unknown = reports(Trainer.build(spec(epochs=1), given, truth=Truth(torch.full_like(noisy, -1), None, None)))[-1]
+    given_labels = LabeledImages(labeled.images, noisy, labeled.classes)
+    seen = reports(Trainer.build(spec(epochs=10, batch_size=16), given_labels, truth=Truth(clean, None, None)))[-1]
+    unknown = reports(Trainer.build(spec(epochs=1), given_labels, truth=Truth(torch.full_like(noisy, -1), None, None)))[
+        -1
+    ]
 
     assert seen.clean_validation["answer"].accuracy == 1.0
     assert seen.noisy_validation["answer"].accuracy < 0.5
@@ -204,14 +206,14 @@ def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled
 
 
 def test_what_was_memorised_is_asked_of_changed_labels_that_were_trained_on(labeled: LabeledImages) -> None:
-    given, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
-    given[:10] = (given[:10] + 1) % 4
+    given_labels, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
+    given_labels[:10] = (given_labels[:10] + 1) % 4
     pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
-    parts = setup.evaluation_splits(None, pixels, given, held_out, labeled.labels)
+    parts = setup.evaluation_splits(None, pixels, given_labels, held_out, labeled.labels)
     rows, _, labels = next(iter(parts["memorised"]))
 
     assert rows.tolist() == [1, 3, 5, 7, 9]
-    assert labels.equal(given[rows])
+    assert labels.equal(given_labels[rows])
     assert next(iter(parts["before_noise"]))[2].equal(labeled.labels[held_out])
 
 
@@ -220,8 +222,8 @@ def test_the_rate_follows_the_schedule(spec: Specs, labeled: LabeledImages) -> N
     expected = {"constant": [0.05] * 4, "multistep": [0.05, 0.05, 0.005, 0.0005]}
     expected["cosine"] = [0.025 * (1 + math.cos(math.pi * (epoch + 2 / 3) / 4)) for epoch in range(4)]
     for schedule, rates in expected.items():
-        found = [r.learning_rate for r in reports(Trainer.build(spec(epochs=4, schedule=schedule), labeled))]
-        assert found == pytest.approx(rates)
+        result = [r.learning_rate for r in reports(Trainer.build(spec(epochs=4, schedule=schedule), labeled))]
+        assert result == pytest.approx(rates)
 
 
 def test_bf16_trains_and_its_losses_are_f32(spec: Specs, labeled: LabeledImages) -> None:
