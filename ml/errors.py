@@ -10,7 +10,7 @@ This page knows no HTTP status and no job: `worker` translates.
     +-- UnusableData         a data set that cannot be trained on
     +-- UndecodableImage     bytes that are no acceptable image
     +-- CheckpointInvalid    a checkpoint that is damaged or belongs to another training
-    +-- ModelArchiveCorrupt        published weights that do not verify
+    +-- ModelArchiveCorrupt  published weights that do not verify
     +-- MissingWeights       pretrained weights that the operator has not provided
 """
 

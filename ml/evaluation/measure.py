@@ -68,22 +68,28 @@ def _score(tally: Tensor) -> Score:
 
 
 class EvaluationSplit:
-    """Some images on a device, and the labels by which to measure a prediction of them: never trained on."""
+    """Images on a device and the labels by which their predictions are measured, in batches without augmentation."""
 
-    def __init__(self, pixels: image_store.ImageStore, rows: Tensor, labels: Tensor) -> None:
-        """`rows` int64 (R,) of `pixels`, and the label of each."""
-        self._pixels = pixels
-        self._rows, self._labels = rows.to(pixels.device), labels.to(pixels.device)
+    def __init__(self, store: image_store.ImageStore, rows: Tensor, labels: Tensor) -> None:
+        """Select images.
+
+        Args:
+            store: Holds the images.
+            rows: int64 (R,), which of them.
+            labels: int64 (R,), one for each row; may be any other values (R, ...) to be compared with.
+        """
+        self._store = store
+        self._rows, self._labels = rows.to(store.device), labels.to(store.device)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of rows (B,), images (B, 3, S, S) and labels (B,); none if the split is empty."""
-        size = self._pixels.eval_batch_size()
+        size = self._store.eval_batch_size()
         for start in range(0, len(self._rows), size):
             rows = self._rows[start : start + size]
-            yield rows, self._pixels.unaugmented(rows), self._labels[start : start + size]
+            yield rows, self._store.unaugmented(rows), self._labels[start : start + size]
 
 
 def summary(noisy_validation: Sequence[float | None], test: Sequence[float | None]) -> dict[str, float | int | None]:
