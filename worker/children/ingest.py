@@ -2,7 +2,6 @@
 
 Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready,
 so nothing half-made is ever seen (INV4). Decoders run in this process, under limits of memory and time (SEC5).
-What an archive or an image looks like inside, this module does not know.
 """
 
 from __future__ import annotations
@@ -61,7 +60,17 @@ class Stopped(Exception):
 
 
 def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: ControlChannel) -> int:
-    """What a child of the supervisor runs; its exit status, of those in `worker.control_channel`."""
+    """Run a child of the supervisor.
+
+    Args:
+        dataset_id: The data set, already claimed.
+        fence: Number of the claim.
+        request_id: Id of the HTTP request of the upload, for the log.
+        channel: The connection to the supervisor.
+
+    Returns:
+        The exit status, one of `worker.control_channel`.
+    """
     settings = current()
     channel.listen()
     logs.configure(settings.log_level, process="child")
@@ -82,10 +91,10 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
 
 
 def confine(settings: Settings) -> None:
-    """A decoder that goes wild costs this process only. Mapped files do not count, private memory does."""
+    """Limit this process: private memory (mapped files do not count), no core dump, and time, after which it raises."""
     resource.setrlimit(resource.RLIMIT_DATA, (settings.ingest_memory_bytes, settings.ingest_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    gc.disable()  # a list of 150,000 entries is walked again and again, and nothing here is cyclic
+    gc.disable()  # collections would scan a list of 150,000 entries again and again, and nothing here is cyclic
 
     def too_slow(number: int, frame: FrameType | None) -> None:
         raise TooSlow
@@ -95,6 +104,8 @@ def confine(settings: Settings) -> None:
 
 
 class Attempt:
+    """Checks one data set under a claim (`fence`); `folder` holds what it has written until it is published."""
+
     def __init__(
         self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, channel: ControlChannel
     ) -> None:
@@ -108,7 +119,8 @@ class Attempt:
         self._reported_at = time.monotonic()
 
     def run(self) -> int:
-        for earlier in range(1, self._claim[1]):  # a later one may be at work: this host may have slept over its lease
+        # Only folders of earlier claims are deleted: this host may have outslept its lease, and a later one be at work.
+        for earlier in range(1, self._claim[1]):
             shutil.rmtree(self._target.with_name(f"{self._claim[0]}.tmp-{earlier}"), ignore_errors=True)
         self.folder.mkdir(mode=0o750)
         upload = self._files.upload(self._claim[0])
