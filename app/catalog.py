@@ -36,11 +36,11 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class UnknownChoice(ValueError):
-    """A method or network that the catalog does not list; says what it lists."""
+    """A method or network that is not in the catalog; its message lists those that are."""
 
 
 class Catalog:
-    """Methods, networks, noises and the fields of a training spec."""
+    """Methods, networks and noises by name, the default network of each kind of device, and the training spec."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.methods: dict[str, dict[str, Any]] = {m["name"]: m for m in document["methods"]}

@@ -85,7 +85,11 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,
         redirect_slashes=False,  # what is not 2xx is a problem document, and a redirect is none
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # nobody collects it, yet every request asks
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # it is not collected, but every request would check it
     )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()

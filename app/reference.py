@@ -1,4 +1,4 @@
-"""The pages of docs/reference: settings, methods and problems, written from what the code knows of them.
+"""The pages of docs/reference: settings, methods and problems, generated from the code.
 
 `make reference` writes them anew; a test compares what is committed with what would be written.
 """

@@ -53,8 +53,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._in_head = True  # or between requests
-        self._received = 0  # bytes of the head that is not yet complete, as far as chunks tell
-        self._patience: asyncio.TimerHandle | None = None
+        self._received = 0  # bytes of a head that is not complete yet; it counts whole chunks
+        self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(BufferedTransport(transport, self.loop))  # type: ignore[arg-type]  # as good as one
@@ -67,8 +67,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._received += len(data)
-        if self._patience is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait_for_head()  # also while the rest of a refused body is thrown away
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()  # also while the rest of a refused body is discarded
         super().data_received(data)
         if self._in_head and self._received > self.head_bytes and not self.transport.is_closing():
             self._refuse(431, "header_too_large", f"The request's headers have more than {self.head_bytes} bytes.")
@@ -87,12 +87,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._refuse(400, "malformed", "What was sent cannot be read as HTTP/1.1.")
 
     def _wait_for_head(self) -> None:
-        self._patience = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)
+        self._head_timer = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         phrase = http.HTTPStatus(status).phrase

@@ -1,7 +1,4 @@
-"""multipart/form-data as a stream of events: nothing is buffered beyond the chunk in hand. Limits are H2's.
-
-What a part means, and where its bytes go, the caller decides.
-"""
+"""multipart/form-data as a stream of events, within the limits of H2. At most one chunk of the body is in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from app.errors import Malformed, TooLarge
 HEADER_BYTES = 16 * 1024  # of one part
 MOST_HEADERS = 16
 BOUNDARY_BYTES = 200  # RFC 2046 allows 70
-# The plain ones; any other is the parser's business.
+# Common forms of these headers; any other form is left to the parser.
 HEADER = re.compile(rb"([A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)")
 BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9_.'-]{1,70})")
 FILE = re.compile(rb'form-data; name="([A-Za-z0-9_-]+)"; filename="([A-Za-z0-9_. -]+)"')
@@ -25,7 +22,7 @@ FILE = re.compile(rb'form-data; name="([A-Za-z0-9_-]+)"; filename="([A-Za-z0-9_.
 
 @dataclass(frozen=True)
 class PartBegin:
-    """A part starts. `filename` is display text of the client; it names no file of ours."""
+    """A part begins. `filename` is text of the client for display; no path is made from it."""
 
     name: str
     filename: str | None
@@ -34,18 +31,21 @@ class PartBegin:
 
 @dataclass(frozen=True)
 class PartData:
+    """Some bytes of the part's content."""
+
     data: bytes
 
 
 @dataclass(frozen=True)
 class PartEnd:
-    """The part is complete."""
+    """The part ends."""
 
 
 Event = PartBegin | PartData | PartEnd
 
 
 def boundary_of(content_type: str) -> bytes:
+    """The boundary in a Content-Type; Malformed without a usable one."""
     if plain := BOUNDARY.fullmatch(content_type):
         return plain[1].encode()
     _, options = parse_options_header(content_type)
@@ -56,7 +56,7 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def begin(headers: dict[bytes, bytes]) -> PartBegin:
-    """What the headers of a part say; their names in lower case."""
+    """The beginning of a part with these headers, whose names are in lower case; Malformed without a name."""
     name, filename = _names(headers.get(b"content-disposition", b""))
     media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
     text = None if filename is None else filename.decode("utf-8", "replace")
@@ -95,7 +95,12 @@ def single_part(content_type: str, body: bytes) -> tuple[PartBegin, bytes] | Non
 
 
 class MultipartReader:
-    """Feed bytes, get the events they complete; Malformed, or TooLarge for too many parts."""
+    """Parses a body that is fed in chunks.
+
+    Args:
+        content_type: The Content-Type of the request, with its boundary.
+        most: The most parts allowed.
+    """
 
     def __init__(self, content_type: str, *, most: int = 16) -> None:
         boundary = boundary_of(content_type)
@@ -120,12 +125,13 @@ class MultipartReader:
         )
 
     def feed(self, chunk: bytes) -> list[Event]:
+        """The events that this chunk completes; Malformed, or TooLarge for too many parts or too long headers."""
         self._checked(lambda: self._parser.write(chunk))
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
-        """The body has ended; Malformed when its last boundary never came."""
+        """Declare the end of the body; Malformed when its last boundary is missing."""
         self._checked(self._parser.finalize)
         if not self._ended:
             raise Malformed("The multipart body ends before its last boundary.")

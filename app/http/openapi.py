@@ -1,4 +1,4 @@
-"""The OpenAPI document, made true: every operation lists the problems it can answer with, in their own media type.
+"""The OpenAPI document: every operation lists the problems that it can respond with, in their own media type.
 
 Problems that any route may answer with follow from what the route takes; a route names its own with `problems(...)`.
 """
@@ -63,14 +63,14 @@ TITLES = {
     422: "Invalid request",
     429: "Too much at once",
     500: "A bug",
-    503: "Something we depend on is away",
+    503: "A dependency of the service is unavailable",
     504: "Too late",
     507: "Disk full",
 }
 
 
 def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that can answer with these problems."""
+    """The `responses` argument of a route that can respond with these problems."""
     return {kind.status: {"description": TITLES[kind.status], "content": problem_content()} for kind in kinds}
 
 
@@ -79,7 +79,11 @@ def problem_content() -> dict[str, Any]:
 
 
 def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
-    """Make `app.openapi()` answer the true document; `bodies` are schemas built from the catalog, by component name."""
+    """Replace `app.openapi()`, so that the document lists all problems and the types from the catalog.
+
+    Args:
+        bodies: JSON Schemas of request bodies by component name.
+    """
     generate, lock = app.openapi, threading.Lock()
     finished: list[dict[str, Any]] = []
 

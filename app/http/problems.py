@@ -56,7 +56,7 @@ def install(app: FastAPI) -> None:
     """Send every kind of error through `respond`."""
 
     async def ours(request: Request, error: Exception) -> Response:
-        return respond(request, error if isinstance(error, Problem) else bug())
+        return respond(request, error if isinstance(error, Problem) else internal_error())
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -72,8 +72,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, ours)
 
 
-def bug() -> Problem:
-    """The problem of an unexpected error: it tells nothing but the request id."""
+def internal_error() -> Problem:
+    """The problem of an unexpected error: the client learns nothing but the request id."""
     return Problem("Something went wrong on our side. The request_id finds it in the service's log.", code="internal")
 
 
@@ -109,7 +109,7 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
 
 
 def of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
-    """The same for a body that a route validates itself."""
+    """`from_validation` for a body that a route validates itself against `model`."""
     details = error.errors(include_url=False, include_input=False)
     return from_validation([{**line, "loc": ("body", *line["loc"])} for line in details], model)
 
@@ -152,7 +152,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
 
 
 def known(model: Any, location: Sequence[Any]) -> list[str]:
-    """Field names of the object in which `location` ends, as far as the types tell."""
+    """Field names of the object in which `location` ends, as far as the types define them."""
     current = model
     for part in location[1:-1]:
         current = next((f.annotation for m in models(current) for n, f in m.model_fields.items() if n == part), current)

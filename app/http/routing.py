@@ -1,6 +1,6 @@
 """The route classes of the API: they authorise before they read a body, parse strictly and add an ETag.
 
-FastAPI reads a JSON body before it runs dependencies; a stranger's body is not worth reading.
+FastAPI would read a JSON body before it runs dependencies, also that of an unauthorised caller.
 """
 
 from __future__ import annotations

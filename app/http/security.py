@@ -36,7 +36,7 @@ ON_EVERY_ANSWER = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # whatever a route says of these
+OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # a route cannot set these
 
 
 class SecurityMiddleware:
@@ -80,8 +80,8 @@ class SecurityMiddleware:
         except Problem as problem:
             await self._refuse(scope, receive, writer, problem)
         except Exception:
-            log.exception("bug")
-            await self._refuse(scope, receive, writer, problems.bug())
+            log.exception("unexpected error")
+            await self._refuse(scope, receive, writer, problems.internal_error())
         finally:
             self._record(scope, writer.status, time.perf_counter() - started)
 

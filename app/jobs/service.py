@@ -108,7 +108,7 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
 def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int) -> Job:
     """Queue a failed or cancelled job again, from its last checkpoint or from nothing.
 
-    JobFinished, JobNotFinished, QueueFull; NotReady when its data set is gone.
+    JobFinished, JobNotFinished, QueueFull; NotReady when its data set was deleted.
     """
     if work.count_queued(session, Job) >= max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)

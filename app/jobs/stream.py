@@ -94,7 +94,7 @@ async def stream_events(
         more, newest = len(rows) == BATCH, rows[-1] if rows else None
         final = ended and not more
         # A retried job has an older `done` among its events. Only a `done` that nothing follows is sent; whether
-        # something follows this one, the next read tells.
+        # something follows this one, the next read shows.
         if newest is not None and newest.kind == "done" and not final:
             rows.pop()
         for row in rows:

@@ -13,7 +13,7 @@ from app.db.clock import now
 from app.db.tables import Alias, AliasChange, Job, Model, State
 from app.errors import AliasNotFound, InUse, ModelNotFound, NotReady
 
-DEFAULT = "default"  # follows the newest succeeded training until somebody pins it
+DEFAULT = "default"  # points at the model of the newest succeeded training until it is set
 
 
 class ModelAndAlias(NamedTuple):
