@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Rule(TypedDict):
-    """When a preset suits a data set better than the defaults: if a fact that ingest has found lies below a number."""
+    """When a preset suits a data set better than the defaults: if a fact that ingest measures is below a number."""
 
     preset: str
     fact: str
@@ -28,7 +28,7 @@ class Rule(TypedDict):
 
 
 class About(TypedDict):
-    """What a catalog says of a method."""
+    """A method's entry in the catalog."""
 
     title: str
     paper: str  # citation, or "" where there is none
@@ -36,7 +36,7 @@ class About(TypedDict):
     relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
-    rules: NotRequired[list[Rule]]  # the first that holds is what the service chooses where no params are asked for
+    rules: NotRequired[list[Rule]]  # for jobs that send no params: the service takes the first rule that holds
 
 
 class MethodModule(Protocol):
@@ -57,14 +57,22 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> MethodModule:
-    """The module of one method; UnknownName if there is none."""
+    """The module of the method `name`.
+
+    Raises:
+        errors.UnknownName: if there is none.
+    """
     if name not in names():
         raise errors.UnknownName(f"unknown method {name!r}", hint=f"one of {', '.join(names())}", code="unknown_method")
     return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
 
 
 def preset(method: str, name: str) -> dict[str, object]:
-    """The params of one of a method's presets; UnknownName if it has none of that name."""
+    """The params of a method's preset `name`.
+
+    Raises:
+        errors.UnknownName: if the method does not exist or has no such preset.
+    """
     known = load(method).ABOUT["presets"]
     if name not in known:
         raise errors.UnknownName(f"{method} has no preset {name!r}", hint=f"one of {', '.join(known)}")
@@ -72,6 +80,11 @@ def preset(method: str, name: str) -> dict[str, object]:
 
 
 def suggested_params(name: str, facts: Mapping[str, object]) -> dict[str, object]:
-    """The params that a method's rules choose for a data set with these facts; {} are the defaults."""
+    """The params that a method's rules choose for a data set; {} stands for the defaults.
+
+    Args:
+        name: of the method.
+        facts: what ingest measured of the data set, by name.
+    """
     about = load(name).ABOUT
     return choose_preset(about.get("rules", []), about["presets"], facts)

@@ -1,27 +1,26 @@
 """Deconfounded Noisy Labels Learning: two networks, one of which sees every image with the classes' mean background.
 
-It wraps any network and any base method (`host` in the API). Its parts:
+It wraps any network and any base method (`host` in the API):
 
 - A localization module splits an image into foreground f and background b (Eq. 5).
 - g1 sees f and b; g2 sees f and b̄, the mean over classes of the average background of each class (Eq. 4).
 - Both learn by the base method's loss. Two gates mix their predictions, and an agreement term pulls the predictions
   together (Eq. 6).
 
-What the paper leaves open is a parameter; the preset `paper` is the text as printed. Readings that were tried and left
-out, such as random backgrounds for g2, are in docs/log.md with their results.
+What the paper leaves open is a parameter; the preset `paper` is the text as printed. docs/log.md has the results of
+readings that were left out, such as random backgrounds for g2.
 
-Phases are those of the base method, for both branches at once:
+Phases are those of the base method, for both branches at once. The gates belong to the classifier: they are reset when
+the base method reinitialises it, and frozen while it is frozen. The localization module belongs to the body: it is
+frozen while the body is frozen, and never reinitialised.
 
-- Where the base method reinitialises or freezes parts of its networks, it does so in both branches.
-- The gates belong to the classifier. They are reset when it is reinitialised and frozen while it is frozen.
-- The localization module belongs to the body. It is frozen while the body is frozen, and never reinitialised.
-- With several phases agreement waits for the last one, and its weight is halved if it begins with clipped gradients. It
-  does not wait for a selection within a phase (CORES). In the last phases of DMI and T-revision, whose learning rates
-  are tiny, it has hardly any effect. Where the base method mixes images by their clean probability (M-correction), the
-  two predictions that are pulled together are of different mixtures.
-- The gates learn from images with their given label, where the base method passes them unmixed and one view at a time.
-  Targets of mixed images are internal to the base method. One pass over several views (SOP+, CORES* after its
-  selection) teaches the gates nothing.
+With several phases agreement waits for the last one, and its weight is halved if it begins with clipped gradients. It
+does not wait for a selection within a phase (CORES). In the last phases of DMI and T-revision, whose learning rates are
+tiny, it has hardly any effect. In M-correction the two predictions that are pulled together are of different mixtures.
+
+The gates learn from images with their given label, where the base method passes them unmixed and one view at a time, as
+the targets of mixed images are internal to it. One pass over several views (SOP+, CORES* after its selection) teaches
+the gates nothing.
 
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
@@ -124,29 +123,21 @@ class Method(method.Method):
 
         # the first network also tells the shapes; it then becomes the first branch
         unused = [cast(chain.Chain, network())]
+        feature_count = unused[0].feature_count
         self.deconfounder = deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
         self.recorders = (deconfounding.ActivationRecorder(), deconfounding.ActivationRecorder())
 
-        # two base methods, each of which believes that a branch is an ordinary network
+        # two base methods, which use the branches as ordinary networks
         base = methods.load(params.host)
         base_params = base.Params.model_validate(params.host_params)
-        width = 0
-        base_methods = []
-        for second in (False, True):
 
-            def make_branch(second: bool = second) -> Network:
-                nonlocal width
-                inner = unused.pop() if unused else cast(chain.Chain, network())
-                recorder = self.recorders[second]
-                branch = deconfounding.make_branch(inner, self.deconfounder, recorder, second=second)
-                width = branch.feature_count
-                return branch
+        def branch(*, second: bool) -> Network:
+            inner = unused.pop() if unused else cast(chain.Chain, network())
+            return deconfounding.make_branch(inner, self.deconfounder, self.recorders[second], second=second)
 
-            base_methods.append(base.Method(base_params, labels, make_branch))
-        self.base1, self.base2 = base_methods
-
-        # what is between them
-        self.gates = None if params.gates == "off" else deconfounding.Gates(2 * width)
+        self.base1 = base.Method(base_params, labels, lambda: branch(second=False))
+        self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
+        self.gates = None if params.gates == "off" else deconfounding.Gates(2 * feature_count)
         self.damping = mutual_learning.AgreementDamping()
 
     # --- phases ---
@@ -185,7 +176,7 @@ class Method(method.Method):
         # each step: both base methods' losses, then Eq. 6
         def loss(batch: Batch) -> Tensor:
             with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
-                base_losses = self._base_losses(batch, first.loss, second.loss)
+                base_losses = self._base_losses(batch, first, second)
                 watched = batch.epoch == watched_epoch
                 return base_losses + self.interaction_loss(batch, agreement_weight(batch.epoch), watched=watched)
 
@@ -248,21 +239,19 @@ class Method(method.Method):
 
     # --- one step ---
 
-    def _base_losses(
-        self, batch: Batch, first_loss: Callable[[Batch], Tensor], second_loss: Callable[[Batch], Tensor]
-    ) -> Tensor:
+    def _base_losses(self, batch: Batch, first: Phase, second: Phase) -> Tensor:
         """L(g1, y') + L(g2, y') of Eq. 6, by the base method's loss and on the same random draws.
 
         Labels are ranked by g1, or by g2 where agreement is one-way and so does not affect g2.
         """
         one_way = self.params.agreement == "one_way"
         unrecorded = batch.without_recording()
-        first, second = replay_rng.run_with_same_draws(
+        one, two = replay_rng.run_with_same_draws(
             batch.generator,
-            lambda generator: first_loss(replace(unrecorded if one_way else batch, generator=generator)),
-            lambda generator: second_loss(replace(batch if one_way else unrecorded, generator=generator)),
+            lambda generator: first.loss(replace(unrecorded if one_way else batch, generator=generator)),
+            lambda generator: second.loss(replace(batch if one_way else unrecorded, generator=generator)),
         )
-        return first + second
+        return one + two
 
     def interaction_loss(self, batch: Batch, agreement_weight: float, *, watched: bool = False) -> Tensor:
         """The rest of Eq. 6: CE(o1, y') + CE(o2, y') + λ · agreement; and the label-free loss of the mask, if it has

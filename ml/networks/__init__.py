@@ -1,6 +1,6 @@
 """Networks by name: `names`, `build`, `about`. A family is a file here with `summaries()` and `build(...)`.
 
-torchvision's family comes last, since asking it imports torchvision.
+torchvision's family comes last, since its names are known only after importing torchvision.
 """
 
 from __future__ import annotations
@@ -30,15 +30,23 @@ def names() -> tuple[str, ...]:
 
 
 def build(name: str, classes: int, image_size: int, pretrained: Path | None = None) -> Chain:
-    """A fresh network for square images of `image_size` pixels; `pretrained` is a safetensors file.
+    """A fresh network.
 
-    Raises UnknownNetwork for an unknown name or a size this network cannot read, MissingWeights for unfitting weights.
+    Args:
+        name: one of `names()`.
+        classes: C, the width of its output.
+        image_size: height and width of its images in pixels.
+        pretrained: a safetensors file with weights of the same architecture; None starts at random.
+
+    Raises:
+        UnknownNetwork: for an unknown name, or a size that this network cannot read.
+        errors.MissingWeights: if the weights do not fit.
     """
     family = _family_of(name)
     try:
         network: Chain = family.build(name, classes, image_size, pretrained)
         if family.__name__.endswith(SLOW):
-            _try_out(network, image_size)
+            _check_forward(network, image_size)
     except (RuntimeError, ZeroDivisionError, AssertionError) as error:  # torchvision's ways to refuse a size
         raise UnknownNetwork(f"{name} cannot read images of {image_size} px: {error}") from error
     except ValueError as error:
@@ -49,7 +57,11 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None = No
 
 
 def about(name: str) -> dict[str, Any]:
-    """Summary, parameters (10 classes) and multiply-adds times two of one forward pass at 32 px (None if it cannot)."""
+    """Summary, number of parameters (10 classes), and FLOPs of one forward pass at 32 px (None if it cannot read them).
+
+    Raises:
+        UnknownNetwork: for an unknown name.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     summary = _family_of(name).summaries()[name]
@@ -72,9 +84,9 @@ def about(name: str) -> dict[str, Any]:
 
 
 def _families() -> list[Any]:  # modules: their two functions are a convention, checked by the tests of every name
-    found = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_FAMILIES]
-    found.sort(key=lambda family: (family == SLOW, family != "small", family))  # the small first, the slow last
-    return [importlib.import_module(f"{__name__}.{family}") for family in found]
+    families = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_FAMILIES]
+    families.sort(key=lambda family: (family == SLOW, family != "small", family))  # the small first, the slow last
+    return [importlib.import_module(f"{__name__}.{family}") for family in families]
 
 
 def _family_of(name: str) -> Any:
@@ -85,8 +97,8 @@ def _family_of(name: str) -> Any:
 
 
 @torch.no_grad()
-def _try_out(network: Chain, image_size: int) -> None:
-    """Some architectures shrink a small image to nothing: say so now, not in the first step of a training."""
+def _check_forward(network: Chain, image_size: int) -> None:
+    """Run one image, as some architectures shrink a small one to nothing: fail now, not in a training's first step."""
     was_training = network.training
     device = next(network.parameters()).device
     network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))

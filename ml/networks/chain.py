@@ -1,6 +1,8 @@
-"""The one shape every network has: body, last stage, classifier, run one after the other.
+"""The common structure of all networks: body, last stage and classifier, run one after the other.
 
-A method may therefore renew a part by name, and a wrapper may change what the body sees. Knows no architecture.
+So a method can reinitialise a part by its name, and a wrapper can change the input of the body.
+
+Shapes: `B` batch, `C` classes, `D` features; images (B, 3, H, W).
 """
 
 from __future__ import annotations
@@ -20,13 +22,21 @@ SMALL_IMAGE = 64  # up to this side a network keeps full resolution in its stem;
 
 
 class Chain(Network):
-    """`classifier(last_stage(body(images)))`; the last stage ends pooled and flattened, the classifier is linear."""
+    """`classifier(last_stage(body(images)))`; the last stage ends with pooling and flattening."""
 
     body: nn.Module
     last_stage: nn.Module
     classifier: nn.Linear
 
     def __init__(self, body: nn.Module, last_stage: nn.Module, classifier: nn.Linear, image_size: int) -> None:
+        """Join the parts.
+
+        Args:
+            body: images to feature maps.
+            last_stage: feature maps to features (B, D).
+            classifier: features to logits (B, C).
+            image_size: H = W of the images in pixels.
+        """
         super().__init__()
         self.body = body
         self.last_stage = last_stage
@@ -52,12 +62,12 @@ class Chain(Network):
         return logits
 
 
-def named(**modules: nn.Module) -> nn.Sequential:
+def named_sequence(**modules: nn.Module) -> nn.Sequential:
     """A sequence whose members keep the names that published weights use."""
     return nn.Sequential(OrderedDict(modules))
 
 
-def pooled() -> dict[str, nn.Module]:
+def pooling_layers() -> dict[str, nn.Module]:
     """The end of a last stage: (B, D, H, W) -> (B, D)."""
     return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
 
@@ -70,7 +80,15 @@ def initialise(module: nn.Module) -> None:
 
 
 def widen_stem(network: nn.Module, channels: int) -> None:
-    """Let the first convolution read `channels` input channels, the known weights shared out among the copies."""
+    """Replace the first convolution's weights so that it reads more channels: copies, divided by their number.
+
+    Args:
+        network: is changed in place.
+        channels: a multiple of the input channels that it has.
+
+    Raises:
+        ValueError: if the network has no convolution.
+    """
     for _, stem in network.named_modules():
         if isinstance(stem, nn.Conv2d):
             break
@@ -83,9 +101,10 @@ def widen_stem(network: nn.Module, channels: int) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; any other format is refused, since unpickling runs code.
+    """The tensors of a safetensors file by name; no other format is read, since unpickling runs code.
 
-    Raises MissingWeights when the file is not a safetensors file.
+    Raises:
+        errors.MissingWeights: if the file is missing or no safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:  # reads the header alone: a bad file fails before a big read
@@ -97,21 +116,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def adopt(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
-    """Load pretrained weights, dropping the head where its shape differs; small stems take the kernel's centre.
+def load_pretrained(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
+    """Load pretrained weights in place; kernels that are larger than the network's are cropped to their centre.
 
-    Raises MissingWeights when anything but the head is missing or of another shape.
+    Args:
+        network: has the names of the published weights.
+        weights: tensors by name.
+        head: first part of the names of the classifier, which keeps its own weights where the shape differs.
+
+    Raises:
+        errors.MissingWeights: if anything but the head is missing or has another shape.
     """
     own = network.state_dict()
     fitting: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        given = weights.get(name)
-        if given is not None and given.ndim == 4 and given.shape[:2] == tensor.shape[:2]:
-            given = _centre(given, tensor.shape[-1])
-        if given is not None and given.shape == tensor.shape:
-            fitting[name] = given
+        weight = weights.get(name)
+        if weight is not None and weight.ndim == 4 and weight.shape[:2] == tensor.shape[:2]:
+            weight = _centre(weight, tensor.shape[-1])
+        if weight is not None and weight.shape == tensor.shape:
+            fitting[name] = weight
         elif not name.startswith(head) and not name.endswith("num_batches_tracked"):
-            reason = "is missing from" if given is None else "has another shape in"
+            reason = "is missing from" if weight is None else "has another shape in"
             raise errors.MissingWeights(f"{name} {reason} the pretrained weights", code="unfitting_weights")
     network.load_state_dict(own | fitting)
 

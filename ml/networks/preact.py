@@ -31,16 +31,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(active)
-        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active)))) + kept
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active)))) + shortcut
         return out
 
 
 def summaries() -> dict[str, str]:
+    """One sentence about each network of the family, by name."""
     return {"preact_resnet18": "PreAct ResNet-18: the network of DivideMix, ELR+, PES (semi) and SOP+."}
 
 
 def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    """See `ml.networks.build`."""
     small = image_size <= chain.SMALL_IMAGE
     stages = [_stage(i) for i in range(4)]
     stem: dict[str, nn.Module] = {
@@ -50,12 +52,12 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> 
     }
     if not small:
         stem["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
-    body = chain.named(**stem, layer1=stages[0], layer2=stages[1], layer3=stages[2])
-    last_stage = chain.named(layer4=stages[3], **chain.pooled())
+    body = chain.named_sequence(**stem, layer1=stages[0], layer2=stages[1], layer3=stages[2])
+    last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
     chain.initialise(network)
     if pretrained is not None:
-        chain.adopt(network, chain.read_weights(pretrained), head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
     return network
 
 

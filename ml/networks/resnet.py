@@ -40,6 +40,7 @@ class Block(nn.Module):
 
 
 def summaries() -> dict[str, str]:
+    """One sentence about each network of the family, by name."""
     return {
         "resnet18": "ResNet-18: the usual network for CIFAR-10 with noisy labels.",
         "resnet34": "ResNet-34: the usual network for CIFAR-100 and CIFAR-N.",
@@ -47,13 +48,14 @@ def summaries() -> dict[str, str]:
 
 
 def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    """See `ml.networks.build`."""
     stages = [_stage(i, count) for i, count in enumerate(BLOCKS[name])]
-    body = chain.named(**_stem(image_size), layer1=stages[0], layer2=stages[1], layer3=stages[2])
-    last_stage = chain.named(layer4=stages[3], **chain.pooled())
+    body = chain.named_sequence(**_stem(image_size), layer1=stages[0], layer2=stages[1], layer3=stages[2])
+    last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
     chain.initialise(network)
     if pretrained is not None:
-        chain.adopt(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
+        chain.load_pretrained(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
     return network
 
 

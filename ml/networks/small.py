@@ -12,21 +12,23 @@ WIDTHS = (16, 32, 64, 96)
 
 
 def summaries() -> dict[str, str]:
+    """One sentence about each network of the family, by name."""
     return {"small": "Five convolutions: trains in seconds on a CPU, from 16 px; for first looks, not for records."}
 
 
 def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    """See `ml.networks.build`."""
     w0, w1, w2, w3 = WIDTHS
     body = nn.Sequential(
         *_layer(3, w0, stride=1 if image_size <= chain.SMALL_IMAGE else 2),
         *_layer(w0, w1, stride=2),
         *_layer(w1, w2, stride=2),
     )
-    last_stage = nn.Sequential(*_layer(w2, w3, stride=2), *_layer(w3, w3), *chain.pooled().values())
+    last_stage = nn.Sequential(*_layer(w2, w3, stride=2), *_layer(w3, w3), *chain.pooling_layers().values())
     network = chain.Chain(body, last_stage, nn.Linear(w3, classes), image_size)
     chain.initialise(network)
     if pretrained is not None:
-        chain.adopt(network, chain.read_weights(pretrained), head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
     return network
 
 

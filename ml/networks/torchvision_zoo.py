@@ -52,6 +52,7 @@ class ClassToken(nn.Module):
 
 
 def summaries() -> dict[str, str]:
+    """One sentence about each network of the family, by name."""
     from torchvision import models  # type: ignore[import-untyped]
 
     return {
@@ -62,12 +63,13 @@ def summaries() -> dict[str, str]:
 
 
 def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+    """See `ml.networks.build`."""
     from torchvision import models
 
     family = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
     model: Any = models.get_model(name, weights=None, **_options(name, image_size))
     if pretrained is not None:
-        chain.adopt(model, chain.read_weights(pretrained), head=_head(model))
+        chain.load_pretrained(model, chain.read_weights(pretrained), head=_head(model))
     if image_size <= chain.SMALL_IMAGE:
         _keep_resolution(model, family)
     body, last_stage, width = family(model)

@@ -48,13 +48,13 @@ def test_the_first_epoch_learns_all_labels_and_a_later_one_sets_the_noise_rate_a
     images = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % CLASSES
     one, two = (losses.cross_entropies(network(images), labels).detach() for network in method.networks)
-    found = [
+    values = [
         float(method.phases(recipe())[0].loss(Batch((images,), labels, labels, lambda _: None, epoch)).detach())
         for epoch in (0, 10)
     ]
 
-    assert found[0] == pytest.approx(float(one.mean() + two.mean()), rel=1e-5)
-    assert found[1] == pytest.approx(float(one[two.argsort()[:8]].mean() + two[one.argsort()[:8]].mean()), rel=1e-5)
+    assert values[0] == pytest.approx(float(one.mean() + two.mean()), rel=1e-5)
+    assert values[1] == pytest.approx(float(one[two.argsort()[:8]].mean() + two[one.argsort()[:8]].mean()), rel=1e-5)
 
 
 def test_the_schedule_of_the_forget_rate_scales_with_the_epochs() -> None:
@@ -75,9 +75,9 @@ def test_adam_has_its_own_rate_and_sgd_the_trainings() -> None:
         method = made(optimizer=kind)
         build = method.phases(recipe())[0].optimizers
         assert build is not None
-        found = build()
-        rates[type(found.members[0])] = found.groups[0]["lr"]
-        assert {id(p) for group in found.groups for p in group["params"]} == {id(p) for p in method.parameters()}
+        built = build()
+        rates[type(built.members[0])] = built.groups[0]["lr"]
+        assert {id(p) for group in built.groups for p in group["params"]} == {id(p) for p in method.parameters()}
 
     assert rates == {torch.optim.Adam: 1e-3, torch.optim.SGD: 5.0}
 

@@ -79,9 +79,9 @@ def test_the_prior_is_that_of_the_labels_kept_by_the_epoch_before() -> None:
 
 
 def test_the_regulariser_grows_as_in_the_paper() -> None:
-    found = [sample_selection.regulariser_weight(epoch, 10, 30, 2.0) for epoch in (0, 9, 10, 11, 38, 39, 40, 99)]
+    weights = [sample_selection.regulariser_weight(epoch, 10, 30, 2.0) for epoch in (0, 9, 10, 11, 38, 39, 40, 99)]
 
-    assert found == pytest.approx([0, 0, 0, 2 / 29, 2 * 28 / 29, 2, 2, 2])
+    assert weights == pytest.approx([0, 0, 0, 2 / 29, 2 * 28 / 29, 2, 2, 2])
 
 
 def test_without_regulariser_and_sieve_it_is_cross_entropy() -> None:

@@ -75,15 +75,15 @@ def test_the_median_split_is_the_papers_equation_5(by_channel: bool) -> None:
 )
 def test_equation_5_reads_the_pixels_its_setting_names(split: str, unit: bool, by_channel: bool) -> None:
     method, images = made(split=split, lm="fixed"), torch.randn(2, 3, SIDE, SIDE)
-    _, found = method.deconfounder.split(images)
+    _, split_images = method.deconfounder.split(images)
     expected = background.median(
         method.deconfounder.unit_range(images) if unit else images,
         localization.central_mask(images),
         by_channel=by_channel,
     )
 
-    assert torch.equal(found.foreground, expected.foreground)
-    assert torch.equal(found.background, expected.background)
+    assert torch.equal(split_images.foreground, expected.foreground)
+    assert torch.equal(split_images.background, expected.background)
 
 
 @pytest.mark.parametrize("split", ["median", "median_by_channel", "median_normalised"])
@@ -187,14 +187,14 @@ def test_bank_and_gates_are_f32_whatever_the_networks_precision() -> None:
     records = [deconfounding.Activations(images, torch.randn(5, 6), torch.randn(5, CLASSES)) for _ in range(2)]
     gates = deconfounding.Gates(12)
     torch.nn.init.normal_(gates.linear.weight)
-    found = []
+    by_precision = []
     for half in (False, True):
         average = background.ClassBackgroundAverage(CLASSES, 4, 0.9)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             average.update(images, labels)
-            found.append([average.averages, *gates(*records)])
+            by_precision.append([average.averages, *gates(*records)])
 
-    assert all(torch.equal(exact, rounded) for exact, rounded in zip(*found, strict=True))
+    assert all(torch.equal(exact, rounded) for exact, rounded in zip(*by_precision, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["class_mean", "zero"])
@@ -205,9 +205,9 @@ def test_the_second_network_sees_nothing_of_an_images_label(kind: str) -> None:
     image = torch.randn(1, 3, SIDE, SIDE).expand(CLASSES, -1, -1, -1)
     seen = Batch((image,), torch.arange(CLASSES), torch.arange(CLASSES), lambda _: None)
     with method.deconfounder.step(seen):
-        shown = method.deconfounder.network_input(image, second=True)
+        network_input = method.deconfounder.network_input(image, second=True)
 
-    assert torch.allclose(shown, shown[:1].expand_as(shown))
+    assert torch.allclose(network_input, network_input[:1].expand_as(network_input))
 
 
 def test_the_mean_background_is_the_same_in_training_and_at_test() -> None:
@@ -407,7 +407,7 @@ def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages)
         method="denll", params={"host": host}, network="small", image_size=16, epochs=4, batch_size=16, precision="f32"
     )
     training = Trainer.build(spec, pictures, device="cpu", threads=1)
-    before = {name: each.clone() for name, each in training.method.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in training.method.named_parameters()}
     state = None
     for _ in training:
         state = state or (training.state() if training.epoch == 3 else None)
@@ -418,11 +418,13 @@ def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages)
         pass
 
     assert same(training.state().tensors, resumed.state().tensors) == []
-    changed = {name for name, each in training.method.named_parameters() if not torch.equal(each, before[name])}
+    changed = {
+        name for name, parameter in training.method.named_parameters() if not torch.equal(parameter, before[name])
+    }
     assert any(name.startswith("base1.") for name in changed)
     assert any(name.startswith("base2.") for name in changed)
     assert any(name.startswith("deconfounder.localization.") for name in changed)
-    assert all(torch.isfinite(each).all() for each in training.method.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in training.method.parameters())
 
 
 def test_settings_of_the_host_are_checked_and_denll_hosts_no_denll() -> None:

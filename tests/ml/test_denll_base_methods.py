@@ -1,4 +1,4 @@
-"""Laws of DeNLL on hosts with several phases: what rests, what is renewed, when the exchange begins, what is shown."""
+"""Laws of DeNLL on base methods with several phases: frozen and reinitialised parts, agreement, pools, resuming."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def phases(method: denll.Method, epochs: int = 40) -> list[Phase]:
 
 
 class Bench:
-    """The part of a lab that PES asks for: every given label is predicted."""
+    """The part of a `TrainContext` that PES uses: every given label is predicted."""
 
     epoch, epochs = 0, 40
 
@@ -54,10 +54,10 @@ class Bench:
 
 
 def batch(epoch: int = 0, views: int = 1) -> Batch:
-    shown = torch.randn(views, COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).unbind()
+    batch_of_views = torch.randn(views, COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).unbind()
     labels, index = torch.arange(COUNT) % CLASSES, torch.arange(COUNT)
     mixing = torch.Generator().manual_seed(2)
-    return Batch(shown, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
+    return Batch(batch_of_views, labels, index, lambda _: None, epoch, epoch / 40, generator=lambda _: mixing)
 
 
 def leaf_with_gradient(size: float) -> nn.Parameter:
@@ -66,10 +66,10 @@ def leaf_with_gradient(size: float) -> nn.Parameter:
     return weight
 
 
-# --- which of DeNLL's parts belong to which of the host's ---
+# --- which of DeNLL's parts belong to which of the base method's ---
 
 
-def test_the_localization_module_rests_while_the_hosts_body_does() -> None:
+def test_the_localization_module_is_frozen_while_the_body_is() -> None:
     method = made("pes")
     assert method.deconfounder.localization is not None
     learning = []
@@ -93,7 +93,7 @@ def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
     assert all(p.requires_grad for p in method.gates.parameters())
 
 
-def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() -> None:
+def test_gates_are_frozen_while_the_classifier_is_and_frozen_parts_are_not_clipped() -> None:
     method = made("pes", host_params={"after_refine": "frozen_tail"})
     assert method.gates is not None
     learning = []
@@ -109,12 +109,12 @@ def test_gates_rest_while_the_classifier_does_and_what_rests_is_not_clipped() ->
 
 
 @pytest.mark.parametrize("host", ["pes", "pes_semi"])
-def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
+def test_both_branches_reinitialise_and_train_the_same_parts(host: str) -> None:
     method = made(host)
     for phase in phases(method)[:2]:
         phase.enter(Bench())
     phase.loss(batch()).backward()
-    moving = [{n for n, p in each.named_parameters() if p.grad is not None} for each in (method.base1, method.base2)]
+    moving = [{n for n, p in base.named_parameters() if p.grad is not None} for base in (method.base1, method.base2)]
 
     assert moving[0] == moving[1]
     assert any(name.startswith("network.classifier") for name in moving[0])
@@ -122,11 +122,11 @@ def test_both_branches_renew_and_train_the_same_parts(host: str) -> None:
     assert not any(name.startswith("network.body") for name in moving[0])
 
 
-# --- the exchange ---
+# --- agreement ---
 
 
 @pytest.mark.parametrize("host", SELECTING)
-def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) -> None:
+def test_no_agreement_before_the_last_phase(host: str) -> None:
     """Seen by the buffers that watch it: the same step, before and after."""
     method = made(host)
     method.train()
@@ -141,7 +141,7 @@ def test_no_agreement_before_the_hosts_switch_nor_during_a_renewal(host: str) ->
     assert float(method.damping.divergence) > 0.0
 
 
-def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_damping_halves_the_weight_after_clipped_gradients_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     for divergence, clipped, factor in ((0.05, 0, 1.0), (2.0, 5, 1.0), (0.05, 6, 0.5)):
         caplog.clear()
         damping = mutual_learning.AgreementDamping()
@@ -155,7 +155,7 @@ def test_a_brake_halves_what_begins_badly_and_says_so(caplog: pytest.LogCaptureF
         assert bool(caplog.records) == (factor < 1.0)
 
 
-def test_the_brake_is_asked_once_after_the_first_epoch_of_theinteraction_loss() -> None:
+def test_damping_is_updated_once_after_the_first_epoch_of_agreement() -> None:
     method = made("pes")
     last = phases(method)[-1]
     begun = sum(phase.epochs for phase in phases(method)[:-1])
@@ -167,7 +167,7 @@ def test_the_brake_is_asked_once_after_the_first_epoch_of_theinteraction_loss() 
         assert float(method.damping.factor) == factor
 
 
-def test_a_host_of_one_phase_has_no_brake() -> None:
+def test_a_base_method_with_one_phase_has_no_damping() -> None:
     method = made("ce")
     method.train()
     (only,) = phases(method)
@@ -176,18 +176,18 @@ def test_a_host_of_one_phase_has_no_brake() -> None:
     assert float(method.damping.terms) == 0.0
 
 
-# --- what is shown, and what the gates learn from ---
+# --- pools, and what the gates learn from ---
 
 
 def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
     one = Pass(torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(8) > 2, 0.5)
     two = Pass(torch.tensor([1, 2, 3]), ~torch.isin(torch.arange(8), torch.tensor([1, 2, 3])), 0.4)
-    found = pool_union.unite(one, two)
+    union = pool_union.unite(one, two)
 
-    assert found.pool.bincount().tolist() == [2, 1, 2, 1]
-    assert found.unlabelled is not None
-    assert found.unlabelled.tolist() == [4, 5, 6, 7]
-    assert found.share == 0.4
+    assert union.pool.bincount().tolist() == [2, 1, 2, 1]
+    assert union.unlabelled is not None
+    assert union.unlabelled.tolist() == [4, 5, 6, 7]
+    assert union.share == 0.4
     alone = pool_union.unite(Pass(torch.arange(8) < 6), one)
     assert alone.pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert alone.unlabelled is not None
@@ -195,14 +195,14 @@ def test_either_branchs_trust_labels_an_image_and_repetitions_stay() -> None:
 
 
 @pytest.mark.parametrize(("host", "learning"), [("dividemix", True), ("pes_semi", False)])
-def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: str, learning: bool) -> None:
+def test_gates_learn_from_labelled_images_where_a_base_method_passes_them_unmixed(host: str, learning: bool) -> None:
     method = made(host)
     assert method.gates is not None
     method.train()
     last = phases(method)[-1]
     seen = batch(20, views=2)
     unlabelled = Unlabelled(tuple(view[12:] for view in seen.views), torch.arange(12, 24), lambda _: None)
-    shown = Batch(
+    batch_of_views = Batch(
         tuple(view[:12] for view in seen.views),
         seen.labels[:12],
         torch.arange(12),
@@ -212,7 +212,7 @@ def test_gates_learn_from_labelled_images_where_a_host_shows_them_unmixed(host: 
         unlabelled=unlabelled,
         generator=seen.generator,
     )
-    last.loss(shown).backward()
+    last.loss(batch_of_views).backward()
 
     assert (method.gates.linear.weight.grad is not None) == learning
 
@@ -238,8 +238,8 @@ def test_it_resumes_bit_for_bit_inside_every_phase(host: str) -> None:
         if isinstance(event, Step) and event.step == 0:
             begun.setdefault(event.phase, whole.state())
     assert len(begun) == len(whole.phases) >= 2
-    kept = [*begun.values(), whole.state()]
-    for state, expected in itertools.pairwise(kept):  # each from the one before: equal steps make equal ends
+    states = [*begun.values(), whole.state()]
+    for state, expected in itertools.pairwise(states):  # each from the one before: equal steps make equal ends
         resumed = Trainer.build(spec, pictures, device="cpu", threads=1)
         resumed.restore(state)
         steps = iter(resumed)

@@ -116,10 +116,10 @@ def test_labels_of_unlabelled_images_change_nothing() -> None:
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("trust", [0.0, 1.0])
-def test_a_division_that_trusts_all_or_none_trains_plainly_on_all(trust: float) -> None:
+@pytest.mark.parametrize("clean_probability", [0.0, 1.0])
+def test_a_division_that_trusts_all_or_none_trains_plainly_on_all(clean_probability: float) -> None:
     method = made()
-    method.clean_probability.fill_(trust)
+    method.clean_probability.fill_(clean_probability)
     phase = phases(method)[1]
     assert phase.passes is not None
     for one_pass in phase.passes():

@@ -58,7 +58,7 @@ def test_a_step_moves_one_network_its_average_and_its_memory(pass_index: int) ->
     method.train()
     learners = (method.one, method.two)
     only, seen = phase(method), batch(pass_index)
-    before = [[values(part) for part in (each.network, each.average, each.memory)] for each in learners]
+    before = [[values(part) for part in (learner.network, learner.average, learner.memory)] for learner in learners]
     named = learners[1 - pass_index].network.named_parameters()
     weights = {name: learners[1 - pass_index].average.network.get_buffer(name).clone() for name, _ in named}
     take_gradient_step(only.loss(seen), only.optimizers())
@@ -91,21 +91,21 @@ def test_unmixed_it_is_elrs_loss() -> None:
     method = made(alpha=1e-3, target_kept=0.5)
     method.train()
     seen = batch()
-    found = float(phase(method).loss(seen).detach())
+    results = float(phase(method).loss(seen).detach())
     with torch.no_grad():
         logits = method.one.network(seen.images)
         held = early_learning.regularization(early_learning.clipped_softmax(logits), method.one.memory.values[:8])
 
-        assert found == pytest.approx(float(losses.cross_entropy(logits, seen.labels) + 3 * held), rel=1e-4)
+        assert results == pytest.approx(float(losses.cross_entropy(logits, seen.labels) + 3 * held), rel=1e-4)
 
 
 def test_refined_labels_count_as_the_memory_agrees() -> None:
     """Half and half, the label that the memory finds likelier wins; unmixed labels have nothing to win against."""
     mixed, plain = ([made(alpha=alpha, weight=0.0, refined=r) for r in (False, True)] for alpha in (100.0, 1e-3))
-    found = [[float(phase(method).loss(batch()).detach()) for method in pair] for pair in (mixed, plain)]
+    results = [[float(phase(method).loss(batch()).detach()) for method in pair] for pair in (mixed, plain)]
 
-    assert abs(found[0][0] - found[0][1]) > 1e-4
-    assert found[1][0] == pytest.approx(found[1][1], rel=1e-3)
+    assert abs(results[0][0] - results[0][1]) > 1e-4
+    assert results[1][0] == pytest.approx(results[1][1], rel=1e-3)
 
 
 def test_the_averages_weight_follows_the_reference() -> None:
@@ -115,15 +115,15 @@ def test_the_averages_weight_follows_the_reference() -> None:
 
 
 def test_the_regularizers_weight_grows_where_asked_to() -> None:
-    found = {}
+    results = {}
     for share in (0.0, 0.5):
         for progress in (0.0, 0.9):
             held, free = made(weight_ramp=share), made(weight=0.0)
-            losses_ = [float(phase(each).loss(batch(progress=progress)).detach()) for each in (held, free)]
-            found[share, progress] = losses_[0] - losses_[1]
+            losses_ = [float(phase(learner).loss(batch(progress=progress)).detach()) for learner in (held, free)]
+            results[share, progress] = losses_[0] - losses_[1]
 
-    assert found[0.0, 0.0] == pytest.approx(found[0.5, 0.9], rel=1e-3)
-    assert found[0.5, 0.0] / found[0.0, 0.0] == pytest.approx(0.0067, rel=0.05)
+    assert results[0.0, 0.0] == pytest.approx(results[0.5, 0.9], rel=1e-3)
+    assert results[0.5, 0.0] / results[0.0, 0.0] == pytest.approx(0.0067, rel=0.05)
 
 
 def test_averages_have_no_parameters_and_all_are_saved() -> None:
@@ -131,7 +131,7 @@ def test_averages_have_no_parameters_and_all_are_saved() -> None:
     trained = {name for name, _ in method.named_parameters()}
 
     assert trained == {
-        f"{each}.network.{n}" for each in ("one", "two") for n, _ in method.one.network.named_parameters()
+        f"{learner}.network.{n}" for learner in ("one", "two") for n, _ in method.one.network.named_parameters()
     }
     assert {name.replace(".network.", ".average.network.") for name in trained} <= set(method.state_dict())
 
@@ -150,13 +150,13 @@ def test_balanced_subsets_show_every_class_as_often_and_change_with_the_epoch(
     spec: Specs, labeled: LabeledImages
 ) -> None:
     training = Trainer.build(spec(method="elr_plus", params={"epoch_images": 30}, epochs=2), labeled)
-    shown = []
+    counts = []
     for _ in reports(training):
         pools = [one_pass.pool for one_pass in training.phases[0].passes()]
-        shown += [training.batches.labels[pool].bincount().tolist() for pool in pools]
-        shown.append(pools[0].tolist())
+        counts += [training.batches.labels[pool].bincount().tolist() for pool in pools]
+        counts.append(pools[0].tolist())
 
-    assert shown[:2] == [[8] * CLASSES] * 2
+    assert counts[:2] == [[8] * CLASSES] * 2
     subset = training.method.one.subset
     assert subset is not None
     first = subset.positions.clone()

@@ -70,9 +70,9 @@ def test_the_second_stage_has_a_new_network_in_the_old_place(
 def test_it_hosts_denll(spec: Specs, labeled: LabeledImages) -> None:
     """Both branches are made anew, and each has its own matrix."""
     training = Trainer.build(spec(method="denll", params={"host": "forward"}, epochs=2), labeled)
-    found = reports(training)
+    history = reports(training)
 
-    assert [report.phase for report in found] == ["estimate", "forward"]
-    one, two = (training.method.get_buffer(f"host{k}.transition") for k in (1, 2))
+    assert [report.phase for report in history] == ["estimate", "forward"]
+    one, two = (training.method.get_buffer(f"base{k}.transition") for k in (1, 2))
     assert not torch.equal(one, torch.eye(CLASSES))
     assert not torch.equal(one, two)

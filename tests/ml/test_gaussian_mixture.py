@@ -27,10 +27,10 @@ def two_gaussians(clean: int, noisy: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("clean", "noisy"), [(3000, 2000), (4800, 200), (500, 4500)])
 def test_it_recovers_who_came_from_the_lower_gaussian(clean: int, noisy: int) -> None:
     values, truth = two_gaussians(clean, noisy)
-    found = gaussian_mixture.clean_probability(torch.from_numpy(values)).double().numpy()
+    posterior = gaussian_mixture.clean_probability(torch.from_numpy(values)).double().numpy()
 
-    assert np.abs(found - truth).mean() < 0.02
-    assert ((found > 0.5) == (truth > 0.5)).mean() > 0.98
+    assert np.abs(posterior - truth).mean() < 0.02
+    assert ((posterior > 0.5) == (truth > 0.5)).mean() > 0.98
 
 
 def test_expectation_maximisation_is_its_definition() -> None:
@@ -49,32 +49,32 @@ def test_expectation_maximisation_is_its_definition() -> None:
             [w * math.exp(-((v - m) ** 2) / (2 * s)) / math.sqrt(2 * math.pi * s) for w, m, s in components]
             for v in values
         ]
-        likelihood = sum(math.log(sum(each)) for each in densities) / len(values)
+        likelihood = sum(math.log(sum(row)) for row in densities) / len(values)
         shares = [(low / (low + high), high / (low + high)) for low, high in densities]
         if iteration == 10 or abs(likelihood - previous) < 1e-9:
             break
         previous = likelihood
-    found = gaussian_mixture.clean_probability(torch.tensor(values, dtype=torch.float64), tolerance=1e-9)
+    posterior = gaussian_mixture.clean_probability(torch.tensor(values, dtype=torch.float64), tolerance=1e-9)
 
-    assert found.tolist() == pytest.approx([low for low, _ in shares], abs=1e-5)
+    assert posterior.tolist() == pytest.approx([low for low, _ in shares], abs=1e-5)
 
 
 def test_it_draws_nothing_and_order_does_not_matter() -> None:
     values = torch.from_numpy(two_gaussians(300, 200)[0])
-    found = gaussian_mixture.clean_probability(values)
+    posterior = gaussian_mixture.clean_probability(values)
 
-    assert torch.equal(found, gaussian_mixture.clean_probability(values))
-    torch.testing.assert_close(gaussian_mixture.clean_probability(values.flip(0)).flip(0), found)
-    assert found.dtype == torch.float32
-    assert ((found >= 0) & (found <= 1)).all()
+    assert torch.equal(posterior, gaussian_mixture.clean_probability(values))
+    torch.testing.assert_close(gaussian_mixture.clean_probability(values.flip(0)).flip(0), posterior)
+    assert posterior.dtype == torch.float32
+    assert ((posterior >= 0) & (posterior <= 1)).all()
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [0.3], [0.0, 1.0], [0.0] * 9 + [1.0]])
 def test_degenerate_losses_have_finite_answers(values: list[float]) -> None:
-    found = gaussian_mixture.clean_probability(gaussian_mixture.scale_to_unit(torch.tensor(values)))
+    posterior = gaussian_mixture.clean_probability(gaussian_mixture.scale_to_unit(torch.tensor(values)))
 
-    assert torch.isfinite(found).all()
-    assert bool(found[0] > found[-1]) == (values[0] < values[-1])
+    assert torch.isfinite(posterior).all()
+    assert bool(posterior[0] > posterior[-1]) == (values[0] < values[-1])
 
 
 def test_losses_are_scaled_to_the_unit_interval() -> None:

@@ -45,10 +45,10 @@ def test_both_networks_learn_from_the_images_with_the_smallest_joint_loss() -> N
     images = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % CLASSES
     one, two = (network(images).detach() for network in method.networks)
-    each = jocor.joint_losses(one, two, labels, 0.9)
+    joint = jocor.joint_losses(one, two, labels, 0.9)
     phase = method.phases(TrainHyperparameters(20, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
     loss = phase.loss(Batch((images,), labels, labels, lambda _: None, 10))
     loss.backward()
 
-    assert float(loss.detach()) == pytest.approx(float(each.sort().values[:8].mean()), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(joint.sort().values[:8].mean()), rel=1e-5)
     assert all(p.grad is not None for p in method.parameters())

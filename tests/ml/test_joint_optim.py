@@ -36,9 +36,9 @@ def batch(epoch: int) -> Batch:
 def test_the_loss_has_the_reference_value() -> None:
     """A worked example in float64: one-hot labels, α 1.2, β 0.8."""
     logits = torch.tensor([[2.0, 0, -1], [0, 1, 0.5]])
-    found = joint_optim.joint_loss(logits, losses.one_hot(torch.tensor([0, 2]), 3), 1.2, 0.8)
+    loss = joint_optim.joint_loss(logits, losses.one_hot(torch.tensor([0, 2]), 3), 1.2, 0.8)
 
-    assert float(found) == pytest.approx(2.7244, abs=1e-4)
+    assert float(loss) == pytest.approx(2.7244, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_stages_scale_with_the_epochs(epochs: int, expected: list[int]) -> None:
 def test_labels_become_the_mean_of_the_last_answers_seen_in_training() -> None:
     method = made(averaged_epochs=2)
     method.train()
-    given, learned, _ = phases(method)
+    first_phase, learned, _ = phases(method)
     answers: list[Tensor] = []
     for epoch in range(3):
-        given.loss(batch(epoch))
+        first_phase.loss(batch(epoch))
         with torch.no_grad():
             answers.append(method.network(batch(epoch).images).softmax(dim=1))
     assert torch.equal(method.targets, losses.one_hot(torch.arange(COUNT) % CLASSES, CLASSES))
@@ -67,8 +67,8 @@ def test_labels_become_the_mean_of_the_last_answers_seen_in_training() -> None:
 def test_the_second_stage_is_a_fresh_network_on_the_learned_labels_alone() -> None:
     method = made()
     method.train()
-    given, _, last = phases(method)
-    given.loss(batch(0))
+    first_phase, _, last = phases(method)
+    first_phase.loss(batch(0))
     before = [p.detach().clone() for p in method.network.parameters()]
     last.enter(None)  # type: ignore[arg-type]
     weights = [p for p in method.network.parameters() if p.dim() > 1]
@@ -85,10 +85,10 @@ def test_the_second_stage_is_a_fresh_network_on_the_learned_labels_alone() -> No
 
 
 def test_the_first_stage_keeps_its_rate_and_the_second_follows_the_schedule() -> None:
-    given, learned, last = phases(made())
-    assert given.optimizers is not None
+    first_phase, learned, last = phases(made())
+    assert first_phase.optimizers is not None
     assert last.optimizers is not None
-    first, second = given.optimizers(), last.optimizers()
+    first, second = first_phase.optimizers(), last.optimizers()
 
     assert learned.optimizers is None
     assert first.factor(0.0) == first.factor(0.99) == 1.0

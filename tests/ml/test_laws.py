@@ -44,8 +44,8 @@ def test_losses_are_finite_and_every_trained_parameter_moves(
     training = Trainer.build(spec(method=method, epochs=3), labeled, truth=truth)
     before = {name: p.detach().clone() for name, p in training.method.named_parameters()}
 
-    found = reports(training)
-    assert all(report.finite and math.isfinite(report.train_loss) and report.train_loss != 0 for report in found)
+    results = reports(training)
+    assert all(report.finite and math.isfinite(report.train_loss) and report.train_loss != 0 for report in results)
     moved = {name for name, p in training.method.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in training.method.named_parameters() if p.requires_grad}
 
@@ -60,9 +60,9 @@ def test_a_tiny_set_is_learned_from_all_the_same(
     few = LabeledImages(images, labels % classes, tuple("abcde"[:classes]))
     training = Trainer.build(spec(method=method, epochs=epochs, batch_size=30, validation_fraction=0.0), few)
 
-    found = reports(training)
-    assert len(found) == epochs
-    assert all(math.isfinite(report.train_loss) for report in found)
+    results = reports(training)
+    assert len(results) == epochs
+    assert all(math.isfinite(report.train_loss) for report in results)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in training.method.parameters())
     assert training.label_issues() is not None
 
@@ -73,16 +73,16 @@ def test_a_killed_training_ends_bit_identical(
 ) -> None:
     settings = spec(method=method, epochs=4, noise={"kind": "symmetric", "rate": 0.3}, augmentation="crop_flip")
     whole = Trainer.build(settings, labeled, truth=truth)
-    kept = {event.total_step: whole.state() for event in whole if isinstance(event, Step)}
+    states = {event.total_step: whole.state() for event in whole if isinstance(event, Step)}
     expected = whole.state()
 
-    for step in np.random.RandomState(len(method)).choice(sorted(kept), 4, replace=False):
+    for step in np.random.RandomState(len(method)).choice(sorted(states), 4, replace=False):
         folder = tmp_path / str(step)
-        checkpoint.write(folder, kept[step])
-        found = checkpoint.newest([folder], config_hash=whole.config_hash, data_hash=whole.data_hash)
-        assert found.state is not None
+        checkpoint.write(folder, states[step])
+        results = checkpoint.newest([folder], config_hash=whole.config_hash, data_hash=whole.data_hash)
+        assert results.state is not None
         resumed = Trainer.build(settings, labeled, truth=truth)
-        resumed.restore(found.state)
+        resumed.restore(results.state)
         list(resumed)
 
         assert same(expected.tensors, resumed.state().tensors) == []
@@ -93,20 +93,20 @@ def test_a_killed_training_ends_bit_identical(
 def test_state_after_an_epoch_resumes_too(method: str, spec: Specs, labeled: LabeledImages) -> None:
     settings = spec(method=method, epochs=3)
     whole = Trainer.build(settings, labeled)
-    kept = [whole.state() for event in whole if isinstance(event, EpochReport)]
+    states = [whole.state() for event in whole if isinstance(event, EpochReport)]
 
-    for state in [*kept[:2], Trainer.build(settings, labeled).state()]:
+    for state in [*states[:2], Trainer.build(settings, labeled).state()]:
         resumed = Trainer.build(settings, labeled)
         resumed.restore(state)
         list(resumed)
-        assert same(kept[-1].tensors, resumed.state().tensors) == []
+        assert same(states[-1].tensors, resumed.state().tensors) == []
 
 
 @every_method
 def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(method=method, epochs=1), labeled)
     list(training)
-    images = training.score(lambda shown: shown)[:9]
+    images = training.score(lambda positions: positions)[:9]
     training.method.eval()
     with torch.no_grad():
         together = training.method.heads(images)
@@ -133,7 +133,9 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
                 phase = next(phase for phase in training.phases if phase.name == event.phase)
                 begun[event.phase] += 1
                 for batch in batches_of_epoch(training, phase):
-                    there, back = (outcome(training.method, phase, each) for each in (batch, backwards(batch)))
+                    there, back = (
+                        outcome(training.method, phase, one_batch) for one_batch in (batch, backwards(batch))
+                    )
                     assert there[0] == pytest.approx(back[0], rel=1e-4), event
                     for one, other in zip(there[1], back[1], strict=True):
                         torch.testing.assert_close(one, other.flip(0), rtol=1e-3, atol=1e-3)
@@ -147,25 +149,25 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
 
 def variants(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec]:
     """The defaults; and for every other sequence of phases, the first of the method's presets that has it."""
-    found: dict[tuple[str, ...], TrainingSpec] = {}
+    results: dict[tuple[str, ...], TrainingSpec] = {}
     for params in ({}, *methods.load(settings.method).ABOUT["presets"].values()):
         changed = settings.model_copy(update={"params": params})
-        found.setdefault(tuple(phase.name for phase in Trainer.build(changed, labeled).phases), changed)
-    return list(found.values())
+        results.setdefault(tuple(phase.name for phase in Trainer.build(changed, labeled).phases), changed)
+    return list(results.values())
 
 
 def batches_of_epoch(training: Trainer, phase: Phase) -> list[Batch]:
     """A batch of every pass of the running epoch."""
     every = [Pass(torch.arange(len(training.batches)))]
-    found = []
+    results = []
     for number, one_pass in enumerate(every if phase.passes is None else phase.passes()):
         pools = [
             pool_union.positions(pool).unique() for pool in (one_pass.pool, one_pass.unlabelled) if pool is not None
         ]
-        shown = tuple(pool[:16] for pool in pools if len(pool))
+        positions = tuple(pool[:16] for pool in pools if len(pool))
         progress = (training.epoch + 0.5) / training.epochs
-        found.append(training.batches.build(phase, number, shown, epoch=training.epoch, progress=progress))
-    return found
+        results.append(training.batches.build(phase, number, positions, epoch=training.epoch, progress=progress))
+    return results
 
 
 def backwards(batch: Batch) -> Batch:
@@ -183,14 +185,14 @@ def backwards(batch: Batch) -> Batch:
 def outcome(method: Method, phase: Phase, batch: Batch) -> tuple[float, list[Tensor]]:
     """The loss and all observed logits, from equal draws, after which the method is what it was."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    draws, heard = torch.Generator().manual_seed(0), list[Tensor]()
-    unlabelled = batch.unlabelled and replace(batch.unlabelled, record_logits=heard.append)
-    seen = replace(batch, record_logits=heard.append, unlabelled=unlabelled, generator=lambda _: draws)
+    draws, recorded = torch.Generator().manual_seed(0), list[Tensor]()
+    unlabelled = batch.unlabelled and replace(batch.unlabelled, record_logits=recorded.append)
+    seen = replace(batch, record_logits=recorded.append, unlabelled=unlabelled, generator=lambda _: draws)
     method.train(not any(isinstance(module, torch.nn.Dropout) for module in method.modules()))  # which sees places
     torch.manual_seed(0)
     loss = float(phase.loss(seen).detach())
     method.load_state_dict(before)
-    return loss, heard
+    return loss, recorded
 
 
 @published
@@ -228,3 +230,30 @@ def clean(count: int) -> LabeledImages:
 def timeless(training: Trainer) -> list[dict[str, object]]:
     """Reports without the time they took."""
     return [report.to_json() | {"seconds": 0, "images_per_second": 0} for report in training.history]
+
+
+FORMER_NAMES = {  # of tensors in models that were published before the names changed, and what they are now
+    "dmi": {"kept.best": "best_weights.best"},
+    "cores": {"sieve.kept": "selection.selected", "sieve.prior": "selection.prior"},
+    "joint_optim": {"answers.values": "predictions.values"},
+    "denll": {
+        "core.bank.classes": "deconfounder.class_background.averages",
+        "core.unit.darkest": "deconfounder.unit_range.darkest",
+        "core.localization.last.bias": "deconfounder.localization.last.bias",
+        "host1.kept.best": "base1.best_weights.best",
+        "gates.own.weight": "gates.linear.weight",
+        "brake.factor": "damping.factor",
+    },
+}
+
+
+@pytest.mark.parametrize("method", FORMER_NAMES)
+def test_a_model_with_former_names_is_read(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    params = {"host": "dmi"} if method == "denll" else {}
+    model = Trainer.build(spec(method=method, params=params), labeled).method
+    expected = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    names = {current: former for former, current in FORMER_NAMES[method].items()}
+    assert names.keys() <= expected.keys()
+
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in expected.items()})
+    assert same(expected, dict(model.state_dict())) == []

@@ -105,8 +105,8 @@ def test_a_trusted_label_stays_and_a_doubted_one_yields_to_the_networks_answer(n
     share, partner = drawn()
     answers = method.network(seen.images).argmax(dim=1)
     logits = method.network(mixup.mix(seen.images, share, partner))
-    wanted = losses.one_hot(answers if noisy_probability else seen.labels, CLASSES)
-    expected = losses.soft_cross_entropy(logits, mixup.mix(wanted, share, partner))
+    expected_targets = losses.one_hot(answers if noisy_probability else seen.labels, CLASSES)
+    expected = losses.soft_cross_entropy(logits, mixup.mix(expected_targets, share, partner))
 
     assert float(phases(method)[1].loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=2e-3)
 
@@ -141,16 +141,18 @@ def test_guided_mixing_takes_more_of_the_image_whose_label_is_trusted() -> None:
 
     method.network = Watched()  # type: ignore[assignment]
     method.mixture.table[:50], method.mixture.table[50:] = 0.0, 1.0
-    given = batch()
-    noisy_probability = method.mixture.noisy_probability(losses.cross_entropies(Mean()(given.images), given.labels))
+    seen_batch = batch()
+    noisy_probability = method.mixture.noisy_probability(
+        losses.cross_entropies(Mean()(seen_batch.images), seen_batch.labels)
+    )
     assert 0 < int((noisy_probability > 0.5).sum()) < COUNT
-    phases(method)[1].loss(given)
+    phases(method)[1].loss(seen_batch)
     _, partner = drawn()
     pairs = [row for row in range(COUNT) if noisy_probability[row] > 0.5 > noisy_probability[partner[row]]]
 
     assert pairs
     for row in pairs:
-        torch.testing.assert_close(seen[-1][row], given.images[partner[row]], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(seen[-1][row], seen_batch.images[partner[row]], rtol=1e-2, atol=1e-2)
 
 
 def test_soft_answers_cool_down_to_hard_ones() -> None:
@@ -159,13 +161,13 @@ def test_soft_answers_cool_down_to_hard_ones() -> None:
     method.network = Mean()  # type: ignore[assignment]
     method.mixture.table.fill_(1.0)
     last = phases(method)[-1]
-    found = [float(last.loss(batch(epoch))) for epoch in (110, 150, 198, 299)]
-    given = batch()
+    values = [float(last.loss(batch(epoch))) for epoch in (110, 150, 198, 299)]
+    seen_batch = batch()
     _, partner = drawn()
     half = torch.tensor(0.5)
-    answers = losses.one_hot(Mean()(given.images).argmax(dim=1), CLASSES)
-    mixed = mixup.mix(given.images, half, partner)
+    answers = losses.one_hot(Mean()(seen_batch.images).argmax(dim=1), CLASSES)
+    mixed = mixup.mix(seen_batch.images, half, partner)
     hard = losses.soft_cross_entropy(Mean()(mixed), mixup.mix(answers, half, partner))
 
-    assert found[0] != found[1] != found[2]
-    assert found[2] == found[3] == pytest.approx(float(hard), rel=1e-2)
+    assert values[0] != values[1] != values[2]
+    assert values[2] == values[3] == pytest.approx(float(hard), rel=1e-2)

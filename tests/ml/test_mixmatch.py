@@ -36,9 +36,9 @@ def test_the_prior_and_the_cross_entropies_have_the_reference_values() -> None:
 
 def test_soft_cross_entropy_and_entropy_are_their_definitions() -> None:
     p, q = softmax(Z), softmax(OTHER)
-    found = float(losses.soft_cross_entropy(Z, torch.from_numpy(q).float()))
+    result = float(losses.soft_cross_entropy(Z, torch.from_numpy(q).float()))
 
-    assert found == pytest.approx(float(-(q * np.log(p)).sum(axis=1).mean()), rel=1e-5)
+    assert result == pytest.approx(float(-(q * np.log(p)).sum(axis=1).mean()), rel=1e-5)
     assert float(losses.negative_entropy(Z)) == pytest.approx(float((p * np.log(p)).sum(axis=1).mean()), rel=1e-5)
     assert float(losses.negative_entropy(torch.zeros(2, 3))) == pytest.approx(-math.log(3))
 
@@ -67,9 +67,9 @@ def test_sharpening_leaves_all_at_one_and_the_largest_alone_near_zero() -> None:
 
 
 def test_a_guess_is_the_mean_probability_over_views_and_networks() -> None:
-    found = mixmatch.average_probabilities([Z, OTHER, OTHER])
+    result = mixmatch.average_probabilities([Z, OTHER, OTHER])
 
-    np.testing.assert_allclose(found.numpy(), (softmax(Z) + 2 * softmax(OTHER)) / 3, rtol=1e-5)
+    np.testing.assert_allclose(result.numpy(), (softmax(Z) + 2 * softmax(OTHER)) / 3, rtol=1e-5)
 
 
 def test_refinement_keeps_a_trusted_label_and_replaces_a_suspicious_one() -> None:
@@ -108,14 +108,14 @@ def test_a_folded_ratio_keeps_every_row_nearer_to_itself() -> None:
 def test_rows_and_targets_mix_with_the_same_partner() -> None:
     images = torch.randn(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     share, partner = torch.tensor(0.75), mixup.draw_partners(torch.arange(6), generator())
-    kept = images.clone()
-    found = mixup.mix(images, share, partner)
+    original = images.clone()
+    result = mixup.mix(images, share, partner)
 
     assert sorted(partner.tolist()) == list(range(6))
-    assert torch.equal(images, kept)
-    assert torch.allclose(found, 0.75 * images + 0.25 * images[partner], atol=1e-6)
-    assert torch.allclose(mixup.mix(images.flatten(1), share, partner), found.flatten(1))
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, original)
+    assert torch.allclose(result, 0.75 * images + 0.25 * images[partner], atol=1e-6)
+    assert torch.allclose(mixup.mix(images.flatten(1), share, partner), result.flatten(1))
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 # --- the loss ---

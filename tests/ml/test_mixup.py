@@ -42,7 +42,7 @@ def test_the_loss_is_both_labels_cross_entropy_by_their_shares() -> None:
     partner = mixing.draw_partners(seen.index, draws)
     method = made()
     logits = method.network(share * seen.images + (1 - share) * seen.images[partner])
-    own, other = (torch.nn.functional.cross_entropy(logits, each) for each in (seen.labels, seen.labels[partner]))
+    own, other = (torch.nn.functional.cross_entropy(logits, labels) for labels in (seen.labels, seen.labels[partner]))
 
     assert float(loss(method)(seen).detach()) == pytest.approx(
         float((share * own + (1 - share) * other).detach()), rel=1e-4

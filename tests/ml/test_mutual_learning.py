@@ -32,7 +32,7 @@ def test_every_row_has_the_reference_values(
 ) -> None:
     """A worked example in float64; KL(p‖q) + KL(q‖p) spelled out by its definition."""
     z, other, label = Z[row : row + 1], OTHER[row : row + 1], LABELS[row : row + 1]
-    p, q = (each.double().softmax(dim=1) for each in (z, other))
+    p, q = (logits.double().softmax(dim=1) for logits in (z, other))
     by_definition = float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())
 
     assert p[0].tolist() == pytest.approx(probabilities, abs=1e-4)

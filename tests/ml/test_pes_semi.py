@@ -131,8 +131,8 @@ def test_given_labels_are_targets_as_they_are_weighed_by_class() -> None:
     expected = 0.0
     logits = method.network(torch.cat(seen.views))
     labels = seen.labels.repeat(2)
-    each = functional.cross_entropy(logits, labels, reduction="none")
-    expected = float((each * method.confident.class_weights[labels]).mean().detach())
+    cross_entropies = functional.cross_entropy(logits, labels, reduction="none")
+    expected = float((cross_entropies * method.confident.class_weights[labels]).mean().detach())
 
     # the rows are the same up to their partners' vanishing share, in the order they came
     assert value(method, seen) == pytest.approx(expected, rel=1e-3)
@@ -148,8 +148,8 @@ def test_images_are_mixed_less_from_half_of_the_epochs_on() -> None:
 def test_the_unlabelled_weight_grows_from_the_beginning_of_mixmatch() -> None:
     """At 300 epochs from 25, over 16 epochs."""
     plain = [value(made(unlabelled_weight=0.0), batch(epoch)) for epoch in (25, 33, 41, 140)]
-    found = [value(made(unlabelled_weight=100.0), batch(epoch)) for epoch in (25, 33, 41, 140)]
-    steps = [later - earlier for later, earlier in zip(found, plain, strict=True)]
+    values = [value(made(unlabelled_weight=100.0), batch(epoch)) for epoch in (25, 33, 41, 140)]
+    steps = [later - earlier for later, earlier in zip(values, plain, strict=True)]
 
     assert steps[0] == 0.0
     assert steps[1] == pytest.approx(steps[2] / 2, rel=1e-3)
@@ -158,13 +158,13 @@ def test_the_unlabelled_weight_grows_from_the_beginning_of_mixmatch() -> None:
 
 
 def test_suspicious_labels_are_ranked_by_the_guesses() -> None:
-    method, heard = made(), []
+    method, recorded = made(), []
     seen = batch()
     assert seen.unlabelled is not None
-    guesses = Unlabelled(seen.unlabelled.views, seen.unlabelled.index, heard.append)
+    guesses = Unlabelled(seen.unlabelled.views, seen.unlabelled.index, recorded.append)
     value(method, batch(unlabelled=guesses))
 
-    assert [tuple(each.shape) for each in heard] == [(4, CLASSES)]
+    assert [tuple(cross_entropies.shape) for cross_entropies in recorded] == [(4, CLASSES)]
 
 
 def test_steps_follow_all_images(spec: Callable[..., TrainingSpec], labeled: LabeledImages) -> None:

@@ -10,9 +10,9 @@ from ml.blocks import small_loss
 
 def test_the_forget_rate_grows_in_equal_steps_and_then_stays() -> None:
     """R(t) of Co-teaching at 45 % noise, full after the published 10 epochs."""
-    found = [small_loss.forget_rate(epoch, 0.45, 10) for epoch in range(12)]
+    rates = [small_loss.forget_rate(epoch, 0.45, 10) for epoch in range(12)]
 
-    assert found == pytest.approx([0.05 * t for t in range(10)] + [0.45, 0.45])
+    assert rates == pytest.approx([0.05 * t for t in range(10)] + [0.45, 0.45])
     assert [small_loss.forget_rate(epoch, 0.3, 1) for epoch in range(3)] == [0.0, 0.3, 0.3]
 
 

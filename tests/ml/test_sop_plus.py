@@ -38,21 +38,21 @@ def test_without_its_terms_it_is_sop_on_the_weak_view() -> None:
 
 
 def test_consistency_costs_nothing_where_both_views_are_answered_alike() -> None:
-    free, asked = (loss(sop_plus, (images(0), images(0)), consistency=c, balance=0.0) for c in (0.0, 50.0))
-    other, wanted = (loss(sop_plus, (images(0), images(1)), consistency=c, balance=0.0) for c in (0.0, 50.0))
+    free, weighted = (loss(sop_plus, (images(0), images(0)), consistency=c, balance=0.0) for c in (0.0, 50.0))
+    other, weighted_other = (loss(sop_plus, (images(0), images(1)), consistency=c, balance=0.0) for c in (0.0, 50.0))
 
-    assert asked == pytest.approx(free, rel=1e-5)
-    assert wanted > other
+    assert weighted == pytest.approx(free, rel=1e-5)
+    assert weighted_other > other
 
 
 def test_consistency_teaches_the_strong_view_alone() -> None:
     weak = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     strong = torch.tensor([[0.0, 1.0, 0.5]], requires_grad=True)
-    found = losses.consistency_kl(weak, strong)
-    found.backward()
+    divergence = losses.consistency_kl(weak, strong)
+    divergence.backward()
 
     p, q = weak.detach().softmax(dim=1), strong.detach().softmax(dim=1)
-    assert float(found.detach()) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
+    assert float(divergence.detach()) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
     assert weak.grad is None
     torch.testing.assert_close(strong.grad, q - p)
 

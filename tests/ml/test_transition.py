@@ -40,17 +40,17 @@ def test_anchor_points_tell_the_matrix() -> None:
 
 def test_outliers_are_set_aside_for_their_class_and_stay_whole_for_the_others() -> None:
     """Of 100 images, three are surer of class 0 than the anchor; class 1 is told by one of the three."""
-    found = torch.full((100, 3), 0.1)
-    found[:, 2] = torch.linspace(0.2, 0.9, 100)
-    found[10] = torch.tensor([0.6, 0.3, 0.1])
-    found[[20, 30, 40]] = torch.tensor([[0.9, 0.05, 0.05], [0.92, 0.04, 0.04], [0.8, 0.2, 0.0]])
+    probabilities = torch.full((100, 3), 0.1)
+    probabilities[:, 2] = torch.linspace(0.2, 0.9, 100)
+    probabilities[10] = torch.tensor([0.6, 0.3, 0.1])
+    probabilities[[20, 30, 40]] = torch.tensor([[0.9, 0.05, 0.05], [0.92, 0.04, 0.04], [0.8, 0.2, 0.0]])
 
-    assert transition.estimate_matrix(found, 1.0)[0].tolist() == pytest.approx([0.92, 0.04, 0.04])
-    assert transition.estimate_matrix(found, 0.97)[0].tolist() == pytest.approx([0.6, 0.3, 0.1])
-    found[50:54, 1] = 0.9
-    found[40, 1] = 0.8
-    row = transition.estimate_matrix(found, 0.96)[1]
-    assert row.tolist() == pytest.approx((found[40] / found[40].sum()).tolist())
+    assert transition.estimate_matrix(probabilities, 1.0)[0].tolist() == pytest.approx([0.92, 0.04, 0.04])
+    assert transition.estimate_matrix(probabilities, 0.97)[0].tolist() == pytest.approx([0.6, 0.3, 0.1])
+    probabilities[50:54, 1] = 0.9
+    probabilities[40, 1] = 0.8
+    row = transition.estimate_matrix(probabilities, 0.96)[1]
+    assert row.tolist() == pytest.approx((probabilities[40] / probabilities[40].sum()).tolist())
 
 
 def test_answers_that_are_all_alike_still_give_a_matrix() -> None:

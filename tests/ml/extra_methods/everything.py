@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ml import method
@@ -15,8 +14,8 @@ from ml.methods import About
 ABOUT: About = {"title": "", "paper": "", "idea": "", "relative_cost": 1.0, "needs": [], "presets": {}}
 
 
-class Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Params(method.MethodParams):
+    """It has none."""
 
 
 class Method(method.Method):
@@ -55,29 +54,29 @@ class Method(method.Method):
                 if parameter.grad is not None:
                     parameter.grad.mul_(0.5)
 
-        def follow(_: method.Batch) -> None:
+        def update_average(_: method.Batch) -> None:
             self.average.lerp_(self.network.classifier.weight.detach(), 0.1)
 
         def optimizers() -> method.Optimizers:
             body = [p for p in self.network.parameters() if p.requires_grad]
             return method.Optimizers((training.sgd(body),), training.factor)
 
-        def renew(lab: method.TrainContext) -> None:
+        def reinitialise(context: method.TrainContext) -> None:
             self.network.load_state_dict({**self.network.state_dict(), **_classifier(self.make())})
 
-        def select(lab: method.TrainContext) -> None:
-            scored = lab.score(self.network, views=2)
+        def select(context: method.TrainContext) -> None:
+            scored = context.score(self.network, views=2)
             self.trusted.copy_(scored.max(dim=1).values >= scored.max(dim=1).values.quantile(0.4))
 
         return [
             method.Phase(first, loss, optimizers, name="first"),
-            method.Phase(0, loss, None, enter=renew, name="renewal"),
+            method.Phase(0, loss, None, enter=reinitialise, name="reinitialisation"),
             method.Phase(
                 training.epochs - first,
                 mixing,
                 None,
                 before_step=halve,
-                after_step=follow,
+                after_step=update_average,
                 begin_epoch=select,
                 passes=self._passes,
                 views=("weak", "strong"),
