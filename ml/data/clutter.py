@@ -1,6 +1,6 @@
-"""How cluttered pictures are behind their objects: what decides whether a small mask can stand for the object.
+"""Clutter: how varied images are outside a small mask, which decides whether such a mask can localise the object.
 
-It sees pixels alone - no label, no network - and is free of torch, since ingest measures it once for a data set.
+It is computed from pixels alone, without torch, once at ingest.
 
 Shapes: `N` images, `S` side; uint8 (N, S, S, 3).
 """
@@ -11,15 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE = 256  # images, evenly spread: their median is known to 0.01
-SIDE = 32  # at which they are looked at
-PLACES = 7  # of the mask's centre, across and down
+SIDE = 32  # pixels to which they are reduced
+GRID = 7  # positions of the mask's centre along each axis
 SIGMA = 0.14  # of the mask, as a share of the side: the label-free localization module's kind of mask
 
 
 def clutter(images: NDArray[np.uint8]) -> float:
-    """Median share of an image's variance that the best-placed small Gaussian mask leaves outside, in [0, 1].
+    """Median share of an image's variance outside the small Gaussian mask that covers most of it.
 
-    Low where an object stands before an even background: 0.71 on generated scenes. Photographs have 0.85 and more.
+    Args:
+        images: uint8 (N, S, S, 3).
+
+    Returns:
+        A number in [0, 1]: 0.71 on generated scenes, whose objects stand before even backgrounds; 0.85 and more on
+        photographs.
     """
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).round().astype(int)]
     pixels = _reduced(np.asarray(chosen)).reshape(len(chosen), -1, 3).transpose(1, 0, 2).astype(np.float32) / 255
@@ -33,15 +38,15 @@ def clutter(images: NDArray[np.uint8]) -> float:
 
 
 def _reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """About SIDE pixels wide, by leaving out rows and columns."""
+    """SIDE rows and columns of each image, evenly spread."""
     selected = np.linspace(0, images.shape[1] - 1, SIDE).round().astype(int)
     return images[:, selected][:, :, selected]
 
 
 def _masks() -> NDArray[np.float64]:
-    """The mask at each of its places: (P, S * S)."""
+    """The mask at each of the P = GRID * GRID positions: (P, S * S)."""
     line = np.arange(SIDE)
-    centres = (np.arange(PLACES) + 0.5) * SIDE / PLACES - 0.5
-    across = np.exp(-((line - centres[:, None]) ** 2) / (2 * (SIGMA * SIDE) ** 2))  # (PLACES, S)
-    masks: NDArray[np.float64] = (across[:, None, :, None] * across[None, :, None, :]).reshape(PLACES**2, SIDE**2)
+    centres = (np.arange(GRID) + 0.5) * SIDE / GRID - 0.5
+    across = np.exp(-((line - centres[:, None]) ** 2) / (2 * (SIGMA * SIDE) ** 2))  # (GRID, S)
+    masks: NDArray[np.float64] = (across[:, None, :, None] * across[None, :, None, :]).reshape(GRID**2, SIDE**2)
     return masks

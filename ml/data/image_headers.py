@@ -1,6 +1,6 @@
-"""What the first bytes of a picture say - format, size, EXIF rotation - read without a decoder and within limits.
+"""Reads format, size and EXIF orientation from the first bytes of an image file, and checks limits.
 
-A header is checked before any decoder allocates memory, so nothing here imports one. Knows no pixel.
+No decoder is imported: headers are checked before a decoder allocates memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # markers in the range of SOF0..SOF15 
 
 
 class Header(NamedTuple):
-    """What the first bytes say, before any EXIF rotation. `format` is Pillow's name."""
+    """Size in pixels before any EXIF rotation, and format by Pillow's name."""
 
     width: int
     height: int
@@ -28,7 +28,11 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Width, height and format by content, with the limits checked; nothing is decoded."""
+    """Size and format of an image file, told by its content.
+
+    Raises:
+        UndecodableImage: It is no image in a supported format, is damaged, or exceeds a limit.
+    """
     if not data:
         raise UndecodableImage("empty_file", "the file is empty")
     try:

@@ -1,7 +1,7 @@
 """The training spec: everything that determines a training, seed included.
 
-Free of torch, so that it parses in milliseconds; its JSON Schema is what the API validates and the web form shows.
-It knows no data set and no deployment.
+It imports no torch, so that it parses in milliseconds. The API validates requests by its JSON Schema, and the web form
+is made from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ else:
     NoiseKind = Literal[noise.kinds()]  # the files of ml/noise
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-MOST_CLASSES = 256  # of a transition matrix, because it travels in a request
+MAX_CLASSES = 256  # of a transition matrix, because it travels in a request
 DEFAULT_NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # by kind of device; on a CPU the large one takes hours
 
 
@@ -39,7 +39,7 @@ class NoiseSpec(BaseModel):
     matrix: tuple[tuple[Probability, ...], ...] | None = Field(
         default=None,
         min_length=2,
-        max_length=MOST_CLASSES,
+        max_length=MAX_CLASSES,
         description="Of transition: row i, column j is the chance that class i is labelled j, classes in the order of "
         "the data set; rows sum to 1.",
     )
@@ -108,10 +108,10 @@ class TrainingSpec(BaseModel):
     )
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON: what a checkpoint must match to be resumed."""
+        """SHA-256 (hex) of the canonical JSON; a checkpoint can be resumed only with the same one."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def seed_for(seed: int, concern: str) -> int:
-    """The seed of one concern (order, augmentation, noise ...), so that no two share a stream; below 2**63."""
+    """The seed of one concern (order, augmentation, noise ...), below 2**63; concerns do not share random numbers."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{concern}".encode()).digest()[:8], "big") >> 1
