@@ -5,7 +5,7 @@ This page knows no HTTP status and no job: `worker` translates.
     Failure
     +-- TrainingDiverged     the loss became NaN or infinite
     +-- OutOfMemory          a training or a prediction does not fit into memory
-    +-- RankDivergence           the processes of one training no longer agree
+    +-- RankDivergence       the processes of one training no longer agree
     +-- UnknownName          no such method, network or class
     +-- UnusableData         a data set that cannot be trained on
     +-- UndecodableImage     bytes that are no acceptable image

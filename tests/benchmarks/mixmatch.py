@@ -84,9 +84,9 @@ class SingleImages(Dataset[Any]):
     """Some images, their labels and how far they are trusted, in `views` random views or plain."""
 
     def __init__(
-        self, images: np.ndarray, labels: Tensor, trust: Tensor, views: int, mean: Tensor, std: Tensor
+        self, images: np.ndarray, labels: Tensor, clean_probability: Tensor, views: int, mean: Tensor, std: Tensor
     ) -> None:
-        self._images, self._labels, self._trust, self._views = images, labels, trust, views
+        self._images, self._labels, self._trust, self._views = images, labels, clean_probability, views
         augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()] if views else []
         norm = transforms.Normalize(mean.tolist(), std.tolist())
         self._transform = transforms.Compose([*augment, transforms.ToTensor(), norm])
@@ -117,10 +117,10 @@ class Peer:
     def data(self) -> None:
         """What the loaders of an epoch cost alone."""
         every = torch.ones(len(self._labels))
-        for turn in (0, 1):
-            trust = self.division()[1 - turn]
-            trusted = self._loader(trust > THRESHOLD, trust, 2, BATCH // 2, shuffle=True)
-            others = iter(self._loader(trust <= THRESHOLD, trust, 2, BATCH // 2, shuffle=True))
+        for net_index in (0, 1):
+            clean_probability = self.division()[1 - net_index]
+            trusted = self._loader(clean_probability > THRESHOLD, clean_probability, 2, BATCH // 2, shuffle=True)
+            others = iter(self._loader(clean_probability <= THRESHOLD, clean_probability, 2, BATCH // 2, shuffle=True))
             for _ in trusted:
                 next(others, None)
             for _ in self._loader(every.bool(), every, 0, BATCH, shuffle=False):
@@ -129,18 +129,25 @@ class Peer:
     def epoch(self) -> None:
         for net in self._nets:
             self._score(net)
-        for turn in (0, 1):
-            trust = self.division()[1 - turn]
-            self._train(turn, trust, trust > THRESHOLD)
+        for net_index in (0, 1):
+            clean_probability = self.division()[1 - net_index]
+            self._train(net_index, clean_probability, clean_probability > THRESHOLD)
 
     def division(self) -> Tensor:
         """The same as ours: probabilities of being clean by both networks (2, N)."""
         return self._ours.clean_probability
 
-    def _loader(self, mask: Tensor, trust: Tensor, views: int, size: int, *, shuffle: bool) -> DataLoader[Any]:
+    def _loader(
+        self, mask: Tensor, clean_probability: Tensor, views: int, size: int, *, shuffle: bool
+    ) -> DataLoader[Any]:
         rows = mask.nonzero()[:, 0]
         chosen = SingleImages(
-            self._images[rows.numpy()], self._labels[rows], trust[rows], views, self._training.mean, self._training.std
+            self._images[rows.numpy()],
+            self._labels[rows],
+            clean_probability[rows],
+            views,
+            self._training.mean,
+            self._training.std,
         )
         return DataLoader(chosen, size, shuffle=shuffle)
 
@@ -154,13 +161,13 @@ class Peer:
         scores = torch.cat(found)
         return gaussian_mixture.clean_probability((scores - scores.min()) / (scores.max() - scores.min()))
 
-    def _train(self, turn: int, trust: Tensor, trusted: Tensor) -> None:
-        net, other, optimizer = self._nets[turn], self._nets[1 - turn], self._optimizers[turn]
+    def _train(self, net_index: int, clean_probability: Tensor, trusted: Tensor) -> None:
+        net, other, optimizer = self._nets[net_index], self._nets[1 - net_index], self._optimizers[net_index]
         net.train()
         other.eval()
-        unlabelled = self._loader(~trusted, trust, 2, BATCH // 2, shuffle=True)
+        unlabelled = self._loader(~trusted, clean_probability, 2, BATCH // 2, shuffle=True)
         besides = iter(unlabelled)
-        for x1, x2, labels, trust_x in self._loader(trusted, trust, 2, BATCH // 2, shuffle=True):
+        for x1, x2, labels, trust_x in self._loader(trusted, clean_probability, 2, BATCH // 2, shuffle=True):
             try:
                 u1, u2, _, _ = next(besides)
             except StopIteration:
@@ -171,11 +178,16 @@ class Peer:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-    def _loss(self, net: nn.Module, other: nn.Module, x: Views, u: Views, labels: Tensor, trust: Tensor) -> Tensor:
+    def _loss(
+        self, net: nn.Module, other: nn.Module, x: Views, u: Views, labels: Tensor, clean_probability: Tensor
+    ) -> Tensor:
         with torch.no_grad():
             guess = torch.stack([torch.softmax(n(view), dim=1) for n in (net, other) for view in u]).mean(dim=0)
             own = torch.stack([torch.softmax(net(view), dim=1) for view in x]).mean(dim=0)
-            refined = trust[:, None] * functional.one_hot(labels, CLASSES) + (1 - trust[:, None]) * own
+            refined = (
+                clean_probability[:, None] * functional.one_hot(labels, CLASSES)
+                + (1 - clean_probability[:, None]) * own
+            )
             targets = [each**2 / (each**2).sum(dim=1, keepdim=True) for each in (refined, guess)]
         share = float(np.random.beta(4, 4))
         share = max(share, 1 - share)

@@ -30,7 +30,7 @@ from ml.serving.predictor import Prediction, Predictor
 from ml.training import devices
 from tests.benchmarks._serving import servers
 from tests.benchmarks._serving.model import CLASSES, FREE
-from tests.benchmarks._serving.servers import Asked, Outcome, Server
+from tests.benchmarks._serving.servers import ExpectedAnswer, Outcome, Server
 from tests.benchmarks._sizes import SMALLEST, size
 
 PEERS = ("naive", "litserve_peer", "bentoml_peer")
@@ -62,7 +62,7 @@ def middle(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def asked(server: Server, kind: str, labels: Sequence[str]) -> list[Asked]:
+def asked(server: Server, kind: str, labels: Sequence[str]) -> list[ExpectedAnswer]:
     pictures = servers.pictures(len(labels))
     made = [servers.request(kind, server.paths[kind], picture) for picture in pictures]
     return [(data, 200, label) for data, label in zip(made, labels, strict=True)]

@@ -94,10 +94,10 @@ class Outcome:
         return self.answers / self.seconds
 
 
-Asked = tuple[bytes, int, str]  # a request, its status, its label
+ExpectedAnswer = tuple[bytes, int, str]  # a request, its status, its label
 
 
-def drive(server: Server, requests: Sequence[Asked], *stages: tuple[int, int]) -> list[Outcome]:
+def drive(server: Server, requests: Sequence[ExpectedAnswer], *stages: tuple[int, int]) -> list[Outcome]:
     """For each stage (clients, requests) one outcome; the server is awake for as long as it takes."""
     encoded = [(b64encode(data).decode(), status, label) for data, status, label in requests]
     plan = {"port": server.port, "stages": stages, "requests": encoded}
@@ -137,7 +137,7 @@ def _square(random: np.random.Generator, label: int) -> np.ndarray:
 
 
 def publish(folder: Path, network: str = "resnet18") -> None:
-    """A bundle of `network` as it begins, which costs an answer as much as a trained one.
+    """A model archive of `network` as it begins, which costs an answer as much as a trained one.
 
     Its biases are set so that pictures of different colours get different labels: an answer to another request shows.
     """
