@@ -105,6 +105,6 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
 
 
 def test_our_networks_and_views_leave_torchvision_alone() -> None:
-    build = "import sys; from ml import loader, networks; networks.build('small', 10, 32)"
+    build = "import sys; from ml import networks; from ml.data import image_store; networks.build('small', 10, 32)"
     code = f"{build}; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
