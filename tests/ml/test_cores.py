@@ -1,4 +1,4 @@
-"""Laws of CORES alone: the regularised loss, what the sieve lets through, what moves with the epochs."""
+"""Laws of CORES alone: the regularised loss, which labels are selected, what moves with the epochs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch(epoch: int, record_logits: Callable[[Tensor], None] = lambda _: None) 
     return Batch((images,), torch.arange(COUNT) % CLASSES, torch.arange(COUNT), record_logits, epoch)
 
 
-def test_loss_and_sieve_have_the_reference_values() -> None:
+def test_loss_and_selection_have_the_reference_values() -> None:
     """A worked example in float64: β = 2, uniform prior."""
     regularised, value = sample_selection.regularised_losses(Z, Y, 2.0, torch.full((3,), 1 / 3))
 
@@ -84,7 +84,7 @@ def test_the_regulariser_grows_as_in_the_paper() -> None:
     assert weights == pytest.approx([0, 0, 0, 2 / 29, 2 * 28 / 29, 2, 2, 2])
 
 
-def test_without_regulariser_and_sieve_it_is_cross_entropy() -> None:
+def test_without_regulariser_and_selection_it_is_cross_entropy() -> None:
     method = made()
     method.train()
     seen = batch(0)
@@ -93,7 +93,7 @@ def test_without_regulariser_and_sieve_it_is_cross_entropy() -> None:
     assert float(only_phase(method).loss(seen).detach()) == pytest.approx(float(expected.detach()))
 
 
-def test_the_sieve_begins_after_epoch_30_of_100() -> None:
+def test_the_selection_begins_after_epoch_30_of_100() -> None:
     method = made()
     method.train()
     only_phase(method).loss(batch(30))
@@ -110,7 +110,7 @@ def test_the_learning_rate_is_divided_by_one_plus_the_weight() -> None:
     assert [factor(epoch / 100) for epoch in (0, 10, 39, 70)] == pytest.approx([1, 1, 1 / 3, 1 / 3])
 
 
-def test_its_sieve_finds_the_wrong_labels(spec: Callable[..., TrainingSpec]) -> None:
+def test_its_selection_leaves_out_wrong_labels(spec: Callable[..., TrainingSpec]) -> None:
     images, clean = halves(160, seed=2)
     noise = {"kind": "symmetric", "rate": 0.4}
     settings = spec(method="cores", epochs=8, batch_size=16, learning_rate=0.02, validation_fraction=0.0, noise=noise)

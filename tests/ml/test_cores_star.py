@@ -51,7 +51,7 @@ def test_stages_scale_with_the_epochs(epochs: int, share: float, expected: list[
 
 
 @pytest.mark.parametrize(("epochs", "since"), [(40, 31), (6, 5), (2, 1)])
-def test_stage_one_is_cores_up_to_its_sieve(epochs: int, since: int) -> None:
+def test_phase_one_is_cores_up_to_its_selection(epochs: int, since: int) -> None:
     method = made(sieve=1.0)
     method.train()
     (phase, _) = phases(method, epochs + 1)
