@@ -17,6 +17,9 @@ from app.db import session
 from app.db.tables import Dataset, Epoch, Job, JobEvent
 from app.settings import Settings
 from migrations.__main__ import configuration, upgrade
+from tests.app.conftest import BOTH
+
+pytestmark = BOTH
 
 
 @pytest.fixture
