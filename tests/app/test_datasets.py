@@ -332,8 +332,12 @@ def test_deleting_frees_the_disk_and_is_a_409_while_a_job_needs_it(
     assert client.delete(f"/datasets/{dataset_id}").status_code == 204
     assert not folder.exists()
     assert client.get(f"/datasets/{dataset_id}").status_code == 404
-    kept = client.get(f"/jobs/{job['id']}").json()
-    assert (kept["status"], kept["dataset_id"], kept["request"]["dataset_id"]) == ("succeeded", None, dataset_id)
+    job_of_deleted = client.get(f"/jobs/{job['id']}").json()
+    assert (job_of_deleted["status"], job_of_deleted["dataset_id"], job_of_deleted["request"]["dataset_id"]) == (
+        "succeeded",
+        None,
+        dataset_id,
+    )
 
 
 @BOTH

@@ -106,10 +106,10 @@ class FakeInference:
 
 @pytest.fixture
 def inference() -> Iterator[FakeInference]:
-    found = FakeInference(free_port())
-    found.start()
-    yield found
-    found.end()
+    fake = FakeInference(free_port())
+    fake.start()
+    yield fake
+    fake.end()
 
 
 @pytest.fixture
@@ -235,12 +235,12 @@ def test_raw_multipart_and_json_bodies_get_the_same_answer(
     fields = {"masks": "gaussian,rle", "top_k": "2"}
     parts = client.post("/predict", files=[("file", ("a.jpg", data))], data=fields)
     inputs = [{"id": "mine", "image": {"type": "base64", "value": base64.b64encode(data).decode()}}]
-    asked = {"inputs": inputs, "masks": ["gaussian", "rle"], "top_k": 2}
-    body = client.post("/predict", json=asked)
+    request_body = {"inputs": inputs, "masks": ["gaussian", "rle"], "top_k": 2}
+    body = client.post("/predict", json=request_body)
     answers = [answer.json()["predictions"][0] for answer in (raw, parts, body)]
     assert [answer.pop("input_id") for answer in answers] == ["0", "0", "mine"]
     assert answers[0] == answers[1] == answers[2]
-    first, *others = (asked | {"id": "", "request_id": ""} for asked in inference.requests[-3:])
+    first, *others = (options | {"id": "", "request_id": ""} for options in inference.requests[-3:])
     assert others == [first, first]
     stored = [{"image": {"type": "dataset", "value": f"{dataset_id}/0"}}]
     assert client.post("/predict", json={"inputs": stored}).status_code == 200

@@ -46,10 +46,10 @@ def verdict(line: dict[str, Any]) -> str:
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """One row for each figure in the order of the ids, and one for each id without a figure."""
-    found = sorted(lines, key=lambda line: IDS.index(line["id"]) if line["id"] in IDS else len(IDS))
-    missing = [id for id in IDS if id not in {line["id"] for line in found}]
+    ordered_lines = sorted(lines, key=lambda line: IDS.index(line["id"]) if line["id"] in IDS else len(IDS))
+    missing = [id for id in IDS if id not in {line["id"] for line in ordered_lines}]
     rows = [("id", "benchmark", "measured", "target", "verdict")]
-    for line in found:
+    for line in ordered_lines:
         measured = "-" if line["measured"] is None else str(line["measured"])
         rows.append((line["id"], line["benchmark"], measured, str(line["target"]), verdict(line)))
     rows += [(id, "-", "-", "-", "no benchmark printed it") for id in missing]
@@ -64,8 +64,8 @@ def main() -> int:
     failed: list[str] = []
     for name in names:
         started = time.monotonic()
-        found, ended = run(name)
-        lines += found
+        new_lines, ended = run(name)
+        lines += new_lines
         print(f"# {name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if not ended:
             failed.append(name)

@@ -23,8 +23,8 @@ SCORES = {
 
 
 def main(source: str, target: str) -> None:
-    with np.load(source) as found:
-        given, probabilities = found["given"], found["probabilities"].astype(np.float64)
+    with np.load(source) as arrays:
+        given, probabilities = arrays["given"], arrays["probabilities"].astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     scores = {
         name: get_label_quality_scores(given, probabilities, method=method, adjust_pred_probs=adjusted)

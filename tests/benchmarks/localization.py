@@ -61,7 +61,7 @@ Masks = dict[str, dict[str, float]]
 
 def trained(name: str, images: LabeledImages, seed: int) -> Trained:
     """The trainings of a set, and what they cost said on stderr."""
-    found = {}
+    trainings = {}
     for kind, preset in PRESETS.items():
         spec = TrainingSpec(
             method="ce" if preset is None else "denll",
@@ -76,13 +76,13 @@ def trained(name: str, images: LabeledImages, seed: int) -> Trained:
             precision="f32",
             seed=seed,
         )
-        training = found[kind] = Trainer.build(spec, images, device="cpu", threads=1)
+        training = trainings[kind] = Trainer.build(spec, images, device="cpu", threads=1)
         started = time.process_time()
         for _ in training:
             pass
         spent = time.process_time() - started
         print(f"{name}: {kind}, seed {seed}, {training.epochs} epochs, {spent:.0f} CPU s", file=sys.stderr, flush=True)
-    return found
+    return trainings
 
 
 def measured(maps: Tensor, objects: Tensor) -> dict[str, float]:
@@ -114,32 +114,35 @@ def centred(count: int, side: int) -> Tensor:
 def compared(trainings: Trained, located: Located) -> Masks:
     """Every kind of mask on the same pictures."""
     objects, side = located.objects, located.objects.shape[1]
-    found = {"centre prior": measured(centred(len(objects), side), objects)}
+    masks_by_kind = {"centre prior": measured(centred(len(objects), side), objects)}
     for name, training in trainings.items():
         runner = BatchRunner(training.method, training.mean, training.std, training.device)
         images = runner.normalize(located.pictures)
         if name != "CE":
-            found[f"Gaussian, {name}"] = measured(runner.masks(images), objects)
+            masks_by_kind[f"Gaussian, {name}"] = measured(runner.masks(images), objects)
         contrast = runner.map_batches(images, functools.partial(_map, training.method))
-        found[f"map, {name}"] = measured(contrast, objects)
-        found[f"CAM, {name}"] = measured(_cams(runner, images, located.labels), objects)
-    return found
+        masks_by_kind[f"map, {name}"] = measured(contrast, objects)
+        masks_by_kind[f"CAM, {name}"] = measured(_cams(runner, images, located.labels), objects)
+    return masks_by_kind
 
 
-def mean(found: list[Masks]) -> Masks:
+def mean(measurements: list[Masks]) -> Masks:
     """Over seeds."""
     return {
-        kind: {key: round(sum(each[kind][key] for each in found) / len(found), 3) for key in values}
-        for kind, values in found[0].items()
+        kind: {
+            key: round(sum(measurement[kind][key] for measurement in measurements) / len(measurements), 3)
+            for key in values
+        }
+        for kind, values in measurements[0].items()
     }
 
 
 def _map(method: Method, images: Tensor) -> Tensor:
     with attention.record_activations(method) as passes:
         method.logits(images)
-    found = attention.border_contrast(passes)
-    assert found is not None
-    return found
+    contrast_maps = attention.border_contrast(passes)
+    assert contrast_maps is not None
+    return contrast_maps
 
 
 def _cams(runner: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -148,8 +151,8 @@ def _cams(runner: BatchRunner, images: Tensor, labels: Tensor | None) -> Tensor:
     for rows in torch.split(torch.arange(len(images)), 128):
         chosen = None if labels is None else labels[rows]
 
-        def cam(shown: Tensor, chosen: Tensor | None = chosen) -> Tensor:
-            maps = attention.class_activation(runner.method, shown, chosen)
+        def cam(batch_images: Tensor, chosen: Tensor | None = chosen) -> Tensor:
+            maps = attention.class_activation(runner.method, batch_images, chosen)
             assert maps is not None
             return maps
 
@@ -162,9 +165,9 @@ def centre_errors(training: Trainer, located: Located) -> tuple[float, float]:
     runner = BatchRunner(training.method, training.mean, training.std, training.device)
 
     def place(images: Tensor) -> Tensor:
-        found = training.method.locate(images)
-        assert found is not None
-        return found[:, :2]
+        gaussians = training.method.locate(images)
+        assert gaussians is not None
+        return gaussians[:, :2]
 
     places = runner.map_batches(runner.normalize(located.pictures), place)
     side = located.objects.shape[1]
@@ -177,13 +180,13 @@ def centre_errors(training: Trainer, located: Located) -> tuple[float, float]:
     return float(error), float(prior)
 
 
-def shown(name: str, located: Located, found: Masks) -> dict[str, Any]:
+def print_table(name: str, located: Located, measured_masks: Masks) -> dict[str, Any]:
     """A table for people; its numbers, with chance, for the line."""
     chance = round(float(located.objects.float().mean()), 3)
     print(f"{name}: {len(located.objects)} pictures, chance {chance:.3f}")
-    for kind, values in found.items():
+    for kind, values in measured_masks.items():
         print(f"  {kind:26} " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
-    return {"pictures": len(located.objects), "chance": chance, "masks": found}
+    return {"pictures": len(located.objects), "chance": chance, "masks": measured_masks}
 
 
 def line(identity: str, benchmark: str, measured: object, target: str, met: bool | None, **more: object) -> None:
@@ -193,14 +196,14 @@ def line(identity: str, benchmark: str, measured: object, target: str, met: bool
 
 def on_scenes(seeds: range) -> None:
     known = sets.drawn_scenes()
-    found, errors, priors = [], [], []
+    measurements, errors, priors = [], [], []
     for seed in seeds:
         trainings = trained("scenes", known.trained, seed)
-        found.append(compared(trainings, known.located))
+        measurements.append(compared(trainings, known.located))
         error, prior = centre_errors(trainings["DeNLL confounded"], known.located)
         errors.append(error)
         priors.append(prior)
-    facts = shown("scenes", known.located, mean(found))
+    facts = print_table("scenes", known.located, mean(measurements))
     error, prior = sum(errors) / len(seeds), sum(priors) / len(seeds)
     line(
         "L1", "localization on scenes: centre error over the centre prior's", round(error / prior, 3),
@@ -215,20 +218,20 @@ def on_photographs(name: str, folder: Path, seeds: range) -> None:
     looked_at = {name: known.located}
     if name == "imagenette":
         looked_at["coco_things"] = sets.coco_things(folder / "coco_things")
-    found: dict[str, list[Masks]] = {of: [] for of in looked_at}
+    measurements: dict[str, list[Masks]] = {of: [] for of in looked_at}
     for seed in seeds:
         trainings = trained(name, known.trained, seed)
         for of, located in looked_at.items():
-            found[of].append(compared(trainings, located))
+            measurements[of].append(compared(trainings, located))
     for of, located in looked_at.items():
-        told(of, located, mean(found[of]), seeds)
+        print_pointing(of, located, mean(measurements[of]), seeds)
 
 
-def told(name: str, located: Located, found: Masks, seeds: range) -> None:
+def print_pointing(name: str, located: Located, measured_masks: Masks, seeds: range) -> None:
     """The pointing of the masks that the service offers with DeNLL's defaults, against chance and the centre prior."""
-    facts = shown(name, located, found)
-    floor = max(facts["chance"], found["centre prior"]["pointing"])
-    best = max(found[kind]["pointing"] for kind in ("Gaussian, DeNLL", "map, DeNLL"))
+    facts = print_table(name, located, measured_masks)
+    floor = max(facts["chance"], measured_masks["centre prior"]["pointing"])
+    best = max(measured_masks[kind]["pointing"] for kind in ("Gaussian, DeNLL", "map, DeNLL"))
     line(
         IDENTITIES[name], f"localization on {name}: pointing of DeNLL's better mask", best,
         f"> {floor}, chance and the centre prior", best > floor, seeds=len(seeds), **facts,

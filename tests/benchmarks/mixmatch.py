@@ -96,8 +96,8 @@ class SingleImages(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, ...]:
         image = Image.fromarray(self._images[row])
-        shown = [self._transform(image) for _ in range(max(1, self._views))]
-        return (*shown, self._labels[row], self._trust[row])
+        views = [self._transform(image) for _ in range(max(1, self._views))]
+        return (*views, self._labels[row], self._trust[row])
 
 
 class Peer:
@@ -154,11 +154,11 @@ class Peer:
     def _score(self, net: nn.Module) -> Tensor:
         every = torch.ones(len(self._labels))
         net.eval()
-        found = []
+        losses = []
         with torch.no_grad():
-            for shown, labels, _ in self._loader(every.bool(), every, 0, BATCH, shuffle=False):
-                found.append(functional.cross_entropy(net(shown), labels, reduction="none"))
-        scores = torch.cat(found)
+            for pictures, labels, _ in self._loader(every.bool(), every, 0, BATCH, shuffle=False):
+                losses.append(functional.cross_entropy(net(pictures), labels, reduction="none"))
+        scores = torch.cat(losses)
         return gaussian_mixture.clean_probability((scores - scores.min()) / (scores.max() - scores.min()))
 
     def _train(self, net_index: int, clean_probability: Tensor, trusted: Tensor) -> None:
@@ -188,17 +188,17 @@ class Peer:
                 clean_probability[:, None] * functional.one_hot(labels, CLASSES)
                 + (1 - clean_probability[:, None]) * own
             )
-            targets = [each**2 / (each**2).sum(dim=1, keepdim=True) for each in (refined, guess)]
+            targets = [mean_guess**2 / (mean_guess**2).sum(dim=1, keepdim=True) for mean_guess in (refined, guess)]
         share = float(np.random.beta(4, 4))
         share = max(share, 1 - share)
         images = torch.cat([*x, *u])
-        wanted = torch.cat([targets[0], targets[0], targets[1], targets[1]])
+        mixed_targets = torch.cat([targets[0], targets[0], targets[1], targets[1]])
         partner = torch.randperm(len(images))
         logits = net(share * images + (1 - share) * images[partner])
-        wanted = share * wanted + (1 - share) * wanted[partner]
+        mixed_targets = share * mixed_targets + (1 - share) * mixed_targets[partner]
         first = 2 * len(labels)
-        supervised = -(functional.log_softmax(logits[:first], dim=1) * wanted[:first]).sum(dim=1).mean()
-        distance = ((torch.softmax(logits[first:], dim=1) - wanted[first:]) ** 2).mean()
+        supervised = -(functional.log_softmax(logits[:first], dim=1) * mixed_targets[:first]).sum(dim=1).mean()
+        distance = ((torch.softmax(logits[first:], dim=1) - mixed_targets[first:]) ** 2).mean()
         mean = torch.softmax(logits, dim=1).mean(dim=0)
         return supervised + 25 * distance + (torch.log(1 / CLASSES / mean) / CLASSES).sum()
 
@@ -214,7 +214,7 @@ def epochs(network: str, count: int, repeats: int) -> dict[str, object]:
     ratio = statistics.median(theirs / own for own, theirs in pairs)
     half = devices.uses_bf16("auto", torch.device("cpu"))
     trusted = peer.division() > THRESHOLD
-    found: dict[str, object] = {
+    result: dict[str, object] = {
         "id": "T4",
         "benchmark": f"MixMatch epoch of {network} over single PIL images in f32",
         "measured": round(ratio, 2),
@@ -228,8 +228,8 @@ def epochs(network: str, count: int, repeats: int) -> dict[str, object]:
         "labelled": trusted.sum(dim=1).tolist(),
     }
     if ratio < TARGET and not half:
-        found["why"] = "this CPU has no bf16, and in f32 most of both is the same convolutions"
-    return found
+        result["why"] = "this CPU has no bf16, and in f32 most of both is the same convolutions"
+    return result
 
 
 if __name__ == "__main__":

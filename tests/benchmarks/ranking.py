@@ -122,7 +122,7 @@ def ours(of: Set, labeled: LabeledImages) -> tuple[LabelIssues, float, float]:
 def five_folds(of: Set, labeled: LabeledImages) -> tuple[NDArray[np.float32], float]:
     """Probabilities (N, C) of every image by the network that did not see it, and the CPU seconds they took."""
     started = time.process_time()
-    found = np.zeros((len(labeled), len(labeled.classes)), dtype=np.float32)
+    probabilities_by_row = np.zeros((len(labeled), len(labeled.classes)), dtype=np.float32)
     fold = np.random.default_rng(of.seed).permutation(len(labeled)) % FOLDS
     for number in range(FOLDS):
         inside, outside = (torch.from_numpy(np.flatnonzero(part)) for part in (fold != number, fold == number))
@@ -130,12 +130,14 @@ def five_folds(of: Set, labeled: LabeledImages) -> tuple[NDArray[np.float32], fl
         trained = training(of, part, FOLDS * of.seed + number, 0.0)
         list(trained)
         trained.method.eval()
-        scale = [each.float().view(1, 3, 1, 1) for each in (trained.mean, trained.std)]
+        scale = [statistic.float().view(1, 3, 1, 1) for statistic in (trained.mean, trained.std)]
         with torch.no_grad():
             for rows in torch.split(outside, 256):
-                shown = labeled.images[rows].permute(0, 3, 1, 2).float() / 255
-                found[rows] = trained.method.logits((shown - scale[0]) / scale[1]).softmax(dim=1).numpy()
-    return found, time.process_time() - started
+                normalised_input = labeled.images[rows].permute(0, 3, 1, 2).float() / 255
+                probabilities_by_row[rows] = (
+                    trained.method.logits((normalised_input - scale[0]) / scale[1]).softmax(dim=1).numpy()
+                )
+    return probabilities_by_row, time.process_time() - started
 
 
 def cleanlabs(given: Tensor, probabilities: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -144,16 +146,16 @@ def cleanlabs(given: Tensor, probabilities: NDArray[np.float32]) -> dict[str, ND
         source, target = f"{folder}/in.npz", f"{folder}/out.npz"
         np.savez(source, given=given.numpy(), probabilities=probabilities)
         subprocess.run([PEER, "-m", f"{__package__}._cleanlab", source, target], check=True, cwd=ROOT)
-        with np.load(target) as found:
-            return dict(found)
+        with np.load(target) as arrays:
+            return dict(arrays)
 
 
 def qualities(score: NDArray[Any], flagged: NDArray[Any], given: Tensor, clean: Tensor) -> dict[str, float]:
     """Those of `measure.ranking_quality`, in per cent."""
     issues = LabelIssues(score, given.numpy(), flagged, 0.0, np.eye(1))
-    found = measure.ranking_quality(issues, given, clean)
-    assert found is not None
-    return {name: round(100 * found[name], 1) for name in QUALITIES}
+    quality = measure.ranking_quality(issues, given, clean)
+    assert quality is not None
+    return {name: round(100 * quality[name], 1) for name in QUALITIES}
 
 
 def transition_error(estimated: NDArray[Any], given: Tensor, clean: Tensor) -> float:
@@ -168,15 +170,15 @@ def compared(of: Set, data: Path, keep: Path | None) -> dict[str, Any]:
     labeled, clean = read(data, of)
     given = labeled.labels
     issues, seconds, ranking_seconds = ours(of, labeled)
-    kept = None if keep is None else keep / f"{of.folder}-{of.column}-{of.count}-{of.seed}.npz"
-    if kept is not None and kept.exists():
-        with np.load(kept) as found:
-            probabilities, fold_seconds = found["probabilities"], float(found["over_one_training"]) * seconds
+    cache_file = None if keep is None else keep / f"{of.folder}-{of.column}-{of.count}-{of.seed}.npz"
+    if cache_file is not None and cache_file.exists():
+        with np.load(cache_file) as arrays:
+            probabilities, fold_seconds = arrays["probabilities"], float(arrays["over_one_training"]) * seconds
     else:
         probabilities, fold_seconds = five_folds(of, labeled)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, probabilities=probabilities, over_one_training=fold_seconds / seconds)
+        if cache_file is not None:
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(cache_file, probabilities=probabilities, over_one_training=fold_seconds / seconds)
     theirs = cleanlabs(given, probabilities)
     flagged, transition = theirs.pop("issues"), theirs.pop("transition")
     scores = {method: qualities(score, flagged, given, clean) for method, score in theirs.items()}
@@ -187,7 +189,7 @@ def compared(of: Set, data: Path, keep: Path | None) -> dict[str, Any]:
         "ours": us | _counted(issues.noise_rate, rate, transition_error(issues.transition, given, clean)),
         "cleanlab": scores["self_confidence"]
         | _counted(float(flagged.mean()), rate, transition_error(transition, given, clean)),
-        "scores": {method: found["average_precision"] for method, found in scores.items()},
+        "scores": {method: score["average_precision"] for method, score in scores.items()},
         "gain": us["average_precision"] - scores["self_confidence"]["average_precision"],
         "cost": seconds / (seconds - ranking_seconds),
         "cleanlab_cost": fold_seconds / (seconds - ranking_seconds),
@@ -197,8 +199,8 @@ def compared(of: Set, data: Path, keep: Path | None) -> dict[str, Any]:
 def over_seeds(name: str, data: Path, keep: Path | None, share: float, seeds: int) -> dict[str, Any]:
     """The line of a set: means over draws."""
     of = replace(SETS[name], count=round(share * SETS[name].count))
-    each = [compared(replace(of, seed=of.seed + APART * number), data, keep) for number in range(seeds)]
-    mean = _mean(each)
+    comparisons = [compared(replace(of, seed=of.seed + APART * number), data, keep) for number in range(seeds)]
+    mean = _mean(comparisons)
     best = max(mean["scores"], key=mean["scores"].__getitem__)
     return {
         "id": "R1",
@@ -210,16 +212,16 @@ def over_seeds(name: str, data: Path, keep: Path | None, share: float, seeds: in
         "images": of.count,
         "epochs": of.epochs,
         "seeds": seeds,
-        "gains": [round(found["gain"], 1) for found in each],
+        "gains": [round(comparison["gain"], 1) for comparison in comparisons],
         "cleanlab_best_score": best,
         **mean,
     }
 
 
-def _mean(found: list[Any]) -> Any:  # of dictionaries of dictionaries of numbers
-    if isinstance(found[0], dict):
-        return {name: _mean([each[name] for each in found]) for name in found[0]}
-    mean = sum(found) / len(found)
+def _mean(values: list[Any]) -> Any:  # of dictionaries of dictionaries of numbers
+    if isinstance(values[0], dict):
+        return {name: _mean([entry[name] for entry in values]) for name in values[0]}
+    mean = sum(values) / len(values)
     return round(mean, 1 if abs(mean) >= 5 else 2)
 
 

@@ -42,8 +42,8 @@ THREADS = os.cpu_count() or 1
 
 
 def line(id: str, what: str, measured: float | None, target: str, met: bool | None, **details: object) -> None:
-    shown = None if measured is None else round(measured, 3)
-    print(json.dumps({"id": id, "benchmark": what, "measured": shown, "target": target, "met": met} | details))
+    rounded = None if measured is None else round(measured, 3)
+    print(json.dumps({"id": id, "benchmark": what, "measured": rounded, "target": target, "met": met} | details))
     sys.stdout.flush()
 
 
@@ -62,7 +62,7 @@ def middle(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def asked(server: Server, kind: str, labels: Sequence[str]) -> list[ExpectedAnswer]:
+def expected_answers(server: Server, kind: str, labels: Sequence[str]) -> list[ExpectedAnswer]:
     pictures = servers.pictures(len(labels))
     made = [servers.request(kind, server.paths[kind], picture) for picture in pictures]
     return [(data, 200, label) for data, label in zip(made, labels, strict=True)]
@@ -77,8 +77,8 @@ def layer(scratch: Path) -> None:
             rounds.append({})
             for name, server in started.items():
                 for kind in server.paths:
-                    (found,) = servers.drive(server, asked(server, kind, labels), (32, size(1200, 64)))
-                    rounds[-1][f"{name} {kind}"] = found
+                    (outcome,) = servers.drive(server, expected_answers(server, kind, labels), (32, size(1200, 64)))
+                    rounds[-1][f"{name} {kind}"] = outcome
     del rounds[0]  # connections, caches, first calls
     cpu = {name: round(middle([r[name].cpu_ms for r in rounds]), 3) for name in rounds[0]}
     details = {"cpu_ms": cpu, "problems": [r[name].problems for r in rounds for name in r if r[name].problems]}
@@ -133,13 +133,13 @@ class Round(NamedTuple):
 
 
 def one_round(limit: Limit, started: dict[str, Server]) -> Round:
-    found = Round(limit.per_second(limit.best_batch, 128), limit.one_ms(), {}, {}, {}, {})
+    measured_round = Round(limit.per_second(limit.best_batch, 128), limit.one_ms(), {}, {}, {}, {})
     for name, server in started.items():
-        requests = asked(server, "multipart", limit.labels)
-        found.alone[name], found.few[name], found.many[name], found.after[name] = servers.drive(
-            server, requests, (1, 12), (8, 64), (64, 128), (1, 12)
+        requests = expected_answers(server, "multipart", limit.labels)
+        measured_round.alone[name], measured_round.few[name], measured_round.many[name], measured_round.after[name] = (
+            servers.drive(server, requests, (1, 12), (8, 64), (64, 128), (1, 12))
         )
-    return found
+    return measured_round
 
 
 def network(scratch: Path) -> None:
@@ -149,7 +149,7 @@ def network(scratch: Path) -> None:
     limit = Limit(model)
     with running(scratch, model) as started:
         for server in started.values():  # connections, caches, first calls
-            servers.drive(server, asked(server, "multipart", limit.labels), (32, 64))
+            servers.drive(server, expected_answers(server, "multipart", limit.labels), (32, 64))
         rounds = [one_round(limit, started) for _ in range(ROUNDS)]
         names = list(started)
         spoiled(started["ours"], limit.labels)
@@ -158,7 +158,7 @@ def network(scratch: Path) -> None:
     waiting(rounds, names)
     problems = [o.problems for r in rounds for o in (r.few["ours"], r.many["ours"]) if o.problems]
     otherwise = sum(o.otherwise for r in rounds for o in (r.few["ours"], r.many["ours"]))
-    failed = sum(sum(found.values()) for found in problems) + otherwise
+    failed = sum(sum(counts.values()) for counts in problems) + otherwise
     line("S5", "failed or wrong answers at 64 clients", failed, "0", failed == 0, problems=problems)
 
 
@@ -193,16 +193,16 @@ def waiting(rounds: list[Round], names: list[str]) -> None:
 
 def spoiled(server: Server, labels: Sequence[str]) -> None:
     """S5: one picture in sixteen is cut off; it alone is refused."""
-    good = asked(server, "raw", labels)
+    good = expected_answers(server, "raw", labels)
     cut = servers.pictures(1)[0][:300]
     requests = [
-        (servers.request("raw", server.paths["raw"], cut), 422, "") if n % 16 == 5 else each
-        for n, each in enumerate(good)
+        (servers.request("raw", server.paths["raw"], cut), 422, "") if n % 16 == 5 else answer
+        for n, answer in enumerate(good)
     ]
-    (found,) = servers.drive(server, requests, (64, 256))
-    wrong = sum(found.problems.values()) + found.otherwise
+    (outcome,) = servers.drive(server, requests, (64, 256))
+    wrong = sum(outcome.problems.values()) + outcome.otherwise
     what = "answers that a bad picture in sixteen changed"
-    line("S5", what, wrong, "0", wrong == 0, problems=found.problems)
+    line("S5", what, wrong, "0", wrong == 0, problems=outcome.problems)
 
 
 def main() -> None:

@@ -116,9 +116,9 @@ def test_training_types_have_no_field_for_clean_labels() -> None:
         for t in (method.Batch, dataset.LabeledImages, method.TrainHyperparameters)
         for f in dataclasses.fields(t)
     }
-    asked = set(inspect.signature(method.Method.__init__).parameters)
+    parameters = set(inspect.signature(method.Method.__init__).parameters)
 
-    assert not {name for name in fields | asked if "clean" in name or "truth" in name}
+    assert not {name for name in fields | parameters if "clean" in name or "truth" in name}
 
 
 @pytest.mark.parametrize("folder", ["methods", "blocks"])

@@ -57,10 +57,10 @@ def coco(source: Path, out: Path) -> None:
             if alone.mean() >= LEAST_SHARE and alone.sum() >= LEAST_FULL * piece.width * piece.height:
                 pieces.setdefault(names[int(number)], []).append(piece)
         grounds.append(removed(picture, ids != 0))
-    kept = {name: found for name, found in pieces.items() if len(found) >= LEAST_PIECES}
-    for name, found in kept.items():
-        write(out / "objects" / name, found)
-    for number, family in enumerate(by_colour(grounds, len(kept))):
+    large_families = {name: cut_outs for name, cut_outs in pieces.items() if len(cut_outs) >= LEAST_PIECES}
+    for name, cut_outs in large_families.items():
+        write(out / "objects" / name, cut_outs)
+    for number, family in enumerate(by_colour(grounds, len(large_families))):
         write(out / "scenes" / f"colour-{number}", family)
 
 
@@ -81,8 +81,8 @@ def tiny_imagenet(source: Path, out: Path) -> None:
         elif name in places:
             places[name].append(Image.open(source / row["file"]).convert("RGB"))
     for folder, families in (("objects", boxed), ("scenes", places)):
-        for name, found in families.items():
-            write(out / folder / name, found)
+        for name, cut_outs in families.items():
+            write(out / folder / name, cut_outs)
 
 
 def cut(picture: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
@@ -113,7 +113,7 @@ def blurred(plane: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
     """Three running means of 2 * radius + 1 pixels along each axis of (H, W): nearly a Gaussian."""
     length = 2 * radius + 1
     for axis in (0, 1, 0, 1, 0, 1):
-        ends = [(radius + 1, radius) if each == axis else (0, 0) for each in (0, 1)]
+        ends = [(radius + 1, radius) if image_axis == axis else (0, 0) for image_axis in (0, 1)]
         total = np.moveaxis(np.cumsum(np.pad(plane, ends, mode="edge"), axis=axis), axis, 0)
         plane = np.moveaxis(total[length:] - total[:-length], 0, axis) / length
     return plane

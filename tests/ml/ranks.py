@@ -129,11 +129,13 @@ def gradients(group: process_group.ProcessGroup | None, folder: Path) -> Tensors
     weights = [p for p in network.parameters() if p.requires_grad]
     loss = network(images).square().mean() + network(images.flip(3)).square().mean()
     loss = loss + 0.1 * sum((p.square().sum() for p in weights), start=torch.zeros((), dtype=torch.float64))
-    asked = torch.autograd.grad(loss, [images, *weights], retain_graph=True)
+    gradients = torch.autograd.grad(loss, [images, *weights], retain_graph=True)
     loss.backward()
-    assert all(torch.equal(a, p.grad) for a, p in zip(asked[1:], weights, strict=True) if p.grad is not None)
+    assert all(torch.equal(a, p.grad) for a, p in zip(gradients[1:], weights, strict=True) if p.grad is not None)
     names = ["images", *(name for name, p in network.named_parameters() if p.requires_grad)]
-    return dict(zip(names, asked, strict=True)) | {"kinds": torch.tensor([type(p) is nn.Parameter for p in weights])}
+    return dict(zip(names, gradients, strict=True)) | {
+        "kinds": torch.tensor([type(p) is nn.Parameter for p in weights])
+    }
 
 
 def half(group: process_group.ProcessGroup | None, folder: Path, *, enabled: bool = True) -> Tensors:

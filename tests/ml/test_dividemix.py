@@ -165,8 +165,8 @@ def test_the_unlabelled_weight_grows_with_progress_and_then_stays() -> None:
     """At 300 epochs: 0 at the end of the warm-up of 10, full 16 epochs later."""
     method = made(unlabelled_weight=1000.0)
     phase = phases(method, 300)[1]
-    found = [float(phase.loss(batch(progress=epoch / 300)).detach()) for epoch in (10, 18, 26, 200)]
-    steps = [later - earlier for earlier, later in pairwise(found)]
+    losses_by_epoch = [float(phase.loss(batch(progress=epoch / 300)).detach()) for epoch in (10, 18, 26, 200)]
+    steps = [later - earlier for earlier, later in pairwise(losses_by_epoch)]
 
     assert steps[0] == pytest.approx(steps[1], rel=1e-3)
     assert steps[0] > 0

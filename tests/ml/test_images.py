@@ -111,10 +111,10 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 @pytest.mark.parametrize("kind", pictures.FORMATS)
-@pytest.mark.parametrize("kept", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_IMG3_truncated_pictures_are_refused(kind: str, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
+def test_IMG3_truncated_pictures_are_refused(kind: str, share: float) -> None:
     data = pictures.encoded(5, 64, 64, kind=kind)
-    assert refusal(data[: int(len(data) * kept)]) in ("damaged_image", "empty_file", "unsupported_format")
+    assert refusal(data[: int(len(data) * share)]) in ("damaged_image", "empty_file", "unsupported_format")
 
 
 def test_IMG3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
@@ -128,11 +128,11 @@ def test_IMG3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:
         except (UndecodableImage, OSError, SyntaxError, ValueError, struct.error):
             expected = None
         try:
-            found = decoding.decode(broken)
+            decoded = decoding.decode(broken)
         except UndecodableImage:
-            found = None
+            decoded = None
         answers.add(expected is None)
-        assert (found is None) == (expected is None), position
+        assert (decoded is None) == (expected is None), position
     assert answers == {True, False}
 
 
@@ -155,11 +155,11 @@ def test_IMG3_no_damage_raises_anything_else(noise: bytes, kind: str, at: int) -
 )
 def test_IMG4_every_mode_becomes_rgb(kind: str, mode: str) -> None:
     data = pictures.encoded(4, 9, 6, kind=kind, mode=mode)
-    found = decoding.decode(data)
-    assert found.shape == (6, 9, 3)
+    decoded = decoding.decode(data)
+    assert decoded.shape == (6, 9, 3)
     if mode == "I;16":
         data = pictures.encoded(4, 9, 6, kind=kind, mode="L")
-    np.testing.assert_array_equal(found, by_pillow(data))
+    np.testing.assert_array_equal(decoded, by_pillow(data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -68,10 +68,10 @@ def magnetic_tile(folder: Path) -> Set:
     trained = _labelled(folder, "images.csv", "sym20")
     rows = [row for row in _rows(folder / "images.csv") if row["mask"]]
     cells = [_mask(folder / row["mask"], None) for row in rows]
-    kept = [i for i, cell in enumerate(cells) if cell.any()]
-    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in kept])
-    labels = torch.tensor([trained.classes.index(rows[i]["clean"]) for i in kept])
-    return Set(trained, Located(squares, labels, torch.from_numpy(np.stack([cells[i] for i in kept]))))
+    with_objects = [i for i, cell in enumerate(cells) if cell.any()]
+    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in with_objects])
+    labels = torch.tensor([trained.classes.index(rows[i]["clean"]) for i in with_objects])
+    return Set(trained, Located(squares, labels, torch.from_numpy(np.stack([cells[i] for i in with_objects]))))
 
 
 def coco_things(folder: Path) -> Located:
@@ -79,9 +79,9 @@ def coco_things(folder: Path) -> Located:
     numbers = {row["name"]: int(row["id"]) for row in _rows(folder / "classes.csv")}
     rows = _rows(folder / "images.csv")
     cells = [_mask(folder / row["mask"], numbers[row["clean"]]) for row in rows]
-    kept = [i for i, cell in enumerate(cells) if cell.any()]
-    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in kept])
-    return Located(squares, None, torch.from_numpy(np.stack([cells[i] for i in kept])))
+    with_objects = [i for i, cell in enumerate(cells) if cell.any()]
+    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in with_objects])
+    return Located(squares, None, torch.from_numpy(np.stack([cells[i] for i in with_objects])))
 
 
 def drawn_scenes() -> Set:

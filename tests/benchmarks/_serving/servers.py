@@ -54,10 +54,10 @@ class Server:
 
     def tree(self) -> list[int]:
         parents = _parents()
-        found = [process.pid for process in self.roots]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found
+        pids = [process.pid for process in self.roots]
+        for pid in pids:
+            pids += [child for child, parent in parents.items() if parent == pid]
+        return pids
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes that live, and of those that were waited for."""
@@ -109,7 +109,7 @@ def drive(server: Server, requests: Sequence[ExpectedAnswer], *stages: tuple[int
         )  # fmt: skip
         spent = server.cpu_seconds() - before
     cpu_ms = 1000 * spent / sum(count for _, count in stages)
-    return [Outcome(cpu_ms=cpu_ms, **found) for found in json.loads(done.stdout)]
+    return [Outcome(cpu_ms=cpu_ms, **outcome) for outcome in json.loads(done.stdout)]
 
 
 def request(kind: str, path: str, data: bytes) -> bytes:
@@ -253,12 +253,12 @@ def _answers(server: Server) -> bool:
 
 
 def _parents() -> dict[int, int]:
-    found = {}
+    parent_by_pid = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                found[int(entry.name)] = int(_stat(int(entry.name))[1])
-    return found
+                parent_by_pid[int(entry.name)] = int(_stat(int(entry.name))[1])
+    return parent_by_pid
 
 
 def _stat(pid: int) -> list[str]:
