@@ -10,8 +10,7 @@ from tests.contracts import names
 
 
 def test_no_retired_name_is_used() -> None:
-    pending = set(names.listed().get("pending", {}).get("names", ()))
-    used = collections.Counter(use.name for use in names.uses() if use.name not in pending)
+    used = collections.Counter(use.name for use in names.uses())
 
     assert not used, "see where: python -m tests.contracts.names NAME"
 
