@@ -102,7 +102,7 @@ def test_IMG2_the_largest_picture_needs_less_than_300_MiB(kind: str, mode: str, 
     program = f"""
 from pathlib import Path
 from ml.data import decoding
-assert images.decode(open({str(file)!r}, "rb").read()).shape == ({side}, {side}, 3)
+assert decoding.decode(open({str(file)!r}, "rb").read()).shape == ({side}, {side}, 3)
 status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with the parent's
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """
