@@ -79,7 +79,7 @@ def problem_content() -> dict[str, Any]:
 
 
 def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
-    """Replace `app.openapi()`, so that the document lists all problems and the types from the catalog.
+    """Replace the application's `openapi()`, so that the document lists all problems and the types from the catalog.
 
     Args:
         bodies: JSON Schemas of request bodies by component name.
