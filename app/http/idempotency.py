@@ -78,7 +78,7 @@ class IdempotentRequest:
             stored = session.get(IdempotencyKey, (self.principal, self.route, self.key), populate_existing=True)
             if stored is None or stored.answer is None:
                 raise RequestInFlight(
-                    "The first request with this Idempotency-IdempotentRequest is still being answered.",
+                    "The first request with this Idempotency-Key is still being answered.",
                     retry_after_s=RETRY_S,
                 ) from None
             if request_hash is not None:
@@ -90,7 +90,7 @@ class IdempotentRequest:
     def compare(stored_hash: str, request_hash: str) -> None:
         """IdempotencyMismatch unless both requests are the same."""
         if stored_hash != request_hash:
-            raise IdempotencyMismatch("This Idempotency-IdempotentRequest belongs to a request with another content.")
+            raise IdempotencyMismatch("This Idempotency-Key belongs to a request with another content.")
 
     def finish(self, session: Session, request_hash: str, response: StoredResponse) -> None:
         """Store the response, in the transaction that creates the resource."""
@@ -121,7 +121,7 @@ async def _key(
         return None
     if not VISIBLE.fullmatch(idempotency_key):
         detail = "Use 1 to 255 visible ASCII characters."
-        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-IdempotentRequest", "idempotency_key", detail)])
+        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
     principal: Principal = request.state.principal
     route = f"{request.method} {request.scope['route'].path}"
     return IdempotentRequest(principal.id, route, idempotency_key, request.app.state.settings.idempotency_ttl_s)
