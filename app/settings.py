@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     )
     stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
     drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
-    cancel_grace_s: float = Field(default=3.0, description="How long a child may take to stop when told to")
+    cancel_grace_s: float = Field(default=3.0, description="How long a child may take to stop after a cancellation")
     checkpoint_min_s: float = Field(default=2.0, description="Epochs shorter than this share a checkpoint")
     checkpoint_s: float = Field(default=60.0, description="Longest training time without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         default=5.0,
         gt=0.0,
         le=10.0,
-        description="How often a process writes its heartbeat; 30 s without one, it counts as gone",
+        description="How often a process writes its heartbeat; a process without one for 30 s counts as ended",
     )
     orphan_files_s: float = Field(
         default=24 * 3600.0, description="Files without a database row are removed when unchanged this long"

@@ -55,7 +55,7 @@ class ControlChannel:
         self._last_beat = 0.0
 
     def listen(self) -> None:
-        """Receive commands from now on, in a thread; kill this process's group when the supervisor is gone."""
+        """Receive commands from now on, in a thread; kill this process's group when the supervisor has ended."""
         threading.Thread(target=self._listen, name="control-channel", daemon=True).start()
 
     def beat(self) -> None:
@@ -63,7 +63,7 @@ class ControlChannel:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_S:
             self._last_beat = now
-            with contextlib.suppress(OSError):  # a supervisor that does not read, or is gone, does not stop the work
+            with contextlib.suppress(OSError):  # a supervisor that does not read, or has ended, does not stop the work
                 self._connection.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _listen(self) -> None:
@@ -73,5 +73,5 @@ class ControlChannel:
             except OSError:
                 message = b""
             if not message:
-                os.killpg(0, signal.SIGKILL)  # the supervisor is gone, and its lease will pass to another
+                os.killpg(0, signal.SIGKILL)  # the supervisor has ended, and its lease will pass to another
             self.command = _COMMANDS.get(message, self.command)

@@ -1,6 +1,6 @@
 """The dispatcher: a loop that notifies supervisors of queued work, requeues what dead ones held, and deletes orphans.
 
-Two of them may run at once. While the database or Redis is away everything is late and nothing is lost.
+Two of them may run at once. While the database or Redis is unavailable everything is late and nothing is lost.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Dispatcher:
             try:
                 task()
             except DatabaseUnavailable:
-                log.warning("%s: the database is away", task.__name__)
+                log.warning("%s: the database is unavailable", task.__name__)
             except OSError:
                 log.exception("%s: a file could not be read or deleted", task.__name__)
 
@@ -78,7 +78,7 @@ class Dispatcher:
                 return
         waiting = self._notifier.count_pending(queue)
         if waiting is None or waiting >= MAX_WAITING:
-            return  # Redis is away, or no supervisor has consumed for long
+            return  # Redis is unavailable, or no supervisor has consumed for long
 
         # One supervisor takes each notification, and the only one with enough devices may be any of them: send as many
         # as there are supervisors.

@@ -35,7 +35,7 @@ def detect_device(settings: Settings) -> str:
 
 
 class Heartbeat:
-    """This process's row in the worker registry. A database that is away costs a warning, never the process.
+    """This process's row in the worker registry. A database that is unavailable costs a warning, never the process.
 
     Args:
         engine: The database.
@@ -55,7 +55,7 @@ class Heartbeat:
         self._is_written = True
 
     def beat(self, *, draining: bool = False) -> bool:
-        """Write that this process is alive, and whether it takes no more work; False when the database is away."""
+        """Write that this process is alive, and whether it is draining; False when the database is unavailable."""
         try:
             with transaction(self._engine) as session:
                 worker_registry.record_heartbeat(
@@ -63,16 +63,16 @@ class Heartbeat:
                 )
         except DatabaseUnavailable:
             if self._is_written:
-                log.warning("heartbeat not written: the database is away")
+                log.warning("heartbeat not written: the database is unavailable")
             self._is_written = False
         else:
             self._is_written = True
         return self._is_written
 
     def end(self) -> None:
-        """Delete the row; while the database is away, that is left to the dispatcher."""
+        """Delete the row; while the database is unavailable, that is left to the dispatcher."""
         try:
             with transaction(self._engine) as session:
                 worker_registry.remove(session, self.name)
         except DatabaseUnavailable:
-            log.warning("heartbeat row not removed: the database is away")
+            log.warning("heartbeat row not removed: the database is unavailable")

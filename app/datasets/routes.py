@@ -130,7 +130,7 @@ def get(session: ReadSession, files: Files, dataset_id: uuid.UUID) -> DatasetOut
 
 def inside(files: Storage, row: Dataset) -> Contained | None:
     folder = files.dataset(row.id)
-    ready = row.state == State.succeeded and folder.is_dir()  # it may be going away this moment
+    ready = row.state == State.succeeded and folder.is_dir()  # a deletion may be removing it at this moment
     return schemas.contained(folder) if ready else None
 
 

@@ -40,7 +40,7 @@ def connect(settings: Settings) -> Engine:
 
 
 def _postgres_timeouts(settings: Settings) -> dict[str, Any]:
-    """How long client and server wait for each other. Neither is told when a host or its network fails."""
+    """How long client and server wait for each other. Neither is informed when a host or its network fails."""
     timeout_ms = int(settings.statement_timeout_s * 1000)
     limits = {
         "timezone": "UTC",

@@ -31,7 +31,7 @@ class Method(BaseModel):
     paper: str
     idea: str
     relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
-    needs: list[str] = Field(description="What the method must be told, such as the noise rate")
+    needs: list[str] = Field(description="What the method must know, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
     rules: list[Rule] = Field(
         description="For a job without `params`: the first rule that holds chooses the preset; else the defaults"

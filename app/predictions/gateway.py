@@ -50,7 +50,7 @@ class InferenceConnection(frames.FrameProtocol):
 
     async def send(self, buffers: Sequence[bytes]) -> None:
         if self.closed:
-            raise ConnectionError("the inference process went away")
+            raise ConnectionError("the inference process closed the connection")
         if not self._outbox:  # requests of the same turn of the event loop go out in one write
             asyncio.get_running_loop().call_soon(self._write)
         self._outbox += buffers
@@ -80,7 +80,7 @@ class InferenceConnection(frames.FrameProtocol):
         self._writable.set()
         for reply in self._waiting.values():
             if not reply.done():
-                reply.set_exception(ConnectionError("the inference process went away"))
+                reply.set_exception(ConnectionError("the inference process closed the connection"))
 
 
 class InferenceProcess:

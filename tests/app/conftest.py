@@ -93,7 +93,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    """Redis is away (a port nobody listens at): nothing an answer says may depend on it."""
+    """Redis is unavailable (a port nobody listens at): nothing an answer says may depend on it."""
     return Settings(
         data_dir=tmp_path / "data",
         database_url=database_url,

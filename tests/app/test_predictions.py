@@ -384,7 +384,7 @@ def test_predictions_of_a_known_model_outlive_the_database(client: Client, datas
         assert client.get(url).status_code == 200
 
     def away(*_: object) -> None:
-        raise sqlite3.OperationalError("the database is away")
+        raise sqlite3.OperationalError("the database is unavailable")
 
     engine.dispose()
     event.listen(engine, "do_connect", away)

@@ -79,7 +79,10 @@ class Checkpointer:
         return newest.path
 
     def write(self) -> None:
-        """Write a checkpoint and record it; checkpoints of earlier attempts go once `KEPT` of this one are verified."""
+        """Write a checkpoint and record it.
+
+        Once this attempt has written `checkpoint.KEEP_NEWEST` of them, those of earlier attempts are deleted.
+        """
         started = time.monotonic()
         path = checkpoint.write(self._folder, self._trainer.state())
         self._saved_at, self._saved_step = time.monotonic(), self._trainer.step

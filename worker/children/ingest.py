@@ -83,7 +83,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
         except Stopped as stopped:
             return stopped.status
         except DatabaseUnavailable:
-            log.warning("giving up: the database stays away")
+            log.warning("giving up: the database stays unavailable")
             return control_channel.DATABASE_UNAVAILABLE
         finally:
             shutil.rmtree(attempt.folder, ignore_errors=True)
@@ -190,7 +190,7 @@ class Attempt:
                 if not ingest_queue.report_progress(session, *self._claim, progress):
                     raise Stopped(control_channel.FENCED_OFF)
         except DatabaseUnavailable:
-            log.warning("progress not written: the database is away")  # the supervisor watches the lease
+            log.warning("progress not written: the database is unavailable")  # the supervisor watches the lease
 
     def _finish(self, effect: Any) -> None:
         deadline = time.monotonic() + self._settings.database_grace_s
@@ -226,7 +226,7 @@ def rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
         detail = f"Checking the images took more than {settings.ingest_memory_bytes >> 20} MiB of memory."
         return {"code": "ingest_too_large", "title": ArchiveRejected.title, "detail": detail}
     if isinstance(refusal, UploadMissing):
-        detail = "The uploaded file is gone; send it again."
+        detail = "The uploaded file is missing; send it again."
         return {"code": "upload_missing", "title": ArchiveRejected.title, "detail": detail}
     detail = "The disk is full; delete data sets or models, or add disk, and upload it again."
     return {"code": "insufficient_storage", "title": InsufficientStorage.title, "detail": detail}

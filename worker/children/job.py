@@ -75,7 +75,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
             log.warning("another attempt has taken over")
             return control_channel.FENCED_OFF
         except DatabaseUnavailable:
-            log.warning("giving up: the database stays away")
+            log.warning("giving up: the database stays unavailable")
             return control_channel.DATABASE_UNAVAILABLE
         finally:
             engine.dispose()

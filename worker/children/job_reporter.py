@@ -1,7 +1,7 @@
 """The connection between an attempt and its row: reports are buffered and written about once a second.
 
-Each write is one transaction under the attempt's fence, and its reply says whether to go on. A database that is away
-only delays reports, until the grace period ends. This module does not know what is trained.
+Each write is one transaction under the attempt's fence, and its reply says whether to go on. A database that is
+unavailable only delays reports, until the grace period ends. This module does not know what is trained.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class JobReporter:
     """Reports what an attempt does, and learns whether it should stop.
 
     Args:
-        settings: How often the row is written, and how long the database may be away.
+        settings: How often the row is written, and how long the database may be unavailable.
         engine: The database.
         job_id: The job.
         fence: Number of the attempt's claim.
@@ -97,7 +97,7 @@ class JobReporter:
         Raises:
             Interrupted: The attempt has to stop.
             FencedOff: Another attempt owns the job.
-            DatabaseUnavailable: The database has been away for longer than the grace period.
+            DatabaseUnavailable: The database has been unavailable for longer than the grace period.
         """
         if self._channel.command is not None:
             raise Interrupted(self._channel.command)
@@ -106,7 +106,7 @@ class JobReporter:
         except DatabaseUnavailable:
             if self._is_grace_over():
                 raise
-            log.warning("nothing written: the database is away")
+            log.warning("nothing written: the database is unavailable")
             self._last_try = time.monotonic()
             return
         if command == "fenced_off":
@@ -131,14 +131,14 @@ class JobReporter:
         self.finish(lambda session: attempt.fail(session, *self._claim, error))
 
     def finish(self, effect: Callable[[Session], bool]) -> None:
-        """Write the buffered reports, then what ends the job; wait for a database that is away.
+        """Write the buffered reports, then what ends the job; wait for a database that is unavailable.
 
         Args:
             effect: Ends the job in a transaction of its own; returns False when the claim is lost.
 
         Raises:
             FencedOff: Another attempt owns the job.
-            DatabaseUnavailable: The database has been away for longer than the grace period.
+            DatabaseUnavailable: The database has been unavailable for longer than the grace period.
         """
         while True:
             try:
@@ -149,7 +149,7 @@ class JobReporter:
             except DatabaseUnavailable:
                 if self._is_grace_over():
                     raise
-                log.warning("not finished yet: the database is away")
+                log.warning("not finished yet: the database is unavailable")
                 time.sleep(RETRY_PAUSE_S)
             else:
                 if not done:

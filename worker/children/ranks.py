@@ -144,7 +144,7 @@ def raise_relayed(lines: Sequence[dict[str, Any]], ended: launch.RankEnded) -> N
     if "fenced_off" in outcome:
         raise FencedOff
     if "database_unavailable" in outcome:
-        raise problems.DatabaseUnavailable("the database stayed away from the first rank")
+        raise problems.DatabaseUnavailable("the first rank could not reach the database")
     if "failure" in outcome:
         failure = outcome["failure"]
         raise errors.Failure(failure["detail"], hint=failure["hint"], code=failure["code"])

@@ -113,7 +113,7 @@ def table_rows(
 
 
 def report(reporter: JobReporter, phase: str, fraction: float, speed: float | None) -> None:
-    """Report progress (`fraction` in [0, 1], `speed` in images a second), and stop when told to."""
+    """Report progress (`fraction` in [0, 1], `speed` in images a second), and stop on a command."""
     reporter.progress(
         {
             "phase": phase,

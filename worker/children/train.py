@@ -117,7 +117,7 @@ def train(
                 meter.add(event)
                 checkpointer.write_if_due(settings.checkpoint_s)
 
-            # About once a second: write the reports, and stop when told to or when the time is up.
+            # About once a second: write the reports, and stop on a command or when the time is up.
             if reporter.is_due():
                 if isinstance(event, Step):
                     reporter.progress(meter.progress(event))

@@ -72,7 +72,7 @@ class ModelCache:
             log.warning("the newest model, %s, cannot be loaded: %s", newest, error)
 
     def evict_deleted(self) -> None:
-        """Evict models whose folder is gone."""
+        """Evict models whose folder was deleted."""
         for model_id in [m for m in self._predictors if not self._files.model(m).is_dir()]:
             del self._predictors[model_id]
 

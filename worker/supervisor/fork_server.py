@@ -5,8 +5,8 @@ always forked ahead and waits for a request. To stay safe to fork, this process 
 operator and has made no CUDA call.
 
 `multiprocessing`'s forkserver is not used: it imports the supervisor's main module again in every child, hides import
-errors, and lets children share its process group. Here is the supervisor's
-side; `fork_server_main` is the process. Neither knows what work a child does.
+errors, and lets children share its process group. This module is the supervisor's side; `fork_server_main` is the
+process. Neither knows what work a child does.
 
     supervisor -> fork server   a JSON request (module, id, fence, request_id), with the child's socket attached
     fork server -> supervisor   {"ready": true} · {"pid": N} for a request · {"ended": N, "status": S} for a child
@@ -170,7 +170,7 @@ class ForkServer:
         raise ChildProcessError("the fork server ended before it answered a request")
 
     def wait_ended(self, pid: int) -> int:
-        """Exit status of a child that has ended or is about to; that of a SIGKILL when the server itself is gone."""
+        """Exit status of a child that has ended or is about to; that of a SIGKILL when the server itself has ended."""
         while reply := self.connection.recv(MESSAGE_BYTES):
             message = json.loads(reply)
             if message.get("ended") == pid:

@@ -138,7 +138,7 @@ def _run_child(requests: socket.socket) -> NoReturn:
         with requests:
             message, descriptors, _, _ = socket.recv_fds(requests, MESSAGE_BYTES, 1)
         if not message:
-            os._exit(0)  # the server is gone
+            os._exit(0)  # the server has ended
         _set_process_name("denll-child")
         request, connection = json.loads(message), socket.socket(fileno=descriptors[0])
         main = importlib.import_module(request["module"]).main

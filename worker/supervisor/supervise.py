@@ -133,7 +133,7 @@ class Supervisor:
             with transaction(self._engine) as session:
                 return self._queue.claim(session, self._owner, self._settings.lease_s, self.devices)
         except DatabaseUnavailable:
-            log.warning("nothing claimed: the database is away")
+            log.warning("nothing claimed: the database is unavailable")
             return None  # the dispatcher notifies again
 
     def _run(self, claim: Claim, state: ChildState) -> None:
@@ -187,7 +187,7 @@ class Supervisor:
             with transaction(self._engine) as session:
                 command = self._queue.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
         except DatabaseUnavailable:
-            log.warning("lease not renewed: the database is away")
+            log.warning("lease not renewed: the database is unavailable")
             return None
         state.renewed = requested
         return command
@@ -214,7 +214,7 @@ class Supervisor:
             child.send("drain")
 
     def _requeue_unfinished(self, claim: Claim, reason: str) -> None:
-        """Requeue the work unless the child finished it; while the database is away, that is left to the reaper."""
+        """Requeue the work unless the child finished it; without a database that is left to the dispatcher."""
         limit = self._settings.max_attempts_without_progress
         for _ in range(REQUEUE_TRIES):
             try:
@@ -223,7 +223,7 @@ class Supervisor:
                         session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
                     )
             except DatabaseUnavailable:
-                log.warning("not requeued: the database is away")
+                log.warning("not requeued: the database is unavailable")
                 self.draining.wait(TICK_S)
             else:
                 if new_state is not None:
