@@ -1,6 +1,6 @@
 """What can go wrong in `ml`, each a type with a stable code and a sentence the user can act on.
 
-This page knows no HTTP status and no job: `worker` translates.
+This module knows no HTTP status and no job: `worker` translates.
 
     Failure
     +-- TrainingDiverged     the loss became NaN or infinite

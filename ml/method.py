@@ -39,7 +39,7 @@ class Network(nn.Module):
     @property
     def class_count(self) -> int:
         """C."""
-        raise TypeError(f"{type(self).__name__} does not say its classes")
+        raise TypeError(f"{type(self).__name__} defines no number of classes")
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> penultimate representation (B, D)."""
@@ -239,7 +239,7 @@ class Method(nn.Module):
     What a method learns is a Parameter and what it remembers is a buffer, so `state_dict` is its whole state.
     """
 
-    # former beginnings of names in `state_dict` and what they became, so that published models stay readable
+    # prefixes that names in `state_dict` had in earlier versions -> today's, so that published models stay readable
     former_state_names: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, params: BaseModel, labels: Tensor, network: Callable[[], Network]) -> None:
@@ -274,7 +274,7 @@ class Method(nn.Module):
 
 
 def _rename_former_state(module: Method, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before `state` is loaded: names that a former version wrote become today's, in place."""
+    """Before `state` is loaded: give names that an earlier version wrote today's prefixes, in place."""
     for former, current in module.former_state_names.items():
         for name in [name for name in state if name.startswith(prefix + former)]:
             state[prefix + current + name.removeprefix(prefix + former)] = state.pop(name)
@@ -285,7 +285,12 @@ class TrainHyperparameters:
     """The part of the training spec that a method may know when it builds its phases.
 
     Attributes:
+        epochs: Of all phases together.
+        learning_rate: Of SGD, at the start of the schedule.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: L2 penalty on the weights.
         factor: The spec's learning-rate schedule: progress of the training in [0, 1) -> factor on the learning rate.
+        batch_size: Images of a step, labelled and unlabelled ones together.
     """
 
     epochs: int

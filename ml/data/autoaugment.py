@@ -25,7 +25,7 @@ MAX_SHIFT = 150 / 331  # as a share of the side: the paper has 150 pixels of 331
 FILL = 128  # for pixels from outside the image, as in released implementations of the CIFAR policy
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue: ITU-R 601-2
 
-# largest magnitude of the operations whose sign is operations
+# largest magnitude of each operation whose sign is drawn at random
 SIGNED = {
     "ShearX": 0.3,
     "ShearY": 0.3,
@@ -44,7 +44,7 @@ NO_OPERATION = len(OPERATIONS)
 
 
 class Operations(NamedTuple):
-    """One operation for each image of a batch."""
+    """One operation for each image of a batch; the names of operations are those of `OPERATIONS`."""
 
     operation: Tensor  # int64 (B,): a position in OPERATIONS, or NO_OPERATION
     magnitude: Tensor  # f32 (B,), in the operation's own unit
@@ -67,7 +67,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         pixels: uint8 (B, S, S, 3) on the generator's device.
-        generator: Draws operations, signs and places.
+        generator: Draws the operations, their signs and the positions of the holes.
 
     Returns:
         uint8 (B, S, S, 3).
@@ -78,7 +78,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply one of the policy's pairs of operations to each image: uint8 (B, 3, S, S)."""
+    """Apply one of the policy's pairs of operations, drawn at random, to each of `planes`: uint8 (B, 3, S, S)."""
     count, side = len(planes), planes.shape[2]
     policy = _policy(side, planes.device)
     pair = torch.randint(0, len(policy.probability), (count,), generator=generator, device=planes.device)
@@ -96,7 +96,7 @@ def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def apply(planes: Tensor, operations: Operations) -> Tensor:
-    """Apply to each image its operation: uint8 (B, 3, S, S)."""
+    """Apply to each image of `planes` its operation: uint8 (B, 3, S, S)."""
     for stage, names in ((geometric, GEOMETRIC), (blend, BLENDS), (tone, TONES)):
         planes = _run_stage(planes, operations, stage, names)
     return planes
@@ -226,7 +226,17 @@ def _policy(side: int, device: torch.device) -> _Policy:
 
 
 def magnitude(name: str, level: int | None, side: int) -> float:
-    """How strong an operation of this level is: a share, degrees, pixels, bits that stay or a threshold of values."""
+    """The magnitude of an operation at a level of the policy.
+
+    Args:
+        name: One of `OPERATIONS`.
+        level: 0 to `LEVELS` - 1; None for operations that have no magnitude.
+        side: S, in which translations are measured.
+
+    Returns:
+        In the operation's own unit: a share (shear, blends), degrees (Rotate), pixels (translations), the number of
+        bits that stay (Posterize) or a threshold of pixel values (Solarize).
+    """
     strength = 0.0 if level is None else level / (LEVELS - 1)
     match name:
         case "Posterize":

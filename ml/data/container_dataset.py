@@ -122,7 +122,7 @@ def _load_published(
         except (UndecodableImage, DatasetFormatError, OSError) as error:
             report.append(ReportLine(path, "damaged_image", str(error), "excluded"))
             continue
-        geometry = Geometry.of(pixels.shape[1], pixels.shape[0], image_size, resize)
+        geometry = Geometry(pixels.shape[1], pixels.shape[0], image_size, resize)
         squares[len(images)] = decoding.resize(pixels, geometry)
         images.append(ImageRecord(path, split, ids[given[number]], ids[truth], 0, 0, False, 0))
     ingest.check_usable(len(images), images, report)

@@ -26,7 +26,14 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """images uint8 (N, S, S, 3), maybe memory-mapped; labels int64 (N,), the given ones; class names by id."""
+    """What is learned from.
+
+    Attributes:
+        images: uint8 (N, S, S, 3), maybe memory-mapped.
+        labels: Given labels, int64 (N,), class ids.
+        classes: Names by class id.
+        digest: Of the data set; empty where it is not known.
+    """
 
     images: Tensor
     labels: Tensor
@@ -39,9 +46,12 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class Truth:
-    """What measuring may know: clean labels of the train images (-1 unknown) or None, and the test set.
+    """What results are measured by.
 
-    test_labels are the clean labels where known, else the given ones; test_images is None where there is no test set.
+    Attributes:
+        train_clean: Clean labels of the training images, int64 (N,), -1 where unknown; None if all are unknown.
+        test_images: uint8 (T, S, S, 3); None where there is no test set.
+        test_labels: int64 (T,): the clean labels where known, else the given ones; None where there is no test set.
     """
 
     train_clean: Tensor | None
@@ -96,7 +106,19 @@ def join(
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending int64 indices (train, validation) of a random split; both keep at least one of n >= 2 samples."""
+    """Hold out random samples.
+
+    Args:
+        n: Number of samples.
+        fraction: Share that is held out, in [0, 1). Unless it is 0, each part has at least one of two or more samples.
+        seed: Determines the choice.
+
+    Returns:
+        Ascending indices, int64, of the samples that stay and of those held out.
+
+    Raises:
+        ValueError: `fraction` is out of its range.
+    """
     if not 0 <= fraction < 1:
         raise ValueError(f"the validation fraction must be in [0, 1), not {fraction}")
     held_out = 0 if fraction == 0 or n < 2 else min(max(1, round(n * fraction)), n - 1)

@@ -41,7 +41,7 @@ _PILLOW_ERRORS = (
 
 
 def decode(data: bytes) -> ImageArray:
-    """The first frame as upright RGB, uint8 (H, W, 3); raises UndecodableImage."""
+    """The first frame of an image file as upright RGB, uint8 (H, W, 3); raises UndecodableImage."""
     parsed = header(data)
     if parsed.format == "JPEG":
         pixels = _fast_jpeg(data)
@@ -117,16 +117,18 @@ def _upright(pixels: ImageArray, orientation_code: int) -> ImageArray:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture of width x height lies in a square of size x size: squashed whole, or its centre cropped."""
+    """How an image lies in the square that a network sees.
+
+    Attributes:
+        width, height: Of the image, in pixels.
+        size: Pixels of a side of the square.
+        resize: squash: the whole image, aspect ratio lost; crop: its central square.
+    """
 
     width: int
     height: int
     size: int
     resize: Resize
-
-    @classmethod
-    def of(cls, width: int, height: int, size: int, resize: Resize) -> Geometry:
-        return cls(width, height, size, resize)
 
     @property
     def box(self) -> tuple[float, float, float, float]:

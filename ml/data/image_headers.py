@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Size and format of an image file, told by its content.
+    """Size and format of an image file, recognised by its content.
 
     Raises:
         UndecodableImage: It is no image in a supported format, is damaged, or exceeds a limit.
@@ -123,6 +123,7 @@ def _refuse_long_text(data: bytes) -> None:
 
 
 def jpeg_exif(data: bytes) -> bytes | None:
+    """The EXIF segment of a JPEG, from `Exif` on; None where there is none."""
     for marker, start in _segments(data):
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
             return data[start : start + 0xFFFF]
@@ -130,7 +131,7 @@ def jpeg_exif(data: bytes) -> bytes | None:
 
 
 def orientation(exif: bytes | None) -> int:
-    """The EXIF orientation 1..8 in the first directory; 1 where it is absent or unreadable."""
+    """The orientation, 1 to 8, in the first directory of EXIF data; 1 where it is absent or unreadable."""
     if not exif:
         return 1
     tiff = exif.removeprefix(b"Exif\0\0")

@@ -114,7 +114,7 @@ def check_usable(
 
     Args:
         total: Images before decoding.
-        kept: Those that could be decoded.
+        usable: Those that could be decoded.
         report: A line for each of the others.
         bad_fraction: The largest share of images that may be unreadable.
 

@@ -37,7 +37,7 @@ class DecodedImage(NamedTuple):
     """What became of an image.
 
     Args:
-        width: ImageArray, upright.
+        width: Pixels, upright.
         height: See `width`.
         sha256: Of the file, in hexadecimal digits.
         format: JPEG, PNG, WEBP, BMP or GIF.
@@ -141,7 +141,7 @@ def decode_square(read: ReadFile, image: ImageRecord, square: ImageArray, resize
             kind = image_headers.header(data).format
             picture = decoding.decode(data)
             height, width = picture.shape[:2]
-            square[:] = decoding.resize(picture, Geometry.of(width, height, square.shape[0], resize))
+            square[:] = decoding.resize(picture, Geometry(width, height, square.shape[0], resize))
     except UndecodableImage as error:
         return DecodedImage(0, 0, "", "", (error.code, error.detail))
     return DecodedImage(width, height, hashlib.sha256(data).hexdigest(), kind)
@@ -154,7 +154,7 @@ class PixelFile:
 
     Args:
         target: The file to make.
-        size: ImageArray of a side, S.
+        size: Pixels of a side, S.
     """
 
     def __init__(self, target: Path, size: int) -> None:

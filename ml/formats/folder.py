@@ -51,7 +51,7 @@ def read_folder(path: Path, limits: Limits = UNLIMITED) -> Folder:
         prefix = b"" if above == b"." else above + b"/"
         folders += [names.add(prefix + name + b"/") for name in inside]
         for name in sorted(files):
-            file = os.path.join(home, name)  # noqa: PTH118  # names may be no text
+            file = os.path.join(home, name)  # noqa: PTH118  # names need not be UTF-8
             if not os.path.isfile(file):  # noqa: PTH113
                 continue
             size = os.stat(file).st_size  # noqa: PTH116

@@ -33,8 +33,8 @@ from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, T
 from ml.methods import About
 
 CLIP = 5.0  # limit of the joint gradient norm in phase 2
-PLAIN, GROWTH, SELECT_FROM = 10 / 40, 30 / 40, 31 / 40  # shares of phase 1: before the regulariser, its growth, before
-# the selection
+# shares of phase 1: before the regulariser, its growth, before the selection
+PLAIN, GROWTH, SELECT_FROM = 10 / 40, 30 / 40, 31 / 40
 RAMP_START = 1 / 300  # of the learning rate in phase 2
 PUBLISHED = {"sieve": 40 / 1640}
 

@@ -1,8 +1,8 @@
 """Any torchvision classification network by its torchvision name, cut into the three named parts.
 
-The head becomes one linear layer. VGG, AlexNet and SqueezeNet trade their own heads for global average pooling, which
-their 4096-wide layers would otherwise dwarf. Up to 64 px, stems that would leave nothing of a small image keep full
-resolution. torchvision takes seconds to import, so that happens only when one of its networks is asked for.
+The classifier becomes one linear layer. VGG, AlexNet and SqueezeNet get global average pooling in place of their own
+heads, whose 4096-wide layers would hold most of the weights. Up to 64 px, stems that would leave nothing of a small
+image keep full resolution. torchvision takes seconds to import, so it is imported when one of its networks is used.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ Parts = tuple[list[nn.Module], list[nn.Module], int]  # body, last stage, featur
 
 
 def _trunk_and_pool(model: Any) -> Parts:
-    """A trunk, global average pooling, a linear answer: VGG, AlexNet, SqueezeNet, MobileNetV2, EfficientNet."""
+    """A trunk, global average pooling, a linear classifier: VGG, AlexNet, SqueezeNet, MobileNetV2, EfficientNet."""
     *body, last = list(model.features)
     rest = [last] if any(p.requires_grad for p in last.parameters()) else [body.pop(), last]
     convolutions = [m for m in model.features.modules() if isinstance(m, nn.Conv2d)]
@@ -99,11 +99,11 @@ def _trunk_and_pool(model: Any) -> Parts:
 
 
 def _trunk_and_head(model: Any) -> Parts:
-    """A trunk and a head of several layers, of which all but the answer stay: ConvNeXt, MobileNetV3."""
+    """A trunk and a head of several layers, of which all but the classifier stay: ConvNeXt, MobileNetV3."""
     *body, last = list(model.features)
-    *head, answer = list(model.classifier)
+    *head, classifier = list(model.classifier)
     between = [] if any(isinstance(m, nn.Flatten) for m in head) else [nn.Flatten()]
-    return body, [last, model.avgpool, *between, *head], answer.in_features
+    return body, [last, model.avgpool, *between, *head], classifier.in_features
 
 
 def _children(model: Any) -> Parts:
@@ -135,8 +135,8 @@ def _vit(model: Any) -> Parts:
 
 def _maxvit(model: Any) -> Parts:
     *body, last = list(model.blocks)
-    *head, answer = list(model.classifier)
-    return [model.stem, *body], [last, *head], answer.in_features
+    *head, classifier = list(model.classifier)
+    return [model.stem, *body], [last, *head], classifier.in_features
 
 
 FAMILIES: dict[str, Callable[[Any], Parts]] = {
@@ -157,9 +157,9 @@ FAMILIES: dict[str, Callable[[Any], Parts]] = {
 
 
 def _head(model: nn.Module) -> str:
-    """The name of the answering layer: the last linear one, or SqueezeNet's last convolution."""
-    answers: list[str] = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or n == "classifier.1"]
-    return answers[-1]
+    """The name of the classifier: the last linear layer, or SqueezeNet's last convolution."""
+    candidates: list[str] = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or n == "classifier.1"]
+    return candidates[-1]
 
 
 def _keep_resolution(model: Any, family: Callable[[Any], Parts]) -> None:

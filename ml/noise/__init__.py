@@ -28,9 +28,8 @@ class About(TypedDict):
     summary: str  # one sentence: which labels become wrong
     needs: Literal["rate", "matrix"]  # the one field that a request must hold beside `kind`
     classes: NotRequired[int]  # the only number of classes that the kind is for
-    row_sum_tolerance: NotRequired[
-        float
-    ]  # of `matrix`: how far a row's sum may be from 1, because requests are rounded
+    # of `matrix`: how far a row's sum may be from 1, because the numbers of requests are rounded
+    row_sum_tolerance: NotRequired[float]
 
 
 class NoiseModule(Protocol):
@@ -39,7 +38,7 @@ class NoiseModule(Protocol):
     ABOUT: About
 
     def inject(self, parameters: Parameters) -> NoisyLabels:
-        """The labels with noise; UnusableData (noise_does_not_fit) where the data set's classes do not fit."""
+        """The noisy labels; UnusableData (noise_does_not_fit) where the data set's classes do not fit the kind."""
         ...
 
 

@@ -115,7 +115,7 @@ class Predictor:
 
     def geometry(self, width: int, height: int) -> Geometry:
         """How an image of this size in pixels lies in the network's square."""
-        return Geometry.of(width, height, self.image_size, self.manifest.spec.resize)
+        return Geometry(width, height, self.image_size, self.manifest.spec.resize)
 
     def square(self, image: ImageArray) -> ImageArray:
         """An upright image uint8 (H, W, 3) as the network sees it: uint8 (S, S, 3)."""

@@ -81,7 +81,7 @@ def read(data: Path, of: Set) -> tuple[LabeledImages, Tensor]:
     squares = []
     for row in rows:
         picture = decoding.decode((data / of.folder / row["file"]).read_bytes())
-        geometry = decoding.Geometry.of(picture.shape[1], picture.shape[0], of.side, "squash")
+        geometry = decoding.Geometry(picture.shape[1], picture.shape[0], of.side, "squash")
         squares.append(torch.from_numpy(np.array(decoding.resize(picture, geometry))))
     given = torch.tensor([classes.index(row[of.column]) for row in rows])
     return LabeledImages(torch.stack(squares), given, classes), torch.tensor([classes.index(r["clean"]) for r in rows])

@@ -121,7 +121,7 @@ def test_another_size_is_made_once_and_kept(make: Make, resize: decoding.Resize)
     assert progress_calls == [(6, 6)]
     for row, path in enumerate(sorted(files)):
         picture = decoding.decode(files[path])
-        geometry = Geometry.of(picture.shape[1], picture.shape[0], 16, resize)
+        geometry = Geometry(picture.shape[1], picture.shape[0], 16, resize)
         np.testing.assert_array_equal(labeled.images[row], decoding.resize(picture, geometry))
     again, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: progress_calls.append(pair))
     assert len(progress_calls) == 1

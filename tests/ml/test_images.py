@@ -186,7 +186,7 @@ def test_IMG4_nonsense_in_exif_is_no_orientation() -> None:
 def test_IMG5_extreme_shapes_are_accepted(size: tuple[int, int], kind: str, resize: decoding.Resize) -> None:
     picture = decoding.decode(pictures.encoded(1, *size, kind=kind))
     assert picture.shape[:2] == size[::-1]
-    assert decoding.resize(picture, Geometry.of(*size, 32, resize)).shape == (32, 32, 3)
+    assert decoding.resize(picture, Geometry(*size, 32, resize)).shape == (32, 32, 3)
 
 
 def test_the_fast_decoder_gives_pillows_pixels() -> None:
@@ -212,7 +212,7 @@ def test_decoding_in_place_takes_only_upright_jpeg_of_the_exact_size() -> None:
 def test_geometry_inverts_itself(
     width: int, height: int, size: int, resize: decoding.Resize, point: tuple[float, float]
 ) -> None:
-    geometry = Geometry.of(width, height, size, resize)
+    geometry = Geometry(width, height, size, resize)
     np.testing.assert_allclose(geometry.inverse(geometry.forward(np.array(point))), point, atol=1e-6)
     left, top, right, bottom = geometry.box
     corners = geometry.forward(np.array([[left, top], [right, bottom]]))
@@ -227,7 +227,7 @@ def test_geometry_inverts_itself(
 def test_resize_puts_a_spot_where_forward_says(resize: decoding.Resize) -> None:
     picture = np.zeros((200, 300, 3), np.uint8)
     picture[90:110, 170:190] = 255
-    geometry = Geometry.of(300, 200, 60, resize)
+    geometry = Geometry(300, 200, 60, resize)
     weights = decoding.resize(picture, geometry)[..., 0].astype(float)
     rows, columns = np.indices(weights.shape) + 0.5
     centre = [(columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()]

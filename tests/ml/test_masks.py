@@ -27,7 +27,7 @@ shares = st.floats(0.2, 0.8)
 def test_a_location_in_the_square_returns_from_the_image(
     width: int, height: int, size: int, resize: decoding.Resize, x: float, y: float, sigma: float
 ) -> None:
-    geometry = Geometry.of(width, height, size, resize)
+    geometry = Geometry(width, height, size, resize)
     location = (x * size, y * size, sigma * size)
 
     there = Gaussian.from_square(*location, geometry)
@@ -57,7 +57,7 @@ def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
     Image.fromarray(stored.round().astype(np.uint8)).convert("RGB").save(file, "PNG", exif=exif)
 
     upright = decoding.decode(file.getvalue())
-    geometry = Geometry.of(upright.shape[1], upright.shape[0], 32, resize)
+    geometry = Geometry(upright.shape[1], upright.shape[0], 32, resize)
     square = decoding.resize(upright, geometry)[:, :, 0].astype(np.float64)
     peak_y, peak_x = np.unravel_index(square.argmax(), square.shape)
     if min(peak_x, peak_y) < 2 or max(peak_x, peak_y) > 29:
@@ -149,7 +149,7 @@ def test_an_overlay_dims_what_is_far_away_and_marks_the_contour() -> None:
 def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: decoding.Resize) -> None:
     values = np.zeros((4, 4), np.float32)
     values[1, 2] = 1.0
-    geometry = Geometry.of(90, 60, 32, resize)
+    geometry = Geometry(90, 60, 32, resize)
     described = masks.describe_map(values, geometry, threshold=0.6, kinds=("map", "rle", "png"))
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(described["png"]))))
     decoded = coco.decode({"size": described["rle"]["size"], "counts": described["rle"]["counts"].encode()})
@@ -168,7 +168,7 @@ def test_every_form_of_a_map_describes_the_same_pixels_of_the_picture(resize: de
 
 
 def test_a_map_dims_what_is_low_and_an_empty_one_is_empty() -> None:
-    picture, geometry = np.full((60, 90, 3), 200, np.uint8), Geometry.of(90, 60, 32, "squash")
+    picture, geometry = np.full((60, 90, 3), 200, np.uint8), Geometry(90, 60, 32, "squash")
     values = np.zeros((4, 4), np.float32)
     values[:, :2] = 1.0
     drawn = np.asarray(Image.open(io.BytesIO(masks.map_overlay(picture, values, geometry))))

@@ -16,8 +16,8 @@ from ml.errors import UnusableData
 LARGEST_BYTES = 1 << 30  # of a pickle inside an archive
 
 
-class _Numbers(pickle.Unpickler):
-    """Finds what numpy arrays are made of, and nothing else."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Allows the functions and classes that rebuild numpy arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         array, number = np.zeros(1), np.int64(0)
@@ -45,7 +45,7 @@ class _Numbers(pickle.Unpickler):
 def read(data: bytes, what: str) -> dict[str, Any]:
     """The dictionary in a pickle of Python 2 or 3; UnusableData (unsafe_pickle, unreadable_pickle) naming `what`."""
     try:
-        content = _Numbers(io.BytesIO(data), encoding="latin1").load()
+        content = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     except UnusableData:
         raise
     except Exception as error:  # a damaged pickle may raise anything

@@ -105,7 +105,7 @@ def _square(path: Path) -> tuple[Tensor, tuple[int, int]]:
     """A picture squashed to the side, and its own height and width."""
     picture = decoding.decode(path.read_bytes())
     height, width = picture.shape[:2]
-    square = decoding.resize(picture, decoding.Geometry.of(width, height, SIDE, "squash"))
+    square = decoding.resize(picture, decoding.Geometry(width, height, SIDE, "squash"))
     return torch.from_numpy(np.array(square)), (height, width)
 
 

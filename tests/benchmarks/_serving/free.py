@@ -27,7 +27,7 @@ class FreeModel(Predictor):
         self._prediction = Prediction(scores, {"answer": scores}, None, None)
 
     def geometry(self, width: int, height: int) -> Geometry:
-        return Geometry.of(width, height, SIDE, "squash")
+        return Geometry(width, height, SIDE, "squash")
 
     def predict_squares(self, squares: Sequence[ImageArray], *, maps: bool = False) -> list[Prediction]:
         return [self._prediction] * len(squares)
