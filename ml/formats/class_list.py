@@ -26,7 +26,8 @@ def read_class_list(container: Container, files: dict[str, Entry], table: str) -
         Path of the list and the names by number; None where there is no list.
 
     Raises:
-        DatasetFormatError: bad_class_list for one that is not UTF-8, or has an empty or repeated line.
+        DatasetFormatError: bad_class_list for one that is not UTF-8, has an empty or repeated line, or more than
+            `MAX_CLASSES` lines; archive_too_large.
     """
     lists = {path.rpartition("/")[0]: path for path in files if is_class_list(path)}
     folder = table.rpartition("/")[0]
@@ -39,7 +40,8 @@ def read_class_list(container: Container, files: dict[str, Entry], table: str) -
         text = container.content(files[path]).decode("utf-8-sig")
     except UnicodeDecodeError:
         reject("bad_class_list", f"{printable(path)} is not UTF-8", path)
-    names = [line.strip() for line in text.rstrip().splitlines()]
+    lines = text.rstrip().replace("\r\n", "\n").replace("\r", "\n").split("\n", MAX_CLASSES)
+    names = [line.strip() for line in lines] if text.strip() else []
     if len(names) > MAX_CLASSES:
         reject("bad_class_list", f"{printable(path)} has more than {MAX_CLASSES} lines", path)
     for number, name in enumerate(names, 1):
@@ -51,20 +53,24 @@ def read_class_list(container: Container, files: dict[str, Entry], table: str) -
     return path, names
 
 
-def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: str) -> list[LabeledEntry] | None:
-    """The entries with names instead of numbers; None where the labels are no numbers and the list does not apply.
+def are_numbers(entries: Sequence[LabeledEntry]) -> bool:
+    """Whether all labels are whole numbers, so that a list of classes applies."""
+    labels = _labels(entries)
+    return bool(labels) and all(label.isdecimal() and label.isascii() for label in labels)
+
+
+def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: str) -> list[LabeledEntry]:
+    """The entries with names instead of numbers.
 
     Args:
-        entries: Images with the labels of their table.
+        entries: Images with the labels of their table, which are numbers.
         names: Class names by number.
         path: Of the list, for messages.
 
     Raises:
         DatasetFormatError: unknown_class for a number that the list does not name.
     """
-    labels = {label for item in entries for label in (item.given, item.clean) if label is not None}
-    if not labels or not all(label.isdecimal() and label.isascii() for label in labels):
-        return None
+    labels = _labels(entries)
     for label in sorted(labels):
         if len(label) > len(str(MAX_CLASSES)) or int(label) >= len(names):
             known = f"{printable(path)} names the classes 0 to {len(names) - 1}"
@@ -72,3 +78,7 @@ def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: st
     by_label: dict[str | None, str | None] = {label: names[int(label)] for label in labels}
     by_label[None] = None
     return [item._replace(given=by_label[item.given], clean=by_label[item.clean]) for item in entries]
+
+
+def _labels(entries: Sequence[LabeledEntry]) -> set[str]:
+    return {label for item in entries for label in (item.given, item.clean) if label is not None}

@@ -15,6 +15,7 @@ from ml.formats.entries import Entry
 from ml.formats.errors import DatasetFormatError, name_list, printable
 from ml.formats.records import SPLITS, LabeledEntry, ReportLine, reject
 from ml.formats.table_columns import (
+    LABEL_COLUMNS,
     PATH_COLUMNS,
     SPLIT_COLUMN,
     ColumnNames,
@@ -94,6 +95,11 @@ class LabelTable(NamedTuple):
             )
             self.table.reject_line("empty_label", unlabeled[0], detail)
         return entries
+
+    def is_named_label(self) -> bool:
+        """Whether the name of the table or of its column says that it holds labels."""
+        column = None if self.label is None else self.table.columns[self.label].casefold()
+        return column in LABEL_COLUMNS or stem(self.table.path) in ("labels", *SPLITS)
 
     def _image_finder(self, images: Mapping[str, Entry]) -> Callable[[int, str], Entry | None]:
         """A function from a line and its path to the image: as it stands, then from each folder it may start in."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from ml.formats.archive import is_table
 from ml.formats.class_folders import label_by_folder
-from ml.formats.class_list import name_classes, read_class_list
+from ml.formats.class_list import are_numbers, name_classes, read_class_list
 from ml.formats.container import Container
 from ml.formats.entries import Entry
-from ml.formats.errors import name_list, printable
-from ml.formats.label_tables import choose_tables
+from ml.formats.errors import DatasetFormatError, name_list, printable
+from ml.formats.label_tables import LabelTable, choose_tables
 from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
 from ml.formats.table_columns import ColumnNames
 from ml.formats.tables import Table
@@ -69,6 +69,7 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
         labeled, class_list = _apply_class_list(container, files, tables[0].table.path, labeled)
         if columns.label is None:
             _check_folders_agree(labeled)
+            _check_no_class_folders(tables[0], labeled, images)
         _report_unlabeled(images, labeled, report)
     else:
         if named := next(filter(None, (columns.label, columns.clean, columns.path)), None):
@@ -134,12 +135,11 @@ def _apply_class_list(
     container: Container, files: dict[str, Entry], table: str, labeled: list[LabeledEntry]
 ) -> tuple[list[LabeledEntry], str | None]:
     """The images with the names of their classes, and the path of the list if one was used."""
-    class_list = read_class_list(container, files, table)
+    class_list = read_class_list(container, files, table) if are_numbers(labeled) else None
     if class_list is None:
         return labeled, None
     path, names = class_list
-    named = name_classes(labeled, names, path)
-    return (labeled, None) if named is None else (named, path)
+    return name_classes(labeled, names, path), path
 
 
 def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
@@ -155,6 +155,23 @@ def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:
                 f"{printable(path)!r} is labelled {label!r}, its folder differs; name label_column to use the table"
             )
             reject("ambiguous_layout", detail, path)
+
+
+def _check_no_class_folders(table: LabelTable, labeled: Sequence[LabeledEntry], images: dict[str, Entry]) -> None:
+    """Beside class folders that label otherwise, a column is learned from only where a name says that it has labels."""
+    if table.label is None or table.is_named_label():
+        return
+    try:
+        by_folder = {item.entry.path: item.given for item in label_by_folder(images, (), [])}
+    except DatasetFormatError:
+        return  # the folders are no classes
+    if len(set(by_folder.values())) > 1 and any(by_folder.get(item.entry.path) != item.given for item in labeled):
+        path, column = printable(table.table.path), printable(table.table.columns[table.label], 60)
+        detail = (
+            f"the images lie in class folders, and {path} has the column {column!r};"
+            " name label_column to use the table, or leave the table out to use the folders"
+        )
+        table.table.reject_columns("ambiguous_layout", detail)
 
 
 def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> None:

@@ -147,9 +147,13 @@ def _separator(text: str) -> str:
 def _check_columns(path: str, names: Sequence[str]) -> tuple[str, ...]:
     if "" in names:
         raise _error("bad_columns", path, f"column {list(names).index('') + 1} has no name", 1)
-    if len(set(names)) < len(names):
-        double = next(name for position, name in enumerate(names) if name in names[:position])
-        raise _error("bad_columns", path, f"column {printable(double)!r} appears twice", 1)
+    known: set[str] = set()
+    for number, name in enumerate(names, 1):
+        if name in known:
+            raise _error("bad_columns", path, f"column {printable(name)!r} appears twice", 1)
+        if not name.isprintable() and any(c == "\0" or unicodedata.category(c) == "Cs" for c in name):
+            raise _error("bad_columns", path, f"the name of column {number}, {printable(name)!r}, is no text", 1)
+        known.add(name)
     return tuple(names)
 
 

@@ -106,7 +106,7 @@ def read(
         DatasetFormatError: bad_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type, archive_too_large.
     """
     names, entries, folders, contents = EntryNames(), list[Entry](), list[str](), dict[str, bytes]()
-    total = at = headers_read = 0
+    total = at = headers_read = kept_bytes = 0
     next_name: bytes | None = None
     next_size: int | None = None
     while True:
@@ -143,7 +143,8 @@ def read(
         check_bytes(path, size, total, limits)
         entries.append(Entry(path, at, size, False, size, None))
         if keep(path):
-            if sum(map(len, contents.values())) + size > limits.table_bytes:
+            kept_bytes += size
+            if kept_bytes > limits.table_bytes:
                 raise too_large(f"the tables have more than {limits.table_bytes} bytes", path)
             contents[path] = stream.read(size)
             is_complete = len(contents[path]) == size and stream.skip(_padded(size) - size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ml.formats.archive import read_archive
+from ml.formats.class_list import MAX_CLASSES
 from ml.formats.errors import DatasetFormatError
 from ml.formats.layout import Layout, resolve_labels
 from ml.formats.table_columns import LABEL_COLUMNS, PATH_COLUMNS, ColumnNames
@@ -163,8 +164,9 @@ def test_without_a_class_list_numbers_are_names(read: Read) -> None:
     assert read({**IMAGES, "labels.csv": NUMBERED}).classes == ("0", "1")
 
 
-def test_a_class_list_beside_names_is_not_used(read: Read) -> None:
-    layout = read({**IMAGES, "labels.csv": table("file,label", ROWS), "classes.txt": b"dog\ncat\n"})
+@pytest.mark.parametrize("names", [b"dog\ncat\n", b"dog\n\ncat\n", b"cat\ncat\n", b"\xff\n"])
+def test_a_class_list_beside_names_is_not_used(read: Read, names: bytes) -> None:
+    layout = read({**IMAGES, "labels.csv": table("file,label", ROWS), "classes.txt": names})
 
     assert given_labels(layout) == EXPECTED
     assert [(line.path, line.code) for line in layout.report] == [("classes.txt", "ignored_file")]
@@ -179,6 +181,7 @@ def test_a_class_list_beside_names_is_not_used(read: Read) -> None:
         (b"dog\ndog\n", "bad_class_list"),
         (b"dog\n\xff\n", "bad_class_list"),
         (b"dog\nc\x07t\n", "bad_class_list"),
+        (b"dog\n" * (MAX_CLASSES + 1), "bad_class_list"),
     ],
 )
 def test_a_class_list_that_does_not_fit_is_refused(read: Read, names: bytes, code: str) -> None:

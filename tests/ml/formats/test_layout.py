@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_Z8_a_table_of_something_else_leaves_the_folders_alone(read: Read) -> No
     assert codes(result) == {"boxes.csv": "other_table", "notes.csv": "other_table"}
 
 
+@pytest.mark.parametrize("name", ["sizes.csv", "metadata.csv"])
+def test_Z8_a_column_without_a_usual_name_is_not_learned_from_beside_class_folders(read: Read, name: str) -> None:
+    sizes = {**pair(), name: table("filename,width", ["cat/1.jpg,640", "dog/1.jpg,480"])}
+    assert refusal(read, sizes).code == "ambiguous_layout"
+    assert refusal(read, sizes).members["columns"] == ["filename", "width"]
+    assert read(sizes, label_column="width").classes == ("480", "640")
+    equal = {**pair(), name: table("filename,species", ["cat/1.jpg,cat", "dog/1.jpg,dog"])}
+    assert read(equal).facts["label_column"] == "species"
+
+
 def test_Z9_classes(read: Read) -> None:
     assert refusal(read, {"cat/1.jpg": JPEG, "cat/2.jpg": JPEG}).code == "too_few_classes"
     assert refusal(read, {"set/train/cat/1.jpg": JPEG, "set/test/dog/1.jpg": JPEG}).code == "too_few_classes"
@@ -250,6 +261,18 @@ def test_C1_broken_rows_are_named(read: Read, body: bytes, code: str, line: int 
 )
 def test_C1_broken_json_lines_are_named(read: Read, body: bytes) -> None:
     assert refusal(read, {"1.jpg": JPEG, "metadata.jsonl": body}).code in ("bad_table", "ragged_row")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0"])
+def test_C1_a_column_whose_name_is_no_text_is_refused(read: Read, name: str) -> None:
+    lines = [json.dumps({"file": f"{number}.jpg", name: "ab"[number]}) for number in range(2)]
+    result = refusal(read, {"0.jpg": JPEG, "1.jpg": JPEG, "metadata.jsonl": "\n".join(lines).encode()})
+    assert result.code == "bad_columns"
+
+
+def test_C1_a_name_that_appears_twice_among_very_many_is_found_at_once(read: Read) -> None:
+    header = ",".join(f'"{number}\n"' for number in range(100_000)) + ',file,"7\n"'
+    assert refusal(read, {"1.jpg": JPEG, "labels.csv": f"{header}\n".encode()}).code == "bad_columns"
 
 
 def test_C2_unknown_files_unlabelled_images_and_repeats_are_reported(read: Read) -> None:
