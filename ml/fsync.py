@@ -1,4 +1,4 @@
-"""Flushes files to the disk, and fingerprints them to detect damage."""
+"""Flushes files to the disk, and hashes them to detect damage."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Fingerprint(NamedTuple):
-    """Size and SHA-256 (hex) of a file."""
+class FileHash(NamedTuple):
+    """Size in bytes and SHA-256 (hex) of a file."""
 
     bytes: int
     sha256: str
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Read a file and return its fingerprint."""
+def hash_file(path: Path) -> FileHash:
+    """Read a file and return its size and hash."""
     with path.open("rb") as file:
-        return Fingerprint(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return FileHash(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def flush(path: Path) -> None:

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from ml.blocks import losses
 
 
-class Split(NamedTuple):
+class ImageSplit(NamedTuple):
     """An image as foreground and background, (B, 3, H, W) each."""
 
     foreground: Tensor
     background: Tensor
 
 
-def complement(images: Tensor, mask: Tensor) -> Split:
+def complement(images: Tensor, mask: Tensor) -> ImageSplit:
     """f = M·x and b = (1 - M)·x, whose sum is the image."""
-    return Split(mask * images, images - mask * images)
+    return ImageSplit(mask * images, images - mask * images)
 
 
-def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> Split:
+def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> ImageSplit:
     """Eq. 5 as printed: G_f = ReLU(M·I - m), G_b = ReLU(m - M·I), where m is the median of M·I.
 
     Their sum is |M·I - m|, which is |m| wherever the mask is 0, whatever the image shows there.
@@ -43,10 +43,10 @@ def median(images: Tensor, mask: Tensor, *, by_channel: bool = False) -> Split:
         middle = masked.flatten(2).median(dim=2).values[:, :, None, None]
     else:
         middle = masked.flatten(1).median(dim=1).values[:, None, None, None]
-    return Split(torch.relu(masked - middle), torch.relu(middle - masked))
+    return ImageSplit(torch.relu(masked - middle), torch.relu(middle - masked))
 
 
-def median_mask(images: Tensor, mask: Tensor, unit_images: Tensor) -> Split:
+def median_mask(images: Tensor, mask: Tensor, unit_images: Tensor) -> ImageSplit:
     """Eq. 5 as a selection of pixels: foreground is where the channel mean of M·I exceeds its median in the image.
 
     The binary mask has the gradient of the mask it was made from (straight-through).

@@ -100,7 +100,7 @@ class Deconfounder(nn.Module):
         self.class_background = background.ClassBackgroundAverage(class_count, image_size, params.bank_kept)
         self.unit_range = background.UnitRange()
         # mask and split of the current step's images, by the identity of their tensor
-        self._cached_split: dict[int, tuple[Tensor, Tensor, background.Split]] = {}
+        self._cached_split: dict[int, tuple[Tensor, Tensor, background.ImageSplit]] = {}
 
     def network_input(self, images: Tensor, *, second: bool) -> Tensor:
         """What g1 or g2 sees: (B, 3, H, W), or (B, 6, H, W) where foreground and background are concatenated.
@@ -117,7 +117,7 @@ class Deconfounder(nn.Module):
         used = own if own_background else self.class_background.mean() * (p.background != "zero")
         return foreground + used if p.fusion == "composite" else torch.cat([foreground, used.expand_as(own)], dim=1)
 
-    def split(self, images: Tensor) -> tuple[Tensor, background.Split]:
+    def split(self, images: Tensor) -> tuple[Tensor, background.ImageSplit]:
         """Mask (B, 1, H, W), and foreground and background, of images (B, 3, H, W); cached within a step."""
         if id(images) in self._cached_split:
             _, mask, split = self._cached_split[id(images)]

@@ -23,15 +23,15 @@ def unite(one: Pass, two: Pass) -> Pass:
 
     It has as many labelled images as the longer pass, so that repeated positions stay repeated.
     """
-    pools = [positions(one_pass.pool) for one_pass in (one, two)]
+    pools = [pool_positions(one_pass.pool) for one_pass in (one, two)]
     pool, longest = _union(pools), max(map(len, pools))
-    others = [positions(one_pass.unlabelled) for one_pass in (one, two) if one_pass.unlabelled is not None]
+    others = [pool_positions(one_pass.unlabelled) for one_pass in (one, two) if one_pass.unlabelled is not None]
     unlabelled = _difference(_union(others), pool) if others else None
     labelled = repeat_to(pool, longest) if len(pool) < longest else pool
     return Pass(labelled, unlabelled, min(one.share, two.share))
 
 
-def positions(pool: Tensor) -> Tensor:
+def pool_positions(pool: Tensor) -> Tensor:
     """Positions int64 (n,) of a pool that is a mask bool (M,) or such positions already. Waits for the device."""
     return pool.nonzero()[:, 0] if pool.dtype == torch.bool else pool
 

@@ -92,7 +92,7 @@ def _tasks(study_plan: Plan, out: Path, paths: Mapping[str, Path]) -> list[Task]
     tasks = []
     for planned in study_plan.runs():
         data = sources.locate_data(planned.data, planned.source, study_plan.folder, paths)
-        tasks.append(results.task(planned, data, sources.fingerprint(data, planned.source.draw_json), out))
+        tasks.append(results.make_task(planned, data, sources.fingerprint(data, planned.source.draw_json), out))
     return tasks
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml import commands, errors
-from ml.commands import measure
+from ml.commands import measure as measure_command
 from ml.training import spec
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         (out / commands.SELF_TEST).write_text(json.dumps(self_test, indent=1, allow_nan=False), encoding="utf-8")
     shutil.rmtree(out / commands.MODEL, ignore_errors=True)  # of an earlier call: `save` never overwrites a model
     model_archive.save(out / commands.MODEL, trainer, metrics={"test_accuracy": trainer.summary()})
-    return measure.run(argparse.Namespace(trained=out))
+    return measure_command.run(argparse.Namespace(trained=out))
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:

@@ -170,8 +170,8 @@ class ProcessGroup:
         # an exchange wants one shape on all ranks
         padded = shard.new_zeros((max(counts), *shard.shape[1:]))
         padded[: counts[self.rank]] = shard[: counts[self.rank]]
-        shards = self.all_gather(padded)
-        return torch.cat([shard[:count] for shard, count in zip(shards, counts, strict=True)])
+        gathered = self.all_gather(padded)
+        return torch.cat([rows_of_rank[:count] for rows_of_rank, count in zip(gathered, counts, strict=True)])
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, which have one shape and dtype: (...) -> (size, ...)."""

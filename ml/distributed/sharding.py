@@ -17,7 +17,7 @@ from ml.distributed.process_group import ProcessGroup
 from ml.method import Network
 
 
-def shard(network: Network, group: ProcessGroup) -> Network:
+def shard_network(network: Network, group: ProcessGroup) -> Network:
     """Change `network` in place, so that each rank of `group` computes its rows of every batch until the group ends.
 
     Batch normalisation takes its statistics over the rows of all ranks, and gradients of weights are summed over ranks.

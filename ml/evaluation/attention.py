@@ -27,7 +27,7 @@ FLAT_BORDER = 0.3  # share of the whole map's deviation that is added to the bor
 
 
 @dataclass
-class Activations:
+class NetworkActivations:
     """What one forward pass of one network computed."""
 
     network: Network
@@ -46,23 +46,23 @@ class Activations:
 
 
 @contextmanager
-def record_activations(method: Method) -> Iterator[list[Activations]]:
+def record_activations(method: Method) -> Iterator[list[NetworkActivations]]:
     """Record every forward pass of the method's networks inside the `with` block.
 
     Yields:
         A list that grows by one entry per forward pass, in the order in which they reach their classifier.
     """
-    passes: list[Activations] = []
+    passes: list[NetworkActivations] = []
     handles = []
     for network in (module for module in method.modules() if isinstance(module, Network)):
-        current = Activations(network)
+        current = NetworkActivations(network)
 
-        def add_stage(module: nn.Module, _: object, output: object, current: Activations = current) -> None:
+        def add_stage(module: nn.Module, _: object, output: object, current: NetworkActivations = current) -> None:
             if isinstance(output, Tensor):
                 current.stages.append(output)
 
-        def end_pass(module: nn.Module, inputs: tuple[Tensor, ...], current: Activations = current) -> None:
-            passes.append(Activations(current.network, list(current.stages), inputs[0]))
+        def end_pass(module: nn.Module, inputs: tuple[Tensor, ...], current: NetworkActivations = current) -> None:
+            passes.append(NetworkActivations(current.network, list(current.stages), inputs[0]))
             current.stages.clear()
 
         stages = (network.body, *network.last_stage.children())
@@ -128,7 +128,7 @@ def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> T
     )
 
 
-def border_contrast(passes: Sequence[Activations]) -> Tensor | None:
+def border_contrast(passes: Sequence[NetworkActivations]) -> Tensor | None:
     """How much each place's features differ from those on the image's border: where an object of any class stands out.
 
     Feature maps before and after the last stage are compared: each feature's deviation from its mean on the border, in

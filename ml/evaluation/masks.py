@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from ml.data.decoding import Geometry
+from ml.data.decoding import Geometry, ImageArray
 
 KINDS = ("gaussian", "map", "rle", "polygon", "png")
 POLYGON_POINTS = 64
 STRIP_ROWS = 256  # overlays are blended in strips: a float copy of a 25-megapixel image would take 300 MB
 DIMMED = 0.45  # brightness of the image far outside the mask
 CONTOUR = (255, 214, 0)  # RGB
-
-ImageArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ml.data import image_store
-from ml.evaluation.ranking import LabelIssues
+from ml.evaluation.ranking import LabelIssues, Vector
 
 BINS = 15  # of the expected calibration error (Guo et al. 2017)
-
-Vector = NDArray[np.float64]
 
 
 class Score(NamedTuple):

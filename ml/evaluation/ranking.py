@@ -66,7 +66,7 @@ class MarginTracker:
         self._labels, self._classes = labels, classes
         self.sums = MarginSums.zeros(len(labels), classes, device)  # of the epochs that have ended, weighted
         self.epochs = 0  # that recorded logits and have ended
-        self.ranking = False  # whether this epoch has recorded logits so far
+        self.has_recorded = False  # whether this epoch has recorded logits so far
         self._epoch_sums = MarginSums.zeros(len(labels), classes, device)  # of this epoch
         # Per class, over the images with that given label: the mean of its logit in the last epoch.
         self._class_means = torch.zeros(classes, device=device)
@@ -80,7 +80,7 @@ class MarginTracker:
             rows: int64 (B,), positions of the images among the labels; no position twice.
             logits: (B, C), of plain images.
         """
-        self.ranking = True
+        self.has_recorded = True
         logits = logits.detach().float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         is_given = (self._labels[rows][:, None] == torch.arange(self._classes, device=logits.device)).float()
         adjusted = logits - THRESHOLD_SHARE * self._class_means
@@ -92,12 +92,12 @@ class MarginTracker:
 
     def end_epoch(self) -> None:
         """Add the epoch's sums with its weight, (number of the epoch * share of labels it does not fit) ** exponent."""
-        if not self.ranking:
+        if not self.has_recorded:
             return
         logit_sums, counts, fitted = self._class_sums
         self._class_means.copy_(torch.where(counts > 0, logit_sums / counts.clamp(min=1), self._class_means))
         self.epochs += 1
-        self.ranking = False
+        self.has_recorded = False
         unfitted = (1 - fitted.sum() / counts.sum()).clamp(min=LEAST_UNFITTED)
         weight = (self.epochs * unfitted) ** WEIGHT_EXPONENT
         for total, of_epoch in zip(self.sums, self._epoch_sums, strict=True):
@@ -109,7 +109,7 @@ class MarginTracker:
         """Tensors and JSON that `restore` takes. The names are those of the checkpoint format."""
         tensors = {"standards": self._class_means, "own": self._class_sums, **self.sums._asdict()}
         tensors |= {f"now_{name}": tensor for name, tensor in self._epoch_sums._asdict().items()}
-        return tensors, {"epochs": self.epochs, "ranking": self.ranking}
+        return tensors, {"epochs": self.epochs, "ranking": self.has_recorded}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continue from a `state`; KeyError if it lacks an entry."""
@@ -117,7 +117,7 @@ class MarginTracker:
         self._class_means, self._class_sums = copies["standards"], copies["own"]
         self.sums = MarginSums(*(copies[name] for name in MarginSums._fields))
         self._epoch_sums = MarginSums(*(copies[f"now_{name}"] for name in MarginSums._fields))
-        self.epochs, self.ranking = facts["epochs"], facts["ranking"]
+        self.epochs, self.has_recorded = facts["epochs"], facts["ranking"]
 
 
 @dataclass(frozen=True)

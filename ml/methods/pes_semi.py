@@ -163,7 +163,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _passes(self) -> Sequence[Pass]:
         """As many steps as all images would take: confident images are repeated where they are the minority."""
         confident = self.confident.mask
-        positions = pool_union.positions(confident)
+        positions = pool_union.pool_positions(confident)
         suspicious = len(confident) - len(positions)
         if suspicious == 0:
             return [Pass(confident)]

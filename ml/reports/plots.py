@@ -170,15 +170,15 @@ def _name(axis: Any, classes: list[str], rotation: int = 0) -> None:
 
 
 def _reliability(figure: Figure, numbers: Numbers) -> bool:
-    bins = [entry for entry in numbers.get("reliability") or () if entry["count"]]
+    all_bins = numbers.get("reliability") or ()
+    bins = [entry for entry in all_bins if entry["count"]]
     if not bins:
         return False
+    width = 1 / len(all_bins)
     figure.set_size_inches(3.6, 3.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-    axes.bar(
-        [b["from"] for b in bins], [b["accuracy"] for b in bins], width=1 / 15, align="edge", color=BLUE, alpha=0.6
-    )
+    axes.bar([b["from"] for b in bins], [b["accuracy"] for b in bins], width=width, align="edge", color=BLUE, alpha=0.6)
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o", color=ORANGE, markersize=4)
     axes.set(title=_by("Reliability", numbers), xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     return True

@@ -150,4 +150,4 @@ def _manifest(training: Trainer, weights: FileFacts, metrics: Mapping[str, Any])
 
 
 def _file_facts(path: Path) -> FileFacts:
-    return FileFacts(**fsync.fingerprint(path)._asdict())
+    return FileFacts(**fsync.hash_file(path)._asdict())

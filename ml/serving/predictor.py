@@ -78,9 +78,8 @@ class Predictor:
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
-        self.localizes = (
-            self._compute(check[:1], half=False).locations is not None
-        )  # whether predictions have a location
+        # whether predictions have a location
+        self.localizes = self._compute(check[:1], half=False).locations is not None
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Self:
@@ -168,7 +167,7 @@ class Predictor:
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(squares), device=self.device), images.eval_batch_size()):
                 batch = images.unaugmented(rows)
-                recording: contextlib.AbstractContextManager[list[attention.Activations]]
+                recording: contextlib.AbstractContextManager[list[attention.NetworkActivations]]
                 recording = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                     with recording as passes:
@@ -198,9 +197,8 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     def network() -> method.Network:
         return networks.build(spec.network, len(manifest.classes), spec.image_size)
 
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial weights are overwritten; drawing them must not change global state
+    # initial weights are overwritten; drawing them must not change the global generator
+    with torch.random.fork_rng(devices=[]):
         return module.Method(module.Params.model_validate(spec.params), labels, network)
 
 

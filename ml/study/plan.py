@@ -158,7 +158,7 @@ def key(identity: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlanEntry:
     """One seed of a row in a cell."""
 
     row: MethodRow
@@ -173,7 +173,7 @@ class Plan:
 
     study: Study
     folder: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[PlanEntry, ...]
     faults: tuple[str, ...] = field(default=())  # rows that cannot be run, and why
 
     def runs(self) -> list[Run]:
@@ -233,7 +233,7 @@ def make_plan(study: Study, folder: Path, only: Sequence[str] = ()) -> Plan:
                 if not (any(fnmatch.fnmatchcase(cell.name, glob) for glob in row.cells) and matches(row, cell, seed)):
                     continue
                 try:
-                    entries.append(Entry(row, cell, seed, _run(study, row, cell, seed)))
+                    entries.append(PlanEntry(row, cell, seed, _run(study, row, cell, seed)))
                 except (errors.UnknownName, errors.UnusableData, ValidationError) as error:
                     faults.append(f"row {row.label!r} in {cell.name!r}: {errors.one_line(error)}")
     return Plan(study, folder, tuple(entries), tuple(dict.fromkeys(faults)))

@@ -73,7 +73,7 @@ def _run_task(task: Task, device: RunDevice, on_epoch: Callable[[str], None]) ->
         score = report.test.get(ENSEMBLE)
         on_epoch(f"epoch {report.epoch + 1}/{report.epochs}" + (f" test {score.accuracy:.4f}" if score else ""))
 
-    results.code()  # the digest of the code as it is when the run begins, not as it may be when the run has ended
+    results.code_version()  # cached now: the code that a result names is that with which its run began
     try:
         results.write(task, run_one(task.run, task.data, device, describe))
     except errors.Failure as failure:

@@ -28,7 +28,7 @@ class Task(NamedTuple):
     target: Path
 
 
-def task(run: Run, data: DataPaths, fingerprint: str, out: Path) -> Task:
+def make_task(run: Run, data: DataPaths, fingerprint: str, out: Path) -> Task:
     """The task of a run; its file in the folder `out` is named by run and data."""
     name = hashlib.sha256(f"{run.key}\n{fingerprint}".encode()).hexdigest()[:24]
     return Task(run, data, fingerprint, out / f"{name}.json")
@@ -36,7 +36,7 @@ def task(run: Run, data: DataPaths, fingerprint: str, out: Path) -> Task:
 
 def write(task: Task, result: dict[str, Any]) -> None:
     """Write the result file, by rename."""
-    complete = result | {"fingerprint": task.fingerprint, "code": code()}
+    complete = result | {"fingerprint": task.fingerprint, "code": code_version()}
     partial = task.target.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(complete, allow_nan=False), encoding="utf-8")
     fsync.flush(partial)
@@ -83,7 +83,7 @@ def select(
 
 
 @functools.cache
-def code() -> str:
+def code_version() -> str:
     """The version of `ml` that computes results: the first digits of a digest of its source files."""
     digest = hashlib.sha256()
     for path in sorted(CODE.rglob("*.py")):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.study.plan import Cell, Entry, MethodRow, Plan, key
+from ml.study.plan import Cell, MethodRow, Plan, PlanEntry, key
 
 PAPER = Path(__file__).with_name("paper.csv")  # table, row, column, mean, spread (standard deviation), in percent
 Result = Mapping[str, Any]  # a result file, see `ml.study.run.run_one`
@@ -134,7 +134,7 @@ def table_rows(plan: Plan, results: Iterable[Result]) -> list[TableRow]:
     # Results by row, cell and seed.
     by_key = {key(result): result for result in results}
     available: dict[tuple[str, str], dict[int, Result]] = {}
-    planned: dict[tuple[str, str], list[Entry]] = {}
+    planned: dict[tuple[str, str], list[PlanEntry]] = {}
     for entry in plan.entries:
         position = (entry.row.label, entry.cell.name)
         planned.setdefault(position, []).append(entry)

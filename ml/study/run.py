@@ -99,7 +99,7 @@ def _train(trainer: Trainer, on_epoch: Callable[[EpochReport], None]) -> dict[st
     seconds = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
     cpu, wall = time.process_time(), time.perf_counter()
     for event in trainer:
-        # The time up to an epoch report was spent on measuring, the time up to any other event on trainer.
+        # The time up to an epoch report was spent on measuring, the time up to any other event on training.
         kind = "measuring_" if isinstance(event, EpochReport) else ""
         cpu_now, wall_now = time.process_time(), time.perf_counter()
         seconds[f"{kind}cpu"] += cpu_now - cpu

@@ -86,40 +86,41 @@ def _existing(name: str, path: Path | None) -> Path:
 
 
 @functools.cache
-def fingerprint(at: DataPaths, draw: str = "{}") -> str:
+def fingerprint(paths: DataPaths, draw: str = "{}") -> str:
     """A digest that differs for different data, without decoding images.
 
     Args:
-        at: Of a folder, the names and sizes of its files and the bytes of its label files count; of an archive, names,
-            sizes and checksums; of scenes, the bytes of all photographs and of a few scenes drawn with them.
+        paths: Where the images are. Of a folder, the names and sizes of its files and the bytes of its label files
+            count; of an archive, names, sizes and checksums; of scenes, the bytes of all photographs and of a few
+            scenes drawn with them.
         draw: Settings of scenes as JSON.
 
     Returns:
         SHA-256 in hexadecimal digits.
     """
     digest = hashlib.sha256()
-    if at.folder is None:
-        for photographs in filter(None, (at.objects, at.places)):
+    if paths.folder is None:
+        for photographs in filter(None, (paths.objects, paths.places)):
             for file in _files(photographs):
-                sha256 = fsync.fingerprint(file).sha256
+                sha256 = fsync.hash_file(file).sha256
                 digest.update(repr((file.relative_to(photographs).as_posix(), sha256)).encode())
-        foregrounds, backgrounds = _scene_sources(at)
+        foregrounds, backgrounds = _scene_sources(paths)
         probe = generate.draw(PROBE, seed=0, foregrounds=foregrounds, backgrounds=backgrounds, **json.loads(draw))
         for array in (probe.images, probe.clean, probe.given_labels):
             digest.update(array.tobytes())
-    elif dataset_index.is_ready(at.folder):
-        digest.update(repr(dataset_index.read_facts(at.folder)["digest"]).encode())
-    elif at.folder.is_dir():
-        for file in _files(at.folder):
-            digest.update(repr((file.relative_to(at.folder).as_posix(), file.stat().st_size)).encode())
+    elif dataset_index.is_ready(paths.folder):
+        digest.update(repr(dataset_index.read_facts(paths.folder)["digest"]).encode())
+    elif paths.folder.is_dir():
+        for file in _files(paths.folder):
+            digest.update(repr((file.relative_to(paths.folder).as_posix(), file.stat().st_size)).encode())
             if file.name in published.LABEL_FILES:  # other labels in them take as many bytes
-                digest.update(fsync.fingerprint(file).sha256.encode())
-        tables = sorted(at.folder.glob("*.csv"))
-        others = [file for file in _files(at.folder) if is_description(file.name) and file not in tables]
+                digest.update(fsync.hash_file(file).sha256.encode())
+        tables = sorted(paths.folder.glob("*.csv"))
+        others = [file for file in _files(paths.folder) if is_description(file.name) and file not in tables]
         for table in (*tables, *others):
             digest.update(table.read_bytes())
     else:
-        _digest_archive(digest, at.folder)
+        _digest_archive(digest, paths.folder)
     return digest.hexdigest()
 
 
@@ -132,20 +133,20 @@ def _digest_archive(digest: hashlib._Hash, path: Path) -> None:
     for entry in entries:
         digest.update(repr((entry.path, entry.image_bytes, entry.crc)).encode())
     if any(entry.crc is None for entry in entries):
-        digest.update(fsync.fingerprint(path).sha256.encode())
+        digest.update(fsync.hash_file(path).sha256.encode())
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def load(run: Run, at: DataPaths) -> RunData:
+def load(run: Run, paths: DataPaths) -> RunData:
     """The images of a run, test images among them; UnusableData where they cannot be read."""
-    if at.folder is None:
-        return _draw_scenes(run, at)
+    if paths.folder is None:
+        return _draw_scenes(run, paths)
     spec, source = run.spec, run.source
     columns = (source.label_column,) if isinstance(source.label_column, str) else source.label_column or (None,)
-    images, truth = _read(at.folder, spec.image_size, spec.resize, tuple(columns))
+    images, truth = _read(paths.folder, spec.image_size, spec.resize, tuple(columns))
     if truth.test_images is None and source.test_share > 0:
         images, truth = _hold_out_test(images, truth, source.test_share, spec.seed)
     return _limit(images, truth, source, spec)
@@ -161,21 +162,21 @@ def _read(path: Path, image_size: int, resize: Resize, columns: tuple[str | None
 
 
 @functools.lru_cache(maxsize=4)
-def _scene_sources(at: DataPaths) -> tuple[Foregrounds, Backgrounds]:
+def _scene_sources(paths: DataPaths) -> tuple[Foregrounds, Backgrounds]:
     """Foregrounds and backgrounds of scenes, drawn where there are no photographs."""
     foregrounds: Foregrounds
-    foregrounds = DrawnForegrounds() if at.objects is None else PhotoForegrounds.read(at.objects)
+    foregrounds = DrawnForegrounds() if paths.objects is None else PhotoForegrounds.read(paths.objects)
     backgrounds: Backgrounds
-    backgrounds = DrawnBackgrounds() if at.places is None else PhotoBackgrounds.read(at.places)
+    backgrounds = DrawnBackgrounds() if paths.places is None else PhotoBackgrounds.read(paths.places)
     return foregrounds, backgrounds
 
 
-def _draw_scenes(run: Run, at: DataPaths) -> RunData:
+def _draw_scenes(run: Run, paths: DataPaths) -> RunData:
     source, side, seed = run.source, run.spec.image_size, run.spec.seed
     # Test images have clean labels and random scenes, whatever the training images have.
     settings = source.draw
     test_settings = {name: value for name, value in settings.items() if name not in TRAINING_SETTINGS}
-    foregrounds, backgrounds = _scene_sources(at)
+    foregrounds, backgrounds = _scene_sources(paths)
     train_foregrounds, test_foregrounds = foregrounds.split(generate.HELD_OUT)
     train_backgrounds, test_backgrounds = backgrounds.split(generate.HELD_OUT)
     train = generate.draw(

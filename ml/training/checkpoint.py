@@ -93,7 +93,7 @@ def write(folder: Path, state: State) -> Path:
         (temporary / FACTS).write_text(json.dumps(state.facts, allow_nan=False), encoding="utf-8")
         for name in (TENSORS, FACTS):
             fsync.flush(temporary / name)
-        files = {name: fsync.fingerprint(temporary / name)._asdict() for name in (TENSORS, FACTS)}
+        files = {name: fsync.hash_file(temporary / name)._asdict() for name in (TENSORS, FACTS)}
         manifest = {key: state.facts.get(key) for key in MANIFESTED} | {"format": FORMAT, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, allow_nan=False), encoding="utf-8")
         fsync.flush(temporary / MANIFEST)
@@ -117,7 +117,7 @@ def verify(path: Path) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise errors.CheckpointInvalid(f"{path.name} has format {manifest['format']!r}, not {FORMAT}")
         for name in (TENSORS, FACTS):
-            if fsync.fingerprint(path / name)._asdict() != manifest["files"][name]:
+            if fsync.hash_file(path / name)._asdict() != manifest["files"][name]:
                 raise errors.CheckpointInvalid(f"{path.name}: {name} does not match its manifest")
         facts = json.loads((path / FACTS).read_bytes())
         if {key: manifest[key] for key in MANIFESTED} != {key: facts.get(key) for key in MANIFESTED}:

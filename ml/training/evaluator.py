@@ -68,6 +68,6 @@ class Evaluator:
     def _predictions(self, split: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for rows, images, labels in self._splits[split]:
             logits = self.heads(images)
-            if split == "noisy_validation" and self._margins.ranking:
+            if split == "noisy_validation" and self._margins.has_recorded:
                 self._margins.record_logits(rows, logits[ENSEMBLE])
             yield logits, labels

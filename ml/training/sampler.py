@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ml.blocks.pool_union import positions
+from ml.blocks.pool_union import pool_positions
 from ml.data import image_store
 from ml.method import Pass
 
@@ -76,9 +76,9 @@ class EpochSampler:
         """
         orders = []
         for one_pass in passes:
-            labelled = _shuffled(positions(one_pass.pool.cpu()), generator)
+            labelled = _shuffled(pool_positions(one_pass.pool.cpu()), generator)
             unlabelled = None
-            if one_pass.unlabelled is not None and len(pool := positions(one_pass.unlabelled.cpu())):
+            if one_pass.unlabelled is not None and len(pool := pool_positions(one_pass.unlabelled.cpu())):
                 rows = min(max(MIN_ROWS, round(one_pass.share * batch_size)), max(MIN_ROWS, len(pool)))
                 steps = image_store.step_count(len(labelled), max(MIN_ROWS, batch_size - rows))
                 unlabelled = _rounds(pool, steps, rows, generator).to(device)

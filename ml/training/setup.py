@@ -155,7 +155,7 @@ class NetworkFactory:
         self.built += 1
         with randomness.seeded(seed_for(self._spec.seed, f"network {self.built}")):
             network = build_network(self._spec, self._classes, self._weights).to(self._device)
-        return network if self._group is None else sharding.shard(network, self._group)
+        return network if self._group is None else sharding.shard_network(network, self._group)
 
 
 def build_method(spec: TrainingSpec, labels: Tensor, network: Callable[[], Network], device: torch.device) -> Method:

@@ -23,10 +23,10 @@ from ml.method import Optimizers
 
 log = logging.getLogger(__name__)
 
-Positions = tuple[
-    Tensor, ...
-]  # int64 (B,) of the labelled images of a step, and (B',) of the unlabelled if there are any
-Work = Callable[[Positions, Any], object]  # a step: takes positions and `progress`, a float or a DynamicValue
+# int64 (B,) of the labelled images of a step, and (B',) of the unlabelled ones if there are any
+Positions = tuple[Tensor, ...]
+# a step: takes positions and `progress`, a float or a DynamicValue
+Work = Callable[[Positions, Any], object]
 
 
 class DynamicValue:

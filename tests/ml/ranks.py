@@ -109,7 +109,7 @@ def draws(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     network = networks.build("small", 4, 16)
     network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))  # type: ignore[assignment]
     network.last_stage = nn.Flatten()
-    sharding.shard(network, group)
+    sharding.shard_network(network, group)
     torch.manual_seed(3)
     first, second = (network.features(torch.ones(8, 3, 16, 16)) for _ in range(2))
     return {"first": first, "second": second, "left": torch.get_rng_state()}
@@ -122,7 +122,7 @@ def gradients(group: process_group.ProcessGroup | None, folder: Path) -> Tensors
     torch.manual_seed(0)
     network = networks.build("small", 4, 16).double()
     if group is not None:
-        sharding.shard(network, group)
+        sharding.shard_network(network, group)
     network = copy.deepcopy(network)
     next(network.parameters()).requires_grad_(False)
     images = halves(11)[0].permute(0, 3, 1, 2).double().div(255).requires_grad_()
@@ -143,7 +143,7 @@ def half(group: process_group.ProcessGroup | None, folder: Path, *, enabled: boo
     torch.manual_seed(0)
     network = networks.build("small", 4, 16)
     if group is not None:
-        sharding.shard(network, group)
+        sharding.shard_network(network, group)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
         logits = network(halves(13)[0].permute(0, 3, 1, 2).float().div(255))
         logits.float().square().mean().backward()

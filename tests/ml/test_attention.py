@@ -44,9 +44,9 @@ def test_recording_activations_changes_no_prediction(
     images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trained.modules()]
     with torch.no_grad():
-        before = trained.marginsits(images)
+        before = trained.logits(images)
         with attention.record_activations(trained) as passes:
-            during = trained.marginsits(images)
+            during = trained.logits(images)
         features = attention.representation(trained, images)
 
     assert torch.equal(before, during)
@@ -106,5 +106,6 @@ def test_an_image_has_its_own_map_whatever_its_batch() -> None:
 
 def test_networks_without_feature_maps_have_no_map() -> None:
     assert (
-        attention.border_contrast([attention.Activations(untrained("small", 32).network, [torch.zeros(2, 7)])]) is None
+        attention.border_contrast([attention.NetworkActivations(untrained("small", 32).network, [torch.zeros(2, 7)])])
+        is None
     )

@@ -162,7 +162,9 @@ def batches_of_epoch(training: Trainer, phase: Phase) -> list[Batch]:
     results = []
     for number, one_pass in enumerate(every if phase.passes is None else phase.passes()):
         pools = [
-            pool_union.positions(pool).unique() for pool in (one_pass.pool, one_pass.unlabelled) if pool is not None
+            pool_union.pool_positions(pool).unique()
+            for pool in (one_pass.pool, one_pass.unlabelled)
+            if pool is not None
         ]
         positions = tuple(pool[:16] for pool in pools if len(pool))
         progress = (training.epoch + 0.5) / training.epochs

@@ -311,13 +311,13 @@ def test_results_of_other_data_never_stand_in_one_table(
     file.write_text(file.read_text() + '[[rows]]\nlabel = "CE"\nmethod = "ce"\n')
     out.mkdir()
     one, two = planned(file).runs()
-    finished(results.task(one, At(folder), "0123456789abcdef", out), 0.25)
-    finished(results.task(two, At(folder), "0123456789abcdef", out), 0.25)
+    finished(results.make_task(one, At(folder), "0123456789abcdef", out), 0.25)
+    finished(results.make_task(two, At(folder), "0123456789abcdef", out), 0.25)
     tabulate = ["study", str(file), "--out", str(out), "--table"]
 
     assert command.main(tabulate) == 0
     assert "| CE | 25.0 ± 0.0 |" in capsys.readouterr().out, "of one set, wherever it lies"
-    finished(results.task(one, At(folder), sources.fingerprint(At(folder)), out), 0.75)
+    finished(results.make_task(one, At(folder), sources.fingerprint(At(folder)), out), 0.75)
     assert command.main([*tabulate, "--data", f"set={folder}"]) == 0
     printed = capsys.readouterr()
     assert "| CE | 75.0 [1] |" in printed.out
@@ -333,7 +333,7 @@ def test_results_of_scenes_drawn_otherwise_are_not_shown(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *_ = planned(study, "row=CE").runs()
-    finished(results.task(first, At(), "of another generator", tmp_path), 0.25)
+    finished(results.make_task(first, At(), "of another generator", tmp_path), 0.25)
     assert command.main(["study", str(study), "--out", str(tmp_path), "--table", "--only", "row=CE"]) == 0
     printed = capsys.readouterr()
     assert "| CE | – " in printed.out
@@ -393,7 +393,7 @@ def test_scenes_of_other_photographs_never_stand_in_one_table(
     [run, _] = planned(photographed).runs()
     at = At(objects=tmp_path / "things", places=tmp_path / "grounds")
     before = sources.fingerprint(at, run.source.draw_json)
-    finished(results.task(run, at, before, tmp_path), 0.25)
+    finished(results.make_task(run, at, before, tmp_path), 0.25)
     Image.new("RGB", (24, 24), (1, 1, 1)).save(tmp_path / folder / "kind 1" / "3.png")  # shown in the test alone
     sources.fingerprint.cache_clear()
     assert sources.fingerprint(at, run.source.draw_json) != before

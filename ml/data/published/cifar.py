@@ -27,7 +27,7 @@ CLEAN = "clean"
 HUMAN = {"": "CIFAR-10_human.pt", COARSE: "CIFAR-100_human.pt"}  # by the column that only CIFAR-100 has
 
 
-class Batch(NamedTuple):
+class CifarBatch(NamedTuple):
     """The images of one file.
 
     Args:
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 def check_batch(
     split: str, planes: Any, numbers: Mapping[str, Any], names: Mapping[str, Sequence[str]], file: str
-) -> Batch:
+) -> CifarBatch:
     """A batch whose shapes and numbers are right.
 
     Args:
@@ -64,10 +64,12 @@ def check_batch(
         fits = bool(fits and (len(values) == 0 or 0 <= values.min() <= values.max() < len(names[column])))
     if not fits:
         raise UnusableData(f"{file} is not a batch of 32 px images with their labels", code="dataset_corrupt")
-    return Batch(split, pixels, {column: values.astype(np.int64) for column, values in columns.items()})
+    return CifarBatch(split, pixels, {column: values.astype(np.int64) for column, values in columns.items()})
 
 
-def join_batches(batches: Sequence[Batch], names: Mapping[str, Sequence[str]], source: SourceFiles) -> PublishedDataset:
+def join_batches(
+    batches: Sequence[CifarBatch], names: Mapping[str, Sequence[str]], source: SourceFiles
+) -> PublishedDataset:
     """The whole data set.
 
     Args:
