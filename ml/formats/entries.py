@@ -24,6 +24,7 @@ class Limits:
             no ordinary picture compresses so well.
         ratio_from_bytes: See `ratio`.
         table_bytes: Bytes of a table of labels, and of all tables of a compressed tar together.
+        table_rows: Rows of a table of labels. Some have no image, so it is far above `entries`.
     """
 
     entries: int = 150_000
@@ -32,13 +33,15 @@ class Limits:
     ratio: float = 200.0
     ratio_from_bytes: int = 1 << 20
     table_bytes: int = 64 << 20
+    table_rows: int = 1_000_000
 
 
 DEFAULT_LIMITS = Limits()
 
 UNLIMITED = Limits(
-    entries=sys.maxsize, entry_bytes=sys.maxsize, total_bytes=sys.maxsize, ratio=float("inf"), table_bytes=sys.maxsize
-)
+    entries=sys.maxsize, entry_bytes=sys.maxsize, total_bytes=sys.maxsize, ratio=float("inf"), table_bytes=sys.maxsize,
+    table_rows=sys.maxsize,
+)  # fmt: skip
 """For the command line, where people read their own files: limits protect a service from its clients."""
 
 

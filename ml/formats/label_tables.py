@@ -158,15 +158,13 @@ def choose_tables(
         chosen = of_splits
     elif named:
         chosen = sorted(named, key=lambda e: TABLE_NAMES.index(stem(e.path)))[:1]
-    parsed = {entry.path: parse(entry.path, container.content(entry)) for entry in chosen}
+    parsed = {entry.path: _parse(container, entry) for entry in chosen}
 
     # By content: the only table with a column of paths and one of labels.
     if not chosen:
         parsed = _parse_usable(container, [e for e in candidates if e.path.count("/") == depth], images, columns)
         chosen = [files[path] for path in parsed]
-    if len(chosen) > 1 and not all(_table_split(entry.path) for entry in chosen):
-        names = name_list(entry.path for entry in chosen)
-        reject("ambiguous_layout", f"{names} could each hold the labels; name the right one labels.csv")
+    _check_one_table([entry.path for entry in chosen])
     if chosen and not images:
         reject("no_images", "the archive holds a table but no images")
     report.extend(
@@ -184,23 +182,36 @@ def choose_tables(
     ]
 
 
+def _parse(container: Container, entry: Entry) -> Table:
+    return parse(entry.path, container.content(entry), container.limits.table_rows)
+
+
+def _check_one_table(paths: Sequence[str]) -> None:
+    if len(paths) > 1 and not all(map(_table_split, paths)):
+        detail = f"{name_list(paths)} could each hold the labels; name the right one labels.csv"
+        reject("ambiguous_layout", detail)
+
+
 def _parse_usable(
     container: Container, candidates: Sequence[Entry], images: Mapping[str, Entry], columns: ColumnNames
 ) -> dict[str, Table]:
     """Tables of other names that have a column of paths and a column to learn from."""
     usable: dict[str, Table] = {}
-    unclear: dict[str, Table] = {}
+    unclear: dict[str, Table] = {}  # at most two: there may be very many tables of something else
     errors: list[DatasetFormatError] = []
     for entry in candidates:
         try:
-            table = parse(entry.path, container.content(entry))
+            table = _parse(container, entry)
         except DatasetFormatError as error:
-            errors.append(error)  # perhaps a table of something else: it counts only where labels are missing
+            errors = errors or [error]  # perhaps a table of something else: it counts only where labels are missing
             continue
         path = find_path_column(table, images, columns)
         if path is not None:
-            has_label = find_label_column(table, path, columns) is not None
-            (usable if has_label else unclear)[entry.path] = table
+            if find_label_column(table, path, columns) is not None:
+                usable[entry.path] = table
+                _check_one_table(list(usable))
+            elif len(unclear) < 2:
+                unclear[entry.path] = table
         elif len(candidates) == 1:
             unclear[entry.path] = table
     if not usable and (columns.label or columns.path or len({path.rpartition("/")[0] for path in images}) < 2):

@@ -10,11 +10,13 @@ import codecs
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from ml.formats.entries import DEFAULT_LIMITS
 from ml.formats.errors import DatasetFormatError, printable
 
 LINE_BYTES = 64 << 10
@@ -64,12 +66,13 @@ class Table:
         raise _error(code, self.path, detail, line)
 
 
-def parse(path: str, data: bytes) -> Table:
+def parse(path: str, data: bytes, max_rows: int = DEFAULT_LIMITS.table_rows) -> Table:
     """Read a table.
 
     Args:
         path: Its name: what ends in `.jsonl` is JSON lines, anything else has a header line and separated values.
         data: Its bytes, in UTF-8 or UTF-16, with or without a byte order mark.
+        max_rows: With more rows it is refused.
 
     Raises:
         DatasetFormatError: bad_encoding, bad_table, bad_columns, ragged_row, table_too_large; it names the line.
@@ -77,11 +80,10 @@ def parse(path: str, data: bytes) -> Table:
     text = _decode(path, data)
     if "\0" in text:
         raise _error("bad_table", path, "the table has a NUL character", text.count("\n", 0, text.index("\0")) + 1)
-    if len(data) > LINE_BYTES:
-        for number, line in enumerate(text.split("\n"), 1):
-            if len(line) > LINE_BYTES or (not line.isascii() and len(line.encode()) > LINE_BYTES):
-                raise _error("table_too_large", path, f"a line has more than {LINE_BYTES} bytes", number)
-    table = _parse_json_lines(path, text) if path.lower().endswith(".jsonl") else _parse_csv(path, text)
+    if (number := _long_line(text.encode())) is not None:
+        raise _error("table_too_large", path, f"a line has more than {LINE_BYTES} bytes", number)
+    is_json = path.lower().endswith(".jsonl")
+    table = _parse_json_lines(path, text, max_rows) if is_json else _parse_csv(path, text, max_rows)
     if not table.rows:
         raise _error("bad_table", path, "the table has no rows")
     return table
@@ -111,7 +113,18 @@ def _decode(path: str, data: bytes) -> str:
         raise _error("bad_encoding", path, "the table is neither UTF-8 nor UTF-16", line) from None
 
 
-def _parse_csv(path: str, text: str) -> Table:
+def _long_line(data: bytes) -> int | None:
+    """The number of a line of more than `LINE_BYTES` bytes, if there is one; makes no list of all lines."""
+    start = 0
+    while len(data) - start > LINE_BYTES:
+        end = data.rfind(b"\n", start, start + LINE_BYTES + 1)
+        if end < 0:
+            return data.count(b"\n", 0, start) + 1
+        start = end + 1
+    return None
+
+
+def _parse_csv(path: str, text: str, max_rows: int) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
     rows: list[tuple[int, Sequence[str]]] = []
     columns: tuple[str, ...] | None = None
@@ -123,6 +136,8 @@ def _parse_csv(path: str, text: str) -> Table:
                 if len(row) != len(columns):
                     detail = f"{len(row)} fields under {len(columns)} columns"
                     raise _error("ragged_row", path, detail, reader.line_num)
+                if len(rows) == max_rows:
+                    raise _too_many_rows(path, max_rows)
                 rows.append((reader.line_num, row))
     except csv.Error as error:
         raise _error("bad_table", path, f"the table cannot be read: {error}", reader.line_num) from None
@@ -157,7 +172,7 @@ def _check_columns(path: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parse_json_lines(path: str, text: str) -> Table:
+def _parse_json_lines(path: str, text: str, max_rows: int) -> Table:
     """One flat object a line; its first line names the columns."""
     rows: list[tuple[int, Sequence[str]]] = []
     columns: tuple[str, ...] | None = None
@@ -166,6 +181,8 @@ def _parse_json_lines(path: str, text: str) -> Table:
             columns = _check_columns(path, list(fields))
         if fields.keys() != set(columns):
             raise _error("ragged_row", path, "the keys differ from those of the first line", line)
+        if len(rows) == max_rows:
+            raise _too_many_rows(path, max_rows)
         rows.append((line, [fields[name] for name in columns]))
     if columns is None:
         raise _error("bad_table", path, "the table is empty")
@@ -180,7 +197,10 @@ def _objects(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             raise ValueError("a key appears twice")
         return dict(pairs)
 
-    for number, line in enumerate(text.split("\n"), 1):
+    number, start = 1, 0
+    for match in re.finditer(r"[^\n]+", text):
+        number += text.count("\n", start, match.start())
+        start, line = match.start(), match[0]
         if not line.strip():
             continue
         try:
@@ -197,6 +217,10 @@ def _as_text(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _too_many_rows(path: str, max_rows: int) -> DatasetFormatError:
+    return _error("table_too_large", path, f"the table has more than {max_rows} rows")
 
 
 def _error(code: str, path: str, detail: str, line: int | None = None) -> DatasetFormatError:

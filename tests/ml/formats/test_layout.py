@@ -332,6 +332,24 @@ def test_C5_long_lines_are_refused(read: Read) -> None:
     assert (refusal(read, long).code, refusal(read, long).http_status) == ("table_too_large", 413)
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.jsonl"])
+def test_C5_too_many_rows_are_refused(tmp_path: Path, name: str) -> None:
+    rows = {"labels.csv": "file,label\n" + "1.jpg,a\n" * 4, "metadata.jsonl": '{"file": "1.jpg", "label": "a"}\n\n' * 4}
+    (tmp_path / "upload").write_bytes(pictures.zipped({"1.jpg": JPEG, name: rows[name].encode()}))
+    with pytest.raises(DatasetFormatError) as caught:
+        resolve_labels(read_archive(tmp_path / "upload", Limits(table_rows=3)))
+    assert caught.value.code == "table_too_large"
+
+
+def test_C5_lines_of_a_large_table_are_counted_right(read: Read) -> None:
+    body = b"file,label\n" + b"1.jpg,cat\n" * 10_000
+    for line in (b"1.jpg,%s\n" % (b"c" * 70_000), b"1.jpg,%s\n" % (b"c" * 65_531)):
+        result = refusal(read, {"1.jpg": JPEG, "labels.csv": body + line + body})
+        assert (result.code, result.errors[0].pointer) == ("table_too_large", "labels.csv, line 10002")
+    longest = body + b"1.jpg,%s\n" % (b"c" * 65_530) + body
+    assert refusal(read, {"1.jpg": JPEG, "labels.csv": longest}).code == "bad_label"
+
+
 def test_C5_a_table_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
     for data in (pictures.zipped(with_table(9)), pictures.tarred(with_table(9), compression="gz")):
         (tmp_path / "upload").write_bytes(data)
