@@ -1,0 +1,1 @@
+"""Building blocks of methods: losses, mixtures, schedules, selections. Several methods share each; none is a method."""

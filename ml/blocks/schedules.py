@@ -14,7 +14,7 @@ def cosine(progress: float, floor: float = 0.0) -> float:
 
 
 def multistep(progress: float, milestones: Sequence[float], decay: float) -> float:
-    """1, multiplied by `decay` at each milestone, a share of the training."""
+    """From 1, multiplied by `decay` at each of the `milestones`, which are shares of the training in (0, 1)."""
     return decay ** sum(progress >= milestone - ROUNDING for milestone in milestones)
 
 
@@ -56,7 +56,7 @@ def gaussian_ramp(elapsed: float, length: float) -> float:
 
 
 def part_of_schedule(factor: Callable[[float], float], begin: float, end: float) -> Callable[[float], float]:
-    """The part of a schedule between two shares of the training, as a schedule of its own.
+    """The part of the schedule `factor` from share `begin` to share `end` of the training, as a schedule of its own.
 
     With it a phase that has its own optimisers continues where the phase before it stopped.
     """

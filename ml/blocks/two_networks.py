@@ -102,7 +102,7 @@ def forget_rate(params: SmallLossParams, epoch: int, epochs: int) -> float:
 def build_optimizers(
     params: SmallLossParams, training: TrainHyperparameters, parameters: Iterable[nn.Parameter]
 ) -> Optimizers:
-    """One optimizer over both networks: as their losses share no weight, it does what two would."""
+    """One optimizer over the parameters of both networks: as they share no weight, it does what two would."""
     if params.optimizer == "sgd":
         return Optimizers((training.sgd(parameters),), training.factor)
     return Optimizers((optimizers.adam(parameters, params.adam_rate),), training.factor)

@@ -34,7 +34,7 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit code 1 where a row or a training failed; everything else is done."""
+    """Run what has no result yet and write the table; exit code 1 where a row or a training failed."""
     from ml.study import plan, table
 
     file = plan.find(options.file)

@@ -1,0 +1,1 @@
+"""Measures a method: accuracies, the ranking of given labels, attention maps, and masks on images."""

@@ -11,7 +11,7 @@ from ml.noise.shared.sampling import NoisyLabels, Parameters, sample_transition
 
 ABOUT: About = {
     "title": "Transition matrix",
-    "summary": "By a given transition matrix.",
+    "summary": "By a transition matrix that the request states.",
     "needs": "matrix",
     "row_sum_tolerance": 1e-3,
 }

@@ -1,0 +1,1 @@
+"""The figures and the self-test of a finished training: their numbers, and their plots."""

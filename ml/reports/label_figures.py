@@ -20,7 +20,7 @@ LARGEST_LOSS = 1e4
 
 
 def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
-    """Counts (C, C): a row for each label, a column for each predicted class."""
+    """Counts (C, C) of `probabilities` (N, C) by `labels` (N,): a row for each label, a column for each prediction."""
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(dim=1)
     counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()

@@ -46,15 +46,15 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int
-    digest: str
-    files: dict[str, FileFacts]
-    spec: TrainingSpec
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
+    format: int  # `FORMAT` of the version that wrote it
+    digest: str  # "sha256:" and hexadecimal digits, see `digest`
+    files: dict[str, FileFacts]  # by name
+    spec: TrainingSpec  # of the training
+    classes: tuple[str, ...]  # names, in the order of the logits
+    mean: tuple[float, float, float]  # of each channel, pixels in [0, 1]
     std: tuple[float, float, float]
     label_count: int  # of the training set: some methods have buffers of that length
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # measures of the model that `save` was called with; no part of the digest
 
 
 def save(folder: Path, training: Trainer, *, metrics: Mapping[str, Any] | None = None) -> Manifest:

@@ -69,7 +69,15 @@ class Predictor:
         half: bool,
         check: Tensor,
     ) -> None:
-        """Use `load`; `check` are the archive's squares uint8 (n, S, S, 3) that decide whether bf16 is used."""
+        """Use `load`.
+
+        Args:
+            manifest: Of the model's archive.
+            method: With the archive's weights, on the device.
+            device: Where it computes.
+            half: Compute in bf16, if that predicts the same class for every check square.
+            check: The archive's check squares, uint8 (n, S, S, 3).
+        """
         self.manifest = manifest
         self.classes = manifest.classes
         self.digest = manifest.digest

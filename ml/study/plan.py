@@ -65,7 +65,7 @@ class DataSet(_Strict):
 
 
 class SceneSettings(_Strict):
-    """The arguments of `ml.scenes.generate.draw` that a study may set; ranges and defaults are there."""
+    """The arguments of `ml.scenes.generate.draw` that a study may set; see there for meanings, ranges and defaults."""
 
     model_config = ConfigDict(strict=True)
 
@@ -79,35 +79,35 @@ class SceneSettings(_Strict):
 class Cell(_Strict):
     """A column of the table: data set, labels and noise."""
 
-    name: str
-    data: str
-    label_column: str | tuple[str, ...] | None = None
-    noise: dict[str, Any] | None = None
-    draw: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(description="The head of the column.")
+    data: str = Field(description="The name of a data set of the study.")
+    label_column: str | tuple[str, ...] | None = Field(default=None, description="Instead of the data set's.")
+    noise: dict[str, Any] | None = Field(default=None, description="`TrainingSpec.noise`.")
+    draw: dict[str, Any] = Field(default_factory=dict, description="Settings of scenes, over those of the data set.")
+    spec: dict[str, Any] = Field(default_factory=dict, description="Fields of the training spec.")
     paper: str | None = Field(default=None, description="The column of the paper's table, where it has one.")
 
 
 class CellOverride(_Strict):
     """What differs for a row in some cells."""
 
-    cells: tuple[str, ...]  # glob patterns of names
-    preset: str | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)
+    cells: tuple[str, ...] = Field(description="Glob patterns of the names of cells.")
+    preset: str | None = Field(default=None, description="Instead of the row's.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Over those of the row.")
+    spec: dict[str, Any] = Field(default_factory=dict, description="Over that of the row.")
 
 
 class MethodRow(_Strict):
     """A row of the table: a method with its settings, and the head that is reported."""
 
-    label: str
+    label: str = Field(description="The head of the row.")
     method: str
     preset: str | None = Field(default=None, description="One of the method's presets, below `params`.")
-    params: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict, description="Of the method.")
+    spec: dict[str, Any] = Field(default_factory=dict, description="Fields of the training spec.")
     head: str = "answer"  # `ml.method.ENSEMBLE`, whose module needs torch
-    cells: tuple[str, ...] = ("*",)
-    when: tuple[CellOverride, ...] = ()
+    cells: tuple[str, ...] = Field(default=("*",), description="Glob patterns of the names of cells that have the row.")
+    when: tuple[CellOverride, ...] = Field(default=(), description="What differs in some of these cells.")
     paper: str | None = Field(default=None, description="The row of the paper's table, where it has one.")
 
 
@@ -115,7 +115,7 @@ class Study(_Strict):
     """A study file. The `spec` of the cell overrides that of the study, then come the row and the row in the cell."""
 
     title: str
-    about: str = ""
+    about: str = Field(default="", description="Markdown that stands above the tables.")
     like: str | None = Field(
         default=None,
         description="A study beside this one whose rows are copied, without their `spec`; a row of this study replaces "
@@ -124,9 +124,9 @@ class Study(_Strict):
     paper: str | None = Field(default=None, description="The paper's table, by its name in `ml/study/paper.csv`.")
     report: Statistic = Field(default="last", description="The accuracy that is compared with the paper's number.")
     reference: str = Field(default="CE", description="The row whose seconds are the unit of cost.")
-    seeds: tuple[int, ...] = (1, 2, 3)
-    spec: dict[str, Any] = Field(default_factory=dict)
-    data: dict[str, DataSet]
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), description="Each row is trained once a seed in each cell.")
+    spec: dict[str, Any] = Field(default_factory=dict, description="Fields of the training spec, of all runs.")
+    data: dict[str, DataSet] = Field(description="Data sets by name.")
     cells: tuple[Cell, ...]
     rows: tuple[MethodRow, ...] = ()
 

@@ -54,19 +54,19 @@ class State:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that was not used, and why."""
+    """A checkpoint that was not used."""
 
     path: Path
-    detail: str
+    detail: str  # why it was not used, a sentence
 
 
 @dataclass(frozen=True)
 class Newest:
-    """The result of `newest`. `state` and `path` are None if no checkpoint can be used."""
+    """The newest checkpoint of a training that can be used."""
 
-    state: State | None
-    path: Path | None
-    skipped: tuple[Skipped, ...]
+    state: State | None  # None if there is none
+    path: Path | None  # None if there is none
+    skipped: tuple[Skipped, ...]  # newer ones that cannot be used, the newest first
 
 
 def write(folder: Path, state: State) -> Path:

@@ -85,7 +85,12 @@ class LinearCost(NamedTuple):
 
 
 def measure_cost(work: Callable[[int], object], sizes: tuple[int, int] = (2, 3)) -> LinearCost:
-    """Run `work` on two small numbers of images, and return what it allocates on any number."""
+    """What some work allocates on any number of images, by running it on two small numbers.
+
+    Args:
+        work: Takes a number of images and runs on as many.
+        sizes: The two numbers, the smaller first.
+    """
     traces = []
     for size in sizes:
         tracer = AllocationTracer()

@@ -89,6 +89,7 @@ class Trainer:
         self.position = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.seconds = 0.0
+        self._clock_started = 0.0  # when `_working` was last entered, by `time.perf_counter`
 
     @classmethod
     def build(

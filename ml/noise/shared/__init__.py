@@ -1,0 +1,1 @@
+"""What several kinds of noise share; a file here is no kind."""
