@@ -254,10 +254,8 @@ class Method(method.Method):
         return one + two
 
     def interaction_loss(self, batch: Batch, agreement_weight: float, *, watched: bool = False) -> Tensor:
-        """The rest of Eq. 6, CE(o1, y') + CE(o2, y') + λ · agreement, and the mask's label-free loss, if it has one.
-
-        `agreement_weight` is λ.
-        """
+        """The rest of Eq. 6 with λ = `agreement_weight`, CE(o1, y') + CE(o2, y') + λ · agreement, and the mask's
+        label-free loss, if it has one."""
         label_free = self.deconfounder.label_free_loss(batch.images)
         total = torch.zeros((), device=batch.images.device) if label_free is None else label_free
         for one, two in zip(self.recorders[0].records, self.recorders[1].records, strict=False):
