@@ -104,8 +104,8 @@ class Stochastic(nn.Module):
         return nn.functional.dropout(images, 0.5, self.training)
 
 
-def draws(group: process_group.ProcessGroup, folder: Path) -> Tensors:
-    """A network with dropout, whose draws and the generator they leave behind are kept."""
+def dropout_draws(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """The draws of a network with dropout, and the state of the generator afterwards."""
     network = networks.build("small", 4, 16)
     network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))  # type: ignore[assignment]
     network.last_stage = nn.Flatten()
@@ -138,7 +138,7 @@ def gradients(group: process_group.ProcessGroup | None, folder: Path) -> Tensors
     }
 
 
-def half(group: process_group.ProcessGroup | None, folder: Path, *, enabled: bool = True) -> Tensors:
+def bf16_gradients(group: process_group.ProcessGroup | None, folder: Path, *, enabled: bool = True) -> Tensors:
     """Gradients of the small network in bf16."""
     torch.manual_seed(0)
     network = networks.build("small", 4, 16)
@@ -150,21 +150,21 @@ def half(group: process_group.ProcessGroup | None, folder: Path, *, enabled: boo
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
 
 
-def apart(group: process_group.ProcessGroup, folder: Path) -> Tensors:
-    """The second rank's weights are no longer the first's."""
+def diverged_weights(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """The second rank's weights are changed, so that they differ from the first's."""
     training = build("ce", group)
     if group.rank == 1:
         with torch.no_grad():
             training.method.get_parameter("networks.0.classifier.weight").add_(0.1)
     try:
         list(training)
-    except Exception as error:  # noqa: BLE001 - which one it is, is the question
+    except Exception as error:  # noqa: BLE001 - the test checks which one it is
         return {type(error).__name__: torch.zeros(1)}
     return {}
 
 
-def undecided(group: process_group.ProcessGroup, folder: Path) -> Tensors:
-    """The second rank scores images otherwise, as another GPU may by a rounding, and so divides the set otherwise."""
+def different_pools(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """The second rank scores images differently, as the rounding of another GPU may, so its own pools would differ."""
     training = build("dividemix", group)
     score = training.score
     if group.rank == 1:
@@ -173,16 +173,16 @@ def undecided(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     return outcome(training)
 
 
-def room(group: process_group.ProcessGroup, folder: Path) -> Tensors:
-    """What each rank believes to be free, and the least of two numbers."""
+def memory_estimates(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """The free memory that each rank counts with, and the smaller of two numbers."""
     training = build("ce", group)
     next(iter(training))
     assert training.memory is not None
     return {"free": torch.tensor(training.memory.free), "minimum": torch.tensor(group.minimum(10 - group.rank))}
 
 
-def abandoned(group: process_group.ProcessGroup, folder: Path) -> Tensors:
-    """The second rank ends in mid-training; the first hears of it."""
+def lost_rank(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """The second rank ends in mid-training."""
     for event in build("ce", group):
         if group.rank == 1 and isinstance(event, EpochReport):
             os._exit(3)
@@ -190,10 +190,19 @@ def abandoned(group: process_group.ProcessGroup, folder: Path) -> Tensors:
 
 
 SCENARIOS: tuple[Callable[[process_group.ProcessGroup, Path], Tensors], ...]
-SCENARIOS = (trainings, resumed, draws, gradients, half, apart, undecided, room)
+SCENARIOS = (
+    trainings,
+    resumed,
+    dropout_draws,
+    gradients,
+    bf16_gradients,
+    diverged_weights,
+    different_pools,
+    memory_estimates,
+)
 
 
-def play(
+def run_scenarios(
     rank_info: RankInfo, scenarios: Sequence[Callable[[process_group.ProcessGroup, Path], Tensors]], folder: Path
 ) -> None:
     torch.set_num_threads(1)
@@ -209,9 +218,9 @@ def play(
 if __name__ == "__main__":
     importlib.import_module("torch._dynamo")  # optimizers ask for it: once here instead of once in each fork
     place = Path(sys.argv[1])
-    launch(play, 2, SCENARIOS, place)
-    launch(play, 5, (uneven,), place)
+    launch(run_scenarios, 2, SCENARIOS, place)
+    launch(run_scenarios, 5, (uneven,), place)
     try:
-        launch(play, 2, (abandoned,), place)
+        launch(run_scenarios, 2, (lost_rank,), place)
     except RankEnded as ended:
         (place / "ended").write_text(f"{ended.rank} {ended.status}")

@@ -1,4 +1,4 @@
-"""The kept weights are those of the best epoch since the phase began."""
+"""The best weights are those of the best epoch since the phase began."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of CDR alone: which gradients survive, and that without noise it is plain training."""
+"""CDR: which gradients are masked, and that without noise it is plain training."""
 
 from __future__ import annotations
 

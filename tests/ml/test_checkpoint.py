@@ -99,7 +99,7 @@ def test_F17_a_damaged_file_means_the_one_before(tmp_path: Path, file: str, dama
     assert result.skipped[0].detail
 
 
-def test_a_checkpoint_of_another_training_is_skipped_and_said(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_skipped_and_reported(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, state(3))
     result = checkpoint.newest([tmp_path], config_hash="c", data_hash="other")
 

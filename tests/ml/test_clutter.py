@@ -1,4 +1,4 @@
-"""How cluttered pictures are, and which reading of DeNLL follows from it."""
+"""How cluttered images are, and which preset of DeNLL follows from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_pictures_of_one_colour_have_no_clutter_and_no_error() -> None:
     assert clutter(np.full((3, 8, 8, 3), 7, np.uint8)) == 0.0
 
 
-def test_a_rule_chooses_below_its_bound_and_knows_when_it_knows_nothing() -> None:
+def test_a_rule_matches_below_its_bound_and_never_without_the_fact() -> None:
     presets = methods.load("denll").ABOUT["presets"]
 
     assert methods.suggested_params("denll", {"clutter": BELOW - 0.01}) == presets["confounded"]

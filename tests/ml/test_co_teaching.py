@@ -1,4 +1,4 @@
-"""Laws of Co-teaching alone: who learns from whose choice, when how much is set aside, by which optimizer."""
+"""Co-teaching: which network selects for which, how much of a batch is left out and when, and by which optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of CORES alone: the regularised loss, which labels are selected, what moves with the epochs."""
+"""CORES: the regularised loss, which labels are selected, what changes with the epochs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_label_is_kept_if_its_logit_is_no_less_than_the_mean_logit() -> None:
     assert torch.equal(selection.selected, logits[torch.arange(200), labels] >= logits.mean(dim=1))
 
 
-def test_dropped_labels_teach_nothing_and_with_none_kept_nothing_is_taught() -> None:
+def test_labels_that_are_not_selected_have_no_gradient() -> None:
     labels = torch.tensor([0, 1])
     selection = sample_selection.SampleSelection(labels, 3)
     logits = torch.tensor([[3.0, 0, 0], [3.0, 0, 0]], requires_grad=True)

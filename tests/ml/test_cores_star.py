@@ -1,4 +1,4 @@
-"""Laws of CORES* alone: what stage 2 keeps of stage 1, which view teaches which, how the stages scale."""
+"""CORES*: what phase 2 takes over from phase 1, which view trains the other, how long the phases are."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_labelled_images_teach_by_their_strong_view_and_the_weak_one_teaches_the
     assert float(phases(method)[1].loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def test_consistency_teaches_the_second_alone_and_is_nothing_between_equals() -> None:
+def test_consistency_has_gradients_in_the_second_view_alone_and_is_0_for_equal_views() -> None:
     one, two = (torch.randn(3, CLASSES).requires_grad_() for _ in range(2))
     torch.autograd.backward(losses.consistency_kl(one, two))
     p, q = one.detach().softmax(dim=1), two.detach().softmax(dim=1)

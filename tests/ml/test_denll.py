@@ -1,4 +1,4 @@
-"""Laws of DeNLL: what each network may see, who learns from whom, and that every selectable reading works."""
+"""DeNLL: what each network may see, which learns from which, and that every selectable reading works."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_gates_stay_between_a_half_and_one_and_begin_at_three_quarters() -> None
 
 
 @pytest.mark.parametrize(("gates", "reached"), [("detached", False), ("joint", True)])
-def test_detached_gates_teach_the_networks_nothing(gates: str, reached: bool) -> None:
+def test_detached_gates_give_the_networks_no_gradient(gates: str, reached: bool) -> None:
     method = made(gates=gates, agreement="off")
     seen = batch()
     interaction_loss(method, seen, 0.0).backward()

@@ -1,4 +1,4 @@
-"""Laws of DeNLL on base methods with several phases: frozen and reinitialised parts, agreement, pools, resuming."""
+"""DeNLL on base methods with several phases: frozen and reinitialised parts, agreement, pools, resuming."""
 
 from __future__ import annotations
 

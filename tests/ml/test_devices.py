@@ -1,4 +1,4 @@
-"""Which device, and in which arithmetic: what can be said of GPUs without one."""
+"""Which device is chosen, and its arithmetic: what can be tested of GPUs without one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_algorithms_are_not_searched_for_where_every_batch_differs() -> None:
     assert not torch.backends.cudnn.benchmark
 
 
-def test_settling_on_a_cpu_changes_nothing() -> None:
+def test_configuring_a_cpu_changes_nothing() -> None:
     before = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark)
     devices.configure(torch.device("cpu"), exact=True, deterministic=True)
 

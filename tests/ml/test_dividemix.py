@@ -1,4 +1,4 @@
-"""Laws of DivideMix alone: who trains on whose division, what an unlabelled image may say, what scales with epochs."""
+"""DivideMix: which network trains on which division; labels of unlabelled images do not count; shares of epochs."""
 
 from __future__ import annotations
 

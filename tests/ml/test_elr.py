@@ -43,7 +43,7 @@ def test_held_answers_stay_finite_when_the_network_is_certain() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_being_held_pulls_towards_what_was_remembered() -> None:
+def test_regularisation_pulls_towards_the_running_average() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     remembered = torch.tensor([[0.1, 0.8, 0.1]])
     early_learning.regularization(early_learning.clipped_softmax(logits), remembered).backward()

@@ -1,4 +1,4 @@
-"""Laws of ELR+ alone: who teaches whom, what moves at a step, and the weights of its average."""
+"""ELR+: which network is the teacher of which, what a step updates, and the weights of the average."""
 
 from __future__ import annotations
 

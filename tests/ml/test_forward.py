@@ -1,4 +1,4 @@
-"""Laws of forward correction alone: what the two stages share, and what a known matrix spares."""
+"""Forward correction: what its two phases share, and that a known matrix needs no first phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of JoCoR alone: what an image's loss is made of, and that both networks learn from one choice."""
+"""JoCoR: the terms of an image's loss, and that both networks learn from one selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of joint optimisation alone: its loss, when labels are replaced and by what, what the second stage may know."""
+"""Joint optimisation: its loss, when labels are replaced and by what; retraining sees the learned labels alone."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ WITHOUT_LABELS = {"cores_star", "dividemix", "pes_semi", "everything"}  # show i
 
 
 @published
-def test_its_idea_is_told_in_two_sentences(method: str) -> None:
+def test_its_idea_has_two_sentences(method: str) -> None:
     idea = methods.load(method).ABOUT["idea"]
 
     assert idea.endswith(".")

@@ -1,4 +1,4 @@
-"""Laws of M-correction alone: the beta mixture, whose answer a doubted label yields to, how images are mixed."""
+"""M-correction: the beta mixture, which prediction replaces a label, how images are mixed."""
 
 from __future__ import annotations
 

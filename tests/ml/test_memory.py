@@ -1,4 +1,4 @@
-"""What a training needs is known before its first step, from a trial that leaves no trace."""
+"""What memory a training needs is estimated before its first step, and the estimate changes nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
         batch.unlabelled.record_logits(images_seen)
 
     def fail(_: object) -> None:
-        pytest.fail("a trial is no measurement: nobody hears of it")
+        pytest.fail("the estimate records no logits")
 
     optimizers = Optimizers((), lambda progress: 1.0)
     others = {"eval_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
@@ -150,7 +150,7 @@ def test_F18_a_training_that_cannot_fit_never_begins(spec: Specs) -> None:
 
 
 @pytest.mark.parametrize("method", ["ce", "denll", "everything"])
-def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
+def test_an_estimate_changes_no_state(method: str, spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     training = Trainer.build(spec(method=method, augmentation="crop_flip"), labeled, truth=truth)
     training.begin_epoch()
     before = training.state()
@@ -162,7 +162,7 @@ def test_a_trial_leaves_no_trace(method: str, spec: Specs, labeled: LabeledImage
     assert all(p.grad is None for p in training.method.parameters())
 
 
-def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
+def test_a_buffer_that_is_replaced_during_an_estimate_is_restored() -> None:
     method = torch.nn.BatchNorm2d(2)
     running_mean_before = method.running_mean
     with memory_check.preserve_state(method):
@@ -173,7 +173,7 @@ def test_a_buffer_that_is_replaced_in_a_trial_is_put_back() -> None:
     assert torch.equal(running_mean_before, torch.zeros(2))
 
 
-def test_a_trial_costs_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
+def test_an_estimate_takes_milliseconds(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(), labeled)
     training.check_memory()
     started = time.process_time()

@@ -1,4 +1,4 @@
-"""Laws of PES alone: which part learns when, whose labels are trusted, what a class weighs."""
+"""PES: which part is trained when, which labels are selected, and the weights of classes."""
 
 from __future__ import annotations
 

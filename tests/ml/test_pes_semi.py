@@ -1,4 +1,4 @@
-"""Laws of PES (semi) alone: how many of each kind a step shows, what an unlabelled image may say, how much is mixed."""
+"""PES (semi): images of each kind in a step; labels of unlabelled images do not count; how images are mixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of an epoch's order: how often an image is shown, beside which others; a restored order is the same."""
+"""The order of an epoch: how often an image is shown, and with which others; a restored order is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of T-revision alone: when the matrix is estimated, when it moves, through what gradients flow."""
+"""T-revision: when the matrix is estimated, when it is revised, and where gradients flow."""
 
 from __future__ import annotations
 

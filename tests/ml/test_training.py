@@ -1,4 +1,4 @@
-"""The loop: what it shows, what it reports, what it refuses, and that nobody outside can disturb it."""
+"""The training loop: which images it uses, what it reports, what it refuses; and it depends on nothing outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Specs = Callable[..., TrainingSpec]
 
 
 def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) -> None:
-    """Those trained on and those held out alike: the log weighs all the same."""
+    """Images trained on and images held out are recorded equally often."""
     training = Trainer.build(spec(epochs=2), labeled)
     before = 0.0
     for _ in (event for event in training if isinstance(event, EpochReport)):
@@ -31,7 +31,7 @@ def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) 
 
 
 def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImages) -> None:
-    """Repainting them changes no weight."""
+    """Other pixels in them change no weight."""
     whole = Trainer.build(spec(), labeled)
     repainted = labeled.images.clone()
     repainted[whole.held_out] = 0
@@ -43,7 +43,7 @@ def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImage
 
 
 def test_truth_never_reaches_the_method(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
-    """Law 7: with other clean labels, or none, the same weights come out."""
+    """Law 7: other clean labels, or none, give the same weights."""
     assert truth.test_labels is not None
     lies = Truth(3 - labeled.labels, truth.test_images, 3 - truth.test_labels)
     states = []
@@ -73,7 +73,7 @@ def test_J4_a_single_image_trains(spec: Specs) -> None:
     assert all(math.isfinite(report.train_loss) for report in reports(training))
 
 
-def test_one_seed_one_result_and_another_another(spec: Specs, labeled: LabeledImages) -> None:
+def test_the_seed_determines_the_result(spec: Specs, labeled: LabeledImages) -> None:
     outcomes = []
     for seed in (1, 1, 2):
         training = Trainer.build(spec(seed=seed, method="denll", augmentation="crop_flip"), labeled)
@@ -85,7 +85,7 @@ def test_one_seed_one_result_and_another_another(spec: Specs, labeled: LabeledIm
 
 
 def test_other_random_numbers_in_the_process_change_nothing(spec: Specs, labeled: LabeledImages) -> None:
-    """Dropout reads torch's global state: a training brings its own, and gives back the other."""
+    """Dropout reads torch's global generator: a training sets its own state there, and restores the other."""
     undisturbed = Trainer.build(spec(method="everything"), labeled)
     list(undisturbed)
     disturbed = Trainer.build(spec(method="everything"), labeled)
@@ -97,7 +97,7 @@ def test_other_random_numbers_in_the_process_change_nothing(spec: Specs, labeled
     assert same(undisturbed.state().tensors, disturbed.state().tensors) == []
 
 
-def test_asking_again_goes_on(spec: Specs, labeled: LabeledImages) -> None:
+def test_iterating_again_continues(spec: Specs, labeled: LabeledImages) -> None:
     whole, stopped = Trainer.build(spec(), labeled), Trainer.build(spec(), labeled)
     list(whole)
     while stopped.epoch < stopped.epochs:
@@ -131,7 +131,7 @@ def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: Lab
     assert raised.value.code == "training_diverged"
 
 
-def test_F24_weights_lost_in_the_very_last_step_are_no_model(spec: Specs, labeled: LabeledImages) -> None:
+def test_F24_weights_that_the_last_step_makes_not_finite_are_refused(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(epochs=1, validation_fraction=0.0), labeled)
     with pytest.raises(errors.TrainingDiverged):  # noqa: PT012  # the events are the training
         for event in training:
@@ -149,7 +149,7 @@ def test_F18_running_out_of_memory_names_a_batch_size() -> None:
     assert raised.value.hint == "batch_size 48 should fit"
 
 
-def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
+def test_reports_have_every_head(spec: Specs, labeled: LabeledImages, truth: Truth) -> None:
     pair = spec(params={"networks": 2, "agreement": "both"})
     report = reports(Trainer.build(pair, labeled, truth=truth))[-1]
 
@@ -160,7 +160,7 @@ def test_reports_speak_of_every_head(spec: Specs, labeled: LabeledImages, truth:
 
 
 def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs, labeled: LabeledImages) -> None:
-    """What a set without a test split can tell: by the clean labels that are known, and by no others."""
+    """By the clean labels that are known, and by no others: a set may have no test split."""
     held_out = Trainer.build(spec(), labeled).held_out
     noisy = labeled.labels.clone()
     noisy[held_out] = (noisy[held_out] + 1) % 4
@@ -177,7 +177,7 @@ def test_held_out_images_are_measured_against_their_clean_labels_too(spec: Specs
     assert seen.test == unknown.test == unknown.clean_validation == {}
 
 
-def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: LabeledImages) -> None:
+def test_without_truth_or_validation_there_are_no_scores(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(validation_fraction=0.0), labeled)
 
     assert [(r.noisy_validation, r.clean_validation, r.test) for r in reports(training)] == [({}, {}, {})] * 3
@@ -185,7 +185,7 @@ def test_without_truth_or_validation_nothing_is_claimed(spec: Specs, labeled: La
 
 
 def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled: LabeledImages) -> None:
-    """Nothing of it without noise; early on the network answers what is right, not the wrong labels it trains on."""
+    """There are none without noise. Early on the network predicts the right labels, not the wrong ones it trains on."""
     noisy = spec(noise={"kind": "pairflip", "rate": 0.4}, epochs=4, batch_size=16)
     training = Trainer.build(noisy, labeled)
     last = reports(training)[-1]
@@ -205,7 +205,7 @@ def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled
     assert min(tested["auroc"], tested["average_precision"], tested["precision_at_count"]) > 0.7
 
 
-def test_what_was_memorised_is_asked_of_changed_labels_that_were_trained_on(labeled: LabeledImages) -> None:
+def test_memorised_labels_are_changed_ones_that_were_trained_on(labeled: LabeledImages) -> None:
     given_labels, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given_labels[:10] = (given_labels[:10] + 1) % 4
     pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
@@ -279,7 +279,7 @@ def test_another_spec_or_other_data_cannot_be_resumed(spec: Specs, labeled: Labe
 
 
 def test_losses_are_those_of_before(spec: Specs, labeled: LabeledImages) -> None:
-    """Golden: what should not alter results must not; what should, has to change this line and say why."""
+    """Golden values: a change that alters results has to change this line and give the reason."""
     noisy = spec(params={"networks": 2, "agreement": "both"}, noise={"kind": "symmetric", "rate": 0.3}, seed=3)
 
     assert [r.train_loss for r in reports(Trainer.build(noisy, labeled))] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Laws of the transition matrix: how anchor points tell it, what it does to a loss, which matrices are none."""
+"""The transition matrix: its estimate by anchor points, its effect on a loss, which matrices are refused."""
 
 from __future__ import annotations
 

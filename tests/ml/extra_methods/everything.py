@@ -1,4 +1,4 @@
-"""A method that uses all of the vocabulary: phases, a renewed part, passes, two views, memory, generators, dropout."""
+"""A method that uses the whole interface: phases, a reinitialised part, passes, two views, buffers, dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: what a view may look like, and that speed tricks change nothing."""
+"""The image store: what a view may look like, and that padding and memory maps change nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_set_too_large_to_pad_gives_the_same_views(augmentation: str) -> None:
     assert few.dtype == torch.float32
 
 
-def test_plain_images_survive_padding() -> None:
+def test_padding_changes_no_unaugmented_image() -> None:
     subject = pixels()
     before = subject.unaugmented(torch.arange(6))
     subject.augmented(torch.arange(6), "crop_flip", generator())
@@ -82,7 +82,7 @@ def test_a_constant_channel_stays_finite() -> None:
     assert image_store.ImageStore(raw, mean, std, device=CPU).unaugmented(torch.arange(4)).abs().max() < 1e-3
 
 
-def test_statistics_read_only_the_rows_they_are_given() -> None:
+def test_statistics_read_only_the_chosen_rows() -> None:
     raw = images(8)
     changed = raw.clone()
     changed[4:] = 0

@@ -1,4 +1,4 @@
-"""Several processes train what one would: the same numbers up to rounding, and to the bit among themselves."""
+"""Several processes train as one does: equal to it up to rounding, and to each other bit for bit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ml.training import memory
 from tests.ml import ranks
 from tests.ml.conftest import same
 
-TOLERANCE = 1e-3  # of f32 after two epochs: weights are equal to 1e-5, ranked margins are kept in 16 bits
+TOLERANCE = 1e-3  # of f32 after two epochs
 RANDOM_OF_MODULES = "random/modules"  # each rank's share draws for itself; see `ml.distributed.process_group`
 
 
-Found = dict[str, list[dict[str, Tensor]]]
+RankResults = dict[str, list[dict[str, Tensor]]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the ranks left what they found; one process starts them all, since importing torch takes seconds."""
+    """The folder with the results of all ranks; one process starts them all, since importing torch takes seconds."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.ml.ranks", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -33,13 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> Found:
-    """What two ranks found, by scenario."""
+def two(folder: Path) -> RankResults:
+    """The results of two ranks, by scenario."""
     names = [scenario.__name__ for scenario in ranks.SCENARIOS]
     return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1)] for name in names}
 
 
-def distant(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> list[str]:
+def differing_names(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> list[str]:
     """Names of tensors that differ by more than a share of their largest value."""
     differing = set(one) ^ set(other)
     for name in set(one) & set(other):
@@ -55,32 +55,35 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def plain(result: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_module_rng(result: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in result.items() if RANDOM_OF_MODULES not in name}
 
 
-def training(two: Found, name: str) -> dict[str, Tensor]:
+def training(two: RankResults, name: str) -> dict[str, Tensor]:
     prefix = f"{name}: "
     return {key.removeprefix(prefix): t for key, t in two["trainings"][0].items() if key.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", sorted(set(ranks.CHANGES) - {"uneven"}))
-def test_two_processes_train_what_one_does(two: Found, name: str) -> None:
+def test_two_processes_train_as_one_does(two: RankResults, name: str) -> None:
     """Weights, running statistics, momentum, order, the ranking of labels, and every reported loss."""
-    assert distant(plain(training(two, name)), plain(ranks.trained(name)), TOLERANCE) == []
+    assert (
+        differing_names(without_module_rng(training(two, name)), without_module_rng(ranks.trained(name)), TOLERANCE)
+        == []
+    )
 
 
-@pytest.mark.parametrize("name", ["trainings", "resumed", "gradients", "half"])
-def test_all_processes_hold_the_same_bits(two: Found, name: str) -> None:
+@pytest.mark.parametrize("name", ["trainings", "resumed", "gradients", "bf16_gradients"])
+def test_all_processes_hold_the_same_bits(two: RankResults, name: str) -> None:
     assert same(*two[name]) == []
 
 
-def test_resuming_on_two_processes_changes_no_bit(two: Found) -> None:
+def test_resuming_on_two_processes_changes_no_bit(two: RankResults) -> None:
     assert same(training(two, "denll"), two["resumed"][0]) == []
 
 
-def test_dropout_draws_for_each_row_and_leaves_one_generator_behind(two: Found) -> None:
-    one, other = two["draws"]
+def test_dropout_differs_between_ranks_and_leaves_equal_generators(two: RankResults) -> None:
+    one, other = two["dropout_draws"]
     rows = one["first"].unbind()
 
     assert same(one, other) == []
@@ -88,44 +91,44 @@ def test_dropout_draws_for_each_row_and_leaves_one_generator_behind(two: Found) 
     assert not torch.equal(one["first"], one["second"])
 
 
-def test_gradients_are_those_of_the_whole_batch(two: Found, tmp_path: Path) -> None:
-    """Exactly: of a copy, of images, asked for by name, and of a penalty that no rank may add twice."""
+def test_gradients_are_those_of_the_whole_batch(two: RankResults, tmp_path: Path) -> None:
+    """Of a copied network, of images, of named parameters, and of a penalty that must not be summed over ranks."""
     alone = ranks.gradients(None, tmp_path)
 
-    assert distant(alone, two["gradients"][1], 1e-12) == []
+    assert differing_names(alone, two["gradients"][1], 1e-12) == []
 
 
-def test_bf16_gradients_are_no_further_from_f32(two: Found, tmp_path: Path) -> None:
-    exact, alone = ranks.half(None, tmp_path, enabled=False), ranks.half(None, tmp_path)
+def test_bf16_gradients_are_no_further_from_f32(two: RankResults, tmp_path: Path) -> None:
+    exact, alone = ranks.bf16_gradients(None, tmp_path, enabled=False), ranks.bf16_gradients(None, tmp_path)
 
     def distance(result: dict[str, Tensor]) -> float:
         return sum(float((result[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
 
-    assert set(two["half"][0]) == set(exact)
-    assert distance(two["half"][0]) < 1.2 * distance(alone)
+    assert set(two["bf16_gradients"][0]) == set(exact)
+    assert distance(two["bf16_gradients"][0]) < 1.2 * distance(alone)
 
 
-def test_ranks_that_drift_apart_are_noticed_by_all(two: Found) -> None:
-    assert [list(result) for result in two["apart"]] == [["RankDivergence"]] * 2
+def test_ranks_that_drift_apart_are_noticed_by_all(two: RankResults) -> None:
+    assert [list(result) for result in two["diverged_weights"]] == [["RankDivergence"]] * 2
 
 
-def test_all_ranks_take_the_steps_of_the_first(two: Found) -> None:
-    """Though they would have divided the set otherwise: else one of them waits for an exchange that never comes."""
-    assert same(*two["undecided"]) == []
+def test_all_ranks_take_the_steps_of_the_first(two: RankResults) -> None:
+    """Even if their own division differs: otherwise one of them would wait for an exchange that never comes."""
+    assert same(*two["different_pools"]) == []
 
 
-def test_all_ranks_find_the_same_room(two: Found) -> None:
+def test_all_ranks_have_the_same_memory_estimate(two: RankResults) -> None:
     """And refuse together; on a CPU all have a share of one memory."""
-    assert same(*two["room"]) == []
-    assert int(two["room"][0]["minimum"]) == 9
-    assert 0 < int(two["room"][0]["free"]) < 0.75 * memory.free_bytes(torch.device("cpu"))
+    assert same(*two["memory_estimates"]) == []
+    assert int(two["memory_estimates"][0]["minimum"]) == 9
+    assert 0 < int(two["memory_estimates"][0]["free"]) < 0.75 * memory.free_bytes(torch.device("cpu"))
 
 
 def test_ranks_without_a_row_take_part(folder: Path) -> None:
     """Five ranks, and a last batch of two."""
     result = [load_file(folder / f"uneven-{rank}.safetensors") for rank in range(5)]
 
-    assert distant(plain(result[4]), plain(ranks.trained("uneven")), TOLERANCE) == []
+    assert differing_names(without_module_rng(result[4]), without_module_rng(ranks.trained("uneven")), TOLERANCE) == []
     assert all(same(result[0], other) == [] for other in result[1:])
 
 

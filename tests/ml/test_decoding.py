@@ -41,7 +41,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", pictures.FORMATS)
-def test_IMG1_the_five_formats_are_told_by_content(kind: str) -> None:
+def test_IMG1_the_five_formats_are_recognised_by_content(kind: str) -> None:
     data = pictures.encoded(3, 13, 7, kind=kind)
     assert image_headers.header(data) == (13, 7, kind)
     assert decoding.decode(data).shape == (7, 13, 3)

@@ -1,4 +1,4 @@
-"""A repeated recording does what the step as written does, and a step never waits for the device."""
+"""A replayed recording of a step does what the eager step does, and a step never waits for the device."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def four_steps() -> LabeledImages:
 
 
 @pytest.mark.parametrize("changes", RECORDABLE, ids=lambda changes: " ".join(str(value) for value in changes.values()))
-def test_repeating_a_recorded_step_is_taking_it(
+def test_replayed_steps_equal_eager_steps(
     changes: dict[str, Any], spec: Specs, four_steps: LabeledImages, truth: Truth
 ) -> None:
-    """Weights, momentum, label log, generators and losses, over epochs, an uneven last batch, agreement setting in."""
+    """In weights, momentum, margins, generators and losses; over epochs, with a smaller last batch and agreement."""
     settings = spec(epochs=4, batch_size=24, **changes)
     written, recorded = (Trainer.build(settings, four_steps, truth=truth) for _ in range(2))
     recorder = ReplayRecorder()
@@ -74,10 +74,10 @@ def test_a_recorded_training_resumes_in_mid_epoch(method: str, spec: Specs, four
     [lambda progress: 1.0 + progress, lambda progress: 1.0 if progress == 0.0 else 0.5, lambda progress: progress or 2],
     ids=["arithmetic", "equality", "truth"],
 )
-def test_a_step_that_reads_progress_is_taken_as_written(
+def test_a_step_that_reads_progress_is_eager(
     weigh: Callable[[Any], Any], spec: Specs, four_steps: LabeledImages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A recording would repeat the number: it is withheld, and the training goes on without one."""
+    """A recording would repeat the number, so it is refused, and the training goes on without recordings."""
     settings = spec(epochs=2, batch_size=24)
     written, recorded = (Trainer.build(settings, four_steps) for _ in range(2))
     for training in (written, recorded):
