@@ -76,7 +76,7 @@ def fill_empty_classes(selected: Tensor, previous: Tensor, labels: Tensor, class
 
 
 def balancing_weights(counts: Tensor, maximum: float = math.inf) -> Tensor:
-    """Weights f32 (C,) that give classes of these sizes (C,) equal influence.
+    """Weights f32 (C,) that give classes with these counts of samples (C,) equal influence.
 
     A weight is the mean size of the classes that have samples over the class's own size, at most `maximum`; 0 for a
     class without samples.

@@ -32,23 +32,23 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean H(q, softmax(logits)) over the batch, q (B, C) summing to 1: a scalar."""
+    """Mean H(q, softmax(logits)) over the batch, a scalar; `targets` q (B, C) sum to 1."""
     return -(targets * functional.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of KL(p‖q) + KL(q‖p) over the batch, p and q the softmax of two logits (B, C): a scalar (JoCoR's term)."""
+    """The mean of `symmetric_kls` over the batch: a scalar (JoCoR's term); see there for `first` and `second`."""
     return symmetric_kls(first, second).mean()
 
 
 def symmetric_kls(first: Tensor, second: Tensor) -> Tensor:
-    """KL(p‖q) + KL(q‖p) of every row: (B,)."""
+    """KL(p‖q) + KL(q‖p) of every row, (B,), p and q the softmax of the logits `first` and `second` (B, C)."""
     p, q = functional.log_softmax(first.float(), dim=1), functional.log_softmax(second.float(), dim=1)
     return ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
 def consistency_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean KL(p‖q), p and q the softmax of two views' logits (B, C), without gradient into the teacher's: a scalar."""
+    """Mean KL(p‖q), p the softmax of `teacher` logits (B, C), without gradient, q of `student` ones: a scalar."""
     log_p, log_q = (functional.log_softmax(logits.float(), dim=1) for logits in (teacher.detach(), student))
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 

@@ -66,7 +66,7 @@ class SampleVariables(nn.Module):
         self.v = nn.Parameter(torch.empty(samples, classes).normal_(std=INITIAL_STD))
 
     def loss_terms(self, logits: Tensor, labels: Tensor, index: Tensor, *, detach_u: bool = False) -> LossTerms:
-        """`loss_terms` of the samples at the positions `index`, int64 (B,)."""
+        """The function `loss_terms`, see there, of the samples at the positions `index`, int64 (B,)."""
         return loss_terms(logits, labels, self.u[index], self.v[index], detach_u=detach_u)
 
     def sgd(self, params: OverparameterizationParams) -> torch.optim.Optimizer:
@@ -106,7 +106,7 @@ class OverparameterizedMethod(single_network.SingleNetworkMethod[P]):
         return self.variables.loss_terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
 
     def rescale_gradients(self, batch: Batch) -> None:
-        """`SampleVariables.rescale_gradients`, to be called before each step."""
+        """`SampleVariables.rescale_gradients` for a batch, to be called before the optimiser step."""
         self.variables.rescale_gradients(len(batch.index))
 
 

@@ -14,12 +14,12 @@ from ml.method import Pass
 
 
 def unite_passes(one: Sequence[Pass], two: Sequence[Pass]) -> Sequence[Pass]:
-    """The unions of both methods' passes, pass by pass; they must have equally many."""
+    """The unions of the passes `one` and `two` of both methods, pass by pass; they must have equally many."""
     return [unite(*pair) for pair in zip(one, two, strict=True)]
 
 
 def unite(one: Pass, two: Pass) -> Pass:
-    """One pass for both: a sample is labelled if either pass has it labelled, unlabelled if neither has.
+    """One pass for `one` and `two`: a sample is labelled if either has it labelled, unlabelled if neither has.
 
     It has as many labelled images as the longer pass, so that repeated positions stay repeated.
     """
@@ -37,7 +37,7 @@ def pool_positions(pool: Tensor) -> Tensor:
 
 
 def repeat_to(pool: Tensor, count: int) -> Tensor:
-    """Positions int64 (n,) repeated to `count` in all, int64 (count,), each equally often up to one."""
+    """The positions int64 (n,) of a pool repeated to `count` in all, int64 (count,), each equally often up to one."""
     return pool[torch.arange(count, device=pool.device) * len(pool) // count]
 
 

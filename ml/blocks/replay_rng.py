@@ -45,7 +45,7 @@ def run_with_same_draws(
 def run_hooks_with_same_draws(
     context: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]
 ) -> None:
-    """`run_with_same_draws` for hooks that run when a phase or an epoch begins."""
+    """`run_with_same_draws` for two hooks, `first` and `second`, that run when a phase or an epoch begins."""
     run_with_same_draws(
         context.generator,
         lambda generators: first(_RecordedContext(context, generators)),

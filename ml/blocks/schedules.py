@@ -9,7 +9,7 @@ ROUNDING = 1e-9  # epoch 40 of 120 is not below a third
 
 
 def cosine(progress: float, floor: float = 0.0) -> float:
-    """From 1 down to `floor` along half a cosine."""
+    """From 1 down to `floor` along half a cosine, by the progress in [0, 1)."""
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -46,7 +46,7 @@ def by_name(name: str, *, milestones: Sequence[float], decay: float, floor: floa
 
 
 def linear_ramp(elapsed: float, length: float) -> float:
-    """From 0 up to 1 over `length`, linearly; always 1 if the length is 0."""
+    """`elapsed` / `length`, cut to [0, 1], both in one unit; always 1 if the length is 0."""
     return 1.0 if length <= 0 else min(1.0, max(0.0, elapsed / length))
 
 

@@ -115,7 +115,7 @@ def _run_stage(
 
 
 def geometric(planes: Tensor, operations: Operations) -> Tensor:
-    """Shear, translate or rotate, with nearest-neighbour sampling."""
+    """Shear, translate or rotate `planes`, uint8 (B, 3, S, S), with nearest-neighbour sampling."""
     side = planes.shape[2]
     line = torch.arange(side, device=planes.device) + 0.5  # middles of pixels
     x, y = line[None, None, :], line[None, :, None]
@@ -137,7 +137,7 @@ def geometric(planes: Tensor, operations: Operations) -> Tensor:
 
 
 def blend(planes: Tensor, operations: Operations) -> Tensor:
-    """Blend with, or extrapolate from, a degenerate image: black, grey, colourless or blurred."""
+    """Blend `planes`, uint8 (B, 3, S, S), with a black, grey, colourless or blurred image, or extrapolate from it."""
     image = planes.float()
     red, green, blue = image.unbind(dim=1)
     colourless = (GREY[0] * red + GREY[1] * green + GREY[2] * blue).floor()[:, None]  # (B, 1, S, S)
@@ -161,7 +161,7 @@ def _blurred(image: Tensor) -> Tensor:
 
 
 def tone(planes: Tensor, operations: Operations) -> Tensor:
-    """Map pixel values by a table of 256 entries for every channel of every image."""
+    """Map the values of `planes`, uint8 (B, 3, S, S), by a table of 256 entries for every channel of every image."""
     value = torch.arange(256, device=planes.device, dtype=torch.float32).expand(1, 1, 256)
     places = planes.flatten(2).long()
     inverted = 255 - value
@@ -249,7 +249,7 @@ def magnitude(name: str, level: int | None, side: int) -> float:
 
 
 def cut_out(planes: Tensor, generator: torch.Generator) -> Tensor:
-    """A black square around a random pixel of each image, cut off at the border: uint8 (B, 3, S, S)."""
+    """Put a black square, cut off at the border, around a random pixel of each of `planes`: uint8 (B, 3, S, S)."""
     count, side = len(planes), planes.shape[2]
     hole = side // HOLE_SHARE
     centres = torch.randint(0, side, (2, count, 1), generator=generator, device=planes.device)

@@ -94,7 +94,7 @@ def describe(
 
 
 def bbox(gaussian: Gaussian, width: int, height: int, threshold: float) -> list[float]:
-    """x, y, width, height of the part of the ellipse inside the image."""
+    """x, y, width, height of the part of the ellipse inside the image; arguments as in `describe`."""
     rx, ry = gaussian.radii(threshold)
     left, right = (min(max(x, 0.0), float(width)) for x in (gaussian.cx - rx, gaussian.cx + rx))
     top, bottom = (min(max(y, 0.0), float(height)) for y in (gaussian.cy - ry, gaussian.cy + ry))
@@ -102,7 +102,7 @@ def bbox(gaussian: Gaussian, width: int, height: int, threshold: float) -> list[
 
 
 def polygon(gaussian: Gaussian, width: int, height: int, threshold: float) -> list[list[float]]:
-    """COCO's [[x1, y1, x2, y2, ...]]: the ellipse clipped to the image; empty if it lies outside."""
+    """COCO's [[x1, y1, ...]]: the ellipse clipped to the image; empty if outside. Arguments as in `describe`."""
     rx, ry = gaussian.radii(threshold)
     angles = np.arange(POLYGON_POINTS) * (2 * math.pi / POLYGON_POINTS)
     points = [(gaussian.cx + rx * math.cos(a), gaussian.cy + ry * math.sin(a)) for a in angles]
@@ -112,13 +112,13 @@ def polygon(gaussian: Gaussian, width: int, height: int, threshold: float) -> li
 
 
 def png(gaussian: Gaussian, width: int, height: int, threshold: float) -> bytes:
-    """A grey PNG (H, W): 255 inside the mask, 0 outside."""
+    """A grey PNG (H, W): 255 inside the mask, 0 outside; arguments as in `describe`."""
     inside = raster(gaussian, width, height, threshold)
     return _encode_png(Image.fromarray(inside.view(np.uint8) * np.uint8(255)))
 
 
 def raster(gaussian: Gaussian, width: int, height: int, threshold: float) -> NDArray[np.bool_]:
-    """bool (H, W): the pixels inside the mask."""
+    """bool (H, W): the pixels inside the mask; arguments as in `describe`."""
     first, last = _spans(gaussian, width, height, threshold)
     rows = np.arange(height)[:, None]
     inside: NDArray[np.bool_] = (rows >= first) & (rows < last)

@@ -128,7 +128,7 @@ def check_count(entries: int, limits: Limits) -> None:
 
 
 def check_bytes(path: str, size: int, total: int, limits: Limits) -> None:
-    """Refuse an entry of too many bytes, or the one with which all together are too many."""
+    """Refuse an entry whose `size` in bytes is too large, or with which the `total` of the container becomes so."""
     if size > limits.entry_bytes:
         raise too_large(f"{printable(path)!r} has {size} bytes; at most {limits.entry_bytes} an entry", path)
     if total > limits.total_bytes:

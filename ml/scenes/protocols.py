@@ -35,7 +35,15 @@ class Foregrounds(Protocol):
     def layers(
         self, kind: int, centre: Floats, size: float, side: int, random: np.random.Generator
     ) -> tuple[Layer, ...]:
-        """An object of class `kind`, from back to front; the first layer's cover is the object's mask."""
+        """An object, from back to front; the first layer's cover is the object's mask.
+
+        Args:
+            kind: Number of its class.
+            centre: x, y of its centre in pixels, (2,).
+            size: Its longer side in pixels.
+            side: S.
+            random: Draws all that varies.
+        """
         ...
 
 

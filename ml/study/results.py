@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 
 def make_task(run: Run, data: DataPaths, fingerprint: str, out: Path) -> Task:
-    """The task of a run; its file in the folder `out` is named by run and data."""
+    """The task of a run; its file in the folder `out` is named by the run and the data's fingerprint."""
     name = hashlib.sha256(f"{run.key}\n{fingerprint}".encode()).hexdigest()[:24]
     return Task(run, data, fingerprint, out / f"{name}.json")
 

@@ -35,7 +35,7 @@ class SourceFiles:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def find_siblings(self, leaf: str) -> Mapping[str, str] | None:
-        """The files of the folder in which a file of this name lies, by their own names.
+        """The files of the folder that has a file named `leaf`, by their names in it.
 
         Of several such folders the topmost is taken; None where there is none.
         """
