@@ -108,7 +108,7 @@ def test_every_make_target_that_is_mentioned_exists() -> None:
     assert not missing(TARGET, targets.__contains__)
 
 
-@pytest.mark.parametrize("name", ["app.broker", "app.db.tables.Shelf", "ml.training.trainer.nothing"])
+@pytest.mark.parametrize("name", ["app.broker", "app.db.tables.Missing", "ml.training.trainer.nothing"])
 def test_a_name_that_does_not_exist_is_noticed(name: str) -> None:
     assert not dotted_exists(name)
 
