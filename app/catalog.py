@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from ml.formats.preset_rules import choose_preset
 
-COMMITTED = Path(__file__).with_name("catalog.json")
+CATALOG_FILE = Path(__file__).with_name("catalog.json")
 BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minimum": "ge",
     "maximum": "le",
@@ -31,7 +31,7 @@ BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minItems": "min_length",
     "maxItems": "max_length",
 }
-PLAIN: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool, "null": None}
+SIMPLE_TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool, "null": None}
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -51,20 +51,20 @@ class Catalog:
         self._params: dict[str, type[BaseModel]] = {}
 
     @classmethod
-    def load(cls, path: Path = COMMITTED) -> Catalog:
+    def load(cls, path: Path = CATALOG_FILE) -> Catalog:
         return cls(json.loads(path.read_bytes()))
 
     @cached_property
     def fields(self) -> dict[str, Any]:
         """The fields of the training spec, except `method` and `params`, as `pydantic.create_model` takes them."""
         properties, definitions = self.spec["properties"], self.spec.get("$defs", {})
-        return {n: definition(s, definitions) for n, s in properties.items() if n not in {"method", "params"}}
+        return {n: field_definition(s, definitions) for n, s in properties.items() if n not in {"method", "params"}}
 
     def params(self, method: str) -> type[BaseModel]:
         """The pydantic model of a method's params; UnknownChoice."""
         self.check("method", method, self.methods)
         if method not in self._params:
-            self._params[method] = model(f"{camel(method)}Params", self.methods[method]["params"])
+            self._params[method] = build_model(f"{camel(method)}Params", self.methods[method]["params"])
         return self._params[method]
 
     def complete(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Catalog:
             try:
                 completed["host_params"] = self.complete(host, completed["host_params"])
             except ValidationError as error:
-                raise relocated(error, "host_params") from None
+                raise prefix_locations(error, "host_params") from None
         return completed
 
     def suggested_params(self, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,56 +117,58 @@ class Catalog:
         return [float(self.methods[name].get("relative_cost", 1.0)) for name in names]
 
 
-def relocated(error: ValidationError, *prefix: str) -> ValidationError:
+def prefix_locations(error: ValidationError, *prefix: str) -> ValidationError:
     """The same errors with `prefix` in front of each location."""
     lines = [{**line, "loc": (*prefix, *line["loc"])} for line in error.errors(include_url=False)]
-    return ValidationError.from_exception_data(error.title, [in_words(line) for line in lines])
+    return ValidationError.from_exception_data(error.title, [to_line_error(line) for line in lines])
 
 
-def in_words(line: dict[str, Any]) -> Any:
+def to_line_error(line: dict[str, Any]) -> Any:
     """A pydantic error as `ValidationError.from_exception_data` takes it, its message kept as it is."""
     message = str(line["msg"]).replace("{", "(").replace("}", ")")
     return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}
 
 
-def model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:
+def build_model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:
     """A strict pydantic model of a JSON Schema object; `definitions` are the `$defs` that its references name."""
     inner = {**(definitions or {}), **schema.get("$defs", {})}
-    fields = {n: definition(s, inner, n in schema.get("required", ())) for n, s in schema.get("properties", {}).items()}
-    made: type[BaseModel] = create_model(name, __config__=STRICT, __doc__=schema.get("description"), **fields)  # type: ignore[call-overload]
-    return made
+    fields = {
+        n: field_definition(s, inner, n in schema.get("required", ())) for n, s in schema.get("properties", {}).items()
+    }
+    model: type[BaseModel] = create_model(name, __config__=STRICT, __doc__=schema.get("description"), **fields)  # type: ignore[call-overload]
+    return model
 
 
-def definition(schema: dict[str, Any], definitions: dict[str, Any], required: bool = False) -> tuple[Any, Any]:
+def field_definition(schema: dict[str, Any], definitions: dict[str, Any], required: bool = False) -> tuple[Any, Any]:
     """Type and default of one field, as `pydantic.create_model` takes them."""
     default = ... if required and "default" not in schema else schema.get("default")
     if isinstance(default, (dict, list)):
         fresh = functools.partial(copy.deepcopy, default)
-        return annotation(schema, definitions), Field(default_factory=fresh, description=schema.get("description"))
-    return annotation(schema, definitions), Field(default=default, description=schema.get("description"))
+        return build_type(schema, definitions), Field(default_factory=fresh, description=schema.get("description"))
+    return build_type(schema, definitions), Field(default=default, description=schema.get("description"))
 
 
-def annotation(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
+def build_type(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
     """The Python type of one JSON Schema; it understands the schemas that pydantic generates for params."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
-        return annotation({"title": name, **definitions[name]}, definitions)
+        return build_type({"title": name, **definitions[name]}, definitions)
     if "const" in schema:
         return Literal[schema["const"]]
     if "enum" in schema:
         return Literal[tuple(schema["enum"])]
     for union in ("anyOf", "oneOf", "allOf"):
         if union in schema:
-            return Union[tuple(annotation(s, definitions) for s in schema[union])]  # noqa: UP007 - built at run time
+            return Union[tuple(build_type(s, definitions) for s in schema[union])]  # noqa: UP007 - built at run time
     kind = schema.get("type")
     if kind == "array":
-        base: Any = list[annotation(schema.get("items", {}), definitions)]  # type: ignore[misc]
+        base: Any = list[build_type(schema.get("items", {}), definitions)]  # type: ignore[misc]
     elif kind == "object":
         if "properties" not in schema:
             return dict[str, Any]
-        return model(schema.get("title", "Settings"), schema, definitions)
+        return build_model(schema.get("title", "Settings"), schema, definitions)
     else:
-        base = PLAIN.get(str(kind), Any)
+        base = SIMPLE_TYPES.get(str(kind), Any)
     bounds = {constraint: schema[keyword] for keyword, constraint in BOUNDS.items() if keyword in schema}
     return Annotated[base, Field(**bounds)] if bounds else base
 
@@ -175,6 +177,6 @@ def camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
 
 
-def schema_of(annotation_: Any) -> dict[str, Any]:
+def schema_of(type_: Any) -> dict[str, Any]:
     """JSON Schema of a built type, for the OpenAPI document."""
-    return TypeAdapter(annotation_).json_schema(ref_template="#/components/schemas/{model}")
+    return TypeAdapter(type_).json_schema(ref_template="#/components/schemas/{model}")

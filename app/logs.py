@@ -71,7 +71,7 @@ def configure(level: str, *, process: str) -> None:
         logging.getLogger(framework).propagate = True
 
 
-def also_to(path: Path, *, process: str) -> None:
+def add_file(path: Path, *, process: str) -> None:
     """Append every record of this process to a file as well: the log of an attempt."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(JsonLines(process))

@@ -52,7 +52,7 @@ def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progres
     return work.update_claimed(session, Dataset, dataset_id, fence, {"progress": dict(progress)})
 
 
-def ready(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
+def succeed(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
     """Make the data set usable; every byte of it must be on disk. `facts` are what ingest learned."""
     return work.finish(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
 

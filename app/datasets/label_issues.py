@@ -23,11 +23,11 @@ from app.db.tables import Job, State
 from app.errors import ArtifactNotFound
 from app.storage import Storage
 
-FILE = "label-issues.csv"
-KEPT = 2  # rankings in memory; one of 150,000 images takes about 60 MB
+FILE_NAME = "label-issues.csv"
+CACHED_RANKINGS = 2  # rankings in memory; one of 150,000 images takes about 60 MB
 
 
-class Ranked(NamedTuple):
+class RankedImage(NamedTuple):
     """A row in the order of the file's columns; one without localization has no Gaussian."""
 
     number: int
@@ -47,10 +47,10 @@ class Ranking(NamedTuple):
     """Every ranked image, worst label first."""
 
     columns: tuple[str, ...]
-    rows: tuple[Ranked, ...]
+    rows: tuple[RankedImage, ...]
     issues: int
 
-    def where(self, is_label_issue: bool | None) -> tuple[Ranked, ...]:
+    def where(self, is_label_issue: bool | None) -> tuple[RankedImage, ...]:
         """All rows, or those whose label is an issue, or is none."""
         if is_label_issue is None:
             return self.rows
@@ -64,7 +64,7 @@ class Gaussian(BaseModel):
     sigma_y: float
 
 
-class MaskPlace(BaseModel):
+class LocalizationMask(BaseModel):
     """Where the localization module points, in pixels of the original picture."""
 
     space: str
@@ -79,13 +79,13 @@ class LabelIssue(BaseModel):
     predicted_label: str | None
     label_score: float | None
     is_label_issue: bool
-    mask: MaskPlace | None
+    mask: LocalizationMask | None
 
 
-def find(storage: Storage, job_id: uuid.UUID) -> Path:
+def find_ranking(storage: Storage, job_id: uuid.UUID) -> Path:
     """The ranking of the newest attempt that has one; ArtifactNotFound."""
     for attempt in storage.attempts(job_id):
-        path = attempt / "artifacts" / FILE
+        path = attempt / "artifacts" / FILE_NAME
         if path.is_file():
             return path
     raise ArtifactNotFound("This job has no label ranking; a finished training has one.")
@@ -96,7 +96,7 @@ def newest_ranking(session: Session, storage: Storage, dataset_id: uuid.UUID) ->
     finished = (Job.dataset_id == dataset_id, Job.type == "train", Job.state == State.succeeded)
     for job_id in session.scalars(select(Job.id).where(*finished).order_by(Job.created_at.desc()).limit(20)):
         try:
-            return find(storage, job_id)
+            return find_ranking(storage, job_id)
         except ArtifactNotFound:
             continue
     raise ArtifactNotFound("No finished training has ranked the labels of this data set.")
@@ -107,18 +107,18 @@ def read(path: Path) -> Ranking:
     return _read(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=CACHED_RANKINGS)
 def _read(path: Path, size: int, changed_ns: int) -> Ranking:
     with path.open(newline="", encoding="utf-8") as file:
         cells = csv.reader(file)
         columns = tuple(next(cells))
-        rows = [_ranked(dict(zip(columns, row, strict=True))) for row in cells]
+        rows = [_parse_row(dict(zip(columns, row, strict=True))) for row in cells]
     rows.sort(key=lambda row: math.inf if row.label_score is None else row.label_score)
     return Ranking(columns, tuple(rows), sum(row.is_label_issue for row in rows))
 
 
-def _ranked(row: dict[str, str]) -> Ranked:
-    return Ranked(
+def _parse_row(row: dict[str, str]) -> RankedImage:
+    return RankedImage(
         int(row["index"]),
         csv_cells.unescape(row["path"]),
         sys.intern(row["split"]),
@@ -130,11 +130,11 @@ def _ranked(row: dict[str, str]) -> Ranked:
     )
 
 
-def issue(row: Ranked) -> LabelIssue:
+def label_issue_out(row: RankedImage) -> LabelIssue:
     mask = None
     if row.cx is not None and row.cy is not None and row.sigma_x is not None and row.sigma_y is not None:
         gaussian = Gaussian(cx=row.cx, cy=row.cy, sigma_x=row.sigma_x, sigma_y=row.sigma_y)
-        mask = MaskPlace(space="image_pixels", gaussian=gaussian)
+        mask = LocalizationMask(space="image_pixels", gaussian=gaussian)
     return LabelIssue(
         index=row.number,
         path=row.path,

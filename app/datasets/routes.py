@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app import storage
 from app.datasets import contents, label_issues, schemas, service, upload_service
-from app.datasets.schemas import Contained, DatasetOut, ImageOut, LabelVersion, ReportLine, Status
+from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, LabelVersion, ReportLine, Status
 from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
@@ -26,7 +26,7 @@ from app.errors import (
     QueueFull,
     RequestInFlight,
 )
-from app.http import files as answers
+from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ, TRAIN
 from app.http.deps import Files, ReadSession, Transaction
@@ -106,10 +106,10 @@ async def create(
     query = {
         "name": name, "path_column": path_column, "label_column": label_column, "clean_column": clean_column,
     }  # fmt: skip
-    answer, fresh = await upload_service.accept_upload(request, idempotency, query)
-    if fresh:
+    response, is_new = await upload_service.accept_upload(request, idempotency, query)
+    if is_new:
         background.add_task(request.app.state.notifier.notify, "datasets")
-    return answer.response(replayed=not fresh)
+    return response.response(replayed=not is_new)
 
 
 @router.get("/datasets", dependencies=[READ], response_model=Page[DatasetOut])
@@ -118,20 +118,20 @@ def list_(session: ReadSession, files: Files, paging: Paging, status: Status | N
     statement = select(Dataset)
     if status is not None:
         statement = statement.where(Dataset.state.in_(service.STATES[status]))
-    rows, cursor = pages.newest(session, statement, Dataset, paging)
-    return Page(items=[schemas.dataset_out(row, inside(files, row)) for row in rows], next_cursor=cursor)
+    rows, cursor = pages.newest_page(session, statement, Dataset, paging)
+    return Page(items=[schemas.dataset_out(row, read_contents(files, row)) for row in rows], next_cursor=cursor)
 
 
 @router.get("/datasets/{dataset_id}", dependencies=[READ], response_model=DatasetOut)
 def get(session: ReadSession, files: Files, dataset_id: uuid.UUID) -> DatasetOut:
     row = service.get(session, dataset_id)
-    return schemas.dataset_out(row, inside(files, row))
+    return schemas.dataset_out(row, read_contents(files, row))
 
 
-def inside(files: Storage, row: Dataset) -> Contained | None:
+def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
     folder = files.dataset(row.id)
     ready = row.state == State.succeeded and folder.is_dir()  # a deletion may be removing it at this moment
-    return schemas.contained(folder) if ready else None
+    return schemas.read_contents(folder) if ready else None
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
@@ -158,14 +158,14 @@ def report(
     code: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Any:
     """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
-    folder = files.dataset(service.ready(session, dataset_id).id)
-    if answers.wants_csv(request):
+    folder = files.dataset(service.get_ready(session, dataset_id).id)
+    if file_responses.wants_csv(request):
         lines = dataset_index.read_report(folder, level=level, code=code)
         table = ((line.path, line.code, line.detail, line.level) for line in lines)
-        return answers.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
-    after = pages.after(paging, 0)
+        return file_responses.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
+    after = pages.page_start(paging, 0)
     lines = dataset_index.read_report(folder, level=level, code=code, after=after, limit=paging.limit + 1)
-    page, cursor = pages.numbered(lines, paging)
+    page, cursor = pages.numbered_page(lines, paging)
     return Page(items=[schemas.report_line(line) for line in page], next_cursor=cursor)
 
 
@@ -185,7 +185,7 @@ def images(
     is_label_issue: Annotated[bool | None, Query(description="By the newest training's label ranking")] = None,
 ) -> Page[ImageOut]:
     """Images in index order."""
-    folder = files.dataset(service.ready(session, dataset_id).id)
+    folder = files.dataset(service.get_ready(session, dataset_id).id)
     classes = dataset_index.read_classes(folder)
     given, numbers = None, None
     if given_label is not None:
@@ -197,9 +197,9 @@ def images(
         ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
         numbers = {row.number for row in ranking.where(is_label_issue)}
     records = dataset_index.read_images(
-        folder, split=split, given=given, numbers=numbers, after=pages.after(paging, -1), limit=paging.limit + 1
+        folder, split=split, given=given, numbers=numbers, after=pages.page_start(paging, -1), limit=paging.limit + 1
     )
-    page, cursor = pages.numbered(records, paging)
+    page, cursor = pages.numbered_page(records, paging)
     return Page(items=[schemas.image_out(record, classes) for record in page], next_cursor=cursor)
 
 
@@ -214,7 +214,7 @@ def images(
 )
 def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The original bytes, as they were uploaded."""
-    folder = files.dataset(service.ready(session, dataset_id).id)
+    folder = files.dataset(service.get_ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
     original, media_type = dataset_index.read_original(folder, record), contents.CONTENT_TYPES[record.format]
     return image_response(original, media_type, f"{index}.{record.format.lower()}", record.sha256)
@@ -228,7 +228,7 @@ def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Imag
 )
 def thumbnail(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The image as a network sees it."""
-    folder = files.dataset(service.ready(session, dataset_id).id)
+    folder = files.dataset(service.get_ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
     return image_response(contents.thumbnail(folder, record), "image/png", f"{index}.png", "t" + record.sha256)
 
@@ -252,7 +252,7 @@ def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Res
 )
 def labels(session: ReadSession, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersion]:
     """Versions of the labels, newest first. The images never change."""
-    row = service.ready(session, dataset_id)
+    row = service.get_ready(session, dataset_id)
     uploaded = LabelVersion(version=1, source="upload", edits=0, created_at=row.finished_at or row.created_at)
-    items, cursor = pages.sliced([uploaded], paging)
+    items, cursor = pages.slice_page([uploaded], paging)
     return Page(items=items, next_cursor=cursor)

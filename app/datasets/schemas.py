@@ -28,7 +28,7 @@ class ReportLine(BaseModel):
     level: Level
 
 
-class Summary(BaseModel):
+class ReportSummary(BaseModel):
     """How much the report has to say; /datasets/{id}/report says it."""
 
     excluded: int = Field(description="Images left out")
@@ -53,7 +53,7 @@ class DatasetOut(BaseModel):
     images: int | None
     image_size: int | None = Field(description="Suggested side for training")
     facts: dict[str, Any] | None = Field(description="What else ingest found out")
-    report: Summary | None
+    report: ReportSummary | None
     progress: dict[str, Any] | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and errors naming entries")
     request_id: str | None
@@ -61,22 +61,22 @@ class DatasetOut(BaseModel):
     finished_at: datetime | None
 
 
-class Contained(BaseModel):
+class DatasetContents(BaseModel):
     classes: list[str]
     counts: dict[Split, dict[str, int]]
-    report: Summary
+    report: ReportSummary
 
 
 @functools.lru_cache(maxsize=512)
-def contained(folder: Path) -> Contained:
+def read_contents(folder: Path) -> DatasetContents:
     """What the files of a ready data set tell; they never change, and no id is used twice."""
     counts = dataset_index.count_classes(folder)
     by_code = dataset_index.summarize_report(folder)
     warnings = dataset_index.read_report(folder, level="warning", limit=WARNINGS_SHOWN)
-    return Contained(
+    return DatasetContents(
         classes=[c.name for c in counts],
         counts={"train": {c.name: c.train for c in counts}, "test": {c.name: c.test for c in counts}},
-        report=Summary(
+        report=ReportSummary(
             excluded=sum(by_code["excluded"].values()),
             ignored=sum(by_code["ignored"].values()),
             by_code=by_code,
@@ -91,7 +91,7 @@ def report_line(line: records.ReportLine) -> ReportLine:
     return ReportLine(path=line.path, code=line.code, detail=line.detail, level=line.level)
 
 
-def dataset_out(row: Dataset, inside: Contained | None) -> DatasetOut:
+def dataset_out(row: Dataset, contents: DatasetContents | None) -> DatasetOut:
     facts = row.facts or {}
     ready = row.state == State.succeeded
     return DatasetOut(
@@ -104,12 +104,12 @@ def dataset_out(row: Dataset, inside: Contained | None) -> DatasetOut:
         size_bytes=row.upload.get("size_bytes", 0),
         sha256=row.upload.get("sha256", ""),
         digest=facts.get("digest"),
-        classes=inside.classes if inside else None,
-        counts=inside.counts if inside else None,
+        classes=contents.classes if contents else None,
+        counts=contents.counts if contents else None,
         images=facts["train_images"] + facts["test_images"] if ready and "train_images" in facts else None,
         image_size=facts.get("image_size"),
         facts=row.facts,
-        report=inside.report if inside else None,
+        report=contents.report if contents else None,
         progress=None if ready else row.progress,
         error=row.error and {"type": type_of(row.error["code"]), **row.error},
         request_id=row.request_id,

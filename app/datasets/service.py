@@ -48,7 +48,7 @@ def get(session: Session, dataset_id: uuid.UUID) -> Dataset:
     return row
 
 
-def ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) -> Dataset:
+def get_ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) -> Dataset:
     """The row of a data set that can be used.
 
     Args:

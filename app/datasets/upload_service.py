@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from app import storage
 from app.datasets import archive_check, schemas, service, uploads
-from app.datasets.uploads import Received, UploadWriter
+from app.datasets.uploads import ReceivedUpload, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
 from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
@@ -51,7 +51,7 @@ async def accept_upload(
         query: Form fields sent as query parameters.
 
     Returns:
-        The answer, and whether it is new: False for the replay of an earlier answer.
+        The answer, and whether it is new: False for the replay of an earlier response.
 
     Raises:
         ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
@@ -86,16 +86,16 @@ async def _create_dataset(
         settings = request.app.state.settings
         await run_in_threadpool(archive_check.check_archive, temporary, received.fields, settings)
         await run_in_threadpool(storage.publish, temporary, target)
-        answer = await run_in_threadpool(_insert, request, dataset_id, received, key)
+        response = await run_in_threadpool(_insert, request, dataset_id, received, key)
         is_queued = True
     finally:
         if not is_queued:
             temporary.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
-    return answer
+    return response
 
 
-async def _receive(request: Request, path: Path | None, query: dict[str, str | None]) -> Received:
+async def _receive(request: Request, path: Path | None, query: dict[str, str | None]) -> ReceivedUpload:
     settings: Settings = request.app.state.settings
     writer = UploadWriter(path, request.app.state.storage, settings.min_free_bytes)
     try:
@@ -105,7 +105,7 @@ async def _receive(request: Request, path: Path | None, query: dict[str, str | N
 
 
 def _insert(
-    request: Request, dataset_id: uuid.UUID, received: Received, key: IdempotentRequest | None
+    request: Request, dataset_id: uuid.UUID, received: ReceivedUpload, key: IdempotentRequest | None
 ) -> StoredResponse:
     upload: dict[str, Any] = {
         **{field: received.fields.get(field) for field in archive_check.COLUMN_FIELDS},
@@ -113,16 +113,16 @@ def _insert(
         "size_bytes": received.size_bytes,
     }
     with db.transaction(request.app.state.engine) as session:
-        name = received.fields.get("name") or title_from(received.filename)
+        name = received.fields.get("name") or title_of(received.filename)
         row = service.create(session, dataset_id, name, upload, request.state.request_id)
         body = schemas.dataset_out(row, None).model_dump(mode="json")
-        answer = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
+        response = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
         if key is not None:
-            key.finish(session, _hash(received), answer)
-    return answer
+            key.finish(session, _hash(received), response)
+    return response
 
 
-def title_from(filename: str | None) -> str:
+def title_of(filename: str | None) -> str:
     """A client's file name as a title; it never names a file of ours."""
     plain = "".join(c for c in (filename or "").replace("\\", "/").rsplit("/", 1)[-1] if c.isprintable())
     for ending in (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst"):
@@ -130,7 +130,7 @@ def title_from(filename: str | None) -> str:
     return plain[:200] or "data set"
 
 
-def _hash(received: Received) -> str:
+def _hash(received: ReceivedUpload) -> str:
     return request_hash(received.fields, received.sha256)
 
 

@@ -27,10 +27,10 @@ FIELDS = ("name", *COLUMN_FIELDS)
 FIELD_BYTES = 1024 * 1024
 CHECK_SPACE_BYTES = 64 * 1024 * 1024  # how often free space is looked at
 MAX_PARTS = 16
-text = TypeAdapter(Name)
+FIELD_TEXT = TypeAdapter(Name)
 
 
-class Received(NamedTuple):
+class ReceivedUpload(NamedTuple):
     """An upload that has arrived: its form fields as far as they were sent, and what is known of the file."""
 
     fields: dict[str, str]
@@ -103,7 +103,7 @@ class UploadWriter:
             raise InsufficientStorage("The disk is full.", retry_after_s=ENOSPC_RETRY_S) from error
 
 
-async def receive(request: Request, writer: UploadWriter, query: dict[str, str | None], limit: int) -> Received:
+async def receive(request: Request, writer: UploadWriter, query: dict[str, str | None], limit: int) -> ReceivedUpload:
     """Read the whole body, a form or the bare archive, into the writer.
 
     Args:
@@ -129,7 +129,7 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
             f"Send multipart/form-data with a file, or the archive itself as {', '.join(RAW_TYPES)}."
         )
     sha256 = await writer.finish()
-    return Received(validated(fields), filename, sha256, writer.size_bytes)
+    return ReceivedUpload(check_fields(fields), filename, sha256, writer.size_bytes)
 
 
 async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:
@@ -151,40 +151,40 @@ async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, s
                 if len(value) > FIELD_BYTES:
                     raise TooLarge(f"The field {name!r} is longer than {FIELD_BYTES} bytes.")
             elif name != "file":
-                fields[name] = decoded(name, bytes(value))
+                fields[name] = decode_field(name, bytes(value))
     parts.close()
     if "file" not in seen:
-        raise wrong("file", "required", "The part `file` with the archive is missing.")
+        raise invalid_field("file", "required", "The part `file` with the archive is missing.")
     return filename
 
 
 def _expect(name: str, seen: set[str], *, is_file: bool) -> None:
     if name not in (*FIELDS, "file"):
         known = (*FIELDS, "file")
-        raise wrong(name, "unknown_field", f"There is no such field.{problems.did_you_mean(name, known)}")
+        raise invalid_field(name, "unknown_field", f"There is no such field.{problems.did_you_mean(name, known)}")
     if name in seen:
-        raise wrong(name, "duplicate_field", "This part appears twice.")
+        raise invalid_field(name, "duplicate_field", "This part appears twice.")
     if is_file != (name == "file"):
-        raise wrong(name, "file", "`file` is a file with a file name; the other parts are plain fields.")
+        raise invalid_field(name, "file", "`file` is a file with a file name; the other parts are plain fields.")
     seen.add(name)
 
 
-def decoded(name: str, value: bytes) -> str:
+def decode_field(name: str, value: bytes) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise wrong(name, "text", "The field is not UTF-8.") from None
+        raise invalid_field(name, "text", "The field is not UTF-8.") from None
 
 
-def validated(fields: dict[str, str]) -> dict[str, str]:
+def check_fields(fields: dict[str, str]) -> dict[str, str]:
     for name, value in fields.items():
         try:
-            text.validate_python(value)
+            FIELD_TEXT.validate_python(value)
         except ValidationError as error:
-            raise wrong(name, "text", str(error.errors()[0]["msg"])) from None
+            raise invalid_field(name, "text", str(error.errors()[0]["msg"])) from None
     return fields
 
 
-def wrong(name: str, code: str, detail: str) -> InvalidRequest:
+def invalid_field(name: str, code: str, detail: str) -> InvalidRequest:
     fault = Fault(problems.pointer(("body", name)), code, detail)
     return InvalidRequest(f"{fault.pointer}: {detail}", errors=[fault])

@@ -58,7 +58,7 @@ def download(request: Request, path: Path) -> Response:
         return Response(status_code=304, headers=headers)
     start, end, partial = 0, size, False
     if request.headers.get("if-range", etag) == etag:
-        start, end, partial = selected(request.headers.get("range"), size)
+        start, end, partial = parse_range(request.headers.get("range"), size)
     headers["Content-Length"] = str(end - start)
     if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
@@ -66,7 +66,7 @@ def download(request: Request, path: Path) -> Response:
     return StreamingResponse(_pieces(path, start, end), 206 if partial else 200, headers, media_type)
 
 
-def selected(header: str | None, size: int) -> tuple[int, int, bool]:
+def parse_range(header: str | None, size: int) -> tuple[int, int, bool]:
     """First byte, byte after the last, and whether that is less than everything."""
     match = RANGE.fullmatch(header.strip()) if header else None
     if match is None or not any(match.groups()):

@@ -90,13 +90,13 @@ def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
     def openapi() -> dict[str, Any]:
         with lock:
             if not finished:
-                finished.append(completed(generate(), bodies, key=bool(app.state.settings.key_required)))
+                finished.append(complete_document(generate(), bodies, key=bool(app.state.settings.key_required)))
         return finished[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def completed(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool) -> dict[str, Any]:
+def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):

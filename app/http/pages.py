@@ -55,7 +55,7 @@ async def _page_params(
 Paging = Annotated[PageParams, Depends(_page_params)]
 
 
-def newest(
+def newest_page(
     session: Session, statement: Select[Source], table: Any, params: PageParams
 ) -> tuple[list[Source], str | None]:
     """One page of the rows that a query selects, newest first, and the cursor of the next page.
@@ -77,24 +77,24 @@ def newest(
     return rows, encode([rows[-1].created_at.isoformat(), str(rows[-1].id)]) if more else None  # type: ignore[attr-defined]
 
 
-def sliced(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
-    """One page of a list whose order never changes, and the cursor of the next page; InvalidRequest as in `newest`."""
-    start = after(params, 0)
+def slice_page(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
+    """One page of a list whose order never changes, and the cursor of the next one; InvalidRequest as in `newest_page`."""
+    start = page_start(params, 0)
     end = start + params.limit
     return list(items[start:end]), encode([end]) if end < len(items) else None
 
 
-def numbered(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequence[Numbered], str | None]:
+def numbered_page(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequence[Numbered], str | None]:
     """One page of rows ordered by their numbers, and the cursor of the next page.
 
     Args:
-        rows: The rows after `after(params, ...)`: one more than `params.limit` if there are as many.
+        rows: The rows after `page_start(params, ...)`: one more than `params.limit` if there are as many.
     """
     page = rows[: params.limit]
     return page, encode([page[-1].number]) if len(rows) > len(page) else None
 
 
-def after(params: PageParams, start: int) -> int:
+def page_start(params: PageParams, start: int) -> int:
     """The offset or number at which the page before ended, `start` for the first page; InvalidRequest."""
     offset: int = decode(params.cursor, parse_offset) if params.cursor is not None else start
     return offset

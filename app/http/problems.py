@@ -103,7 +103,7 @@ def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
     """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Malformed("The body is not JSON.")
-    faults = [fault(error, model) for error in errors[:FAULTS_LISTED]]
+    faults = [to_fault(error, model) for error in errors[:FAULTS_LISTED]]
     faults += [COUNTED] * (len(errors) - len(faults))
     return InvalidRequest(summary(faults), errors=faults)
 
@@ -125,10 +125,13 @@ def summary(faults: Sequence[Fault]) -> str:
     return first if len(faults) == 1 else f"{first} (and {len(faults) - 1} more)"
 
 
-def fault(error: Any, model: Any = None) -> Fault:
+def to_fault(error: Any, model: Any = None) -> Fault:
     location, code, message = tuple(error["loc"]), str(error["type"]), str(error["msg"])
     if code == "extra_forbidden":
-        code, message = "unknown_field", f"There is no such field.{did_you_mean(location[-1], known(model, location))}"
+        code, message = (
+            "unknown_field",
+            f"There is no such field.{did_you_mean(location[-1], field_names(model, location))}",
+        )
     elif code == "missing":
         code, message = "required", "This field is required."
     elif code == "value_error":
@@ -151,15 +154,17 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def known(model: Any, location: Sequence[Any]) -> list[str]:
+def field_names(model: Any, location: Sequence[Any]) -> list[str]:
     """Field names of the object in which `location` ends, as far as the types define them."""
     current = model
     for part in location[1:-1]:
-        current = next((f.annotation for m in models(current) for n, f in m.model_fields.items() if n == part), current)
-    return [name for model_ in models(current) for name in model_.model_fields]
+        current = next(
+            (f.annotation for m in models_in(current) for n, f in m.model_fields.items() if n == part), current
+        )
+    return [name for model_ in models_in(current) for name in model_.model_fields]
 
 
-def models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for inner in getattr(annotation, "__args__", ()) for model in models(inner)]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in models_in(inner)]

@@ -31,12 +31,12 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 # What a page of another site can send without asking first; multipart is one too, there the Origin decides.
 SIMPLE_TYPES = frozenset({"text/plain", "application/x-www-form-urlencoded"})
 
-ON_EVERY_ANSWER = (
+COMMON_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-OURS = {b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)}  # a route cannot set these
+OURS = {b"x-request-id", *(name for name, _ in COMMON_HEADERS)}  # a route cannot set these
 
 
 class SecurityMiddleware:
@@ -56,11 +56,11 @@ class SecurityMiddleware:
             request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
             scope.setdefault("state", {})["request_id"] = request_id
             with logs.bound(request_id=request_id):
-                await self._answer(scope, receive, send, headers)
+                await self._handle(scope, receive, send, headers)
         else:
             await send({"type": "websocket.close", "code": 1003})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         writer = ResponseWriter(scope, send)
         body = bodies.CountedBody(receive, self._settings, arrived=scope.get(bodies.ARRIVED_KEY, False))
         method = scope["method"]
@@ -156,7 +156,7 @@ class ResponseWriter:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [header for header in message["headers"] if header[0] not in OURS]
-            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("ascii")), *ON_EVERY_ANSWER]
+            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("ascii")), *COMMON_HEADERS]
             await self._send(message)
             if self._head:
                 self._done = True

@@ -49,10 +49,10 @@ def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Ca
     resolved = request.model_dump(mode="json")
     suggestions = suggest(facts, device, catalog)
     resolved |= {name: value for name, value in suggestions.items() if name not in request.model_fields_set}
-    resolved["params"] = params(request, facts, catalog)
+    resolved["params"] = choose_params(request, facts, catalog)
     baselines = [entry for entry in request.compare_with if isinstance(entry, Baseline)]
     resolved["compare_with"] = [
-        {"method": baseline.method, "params": params(baseline, facts, catalog)} for baseline in baselines
+        {"method": baseline.method, "params": choose_params(baseline, facts, catalog)} for baseline in baselines
     ]
     noise.check(resolved.get("noise"), facts.measured.get("classes"), catalog)
     if request.label_version is None:
@@ -63,7 +63,7 @@ def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Ca
     return resolved
 
 
-def params(request: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog) -> dict[str, Any]:
+def choose_params(request: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog) -> dict[str, Any]:
     """The method's params: the request's, or, where it has none, those of the preset that fits the data set."""
     if "params" in request.model_fields_set:
         return request.params

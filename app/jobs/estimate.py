@@ -24,14 +24,16 @@ ACTIVATION_BYTES_PER_FLOP = 0.02  # ResNet-18 at 32 px: 1.1 GFLOP and about 20 M
 CHECKPOINTS_KEPT = 3
 
 
-def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train_images: int, device: str) -> Estimate:
+def estimate_training(
+    session: Session, catalog: Catalog, resolved: dict[str, Any], train_images: int, device: str
+) -> Estimate:
     """The cost of a resolved training request.
 
     Args:
         resolved: The request with every default filled in.
         device: `cpu` or a CUDA device.
     """
-    where = "cuda" if device.startswith("cuda") else "cpu"
+    device_kind = "cuda" if device.startswith("cuda") else "cpu"
     network = catalog.networks.get(resolved["network"], {})
     cost = catalog.relative_cost(resolved["method"], resolved["params"])
     area = (resolved["image_size"] / FLOPS_IMAGE_SIZE) ** 2
@@ -39,14 +41,14 @@ def training(session: Session, catalog: Catalog, resolved: dict[str, Any], train
     parameters = int(network.get("parameters") or 10_000_000)
     measured = measured_speed(session, resolved)
     gpus = resolved["resources"]["gpus"]
-    speed = measured or gpus * FLOPS_PER_S[where] / (flops * FORWARD_AND_BACKWARD * cost)
+    speed = measured or gpus * FLOPS_PER_S[device_kind] / (flops * FORWARD_AND_BACKWARD * cost)
     copies = catalog.networks_held(resolved["method"], resolved["params"])
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)
     return Estimate(
         seconds=round(train_images * resolved["epochs"] / max(speed, 1e-3), 1),
         memory_bytes=int(
-            gpus * (RUNTIME_BYTES[where] + parameters * BYTES_PER_PARAMETER * copies + pixels) + activations
+            gpus * (RUNTIME_BYTES[device_kind] + parameters * BYTES_PER_PARAMETER * copies + pixels) + activations
         ),
         disk_bytes=int(parameters * copies * (8 * CHECKPOINTS_KEPT + 4) + train_images * resolved["epochs"] * 2),
         images_per_second=round(speed, 2),

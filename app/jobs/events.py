@@ -33,8 +33,8 @@ def append(session: Session, job_id: uuid.UUID, kind: Kind, data: Mapping[str, A
 
 def record_state(session: Session, job_id: uuid.UUID, state: State, **details: Any) -> None:
     """Add a `status` event with these details (None is left out), and a `done` event when the state is final."""
-    stated = {key: value for key, value in details.items() if value is not None}
-    append(session, job_id, "status", {"status": state.value, **stated})
+    known = {key: value for key, value in details.items() if value is not None}
+    append(session, job_id, "status", {"status": state.value, **known})
     if state in ENDED:
         append(session, job_id, "done", {"status": state.value})
 

@@ -48,7 +48,7 @@ class Methods(BaseModel):
     noises: list[dict[str, Any]]
 
 
-def described(catalog: Catalog, name: str) -> Method:
+def describe_method(catalog: Catalog, name: str) -> Method:
     entry = catalog.methods[name]
     properties = entry["params"].get("properties", {})
     return Method(
@@ -68,9 +68,9 @@ def described(catalog: Catalog, name: str) -> Method:
 @router.get("/methods", dependencies=[READ], response_model=Methods)
 async def list_(catalog: TrainingCatalog, paging: Paging) -> Methods:
     """Every method, and what all trainings share: fields, networks, noises."""
-    names, cursor = pages.sliced(list(catalog.methods), paging)
+    names, cursor = pages.slice_page(list(catalog.methods), paging)
     return Methods(
-        items=[described(catalog, name) for name in names],
+        items=[describe_method(catalog, name) for name in names],
         next_cursor=cursor,
         spec=catalog.spec,
         networks=list(catalog.networks.values()),
@@ -83,4 +83,4 @@ async def get(catalog: TrainingCatalog, name: str) -> Method:
     """One method."""
     if name not in catalog.methods:
         raise NotFound(f"There is no such method; known: {', '.join(catalog.methods)}.")
-    return described(catalog, name)
+    return describe_method(catalog, name)

@@ -16,7 +16,7 @@ from app.storage import Storage
 MODEL_FILES = ("weights.safetensors", "manifest.json")
 
 
-def columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
+def to_columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
     """Epoch reports as columns: the epoch numbers, and a list of equal length for each series.
 
     Args:
@@ -25,13 +25,13 @@ def columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple
 
     Nested scores become names: `{"test": {"answer": {"accuracy": 0.9}}}` is the series `test.answer.accuracy`.
     """
-    selected = [reports[n] for n in spaced(len(reports), max_points)]
+    selected = [reports[n] for n in space_evenly(len(reports), max_points)]
     flat = [dict(flatten(report)) for _, report in selected]
     names = list(dict.fromkeys(itertools.chain.from_iterable(flat)))
     return [number for number, _ in selected], {name: [row.get(name) for row in flat] for name in names}
 
 
-def spaced(count: int, most: int) -> list[int]:
+def space_evenly(count: int, most: int) -> list[int]:
     """At most `most` evenly spaced indexes below `count`, the first and the last among them."""
     if count <= most:
         return list(range(count))
@@ -58,7 +58,7 @@ def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: in
     yield from lines
 
 
-def readable(line: str) -> str:
+def format_log_line(line: str) -> str:
     """A log line as text; a line that is not JSON (a process was killed while it wrote) is returned unchanged."""
     try:
         record = json.loads(line)

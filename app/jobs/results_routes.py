@@ -43,8 +43,8 @@ def metrics(
 ) -> Series:
     """Epoch reports as columns."""
     service.get(session, job_id)
-    reports = service.reports(session, job_id)
-    epochs, series = results.columns(reports, max_points)
+    reports = service.epoch_reports(session, job_id)
+    epochs, series = results.to_columns(reports, max_points)
     return Series(epoch=epochs, series=series, total_points=len(reports))
 
 
@@ -75,7 +75,7 @@ def logs(
     lines = results.log_lines(files, job_id, attempt, last)
     if format == "ndjson" or (format is None and "application/x-ndjson" in request.headers.get("accept", "")):
         return StreamingResponse((f"{line}\n" for line in lines), media_type="application/x-ndjson")
-    readable = (f"{results.readable(line)}\n" for line in lines)
+    readable = (f"{results.format_log_line(line)}\n" for line in lines)
     return StreamingResponse(readable, media_type="text/plain; charset=utf-8")
 
 
@@ -102,13 +102,13 @@ def list_label_issues(
 ) -> Any:
     """Every training image, the most suspicious label first: a page as JSON, all of them as CSV."""
     service.get(session, job_id)
-    ranking = label_issues.read(label_issues.find(files, job_id))
+    ranking = label_issues.read(label_issues.find_ranking(files, job_id))
     rows = ranking.where(is_label_issue)
     if file_responses.wants_csv(request):
         columns = ranking.columns
         return file_responses.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
-    page, cursor = pages.sliced(rows, paging)
-    items = [label_issues.issue(row) for row in page]
+    page, cursor = pages.slice_page(rows, paging)
+    items = [label_issues.label_issue_out(row) for row in page]
     return LabelIssues(items=items, next_cursor=cursor, total=len(ranking.rows), issues=ranking.issues)
 
 
@@ -124,7 +124,7 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
     """Files of the newest attempt, and the published weights and manifest."""
     job = service.get(session, job_id)
     available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
-    page, cursor = pages.sliced(list(available.items()), paging)
+    page, cursor = pages.slice_page(list(available.items()), paging)
     items = [
         Artifact(
             name=name,

@@ -97,7 +97,7 @@ def list_(
     dataset_id: uuid.UUID | None = None,
 ) -> Page[JobOut]:
     """Jobs, newest first. `comparison` is shown by GET /jobs/{id} alone."""
-    rows, cursor = pages.newest(session, service.selected(status, type, dataset_id), Job, paging)
+    rows, cursor = pages.newest_page(session, service.select_jobs(status, type, dataset_id), Job, paging)
     models = service.model_ids(session, rows)
     return Page(items=[schemas.job_out(job, models.get(job.id)) for job in rows], next_cursor=cursor)
 
@@ -110,7 +110,7 @@ def get(session: ReadSession, job_id: uuid.UUID) -> JobOut:
 
 def job_detail(session: Session, job: Job) -> JobOut:
     """A job with its comparison, as every route but the list shows it."""
-    group = service.compared(session, job)
+    group = service.comparison_jobs(session, job)
     models = service.model_ids(session, [job, *group])
     comparison = [schemas.compared_job(other, models.get(other.id)) for other in group] or None
     return schemas.job_out(job, models.get(job.id), comparison)

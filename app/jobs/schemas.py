@@ -92,10 +92,10 @@ class Retry(Strict):
     from_: Literal["checkpoint", "scratch"] = Field(default="checkpoint", alias="from")
 
 
-def training_type(catalog: Catalog) -> type[TrainingRequest]:
+def build_training_type(catalog: Catalog) -> type[TrainingRequest]:
     """TrainingRequest with every field of the training spec."""
-    made: type[TrainingRequest] = create_model("TrainingJob", __base__=TrainingRequest, **catalog.fields)
-    return made
+    model: type[TrainingRequest] = create_model("TrainingJob", __base__=TrainingRequest, **catalog.fields)
+    return model
 
 
 class JobRequestParser:
@@ -103,7 +103,7 @@ class JobRequestParser:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._training = training_type(catalog)
+        self._training = build_training_type(catalog)
 
     def parse(self, body: Any) -> TrainingRequest | ScoringRequest:
         """The request, with `params` completed where there are any; InvalidRequest with a pointer for each fault."""
@@ -111,7 +111,7 @@ class JobRequestParser:
             raise InvalidRequest("The body must be a JSON object.", errors=[Fault("", "object", "Send an object.")])
         kind = body.get("type", "train")
         if kind not in ("train", "predict"):
-            raise wrong("/type", "literal_error", "A job is of type 'train' or 'predict'.")
+            raise invalid_field("/type", "literal_error", "A job is of type 'train' or 'predict'.")
         model: type[TrainingRequest] | type[ScoringRequest] = ScoringRequest if kind == "predict" else self._training
         try:
             request = model.model_validate(body)
@@ -148,7 +148,7 @@ class JobRequestParser:
         except UnknownChoice as error:
             faults.append(Fault(f"{at}/method", "unknown_method", str(error)))
         except ValidationError as error:
-            details = [problems.fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
+            details = [problems.to_fault({**e, "loc": ("body", "params", *e["loc"])}) for e in error.errors()]
             names = list(self._catalog.params(method).model_fields)
             # Only faults that the response will list get a suggestion: finding one is slow.
             listed, rest = details[: problems.FAULTS_LISTED], details[problems.FAULTS_LISTED :]
@@ -180,7 +180,7 @@ def with_suggestion(fault: Fault, names: list[str]) -> Fault:
     return fault._replace(detail=f"There is no such field.{problems.did_you_mean(fault.pointer.split('/')[-1], names)}")
 
 
-def wrong(pointer: str, code: str, detail: str) -> InvalidRequest:
+def invalid_field(pointer: str, code: str, detail: str) -> InvalidRequest:
     return InvalidRequest(f"{pointer}: {detail}", errors=[Fault(pointer, code, detail)])
 
 

@@ -49,7 +49,7 @@ def get(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
-def compared(session: Session, job: Job) -> list[Job]:
+def comparison_jobs(session: Session, job: Job) -> list[Job]:
     """The jobs of a comparison, in the order of the request, this one among them; empty for a job without one."""
     first = job.compared_with_id or job.id
     group = list(
@@ -66,7 +66,7 @@ def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUI
     return {job_id: model_id for job_id, model_id in rows if job_id is not None}
 
 
-def selected(status: str | None, type_: str | None, dataset_id: uuid.UUID | None) -> Select[Job]:
+def select_jobs(status: str | None, type_: str | None, dataset_id: uuid.UUID | None) -> Select[Job]:
     """A query for jobs, filtered by what is not None; `status` is one that clients see, `cancelling` included."""
     statement = select(Job)
     if status == "cancelling":
@@ -138,7 +138,7 @@ def delete(session: Session, job_id: uuid.UUID) -> None:
     session.delete(job)
 
 
-def reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:
+def epoch_reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:
     """Epoch reports in order."""
     rows = session.execute(select(Epoch.number, Epoch.report).where(Epoch.job_id == job_id).order_by(Epoch.number))
     return [(number, report) for number, report in rows]

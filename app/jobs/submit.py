@@ -59,14 +59,16 @@ def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | Scori
     (job, *_), train_images, device = resolve(session, catalog, request, lock_dataset=False)
     if train_images is None:
         return DryRun(request=job.request, estimate=None)
-    return DryRun(request=job.request, estimate=estimate.training(session, catalog, job.request, train_images, device))
+    return DryRun(
+        request=job.request, estimate=estimate.estimate_training(session, catalog, job.request, train_images, device)
+    )
 
 
 def resolve(
     session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
 ) -> Resolution:
     """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull."""
-    dataset = datasets.ready(session, request.dataset_id, keep=lock_dataset)
+    dataset = datasets.get_ready(session, request.dataset_id, keep=lock_dataset)
     if isinstance(request, ScoringRequest):
         return _resolve_scoring(session, request, dataset)
     return _resolve_training(session, catalog, request, dataset)

@@ -33,7 +33,7 @@ def create(session: Transaction, body: NewKey, response: Response) -> CreatedKey
 @router.get("/keys", dependencies=[ADMIN], response_model=Page[KeyOut])
 def list_(session: ReadSession, paging: Paging) -> Page[KeyOut]:
     """Every key, revoked ones too, newest first."""
-    rows, cursor = pages.newest(session, select(ApiKey), ApiKey, paging)
+    rows, cursor = pages.newest_page(session, select(ApiKey), ApiKey, paging)
     return Page(items=[KeyOut.model_validate(r, from_attributes=True) for r in rows], next_cursor=cursor)
 
 

@@ -38,7 +38,7 @@ def list_(
         statement = statement.where(Model.method == method)
     if dataset_id is not None:
         statement = statement.where(Model.dataset_id == dataset_id)
-    rows, cursor = pages.newest(session, statement, Model, paging)
+    rows, cursor = pages.newest_page(session, statement, Model, paging)
     aliases = service.aliases_of(session, rows)
     return Page(items=[model_out(row, aliases[row.id]) for row in rows], next_cursor=cursor)
 
@@ -67,14 +67,14 @@ def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
     follows = None if any(r.name == service.DEFAULT for r in rows) else service.newest(session)
     if follows is not None:
         items.insert(0, alias_out(service.DEFAULT, follows.id, None, service.history(session, service.DEFAULT)))
-    items, cursor = pages.sliced(items, paging)
+    items, cursor = pages.slice_page(items, paging)
     return Page(items=items, next_cursor=cursor)
 
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
 def get_alias(session: ReadSession, alias: Name) -> AliasOut:
     row = session.get(Alias, alias)
-    model_id = row.model_id if row else service.aliased(session, alias).id
+    model_id = row.model_id if row else service.resolve_alias(session, alias).id
     return alias_out(alias, model_id, row, service.history(session, alias))
 
 

@@ -44,7 +44,7 @@ def resolve(session: Session, name: str) -> ModelAndAlias:
     try:
         model_id = uuid.UUID(name)
     except ValueError:
-        return ModelAndAlias(aliased(session, name), name)
+        return ModelAndAlias(resolve_alias(session, name), name)
     model = session.get(Model, model_id) or session.scalar(select(Model).where(Model.job_id == model_id))
     if model is not None:
         return ModelAndAlias(model, None)
@@ -54,7 +54,7 @@ def resolve(session: Session, name: str) -> ModelAndAlias:
     raise ModelNotFound("There is no model with this id.")
 
 
-def aliased(session: Session, alias: str) -> Model:
+def resolve_alias(session: Session, alias: str) -> Model:
     """The model that an alias points at; AliasNotFound, or ModelNotFound for `default` while there is no model."""
     model = session.scalar(select(Model).join(Alias, Alias.model_id == Model.id).where(Alias.name == alias))
     if model is None and alias == DEFAULT:
@@ -106,7 +106,7 @@ def remove(session: Session, model_id: uuid.UUID) -> None:
     session.delete(model)
 
 
-def alias(session: Session, name: str) -> Alias:
+def get_alias(session: Session, name: str) -> Alias:
     """The row of an alias; AliasNotFound."""
     row = session.get(Alias, name)
     if row is None:
@@ -130,14 +130,14 @@ def pin(session: Session, name: str, model_id: uuid.UUID) -> tuple[Alias, bool]:
         session.add(Alias(name=name, model_id=model_id))
     session.add(AliasChange(alias=name, model_id=model_id))
     session.flush()
-    row = alias(session, name)
+    row = get_alias(session, name)
     session.refresh(row)
     return row, not moved
 
 
 def roll_back(session: Session, name: str) -> Alias:
     """Point an alias back at the last other model that still exists; AliasNotFound, NotReady where there is none."""
-    current = alias(session, name)
+    current = get_alias(session, name)
     changes = select(AliasChange.model_id).where(AliasChange.alias == name).order_by(AliasChange.id.desc())
     for model_id in session.scalars(changes):
         if model_id is not None and model_id != current.model_id and session.get(Model, model_id) is not None:

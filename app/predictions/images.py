@@ -32,7 +32,7 @@ SMALL_BYTES = 64 * 1024  # takes as long to hash as to hand to another thread
 REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
 
-class Loaded(NamedTuple):
+class LoadedImage(NamedTuple):
     """One input: its bytes, or why there are none."""
 
     input_id: str
@@ -67,7 +67,7 @@ class Source(NamedTuple):
         return self.kind == "dataset" or (self.kind == "reference" and str(self.value[:8]).lower() == "dataset:")
 
 
-def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
+def load(source: Source, storage: Storage, most_bytes: int) -> LoadedImage:
     """The image's bytes, or the problem with this one image.
 
     Args:
@@ -79,13 +79,13 @@ def load(source: Source, storage: Storage, most_bytes: int) -> Loaded:
         InvalidRequest: The reference cannot be read; this concerns the whole request.
     """
     try:
-        data = _bytes_of(source, storage)
+        data = _read_bytes(source, storage)
         check_format(data, most_bytes)
     except InvalidRequest:
         raise
     except Problem as problem:
-        return Loaded(source.input_id, b"", problem)
-    return Loaded(source.input_id, data, None)
+        return LoadedImage(source.input_id, b"", problem)
+    return LoadedImage(source.input_id, data, None)
 
 
 def refuse_remote(source: Source) -> None:
@@ -95,7 +95,7 @@ def refuse_remote(source: Source) -> None:
         raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
 
 
-def _bytes_of(source: Source, storage: Storage) -> bytes:
+def _read_bytes(source: Source, storage: Storage) -> bytes:
     if isinstance(source.value, bytes):
         return source.value
     if source.kind == "base64":

@@ -46,7 +46,7 @@ def mask_kinds(text: str, pointer: str) -> list[Any]:
     return list(dict.fromkeys(kinds))
 
 
-def options(request: Request, query: PredictQuery) -> Options:
+def read_options(request: Request, query: PredictQuery) -> Options:
     """How to predict, as far as query string and Accept header say; InvalidRequest for a mask that does not exist."""
     return Options(
         query.model,
@@ -159,5 +159,5 @@ def parse_field(name: str, raw: bytes) -> Any:
     return mask_kinds(value, pointer) if name == "masks" else value
 
 
-def none_worked(faults: list[Fault]) -> UndecodableInput:
+def no_usable_image(faults: list[Fault]) -> UndecodableInput:
     return UndecodableInput(f"No image could be used. {problems.summary(faults)}", errors=faults)

@@ -31,7 +31,7 @@ from app.http.openapi import problems
 from app.http.routing import CachedQueryRoute, Router
 from app.models.registry_cache import ResolvedModel
 from app.predictions import images, requests
-from app.predictions.images import Loaded, Source
+from app.predictions.images import LoadedImage, Source
 from app.predictions.schemas import ImagesQuery, Options, Predictions, PredictQuery, PredictRequest
 from app.settings import Settings
 
@@ -71,8 +71,8 @@ async def predict_bytes(request: Request, query: Annotated[PredictQuery, Query()
     An input of type `dataset` needs a key with `read` as well.
     """
     settings: Settings = request.app.state.settings
-    sources, options = await requests.read(request, requests.options(request, query), settings)
-    return await answer(request, settings, sources, options)
+    sources, options = await requests.read(request, requests.read_options(request, query), settings)
+    return await predict_images(request, settings, sources, options)
 
 
 router.add_api_route(  # first, because routes are tried in order and this one serves most requests
@@ -97,10 +97,10 @@ async def predict(request: Request, query: Annotated[ImagesQuery, Query()]) -> R
     if len(query.image) > settings.images_per_call:
         raise requests.too_many(settings.images_per_call)
     sources = [Source(str(n), "reference", text, f"/query/image/{n}") for n, text in enumerate(query.image)]
-    return await answer(request, settings, sources, requests.options(request, query))
+    return await predict_images(request, settings, sources, requests.read_options(request, query))
 
 
-async def answer(request: Request, settings: Settings, sources: list[Source], options: Options) -> Response:
+async def predict_images(request: Request, settings: Settings, sources: list[Source], options: Options) -> Response:
     """One result or one error for each source, in order; UndecodableInput when every image failed."""
     if options.format != "json" and len(sources) != 1:
         detail = "A picture can be rendered of one image at a time."
@@ -125,10 +125,12 @@ async def answer(request: Request, settings: Settings, sources: list[Source], op
         if routing.matches(request.headers.get("if-none-match"), headers["ETag"]):
             return Response(status_code=304, headers=headers)
 
-    results, parts, timing = await run_inference(request, model, [one for one in loaded if one.error is None], options)
+    results, parts, timing = await run_inference(
+        request, model, [image for image in loaded if image.error is None], options
+    )
     predictions = merge_results(loaded, results)
     if all("error" in one for one in predictions):
-        raise requests.none_worked([to_fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
+        raise requests.no_usable_image([to_fault(s, one["error"]) for s, one in zip(sources, predictions, strict=True)])
     if options.format != "json":
         if not parts:
             raise NotReady(
@@ -144,7 +146,7 @@ async def answer(request: Request, settings: Settings, sources: list[Source], op
 
 
 async def run_inference(
-    request: Request, model: ResolvedModel, loaded: list[Loaded], options: Options
+    request: Request, model: ResolvedModel, loaded: list[LoadedImage], options: Options
 ) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
     """One result an image, in order; rendered pictures, if any; seconds by stage. Problems are those of the gateway."""
     if not loaded:
@@ -159,7 +161,7 @@ async def run_inference(
     return frame.header["results"], frame.parts, frame.header.get("timing_seconds", {})
 
 
-def merge_results(loaded: list[Loaded], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_results(loaded: list[LoadedImage], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Results and errors in input order; `results` has one entry for each image that could be loaded."""
     remaining = iter(results)
     predictions = []
@@ -191,7 +193,7 @@ def to_fault(source: Source, error: dict[str, Any]) -> Fault:
     return Fault(source.pointer or f"/{source.input_id}", code, error["detail"])
 
 
-def make_etag(model: ResolvedModel, loaded: list[Loaded], options: Options) -> str:
+def make_etag(model: ResolvedModel, loaded: list[LoadedImage], options: Options) -> str:
     """Same model, same images, same parameters: same answer."""
     parts = [model.digest, model.alias, [one.digest for one in loaded], options.parameters()]
     return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'

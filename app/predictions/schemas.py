@@ -103,7 +103,7 @@ class ImageFacts(BaseModel):
     sha256: str
 
 
-class Scored(BaseModel):
+class ClassScore(BaseModel):
     label: str
     class_id: int
     score: float
@@ -169,7 +169,7 @@ class Prediction(BaseModel):
     label: str | None = None
     score: float | None = None
     abstained: bool | None = Field(default=None, description="Whether the score is below `threshold`")
-    top_k: list[Scored] | None = None
+    top_k: list[ClassScore] | None = None
     mask: Mask | None = None
     error: ImageError | None = None
 

@@ -193,7 +193,7 @@ def ingest_it(client: Client, dataset_id: str) -> None:
         bad_fraction=0.5,
     )
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
-        assert ingest_queue.ready(session, claim.id, claim.fence, facts)
+        assert ingest_queue.succeed(session, claim.id, claim.fence, facts)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class Original(BaseModel):
     free: dict[str, Any] = Field(default={})
 
 
-BUILT = catalog.model("Built", Original.model_json_schema())
+BUILT = catalog.build_model("Built", Original.model_json_schema())
 
 
 @pytest.mark.parametrize(

@@ -540,9 +540,9 @@ def test_metrics_are_columns_thinned_out_evenly(
 
 
 def test_series_keep_first_and_last() -> None:
-    assert results.spaced(3, 10) == [0, 1, 2]
-    assert results.spaced(10, 1) == [9]
-    assert results.spaced(1000, 3) == [0, 500, 999] or results.spaced(1000, 3)[::2] == [0, 999]
+    assert results.space_evenly(3, 10) == [0, 1, 2]
+    assert results.space_evenly(10, 1) == [9]
+    assert results.space_evenly(1000, 3) == [0, 500, 999] or results.space_evenly(1000, 3)[::2] == [0, 999]
 
 
 def test_logs_are_text_or_ndjson_of_all_attempts(

@@ -43,7 +43,7 @@ def harness(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setattr(module, "current", lambda: harness.settings)
         monkeypatch.setattr(ingest, "confine", lambda _: None)  # limits of a process, and this one is the test's
         monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-        monkeypatch.setattr(logs, "also_to", lambda *_, **__: None)
+        monkeypatch.setattr(logs, "add_file", lambda *_, **__: None)
         yield harness
 
 
@@ -164,15 +164,15 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(
 
 
 def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    with artifacts.complete(tmp_path) as folder:
+    with artifacts.replace_folder(tmp_path) as folder:
         (folder / "label-issues.csv").write_text("whole")
 
-    with pytest.raises(OSError, match="cut"), artifacts.complete(tmp_path) as folder:  # noqa: PT012  # half of it
+    with pytest.raises(OSError, match="cut"), artifacts.replace_folder(tmp_path) as folder:  # noqa: PT012  # half of it
         (folder / "label-issues.csv").write_text("hal")
         raise OSError("cut")
 
     assert (tmp_path / "artifacts" / "label-issues.csv").read_text() == "whole"
-    with artifacts.complete(tmp_path) as folder:
+    with artifacts.replace_folder(tmp_path) as folder:
         assert list(folder.iterdir()) == []
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["manifest.json"]
 

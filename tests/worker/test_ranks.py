@@ -165,6 +165,6 @@ def test_F18_what_one_rank_meets_ends_the_attempt_as_if_there_were_no_others(err
     assert isinstance(error, type(raised.value))
     if isinstance(error, errors.Failure):
         assert isinstance(raised.value, errors.Failure)
-        assert failures.of(raised.value) == failures.of(error)
+        assert failures.describe_failure(raised.value) == failures.describe_failure(error)
     if isinstance(raised.value, Interrupted):
         assert raised.value.command == error.command

@@ -23,7 +23,7 @@ MEDIA_TYPES = {
 
 
 @contextlib.contextmanager
-def complete(attempt: Path) -> Iterator[Path]:
+def replace_folder(attempt: Path) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes the attempt's artifacts.
 
     Until then a reader sees the earlier artifacts, or none.

@@ -73,7 +73,7 @@ class Checkpointer:
             log.info("resumed at step %d", trainer.step)
             self._reporter.log("info", f"Resumed at step {trainer.step}, epoch {trainer.epoch + 1}.")
             for report in trainer.history:  # the killed attempt may not have written all of them to the database
-                self._reporter.epoch(report.to_json())
+                self._reporter.record_epoch(report.to_json())
         elif newest.skipped:
             self._reporter.log("warning", "No checkpoint can be used: the training starts again.")
         return newest.path
@@ -86,7 +86,7 @@ class Checkpointer:
         started = time.monotonic()
         path = checkpoint.write(self._folder, self._trainer.state())
         self._saved_at, self._saved_step = time.monotonic(), self._trainer.step
-        self._reporter.checkpointed(self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
+        self._reporter.record_checkpoint(self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
         log.info("checkpoint at step %d in %.2f s", self._trainer.step, time.monotonic() - started)
         self._count += 1
         if self._count == checkpoint.KEEP_NEWEST:
@@ -122,7 +122,7 @@ class Checkpointer:
         try:
             write()
         except Exception as error:
-            if not failures.disk_full(error):
+            if not failures.is_disk_full(error):
                 raise
             now = time.monotonic()
             self._disk_full_since = self._disk_full_since or now

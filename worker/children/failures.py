@@ -28,13 +28,13 @@ HINTS = {
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
-def of(failure: errors.Failure) -> dict[str, str]:
+def describe_failure(failure: errors.Failure) -> dict[str, str]:
     """The error of a job that ended with this failure."""
     code = "diverged" if isinstance(failure, errors.TrainingDiverged) else failure.code
-    return error(code, _sentence(failure.detail), hint=failure.hint)
+    return error_document(code, _sentence(failure.detail), hint=failure.hint)
 
 
-def error(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
+def error_document(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
     """The error of a job.
 
     Args:
@@ -46,7 +46,7 @@ def error(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
     return {"code": code, "title": TITLES.get(code, "The job failed"), "detail": detail, "hint": hint}
 
 
-def disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether writing failed because the disk is full; safetensors has the error number only in its message."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE

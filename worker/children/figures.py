@@ -53,7 +53,7 @@ def compute(
         None when a figure failed; the error is in the logs.
     """
     epochs = trainer.epochs
-    reporter.progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
+    reporter.report_progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
     try:
         report = report_data.collect(
             trainer,
@@ -93,7 +93,7 @@ def write(report: ReportData | None, folder: Path, reporter: JobReporter) -> Non
         (folder / NUMBERS).write_text(json.dumps(report.numbers, allow_nan=False), encoding="utf-8")
         plots.draw(report.numbers, report.pictures, folder)
     except Exception as error:
-        if failures.disk_full(error):
+        if failures.is_disk_full(error):
             raise
         log.exception("not all figures drawn")
         reporter.log("warning", "Not all figures could be drawn; everything else is there.")

@@ -75,7 +75,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
     channel.listen()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, dataset_id=str(dataset_id), fence=str(fence)):
-        confine(settings)
+        limit_resources(settings)
         engine = connect(settings)
         attempt = Attempt(settings, engine, dataset_id, fence, channel)
         try:
@@ -90,7 +90,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
             engine.dispose()
 
 
-def confine(settings: Settings) -> None:
+def limit_resources(settings: Settings) -> None:
     """Limit this process: private memory (mapped files do not count), no core dump, and time, after which it raises."""
     resource.setrlimit(resource.RLIMIT_DATA, (settings.ingest_memory_bytes, settings.ingest_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -129,10 +129,10 @@ class Attempt:
         try:
             facts = self._check(upload, fields)
         except Exception as refusal:
-            if not isinstance(refusal, REFUSALS) and not failures.disk_full(refusal):
+            if not isinstance(refusal, REFUSALS) and not failures.is_disk_full(refusal):
                 raise
             log.info("rejected: %s", refusal)
-            error = rejection(refusal, self._settings)
+            error = describe_rejection(refusal, self._settings)
             self._finish(lambda session: ingest_queue.reject(session, *self._claim, error))
         else:
             self._finish(lambda session: self._publish(session, facts))
@@ -171,7 +171,7 @@ class Attempt:
 
     def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
         """Ready and renamed together: the row is locked by the fenced update while the folder takes its place."""
-        done = ingest_queue.ready(session, *self._claim, facts)
+        done = ingest_queue.succeed(session, *self._claim, facts)
         if done and self.folder.exists():
             storage.remove(self._target)  # of an attempt that died between rename and commit
             storage.publish(self.folder, self._target)
@@ -208,7 +208,7 @@ class Attempt:
                 return
 
 
-def rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
+def describe_rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
     """Why the archive was refused, as a problem that names entries."""
     if isinstance(refusal, DatasetFormatError):
         refusal = ArchiveRejected.from_format_error(refusal)

@@ -60,7 +60,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
         files = Storage(settings.data_dir)
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        logs.also_to(folder / "log.jsonl", process="child")
+        logs.add_file(folder / "log.jsonl", process="child")
         log.info("child runs")
         engine = connect(settings)
         reporter = JobReporter(settings, engine, job_id, fence, channel)
@@ -97,15 +97,15 @@ def _attempt(
     except ValidationError as invalid:
         log.warning("the job's spec is not valid here: %s", invalid)
         detail = f"This version of the service cannot run the job's settings: {invalid.errors()[0]['msg']}."
-        error = failures.error("invalid_spec", detail, hint="Submit the job again with POST /jobs.")
+        error = failures.error_document("invalid_spec", detail, hint="Submit the job again with POST /jobs.")
     except errors.Failure as failure:
         log.warning("failed: %s", failure)
-        error = failures.of(failure)
+        error = failures.describe_failure(failure)
     except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed
     except Exception:
         log.exception("unexpected error")
-        error = failures.error("internal_error", "An unexpected error ended the job.")
+        error = failures.error_document("internal_error", "An unexpected error ended the job.")
     else:
         return
     reporter.fail(error)

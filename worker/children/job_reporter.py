@@ -60,11 +60,11 @@ class JobReporter:
 
     # Buffered reports
 
-    def epoch(self, report: Mapping[str, Any]) -> None:
+    def record_epoch(self, report: Mapping[str, Any]) -> None:
         """Record the report of a finished epoch; it has the epoch's number as `epoch`."""
         self._epochs.append(report)
 
-    def progress(self, progress: Mapping[str, Any]) -> None:
+    def report_progress(self, progress: Mapping[str, Any]) -> None:
         """Replace the progress; only the latest is written."""
         self._progress = progress
 
@@ -72,7 +72,7 @@ class JobReporter:
         """Add a line to the job's log, which its user reads."""
         self._writes.append(lambda session: attempt.append_log(session, *self._claim, level, message))
 
-    def checkpointed(self, step: int, path: str) -> None:
+    def record_checkpoint(self, step: int, path: str) -> None:
         """Record a checkpoint that is complete on disk.
 
         Args:

@@ -66,11 +66,11 @@ class Publication:
     def write(self) -> None:
         """Write model archive and artifacts, complete and verified; may be repeated. Raises OSError on a full disk."""
         epochs = self._trainer.epochs
-        self._reporter.progress({"phase": "publishing", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
+        self._reporter.report_progress({"phase": "publishing", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
         self._reporter.check_cancelled()
         shutil.rmtree(self._archive, ignore_errors=True)
         self._model = self._row(model_archive.save(self._archive, self._trainer, metrics=self.metrics))
-        with artifacts.complete(self._ctx.folder) as folder:
+        with artifacts.replace_folder(self._ctx.folder) as folder:
             self._write_artifacts(folder)
 
     def commit(self, session: Session) -> bool:

@@ -123,11 +123,11 @@ def _outcome(error: BaseException) -> dict[str, Any] | None:
     if isinstance(error, problems.DatabaseUnavailable):
         return {"database_unavailable": True}
     if isinstance(error, errors.Failure):
-        return {"failure": failures.of(error)}
+        return {"failure": failures.describe_failure(error)}
     if isinstance(error, OSError | RuntimeError | MemoryError):
         return None
     log.exception("unexpected error")
-    return {"failure": failures.error("internal_error", "An unexpected error ended the job.")}
+    return {"failure": failures.error_document("internal_error", "An unexpected error ended the job.")}
 
 
 def raise_relayed(lines: Sequence[dict[str, Any]], ended: launch.RankEnded) -> None:

@@ -65,7 +65,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     rows = list(table_rows(predictor, labeled.classes, images, predictions, reporter))
 
     # Write the table, and end the job.
-    with artifacts.complete(ctx.folder) as folder:
+    with artifacts.replace_folder(ctx.folder) as folder:
         header = [*HEADER, *(csv_cells.GAUSSIAN_COLUMNS if predictor.localizes else ())]
         artifacts.write_table(folder / "predictions.csv", header, rows)
     labelled = [row for row in rows if row[3] != ""]
@@ -114,7 +114,7 @@ def table_rows(
 
 def report(reporter: JobReporter, phase: str, fraction: float, speed: float | None) -> None:
     """Report progress (`fraction` in [0, 1], `speed` in images a second), and stop on a command."""
-    reporter.progress(
+    reporter.report_progress(
         {
             "phase": phase,
             "epoch": 0,

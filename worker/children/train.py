@@ -111,7 +111,7 @@ def train(
 
             # Checkpoints: after each epoch unless epochs are short, within an epoch only when it is long.
             if isinstance(event, EpochReport):
-                reporter.epoch(event.to_json())
+                reporter.record_epoch(event.to_json())
                 checkpointer.write_if_due(settings.checkpoint_min_s)
             else:
                 meter.add(event)
@@ -120,7 +120,7 @@ def train(
             # About once a second: write the reports, and stop on a command or when the time is up.
             if reporter.is_due():
                 if isinstance(event, Step):
-                    reporter.progress(meter.progress(event))
+                    reporter.report_progress(meter.progress(event))
                 reporter.sync()
                 if max_seconds is not None:
                     _check_time_limit(trainer, checkpointer, max_seconds, time.monotonic() - started)
@@ -172,10 +172,10 @@ def load(folder: Path, spec: TrainingSpec, threads: int, reporter: JobReporter) 
     progress_fields = {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
 
     def progress(done: int, total: int) -> None:
-        reporter.progress({"phase": f"preparing images, {done} of {total}", **progress_fields})
+        reporter.report_progress({"phase": f"preparing images, {done} of {total}", **progress_fields})
         reporter.check_cancelled()
 
-    reporter.progress({"phase": "loading", **progress_fields})
+    reporter.report_progress({"phase": "loading", **progress_fields})
     try:
         return dataset.load(folder, image_size=spec.image_size, resize=spec.resize, threads=threads, progress=progress)
     except FileNotFoundError as error:

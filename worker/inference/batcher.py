@@ -21,7 +21,7 @@ from ml.errors import Failure, OutOfMemory
 from ml.serving.predictor import Prediction, Predictor
 from worker.inference import results
 from worker.inference.model_cache import ModelCache
-from worker.inference.results import Decoded
+from worker.inference.results import DecodedImage
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Batcher:
         started = time.monotonic()
         predictor = self._models.get(model)
         encoded = [image for request in requests for image in request.images]
-        decode = results.decoder(predictor)
+        decode = results.build_decoder(predictor)
         # For thumbnails, handing each to a thread would cost more than decoding it.
         in_pool = len(encoded) > 1 and sum(map(len, encoded)) > THUMBNAIL_BYTES * len(encoded)
         decoded = list(self._pool.map(decode, encoded) if in_pool else map(decode, encoded))
@@ -229,7 +229,7 @@ class Batcher:
         self,
         request: Request,
         predictor: Predictor,
-        decoded: list[Decoded],
+        decoded: list[DecodedImage],
         predictions: list[Prediction | None],
         timing: dict[str, float],
     ) -> None:

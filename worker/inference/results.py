@@ -27,7 +27,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """An image resized for the network, with the geometry of the original; or the error when it cannot be read."""
 
     square: ImageArray | None
@@ -46,16 +46,16 @@ class Result:
 Results = list[Result]
 
 
-def decoder(predictor: Predictor) -> Callable[[bytes], Decoded]:
+def build_decoder(predictor: Predictor) -> Callable[[bytes], DecodedImage]:
     """A function from encoded bytes to this model's square; the decoded original is dropped at once, to save memory."""
 
-    def decode(data: bytes) -> Decoded:
+    def decode(data: bytes) -> DecodedImage:
         try:
             image = decoding.decode(data)
         except (UndecodableImage, MemoryError) as failure:
-            return Decoded(None, None, image_error(failure))
+            return DecodedImage(None, None, image_error(failure))
         geometry = predictor.geometry(image.shape[1], image.shape[0])
-        return Decoded(decoding.resize(image, geometry), geometry, None)
+        return DecodedImage(decoding.resize(image, geometry), geometry, None)
 
     return decode
 
@@ -72,7 +72,7 @@ def wants_map(options: Mapping[str, Any]) -> bool:
 def build_results(
     predictor: Predictor,
     encoded: Sequence[bytes],
-    decoded: Sequence[Decoded],
+    decoded: Sequence[DecodedImage],
     predictions: Sequence[Prediction | None],
     options: Mapping[str, Any],
 ) -> tuple[Results, list[bytes]]:
@@ -95,7 +95,7 @@ def build_results(
             results.append(Result({"error": image.error}))
             continue
         gaussian = prediction.on(image.geometry)
-        rendered = _rendered(data, image.geometry, prediction, gaussian, options)
+        rendered = _render(data, image.geometry, prediction, gaussian, options)
         body = _body(predictor.classes, data, image.geometry, prediction, gaussian, options)
         results.append(Result(body, None if rendered is None else len(parts)))
         parts += [] if rendered is None else [rendered]
@@ -157,7 +157,7 @@ def _threshold(options: Mapping[str, Any]) -> float:
     return float(options.get("mask_threshold") or 0.5)
 
 
-def _rendered(
+def _render(
     data: bytes, geometry: Geometry, prediction: Prediction, gaussian: Gaussian | None, options: Mapping[str, Any]
 ) -> bytes | None:
     """The requested image, of the map when the request names no Gaussian; without a Gaussian no mask is drawn."""
