@@ -40,7 +40,11 @@ class UnknownChoice(ValueError):
 
 
 class Catalog:
-    """Methods, networks and noises by name, the default network of each kind of device, and the training spec."""
+    """Methods, networks and noises by name, the default network of each kind of device, and the training spec.
+
+    Args:
+        document: The parsed `catalog.json`.
+    """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.methods: dict[str, dict[str, Any]] = {m["name"]: m for m in document["methods"]}
@@ -104,11 +108,14 @@ class Catalog:
         raise UnknownChoice(f"There is no such {kind}.{hint} Known: {', '.join(listed)}{more}.")
 
     def relative_cost(self, method: str, params: dict[str, Any]) -> float:
-        """Cost of an epoch relative to cross-entropy with one network."""
+        """Cost of an epoch relative to cross-entropy with one network; `params` name the base method, if any."""
         return math.prod(self._costs(method, params))
 
     def networks_held(self, method: str, params: dict[str, Any]) -> int:
-        """About how many networks are trained at once: a method or base method that costs more than 1 mostly has 2."""
+        """About how many networks are trained at once.
+
+        A method counts as two when its relative cost rounds to 2 or more; with a base method, both are multiplied.
+        """
         return math.prod(min(2, max(1, round(cost))) for cost in self._costs(method, params))
 
     def _costs(self, method: str, params: dict[str, Any]) -> list[float]:
@@ -124,13 +131,19 @@ def prefix_locations(error: ValidationError, *prefix: str) -> ValidationError:
 
 
 def to_line_error(line: dict[str, Any]) -> Any:
-    """A pydantic error as `ValidationError.from_exception_data` takes it, its message kept as it is."""
+    """One of `ValidationError.errors()` as `ValidationError.from_exception_data` takes it, with the same message."""
     message = str(line["msg"]).replace("{", "(").replace("}", ")")
     return {"type": PydanticCustomError(line["type"], message), "loc": line["loc"], "input": None}
 
 
 def build_model(name: str, schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> type[BaseModel]:
-    """A strict pydantic model of a JSON Schema object; `definitions` are the `$defs` that its references name."""
+    """A strict pydantic model of a JSON Schema object.
+
+    Args:
+        name: Name of the class.
+        schema: The JSON Schema; its `properties` become fields.
+        definitions: The `$defs` of an enclosing schema, which references may name besides its own.
+    """
     inner = {**(definitions or {}), **schema.get("$defs", {})}
     fields = {
         n: field_definition(s, inner, n in schema.get("required", ())) for n, s in schema.get("properties", {}).items()
@@ -140,7 +153,13 @@ def build_model(name: str, schema: dict[str, Any], definitions: dict[str, Any] |
 
 
 def field_definition(schema: dict[str, Any], definitions: dict[str, Any], required: bool = False) -> tuple[Any, Any]:
-    """Type and default of one field, as `pydantic.create_model` takes them."""
+    """Type and default of one field, as `pydantic.create_model` takes them.
+
+    Args:
+        schema: JSON Schema of the field.
+        definitions: The `$defs` that it may refer to.
+        required: Whether it has no default unless the schema names one.
+    """
     default = ... if required and "default" not in schema else schema.get("default")
     if isinstance(default, (dict, list)):
         fresh = functools.partial(copy.deepcopy, default)
@@ -149,7 +168,7 @@ def field_definition(schema: dict[str, Any], definitions: dict[str, Any], requir
 
 
 def build_type(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
-    """The Python type of one JSON Schema; it understands the schemas that pydantic generates for params."""
+    """The Python type of a JSON Schema, as far as pydantic generates such for params; `definitions` are its `$defs`."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return build_type({"title": name, **definitions[name]}, definitions)
@@ -174,6 +193,7 @@ def build_type(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
 
 
 def camel(name: str) -> str:
+    """`co-teaching` and `co_teaching` as `CoTeaching`."""
     return "".join(part.capitalize() for part in name.replace("-", "_").split("_"))
 
 

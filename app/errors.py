@@ -1,4 +1,4 @@
-"""Every problem that the API answers with, on one page. Plain exceptions: no framework, no database.
+"""Every problem that the API responds with, on one page. Plain exceptions: no framework, no database.
 
     Problem
     ├── 400 Malformed · HostNotAllowed
@@ -32,7 +32,13 @@ from ml.formats.errors import DatasetFormatError, printable
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with a request, by JSON Pointer (or file, or row)."""
+    """One thing that is wrong with a request.
+
+    Attributes:
+        pointer: JSON Pointer of the field, or the name of a file, or a row of a table.
+        code: What kind of fault it is, in snake_case.
+        detail: A sentence for the client.
+    """
 
     pointer: str
     code: str
@@ -40,7 +46,7 @@ class Fault(NamedTuple):
 
 
 class Problem(Exception):
-    """An error answer in the terms of RFC 9457.
+    """An error response in the terms of RFC 9457.
 
     Args:
         detail: What is wrong with this request, a sentence for the client.
@@ -48,7 +54,7 @@ class Problem(Exception):
         status: An HTTP status other than that of the class.
         errors: What is wrong with single fields, files or rows.
         retry_after_s: Seconds of the Retry-After header.
-        headers: Further headers of the answer.
+        headers: Further headers of the response.
     """
 
     status: ClassVar[int] = 500
@@ -80,6 +86,7 @@ class Problem(Exception):
 
 
 def type_of(code: str) -> str:
+    """The `type` of the problem document for a code in snake_case."""
     return "/problems/" + code.replace("_", "-")
 
 

@@ -1,7 +1,7 @@
 """`python -m app.healthcheck [api | inference | heartbeat]`: exit status 0 when the process of this container works.
 
-    api        /livez responds
-    inference  an empty frame is answered on the socket of the inference process
+    api        GET /livez returns 200
+    inference  the inference process replies to a request without an image
     heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time
 
 It runs every few seconds, so each check imports no more than it needs.
@@ -21,26 +21,27 @@ EVERYWHERE = {"0.0.0.0", "", "::"}  # noqa: S104 - what is bound, not what we bi
 
 
 def api() -> bool:
+    """Whether the API process responds."""
     host, port = os.environ.get("DENLL_HOST", "127.0.0.1"), os.environ.get("DENLL_PORT", "8000")
-    with urllib.request.urlopen(f"http://{_reachable(host)}:{port}/livez", timeout=TIMEOUT_S) as answer:
-        return bool(answer.status == 200)
+    with urllib.request.urlopen(f"http://{_reachable(host)}:{port}/livez", timeout=TIMEOUT_S) as response:
+        return bool(response.status == 200)
 
 
 def inference() -> bool:
-    """The inference process responds to an empty request by refusing it."""
+    """Whether the inference process replies: a request without an image is refused, which is reply enough."""
     from app.predictions import frames
 
     address = frames.parse_address(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
-    with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as line:
-        line.settimeout(TIMEOUT_S)
-        line.connect(address.path or (_reachable(address.host or ""), address.port))
-        line.sendall(b"".join(frames.encode({"id": "healthcheck"})))
-        with line.makefile("rb") as replies:
+    with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(address.path or (_reachable(address.host or ""), address.port))
+        connection.sendall(b"".join(frames.encode({"id": "healthcheck"})))
+        with connection.makefile("rb") as replies:
             return bool(json.loads(replies.readline(frames.HEADER_BYTES))["id"] == "healthcheck")
 
 
 def heartbeat() -> bool:
-    """A process of this host has written its heartbeat row in time."""
+    """Whether a process of this host has written its heartbeat row in time."""
     from app import worker_registry
     from app.db.session import connect, transaction
     from app.settings import current
@@ -57,14 +58,19 @@ CHECKS: dict[str, Callable[[], bool]] = {"api": api, "inference": inference, "he
 
 
 def main(arguments: list[str]) -> int:
-    """0: it works; 1: it does not, with the reason on standard error."""
+    """Run the check that the first argument names, by default `api`.
+
+    Returns:
+        Exit status: 0 when the process works, 1 when it does not, with the reason on standard error; 2 for unknown
+        arguments.
+    """
     check = CHECKS.get((arguments or ["api"])[0])
     if check is None or len(arguments) > 1:
         print(__doc__, file=sys.stderr)  # noqa: T201
         return 2
     try:
         return 0 if check() else 1
-    except Exception as error:  # noqa: BLE001 - whatever keeps it from answering is the answer
+    except Exception as error:  # noqa: BLE001 - any error means that the process does not work
         print(f"{type(error).__name__}: {error}"[:500], file=sys.stderr)  # noqa: T201
         return 1
 

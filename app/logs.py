@@ -30,6 +30,8 @@ def bound(**ids: str | None) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
+    """Formats a record as one JSON object; `process` is the kind of process, such as `api` or `child`."""
+
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process  # not a context variable: threads begin without any

@@ -84,12 +84,12 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         description=ABOUT,
         lifespan=lifespan,
         openapi_url=None,
-        redirect_slashes=False,  # what is not 2xx is a problem document, and a redirect is none
+        redirect_slashes=False,  # every response but 2xx and 304 is a problem document, and a redirect is none
         telemetry={
             "tracing": False,
             "metrics": False,
             "logs": False,
-        },  # it is not collected, but every request would check it
+        },  # nobody collects it, but every request would check it
     )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()

@@ -25,7 +25,7 @@ TASKS = {"jobs": "worker.run_next_job", "datasets": "worker.run_next_dataset"}
 
 
 def transport_options(settings: Settings) -> dict[str, object]:
-    """Options of kombu's Redis transport under which a broker that hangs is given up within seconds."""
+    """Options of kombu's Redis transport under which an operation on a broker that hangs fails within seconds."""
     return {
         "socket_timeout": settings.connect_timeout_s,
         "socket_connect_timeout": settings.connect_timeout_s,
@@ -37,7 +37,7 @@ def transport_options(settings: Settings) -> dict[str, object]:
 
 @functools.cache
 def unavailable_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that mean: Redis does not answer."""
+    """The exceptions that mean that Redis is unavailable."""
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
@@ -90,7 +90,7 @@ class Notifier:
             return None
 
     def is_reachable(self) -> bool:
-        """Whether Redis answers within a second."""
+        """Whether a connection to Redis is established within a second."""
         try:
             with self._connection():
                 return True

@@ -1,4 +1,4 @@
-"""What the database still needs: which rows have expired, and which files rows refer to. Deletes no file itself."""
+"""Deletes rows that have expired, and lists the files that rows refer to. No file is deleted here."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def referenced_files(session: Session) -> ReferencedFiles:
 
 
 def delete_expired(session: Session, *, idempotency_keys_s: float, heartbeats_s: float) -> None:
-    """Delete idempotency keys and heartbeat rows older than so many seconds."""
+    """Delete idempotency keys older than `idempotency_keys_s` seconds and heartbeat rows older than `heartbeats_s`."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now(-idempotency_keys_s)))
     session.execute(delete(Worker).where(Worker.heartbeat_at < now(-heartbeats_s)))

@@ -19,8 +19,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 MOST_DEVICES = 8  # of one host, for one job
 PREFIX = "DENLL_"
-# Names that settings had before, with their names of today: one found in the environment is refused, because it would
-# be ignored.
+# Former names of settings and their names now. A former name in the environment is refused: it would be ignored.
 RENAMED = {
     "RING_AGAIN_S": "RENOTIFY_S",
     "DEAF_S": "STALLED_CONSUMER_S",
@@ -38,7 +37,7 @@ class Settings(BaseSettings):
     # Errors are logged, and the input of an error about several fields contains keys and passwords (SEC9).
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    # Where
+    # Addresses and the data folder
     data_dir: Path = Field(
         default=Path("data"), description="Everything that outlives a process lies below this folder"
     )
@@ -52,7 +51,7 @@ class Settings(BaseSettings):
         default="", description="Host names answered besides loopback and `host`, comma-separated"
     )
 
-    # Who
+    # Access and logging
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe messages that are logged"
@@ -101,7 +100,7 @@ class Settings(BaseSettings):
         default=False, description="Repeat recorded training steps on a GPU; try `make test-gpu` on it before"
     )
 
-    # Load
+    # Limits of load
     max_queued: int = Field(default=1000, description="Jobs in the queue; more are refused with 429")
     max_uploads: int = Field(default=4, description="Uploads at the same time; more are refused with 429")
     min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
@@ -205,6 +204,7 @@ class Settings(BaseSettings):
 
 
 def names_in(devices: str) -> tuple[str, ...]:
+    """The device names in a comma-separated list."""
     return tuple(name.strip() for name in devices.split(","))
 
 

@@ -17,15 +17,17 @@ from app.errors import InsufficientStorage
 
 CHUNK_BYTES = 1024 * 1024
 ENOSPC_RETRY_S = 60
+ARTIFACTS, LOG_FILE = "artifacts", "log.jsonl"  # in the folder of an attempt
 
 
 class Storage:
-    """The folder tree below `DENLL_DATA_DIR`."""
+    """The folder tree below `DENLL_DATA_DIR`, which is `root`. Its methods name paths; a path need not exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
     def create(self) -> None:
+        """Create the top-level folders that do not exist."""
         for name in ("datasets", "jobs", "models", "uploads", "weights"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
 
@@ -36,17 +38,19 @@ class Storage:
         return self.root / "jobs" / str(job_id)
 
     def attempt(self, job_id: uuid.UUID, fence: int) -> Path:
+        """The folder of the attempt that works under this fence."""
         return self.job(job_id) / f"attempt-{fence}"
 
     def attempts(self, job_id: uuid.UUID) -> list[Path]:
         """Folders of every attempt at a job, newest first."""
         folders = [p for p in self.job(job_id).glob("attempt-*") if p.name.removeprefix("attempt-").isdigit()]
-        return sorted(folders, key=lambda p: int(p.name.removeprefix("attempt-")), reverse=True)
+        return sorted(folders, key=fence_of, reverse=True)
 
     def model(self, model_id: uuid.UUID) -> Path:
         return self.root / "models" / str(model_id)
 
     def weights(self) -> Path:
+        """The folder of pretrained weights."""
         return self.root / "weights"
 
     def upload(self, upload_id: uuid.UUID) -> Path:
@@ -65,6 +69,11 @@ class Storage:
             )
 
 
+def fence_of(attempt: Path) -> int:
+    """The fence of an attempt, from the name of its folder."""
+    return int(attempt.name.removeprefix("attempt-"))
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder, so that new and renamed entries survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -81,7 +90,7 @@ def sync_file(path: Path) -> None:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Rename a complete, synced file or folder to where readers look, and make the rename durable."""
+    """Rename a complete, synced file or folder to the path where readers expect it, and sync the rename."""
     temporary.rename(target)
     sync_folder(target.parent)
 

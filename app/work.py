@@ -1,9 +1,11 @@
 """Leases and fences for the rows that workers work on: jobs and uploaded data sets.
 
 A worker claims a queued row for a limited time (the lease) and renews the lease while it works. Every claim raises the
-row's fence, a number that each later write must name: a worker that lost its lease writes nothing any more. Times are
-the database's, so the clocks of hosts may differ. Every function is safe to call from several processes at once. The
-caller commits.
+row's fence, a number that each later write must name: the writes of a worker that lost its lease have no effect. Times
+are the database's, so the clocks of hosts may differ. Every function is safe to call from several processes at once.
+The caller commits.
+
+`table` is `Job` or `Dataset`, `row_id` the id of a row in it, and `fence` the number of the claim on that row.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ POISON: dict[WorkTable, dict[str, str]] = {
         "code": "poison",
         "title": "The archive keeps ending its worker",
         "detail": "Several attempts in a row at checking its images ended before they were done.",
-        "hint": "Upload the archive in parts to find the picture that does it.",
+        "hint": "Upload the archive in parts to find the image that does it.",
     },
 }
 

@@ -14,7 +14,7 @@ from app.db.clock import now
 from app.db.tables import Worker
 from app.notifier import QueueName
 
-HEARTBEAT_TIMEOUT_S = 30.0  # of a process that still works: six heartbeats, three if they are set to be rarest
+HEARTBEAT_TIMEOUT_S = 30.0  # a process counts as ended after this; DENLL_WORKER_HEARTBEAT_S is 5 s, at most 10 s
 Kind = Literal["supervisor", "inference", "dispatcher"]
 Role = Literal["supervisor", "ingestion", "inference", "dispatcher"]  # as clients see it
 ROLES: tuple[Role, ...] = ("supervisor", "ingestion", "inference", "dispatcher")
@@ -36,6 +36,7 @@ def record_heartbeat(
     """Write the heartbeat of the process `name`: its row is inserted or brought up to date.
 
     Args:
+        kind: What kind of process it is.
         device: The first device that the process computes on, None where it computes nothing.
         devices: How many devices it offers to one job.
         draining: Whether it is about to end and takes no more work.

@@ -18,7 +18,7 @@ COLUMN_FIELDS = ("path_column", "label_column", "clean_column")
 
 
 def archive_limits(settings: Settings) -> Limits:
-    """What an uploaded archive may hold."""
+    """The limits of uploaded archives in the settings."""
     return Limits(
         entries=settings.archive_entries,
         entry_bytes=settings.archive_entry_bytes,
@@ -32,8 +32,8 @@ def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> 
 
     Args:
         path: The archive.
-        fields: Of the upload: `path_column`, `label_column` and `clean_column`, as far as they were sent.
-        settings: For the limits.
+        fields: Form fields of the upload; `path_column`, `label_column` and `clean_column` are used if they were sent.
+        settings: The limits of archives.
 
     Raises:
         ArchiveRejected: The archive is unsafe, damaged, too large, or its labels cannot be understood.

@@ -1,6 +1,6 @@
 """Images of a ready data set as the API serves them: original bytes and thumbnails. Nothing is decoded here.
 
-What the index of a data set holds is read by `ml.formats.dataset_index`.
+`ml.formats.dataset_index` reads the index of a data set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def find_image(folder: Path, reference: int | str) -> ImageRecord:
     """One image of a data set.
 
     Args:
-        folder: The data set.
+        folder: The folder of the data set.
         reference: The number of the image, or its path in the archive.
 
     Raises:

@@ -1,7 +1,7 @@
 """The queue of data sets that wait to be checked, and what an attempt at checking one may write.
 
 Each write names the attempt by its fence and has no effect once another attempt holds the claim; the functions then
-return False or None, as in `app.jobs.attempt`. How an archive is read is not known here.
+return False or None, as in `app.jobs.attempt`. `app.datasets.archive_check` reads the archive.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from app.work import Claim, HolderCommand
 
 
 def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Claim | None:
-    """Take the next data set that waits to be checked. The caller commits at once.
+    """Claim the next data set that waits to be checked; None when there is none. The caller commits at once.
 
     Args:
-        session: Of the database.
-        owner: Who takes it.
+        owner: Name of the supervisor in the worker registry.
         lease_s: Seconds until the claim expires unless it is renewed.
         devices: Not used: checking needs no device.
     """
@@ -31,12 +30,12 @@ def claim(session: Session, owner: str, lease_s: float, devices: int = 0) -> Cla
 
 
 def count_claimable(session: Session, owner: str, devices: int = 0) -> int:
-    """How many data sets wait to be checked."""
+    """How many data sets wait to be checked; the arguments are those of `claim` and not used."""
     return work.count_queued(session, Dataset)
 
 
 def renew_lease(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
-    """Renew the lease by `lease_s` seconds; returns what the holder has to do, None where the claim is lost."""
+    """Extend the lease to `lease_s` seconds from now; returns what `work.read_command` does."""
     work.renew_lease(session, Dataset, dataset_id, fence, lease_s)
     return work.read_command(session, Dataset, dataset_id, fence)
 
@@ -48,12 +47,12 @@ def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
 
 
 def report_progress(session: Session, dataset_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:
-    """Replace what `GET /datasets/{id}` shows as progress."""
+    """Replace the `progress` of the data set: phase, images, of, fraction."""
     return work.update_claimed(session, Dataset, dataset_id, fence, {"progress": dict(progress)})
 
 
 def succeed(session: Session, dataset_id: uuid.UUID, fence: int, facts: Mapping[str, Any]) -> bool:
-    """Make the data set usable; every byte of it must be on disk. `facts` are what ingest learned."""
+    """Make the data set usable; every byte of it must be on disk. `facts` are what ingest measured."""
     return work.finish(session, Dataset, dataset_id, fence, State.succeeded, facts=dict(facts), error=None)
 
 
@@ -65,22 +64,16 @@ def reject(session: Session, dataset_id: uuid.UUID, fence: int, error: Mapping[s
 def requeue(
     session: Session, dataset_id: uuid.UUID, fence: int, *, counts: bool, limit: int, reason: str
 ) -> State | None:
-    """End the attempt, not the work: the data set is queued again, unless it was tried too often.
+    """End the attempt without a result; returns what `work.requeue` does.
 
     Args:
-        session: Of the database.
-        dataset_id: The data set.
-        fence: Of the attempt.
-        counts: Whether the attempt counts toward `limit`.
-        limit: The most attempts.
+        counts: As in `work.requeue`.
+        limit: As in `work.requeue`.
         reason: Not stored for data sets.
-
-    Returns:
-        The new state; None when the claim was lost.
     """
     return work.requeue(session, Dataset, dataset_id, fence, counts=counts, limit=limit)
 
 
 def reap(session: Session, limit: int) -> int:
-    """Requeue every data set whose worker stopped renewing its lease; how many. `limit` is the most attempts."""
+    """Requeue every data set whose lease has expired; how many. `limit` as in `work.requeue`."""
     return len(work.reap(session, Dataset, limit))

@@ -1,7 +1,7 @@
-"""The label ranking that an attempt left as CSV: read, worst first, in cleanlab's words.
+"""The label ranking of a training, read from the CSV file among its artifacts; named in cleanlab's terms.
 
-How a score comes about, `ml` knows; which job's ranking is meant, the caller does. A ranking never changes, so the last
-ones asked for are kept: page after page of 150,000 rows costs one reading.
+`ml.evaluation.ranking` computes the scores. A ranking never changes, so the last ones that were read are cached: all
+pages of 150,000 rows cost reading the file once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sqlalchemy.orm import Session
 from app import csv_cells
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound
-from app.storage import Storage
+from app.storage import ARTIFACTS, Storage
 
 FILE_NAME = "label-issues.csv"
-CACHED_RANKINGS = 2  # rankings in memory; one of 150,000 images takes about 60 MB
+CACHED_RANKINGS = 2  # one of 150,000 images takes about 60 MB
 
 
 class RankedImage(NamedTuple):
-    """A row in the order of the file's columns; one without localization has no Gaussian."""
+    """A row of the file, in the order of its columns; without localization it has no Gaussian."""
 
     number: int
     path: str
@@ -44,14 +44,20 @@ class RankedImage(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Every ranked image, worst label first."""
+    """Every ranked image, the lowest label score first.
+
+    Attributes:
+        columns: Names of the columns of the file.
+        rows: The images; those without a score come last.
+        issues: How many labels are flagged as issues.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[RankedImage, ...]
     issues: int
 
     def where(self, is_label_issue: bool | None) -> tuple[RankedImage, ...]:
-        """All rows, or those whose label is an issue, or is none."""
+        """The rows whose `is_label_issue` has this value; all rows for None."""
         if is_label_issue is None:
             return self.rows
         return tuple(row for row in self.rows if row.is_label_issue == is_label_issue)
@@ -65,7 +71,7 @@ class Gaussian(BaseModel):
 
 
 class LocalizationMask(BaseModel):
-    """Where the localization module points, in pixels of the original picture."""
+    """Where the localization module points, in pixels of the original image."""
 
     space: str
     gaussian: Gaussian
@@ -83,16 +89,16 @@ class LabelIssue(BaseModel):
 
 
 def find_ranking(storage: Storage, job_id: uuid.UUID) -> Path:
-    """The ranking of the newest attempt that has one; ArtifactNotFound."""
+    """The file of the newest attempt at a job that has a ranking; ArtifactNotFound."""
     for attempt in storage.attempts(job_id):
-        path = attempt / "artifacts" / FILE_NAME
+        path = attempt / ARTIFACTS / FILE_NAME
         if path.is_file():
             return path
     raise ArtifactNotFound("This job has no label ranking; a finished training has one.")
 
 
 def newest_ranking(session: Session, storage: Storage, dataset_id: uuid.UUID) -> Path:
-    """The ranking of the newest training on a data set; ArtifactNotFound."""
+    """The file of the newest of the last 20 finished trainings on a data set; ArtifactNotFound when none has one."""
     finished = (Job.dataset_id == dataset_id, Job.type == "train", Job.state == State.succeeded)
     for job_id in session.scalars(select(Job.id).where(*finished).order_by(Job.created_at.desc()).limit(20)):
         try:
@@ -103,6 +109,7 @@ def newest_ranking(session: Session, storage: Storage, dataset_id: uuid.UUID) ->
 
 
 def read(path: Path) -> Ranking:
+    """The ranking in a file."""
     status = path.stat()
     return _read(path, status.st_size, status.st_mtime_ns)
 
@@ -131,6 +138,7 @@ def _parse_row(row: dict[str, str]) -> RankedImage:
 
 
 def label_issue_out(row: RankedImage) -> LabelIssue:
+    """The representation of a ranked image."""
     mask = None
     if row.cx is not None and row.cy is not None and row.sigma_x is not None and row.sigma_y is not None:
         gaussian = Gaussian(cx=row.cx, cy=row.cy, sigma_x=row.sigma_x, sigma_y=row.sigma_y)

@@ -1,4 +1,4 @@
-"""/datasets: upload, list, look inside, delete."""
+"""/datasets: upload, list, view, delete."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ def get(session: ReadSession, files: Files, dataset_id: uuid.UUID) -> DatasetOut
 
 
 def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
+    """What the files of a data set hold; None unless it is ready."""
     folder = files.dataset(row.id)
     ready = row.state == State.succeeded and folder.is_dir()  # a deletion may be removing it at this moment
     return schemas.read_contents(folder) if ready else None
@@ -234,7 +235,14 @@ def thumbnail(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: 
 
 
 def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Response:
-    """Image bytes that a browser never renders as a page of this service (SEC6); images of a data set never change."""
+    """A response with an image, which a browser never renders as a page of this service (SEC6).
+
+    Args:
+        data: The encoded image; images of a data set never change.
+        media_type: Its media type.
+        filename: The name under which a browser saves it.
+        tag: Differs between images, for the ETag; hexadecimal digits of a hash, after a letter for a thumbnail.
+    """
     headers = {
         "ETag": f'"{tag[:33]}"',
         "Cache-Control": "private, max-age=86400, immutable",

@@ -1,4 +1,4 @@
-"""Data sets on the wire. Names of files and columns are display text; no path of a client is ever opened."""
+"""Representations of data sets. Names of files and columns are display text; no path of a client is ever opened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReportLine(BaseModel):
 
 
 class ReportSummary(BaseModel):
-    """How much the report has to say; /datasets/{id}/report says it."""
+    """Counts of the report and its first warnings; the whole report is at /datasets/{id}/report."""
 
     excluded: int = Field(description="Images left out")
     ignored: int = Field(description="Files that are no images")
@@ -52,7 +52,7 @@ class DatasetOut(BaseModel):
     counts: dict[Split, dict[str, int]] | None = Field(description="Images by split and class")
     images: int | None
     image_size: int | None = Field(description="Suggested side for training")
-    facts: dict[str, Any] | None = Field(description="What else ingest found out")
+    facts: dict[str, Any] | None = Field(description="What else ingest measured")
     report: ReportSummary | None
     progress: dict[str, Any] | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and errors naming entries")
@@ -62,6 +62,8 @@ class DatasetOut(BaseModel):
 
 
 class DatasetContents(BaseModel):
+    """What the files of a ready data set hold."""
+
     classes: list[str]
     counts: dict[Split, dict[str, int]]
     report: ReportSummary
@@ -69,7 +71,7 @@ class DatasetContents(BaseModel):
 
 @functools.lru_cache(maxsize=512)
 def read_contents(folder: Path) -> DatasetContents:
-    """What the files of a ready data set tell; they never change, and no id is used twice."""
+    """What the files of a ready data set hold. Cached: they never change, and no id is used twice."""
     counts = dataset_index.count_classes(folder)
     by_code = dataset_index.summarize_report(folder)
     warnings = dataset_index.read_report(folder, level="warning", limit=WARNINGS_SHOWN)
@@ -87,11 +89,12 @@ def read_contents(folder: Path) -> DatasetContents:
 
 
 def report_line(line: records.ReportLine) -> ReportLine:
-    """A line of the report on the wire."""
+    """The representation of a line of the report."""
     return ReportLine(path=line.path, code=line.code, detail=line.detail, level=line.level)
 
 
 def dataset_out(row: Dataset, contents: DatasetContents | None) -> DatasetOut:
+    """The representation of a data set; `contents` are those of its files, None unless it is ready."""
     facts = row.facts or {}
     ready = row.state == State.succeeded
     return DatasetOut(
@@ -132,7 +135,7 @@ class ImageOut(BaseModel):
 
 
 def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
-    """An image on the wire; `classes` are names by class id."""
+    """The representation of an image; `classes` are names by class id."""
     return ImageOut(
         index=image.number,
         path=image.path,

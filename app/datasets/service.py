@@ -27,11 +27,10 @@ def create(
     """Insert a data set that waits to be checked; its archive lies in the uploads folder under the same id.
 
     Args:
-        session: Of the database.
         dataset_id: The id of the new row.
-        name: For people.
-        upload: How to read the archive, and its size and hash.
-        request_id: Of the request that uploaded it.
+        name: Shown in lists.
+        upload: The fields that say how to read the archive, `size_bytes` and `sha256`.
+        request_id: Id of the HTTP request that uploaded it.
     """
     row = Dataset(id=dataset_id, name=name, upload=upload, request_id=request_id)
     session.add(row)
@@ -41,7 +40,7 @@ def create(
 
 
 def get(session: Session, dataset_id: uuid.UUID) -> Dataset:
-    """The row of a data set; DatasetNotFound where there is none."""
+    """The data set with this id; DatasetNotFound."""
     row = session.get(Dataset, dataset_id)
     if row is None:
         raise DatasetNotFound("There is no data set with this id.")
@@ -52,12 +51,11 @@ def get_ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) ->
     """The row of a data set that can be used.
 
     Args:
-        session: Of the database.
-        dataset_id: The data set.
-        keep: Whether nobody may delete it before this transaction ends.
+        keep: Lock the row, so that nobody deletes it before this transaction ends.
 
     Raises:
-        DatasetNotFound, NotReady.
+        DatasetNotFound: There is no such data set.
+        NotReady: It is not checked yet, or was rejected.
     """
     statement = select(Dataset).where(Dataset.id == dataset_id)
     row = session.scalar(statement.with_for_update(read=True) if keep else statement)
@@ -74,7 +72,8 @@ def delete(session: Session, dataset_id: uuid.UUID) -> None:
     """Delete the row of a data set; its jobs and models stay. The caller removes the files.
 
     Raises:
-        DatasetNotFound, or InUse while it is being read or a job needs it.
+        DatasetNotFound: There is no such data set.
+        InUse: It is being checked, or a queued or running job needs it.
     """
     row = session.scalar(select(Dataset).where(Dataset.id == dataset_id).with_for_update())
     if row is None:

@@ -25,7 +25,7 @@ RETRY_S = 10
 
 
 class UploadLimiter:
-    """How many uploads this process receives at once; entering it raises QueueFull beyond `max_uploads`."""
+    """Limits the uploads that this process receives at once: to enter it raises QueueFull beyond `max_uploads`."""
 
     def __init__(self, max_uploads: int) -> None:
         self._max_uploads, self._running = max_uploads, 0
@@ -48,10 +48,10 @@ async def accept_upload(
     Args:
         request: Its body is the archive, or a form with it.
         key: The idempotency key of the request, if it has one.
-        query: Form fields sent as query parameters.
+        query: Form fields that were sent as query parameters; None for those that were not.
 
     Returns:
-        The answer, and whether it is new: False for the replay of an earlier response.
+        The response, and whether it is new: False for the replay of an earlier one.
 
     Raises:
         ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
@@ -61,11 +61,11 @@ async def accept_upload(
         await run_in_threadpool(request.app.state.storage.require, request.app.state.settings.min_free_bytes)
         if key is None:
             return await _create_dataset(request, None, query), True
-        before = await run_in_threadpool(_reserve, request.app.state.engine, key)
-        if before is not None:
-            received = await _receive(request, None, query)
-            key.compare(before[1], _hash(received))
-            return before[0], False
+        stored = await run_in_threadpool(_reserve, request.app.state.engine, key)
+        if stored is not None:
+            response, stored_hash = stored
+            key.compare(stored_hash, _hash(await _receive(request, None, query)))
+            return response, False
         try:
             return await _create_dataset(request, key, query), True
         except BaseException:
@@ -123,7 +123,7 @@ def _insert(
 
 
 def title_of(filename: str | None) -> str:
-    """A client's file name as a title; it never names a file of ours."""
+    """The name of a data set by default: the client's file name without folders and ending. No path is made from it."""
     plain = "".join(c for c in (filename or "").replace("\\", "/").rsplit("/", 1)[-1] if c.isprintable())
     for ending in (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst"):
         plain = plain.removesuffix(ending)

@@ -1,4 +1,4 @@
-"""An archive on its way from the client to a file: streamed, hashed and counted as it arrives, never held in memory.
+"""Receives an archive into a file: it is streamed, hashed and counted as it arrives, never held in memory.
 
 What it contains is checked afterwards, by `archive_check`.
 """
@@ -25,13 +25,13 @@ from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
 RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/zstd")
 FIELDS = ("name", *COLUMN_FIELDS)
 FIELD_BYTES = 1024 * 1024
-CHECK_SPACE_BYTES = 64 * 1024 * 1024  # how often free space is looked at
+CHECK_SPACE_BYTES = 64 * 1024 * 1024  # free space is checked after this many bytes
 MAX_PARTS = 16
 FIELD_TEXT = TypeAdapter(Name)
 
 
 class ReceivedUpload(NamedTuple):
-    """An upload that has arrived: its form fields as far as they were sent, and what is known of the file."""
+    """A complete upload: the form fields that were sent, the client's name of the file, its hash and its size."""
 
     fields: dict[str, str]
     filename: str | None
@@ -63,7 +63,7 @@ class UploadWriter:
         self.size_bytes = 0
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes of the archive."""
+        """Write the next bytes of the archive."""
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= CHUNK_BYTES:
@@ -108,8 +108,8 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
 
     Args:
         request: The upload.
-        writer: Gets the bytes of the archive.
-        query: Form fields sent as query parameters.
+        writer: Writes the bytes of the archive.
+        query: Form fields that were sent as query parameters; None for those that were not.
         limit: The most bytes of the body.
 
     Raises:
@@ -133,7 +133,7 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
 
 
 async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:
-    """Parts `file` and `FIELDS` in any order; the fields are added to `fields`. The file name."""
+    """Read the parts, in any order: `file` into the writer, the others into `fields`. Returns the name of the file."""
     parts = MultipartReader(request.headers["content-type"], most=MAX_PARTS)
     seen: set[str] = set()
     name, filename, value = "", None, bytearray()
@@ -170,6 +170,7 @@ def _expect(name: str, seen: set[str], *, is_file: bool) -> None:
 
 
 def decode_field(name: str, value: bytes) -> str:
+    """The text of a form field; InvalidRequest unless it is UTF-8."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
@@ -177,6 +178,7 @@ def decode_field(name: str, value: bytes) -> str:
 
 
 def check_fields(fields: dict[str, str]) -> dict[str, str]:
+    """The same fields; InvalidRequest for one that is empty, too long, or has control characters."""
     for name, value in fields.items():
         try:
             FIELD_TEXT.validate_python(value)
@@ -186,5 +188,6 @@ def check_fields(fields: dict[str, str]) -> dict[str, str]:
 
 
 def invalid_field(name: str, code: str, detail: str) -> InvalidRequest:
+    """The problem with one form field."""
     fault = Fault(problems.pointer(("body", name)), code, detail)
     return InvalidRequest(f"{fault.pointer}: {detail}", errors=[fault])

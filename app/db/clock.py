@@ -13,7 +13,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A timezone-aware UTC datetime; SQLite, which stores text, gives it back aware too."""
+    """A timezone-aware UTC datetime, also when it is read from SQLite, which stores text without a time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

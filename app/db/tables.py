@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.db.clock import UtcTime, now
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts only INTEGER keys
+BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite increments only INTEGER keys by itself
 
 
 class Base(DeclarativeBase):
@@ -92,6 +92,8 @@ class WorkColumns:
 
 
 class Dataset(WorkColumns, Base):
+    """A data set: an upload that waits to be checked, is being checked, is ready (`succeeded`) or was rejected."""
+
     __tablename__ = "dataset"
     __table_args__ = (
         Index("ix_dataset_queue", "state", "priority", "created_at"),
@@ -108,6 +110,8 @@ class Dataset(WorkColumns, Base):
 
 
 class Job(WorkColumns, Base):
+    """A training, or the scoring of a data set with a model (`type`)."""
+
     __tablename__ = "job"
     __table_args__ = (
         Index("ix_job_queue", "state", "priority", "created_at"),
@@ -165,6 +169,8 @@ class Epoch(Base):
 
 
 class Model(Base):
+    """A published model; its files are in the data folder under the same id."""
+
     __tablename__ = "model"
     __table_args__ = (UniqueConstraint("job_id"), Index("ix_model_newest", "created_at", "id"))
 

@@ -26,7 +26,7 @@ from app.settings import Settings
 Scope = Literal["read", "train", "predict", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "train", "predict", "admin")
 KEY_FRESH_S = 5.0  # how long a revoked key may still work in another API process
-KEYS_REMEMBERED = 1024
+MOST_CACHED = 1024
 
 
 class Principal(NamedTuple):
@@ -70,30 +70,31 @@ class KeyCache:
         hashed = digest(key.strip())
         if hmac.compare_digest(hashed, self._bootstrap):
             return BOOTSTRAP
-        known, at = self._principals.get(hashed, (None, 0.0))
-        if known is None or time.monotonic() - at > KEY_FRESH_S:
-            known = await run_in_threadpool(self._look_up, hashed, known)
-        if known is None:
+        principal, cached_at = self._principals.get(hashed, (None, 0.0))
+        if principal is None or time.monotonic() - cached_at > KEY_FRESH_S:
+            principal = await run_in_threadpool(self._look_up, hashed, principal)
+        if principal is None:
             raise unauthenticated("This key is unknown or revoked.")
-        return known
+        return principal
 
     def clear(self) -> None:
-        """Forget all keys: after one was revoked, the database is asked again."""
+        """Empty the cache: after a key was revoked, keys are looked up in the database again."""
         with self._lock:
             self._principals.clear()
 
-    def _look_up(self, hashed: str, remembered: Principal | None) -> Principal | None:
+    def _look_up(self, hashed: str, cached: Principal | None) -> Principal | None:
+        """The caller with this key; the cached one while the database is unavailable."""
         try:
             with db.transaction(self._engine, read_only=True) as session:
                 valid = (ApiKey.key_sha256 == hashed, ApiKey.revoked_at.is_(None))
                 row = session.execute(select(ApiKey.id, ApiKey.scopes).where(*valid)).one_or_none()
         except DatabaseUnavailable:
-            if remembered is not None:
-                return remembered
+            if cached is not None:
+                return cached
             raise
         principal = Principal(str(row.id), frozenset(row.scopes)) if row else None
         with self._lock:
-            if len(self._principals) >= KEYS_REMEMBERED:
+            if len(self._principals) >= MOST_CACHED:
                 self._principals.clear()
             if principal is not None:
                 self._principals[hashed] = (principal, time.monotonic())
@@ -119,6 +120,7 @@ class RequireScope:
         return None
 
     async def check(self, request: Request) -> None:
+        """Store the caller as `request.state.principal`; raises Unauthenticated, or Forbidden without the scope."""
         if self.scope is None:
             return
         principal = await request.app.state.key_cache.principal(request.headers.get("authorization"))

@@ -23,11 +23,17 @@ ARRIVED_KEY = "denll.body_arrived"  # set by the connection when nothing of the 
 
 
 class CountedBody:
-    """The ASGI `receive` of one request, which enforces a size limit in bytes and a minimum speed."""
+    """The ASGI `receive` of one request, which enforces a size limit in bytes and a minimum speed.
+
+    Args:
+        receive: The server's `receive`.
+        settings: The limits.
+        arrived: Whether the server has the complete body already, so that its speed need not be measured.
+    """
 
     def __init__(self, receive: Receive, settings: Settings, *, arrived: bool) -> None:
         self.limit = settings.json_bytes
-        self._arrived = arrived  # complete already: no clock need run
+        self._arrived = arrived
         self._receive = receive
         self._slow_s, self._slow_bytes = settings.slow_body_s, settings.slow_body_bytes
         self._total = self._window_bytes = 0

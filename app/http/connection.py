@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.errors import type_of
 from app.http import bodies, problems
 from app.settings import Settings
 
@@ -57,7 +58,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(BufferedTransport(transport, self.loop))  # type: ignore[arg-type]  # as good as one
+        super().connection_made(BufferedTransport(transport, self.loop))  # type: ignore[arg-type]  # it delegates the rest
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,7 +98,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, detail: str) -> None:
         phrase = http.HTTPStatus(status).phrase
         document = {
-            "type": "/problems/" + code.replace("_", "-"),
+            "type": type_of(code),
             "title": phrase,
             "status": status,
             "detail": detail,

@@ -26,8 +26,8 @@ def _read_session(request: Request) -> Iterator[Session]:
         yield session
 
 
-# scope="function": the exit half, and with it the commit, runs before the response is sent. With FastAPI's default
-# scope a failing commit would still answer 202.
+# scope="function": the commit, which follows the `yield`, runs before the response is sent. With FastAPI's default
+# scope a request whose commit fails would still get a 202.
 Transaction = Annotated[Session, Depends(_transaction, scope="function")]
 ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
 

@@ -67,7 +67,15 @@ def download(request: Request, path: Path) -> Response:
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int, bool]:
-    """First byte, byte after the last, and whether that is less than everything."""
+    """The part of a file of `size` bytes that a Range header selects.
+
+    Returns:
+        The first byte, the byte after the last, and whether it is a part. Without a header, or with one of another form
+        than a single range of bytes in order, it is the complete file.
+
+    Raises:
+        RangeNotSatisfiable: The range begins behind the end of the file.
+    """
     match = RANGE.fullmatch(header.strip()) if header else None
     if match is None or not any(match.groups()):
         return 0, size, False
@@ -100,6 +108,8 @@ def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
 
     Args:
         name: File name for the client, without the ending.
+        header: Names of the columns.
+        rows: The cells of each row.
     """
 
     def lines() -> Iterator[str]:

@@ -39,6 +39,7 @@ class StoredResponse:
     body: Any
 
     def response(self, *, replayed: bool = False) -> Response:
+        """The response to send; a replayed one has the header `Idempotency-Replayed`."""
         headers = self.headers | ({"Idempotency-Replayed": "true"} if replayed else {})
         return JSONResponse(self.body, self.status, headers)
 
@@ -88,7 +89,7 @@ class IdempotentRequest:
 
     @staticmethod
     def compare(stored_hash: str, request_hash: str) -> None:
-        """IdempotencyMismatch unless both requests are the same."""
+        """IdempotencyMismatch unless both values of `request_hash` are the same."""
         if stored_hash != request_hash:
             raise IdempotencyMismatch("This Idempotency-Key belongs to a request with another content.")
 
@@ -114,7 +115,7 @@ class IdempotentRequest:
 async def _key(
     request: Request,
     idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="Repeat a request safely: the first answer is replayed")
+        str | None, Header(max_length=255, description="Repeat a request safely: the first response is replayed")
     ] = None,
 ) -> IdempotentRequest | None:
     if idempotency_key is None:

@@ -20,7 +20,7 @@ class Metric(NamedTuple):
 
 
 class RequestMetrics:
-    """Counts requests and the time that they took, by method, route and status."""
+    """Counts requests by method, route and status, and the time that they took by method and route."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,6 +28,7 @@ class RequestMetrics:
         self._seconds: dict[tuple[str, str], float] = defaultdict(float)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request; `route` is the path of its route, such as `/jobs/{job_id}`, and `seconds` what it took."""
         known = method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "other"
         with self._lock:
             self._requests[known, route, status] += 1
@@ -39,8 +40,8 @@ class RequestMetrics:
         counted = [({"method": m, "route": r, "status": str(s)}, float(n)) for (m, r, s), n in requests.items()]
         spent = [({"method": m, "route": r}, total) for (m, r), total in seconds.items()]
         return [
-            Metric("denll_http_requests_total", "counter", "Requests answered, by route and status", counted),
-            Metric("denll_http_request_seconds_total", "counter", "Time spent answering, by route", spent),
+            Metric("denll_http_requests_total", "counter", "Requests handled, by route and status", counted),
+            Metric("denll_http_request_seconds_total", "counter", "Time spent on requests, by route", spent),
         ]
 
 

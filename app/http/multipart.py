@@ -45,7 +45,7 @@ Event = PartBegin | PartData | PartEnd
 
 
 def boundary_of(content_type: str) -> bytes:
-    """The boundary in a Content-Type; Malformed without a usable one."""
+    """The boundary in a Content-Type header; Malformed when there is none or it is too long."""
     if plain := BOUNDARY.fullmatch(content_type):
         return plain[1].encode()
     _, options = parse_options_header(content_type)
@@ -77,7 +77,7 @@ def single_part(content_type: str, body: bytes) -> tuple[PartBegin, bytes] | Non
     """The part of a complete body with exactly one part, read without a parser: most predictions are such a body.
 
     Returns:
-        The part's headers and its content; None for any other body, which `MultipartReader` must read.
+        The beginning of the part and its content; None for any other body, which `MultipartReader` must read.
     """
     boundary = boundary_of(content_type)
     first, last = b"--" + boundary + b"\r\n", b"\r\n--" + boundary

@@ -1,6 +1,6 @@
 """The OpenAPI document: every operation lists the problems that it can respond with, in their own media type.
 
-Problems that any route may answer with follow from what the route takes; a route names its own with `problems(...)`.
+Problems that any route may respond with follow from what the route takes; a route names its own with `problems(...)`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "instance": {"type": "string"},
-        "request_id": {"type": "string", "description": "Finds the story in the log"},
+        "request_id": {"type": "string", "description": "Finds the request in the log"},
         "errors": {
             "type": "array",
             "items": {
@@ -56,15 +56,15 @@ TITLES = {
     403: "Not allowed",
     404: "Not found",
     408: "The body arrives too slowly",
-    409: "Conflict with the state of things",
+    409: "Conflict with the current state",
     413: "Too large",
     415: "Unsupported media type",
     416: "Range not satisfiable",
     422: "Invalid request",
-    429: "Too much at once",
+    429: "Too many requests at once",
     500: "A bug",
     503: "A dependency of the service is unavailable",
-    504: "Too late",
+    504: "The deadline has passed",
     507: "Disk full",
 }
 
@@ -97,6 +97,7 @@ def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
 
 
 def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool) -> dict[str, Any]:
+    """The generated OpenAPI document with problems, bodies and security added; `key`: whether a key is required."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -104,7 +105,7 @@ def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]
     schemas["Problem"] = PROBLEM_SCHEMA
     for name, schema in bodies.items():
         schemas.update(schema.get("$defs", {}))
-        schemas[name] = {key: value for key, value in schema.items() if key != "$defs"}
+        schemas[name] = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -113,6 +114,7 @@ def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]
 
 
 def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool) -> None:
+    """Add to an operation the problems that it can respond with whatever its route does."""
     responses = operation["responses"]
     default_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
     if default_422.get("$ref", "").endswith("HTTPValidationError"):

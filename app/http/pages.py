@@ -63,6 +63,7 @@ def newest_page(
     Args:
         statement: Selects whole rows of `table`; it must not be ordered.
         table: A table with the columns `created_at` and `id`.
+        params: Size of the page, and the cursor after which it starts.
 
     Raises:
         InvalidRequest: The cursor is not one of this collection.
@@ -78,7 +79,7 @@ def newest_page(
 
 
 def slice_page(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
-    """One page of a list whose order never changes, and the cursor of the next one; InvalidRequest as in `newest_page`."""
+    """One page of a list whose order never changes, and the cursor of the next page; raises as `newest_page` does."""
     start = page_start(params, 0)
     end = start + params.limit
     return list(items[start:end]), encode([end]) if end < len(items) else None
@@ -95,7 +96,7 @@ def numbered_page(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequenc
 
 
 def page_start(params: PageParams, start: int) -> int:
-    """The offset or number at which the page before ended, `start` for the first page; InvalidRequest."""
+    """The offset or number at which the page before ended, `start` for the first page; raises as `newest_page` does."""
     offset: int = decode(params.cursor, parse_offset) if params.cursor is not None else start
     return offset
 
@@ -106,7 +107,14 @@ def encode(values: list[Any]) -> str:
 
 
 def decode(cursor: str, parse: Any) -> Any:
-    """The values of a cursor through `parse`, which may raise ValueError or TypeError; InvalidRequest."""
+    """The values in a cursor.
+
+    Args:
+        parse: Checks and converts the values that `encode` was called with; raises ValueError or TypeError for others.
+
+    Raises:
+        InvalidRequest: It is no cursor, or `parse` refused its values.
+    """
     try:
         return parse(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):

@@ -24,12 +24,17 @@ from ml.formats.errors import printable
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_LISTED = 100  # of however many there are
-COUNTED = Fault("", "counted", "")  # stands for each fault that is not listed: wording thousands takes seconds
+COUNTED = Fault("", "counted", "")  # stands for a fault that is not listed: describing thousands takes seconds
 NAME_CHARS = 100  # of a name that is no field of ours; our longest is far shorter
 
 
 def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, Any]:
-    """The problem document."""
+    """The problem document.
+
+    Args:
+        request_id: Id of the request, which the logs have as well.
+        instance: Path of the request.
+    """
     document: dict[str, Any] = {
         "type": problem.type,
         "title": problem.title,
@@ -45,7 +50,7 @@ def describe(problem: Problem, *, request_id: str, instance: str) -> dict[str, A
 
 
 def respond(connection: HTTPConnection, problem: Problem, **members: Any) -> Response:
-    """The answer; `members` are extension members of this problem's type."""
+    """The response with the problem document; `members` are extension members of this problem's type."""
     request_id = connection.scope.get("state", {}).get("request_id", "")
     document = describe(problem, request_id=request_id, instance=connection.scope["path"]) | members
     headers = {"Cache-Control": "no-store", **problem.headers}
@@ -55,21 +60,21 @@ def respond(connection: HTTPConnection, problem: Problem, **members: Any) -> Res
 def install(app: FastAPI) -> None:
     """Send every kind of error through `respond`."""
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def respond_to_problem(request: Request, error: Exception) -> Response:
         return respond(request, error if isinstance(error, Problem) else internal_error())
 
-    async def invalid(request: Request, error: Exception) -> Response:
+    async def respond_to_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         return respond(request, from_validation(error.errors(), body_model(request)))
 
-    async def framework(request: Request, error: Exception) -> Response:
+    async def respond_to_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return respond(request, from_framework(request, error))
 
-    app.add_exception_handler(Problem, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, framework)
-    app.add_exception_handler(Exception, ours)
+    app.add_exception_handler(Problem, respond_to_problem)
+    app.add_exception_handler(RequestValidationError, respond_to_validation)
+    app.add_exception_handler(HTTPException, respond_to_framework)
+    app.add_exception_handler(Exception, respond_to_problem)
 
 
 def internal_error() -> Problem:
@@ -100,7 +105,12 @@ def body_model(request: Request) -> Any:
 
 
 def from_validation(errors: Sequence[Any], model: Any = None) -> Problem:
-    """pydantic's findings as one InvalidRequest with a JSON Pointer each; an unreadable body as Malformed."""
+    """Errors of pydantic as one InvalidRequest with a fault for each; Malformed when the body is not JSON.
+
+    Args:
+        errors: As `ValidationError.errors()` returns them, with `body` or `query` first in each location.
+        model: The type of the body, for suggestions of field names.
+    """
     if any(error["type"] == "json_invalid" for error in errors):
         return Malformed("The body is not JSON.")
     faults = [to_fault(error, model) for error in errors[:FAULTS_LISTED]]
@@ -121,11 +131,13 @@ def of_query(error: ValidationError) -> Problem:
 
 
 def summary(faults: Sequence[Fault]) -> str:
+    """The first fault in words, and how many more there are."""
     first = f"{faults[0].pointer or 'body'}: {faults[0].detail}"
     return first if len(faults) == 1 else f"{first} (and {len(faults) - 1} more)"
 
 
 def to_fault(error: Any, model: Any = None) -> Fault:
+    """One of pydantic's errors as a fault; `model` is the type of the body, for suggestions of field names."""
     location, code, message = tuple(error["loc"]), str(error["type"]), str(error["msg"])
     if code == "extra_forbidden":
         code, message = (
@@ -140,7 +152,7 @@ def to_fault(error: Any, model: Any = None) -> Fault:
 
 
 def pointer(location: Sequence[Any]) -> str:
-    """`("body", "params", "a/b")` -> `/params/a~1b`; what is not in the body keeps where it is: `/query/limit`."""
+    """`("body", "params", "a/b")` -> `/params/a~1b`; elsewhere the first part stays: `/query/limit`."""
     parts = location[1:] if location and location[0] == "body" else location
     return "".join("/" + printable(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
@@ -155,7 +167,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
 
 
 def field_names(model: Any, location: Sequence[Any]) -> list[str]:
-    """Field names of the object in which `location` ends, as far as the types define them."""
+    """Field names of the object in which `location` ends, as far as the types within `model` define them."""
     current = model
     for part in location[1:-1]:
         current = next(
@@ -165,6 +177,7 @@ def field_names(model: Any, location: Sequence[Any]) -> list[str]:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models in a type, such as those of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for inner in getattr(annotation, "__args__", ()) for model in models_in(inner)]

@@ -28,7 +28,7 @@ CACHED_QUERY_BYTES = 512  # a longer query string is parsed every time
 
 
 class Route(APIRoute):
-    """A route that declares its scope, refuses unknown query parameters, and answers `If-None-Match`."""
+    """A route that declares its scope, refuses unknown query parameters, and honours `If-None-Match`."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
-# What a page of another site can send without asking first; multipart is one too, there the Origin decides.
+# A browser sends these across sites without a preflight request. So it does multipart, for which the Origin is checked.
 SIMPLE_TYPES = frozenset({"text/plain", "application/x-www-form-urlencoded"})
 
 COMMON_HEADERS = (
@@ -36,7 +36,7 @@ COMMON_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-OURS = {b"x-request-id", *(name for name, _ in COMMON_HEADERS)}  # a route cannot set these
+RESERVED_HEADERS = {b"x-request-id", *(name for name, _ in COMMON_HEADERS)}  # a route cannot set these
 
 
 class SecurityMiddleware:
@@ -110,7 +110,7 @@ class SecurityMiddleware:
             raise Malformed("The request needs exactly one valid Host header.")
         name = match[1].strip("[]").lower()
         if name not in self._hosts and "*" not in self._hosts and not is_address(name) and not is_loopback(name):
-            raise HostNotAllowed("This service does not answer to that name; set DENLL_ALLOWED_HOSTS.")
+            raise HostNotAllowed("This host name is not allowed; set DENLL_ALLOWED_HOSTS.")
         return values[0].lower()
 
     def _record(self, scope: Scope, status: int | None, seconds: float) -> None:
@@ -155,7 +155,7 @@ class ResponseWriter:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [header for header in message["headers"] if header[0] not in OURS]
+            headers = [header for header in message["headers"] if header[0] not in RESERVED_HEADERS]
             message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("ascii")), *COMMON_HEADERS]
             await self._send(message)
             if self._head:
@@ -165,7 +165,7 @@ class ResponseWriter:
             await self._send(message)
 
     def until_done(self, receive: Receive) -> Receive:
-        """`receive` that reports a disconnect once a HEAD is answered, so that streams stop producing."""
+        """A `receive` that reports a disconnect once the response to a HEAD is sent, so that streams end."""
 
         async def receive_or_end() -> Message:
             return {"type": "http.disconnect"} if self._done else await receive()

@@ -1,7 +1,7 @@
 """What an attempt at a job writes to the database, shared by supervisor, child and dispatcher.
 
 Every function that takes `fence` writes only while the claim with this fence still holds; otherwise it changes nothing
-and returns False or None. The caller commits. Events for the job's followers are written in the same transaction.
+and returns False or None. The caller commits. Events are written in the same transaction.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def claim(session: Session, owner: str, lease_s: float, devices: int = 1) -> Cla
 
 
 def count_claimable(session: Session, owner: str, devices: int = 1) -> int:
-    """How many queued jobs `claim` could take for this supervisor."""
+    """How many queued jobs `claim` could claim with the same arguments."""
     return work.count_queued(session, Job, *_claimable_by(owner, devices))
 
 
@@ -48,7 +48,7 @@ def _claimable_by(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
     gpu_supervisors = select(Worker.id).where(*can_run_on_gpu).correlate(Job)
     needs_no_gpu = Job.spec["device"].as_string().is_distinct_from("cuda")
     is_gpu_supervisor = gpu_supervisors.where(Worker.id == owner).exists()
-    # Without any GPU supervisor a job that requires a GPU goes to whoever asks, and fails there with a clear error.
+    # Without any GPU supervisor a job that requires a GPU goes to any supervisor, and fails there with a clear error.
     return Job.gpus <= devices, or_(needs_no_gpu, is_gpu_supervisor, ~gpu_supervisors.exists())
 
 
@@ -103,7 +103,7 @@ def append_log(session: Session, job_id: uuid.UUID, fence: int, level: str, mess
 
 
 def record_checkpoint(session: Session, job_id: uuid.UUID, fence: int, step: int, path: str) -> bool:
-    """Point at a checkpoint that is complete on disk.
+    """Record a checkpoint that is complete on disk.
 
     Args:
         step: Training steps done. More than at any checkpoint before resets the count of attempts without progress.
@@ -126,7 +126,7 @@ def record_checkpoint(session: Session, job_id: uuid.UUID, fence: int, step: int
 def publish(
     session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping[str, Any], model: Mapping[str, Any]
 ) -> bool:
-    """Succeed with a model, in one transaction: its row appears exactly when the job has ended (INV3, INV4).
+    """End the job with a model, in one transaction: the model's row exists once the job has succeeded (INV3, INV4).
 
     Args:
         metrics: The job's final metrics, as strict JSON.
@@ -140,7 +140,7 @@ def publish(
 
 
 def succeed(session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping[str, Any]) -> bool:
-    """Succeed without a model (a `predict` job)."""
+    """End a job that has no model (`predict`); `metrics` are its final metrics, as strict JSON."""
     if not _succeed(session, job_id, fence, metrics):
         return False
     events.record_state(session, job_id, State.succeeded)
@@ -148,7 +148,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, metrics: Mapping
 
 
 def fail(session: Session, job_id: uuid.UUID, fence: int, error: Mapping[str, str]) -> bool:
-    """Fail for good: `error` has code, title, detail and hint, in words that a user can act on."""
+    """End the job with an error: code, title, detail, and a hint that a user can act on."""
     if not work.finish(session, Job, job_id, fence, State.failed, error=dict(error)):
         return False
     events.record_state(session, job_id, State.failed, reason=error["code"], detail=error["detail"])

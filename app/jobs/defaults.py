@@ -6,7 +6,7 @@
 | image_size | the data set's own, at most 64 | the data set's own |
 | batch_size | 32 below 1,000 training images, 64 below 4,000, else 128: an epoch keeps enough steps | same |
 | epochs | 200,000 images in all, within 8 and 40 | 2,500,000 images in all, within 30 and 100 |
-| validation_fraction | the catalog's; 0 below 100 training images, where it would only take images away | same |
+| validation_fraction | the catalog's; 0 below 100 training images, which are too few to hold any out | same |
 | params | those of the preset that the method's rules choose by the facts of the data set | same |
 
 All other fields have the catalog's defaults, which are the papers'.
@@ -41,6 +41,7 @@ def resolve(request: TrainingRequest, facts: DataFacts, device: str, catalog: Ca
     """The request as JSON, with every default filled in.
 
     Args:
+        facts: Of the data set.
         device: What the job will be trained on: `cpu`, `cuda` or `cuda:1`.
 
     Raises:
@@ -71,7 +72,7 @@ def choose_params(request: TrainingRequest | Baseline, facts: DataFacts, catalog
 
 
 def suggest(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:
-    """Values for the fields of the table above, except params."""
+    """Values for the fields in the table at the top of this module, except params; `device` as in `resolve`."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
     images = max(1, facts.train_images)
     budget, fewest, most = IMAGES_SEEN[kind]

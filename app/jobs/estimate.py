@@ -14,7 +14,7 @@ from app.catalog import Catalog
 from app.db.tables import Job, State
 from app.jobs.schemas import Estimate
 
-RECENT = 50  # jobs looked through for a measured speed
+RECENT = 50  # jobs that are searched for a measured speed
 FLOPS_IMAGE_SIZE = 32  # the side at which the catalog counts a network's operations
 FORWARD_AND_BACKWARD = 3  # a backward pass costs about two forward ones
 FLOPS_PER_S = {"cpu": 60e9, "cuda": 60e12}  # what ordinary training reaches, not what the data sheet says
@@ -31,6 +31,7 @@ def estimate_training(
 
     Args:
         resolved: The request with every default filled in.
+        train_images: Training images of the data set.
         device: `cpu` or a CUDA device.
     """
     device_kind = "cuda" if device.startswith("cuda") else "cpu"

@@ -2,14 +2,14 @@
 
 | kind | data |
 |---|---|
-| status | status, and where known attempt, reason, detail |
+| status | status, and where known attempt, reason, detail, model_id |
 | progress | the fields of the job's `progress` |
 | metric | one epoch report |
 | log | level, message |
 | done | status; the last event of a job, written in the transaction that ends it |
 
-Callers change the job's row in the same transaction before they add an event. That proves that they may write to the
-job, and the row's lock makes events of one job visible in the order of their ids.
+Callers first update the job's row in the same transaction, an attempt under its fence. The lock on the row makes the
+events of one job visible in the order of their ids.
 """
 
 from __future__ import annotations

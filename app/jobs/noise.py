@@ -1,5 +1,6 @@
-"""Checks of a request for injected noise that a schema cannot express: by the needs that the catalog publishes for each
-kind of noise, and by the number of classes of the data set.
+"""Checks of injected noise that a schema cannot express.
+
+The catalog says which field a kind of noise needs, and for how many classes it is if it is not for any number.
 """
 
 from __future__ import annotations

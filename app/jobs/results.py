@@ -1,4 +1,4 @@
-"""Results of a job, read only: its metrics as columns, its log lines, its artifacts."""
+"""Reads the results of a job: epoch reports as columns, log lines, artifacts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactNotFound
-from app.storage import Storage
+from app.storage import ARTIFACTS, LOG_FILE, Storage, fence_of
 
 MODEL_FILES = ("weights.safetensors", "manifest.json")
 
@@ -19,11 +19,11 @@ MODEL_FILES = ("weights.safetensors", "manifest.json")
 def to_columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
     """Epoch reports as columns: the epoch numbers, and a list of equal length for each series.
 
+    Nested scores get dotted names: `{"test": {"answer": {"accuracy": 0.9}}}` is the series `test.answer.accuracy`.
+
     Args:
         reports: Epoch number and report of each epoch, in order.
-        max_points: The most epochs to return, evenly spaced; the first and the last are always among them.
-
-    Nested scores become names: `{"test": {"answer": {"accuracy": 0.9}}}` is the series `test.answer.accuracy`.
+        max_points: The most epochs to return, evenly spaced. The first and the last are among them; for 1, the last.
     """
     selected = [reports[n] for n in space_evenly(len(reports), max_points)]
     flat = [dict(flatten(report)) for _, report in selected]
@@ -39,7 +39,7 @@ def space_evenly(count: int, most: int) -> list[int]:
 
 
 def flatten(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    """Numbers of a report with their dotted names; everything else in it is left out."""
+    """Numbers of a report with their dotted names, after `prefix`; everything else in it is left out."""
     for name, value in report.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -48,10 +48,15 @@ def flatten(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: int) -> Iterator[str]:
-    """The last lines of the attempts' logs, oldest first, one JSON object each; `attempt` None reads all attempts."""
-    paths = [a / "log.jsonl" for a in reversed(storage.attempts(job_id)) if attempt is None or _number(a) == attempt]
+    """The last lines of the logs, oldest first, each a JSON object.
+
+    Args:
+        attempt: The fence of the attempt whose log is read; None for those of all attempts.
+        last: The most lines.
+    """
+    folders = [folder for folder in reversed(storage.attempts(job_id)) if attempt in (None, fence_of(folder))]
     lines: deque[str] = deque(maxlen=last)
-    for path in paths:
+    for path in (folder / LOG_FILE for folder in folders):
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace") as file:
                 lines.extend(line.rstrip("\n") for line in file if line.strip())
@@ -67,18 +72,14 @@ def format_log_line(line: str) -> str:
         return line
 
 
-def _number(attempt: Path) -> int:
-    return int(attempt.name.removeprefix("attempt-"))
-
-
 def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
-    """Files that a client may download, by name: those of the newest attempt that has any, and the model's."""
+    """Files to download, by name: artifacts of the newest attempt that has any, and the files of the model."""
     artifacts: dict[str, Path] = {}
     if model_id is not None:
         paths = (storage.model(model_id) / name for name in MODEL_FILES)
         artifacts = {path.name: path for path in paths if path.is_file()}
     for attempt in storage.attempts(job_id):
-        folder = attempt / "artifacts"
+        folder = attempt / ARTIFACTS
         files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
         if files:
             artifacts |= {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
@@ -87,7 +88,7 @@ def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -
 
 
 def artifact(artifacts: dict[str, Path], name: str) -> Path:
-    """The artifact of this name, or ArtifactNotFound: a name that is not listed opens no file."""
+    """The artifact of this name among `artifacts`; ArtifactNotFound. A name that is not listed opens no file."""
     if name not in artifacts:
         raise ArtifactNotFound("This job has no such artifact; GET /jobs/{id}/artifacts lists them.")
     return artifacts[name]

@@ -1,4 +1,4 @@
-"""/jobs: submit, list, watch, cancel, retry."""
+"""/jobs: submit, list, change, cancel, retry, delete, and the stream of events."""
 
 from __future__ import annotations
 

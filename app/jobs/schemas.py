@@ -106,7 +106,7 @@ class JobRequestParser:
         self._training = build_training_type(catalog)
 
     def parse(self, body: Any) -> TrainingRequest | ScoringRequest:
-        """The request, with `params` completed where there are any; InvalidRequest with a pointer for each fault."""
+        """The request, with `params` completed if the client sent any; InvalidRequest with a pointer for each fault."""
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.", errors=[Fault("", "object", "Send an object.")])
         kind = body.get("type", "train")
@@ -142,7 +142,7 @@ class JobRequestParser:
         )
 
     def _complete_params(self, method: str, params: dict[str, Any], at: str, faults: list[Fault]) -> dict[str, Any]:
-        """The params with every default; what is wrong with them is added to `faults`, with pointers below `at`."""
+        """The params with every default. Faults in them are added to `faults`, with pointers below `at`; then {}."""
         try:
             return self._catalog.complete(method, params)
         except UnknownChoice as error:
@@ -157,7 +157,7 @@ class JobRequestParser:
         return {}
 
     def schemas(self) -> dict[str, dict[str, Any]]:
-        """JSON Schemas of what is accepted, for the OpenAPI document."""
+        """JSON Schemas of the request bodies by component name, for the OpenAPI document."""
         training, scoring = schema_of(self._training), schema_of(ScoringRequest)
         params = {name: schema_of(self._catalog.params(name)) for name in self._catalog.methods}
         training["properties"]["params"] = {
@@ -181,6 +181,7 @@ def with_suggestion(fault: Fault, names: list[str]) -> Fault:
 
 
 def invalid_field(pointer: str, code: str, detail: str) -> InvalidRequest:
+    """The problem with one field of a request."""
     return InvalidRequest(f"{pointer}: {detail}", errors=[Fault(pointer, code, detail)])
 
 
@@ -238,7 +239,7 @@ def status_of(job: Job) -> Status:
 
 
 def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] | None = None) -> JobOut:
-    """The representation of a job; `model_id` is that of its published model."""
+    """The representation of a job, with the id of its published model and the jobs that it is compared with."""
     started, ended = job.started_at, job.finished_at
     now = datetime.now(UTC)
     waited = ((started or ended or now) - job.created_at).total_seconds()

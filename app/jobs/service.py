@@ -50,7 +50,7 @@ def get(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def comparison_jobs(session: Session, job: Job) -> list[Job]:
-    """The jobs of a comparison, in the order of the request, this one among them; empty for a job without one."""
+    """A job and those it is compared with, in the order of the request; empty when there are no others."""
     first = job.compared_with_id or job.id
     group = list(
         session.scalars(
@@ -67,7 +67,7 @@ def model_ids(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, uuid.UUI
 
 
 def select_jobs(status: str | None, type_: str | None, dataset_id: uuid.UUID | None) -> Select[Job]:
-    """A query for jobs, filtered by what is not None; `status` is one that clients see, `cancelling` included."""
+    """A query for jobs with this status, type and data set, as far as they are not None; `status` as clients see it."""
     statement = select(Job)
     if status == "cancelling":
         statement = statement.where(Job.state == State.running, Job.cancel_requested_at.is_not(None))
@@ -83,7 +83,7 @@ def select_jobs(status: str | None, type_: str | None, dataset_id: uuid.UUID | N
 
 
 def change(session: Session, job_id: uuid.UUID, values: Mapping[str, Any]) -> Job:
-    """Set name, tags or priority; priority only matters while the job waits."""
+    """Set columns of a job: name, tags or priority, which only matters while the job waits. JobNotFound."""
     job = get(session, job_id)
     if values:
         session.execute(update(Job).where(Job.id == job_id).values(**values))
@@ -106,9 +106,18 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int) -> Job:
-    """Queue a failed or cancelled job again, from its last checkpoint or from nothing.
+    """Queue a failed or cancelled job again.
 
-    JobFinished, JobNotFinished, QueueFull; NotReady when its data set was deleted.
+    Args:
+        scratch: Train from the beginning; else from the last checkpoint.
+        max_queued: The most jobs that may wait at once.
+
+    Raises:
+        JobNotFound: There is no such job.
+        JobFinished: It has succeeded.
+        JobNotFinished: It is queued or running.
+        NotReady: Its data set was deleted.
+        QueueFull: With this job more would wait.
     """
     if work.count_queued(session, Job) >= max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
@@ -129,7 +138,7 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
 
 
 def delete(session: Session, job_id: uuid.UUID) -> None:
-    """Delete a job that has ended; its model stays. The caller removes the files. JobNotFinished."""
+    """Delete a job that has ended; its model stays. The caller removes the files. JobNotFound, JobNotFinished."""
     job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
         raise JobNotFound("There is no job with this id.")
@@ -139,6 +148,6 @@ def delete(session: Session, job_id: uuid.UUID) -> None:
 
 
 def epoch_reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:
-    """Epoch reports in order."""
+    """Number and report of each epoch, in order."""
     rows = session.execute(select(Epoch.number, Epoch.report).where(Epoch.job_id == job_id).order_by(Epoch.number))
     return [(number, report) for number, report in rows]

@@ -27,13 +27,13 @@ RECONNECT_MS = 2000
 
 
 class EventPoller:
-    """Wakes the streams of this process whose job has new events."""
+    """Wakes the streams of this process whose job has new events; the database is read every `period_s` seconds."""
 
     def __init__(self, engine: Engine, period_s: float) -> None:
         self._engine, self._period_s = engine, period_s
         self._waiting: dict[asyncio.Future[None], tuple[uuid.UUID, int]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._query: asyncio.Future[dict[uuid.UUID, int]] | None = None  # the one that runs, or the last
+        self._query: asyncio.Future[dict[uuid.UUID, int]] | None = None  # the running query, or the last one
 
     async def wait(self, job_id: uuid.UUID, last_id: int, timeout_s: float) -> None:
         """Return when the job has an event after `last_id` or is deleted, at the latest after `timeout_s` seconds."""
@@ -49,7 +49,7 @@ class EventPoller:
             del self._waiting[woken]
 
     async def close(self) -> None:
-        """Stop, once a query that runs has ended: its connection must be back before the engine is disposed."""
+        """Stop, after a running query has ended: its connection must be returned before the engine is disposed."""
         if self._task is not None:
             self._task.cancel()
         if self._query is not None:
@@ -61,7 +61,7 @@ class EventPoller:
             await asyncio.sleep(self._period_s)
             jobs = {job_id for job_id, _ in self._waiting.values()}
             with contextlib.suppress(DatabaseUnavailable):
-                # Shielded: to cancel the task does not end the thread, and `close` waits for it.
+                # Shielded: cancelling the task does not end the thread, which `close` waits for.
                 self._query = asyncio.ensure_future(run_in_threadpool(self._newest_ids, jobs))
                 newest = await asyncio.shield(self._query)
                 for woken, (job_id, last_id) in self._waiting.items():
@@ -93,8 +93,8 @@ async def stream_events(
             rows, ended = [], False
         more, newest = len(rows) == BATCH, rows[-1] if rows else None
         final = ended and not more
-        # A retried job has an older `done` among its events. Only a `done` that nothing follows is sent; whether
-        # something follows this one, the next read shows.
+        # A retried job has an older `done` among its events. Only a `done` that nothing follows is sent. Whether
+        # something follows the one at the end of this batch, the next read shows.
         if newest is not None and newest.kind == "done" and not final:
             rows.pop()
         for row in rows:

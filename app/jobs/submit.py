@@ -1,4 +1,4 @@
-"""From a parsed request to jobs: everything it refers to is looked up, every default is filled in."""
+"""Turns a parsed request into jobs: looks up what it refers to, and fills in every default."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | Scori
 def resolve(
     session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
 ) -> Resolution:
-    """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull."""
+    """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull.
+
+    Args:
+        lock_dataset: Whether nobody may delete the data set before this transaction ends.
+    """
     dataset = datasets.get_ready(session, request.dataset_id, keep=lock_dataset)
     if isinstance(request, ScoringRequest):
         return _resolve_scoring(session, request, dataset)

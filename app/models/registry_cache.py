@@ -1,7 +1,7 @@
 """Caches which model a name stands for, so that a prediction needs no database once its model was looked up.
 
-A published model never changes, so an id is cached for good. An alias is looked up again after two seconds, and keeps
-its last model while the database is unavailable.
+A published model never changes, so an id stays cached. An alias is looked up again after two seconds; while the
+database is unavailable, its last model is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ResolvedModel(NamedTuple):
 
 
 class ModelRegistryCache:
-    """The models that names stood for when they were last looked up; an alias is looked up again after its TTL."""
+    """The models that names stood for at the last look-up; an alias is looked up again after `alias_ttl_s`."""
 
     def __init__(self, engine: Engine, *, alias_ttl_s: float = ALIAS_TTL_S) -> None:
         self._alias_ttl_s = alias_ttl_s
@@ -53,7 +53,7 @@ class ModelRegistryCache:
             raise
 
     def clear(self) -> None:
-        """Forget all names: after a model was deleted or an alias moved, the database is asked again."""
+        """Empty the cache: after a model was deleted or an alias moved, names are looked up in the database again."""
         with self._lock:
             self._models.clear()
 

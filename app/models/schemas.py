@@ -32,6 +32,7 @@ class ModelOut(BaseModel):
 
 
 def model_out(model: Model, aliases: list[str]) -> ModelOut:
+    """The representation of a model; `aliases` are the names that point at it."""
     return ModelOut.model_validate(
         {**{n: getattr(model, n) for n in ModelOut.model_fields if n != "aliases"}, "aliases": aliases}
     )
@@ -58,6 +59,13 @@ class AliasOut(BaseModel):
 
 
 def alias_out(name: str, model_id: uuid.UUID, row: Alias | None, changes: Sequence[AliasChange]) -> AliasOut:
+    """The representation of an alias.
+
+    Args:
+        model_id: The model that it points at.
+        row: None for `default` while nobody has set it.
+        changes: Its history, newest first.
+    """
     return AliasOut(
         name=name,
         model_id=model_id,

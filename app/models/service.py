@@ -93,7 +93,12 @@ def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, lis
 
 
 def remove(session: Session, model_id: uuid.UUID) -> None:
-    """Delete a model's row; the caller removes its files. InUse while an alias or a scoring job needs it."""
+    """Delete a model's row; the caller removes the files.
+
+    Raises:
+        ModelNotFound: There is no such model.
+        InUse: An alias points at it, or a queued or running job scores with it.
+    """
     model = session.scalar(select(Model).where(Model.id == model_id).with_for_update())
     if model is None:
         raise ModelNotFound("There is no model with this id.")

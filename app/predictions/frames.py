@@ -8,8 +8,8 @@ Requests  model, top_k, threshold, masks, mask_threshold, render (null, "overlay
 Replies   `results`: one object an image, either a prediction or {"error": {code, status, title, detail}};
           `parts`: for each result the number of its part, or null (rendered pictures); `timing_seconds`;
           or, for the whole frame, `error` {code, status, title, detail, retry_after_s}.
-Several requests may be in flight on one connection; `id` pairs a reply with its request. Both ends limit
-what they read.
+Several requests may be in flight on one connection; a reply has the `id` of its request.
+Both ends limit what they read.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FRAME_BYTES = 512 * 1024 * 1024
 
 
 class Frame(NamedTuple):
+    """A complete frame: its header without change, and its parts in order."""
+
     header: dict[str, Any]
     parts: list[bytes]
 
@@ -42,13 +44,13 @@ def encode(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
     """Buffers to write, in order; parts are not copied. ValueError when a number of the header is not finite."""
     complete = header | {"sizes": [len(p) for p in parts]}
     line = to_json(complete)
-    if b"NaN" in line or b"Infinity" in line:  # in a text, or a number that is no JSON: this encoder tells
+    if b"NaN" in line or b"Infinity" in line:  # in a text, or as a number, which this encoder refuses
         line = json.dumps(complete, allow_nan=False).encode()
     return [line + b"\n", *parts]
 
 
 class FrameParser:
-    """Takes bytes as they arrive and returns complete frames. After a BadFrame nothing more can be parsed."""
+    """Parses bytes as they arrive. After a BadFrame nothing more can be parsed."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -61,6 +63,7 @@ class FrameParser:
         return bool(self._buffer) or self._header is not None
 
     def feed(self, data: bytes) -> list[Frame]:
+        """The frames that these bytes complete; BadFrame."""
         self._buffer += data
         frames: list[Frame] = []
         at = 0
@@ -102,8 +105,8 @@ class FrameProtocol(asyncio.Protocol):
     def __init__(self) -> None:
         self._parser = FrameParser()
 
-    def frames_received(self, frames: list[Frame]) -> None:
-        """Frames that have become complete together."""
+    def frames_received(self, received: list[Frame]) -> None:
+        """Handle frames that have become complete together."""
 
     def close(self) -> None:
         self._transport.close()
@@ -126,7 +129,7 @@ class FrameProtocol(asyncio.Protocol):
 
 
 class Address(NamedTuple):
-    """`tcp://host:port` or `unix:///path`."""
+    """A TCP address, or the path of a Unix socket; `host` or `path` is None."""
 
     host: str | None
     port: int
@@ -134,7 +137,7 @@ class Address(NamedTuple):
 
 
 def parse_address(address: str) -> Address:
-    """ValueError unless it reads `tcp://host:port` or `unix:///path`."""
+    """Parse `tcp://host:port` or `unix:///path`; ValueError for any other text."""
     parts = urlsplit(address.strip())
     if parts.scheme == "unix" and parts.path:
         return Address(None, 0, parts.path)

@@ -38,7 +38,11 @@ PROBLEMS: dict[int, type[Problem]] = {
 
 
 class InferenceConnection(frames.FrameProtocol):
-    """One open connection: completes the future of each reply, and fails all of them when it is lost."""
+    """One open connection: completes the future of each reply, and fails all of them when it is lost.
+
+    Args:
+        waiting: The futures of the requests in flight, by their ids.
+    """
 
     def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
         super().__init__()
@@ -49,9 +53,10 @@ class InferenceConnection(frames.FrameProtocol):
         self._outbox: list[bytes] = []
 
     async def send(self, buffers: Sequence[bytes]) -> None:
+        """Write the buffers of one frame, and wait while the transport is full; ConnectionError once it is closed."""
         if self.closed:
             raise ConnectionError("the inference process closed the connection")
-        if not self._outbox:  # requests of the same turn of the event loop go out in one write
+        if not self._outbox:  # requests of one iteration of the event loop are sent in one write
             asyncio.get_running_loop().call_soon(self._write)
         self._outbox += buffers
         if not self._writable.is_set():
@@ -62,8 +67,8 @@ class InferenceConnection(frames.FrameProtocol):
             self._transport.writelines(self._outbox)
         self._outbox.clear()
 
-    def frames_received(self, frames: list[Frame]) -> None:
-        for frame in frames:
+    def frames_received(self, received: list[Frame]) -> None:
+        for frame in received:
             reply = self._waiting.get(str(frame.header.get("id")))
             if reply is not None and not reply.done():
                 reply.set_result(frame)
@@ -103,7 +108,12 @@ class InferenceProcess:
         return asyncio.get_running_loop().time() < self._backoff_until
 
     async def send(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
-        """Send a frame and await its reply; ConnectionError when there is no connection, or no longer."""
+        """Send a frame and await its reply; ConnectionError when no connection can be opened, or it is lost.
+
+        Args:
+            header: Header of the request, with an `id` that no other request in flight has.
+            parts: The encoded images.
+        """
         reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[header["id"]] = reply  # before connecting: `in_flight` steers a burst to other processes
         try:
@@ -140,7 +150,14 @@ class InferenceProcess:
 
 
 class Gateway:
-    """All inference processes behind one `send`."""
+    """Sends requests to the least busy of all inference processes.
+
+    Args:
+        addresses: Of the processes, comma-separated, each as in `frames.parse_address`.
+        connect_timeout_s: How long opening a connection may take.
+        deadline_s: How long a request may take.
+        max_in_flight: The most requests that wait for a reply; more are refused.
+    """
 
     def __init__(self, addresses: str, *, connect_timeout_s: float, deadline_s: float, max_in_flight: int) -> None:
         parsed = [frames.parse_address(address) for address in addresses.split(",") if address.strip()]
@@ -149,11 +166,15 @@ class Gateway:
         self._ids = itertools.count(1)
 
     async def send(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
-        """The reply to one request frame.
+        """Send a request, and return the reply.
+
+        Args:
+            header: As in `frames`, without `id` and `deadline_s`, which are added.
+            parts: The encoded images.
 
         Raises:
             Overloaded: As many predictions as allowed are waiting.
-            InferenceUnavailable, ModelUnavailable: No process answers, or it cannot load the model.
+            InferenceUnavailable, ModelUnavailable: No process replies, or it cannot load the model.
             DeadlineExceeded: There was no reply in time.
         """
         if sum(process.in_flight for process in self._processes) >= self._max_in_flight:
@@ -163,7 +184,7 @@ class Gateway:
             async with asyncio.timeout(self._deadline_s):
                 frame = await self._send_to_least_busy(header, parts)
         except TimeoutError:
-            raise DeadlineExceeded(f"No answer within {self._deadline_s:g} s.", retry_after_s=RETRY_S) from None
+            raise DeadlineExceeded(f"No reply within {self._deadline_s:g} s.", retry_after_s=RETRY_S) from None
         if (error := frame.header.get("error")) is not None:
             raise problem_of(error)
         return frame
@@ -178,7 +199,7 @@ class Gateway:
                     return await process.send(header, parts)
                 except ConnectionError:
                     continue
-        raise InferenceUnavailable("No inference process answers; it may be starting.", retry_after_s=RETRY_S)
+        raise InferenceUnavailable("No inference process responds; it may be starting.", retry_after_s=RETRY_S)
 
     def close(self) -> None:
         for process in self._processes:

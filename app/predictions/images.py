@@ -1,6 +1,6 @@
 """The images of a request: from references, data URIs, base64 or bytes. No URL is fetched, no image is decoded.
 
-An image that cannot be loaded is an error of its own; the other images of the request are answered.
+An image that cannot be loaded is an error of its own; the other images of the request are still classified.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
 
 class LoadedImage(NamedTuple):
-    """One input: its bytes, or why there are none."""
+    """The bytes of one input, or the problem with it."""
 
     input_id: str
     data: bytes
@@ -89,7 +89,7 @@ def load(source: Source, storage: Storage, most_bytes: int) -> LoadedImage:
 
 
 def refuse_remote(source: Source) -> None:
-    """RemoteImagesDisabled for a URL."""
+    """Raise RemoteImagesDisabled if the source is a URL of another host."""
     scheme, colon, _ = str(source.value[:10]).lower().partition(":")
     if source.kind == "reference" and colon and scheme in REMOTE:
         raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
@@ -106,7 +106,16 @@ def _read_bytes(source: Source, storage: Storage) -> bytes:
 
 
 def resolve_reference(reference: str, storage: Storage, pointer: str) -> bytes:
-    """`dataset:<id>/<index or path>` or `data:image/...;base64,...`."""
+    """The bytes that `dataset:<id>/<index or path>` or `data:image/...;base64,...` refers to.
+
+    Args:
+        pointer: Of the reference in the request, for errors.
+
+    Raises:
+        InvalidRequest: The reference has another form.
+        DatasetNotFound, ImageNotFound: There is no such image.
+        UndecodableInput: The base64 is invalid.
+    """
     scheme, colon, rest = reference.partition(":")
     scheme = scheme.lower()
     if colon and scheme == "dataset":
@@ -120,7 +129,10 @@ def resolve_reference(reference: str, storage: Storage, pointer: str) -> bytes:
 
 
 def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
-    """An image of a ready data set. Its folder exists exactly when it is ready, so the database is not read."""
+    """The bytes of an image of a ready data set; raises as `resolve_reference` does.
+
+    The folder of a data set exists only while it is ready, so the database is not read.
+    """
     dataset, slash, name = reference.partition("/")
     try:
         folder = storage.dataset(uuid.UUID(dataset))
@@ -138,6 +150,7 @@ def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
 
 
 def decode_base64(encoded: str) -> bytes:
+    """The bytes of an image; UndecodableInput when it is not base64."""
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
@@ -145,7 +158,13 @@ def decode_base64(encoded: str) -> bytes:
 
 
 def check_format(data: bytes, most_bytes: int) -> None:
-    """Check size and signature. The inference process finds out whether it decodes."""
+    """Check size and signature; the inference process decodes.
+
+    Raises:
+        UndecodableInput: It is empty.
+        TooLarge: It has more than `most_bytes` bytes.
+        UnsupportedMediaType: It has the signature of no supported format.
+    """
     if not data:
         raise UndecodableInput("The image is empty.", code="empty_image")
     if len(data) > most_bytes:
@@ -155,4 +174,5 @@ def check_format(data: bytes, most_bytes: int) -> None:
 
 
 def invalid_reference(pointer: str, detail: str) -> InvalidRequest:
+    """The problem with a reference to an image."""
     return InvalidRequest(f"{printable(pointer)}: {detail}", errors=[Fault(pointer, "image", detail)])

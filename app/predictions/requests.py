@@ -37,7 +37,7 @@ FIELDS: dict[str, TypeAdapter[Any]] = {
 
 
 def mask_kinds(text: str, pointer: str) -> list[Any]:
-    """`gaussian,rle` as a list; an empty text asks for no mask."""
+    """The kinds of masks in a text like `gaussian,rle`, each once; InvalidRequest at `pointer` for an unknown one."""
     kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
     for kind in kinds:
         if kind not in MASK_KINDS:
@@ -47,7 +47,7 @@ def mask_kinds(text: str, pointer: str) -> list[Any]:
 
 
 def read_options(request: Request, query: PredictQuery) -> Options:
-    """How to predict, as far as query string and Accept header say; InvalidRequest for a mask that does not exist."""
+    """The options in query string and Accept header; InvalidRequest for a mask that does not exist."""
     return Options(
         query.model,
         query.top_k,
@@ -59,7 +59,7 @@ def read_options(request: Request, query: PredictQuery) -> Options:
 
 
 def accepts_picture(request: Request) -> bool:
-    """Whether the client shows pictures: it asks for PNG, or, as an `<img>` of some browsers does, for any image."""
+    """Whether the client accepts PNG, or any image, as the `<img>` of some browsers does, but neither JSON nor HTML."""
     accept = request.headers.get("accept", "").lower()
     if "image/" not in accept:
         return False
@@ -68,6 +68,7 @@ def accepts_picture(request: Request) -> bool:
 
 
 def too_many(most: int) -> TooLarge:
+    """The problem of a request with more images than allowed."""
     return TooLarge(
         f'At most {most} images a call. To score many, upload them as a data set and POST /jobs {{"type": "predict"}}.',
         code="too_many_images",
@@ -75,7 +76,17 @@ def too_many(most: int) -> TooLarge:
 
 
 async def read(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
-    """The body of a POST: a raw picture, multipart files, or JSON."""
+    """Read the body of a POST: a raw image, multipart files, or JSON.
+
+    Args:
+        options: Of the query string; fields of the body replace them.
+
+    Returns:
+        The images, and the options.
+
+    Raises:
+        InvalidRequest, Malformed, TooLarge, UnsupportedMediaType.
+    """
     kind = bodies.media_type(request)
     bodies.allow(request.scope, settings.image_bytes if kind.startswith("image/") else settings.predict_body_bytes)
     if kind == "multipart/form-data":
@@ -105,7 +116,7 @@ async def _json(request: Request, options: Options, settings: Settings) -> tuple
 
 async def _multipart(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) <= SMALL_BYTES:  # the usual request: one small picture and nothing else
+    if declared.isdigit() and int(declared) <= SMALL_BYTES:  # the usual request: one small image and nothing else
         only = single_part(request.headers["content-type"], await request.body())
         if only is not None and only[0].name == "file" and only[0].filename is not None:
             return [Source("0", "bytes", only[1], "/file/0")], options
@@ -148,6 +159,7 @@ def _check_part(name: str, filename: str | None, fields: dict[str, Any]) -> None
 
 
 def parse_field(name: str, raw: bytes) -> Any:
+    """The value of a form field; InvalidRequest."""
     pointer = problems.pointer(("body", name))
     try:
         value = FIELDS[name].validate_python(raw.decode("utf-8"))
@@ -160,4 +172,5 @@ def parse_field(name: str, raw: bytes) -> Any:
 
 
 def no_usable_image(faults: list[Fault]) -> UndecodableInput:
+    """The problem of a request whose images all failed, with a fault for each."""
     return UndecodableInput(f"No image could be used. {problems.summary(faults)}", errors=faults)

@@ -66,7 +66,7 @@ BODY = {
 
 
 async def predict_bytes(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-    """Classify the images sent: raw `image/*`, multipart `file` parts, or JSON (whose fields replace the query's).
+    """Classify images: raw `image/*`, multipart `file` parts, or JSON, whose fields replace the query's.
 
     An input of type `dataset` needs a key with `read` as well.
     """
@@ -91,7 +91,7 @@ router.add_api_route(  # first, because routes are tried in order and this one s
 async def predict(request: Request, query: Annotated[ImagesQuery, Query()]) -> Response:
     """Classify referenced images. Safe and cacheable: the ETag follows from model, images and parameters.
 
-    An image of a data set can be drawn in the answer, so a reference to one needs a key with `read` as well.
+    The response may show an image of a data set, so a reference to one needs a key with `read` as well.
     """
     settings: Settings = request.app.state.settings
     if len(query.image) > settings.images_per_call:
@@ -101,7 +101,12 @@ async def predict(request: Request, query: Annotated[ImagesQuery, Query()]) -> R
 
 
 async def predict_images(request: Request, settings: Settings, sources: list[Source], options: Options) -> Response:
-    """One result or one error for each source, in order; UndecodableInput when every image failed."""
+    """The response with one result or one error for each source, in order.
+
+    Raises:
+        UndecodableInput: Every image failed.
+        Problem: The model cannot be used, or no inference process responds in time.
+    """
     if options.format != "json" and len(sources) != 1:
         detail = "A picture can be rendered of one image at a time."
         raise InvalidRequest(detail, errors=[Fault("/query/format", "one_image", detail)])
@@ -120,7 +125,7 @@ async def predict_images(request: Request, settings: Settings, sources: list[Sou
         loaded = await asyncio.to_thread(lambda: [images.load(s, storage, settings.image_bytes) for s in sources])
 
     headers = {"Cache-Control": "private, no-cache", "Vary": "Accept"}
-    if request.method == "GET":  # the answer to a POST is no resource that could be asked for again
+    if request.method == "GET":  # the response to a POST is not cacheable
         headers["ETag"] = make_etag(model, loaded, options)
         if routing.matches(request.headers.get("if-none-match"), headers["ETag"]):
             return Response(status_code=304, headers=headers)
@@ -148,7 +153,7 @@ async def predict_images(request: Request, settings: Settings, sources: list[Sou
 async def run_inference(
     request: Request, model: ResolvedModel, loaded: list[LoadedImage], options: Options
 ) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
-    """One result an image, in order; rendered pictures, if any; seconds by stage. Problems are those of the gateway."""
+    """One result an image, in order; rendered images, if any; seconds by stage. Raises as `Gateway.send` does."""
     if not loaded:
         return [], [], {}
     header = {
@@ -178,23 +183,25 @@ def merge_results(loaded: list[LoadedImage], results: list[dict[str, Any]]) -> l
 
 
 def describe_error(problem: Problem) -> dict[str, Any]:
+    """The error of one image as clients see it."""
     return {"type": problem.type, "title": problem.title, "status": problem.http_status, "detail": problem.detail}
 
 
 def describe_refusal(error: dict[str, Any]) -> dict[str, Any]:
-    """The same for an image that the inference process refused."""
+    """The error of an image that the inference process refused, as clients see it; `error` is as in `frames`."""
     kind = type_of(str(error.get("code", "undecodable_input")))
     title = error.get("title", "The image cannot be read")
     return {"type": kind, "title": title, "status": error.get("status", 422), "detail": error.get("detail", title)}
 
 
 def to_fault(source: Source, error: dict[str, Any]) -> Fault:
+    """The error of one image as a fault of the request."""
     code = error["type"].rpartition("/")[2].replace("-", "_")
     return Fault(source.pointer or f"/{source.input_id}", code, error["detail"])
 
 
 def make_etag(model: ResolvedModel, loaded: list[LoadedImage], options: Options) -> str:
-    """Same model, same images, same parameters: same answer."""
+    """The ETag, a hash of what determines the response: model, alias, images and parameters."""
     parts = [model.digest, model.alias, [one.digest for one in loaded], options.parameters()]
     return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
 

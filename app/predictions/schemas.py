@@ -80,7 +80,7 @@ class Options(NamedTuple):
     format: Format
 
     def parameters(self) -> dict[str, Any]:
-        """What changes the answer besides model and images."""
+        """What determines the response besides model and images."""
         return {
             "top_k": self.top_k,
             "threshold": self.threshold,

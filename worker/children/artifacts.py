@@ -12,7 +12,7 @@ from pathlib import Path
 from app import csv_cells, storage
 from ml.evaluation.masks import Gaussian
 
-FOLDER, MANIFEST = "artifacts", "manifest.json"
+MANIFEST = "manifest.json"
 MEDIA_TYPES = {
     ".csv": "text/csv",
     ".json": "application/json",
@@ -31,7 +31,7 @@ def replace_folder(attempt: Path) -> Iterator[Path]:
     Args:
         attempt: Folder of the attempt.
     """
-    target, temporary = attempt / FOLDER, attempt / f".{FOLDER}"
+    target, temporary = attempt / storage.ARTIFACTS, attempt / f".{storage.ARTIFACTS}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from app.settings import Settings
+from app.storage import fence_of
 from ml import errors
 from ml.training import checkpoint
 from ml.training.trainer import Trainer
@@ -55,12 +56,11 @@ class Checkpointer:
             CheckpointInvalid: It does not fit this version; the trainer may be half restored and must be built anew.
         """
         ctx, trainer = self._ctx, self._trainer
-        # A retry that starts over leaves the attempts up to `restart_from` behind.
-        numbers = [_number(path) for path in ctx.files.attempts(ctx.job.id)]
+        # Oldest first. A retry from scratch ignores the attempts up to `restart_from`.
         folders = [
-            ctx.files.attempt(ctx.job.id, number) / FOLDER
-            for number in sorted(numbers)
-            if ctx.job.restart_from < number < ctx.fence
+            attempt / FOLDER
+            for attempt in reversed(ctx.files.attempts(ctx.job.id))
+            if ctx.job.restart_from < fence_of(attempt) < ctx.fence
         ]
         newest = checkpoint.newest(folders, config_hash=trainer.config_hash, data_hash=trainer.data_hash)
         for skipped in newest.skipped:
@@ -86,12 +86,14 @@ class Checkpointer:
         started = time.monotonic()
         path = checkpoint.write(self._folder, self._trainer.state())
         self._saved_at, self._saved_step = time.monotonic(), self._trainer.step
-        self._reporter.record_checkpoint(self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
+        self._reporter.record_checkpoint(
+            self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id)))
+        )
         log.info("checkpoint at step %d in %.2f s", self._trainer.step, time.monotonic() - started)
         self._count += 1
         if self._count == checkpoint.KEEP_NEWEST:
             for folder in self._ctx.files.attempts(self._ctx.job.id):
-                if _number(folder) < self._ctx.fence:
+                if fence_of(folder) < self._ctx.fence:
                     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
     def write_if_due(self, every_s: float) -> None:
@@ -137,10 +139,6 @@ class Checkpointer:
             return False
         self._disk_full_since, self._pause, self._next_try = None, FIRST_PAUSE_S, 0.0
         return True
-
-
-def _number(attempt: Path) -> int:
-    return int(attempt.name.removeprefix("attempt-"))
 
 
 def _restore(trainer: Trainer, state: checkpoint.State) -> None:

@@ -18,7 +18,7 @@ from app.db.session import Engine, connect, transaction
 from app.errors import DatabaseUnavailable
 from app.jobs import service
 from app.settings import Settings, current
-from app.storage import Storage
+from app.storage import LOG_FILE, Storage
 from ml import errors, methods, networks
 from ml.reports import plots
 from worker import control_channel
@@ -60,7 +60,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
         files = Storage(settings.data_dir)
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        logs.add_file(folder / "log.jsonl", process="child")
+        logs.add_file(folder / LOG_FILE, process="child")
         log.info("child runs")
         engine = connect(settings)
         reporter = JobReporter(settings, engine, job_id, fence, channel)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app import csv_cells, storage
+from app.datasets import label_issues
 from app.db.session import Session
 from app.jobs import attempt
 from ml.data.dataset import LabeledImages, Truth
@@ -106,7 +107,7 @@ class Publication:
     def _write_artifacts(self, folder: Path) -> None:
         # Tables: label issues, one line of metrics an epoch, the injected labels of a self-test.
         if self._issues is not None:
-            self._write_issues(folder / "label-issues.csv", self._issues)
+            self._write_issues(folder / label_issues.FILE_NAME, self._issues)
         lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in self._trainer.history]
         (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
         if (self_test := self.metrics["self_test"]) is not None:

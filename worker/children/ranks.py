@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from app import errors as problems
+from app.errors import DatabaseUnavailable
 from app.settings import Settings
 from ml import errors
 from ml.data import dataset
@@ -120,7 +120,7 @@ def _outcome(error: BaseException) -> dict[str, Any] | None:
         return {"interrupted": error.command}
     if isinstance(error, FencedOff):
         return {"fenced_off": True}
-    if isinstance(error, problems.DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable):
         return {"database_unavailable": True}
     if isinstance(error, errors.Failure):
         return {"failure": failures.describe_failure(error)}
@@ -144,7 +144,7 @@ def raise_relayed(lines: Sequence[dict[str, Any]], ended: launch.RankEnded) -> N
     if "fenced_off" in outcome:
         raise FencedOff
     if "database_unavailable" in outcome:
-        raise problems.DatabaseUnavailable("the first rank could not reach the database")
+        raise DatabaseUnavailable("the first rank could not reach the database")
     if "failure" in outcome:
         failure = outcome["failure"]
         raise errors.Failure(failure["detail"], hint=failure["hint"], code=failure["code"])

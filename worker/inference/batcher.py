@@ -260,11 +260,11 @@ def _by_model(requests: Iterable[Request]) -> list[tuple[uuid.UUID, list[Request
     return list(groups.items())
 
 
-def _header(request: Request, results: results.Results, timing: dict[str, float]) -> dict[str, Any]:
+def _header(request: Request, image_results: results.Results, timing: dict[str, float]) -> dict[str, Any]:
     seconds = {key: round(value, 6) for key, value in timing.items()}
     return {
         "id": request.id,
-        "results": [result.body for result in results],
-        "parts": [result.part for result in results],
+        "results": [result.body for result in image_results],
+        "parts": [result.part for result in image_results],
         "timing_seconds": seconds,
     }

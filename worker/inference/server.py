@@ -62,9 +62,9 @@ class ClientConnection(frames.FrameProtocol):
         super().connection_lost(exc)
         self._connections.discard(self)
 
-    def frames_received(self, frames: list[frames.Frame]) -> None:
+    def frames_received(self, received: list[frames.Frame]) -> None:
         requests = []
-        for frame in frames:
+        for frame in received:
             try:
                 requests.append(parse_request(frame, self.reply))
             except Refused as refused:
