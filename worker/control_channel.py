@@ -1,7 +1,8 @@
 """The connection between a child and its supervisor: one socket, and the kernel's parent-death signal.
 
-    supervisor -> child   b"d" drain: write a checkpoint, then stop · b"c" cancel: stop · end of stream: die
-    child -> supervisor   b"." the work advances
+    supervisor -> child   b"d" drain: write a checkpoint, then stop · b"c" cancel: stop
+                          end of stream: kill the own process group
+    child -> supervisor   b"." beat: the work advances
 
 Neither end knows what work the child does.
 """
@@ -23,7 +24,7 @@ BEAT_S = 0.5  # a child reports that it advances at most this often
 PR_SET_PDEATHSIG = 1
 _COMMANDS: dict[bytes, StopCommand] = {b"d": "drain", b"c": "cancel"}
 
-# Exit statuses of a child; any other is a crash. Whether the work is done, the row says, not the status.
+# Exit statuses of a child; any other is a crash. The row says whether the work is done, not the status.
 FINISHED, FENCED_OFF, DRAINED, STOPPED, DATABASE_UNAVAILABLE = 0, 70, 75, 76, 69
 
 

@@ -1,6 +1,6 @@
-"""The dispatcher: a loop that notifies supervisors of queued work, requeues what dead ones held, and deletes orphans.
+"""The dispatcher: a loop that notifies supervisors of queued work, requeues work whose lease expired, and cleans up.
 
-Two of them may run at once. While the database or Redis is unavailable everything is late and nothing is lost.
+Two of them may run at once. While the database or Redis is unavailable work is delayed, and none is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 TABLES: dict[QueueName, work.WorkTable] = {"jobs": Job, "datasets": Dataset}
 CLEAN_UP_EVERY_S = 60.0
 HEARTBEAT_RETENTION_S = 3600.0  # the row of a process without a heartbeat for this long is deleted
-MAX_WAITING = 16  # notifications that nobody has taken from a queue; more of them would add nothing
+MAX_WAITING = 16  # pending notifications of a queue; more of them would have no effect
 
 
 class Dispatcher:
@@ -78,10 +78,10 @@ class Dispatcher:
                 return
         waiting = self._notifier.count_pending(queue)
         if waiting is None or waiting >= MAX_WAITING:
-            return  # Redis is unavailable, or no supervisor has consumed for long
+            return  # Redis is unavailable, or no supervisor consumes the queue
 
-        # One supervisor takes each notification, and the only one with enough devices may be any of them: send as many
-        # as there are supervisors.
+        # Each notification goes to one supervisor, and perhaps only one has enough devices: send at least as many as
+        # there are supervisors.
         with transaction(self._engine) as session:
             due = work.mark_notified(session, TABLES[queue], self._settings.renotify_s)
             count = max(due, worker_registry.count_supervisors(session, queue)) if due else 0
@@ -107,7 +107,7 @@ class Dispatcher:
 
 
 def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended: threading.Event) -> None:
-    """Beat and dispatch once every `period_s` until `ended` is set."""
+    """Write the heartbeat and run the dispatcher once every `period_s` seconds until `ended` is set."""
     while not ended.is_set():
         beat()
         dispatcher.run_once()

@@ -35,7 +35,7 @@ def detect_device(settings: Settings) -> str:
 
 
 class Heartbeat:
-    """This process's row in the worker registry. A database that is unavailable costs a warning, never the process.
+    """This process's row in the worker registry. While the database is unavailable a warning is logged.
 
     Args:
         engine: The database.

@@ -1,4 +1,4 @@
-"""Deletes orphaned files: what a killed process left behind and no row in the database refers to.
+"""Deletes orphaned files: those that a killed process wrote and that no row in the database refers to.
 
 Only old files are deleted, and only in the service's own folders. A file that is being written (an upload, a model
 archive before it is published) is young; a finished one has a row.

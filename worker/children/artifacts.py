@@ -1,4 +1,4 @@
-"""The files that a job leaves for its user, and the manifest that lists them."""
+"""Writes the artifacts of a job, the files that its user downloads, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def replace_folder(attempt: Path) -> Iterator[Path]:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV in UTF-8, in which a spreadsheet takes no text for a formula."""
+    """Write a CSV file in UTF-8, with `header` as its first row; no cell is a formula for a spreadsheet."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)

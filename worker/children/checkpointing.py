@@ -31,7 +31,7 @@ class Checkpointer:
     Args:
         ctx: The attempt.
         settings: `disk_full_s`, for how long a full disk is tolerated.
-        reporter: Told of every checkpoint and of what goes wrong with one.
+        reporter: Records every checkpoint, and logs what goes wrong with one.
         trainer: Whose state is restored and written.
     """
 
@@ -97,7 +97,7 @@ class Checkpointer:
                     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
     def write_if_due(self, every_s: float) -> None:
-        """Write a checkpoint when the last one is at least so old; on a full disk it is tried again later."""
+        """Write a checkpoint when the last one is `every_s` seconds old; on a full disk it is tried again later."""
         now = time.monotonic()
         if now - self._saved_at >= every_s and now >= self._next_try:
             self.try_writing(self.write)
@@ -108,7 +108,7 @@ class Checkpointer:
             self.when_there_is_space(self.write)
 
     def when_there_is_space(self, write: Callable[[], None]) -> None:
-        """Call `write` until the disk has space, as long as that is tolerated. Raises what `check_cancelled` raises."""
+        """Call `write` until the disk has space for it; raises what `try_writing` and `check_cancelled` raise."""
         while not self.try_writing(write):
             wait_until = time.monotonic() + self._pause
             while time.monotonic() < wait_until:

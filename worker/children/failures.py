@@ -1,4 +1,4 @@
-"""The error of a job from an exception of `ml`: code, title, detail, and a hint a user can act on."""
+"""The error of a job, as its user reads it, from an exception of `ml`: code, title, detail, and a hint what to do."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TITLES = {
     "disk_full": "The disk is full",
     "unusable_data": "The data set cannot be trained on",
     "dataset_corrupt": "The data set's files are damaged",
-    "no_device": "The device is not there",
+    "no_device": "The device does not exist",
     "model_archive_corrupt": "The model's files are damaged",
     "missing_weights": "No pretrained weights are installed",
     "invalid_spec": "The job's settings are not valid here",
-    "internal_error": "The service made a mistake",
+    "internal_error": "Internal error",
 }
 HINTS = {
     "diverged": "Lower learning_rate, or set precision to f32.",

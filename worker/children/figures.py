@@ -38,7 +38,7 @@ def compute(
     dataset_folder: Path,
     reporter: JobReporter,
 ) -> ReportData | None:
-    """Everything the figures show.
+    """Measure what the figures show.
 
     Args:
         trainer: The finished training.
@@ -47,10 +47,10 @@ def compute(
         issues: The ranking of label issues, where the method has one.
         clean: int64 (N,) labels that tell which given labels are wrong, -1 where unknown; None when none is known.
         dataset_folder: Where the paths of the images are read from.
-        reporter: Progress, and commands to stop.
+        reporter: Takes the progress, and raises on a command to stop.
 
     Returns:
-        None when a figure failed; the error is in the logs.
+        Numbers and images of the figures; None when a measurement failed, with the error in the logs.
     """
     epochs = trainer.epochs
     reporter.report_progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
@@ -68,7 +68,7 @@ def compute(
         raise
     except Exception:  # of any measurement
         log.exception("no figures")
-        reporter.log("warning", "The figures could not be made; everything else is there.")
+        reporter.log("warning", "The figures could not be computed; everything else is complete.")
         return None
     return report
 
@@ -96,4 +96,4 @@ def write(report: ReportData | None, folder: Path, reporter: JobReporter) -> Non
         if failures.is_disk_full(error):
             raise
         log.exception("not all figures drawn")
-        reporter.log("warning", "Not all figures could be drawn; everything else is there.")
+        reporter.log("warning", "Not all figures could be drawn; everything else is complete.")

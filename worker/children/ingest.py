@@ -1,7 +1,7 @@
 """One attempt at checking a data set: archive structure, layout, every image decoded, packed; then ready or rejected.
 
 Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready,
-so nothing half-made is ever seen (INV4). Decoders run in this process, under limits of memory and time (SEC5).
+so nobody sees an incomplete data set (INV4). Decoders run in this process, under limits of memory and time (SEC5).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -91,7 +91,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
 
 
 def limit_resources(settings: Settings) -> None:
-    """Limit this process: private memory (mapped files do not count), no core dump, and time, after which it raises."""
+    """Limit this process: its private memory (mapped files do not count), no core dump, and its time: then TooSlow."""
     resource.setrlimit(resource.RLIMIT_DATA, (settings.ingest_memory_bytes, settings.ingest_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.disable()  # collections would scan a list of 150,000 entries again and again, and nothing here is cyclic
@@ -104,7 +104,18 @@ def limit_resources(settings: Settings) -> None:
 
 
 class Attempt:
-    """Checks one data set under a claim (`fence`); `folder` holds what it has written until it is published."""
+    """Checks one data set.
+
+    Args:
+        settings: Limits and periods.
+        engine: The database.
+        dataset_id: The data set, already claimed.
+        fence: Number of the claim.
+        channel: The connection to the supervisor.
+
+    Attributes:
+        folder: What it writes, until that is published.
+    """
 
     def __init__(
         self, settings: Settings, engine: Engine, dataset_id: uuid.UUID, fence: int, channel: ControlChannel
@@ -119,7 +130,8 @@ class Attempt:
         self._reported_at = time.monotonic()
 
     def run(self) -> int:
-        # Only folders of earlier claims are deleted: this host may have outslept its lease, and a later one be at work.
+        """Check the data set, and make it ready or reject it; the exit status. Raises Stopped, DatabaseUnavailable."""
+        # Only folders of earlier claims are deleted: this claim may have expired, and a later one be in use.
         for earlier in range(1, self._claim[1]):
             shutil.rmtree(self._target.with_name(f"{self._claim[0]}.tmp-{earlier}"), ignore_errors=True)
         self.folder.mkdir(mode=0o750)
@@ -170,10 +182,10 @@ class Attempt:
         return {**facts, "class_names": list(layout.classes)}
 
     def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
-        """Ready and renamed together: the row is locked by the fenced update while the folder takes its place."""
+        """Make the data set ready and rename its folder together: the fenced update locks the row meanwhile."""
         done = ingest_queue.succeed(session, *self._claim, facts)
         if done and self.folder.exists():
-            storage.remove(self._target)  # of an attempt that died between rename and commit
+            storage.remove(self._target)  # of an attempt that ended between rename and commit
             storage.publish(self.folder, self._target)
         return done
 
@@ -192,12 +204,13 @@ class Attempt:
         except DatabaseUnavailable:
             log.warning("progress not written: the database is unavailable")  # the supervisor watches the lease
 
-    def _finish(self, effect: Any) -> None:
+    def _finish(self, end: Callable[[Session], bool]) -> None:
+        """End the attempt in a transaction, waiting for the database; `end` returns False when the claim is lost."""
         deadline = time.monotonic() + self._settings.database_grace_s
         while True:
             try:
                 with transaction(self._engine) as session:
-                    done = effect(session)
+                    done = end(session)
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
@@ -209,7 +222,7 @@ class Attempt:
 
 
 def describe_rejection(refusal: BaseException, settings: Settings) -> dict[str, Any]:
-    """Why the archive was refused, as a problem that names entries."""
+    """Why the archive was refused: code, title, detail, and `errors` that name entries where there are any."""
     if isinstance(refusal, DatasetFormatError):
         refusal = ArchiveRejected.from_format_error(refusal)
     if isinstance(refusal, ArchiveRejected):

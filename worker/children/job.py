@@ -1,7 +1,7 @@
 """One attempt at one job, in a child process: from the claim to the exit status.
 
-Everything slow that an attempt needs is imported here, so that a fork server that has imported this module, and called
-`preload`, starts a child that imports nothing more.
+Everything that takes long to import is imported here or by `preload`, so that a child of a fork server that did both
+imports nothing more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def preload() -> None:
-    """Import what an attempt would import later: methods, networks, plots, a launcher, the compiler of optimizers."""
+    """Import what an attempt would import later: methods, networks, plots, the launcher of ranks, `torch._dynamo`."""
     current()
     plots.import_matplotlib()
     importlib.import_module("torch._dynamo")
@@ -85,7 +85,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
 def _attempt(
     ctx: JobContext, settings: Settings, engine: Engine, reporter: JobReporter, channel: ControlChannel
 ) -> None:
-    """Run the job to its end: it succeeds, or fails with what went wrong. Raises what only ends the attempt."""
+    """Run the job to its end: it succeeds, or fails with an error. Raises what ends only this attempt."""
     devices = choose_devices(settings.device_names, ctx.job)
     try:
         if len(devices) > 1:

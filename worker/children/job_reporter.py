@@ -1,6 +1,6 @@
-"""The connection between an attempt and its row: reports are buffered and written about once a second.
+"""Writes what an attempt reports into its rows, about once a second.
 
-Each write is one transaction under the attempt's fence, and its reply says whether to go on. A database that is
+Each write is one transaction under the attempt's fence, and returns whether to go on. A database that is
 unavailable only delays reports, until the grace period ends. This module does not know what is trained.
 """
 
@@ -32,7 +32,7 @@ class Interrupted(Exception):
 
 
 class FencedOff(Exception):
-    """Another attempt owns the job now; nothing this one writes has any effect."""
+    """Another attempt has claimed the job; nothing that this one writes has an effect."""
 
 
 class JobReporter:
@@ -43,7 +43,7 @@ class JobReporter:
         engine: The database.
         job_id: The job.
         fence: Number of the attempt's claim.
-        channel: Beats to the supervisor, commands from it.
+        channel: The connection to the supervisor.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class JobReporter:
         self._progress: Mapping[str, Any] | None = None
         self._last_try = self._last_write = time.monotonic()
 
-    # Buffered reports
+    # --- Buffered reports
 
     def record_epoch(self, report: Mapping[str, Any]) -> None:
         """Record the report of a finished epoch; it has the epoch's number as `epoch`."""
         self._epochs.append(report)
 
     def report_progress(self, progress: Mapping[str, Any]) -> None:
-        """Replace the progress; only the latest is written."""
+        """Replace the progress (fields: `attempt.report_progress`); only the latest is written."""
         self._progress = progress
 
     def log(self, level: str, message: str) -> None:
-        """Add a line to the job's log, which its user reads."""
+        """Add a line to the job's log, which its user reads; `level` is info, warning or error."""
         self._writes.append(lambda session: attempt.append_log(session, *self._claim, level, message))
 
     def record_checkpoint(self, step: int, path: str) -> None:
@@ -81,7 +81,7 @@ class JobReporter:
         """
         self._writes.append(lambda session: attempt.record_checkpoint(session, *self._claim, step, path))
 
-    # Whether to go on
+    # --- Whether to go on
 
     def beat(self) -> None:
         """Report to the supervisor that the work advances."""
@@ -115,15 +115,15 @@ class JobReporter:
             raise Interrupted(command)
 
     def check_cancelled(self) -> None:
-        """To be called during long work: a beat, and `sync()` when it is due. Raises what `sync` raises."""
+        """Beat, and `sync()` when it is due; to be called during long work. Raises what `sync` raises."""
         self.beat()
         if self.is_due():
             self.sync()
 
-    # The end of the job
+    # --- The end of the job
 
     def succeed(self, metrics: Mapping[str, Any]) -> None:
-        """End the job successfully, without a model. Raises what `finish` raises."""
+        """End the job successfully, without a model, with its final metrics. Raises what `finish` raises."""
         self.finish(lambda session: attempt.succeed(session, *self._claim, metrics=metrics))
 
     def fail(self, error: Mapping[str, str]) -> None:
@@ -160,7 +160,7 @@ class JobReporter:
         return time.monotonic() - self._last_write > self._settings.database_grace_s
 
     def _write(self) -> Literal["cancel", "fenced_off"] | None:
-        """Write everything in one transaction; when one write finds the claim lost, the rest is void as well."""
+        """Write the buffered reports in one transaction, none when the claim is lost; returns the command, if any."""
         with transaction(self._engine) as session:
             command = attempt.read_command(session, *self._claim)
             if command != "fenced_off" and not all(write(session) for write in self._buffered()):

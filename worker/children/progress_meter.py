@@ -12,7 +12,7 @@ class ProgressMeter:
     """Measures how fast an attempt trains.
 
     Args:
-        trainer: Its epochs and its number of training images are read.
+        trainer: The training, for its number of epochs and of training images.
     """
 
     def __init__(self, trainer: Trainer) -> None:

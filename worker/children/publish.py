@@ -41,7 +41,7 @@ class Publication:
 
     Args:
         ctx: The attempt.
-        reporter: Progress, and commands to stop.
+        reporter: Takes the progress, and raises on a command to stop.
         trainer: The finished training.
         images: The training images with their given labels, before any noise was injected.
         truth: The test set and clean labels, where known.
@@ -80,7 +80,7 @@ class Publication:
         The fenced update locks the row while the archive is renamed to the models' folder.
         """
         done = attempt.publish(session, self._ctx.job.id, self._ctx.fence, metrics=self.metrics, model=self._model)
-        if done and self._archive.exists():  # it does not after a commit that succeeded without an answer
+        if done and self._archive.exists():  # it was renamed already if an earlier commit succeeded without a reply
             storage.publish(self._archive, self._ctx.files.model(self._model_id))
         return done
 
@@ -161,7 +161,7 @@ class Publication:
 
 
 def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:
-    """A job's metrics. What was measured against noisy labels is named noisy; what is not known is null.
+    """The metrics of a job. Names of what was measured against noisy labels begin with noisy; unknown values are None.
 
     Args:
         trainer: The finished training.

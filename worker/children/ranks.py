@@ -1,6 +1,6 @@
 """One attempt at training on several devices: a process (rank) for each, and this one, which waits for their end.
 
-Rank 0 makes the attempt as a single process would: it alone listens to the supervisor, reports, writes checkpoints and
+Rank 0 does the attempt as a single process would: it alone listens to the supervisor, reports, writes checkpoints and
 publishes. The others only compute. How a rank ends is written as a line of JSON into a pipe to this process, which then
 ends the same way.
 """
@@ -29,7 +29,9 @@ from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
-RANK_LOST_S = 10  # a rank that has lost another waits this long to be killed: the launcher knows which one was lost
+RANK_LOST_S = (
+    10  # after the loss of another rank a rank waits this long to be killed: the launcher knows which one ended first
+)
 
 
 def run(

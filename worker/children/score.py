@@ -85,14 +85,14 @@ def table_rows(
     predictions: Iterator[Prediction],
     reporter: JobReporter,
 ) -> Iterator[list[object]]:
-    """The table's row of each image, in order, as `HEADER` names the cells; with the Gaussian's where there is one.
+    """The row of each image in the table, in order: the cells that `HEADER` names, and those of the Gaussian if any.
 
     Args:
         predictor: The model; its classes name the predicted labels.
         classes: The data set's classes, which name the given labels and may differ from the model's.
         images: The data set's entries.
         predictions: One an image.
-        reporter: Progress, and commands to stop.
+        reporter: Takes the progress, and raises on a command to stop.
     """
     started = time.monotonic()
     for number, (image, prediction) in enumerate(zip(images, predictions, strict=True)):

@@ -131,12 +131,18 @@ def train(
 
 
 def threads_per_process(settings: Settings, devices: Sequence[str]) -> int:
-    """CPU threads of each process of an attempt."""
+    """CPU threads of each process of an attempt, of which there is one for each device."""
     return max(1, (settings.threads or os.cpu_count() or 1) // len(devices))
 
 
 def join(rank: RankInfo, devices: Sequence[str], settings: Settings) -> ProcessGroup:
-    """Meet the other ranks; one that is silent for `stall_s` is given up."""
+    """Join the process group of all ranks, which fails when a rank does not respond for `stall_s`.
+
+    Args:
+        rank: This process among the ranks.
+        devices: One for each rank.
+        settings: For `stall_s`.
+    """
     device = training_devices.resolve(devices[rank.rank])
     return ProcessGroup.join(rank.rendezvous, rank.rank, rank.size, device, timeout_s=settings.stall_s)
 
@@ -150,7 +156,17 @@ def build(
     devices: Sequence[str],
     group: ProcessGroup | None,
 ) -> Trainer:
-    """The training of this process, on its own device of `devices`; without a `group`, on the first."""
+    """The training of this process, on its own device of `devices`; without a `group`, on the first.
+
+    Args:
+        spec: What is trained.
+        images: The training images with their given labels.
+        truth: The test set and clean labels, where known.
+        settings: Threads and recorded steps.
+        files: The data folder, for pretrained weights.
+        devices: One for each process of the training.
+        group: The process group of the ranks; None when this process trains alone.
+    """
     return Trainer.build(
         spec,
         images,

@@ -1,8 +1,8 @@
 """The launcher of `make run`: the whole service on one machine, without a server to install, in one data folder.
 
 It starts a Redis-protocol broker, migrates the database, and starts API, dispatcher, inference process and a supervisor
-for each queue; it restarts what dies, and ends them in order. The processes are those of a deployment: only their
-settings differ.
+for each queue. It restarts a process that dies, and ends all in order. The processes are those of a deployment: only
+their settings differ.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def broker(scratch: Path, environment: dict[str, str]) -> Program:
 
 
 def programs(settings: Settings) -> list[Program]:
-    """What is started once broker and database are there, in this order."""
+    """What is started once broker and database are ready, in this order."""
     python = [sys.executable, "-m"]
     drain_s = settings.drain_s + 5.0
     return [
@@ -142,8 +142,8 @@ class Launcher:
                 return 1
             return self._monitor()
         finally:
-            print("denll is ending: running jobs are checkpointed and go on at the next start", flush=True)
-            # What the others need ends after them: first all but these, then inference, then the broker.
+            print("denll is ending: running jobs are checkpointed and continue at the next start", flush=True)
+            # Each ends after those that need it: the API and the others first, then inference, then the broker.
             for still_needed in ({"inference", "broker"}, {"broker"}, set[str]()):
                 end([p for p in self._processes if p.program.name not in still_needed])
 
@@ -182,7 +182,7 @@ class Launcher:
             for process in self._processes:
                 process.restart_if_dead()
 
-            # Announce the page once all processes are ready; after half the time, once the API answers.
+            # Announce the page once all processes are ready; after half of `READY_S`, once the API responds.
             if not is_ready and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2):
                 is_ready = True
                 print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
@@ -202,7 +202,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _is_ready(url: str, *, allow_degraded: bool) -> bool:
-    """Whether the API answers and, unless a degraded service is good enough, reports that all processes are there."""
+    """Whether the API responds and, unless `allow_degraded`, reports that nothing is degraded."""
     try:
         with urllib.request.urlopen(url, timeout=2.0) as response:  # noqa: S310 - our own API
             return allow_degraded or json.load(response).get("status") != "degraded"

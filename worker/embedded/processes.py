@@ -21,10 +21,10 @@ LOG_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Program:
-    """What is run.
+    """A program to run.
 
     Args:
-        name: For log file and messages.
+        name: Name of its log file, and in messages.
         command: Program and arguments.
         grace_s: How long it may take to end after SIGTERM.
     """

@@ -1,6 +1,6 @@
 """Dynamic batching: requests that arrive during a forward pass wait, and the next pass takes all of them.
 
-There is no batching timer: an idle model answers at once, a busy one in full batches. The queue is bounded, and a
+There is no batching timer: an idle model starts at once, a busy one with a full batch. The queue is bounded, and a
 request that does not fit is refused at once. One thread runs the model; a pool decodes images and encodes replies.
 """
 
@@ -36,9 +36,9 @@ class Refused(Exception):
 
     Args:
         code: One of `results.TITLES`.
-        status: The HTTP status of the answer.
+        status: The HTTP status of the response.
         detail: A sentence.
-        retry_after_s: When the client may try again.
+        retry_after_s: After how many seconds the client may try again.
     """
 
     def __init__(self, code: str, status: int, detail: str, *, retry_after_s: int | None = None) -> None:
@@ -50,14 +50,14 @@ class Refused(Exception):
 
 @dataclass
 class Request:
-    """Encoded images of one client, answered together.
+    """Encoded images of one client; all results are one reply.
 
     Args:
         id: The client's own, repeated in the reply.
         model: The published model.
         images: At least one, encoded (JPEG, PNG, ...).
         options: `top_k`, `threshold`, `masks`, `mask_threshold`, `render`, as in the API.
-        deadline_s: After this time in the queue, the answer has no value and is not computed.
+        deadline_s: After this time in the queue nobody waits for the results, and they are not computed.
         reply: Called exactly once, from any thread.
     """
 
@@ -71,9 +71,11 @@ class Request:
 
     @property
     def is_late(self) -> bool:
+        """Whether the deadline has passed."""
         return time.monotonic() - self.arrived_at > self.deadline_s
 
     def refuse(self, refused: Refused) -> None:
+        """Reply with an error."""
         self.reply({"id": self.id, "error": refused.error}, ())
 
 
@@ -177,7 +179,7 @@ class Batcher:
         try:
             self._predict_batch(model, requests)
         except Exception as error:
-            detail = "The model could not answer."
+            detail = "The prediction failed."
             if isinstance(error, Failure):
                 detail = results.sentence(error.detail)
                 log.warning("model %s: %s", model, error, exc_info=error.__cause__)
@@ -237,8 +239,8 @@ class Batcher:
             bodies, parts = results.build_results(predictor, request.images, decoded, predictions, request.options)
             request.reply(_header(request, bodies, timing), parts)
         except Exception:
-            log.exception("the answer to request %s", request.id)
-            request.refuse(unavailable("The answer could not be written."))
+            log.exception("the results of request %s", request.id)
+            request.refuse(unavailable("The results could not be written."))
 
 
 def overloaded() -> Refused:

@@ -1,4 +1,4 @@
-"""The models in memory: the most recently used ones, each verified when it is loaded and warmed up before it answers.
+"""The most recently used models, in memory: each is verified when it is loaded, and warmed up before it is used.
 
 Used by one thread.
 """

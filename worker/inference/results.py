@@ -1,4 +1,4 @@
-"""The result of one image: label, scores, mask in pixels of the original, rendered image; or why there is none."""
+"""Builds the result of each image: label, scores, mask in pixels of the original, rendered image; or its error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ TITLES = {
     "malformed": "The request cannot be read",
     "overloaded": "Too many predictions are waiting",
     "deadline_exceeded": "The prediction took too long",
-    "model_unavailable": "The model cannot answer",
-    "reply_too_large": "The answer is too large",
+    "model_unavailable": "The model cannot be used",
 }
 
 
@@ -47,7 +46,7 @@ Results = list[Result]
 
 
 def build_decoder(predictor: Predictor) -> Callable[[bytes], DecodedImage]:
-    """A function from encoded bytes to this model's square; the decoded original is dropped at once, to save memory."""
+    """A function that decodes an image and resizes it for this model; the original size is not kept, to save memory."""
 
     def decode(data: bytes) -> DecodedImage:
         try:
@@ -66,6 +65,7 @@ def is_cheap(options: Mapping[str, Any]) -> bool:
 
 
 def wants_map(options: Mapping[str, Any]) -> bool:
+    """Whether these options request the map."""
     return "map" in (options.get("masks") or ())
 
 

@@ -114,7 +114,7 @@ def parse_request(frame: frames.Frame, reply: Reply) -> Request:
 
 
 async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:
-    """Listen until `ended` is set; a socket file of a dead process is replaced."""
+    """Listen until `ended` is set, and pass requests to the batcher; a socket file of a dead process is replaced."""
     address = frames.parse_address(settings.inference_listen)
     loop = asyncio.get_running_loop()
     connections: set[ClientConnection] = set()
@@ -183,7 +183,7 @@ def run_process(settings: Settings, models: ModelCache) -> None:
     """
     batcher = Batcher(settings, models)
     ended = threading.Event()
-    # What was imported stays: searching it for garbage would hold up answers. New objects are searched less often.
+    # What was imported stays: searching it for garbage would delay replies. New objects are searched less often.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     watcher = threading.Thread(

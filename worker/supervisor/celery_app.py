@@ -1,7 +1,7 @@
 """The Celery side of a supervisor: its settings with their reasons, the two tasks, and the signals of the process.
 
 `python -m worker.supervisor -Q jobs` (or `datasets`) runs one supervisor. A task carries no arguments and returns
-nothing: what is to be done is in the database.
+nothing: the work is in the database.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.redis_url,
         "broker_transport_options": transport_options(settings),
-        "broker_connection_retry": True,  # Redis may come back after any time;
+        "broker_connection_retry": True,  # Redis may be unavailable for any time; the rows wait
         "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,  # until then the rows wait
+        "broker_connection_max_retries": None,
         "broker_connection_timeout": settings.connect_timeout_s,
         "worker_pool": "threads",  # there is no torch to isolate, and a thread sees the drain flag
         "worker_concurrency": 1,  # one piece of work at a time

@@ -163,7 +163,7 @@ class ForkServer:
             theirs.close()
 
     def _receive_pid(self) -> int:
-        """The pid of the child just requested; exit reports of earlier children that nobody awaited are skipped."""
+        """The pid of the child just requested; reports of the end of earlier children are skipped."""
         while reply := self.connection.recv(MESSAGE_BYTES):
             if (pid := json.loads(reply).get("pid")) is not None:
                 return int(pid)

@@ -31,7 +31,7 @@ class PreforkedChild(NamedTuple):
     connection: socket.socket
 
     def assign(self, request: bytes, descriptors: list[int]) -> bool:
-        """Hand over a request, with the socket of its control channel; False when the child has died meanwhile."""
+        """Hand over a request, with the descriptor of its control channel; False when the child has died meanwhile."""
         with self.connection:
             try:
                 socket.send_fds(self.connection, [request], descriptors)

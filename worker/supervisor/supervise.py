@@ -1,4 +1,4 @@
-"""Takes one piece of work after another from the queue and supervises the child that does it.
+"""Claims one job or data set after another and supervises the child that does the work.
 
 The loop that renews the lease also watches the child: when either hangs, the lease ends and another supervisor takes
 over. This module imports neither torch nor Celery and writes no SQL.
