@@ -41,7 +41,7 @@ def harness(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) 
     with opened(tmp_path, database_url, "redis://127.0.0.1:1/0", disk_full_s=1.0) as harness:
         for module in (ingest, job):
             monkeypatch.setattr(module, "current", lambda: harness.settings)
-        monkeypatch.setattr(ingest, "confine", lambda _: None)  # limits of a process, and this one is the test's
+        monkeypatch.setattr(ingest, "limit_resources", lambda _: None)  # this process is the tests' own
         monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
         monkeypatch.setattr(logs, "add_file", lambda *_, **__: None)
         yield harness
