@@ -149,10 +149,12 @@ def problems_page() -> str:
 
 
 def page(title: str, *parts: str) -> str:
+    """A page in Markdown: its parts below the title, with empty lines between them."""
     return "\n\n".join([f"# {title}", NOTE, *parts]) + "\n"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown; each row has as many cells as the header."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines

@@ -75,6 +75,7 @@ class CountedBody:
 
 
 def too_large(limit: int) -> TooLarge:
+    """The problem of a body with more than `limit` bytes."""
     size = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
     return TooLarge(f"The body is larger than {size}.")
 

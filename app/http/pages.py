@@ -123,11 +123,13 @@ def decode(cursor: str, parse: Any) -> Any:
 
 
 def parse_time_and_id(values: Any) -> tuple[datetime, uuid.UUID]:
+    """The values of a cursor of `newest_page`; ValueError or TypeError for others."""
     at, last = values
     return datetime.fromisoformat(at).astimezone(UTC), uuid.UUID(last)
 
 
 def parse_offset(values: Any) -> int:
+    """The value of a cursor of `slice_page` or `numbered_page`; ValueError or TypeError for others."""
     (offset,) = values
     if type(offset) is not int or not 0 <= offset < 2**53:
         raise ValueError(offset)

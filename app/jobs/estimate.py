@@ -58,7 +58,10 @@ def estimate_training(
 
 
 def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
-    """Images per second of the newest finished training with the same method, network, size and precision."""
+    """Images per second of the newest finished training like a resolved request; None when there is none.
+
+    Alike are method, params, network, image size, precision, device and number of devices.
+    """
     newest = (
         select(Job.request, Job.metrics)
         .where(Job.type == "train", Job.state == State.succeeded, Job.metrics.is_not(None))

@@ -42,6 +42,10 @@ def create(
 ) -> list[Job]:
     """Queue the job and its baselines, in this order.
 
+    Args:
+        request_id: Id of the HTTP request, for the logs.
+        max_queued: The most jobs that may wait at once.
+
     Raises:
         DatasetNotFound, NotReady: There is no such data set, or it cannot be used yet.
         ModelNotFound, AliasNotFound: There is no such model to score with.

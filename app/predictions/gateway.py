@@ -89,7 +89,12 @@ class InferenceConnection(frames.FrameProtocol):
 
 
 class InferenceProcess:
-    """One inference process: connected when first needed, and again after a failure."""
+    """One inference process: connected when first needed, and again after a failure.
+
+    Args:
+        address: Where it listens.
+        connect_timeout_s: How long opening a connection may take.
+    """
 
     def __init__(self, address: Address, connect_timeout_s: float) -> None:
         self.address = address

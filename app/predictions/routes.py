@@ -153,7 +153,11 @@ async def predict_images(request: Request, settings: Settings, sources: list[Sou
 async def run_inference(
     request: Request, model: ResolvedModel, loaded: list[LoadedImage], options: Options
 ) -> tuple[list[dict[str, Any]], list[bytes], dict[str, float]]:
-    """One result an image, in order; rendered images, if any; seconds by stage. Raises as `Gateway.send` does."""
+    """One result an image, in order; rendered images, if any; seconds by stage. Raises as `Gateway.send` does.
+
+    Args:
+        loaded: The images that could be loaded.
+    """
     if not loaded:
         return [], [], {}
     header = {

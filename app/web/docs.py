@@ -28,6 +28,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def entry(path: str, method: str, operation: dict[str, Any]) -> str:
+    """The HTML of one operation of the document."""
     rows = "".join(parameter(p) for p in operation.get("parameters", []))
     table = f"<table><tbody>{rows}</tbody></table>" if rows else ""
     media_types = ", ".join(escape(kind) for kind in operation.get("requestBody", {}).get("content", {}))
@@ -44,6 +45,7 @@ def entry(path: str, method: str, operation: dict[str, Any]) -> str:
 
 
 def parameter(specification: dict[str, Any]) -> str:
+    """The row of one parameter of an operation, from its entry in the document."""
     schema = specification.get("schema", {})
     bounds = {k: v for k, v in schema.items() if k not in {"title", "description", "anyOf", "$ref"}}
     facts = ", ".join(f"{k}: {v}" for k, v in bounds.items())

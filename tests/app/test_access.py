@@ -104,24 +104,24 @@ def test_a_picture_of_a_data_set_is_for_those_who_may_read_it(guarded: Client, r
 
 @BOTH
 def test_a_key_is_shown_once_and_stored_as_a_hash(guarded: Client) -> None:
-    made = new_key(guarded, "read")
-    shown_again = guarded.get(f"/keys/{made['id']}", headers=bearer(ADMIN))
-    assert made["key"] not in shown_again.text
-    assert made["key"] not in guarded.get("/keys", headers=bearer(ADMIN)).text
+    created = new_key(guarded, "read")
+    shown_again = guarded.get(f"/keys/{created['id']}", headers=bearer(ADMIN))
+    assert created["key"] not in shown_again.text
+    assert created["key"] not in guarded.get("/keys", headers=bearer(ADMIN)).text
     with db.transaction(guarded.app.state.engine) as session:  # type: ignore[attr-defined]
         row = session.execute(select(ApiKey)).scalar_one()
         everything = session.execute(text("select * from api_key")).one()
     assert len(row.key_sha256) == 64
-    assert made["key"] not in str(everything)
+    assert created["key"] not in str(everything)
 
 
 @BOTH
 def test_a_revoked_key_stops_working_at_once(guarded: Client) -> None:
-    made = new_key(guarded, "read")
-    assert guarded.get("/jobs", headers=bearer(made["key"])).status_code == 200
-    assert guarded.delete(f"/keys/{made['id']}", headers=bearer(ADMIN)).status_code == 204
-    assert guarded.get("/jobs", headers=bearer(made["key"])).status_code == 401
-    assert guarded.get(f"/keys/{made['id']}", headers=bearer(ADMIN)).json()["revoked_at"]
+    created = new_key(guarded, "read")
+    assert guarded.get("/jobs", headers=bearer(created["key"])).status_code == 200
+    assert guarded.delete(f"/keys/{created['id']}", headers=bearer(ADMIN)).status_code == 204
+    assert guarded.get("/jobs", headers=bearer(created["key"])).status_code == 401
+    assert guarded.get(f"/keys/{created['id']}", headers=bearer(ADMIN)).json()["revoked_at"]
 
 
 def test_without_a_key_configured_loopback_is_open(client: Client) -> None:
