@@ -31,6 +31,7 @@ from tests.worker import harness
 
 SINGLE, IN_A_ROW = size(30, 2), size(40, 3)
 STARTS = size(7, 1)
+WARM_UPS = size(3, 1)
 FRAMEWORKS = "import fastapi, sqlalchemy, pydantic, uvicorn"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -97,7 +98,7 @@ def starts() -> None:
     running, stepping, claimed, answered, gaps = [], [], [], [], []
     with running_service() as (service, url):
         dataset_id = service.dataset()
-        for _ in range(3):  # the first notification imports Celery, the first child warms what children share
+        for _ in range(WARM_UPS):  # the first notification imports Celery, the first child warms what children share
             service.ended(post(url, dataset_id))
         for _ in range(SINGLE):
             sent = time.time()
