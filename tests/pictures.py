@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 CLASSES = ("cat", "dog")
+EMPTY_ZSTD_FRAME = bytes.fromhex("28b52ffd2000010000")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 from ml.formats import tar_headers, zip_directory
 from ml.formats.entries import CHUNK_BYTES, DEFAULT_LIMITS, Entry, Limits, StoredFile, bad, restore, too_large
@@ -24,6 +24,8 @@ from ml.formats.errors import DatasetFormatError, printable
 
 GZIP_MAGIC, ZSTD_MAGIC, ZIP_MAGICS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
 CLASS_LIST = "classes.txt"
+ZSTD_READ_BYTES = 128 << 10
+MAX_ZSTD_FRAMES = 100_000  # parallel compressors write a frame for some megabytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,35 @@ class Archive:
                 plain = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plain.tar"
                 decompress(self.path, plain, self.limits)
             yield stack.enter_context(reader(plain))
+
+
+class ZstdStream:
+    """The decompressed bytes of a zstd file of not too many frames: an empty frame costs time, but no bytes."""
+
+    def __init__(self, file: BinaryIO, new_decompressor: Callable[[], Any]) -> None:
+        self._file, self._new_decompressor = file, new_decompressor
+        self._frame, self._frames = new_decompressor(), 1
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes, at least one; none at the end. EOFError where the last frame is incomplete."""
+        while True:
+            if self._frame.eof:
+                compressed = self._frame.unused_data or self._file.read(ZSTD_READ_BYTES)
+                if not compressed:
+                    return b""
+                self._frame, self._frames = self._new_decompressor(), self._frames + 1
+                if self._frames > MAX_ZSTD_FRAMES:
+                    raise too_large(f"the archive has more than {MAX_ZSTD_FRAMES} zstd frames")
+            else:
+                compressed = self._file.read(ZSTD_READ_BYTES) if self._frame.needs_input else b""
+                if self._frame.needs_input and not compressed:
+                    raise EOFError("the last zstd frame is incomplete")
+            data: bytes = self._frame.decompress(compressed, count)
+            if data:
+                return data
+
+    def close(self) -> None:
+        """Nothing: the file belongs to the caller."""
 
 
 def read_archive(path: Path, limits: Limits = DEFAULT_LIMITS) -> Archive:
@@ -181,12 +212,13 @@ def _decompressor(file: BinaryIO, compression: Literal["gzip", "zstd"]) -> Itera
     """The tar inside, decompressed as it is read. zstd is in the standard library from Python 3.14 on."""
     file.seek(0)
     damage: tuple[type[Exception], ...] = (EOFError, zlib.error)
+    reader: contextlib.AbstractContextManager[Any]
     if compression == "gzip":
-        reader: BinaryIO = cast("BinaryIO", gzip.GzipFile(fileobj=file))
+        reader = contextlib.closing(gzip.GzipFile(fileobj=file))
     else:
         zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
         damage = (*damage, zstd.ZstdError)
-        reader = zstd.ZstdFile(file)
+        reader = contextlib.closing(ZstdStream(file, zstd.ZstdDecompressor))
     try:
         with reader as plain:
             yield plain

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import ArchiveRejected
-from ml.formats.archive import Archive, decompress, read_archive
+from ml.formats.archive import MAX_ZSTD_FRAMES, Archive, decompress, read_archive
 from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
 from tests import pictures
@@ -251,6 +251,12 @@ def test_Z5_a_damaged_zstd_stream_is_refused(write: Write) -> None:
     whole = pictures.tarred(pictures.class_folders(), compression="zst")
     for data in (b"\x28\xb5\x2f\xfd" + bytes(30), whole[: len(whole) // 2]):
         assert refusal(write(data)).code == "bad_archive"
+
+
+def test_Z3_very_many_empty_zstd_frames_are_refused(write: Write) -> None:
+    data = pictures.tarred({"a/1.jpg": b"x"}, compression="zst")
+    assert len(read_archive(write(data + pictures.EMPTY_ZSTD_FRAME * 10)).entries) == 1
+    assert refusal(write(data + pictures.EMPTY_ZSTD_FRAME * MAX_ZSTD_FRAMES)).code == "archive_too_large"
 
 
 def test_Z5_a_wrong_entry_count_is_refused(write: Write) -> None:
