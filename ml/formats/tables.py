@@ -160,8 +160,8 @@ def _separator(text: str) -> str:
 
 
 def _check_columns(path: str, names: Sequence[str]) -> tuple[str, ...]:
-    if "" in names:
-        raise _error("bad_columns", path, f"column {list(names).index('') + 1} has no name", 1)
+    if "" in names[1:]:  # the first one may be the index that pandas writes
+        raise _error("bad_columns", path, f"column {names.index('', 1) + 1} has no name", 1)
     known: set[str] = set()
     for number, name in enumerate(names, 1):
         if name in known:

@@ -80,6 +80,11 @@ NUMBERED = {
     "classes.txt": b"zebra\nape\n",
 }
 
+INDEXED = {  # as pandas writes a table with its index
+    **{f"images/{number}.jpg": pictures.encoded(number) for number in range(4)},
+    "labels.csv": table(",file,label", [f"{number},images/{number}.jpg,{'ab'[number % 2]}" for number in range(4)]),
+}
+
 LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {
     "class folders": (class_folders(), {}),
     "class folders in a folder": (below("pets", class_folders()), {}),
@@ -99,6 +104,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {
         {**below("train", with_table(name="metadata.csv", folder=".x")), **class_folders(splits=("train",))}, {},
     ),
     "classes by number": (NUMBERED, {}),
+    "a first column without a name": (INDEXED, {}),
     "no images": ({"README.md": b"#"}, {}),
     "images without labels": ({"1.jpg": pictures.encoded(1), "2.jpg": pictures.encoded(2)}, {}),
     "one class": (class_folders(("cat",)), {}),
@@ -119,6 +125,12 @@ def test_service_and_command_line_read_the_same(name: str, compression: str, tmp
 
     assert by_command(archive, columns) == outcome
     assert by_command(unpack(files, tmp_path / "folder"), columns) == outcome
+
+
+def test_the_index_that_pandas_writes_is_no_obstacle(tmp_path: Path) -> None:
+    classes, *_ = by_command(unpack(INDEXED, tmp_path / "set"), {})
+
+    assert classes == ("a", "b")
 
 
 def test_val_beside_train_is_the_test_set_and_no_class(tmp_path: Path) -> None:
