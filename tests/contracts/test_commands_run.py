@@ -6,11 +6,13 @@ What they measure at that size means nothing. Parts that need other peers' serve
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,29 @@ from tests.benchmarks.__main__ import HERE, IDS
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+WITH_SERVICE = ["jobs", "serving", "upload"]  # each starts processes and measures them
+# One process for all others, since importing torch is most of what they cost at this size.
+ALL_IN_ONE = """
+import runpy, sys
+for name in sys.argv[2:]:
+    sys.argv[:] = [name, "--smallest"]
+    try:
+        runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (name, end.code)
+    print("ended", name, flush=True)
+"""
 
 
 def run(folder: Path, *module: str, **environment: str) -> str:
     """The standard output of `python -m module`, run in `folder`; it must end well."""
+    return run_python(folder, "-m", *module, **environment)
+
+
+def run_python(folder: Path, *arguments: str, **environment: str) -> str:
     own = {name: value for name, value in os.environ.items() if not name.startswith("DENLL_")}
     done = subprocess.run(
-        [sys.executable, "-m", *module],
+        [sys.executable, *arguments],
         cwd=folder,
         env=own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
@@ -40,9 +58,20 @@ def run(folder: Path, *module: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
-    lines = run(tmp_path, f"tests.benchmarks.{name}", "--smallest").splitlines()
+@pytest.mark.parametrize("name", WITH_SERVICE)
+def test_a_benchmark_of_the_service_runs(name: str, tmp_path: Path) -> None:
+    require_results(run(tmp_path, f"tests.benchmarks.{name}", "--smallest").splitlines())
+
+
+def test_the_other_benchmarks_run(tmp_path: Path) -> None:
+    names = [name for name in BENCHMARKS if name not in WITH_SERVICE]
+    lines = iter(run_python(tmp_path, "-c", ALL_IN_ONE, "--smallest", *names).splitlines())
+    for name in names:
+        require_results(itertools.takewhile(lambda line, name=name: line != f"ended {name}", lines))
+
+
+def require_results(lines: Iterable[str]) -> None:
+    """At least one line of JSON among these, and all of them complete."""
     results = [json.loads(line) for line in lines if line.startswith("{")]
     assert results
     for result in results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import subprocess
@@ -22,9 +23,11 @@ def loaded_by(*modules: str) -> set[str]:
     return {module.split(".")[0] for module in modules_loaded_by(*modules)}
 
 
+@functools.cache
 def modules_loaded_by(*modules: str) -> set[str]:
-    """Names in sys.modules after importing the modules in a fresh process."""
-    program = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
+    """Names in sys.modules after importing the modules in a fresh process, which ends without unloading them."""
+    names = "print(json.dumps(sorted(sys.modules)), flush=True)"
+    program = f"import gc, json, os, sys; gc.disable(); import {', '.join(modules)}; {names}; os._exit(0)"
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

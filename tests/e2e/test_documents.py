@@ -96,7 +96,7 @@ def prepare(folder: Path, data: Path) -> None:
     (folder / "pets.zip").write_bytes(pictures.zipped(files))
     (folder / "cat.jpg").write_bytes(pictures.encoded(seed=1, width=24, height=24))
     (folder / ".venv").symlink_to(sys.prefix)
-    shutil.copytree(ROOT / "ml", folder / "ml", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ml", folder / "ml")  # compiled files too: most of a short command is its imports
     (folder / "data").mkdir()
     shutil.copy(data / "denll.sqlite", folder / "data")
 
