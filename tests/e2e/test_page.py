@@ -43,12 +43,17 @@ QUICK_MS = 20_000
 
 
 @pytest.fixture(scope="session")  # as wide as the service, and before it: without a browser none is started
-def browser() -> Iterator[Browser]:
+def chromium() -> str:
     path = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:
         pytest.skip("NOT RUN: the page was not tested, no Chromium on PATH (set TEST_CHROMIUM to one)")
+    return path
+
+
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread: it must not outlive this file
+def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
         browser.close()
 
