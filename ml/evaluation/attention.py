@@ -131,8 +131,7 @@ def grad_cam(method: Method, images: Tensor, classes: Tensor | None = None) -> T
 def border_contrast(passes: Sequence[NetworkActivations]) -> Tensor | None:
     """How much each place's features differ from those on the image's border: where an object of any class stands out.
 
-    Feature maps before and after the last stage are compared: each feature's deviation from its mean on the border, in
-    units of its deviation there. The maps are averaged, smoothed by Gaussians of all `SCALES`, and averaged again.
+    Feature maps before and after the last stage are compared, by `contrast_to_border`.
 
     Args:
         passes: Of one batch, as `record_activations` yields them.
@@ -140,9 +139,21 @@ def border_contrast(passes: Sequence[NetworkActivations]) -> Tensor | None:
     Returns:
         Attention (B, 1, h, w), or None where no network has feature maps.
     """
-    deviations = [_deviation(maps) for one in passes for maps in one.spatial[:1] + one.spatial[-1:]]
-    if not deviations:
-        return None
+    maps = [one_maps for one in passes for one_maps in one.spatial[:1] + one.spatial[-1:]]
+    return contrast_to_border(maps) if maps else None
+
+
+def contrast_to_border(maps: Sequence[Tensor]) -> Tensor:
+    """Border contrast of feature maps: each feature's deviation from its mean on the border, in units of its deviation
+    there. The maps are averaged, smoothed by Gaussians of all `SCALES`, and averaged again.
+
+    Args:
+        maps: One or more feature maps (B, D, h, w) of the same images; D, h and w may differ, h and w are at least 3.
+
+    Returns:
+        Attention f32 (B, 1, h', w'); h' and w' are those of the largest maps, and at least `LEAST_SIDE`.
+    """
+    deviations = [_deviation(one) for one in maps]
     height, width = max(tuple(deviation.shape[2:]) for deviation in deviations)
     size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE))
     mean = torch.stack([functional.interpolate(one, size, mode="bilinear") for one in deviations]).mean(dim=0)
