@@ -1,7 +1,8 @@
 """PreAct ResNet-18 (He et al., ECCV 2016) as the noisy-label literature uses it.
 
-conv1 is followed by BN and ReLU, and there is no final BN before pooling: so in MixUp, M-correction, DivideMix, ELR+,
-PES and SOP.
+conv1 is followed by BN and ReLU, there is no final BN before pooling, and every shortcut, an identity too, starts
+behind the block's first BN and ReLU: so in the released code of DivideMix, ELR+, PES and SOP. In He et al. an identity
+starts at the block's input.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-conv plus the shortcut, which follows the first activation where it is a convolution."""
+    """BN-ReLU-conv-BN-ReLU-conv plus the shortcut from behind the first ReLU.
+
+    Attributes:
+        identity_from_input: Start an identity at the block's input, see `use_identities_from_input`.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -25,13 +30,15 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
+        self.identity_from_input = False
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(active)
+        identity = x if self.identity_from_input else active
+        shortcut = identity if self.shortcut is None else self.shortcut(active)
         out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active)))) + shortcut
         return out
 
@@ -59,6 +66,13 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> 
     if pretrained is not None:
         chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
     return network
+
+
+def use_identities_from_input(network: nn.Module) -> None:
+    """Give all blocks of `network` the identities of He et al., with which models of archive format 1 were trained."""
+    for block in network.modules():
+        if isinstance(block, Block):
+            block.identity_from_input = True
 
 
 def _stage(index: int) -> nn.Sequential:

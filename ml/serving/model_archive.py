@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ml.training.trainer import Trainer
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
-FORMAT = 1
+FORMAT = 2  # of archives that `save` writes
+READABLE = (1, 2)  # 1: preact_resnet18 had other shortcuts (`ml.networks.preact`)
 CHECK_IMAGES = 32  # enough to notice arithmetic that changes one prediction in twenty
 CHECK = "check.images"  # uint8 (n, S, S, 3), beside the weights
 MODEL = "model."  # prefix of the method's own tensors
@@ -47,7 +48,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     format: int  # `FORMAT` of the version that wrote it
-    digest: str  # "sha256:" and hexadecimal digits, see `digest`
+    digest: str  # "sha256:" and hexadecimal digits, see `compute_digest`
     files: dict[str, FileFacts]  # by name
     spec: TrainingSpec  # of the training
     classes: tuple[str, ...]  # names, in the order of the logits
@@ -96,13 +97,14 @@ def save(folder: Path, training: Trainer, *, metrics: Mapping[str, Any] | None =
 def verify(folder: Path) -> Manifest:
     """The manifest of an archive whose weights have the recorded size and SHA-256; ModelArchiveCorrupt otherwise."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        if manifest.format != FORMAT:
-            raise errors.ModelArchiveCorrupt(f"this model has format {manifest.format}, not {FORMAT}")
+        text = (folder / MANIFEST).read_bytes()
+        manifest = Manifest.model_validate_json(text)
+        if manifest.format not in READABLE:
+            raise errors.ModelArchiveCorrupt(f"this model has format {manifest.format}, and not one of {READABLE}")
         weights = _file_facts(folder / WEIGHTS)
     except (OSError, ValidationError) as error:
         raise errors.ModelArchiveCorrupt("the model's files are missing or damaged") from error
-    if manifest.files != {WEIGHTS: weights} or manifest.digest != digest(manifest):
+    if manifest.files != {WEIGHTS: weights} or manifest.digest != compute_digest(json.loads(text)):
         raise errors.ModelArchiveCorrupt("the model's files do not match their manifest")
     return manifest
 
@@ -124,10 +126,15 @@ def _tensors(training: Trainer) -> dict[str, Tensor]:
     return tensors | {CHECK: training.batches.sample(CHECK_IMAGES)}
 
 
-def digest(manifest: Manifest) -> str:
-    """The digest of a manifest: of its weights and of all other facts but the metrics, which change no prediction."""
-    facts = manifest.model_dump(mode="json", exclude={"digest", "files", "metrics"})
-    canonical = json.dumps({**facts, "weights": manifest.files[WEIGHTS].sha256}, sort_keys=True, ensure_ascii=False)
+def compute_digest(document: Mapping[str, Any]) -> str:
+    """The digest of a manifest: of its weights and of all other facts but the metrics, which change no prediction.
+
+    Args:
+        document: The manifest as its file has it, so without fields that the training spec has been given since.
+    """
+    facts = {name: value for name, value in document.items() if name not in ("digest", "files", "metrics")}
+    weights = document["files"][WEIGHTS]["sha256"]
+    canonical = json.dumps({**facts, "weights": weights}, sort_keys=True, ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -146,7 +153,7 @@ def _manifest(training: Trainer, weights: FileFacts, metrics: Mapping[str, Any])
             "metrics": dict(metrics),
         }
     )
-    return unsigned.model_copy(update={"digest": digest(unsigned)})
+    return unsigned.model_copy(update={"digest": compute_digest(unsigned.model_dump(mode="json"))})
 
 
 def _file_facts(path: Path) -> FileFacts:

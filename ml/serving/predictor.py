@@ -27,6 +27,7 @@ from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
 from ml.method import ENSEMBLE
+from ml.networks import preact
 from ml.serving import model_archive
 from ml.training import devices
 
@@ -203,7 +204,10 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     labels = torch.zeros(manifest.label_count, dtype=torch.int64)
 
     def network() -> method.Network:
-        return networks.build(spec.network, len(manifest.classes), spec.image_size)
+        built = networks.build(spec.network, len(manifest.classes), spec.image_size)
+        if manifest.format == 1:
+            preact.use_identities_from_input(built)
+        return built
 
     # initial weights are overwritten; drawing them must not change the global generator
     with torch.random.fork_rng(devices=[]):
