@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 ENSEMBLE = "answer"  # the head that predicts when training is done, by its name in reports, archives and the API
 
-View = Literal["weak", "strong"]  # weak: as the spec augments; strong: AutoAugment and Cutout on top of it
+View = Literal["weak", "strong"]  # weak: as the spec augments; strong: with AutoAugment and Cutout
 
 
 class Network(nn.Module):

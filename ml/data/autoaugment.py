@@ -1,4 +1,10 @@
-"""AutoAugment's CIFAR-10 policy (Cubuk et al., CVPR 2019) and Cutout of half the side (DeVries and Taylor 2017).
+"""The strong view of SOP+ and CORES*: AutoAugment's CIFAR-10 policy (Cubuk et al., CVPR 2019) and Cutout of half the
+side (DeVries and Taylor 2017), as the released code of both has them.
+
+Its magnitudes are not the paper's: a level is a tenth of an operation's range and not a ninth, blends have no random
+sign, Posterize keeps 4 bits less a tenth of 4 for each level, and translations are by one pixel of 32 for each level.
+What comes from outside the image is black. AutoAugment comes before cropping and mirroring, Cutout after normalisation,
+so that its hole has the mean colour.
 
 Every image draws one of the policy's 25 pairs of operations, each of which is applied with its own probability. The
 whole batch goes through three stages (geometric, blending, tone) in which every image has its own magnitudes, most of
@@ -20,27 +26,47 @@ import torch
 from torch import Tensor
 
 HOLE_SHARE = 2  # a hole is a square of S // 2: 16 of 32 pixels
-LEVELS = 10  # of magnitude, the lowest first
-MAX_SHIFT = 150 / 331  # as a share of the side: the paper has 150 pixels of 331
-FILL = 128  # for pixels from outside the image, as in released implementations of the CIFAR policy
+LEVELS = 10  # of magnitude, 0 the lowest
+POLICY_SIDE = 32  # pixels of the images whose translations the policy has in pixels
+FILL = 0  # for pixels from outside the image
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue: ITU-R 601-2
 
-# largest magnitude of each operation whose sign is drawn at random
-SIGNED = {
-    "ShearX": 0.3,
-    "ShearY": 0.3,
-    "TranslateX": MAX_SHIFT,
-    "TranslateY": MAX_SHIFT,
-    "Rotate": 30.0,  # degrees
-    "Brightness": 0.9,
-    "Color": 0.9,
-    "Contrast": 0.9,
-    "Sharpness": 0.9,
-}
-GEOMETRIC, BLENDS = tuple(SIGNED)[:5], tuple(SIGNED)[5:]
+# the range of each operation whose magnitude grows with the level; the sign of the geometric ones is drawn at random
+SIGNED = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 10.0, "TranslateY": 10.0, "Rotate": 30.0}  # pixels, degrees
+BLEND_RANGE = (0.1, 1.9)  # weight of the image: 0 is the degenerate image, 1 the image itself
+GEOMETRIC, BLENDS = tuple(SIGNED), ("Brightness", "Color", "Contrast", "Sharpness")
 TONES = ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
 OPERATIONS = (*GEOMETRIC, *BLENDS, *TONES)
 NO_OPERATION = len(OPERATIONS)
+
+# pairs of operation, probability and level; operations without a magnitude have level 0
+POLICY = (
+    (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 6)),  # in the paper Color has level 8 here
+    (("Solarize", 0.5, 2), ("Invert", 0.0, 0)),
+    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, 0)),
+    (("AutoContrast", 0.8, 0), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 0)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, 0), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
+)
 
 
 class Operations(NamedTuple):
@@ -62,23 +88,17 @@ class Operations(NamedTuple):
         return Operations(self.operation[rows], self.magnitude[rows])
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """AutoAugment, then Cutout.
+def auto_augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Apply one of the policy's pairs of operations, drawn at random, to each image.
 
     Args:
         pixels: uint8 (B, S, S, 3) on the generator's device.
-        generator: Draws the operations, their signs and the positions of the holes.
+        generator: Draws the pairs, which of their operations are applied, and the signs.
 
     Returns:
         uint8 (B, S, S, 3).
     """
     planes = pixels.permute(0, 3, 1, 2).contiguous()
-    planes = cut_out(auto_augment(planes, generator), generator)
-    return planes.permute(0, 2, 3, 1).contiguous()
-
-
-def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply one of the policy's pairs of operations, drawn at random, to each of `planes`: uint8 (B, 3, S, S)."""
     count, side = len(planes), planes.shape[2]
     policy = _policy(side, planes.device)
     pair = torch.randint(0, len(policy.probability), (count,), generator=generator, device=planes.device)
@@ -92,7 +112,7 @@ def auto_augment(planes: Tensor, generator: torch.Generator) -> Tensor:
             torch.where(policy.signed[pair, number], magnitude * sign[number], magnitude),
         )
         planes = apply(planes, operations)
-    return planes
+    return planes.permute(0, 2, 3, 1).contiguous()
 
 
 def apply(planes: Tensor, operations: Operations) -> Tensor:
@@ -213,47 +233,50 @@ class _Policy(NamedTuple):
 
 @functools.cache
 def _policy(side: int, device: torch.device) -> _Policy:
-    """torchvision's table of the policy, for images of `side` pixels."""
-    from torchvision.transforms import autoaugment  # type: ignore[import-untyped]  # takes seconds
-
-    pairs = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10).policies
+    """`POLICY` for images of `side` pixels."""
     return _Policy(
-        torch.tensor([[OPERATIONS.index(name) for name, _, _ in pair] for pair in pairs], device=device),
-        torch.tensor([[probability for _, probability, _ in pair] for pair in pairs], device=device),
-        torch.tensor([[magnitude(name, level, side) for name, _, level in pair] for pair in pairs], device=device),
-        torch.tensor([[name in SIGNED for name, _, _ in pair] for pair in pairs], device=device),
+        torch.tensor([[OPERATIONS.index(name) for name, _, _ in pair] for pair in POLICY], device=device),
+        torch.tensor([[probability for _, probability, _ in pair] for pair in POLICY], device=device),
+        torch.tensor([[magnitude(name, level, side) for name, _, level in pair] for pair in POLICY], device=device),
+        torch.tensor([[name in SIGNED for name, _, _ in pair] for pair in POLICY], device=device),
     )
 
 
-def magnitude(name: str, level: int | None, side: int) -> float:
+def magnitude(name: str, level: int, side: int) -> float:
     """The magnitude of an operation at a level of the policy.
 
     Args:
         name: One of `OPERATIONS`.
-        level: 0 to `LEVELS` - 1; None for operations that have no magnitude.
+        level: 0 to `LEVELS`.
         side: S, in which translations are measured.
 
     Returns:
-        In the operation's own unit: a share (shear, blends), degrees (Rotate), pixels (translations), the number of
-        bits that stay (Posterize) or a threshold of pixel values (Solarize).
+        In the operation's own unit: a share (shear), what is added to an image's weight of 1 (blends), degrees
+        (Rotate), pixels (translations), the number of bits that stay (Posterize) or a threshold of pixel values
+        (Solarize).
     """
-    strength = 0.0 if level is None else level / (LEVELS - 1)
+    strength = level / LEVELS
+    if name in BLENDS:
+        lowest, highest = BLEND_RANGE
+        return lowest + (highest - lowest) * strength - 1
     match name:
         case "Posterize":
-            return 8 - round(4 * strength)
+            return 4 - int(4 * strength)
         case "Solarize":
-            return 255 * (1 - strength)
+            return 256 - int(256 * strength)
+        case "Rotate":
+            return int(SIGNED[name] * strength)
         case "TranslateX" | "TranslateY":
-            return SIGNED[name] * side * strength
+            return SIGNED[name] * strength * side / POLICY_SIDE
     return SIGNED.get(name, 0.0) * strength
 
 
-def cut_out(planes: Tensor, generator: torch.Generator) -> Tensor:
-    """Put a black square, cut off at the border, around a random pixel of each of `planes`: uint8 (B, 3, S, S)."""
-    count, side = len(planes), planes.shape[2]
+def cut_out(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Put a square of zeros, cut at the border, around a random pixel of each of `images` (B, 3, S, S), in place."""
+    count, side = len(images), images.shape[2]
     hole = side // HOLE_SHARE
-    centres = torch.randint(0, side, (2, count, 1), generator=generator, device=planes.device)
-    places = torch.arange(side, device=planes.device) - (centres - hole // 2)  # (2, B, S), from the hole's first pixel
+    centres = torch.randint(0, side, (2, count, 1), generator=generator, device=images.device)
+    places = torch.arange(side, device=images.device) - (centres - hole // 2)  # (2, B, S), from the hole's first pixel
     inside = (places >= 0) & (places < hole)
     covered = inside[0][:, :, None] & inside[1][:, None, :]
-    return planes.masked_fill(covered[:, None], 0)
+    return images.masked_fill_(covered[:, None], 0)  # in place, so that the layout stays

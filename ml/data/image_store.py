@@ -81,30 +81,39 @@ class ImageStore:
             rows: int64 (B,).
             augmentation: "crop_flip", "flip" or "none", as in the training spec.
             generator: Draws the views, on the store's device.
-            strongly: Apply `ml.data.autoaugment` as well.
+            strongly: The strong view of `ml.data.autoaugment`: its operations come first, its hole last.
 
         Returns:
             (B, 3, S, S), normalised.
         """
-        pixels = self._crop_and_flip(rows, augmentation, generator)
-        return self._normalised(autoaugment.augment(pixels, generator) if strongly else pixels)
+        if not strongly:
+            return self._normalised(self._crop_and_flip(rows, augmentation, generator))
+        pixels = autoaugment.auto_augment(self._images[rows], generator)
+        moved = self._crop_and_flip(rows, augmentation, generator, instead=pixels)
+        return autoaugment.cut_out(self._normalised(moved), generator)
 
-    def _crop_and_flip(self, rows: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
-        """Randomly cropped and mirrored: uint8 (B, S, S, 3)."""
+    def _crop_and_flip(
+        self, rows: Tensor, augmentation: str, generator: torch.Generator, instead: Tensor | None = None
+    ) -> Tensor:
+        """Randomly cropped and mirrored: the stored images of `rows`, or `instead` of them uint8 (B, S, S, 3)."""
+        if augmentation == "crop_flip":
+            pixels = self._cropped(rows, generator, instead)
+        else:
+            pixels = self._images[rows] if instead is None else instead
         if augmentation == "none":
-            return self._images[rows]
-        pixels = self._cropped(rows, generator) if augmentation == "crop_flip" else self._images[rows]
+            return pixels
         mirrored = pixels.flip(2)
         chosen = torch.randint(0, 2, (len(rows), 1, 1, 1), generator=generator, device=self.device, dtype=torch.uint8)
         # bytes are chosen by bits: a `where` with a broadcast condition runs 8 times slower on a CPU
         return pixels ^ ((pixels ^ mirrored) & (chosen * 255))
 
-    def _cropped(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _cropped(self, rows: Tensor, generator: torch.Generator, instead: Tensor | None) -> Tensor:
         """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, 3)."""
         corners = torch.randint(0, 2 * self.shift + 1, (2, len(rows)), generator=generator, device=self.device)
-        padded = self._all_padded()
+        padded = self._all_padded() if instead is None else None
         if padded is None:
-            padded, rows = self._pad(self._images[rows]), torch.arange(len(rows), device=self.device)
+            padded = self._pad(self._images[rows] if instead is None else instead)
+            rows = torch.arange(len(rows), device=self.device)
         windows = padded.unfold(1, self.side, 1).unfold(2, self.side, 1)  # (N, 2p + 1, 2p + 1, 3, S, S), no copy
         return windows[rows, corners[0], corners[1]].permute(0, 2, 3, 1).contiguous()  # lies in this order already
 

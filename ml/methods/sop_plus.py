@@ -1,8 +1,9 @@
 """SOP+: sparse over-parameterisation with consistency between a weak and a strong view, and class balance.
 
 Liu, Zhu, Qu, You, ICML 2022, sections 2 and 4, as the released code computes it: both views pass the network as one
-batch, u and v explain the prediction for the weak one, and the divergence from it trains the strong one's prediction
-alone.
+batch, whose statistics normalise both; u and v explain the prediction for the weak one, and the divergence from it
+trains the strong one's prediction alone. The strong view is that of `ml.data.autoaugment`. The released code normalises
+it on CIFAR-100 with the channel means of CIFAR-10; here both views are normalised alike.
 
 Published: PreAct ResNet-18, SGD 0.02 with weight decay 5e-4 (released for CIFAR-100: 1e-3), cosine to 2e-4 over 300
 epochs, batches of 128; all images are trained on.

@@ -105,6 +105,9 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
 
 
 def test_our_networks_and_views_leave_torchvision_alone() -> None:
-    build = "import sys; from ml import networks; from ml.data import image_store; networks.build('small', 10, 32)"
-    code = f"{build}; sys.exit('torchvision' in sys.modules)"
+    build = (
+        "import sys, torch; from ml import networks; from ml.data import autoaugment; networks.build('small', 10, 32)"
+    )
+    view = "autoaugment.auto_augment(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.Generator())"
+    code = f"{build}; {view}; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
