@@ -167,6 +167,27 @@ class TrainContext(Protocol):
         """
         ...
 
+    def features(self, kind: str) -> Tensor:
+        """What the network's frozen part computes of another rendering of the images that are trained on.
+
+        Args:
+            kind: "background", every image with its object filled by the mean background.
+
+        Returns:
+            f32 (M, D), by `Batch.index`.
+
+        Raises:
+            LookupError: This training makes no such rendering.
+        """
+        ...
+
+    def record_logits(self, logits: Tensor) -> None:
+        """Rank the given labels by these logits (M, C), by `Batch.index`; for a phase without steps, once an epoch.
+
+        An image's logits must not come from a fit on its own label.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -208,7 +229,8 @@ class Phase:
         after_step: Called after the optimiser step, e.g. to average weights.
         enter: Called once, before the first epoch, e.g. to reinitialise parts or estimate a transition matrix.
         begin_epoch: Called before every epoch, e.g. to score the images, divide them or refine labels.
-        passes: The passes of the next epoch; None is one pass over all images.
+        passes: The passes of the next epoch; None is one pass over all images. Without any pass the epoch takes no
+            step, and `begin_epoch` does all of its work.
         views: The augmentations of every image that a batch has.
         clip: Limit of the joint gradient norm; None does not clip.
         name: Appears in reports.
@@ -271,6 +293,10 @@ class Method(nn.Module):
         None without a localization module.
         """
         return None
+
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`heads` and `locate` of (B, 3, H, W)."""
+        return self.heads(images), self.locate(images)
 
 
 def _rename_former_state(module: Method, state: dict[str, Any], prefix: str, *_: object) -> None:

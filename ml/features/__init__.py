@@ -1,1 +1,1 @@
-"""Features of a frozen network: computed once, kept, and what is done with them."""
+"""Pretrained backbones as feature extractors: what they compute of every image, kept on disk, and what is read off it."""

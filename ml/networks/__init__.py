@@ -15,7 +15,7 @@ import torch
 
 from ml.networks.chain import Chain
 
-NOT_FAMILIES = ("chain",)
+NOT_FAMILIES = ("chain", "weights")
 SLOW = "torchvision_zoo"
 ABOUT_IMAGE_SIZE = 32
 

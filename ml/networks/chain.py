@@ -62,6 +62,44 @@ class Chain(Network):
         return logits
 
 
+def cut(network: Chain, tune: str) -> tuple[nn.Sequential, Chain]:
+    """Divide a network into a part that stays frozen and a network of the rest that is trained.
+
+    Args:
+        network: Its modules become those of the two parts.
+        tune: What is trained: "none", the classifier alone; "last", the last stage too; "two", also the last module of
+            the body that has weights; "all", everything.
+
+    Returns:
+        The frozen part, empty for "all", and the network of the rest.
+
+    Raises:
+        ValueError: For "two", if the body cannot be divided.
+    """
+    body, last_stage = _members(network.body), _members(network.last_stage)
+    boundary = {"none": len(body) + len(last_stage), "last": len(body), "two": _last_with_weights(body), "all": 0}[tune]
+    if tune == "two" and boundary == 0:
+        raise ValueError("the body of this network has one part only: tune none, last or all")
+    frozen = [*body, *last_stage][:boundary]
+    trained = Chain(
+        nn.Sequential(*body[boundary:]),
+        nn.Sequential(*last_stage[max(0, boundary - len(body)) :]),
+        network.classifier,
+        network.image_size,
+    )
+    return nn.Sequential(*frozen), trained
+
+
+def _members(part: nn.Module) -> list[nn.Module]:
+    return list(part.children()) if isinstance(part, nn.Sequential) else [part]
+
+
+def _last_with_weights(modules: list[nn.Module]) -> int:
+    """The position of the last module that has a matrix or a kernel; 0 if none has."""
+    with_weights = [i for i, module in enumerate(modules) if any(p.dim() > 1 for p in module.parameters())]
+    return max(with_weights, default=0)
+
+
 def named_sequence(**modules: nn.Module) -> nn.Sequential:
     """A sequence whose members keep the names that published weights use."""
     return nn.Sequential(OrderedDict(modules))

@@ -101,7 +101,7 @@ def collect(
         issues: The ranking of the given labels.
         on_batch: Called before every batch; may raise to stop.
     """
-    runner = BatchRunner(training.method, training.mean, training.std, training.device, on_batch)
+    runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device, on_batch)
     limit = affordable_images(training)
     few_classes = len(training.classes) <= LARGEST_MATRIX
 

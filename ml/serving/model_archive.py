@@ -121,7 +121,7 @@ def read(folder: Path) -> tuple[Manifest, dict[str, Tensor], Tensor]:
 
 
 def _tensors(training: Trainer) -> dict[str, Tensor]:
-    state = training.method.state_dict()
+    state = training.picture_method().state_dict()
     tensors = {MODEL + name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     return tensors | {CHECK: training.batches.sample(CHECK_IMAGES)}
 

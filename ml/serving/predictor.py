@@ -26,10 +26,14 @@ from ml.data import decoding, image_store
 from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
+from ml.features import method_input
+from ml.features.method_input import PictureMethod
 from ml.method import ENSEMBLE
-from ml.networks import preact
+from ml.networks import chain, preact
 from ml.serving import model_archive
-from ml.training import devices
+from ml.training import devices, inputs
+
+ENCODER_CHECK = 4  # check squares by which a faster encoder is compared with the exact one
 
 Probabilities = NDArray[np.float32]
 AttentionMap = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
@@ -87,6 +91,8 @@ class Predictor:
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
+        if isinstance(self._method, PictureMethod):
+            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=self.half)
         # whether predictions have a location
         self.localizes = self._compute(check[:1], half=False).locations is not None
 
@@ -180,8 +186,7 @@ class Predictor:
                 recording = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                     with recording as passes:
-                        logits = self._method.heads(batch)
-                    location = self._method.locate(batch)
+                        logits, location = self._method.predict(batch)
                 heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
                 if location is not None:
                     locations.append(location.float().cpu())
@@ -193,8 +198,15 @@ class Predictor:
 
     def _agrees_in_bf16(self, check: Tensor) -> bool:
         """Whether bf16 predicts the same class as f32 for every check square."""
-        exact, rounded = (self._compute(check, half=half).heads[ENSEMBLE].argmax(dim=1) for half in (False, True))
-        return bool((exact == rounded).all())
+        exact = self._compute(check, half=False).heads[ENSEMBLE].argmax(dim=1)
+        if isinstance(self._method, PictureMethod):
+            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=True)
+        return bool((exact == self._compute(check, half=True).heads[ENSEMBLE].argmax(dim=1)).all())
+
+    def _normalized(self, squares: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> (B, 3, S, S) on the device, as the method sees them."""
+        store = image_store.ImageStore(squares, self._mean, self._std, device=self.device, padded_bytes=0)
+        return store.unaugmented(torch.arange(len(squares), device=self.device))
 
 
 def _rebuild(manifest: model_archive.Manifest) -> method.Method:
@@ -203,15 +215,21 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     module = methods.load(spec.method)
     labels = torch.zeros(manifest.label_count, dtype=torch.int64)
 
-    def network() -> method.Network:
+    def whole_network() -> chain.Chain:
         built = networks.build(spec.network, len(manifest.classes), spec.image_size)
         if manifest.format == 1:
             preact.use_identities_from_input(built)
         return built
 
+    def network() -> method.Network:
+        return whole_network() if spec.tune == "all" else chain.cut(whole_network(), spec.tune)[1]
+
     # initial weights are overwritten; drawing them must not change the global generator
     with torch.random.fork_rng(devices=[]):
-        return module.Method(module.Params.model_validate(spec.params), labels, network)
+        trained: method.Method = module.Method(module.Params.model_validate(spec.params), labels, network)
+        if spec.tune == "all":
+            return trained
+        return PictureMethod(method_input.build(whole_network(), spec.tune, inputs.renderings(spec)), trained)
 
 
 def _triple(location: Tensor) -> tuple[float, float, float]:

@@ -140,9 +140,9 @@ def _heads(history: list[EpochReport]) -> dict[str, dict[str, float | int | None
 
 def _test_set_scores(trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """The scores of every head on another test set, uint8 (T, S, S, 3) and int64 (T,), after the last epoch."""
-    split = _evaluation_split(trainer, images, labels)
+    split, method = _evaluation_split(trainer, images, labels), trainer.picture_method()
     with torch.no_grad():
-        scores = measure.scores((trainer.method.heads(batch), of_batch) for _, batch, of_batch in split)
+        scores = measure.scores((method.heads(batch), of_batch) for _, batch, of_batch in split)
     return {name: score._asdict() for name, score in scores.items()}
 
 
@@ -153,8 +153,9 @@ def _location_errors(trainer: Trainer, data: sources.RunData) -> dict[str, float
     if images is None or centres is None:
         return None
     distances = {"picture": _mean_distance(centres, torch.full_like(centres, (images.shape[1] - 1) / 2))}
+    method = trainer.picture_method()
     with torch.no_grad():
-        batches = [trainer.method.locate(batch) for _, batch, _ in _evaluation_split(trainer, images, centres)]
+        batches = [method.locate(batch) for _, batch, _ in _evaluation_split(trainer, images, centres)]
     locations = [location[:, :2].cpu() for location in batches if location is not None]
     return distances | ({"mask": _mean_distance(centres, torch.cat(locations))} if locations else {})
 

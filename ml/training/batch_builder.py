@@ -84,6 +84,10 @@ class BatchBuilder:
         for rows in torch.split(self._rows, self.eval_batch_size()):
             yield [self._augmented(rows, SCORING, "weak") for _ in range(views)] or [self._images.unaugmented(rows)]
 
+    def record_logits(self, logits: Tensor) -> None:
+        """Rank the labels of all M images by logits (M, C), by position."""
+        self._margins.record_logits(self._rows, logits)
+
     def unaugmented(self, count: int) -> Tensor:
         """The first `count` images, normalised: (count, 3, S, S)."""
         return self._images.unaugmented(self._rows[:count])

@@ -42,13 +42,13 @@ class EpochReport:
         epochs: Of the whole training.
         phase: Name of the phase.
         step: Steps taken so far in the whole training.
-        train_loss: Mean over the images of the epoch's steps.
+        train_loss: Mean over the images of the epoch's steps; NaN of an epoch without steps.
         noisy_validation: Held-out images by their given labels.
         clean_validation: Those of them whose clean label is known, by it. Nothing is selected by these scores.
         test: The test set by its clean labels.
         before_noise: Held-out images by their labels before the spec's noise was injected.
         memorised: Images that are trained on with a wrong, injected label, by that label.
-        learning_rate: Of the last step, of the first group of parameters.
+        learning_rate: Of the last step, of the first group of parameters; 0 without steps.
         seconds: Spent in the epoch, evaluation included.
         images_per_second: Images of the training set, each counted once, by the seconds without evaluation.
         finite: Whether all scores are finite.

@@ -30,23 +30,28 @@ class PhaseSchedule:
         """The number of the phase that an epoch belongs to."""
         return next(number for number, end in enumerate(self._ends) if epoch < end)
 
-    def owner(self, number: int) -> int:
-        """The phase whose optimizers phase `number` uses: itself, or the last one before it that built any."""
-        return max(i for i in range(number + 1) if self.phases[i].optimizers is not None)
+    def owner(self, number: int) -> int | None:
+        """The phase whose optimizers phase `number` uses: itself, or the last one before it that built any.
+
+        None if there is none, as phases without steps need none.
+        """
+        return max((i for i in range(number + 1) if self.phases[i].optimizers is not None), default=None)
 
     def progress(self, number: int, epoch: float) -> float:
         """How much of all phases with the optimizers of phase `number` is done after `epoch` epochs, in [0, 1)."""
         owner = self.owner(number)
+        assert owner is not None, "a phase that takes steps has optimizers"
         start = self._ends[owner] - self.phases[owner].epochs
         later_owners = [i for i in range(owner + 1, len(self.phases)) if self.phases[i].optimizers is not None]
         end = self._ends[later_owners[0] - 1] if later_owners else self.epochs
         return (epoch - start) / (end - start)
 
     def build_optimizers(self, number: int) -> Optimizers:
-        """The optimizers of phase `number`, newly built. Of -1, before the first phase, there are none."""
-        if number < 0:
+        """The optimizers of phase `number`, newly built; empty where no phase so far has any (-1: before the first)."""
+        owner = self.owner(number)
+        if owner is None:
             return Optimizers((), lambda progress: 1.0)
-        build = self.phases[self.owner(number)].optimizers
+        build = self.phases[owner].optimizers
         assert build is not None
         optimizers = build()
         for group in optimizers.groups:

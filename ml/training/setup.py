@@ -17,17 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import errors, methods, networks, noise
+from ml import errors, methods, noise
 from ml.blocks import schedules
 from ml.data import dataset, image_store
 from ml.data.dataset import UNKNOWN
-from ml.distributed import process_group, sharding
+from ml.distributed import process_group
 from ml.evaluation.measure import EvaluationSplit
 from ml.evaluation.ranking import MarginTracker
+from ml.features import method_input
+from ml.features.feature_file import Progress
 from ml.method import Method, Network, TrainHyperparameters
 from ml.training import devices, memory, randomness
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
+from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
+from ml.training.network_factory import NetworkFactory, find_weights, normalisation
 from ml.training.phase_schedule import PhaseSchedule
 from ml.training.spec import TrainingSpec, seed_for
 
@@ -56,6 +60,7 @@ class TrainingParts(NamedTuple):
     schedule: PhaseSchedule
     autocast: Callable[[], torch.autocast]  # the precision of the training
     evaluator: Evaluator
+    inputs: TrainingInputs
 
 
 def prepare(
@@ -65,6 +70,8 @@ def prepare(
     device: torch.device,
     weights: Path | None,
     group: process_group.ProcessGroup | None,
+    cache: Path | None,
+    progress: Progress,
 ) -> TrainingParts:
     """Build everything. The arguments are those of `Trainer.build`."""
     classes = len(images.classes)
@@ -75,15 +82,31 @@ def prepare(
     # Data: labels with their noise, what is held out, images on the device
     labels, noise_rate = noisy_labels(spec, images)
     rows, held_out = dataset.split(len(labels), spec.validation_fraction, spec.seed)
-    mean, std = image_store.statistics(images.images, rows)
-    store = build_image_store(images, truth, mean, std, device)
+    record = find_weights(spec, weights)
+    mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
+    networks = NetworkFactory(spec, classes, weights, device, group)
+    if record is None or spec.tune == "all":
+        inputs = pixel_inputs(images, truth, mean, std, device)
+    else:
+        pictures = image_store.ImageStore(images.images, mean, std, device=torch.device("cpu"), padded_bytes=0)
+        backbone = BackboneInputs(
+            spec,
+            method_input.build(networks.build_whole(), spec.tune, renderings(spec)).to(device),
+            {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
+             "image_size": spec.image_size},
+            images,
+            truth,
+            pictures,
+            cache=cache,
+            progress=progress,
+        )  # fmt: skip
+        inputs = backbone.prepare(labels, rows)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
-    batches = BatchBuilder(store, device_labels, rows.to(device), spec.augmentation, random.generator, margins)
+    batches = BatchBuilder(inputs.train, device_labels, rows.to(device), spec.augmentation, random.generator, margins)
 
     # Method: its networks, its phases, how it is evaluated
-    networks = NetworkFactory(spec, classes, weights, device, group)
-    splits = evaluation_splits(truth, store, labels, held_out, images.labels.cpu())
+    splits = evaluation_splits(truth, inputs, labels, held_out, images.labels.cpu())
     method = build_method(spec, batches.labels, networks, device)
     return TrainingParts(
         classes=tuple(images.classes),
@@ -101,61 +124,8 @@ def prepare(
         schedule=PhaseSchedule(method.phases(hyperparameters(spec))),
         autocast=autocast,
         evaluator=Evaluator(method, splits, margins, autocast),
+        inputs=inputs,
     )
-
-
-def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> Network:
-    """The spec's network, freshly initialised or pretrained.
-
-    Args:
-        spec: Names the network and says whether it is pretrained.
-        classes: C.
-        weights: The folder of pretrained weights, if there is one.
-
-    Raises:
-        UnknownName: No such network.
-        MissingWeights: Its pretrained weights are not installed or do not fit.
-    """
-    file = None
-    if spec.pretrained:
-        file = None if weights is None else weights / f"{spec.network}.safetensors"
-        if file is None or not file.is_file():
-            raise errors.MissingWeights(
-                f"no pretrained weights of {spec.network} are installed", hint="set pretrained to false"
-            )
-    try:
-        return networks.build(spec.network, classes, spec.image_size, file)
-    except networks.UnknownNetwork as error:
-        raise errors.UnknownName(str(error), code="unknown_network") from error
-    except ValueError as error:
-        raise errors.MissingWeights(f"the pretrained weights of {spec.network} do not fit: {error}") from error
-
-
-class NetworkFactory:
-    """Builds another network at each call, each initialised from a seed of its own.
-
-    Attributes:
-        built: How many networks there are so far; it decides the seed of the next.
-    """
-
-    def __init__(
-        self,
-        spec: TrainingSpec,
-        classes: int,
-        weights: Path | None,
-        device: torch.device,
-        group: process_group.ProcessGroup | None,
-    ) -> None:
-        """`weights` is the folder of pretrained weights; with a `group`, every network is divided among its ranks."""
-        self.built = 0
-        self._spec, self._classes, self._weights = spec, classes, weights
-        self._device, self._group = device, group
-
-    def __call__(self) -> Network:
-        self.built += 1
-        with randomness.seeded(seed_for(self._spec.seed, f"network {self.built}")):
-            network = build_network(self._spec, self._classes, self._weights).to(self._device)
-        return network if self._group is None else sharding.shard_network(network, self._group)
 
 
 def build_method(spec: TrainingSpec, labels: Tensor, network: Callable[[], Network], device: torch.device) -> Method:
@@ -196,6 +166,15 @@ def check_data(spec: TrainingSpec, images: LabeledImages) -> None:
         raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
     if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
         raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def pixel_inputs(
+    images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
+) -> TrainingInputs:
+    """Images and test set as they are."""
+    store = build_image_store(images, truth, mean, std, device)
+    test = None if truth is None or truth.test_images is None else store.with_images(truth.test_images)
+    return of_pictures(store, test)
 
 
 def build_image_store(
@@ -247,18 +226,18 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
 
 
 def evaluation_splits(
-    truth: Truth | None, images: image_store.ImageStore, labels: Tensor, held_out: Tensor, labels_before_noise: Tensor
+    truth: Truth | None, inputs: TrainingInputs, labels: Tensor, held_out: Tensor, labels_before_noise: Tensor
 ) -> dict[str, EvaluationSplit]:
     """The splits of `events.EVALUATION_SPLITS`, by name. One whose labels are not known is empty.
 
     Args:
         truth: Clean labels and the test set, if there are any.
-        images: The N images of the set.
+        inputs: The N images of the set, and the test set.
         labels: Given labels with the noise that the spec injects, int64 (N,).
         held_out: The rows that are not trained on, int64 (N - M,).
         labels_before_noise: Given labels without that noise, int64 (N,); equal to `labels` where there is none.
     """
-    no_rows = held_out[:0]
+    images, no_rows = inputs.train, held_out[:0]
     # held-out images whose clean label is known
     clean_rows, clean_labels = no_rows, no_rows
     if truth is not None and truth.train_clean is not None:
@@ -266,9 +245,9 @@ def evaluation_splits(
         clean_labels = truth.train_clean[clean_rows]
     # the test set
     test = EvaluationSplit(images, no_rows, no_rows)
-    if truth is not None and truth.test_images is not None and truth.test_labels is not None:
+    if inputs.test is not None and truth is not None and truth.test_labels is not None:
         rows = torch.arange(len(truth.test_labels))
-        test = EvaluationSplit(images.with_images(truth.test_images), rows, truth.test_labels)
+        test = EvaluationSplit(inputs.test, rows, truth.test_labels)
     # held-out images before noise, and trained ones whose label the noise has changed
     changed = labels != labels_before_noise
     before_noise = held_out if bool(changed.any()) else no_rows

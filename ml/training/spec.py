@@ -69,6 +69,11 @@ class TrainingSpec(BaseModel):
     )
     network: str = Field(default="resnet18", max_length=100, description="The architecture.")
     pretrained: bool = Field(default=False, description="Start from the pretrained weights installed on this service.")
+    tune: Literal["none", "last", "two", "all"] = Field(
+        default="all",
+        description="Which part of a pretrained network is trained: its classifier alone, its last stage too, its last "
+        "two stages too, or everything. The rest is computed once for every image and kept with the data set.",
+    )
     image_size: int = Field(default=32, ge=8, le=512, description="Side of the square the network sees, in pixels.")
     resize: Literal["squash", "crop"] = Field(
         default="squash", description="squash: the whole image, aspect ratio lost; crop: its central square."
@@ -106,6 +111,12 @@ class TrainingSpec(BaseModel):
     noise: NoiseSpec | None = Field(
         default=None, description="Known noise to inject, for a benchmark or a self-test; none: the labels as they are."
     )
+
+    @model_validator(mode="after")
+    def _tuning_needs_pretrained_weights(self) -> Self:
+        if self.tune != "all" and not self.pretrained:
+            raise ValueError(f"tune: {self.tune} keeps weights as they are, so it needs pretrained = true")
+        return self
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON; a checkpoint can be resumed only with the same one."""

@@ -23,7 +23,9 @@ from torch import Tensor
 from ml import errors
 from ml.distributed.process_group import ProcessGroup
 from ml.evaluation import measure, ranking
-from ml.method import ENSEMBLE, Batch, Optimizers, Pass, Phase, no_preparation, take_gradient_step
+from ml.features.feature_file import Progress
+from ml.features.method_input import PictureMethod
+from ml.method import ENSEMBLE, Batch, Method, Optimizers, Pass, Phase, no_preparation, take_gradient_step
 from ml.training import checkpoint, devices, memory_check, setup, step_graphs, trainer_state
 from ml.training.events import EpochReport, Step
 from ml.training.sampler import EpochSampler, StepIndices
@@ -71,6 +73,7 @@ class Trainer:
         self.mean, self.std = parts.mean, parts.std
         self.random, self.networks, self.method = parts.random, parts.networks, parts.method
         self.batches, self.margins, self.evaluator = parts.batches, parts.margins, parts.evaluator
+        self.inputs = parts.inputs
         self.schedule = parts.schedule
         self.phases, self.epochs = self.schedule.phases, self.schedule.epochs
         self._autocast, self._group = parts.autocast, group
@@ -103,6 +106,8 @@ class Trainer:
         weights: Path | None = None,
         cuda_graphs: bool = False,
         group: ProcessGroup | None = None,
+        cache: Path | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> Self:
         """A training that is ready to iterate.
 
@@ -116,6 +121,8 @@ class Trainer:
             cuda_graphs: Record and replay steps (`ml.training.step_graphs`) if a single process trains on a GPU. The
                 result is the same, so it is no part of the spec.
             group: The ranks of a training on several devices. All build the same training and iterate over it alike.
+            cache: The folder of the data set, where features of a frozen backbone are kept.
+            progress: Called while such features are computed, with the numbers of images done and in all; may raise.
 
         Raises:
             UnknownName: No such device, method or network.
@@ -129,7 +136,7 @@ class Trainer:
         devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
         setup.check_data(spec, images)
         with devices.catch_out_of_memory("preparing the training"):
-            parts = setup.prepare(spec, images, truth, resolved, weights, group)
+            parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress)
             trainer = cls(spec, parts, resolved, group)
             if cuda_graphs and group is None and resolved.type == "cuda":
                 trainer.record_steps(step_graphs.CudaGraphs(resolved))
@@ -156,7 +163,7 @@ class Trainer:
             # Enter the phase of this epoch and draw the order of the images (a restored epoch has both).
             with self._working("preparing an epoch"):
                 phase, sampler = self.begin_epoch()
-                if self._checked_phase != self.phase_number:
+                if self._checked_phase != self.phase_number and sampler.steps:
                     self.check_memory()
 
             # Take its steps. A step reports no loss, since reading it would wait for the device.
@@ -272,9 +279,9 @@ class Trainer:
             epochs=self.epochs,
             phase=phase.name,
             step=self.step,
-            train_loss=float(self.loss_sum) / sampler.labelled,
+            train_loss=float(self.loss_sum) / sampler.labelled if sampler.steps else math.nan,
             **scores,
-            learning_rate=float(self.optimizers.groups[0]["lr"]),
+            learning_rate=float(self.optimizers.groups[0]["lr"]) if sampler.steps else 0.0,
             seconds=self.seconds + time.perf_counter() - self._clock_started,
             images_per_second=len(self.batches) / training_seconds,
             finite=all(math.isfinite(n) for heads in scores.values() for score in heads.values() for n in score),
@@ -309,7 +316,20 @@ class Trainer:
         """`function` of all M images that are trained on, by position; see `ml.method.TrainContext.score`."""
         return self.evaluator.apply(function, self.batches.all_images(views))
 
+    def features(self, kind: str) -> Tensor:
+        """The frozen part's output for another rendering of the images; see `ml.method.TrainContext.features`."""
+        return self.inputs.features(kind)
+
+    def record_logits(self, logits: Tensor) -> None:
+        """Rank by logits (M, C) of all images that are trained on; see `ml.method.TrainContext.record_logits`."""
+        self.batches.record_logits(logits)
+
     # Results
+
+    def picture_method(self) -> Method:
+        """The method as it predicts from pictures: with the frozen backbone before it, if there is one."""
+        method_input = self.inputs.method_input
+        return self.method if method_input is None else PictureMethod(method_input, self.method)
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""

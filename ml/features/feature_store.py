@@ -1,0 +1,69 @@
+"""Holds what a network's frozen part computed of a set of images, and makes batches of it like an image store.
+
+Augmentation in pixels is over once features are computed; feature maps are still mirrored.
+
+Shapes: `N` images, `B` rows of one batch; features float (B, D), feature maps (B, D, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ml.data.image_store import ImageStore
+
+EVAL_VALUES = 1 << 24  # values of one batch without gradients
+
+
+class FeatureStore:
+    """Features of N images.
+
+    Attributes:
+        device: Where batches are needed.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], pictures: ImageStore, *, device: torch.device) -> None:
+        """Bind features and the images they were computed of.
+
+        Args:
+            parts: float16 (N, D) or (N, D, h, w) each, maybe memory-mapped; a batch has them side by side on axis 1.
+            pictures: The images.
+            device: Where batches are needed.
+        """
+        self.device = device
+        self._parts = [part.to(device) for part in parts]
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def unaugmented(self, rows: Tensor) -> Tensor:
+        """Features without augmentation: rows int64 (B,) -> f32 (B, ...)."""
+        return torch.cat([part[rows].float() for part in self._parts], dim=1)  # autocast joins no float16
+
+    def augmented(
+        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+    ) -> Tensor:
+        """A random view of each image: maps are mirrored at random unless `augmentation` is "none".
+
+        Args:
+            rows: int64 (B,).
+            augmentation: As in the training spec.
+            generator: Draws the views, on the store's device.
+            strongly: There is no stronger view of features; ignored.
+        """
+        features = self.unaugmented(rows)
+        if features.dim() < 4 or augmentation == "none":
+            return features
+        mirrored = torch.randint(0, 2, (len(rows), 1, 1, 1), generator=generator, device=self.device).bool()
+        return torch.where(mirrored, features.flip(3), features).contiguous(memory_format=torch.channels_last)
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """The images as stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
+        return self._pictures.raw(rows.cpu())
+
+    def eval_batch_size(self) -> int:
+        """Images of a batch without gradients."""
+        return max(2, EVAL_VALUES // sum(part[0].numel() for part in self._parts))

@@ -1,0 +1,127 @@
+"""What a method sees of a picture when a pretrained backbone stands before it, in training and in every prediction.
+
+The backbone's frozen part turns a picture into features or feature maps. With "composite" among the renderings, the
+method sees those of two pictures side by side: of the picture itself, f + b, and of its object before the mean
+background, f + b̄ (DeNLL, Eq. 4). Objects are located by what stands out in the backbone's maps (Eq. 5).
+
+Shapes: `B` batch, `S` side, `C` classes, pictures (B, 3, S, S) normalised; gaussians (B, 3): centre x, centre y, sigma
+in pixels; features (B, D) or maps (B, D, h, w).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ml.features import composites
+from ml.features.encoder import Encoder
+from ml.features.localizer import BorderLocalizer
+from ml.method import ENSEMBLE, Method
+from ml.networks import chain
+
+Rendering = Literal["picture", "composite", "background"]
+
+
+class Rendered(NamedTuple):
+    """Pictures as the method sees them."""
+
+    inputs: Tensor  # (B, D), (B, D, h, w); twice as wide with composites
+    gaussians: Tensor | None  # (B, 3); None where the backbone has no feature maps
+
+
+class MethodInput(nn.Module):
+    """Pictures in, the method's input out; nothing in it is trained.
+
+    Attributes:
+        encoder: The backbone's frozen part.
+        renderings: What the method sees, side by side.
+    """
+
+    mean_background: Tensor  # b̄, f32 (1, 3, S, S); zeros until it is known
+
+    def __init__(self, encoder: Encoder, renderings: tuple[Rendering, ...]) -> None:
+        """Bind the parts; `mean_background` is set when the training images have been located."""
+        super().__init__()
+        side = encoder.image_size
+        self.encoder = encoder
+        self.localizer = BorderLocalizer(side)
+        self.renderings = renderings
+        self.register_buffer("mean_background", torch.zeros(1, 3, side, side))
+        self._prepared = [encoder]  # what computes; in a list, since it is no part of the state
+
+    def prepare(self, pictures: Tensor, *, half: bool) -> MethodInput:
+        """Compute by a faster encoder from now on, in bf16 if `half` and if that agrees; see `Encoder.prepare`."""
+        self._prepared = [self.encoder.prepare(pictures, half=half)]
+        return self
+
+    @property
+    def half(self) -> bool:
+        """Whether the encoder computes in bf16."""
+        return self._prepared[0].half
+
+    def forward(self, pictures: Tensor) -> Rendered:
+        """All renderings of pictures (B, 3, S, S)."""
+        output, gaussians = self.encode(pictures)
+        parts = [output]
+        for rendering in self.renderings[1:]:
+            assert gaussians is not None, "composites need a backbone with feature maps"
+            parts.append(self.encode(self.render(pictures, gaussians, rendering))[0])
+        return Rendered(torch.cat(parts, dim=1), gaussians)
+
+    def encode(self, pictures: Tensor) -> Rendered:
+        """The backbone's output for pictures (B, 3, S, S), and where their objects are."""
+        output, maps = self._prepared[0](pictures)
+        return Rendered(output, None if maps is None else self.localizer(maps))
+
+    def render(self, pictures: Tensor, gaussians: Tensor, rendering: Rendering) -> Tensor:
+        """The picture itself, its object before the mean background, or its background alone: (B, 3, S, S)."""
+        if rendering == "picture":
+            return pictures
+        make = composites.composite if rendering == "composite" else composites.background_alone
+        return make(pictures, gaussians, self.mean_background)
+
+    def contrast(self, pictures: Tensor) -> Tensor | None:
+        """What stands out from the border: (B, 1, h, w) in [0, 1]; None where the backbone has no feature maps."""
+        maps = self._prepared[0](pictures).maps
+        return None if maps is None else self.localizer.contrast(maps)
+
+
+def build(network: chain.Chain, tune: str, renderings: tuple[Rendering, ...]) -> MethodInput:
+    """The input of a method that trains a part of a network; the network's frozen part becomes the encoder.
+
+    Args:
+        network: Pretrained; its modules are used as they are.
+        tune: Which part is trained; see `ml.networks.chain.cut`.
+        renderings: What the method sees, side by side.
+    """
+    frozen, _ = chain.cut(network, tune)
+    return MethodInput(Encoder(frozen, network.image_size), renderings)
+
+
+class PictureMethod(Method):
+    """A trained method together with its input: predicts from pictures, like a method that has no backbone."""
+
+    def __init__(self, method_input: MethodInput, method: Method) -> None:
+        """Join the two; nothing is copied."""
+        nn.Module.__init__(self)  # its state is that of its two parts
+        self.input = method_input
+        self.method = method
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, C)."""
+        return self.heads(images)[ENSEMBLE]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, C) of every head."""
+        return self.method.heads(cast(Rendered, self.input(images)).inputs)
+
+    def locate(self, images: Tensor) -> Tensor | None:
+        """(B, 3, S, S) -> gaussians (B, 3)."""
+        return self.input.encode(images).gaussians
+
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Both at the cost of one."""
+        inputs, gaussians = self.input(images)
+        return self.method.heads(inputs), gaussians

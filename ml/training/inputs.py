@@ -1,0 +1,202 @@
+"""What a training shows to its method: pictures, or what the frozen part of a pretrained network computes of them.
+
+Features are computed once for every image of a data set, backbone and rendering, and kept in the data set's folder,
+where other trainings find them. Nothing there depends on given labels but the mean background of composites.
+
+Shapes: `N` images of the set, `M` of them trained on, `T` test images, `S` side, `C` classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml import methods
+from ml.data import image_store
+from ml.data.dataset import LabeledImages, Truth
+from ml.data.image_store import ImageStore
+from ml.features import composites, feature_file
+from ml.features.feature_file import FeatureFile, Progress
+from ml.features.feature_store import FeatureStore
+from ml.features.method_input import MethodInput, Rendering
+from ml.training import devices
+from ml.training.spec import TrainingSpec
+
+FLOAT32 = np.dtype(np.float32)
+CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
+ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
+
+
+class InputStore(Protocol):
+    """A set of images as the method sees them, in batches; see `ml.data.image_store.ImageStore`."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def unaugmented(self, rows: Tensor) -> Tensor: ...
+    def raw(self, rows: Tensor) -> Tensor: ...
+    def eval_batch_size(self) -> int: ...
+    def augmented(
+        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+    ) -> Tensor: ...
+
+
+class TrainingInputs(NamedTuple):
+    """What a training shows to its method.
+
+    Attributes:
+        train: The N images of the set.
+        test: The T test images; None without a test set.
+        method_input: Makes the method's input of pictures; None where it sees the pictures themselves.
+        features: Features of another rendering of all N images; see `ml.method.TrainContext.features`.
+    """
+
+    train: InputStore
+    test: InputStore | None
+    method_input: MethodInput | None
+    features: Callable[[str], Tensor]
+
+
+def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
+    """What the spec's method sees of every image, side by side: the picture, unless the method says more."""
+    module = methods.load(spec.method)
+    declared = getattr(module, "renderings", None)
+    return ("picture",) if declared is None else cast(
+        "tuple[Rendering, ...]", declared(module.Params.model_validate(spec.params))
+    )
+
+
+def of_pictures(train: ImageStore, test: ImageStore | None) -> TrainingInputs:
+    """The pictures themselves."""
+
+    def no_features(kind: str) -> Tensor:
+        raise LookupError(f"a training without a frozen backbone has no features of a {kind}")
+
+    return TrainingInputs(train, test, None, no_features)
+
+
+class BackboneInputs:
+    """Computes, or finds, the features of a training's images."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        method_input: MethodInput,
+        facts: Mapping[str, Any],
+        images: LabeledImages,
+        truth: Truth | None,
+        pictures: ImageStore,
+        *,
+        cache: Path | None,
+        progress: Progress,
+    ) -> None:
+        """Bind images and backbone, and make the encoder fast.
+
+        Args:
+            spec: Of the training.
+            method_input: On the device that computes; it is completed by `prepare`.
+            facts: What the features depend on besides the data and the rendering, as JSON values.
+            images: The N images of the set.
+            truth: The test set, if there is one.
+            pictures: The N images on the CPU, normalised as the backbone's weights need it.
+            cache: The folder of the data set. It is not used where the data has no digest: features are then kept for
+                as long as this object lives.
+            progress: Called after every encoded batch.
+        """
+        self._spec, self._progress, self._images = spec, progress, images
+        self._input = method_input
+        self._device = method_input.mean_background.device
+        self._pictures = {"train": pictures}
+        if truth is not None and truth.test_images is not None:
+            self._pictures["test"] = pictures.with_images(truth.test_images)
+        half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
+        few = pictures.unaugmented(image_store.evenly(len(images), CHECKED_IMAGES))
+        method_input.prepare(few.to(self._device), half=half)
+        self._facts = {**facts, "data": images.digest, "bf16": method_input.half}
+        if cache is None or not images.digest:
+            self._temporary = tempfile.TemporaryDirectory(prefix="features-")
+            cache = Path(self._temporary.name)
+        self._folder = cache / feature_file.FOLDER
+
+    def prepare(self, labels: Tensor, rows: Tensor) -> TrainingInputs:
+        """Encode what the method sees of all images.
+
+        Args:
+            labels: Given labels int64 (N,); the mean background is an average over them.
+            rows: The images that are trained on, int64 (M,).
+        """
+        parts, located = {}, {}
+        for split in self._pictures:
+            features, located[split] = self._encode_pictures(split)
+            parts[split] = [features]
+        if len(self._input.renderings) > 1:
+            self._set_mean_background(located["train"], labels, rows)
+        for rendering in self._input.renderings[1:]:
+            for split, features in parts.items():
+                features.append(self._encode_rendering(split, located[split], rendering))
+        stores = {
+            split: FeatureStore(features, self._pictures[split], device=self._device)
+            for split, features in parts.items()
+        }
+
+        def other_features(kind: str) -> Tensor:
+            if kind != "background" or len(self._input.renderings) == 1:
+                raise LookupError(f"this training makes no {kind!r} of its images")
+            features = self._encode_rendering("train", located["train"], "background")
+            return features[rows].float().to(self._device)
+
+        return TrainingInputs(stores["train"], stores.get("test"), self._input, other_features)
+
+    def _encode_pictures(self, split: str) -> list[Tensor]:
+        """Features and gaussians (n, 3) of the pictures of a split."""
+
+        def encode(first: int) -> Iterator[Sequence[Tensor]]:
+            for _, batch in self._batches(split, first):
+                output, gaussians = self._input.encode(batch)
+                yield output, batch.new_zeros(len(batch), 3) if gaussians is None else gaussians
+
+        files = [self._file("picture", split), self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32)]
+        return feature_file.load_or_write(files, len(self._pictures[split]), encode, self._progress)
+
+    def _encode_rendering(self, split: str, gaussians: Tensor, rendering: Rendering) -> Tensor:
+        """Features of another rendering, which depends on the mean background."""
+
+        def encode(first: int) -> Iterator[Sequence[Tensor]]:
+            for rows, batch in self._batches(split, first):
+                rendered = self._input.render(batch, gaussians[rows].to(self._device), rendering)
+                yield (self._input.encode(rendered).inputs,)
+
+        background = hashlib.sha256(self._input.mean_background.cpu().numpy().tobytes()).hexdigest()
+        file = self._file(rendering, split, background=background)
+        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0]
+
+    def _set_mean_background(self, gaussians: Tensor, labels: Tensor, rows: Tensor) -> None:
+        """b̄ of the images that are trained on (Eq. 4)."""
+        batches = (
+            (self._pictures["train"].unaugmented(part), gaussians[part], labels[part])
+            for part in torch.split(rows, self._batch_size())
+        )
+        mean = composites.mean_background(batches, len(self._images.classes))
+        self._input.mean_background.copy_(mean)
+
+    def _batches(self, split: str, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows from `first` on, and their pictures on the device."""
+        pictures = self._pictures[split]
+        for rows in torch.split(torch.arange(first, len(pictures)), self._batch_size()):
+            yield rows, pictures.unaugmented(rows).to(self._device)
+
+    def _batch_size(self) -> int:
+        return max(1, ENCODED_PIXELS // self._spec.image_size**2)
+
+    def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
+        one = self._pictures["train"].unaugmented(torch.zeros(1, dtype=torch.int64)).to(self._device)
+        shape = tuple(self._input.encode(one).inputs.shape[1:])
+        name = feature_file.file_name(kind, {**self._facts, "kind": kind, "split": split, **facts})
+        return FeatureFile(self._folder / name, shape)
