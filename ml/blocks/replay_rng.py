@@ -62,6 +62,8 @@ class _RecordedContext:
         self.epoch = context.epoch
         self.epochs = context.epochs
         self.noisy_accuracies = context.noisy_accuracies
+        self.features = context.features
+        self.record_logits = context.record_logits
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         if views:

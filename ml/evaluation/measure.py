@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ml.data import image_store
+from ml.data.input_store import InputStore
 from ml.evaluation.ranking import LabelIssues, Vector
 
 BINS = 15  # of the expected calibration error (Guo et al. 2017)
@@ -68,7 +68,7 @@ def _score(tally: Tensor) -> Score:
 class EvaluationSplit:
     """Images on a device and the labels by which their predictions are measured, in batches without augmentation."""
 
-    def __init__(self, store: image_store.ImageStore, rows: Tensor, labels: Tensor) -> None:
+    def __init__(self, store: InputStore, rows: Tensor, labels: Tensor) -> None:
         """Select images.
 
         Args:

@@ -1,1 +1,1 @@
-"""Pretrained backbones as feature extractors: what they compute of every image, kept on disk, and what is read off it."""
+"""Pretrained backbones as feature extractors: what they compute of every image, and what follows from it."""

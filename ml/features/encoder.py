@@ -33,7 +33,7 @@ class Encoder(nn.Module):
 
     Attributes:
         stages: Applied one after the other.
-        half: Whether it computes in bf16.
+        uses_bf16: Whether it computes in bf16.
     """
 
     def __init__(self, stages: nn.Sequential, image_size: int) -> None:
@@ -46,9 +46,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.stages = stages.eval().requires_grad_(False)
         self.image_size = image_size
-        self.half = False
+        self.uses_bf16 = False
 
-    def train(self, mode: bool = True) -> Encoder:  # noqa: ARG002 - a frozen network has no other mode
+    def train(self, mode: bool = True) -> Encoder:
         """Stay in evaluation mode: batch normalisation keeps its pretrained statistics."""
         return super().train(False)
 
@@ -68,10 +68,10 @@ class Encoder(nn.Module):
         _fuse_batch_norms(fast.stages)
         if not torch.allclose(fast(pictures[:CHECKED_IMAGES]).output, exact, rtol=1e-3, atol=1e-3):
             fast = Encoder(copy.deepcopy(self.stages), self.image_size)  # its modules do not run in their order
-        fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fast.to(memory_format=torch.channels_last)
         if half:
             rounded = copy.deepcopy(fast).bfloat16()
-            rounded.half = True
+            rounded.uses_bf16 = True
             similarity = nn.functional.cosine_similarity(
                 rounded(pictures[:CHECKED_IMAGES]).output.flatten(1), exact.flatten(1)
             )
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
     def forward(self, pictures: Tensor) -> Encoded:
         """Encode pictures (B, 3, S, S); gradients flow to the pictures, not to the weights."""
         least_side = math.ceil(self.image_size / LOCALIZER_STRIDE)
-        dtype = torch.bfloat16 if self.half else torch.float32
+        dtype = torch.bfloat16 if self.uses_bf16 else torch.float32
         with torch.autocast(pictures.device.type, enabled=False):
             output = pictures.to(dtype, memory_format=torch.channels_last)
             maps: Tensor | None = None

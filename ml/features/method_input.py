@@ -57,9 +57,9 @@ class MethodInput(nn.Module):
         return self
 
     @property
-    def half(self) -> bool:
+    def uses_bf16(self) -> bool:
         """Whether the encoder computes in bf16."""
-        return self._prepared[0].half
+        return self._prepared[0].uses_bf16
 
     def forward(self, pictures: Tensor) -> Rendered:
         """All renderings of pictures (B, 3, S, S)."""

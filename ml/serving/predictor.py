@@ -184,9 +184,8 @@ class Predictor:
                 batch = images.unaugmented(rows)
                 recording: contextlib.AbstractContextManager[list[attention.NetworkActivations]]
                 recording = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-                    with recording as passes:
-                        logits, location = self._method.predict(batch)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), recording as passes:
+                    logits, location = self._method.predict(batch)
                 heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
                 if location is not None:
                     locations.append(location.float().cpu())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ml.data import image_store
-from ml.data.image_store import ImageStore
+from ml.data.input_store import InputStore
 from ml.evaluation import ranking
 from ml.method import Batch, Phase, Unlabelled, View
 from ml.training.step_graphs import Positions
@@ -26,7 +26,7 @@ class BatchBuilder:
 
     def __init__(
         self,
-        images: ImageStore,
+        images: InputStore,
         labels: Tensor,
         rows: Tensor,
         augmentation: str,

@@ -12,7 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ml import methods
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import ImageStore
+from ml.data.input_store import InputStore
 from ml.features import composites, feature_file
 from ml.features.feature_file import FeatureFile, Progress
 from ml.features.feature_store import FeatureStore
@@ -32,20 +33,6 @@ from ml.training.spec import TrainingSpec
 FLOAT32 = np.dtype(np.float32)
 CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
 ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
-
-
-class InputStore(Protocol):
-    """A set of images as the method sees them, in batches; see `ml.data.image_store.ImageStore`."""
-
-    @property
-    def device(self) -> torch.device: ...
-    def __len__(self) -> int: ...
-    def unaugmented(self, rows: Tensor) -> Tensor: ...
-    def raw(self, rows: Tensor) -> Tensor: ...
-    def eval_batch_size(self) -> int: ...
-    def augmented(
-        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
-    ) -> Tensor: ...
 
 
 class TrainingInputs(NamedTuple):
@@ -68,8 +55,10 @@ def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
     """What the spec's method sees of every image, side by side: the picture, unless the method says more."""
     module = methods.load(spec.method)
     declared = getattr(module, "renderings", None)
-    return ("picture",) if declared is None else cast(
-        "tuple[Rendering, ...]", declared(module.Params.model_validate(spec.params))
+    return (
+        ("picture",)
+        if declared is None
+        else cast("tuple[Rendering, ...]", declared(module.Params.model_validate(spec.params)))
     )
 
 
@@ -119,7 +108,7 @@ class BackboneInputs:
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
         few = pictures.unaugmented(image_store.evenly(len(images), CHECKED_IMAGES))
         method_input.prepare(few.to(self._device), half=half)
-        self._facts = {**facts, "data": images.digest, "bf16": method_input.half}
+        self._facts = {**facts, "data": images.digest, "bf16": method_input.uses_bf16}
         if cache is None or not images.digest:
             self._temporary = tempfile.TemporaryDirectory(prefix="features-")
             cache = Path(self._temporary.name)
@@ -132,10 +121,11 @@ class BackboneInputs:
             labels: Given labels int64 (N,); the mean background is an average over them.
             rows: The images that are trained on, int64 (M,).
         """
-        parts, located = {}, {}
+        parts: dict[str, list[Tensor]] = {}
+        located: dict[str, Tensor] = {}
         for split in self._pictures:
-            features, located[split] = self._encode_pictures(split)
-            parts[split] = [features]
+            pictures, located[split] = self._encode_pictures(split)
+            parts[split] = [pictures]
         if len(self._input.renderings) > 1:
             self._set_mean_background(located["train"], labels, rows)
         for rendering in self._input.renderings[1:]:

@@ -30,7 +30,7 @@ def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> Net
         MissingWeights: Its pretrained weights are not installed or do not fit.
     """
     record = find_weights(spec, weights)
-    file = None if record is None or weights is None else network_weights.path(weights, record.name)
+    file = None if record is None or weights is None else network_weights.file_of(weights, record)
     try:
         return networks.build(spec.network, classes, spec.image_size, file)
     except networks.UnknownNetwork as error:
@@ -96,7 +96,7 @@ class NetworkFactory:
         return network if self._group is None else sharding.shard_network(network, self._group)
 
     def build_whole(self) -> chain.Chain:
-        """The whole pretrained network on the CPU, whose frozen part becomes an encoder; it counts as none of `built`."""
+        """The whole pretrained network, on the CPU: its frozen part becomes an encoder. Not counted in `built`."""
         with randomness.seeded(seed_for(self._spec.seed, "backbone")):
             network = build_network(self._spec, self._classes, self._weights)
         assert isinstance(network, chain.Chain)

@@ -12,7 +12,7 @@ from ml import errors
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
 from ml.reports import selftest
-from ml.training import devices, setup
+from ml.training import devices, inputs, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import halves, reports, same
@@ -209,7 +209,7 @@ def test_memorised_labels_are_changed_ones_that_were_trained_on(labeled: Labeled
     given_labels, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given_labels[:10] = (given_labels[:10] + 1) % 4
     pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
-    parts = setup.evaluation_splits(None, pixels, given_labels, held_out, labeled.labels)
+    parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), given_labels, held_out, labeled.labels)
     rows, _, labels = next(iter(parts["memorised"]))
 
     assert rows.tolist() == [1, 3, 5, 7, 9]
