@@ -143,12 +143,13 @@ def border_contrast(passes: Sequence[NetworkActivations]) -> Tensor | None:
     return contrast_to_border(maps) if maps else None
 
 
-def contrast_to_border(maps: Sequence[Tensor]) -> Tensor:
+def contrast_to_border(maps: Sequence[Tensor], scales: Sequence[float] = SCALES) -> Tensor:
     """Border contrast of feature maps: each feature's deviation from its mean on the border, in units of its deviation
-    there. The maps are averaged, smoothed by Gaussians of all `SCALES`, and averaged again.
+    there. The maps are averaged, smoothed by Gaussians of all scales, and averaged again.
 
     Args:
         maps: One or more feature maps (B, D, h, w) of the same images; D, h and w may differ, h and w are at least 3.
+        scales: Standard deviations of the Gaussians, as shares of the side.
 
     Returns:
         Attention f32 (B, 1, h', w'); h' and w' are those of the largest maps, and at least `LEAST_SIDE`.
@@ -157,7 +158,7 @@ def contrast_to_border(maps: Sequence[Tensor]) -> Tensor:
     height, width = max(tuple(deviation.shape[2:]) for deviation in deviations)
     size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE))
     mean = torch.stack([functional.interpolate(one, size, mode="bilinear") for one in deviations]).mean(dim=0)
-    return _scale_to_one(_scale_to_one(_smooth(mean)).mean(dim=1, keepdim=True))
+    return _scale_to_one(_scale_to_one(_smooth(mean, scales)).mean(dim=1, keepdim=True))
 
 
 def _deviation(maps: Tensor) -> Tensor:
@@ -175,15 +176,15 @@ def _deviation(maps: Tensor) -> Tensor:
     return _scale_to_one(square.sqrt().view(-1, 1, height, width))
 
 
-def _smooth(maps: Tensor) -> Tensor:
-    """(B, 1, h, w) -> (B, len(SCALES), h, w), by a Gaussian of each scale; nothing lies beyond the edges."""
-    scales = maps.new_tensor(SCALES)
+def _smooth(maps: Tensor, scales: Sequence[float]) -> Tensor:
+    """(B, 1, h, w) -> (B, len(scales), h, w), by a Gaussian of each scale; nothing lies beyond the edges."""
     maps = maps.expand(-1, len(scales), -1, -1)
+    sigmas = maps.new_tensor(scales)[:, None]
     for axis in (2, 3):
         side = maps.shape[axis]
-        reach = math.ceil(3 * max(SCALES) * side)
+        reach = math.ceil(3 * max(scales) * side)
         steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-        kernels = torch.exp(-((steps / (scales[:, None] * side)).square()) / 2)
+        kernels = torch.exp(-((steps / (sigmas * side)).square()) / 2)
         shape, padding = [len(scales), 1, 1, 1], [0, 0]
         shape[axis], padding[axis - 2] = len(steps), reach
         weights = (kernels / kernels.sum(dim=1, keepdim=True)).view(shape)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ml.evaluation import attention
 
 STRIDE = 16  # of the feature maps: the last stage, at 32, points worse on all sets but one (docs/evidence/masks.md)
+FINEST = (1 / 32,)  # smoothing of the map whose moments count: the wider ones draw the centre towards the middle
 THRESHOLD = 0.5  # of a map's range: what is below does not count for the moments
 SIGMA_SCALE = 1.3  # sigma of the mask over the map's standard deviation: objects fill more than their middle
 SMALLEST_SIGMA, LARGEST_SIGMA = 0.08, 0.25  # shares of the side; above, the corners let the background through
@@ -40,7 +41,7 @@ class BorderLocalizer(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Feature maps (B, D, h, w) -> gaussians f32 (B, 3)."""
-        return gaussian_of_map(self.contrast(maps), self.image_size)
+        return gaussian_of_map(attention.contrast_to_border([maps], FINEST), self.image_size)
 
 
 def gaussian_of_map(masks: Tensor, image_size: int) -> Tensor:

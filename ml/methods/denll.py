@@ -36,8 +36,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import deconfounding, losses, mutual_learning, pool_union, replay_rng
-from ml.method import ENSEMBLE, Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
+from ml.blocks import deconfounding, losses, method_pair, mutual_learning
+from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
 
@@ -148,9 +148,12 @@ class Method(method.Method):
         Agreement waits for the last one: it slows the fitting by which base methods select samples, and makes a
         training collapse whose layers have just been reinitialised.
         """
-        pairs = list(zip(self.base1.phases(training), self.base2.phases(training), strict=True))
-        last_begins = sum(first.epochs for first, _ in pairs[:-1])
-        epochs = last_begins + pairs[-1][0].epochs
+        pairs = [
+            method_pair.PhasePair(first, second)
+            for first, second in zip(self.base1.phases(training), self.base2.phases(training), strict=True)
+        ]
+        last_begins = sum(pair.first.epochs for pair in pairs[:-1])
+        epochs = last_begins + pairs[-1].first.epochs
 
         def agreement_weight(epoch: int) -> float:
             waited = epoch - last_begins
@@ -158,64 +161,53 @@ class Method(method.Method):
 
         # the epoch in which agreement begins is watched, on a base method with several phases
         watched = next((epoch for epoch in range(epochs) if agreement_weight(epoch) > 0.0), epochs)
-        return [
-            self._pair_phases(first, second, training, agreement_weight, watched if last_begins else None)
-            for first, second in pairs
-        ]
+        return [self._phase(pair, training, agreement_weight, watched if last_begins else None) for pair in pairs]
 
-    def _pair_phases(
+    def _phase(
         self,
-        first: Phase,
-        second: Phase,
+        pair: method_pair.PhasePair,
         training: TrainHyperparameters,
         agreement_weight: Callable[[int], float],
         watched_epoch: int | None,
     ) -> Phase:
         """One phase of both base methods; `watched_epoch` is the one in which agreement begins, or None."""
 
-        # each step: both base methods' losses, then Eq. 6
+        # each step: both base methods' losses L(g1, y') + L(g2, y'), then the rest of Eq. 6; labels are ranked by g1,
+        # or by g2 where agreement is one-way and so does not affect g2
         def loss(batch: Batch) -> Tensor:
             with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
-                base_losses = self._base_losses(batch, first, second)
+                base_losses = pair.losses(batch, record_second=self.params.agreement == "one_way")
                 watched = batch.epoch == watched_epoch
                 return base_losses + self.interaction_loss(batch, agreement_weight(batch.epoch), watched=watched)
 
-        # around each step: both base methods' hooks
         def before_step(batch: Batch) -> None:
-            first.before_step(batch)
-            second.before_step(batch)
+            pair.before_step(batch)
             if batch.epoch == watched_epoch:
                 self.damping.record_gradients(self.parameters(), CLIP)
 
-        def after_step(batch: Batch) -> None:
-            first.after_step(batch)
-            second.after_step(batch)
-
-        # before each epoch: damping after the watched one; both base methods select, score and draw alike
+        # before each epoch: damping after the watched one
         def begin_epoch(context: TrainContext) -> None:
             if watched_epoch is not None and context.epoch == watched_epoch + 1:
                 self.damping.update_factor()
-            replay_rng.run_hooks_with_same_draws(context, first.begin_epoch, second.begin_epoch)
+            pair.begin_epoch(context)
 
-        pools = [phase.passes for phase in (first, second) if phase.passes is not None]
-        builders = [phase.optimizers for phase in (first, second) if phase.optimizers is not None]
         return replace(
-            first,
+            pair.first,
             loss=loss,
-            optimizers=(lambda: self._optimizers(builders, training)) if builders else None,
+            optimizers=pair.optimizers(lambda: self._shared_optimizers(training)),
             before_step=before_step,
-            after_step=after_step,
-            enter=lambda context: self._enter(context, first, second),
+            after_step=pair.after_step,
+            enter=lambda context: self._enter(context, pair),
             begin_epoch=begin_epoch,
-            passes=(lambda: pool_union.unite_passes(*(passes() for passes in pools))) if pools else None,
+            passes=pair.passes,
             clip=CLIP,
         )
 
-    def _enter(self, context: TrainContext, first: Phase, second: Phase) -> None:
+    def _enter(self, context: TrainContext, pair: method_pair.PhasePair) -> None:
         """Both base methods' own preparation; gates and localization module then follow classifier and body."""
         branches = deconfounding.find_branches(self)
         before = [branch.classifier.weight.detach().clone() for branch in branches]
-        replay_rng.run_hooks_with_same_draws(context, first.enter, second.enter)
+        pair.enter(context)
         after = [branch.classifier.weight for branch in branches]
 
         if self.gates is not None:
@@ -226,32 +218,17 @@ class Method(method.Method):
             trains_body = any(p.requires_grad for branch in branches for p in branch.body.parameters())
             self.deconfounder.localization.requires_grad_(trains_body)
 
-    def _optimizers(self, builders: Sequence[Callable[[], Optimizers]], training: TrainHyperparameters) -> Optimizers:
-        """Both base methods' own, and SGD without weight decay for the localization module and the gates."""
-        one, two = (build() for build in builders)
+    def _shared_optimizers(self, training: TrainHyperparameters) -> list[torch.optim.Optimizer]:
+        """SGD without weight decay for the localization module and the gates."""
         shared = []
         if self.deconfounder.localization is not None:
             parameters = self.deconfounder.localization.parameters()
             shared.append(training.sgd(parameters, scale=self.params.lm_learning_rate, weight_decay=0.0))
         if self.gates is not None:
             shared.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
-        return Optimizers((*one.members, *two.members, *shared), one.factor, (*one.constant_rate, *two.constant_rate))
+        return shared
 
     # --- one step ---
-
-    def _base_losses(self, batch: Batch, first: Phase, second: Phase) -> Tensor:
-        """L(g1, y') + L(g2, y') of Eq. 6, by the base method's loss and on the same random draws.
-
-        Labels are ranked by g1, or by g2 where agreement is one-way and so does not affect g2.
-        """
-        one_way = self.params.agreement == "one_way"
-        unrecorded = batch.without_recording()
-        one, two = replay_rng.run_with_same_draws(
-            batch.generator,
-            lambda generator: first.loss(replace(unrecorded if one_way else batch, generator=generator)),
-            lambda generator: second.loss(replace(batch if one_way else unrecorded, generator=generator)),
-        )
-        return one + two
 
     def interaction_loss(self, batch: Batch, agreement_weight: float, *, watched: bool = False) -> Tensor:
         """The rest of Eq. 6 with λ = `agreement_weight`, CE(o1, y') + CE(o2, y') + λ · agreement, and the mask's
