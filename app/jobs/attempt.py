@@ -94,6 +94,11 @@ def record_epochs(session: Session, job_id: uuid.UUID, fence: int, reports: Sequ
     return True
 
 
+def report_metrics(session: Session, job_id: uuid.UUID, fence: int, metrics: Mapping[str, Any]) -> bool:
+    """Store what is known before the job ends; its final metrics replace it."""
+    return work.update_claimed(session, Job, job_id, fence, {"metrics": dict(metrics)})
+
+
 def append_log(session: Session, job_id: uuid.UUID, fence: int, level: str, message: str) -> bool:
     """Add a `log` event: `level` is info, warning or error, `message` a sentence for the user."""
     if not _lock(session, job_id, fence):

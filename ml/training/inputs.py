@@ -42,13 +42,15 @@ class TrainingInputs(NamedTuple):
         train: The N images of the set.
         test: The T test images; None without a test set.
         method_input: Makes the method's input of pictures; None where it sees the pictures themselves.
-        features: Features of another rendering of all N images; see `ml.method.TrainContext.features`.
+        features: Features of another rendering of all images; see `ml.method.TrainContext.features`.
+        gaussians: Where the object of each of the N images is, f32 (N, 3); None where no backbone locates it.
     """
 
     train: InputStore
     test: InputStore | None
     method_input: MethodInput | None
     features: Callable[[str], Tensor]
+    gaussians: Tensor | None = None
 
 
 def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
@@ -142,7 +144,9 @@ class BackboneInputs:
             features = self._encode_rendering("train", located["train"], "background")
             return features[rows].float().to(self._device)
 
-        return TrainingInputs(stores["train"], stores.get("test"), self._input, other_features)
+        return TrainingInputs(
+            stores["train"], stores.get("test"), self._input, other_features, gaussians=located["train"]
+        )
 
     def _encode_pictures(self, split: str) -> list[Tensor]:
         """Features and gaussians (n, 3) of the pictures of a split."""

@@ -112,10 +112,18 @@ class TrainingSpec(BaseModel):
         default=None, description="Known noise to inject, for a benchmark or a self-test; none: the labels as they are."
     )
 
+    first_answer: bool = Field(
+        default=False,
+        description="Of a pretrained network: answer in seconds by a probe of its features, then train; the better of "
+        "the two by noisy validation becomes the model.",
+    )
+
     @model_validator(mode="after")
     def _tuning_needs_pretrained_weights(self) -> Self:
         if self.tune != "all" and not self.pretrained:
             raise ValueError(f"tune: {self.tune} keeps weights as they are, so it needs pretrained = true")
+        if self.first_answer and not self.pretrained:
+            raise ValueError("first_answer: a probe needs features, so it needs pretrained = true")
         return self
 
     def digest(self) -> str:

@@ -68,6 +68,10 @@ class JobReporter:
         """Replace the progress (fields: `attempt.report_progress`); only the latest is written."""
         self._progress = progress
 
+    def record_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Store metrics that are known before the job ends."""
+        self._writes.append(lambda session: attempt.report_metrics(session, *self._claim, metrics))
+
     def log(self, level: str, message: str) -> None:
         """Add a line to the job's log, which its user reads; `level` is info, warning or error."""
         self._writes.append(lambda session: attempt.append_log(session, *self._claim, level, message))

@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app import csv_cells, storage
+from app import storage
 from app.datasets import label_issues
 from app.db.session import Session
 from app.jobs import attempt
@@ -28,12 +29,11 @@ from ml.serving.model_archive import Manifest
 from ml.serving.predictor import Predictor
 from ml.training import events
 from ml.training.trainer import Trainer
-from worker.children import artifacts, checkpointing, figures, localize
+from worker.children import artifacts, checkpointing, figures, label_issue_table, localize
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
 
 MODEL_FOLDER = "model"
-HEADER = ["index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue"]
 
 
 class Publication:
@@ -45,10 +45,17 @@ class Publication:
         trainer: The finished training.
         images: The training images with their given labels, before any noise was injected.
         truth: The test set and clean labels, where known.
+        facts: More metrics of the job.
     """
 
     def __init__(
-        self, ctx: JobContext, reporter: JobReporter, trainer: Trainer, images: LabeledImages, truth: Truth
+        self,
+        ctx: JobContext,
+        reporter: JobReporter,
+        trainer: Trainer,
+        images: LabeledImages,
+        truth: Truth,
+        facts: Mapping[str, Any],
     ) -> None:
         self._ctx = ctx
         self._reporter = reporter
@@ -58,7 +65,7 @@ class Publication:
         self._issues = trainer.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
-        self.metrics = summarize(trainer, images, truth, self._issues)
+        self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)
         clean = selftest.reference_labels(trainer.spec, images, truth)
         self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.dataset_folder, reporter)
         if self._report is not None:
@@ -133,31 +140,12 @@ class Publication:
 
     def _write_issues(self, path: Path, issues: LabelIssues) -> None:
         """Every training image with the score of its label; label issues are those flagged."""
-        images, classes = dataset_index.read_images(self._ctx.dataset_folder, split="train"), self._images.classes
-        predictor = Predictor.load(self._archive, str(self._trainer.device))
-        gaussians = localize.gaussians(predictor, self._images.images, images, self._reporter.check_cancelled)
-        columns = zip(
-            images,
-            self._trainer.labels.tolist(),
-            issues.predicted_label.tolist(),
-            issues.label_score.tolist(),
-            issues.is_label_issue.tolist(),
-            strict=True,
-        )
-        rows = [
-            [
-                image.number,
-                image.path,
-                image.split,
-                classes[given_label],
-                classes[predicted],
-                f"{score:.6f}",
-                bool(flagged),
-                *([] if gaussians is None else artifacts.gaussian_cells(gaussians[number])),
-            ]
-            for number, (image, given_label, predicted, score, flagged) in enumerate(columns)
-        ]
-        artifacts.write_table(path, [*HEADER, *(() if gaussians is None else csv_cells.GAUSSIAN_COLUMNS)], rows)
+        images = dataset_index.read_images(self._ctx.dataset_folder, split="train")
+        gaussians = label_issue_table.cached_gaussians(self._trainer, images)
+        if gaussians is None:
+            predictor = Predictor.load(self._archive, str(self._trainer.device))
+            gaussians = localize.gaussians(predictor, self._images.images, images, self._reporter.check_cancelled)
+        label_issue_table.write(path, self._trainer, issues, images, gaussians)
 
 
 def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _run_follower(ctx: JobContext, settings: Settings, devices: Sequence[str], r
     group = train.join(rank, devices, settings)
     threads = train.threads_per_process(settings, devices)
     images, truth = dataset.load(ctx.dataset_folder, image_size=spec.image_size, resize=spec.resize, threads=threads)
-    train.build(spec, images, truth, settings, ctx.files, devices, group).run_follower()
+    train.build(spec, images, truth, settings, ctx, devices, group).run_follower()
 
 
 @contextmanager

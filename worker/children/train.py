@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from app.settings import Settings
-from app.storage import Storage
 from ml import errors
 from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
@@ -23,7 +23,7 @@ from ml.training import devices as training_devices
 from ml.training.events import EpochReport, Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
-from worker.children import publish
+from worker.children import first_answer, publish
 from worker.children.checkpointing import Checkpointer
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import Interrupted, JobReporter
@@ -49,12 +49,22 @@ def run(
         Failure: The training failed (`ml.errors`).
     """
     # Load, and join the other ranks.
+    started = time.monotonic()
     spec = TrainingSpec.model_validate(ctx.job.spec)
     images, truth = load(ctx.dataset_folder, spec, threads_per_process(settings, devices), reporter)
     group = None if rank is None else join(rank, devices, settings)
 
+    def build_trainer(of: TrainingSpec, group: ProcessGroup | None) -> Trainer:
+        return build(of, images, truth, settings, ctx, devices, group, reporter)
+
+    # Answer in seconds, if that was asked for.
+    first: first_answer.Stage | None = None
+    if spec.first_answer:
+        first = first_answer.train(build_trainer(first_answer.probe_spec(spec), None), reporter, started)
+        first_answer.report(ctx, reporter, first)
+
     # Resume from a checkpoint, or start from the beginning; the other ranks do as this one did.
-    trainer = build(spec, images, truth, settings, ctx.files, devices, group)
+    trainer = build_trainer(spec, group)
     checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     resumed: Path | None = None
     try:
@@ -62,7 +72,7 @@ def run(
     except errors.CheckpointInvalid as error:  # the trainer may be half restored
         log.warning("not resumed: %s", error, exc_info=error.__cause__)
         reporter.log("warning", f"The training starts again: {error.detail}.")
-        trainer = build(spec, images, truth, settings, ctx.files, devices, group)
+        trainer = build_trainer(spec, group)
         checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     if group is not None:
         group.broadcast_object(None if resumed is None else str(resumed))
@@ -73,8 +83,14 @@ def run(
         group.leave()
     checkpointer.write_last()
 
-    # Publish.
-    publication = publish.Publication(ctx, reporter, trainer, images, truth)
+    # Publish the training, or the first answer where that is better.
+    facts: dict[str, Any] = {}
+    if first is not None:
+        trained = first_answer.Stage("training", trainer, time.monotonic() - started)
+        chosen, reason = first_answer.choose(first, trained)
+        trainer = chosen.trainer
+        facts = {"stages": [first.summary(), trained.summary()], "published": chosen.name, "published_reason": reason}
+    publication = publish.Publication(ctx, reporter, trainer, images, truth, facts)
     checkpointer.when_there_is_space(publication.write)
     reporter.finish(publication.commit)
     publication.remove_checkpoints()
@@ -152,9 +168,10 @@ def build(
     images: LabeledImages,
     truth: Truth,
     settings: Settings,
-    files: Storage,
+    ctx: JobContext,
     devices: Sequence[str],
     group: ProcessGroup | None,
+    reporter: JobReporter | None = None,
 ) -> Trainer:
     """The training of this process, on its own device of `devices`; without a `group`, on the first.
 
@@ -163,20 +180,35 @@ def build(
         images: The training images with their given labels.
         truth: The test set and clean labels, where known.
         settings: Threads and recorded steps.
-        files: The data folder, for pretrained weights.
+        ctx: The attempt, for the folders of pretrained weights and of the data set.
         devices: One for each process of the training.
         group: The process group of the ranks; None when this process trains alone.
+        reporter: Takes the progress while features are computed, and raises on a command to stop; of the first rank.
     """
+
+    def progress(done: int, total: int) -> None:
+        if reporter is None:
+            return
+        reporter.report_progress({"phase": f"computing features, {done} of {total}", **before_the_first(spec)})
+        reporter.check_cancelled()
+
     return Trainer.build(
         spec,
         images,
         truth=truth,
         device=devices[0 if group is None else group.rank],
         threads=threads_per_process(settings, devices),
-        weights=files.weights(),
+        weights=ctx.files.weights(),
         group=group,
         cuda_graphs=settings.cuda_graphs,
+        cache=ctx.dataset_folder,
+        progress=progress,
     )
+
+
+def before_the_first(spec: TrainingSpec) -> dict[str, Any]:
+    """The fields of a job's progress before its first epoch."""
+    return {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
 
 
 def load(folder: Path, spec: TrainingSpec, threads: int, reporter: JobReporter) -> tuple[LabeledImages, Truth]:
@@ -185,7 +217,7 @@ def load(folder: Path, spec: TrainingSpec, threads: int, reporter: JobReporter) 
     Raises:
         UnusableData: The data set's files are missing (code `dataset_corrupt`), or cannot be trained on.
     """
-    progress_fields = {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
+    progress_fields = before_the_first(spec)
 
     def progress(done: int, total: int) -> None:
         reporter.report_progress({"phase": f"preparing images, {done} of {total}", **progress_fields})

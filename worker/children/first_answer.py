@@ -1,0 +1,118 @@
+"""The first answer of a job with a pretrained network: a probe of its features, seconds after the job has started.
+
+While the job goes on to train, its users see the probe's accuracy, noise rate and ranking of labels. In the end the
+better of the two stages, by held-out images and their given labels, becomes the model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, NamedTuple
+
+from app.datasets import label_issues
+from ml.evaluation.measure import Score
+from ml.formats import dataset_index
+from ml.method import ENSEMBLE
+from ml.training import events
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Trainer
+from worker.children import artifacts, label_issue_table
+from worker.children.job_context import JobContext
+from worker.children.job_reporter import JobReporter
+
+METHOD = "forward_probe"
+FILE_NAME = "first-answer.json"
+
+
+class Stage(NamedTuple):
+    """One of the two models that a job has trained."""
+
+    name: str  # "first answer" or "training"
+    trainer: Trainer
+    seconds: float  # from the start of the attempt
+
+    def summary(self) -> dict[str, Any]:
+        """What the job's metrics say of it, as strict JSON."""
+        last, issues = self.trainer.history[-1], self.trainer.label_issues()
+        noisy, clean, test = (_of(scores) for scores in (last.noisy_validation, last.clean_validation, last.test))
+        summary: dict[str, Any] = events.to_strict_json(
+            {
+                "name": self.name,
+                "method": self.trainer.spec.method,
+                "seconds": self.seconds,
+                "noisy_validation_accuracy": noisy and noisy.accuracy,
+                "noisy_validation_loss": noisy and noisy.loss,
+                "clean_validation_accuracy": clean and clean.accuracy,
+                "test_accuracy": test and test.accuracy,
+                "estimated_noise_rate": None if issues is None else issues.noise_rate,
+                "label_issues": None if issues is None else int(issues.is_label_issue.sum()),
+            }
+        )
+        return summary
+
+
+def probe_spec(spec: TrainingSpec) -> TrainingSpec:
+    """The training of the first answer: of the same images, held-out images and seed, by a probe."""
+    changes = {"method": METHOD, "params": {}, "tune": "none", "epochs": 1, "first_answer": False}
+    return TrainingSpec.model_validate({**spec.model_dump(mode="json"), **changes})
+
+
+def train(trainer: Trainer, reporter: JobReporter, started: float) -> Stage:
+    """Train the probe.
+
+    Args:
+        trainer: Of `probe_spec`, new.
+        reporter: Asked whether to go on.
+        started: When the attempt began, by `time.monotonic`.
+    """
+    for _ in trainer:
+        reporter.check_cancelled()
+    return Stage("first answer", trainer, time.monotonic() - started)
+
+
+def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
+    """Let users see the answer while the job goes on: its metrics, a line of the log, and the ranking of labels."""
+    summary = stage.summary()
+    with artifacts.replace_folder(ctx.folder) as folder:
+        if (issues := stage.trainer.label_issues()) is not None:
+            images = dataset_index.read_images(ctx.dataset_folder, split="train")
+            gaussians = label_issue_table.cached_gaussians(stage.trainer, images)
+            label_issue_table.write(folder / label_issues.FILE_NAME, stage.trainer, issues, images, gaussians)
+        (folder / FILE_NAME).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    reporter.record_metrics({"stages": [summary]})
+    reporter.log("info", f"First answer after {stage.seconds:.0f} s: {_describe(summary)}.")
+    reporter.sync()
+
+
+def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
+    """The stage that becomes the model, and why.
+
+    It is the one with the better accuracy on held-out images by their given labels; without such images the trained
+    one. Equal accuracies are decided by the loss.
+    """
+    one, two = (_of(stage.trainer.history[-1].noisy_validation) for stage in (first, trained))
+    if one is None or two is None:
+        return trained, "no images are held out to compare it with the first answer"
+    better = first if (one.accuracy, -one.loss) > (two.accuracy, -two.loss) else trained
+    compared = f"{one.accuracy:.1%} of the held-out labels for the first answer, {two.accuracy:.1%} after training"
+    return better, f"agrees best with held-out images by their given labels: {compared}"
+
+
+def _of(scores: dict[str, Score]) -> Score | None:
+    return scores.get(ENSEMBLE)
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    """The answer in words, as far as it is known."""
+    accuracy = summary["test_accuracy"]
+    if accuracy is None:
+        accuracy = summary["clean_validation_accuracy"]
+    parts = [
+        None if accuracy is None else f"{accuracy:.1%} of the images to test on are right",
+        None if accuracy is not None or summary["noisy_validation_accuracy"] is None
+        else f"{summary['noisy_validation_accuracy']:.1%} of the held-out labels agree",
+        None if summary["estimated_noise_rate"] is None
+        else f"about {summary['estimated_noise_rate']:.0%} of the labels are wrong",
+    ]  # fmt: skip
+    return ", ".join(part for part in parts if part) or "no images are held out"
