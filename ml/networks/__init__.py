@@ -15,7 +15,7 @@ import torch
 
 from ml.networks.chain import Chain
 
-NOT_FAMILIES = ("chain", "weights")
+NOT_FAMILIES = ("chain", "weights", "weights_sources")
 SLOW = "torchvision_zoo"
 ABOUT_IMAGE_SIZE = 32
 
@@ -29,14 +29,18 @@ def names() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.summaries())
 
 
-def build(name: str, classes: int, image_size: int, pretrained: Path | None = None) -> Chain:
+def build(
+    name: str, classes: int, image_size: int, pretrained: Path | None = None, *, published_stem: bool | None = None
+) -> Chain:
     """A fresh network.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or one with a tag, as `efficientnet_lite0.satellite`, which says whose weights.
         classes: C, the width of its output.
         image_size: height and width of its images in pixels.
         pretrained: a safetensors file with weights of the same architecture; None starts at random.
+        published_stem: keep the architecture as it is published, however small the images are. By default so where it
+            is pretrained; a network that is rebuilt to take a model's weights is told.
 
     Raises:
         UnknownNetwork: for an unknown name, or a size that this network cannot read.
@@ -44,7 +48,8 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None = No
     """
     family = _family_of(name)
     try:
-        network: Chain = family.build(name, classes, image_size, pretrained)
+        stem = pretrained is not None if published_stem is None else published_stem
+        network: Chain = family.build(architecture(name), classes, image_size, pretrained, stem)
         if family.__name__.endswith(SLOW):
             _check_forward(network, image_size)
     except (RuntimeError, ZeroDivisionError, AssertionError) as error:  # torchvision's ways to refuse a size
@@ -56,6 +61,11 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None = No
     return network
 
 
+def architecture(name: str) -> str:
+    """The name without its tag: `resnet50` of `resnet50.imagenet1k_v1`."""
+    return name.partition(".")[0]
+
+
 def about(name: str) -> dict[str, Any]:
     """Summary, number of parameters (10 classes), and FLOPs of one forward pass at 32 px (None if it cannot read them).
 
@@ -64,7 +74,7 @@ def about(name: str) -> dict[str, Any]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    summary = _family_of(name).summaries()[name]
+    summary = _family_of(name).summaries()[architecture(name)]
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
         for image_size in (ABOUT_IMAGE_SIZE, 64, 224):
             try:
@@ -91,7 +101,7 @@ def _families() -> list[Any]:  # modules: their two functions are a convention, 
 
 def _family_of(name: str) -> Any:
     for family in _families():
-        if name in family.summaries():
+        if architecture(name) in family.summaries():
             return family
     raise UnknownNetwork(f"no network is called {name!r}; known are {', '.join(names())}")
 

@@ -110,11 +110,21 @@ def pooling_layers() -> dict[str, nn.Module]:
     return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
 
 
+def keeps_resolution(image_size: int, published_stem: bool = False) -> bool:
+    """Whether the stem keeps the resolution of images of this side: of small ones, unless it must be the published one.
+
+    Features of pretrained weights mean little behind a stem with another stride.
+    """
+    return image_size <= SMALL_IMAGE and not published_stem
+
+
 def initialise(module: nn.Module) -> None:
     """He et al. 2015, fan-out, for every convolution: the published initialisation of residual networks."""
     for member in module.modules():
         if isinstance(member, nn.Conv2d):
             nn.init.kaiming_normal_(member.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():  # an output of a depthwise convolution has a fan-out of one channel
+                member.weight.mul_(member.groups**0.5)
 
 
 def widen_stem(network: nn.Module, channels: int) -> None:

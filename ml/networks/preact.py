@@ -48,9 +48,9 @@ def summaries() -> dict[str, str]:
     return {"preact_resnet18": "PreAct ResNet-18: the network of DivideMix, ELR+, PES (semi) and SOP+."}
 
 
-def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
-    """See `ml.networks.build`."""
-    small = image_size <= chain.SMALL_IMAGE
+def build(name: str, classes: int, image_size: int, pretrained: Path | None, published_stem: bool) -> chain.Chain:
+    """See `ml.networks.build`; nobody publishes its weights, so the stem follows the size of the images alone."""
+    small = chain.keeps_resolution(image_size)
     stages = [_stage(i) for i in range(4)]
     stem: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(3, 64, 3 if small else 7, stride=1 if small else 2, padding=1 if small else 3, bias=False),

@@ -1,6 +1,7 @@
 """ResNet-18 and ResNet-34 (He et al., CVPR 2016), post-activation, with the stem the image size asks for.
 
-Up to 64 px the CIFAR stem (3x3, stride 1, no max-pool), above it the ImageNet stem (7x7, stride 2, max-pool).
+Up to 64 px the CIFAR stem (3x3, stride 1, no max-pool), above it, and with pretrained weights, the ImageNet stem (7x7,
+stride 2, max-pool).
 Module names are those of published ImageNet weights, so that such a file can be adopted.
 """
 
@@ -47,10 +48,15 @@ def summaries() -> dict[str, str]:
     }
 
 
-def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+def build(name: str, classes: int, image_size: int, pretrained: Path | None, published_stem: bool) -> chain.Chain:
     """See `ml.networks.build`."""
     stages = [_stage(i, count) for i, count in enumerate(BLOCKS[name])]
-    body = chain.named_sequence(**_stem(image_size), layer1=stages[0], layer2=stages[1], layer3=stages[2])
+    body = chain.named_sequence(
+        **_stem(chain.keeps_resolution(image_size, published_stem)),
+        layer1=stages[0],
+        layer2=stages[1],
+        layer3=stages[2],
+    )
     last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
     chain.initialise(network)
@@ -59,8 +65,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> 
     return network
 
 
-def _stem(image_size: int) -> dict[str, nn.Module]:
-    small = image_size <= chain.SMALL_IMAGE
+def _stem(small: bool) -> dict[str, nn.Module]:
     kernel, stride = (3, 1) if small else (7, 2)
     convolution = nn.Conv2d(3, WIDTHS[0], kernel, stride=stride, padding=kernel // 2, bias=False)
     stem: dict[str, nn.Module] = {"conv1": convolution, "bn1": nn.BatchNorm2d(WIDTHS[0]), "relu": nn.ReLU(inplace=True)}

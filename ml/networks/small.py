@@ -16,11 +16,11 @@ def summaries() -> dict[str, str]:
     return {"small": "Five convolutions: trains in seconds on a CPU, from 16 px; for first looks, not for records."}
 
 
-def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
-    """See `ml.networks.build`."""
+def build(name: str, classes: int, image_size: int, pretrained: Path | None, published_stem: bool) -> chain.Chain:
+    """See `ml.networks.build`; nobody publishes its weights, so the stem follows the size of the images alone."""
     w0, w1, w2, w3 = WIDTHS
     body = nn.Sequential(
-        *_layer(3, w0, stride=1 if image_size <= chain.SMALL_IMAGE else 2),
+        *_layer(3, w0, stride=1 if chain.keeps_resolution(image_size) else 2),
         *_layer(w0, w1, stride=2),
         *_layer(w1, w2, stride=2),
     )

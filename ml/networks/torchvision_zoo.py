@@ -2,7 +2,8 @@
 
 The classifier becomes one linear layer. VGG, AlexNet and SqueezeNet get global average pooling in place of their own
 heads, whose 4096-wide layers would hold most of the weights. Up to 64 px, stems that would leave nothing of a small
-image keep full resolution. torchvision takes seconds to import, so it is imported when one of its networks is used.
+image keep full resolution, unless the network starts from pretrained weights. torchvision takes seconds to import, so
+it is imported when one of its networks is used.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def summaries() -> dict[str, str]:
     }
 
 
-def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> chain.Chain:
+def build(name: str, classes: int, image_size: int, pretrained: Path | None, published_stem: bool) -> chain.Chain:
     """See `ml.networks.build`."""
     from torchvision import models
 
@@ -70,7 +71,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None) -> 
     model: Any = models.get_model(name, weights=None, **_options(name, image_size))
     if pretrained is not None:
         chain.load_pretrained(model, chain.read_weights(pretrained), head=_head(model))
-    if image_size <= chain.SMALL_IMAGE:
+    if chain.keeps_resolution(image_size, published_stem):
         _keep_resolution(model, family)
     body, last_stage, width = family(model)
     return chain.Chain(nn.Sequential(*body), nn.Sequential(*last_stage), nn.Linear(width, classes), image_size)

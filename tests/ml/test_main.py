@@ -14,6 +14,7 @@ from PIL import Image
 
 from ml import __main__ as command
 from ml import commands, methods, networks
+from ml.networks import weights as pretrained_weights
 from ml.scenes import generate
 from ml.serving import model_archive
 from ml.training import spec
@@ -137,14 +138,16 @@ def test_an_option_that_is_not_json_is_named(option: str, capsys: pytest.Capture
 
 def test_figures_of_a_training_that_started_from_weights_need_them(pictures: Path, tmp_path: Path) -> None:
     out, weights = tmp_path / "out", tmp_path / "weights"
-    weights.mkdir()
-    network = networks.build("small", 4, 16)
-    safetensors.torch.save_file(network.state_dict(), weights / "small.safetensors")
+    file = tmp_path / "small.safetensors"
+    safetensors.torch.save_file(networks.build("small", 4, 16).state_dict(), file)
+    normalisation = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.3, 0.3), "image_size": 16, "resize": "squash"}
+    pretrained_weights.add_file(weights, file, "small", **normalisation)
     assert command.main([*arguments(pictures, out, epochs=1, pretrained="true"), f"--weights={weights}"]) == 0
 
     assert command.main(["figures", str(out), str(pictures)]) == 1
     assert command.main(["figures", str(out), str(pictures), f"--weights={weights}"]) == 0
     assert (out / "figures" / "figures.json").is_file()
+    assert model_archive.verify(out / commands.MODEL).mean == pytest.approx((0.5, 0.4, 0.3))
 
 
 def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:

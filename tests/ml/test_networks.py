@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ml import errors, networks
 
-OURS = ("small", "resnet18", "resnet34", "preact_resnet18")
+OURS = ("small", "resnet18", "resnet34", "preact_resnet18", "efficientnet_lite0")
 
 
 @pytest.mark.parametrize("name", [*OURS, "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"])
@@ -82,12 +82,29 @@ def test_pretrained_weights_are_adopted_without_a_mismatched_head(tmp_path: Path
     file = tmp_path / "resnet18.safetensors"
     save_file(published.state_dict(), file)
 
-    small, large = (networks.build("resnet18", 5, size, file) for size in (32, 224))
-    known = published.layer4[1].conv2.weight
-    assert torch.equal(small.last_stage.get_parameter("layer4.1.conv2.weight"), known)
-    assert torch.equal(large.body.get_parameter("conv1.weight"), published.conv1.weight)
-    assert torch.equal(small.body.get_parameter("conv1.weight"), published.conv1.weight[:, :, 2:5, 2:5])
-    assert small.classifier.out_features == 5
+    network = networks.build("resnet18", 5, 32, file)
+    assert torch.equal(network.last_stage.get_parameter("layer4.1.conv2.weight"), published.layer4[1].conv2.weight)
+    assert torch.equal(network.body.get_parameter("conv1.weight"), published.conv1.weight)
+    assert network.classifier.out_features == 5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "mobilenet_v3_small"])
+def test_pretrained_networks_keep_the_published_stem_and_others_the_resolution_of_small_images(name: str) -> None:
+    """A model's network is rebuilt without its weights: it is told that they were pretrained."""
+
+    def sides(published_stem: bool) -> int:
+        network = networks.build(name, 5, 64, published_stem=published_stem).eval()
+        with torch.no_grad():
+            return network.body(torch.zeros(1, 3, 64, 64)).shape[-1]
+
+    assert sides(published_stem=True) * 2 <= sides(published_stem=False)
+
+
+def test_a_tag_names_weights_and_not_another_architecture() -> None:
+    tagged, plain = (networks.build(name, 5, 32).state_dict() for name in ("resnet18.satellite", "resnet18"))
+
+    assert networks.architecture("resnet18.satellite") == "resnet18"
+    assert {name: value.shape for name, value in tagged.items()} == {name: v.shape for name, v in plain.items()}
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

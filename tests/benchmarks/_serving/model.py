@@ -33,7 +33,10 @@ class Model:
         torch.set_num_threads(threads)
         manifest, state, _ = model_archive.read(Path(folder))
         self._classes = manifest.classes
-        self._network = networks.build(manifest.spec.network, len(manifest.classes), manifest.spec.image_size)
+        spec = manifest.spec
+        self._network = networks.build(
+            spec.network, len(manifest.classes), spec.image_size, published_stem=spec.pretrained
+        )
         prefix = next(name for name in state if name.endswith("classifier.weight")).removesuffix("classifier.weight")
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         self._network.load_state_dict(own)
