@@ -41,9 +41,10 @@ def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) 
                 storage.remove(path)
                 removed += 1
 
-    # Temporary files inside the folders of rows.
+    # Temporary files inside the folders of rows, and of pretrained weights.
     inside = [files.job(uuid.UUID(job_id)).glob("attempt-*/**/*.tmp*") for job_id in referenced.jobs]
     inside += [files.dataset(uuid.UUID(dataset_id)).glob("*.tmp") for dataset_id in referenced.datasets]
+    inside.append(files.weights().glob(".*.tmp"))
     for path in itertools.chain.from_iterable(inside):
         if _modified_at(path) < before:
             storage.remove(path)

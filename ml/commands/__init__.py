@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,6 +24,7 @@ EXPECTED = (errors.Failure, ValidationError, OSError)  # errors that users can c
 # Files and folders of a training's --out folder.
 CHECKPOINTS, MODEL, SPEC, EPOCHS, ISSUES = "checkpoints", "model", "spec.json", "epochs.jsonl", "label-issues.csv"
 SELF_TEST = "self-test.json"
+WEIGHTS = "weights"  # in the data folder: pretrained weights
 
 SubParsers = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
 
@@ -39,6 +41,21 @@ def load_all() -> list[CommandModule]:
     """The modules of all commands, in alphabetical order."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [cast("CommandModule", importlib.import_module(f"{__name__}.{name}")) for name in names]
+
+
+def data_folder() -> Path:
+    """The data folder of the service on this machine: DENLL_DATA_DIR, or `data` in the working folder."""
+    return Path(os.environ.get("DENLL_DATA_DIR") or "data")
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """The option that names the folder of pretrained weights."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=data_folder() / WEIGHTS,
+        help="folder of pretrained weights; default: that of the data folder, which `python -m ml weights` fills",
+    )
 
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:

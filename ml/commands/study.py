@@ -28,7 +28,7 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
     study.add_argument("--nice", type=int, default=0, help="niceness added to the processes, 0 to 19")
     study.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     study.add_argument("--device", help="instead of the specs': cpu, cuda, cuda:1")
-    study.add_argument("--weights", type=Path, help="folder of pretrained weights")
+    commands.add_weights_option(study)
     study.add_argument("--cuda-graphs", action="store_true", help="replay recorded steps on a GPU")
     study.set_defaults(run=run)
 

@@ -48,7 +48,7 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
     commands.add_column_options(train)
     train.add_argument("--threads", type=int, help="CPU threads, of each process")
     train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: that of the spec")
-    train.add_argument("--weights", type=Path, help="folder of pretrained weights")
+    commands.add_weights_option(train)
     for name in SPEC_OPTIONS:
         described = spec.TrainingSpec.model_fields[name].description or ""
         if name == "network":

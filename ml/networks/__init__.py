@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ml.networks import timm_zoo
 from ml.networks.chain import Chain
 
 NOT_FAMILIES = ("chain", "weights", "weights_sources")
@@ -100,6 +101,8 @@ def _families() -> list[Any]:  # modules: their two functions are a convention, 
 
 
 def _family_of(name: str) -> Any:
+    if name.startswith(timm_zoo.PREFIX):
+        return timm_zoo
     for family in _families():
         if architecture(name) in family.summaries():
             return family

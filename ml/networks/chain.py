@@ -74,10 +74,12 @@ def cut(network: Chain, tune: str) -> tuple[nn.Sequential, Chain]:
         The frozen part, empty for "all", and the network of the rest.
 
     Raises:
-        ValueError: For "two", if the body cannot be divided.
+        ValueError: The network cannot be divided there.
     """
     body, last_stage = _members(network.body), _members(network.last_stage)
     boundary = {"none": len(body) + len(last_stage), "last": len(body), "two": _last_with_weights(body), "all": 0}[tune]
+    if tune in ("last", "two") and not any(True for _ in network.last_stage.parameters()):
+        raise ValueError("this network cannot be divided: tune none or all")
     if tune == "two" and boundary == 0:
         raise ValueError("the body of this network has one part only: tune none, last or all")
     frozen = [*body, *last_stage][:boundary]

