@@ -92,6 +92,9 @@ def method_parts(method: Mapping[str, Any]) -> Iterable[str]:
     presets = [(f"`{name}`", code(values)) for name, values in method["presets"].items() if values]
     if presets:
         yield table(("preset", "params"), presets)
+    trainings = [(f"`{pattern}`", code(values)) for pattern, values in method.get("training", {}).items()]
+    if trainings:
+        yield table(("presets", "training in the paper"), trainings)
     for rule in method.get("rules", ()):
         yield (
             f"A job without `params` takes the preset `{rule['preset']}` where the data set's `{rule['fact']}` is "

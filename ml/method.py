@@ -233,6 +233,7 @@ class Phase:
             step, and `begin_epoch` does all of its work.
         views: The augmentations of every image that a batch has.
         clip: Limit of the joint gradient norm; None does not clip.
+        batch_size: Images of a step, at most the training's; None is as many.
         name: Appears in reports.
     """
 
@@ -246,7 +247,12 @@ class Phase:
     passes: Callable[[], Sequence[Pass]] | None = None
     views: tuple[View, ...] = ("weak",)
     clip: float | None = None
+    batch_size: int | None = None
     name: str = "train"
+
+    def images_per_step(self, batch_size: int) -> int:
+        """How many images a step has in a training whose steps have `batch_size`."""
+        return batch_size if self.batch_size is None else min(self.batch_size, batch_size)
 
 
 class MethodParams(BaseModel):

@@ -33,6 +33,10 @@ class Method(BaseModel):
     relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
     needs: list[str] = Field(description="What the method must know, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
+    training: dict[str, dict[str, Any]] = Field(
+        description="Fields of a training that the paper has with its presets, by a glob of names; the first that "
+        "matches counts. No job takes them by itself"
+    )
     rules: list[Rule] = Field(
         description="For a job without `params`: the first rule that holds chooses the preset; else the defaults"
     )
@@ -59,6 +63,7 @@ def describe_method(catalog: Catalog, name: str) -> Method:
         relative_cost=entry["relative_cost"],
         needs=entry["needs"],
         presets=entry["presets"],
+        training=entry.get("training", {}),
         rules=entry.get("rules", []),
         defaults={field: schema["default"] for field, schema in properties.items() if "default" in schema},
         json_schema=entry["params"],

@@ -4,6 +4,11 @@ Arazo et al., ICML 2019, section 3.1. Beta densities fit losses that crowd at bo
 Gaussians of `gaussian_mixture` do. The posterior is stored as a table, so that a training step can look losses up
 without waiting for the device. Fitting is in float64 and draws nothing at random.
 
+The first entry of the table is the posterior at `LOOKUP_MARGIN`, where the released code has it at 1e-12. Near 0 it
+goes as x^(α1 - α0): where the α of the large losses is the smaller one by however little, it is close to 1 at 1e-12, as
+the table's maximum, which `hold_maximum` then repeats to its end, so that every label is called wrong. At 1e-4 that
+takes a clear difference. In the usual case both are near 0, and no looked-up value is below `LOOKUP_MARGIN`.
+
 Shapes: `N` samples, `B` batch, `n` values; component 0 has the small losses, component 1 the large ones.
 """
 

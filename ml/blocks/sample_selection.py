@@ -93,6 +93,7 @@ def selection_phase(
     largest: float,
     factor: Callable[[float], float],
     scale: float = 1.0,
+    batch_size: int | None = None,
 ) -> Phase:
     """The first phase of a training: cross-entropy, then the regulariser with growing weight, then the selection, too.
 
@@ -107,6 +108,7 @@ def selection_phase(
         largest: weight of the regulariser in the end.
         factor: learning rate schedule of the phase, which is divided by 1 + β_t, as in the released code.
         scale: learning rate as a multiple of the training's.
+        batch_size: as `Phase.batch_size`.
     """
 
     def weight(epoch: int) -> float:
@@ -124,4 +126,11 @@ def selection_phase(
     def optimizers() -> Optimizers:
         return Optimizers((training.sgd(network.parameters(), scale=scale),), divided_factor)
 
-    return Phase(epochs, loss, optimizers, begin_epoch=lambda _: selection.update_prior(), name="sample selection")
+    return Phase(
+        epochs,
+        loss,
+        optimizers,
+        begin_epoch=lambda _: selection.update_prior(),
+        batch_size=batch_size,
+        name="sample selection",
+    )

@@ -26,8 +26,8 @@ GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so lon
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
 SPEC_OPTIONS = (  # fields of the training spec that are options of the same name
     "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
-    "schedule", "decay", "floor", "augmentation", "seed", "validation_fraction", "precision", "deterministic",
-    "pretrained",
+    "schedule", "schedule_unit", "decay", "floor", "augmentation", "seed", "validation_fraction", "precision",
+    "deterministic", "pretrained",
 )  # fmt: skip
 
 
@@ -40,6 +40,11 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
     )
     train.add_argument("--spec", type=Path, help="a JSON file with a whole training spec; options override it")
     train.add_argument("--preset", help="a preset of the method; --params override it")
+    train.add_argument(
+        "--published",
+        action="store_true",
+        help="with --preset: also the network, epochs, rates and schedule that its paper has; options override them",
+    )
     train.add_argument("--params", type=commands.json_option, help="the method's settings as JSON")
     train.add_argument("--milestones", type=commands.json_option, help="of multistep, as JSON: [0.5, 0.75]")
     train.add_argument(
@@ -172,9 +177,12 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
     for name in (*SPEC_OPTIONS, "milestones", "params", "noise"):
         if (value := getattr(options, name)) is not None:
             settings[name] = value
+    if options.published and options.preset is None:
+        raise errors.UnknownName("--published needs a preset", hint="name one with --preset")
     if options.preset is not None:
         method = settings.get("method", spec.TrainingSpec().method)
         settings["params"] = methods.preset(method, options.preset) | (options.params or {})
+        settings = (methods.published_training(method, options.preset) if options.published else {}) | settings
     training_spec = spec.TrainingSpec.model_validate(settings)
     if "network" in training_spec.model_fields_set:
         return training_spec

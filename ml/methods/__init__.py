@@ -5,6 +5,7 @@ A method's module exports `Params` (a frozen pydantic model: bounds, defaults, d
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ class About(TypedDict):
     relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
+    # glob of presets -> fields of the training spec that the paper has with them; the first that matches counts
+    training: NotRequired[dict[str, dict[str, object]]]
     rules: NotRequired[list[Rule]]  # for jobs that send no params: the service takes the first rule that holds
 
 
@@ -77,6 +80,20 @@ def preset(method: str, name: str) -> dict[str, object]:
     if name not in known:
         raise errors.UnknownName(f"{method} has no preset {name!r}", hint=f"one of {', '.join(known)}")
     return dict(known[name])
+
+
+def published_training(method: str, name: str) -> dict[str, object]:
+    """The fields of the training spec that the paper has with a method's preset `name`, epochs among them.
+
+    Raises:
+        errors.UnknownName: if the method does not exist or has no such preset, or none with a published training.
+    """
+    about = load(method).ABOUT
+    for pattern, fields in about.get("training", {}).items():
+        if name in about["presets"] and fnmatch.fnmatchcase(name, pattern):
+            return dict(fields)
+    known = ", ".join(about.get("training", {})) or "none of this method"
+    raise errors.UnknownName(f"{method} has no published training for a preset {name!r}", hint=f"there is {known}")
 
 
 def suggested_params(name: str, facts: Mapping[str, object]) -> dict[str, object]:

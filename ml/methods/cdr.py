@@ -41,6 +41,19 @@ ABOUT: About = {
         "45 % noise": {"noise_rate": 0.45},
         "50 % noise": {"noise_rate": 0.5},
     },
+    "training": {
+        "*": {
+            "network": "resnet50",
+            "epochs": 200,
+            "batch_size": 64,
+            "learning_rate": 0.01,
+            "weight_decay": 1e-3,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (0.2, 0.4),
+            "validation_fraction": 0.1,
+        }
+    },
 }
 
 

@@ -35,6 +35,20 @@ ABOUT: About = {
     "relative_cost": 1.0,
     "needs": [],
     "presets": {"default": {}},
+    "training": {
+        "*": {
+            "network": "resnet34",
+            "epochs": 100,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (0.5,),
+            "validation_fraction": 0.0,
+        }
+    },
 }
 
 

@@ -6,15 +6,16 @@ Cheng et al., ICLR 2021, section 5. Two phases:
 2. Consistency: a fresh network learns the selected labels on strongly augmented views. Of the other images it sees two
    views and has to predict the strong one as it predicts the weak one.
 
-The phases are shares of the epochs. The released code has 40 epochs of the first and 1600 of the second (the presets
+The phases are shares of the epochs. The released code has 41 epochs of the first and 1600 of the second (the presets
 `published` have that share). A training of fewer than some hundred epochs would then have no selection, so the default
 is a fifth. The training's learning rate is that of phase 2, reached by a ramp and then moved by the training's
-schedule. Momentum is plain, where the released code has Nesterov's.
+schedule. Momentum is plain, where the released code has Nesterov's. The strong view is that of `ml.data.autoaugment`,
+and all views pass the network as one batch, whose statistics normalise them all.
 
 Published: resnet34, batches of 320 labelled and 80 to 240 unlabelled images (400 to 560 together), learning rate 0.3
-after the ramp, cosine to 0, weight decay 5e-4, nothing held out; phase 1 as in CORES, at a third of the rate. Settings
-for human labels were not published. Selected labels are ranked by phase 1 alone, as phase 2 shows their images strongly
-augmented; the others by phase 2 as well.
+after the ramp, cosine to 0 that moves every step, weight decay 5e-4, nothing held out; phase 1 as in CORES: batches of
+64, at a third of the rate, neither momentum nor weight decay. Settings for human labels were not published. Selected
+labels are ranked by phase 1 alone, as phase 2 shows their images strongly augmented; the others by phase 2 as well.
 
 Shapes: `B` labelled and `B'` unlabelled images of a step, `C` classes, logits (., C).
 """
@@ -22,6 +23,7 @@ Shapes: `B` labelled and `B'` unlabelled images of a step, `C` classes, logits (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -34,9 +36,10 @@ from ml.methods import About
 
 CLIP = 5.0  # limit of the joint gradient norm in phase 2
 # shares of phase 1: before the regulariser, its growth, before the selection
-PLAIN, GROWTH, SELECT_FROM = 10 / 40, 30 / 40, 31 / 40
+PLAIN, GROWTH, SELECT_FROM = 10 / 41, 30 / 41, 31 / 41
 RAMP_START = 1 / 300  # of the learning rate in phase 2
-PUBLISHED = {"sieve": 40 / 1640}
+PUBLISHED = {"sieve": 41 / 1641, "sieve_batch_size": 64, "sieve_momentum": 0.0, "sieve_weight_decay": 0.0}
+TRAINING = {"network": "resnet34", "epochs": 1641, "learning_rate": 0.3, "validation_fraction": 0.0}
 
 ABOUT: About = {
     "title": "CORES*",
@@ -50,6 +53,11 @@ ABOUT: About = {
         "published, 40 % noise": {**PUBLISHED, "unlabelled_share": 160 / 480, "consistency_weight": 0.4},
         "published, 60 % noise": {**PUBLISHED, "unlabelled_share": 240 / 560, "consistency_weight": 0.9},
     },
+    "training": {
+        "published, 20 % noise": {**TRAINING, "batch_size": 400},
+        "published, 40 % noise": {**TRAINING, "batch_size": 480},
+        "published, 60 % noise": {**TRAINING, "batch_size": 560},
+    },
 }
 
 
@@ -61,6 +69,15 @@ class Params(MethodParams):
     )
     sieve_rate: float = Field(
         default=1 / 3, gt=0.0, le=100.0, description="Learning rate of phase 1, as a multiple of the training's."
+    )
+    sieve_batch_size: int | None = Field(
+        default=None, ge=2, le=8192, description="Images of a step of phase 1, at most the training's; null: as many."
+    )
+    sieve_momentum: float | None = Field(
+        default=None, ge=0.0, lt=1.0, description="Momentum of phase 1; null: the training's."
+    )
+    sieve_weight_decay: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="Weight decay of phase 1; null: the training's."
     )
     beta: float = Field(default=2.0, ge=0.0, le=20.0, description="Weight of the regulariser once it is fully on.")
     unlabelled_share: float = Field(
@@ -96,7 +113,11 @@ class Method(single_network.SingleNetworkMethod[Params]):
         selecting = sample_selection.selection_phase(
             self.network,
             self.selection,
-            training,
+            replace(
+                training,
+                momentum=training.momentum if p.sieve_momentum is None else p.sieve_momentum,
+                weight_decay=training.weight_decay if p.sieve_weight_decay is None else p.sieve_weight_decay,
+            ),
             epochs=first,
             begin=round(PLAIN * first),
             growth=round(GROWTH * first),
@@ -104,6 +125,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
             largest=p.beta,
             factor=schedules.constant,
             scale=p.sieve_rate,
+            batch_size=p.sieve_batch_size,
         )
         if rest == 0:
             return [selecting]

@@ -63,6 +63,19 @@ ABOUT: About = {
             "averaged_epochs": 5,
         },
     },
+    "training": {
+        "cifar*": {
+            "network": "preact_resnet18",
+            "epochs": 300,
+            "batch_size": 128,
+            "learning_rate": 0.02,
+            "weight_decay": 5e-4,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (0.5,),
+            "validation_fraction": 0.0,
+        }
+    },
 }
 
 

@@ -15,7 +15,7 @@ and gradient. 100 classes need batches of 1024 and more; in batches of 256, 7.6 
 result is that of cross-entropy. No setting was published for them.
 
 Published: resnet34 (CIFAR-10), batches of 256, weight decay 1e-4; cross-entropy 120 epochs, SGD 0.1 times 0.1 at 40 and
-80; DMI 100 epochs at a constant 1e-6, a tenth of the labels held out. Clothing1M: resnet50, 10 and 10 epochs.
+80; DMI 100 epochs at a constant 1e-6, a fifth of the labels held out. Clothing1M: resnet50, 10 and 10 epochs.
 
 Shapes: `B` batch, `C` classes, logits (B, C).
 """
@@ -49,6 +49,19 @@ ABOUT: About = {
     "presets": {
         "cifar10": {},
         "clothing1m": {"warm_up": 0.5, "rate": 1e-4},
+    },
+    "training": {
+        "cifar10": {
+            "network": "resnet34",
+            "epochs": 220,
+            "batch_size": 256,
+            "learning_rate": 0.1,
+            "weight_decay": 1e-4,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (1 / 3, 2 / 3),
+            "validation_fraction": 0.2,
+        }
     },
 }
 

@@ -19,6 +19,17 @@ from ml.blocks import early_learning, losses, prediction_history, single_network
 from ml.method import Batch, Network, Phase, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "network": "resnet34",
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "weight_decay": 1e-3,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "decay": 0.01,
+    "validation_fraction": 0.1,
+}
+
 ABOUT: About = {
     "title": "ELR",
     "paper": "Liu et al.: Early-Learning Regularization Prevents Memorization of Noisy Labels (NeurIPS 2020)",
@@ -30,6 +41,10 @@ ABOUT: About = {
         "cifar10 symmetric": {"target_kept": 0.7, "weight": 3.0},
         "cifar10 asymmetric": {"target_kept": 0.9, "weight": 1.0},
         "cifar100": {"target_kept": 0.9, "weight": 7.0},
+    },
+    "training": {  # not for symmetric noise: there is no schedule with restarts
+        "cifar10 asymmetric": {**PUBLISHED, "epochs": 120, "milestones": (1 / 3, 2 / 3)},
+        "cifar100": {**PUBLISHED, "epochs": 150, "milestones": (80 / 150, 120 / 150)},
     },
 }
 

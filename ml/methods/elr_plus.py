@@ -34,6 +34,16 @@ CIFAR_10_RAMP = RAMP_STEPS / (200 * 352)  # 200 epochs of 45,000 images in batch
 CIFAR_100_RAMP = RAMP_STEPS / (250 * 352)
 CIFAR_10 = {"target_kept": 0.7, "weight": 3.0}
 
+PUBLISHED = {
+    "network": "preact_resnet18",
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "weight_decay": 5e-4,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "validation_fraction": 0.1,
+}
+
 ABOUT: About = {
     "title": "ELR+",
     "paper": "Liu et al.: Early-Learning Regularization Prevents Memorization of Noisy Labels (NeurIPS 2020)",
@@ -57,6 +67,10 @@ ABOUT: About = {
             "averaging_kept": 0.9999,
             "epoch_images": 3000 * 64,
         },
+    },
+    "training": {
+        "cifar10 *": {**PUBLISHED, "epochs": 200, "milestones": (0.75,)},
+        "cifar100": {**PUBLISHED, "epochs": 250, "milestones": (0.8,)},
     },
 }
 

@@ -10,8 +10,10 @@ validation accuracy (the released code takes the lowest validation loss) and on 
 that is left out as an outlier for one class still counts for the others (the released code sets its score to zero in
 place).
 
-Published: post-activation ResNets, batches of 128, a tenth held out. CIFAR-10: 120 epochs a phase, SGD 0.1 times 0.1 at
-40 and 80, weight decay 1e-4. CIFAR-100: 150 epochs a phase, drops after 80 and 120, weight decay 1e-3.
+Published: pre-activation ResNets of depth 6n + 2, batches of 128, a tenth held out. CIFAR-10: 120 epochs a phase, SGD
+0.1 times 0.1 after 41 and 81, weight decay 2e-4. CIFAR-100: 150 epochs a phase, drops after 81 and 121, weight decay
+2e-3. The released code adds Keras' l2(d), d times the sum of squares, whose gradient is that of a weight decay of 2d;
+it adds it for the weights of convolutions and of the classifier alone.
 
 Shapes: `B` batch, `C` classes, logits (B, C), T (C, C).
 """
@@ -28,6 +30,13 @@ from ml.blocks import best_weights, schedules, single_network, transition
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "validation_fraction": 0.1,
+}
 CONTINUED_RATE = 0.1  # times the training's, as published for continuing with the first phase's network
 
 ABOUT: About = {
@@ -42,6 +51,10 @@ ABOUT: About = {
         "cifar10": {},
         "cifar100": {"anchor_quantile": 1.0},
         "continued": {"restart": False, "anchor_quantile": 1.0},
+    },
+    "training": {
+        "cifar10": {**PUBLISHED, "epochs": 240, "weight_decay": 2e-4, "milestones": (41 / 120, 81 / 120)},
+        "cifar100": {**PUBLISHED, "epochs": 300, "weight_decay": 2e-3, "milestones": (81 / 150, 121 / 150)},
     },
 }
 

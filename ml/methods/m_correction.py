@@ -3,7 +3,8 @@
 Arazo et al., ICML 2019. Up to three phases:
 
 1. MixUp with nearly equal shares, until the learning rate has dropped.
-2. Guided (variant `soft` only): images are mixed by their clean probability (Eq. 11), with hard predictions.
+2. Guided (variant `soft` only): images are mixed by their clean probability (Eq. 11), and given labels by λ as in
+   MixUp, which the released code does and the paper does not describe.
 3. Bootstrapping: a target is (1 - B) · label + B · prediction, where B is the probability of a wrong label by a mixture
    of two beta densities that is fitted to all losses before each epoch. `hard` (M-DYR-H, Eq. 10) takes the predicted
    class and mixes at random. `soft` (MD-DYR-SH) mixes images by their clean probability and takes the predicted
@@ -46,6 +47,19 @@ ABOUT: About = {
         "cifar100 symmetric 20 % or 50 %": {"variant": "soft"},
         "cifar100 symmetric 80 %": {"variant": "hard"},
     },
+    "training": {
+        "*": {
+            "network": "preact_resnet18",
+            "epochs": 300,
+            "batch_size": 128,
+            "learning_rate": 0.1,
+            "weight_decay": 1e-4,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (100 / 300, 250 / 300),
+            "validation_fraction": 0.0,
+        }
+    },
 }
 
 
@@ -70,7 +84,7 @@ class Params(MethodParams):
         default=5 / 300,
         ge=0.0,
         le=1.0,
-        description="soft: share of the epochs that mix by clean probability with hard predictions.",
+        description="soft: share of the epochs that mix images by clean probability, before labels are replaced.",
     )
     cooling: float = Field(
         default=89 / 300, ge=0.0, le=1.0, description="soft: share of the epochs over which the temperature falls."
@@ -100,7 +114,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
         def soft_step(batch: Batch) -> Tensor:
             cooled = min(1.0, (batch.epoch - first - second) / cooling_epochs)
-            return self._guided_step(batch, temperature=1.0 - (1.0 - MIN_TEMPERATURE) * cooled)
+            return self._soft_step(batch, 1.0 - (1.0 - MIN_TEMPERATURE) * cooled)
 
         last_step = self._hard_step if p.variant == "hard" else soft_step
         phases = [
@@ -127,31 +141,27 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _hard_step(self, batch: Batch) -> Tensor:
         """Dynamic hard bootstrapping with MixUp (Eq. 10)."""
         share, partner = self._draw_mixing(batch)
-        logits, noisy_probability = self._predict_labels(batch)
-        targets = self._bootstrap(batch, logits.argmax(dim=1), noisy_probability)
+        predicted = self._predict(batch).argmax(dim=1)
+        targets = self._bootstrap(batch, predicted, self._noisy_probability(batch)[0])
         return self._loss(mixup.mix(batch.images, share, partner), mixup.mix(targets, share, partner))
 
-    def _guided_step(self, batch: Batch, temperature: float | None = None) -> Tensor:
-        """Dynamic MixUp: images are mixed by their clean probability (Eq. 11).
-
-        With a temperature predictions are soft and targets are mixed half and half; without one predictions are hard
-        and targets are mixed by λ, as in MixUp.
-        """
+    def _guided_step(self, batch: Batch) -> Tensor:
+        """Dynamic MixUp: images are mixed by their clean probability, given labels by λ, without a penalty."""
         share, partner = self._draw_mixing(batch)
-        logits, noisy_probability = self._predict_labels(batch)
+        noisy_probability, logits = self._noisy_probability(batch)
+        batch.record_logits(logits)
+        label_targets = losses.one_hot(batch.labels, self.network.class_count)
+        mixed = self.network(self._mix_by_clean_probability(batch, noisy_probability, partner))
+        return losses.soft_cross_entropy(mixed, mixup.mix(label_targets, share, partner))
 
-        # Eq. 11
-        clean_probability = 1.0 - noisy_probability
-        image_share = (clean_probability / (clean_probability + clean_probability[partner]))[:, None, None, None]
-        images = mixup.mix(batch.images, image_share, partner)
-
-        # bootstrapped targets
-        if temperature is None:
-            targets = self._bootstrap(batch, logits.argmax(dim=1), noisy_probability)
-        else:
-            targets = self._bootstrap(batch, (logits / temperature).softmax(dim=1), noisy_probability)
-            share = torch.full_like(share, 0.5)
-        return self._loss(images, mixup.mix(targets, share, partner))
+    def _soft_step(self, batch: Batch, temperature: float) -> Tensor:
+        """Dynamic MixUp of images with soft bootstrapping: targets are mixed half and half."""
+        share, partner = self._draw_mixing(batch)
+        predicted = (self._predict(batch) / temperature).softmax(dim=1)
+        noisy_probability, _ = self._noisy_probability(batch)
+        targets = self._bootstrap(batch, predicted, noisy_probability)
+        images = self._mix_by_clean_probability(batch, noisy_probability, partner)
+        return self._loss(images, mixup.mix(targets, torch.full_like(share, 0.5), partner))
 
     # --- their parts ---
 
@@ -161,14 +171,25 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return mixup.draw_lambda(self.params.alpha, generator), mixup.draw_partners(batch.index, generator)
 
     @torch.no_grad()
-    def _predict_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits f32 (B, C) in training mode, and P(the label is wrong) (B,) by the loss in eval mode."""
-        logits = self.network(batch.images)
+    def _predict(self, batch: Batch) -> Tensor:
+        """Logits f32 (B, C) in training mode, which also rank the given labels."""
+        logits: Tensor = self.network(batch.images)
         batch.record_logits(logits)
+        return logits.float()
+
+    @torch.no_grad()
+    def _noisy_probability(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """P(the label is wrong) (B,) by the loss in eval mode, and the logits (B, C) of that loss."""
         self.network.eval()
-        eval_logits = self.network(batch.images)
+        logits = self.network(batch.images)
         self.network.train()
-        return logits.float(), self.mixture.noisy_probability(losses.cross_entropies(eval_logits, batch.labels))
+        return self.mixture.noisy_probability(losses.cross_entropies(logits, batch.labels)), logits
+
+    def _mix_by_clean_probability(self, batch: Batch, noisy_probability: Tensor, partner: Tensor) -> Tensor:
+        """Eq. 11: each image (B, 3, H, W) and its partner, in proportion to their clean probabilities."""
+        clean_probability = 1.0 - noisy_probability
+        image_share = clean_probability / (clean_probability + clean_probability[partner])
+        return mixup.mix(batch.images, image_share[:, None, None, None], partner)
 
     def _bootstrap(self, batch: Batch, predicted: Tensor, noisy_probability: Tensor) -> Tensor:
         """(1 - B) · y + B · ẑ, (B, C), where ẑ is `predicted`, classes (B,) or probabilities (B, C)."""

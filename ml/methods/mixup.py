@@ -30,6 +30,19 @@ ABOUT: About = {
     "relative_cost": 1.0,
     "needs": [],
     "presets": {"default": {}, "noisy labels": {"alpha": 32.0}},
+    "training": {
+        "*": {
+            "network": "preact_resnet18",
+            "epochs": 200,
+            "batch_size": 128,
+            "learning_rate": 0.1,
+            "weight_decay": 1e-4,
+            "schedule": "multistep",
+            "schedule_unit": "epoch",
+            "milestones": (0.5, 0.75),
+            "validation_fraction": 0.0,
+        }
+    },
 }
 
 

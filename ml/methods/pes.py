@@ -32,6 +32,17 @@ from ml.blocks import confidence, losses, reinitialisation, schedules, single_ne
 from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "epochs": 200,
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "milestones": (0.5, 0.75),
+    "validation_fraction": 0.1,
+}
+
 ABOUT: About = {
     "title": "PES",
     "paper": "Bai et al.: Understanding and Improving Early Stopping for Learning with Noisy Labels (NeurIPS 2021)",
@@ -48,6 +59,10 @@ ABOUT: About = {
             "refine_classifier": 0.14,
             "refine_learning_rate": 5e-6,
         },
+    },
+    "training": {
+        "cifar10": {**PUBLISHED, "network": "resnet18"},
+        "cifar100": {**PUBLISHED, "network": "resnet34"},
     },
 }
 

@@ -38,6 +38,17 @@ LATER = 0.5  # share of the epochs after which `alpha_later` holds: 150 of 300
 CLASSIFIER = ("classifier",)
 CIFAR_100 = {"warm_up": 35 / 300}
 
+PUBLISHED = {
+    "epochs": 300,
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "schedule_unit": "epoch",
+    "floor": 0.01,
+    "validation_fraction": 0.0,
+}
+
 ABOUT: About = {
     "title": "PES (semi)",
     "paper": "Bai et al.: Understanding and Improving Early Stopping for Learning with Noisy Labels (NeurIPS 2021)",
@@ -59,6 +70,10 @@ ABOUT: About = {
         "cifar100 symmetric 80 %": {**CIFAR_100, "unlabelled_weight": 100.0},
         "cifar100 pairflip 45 %": {**CIFAR_100, "unlabelled_weight": 50.0},
         "cifar100 instance": {**CIFAR_100, "unlabelled_weight": 50.0},
+    },
+    "training": {
+        "* human": {**PUBLISHED, "network": "resnet34"},
+        "*": {**PUBLISHED, "network": "preact_resnet18"},
     },
 }
 

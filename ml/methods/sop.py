@@ -20,6 +20,16 @@ from ml.blocks import overparameterization
 from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "network": "resnet34",
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "weight_decay": 5e-4,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "validation_fraction": 0.0,
+}
+
 ABOUT: About = {
     "title": "SOP",
     "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
@@ -31,6 +41,10 @@ ABOUT: About = {
         "cifar10": {"u_learning_rate": 10.0, "v_learning_rate": 10.0},
         "cifar100": {"u_learning_rate": 1.0, "v_learning_rate": 10.0},
         "clothing1m": {"u_learning_rate": 0.1, "v_learning_rate": 1.0},
+    },
+    "training": {
+        "cifar10": {**PUBLISHED, "epochs": 120, "milestones": (1 / 3, 2 / 3)},
+        "cifar100": {**PUBLISHED, "epochs": 150, "milestones": (40 / 150, 80 / 150)},
     },
 }
 

@@ -23,6 +23,17 @@ from ml.blocks import losses, overparameterization
 from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "network": "preact_resnet18",
+    "epochs": 300,
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "schedule": "cosine",
+    "schedule_unit": "epoch",
+    "floor": 0.01,
+    "validation_fraction": 0.0,
+}
+
 ABOUT: About = {
     "title": "SOP+",
     "paper": "Liu et al.: Robust Training under Label Noise by Over-parameterization (ICML 2022)",
@@ -36,6 +47,7 @@ ABOUT: About = {
         "cifar100 asymmetric": {"u_learning_rate": 0.1, "v_learning_rate": 100.0},
         "cifar100 asymmetric, paper": {"u_learning_rate": 1.0, "v_learning_rate": 100.0, "detach_u_in_mse": True},
     },
+    "training": {"cifar10": {**PUBLISHED, "weight_decay": 5e-4}, "cifar100 *": {**PUBLISHED, "weight_decay": 1e-3}},
 }
 
 

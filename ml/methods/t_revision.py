@@ -35,6 +35,16 @@ from ml.blocks import best_weights, losses, optimizers, schedules, single_networ
 from ml.method import Batch, Network, Optimizers, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
+PUBLISHED = {
+    "batch_size": 128,
+    "learning_rate": 0.01,
+    "weight_decay": 1e-4,
+    "schedule": "multistep",
+    "schedule_unit": "epoch",
+    "milestones": (0.2, 0.4),
+    "validation_fraction": 0.1,
+}
+
 ABOUT: About = {
     "title": "T-revision",
     "paper": "Xia et al.: Are Anchor Points Really Indispensable in Label-Noise Learning? (NeurIPS 2019)",
@@ -46,6 +56,10 @@ ABOUT: About = {
         "short": {},
         "cifar10": {"estimate": 20 / 420, "revise": 200 / 420},
         "cifar100": {"estimate": 15 / 415, "revise": 200 / 415, "anchor_quantile": 1.0},
+    },
+    "training": {
+        "cifar10": {**PUBLISHED, "network": "resnet18", "epochs": 420},
+        "cifar100": {**PUBLISHED, "network": "resnet34", "epochs": 415},
     },
 }
 

@@ -93,6 +93,10 @@ class TrainingSpec(BaseModel):
     floor: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Of cosine: where it ends, as a share of the learning rate."
     )
+    schedule_unit: Literal["step", "epoch"] = Field(
+        default="step",
+        description="How often the learning rate moves: with every step, or once an epoch, as in the papers' code.",
+    )
     augmentation: Literal["crop_flip", "flip", "none"] = Field(
         default="crop_flip", description="Shifts by up to an eighth of the side and mirroring; mirroring; nothing."
     )

@@ -170,7 +170,8 @@ class Trainer:
             while self.position < sampler.steps:
                 with self._working("a training step"):
                     indices = sampler.at(self.position)
-                    self.schedule.set_learning_rates(self.optimizers, self.phase_number, self.epoch + indices.progress)
+                    moved = indices.progress if self.spec.schedule_unit == "step" else 0.0
+                    self.schedule.set_learning_rates(self.optimizers, self.phase_number, self.epoch + moved)
                     self._run_step(phase, indices)
                     self.position += 1
                     self.step += 1
@@ -226,7 +227,8 @@ class Trainer:
 
         # Draw the images of every step
         passes = [Pass(torch.arange(len(self.batches)))] if phase.passes is None else phase.passes()
-        sampler = EpochSampler.draw(passes, self.spec.batch_size, self.random.order, self.device)
+        batch_size = phase.images_per_step(self.spec.batch_size)
+        sampler = EpochSampler.draw(passes, batch_size, self.random.order, self.device)
         if sampler.is_empty:
             raise errors.UnusableData(f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool")
         self.sampler, self.position, self.seconds = sampler, 0, 0.0

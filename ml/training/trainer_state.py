@@ -68,7 +68,8 @@ def unpack(trainer: Trainer, state: checkpoint.State) -> None:
 
     # The place in the loop
     orders = state.under("sampler/")
-    trainer.sampler = EpochSampler.from_state(orders, trainer.spec.batch_size, trainer.device) if orders else None
+    batch_size = trainer.phases[trainer.phase_number].images_per_step(trainer.spec.batch_size)
+    trainer.sampler = EpochSampler.from_state(orders, batch_size, trainer.device) if orders else None
     trainer.loss_sum = state.tensors["loss_sum"].to(trainer.device, copy=True)
     trainer.step, trainer.epoch, trainer.position = facts["step"], facts["epoch"], facts["position"]
     trainer.seconds = facts["seconds"]

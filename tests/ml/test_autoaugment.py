@@ -109,14 +109,14 @@ def test_operations_come_as_often_as_the_policy_says() -> None:
         elif name in ("Brightness", "Posterize"):
             expected["darker"] += probability / len(own.POLICY)
     inverted = (result.int() - (255 - grey)).abs() <= 1  # or its grey, which rounds down
-    found = {
+    visible = {
         "inverted": inverted,
         "brighter": (result > grey + 5) & (result < 255) & ~inverted,
         "darker": (result > own.FILL) & (result < grey - 10),
     }
 
     for name, share in expected.items():
-        assert found[name].float().mean() == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
+        assert visible[name].float().mean() == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
 
 def test_a_view_repeats_with_its_generator_and_differs_between_images() -> None:

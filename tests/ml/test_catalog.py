@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 
 import pytest
 
 from app.catalog import Catalog
-from ml import catalog, methods, networks
+from ml import catalog, errors, methods, networks
 from ml.training.spec import DEFAULT_NETWORKS, NoiseSpec, TrainingSpec
 
 
@@ -21,6 +22,31 @@ def test_every_default_and_every_preset_is_valid(name: str) -> None:
     for preset in module.ABOUT["presets"].values():
         module.Params.model_validate(preset)
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_published_training_is_a_spec_and_belongs_to_a_preset(name: str) -> None:
+    about = methods.load(name).ABOUT
+    for pattern, fields in about.get("training", {}).items():
+        spec = TrainingSpec.model_validate({"method": name, **fields})
+
+        assert fnmatch.filter(about["presets"], pattern)
+        assert spec.network in networks.names()
+        assert {"epochs", "batch_size", "learning_rate"} <= set(fields)
+
+
+def test_published_trainings_have_the_decay_and_the_schedule_of_their_code() -> None:
+    """Keras' l2(d) of the code of Forward is a weight decay of 2d; a cosine of SOP+ moves once an epoch."""
+    forward = [methods.published_training("forward", name) for name in ("cifar10", "cifar100")]
+    assert [fields["weight_decay"] for fields in forward] == [2e-4, 2e-3]
+
+    sop_plus = methods.published_training("sop_plus", "cifar100 symmetric")
+    assert (sop_plus["schedule"], sop_plus["schedule_unit"], sop_plus["weight_decay"]) == ("cosine", "epoch", 1e-3)
+    assert methods.published_training("pes_semi", "cifar10 human")["network"] == "resnet34"
+    assert methods.published_training("pes_semi", "cifar10 symmetric 20 %")["network"] == "preact_resnet18"
+    for unknown in (("sop_plus", "cifar11"), ("co_teaching", "20 % noise")):
+        with pytest.raises(errors.UnknownName):
+            methods.published_training(*unknown)
 
 
 @pytest.mark.parametrize("name", methods.names())

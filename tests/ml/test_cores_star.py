@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,9 +11,12 @@ import torch
 
 from ml import networks
 from ml.blocks import losses, schedules
+from ml.data.dataset import LabeledImages
 from ml.method import Batch, Phase, TrainHyperparameters, Unlabelled
 from ml.methods import cores_star
-from tests.ml.conftest import CLASSES, SIDE
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Step, Trainer
+from tests.ml.conftest import CLASSES, SIDE, reports, same
 
 COUNT = 16
 
@@ -44,13 +49,13 @@ def batch(**changes: Any) -> Batch:
 
 @pytest.mark.parametrize(
     ("epochs", "share", "expected"),
-    [(1640, 40 / 1640, [40, 1600]), (30, 0.2, [6, 24]), (2, 0.2, [1, 1]), (1, 0.2, [1])],
+    [(1641, 41 / 1641, [41, 1600]), (30, 0.2, [6, 24]), (2, 0.2, [1, 1]), (1, 0.2, [1])],
 )
 def test_stages_scale_with_the_epochs(epochs: int, share: float, expected: list[int]) -> None:
     assert [phase.epochs for phase in phases(made(sieve=share), epochs)] == expected
 
 
-@pytest.mark.parametrize(("epochs", "since"), [(40, 31), (6, 5), (2, 1)])
+@pytest.mark.parametrize(("epochs", "since"), [(41, 31), (6, 5), (2, 1)])
 def test_phase_one_is_cores_up_to_its_selection(epochs: int, since: int) -> None:
     method = made(sieve=1.0)
     method.train()
@@ -64,6 +69,35 @@ def test_phase_one_is_cores_up_to_its_selection(epochs: int, since: int) -> None
     assert method.selection.selected.all()
     phase.loss(seen[1])
     assert not method.selection.selected.all()
+
+
+def test_published_phase_one_has_its_own_batches_and_plain_descent() -> None:
+    first, second = phases(made(**cores_star.PUBLISHED), 1641)
+    assert (first.epochs, first.images_per_step(400), first.images_per_step(32)) == (41, 64, 32)
+    assert second.images_per_step(400) == 400
+
+    assert first.optimizers is not None
+    assert second.optimizers is not None
+    settings = [phase.optimizers().groups[0] for phase in (first, second) if phase.optimizers is not None]
+    assert [(group["momentum"], group["weight_decay"]) for group in settings] == [(0.0, 0.0), (0.9, 5e-4)]
+    assert settings[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_training_has_the_batches_of_phase_one_and_resumes_inside_it(
+    spec: Callable[..., TrainingSpec], labeled: LabeledImages
+) -> None:
+    chosen = spec(method="cores_star", params={"sieve": 0.5, "sieve_batch_size": 8}, epochs=2)
+    whole, first, second = (Trainer.build(chosen, labeled) for _ in range(3))
+    steps = [event.steps for event in whole if isinstance(event, Step) and event.step == 0]
+    assert steps[0] == math.ceil((len(whole.batches) - 1) / 8)
+    assert steps[1] < steps[0]
+
+    events = iter(first)
+    for _ in range(5):
+        next(events)
+    second.restore(first.state())
+    reports(second)
+    assert same(whole.method.state_dict(), second.method.state_dict()) == []
 
 
 def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:

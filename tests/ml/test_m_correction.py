@@ -81,6 +81,19 @@ def test_losses_on_one_or_two_points_still_have_a_posterior(losses: Tensor) -> N
     assert torch.isfinite(mixture.noisy_probability(losses)).all()
 
 
+def test_the_first_entry_is_the_posterior_at_the_margin_and_not_at_zero() -> None:
+    mixture = beta_mixture.BetaMixture()
+    torch.manual_seed(0)
+    values = torch.rand(400)
+    mixture.fit(values)
+    smallest, largest = torch.quantile(values.double(), torch.tensor([0.05, 0.95], dtype=torch.float64))
+    inner = values.double()[(values >= smallest) & (values <= largest)]
+    parameters = beta_mixture.fit_components(((inner - smallest) / (largest - smallest + 1e-6)).clamp(1e-3, 1 - 1e-3))
+
+    margin = torch.tensor([beta_mixture.LOOKUP_MARGIN], dtype=torch.float64)
+    assert float(mixture.table[0]) == pytest.approx(float(beta_mixture.responsibilities(margin, *parameters)[1]))
+
+
 def test_before_the_first_fit_every_label_is_half_doubted() -> None:
     assert beta_mixture.BetaMixture().noisy_probability(torch.rand(5)).tolist() == [0.5] * 5
 
@@ -118,6 +131,27 @@ def test_only_the_mixed_pass_learns_and_the_mode_is_as_before() -> None:
 
     assert all(p.grad is not None for p in method.network.parameters())
     assert method.network.training
+
+
+def test_guided_epochs_mix_images_by_clean_probability_and_given_labels_by_lambda() -> None:
+    """As the released code: no prediction replaces a label yet, and no penalty is added."""
+    method = made(variant="soft", prior_weight=5.0)
+    method.train()
+    method.mixture.table.copy_(torch.linspace(0.05, 0.95, beta_mixture.BINS))
+    seen = batch()
+    share, partner = drawn()
+    method.eval()
+    with torch.no_grad():
+        noisy = method.mixture.noisy_probability(losses.cross_entropies(method.network(seen.images), seen.labels))
+    method.train()
+    total = (1 - noisy) + (1 - noisy[partner])
+    own, other = ((1 - noisy) / total)[:, None, None, None], ((1 - noisy[partner]) / total)[:, None, None, None]
+    logits = method.network(own * seen.images + other * seen.images[partner])
+    losses_of_both = [torch.nn.functional.cross_entropy(logits, y) for y in (seen.labels, seen.labels[partner])]
+    expected = share * losses_of_both[0] + (1 - share) * losses_of_both[1]
+
+    guided = next(phase for phase in phases(method) if phase.name == "guided")
+    assert float(guided.loss(seen).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 class Mean(nn.Module):

@@ -129,6 +129,19 @@ def test_params_follow_from_the_images_unless_they_are_set(tmp_path: Path) -> No
     assert chosen("--params={}") == {}
 
 
+def test_a_published_training_is_the_presets_and_options_override_it(pictures: Path, tmp_path: Path) -> None:
+    options = arguments(pictures, tmp_path / "out", method="sop_plus", epochs=1)
+    assert command.main([*options, "--preset=cifar10", "--published"]) == 0
+    saved = json.loads((tmp_path / "out" / commands.SPEC).read_text())
+
+    published = methods.published_training("sop_plus", "cifar10")
+    same = {name: saved[name] for name in ("schedule_unit", "floor", "weight_decay", "validation_fraction")}
+    assert same == {name: published[name] for name in same}
+    assert (saved["epochs"], saved["network"]) == (1, "small")
+    assert saved["params"] == methods.preset("sop_plus", "cifar10")
+    assert command.main([*options, "--published"]) != 0
+
+
 @pytest.mark.parametrize("option", ["--params", "--noise"])
 def test_an_option_that_is_not_json_is_named(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -226,6 +226,18 @@ def test_the_rate_follows_the_schedule(spec: Specs, labeled: LabeledImages) -> N
         assert result == pytest.approx(rates)
 
 
+def test_the_rate_may_move_once_an_epoch(spec: Specs, labeled: LabeledImages) -> None:
+    """As torch's CosineAnnealingLR does, whose first epoch has the full rate in every step."""
+    training = Trainer.build(spec(epochs=4, schedule="cosine", schedule_unit="epoch", floor=0.1), labeled)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4, eta_min=0.005)
+    for event in training:
+        assert training.optimizers.groups[0]["lr"] == pytest.approx(torchs.get_last_lr()[0])
+        if isinstance(event, EpochReport):
+            optimizer.step()
+            torchs.step()
+
+
 def test_bf16_trains_and_its_losses_are_f32(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(precision="bf16", method="denll", epochs=1), labeled)
 
