@@ -22,6 +22,7 @@ GPU = ("docker-compose.yml",)
 CPU = (*GPU, "docker-compose.cpu.yml")
 OURS = {"migrate", "api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference"}
 LASTING = OURS - {"migrate"} | {"postgres", "redis"}
+ONCE = {"migrate", "weights"}
 
 
 def compose(files: tuple[str, ...], environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,12 +84,12 @@ def test_the_example_sets_no_secret_and_names_every_variable_that_the_files_read
 
 
 def test_the_stack_is_what_the_page_says(services: dict[str, dict[str, Any]]) -> None:
-    assert services.keys() == OURS | {"postgres", "redis"}
+    assert services.keys() == LASTING | ONCE
 
 
 def test_every_setting_of_a_service_is_one_that_we_have(services: dict[str, dict[str, Any]]) -> None:
     known = {f"DENLL_{name.upper()}" for name in Settings.model_fields}
-    for name in OURS:
+    for name in OURS | ONCE:
         variables = services[name]["environment"]
 
         assert variables.keys() <= known, name
@@ -108,11 +109,20 @@ def test_the_published_address_can_be_chosen() -> None:
     assert [(port["host_ip"], port["published"]) for port in ports] == [("0.0.0.0", "9000")]
 
 
-def test_only_the_api_has_a_way_out_of_the_inner_network(stack: dict[str, Any]) -> None:
+def test_only_the_api_and_what_adds_weights_have_a_way_out(stack: dict[str, Any]) -> None:
     outer = {name for name, network in stack["networks"].items() if not network.get("internal")}
     reaching = {name for name, service in stack["services"].items() if outer & service["networks"].keys()}
 
-    assert reaching == {"api"}
+    assert reaching == {"api", "weights"}
+
+
+def test_what_downloads_weights_on_demand_reaches_nothing_of_ours(services: dict[str, dict[str, Any]]) -> None:
+    weights = services["weights"]
+
+    assert weights["networks"].keys() == {"outside"}
+    assert weights["command"] == ["add", "--bundled"]  # without an operator's command it installs what the image has
+    assert not [secret for secret in SECRETS.values() if secret in json.dumps(weights)]
+    assert weights["image"] == services["inference"]["image"]
 
 
 def test_a_secret_reaches_only_who_needs_it(services: dict[str, dict[str, Any]]) -> None:
@@ -180,9 +190,9 @@ def test_nobody_starts_before_what_it_needs(services: dict[str, dict[str, Any]])
 
 
 def test_what_dies_comes_back_and_migrations_run_once(services: dict[str, dict[str, Any]]) -> None:
-    assert {name: services[name]["restart"] for name in services} == dict.fromkeys(LASTING, "unless-stopped") | {
-        "migrate": "no"
-    }
+    assert {name: services[name]["restart"] for name in services} == dict.fromkeys(
+        LASTING, "unless-stopped"
+    ) | dict.fromkeys(ONCE, "no")
 
 
 def test_a_supervisor_has_longer_to_end_than_it_needs(services: dict[str, dict[str, Any]]) -> None:
@@ -200,7 +210,7 @@ def test_what_must_outlive_a_container_lies_in_named_volumes(stack: dict[str, An
     assert stack["volumes"].keys() == {"database", "notifications", "files"}
     assert mounted["postgres"] == {"database": "/var/lib/postgresql"}
     assert mounted["redis"] == {"notifications": "/data"}
-    for name in OURS:
+    for name in OURS | ONCE:
         assert mounted[name] == {"files": stack["services"][name]["environment"]["DENLL_DATA_DIR"]}
 
 

@@ -49,7 +49,9 @@ def test_only_old_files_of_ours_without_a_row_are_deleted(harness: ServiceHarnes
     orphan = aged(models / str(uuid.uuid4()) / "manifest.json", days=2)
     stale = aged(uploads / f"{uuid.uuid4()}.part", days=2)
     pixels = aged(harness.files.dataset(dataset_id) / "pixels-64.npy.7f.tmp", days=2)
+    weights = aged(harness.files.weights() / ".a1b2.tmp", days=2)
     young_or_referenced = [
+        aged(harness.files.weights() / "efficientnet_lite0.safetensors", days=2),
         aged(uploads / f"{dataset_id}.archive", days=2),  # waits to be checked
         aged(uploads / f"{uuid.uuid4()}.part", days=0.5),  # another host is receiving it
         aged(models / "notes.txt", days=2),  # the operator's
@@ -58,10 +60,11 @@ def test_only_old_files_of_ours_without_a_row_are_deleted(harness: ServiceHarnes
         aged(models / str(uuid.uuid4()) / "manifest.json", days=0.5),  # another host is publishing it
     ]
 
-    assert clean_up(harness) == 3
+    assert clean_up(harness) == 4
     assert not orphan.exists()
     assert not stale.exists()
     assert not pixels.exists()
+    assert not weights.exists()
     assert [path for path in young_or_referenced if not path.exists()] == []
 
 
