@@ -110,7 +110,9 @@ def _write(files: Sequence[FeatureFile], rows: int, encode: Encode, progress: Pr
         # Compute the others.
         for batches in encode(done) if done < rows else ():
             for file, handle, batch in zip(files, opened, batches, strict=True):
-                handle.write(np.ascontiguousarray(batch.cpu().numpy().astype(file.dtype)).data)
+                limits = np.finfo(file.dtype)
+                values = batch.float().clamp(float(limits.min), float(limits.max)).cpu().numpy()
+                handle.write(np.ascontiguousarray(values.astype(file.dtype)).data)
             done += len(batches[0])
             progress(done, rows)
         for handle in opened:
