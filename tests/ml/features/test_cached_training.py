@@ -1,0 +1,165 @@
+"""A training on cached features of a frozen backbone: the same at every depth, and the same when it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ml import networks
+from ml.data.dataset import LabeledImages, Truth
+from ml.data.image_store import ImageStore
+from ml.features import feature_file
+from ml.features.encoder import Encoder
+from ml.networks import chain, weights
+from ml.serving import model_archive
+from ml.serving.predictor import Predictor
+from ml.training import checkpoint
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Trainer
+from tests.ml.conftest import SIDE, reports, same
+
+Specs = Callable[..., TrainingSpec]
+DEPTHS = ("none", "last", "two", "all")
+METHODS = ("ce", "elr", "dividemix", "sop_plus")  # one network, a memory, two networks and pools, two views
+every_depth = pytest.mark.parametrize("tune", DEPTHS)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights with those of `small`, whose batch normalisation has seen pictures."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    network = networks.build("small", 7, SIDE)
+    with torch.no_grad():
+        for _ in range(10):
+            network.train()(torch.randn(32, 3, SIDE, SIDE))
+    save_file(network.state_dict(), folder / "file.safetensors")
+    weights.add_file(
+        folder, folder / "file.safetensors", "small", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), source="a test",
+        licence="none", image_size=SIDE, resize="squash",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def cached(labeled: LabeledImages) -> LabeledImages:
+    """The images with a digest, without which nothing is kept on disk."""
+    return LabeledImages(labeled.images, labeled.labels, labeled.classes, "digest")
+
+
+@every_depth
+@pytest.mark.parametrize("method", METHODS)
+def test_cached_inputs_are_what_a_prediction_computes(
+    method: str, tune: str, spec: Specs, cached: LabeledImages, truth: Truth, pretrained: Path, tmp_path: Path
+) -> None:
+    """The published model predicts of pictures what the trained method says of cached features."""
+    settings = spec(method=method, pretrained=True, tune=tune, epochs=2)
+    training = Trainer.build(settings, cached, truth=truth, weights=pretrained, cache=tmp_path / "set")
+    assert all(report.finite for report in reports(training))
+    model_archive.save(tmp_path / "model", training)
+    assert truth.test_images is not None
+    predictor = Predictor.load(tmp_path / "model", "cpu", "f32")
+    published = predictor.predict_squares([square.numpy() for square in truth.test_images])
+
+    test = training.inputs.test
+    assert test is not None
+    with torch.no_grad():
+        of_features = training.method.eval().heads(test.unaugmented(torch.arange(len(test))))
+    for name, logits in of_features.items():
+        of_pictures = torch.stack([torch.from_numpy(prediction.heads[name]) for prediction in published])
+        torch.testing.assert_close(of_pictures, logits.softmax(dim=1), atol=5e-3, rtol=0)
+
+
+@every_depth
+def test_only_the_part_that_is_tuned_changes(
+    tune: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    training = Trainer.build(spec(pretrained=True, tune=tune), cached, weights=pretrained, cache=tmp_path)
+    before = {name: tensor.clone() for name, tensor in training.picture_method().state_dict().items()}
+    reports(training)
+
+    changed = {name for name in same(before, dict(training.picture_method().state_dict())) if "running" not in name}
+    frozen = {name for name in before if name.startswith("input.")}
+    assert not changed & frozen
+    assert {name for name in changed if name.endswith("weight")} == {
+        name for name in before if name.endswith("weight") and name not in frozen
+    }
+    assert bool(frozen) == (tune != "all")
+
+
+@every_depth
+def test_a_resumed_training_ends_with_the_same_bits(
+    tune: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    """Also when the features that it began with are gone and are computed again."""
+    settings = spec(pretrained=True, tune=tune)
+
+    def build(cache: str) -> Trainer:
+        return Trainer.build(settings, cached, weights=pretrained, cache=tmp_path / cache)
+
+    whole, stopped = build("one"), build("one")
+    reports(whole)
+    events = iter(stopped)
+    for _ in range(4):
+        next(events)
+    checkpoint.write(tmp_path / "checkpoints", stopped.state())
+    newest = checkpoint.newest([tmp_path / "checkpoints"], config_hash=stopped.config_hash, data_hash=stopped.data_hash)
+    assert newest.state is not None
+    resumed = build("two")
+    resumed.restore(newest.state)
+    reports(resumed)
+
+    assert same(dict(whole.method.state_dict()), dict(resumed.method.state_dict())) == []
+
+
+def test_trainings_of_one_depth_share_their_features(
+    spec: Specs, cached: LabeledImages, truth: Truth, pretrained: Path, tmp_path: Path
+) -> None:
+    """Whatever the method, the seed or the noise; other depths have files of their own."""
+    done: list[int] = []
+
+    def build(**changes: object) -> Trainer:
+        settings = spec(pretrained=True, **changes)
+        return Trainer.build(
+            settings, cached, truth=truth, weights=pretrained, cache=tmp_path, progress=lambda n, _: done.append(n)
+        )
+
+    build(tune="last")
+    first = len(done)
+    assert first > 0
+    build(tune="last", method="elr", seed=3, noise={"kind": "symmetric", "rate": 0.4})
+    assert len(done) == first
+    build(tune="none")
+    assert len(done) > first
+    assert len(list((tmp_path / feature_file.FOLDER).glob("picture-*.npy"))) == 4  # two depths, train and test
+
+
+def test_pictures_are_normalised_as_the_weights_need_it(spec: Specs, cached: LabeledImages, pretrained: Path) -> None:
+    training = Trainer.build(spec(pretrained=True, tune="all"), cached, weights=pretrained)
+
+    assert training.mean.tolist() == [0.4, 0.5, 0.6]
+    assert training.std.tolist() == [0.2, 0.3, 0.4]
+
+
+def test_the_encoder_agrees_with_the_network_that_it_was_cut_from(pretrained: Path, cached: LabeledImages) -> None:
+    whole = networks.build("small", 4, SIDE, pretrained / "small.safetensors").eval()
+    pictures = ImageStore(cached.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu")).unaugmented(
+        torch.arange(16)
+    )
+    with torch.no_grad():
+        logits = whole(pictures)
+        for tune in ("none", "last", "two"):
+            frozen, rest = chain.cut(whole, tune)
+            exact = Encoder(frozen, SIDE)
+            prepared = exact.prepare(pictures[:4], half=False)
+            torch.testing.assert_close(rest.eval()(exact(pictures).output), logits)
+            torch.testing.assert_close(rest(prepared(pictures).output), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_frozen_part_needs_pretrained_weights(spec: Specs) -> None:
+    with pytest.raises(ValueError, match="needs pretrained = true"):
+        spec(tune="none")
