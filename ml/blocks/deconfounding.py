@@ -9,8 +9,8 @@ logits `(B, C)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ml.blocks import background, localization
 from ml.method import Batch, MethodParams
-from ml.networks import chain
 
 
 class DeconfoundingParams(MethodParams):
@@ -57,10 +56,11 @@ class DeconfoundingParams(MethodParams):
         description="The mask. learned: a Gaussian in each image; fixed (Table 4, w/o LM): the central 24/32 of each "
         "side; off: no mask.",
     )
-    localization: Literal["joint", "label_free"] = Field(
+    localization: Literal["joint", "label_free", "backbone"] = Field(
         default="joint",
-        description="What trains the localization module. joint: the loss on the given labels; label_free: only "
-        "how homogeneous the background is.",
+        description="What finds the object. joint: a module that learns from the loss on the given labels; label_free: "
+        "one that learns only how homogeneous the background is; backbone: what stands out in the feature maps of the "
+        "pretrained network, of which a part stays frozen (tune: none, last or two).",
     )
     centre: Literal["linear", "soft_argmax"] = Field(
         default="linear",
@@ -163,6 +163,31 @@ class Deconfounder(nn.Module):
         return localization.gaussian_mask(gaussians, images.shape[2], images.shape[3])
 
 
+class SideBySide(nn.Module):
+    """The inputs of both networks, made before: what the frozen backbone says of f + b and of f + b̄, side by side.
+
+    It has the interface of `Deconfounder`. Objects are located, and composites made, by `ml.features.method_input`.
+    """
+
+    localization = None  # nothing is trained
+
+    def __init__(self, params: DeconfoundingParams) -> None:
+        """Bind the readings, of which none is left open."""
+        super().__init__()
+        self.params = params
+
+    def network_input(self, inputs: Tensor, *, second: bool) -> Tensor:
+        """The half of (B, 2D), or of maps (B, 2D, h, w), that g1 or g2 sees."""
+        return inputs.chunk(2, dim=1)[second]
+
+    def step(self, batch: Batch) -> AbstractContextManager[None]:
+        """A step on this batch: nothing is shared."""
+        return nullcontext()
+
+    def label_free_loss(self, images: Tensor) -> None:
+        """Nothing has such a loss."""
+
+
 class Activations(NamedTuple):
     """One forward pass of a branch."""
 
@@ -203,75 +228,3 @@ class Gates(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.linear(features))).split(1, dim=1)  # type: ignore[no-untyped-call]
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
-
-
-class ActivationRecorder:
-    """The forward passes of a branch, as long as recording is on."""
-
-    def __init__(self) -> None:
-        self.records: list[Activations] = []
-        self._is_recording = False
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record within the block; the records are dropped at its end."""
-        self.records, self._is_recording = [], True
-        try:
-            yield
-        finally:
-            self.records, self._is_recording = [], False
-
-    def record(self, activations: Activations) -> None:
-        """Add a forward pass if recording is on."""
-        if self._is_recording:
-            self.records.append(activations)
-
-
-class DebiasedBranch(chain.Chain):
-    """g1 or g2: a network of the user's choice whose input is what the deconfounder makes of an image."""
-
-    def __init__(
-        self, network: chain.Chain, make_input: Callable[[Tensor], Tensor], recorder: ActivationRecorder
-    ) -> None:
-        """Take over the parts of `network`.
-
-        Args:
-            network: reads what `make_input` returns.
-            make_input: images (B, 3, H, W) -> the network's input.
-            recorder: of the forward passes.
-        """
-        super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
-        self.make_input = make_input
-
-        def record(activations: Activations) -> None:  # no bound method: a copy of the branch shares the recorder
-            recorder.record(activations)
-
-        self.record: Callable[[Activations], None] = record
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> features of the branch's input (B, D)."""
-        return super().features(self.make_input(images))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, C)."""
-        features = self.features(images)
-        logits: Tensor = self.classifier(features)
-        self.record(Activations(images, features, logits))
-        return logits
-
-
-def find_branches(method: nn.Module) -> list[DebiasedBranch]:
-    """All branches that a base method trains, copies that it has made of them included."""
-    return [module for module in method.modules() if isinstance(module, DebiasedBranch)]
-
-
-def make_branch(
-    network: chain.Chain, deconfounder: Deconfounder, recorder: ActivationRecorder, *, second: bool
-) -> DebiasedBranch:
-    """g1, or g2 if `second`, made of a network.
-
-    `deconfounder` and `recorder` are shared by every copy that a base method makes of the branch.
-    """
-    if deconfounder.params.fusion == "concat":
-        chain.widen_stem(network, 6)
-    return DebiasedBranch(network, lambda images: deconfounder.network_input(images, second=second), recorder)

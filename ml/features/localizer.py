@@ -10,14 +10,11 @@ Shapes: `B` batch, `S` side of the images in pixels; feature maps (B, D, h, w), 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ml.evaluation import attention
 
-STRIDE = 16  # of the feature maps: the last stage, at 32, points worse on all sets but one (docs/evidence/masks.md)
 FINEST = (1 / 32,)  # smoothing of the map whose moments count: the wider ones draw the centre towards the middle
 THRESHOLD = 0.5  # of a map's range: what is below does not count for the moments
 SIGMA_SCALE = 1.3  # sigma of the mask over the map's standard deviation: objects fill more than their middle
@@ -76,38 +73,3 @@ def _above_threshold(masks: Tensor) -> Tensor:
     total = above.sum(dim=(1, 2), keepdim=True)
     height, width = above.shape[1:]
     return torch.where(total > 0, above / total.clamp_min(EPSILON), 1 / (height * width))
-
-
-@torch.no_grad()
-def localization_depth(body: nn.Module, image_size: int) -> int:
-    """How many of a body's modules to run for the maps that a `BorderLocalizer` reads.
-
-    Args:
-        body: of a network; a sequence of modules that maps images to feature maps.
-        image_size: S, H = W of the images in pixels.
-
-    Returns:
-        The number of modules up to the last whose output is at least ceil(S / 16) pixels high: those of stride 16 of a
-        network with the usual strides, all modules of one that reduces less.
-
-    Raises:
-        TypeError: if the body is no sequence.
-        ValueError: if its first module already reduces the image further than that.
-    """
-    modules = list(body.children())
-    if not isinstance(body, nn.Sequential):
-        raise TypeError(f"{type(body).__name__} is no sequence of modules")
-    least = math.ceil(image_size / STRIDE)
-    parameter = next(body.parameters(), torch.empty(0))
-    was_training = body.training
-    body.eval()  # a pass in training mode would move the batch statistics
-    outputs = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    depth = 0
-    for number, module in enumerate(modules, 1):
-        outputs = module(outputs)
-        if outputs.shape[2] >= least:
-            depth = number
-    body.train(was_training)
-    if depth == 0:
-        raise ValueError(f"no feature maps of {least} pixels a side")
-    return depth

@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import deconfounding, losses, method_pair, mutual_learning
+from ml.blocks import branches, deconfounding, losses, method_pair, mutual_learning
 from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
@@ -101,6 +101,17 @@ class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams)
         methods.load(self.host).Params.model_validate(self.host_params)
         return self
 
+    @model_validator(mode="after")
+    def _a_backbone_sees_composites(self) -> Params:
+        if self.localization == "backbone" and (self.fusion, self.split) != ("composite", "complement"):
+            raise ValueError("localization: a backbone sees composites of complements, f + b and f + b̄")
+        return self
+
+
+def renderings(params: Params) -> tuple[str, ...]:
+    """What the method sees of every image, side by side, where a frozen backbone stands before it."""
+    return ("picture", "composite") if params.localization == "backbone" else ("picture",)
+
 
 class Method(method.Method):
     """Eq. 6: two base methods, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
@@ -124,8 +135,12 @@ class Method(method.Method):
         # the first network also tells the shapes; it then becomes the first branch
         unused = [cast(chain.Chain, network())]
         feature_count = unused[0].feature_count
-        self.deconfounder = deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
-        self.recorders = (deconfounding.ActivationRecorder(), deconfounding.ActivationRecorder())
+        self.deconfounder = (
+            deconfounding.SideBySide(params)
+            if params.localization == "backbone"
+            else deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
+        )
+        self.recorders = (branches.ActivationRecorder(), branches.ActivationRecorder())
 
         # two base methods, which use the branches as ordinary networks
         base = methods.load(params.host)
@@ -133,7 +148,7 @@ class Method(method.Method):
 
         def branch(*, second: bool) -> Network:
             inner = unused.pop() if unused else cast(chain.Chain, network())
-            return deconfounding.make_branch(inner, self.deconfounder, self.recorders[second], second=second)
+            return branches.make_branch(inner, self.deconfounder, self.recorders[second], second=second)
 
         self.base1 = base.Method(base_params, labels, lambda: branch(second=False))
         self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
@@ -205,17 +220,17 @@ class Method(method.Method):
 
     def _enter(self, context: TrainContext, pair: method_pair.PhasePair) -> None:
         """Both base methods' own preparation; gates and localization module then follow classifier and body."""
-        branches = deconfounding.find_branches(self)
-        before = [branch.classifier.weight.detach().clone() for branch in branches]
+        trained = branches.find_branches(self)
+        before = [branch.classifier.weight.detach().clone() for branch in trained]
         pair.enter(context)
-        after = [branch.classifier.weight for branch in branches]
+        after = [branch.classifier.weight for branch in trained]
 
         if self.gates is not None:
             if not all(map(torch.equal, before, after)):  # the classifier was reinitialised
                 self.gates.reset()
-            self.gates.requires_grad_(any(branch.classifier.weight.requires_grad for branch in branches))
+            self.gates.requires_grad_(any(branch.classifier.weight.requires_grad for branch in trained))
         if self.deconfounder.localization is not None:
-            trains_body = any(p.requires_grad for branch in branches for p in branch.body.parameters())
+            trains_body = any(p.requires_grad for branch in trained for p in branch.body.parameters())
             self.deconfounder.localization.requires_grad_(trains_body)
 
     def _shared_optimizers(self, training: TrainHyperparameters) -> list[torch.optim.Optimizer]:

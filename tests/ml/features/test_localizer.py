@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ml import networks
 from ml.evaluation import attention
 from ml.features import localizer
 
@@ -65,29 +64,3 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     locate = localizer.BorderLocalizer(SIDE)
 
     assert torch.allclose(locate(torch.cat([one, other]))[:1], locate(one))
-
-
-def test_the_maps_of_stride_16_are_chosen() -> None:
-    halves = [nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(5)]
-    body = nn.Sequential(halves[0], halves[1], halves[2], halves[3], nn.Identity(), halves[4])
-
-    assert localizer.localization_depth(body, 96) == 5
-    assert localizer.localization_depth(body, 100) == 5  # 100 / 16 is 7 pixels, rounded up
-
-
-def test_a_network_that_reduces_less_is_run_to_its_end_and_left_as_it_was() -> None:
-    network = networks.build("small", 4, 32)
-    body = network.body
-    before = {name: value.clone() for name, value in body.state_dict().items()}
-    body.train()
-
-    assert localizer.localization_depth(body, 32) == len(list(body.children()))
-    assert body.training
-    assert all(torch.equal(before[name], value) for name, value in body.state_dict().items())
-
-
-def test_a_body_that_is_too_coarse_is_refused() -> None:
-    with pytest.raises(ValueError, match="6 pixels"):
-        localizer.localization_depth(nn.Sequential(nn.Conv2d(3, 3, 32, stride=32)), 96)
-    with pytest.raises(TypeError, match="no sequence"):
-        localizer.localization_depth(nn.Conv2d(3, 3, 3), 96)

@@ -1,0 +1,92 @@
+"""The two networks of DeNLL as ordinary networks, whose input is what the deconfounder makes of an image.
+
+Shapes: `B` batch, `C` classes, `D` features; images `(B, 3, H, W)` normalised, features `(B, D)`, logits `(B, C)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ml.blocks import deconfounding
+from ml.networks import chain
+
+
+class ActivationRecorder:
+    """The forward passes of a branch, as long as recording is on."""
+
+    def __init__(self) -> None:
+        self.records: list[deconfounding.Activations] = []
+        self._is_recording = False
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record within the block; the records are dropped at its end."""
+        self.records, self._is_recording = [], True
+        try:
+            yield
+        finally:
+            self.records, self._is_recording = [], False
+
+    def record(self, activations: deconfounding.Activations) -> None:
+        """Add a forward pass if recording is on."""
+        if self._is_recording:
+            self.records.append(activations)
+
+
+class DebiasedBranch(chain.Chain):
+    """g1 or g2: a network of the user's choice whose input is what the deconfounder makes of an image."""
+
+    def __init__(
+        self, network: chain.Chain, make_input: Callable[[Tensor], Tensor], recorder: ActivationRecorder
+    ) -> None:
+        """Take over the parts of `network`.
+
+        Args:
+            network: reads what `make_input` returns.
+            make_input: images (B, 3, H, W) -> the network's input.
+            recorder: of the forward passes.
+        """
+        super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
+        self.make_input = make_input
+
+        def record(
+            activations: deconfounding.Activations,
+        ) -> None:  # no bound method: a copy of the branch shares the recorder
+            recorder.record(activations)
+
+        self.record: Callable[[deconfounding.Activations], None] = record
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> features of the branch's input (B, D)."""
+        return super().features(self.make_input(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C)."""
+        features = self.features(images)
+        logits: Tensor = self.classifier(features)
+        self.record(deconfounding.Activations(images, features, logits))
+        return logits
+
+
+def find_branches(method: nn.Module) -> list[DebiasedBranch]:
+    """All branches that a base method trains, copies that it has made of them included."""
+    return [module for module in method.modules() if isinstance(module, DebiasedBranch)]
+
+
+def make_branch(
+    network: chain.Chain,
+    deconfounder: deconfounding.Deconfounder | deconfounding.SideBySide,
+    recorder: ActivationRecorder,
+    *,
+    second: bool,
+) -> DebiasedBranch:
+    """g1, or g2 if `second`, made of a network.
+
+    `deconfounder` and `recorder` are shared by every copy that a base method makes of the branch.
+    """
+    if deconfounder.params.fusion == "concat":
+        chain.widen_stem(network, 6)
+    return DebiasedBranch(network, lambda images: deconfounder.network_input(images, second=second), recorder)
