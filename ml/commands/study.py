@@ -77,7 +77,7 @@ def _train(study_plan: Plan, tasks: list[Task], out: Path, options: argparse.Nam
         ended += 1
         print(f"\r{ended}/{len(tasks)} {_title(study_plan, task)}", file=sys.stderr, flush=True)
 
-    device = RunDevice(options.device, options.threads, options.weights, options.cuda_graphs)
+    device = RunDevice(options.device, options.threads, options.weights, options.cuda_graphs, out)
     failed = process_pool.run_tasks(
         tasks, device, jobs=max(1, options.jobs), nice=options.nice, on_epoch=on_epoch, on_done=on_done
     )

@@ -117,6 +117,7 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         threads=options.threads,
         weights=options.weights,
         group=group,
+        cache=options.out,
     )
     if group is not None and not first:
         trainer.run_follower()

@@ -34,6 +34,7 @@ class RunDevice:
     threads: int = 1  # on the CPU
     weights: Path | None = None  # folder of pretrained weights
     cuda_graphs: bool = False  # replay recorded steps on a GPU
+    cache: Path | None = None  # folder in which runs share the features of frozen backbones
 
 
 def run_one(
@@ -66,6 +67,7 @@ def run_one(
         threads=device.threads,
         weights=device.weights,
         cuda_graphs=device.cuda_graphs,
+        cache=device.cache,
     )
     seconds = _train(trainer, on_epoch)
     clean = selftest.reference_labels(run.spec, data.images, data.truth)

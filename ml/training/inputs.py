@@ -30,6 +30,7 @@ from ml.features.method_input import MethodInput, Rendering
 from ml.training import devices
 from ml.training.spec import TrainingSpec
 
+HASHED_ROWS = 256  # pictures hashed at a time
 FLOAT32 = np.dtype(np.float32)
 CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
 ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
@@ -97,8 +98,7 @@ class BackboneInputs:
             images: The N images of the set.
             truth: The test set, if there is one.
             pictures: The N images on the CPU, normalised as the backbone's weights need it.
-            cache: The folder of the data set. It is not used where the data has no digest: features are then kept for
-                as long as this object lives.
+            cache: The folder of the data set; None keeps features for as long as this object lives.
             progress: Called after every encoded batch.
         """
         self._spec, self._progress, self._images = spec, progress, images
@@ -110,8 +110,9 @@ class BackboneInputs:
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
         few = pictures.unaugmented(image_store.evenly(len(images), CHECKED_IMAGES))
         method_input.prepare(few.to(self._device), half=half)
-        self._facts = {**facts, "data": images.digest, "bf16": method_input.uses_bf16}
-        if cache is None or not images.digest:
+        self._facts = {**facts, "bf16": method_input.uses_bf16}
+        self._digests = {split: images.digest or _content_digest(store) for split, store in self._pictures.items()}
+        if cache is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="features-")
             cache = Path(self._temporary.name)
         self._folder = cache / feature_file.FOLDER
@@ -192,5 +193,13 @@ class BackboneInputs:
     def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
         one = self._pictures["train"].unaugmented(torch.zeros(1, dtype=torch.int64)).to(self._device)
         shape = tuple(self._input.encode(one).inputs.shape[1:])
-        name = feature_file.file_name(kind, {**self._facts, "kind": kind, "split": split, **facts})
-        return FeatureFile(self._folder / name, shape)
+        facts = {**self._facts, "kind": kind, "split": split, "data": self._digests[split], **facts}
+        return FeatureFile(self._folder / feature_file.file_name(kind, facts), shape)
+
+
+def _content_digest(pictures: ImageStore) -> str:
+    """SHA-256 (hex) of all pixels of a set that has no digest."""
+    digest = hashlib.sha256()
+    for rows in torch.split(torch.arange(len(pictures)), HASHED_ROWS):
+        digest.update(pictures.raw(rows).numpy().tobytes())
+    return digest.hexdigest()

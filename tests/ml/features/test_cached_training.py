@@ -47,7 +47,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cached(labeled: LabeledImages) -> LabeledImages:
-    """The images with a digest, without which nothing is kept on disk."""
+    """The images with a digest, as those of a data set of the service have."""
     return LabeledImages(labeled.images, labeled.labels, labeled.classes, "digest")
 
 
