@@ -13,13 +13,14 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from ml.formats.preset_rules import choose_preset
 
+PHOTOGRAPHS = "photographs"  # the name of the preset that a method has for pretrained networks
 CATALOG_FILE = Path(__file__).with_name("catalog.json")
 BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minimum": "ge",
@@ -33,6 +34,13 @@ BOUNDS = {  # JSON Schema's keywords and pydantic's
 }
 SIMPLE_TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool, "null": None}
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Preset(NamedTuple):
+    """Named settings of a method."""
+
+    params: dict[str, Any]
+    training: dict[str, Any]  # fields of the training spec that go with them
 
 
 class UnknownChoice(ValueError):
@@ -51,6 +59,7 @@ class Catalog:
         self.networks: dict[str, dict[str, Any]] = {n["name"]: n for n in document["networks"]}
         self.noises: list[dict[str, Any]] = document.get("noises", [])
         self.default_networks: dict[str, str] = document.get("default_networks", {})  # by kind of device
+        self.default_backbone: str = document.get("default_backbone", "")  # name of pretrained weights
         self.spec: dict[str, Any] = document["spec"]
         self._params: dict[str, type[BaseModel]] = {}
 
@@ -91,6 +100,13 @@ class Catalog:
         """The params that a method's rules choose for a data set with these facts; {} are the defaults."""
         entry = self.methods[method]
         return choose_preset(entry.get("rules", []), entry["presets"], facts)
+
+    def photographs(self, method: str) -> Preset | None:
+        """The preset that a method has for pretrained networks; None if it has none."""
+        entry = self.methods[method]
+        if PHOTOGRAPHS not in entry["presets"]:
+            return None
+        return Preset(entry["presets"][PHOTOGRAPHS], entry.get("training", {}).get(PHOTOGRAPHS, {}))
 
     def check_network(self, name: str) -> None:
         """UnknownChoice unless the catalog has this network."""

@@ -23,6 +23,7 @@ def document() -> dict[str, Any]:
         "methods": [_method(name) for name in methods.names()],
         "networks": [{"name": name, **networks.about(name)} for name in networks.names()],
         "default_networks": spec.DEFAULT_NETWORKS,
+        "default_backbone": spec.DEFAULT_BACKBONE,
         "noises": noises(),
     }
 

@@ -20,6 +20,7 @@ else:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 MAX_CLASSES = 256  # of a transition matrix, because it travels in a request
+DEFAULT_BACKBONE = "efficientnet_lite0"  # pretrained weights that a job takes where nobody chooses, if installed
 DEFAULT_NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # by kind of device; on a CPU the large one takes hours
 
 
