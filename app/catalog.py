@@ -33,6 +33,7 @@ BOUNDS = {  # JSON Schema's keywords and pydantic's
     "maxItems": "max_length",
 }
 SIMPLE_TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool, "null": None}
+TIMM = "timm_"  # what the names of timm's networks begin with: they are known by their weights, not by the catalog
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -111,6 +112,11 @@ class Catalog:
     def check_network(self, name: str) -> None:
         """UnknownChoice unless the catalog has this network."""
         self.check("network", name, self.networks)
+
+    def may_have_network(self, name: str) -> bool:
+        """Whether a network is the catalog's or may be known by its weights: one with a tag, or one of timm."""
+        architecture, _, tag = name.partition(".")
+        return name in self.networks or (architecture in self.networks and bool(tag)) or name.startswith(TIMM)
 
     @staticmethod
     def check(kind: str, name: str, known: dict[str, Any]) -> None:

@@ -142,6 +142,10 @@ class AliasNotFound(NotFound):
     title = "No such alias"
 
 
+class WeightsNotFound(NotFound):
+    title = "No such weights"
+
+
 class KeyNotFound(NotFound):
     title = "No such API key"
 
@@ -212,6 +216,10 @@ class ArchiveRejected(Problem):
         if error.columns:
             problem.members = {"columns": list(error.columns), "sample_row": error.sample_row}
         return problem
+
+
+class WeightsRejected(Problem):
+    status, title = 422, "The weights were rejected"
 
 
 class UndecodableInput(Problem):

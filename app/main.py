@@ -27,6 +27,7 @@ from app.jobs.stream import EventPoller
 from app.keys import routes as keys
 from app.models import routes as models
 from app.models.registry_cache import ModelRegistryCache
+from app.networks import routes as networks
 from app.notifier import Notifier
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
@@ -41,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     results_routes.router,
     models.router,
+    networks.router,
     keys.router,
     health_routes.router,
     web.router,

@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
     json_bytes: int = Field(default=MIB, description="Largest JSON body")
     upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")
+    weights_bytes: int = Field(default=2 * GIB, description="Largest uploaded file of pretrained weights")
     image_bytes: int = Field(default=16 * MIB, description="Largest image of a prediction")
     images_per_call: int = Field(default=32, description="Most images of one prediction request")
     predict_body_bytes: int = Field(default=64 * MIB, description="Largest body of a prediction request")

@@ -53,6 +53,10 @@ class Storage:
         """The folder of pretrained weights."""
         return self.root / "weights"
 
+    def new_weights(self) -> Path:
+        """Where weights are received, beside those that are installed."""
+        return self.weights() / f".{uuid.uuid4().hex}.tmp"
+
     def upload(self, upload_id: uuid.UUID) -> Path:
         """An archive received but not yet a data set."""
         return self.root / "uploads" / f"{upload_id}.archive"

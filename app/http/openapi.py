@@ -37,6 +37,7 @@ PROBLEM_SCHEMA: dict[str, Any] = {
                 },
             },
         },
+        "hint": {"type": "string", "description": "What to do about it, where a command or a setting helps"},
         "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
         "columns": {
             "type": "array",

@@ -61,6 +61,7 @@ def create(
     session: Transaction,
     config: Config,
     catalog: TrainingCatalog,
+    files: Files,
     notifier: Notifications,
     request_id: RequestId,
     idempotency: Idempotency,
@@ -71,10 +72,10 @@ def create(
     """Start a training, or score a data set with a model. The response shows the request, every default filled in."""
     parsed = request.app.state.job_parser.parse(body)
     if dry_run:
-        return JSONResponse(submit.dry_run(session, catalog, parsed).model_dump(mode="json"))
+        return JSONResponse(submit.dry_run(session, catalog, files, parsed).model_dump(mode="json"))
 
     def queue() -> StoredResponse:
-        jobs = submit.create(session, catalog, parsed, request_id=request_id, max_queued=config.max_queued)
+        jobs = submit.create(session, catalog, files, parsed, request_id=request_id, max_queued=config.max_queued)
         for _ in jobs:
             background.add_task(notifier.notify, "jobs")  # after the commit and after the response
         comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None

@@ -125,11 +125,12 @@ class JobRequestParser:
         """The request with names checked against the catalog and params completed."""
         faults: list[Fault] = []
         params = self._complete_params(request.method, request.params, "", faults)
+        network = str(getattr(request, "network", ""))
         try:
-            self._catalog.check_network(str(getattr(request, "network", "")))
+            if "network" in request.model_fields_set and not self._catalog.may_have_network(network):
+                self._catalog.check_network(network)
         except UnknownChoice as error:
-            if "network" in request.model_fields_set:
-                faults.append(Fault("/network", "unknown_network", str(error)))
+            faults.append(Fault("/network", "unknown_network", str(error)))
         baselines: list[Name | Baseline] = []
         for n, entry in enumerate(request.compare_with):
             baseline = Baseline(method=entry) if isinstance(entry, str) else entry

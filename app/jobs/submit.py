@@ -15,6 +15,8 @@ from app.jobs import defaults, estimate, schemas, service
 from app.jobs.defaults import DataFacts
 from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
+from app.networks import service as networks
+from app.storage import Storage
 
 
 class ResolvedJob(NamedTuple):
@@ -35,6 +37,7 @@ class Resolution(NamedTuple):
 def create(
     session: Session,
     catalog: Catalog,
+    files: Storage,
     request: TrainingRequest | ScoringRequest,
     *,
     request_id: str,
@@ -43,24 +46,25 @@ def create(
     """Queue the job and its baselines, in this order.
 
     Args:
+        files: The data folder, which holds the pretrained weights.
         request_id: Id of the HTTP request, for the logs.
         max_queued: The most jobs that may wait at once.
 
     Raises:
         DatasetNotFound, NotReady: There is no such data set, or it cannot be used yet.
         ModelNotFound, AliasNotFound: There is no such model to score with.
-        InvalidRequest: A field does not fit the data set or the hosts.
+        InvalidRequest: A field does not fit the data set or the hosts, or needs weights that are not installed.
         QueueFull: More than `max_queued` jobs would wait.
     """
     # The data set is locked, so that it cannot be deleted before the job that needs it is there.
-    resolution = resolve(session, catalog, request, lock_dataset=True)
+    resolution = resolve(session, catalog, files, request, lock_dataset=True)
     rows = [{**job.columns, "request": job.request, "request_id": request_id} for job in resolution.jobs]
     return service.create(session, rows, max_queued=max_queued)
 
 
-def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest) -> DryRun:
+def dry_run(session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest) -> DryRun:
     """What `create` would queue, and what it would cost; raises the same except QueueFull."""
-    (job, *_), train_images, device = resolve(session, catalog, request, lock_dataset=False)
+    (job, *_), train_images, device = resolve(session, catalog, files, request, lock_dataset=False)
     if train_images is None:
         return DryRun(request=job.request, estimate=None)
     return DryRun(
@@ -69,7 +73,7 @@ def dry_run(session: Session, catalog: Catalog, request: TrainingRequest | Scori
 
 
 def resolve(
-    session: Session, catalog: Catalog, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
+    session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
 ) -> Resolution:
     """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull.
 
@@ -79,13 +83,16 @@ def resolve(
     dataset = datasets.get_ready(session, request.dataset_id, keep=lock_dataset)
     if isinstance(request, ScoringRequest):
         return _resolve_scoring(session, request, dataset)
-    return _resolve_training(session, catalog, request, dataset)
+    return _resolve_training(session, catalog, files, request, dataset)
 
 
-def _resolve_training(session: Session, catalog: Catalog, request: TrainingRequest, dataset: Dataset) -> Resolution:
+def _resolve_training(
+    session: Session, catalog: Catalog, files: Storage, request: TrainingRequest, dataset: Dataset
+) -> Resolution:
     facts, device = facts_of(dataset), _device(session, request)
     _check_devices(session, request)
     resolved = defaults.resolve(request, facts, device, catalog)
+    networks.check_runnable(catalog, files, resolved["network"], pretrained=resolved["pretrained"])
     # A baseline is the same request with another method, on the same split, seed and budget.
     baselines = [{**resolved, **baseline, "compare_with": []} for baseline in resolved["compare_with"]]
     jobs = [

@@ -68,12 +68,19 @@ def architecture(name: str) -> str:
 
 
 def about(name: str) -> dict[str, Any]:
-    """Summary, number of parameters (10 classes), and FLOPs of one forward pass at 32 px (None if it cannot read them).
+    """What the catalog says of a network.
+
+    Returns:
+        `summary`; `parameters` (10 classes); `flops_per_image` of one forward pass at 32 px, None if it cannot read
+        them; `min_image_size`, the smallest of 32, 64 and 224 px that it reads; `pretrained`, what is published of its
+        weights (source, licence, image_size), None if nothing is.
 
     Raises:
         UnknownNetwork: for an unknown name.
     """
     from torch.utils.flop_counter import FlopCounterMode
+
+    from ml.networks import weights_sources
 
     summary = _family_of(name).summaries()[architecture(name)]
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
@@ -91,7 +98,13 @@ def about(name: str) -> dict[str, Any]:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 network(torch.empty(1, 3, image_size, image_size))
             flops = counter.get_total_flops()
-    return {"summary": summary, "parameters": parameters, "flops_per_image": flops}
+    return {
+        "summary": summary,
+        "parameters": parameters,
+        "flops_per_image": flops,
+        "min_image_size": image_size,
+        "pretrained": weights_sources.offered(name),
+    }
 
 
 def _families() -> list[Any]:  # modules: their two functions are a convention, checked by the tests of every name

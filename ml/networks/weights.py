@@ -120,7 +120,6 @@ def _install(
         raise errors.MissingWeights(
             f"the {' and '.join(missing)} of the images that {name} was trained with are not known",
             hint="name them by " + " and ".join(f"--{field.replace('_', '-')}" for field in missing),
-            code="unknown_normalisation",
         )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = weights_folder.temporary_file(folder)
@@ -136,7 +135,7 @@ def _install(
         record = WeightsRecord.from_json(facts | values)
         weights_folder.install(folder, temporary, record)
     except InvalidWeights as error:
-        raise errors.MissingWeights(str(error), code="invalid_weights") from error
+        raise errors.MissingWeights(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return record

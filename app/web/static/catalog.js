@@ -7,7 +7,7 @@ const BASELINE = "ce"; // every cost is relative to it
 
 let loading = null;
 
-/** {methods: [{name, title, idea, paper, relative_cost, needs, rules, schema, presets: [{name, title, values}]}], spec, networks, noises: [{kind, summary}]}: the default method, the baseline, all others by title. */
+/** {methods: [{name, title, idea, paper, relative_cost, needs, rules, schema, presets: [{name, title, values}]}], spec, networks: [{name, summary, weights, published, add_weights}], noises: [{kind, summary}]}: the default method, the baseline, all others by title. */
 export function catalog() {
   loading ??= load().catch((error) => {
     loading = null; // loaded again when there is a key or a network
@@ -17,13 +17,13 @@ export function catalog() {
 }
 
 async function load() {
-  const listing = await get("/methods");
+  const [listing, networks] = await Promise.all([get("/methods"), get("/networks?limit=200")]);
   const standard = listing.spec.properties.method?.default;
   const first = ({ name }) => (name === standard ? 2 : Number(name === BASELINE));
   const methods = listing.items
     .map((entry) => ({ ...entry, title: entry.title || entry.name, presets: presets(entry.presets) }))
     .sort((a, b) => first(b) - first(a) || a.title.localeCompare(b.title));
-  return { methods, spec: listing.spec, networks: listing.networks.map((entry) => entry.name), noises: listing.noises };
+  return { methods, spec: listing.spec, networks: networks.items, noises: listing.noises };
 }
 
 function presets(named) {

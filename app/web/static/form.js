@@ -82,10 +82,13 @@ export function fail(controls, errors) {
 /** Names between back quotes as code. */
 const prose = (help) => help.split("`").map((part, place) => (place % 2 ? h("code", {}, part) : part));
 
+const listOptions = (values) => values.map((item) => h("option", { value: item }, String(item)));
+
+/** A select; its options stand in `groups` ({title, options}) if the field has any. */
 function choice(field, id, changed) {
   const automatic = h("option", { value: "" }, field.nullable ? "none" : "auto");
   const input = h("select", { id, on: { change: changed } },
-    automatic, field.options.map((item) => h("option", { value: item }, String(item))));
+    automatic, field.groups ? field.groups.map(({ title, options }) => h("optgroup", { label: title }, listOptions(options))) : listOptions(field.options));
   return {
     input,
     read: () => field.options.find((item) => String(item) === input.value),

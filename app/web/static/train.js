@@ -10,7 +10,7 @@ import { presetPicker } from "./preset.js";
 import { show } from "./problems.js";
 import { fieldsOf } from "./schema.js";
 
-const BASIC = ["epochs", "batch_size", "image_size", "network", "seed"];
+const BASIC = ["epochs", "batch_size", "image_size", "network", "pretrained", "seed"];
 const ELSEWHERE = ["method", "params", "dataset_id", "compare_with"]; // these have controls of their own
 /** What a request says besides the training itself. */
 const ORDER = {
@@ -144,10 +144,26 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
 
 /** A field whose options the catalog lists or describes. */
 function listed(field, networks, noises) {
-  if (field.name === "network") return { ...field, kind: "choice", options: networks };
+  if (field.name === "network") return networkField(field, networks);
   if (field.name !== "noise") return field;
   const notes = Object.fromEntries(noises.map((entry) => [entry.kind, entry.summary]));
   return { ...field, fields: field.fields.map((entry) => (entry.name === "kind" ? { ...entry, notes, help: "Which labels become wrong." } : entry)) };
+}
+
+/** The networks, those with installed weights first; below the field, what the chosen one is and how it gets weights. */
+function networkField(field, networks) {
+  const names = (entries) => entries.map((entry) => entry.name);
+  const groups = [
+    { title: "Pretrained weights installed", options: names(networks.filter((entry) => entry.weights)) },
+    { title: "Without weights", options: names(networks.filter((entry) => !entry.weights)) },
+  ];
+  const notes = Object.fromEntries(networks.map((entry) => [entry.name, `${entry.summary} ${weightsNote(entry)}`.trim()]));
+  return { ...field, kind: "choice", options: names(networks), groups: groups.filter(({ options }) => options.length), notes };
+}
+
+function weightsNote({ weights, add_weights: command }) {
+  if (weights) return `Weights: ${weights.source}; licence ${weights.licence}; trained at ${weights.image_size} px.`;
+  return command ? `\`${command}\` installs its pretrained weights.` : "";
 }
 
 /** Show the browser's own messages beside fields whose values are out of bounds. */

@@ -1,0 +1,78 @@
+"""What can be trained here: the catalog's networks, and those whose pretrained weights are installed."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.catalog import TIMM, Catalog
+from app.db.tables import Job, State
+from app.errors import Fault, InUse, InvalidRequest, WeightsNotFound
+from app.storage import Storage
+from ml.formats import weights_folder
+from ml.formats.weights_folder import InvalidWeights, WeightsRecord
+
+
+def get_weights(files: Storage, name: str) -> WeightsRecord:
+    """The record of installed weights; WeightsNotFound."""
+    record = weights_folder.read_record(files.weights(), name)
+    if record is None:
+        raise WeightsNotFound("No weights of this name are installed.")
+    return record
+
+
+def remove_weights(session: Session, files: Storage, name: str) -> None:
+    """Delete installed weights; finished jobs and their models do not need them.
+
+    Raises:
+        WeightsNotFound: They are not installed.
+        InUse: A queued or running job starts from them.
+    """
+    get_weights(files, name)
+    check_unused(session, name)
+    weights_folder.remove(files.weights(), name)
+
+
+def check_unused(session: Session, name: str) -> None:
+    """Raise InUse where a queued or running job starts from the weights of this name."""
+    active = select(Job.spec).where(Job.type == "train", Job.state.in_((State.queued, State.running)))
+    jobs = sum(bool(spec.get("pretrained")) and spec.get("network") == name for spec in session.scalars(active))
+    if jobs:
+        raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} start from them; cancel or wait.")
+
+
+def check_runnable(catalog: Catalog, files: Storage, network: str, *, pretrained: bool) -> None:
+    """Refuse a training that could only fail.
+
+    Args:
+        network: Its network; the catalog's, or one with a tag or of timm, which are known by their weights.
+        pretrained: Whether it starts from weights.
+
+    Raises:
+        InvalidRequest: Its weights are not installed; the problem's `hint` is the command that installs them.
+    """
+    if network in catalog.networks and not pretrained:
+        return
+    if _is_name(network) and weights_folder.read_record(files.weights(), network) is not None:
+        return
+    detail = f"No pretrained weights of {network} are installed."
+    field = "/pretrained" if network in catalog.networks else "/network"
+    problem = InvalidRequest(f"{field}: {detail}", errors=[Fault(field, "missing_weights", detail)])
+    command = add_command(catalog, network)
+    otherwise = ", or set pretrained to false" if network in catalog.networks else ""
+    problem.members = {"hint": f"`{command}` installs them{otherwise}."}
+    raise problem
+
+
+def add_command(catalog: Catalog, network: str) -> str:
+    """The command that installs weights of a network: published ones, or, where there are none, those of a file."""
+    is_published = network.startswith(TIMM) or catalog.networks.get(network, {}).get("pretrained") is not None
+    return f"python -m ml weights add {network if is_published else f'FILE --network {network}'}"
+
+
+def _is_name(network: str) -> bool:
+    try:
+        weights_folder.check_name(network)
+    except InvalidWeights:
+        return False
+    return True
