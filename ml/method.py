@@ -300,6 +300,10 @@ class Method(nn.Module):
         """
         return None
 
+    def findings(self) -> dict[str, Any]:
+        """What the method has learnt of the data set, for its users: JSON values by name. Empty by default."""
+        return {}
+
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """`heads` and `locate` of (B, 3, H, W)."""
         return self.heads(images), self.locate(images)

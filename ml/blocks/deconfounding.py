@@ -188,6 +188,13 @@ class SideBySide(nn.Module):
         """Nothing has such a loss."""
 
 
+def make_deconfounder(params: DeconfoundingParams, class_count: int, image_size: int) -> Deconfounder | SideBySide:
+    """What makes the inputs of both networks, as the params say; arguments as of `Deconfounder`."""
+    if params.localization == "backbone":
+        return SideBySide(params)
+    return Deconfounder(params, class_count, image_size)
+
+
 class Activations(NamedTuple):
     """One forward pass of a branch."""
 

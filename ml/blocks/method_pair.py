@@ -1,6 +1,8 @@
 """The same phase of two base methods that train two networks side by side, as one phase (DeNLL).
 
 Both mix, select and score by the same random draws, and one order of images serves both.
+
+Shapes: `M` images trained on, `C` classes.
 """
 
 from __future__ import annotations
@@ -51,9 +53,13 @@ class PhasePair:
         """Both hooks, with the same draws."""
         replay_rng.run_hooks_with_same_draws(context, self.first.enter, self.second.enter)
 
-    def begin_epoch(self, context: TrainContext) -> None:
-        """Both hooks, with the same draws: both methods select and score alike."""
-        replay_rng.run_hooks_with_same_draws(context, self.first.begin_epoch, self.second.begin_epoch)
+    def begin_epoch(self, context: TrainContext) -> tuple[Tensor | None, Tensor | None]:
+        """Both hooks, with the same draws: both methods select and score alike.
+
+        Returns:
+            The logits (M, C) of all images that each method recorded, if it did. They do not rank labels yet.
+        """
+        return replay_rng.run_hooks_with_same_draws(context, self.first.begin_epoch, self.second.begin_epoch)
 
     @property
     def passes(self) -> Callable[[], Sequence[Pass]] | None:

@@ -52,7 +52,7 @@ class AgreementParams(MethodParams):
 
 def agreement_weight(params: AgreementParams, epoch: int, epochs: int) -> float:
     """λ, the weight of the agreement term, in all steps of epoch `epoch`, from 0, of `epochs`."""
-    if params.agreement == "off":
+    if params.agreement not in ("both", "one_way"):
         return 0.0
     # rounded up, so that a short training also begins with a plain epoch, unless the start is 0
     start = math.ceil(params.agreement_start * epochs - ROUNDING)

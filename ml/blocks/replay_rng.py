@@ -44,17 +44,25 @@ def run_with_same_draws(
 
 def run_hooks_with_same_draws(
     context: TrainContext, first: Callable[[TrainContext], None], second: Callable[[TrainContext], None]
-) -> None:
-    """`run_with_same_draws` for two hooks, `first` and `second`, that run when a phase or an epoch begins."""
-    run_with_same_draws(
-        context.generator,
-        lambda generators: first(_RecordedContext(context, generators)),
-        lambda generators: second(_RecordedContext(context, generators)),
+) -> tuple[Tensor | None, Tensor | None]:
+    """`run_with_same_draws` for two hooks, `first` and `second`, that run when a phase or an epoch begins.
+
+    Returns:
+        The logits (M, C) that each of them recorded, if it did; they are not passed on to the context.
+    """
+
+    def run(hook: Callable[[TrainContext], None], generators: Generators) -> Tensor | None:
+        recorded = _RecordedContext(context, generators)
+        hook(recorded)
+        return recorded.logits
+
+    return run_with_same_draws(
+        context.generator, lambda generators: run(first, generators), lambda generators: run(second, generators)
     )
 
 
 class _RecordedContext:
-    """A `TrainContext` with other generators, of which scoring by augmented views uses one, too."""
+    """A `TrainContext` with other generators, of which scoring by augmented views uses one, too. It keeps logits."""
 
     def __init__(self, context: TrainContext, generator: Generators) -> None:
         self._context = context
@@ -63,7 +71,10 @@ class _RecordedContext:
         self.epochs = context.epochs
         self.noisy_accuracies = context.noisy_accuracies
         self.features = context.features
-        self.record_logits = context.record_logits
+        self.logits: Tensor | None = None
+
+    def record_logits(self, logits: Tensor) -> None:
+        self.logits = logits
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         if views:

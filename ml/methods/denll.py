@@ -18,9 +18,8 @@ With several phases agreement waits for the last one, and its weight is halved i
 does not wait for a selection within a phase (CORES). In the last phases of DMI and T-revision, whose learning rates are
 tiny, it has hardly any effect. In M-correction the two predictions that are pulled together are of different mixtures.
 
-The gates learn from images with their given label, where the base method passes them unmixed and one view at a time, as
-the targets of mixed images are internal to it. One pass over several views (SOP+, CORES* after its selection) teaches
-the gates nothing.
+The gates learn where the base method passes images with their given label, unmixed and one view at a time: the targets
+of mixed images are internal to it. One pass over several views (SOP+, CORES*) teaches them nothing.
 
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
@@ -29,14 +28,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import branches, deconfounding, losses, method_pair, mutual_learning
+from ml.blocks import branches, deconfounding, interaction, losses, method_pair, mutual_learning
+from ml.features import evidence_state
 from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
@@ -73,7 +73,7 @@ def _list_base_methods(schema: dict[str, Any]) -> None:
     schema["enum"] = [name for name in methods.names() if name != "denll"]
 
 
-class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams):
+class Params(deconfounding.DeconfoundingParams, interaction.InteractionParams):
     """The readings of the paper that can be selected."""
 
     host: str = Field(
@@ -82,17 +82,6 @@ class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams)
         json_schema_extra=_list_base_methods,
     )
     host_params: dict[str, Any] = Field(default={}, description="The base method's own parameters.")
-    gates: Literal["detached", "joint", "off"] = Field(
-        default="detached",
-        description="Learned mixing of the two predictions. detached: only the gates learn from it; joint: the "
-        "networks as well.",
-    )
-    agreement: Literal["off", "both", "one_way"] = Field(
-        default="both",
-        description="both: the two networks are pulled together, which repairs random wrong labels; one_way: the first "
-        "learns from the second, for labels that are wrong systematically.",
-    )
-    answer: Literal["mean", "g1", "g2"] = Field(default="mean", description="Which prediction is the model's.")
 
     @model_validator(mode="after")
     def _base_method_must_accept_its_params(self) -> Params:
@@ -105,16 +94,22 @@ class Params(deconfounding.DeconfoundingParams, mutual_learning.AgreementParams)
     def _a_backbone_sees_composites(self) -> Params:
         if self.localization == "backbone" and (self.fusion, self.split) != ("composite", "complement"):
             raise ValueError("localization: a backbone sees composites of complements, f + b and f + b̄")
+        if self.uses_evidence and self.localization != "backbone":
+            raise ValueError("evidence is read from the features of a backbone: it needs localization: backbone")
         return self
 
 
 def renderings(params: Params) -> tuple[str, ...]:
     """What the method sees of every image, side by side, where a frozen backbone stands before it."""
-    return ("picture", "composite") if params.localization == "backbone" else ("picture",)
+    if params.localization != "backbone":
+        return ("picture",)
+    return ("picture", "centred" if params.lm == "fixed" else "composite")
 
 
 class Method(method.Method):
     """Eq. 6: two base methods, one on g1(f, b) and one on g2(f, b̄), with gates and agreement between them."""
+
+    labels: Tensor  # int64 (M,)
 
     former_state_names: ClassVar = {
         "core.bank.classes": "deconfounder.class_background.averages",
@@ -135,11 +130,7 @@ class Method(method.Method):
         # the first network also tells the shapes; it then becomes the first branch
         unused = [cast(chain.Chain, network())]
         feature_count = unused[0].feature_count
-        self.deconfounder = (
-            deconfounding.SideBySide(params)
-            if params.localization == "backbone"
-            else deconfounding.Deconfounder(params, unused[0].class_count, unused[0].image_size)
-        )
+        self.deconfounder = deconfounding.make_deconfounder(params, unused[0].class_count, unused[0].image_size)
         self.recorders = (branches.ActivationRecorder(), branches.ActivationRecorder())
 
         # two base methods, which use the branches as ordinary networks
@@ -154,6 +145,12 @@ class Method(method.Method):
         self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * feature_count)
         self.damping = mutual_learning.AgreementDamping()
+        self.evidence = (
+            evidence_state.EvidenceState(len(labels), exchange=params.agreement == "evidence")
+            if params.uses_evidence
+            else None
+        )
+        self.register_buffer("labels", labels, persistent=False)
 
     # --- phases ---
 
@@ -200,11 +197,16 @@ class Method(method.Method):
             if batch.epoch == watched_epoch:
                 self.damping.record_gradients(self.parameters(), CLIP)
 
-        # before each epoch: damping after the watched one
+        # before each epoch: damping after the watched one; images that the evidence draws; labels ranked by probes
         def begin_epoch(context: TrainContext) -> None:
             if watched_epoch is not None and context.epoch == watched_epoch + 1:
                 self.damping.update_factor()
-            pair.begin_epoch(context)
+            logits = pair.begin_epoch(context)
+            ranking = logits[self.params.agreement == "one_way"]
+            if self.evidence is not None:
+                ranking = self.evidence.update(context, self.base1, self.base2, self.labels, logits)
+            if ranking is not None:
+                context.record_logits(ranking)
 
         return replace(
             pair.first,
@@ -214,7 +216,7 @@ class Method(method.Method):
             after_step=pair.after_step,
             enter=lambda context: self._enter(context, pair),
             begin_epoch=begin_epoch,
-            passes=pair.passes,
+            passes=pair.passes if self.evidence is None else self.evidence.restricted(pair.passes),
             clip=CLIP,
         )
 
@@ -284,8 +286,14 @@ class Method(method.Method):
             pair = self.gates(one._replace(logits=l1), two._replace(logits=l2))
         mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
         heads = {"g1": l1, "g2": l2, "mean": mean}
+        if self.evidence is not None:
+            heads["evidence"] = self.evidence.answer(l1, l2)
         return {ENSEMBLE: heads[self.params.answer], **heads}
 
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels, (B, 3); None without a module."""
         return None if self.deconfounder.localization is None else self.deconfounder.localization(images)
+
+    def findings(self) -> dict[str, Any]:
+        """Whether labels follow the background, who answers, and why (`EvidenceState.findings`)."""
+        return {} if self.evidence is None else self.evidence.findings()
