@@ -133,6 +133,27 @@ def choose_params(
     return catalog.complete(request.method, catalog.suggested_params(request.method, facts.measured))
 
 
+def check_depth(resolved: Mapping[str, Any], catalog: Catalog) -> None:
+    """Refuse a training whose fields of pretrained networks contradict each other.
+
+    Raises:
+        InvalidRequest: A frozen part or a first answer without pretrained weights, or params of the method that need a
+            frozen part where there is none.
+    """
+    faults = []
+    if not resolved["pretrained"]:
+        if resolved["tune"] != "all":
+            faults.append(Fault("/tune", "needs_pretrained", "What is not tuned must be pretrained."))
+        if resolved["first_answer"]:
+            faults.append(Fault("/first_answer", "needs_pretrained", "A first answer needs pretrained weights."))
+    for name, value in catalog.methods[resolved["method"]].get("frozen_backbone", {}).items():
+        if resolved["params"].get(name) == value and (not resolved["pretrained"] or resolved["tune"] == "all"):
+            detail = f"{value} needs pretrained weights, and tune other than all."
+            faults.append(Fault(f"/params/{name}", "needs_frozen_backbone", detail))
+    if faults:
+        raise InvalidRequest(faults[0].detail, errors=faults)
+
+
 def suggest_of_weights(
     request: TrainingRequest, method: str, weights: WeightsRecord | None, device: str, catalog: Catalog
 ) -> dict[str, Any]:

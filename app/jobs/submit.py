@@ -17,6 +17,7 @@ from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
 from app.networks import service as networks
 from app.storage import Storage
+from ml.formats import weights_folder
 
 
 class ResolvedJob(NamedTuple):
@@ -91,10 +92,16 @@ def _resolve_training(
 ) -> Resolution:
     facts, device = facts_of(dataset), _device(session, request)
     _check_devices(session, request)
-    resolved = defaults.resolve(request, facts, device, catalog)
+    installed = {record.name: record for record in weights_folder.installed(files.weights())}
+    resolved = defaults.resolve(request, facts, device, catalog, installed)
     networks.check_runnable(catalog, files, resolved["network"], pretrained=resolved["pretrained"])
-    # A baseline is the same request with another method, on the same split, seed and budget.
-    baselines = [{**resolved, **baseline, "compare_with": []} for baseline in resolved["compare_with"]]
+    # A baseline is the same request with another method, on the same split and seed, trained as suits it.
+    baselines = [
+        {**resolved, **baseline, **defaults.baseline_fields(request, baseline["method"], catalog, device, installed)}
+        for baseline in resolved["compare_with"]
+    ]
+    for body in [resolved, *baselines]:
+        defaults.check_depth(body, catalog)
     jobs = [
         ResolvedJob(
             body,

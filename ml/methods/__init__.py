@@ -39,6 +39,7 @@ class About(TypedDict):
     presets: dict[str, dict[str, object]]  # name -> params
     # glob of presets -> fields of the training spec that the paper has with them; the first that matches counts
     training: NotRequired[dict[str, dict[str, object]]]
+    frozen_backbone: NotRequired[dict[str, object]]  # params that need a pretrained network with a frozen part
     rules: NotRequired[list[Rule]]  # for jobs that send no params: the service takes the first rule that holds
 
 

@@ -64,6 +64,7 @@ ABOUT: About = {
         },
         "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
     },
+    "frozen_backbone": {"localization": "backbone"},
     "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
 }
 
