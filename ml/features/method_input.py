@@ -21,7 +21,10 @@ from ml.features.localizer import BorderLocalizer
 from ml.method import ENSEMBLE, Method
 from ml.networks import chain
 
-Rendering = Literal["picture", "composite", "background"]
+# centred: a composite whose mask stands in the middle of every picture, the control of localization (Table 4, w/o LM)
+Rendering = Literal["picture", "composite", "centred", "background"]
+
+CENTRAL_SIGMA = 0.2  # of the central mask, as a share of the side
 
 
 class Rendered(NamedTuple):
@@ -64,6 +67,7 @@ class MethodInput(nn.Module):
     def forward(self, pictures: Tensor) -> Rendered:
         """All renderings of pictures (B, 3, S, S)."""
         output, gaussians = self.encode(pictures)
+        gaussians = None if gaussians is None else self.objects(gaussians)
         parts = [output]
         for rendering in self.renderings[1:]:
             assert gaussians is not None, "composites need a backbone with feature maps"
@@ -75,11 +79,18 @@ class MethodInput(nn.Module):
         output, maps = self._prepared[0](pictures)
         return Rendered(output, None if maps is None else self.localizer(maps))
 
+    def objects(self, gaussians: Tensor) -> Tensor:
+        """Where composites take the objects to be, (B, 3): where they were located, or in the middle ("centred")."""
+        if "centred" not in self.renderings:
+            return gaussians
+        side = self.encoder.image_size
+        return gaussians.new_tensor([(side - 1) / 2, (side - 1) / 2, CENTRAL_SIGMA * side]).expand_as(gaussians)
+
     def render(self, pictures: Tensor, gaussians: Tensor, rendering: Rendering) -> Tensor:
         """The picture itself, its object before the mean background, or its background alone: (B, 3, S, S)."""
         if rendering == "picture":
             return pictures
-        make = composites.composite if rendering == "composite" else composites.background_alone
+        make = composites.background_alone if rendering == "background" else composites.composite
         return make(pictures, gaussians, self.mean_background)
 
     def contrast(self, pictures: Tensor) -> Tensor | None:

@@ -74,6 +74,7 @@ def run_one(
     result = {
         **run.identity,
         "facts": _facts(trainer, data, clean),
+        "findings": trainer.method.findings(),
         "seconds": seconds,
         "heads": _heads(trainer.history),
         "beside": {name: _test_set_scores(trainer, *test_set) for name, test_set in data.extra_test_sets.items()},

@@ -127,8 +127,8 @@ class BackboneInputs:
         parts: dict[str, list[Tensor]] = {}
         located: dict[str, Tensor] = {}
         for split in self._pictures:
-            pictures, located[split] = self._encode_pictures(split)
-            parts[split] = [pictures]
+            pictures, gaussians = self._encode_pictures(split)
+            parts[split], located[split] = [pictures], self._input.objects(gaussians)
         if len(self._input.renderings) > 1:
             self._set_mean_background(located["train"], labels, rows)
         for rendering in self._input.renderings[1:]:

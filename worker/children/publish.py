@@ -175,6 +175,7 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
             "injected_noise_rate": trainer.noise_rate,
             "label_issues": None if issues is None else int(issues.is_label_issue.sum()),
             "label_ranking": ranking,
+            "findings": trainer.method.findings(),
             "self_test": selftest.outcome(trainer, issues, images.labels),
             "epochs": trainer.epochs,
             "train_seconds": sum(report.seconds for report in trainer.history),

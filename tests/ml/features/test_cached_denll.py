@@ -1,0 +1,130 @@
+"""DeNLL on cached features, end to end: composites are cached, evidence decides, models predict what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ml import networks
+from ml.data.dataset import LabeledImages, Truth
+from ml.method import ENSEMBLE
+from ml.networks import weights
+from ml.serving import model_archive
+from ml.serving.predictor import Predictor
+from ml.training import checkpoint
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Trainer
+from tests.ml.conftest import SIDE, reports, same
+
+Specs = Callable[..., TrainingSpec]
+PROBES = {"host": "forward_probe", "gates": "off", "agreement": "evidence", "answer": "evidence"}
+STEPS = {"host": "ce", "agreement": "evidence", "answer": "evidence"}
+CASES = [("none", PROBES), ("none", STEPS), ("last", STEPS), ("last", {"lm": "fixed"})]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    network = networks.build("small", 7, SIDE)
+    with torch.no_grad():
+        for _ in range(10):
+            network.train()(torch.randn(32, 3, SIDE, SIDE))
+    save_file(network.state_dict(), folder / "file.safetensors")
+    weights.add_file(
+        folder, folder / "file.safetensors", "small", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), source="a test",
+        licence="none", image_size=SIDE, resize="squash",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def cached(labeled: LabeledImages) -> LabeledImages:
+    return LabeledImages(labeled.images, labeled.labels, labeled.classes, "digest")
+
+
+def settings(spec: Specs, tune: str, params: dict[str, Any]) -> TrainingSpec:
+    return spec(method="denll", params={"localization": "backbone", **params}, pretrained=True, tune=tune, epochs=2)
+
+
+@pytest.mark.parametrize(("tune", "params"), CASES)
+def test_the_published_model_predicts_of_pictures_what_was_trained_on_features(
+    tune: str,
+    params: dict[str, Any],
+    spec: Specs,
+    cached: LabeledImages,
+    truth: Truth,
+    pretrained: Path,
+    tmp_path: Path,
+) -> None:
+    training = Trainer.build(
+        settings(spec, tune, params), cached, truth=truth, weights=pretrained, cache=tmp_path / "set"
+    )
+    assert len(reports(training)) == 2
+    model_archive.save(tmp_path / "model", training)
+    assert truth.test_images is not None
+    predictor = Predictor.load(tmp_path / "model", "cpu", "f32")
+    published = predictor.predict_squares([square.numpy() for square in truth.test_images])
+
+    test = training.inputs.test
+    assert test is not None
+    with torch.no_grad():
+        of_features = training.method.eval().heads(test.unaugmented(torch.arange(len(test))))
+    for name, logits in of_features.items():
+        of_pictures = torch.stack([torch.from_numpy(prediction.heads[name]) for prediction in published])
+        torch.testing.assert_close(of_pictures, logits.softmax(dim=1), atol=1e-2, rtol=0)
+    assert all(prediction.location is not None for prediction in published)
+
+
+@pytest.mark.parametrize(("tune", "params"), CASES[:3])
+def test_the_method_says_what_it_found_and_answers_by_it(
+    tune: str, params: dict[str, Any], spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    training = Trainer.build(settings(spec, tune, params), cached, weights=pretrained, cache=tmp_path)
+    reports(training)
+    findings = training.method.findings()
+
+    assert findings["answer"] == ("g2" if findings["labels_follow_background"] else "stack")
+    assert "labels follow the background" in findings["answer_reason"]
+    inputs = training.inputs.train.unaugmented(torch.arange(8))
+    heads = training.method.eval().heads(inputs)
+    assert torch.equal(heads[ENSEMBLE], heads["evidence"])
+    assert training.label_issues() is not None
+
+
+def test_a_resumed_training_draws_and_answers_the_same(
+    spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    def build(cache: str) -> Trainer:
+        return Trainer.build(settings(spec, "last", STEPS), cached, weights=pretrained, cache=tmp_path / cache)
+
+    whole, stopped = build("one"), build("one")
+    reports(whole)
+    events = iter(stopped)
+    for _ in range(4):
+        next(events)
+    checkpoint.write(tmp_path / "checkpoints", stopped.state())
+    newest = checkpoint.newest([tmp_path / "checkpoints"], config_hash=stopped.config_hash, data_hash=stopped.data_hash)
+    assert newest.state is not None
+    resumed = build("two")
+    resumed.restore(newest.state)
+    reports(resumed)
+
+    assert same(dict(whole.method.state_dict()), dict(resumed.method.state_dict())) == []
+
+
+def test_the_control_composes_at_the_middle_of_every_picture(
+    spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    training = Trainer.build(settings(spec, "last", {"lm": "fixed"}), cached, weights=pretrained, cache=tmp_path)
+    method_input = training.inputs.method_input
+    assert method_input is not None
+
+    places = method_input.objects(torch.rand(5, 3))
+
+    assert torch.allclose(places, torch.tensor([(SIDE - 1) / 2, (SIDE - 1) / 2, 0.2 * SIDE]).expand(5, 3))
