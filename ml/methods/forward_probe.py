@@ -18,8 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ml.blocks import fixed_features
-from ml.features import label_noise, linear_probe
+from ml.features import fixed_features, label_noise, linear_probe
 from ml.method import Network, TrainContext
 from ml.methods import About
 

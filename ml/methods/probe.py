@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ml.blocks import fixed_features
-from ml.features import cross_validation, linear_probe
+from ml.features import cross_validation, fixed_features, linear_probe
 from ml.method import TrainContext
 from ml.methods import About
 
