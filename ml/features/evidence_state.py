@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ml.blocks import branches, pool_union
 from ml.blocks.branches import DebiasedBranch
+from ml.blocks.interaction import InteractionParams
 from ml.features import answer_rule, label_evidence, pair_evidence
 from ml.features.answer_rule import AnswerDecision, BackgroundStatistic
 from ml.features.pair_evidence import PairEvidence
@@ -156,6 +157,13 @@ class EvidenceState(nn.Module):
             "labels_of_background": of_background,
             "labels_of_neither": of_neither,
         }
+
+
+def make(params: InteractionParams, image_count: int) -> EvidenceState | None:
+    """The state that the params need; None if nothing is decided by evidence. `image_count` is M."""
+    if not params.uses_evidence:
+        return None
+    return EvidenceState(image_count, exchange=params.agreement == "evidence")
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ from ml.methods import About
 from ml.networks import chain
 
 CLIP = 5.0  # of the joint gradient norm
+BY_EVIDENCE: dict[str, object] = {"agreement": "evidence", "answer": "evidence"}
 
 ABOUT: About = {
     "title": "DeNLL",
@@ -62,6 +63,7 @@ ABOUT: About = {
             "agreement": "one_way",
             "answer": "g2",
         },
+        "photographs": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
         "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
     },
     "frozen_backbone": {"localization": "backbone"},
@@ -146,11 +148,7 @@ class Method(method.Method):
         self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * feature_count)
         self.damping = mutual_learning.AgreementDamping()
-        self.evidence = (
-            evidence_state.EvidenceState(len(labels), exchange=params.agreement == "evidence")
-            if params.uses_evidence
-            else None
-        )
+        self.evidence = evidence_state.make(params, len(labels))
         self.register_buffer("labels", labels, persistent=False)
 
     # --- phases ---
