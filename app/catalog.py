@@ -109,6 +109,11 @@ class Catalog:
             return None
         return Preset(entry["presets"][PHOTOGRAPHS], entry.get("training", {}).get(PHOTOGRAPHS, {}))
 
+    def mixes(self, method: str, params: Mapping[str, Any]) -> bool:
+        """Whether a method or its base method mixes images itself, so that a training of it cannot."""
+        names = [name for name in (method, params.get("host")) if name in self.methods]
+        return any(self.methods[name].get("mixes", False) for name in names)
+
     def check_network(self, name: str) -> None:
         """UnknownChoice unless the catalog has this network."""
         self.check("network", name, self.networks)

@@ -7,6 +7,7 @@ This module knows no HTTP status and no job: `worker` translates.
     +-- OutOfMemory          a training or a prediction does not fit into memory
     +-- RankDivergence       the processes of one training no longer agree
     +-- UnknownName          no such method, network or class
+    +-- ContradictorySpec    settings of a training that exclude each other
     +-- UnusableData         a data set that cannot be trained on
     +-- UndecodableImage     bytes that are no acceptable image
     +-- CheckpointInvalid    a checkpoint that is damaged or belongs to another training
@@ -94,6 +95,10 @@ class RankDivergence(Failure):
 
 class UnknownName(Failure):
     """No such method, network or class."""
+
+
+class ContradictorySpec(Failure):
+    """Settings of a training that exclude each other."""
 
 
 class UnusableData(Failure):

@@ -71,6 +71,19 @@ class Unlabelled:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """How the images of a batch were mixed in pairs (`TrainingSpec.mixup`).
+
+    Attributes:
+        share: Of a row's own image, a scalar in [0.5, 1].
+        partner: The row that each row was mixed with, int64 (B,).
+    """
+
+    share: Tensor
+    partner: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one step sees. Labels are the given ones; there is no field for clean labels (law 7).
 
@@ -84,6 +97,8 @@ class Batch:
         pass_index: Which of the phase's passes this step belongs to.
         unlabelled: The images without labels, if the pass has any.
         generator: As `TrainContext.generator`.
+        mixture: How the images of all views were mixed; None where they are as they were drawn. Each row shows mostly
+            its own image, so what a method remembers of an image follows `index` either way.
     """
 
     views: tuple[Tensor, ...]
@@ -95,11 +110,25 @@ class Batch:
     pass_index: int = 0
     unlabelled: Unlabelled | None = None
     generator: Callable[[str], torch.Generator] = no_generator
+    mixture: Mixture | None = None
 
     @property
     def images(self) -> Tensor:
         """The first view, (B, 3, H, W)."""
         return self.views[0]
+
+    def label_loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A loss by given labels; of mixed images by the labels of both, weighted by their shares.
+
+        Args:
+            loss: Takes given labels and the positions of their images, int64 (B,), one for each row of the batch, and
+                returns a loss of any shape. What it remembers by position is overwritten for the images' own labels.
+        """
+        if self.mixture is None:
+            return loss(self.labels, self.index)
+        partner = self.mixture.partner
+        of_partners = loss(self.labels[partner], self.index[partner])
+        return torch.lerp(of_partners, loss(self.labels, self.index), self.mixture.share)
 
     def without_recording(self) -> Batch:
         """The same batch, whose `record_logits` does nothing."""

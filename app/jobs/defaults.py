@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from app.catalog import Catalog
 from app.errors import Fault, InvalidRequest
-from app.jobs import noise
+from app.jobs import noise, spec_check
 from app.jobs.schemas import Baseline, TrainingRequest
 from ml.formats.weights_folder import WeightsRecord
 
@@ -70,7 +70,8 @@ def resolve(
         installed: Pretrained weights by name.
 
     Raises:
-        InvalidRequest: The label version does not exist, or the noise does not fit the data set.
+        InvalidRequest: The label version does not exist, settings exclude each other, or the noise does not fit the
+            data set.
     """
     resolved = request.model_dump(mode="json")
     weights = choose_weights(request, catalog, installed)
@@ -84,6 +85,7 @@ def resolve(
         {"method": baseline.method, "params": choose_params(baseline, facts, catalog, resolved)}
         for baseline in baselines
     ]
+    spec_check.check(resolved, catalog)
     noise.check(resolved.get("noise"), facts.measured.get("classes"), catalog)
     if request.label_version is None:
         resolved["label_version"] = facts.label_version

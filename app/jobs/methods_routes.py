@@ -31,6 +31,7 @@ class Method(BaseModel):
     paper: str
     idea: str
     relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
+    mixes: bool = Field(description="Whether it mixes images itself, so that `mixup` must be 0")
     needs: list[str] = Field(description="What the method must know, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
     training: dict[str, dict[str, Any]] = Field(
@@ -61,6 +62,7 @@ def describe_method(catalog: Catalog, name: str) -> Method:
         paper=entry["paper"],
         idea=entry["idea"],
         relative_cost=entry["relative_cost"],
+        mixes=entry.get("mixes", False),
         needs=entry["needs"],
         presets=entry["presets"],
         training=entry.get("training", {}),

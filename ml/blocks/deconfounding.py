@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.blocks import background, localization
+from ml.blocks import background, localization, losses
 from ml.method import Batch, MethodParams
 
 
@@ -235,3 +235,8 @@ class Gates(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.linear(features))).split(1, dim=1)  # type: ignore[no-untyped-call]
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
+
+
+def gate_loss(gated: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of one output (B, C) of the gates on the batch's given labels: a scalar."""
+    return batch.label_loss(lambda labels, _: losses.cross_entropy(gated, labels))

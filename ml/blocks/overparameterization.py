@@ -101,9 +101,9 @@ class OverparameterizedMethod(single_network.SingleNetworkMethod[P]):
         network = training.sgd(self.network.parameters())
         return Optimizers((network, variables), training.factor, constant_rate=(variables,))
 
-    def loss_terms(self, logits: Tensor, batch: Batch) -> LossTerms:
-        """Both loss terms of a batch by its logits (B, C)."""
-        return self.variables.loss_terms(logits, batch.labels, batch.index, detach_u=self.params.detach_u_in_mse)
+    def loss_terms(self, logits: Tensor, labels: Tensor, index: Tensor) -> LossTerms:
+        """The function `loss_terms`, see there, of the samples at the positions `index`, int64 (B,)."""
+        return self.variables.loss_terms(logits, labels, index, detach_u=self.params.detach_u_in_mse)
 
     def rescale_gradients(self, batch: Batch) -> None:
         """`SampleVariables.rescale_gradients` for a batch, to be called before the optimiser step."""

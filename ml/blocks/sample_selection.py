@@ -118,7 +118,8 @@ def selection_phase(
         logits = network(batch.images)
         batch.record_logits(logits)
         beta = weight(batch.epoch)
-        return selection.loss(logits, batch.labels, batch.index, beta, selecting=batch.epoch >= select_from)
+        selecting = batch.epoch >= select_from
+        return batch.label_loss(lambda labels, index: selection.loss(logits, labels, index, beta, selecting=selecting))
 
     def divided_factor(progress: float) -> float:
         return factor(progress) / (1.0 + weight(int(progress * epochs + schedules.ROUNDING)))

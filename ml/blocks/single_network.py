@@ -49,7 +49,8 @@ class SingleNetworkMethod(method.Method, Generic[P]):
 
     def cross_entropy_step(self, batch: Batch) -> Tensor:
         """The loss of a plain step: mean cross-entropy on the given labels, a scalar."""
-        return losses.cross_entropy(self.predict_batch(batch), batch.labels)
+        logits = self.predict_batch(batch)
+        return batch.label_loss(lambda labels, _: losses.cross_entropy(logits, labels))
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits: what a method learns about labels is no part of the prediction."""

@@ -78,7 +78,8 @@ class TwoNetworkMethod(method.Method, Generic[P]):
         def loss(batch: Batch) -> Tensor:
             one, two = (network(batch.images) for network in self.networks)
             batch.record_logits(mean_probability_logits([one, two]))
-            return self.selected_loss(one, two, batch.labels, forget_rate(self.params, batch.epoch, training.epochs))
+            rate = forget_rate(self.params, batch.epoch, training.epochs)
+            return batch.label_loss(lambda labels, _: self.selected_loss(one, two, labels, rate))
 
         def optimizers() -> Optimizers:
             return build_optimizers(self.params, training, self.parameters())

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from ml.data import autoaugment
+from ml.data import augmentation, autoaugment, resized_crop
+from ml.data.augmentation import Augmentation
 
 SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
 PADDED_BYTES = 1 << 30  # up to this size, a padded copy of the set is kept; else every batch is padded
@@ -73,39 +74,37 @@ class ImageStore:
         return max(2, EVAL_PIXELS // self.side**2)
 
     def augmented(
-        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+        self, rows: Tensor, kind: Augmentation, generator: torch.Generator, *, strongly: bool = False
     ) -> Tensor:
         """A random view of each image.
 
         Args:
             rows: int64 (B,).
-            augmentation: "crop_flip", "flip" or "none", as in the training spec.
+            kind: What a view is.
             generator: Draws the views, on the store's device.
             strongly: The strong view of `ml.data.autoaugment`: its operations come first, its hole last.
 
         Returns:
             (B, 3, S, S), normalised.
         """
-        if not strongly:
-            return self._normalised(self._crop_and_flip(rows, augmentation, generator))
-        pixels = autoaugment.auto_augment(self._images[rows], generator)
-        moved = self._crop_and_flip(rows, augmentation, generator, instead=pixels)
-        return autoaugment.cut_out(self._normalised(moved), generator)
+        started = autoaugment.auto_augment(self._images[rows], generator) if strongly else None
+        moved = self._crop_and_flip(rows, kind, generator, instead=started)
+        view = self._normalised(kind.change_pixels(moved, generator))
+        return autoaugment.cut_out(view, generator) if strongly else view
 
     def _crop_and_flip(
-        self, rows: Tensor, augmentation: str, generator: torch.Generator, instead: Tensor | None = None
+        self, rows: Tensor, kind: Augmentation, generator: torch.Generator, instead: Tensor | None
     ) -> Tensor:
         """Randomly cropped and mirrored: the stored images of `rows`, or `instead` of them uint8 (B, S, S, 3)."""
-        if augmentation == "crop_flip":
+        if kind.geometry == "crop_flip":
             pixels = self._cropped(rows, generator, instead)
+        elif kind.geometry == "resized_crop_flip":
+            boxes = resized_crop.draw_boxes(len(rows), self.side, kind.crop_scale, generator)
+            places = rows if instead is None else torch.arange(len(rows), device=self.device)
+            pixels = resized_crop.crop(self._images if instead is None else instead, places, boxes)
         else:
             pixels = self._images[rows] if instead is None else instead
-        if augmentation == "none":
-            return pixels
-        mirrored = pixels.flip(2)
-        chosen = torch.randint(0, 2, (len(rows), 1, 1, 1), generator=generator, device=self.device, dtype=torch.uint8)
-        # bytes are chosen by bits: a `where` with a broadcast condition runs 8 times slower on a CPU
-        return pixels ^ ((pixels ^ mirrored) & (chosen * 255))
+        return pixels if kind.geometry == "none" else augmentation.mirror(pixels, generator)
 
     def _cropped(self, rows: Tensor, generator: torch.Generator, instead: Tensor | None) -> Tensor:
         """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, 3)."""

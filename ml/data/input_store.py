@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ml.data.augmentation import Augmentation
+
 
 class InputStore(Protocol):
     """A set of N images on a device; rows are int64 (B,)."""
@@ -27,7 +29,7 @@ class InputStore(Protocol):
         ...
 
     def augmented(
-        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+        self, rows: Tensor, kind: Augmentation, generator: torch.Generator, *, strongly: bool = False
     ) -> Tensor:
         """A random view of each image, (B, ...); see `ml.data.image_store.ImageStore.augmented`."""
         ...

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ml.data.augmentation import Augmentation
 from ml.data.image_store import ImageStore
 
 EVAL_VALUES = 1 << 24  # values of one batch without gradients
@@ -44,18 +45,18 @@ class FeatureStore:
         return torch.cat([part[rows].float() for part in self._parts], dim=1)  # autocast joins no float16
 
     def augmented(
-        self, rows: Tensor, augmentation: str, generator: torch.Generator, *, strongly: bool = False
+        self, rows: Tensor, kind: Augmentation, generator: torch.Generator, *, strongly: bool = False
     ) -> Tensor:
-        """A random view of each image: maps are mirrored at random unless `augmentation` is "none".
+        """A random view of each image: maps are mirrored at random unless the geometry is "none".
 
         Args:
             rows: int64 (B,).
-            augmentation: As in the training spec.
+            kind: What a view of the images would be.
             generator: Draws the views, on the store's device.
             strongly: There is no stronger view of features; ignored.
         """
         features = self.unaugmented(rows)
-        if features.dim() < 4 or augmentation == "none":
+        if features.dim() < 4 or kind.geometry == "none":
             return features
         mirrored = torch.randint(0, 2, (len(rows), 1, 1, 1), generator=generator, device=self.device).bool()
         return torch.where(mirrored, features.flip(3), features).contiguous(memory_format=torch.channels_last)

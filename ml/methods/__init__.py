@@ -35,6 +35,7 @@ class About(TypedDict):
     paper: str  # citation, or "" where there is none
     idea: str  # two sentences
     relative_cost: float  # of an epoch, with default params; plain cross-entropy is 1
+    mixes: NotRequired[bool]  # whether it mixes images itself, so that the training cannot (`TrainingSpec.mixup`)
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
     # glob of presets -> fields of the training spec that the paper has with them; the first that matches counts
@@ -69,6 +70,17 @@ def load(name: str) -> MethodModule:
     if name not in names():
         raise errors.UnknownName(f"unknown method {name!r}", hint=f"one of {', '.join(names())}", code="unknown_method")
     return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
+
+
+def mixes(name: str, params: Mapping[str, object]) -> bool:
+    """Whether a method, or its base method (`host`), mixes images itself.
+
+    Args:
+        name: of the method.
+        params: its own.
+    """
+    host = params.get("host")
+    return load(name).ABOUT.get("mixes", False) or (isinstance(host, str) and mixes(host, {}))
 
 
 def preset(method: str, name: str) -> dict[str, object]:

@@ -62,7 +62,9 @@ class Method(method.Method):
         def loss(batch: method.Batch) -> Tensor:
             logits = [network(batch.images) for network in self.networks]
             batch.record_logits(two_networks.mean_probability_logits(logits))
-            total = torch.stack([losses.cross_entropy(one, batch.labels) for one in logits]).sum()
+            total = batch.label_loss(
+                lambda labels, _: torch.stack([losses.cross_entropy(one, labels) for one in logits]).sum()
+            )
             weight = mutual_learning.agreement_weight(self.params, batch.epoch, training.epochs)
             if weight > 0.0:
                 total = total + weight * mutual_learning.agreement_loss(self.params.agreement, logits[0], logits[1])

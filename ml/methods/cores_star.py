@@ -161,7 +161,8 @@ class Method(single_network.SingleNetworkMethod[Params]):
         """Cross-entropy of labelled images' strong view, and KL between both views of the others, in one pass."""
         unlabelled_views = () if batch.unlabelled is None else batch.unlabelled.views
         logits = self.network(torch.cat([batch.views[1], *unlabelled_views]))
-        supervised = losses.cross_entropy(logits[: len(batch.labels)], batch.labels)
+        labelled = logits[: len(batch.labels)]
+        supervised = batch.label_loss(lambda labels, _: losses.cross_entropy(labelled, labels))
         if batch.unlabelled is None:
             return supervised
         weak, strong = logits[len(batch.labels) :].chunk(2)

@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import branches, deconfounding, interaction, losses, method_pair, mutual_learning
+from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning
 from ml.features import evidence_state
 from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
@@ -259,11 +259,11 @@ class Method(method.Method):
                 total = total + agreement_weight * self.damping.factor * term
                 if watched:
                     self.damping.record_divergence(term)
-            # gates, on unmixed images: mixed ones have other targets than their given labels
+            # gates, on images that the base method has not mixed: its mixtures have other targets
             unmixed = any(one.images is view for view in batch.views)
             if self.gates is not None and unmixed:
                 for gated in self.gates(one, two, detached=self.params.gates == "detached"):
-                    total = total + losses.cross_entropy(gated, batch.labels)
+                    total = total + deconfounding.gate_loss(gated, batch)
         return total
 
     # --- prediction ---

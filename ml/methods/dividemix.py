@@ -47,6 +47,7 @@ ABOUT: About = {
     "idea": "Wrong labels are learned late and have large losses at first. Each of two networks divides the set by its "
     "losses for the other, which learns the suspicious images without their labels.",
     "relative_cost": 8.0,  # grows with the share of clean images: 10 at 20 % noise, 7 at half; measured 5.9 to 7.9
+    "mixes": True,
     "needs": [],
     "presets": {
         "default": {},

@@ -108,7 +108,8 @@ class Method(single_network.SingleNetworkMethod[Params]):
         ]
 
     def _determinant_step(self, batch: Batch) -> Tensor:
-        return determinant_loss(self.predict_batch(batch), batch.labels)
+        logits = self.predict_batch(batch)
+        return batch.label_loss(lambda labels, _: determinant_loss(logits, labels))
 
     def _update_best(self, context: TrainContext) -> None:
         self.best_weights.update(context, self.network, first_epoch=0)

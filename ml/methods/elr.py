@@ -71,4 +71,5 @@ class Method(single_network.SingleNetworkMethod[Params]):
         p = early_learning.clipped_softmax(logits)
         targets = self.memory.update(batch.index, p / p.sum(dim=1, keepdim=True))
         regularization = early_learning.regularization(p, targets)
-        return losses.cross_entropy(logits, batch.labels) + self.params.weight * regularization
+        supervised = batch.label_loss(lambda labels, _: losses.cross_entropy(logits, labels))
+        return supervised + self.params.weight * regularization

@@ -50,6 +50,7 @@ ABOUT: About = {
     "idea": "Every prediction is pulled towards the average of earlier ones, made by the averaged weights of a second "
     "network, so that no network confirms its own mistakes. Both learn from mixed images.",
     "relative_cost": 2.67,
+    "mixes": True,
     "needs": [],
     "presets": {
         "cifar10 symmetric": {**CIFAR_10},

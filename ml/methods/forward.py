@@ -100,7 +100,8 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _forward_step(self, batch: Batch) -> Tensor:
         """Eq. 5."""
-        return transition.forward_cross_entropy(self.predict_batch(batch), batch.labels, self.transition)
+        logits = self.predict_batch(batch)
+        return batch.label_loss(lambda labels, _: transition.forward_cross_entropy(logits, labels, self.transition))
 
     def _update_best(self, context: TrainContext) -> None:
         self.best_weights.update(context, self.network, first_epoch=0)

@@ -118,10 +118,14 @@ class Method(single_network.SingleNetworkMethod[Params]):
         """Eq. 2; the stored predictions are those in training mode for augmented views."""
         logits = self.predict_batch(batch)
         self.predictions.write(batch.epoch, batch.index, logits.detach().float().softmax(dim=1))
-        return joint_loss(logits, self.targets[batch.index], self.params.prior_weight, self.params.entropy_weight)
+        p = self.params
+        return batch.label_loss(
+            lambda _, index: joint_loss(logits, self.targets[index], p.prior_weight, p.entropy_weight)
+        )
 
     def _retraining_step(self, batch: Batch) -> Tensor:
-        return losses.soft_cross_entropy(self.predict_batch(batch), self.targets[batch.index])
+        logits = self.predict_batch(batch)
+        return batch.label_loss(lambda _, index: losses.soft_cross_entropy(logits, self.targets[index]))
 
 
 def joint_loss(logits: Tensor, targets: Tensor, prior_weight: float, entropy_weight: float) -> Tensor:

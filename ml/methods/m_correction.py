@@ -41,6 +41,7 @@ ABOUT: About = {
     "idea": "Two beta densities fitted to the losses estimate how probably each label is wrong. By as much the "
     "network's own prediction replaces it, while images are mixed.",
     "relative_cost": 1.65,
+    "mixes": True,
     "needs": [],
     "presets": {
         "cifar10": {"variant": "hard"},

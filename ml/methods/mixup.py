@@ -28,6 +28,7 @@ ABOUT: About = {
     "idea": "Every image is mixed with another one, and so are their labels. A wrong label is then never seen alone "
     "and is harder to memorise.",
     "relative_cost": 1.0,
+    "mixes": True,
     "needs": [],
     "presets": {"default": {}, "noisy labels": {"alpha": 32.0}},
     "training": {

@@ -145,4 +145,5 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _confident_step(self, batch: Batch) -> Tensor:
         """Cross-entropy of confident images, weighted by class."""
-        return losses.weighted_cross_entropy(self.predict_batch(batch), batch.labels, self.confident.class_weights)
+        logits, weights = self.predict_batch(batch), self.confident.class_weights
+        return batch.label_loss(lambda labels, _: losses.weighted_cross_entropy(logits, labels, weights))

@@ -55,6 +55,7 @@ ABOUT: About = {
     "idea": "Images whose given label an early stopped network predicts keep it. The others are learned without it, "
     "from the network's own sharpened predictions.",
     "relative_cost": 2.8,
+    "mixes": True,
     "needs": [],
     "presets": {
         "cifar10 human": {"unlabelled_weight": 5.0},

@@ -63,5 +63,10 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
 
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE (Eq. 5) + L_MSE (Eq. 6)."""
-        terms = self.loss_terms(self.predict_batch(batch), batch)
-        return terms.cross_entropy + terms.squared_error
+        logits = self.predict_batch(batch)
+
+        def loss(labels: Tensor, index: Tensor) -> Tensor:
+            terms = self.loss_terms(logits, labels, index)
+            return terms.cross_entropy + terms.squared_error
+
+        return batch.label_loss(loss)

@@ -79,8 +79,10 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
         """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
         weak, strong = self.network(torch.cat(batch.views)).chunk(2)
         batch.record_logits(weak)
-        terms = self.loss_terms(weak, batch)
-        consistency = losses.consistency_kl(weak, strong)
-        balance = overparameterization.class_balance_loss(terms.probabilities)
-        sop = terms.cross_entropy + terms.squared_error
-        return sop + self.params.consistency * consistency + self.params.balance * balance
+
+        def loss(labels: Tensor, index: Tensor) -> Tensor:
+            terms = self.loss_terms(weak, labels, index)
+            balance = overparameterization.class_balance_loss(terms.probabilities)
+            return terms.cross_entropy + terms.squared_error + self.params.balance * balance
+
+        return batch.label_loss(loss) + self.params.consistency * losses.consistency_kl(weak, strong)

@@ -149,14 +149,15 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _weighted_step(self, batch: Batch) -> Tensor:
         """Phase 2: β is a constant."""
         logits = self.predict_batch(batch)
-        weights = transition.importance_weights(logits.detach(), batch.labels, self.transition)
-        return (weights * losses.cross_entropies(logits, batch.labels)).mean()
+        return batch.label_loss(
+            lambda labels, _: weighted_cross_entropy(logits, logits.detach(), labels, self.transition)
+        )
 
     def _revised_step(self, batch: Batch) -> Tensor:
         """Phase 3: β by T + ΔT, with gradients."""
         logits = self.predict_batch(batch)
-        weights = transition.importance_weights(logits, batch.labels, self.transition + self.slack)
-        return (weights * losses.cross_entropies(logits, batch.labels)).mean()
+        revised = self.transition + self.slack
+        return batch.label_loss(lambda labels, _: weighted_cross_entropy(logits, logits, labels, revised))
 
     # --- between phases ---
 
@@ -171,3 +172,16 @@ class Method(single_network.SingleNetworkMethod[Params]):
         self._restore_best(context, 0)
         probabilities = context.score(lambda images: self.network(images).float().softmax(dim=1))
         self.transition.copy_(transition.estimate_matrix(probabilities, self.params.anchor_quantile))
+
+
+def weighted_cross_entropy(logits: Tensor, weighing: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
+    """Mean of β · CE over a batch: a scalar.
+
+    Args:
+        logits: (B, C).
+        weighing: the logits (B, C) by which β is computed.
+        labels: given labels int64 (B,).
+        matrix: T, (C, C).
+    """
+    weights = transition.importance_weights(weighing, labels, matrix)
+    return (weights * losses.cross_entropies(logits, labels)).mean()

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ml.blocks import mixup
 from ml.data import image_store
+from ml.data.augmentation import Augmentation
 from ml.data.input_store import InputStore
 from ml.evaluation import ranking
-from ml.method import Batch, Phase, Unlabelled, View
+from ml.method import Batch, Mixture, Phase, Unlabelled, View
 from ml.training.step_graphs import Positions
 
-STEPS, SCORING = "augmentation", "scoring"  # the concerns of the generators that augmented views are drawn from
+# concerns of generators: augmented views of steps and of scoring; shares and partners of mixed images
+STEPS, SCORING, MIXTURES = "augmentation", "scoring", "mixup"
 
 
 class BatchBuilder:
@@ -29,9 +32,10 @@ class BatchBuilder:
         images: InputStore,
         labels: Tensor,
         rows: Tensor,
-        augmentation: str,
+        augmentation: Augmentation,
         generator: Callable[[str], torch.Generator],
         margins: ranking.MarginTracker,
+        mixup: float = 0.0,
     ) -> None:
         """Bind images, labels and randomness.
 
@@ -39,13 +43,14 @@ class BatchBuilder:
             images: All N images of the set.
             labels: Given labels, int64 (N,).
             rows: The images to train on, int64 (M,): the row in `images` of each position.
-            augmentation: As `TrainingSpec.augmentation`.
+            augmentation: What a random view of an image is.
             generator: The generator of a concern, on the images' device.
             margins: Takes the logits that a method records of its batches.
+            mixup: As `TrainingSpec.mixup`.
         """
         self.labels = labels[rows]  # int64 (M,)
         self._images, self._rows, self._margins = images, rows, margins
-        self._augmentation, self._generator = augmentation, generator
+        self._augmentation, self._generator, self._mixup = augmentation, generator, mixup
 
     def __len__(self) -> int:
         """M."""
@@ -63,6 +68,9 @@ class BatchBuilder:
         """
         labelled, *unlabelled = positions
         views, record_logits = self._views(phase.views, labelled)
+        mixture = self._draw_mixture(labelled) if self._mixup else None
+        if mixture is not None:
+            views = tuple(mixup.mix(view, mixture.share, mixture.partner) for view in views)
         return Batch(
             views=views,
             labels=self.labels[labelled],
@@ -73,6 +81,7 @@ class BatchBuilder:
             pass_index=pass_index,
             unlabelled=self._unlabelled(phase.views, unlabelled[0]) if unlabelled else None,
             generator=self._generator,
+            mixture=mixture,
         )
 
     def all_images(self, views: int) -> Iterator[list[Tensor]]:
@@ -100,6 +109,12 @@ class BatchBuilder:
         """Up to `count` evenly spread images as they are stored: uint8 (count, S, S, 3) on the CPU."""
         spread = image_store.evenly(len(self), count).to(self._rows.device)
         return self._images.raw(self._rows[spread]).cpu().contiguous()
+
+    def _draw_mixture(self, positions: Tensor) -> Mixture:
+        """One share for the whole batch, and a partner for each position int64 (B,)."""
+        generator = self._generator(MIXTURES)
+        share = mixup.fold_lambda(mixup.draw_lambda(self._mixup, generator))
+        return Mixture(share, mixup.draw_partners(positions, generator))
 
     def _unlabelled(self, kinds: tuple[View, ...], positions: Tensor) -> Unlabelled:
         views, record_logits = self._views(kinds, positions)

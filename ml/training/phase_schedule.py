@@ -6,9 +6,10 @@ schedule runs over all phases that share them. Epochs are counted from 0 over al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch.optim import Optimizer
 
 from ml.method import Optimizers, Phase
 
@@ -21,8 +22,15 @@ class PhaseSchedule:
         epochs: Of all phases together.
     """
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
+    def __init__(self, phases: Sequence[Phase], scale_rates: Callable[[Optimizer], None] = lambda _: None) -> None:
+        """Take the phases.
+
+        Args:
+            phases: In their order.
+            scale_rates: Changes the learning rates of every optimiser that a phase has built.
+        """
         self.phases = tuple(phases)
+        self._scale_rates = scale_rates
         self._ends = [sum(phase.epochs for phase in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.epochs = self._ends[-1]
 
@@ -54,6 +62,8 @@ class PhaseSchedule:
         build = self.phases[owner].optimizers
         assert build is not None
         optimizers = build()
+        for member in optimizers.members:
+            self._scale_rates(member)
         for group in optimizers.groups:
             group.setdefault("initial_lr", group["lr"])
         return optimizers

@@ -20,6 +20,7 @@ from torch import Tensor
 from ml import errors, methods, noise
 from ml.blocks import schedules
 from ml.data import dataset, image_store
+from ml.data.augmentation import Augmentation
 from ml.data.dataset import UNKNOWN
 from ml.distributed import process_group
 from ml.evaluation.measure import EvaluationSplit
@@ -27,7 +28,7 @@ from ml.evaluation.ranking import MarginTracker
 from ml.features import method_input
 from ml.features.feature_file import Progress
 from ml.method import Method, Network, TrainHyperparameters
-from ml.training import devices, memory, randomness
+from ml.training import devices, layer_rates, memory, randomness, spec_check
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
 from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
@@ -103,11 +104,14 @@ def prepare(
         inputs = backbone.prepare(labels, rows)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
-    batches = BatchBuilder(inputs.train, device_labels, rows.to(device), spec.augmentation, random.generator, margins)
+    augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)
+    trained = rows.to(device)
+    batches = BatchBuilder(inputs.train, device_labels, trained, augmentation, random.generator, margins, spec.mixup)
 
     # Method: its networks, its phases, how it is evaluated
     splits = evaluation_splits(truth, inputs, labels, held_out, images.labels.cpu())
     method = build_method(spec, batches.labels, networks, device)
+    scale_rates = functools.partial(layer_rates.scale, method=method, decay=spec.layer_decay)
     return TrainingParts(
         classes=tuple(images.classes),
         data_hash=data_hash(images),
@@ -121,7 +125,7 @@ def prepare(
         batches=batches,
         networks=networks,
         method=method,
-        schedule=PhaseSchedule(method.phases(hyperparameters(spec))),
+        schedule=PhaseSchedule(method.phases(hyperparameters(spec)), scale_rates),
         autocast=autocast,
         evaluator=Evaluator(method, splits, margins, autocast),
         inputs=inputs,
@@ -156,7 +160,8 @@ def hyperparameters(spec: TrainingSpec) -> TrainHyperparameters:
 
 
 def check_data(spec: TrainingSpec, images: LabeledImages) -> None:
-    """Raise UnusableData if images, labels, classes and spec do not fit together."""
+    """Raise UnusableData if images, labels, classes and spec do not fit together, or as `spec_check.check` does."""
+    spec_check.check(spec)
     count, classes = len(images.labels), len(images.classes)
     if classes < 2:
         raise errors.UnusableData("a data set needs at least two classes", code="too_few_classes")

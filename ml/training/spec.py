@@ -21,6 +21,11 @@ else:
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 MAX_CLASSES = 256  # of a transition matrix, because it travels in a request
 DEFAULT_BACKBONE = "efficientnet_lite0"  # pretrained weights that a job takes where nobody chooses, if installed
+# fields by which images are shown as they are
+PLAIN_IMAGES: dict[str, Any] = {"augmentation": "none", "randaugment": 0, "color_jitter": 0.0, "mixup": 0.0}
+LATER_FIELDS = (  # came when checkpoints had format 2 already
+    "tune", "first_answer", "schedule_unit", "layer_decay", "crop_scale", "randaugment", "color_jitter", "mixup",
+)  # fmt: skip
 DEFAULT_NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # by kind of device; on a CPU the large one takes hours
 
 
@@ -98,8 +103,40 @@ class TrainingSpec(BaseModel):
         default="step",
         description="How often the learning rate moves: with every step, or once an epoch, as in the papers' code.",
     )
-    augmentation: Literal["crop_flip", "flip", "none"] = Field(
-        default="crop_flip", description="Shifts by up to an eighth of the side and mirroring; mirroring; nothing."
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Layer-wise learning rates: each module of a network learns at this times the rate of the one "
+        "after it, the classifier at the full rate. 0.5 to 0.8 keeps pretrained early layers; 1: all alike.",
+    )
+    augmentation: Literal["resized_crop_flip", "crop_flip", "flip", "none"] = Field(
+        default="crop_flip",
+        description="How images are cropped and mirrored at random. resized_crop_flip: a box of random size and shape, "
+        "for photographs; crop_flip: shifts by up to an eighth of the side; flip: mirrored only.",
+    )
+    crop_scale: float = Field(
+        default=0.08, ge=0.01, le=1.0, description="Of resized_crop_flip: the smallest share of the area that is shown."
+    )
+    randaugment: int = Field(
+        default=0,
+        ge=0,
+        le=30,
+        description="Magnitude of RandAugment, two random operations on every image; 9 is usual, 0: none.",
+    )
+    color_jitter: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Random changes of brightness, contrast and saturation by up to this share, and of hue by up to a "
+        "quarter of it of the colour circle; 0.4 is usual, 0: none.",
+    )
+    mixup: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=100.0,
+        description="Mix images and losses in pairs (MixUp), the share drawn from Beta(mixup, mixup); 0.2 is usual for "
+        "photographs, 0: none. Not for methods that mix images themselves.",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="All randomness follows from it.")
     validation_fraction: float = Field(
@@ -132,8 +169,13 @@ class TrainingSpec(BaseModel):
         return self
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON; a checkpoint can be resumed only with the same one."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 (hex) of the canonical JSON; a checkpoint can be resumed only with the same one.
+
+        A field of `LATER_FIELDS` counts only where it differs from its default, so that earlier checkpoints stay valid.
+        """
+        fields = type(self).model_fields
+        unchanged = {name for name in LATER_FIELDS if getattr(self, name) == fields[name].default}
+        return hashlib.sha256(self.model_dump_json(exclude=unchanged).encode()).hexdigest()
 
 
 def seed_for(seed: int, concern: str) -> int:

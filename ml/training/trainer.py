@@ -126,6 +126,7 @@ class Trainer:
 
         Raises:
             UnknownName: No such device, method or network.
+            ContradictorySpec: Settings of the spec exclude each other.
             UnusableData: Images, labels, classes and spec do not fit together.
             MissingWeights: The pretrained weights are not installed.
             OutOfMemory: The images or the networks do not fit.

@@ -130,6 +130,15 @@ def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str)
         ({"type": "dance"}, "/type"),
         ({"type": "predict", "split": "half"}, "/split"),
         ({"batch_size": 1}, "/batch_size"),
+        ({"layer_decay": 0}, "/layer_decay"),
+        ({"crop_scale": 0}, "/crop_scale"),
+        ({"randaugment": 31}, "/randaugment"),
+        ({"color_jitter": 1.5}, "/color_jitter"),
+        ({"mixup": -1}, "/mixup"),
+        ({"pretrained": True, "tune": "last", "randaugment": 9}, "/randaugment"),
+        ({"method": "dividemix", "mixup": 0.2}, "/mixup"),
+        ({"method": "denll", "params": {"host": "elr_plus"}, "mixup": 0.2}, "/mixup"),
+        ({"method": "ce", "compare_with": ["elr", "mixup"], "mixup": 0.2}, "/mixup"),
     ],
 )
 def test_J1_J2_what_is_wrong_is_named_by_its_pointer(

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
 from ml.data import image_store
+from ml.data.augmentation import Augmentation
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Optimizers, take_gradient_step
 from ml.training import checkpoint
@@ -69,7 +70,7 @@ def pipeline() -> dict[str, object]:
 
     def resident() -> None:
         for rows in torch.split(torch.randperm(COUNT), BATCH):
-            ours.augmented(rows, "crop_flip", generator)
+            ours.augmented(rows, Augmentation("crop_flip"), generator)
 
     def single() -> None:
         for _ in DataLoader(singles, BATCH, shuffle=True):

@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode, autoaugment
 
 from ml.data import autoaugment as own
 from ml.data import image_store
+from ml.data.augmentation import Augmentation
 
 SIDE, LEVELS = 32, (1, 3, 7, 9)
 # by operation and level, as the code released with SOP and CORES computes them on images of 32 px
@@ -146,11 +147,11 @@ def test_the_strong_view_is_operations_then_crop_and_flip_then_a_hole_of_the_mea
     rows = torch.tensor([6, 0, 3, 5])
     mean, std = image_store.statistics(pixels, torch.arange(len(pixels)))
     store = image_store.ImageStore(pixels, mean, std, device=torch.device("cpu"))
-    view = store.augmented(rows, "crop_flip", generator(), strongly=True)
+    view = store.augmented(rows, Augmentation("crop_flip"), generator(), strongly=True)
 
     draws = generator()
     augmented = image_store.ImageStore(own.auto_augment(pixels[rows], draws), mean, std, device=torch.device("cpu"))
-    expected = own.cut_out(augmented.augmented(torch.arange(4), "crop_flip", draws), draws)
+    expected = own.cut_out(augmented.augmented(torch.arange(4), Augmentation("crop_flip"), draws), draws)
     assert torch.equal(view, expected)
     assert view.is_contiguous(memory_format=torch.channels_last)
     holes = (view == 0).all(dim=1).sum(dim=(1, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml.data import image_store
+from ml.data.augmentation import Augmentation, Geometry
 
 CPU = torch.device("cpu")
 ZERO, ONE = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
@@ -29,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_every_view_is_a_shifted_or_mirrored_image() -> None:
     rows = torch.arange(6).repeat(20)
-    views = (pixels().augmented(rows, "crop_flip", generator()) * 255).round().to(torch.uint8)
+    views = (pixels().augmented(rows, Augmentation("crop_flip"), generator()) * 255).round().to(torch.uint8)
     padded = torch.nn.functional.pad(images(), (0, 0, 2, 2, 2, 2)).permute(0, 3, 1, 2)
     seen = set()
     for row, view in zip(rows.tolist(), views, strict=True):
@@ -47,12 +50,13 @@ def test_every_view_is_a_shifted_or_mirrored_image() -> None:
     assert len(seen) > 30  # of 50 possible ones
 
 
-@pytest.mark.parametrize("augmentation", ["crop_flip", "flip", "none"])
-def test_a_set_too_large_to_pad_gives_the_same_views(augmentation: str) -> None:
+@pytest.mark.parametrize("geometry", get_args(Geometry))
+def test_a_set_too_large_to_pad_gives_the_same_views(geometry: Geometry) -> None:
+    kind = Augmentation(geometry)
     rows = torch.tensor([5, 0, 3])
-    few = pixels().augmented(rows, augmentation, generator(1))
+    few = pixels().augmented(rows, kind, generator(1))
 
-    assert torch.equal(few, pixels(padded_bytes=0).augmented(rows, augmentation, generator(1)))
+    assert torch.equal(few, pixels(padded_bytes=0).augmented(rows, kind, generator(1)))
     assert few.is_contiguous(memory_format=torch.channels_last)
     assert few.dtype == torch.float32
 
@@ -60,7 +64,7 @@ def test_a_set_too_large_to_pad_gives_the_same_views(augmentation: str) -> None:
 def test_padding_changes_no_unaugmented_image() -> None:
     subject = pixels()
     before = subject.unaugmented(torch.arange(6))
-    subject.augmented(torch.arange(6), "crop_flip", generator())
+    subject.augmented(torch.arange(6), Augmentation("crop_flip"), generator())
 
     assert torch.equal(subject.unaugmented(torch.arange(6)), before)
     torch.testing.assert_close(before, images().permute(0, 3, 1, 2) / 255)
@@ -96,7 +100,7 @@ def test_memory_mapped_images_are_not_copied_without_need(tmp_path_factory: pyte
     np.save(path, images().numpy())
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
     subject = image_store.ImageStore(mapped, ZERO, ONE, device=CPU, padded_bytes=0)
-    subject.augmented(torch.arange(3), "crop_flip", generator())
+    subject.augmented(torch.arange(3), Augmentation("crop_flip"), generator())
 
     assert subject._images.data_ptr() == mapped.data_ptr()  # the law is about this very memory
 

@@ -15,7 +15,7 @@ from ml.evaluation.measure import Score
 from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.training import events
-from ml.training.spec import TrainingSpec
+from ml.training.spec import PLAIN_IMAGES, TrainingSpec
 from ml.training.trainer import Trainer
 from worker.children import artifacts, label_issue_table
 from worker.children.job_context import JobContext
@@ -55,7 +55,7 @@ class Stage(NamedTuple):
 def probe_spec(spec: TrainingSpec) -> TrainingSpec:
     """The training of the first answer: of the same images, held-out images and seed, by a probe."""
     changes = {"method": METHOD, "params": {}, "tune": "none", "epochs": 1, "first_answer": False}
-    return TrainingSpec.model_validate({**spec.model_dump(mode="json"), **changes})
+    return TrainingSpec.model_validate({**spec.model_dump(mode="json"), **changes, **PLAIN_IMAGES})
 
 
 def train(trainer: Trainer, reporter: JobReporter, started: float) -> Stage:
