@@ -17,7 +17,6 @@ from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
 from app.networks import service as networks
 from app.storage import Storage
-from ml.formats import weights_folder
 
 
 class ResolvedJob(NamedTuple):
@@ -92,9 +91,9 @@ def _resolve_training(
 ) -> Resolution:
     facts, device = facts_of(dataset), _device(session, request)
     _check_devices(session, request)
-    installed = {record.name: record for record in weights_folder.installed(files.weights())}
+    installed = networks.installed_weights(files)
     resolved = defaults.resolve(request, facts, device, catalog, installed)
-    networks.check_runnable(catalog, files, resolved["network"], pretrained=resolved["pretrained"])
+    networks.check_runnable(catalog, installed, resolved["network"], pretrained=resolved["pretrained"])
     # A baseline is the same request with another method, on the same split and seed, trained as suits it.
     baselines = [
         {**resolved, **baseline, **defaults.baseline_fields(request, baseline["method"], catalog, device, installed)}

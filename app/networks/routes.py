@@ -36,7 +36,7 @@ def networks(catalog: TrainingCatalog, files: Files, paging: Paging) -> Page[Net
 
     Networks of timm, and weights with a tag (`resnet50.satellite`), are listed where their weights are installed.
     """
-    listed = schemas.network_list(catalog, weights_folder.installed(files.weights()))
+    listed = schemas.network_list(catalog, service.installed_weights(files))
     items, cursor = pages.slice_page(listed, paging)
     return Page(items=items, next_cursor=cursor)
 
@@ -44,7 +44,7 @@ def networks(catalog: TrainingCatalog, files: Files, paging: Paging) -> Page[Net
 @router.get("/weights", dependencies=[READ], response_model=Page[WeightsOut])
 def list_(files: Files, paging: Paging) -> Page[WeightsOut]:
     """The pretrained weights that are installed, by name."""
-    records, cursor = pages.slice_page(weights_folder.installed(files.weights()), paging)
+    records, cursor = pages.slice_page(list(service.installed_weights(files).values()), paging)
     return Page(items=[weights_out(record) for record in records], next_cursor=cursor)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -57,9 +57,9 @@ def weights_out(record: WeightsRecord) -> WeightsOut:
     return WeightsOut.model_validate(fields)
 
 
-def network_list(catalog: Catalog, installed: Iterable[WeightsRecord]) -> list[NetworkOut]:
-    """Every network of the catalog in its order, then those that only their installed weights make known."""
-    records = {record.name: record for record in installed}
+def network_list(catalog: Catalog, installed: Mapping[str, WeightsRecord]) -> list[NetworkOut]:
+    """Every network of the catalog in its order, then those that only their installed weights (by name) make known."""
+    records = dict(installed)
     listed = [_of_catalog(catalog, entry, records.pop(name, None)) for name, entry in catalog.networks.items()]
     return listed + [_of_record(catalog, record) for record in records.values()]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -10,7 +12,12 @@ from app.db.tables import Job, State
 from app.errors import Fault, InUse, InvalidRequest, WeightsNotFound
 from app.storage import Storage
 from ml.formats import weights_folder
-from ml.formats.weights_folder import InvalidWeights, WeightsRecord
+from ml.formats.weights_folder import WeightsRecord
+
+
+def installed_weights(files: Storage) -> dict[str, WeightsRecord]:
+    """The records of all installed weights by name, in the order of names."""
+    return {record.name: record for record in weights_folder.installed(files.weights())}
 
 
 def get_weights(files: Storage, name: str) -> WeightsRecord:
@@ -41,19 +48,18 @@ def check_unused(session: Session, name: str) -> None:
         raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} start from them; cancel or wait.")
 
 
-def check_runnable(catalog: Catalog, files: Storage, network: str, *, pretrained: bool) -> None:
+def check_runnable(catalog: Catalog, installed: Mapping[str, WeightsRecord], network: str, *, pretrained: bool) -> None:
     """Refuse a training that could only fail.
 
     Args:
+        installed: Installed weights by name.
         network: Its network; the catalog's, or one with a tag or of timm, which are known by their weights.
         pretrained: Whether it starts from weights.
 
     Raises:
         InvalidRequest: Its weights are not installed; the problem's `hint` is the command that installs them.
     """
-    if network in catalog.networks and not pretrained:
-        return
-    if _is_name(network) and weights_folder.read_record(files.weights(), network) is not None:
+    if network in installed or (network in catalog.networks and not pretrained):
         return
     detail = f"No pretrained weights of {network} are installed."
     field = "/pretrained" if network in catalog.networks else "/network"
@@ -68,11 +74,3 @@ def add_command(catalog: Catalog, network: str) -> str:
     """The command that installs weights of a network: published ones, or, where there are none, those of a file."""
     is_published = network.startswith(TIMM) or catalog.networks.get(network, {}).get("pretrained") is not None
     return f"python -m ml weights add {network if is_published else f'FILE --network {network}'}"
-
-
-def _is_name(network: str) -> bool:
-    try:
-        weights_folder.check_name(network)
-    except InvalidWeights:
-        return False
-    return True

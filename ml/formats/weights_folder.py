@@ -28,7 +28,7 @@ METADATA = "weights_record"  # the name in a file's own metadata under which it 
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 MAX_TEXT = 200  # characters of source and licence
 MAX_SIDE = 4096  # pixels
-ITEM_BYTES = dict(F64=8, F32=4, F16=2, BF16=2, I64=8, I32=4, I16=2, I8=1, U64=8, U32=4, U16=2, U8=1, BOOL=1)  # noqa: C408
+DTYPE = re.compile(r"(?:BF|F|I|U)(8|16|32|64)|BOOL")  # with the bits of an element; a truth value takes a byte
 Triple = tuple[float, float, float]
 
 
@@ -242,9 +242,11 @@ def _check_extent(header: dict[str, Any], size: int) -> None:
     for name, tensor in header.items():
         match tensor:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-                dtype in ITEM_BYTES and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
+                DTYPE.fullmatch(dtype)
+                and len(shape) <= MAX_DIMENSIONS
+                and all(type(n) is int and n >= 0 for n in shape)
             ):
-                if end - start != ITEM_BYTES[dtype] * math.prod(shape):
+                if end - start != _item_bytes(dtype) * math.prod(shape):
                     raise InvalidWeights(f"tensor {printable(name)} does not have the size that its shape says")
                 extents.append((start, end))
             case _:
@@ -253,6 +255,11 @@ def _check_extent(header: dict[str, Any], size: int) -> None:
     ends = [0, *(end for _, end in extents)]
     if [start for start, _ in extents] != ends[:-1] or ends[-1] != size:
         raise InvalidWeights("the tensors of this safetensors file do not fill it")
+
+
+def _item_bytes(dtype: str) -> int:
+    match = DTYPE.fullmatch(dtype)
+    return int(match[1] or 8) // 8 if match else 0
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

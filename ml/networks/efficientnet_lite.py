@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Google, 2020): EfficientNet-B0 without squeeze-and-excitation, with ReLU6, for small devices.
+"""EfficientNet-Lite0 (Google, 2020): the smallest EfficientNet, without squeeze-and-excitation and with ReLU6.
 
 It repeats TensorFlow's arithmetic, with which the published weights were trained: at stride 2, padding that is larger
 at the right and at the bottom, and an epsilon of 1e-3 in the batch normalisation. Weights have the names of timm's

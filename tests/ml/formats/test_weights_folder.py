@@ -13,7 +13,7 @@ import pytest
 from ml.formats import weights_folder
 from ml.formats.weights_folder import InvalidWeights, WeightsRecord
 
-TENSOR = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+TENSOR = {"dtype": "BF16", "shape": [4, 3], "data_offsets": [0, 24]}
 
 
 def record(name: str = "resnet18", **changes: Any) -> WeightsRecord:
@@ -127,7 +127,7 @@ def test_weights_are_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_the_header_of_a_safetensors_file_is_read_without_its_tensors(tmp_path: Path) -> None:
     file = safetensors(tmp_path / "x", {"__metadata__": {"a": "b"}, "w": TENSOR})
 
-    assert weights_folder.read_header(file) == ({"w": ("F32", (2, 3))}, {"a": "b"})
+    assert weights_folder.read_header(file) == ({"w": ("BF16", (4, 3))}, {"a": "b"})
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_the_header_of_a_safetensors_file_is_read_without_its_tensors(tmp_path: 
     [
         (b"", b""), (b"{", bytes(24)), (b"[]", b""), (b"{}", b""), (b"[" * 100_000, b""), (b"\xff{}", b""),
         ({"w": TENSOR}, bytes(23)), ({"w": TENSOR}, bytes(25)),
-        ({"w": {**TENSOR, "dtype": "F31"}}, bytes(24)), ({"w": {**TENSOR, "shape": [2, -3]}}, bytes(24)),
-        ({"w": {**TENSOR, "shape": [2, 4]}}, bytes(24)), ({"w": {**TENSOR, "shape": [2.0, 3]}}, bytes(24)),
-        ({"w": {**TENSOR, "shape": [True, 6]}}, bytes(24)), ({"w": {**TENSOR, "data_offsets": [4, 28]}}, bytes(28)),
-        ({"w": {**TENSOR, "data_offsets": [-24, 0]}}, bytes(24)), ({"w": {"dtype": "F32"}}, bytes(24)),
+        ({"w": {**TENSOR, "dtype": "float"}}, bytes(24)), ({"w": {**TENSOR, "shape": [4, -3]}}, bytes(24)),
+        ({"w": {**TENSOR, "shape": [4, 4]}}, bytes(24)), ({"w": {**TENSOR, "shape": [4.0, 3]}}, bytes(24)),
+        ({"w": {**TENSOR, "shape": [True, 12]}}, bytes(24)), ({"w": {**TENSOR, "data_offsets": [4, 28]}}, bytes(28)),
+        ({"w": {**TENSOR, "data_offsets": [-24, 0]}}, bytes(24)), ({"w": {"dtype": "BF16"}}, bytes(24)),
         ({"w": TENSOR, "v": TENSOR}, bytes(24)), ({"w": TENSOR, "__metadata__": {"a": 1}}, bytes(24)),
         ({"w": TENSOR, "__metadata__": []}, bytes(24)), ({"w": None}, bytes(24)),
-        (b'{"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "w": {"dtype": "U8", "shape": [24], '
+        (b'{"w": {"dtype": "BOOL", "shape": [0], "data_offsets": [0, 0]}, "w": {"dtype": "BOOL", "shape": [24], '
          b'"data_offsets": [0, 24]}}', bytes(24)),
     ],
 )  # fmt: skip
