@@ -5,6 +5,7 @@ Shapes: `B` batch, `C` classes, `D` features; images `(B, 3, H, W)` normalised, 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,7 +38,13 @@ class ActivationRecorder:
 
 
 class DebiasedBranch(chain.Chain):
-    """g1 or g2: a network of the user's choice whose input is what the deconfounder makes of an image."""
+    """g1 or g2: a network of the user's choice whose input is what the deconfounder makes of an image.
+
+    Attributes:
+        gate: What a pass predicts, logits (B, C); None is its own logits.
+    """
+
+    gate: Callable[[deconfounding.Activations], Tensor] | None = None
 
     def __init__(
         self, network: chain.Chain, make_input: Callable[[Tensor], Tensor], recorder: ActivationRecorder
@@ -65,10 +72,14 @@ class DebiasedBranch(chain.Chain):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, C)."""
+        own = self.activations(images)
+        self.record(own)
+        return own.logits if self.gate is None else self.gate(own)
+
+    def activations(self, images: Tensor) -> deconfounding.Activations:
+        """A forward pass for images (B, 3, H, W) that is neither recorded nor gated."""
         features = self.features(images)
-        logits: Tensor = self.classifier(features)
-        self.record(deconfounding.Activations(images, features, logits))
-        return logits
+        return deconfounding.Activations(images, features, self.classifier(features))
 
 
 def find_branches(method: nn.Module) -> list[DebiasedBranch]:
@@ -90,3 +101,31 @@ def make_branch(
     if deconfounder.params.fusion == "concat":
         chain.widen_stem(network, 6)
     return DebiasedBranch(network, lambda images: deconfounder.network_input(images, second=second), recorder)
+
+
+class GatedPairs:
+    """Pairs of branches that predict o_1 and o_2 of Eq. 6 in place of their own logits.
+
+    The branches of g1 and those of g2 are partners in the order in which they are added. A copy that a base method
+    makes of a branch, as an average of its weights, is gated with the partner of the original.
+    """
+
+    def __init__(self, gates: Callable[[], deconfounding.Gates]) -> None:
+        """`gates` returns the gates; it is called in forward passes only."""
+        self._gates = gates
+        self._added: tuple[list[weakref.ref[DebiasedBranch]], ...] = ([], [])
+
+    def add(self, branch: DebiasedBranch, *, second: bool) -> None:
+        """Gate a branch of g1, or of g2 if `second`."""
+        number, partners = len(self._added[second]), self._added[not second]
+        self._added[second].append(weakref.ref(branch))
+
+        def gate(own: deconfounding.Activations) -> Tensor:
+            partner = partners[number]()
+            assert partner is not None
+            other = partner.activations(own.images)
+            one, two = (other, own) if second else (own, other)
+            gated: tuple[Tensor, Tensor] = self._gates()(one, two)
+            return gated[second]
+
+        branch.gate = gate

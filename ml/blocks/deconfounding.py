@@ -9,12 +9,12 @@ logits `(B, C)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ml.blocks import background, localization, losses
@@ -77,6 +77,12 @@ class DeconfoundingParams(MethodParams):
     lm_learning_rate: float = Field(
         default=0.1, gt=0.0, le=100.0, description="The localization module's learning rate, times the network's."
     )
+
+    @model_validator(mode="after")
+    def _a_backbone_sees_composites(self) -> DeconfoundingParams:
+        if self.localization == "backbone" and (self.fusion, self.split) != ("composite", "complement"):
+            raise ValueError("localization: a backbone sees composites of complements, f + b and f + b̄")
+        return self
 
 
 class Deconfounder(nn.Module):
@@ -236,7 +242,23 @@ class Gates(nn.Module):
             a1, a2 = (0.5 + 0.5 * torch.sigmoid(self.linear(features))).split(1, dim=1)  # type: ignore[no-untyped-call]
         return a1 * l1 + (1 - a1) * l2, a2 * l2 + (1 - a2) * l1
 
+    def loss(
+        self, passes: Iterable[tuple[Activations, Activations]], batch: Batch, *, detached: bool = False
+    ) -> Tensor:
+        """CE(o_1, y') + CE(o_2, y'), summed over passes: a scalar.
 
-def gate_loss(gated: Tensor, batch: Batch) -> Tensor:
+        Args:
+            passes: of g1 and g2 on the batch's images.
+            batch: has their given labels.
+            detached: no gradient into the networks.
+        """
+        total = torch.zeros((), device=batch.labels.device)
+        for one, two in passes:
+            for gated in self(one, two, detached=detached):
+                total = total + _label_loss(gated, batch)
+        return total
+
+
+def _label_loss(gated: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of one output (B, C) of the gates on the batch's given labels: a scalar."""
     return batch.label_loss(lambda labels, _: losses.cross_entropy(gated, labels))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -24,6 +24,15 @@ ROUNDING = 1e-9  # 0.7 * 10 is 7.000000000000001
 MAX_CLIPPED = 0.5  # of the steps of its first epoch: trainings that collapsed had 0.67 and more, others up to 0.43
 
 log = logging.getLogger(__name__)
+
+
+class Prediction(Protocol):
+    """What a network predicts for a batch."""
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, C)."""
+        ...
 
 
 class AgreementParams(MethodParams):
@@ -51,7 +60,7 @@ class AgreementParams(MethodParams):
 
 
 def agreement_weight(params: AgreementParams, epoch: int, epochs: int) -> float:
-    """λ, the weight of the agreement term, in all steps of epoch `epoch`, from 0, of `epochs`."""
+    """λ, the weight of the agreement term, in all steps of epoch `epoch`, from 0, of `epochs`; 0 before epoch 0."""
     if params.agreement not in ("both", "one_way"):
         return 0.0
     # rounded up, so that a short training also begins with a plain epoch, unless the start is 0
@@ -93,6 +102,24 @@ class AgreementDamping(nn.Module):
         self.register_buffer("factor", torch.ones(()))
         for name in ("divergence", "terms", "clipped", "steps"):
             self.register_buffer(name, torch.zeros(()))
+
+    def agreement_loss(
+        self, direction: str, passes: Iterable[tuple[Prediction, Prediction]], *, watched: bool
+    ) -> Tensor:
+        """The damped agreement term, summed over passes: a scalar.
+
+        Args:
+            direction: as of the function `agreement_loss`.
+            passes: of both networks on the same images.
+            watched: record the divergence.
+        """
+        total = torch.zeros_like(self.factor)
+        for first, second in passes:
+            term = agreement_loss(direction, first.logits, second.logits)
+            total = total + self.factor * term
+            if watched:
+                self.record_divergence(term)
+        return total
 
     def record_divergence(self, term: Tensor) -> None:
         """Record an unweighted agreement term, a scalar in nats."""

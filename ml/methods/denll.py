@@ -5,7 +5,7 @@ It wraps any network and any base method (`host` in the API):
 - A localization module splits an image into foreground f and background b (Eq. 5).
 - g1 sees f and b; g2 sees f and b̄, the mean over classes of the average background of each class (Eq. 4).
 - Both learn by the base method's loss. Two gates mix their predictions, and an agreement term pulls the predictions
-  together (Eq. 6).
+  together (Eq. 6). As printed, Eq. 6 is the base method's loss on the two gated predictions alone: `loss: gated`.
 
 What the paper leaves open is a parameter; the preset `paper` is the text as printed. docs/log.md has the results of
 readings that were left out, such as random backgrounds for g2.
@@ -18,8 +18,9 @@ With several phases agreement waits for the last one, and its weight is halved i
 does not wait for a selection within a phase (CORES). In the last phases of DMI and T-revision, whose learning rates are
 tiny, it has hardly any effect. In M-correction the two predictions that are pulled together are of different mixtures.
 
-The gates learn where the base method passes images with their given label, unmixed and one view at a time: the targets
-of mixed images are internal to it. One pass over several views (SOP+, CORES*) teaches them nothing.
+The gates learn from images with their given label. Where the base method has no pass over them alone, because it mixes
+images or joins several views, they learn from a pass in evaluation mode, as the model predicts. A base method without
+steps (`probe`) has none to teach them: they stay at 3/4.
 
 Shapes: `B` batch, `C` classes, images `(B, 3, H, W)` normalised, logits `(B, C)`, features `(B, D)`.
 """
@@ -64,7 +65,7 @@ ABOUT: About = {
             "answer": "g2",
         },
         "photographs": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
-        "paper": {"split": "median", "fusion": "concat", "gates": "joint", "agreement": "off"},
+        "paper": {"split": "median", "fusion": "concat", "loss": "gated", "gates": "joint", "agreement": "off"},
     },
     "frozen_backbone": {"localization": "backbone"},
     "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
@@ -94,9 +95,7 @@ class Params(deconfounding.DeconfoundingParams, interaction.InteractionParams):
         return self
 
     @model_validator(mode="after")
-    def _a_backbone_sees_composites(self) -> Params:
-        if self.localization == "backbone" and (self.fusion, self.split) != ("composite", "complement"):
-            raise ValueError("localization: a backbone sees composites of complements, f + b and f + b̄")
+    def _evidence_is_read_from_a_backbone(self) -> Params:
         if self.uses_evidence and self.localization != "backbone":
             raise ValueError("evidence is read from the features of a backbone: it needs localization: backbone")
         return self
@@ -140,9 +139,14 @@ class Method(method.Method):
         base = methods.load(params.host)
         base_params = base.Params.model_validate(params.host_params)
 
+        pairs = branches.GatedPairs(lambda: cast(deconfounding.Gates, self.gates))
+
         def branch(*, second: bool) -> Network:
             inner = unused.pop() if unused else cast(chain.Chain, network())
-            return branches.make_branch(inner, self.deconfounder, self.recorders[second], second=second)
+            one = branches.make_branch(inner, self.deconfounder, self.recorders[second], second=second)
+            if params.loss == "gated":
+                pairs.add(one, second=second)
+            return one
 
         self.base1 = base.Method(base_params, labels, lambda: branch(second=False))
         self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
@@ -167,8 +171,7 @@ class Method(method.Method):
         epochs = last_begins + pairs[-1].first.epochs
 
         def agreement_weight(epoch: int) -> float:
-            waited = epoch - last_begins
-            return 0.0 if waited < 0 else mutual_learning.agreement_weight(self.params, waited, epochs - last_begins)
+            return mutual_learning.agreement_weight(self.params, epoch - last_begins, epochs - last_begins)
 
         # the epoch in which agreement begins is watched, on a base method with several phases
         watched = next((epoch for epoch in range(epochs) if agreement_weight(epoch) > 0.0), epochs)
@@ -251,20 +254,28 @@ class Method(method.Method):
         label-free loss, if it has one."""
         label_free = self.deconfounder.label_free_loss(batch.images)
         total = torch.zeros((), device=batch.images.device) if label_free is None else label_free
-        for one, two in zip(self.recorders[0].records, self.recorders[1].records, strict=False):
-            # agreement, on passes with a gradient: not on a base method's guesses or scores
-            trained = one.logits.requires_grad and two.logits.requires_grad
-            if agreement_weight > 0.0 and trained:
-                term = mutual_learning.agreement_loss(self.params.agreement, one.logits, two.logits)
-                total = total + agreement_weight * self.damping.factor * term
-                if watched:
-                    self.damping.record_divergence(term)
-            # gates, on images that the base method has not mixed: its mixtures have other targets
-            unmixed = any(one.images is view for view in batch.views)
-            if self.gates is not None and unmixed:
-                for gated in self.gates(one, two, detached=self.params.gates == "detached"):
-                    total = total + deconfounding.gate_loss(gated, batch)
+        passes = list(zip(self.recorders[0].records, self.recorders[1].records, strict=False))
+
+        # agreement, on passes with a gradient: not on a base method's guesses or scores
+        if agreement_weight > 0.0:
+            trained = [pair for pair in passes if all(own.logits.requires_grad for own in pair)]
+            agreement = self.damping.agreement_loss(self.params.agreement, trained, watched=watched)
+            total = total + agreement_weight * agreement
+
+        # gates, on images that the base method has not mixed: its mixtures have other targets
+        if self.gates is not None and self.params.loss == "each":
+            unmixed = [pair for pair in passes if any(pair[0].images is view for view in batch.views)]
+            seen = unmixed or [self._evaluated(batch.images)]
+            total = total + self.gates.loss(seen, batch, detached=self.params.gates == "detached")
         return total
+
+    def _evaluated(self, images: Tensor) -> tuple[deconfounding.Activations, deconfounding.Activations]:
+        """Both predictions in evaluation mode, so that no running statistics move; the mode is training again then."""
+        self.eval()
+        with torch.set_grad_enabled(self.params.gates == "joint" and torch.is_grad_enabled()):
+            pair = self._predict(images)
+        self.train()
+        return pair
 
     # --- prediction ---
 
@@ -275,19 +286,26 @@ class Method(method.Method):
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, C) of `g1`, `g2`, `mean` and the ensemble, which is one of them.
 
-        `mean` is the logarithm of the mean probabilities of o1 and o2, of g1 and g2 without gates.
+        `mean` is the logarithm of the mean probabilities of o1 and o2, of g1 and g2 without gates. With `loss: gated`
+        o1 and o2 are what is called `g1` and `g2`.
         """
-        with self.recorders[0].recording(), self.recorders[1].recording():
-            l1, l2 = self.base1.logits(images).float(), self.base2.logits(images).float()
-            one, two = self.recorders[0].records[0], self.recorders[1].records[0]
+        one, two = self._predict(images)
+        l1, l2 = one.logits, two.logits
         pair = (l1, l2)
-        if self.gates is not None:
-            pair = self.gates(one._replace(logits=l1), two._replace(logits=l2))
+        if self.gates is not None and self.params.loss == "each":
+            pair = self.gates(one, two)
         mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
         heads = {"g1": l1, "g2": l2, "mean": mean}
         if self.evidence is not None:
             heads["evidence"] = self.evidence.answer(l1, l2)
         return {ENSEMBLE: heads[self.params.answer], **heads}
+
+    def _predict(self, images: Tensor) -> tuple[deconfounding.Activations, deconfounding.Activations]:
+        """Both base methods' predictions, each with the features of its first network."""
+        with self.recorders[0].recording(), self.recorders[1].recording():
+            l1, l2 = self.base1.logits(images).float(), self.base2.logits(images).float()
+            one, two = self.recorders[0].records[0], self.recorders[1].records[0]
+        return one._replace(logits=l1), two._replace(logits=l2)
 
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels, (B, 3); None without a module."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ml import methods, networks
-from ml.blocks import background, deconfounding, localization, replay_rng
+from ml.blocks import background, branches, deconfounding, localization, replay_rng
 from ml.data import dataset
 from ml.method import Batch, TrainHyperparameters
 from ml.methods import denll
@@ -291,6 +291,30 @@ def test_detached_gates_give_the_networks_no_gradient(gates: str, reached: bool)
     assert (gradients(method, "g2") > 0) == reached
 
 
+def test_the_gated_loss_is_the_base_methods_on_the_two_gated_predictions_alone() -> None:
+    """Eq. 6 as printed, with cross-entropy for L, by the gates' own formula."""
+    method = made(loss="gated", gates="joint", agreement="off", lm="fixed")
+    assert method.gates is not None
+    torch.nn.init.normal_(method.gates.linear.weight)
+    seen = batch()
+    loss = loss_of(method, seen)
+    one, two = (branch.activations(seen.images) for branch in branches.find_branches(method))
+    a = 0.5 + 0.5 * torch.sigmoid(method.gates.linear(torch.cat([one.features, two.features], dim=1)))
+    o1 = a[:, :1] * one.logits + (1 - a[:, :1]) * two.logits
+    o2 = a[:, 1:] * two.logits + (1 - a[:, 1:]) * one.logits
+    expected = sum(torch.nn.functional.cross_entropy(gated, seen.labels) for gated in (o1, o2))
+
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    loss.backward()
+    assert all(gradients(method, part) > 0 for part in ("g1", "g2", "gates"))
+
+
+def test_gated_predictions_need_gates_through_which_networks_learn() -> None:
+    for gates in ("detached", "off"):
+        with pytest.raises(pydantic.ValidationError, match="joint"):
+            denll.Params(loss="gated", gates=gates)
+
+
 @pytest.mark.parametrize(("direction", "reached"), [("one_way", False), ("both", True)])
 def test_one_way_agreement_teaches_g1_and_leaves_g2_alone(direction: str, reached: bool) -> None:
     method = made(agreement=direction, gates="off", localization="label_free", sigma="fixed")
@@ -360,6 +384,8 @@ READINGS: list[dict[str, Any]] = [
     {"agreement": "one_way", "answer": "g1", "lm": "off"},
     {"dim": False, "centre": "soft_argmax"},
     {"host": "ce", "host_params": {"networks": 2, "agreement": "both"}},
+    {"loss": "gated", "gates": "joint", "host": "elr_plus"},
+    {"loss": "gated", "gates": "joint", "host": "pes"},
 ]
 
 
@@ -423,7 +449,9 @@ def test_every_other_method_can_host(host: str, pictures: dataset.LabeledImages)
     }
     assert any(name.startswith("base1.") for name in changed)
     assert any(name.startswith("base2.") for name in changed)
-    assert any(name.startswith("deconfounder.localization.") for name in changed)
+    takes_steps = "probe" not in host
+    assert any(name.startswith("deconfounder.localization.") for name in changed) == takes_steps
+    assert any(name.startswith("gates.") for name in changed) == takes_steps
     assert all(torch.isfinite(parameter).all() for parameter in training.method.parameters())
 
 
