@@ -188,7 +188,8 @@ def load_pretrained(network: nn.Module, weights: dict[str, Tensor], head: str) -
         elif not name.startswith(head) and not name.endswith("num_batches_tracked"):
             reason = "is missing from" if weight is None else "has another shape in"
             raise errors.MissingWeights(f"{name} {reason} the pretrained weights", code="unfitting_weights")
-    network.load_state_dict(own | fitting)
+    own.update(fitting)  # in place: it also holds the versions of modules
+    network.load_state_dict(own)
 
 
 def _centre(kernel: Tensor, side: int) -> Tensor:

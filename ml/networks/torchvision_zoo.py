@@ -70,7 +70,11 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     family = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
     model: Any = models.get_model(name, weights=None, **_options(name, image_size))
     if pretrained is not None:
-        chain.load_pretrained(model, chain.read_weights(pretrained), head=_head(model))
+        weights = chain.read_weights(pretrained)
+        if family is _vit:  # its positions are those of a grid of patches
+            interpolate = models.vision_transformer.interpolate_embeddings
+            weights = interpolate(image_size, model.patch_size, weights)
+        chain.load_pretrained(model, weights, head=_head(model))
     if chain.keeps_resolution(image_size, published_stem):
         _keep_resolution(model, family)
     body, last_stage, width = family(model)

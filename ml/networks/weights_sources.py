@@ -163,12 +163,14 @@ def _torchvision_weights(network: str) -> list[Any] | None:
 
 
 def _torchvision_facts(weights: Any) -> dict[str, Any]:  # a member of one of torchvision's enumerations
-    view = weights.transforms()
+    view, family = weights.transforms(), type(weights).__name__
+    # torchvision normalises the images of these two once more, inside the network
+    is_rescaled = family.startswith(("GoogLeNet", "Inception"))
     return {
-        "source": f"torchvision {type(weights).__name__}.{weights.name}",
+        "source": f"torchvision {family}.{weights.name}",
         "licence": str(weights.meta.get("license", "BSD-3-Clause")),
-        "mean": tuple(view.mean),
-        "std": tuple(view.std),
+        "mean": (0.5,) * 3 if is_rescaled else tuple(view.mean),
+        "std": (0.5,) * 3 if is_rescaled else tuple(view.std),
         "image_size": int(view.crop_size[0]),
         "resize": "crop",
     }

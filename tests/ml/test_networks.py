@@ -100,6 +100,35 @@ def test_pretrained_networks_keep_the_published_stem_and_others_the_resolution_o
     assert sides(published_stem=True) * 2 <= sides(published_stem=False)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"])
+def test_features_with_published_weights_are_those_of_torchvision(tmp_path: Path, name: str) -> None:
+    from torchvision import models
+
+    published = models.get_model(name, weights=None).eval()
+    save_file(published.state_dict(), tmp_path / "x.safetensors")
+    classifier = [module for module in published.modules() if isinstance(module, torch.nn.Linear)][-1]
+    features: list[torch.Tensor] = []
+    classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    images = torch.randn(2, 3, 64, 64)
+    network = networks.build(name, 5, 64, tmp_path / "x.safetensors").eval()
+
+    with torch.no_grad():
+        published(images)
+        torch.testing.assert_close(network.features(images), features[0])
+
+
+@pytest.mark.slow
+def test_positions_of_a_pretrained_transformer_follow_the_size_of_the_images(tmp_path: Path) -> None:
+    from torchvision import models
+
+    published = models.vit_b_32(weights=None, image_size=64)
+    save_file(published.state_dict(), tmp_path / "x.safetensors")
+    same, larger = (networks.build("vit_b_32", 5, side, tmp_path / "x.safetensors") for side in (64, 96))
+
+    assert torch.equal(same.body.get_parameter("0.positions"), published.encoder.pos_embedding)
+    assert larger.body.get_parameter("0.positions").shape == (1, 10, 768)
+
+
 def test_a_tag_names_weights_and_not_another_architecture() -> None:
     tagged, plain = (networks.build(name, 5, 32).state_dict() for name in ("resnet18.satellite", "resnet18"))
 

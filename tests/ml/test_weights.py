@@ -68,6 +68,22 @@ def test_the_normalisation_of_known_networks_is_known(tmp_path: Path) -> None:
     assert (record.image_size, record.resize, record.licence) == (224, "crop", "unknown")
 
 
+def test_what_torchvision_normalises_inside_a_network_is_normalised_outside(tmp_path: Path) -> None:
+    """Its GoogLeNet and Inception change images that are normalised as for ImageNet to the range from -1 to 1."""
+    from torchvision import models
+
+    published = models.googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+    save_file(published.state_dict(), tmp_path / "x.safetensors")
+    record = weights.add_file(tmp_path, tmp_path / "x.safetensors", "googlenet")
+    pixels = torch.rand(1, 3, 8, 8)
+    imagenet = (pixels - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
+
+    ours = (pixels - torch.tensor(record.mean).view(3, 1, 1)) / torch.tensor(record.std).view(3, 1, 1)
+    torch.testing.assert_close(ours, published._transform_input(imagenet))
+
+
 def test_the_bundled_weights_normalise_as_their_network_was_trained(tmp_path: Path) -> None:
     """Its input is (x - 127) / 128 for pixels x from 0 to 255."""
     record = weights.add(tmp_path, "efficientnet_lite0")
