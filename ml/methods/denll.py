@@ -67,6 +67,7 @@ ABOUT: About = {
         "photographs": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
         "paper": {"split": "median", "fusion": "concat", "loss": "gated", "gates": "joint", "agreement": "off"},
     },
+    "training": {"photographs": {"tune": "none", "epochs": 1}},
     "frozen_backbone": {"localization": "backbone"},
     "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
 }

@@ -30,7 +30,8 @@ ABOUT: About = {
     "Neighbouring images tell which class is mistaken for which, and the layer learns through these mistakes.",
     "relative_cost": 0.1,
     "needs": [],
-    "presets": {"default": {}},
+    "presets": {"default": {}, "photographs": {}},
+    "training": {"photographs": {"tune": "none", "epochs": 1}},
 }
 
 

@@ -24,7 +24,8 @@ ABOUT: About = {
     "takes seconds, and so few weights fit few of the wrong labels.",
     "relative_cost": 0.1,
     "needs": [],
-    "presets": {"default": {}},
+    "presets": {"default": {}, "photographs": {}},
+    "training": {"photographs": {"tune": "none", "epochs": 1}},
 }
 
 
