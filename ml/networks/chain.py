@@ -121,7 +121,7 @@ def keeps_resolution(image_size: int, published_stem: bool = False) -> bool:
 
 
 def initialise(module: nn.Module) -> None:
-    """He et al. 2015, fan-out, for every convolution: the published initialisation of residual networks."""
+    """He et al. 2015, fan-out, for every convolution; networks of papers on noisy labels have PyTorch's default."""
     for member in module.modules():
         if isinstance(member, nn.Conv2d):
             nn.init.kaiming_normal_(member.weight, mode="fan_out", nonlinearity="relu")

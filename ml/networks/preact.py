@@ -2,7 +2,7 @@
 
 conv1 is followed by BN and ReLU, there is no final BN before pooling, and every shortcut, an identity too, starts
 behind the block's first BN and ReLU: so in the released code of DivideMix, ELR+, PES and SOP. In He et al. an identity
-starts at the block's input.
+starts at the block's input. Initial weights are PyTorch's default, as those of the papers' networks.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     body = chain.named_sequence(**stem, layer1=stages[0], layer2=stages[1], layer3=stages[2])
     last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
-    chain.initialise(network)
     if pretrained is not None:
         chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
     return network

@@ -2,7 +2,8 @@
 
 Up to 64 px the CIFAR stem (3x3, stride 1, no max-pool), above it, and with pretrained weights, the ImageNet stem (7x7,
 stride 2, max-pool).
-Module names are those of published ImageNet weights, so that such a file can be adopted.
+Module names are those of published ImageNet weights, so that such a file can be adopted. Initial weights are PyTorch's
+default, as those of the papers' networks; He et al.'s were behind it in a small study (docs/log.md).
 """
 
 from __future__ import annotations
@@ -59,7 +60,6 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     )
     last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
-    chain.initialise(network)
     if pretrained is not None:
         chain.load_pretrained(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
     return network
