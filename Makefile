@@ -9,6 +9,8 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 # Threads that spin while they wait take the cores from other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests and studies start hundreds of processes: each compiles all it imports where compiled files are not kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean

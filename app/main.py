@@ -104,7 +104,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
-    openapi.install(app, app.state.job_parser.schemas() | predictions.body_schemas())
+    openapi.install(app, lambda: app.state.job_parser.schemas() | predictions.body_schemas())
     stack = app.build_middleware_stack()
     app.middleware_stack = security.SecurityMiddleware(stack, settings=config, metrics=app.state.request_metrics)
     return app

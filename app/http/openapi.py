@@ -6,6 +6,7 @@ Problems that any route may respond with follow from what the route takes; a rou
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -79,11 +80,12 @@ def problem_content() -> dict[str, Any]:
     return {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
-def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
+def install(app: FastAPI, bodies: Callable[[], dict[str, dict[str, Any]]]) -> None:
     """Replace the application's `openapi()`, so that the document lists all problems and the types from the catalog.
 
     Args:
-        bodies: JSON Schemas of request bodies by component name.
+        bodies: Makes the JSON Schemas of request bodies by component name. Called for the first document: making them
+            takes longer than all else that the application does before it starts.
     """
     generate, lock = app.openapi, threading.Lock()
     finished: list[dict[str, Any]] = []
@@ -91,7 +93,7 @@ def install(app: FastAPI, bodies: dict[str, dict[str, Any]]) -> None:
     def openapi() -> dict[str, Any]:
         with lock:
             if not finished:
-                finished.append(complete_document(generate(), bodies, key=bool(app.state.settings.key_required)))
+                finished.append(complete_document(generate(), bodies(), key=bool(app.state.settings.key_required)))
         return finished[0]
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import shutil
 import threading
 import uuid
 import zipfile
@@ -19,6 +20,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import Engine
 
+from app.catalog import Catalog
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Base, Job, Model
@@ -81,6 +83,22 @@ def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
 BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """What can be trained, read once: an application that only reads it is many tests' own."""
+    return Catalog.load()
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with every table and no row; to be copied, as making the tables takes longer."""
+    path = tmp_path_factory.mktemp("tables") / "empty.sqlite"
+    engine = db.connect(Settings(database_url=f"sqlite:///{path}"))
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return path
+
+
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty SQLite database; tests of what a database decides are marked BOTH and see Postgres too."""
@@ -92,8 +110,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
+def settings(tmp_path: Path, database_url: str, tables: Path) -> Settings:
     """Redis is unavailable (a port nobody listens at): nothing an answer says may depend on it."""
+    if database_url.startswith("sqlite"):
+        shutil.copy(tables, tmp_path / "test.sqlite")
     return Settings(
         data_dir=tmp_path / "data",
         database_url=database_url,
@@ -107,7 +127,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @pytest.fixture
-def with_settings(settings: Settings) -> Iterator[Callable[..., Client]]:
+def with_settings(settings: Settings, catalog: Catalog) -> Iterator[Callable[..., Client]]:
     """A client of an application whose settings differ in this or that."""
     opened: list[Client] = []
     engine = db.connect(settings)
@@ -115,7 +135,7 @@ def with_settings(settings: Settings) -> Iterator[Callable[..., Client]]:
     engine.dispose()
 
     def start(**changed: Any) -> Client:
-        app = create_app(Settings(**{**settings.model_dump(), **changed}))
+        app = create_app(Settings(**{**settings.model_dump(), **changed}), catalog)
         client = Client(app, base_url=ADDRESS, raise_server_exceptions=False)
         client.__enter__()
         opened.append(client)
@@ -299,11 +319,13 @@ class LiveServer:
 
 
 @pytest.fixture
-def live(settings: Settings, with_settings: Callable[..., Client]) -> Iterator[Callable[..., LiveServer]]:
+def live(
+    settings: Settings, catalog: Catalog, with_settings: Callable[..., Client]
+) -> Iterator[Callable[..., LiveServer]]:
     started: list[LiveServer] = []
 
     def start(**changed: Any) -> LiveServer:
-        server = LiveServer(create_app(Settings(**{**settings.model_dump(), **changed})))
+        server = LiveServer(create_app(Settings(**{**settings.model_dump(), **changed}), catalog))
         server.start()
         started.append(server)
         return server

@@ -31,7 +31,7 @@ from tests.worker import harness
 
 SINGLE, IN_A_ROW = size(30, 2), size(40, 3)
 STARTS = size(7, 1)
-WARM_UPS = size(3, 1)
+WARM_UPS = size(3, 0)
 FRAMEWORKS = "import fastapi, sqlalchemy, pydantic, uvicorn"
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -20,11 +20,18 @@ from tests import servers
 ROOT = Path(__file__).parents[2]
 READY_S = 90.0
 ENDED_S = 40.0
+READY_AT = {"worker.embedded": "/readyz", "app.main": "/livez"}  # an API by itself knows neither broker nor inference
 
 
 @contextlib.contextmanager
-def launched(data: Path, **settings: str) -> Iterator[str]:
-    """The base URL of a service that runs in `data`, with these settings, until the end of the block."""
+def launched(data: Path, module: str = "worker.embedded", **settings: str) -> Iterator[str]:
+    """The base URL of a service that runs in `data`, with these settings, until the end of the block.
+
+    Args:
+        data: Its data folder.
+        module: What is run; `app.main` is one more API beside a service that runs there already.
+        settings: Variables of its environment.
+    """
     port = servers.free_port()
     own = {key: value for key, value in os.environ.items() if not key.startswith("DENLL_")}
     environment = own | {
@@ -34,12 +41,13 @@ def launched(data: Path, **settings: str) -> Iterator[str]:
         **settings,
     }
     url = f"http://127.0.0.1:{port}"
-    with (data / "launcher.log").open("ab") as log:
+    file = data / f"{module}.log"
+    with file.open("ab") as log:
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "worker.embedded"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            _await_ready(launcher, url, data / "launcher.log")
+            _await_ready(launcher, f"{url}{READY_AT[module]}", file)
             yield url
         finally:
             launcher.send_signal(signal.SIGINT)  # what Ctrl-C sends: it ends everything it started
@@ -51,9 +59,15 @@ def launched(data: Path, **settings: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of `service`."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="session")
+def service(data: Path) -> Iterator[str]:
     """The base URL of a running embedded service that is ready."""
-    with launched(tmp_path_factory.mktemp("service")) as url:
+    with launched(data) as url:
         yield url
 
 
@@ -63,7 +77,7 @@ def _await_ready(launcher: subprocess.Popen[bytes], url: str, log: Path) -> None
         if launcher.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+            with urllib.request.urlopen(url, timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

@@ -55,18 +55,17 @@ RUN_PAGES = [page for page in PAGES if any(map(runs, blocks(page)))]
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, tuple[str, Path]]]:
-    """Address and data folder of a service without a key, and of one with the admin key."""
-    open_data, keyed_data = tmp_path_factory.mktemp("open"), tmp_path_factory.mktemp("keyed")
-    with launched(open_data) as open_url, launched(keyed_data, DENLL_ADMIN_KEY=ADMIN_KEY) as keyed_url:
-        yield {False: (open_url, open_data), True: (keyed_url, keyed_data)}
+def addresses(service: str, data: Path) -> Iterator[dict[bool, str]]:
+    """The address that needs no key, and that of a second API of the same service which demands one."""
+    with launched(data, "app.main", DENLL_ADMIN_KEY=ADMIN_KEY) as keyed:
+        yield {False: service, True: keyed}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(PAGE_S + 60)
 @pytest.mark.parametrize("page", RUN_PAGES, ids=name_of)
-def test_every_command_of_a_page_succeeds(page: Path, addresses: dict[bool, tuple[str, Path]], tmp_path: Path) -> None:
-    url, data = addresses[name_of(page) == NEEDS_KEY]
+def test_every_command_of_a_page_succeeds(page: Path, addresses: dict[bool, str], data: Path, tmp_path: Path) -> None:
+    url = addresses[name_of(page) == NEEDS_KEY]
     prepare(tmp_path, data)
     script = ["set -euo pipefail", 'curl() { command curl --fail-with-body --max-time 200 "$@"; }']
     for block in blocks(page):

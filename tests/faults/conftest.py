@@ -14,6 +14,7 @@ import pytest
 from app.db.tables import Job
 from app.notifier import Notifier
 from tests import servers
+from tests.servers import eventually
 from tests.worker.harness import ServiceHarness
 
 EPOCHS = 20  # about two seconds on a quiet machine: long enough for a fault in the middle
@@ -32,6 +33,15 @@ class FaultHarness(ServiceHarness):
             if process.poll() is None and "worker.supervisor" in process.args:  # type: ignore[operator]
                 return process
         return self.supervisor()
+
+    def busy(self) -> tuple[subprocess.Popen[bytes], int]:
+        """The supervisor that works on a job, and its child; which of several it is, chance decides."""
+
+        def busy_now() -> tuple[subprocess.Popen[bytes], int] | None:
+            running = (process for process in self.processes if process.poll() is None)
+            return next(((process, pid) for process in running for pid in self.child_of(process)), None)
+
+        return eventually(busy_now, what="a training child")
 
     def begin(self, **spec: object) -> uuid.UUID:
         """Submit a job that takes a while, and notify the supervisors."""

@@ -18,7 +18,7 @@ from tests.hosts.network import Host, Missing, Network
 from tests.servers import eventually, free_port
 from tests.worker.harness import SIDE, ServiceHarness
 
-EPOCHS = 60  # some seconds: a host is cut off in the middle
+EPOCHS = 40  # some seconds: a host is cut off in the middle
 KEY = secrets.token_hex(16)
 KNOBS = {
     "lease_s": 9.0,

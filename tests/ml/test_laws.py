@@ -202,14 +202,14 @@ def outcome(method: Method, phase: Phase, batch: Batch) -> tuple[float, list[Ten
 
 @published
 def test_learns_a_tiny_clean_set(method: str, spec: Specs, truth: Truth) -> None:
-    training = Trainer.build(spec(method=method, epochs=10, batch_size=16), clean(192), truth=truth)
+    training = Trainer.build(spec(method=method, epochs=5, batch_size=16), clean(192), truth=truth)
 
     assert reports(training)[-1].test["answer"].accuracy > 0.9
 
 
 @published
 def test_beats_chance_at_forty_percent_noise(method: str, spec: Specs, truth: Truth) -> None:
-    noisy = spec(method=method, epochs=10, batch_size=16, noise={"kind": "symmetric", "rate": 0.4})
+    noisy = spec(method=method, epochs=5, batch_size=16, noise={"kind": "symmetric", "rate": 0.4})
     training = Trainer.build(noisy, clean(192), truth=truth)
 
     assert reports(training)[-1].test["answer"].accuracy > 0.5
