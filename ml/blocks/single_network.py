@@ -5,9 +5,11 @@ Shapes: `N` images, `B` batch, `C` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, Literal, TypeVar
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from ml import method
@@ -15,6 +17,23 @@ from ml.blocks import losses
 from ml.method import Batch, MethodParams, Network, Optimizers, TrainHyperparameters
 
 P = TypeVar("P", bound=MethodParams)
+
+
+class ViewParams(MethodParams):
+    """How several views of a step pass the network."""
+
+    view_statistics: Literal["joint", "apart"] = Field(
+        default="joint",
+        description="What normalises weak and strong views in training. joint: the statistics of one batch of both, as "
+        "in the released code; apart: each view's own.",
+    )
+
+
+def forward_views(network: Network, views: Sequence[Tensor], statistics: str) -> list[Tensor]:
+    """Logits (B, C) of each of the views (B, 3, H, W), by `ViewParams.view_statistics`."""
+    if statistics == "apart":
+        return [network(view) for view in views]
+    return list(network(torch.cat(list(views))).split([len(view) for view in views]))
 
 
 class SingleNetworkMethod(method.Method, Generic[P]):

@@ -10,7 +10,7 @@ The phases are shares of the epochs. The released code has 41 epochs of the firs
 `published` have that share). A training of fewer than some hundred epochs would then have no selection, so the default
 is a fifth. The training's learning rate is that of phase 2, reached by a ramp and then moved by the training's
 schedule. Momentum is plain, where the released code has Nesterov's. The strong view is that of `ml.data.autoaugment`,
-and all views pass the network as one batch, whose statistics normalise them all.
+and all views pass the network as one batch, whose statistics normalise them all (`view_statistics`).
 
 Published: resnet34, batches of 320 labelled and 80 to 240 unlabelled images (400 to 560 together), learning rate 0.3
 after the ramp, cosine to 0 that moves every step, weight decay 5e-4, nothing held out; phase 1 as in CORES: batches of
@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml.blocks import losses, reinitialisation, sample_selection, schedules, single_network
-from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters
+from ml.method import Batch, Network, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
 CLIP = 5.0  # limit of the joint gradient norm in phase 2
@@ -61,7 +61,7 @@ ABOUT: About = {
 }
 
 
-class Params(MethodParams):
+class Params(single_network.ViewParams):
     """Parameters of CORES*."""
 
     sieve: float = Field(
@@ -158,13 +158,14 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return [Pass(selected, ~selected, self.params.unlabelled_share)]
 
     def _consistency_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy of labelled images' strong view, and KL between both views of the others, in one pass."""
-        unlabelled_views = () if batch.unlabelled is None else batch.unlabelled.views
-        logits = self.network(torch.cat([batch.views[1], *unlabelled_views]))
-        labelled = logits[: len(batch.labels)]
-        supervised = batch.label_loss(lambda labels, _: losses.cross_entropy(labelled, labels))
+        """Cross-entropy of labelled images' strong view, and KL between both views of the others."""
         if batch.unlabelled is None:
-            return supervised
-        weak, strong = logits[len(batch.labels) :].chunk(2)
+            alone = self.network(batch.views[1])
+            return batch.label_loss(lambda labels, _: losses.cross_entropy(alone, labels))
+        weak_views, strong_views = batch.unlabelled.views
+        all_strong = torch.cat([batch.views[1], strong_views])
+        weak, both = single_network.forward_views(self.network, (weak_views, all_strong), self.params.view_statistics)
+        labelled, strong = both[: len(batch.labels)], both[len(batch.labels) :]
         batch.unlabelled.record_logits(weak)
+        supervised = batch.label_loss(lambda labels, _: losses.cross_entropy(labelled, labels))
         return supervised + self.params.consistency_weight * losses.consistency_kl(weak, strong)

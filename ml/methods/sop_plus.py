@@ -1,9 +1,9 @@
 """SOP+: sparse over-parameterisation with consistency between a weak and a strong view, and class balance.
 
 Liu, Zhu, Qu, You, ICML 2022, sections 2 and 4, as the released code computes it: both views pass the network as one
-batch, whose statistics normalise both; u and v explain the prediction for the weak one, and the divergence from it
-trains the strong one's prediction alone. The strong view is that of `ml.data.autoaugment`. The released code normalises
-it on CIFAR-100 with the channel means of CIFAR-10; here both views are normalised alike.
+batch, whose statistics normalise both (`view_statistics`); u and v explain the prediction for the weak one, and the
+divergence from it trains the strong one's prediction alone. The strong view is that of `ml.data.autoaugment`. The
+released code normalises its pixels on CIFAR-100 by the statistics of CIFAR-10; here they are the weak view's.
 
 Published: PreAct ResNet-18, SGD 0.02 with weight decay 5e-4 (released for CIFAR-100: 1e-3), cosine to 2e-4 over 300
 epochs, batches of 128; all images are trained on.
@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from ml.blocks import losses, overparameterization
+from ml.blocks import losses, overparameterization, single_network
 from ml.method import Batch, Phase, TrainHyperparameters
 from ml.methods import About
 
@@ -51,7 +50,7 @@ ABOUT: About = {
 }
 
 
-class Params(overparameterization.OverparameterizationParams):
+class Params(overparameterization.OverparameterizationParams, single_network.ViewParams):
     """Parameters of SOP+."""
 
     consistency: float = Field(default=0.9, ge=0.0, le=100.0, description="Weight of predicting both views alike.")
@@ -77,7 +76,7 @@ class Method(overparameterization.OverparameterizedMethod[Params]):
 
     def _loss(self, batch: Batch) -> Tensor:
         """L_CE + L_MSE + λ_C · L_C + λ_B · L_B."""
-        weak, strong = self.network(torch.cat(batch.views)).chunk(2)
+        weak, strong = single_network.forward_views(self.network, batch.views, self.params.view_statistics)
         batch.record_logits(weak)
 
         def loss(labels: Tensor, index: Tensor) -> Tensor:

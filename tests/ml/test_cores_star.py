@@ -100,6 +100,16 @@ def test_a_training_has_the_batches_of_phase_one_and_resumes_inside_it(
     assert same(whole.method.state_dict(), second.method.state_dict()) == []
 
 
+@pytest.mark.parametrize(("statistics", "passes"), [("joint", [8 + 4 + 4]), ("apart", [4, 8 + 4])])
+def test_strong_views_share_their_statistics_with_weak_ones_or_not(statistics: str, passes: list[int]) -> None:
+    method = made(view_statistics=statistics)
+    sizes: list[int] = []
+    method.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    phases(method)[1].loss(batch())
+
+    assert sizes == passes
+
+
 def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:
     method = made()
     method.train()

@@ -45,6 +45,24 @@ def test_consistency_costs_nothing_where_both_views_are_answered_alike() -> None
     assert weighted_other > other
 
 
+@pytest.mark.parametrize(("statistics", "passes"), [("joint", [2 * COUNT]), ("apart", [COUNT, COUNT])])
+def test_views_are_normalised_by_one_batch_or_each_by_its_own(statistics: str, passes: list[int]) -> None:
+    """In training: the logits of the weak view depend on the strong one in one batch alone."""
+    torch.manual_seed(0)
+    labels = torch.arange(COUNT) % CLASSES
+    params = sop_plus.Params(view_statistics=statistics)
+    method = sop_plus.Method(params, labels, lambda: networks.build("small", CLASSES, SIDE))
+    sizes: list[int] = []
+    method.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    recorded: list[torch.Tensor] = []
+    phase = method.phases(TrainHyperparameters(2, 0.05, 0.9, 5e-4, lambda progress: 1.0))[0]
+    for strong in (images(1), images(2)):
+        phase.loss(Batch((images(0), strong), labels, torch.arange(COUNT), recorded.append))
+
+    assert sizes == 2 * passes
+    assert torch.equal(*recorded) == (statistics == "apart")
+
+
 def test_consistency_teaches_the_strong_view_alone() -> None:
     weak = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     strong = torch.tensor([[0.0, 1.0, 0.5]], requires_grad=True)
