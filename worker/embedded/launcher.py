@@ -38,6 +38,7 @@ END_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 TICK_S = 0.1
 READY_S = 120.0
 BROKER_READY_S = 10.0
+WEIGHTS_S = 60.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -133,7 +134,6 @@ class Launcher:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         self._processes: list[Process] = []
-        self._adds_weights: Process | None = None  # until it has ended
 
     def run(self) -> int:
         """Start everything and keep it running until a signal; the exit status."""
@@ -145,7 +145,6 @@ class Launcher:
             return self._monitor()
         finally:
             print("denll is ending: running jobs are checkpointed and continue at the next start", flush=True)
-            end([] if self._adds_weights is None else [self._adds_weights])
             # Each ends after those that need it: the API and the others first, then inference, then the broker.
             for still_needed in ({"inference", "broker"}, {"broker"}, set[str]()):
                 end([p for p in self._processes if p.program.name not in still_needed])
@@ -162,11 +161,11 @@ class Launcher:
                 print(f"the broker did not start; see {self._logs / 'broker.log'}", file=sys.stderr)
                 return False
 
-        # Pretrained weights, while the rest starts; later starts see that they were added.
+        # Pretrained weights, while the database is migrated; later starts see that they were added.
+        command = [sys.executable, "-m", "ml", "weights", "add", "--bundled"]
+        weights = Process(Program("weights", command, grace_s=3.0), self._environment, self._logs)
         if weights_folder.bundled_names(self._storage.weights()):
-            command = [sys.executable, "-m", "ml", "weights", "add", "--bundled"]
-            self._adds_weights = Process(Program("weights", command, grace_s=3.0), self._environment, self._logs)
-            self._adds_weights.start()
+            weights.start()
 
         # The database, then everything that uses it.
         migrated = subprocess.run(
@@ -175,6 +174,9 @@ class Launcher:
         if migrated.returncode:
             print("the database could not be brought up to date", file=sys.stderr)
             return False
+        weights.end(time.monotonic() + WEIGHTS_S)
+        if weights_folder.bundled_names(self._storage.weights()):
+            print(f"pretrained weights could not be added; see {self._logs / 'weights.log'}", file=sys.stderr)
         for program in programs(self._settings):
             self._launch(program)
         return True
@@ -191,17 +193,8 @@ class Launcher:
             for process in self._processes:
                 process.restart_if_dead()
 
-            if self._adds_weights is not None and (status := self._adds_weights.exit_status()) is not None:
-                if status:
-                    print(f"pretrained weights could not be added; see {self._logs / 'weights.log'}", file=sys.stderr)
-                self._adds_weights = None
-
             # Announce the page once all processes are ready; after half of `READY_S`, once the API responds.
-            if (
-                not is_ready
-                and self._adds_weights is None
-                and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2)
-            ):
+            if not is_ready and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2):
                 is_ready = True
                 print(f"denll serves at {page}  (data in {self._storage.root}, Ctrl-C ends it)", flush=True)
             if not is_ready and time.monotonic() > warn_at:

@@ -81,10 +81,6 @@ class Process:
             return True
         return False
 
-    def exit_status(self) -> int | None:
-        """Of a program that is run once, the status it ended with; None while it runs."""
-        return None if self._running is None else self._running.poll()
-
     def terminate(self) -> None:
         if self._running is not None and self._running.poll() is None:
             self._running.send_signal(signal.SIGTERM)
