@@ -94,7 +94,7 @@ def method_parts(method: Mapping[str, Any]) -> Iterable[str]:
         yield table(("preset", "params"), presets)
     trainings = [(f"`{pattern}`", code(values)) for pattern, values in method.get("training", {}).items()]
     if trainings:
-        yield table(("presets", "training in the paper"), trainings)
+        yield table(("presets", "training that goes with them"), trainings)
     for rule in method.get("rules", ()):
         yield (
             f"A job without `params` takes the preset `{rule['preset']}` where the data set's `{rule['fact']}` is "

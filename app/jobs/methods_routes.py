@@ -35,8 +35,8 @@ class Method(BaseModel):
     needs: list[str] = Field(description="What the method must know, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")
     training: dict[str, dict[str, Any]] = Field(
-        description="Fields of a training that the paper has with its presets, by a glob of names; the first that "
-        "matches counts. No job takes them by itself"
+        description="Fields of a training that go with presets, by a glob of their names; the first that matches "
+        "counts. They are those of the method's paper, or what the preset `photographs` was measured with"
     )
     rules: list[Rule] = Field(
         description="For a job without `params`: the first rule that holds chooses the preset; else the defaults"

@@ -38,7 +38,7 @@ class About(TypedDict):
     mixes: NotRequired[bool]  # whether it mixes images itself, so that the training cannot (`TrainingSpec.mixup`)
     needs: list[str]  # what the user must know or have: "noise rate", "class names" ...; mostly nothing
     presets: dict[str, dict[str, object]]  # name -> params
-    # glob of presets -> fields of the training spec that the paper has with them; the first that matches counts
+    # glob of presets -> fields of the training spec that go with them, mostly the paper's; the first match counts
     training: NotRequired[dict[str, dict[str, object]]]
     frozen_backbone: NotRequired[dict[str, object]]  # params that need a pretrained network with a frozen part
     rules: NotRequired[list[Rule]]  # for jobs that send no params: the service takes the first rule that holds
