@@ -93,7 +93,7 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     """
     one, two = (_of(stage.trainer.history[-1].noisy_validation) for stage in (first, trained))
     if one is None or two is None:
-        return trained, "no images are held out to compare it with the first answer"
+        return trained, "cannot be compared: no images are held out"
     better = first if (one.accuracy, -one.loss) > (two.accuracy, -two.loss) else trained
     compared = f"{one.accuracy:.1%} of the held-out labels for the first answer, {two.accuracy:.1%} after training"
     return better, f"agrees best with held-out images by their given labels: {compared}"
