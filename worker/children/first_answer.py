@@ -10,8 +10,12 @@ import json
 import time
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from app.datasets import label_issues
 from ml.evaluation.measure import Score
+from ml.evaluation.noisy_likelihood import noisy_likelihood
 from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.training import events
@@ -88,15 +92,26 @@ def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
 def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     """The stage that becomes the model, and why.
 
-    It is the one with the better accuracy on held-out images by their given labels; without such images the trained
-    one. Equal accuracies are decided by the loss.
+    It is the one that explains the given labels of held-out images better, by the transition matrix of the probe;
+    without such images the trained one.
     """
-    one, two = (_of(stage.trainer.history[-1].noisy_validation) for stage in (first, trained))
-    if one is None or two is None:
+    if not len(first.trainer.held_out):
         return trained, "cannot be compared: no images are held out"
-    better = first if (one.accuracy, -one.loss) > (two.accuracy, -two.loss) else trained
-    compared = f"{one.accuracy:.1%} of the held-out labels for the first answer, {two.accuracy:.1%} after training"
-    return better, f"agrees best with held-out images by their given labels: {compared}"
+    transition = first.trainer.method.get_buffer("transition")
+    one, two = (_held_out_likelihood(stage.trainer, transition) for stage in (first, trained))
+    compared = f"{one:.3f} for the first answer, {two:.3f} after training"
+    better = first if one > two else trained
+    return better, f"explains the labels of held-out images best: mean log-likelihood {compared}"
+
+
+def _held_out_likelihood(trainer: Trainer, transition: Tensor) -> float:
+    rows, inputs = trainer.held_out.to(trainer.device), trainer.inputs.train
+    trainer.method.eval()
+    with torch.no_grad():
+        logits = [
+            trainer.method.logits(inputs.unaugmented(part)) for part in torch.split(rows, inputs.eval_batch_size())
+        ]
+    return noisy_likelihood(torch.cat(logits), trainer.labels[trainer.held_out].to(trainer.device), transition)
 
 
 def _of(scores: dict[str, Score]) -> Score | None:

@@ -46,6 +46,7 @@ class Publication:
         images: The training images with their given labels, before any noise was injected.
         truth: The test set and clean labels, where known.
         facts: More metrics of the job.
+        issues: The ranking of the given labels; by default the training's own.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Publication:
         images: LabeledImages,
         truth: Truth,
         facts: Mapping[str, Any],
+        issues: LabelIssues | None = None,
     ) -> None:
         self._ctx = ctx
         self._reporter = reporter
         self._trainer = trainer
         self._images = images
         self._archive = ctx.folder / MODEL_FOLDER
-        self._issues = trainer.label_issues()
+        self._issues = issues or trainer.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
         self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)

@@ -19,6 +19,7 @@ from ml.data import dataset
 from ml.data.dataset import LabeledImages, Truth
 from ml.distributed.launch import RankInfo
 from ml.distributed.process_group import ProcessGroup
+from ml.evaluation.ranking import LabelIssues
 from ml.training import devices as training_devices
 from ml.training.events import EpochReport, Step
 from ml.training.spec import TrainingSpec
@@ -85,12 +86,14 @@ def run(
 
     # Publish the training, or the first answer where that is better.
     facts: dict[str, Any] = {}
+    issues: LabelIssues | None = None
     if first is not None:
         trained = first_answer.Stage("training", trainer, time.monotonic() - started)
         chosen, reason = first_answer.choose(first, trained)
         trainer = chosen.trainer
         facts = {"stages": [first.summary(), trained.summary()], "published": chosen.name, "published_reason": reason}
-    publication = publish.Publication(ctx, reporter, trainer, images, truth, facts)
+        issues = first.trainer.label_issues()  # from probes that did not learn from the image whose label they judge
+    publication = publish.Publication(ctx, reporter, trainer, images, truth, facts, issues)
     checkpointer.when_there_is_space(publication.write)
     reporter.finish(publication.commit)
     publication.remove_checkpoints()
