@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning
+from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning, shared_parts
 from ml.features import evidence_state
 from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
@@ -187,11 +187,13 @@ class Method(method.Method):
     ) -> Phase:
         """One phase of both base methods; `watched_epoch` is the one in which agreement begins, or None."""
 
-        # each step: both base methods' losses L(g1, y') + L(g2, y'), then the rest of Eq. 6; labels are ranked by g1,
-        # or by g2 where agreement is one-way and so does not affect g2
+        # labels are ranked by g1, or by g2 where it answers alone or is not affected by agreement
+        by_second = self.params.agreement == "one_way" or self.params.answer == "g2"
+
+        # each step: both base methods' losses L(g1, y') + L(g2, y'), then the rest of Eq. 6
         def loss(batch: Batch) -> Tensor:
             with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
-                base_losses = pair.losses(batch, record_second=self.params.agreement == "one_way")
+                base_losses = pair.losses(batch, record_second=by_second)
                 watched = batch.epoch == watched_epoch
                 return base_losses + self.interaction_loss(batch, agreement_weight(batch.epoch), watched=watched)
 
@@ -205,7 +207,7 @@ class Method(method.Method):
             if watched_epoch is not None and context.epoch == watched_epoch + 1:
                 self.damping.update_factor()
             logits = pair.begin_epoch(context)
-            ranking = logits[self.params.agreement == "one_way"]
+            ranking = logits[by_second]
             if self.evidence is not None:
                 ranking = self.evidence.update(context, self.base1, self.base2, self.labels, logits)
             if ranking is not None:
@@ -214,39 +216,14 @@ class Method(method.Method):
         return replace(
             pair.first,
             loss=loss,
-            optimizers=pair.optimizers(lambda: self._shared_optimizers(training)),
+            optimizers=pair.optimizers(lambda: shared_parts.optimizers(self.deconfounder, self.gates, training)),
             before_step=before_step,
             after_step=pair.after_step,
-            enter=lambda context: self._enter(context, pair),
+            enter=lambda context: shared_parts.enter_phase(self, pair, self.deconfounder, self.gates, context),
             begin_epoch=begin_epoch,
             passes=pair.passes if self.evidence is None else self.evidence.restricted(pair.passes),
             clip=CLIP,
         )
-
-    def _enter(self, context: TrainContext, pair: method_pair.PhasePair) -> None:
-        """Both base methods' own preparation; gates and localization module then follow classifier and body."""
-        trained = branches.find_branches(self)
-        before = [branch.classifier.weight.detach().clone() for branch in trained]
-        pair.enter(context)
-        after = [branch.classifier.weight for branch in trained]
-
-        if self.gates is not None:
-            if not all(map(torch.equal, before, after)):  # the classifier was reinitialised
-                self.gates.reset()
-            self.gates.requires_grad_(any(branch.classifier.weight.requires_grad for branch in trained))
-        if self.deconfounder.localization is not None:
-            trains_body = any(p.requires_grad for branch in trained for p in branch.body.parameters())
-            self.deconfounder.localization.requires_grad_(trains_body)
-
-    def _shared_optimizers(self, training: TrainHyperparameters) -> list[torch.optim.Optimizer]:
-        """SGD without weight decay for the localization module and the gates."""
-        shared = []
-        if self.deconfounder.localization is not None:
-            parameters = self.deconfounder.localization.parameters()
-            shared.append(training.sgd(parameters, scale=self.params.lm_learning_rate, weight_decay=0.0))
-        if self.gates is not None:
-            shared.append(training.sgd(self.gates.parameters(), weight_decay=0.0))
-        return shared
 
     # --- one step ---
 
