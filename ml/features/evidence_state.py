@@ -81,7 +81,7 @@ class EvidenceState(nn.Module):
                 been solved for; None if they are trained in steps.
 
         Returns:
-            The logits (M, C) by which labels are ranked, if the networks take no steps.
+            The logits (M, C) by which labels are ranked, before the first epoch; None before the others.
         """
         one, two = recorded
         first, second = (branches.find_branches(base)[0] for base in (base1, base2))
@@ -89,7 +89,7 @@ class EvidenceState(nn.Module):
         logits = None
         if not bool(self.is_gathered):
             found = self._gather(context, first, second, labels, probes)
-            logits = None if probes is None else found.log_probabilities
+            logits = found.log_probabilities
             if self.exchange and probes is not None and found.decision.predictor == "g2":
                 generator, weights = context.generator(DRAWS), self.object_weight
                 for branch in (first, second):

@@ -64,10 +64,14 @@ ABOUT: About = {
             "agreement": "one_way",
             "answer": "g2",
         },
-        "photographs": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
+        "photographs": {"localization": "backbone", "host": "elr", "gates": "off", **BY_EVIDENCE},
+        "photographs frozen": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
         "paper": {"split": "median", "fusion": "concat", "loss": "gated", "gates": "joint", "agreement": "off"},
     },
-    "training": {"photographs": {"tune": "none", "epochs": 1}},
+    "training": {
+        "photographs": {"tune": "last", "epochs": 4},
+        "photographs frozen": {"tune": "none", "epochs": 1},
+    },
     "frozen_backbone": {"localization": "backbone"},
     "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
 }
@@ -187,11 +191,13 @@ class Method(method.Method):
     ) -> Phase:
         """One phase of both base methods; `watched_epoch` is the one in which agreement begins, or None."""
 
-        # labels are ranked by g1, or by g2 where it answers alone or is not affected by agreement
+        # labels are ranked by g1, or by g2 where it answers alone or is not affected by agreement; by neither where
+        # the evidence has ranked them
         by_second = self.params.agreement == "one_way" or self.params.answer == "g2"
 
         # each step: both base methods' losses L(g1, y') + L(g2, y'), then the rest of Eq. 6
         def loss(batch: Batch) -> Tensor:
+            batch = batch if self.evidence is None else batch.without_recording()
             with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
                 base_losses = pair.losses(batch, record_second=by_second)
                 watched = batch.epoch == watched_epoch
