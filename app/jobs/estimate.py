@@ -22,6 +22,9 @@ RUNTIME_BYTES = {"cpu": 700_000_000, "cuda": 2_500_000_000}  # torch itself, bef
 BYTES_PER_PARAMETER = 16  # f32 weight, gradient, momentum, and a copy while a checkpoint is written
 ACTIVATION_BYTES_PER_FLOP = 0.02  # ResNet-18 at 32 px: 1.1 GFLOP and about 20 MB an image, kept for the backward pass
 CHECKPOINTS_KEPT = 3
+TRAINED_SHARE = {"none": 0.0, "last": 0.3, "two": 0.5, "all": 1.0}  # of a network's operations, by `tune`
+ENCODINGS = 3  # forward passes of the frozen part: pictures, composites, backgrounds
+FEATURE_BYTES = 10_000  # of an image and encoding on disk: the maps of a last stage in float16, about
 
 
 def estimate_training(
@@ -42,16 +45,22 @@ def estimate_training(
     parameters = int(network.get("parameters") or 10_000_000)
     measured = measured_speed(session, resolved)
     gpus = resolved["resources"]["gpus"]
-    speed = measured or gpus * FLOPS_PER_S[device_kind] / (flops * FORWARD_AND_BACKWARD * cost)
+    share = TRAINED_SHARE[resolved["tune"]]
+    passes_a_second = gpus * FLOPS_PER_S[device_kind] / flops
+    speed = measured or passes_a_second / (FORWARD_AND_BACKWARD * cost * max(share, 0.01))
+    encodings = 0 if share == 1.0 else ENCODINGS
     copies = catalog.networks_held(resolved["method"], resolved["params"])
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)
     return Estimate(
-        seconds=round(train_images * resolved["epochs"] / max(speed, 1e-3), 1),
+        seconds=round(train_images * (resolved["epochs"] / max(speed, 1e-3) + encodings / passes_a_second), 1),
         memory_bytes=int(
             gpus * (RUNTIME_BYTES[device_kind] + parameters * BYTES_PER_PARAMETER * copies + pixels) + activations
         ),
-        disk_bytes=int(parameters * copies * (8 * CHECKPOINTS_KEPT + 4) + train_images * resolved["epochs"] * 2),
+        disk_bytes=int(
+            parameters * copies * (8 * CHECKPOINTS_KEPT + 4)
+            + train_images * (resolved["epochs"] * 2 + encodings * FEATURE_BYTES)
+        ),
         images_per_second=round(speed, 2),
         measured=measured is not None,
     )
@@ -60,7 +69,7 @@ def estimate_training(
 def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
     """Images per second of the newest finished training like a resolved request; None when there is none.
 
-    Alike are method, params, network, image size, precision, device and number of devices.
+    Alike are method, params, network, image size, precision, device, number of devices and depth of tuning.
     """
     newest = (
         select(Job.request, Job.metrics)
@@ -69,7 +78,7 @@ def measured_speed(session: Session, resolved: dict[str, Any]) -> float | None:
         .order_by(Job.created_at.desc())
         .limit(RECENT)
     )
-    kind = ("method", "params", "network", "image_size", "precision", "device")
+    kind = ("method", "params", "network", "image_size", "precision", "device", "tune")
     for request, metrics in session.execute(newest):
         speed = metrics.get("images_per_second")
         if speed and all(request.get(name) == resolved[name] for name in kind):
