@@ -60,12 +60,12 @@ class AnswerDecision:
     @property
     def reason(self) -> str:
         """One sentence for the user."""
-        found = f"L = {self.statistic.excess:.3f} ± {self.statistic.deviation:.3f}"
+        result = f"L = {self.statistic.excess:.3f} ± {self.statistic.deviation:.3f}"
         if self.predictor == "g2":
-            return f"labels follow the background: yes, {found}; the prediction without the background answers"
+            return f"labels follow the background: yes, {result}; the prediction without the background answers"
         first, second = self.weights
         return (
-            f"labels follow the background: no, {found}; "
+            f"labels follow the background: no, {result}; "
             f"both predictions answer, with weights {first:.2f} and {second:.2f}"
         )
 

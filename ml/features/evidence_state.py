@@ -88,9 +88,9 @@ class EvidenceState(nn.Module):
         probes = None if one is None or two is None else (one.log_softmax(dim=1), two.log_softmax(dim=1))
         logits = None
         if not bool(self.is_gathered):
-            found = self._gather(context, first, second, labels, probes)
-            logits = found.log_probabilities
-            if self.exchange and probes is not None and found.decision.predictor == "g2":
+            gathered = self._gather(context, first, second, labels, probes)
+            logits = gathered.log_probabilities
+            if self.exchange and probes is not None and gathered.decision.predictor == "g2":
                 generator, weights = context.generator(DRAWS), self.object_weight
                 for branch in (first, second):
                     features = context.score(branch.features)
@@ -108,7 +108,7 @@ class EvidenceState(nn.Module):
         labels: Tensor,
         probes: tuple[Tensor, Tensor] | None,
     ) -> PairEvidence:
-        found = pair_evidence.gather(
+        gathered = pair_evidence.gather(
             context.score(first.features),
             context.score(second.features),
             _encode(second, context.features("background")),
@@ -117,13 +117,13 @@ class EvidenceState(nn.Module):
             context.generator(DRAWS),
             probes,
         )
-        statistic = found.decision.statistic
+        statistic = gathered.decision.statistic
         self.statistic.copy_(torch.tensor([statistic.excess, statistic.deviation]))
-        self.answer_weights.copy_(torch.tensor(found.decision.weights))
-        self.shares.copy_(torch.tensor(found.evidence.shares))
-        self.object_weight.copy_(found.evidence.object_weight)
+        self.answer_weights.copy_(torch.tensor(gathered.decision.weights))
+        self.shares.copy_(torch.tensor(gathered.evidence.shares))
+        self.object_weight.copy_(gathered.evidence.object_weight)
         self.is_gathered.fill_(True)
-        return found
+        return gathered
 
     def restricted(self, passes: Callable[[], Sequence[Pass]] | None) -> Callable[[], Sequence[Pass]] | None:
         """Passes (`Phase.passes`) with the labelled images that are drawn; a pass left empty stays whole."""
@@ -133,8 +133,8 @@ class EvidenceState(nn.Module):
 
     def _restrict(self, one: Pass) -> Pass:
         positions = pool_union.pool_positions(one.pool)
-        kept = positions[self.drawn[positions]]
-        return replace(one, pool=kept) if len(kept) else one
+        drawn = positions[self.drawn[positions]]
+        return replace(one, pool=drawn) if len(drawn) else one
 
     def answer(self, first: Tensor, second: Tensor) -> Tensor:
         """Log-probabilities (B, C) of logits of g1 and g2."""

@@ -64,14 +64,14 @@ def gather(
         validated = cross_validation.cross_validate(projected, labels, classes, generator, penalties=PENALTIES)
         return validated.logits.log_softmax(dim=1)
 
-    decision = answer_rule.decide(plain(first), plain(second), behind := plain(background), labels)
+    decision = answer_rule.decide(plain(first), plain(second), of_background := plain(background), labels)
 
     # forward-corrected ones predict clean classes, so that labels are not ruled out by structured noise
     one, two = clean or tuple(
         label_noise.estimate(features, labels, classes, generator).log_probabilities for features in (first, second)
     )
     if decision.predictor == "g2":
-        evidence = label_evidence.estimate(two.exp(), behind.exp(), labels)
+        evidence = label_evidence.estimate(two.exp(), of_background.exp(), labels)
         return PairEvidence(decision, evidence, _posterior(two, labels, evidence))
     mean = _mean(one, two)
     weights = answer_rule.stack_weights(one, two, labels)

@@ -33,7 +33,7 @@ MIN_LIKELIHOOD = 1e-300  # of a given label: its logarithm stays finite
 MIN_VARIANCE = 1e-12
 SAMPLES = 40  # B
 SAMPLE_ITERATIONS = 8  # of expectation maximisation on a bootstrap sample, from the whole estimate
-Z95 = 1.96  # standard deviations of a normal distribution that hold 95 %
+NORMAL_95 = 1.96  # standard deviations of a normal distribution that hold 95 %
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def noise_rate(logits: Tensor, labels: Tensor, estimate: Refined, generator: tor
         weights = torch.bincount(drawn, minlength=count).double().to(z.device)
         rates.append(rate(_maximise(z, labels, estimate, weights, SAMPLE_ITERATIONS), weights))
     whole = rate(estimate, torch.ones_like(z[:, 0]))
-    spread = Z95 * float(torch.tensor(rates, dtype=torch.float64).std())
+    spread = NORMAL_95 * float(torch.tensor(rates, dtype=torch.float64).std())
     return NoiseRate(whole, (max(whole - spread, 0.0), min(whole + spread, 1.0)))
 
 

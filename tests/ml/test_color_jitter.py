@@ -41,12 +41,12 @@ def test_an_operation_is_torchvisions(name: str, factor: float) -> None:
 def test_hue_turns_colours_and_leaves_grey_and_brightness() -> None:
     pictures = images()
     grey = pictures[..., :1].expand_as(pictures)
-    for turn in (-0.2, 0.1, 0.25):
-        turned = color_jitter.adjust(pictures, factors(hue=turn))
+    for hue_shift in (-0.2, 0.1, 0.25):
+        turned = color_jitter.adjust(pictures, factors(hue=hue_shift))
         luminance = (turned.float() - pictures) @ torch.tensor(GREY)
         assert luminance.abs().max() < 1.5
         assert (turned.int() - pictures.int()).abs().max() > 5
-        assert int((color_jitter.adjust(grey, factors(hue=turn)).int() - grey.int()).abs().max()) <= 1
+        assert int((color_jitter.adjust(grey, factors(hue=hue_shift)).int() - grey.int()).abs().max()) <= 1
     assert torch.equal(color_jitter.adjust(pictures, factors(hue=1.0)), pictures)
 
 

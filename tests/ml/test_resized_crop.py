@@ -86,11 +86,11 @@ def test_a_batch_is_cropped_at_once_as_one_by_one() -> None:
     boxes = resized_crop.draw_boxes(len(rows), SIDE, 0.08, generator(1))
     with NoWaiting():
         together = resized_crop.crop_batch(images()[rows], boxes)
-    each = resized_crop.crop_each(images(), rows, boxes)
+    one_by_one = resized_crop.crop_each(images(), rows, boxes)
 
     assert together.dtype == torch.uint8
     assert together.is_contiguous()
-    assert int((together.int() - each.int()).abs().max()) <= 1
+    assert int((together.int() - one_by_one.int()).abs().max()) <= 1
 
 
 def test_a_recording_draws_new_boxes_at_every_replay() -> None:

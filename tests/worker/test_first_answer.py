@@ -49,7 +49,7 @@ def test_the_answer_is_there_before_training_and_both_stages_afterwards(
     job_id = submit(harness)
     seen = []
 
-    def look(*arguments: object) -> tuple[Stage, str]:
+    def record_what_is_visible(*arguments: object) -> tuple[Stage, str]:
         """When both have been trained: what users could see since the first answer."""
         [folder] = harness.files.attempts(job_id)
         with (folder / "artifacts" / "label-issues.csv").open(newline="") as table:
@@ -60,7 +60,7 @@ def test_the_answer_is_there_before_training_and_both_stages_afterwards(
         return choose(*arguments)  # type: ignore[arg-type]
 
     choose = first_answer.choose
-    monkeypatch.setattr(first_answer, "choose", look)
+    monkeypatch.setattr(first_answer, "choose", record_what_is_visible)
     assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
 
     [(metrics, ranked, document)] = seen

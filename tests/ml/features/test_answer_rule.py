@@ -48,11 +48,11 @@ def test_mean_and_deviation_are_those_of_all_permutations() -> None:
     last = second.scatter(1, labels[:, None], -20.0)  # the label is the last of the three
     last = torch.where((labels == 0)[:, None], second, last)
 
-    found = answer_rule.background_statistic(last, sharp(named, 3), labels)
+    result = answer_rule.background_statistic(last, sharp(named, 3), labels)
 
     observed = sum(int(a == b and a != 0) for a, b in zip(labels, named, strict=True))
-    assert found.excess == pytest.approx((observed - mean) / 6)
-    assert found.deviation == pytest.approx(deviation / 6)
+    assert result.excess == pytest.approx((observed - mean) / 6)
+    assert result.deviation == pytest.approx(deviation / 6)
 
 
 def test_g2_answers_where_the_scene_gives_the_label(world: tuple[Tensor, Tensor]) -> None:

@@ -27,14 +27,14 @@ def world(by_background: float, by_chance: float) -> tuple[Tensor, Tensor, Tenso
 def test_shares_of_the_mixture_are_recovered() -> None:
     q, b, labels, by_object = world(0.3, 0.2)
 
-    found = label_evidence.estimate(q, b, labels)
+    result = label_evidence.estimate(q, b, labels)
 
-    assert sum(found.shares) == pytest.approx(1.0)
+    assert sum(result.shares) == pytest.approx(1.0)
     # q and b are smoothed by a tenth, which the uniform term takes over
-    assert found.shares[0] == pytest.approx(0.5, abs=0.1)
-    assert found.shares[1] == pytest.approx(0.3, abs=0.1)
+    assert result.shares[0] == pytest.approx(0.5, abs=0.1)
+    assert result.shares[1] == pytest.approx(0.3, abs=0.1)
     # a label that the object did not give may agree with it by chance, in one of six images
-    right, wrong = found.object_weight[by_object].mean(), found.object_weight[~by_object].mean()
+    right, wrong = result.object_weight[by_object].mean(), result.object_weight[~by_object].mean()
     assert right > 0.8
     assert wrong < 0.35
 
@@ -42,11 +42,11 @@ def test_shares_of_the_mixture_are_recovered() -> None:
 def test_the_background_term_can_be_left_out() -> None:
     q, _, labels, by_object = world(0.0, 0.4)
 
-    found = label_evidence.estimate(q, None, labels)
+    result = label_evidence.estimate(q, None, labels)
 
-    assert found.shares[1] == 0.0
-    assert found.shares[0] == pytest.approx(0.6, abs=0.1)
-    assert found.object_weight[by_object].mean() > found.object_weight[~by_object].mean() + 0.5
+    assert result.shares[1] == 0.0
+    assert result.shares[0] == pytest.approx(0.6, abs=0.1)
+    assert result.object_weight[by_object].mean() > result.object_weight[~by_object].mean() + 0.5
 
 
 def test_backgrounds_take_weight_from_labels_that_they_name() -> None:
@@ -62,11 +62,11 @@ def test_backgrounds_take_weight_from_labels_that_they_name() -> None:
 def test_a_draw_keeps_samples_by_their_weight() -> None:
     weights = torch.tensor([0.0, 1.0, 0.25]).repeat(4000)
     generator = torch.Generator().manual_seed(0)
-    kept = torch.bincount(label_evidence.draw(weights, generator) % 3, minlength=3) / 4000
+    drawn = torch.bincount(label_evidence.draw(weights, generator) % 3, minlength=3) / 4000
 
-    assert kept[0] == 0
-    assert kept[1] == 1
-    assert kept[2] == pytest.approx(0.25, abs=0.03)
+    assert drawn[0] == 0
+    assert drawn[1] == 1
+    assert drawn[2] == pytest.approx(0.25, abs=0.03)
 
 
 def test_draws_of_one_seed_are_the_same_and_of_one_generator_differ() -> None:

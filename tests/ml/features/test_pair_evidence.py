@@ -41,22 +41,22 @@ def gathered(*, confounded: bool) -> tuple[pair_evidence.PairEvidence, Tensor, T
 
 
 def test_labels_that_follow_the_background_are_found_out() -> None:
-    found, clean, labels = gathered(confounded=True)
+    result, clean, labels = gathered(confounded=True)
     wrong = labels != clean
 
-    assert found.decision.predictor == "g2"
-    assert found.evidence.shares[1] > 0.2
-    assert found.evidence.object_weight[~wrong].mean() > found.evidence.object_weight[wrong].mean() + 0.5
-    own = found.log_probabilities.gather(1, labels[:, None])[:, 0]
+    assert result.decision.predictor == "g2"
+    assert result.evidence.shares[1] > 0.2
+    assert result.evidence.object_weight[~wrong].mean() > result.evidence.object_weight[wrong].mean() + 0.5
+    own = result.log_probabilities.gather(1, labels[:, None])[:, 0]
     assert own[~wrong].median() > own[wrong].median() + 1
 
 
 def test_ordinary_noise_leaves_the_background_out() -> None:
-    found, clean, labels = gathered(confounded=False)
+    result, clean, labels = gathered(confounded=False)
 
-    assert found.decision.predictor == "stack"
-    assert found.evidence.shares[1] == 0.0
-    assert found.log_probabilities.argmax(dim=1).eq(clean).float().mean() > 0.9
+    assert result.decision.predictor == "stack"
+    assert result.evidence.shares[1] == 0.0
+    assert result.log_probabilities.argmax(dim=1).eq(clean).float().mean() > 0.9
     assert labels.eq(clean).float().mean() < 0.75
 
 
@@ -71,11 +71,11 @@ def test_probes_that_are_known_already_are_used() -> None:
     picture, composite, background, clean, labels = world(confounded=False)
     known = (6.0 * functional.one_hot(clean, CLASSES)).log_softmax(dim=1)
 
-    found = pair_evidence.gather(
+    result = pair_evidence.gather(
         picture, composite, background, labels, CLASSES, torch.Generator().manual_seed(3), (known, known)
     )
 
-    assert torch.allclose(found.log_probabilities, known, atol=1e-5)
+    assert torch.allclose(result.log_probabilities, known, atol=1e-5)
 
 
 def test_a_weighted_probe_learns_from_what_weighs() -> None:
@@ -97,11 +97,11 @@ def test_state_says_what_was_found() -> None:
     state.statistic.copy_(torch.tensor([0.06, 0.004]))
     state.answer_weights.copy_(torch.tensor([0.0, 1.0]))
     state.is_gathered.fill_(True)
-    said = state.findings()
+    stated = state.findings()
 
-    assert said["labels_follow_background"]
-    assert said["answer"] == "g2"
-    assert "labels follow the background: yes, L = 0.060" in str(said["answer_reason"])
+    assert stated["labels_follow_background"]
+    assert stated["answer"] == "g2"
+    assert "labels follow the background: yes, L = 0.060" in str(stated["answer_reason"])
     one, two = torch.randn(4, CLASSES), torch.randn(4, CLASSES)
     assert torch.allclose(state.answer(one, two), two.log_softmax(dim=1), atol=1e-6)
 
