@@ -93,7 +93,13 @@ def _resolve_training(
     _check_devices(session, request)
     installed = networks.installed_weights(files)
     resolved = defaults.resolve(request, facts, device, catalog, installed)
-    networks.check_runnable(catalog, installed, resolved["network"], pretrained=resolved["pretrained"])
+    networks.check_runnable(
+        catalog,
+        installed,
+        resolved["network"],
+        pretrained=resolved["pretrained"],
+        image_size=resolved["image_size"],
+    )
     # A baseline is the same request with another method, on the same split and seed, trained as suits it.
     baselines = [
         {**resolved, **baseline, **defaults.baseline_fields(request, baseline["method"], catalog, device, installed)}

@@ -14,6 +14,8 @@ from app.storage import Storage
 from ml.formats import weights_folder
 from ml.formats.weights_folder import WeightsRecord
 
+TOO_SMALL = {64: 32, 224: 64}  # px that a network was seen to fail at, by the smallest of 32, 64 and 224 that it reads
+
 
 def installed_weights(files: Storage) -> dict[str, WeightsRecord]:
     """The records of all installed weights by name, in the order of names."""
@@ -48,17 +50,25 @@ def check_unused(session: Session, name: str) -> None:
         raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} start from them; cancel or wait.")
 
 
-def check_runnable(catalog: Catalog, installed: Mapping[str, WeightsRecord], network: str, *, pretrained: bool) -> None:
+def check_runnable(
+    catalog: Catalog, installed: Mapping[str, WeightsRecord], network: str, *, pretrained: bool, image_size: int
+) -> None:
     """Refuse a training that could only fail.
 
     Args:
         installed: Installed weights by name.
         network: Its network; the catalog's, or one with a tag or of timm, which are known by their weights.
         pretrained: Whether it starts from weights.
+        image_size: Side of its images in pixels.
 
     Raises:
-        InvalidRequest: Its weights are not installed; the problem's `hint` is the command that installs them.
+        InvalidRequest: Its weights are not installed, and the problem's `hint` is the command that installs them; or
+            its images are too small for it.
     """
+    smallest = catalog.networks.get(network.partition(".")[0], {}).get("min_image_size", 0)
+    if image_size <= TOO_SMALL.get(smallest, 0):
+        detail = f"{network} cannot read images of {image_size} px; it reads those of {smallest} px."
+        raise InvalidRequest(f"/image_size: {detail}", errors=[Fault("/image_size", "too_small", detail)])
     if network in installed or (network in catalog.networks and not pretrained):
         return
     detail = f"No pretrained weights of {network} are installed."

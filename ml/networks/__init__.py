@@ -62,6 +62,11 @@ def build(
     return network
 
 
+def check_name(name: str) -> None:
+    """Raise UnknownNetwork unless `build` knows the name; imports torchvision only where none of ours has it."""
+    _family_of(name)
+
+
 def architecture(name: str) -> str:
     """The name without its tag: `resnet50` of `resnet50.imagenet1k_v1`."""
     return name.partition(".")[0]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ml import errors, fsync, networks
 from ml.formats import weights_folder
 from ml.formats.weights_folder import InvalidWeights, WeightsRecord, installed
-from ml.networks import timm_zoo, weights_sources
+from ml.networks import weights_sources
 
 __all__ = ["WeightsRecord", "add", "add_bundled", "add_file", "file_of", "find", "installed"]
 
@@ -69,8 +69,10 @@ def add(folder: Path, name: str) -> WeightsRecord:
         errors.MissingWeights: Nobody publishes such weights, they cannot be downloaded, or they do not fit.
     """
     _check_name(name)
-    if not name.startswith(timm_zoo.PREFIX) and networks.architecture(name) not in networks.names():
-        raise errors.UnknownName(f"no network is called {name}", code="unknown_network")
+    try:
+        networks.check_name(name)
+    except networks.UnknownNetwork as error:
+        raise errors.UnknownName(str(error), code="unknown_network") from error
     return _install(folder, name, weights_sources.published(name), {})
 
 

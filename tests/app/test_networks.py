@@ -238,6 +238,17 @@ def test_a_job_without_its_weights_is_refused_with_the_command(
     assert command in answer.json()["hint"]
 
 
+def test_a_network_that_fails_at_a_size_is_refused_there(client: Client, dataset_id: str) -> None:
+    def answer(image_size: int) -> Any:
+        body = {"dataset_id": dataset_id, "network": "alexnet", "method": "ce", "image_size": image_size}
+        return client.post("/jobs?dry_run=true", json=body)
+
+    assert answer(64).status_code == 200
+    refused = answer(32)
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/image_size")
+    assert "64 px" in refused.json()["detail"]
+
+
 def test_a_job_with_installed_weights_is_accepted(files: Storage, submit: Callable[..., Any]) -> None:
     for name in ("resnet18", "resnet18.mine", "timm_resnet18"):
         install(files, name)
