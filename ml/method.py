@@ -333,9 +333,31 @@ class Method(nn.Module):
         """What the method has learnt of the data set, for its users: JSON values by name. Empty by default."""
         return {}
 
+    def noise_estimate(self) -> NoiseEstimate | None:
+        """What the method knows of the label noise, if the logits that it records are calibrated ones of clean classes.
+
+        Given labels are then ranked by their posterior probability; None, the default, ranks them by margins.
+        """
+        return None
+
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """`heads` and `locate` of (B, 3, H, W)."""
         return self.heads(images), self.locate(images)
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """How the given labels were mistaken, as a method has estimated it.
+
+    Attributes:
+        transition: T, f64 (C, C) on the CPU: P(given label j | clean class i), rows sum to 1.
+        noise_rate: Share of wrong labels, in [0, 1].
+        interval: Holds the true share in most cases.
+    """
+
+    transition: Tensor
+    noise_rate: float
+    interval: tuple[float, float]
 
 
 def _rename_former_state(module: Method, state: dict[str, Any], prefix: str, *_: object) -> None:

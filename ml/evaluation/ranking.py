@@ -1,7 +1,10 @@
 """Ranks given labels by how likely they are wrong, from the logits of one training while it learns.
 
-A label's score is its margin: how far its logit lies above the best other logit, averaged over epochs (area under the
-margin, Pleiss et al. 2020). Four things are added; `docs/evidence/ranking.md` measures each of them.
+Where a method knows the transition matrix, and has recorded calibrated logits of clean classes that did not learn the
+label itself, a label's score is its posterior probability (`ml.evaluation.label_posterior`).
+
+Elsewhere a label's score is its margin: how far its logit lies above the best other logit, averaged over epochs (area
+under the margin, Pleiss et al. 2020). Four things are added; `docs/evidence/ranking.md` measures each of them.
 
 - Class thresholds. A share of its class's mean logit is taken off every logit, as confident learning compares
   probabilities with the mean confidence of their class (Northcutt et al. 2021). A class that the network
@@ -26,6 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from ml.evaluation import label_posterior
+from ml.method import NoiseEstimate
 
 THRESHOLD_SHARE = 0.75  # of a class's mean logit that is taken off its logits: best on the mean of four data sets
 WEIGHT_EXPONENT = 4.0  # of an epoch's weight
@@ -129,19 +135,26 @@ class LabelIssues:
     is_label_issue: NDArray[np.bool_]  # (N,)
     noise_rate: float  # estimated share of wrong labels, in [0, 1]
     transition: Vector  # (C, C), estimated P(given label j | likely class i); rows sum to 1
+    noise_interval: tuple[float, float] | None = None  # of the noise rate, where it is known
 
 
-def label_issues(labels: Tensor, tracker: MarginTracker, held_out: Tensor | None = None) -> LabelIssues | None:
-    """Rank the given labels by their margins and flag those that are probably wrong.
+def label_issues(
+    labels: Tensor,
+    tracker: MarginTracker,
+    held_out: Tensor | None = None,
+    noise: NoiseEstimate | None = None,
+) -> LabelIssues | None:
+    """Rank the given labels and flag those that are probably wrong.
 
     Args:
         labels: Given labels int64 (N,), those that `tracker` was made with.
         tracker: Margins and probabilities of the epochs so far.
         held_out: Rows int64 that were not trained on; their margins are calibrated to those of the others.
+        noise: What the method knows of the noise; None ranks by margins.
 
     Returns:
-        The ranking, or None if no epoch has ended. The number of issues is the noise rate, estimated by
-        `soft_confident_joint`, times N, less those whose label is the predicted one.
+        The ranking, or None if no epoch has ended. The number of issues is the noise rate times N, less those whose
+        label is the predicted one. The noise rate is that of `noise`, or estimated by `soft_confident_joint`.
     """
     if not tracker.epochs:
         return None
@@ -152,6 +165,9 @@ def label_issues(labels: Tensor, tracker: MarginTracker, held_out: Tensor | None
     recorded = weights > 0
     divisors = np.where(recorded, weights, 1.0)
     margins, pred_probs = margin_sums / divisors, probability_sums / divisors[:, None]
+
+    if noise is not None:
+        return _by_posterior(given_labels, pred_probs, recorded, noise)
 
     # Held-out calibration comes before agreement, which is scaled by the spread of all margins.
     if held_out is not None and 0 < len(held_out) < len(given_labels):
@@ -165,15 +181,39 @@ def label_issues(labels: Tensor, tracker: MarginTracker, held_out: Tensor | None
     predicted = np.where(recorded, pred_probs.argmax(axis=1), given_labels)
     joint = soft_confident_joint(given_labels, pred_probs)
     noise_rate = float(joint.sum() - np.trace(joint)) / len(given_labels)
-    lowest = np.zeros(len(given_labels), dtype=bool)
-    lowest[np.argsort(margins, kind="stable")[: round(noise_rate * len(given_labels))]] = True
     return LabelIssues(
         label_score=_sigmoid(margins),
         predicted_label=predicted,
-        is_label_issue=lowest & (predicted != given_labels),
+        is_label_issue=_lowest(margins, noise_rate) & (predicted != given_labels),
         noise_rate=noise_rate,
         transition=transition_matrix(joint),
     )
+
+
+def _by_posterior(
+    labels: NDArray[np.int64], pred_probs: Vector, recorded: NDArray[np.bool_], noise: NoiseEstimate
+) -> LabelIssues:
+    """The ranking by posterior probability; labels that no epoch has shown are in the middle of it."""
+    of_classes = label_posterior.posterior(labels, pred_probs, noise.transition.numpy())
+    score = of_classes[np.arange(len(labels)), labels]
+    if recorded.any():
+        score[~recorded] = np.median(score[recorded])
+    predicted = np.where(recorded, of_classes.argmax(axis=1), labels)
+    return LabelIssues(
+        label_score=score,
+        predicted_label=predicted,
+        is_label_issue=_lowest(score, noise.noise_rate) & (predicted != labels),
+        noise_rate=noise.noise_rate,
+        transition=noise.transition.numpy(),
+        noise_interval=noise.interval,
+    )
+
+
+def _lowest(score: Vector, share: float) -> NDArray[np.bool_]:
+    """Which rows are among so many of the lowest scores."""
+    lowest = np.zeros(len(score), dtype=bool)
+    lowest[np.argsort(score, kind="stable")[: round(share * len(score))]] = True
+    return lowest
 
 
 def neighbour_agreement(labels: NDArray[np.int64], pred_probs: Vector) -> Vector:

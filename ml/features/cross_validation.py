@@ -1,31 +1,53 @@
-"""Logits of images by classifiers that did not learn from them, and the choice of the penalty by them.
+"""Logits of images by classifiers that did not learn from them, and the choice of a classifier by them.
 
-A classifier fits the wrong labels that it has seen. Rankings of labels, estimates of their noise and the choice of the
-penalty therefore look at images that were left out of the fit. No clean label is needed: what predicts the given labels
+A classifier fits the wrong labels that it has seen. Rankings of labels, estimates of their noise and the choice of a
+penalty therefore look at images that were left out of the fit. No clean label is needed: what explains the given labels
 of other images best predicts clean ones best too.
 
-Shapes: `N` images, `K` components, `C` classes, `P` penalties. Labels are int64 in [0, C).
+Shapes: `N` images, `K` components, `C` classes. Labels are int64 in [0, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ml.features import linear_probe, transition_estimate
+from ml.features.linear_probe import Classifier
 
 FOLDS = 5
-PENALTIES = (1e-3, 3e-4, 1e-4)  # L2 penalties to choose from, the strongest first
-ROWS = 20_000  # images by which a penalty is chosen, where there are more
+PENALTIES = (1e-3, 3e-4, 1e-4)  # L2, to choose from
+ROWS = 10_000  # images that choose, where there are more
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to fit a classifier.
+
+    Attributes:
+        penalty: L2.
+        transition: T (C, C) of the forward correction; None fits a plain classifier.
+    """
+
+    penalty: float
+    transition: Tensor | None = None
+
+    def fit(self, projected: Tensor, labels: Tensor, classes: int) -> Classifier:
+        """The classifier; arguments as of `linear_probe.fit`."""
+        return linear_probe.fit(projected, labels, classes, self.penalty, transition=self.transition)
+
+
+PLAIN = tuple(Candidate(penalty) for penalty in PENALTIES)
 
 
 class CrossValidated(NamedTuple):
     """The result of `cross_validate`."""
 
-    penalty: float
+    candidate: Candidate
     logits: Tensor  # f32 (N, C), out of fold
     estimate: transition_estimate.Refined  # of T and the logits' scale
 
@@ -45,37 +67,21 @@ def assign_folds(labels: Tensor, folds: int, generator: torch.Generator) -> Tens
     return assigned
 
 
-def out_of_fold(
-    projected: Tensor,
-    labels: Tensor,
-    classes: int,
-    penalties: Sequence[float],
-    folds: Tensor,
-    *,
-    transition: Tensor | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Logits f32 (P, N, C) of every image by classifiers that did not learn from it.
+def out_of_fold(projected: Tensor, labels: Tensor, classes: int, candidate: Candidate, folds: Tensor) -> Tensor:
+    """Logits f32 (N, C) of every image by a classifier that did not learn from it.
 
     Args:
-        projected, labels, classes, transition, weights: As of `linear_probe.fit`.
-        penalties: One fit for each; each starts from the one before.
-        folds: int64 (N,), as `assign_folds` returns them: the classifier of a fold learns from the other folds. Where
-            these have no image of positive weight, logits are 0.
+        projected, labels, classes: As of `linear_probe.fit`.
+        candidate: How it is fitted.
+        folds: int64 (N,), as `assign_folds` returns them: the classifier of a fold learns from the other folds. If
+            there is no other, logits are 0.
     """
-    logits = projected.new_zeros((len(penalties), len(labels), classes))
-    importance = torch.ones_like(projected[:, 0]) if weights is None else weights
+    logits = projected.new_zeros((len(labels), classes))
     for fold in sorted(set(folds.tolist())):
         outside = folds == fold
         inside = ~outside
-        if not bool((importance[inside] > 0).any()):
-            continue
-        x, y, of_rows, classifier = projected[inside], labels[inside], importance[inside], None
-        for number, penalty in enumerate(penalties):
-            classifier = linear_probe.fit(
-                x, y, classes, penalty, transition=transition, weights=of_rows, start=classifier
-            )
-            logits[number, outside] = classifier(projected[outside])
+        if bool(inside.any()):
+            logits[outside] = candidate.fit(projected[inside], labels[inside], classes)(projected[outside])
     return logits
 
 
@@ -83,37 +89,39 @@ def cross_validate(
     projected: Tensor,
     labels: Tensor,
     classes: int,
+    candidates: Sequence[Candidate],
     generator: torch.Generator,
-    *,
-    transition: Tensor | None = None,
     folds: int = FOLDS,
-    penalties: Sequence[float] = PENALTIES,
 ) -> CrossValidated:
-    """Choose the penalty with the best likelihood of given labels out of fold, and predict every image out of fold.
+    """The candidate with the best likelihood of given labels out of fold, and its logits of every image out of fold.
 
     The likelihood is that of `transition_estimate.refine`: a penalty that makes a classifier less certain is not
     preferred for that, because a scale of the logits undoes it.
 
     Args:
         projected, labels, classes: As of `linear_probe.fit`.
-        generator: On any device.
-        transition: First estimate of T (C, C); None fits plain classifiers, whose T stays the identity.
+        candidates: At least one. Of more than `ROWS` images, so many choose.
+        generator: Draws folds; on any device.
         folds: How many.
-        penalties: To choose from, the strongest first. Of more than `ROWS` images, so many choose.
     """
-    start = torch.eye(classes, device=projected.device) if transition is None else transition
-    x, y = projected, labels
+    rows = torch.arange(len(labels), device=labels.device)
     if len(labels) > ROWS:
         drawn = torch.randperm(len(labels), generator=generator, device=generator.device)[:ROWS]
         rows = drawn.sort().values.to(labels.device)
-        x, y = projected[rows], labels[rows]
-    candidates = out_of_fold(x, y, classes, penalties, assign_folds(y, folds, generator), transition=transition)
-    estimates = [transition_estimate.refine(logits, y, start) for logits in candidates]
-    best = min(range(len(penalties)), key=lambda number: estimates[number].loss)
-    logits = candidates[best]
+    x, y = projected[rows], labels[rows]
+    parts = assign_folds(y, folds, generator)
+    identity = torch.eye(classes, device=projected.device)
+
+    best: CrossValidated | None = None
+    for candidate in candidates:
+        logits = out_of_fold(x, y, classes, candidate, parts)
+        estimate = transition_estimate.refine(
+            logits, y, identity if candidate.transition is None else candidate.transition
+        )
+        if best is None or estimate.loss < best.estimate.loss:
+            best = CrossValidated(candidate, logits, estimate)
+    assert best is not None
     if len(labels) > ROWS:
-        all_folds = assign_folds(labels, folds, generator)
-        logits = out_of_fold(projected, labels, classes, penalties[best : best + 1], all_folds, transition=transition)[
-            0
-        ]
-    return CrossValidated(penalties[best], logits, estimates[best])
+        all_parts = assign_folds(labels, folds, generator)
+        best = best._replace(logits=out_of_fold(projected, labels, classes, best.candidate, all_parts))
+    return best

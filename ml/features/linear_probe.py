@@ -63,6 +63,10 @@ class Classifier:
         """Logits (N, C) of (N, K)."""
         return projected @ self.weight + self.bias
 
+    def scaled(self, factor: float) -> Classifier:
+        """The classifier whose logits are `factor` times these."""
+        return Classifier(self.weight * factor, self.bias * factor)
+
 
 def fit_projection(features: Tensor, components: int = COMPONENTS) -> Projection:
     """Standardisation and principal components.

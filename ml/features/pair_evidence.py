@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ml.features import answer_rule, cross_validation, label_evidence, label_noise, linear_probe
 from ml.features.answer_rule import AnswerDecision
+from ml.features.cross_validation import PLAIN, Candidate
 from ml.features.label_evidence import LabelEvidence
 
-PENALTIES = (1e-3,)  # of the plain probes behind L, with which its threshold was set
+PLAIN_PROBES = (Candidate(1e-3),)  # behind L: its threshold was set with this penalty
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def gather(
     # plain probes say whether labels follow the background
     def plain(features: Tensor) -> Tensor:
         projected = linear_probe.fit_projection(features)(features)
-        validated = cross_validation.cross_validate(projected, labels, classes, generator, penalties=PENALTIES)
+        validated = cross_validation.cross_validate(projected, labels, classes, PLAIN_PROBES, generator)
         return validated.logits.log_softmax(dim=1)
 
     decision = answer_rule.decide(plain(first), plain(second), of_background := plain(background), labels)
@@ -93,8 +94,8 @@ def fold_weighted_probe(
     """
     projection = linear_probe.fit_projection(features)
     projected, classes = projection(features), layer.out_features
-    penalty = cross_validation.cross_validate(projected, labels, classes, generator).penalty
-    classifier = linear_probe.fit(projected, labels, classes, penalty, weights=weights)
+    chosen = cross_validation.cross_validate(projected, labels, classes, PLAIN, generator).candidate
+    classifier = linear_probe.fit(projected, labels, classes, chosen.penalty, weights=weights)
     linear_probe.fold_into(layer, projection, classifier)
 
 

@@ -18,8 +18,8 @@ Shapes: `N` images, `C` classes, `B` bootstrap samples. Labels are int64 in [0, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -49,13 +49,6 @@ class Refined:
     transition: Tensor
     scale: float
     loss: float
-
-
-class NoiseRate(NamedTuple):
-    """The estimated share of wrong labels, in [0, 1], and an interval that holds the true one in most cases."""
-
-    rate: float
-    interval: tuple[float, float]
 
 
 def from_consensus(votes: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +98,15 @@ def log_posterior(logits: Tensor, labels: Tensor, estimate: Refined) -> Tensor:
     return joint.log_softmax(dim=1)
 
 
-def noise_rate(logits: Tensor, labels: Tensor, estimate: Refined, generator: torch.Generator) -> NoiseRate:
-    """The expected share of wrong labels, and how sure it is.
+def noise_interval(
+    logits: Tensor, labels: Tensor, estimate: Refined, generator: torch.Generator
+) -> tuple[float, float]:
+    """An interval of the noise rate.
+
+    It is as wide as two uncertainties together. Sampling: 1.96 standard deviations over bootstrap samples. Undecided
+    labels: the expected share of labels that are called wrong and are right, or the other way round, if each is judged
+    by what is more probable. Where mistakes are more frequent among images that are hard to tell apart, as those of
+    people are, the noise rate is off by up to that share.
 
     Args:
         logits, labels: As of `refine`.
@@ -115,18 +115,19 @@ def noise_rate(logits: Tensor, labels: Tensor, estimate: Refined, generator: tor
     """
     z, count = logits.double(), len(labels)
 
-    def rate(under: Refined, weights: Tensor) -> float:
-        right = log_posterior(z, labels, under).gather(1, labels[:, None])[:, 0].exp()
-        return float(1 - (right @ weights) / weights.sum())
+    def right(under: Refined) -> Tensor:
+        return log_posterior(z, labels, under).gather(1, labels[:, None])[:, 0].exp()
 
     rates = []
     for _ in range(SAMPLES):
         drawn = torch.randint(count, (count,), generator=generator, device=generator.device)
         weights = torch.bincount(drawn, minlength=count).double().to(z.device)
-        rates.append(rate(_maximise(z, labels, estimate, weights, SAMPLE_ITERATIONS), weights))
-    whole = rate(estimate, torch.ones_like(z[:, 0]))
-    spread = NORMAL_95 * float(torch.tensor(rates, dtype=torch.float64).std())
-    return NoiseRate(whole, (max(whole - spread, 0.0), min(whole + spread, 1.0)))
+        sampled = _maximise(z, labels, estimate, weights, SAMPLE_ITERATIONS)
+        rates.append(1 - float(right(sampled) @ weights) / count)
+    p = right(estimate)
+    half = NORMAL_95 * float(np.std(rates)) + float(torch.minimum(p, 1 - p).mean())
+    rate = float(1 - p.mean())
+    return max(rate - half, 0.0), min(rate + half, 1.0)
 
 
 def _maximise(z: Tensor, labels: Tensor, start: Refined, weights: Tensor, iterations: int) -> Refined:

@@ -14,12 +14,13 @@ Shapes: `M` images trained on, `D` features, `C` classes, T (C, C) with rows tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ml.features import fixed_features, label_noise, linear_probe
-from ml.method import Network, TrainContext
+from ml.method import Network, NoiseEstimate, TrainContext
 from ml.methods import About
 
 ABOUT: About = {
@@ -70,3 +71,15 @@ class Method(fixed_features.FixedFeaturesMethod[Params]):
         self.transition.copy_(noise.transition)
         self.noise_rate.copy_(torch.tensor([noise.noise_rate, *noise.interval]))
         return noise.log_probabilities
+
+    def noise_estimate(self) -> NoiseEstimate | None:
+        """See `ml.method.Method.noise_estimate`."""
+        if not bool(self.is_solved):
+            return None
+        rate, low, high = self.noise_rate.tolist()
+        return NoiseEstimate(self.transition.double().cpu(), rate, (low, high))
+
+    def findings(self) -> dict[str, Any]:
+        """The noise rate and its interval."""
+        rate, low, high = self.noise_rate.tolist()
+        return {"noise_rate": rate, "noise_rate_interval": [low, high]} if bool(self.is_solved) else {}

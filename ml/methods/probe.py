@@ -41,7 +41,10 @@ class Method(fixed_features.FixedFeaturesMethod[Params]):
         classes, generator = self.network.class_count, context.generator("folds")
         projection = linear_probe.fit_projection(features, self.params.components)
         projected = projection(features)
-        result = cross_validation.cross_validate(projected, self.labels, classes, generator, folds=self.params.folds)
-        classifier = linear_probe.fit(projected, self.labels, classes, result.penalty)
+        result = cross_validation.cross_validate(
+            projected, self.labels, classes, cross_validation.PLAIN, generator, self.params.folds
+        )
+        scale = result.estimate.scale
+        classifier = result.candidate.fit(projected, self.labels, classes).scaled(scale)
         linear_probe.fold_into(self.classifier, projection, classifier)
-        return result.estimate.scale * result.logits
+        return scale * result.logits

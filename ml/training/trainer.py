@@ -336,7 +336,7 @@ class Trainer:
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return ranking.label_issues(self.labels, self.margins, self.held_out)
+        return ranking.label_issues(self.labels, self.margins, self.held_out, self.method.noise_estimate())
 
     def summary(self) -> dict[str, float | int | None]:
         """Last, best noisy-validation, best test and mean of the last ten test accuracies (`measure.summary`)."""

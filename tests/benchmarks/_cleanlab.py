@@ -1,7 +1,8 @@
 """What cleanlab makes of labels and out-of-sample probabilities: run by its own environment, for `ranking`.
 
-Reads an .npz of `given` (N,) and `probabilities` (N, C); writes one of a score (N,) for each of cleanlab's methods, of
-its label issues (N,), and of its estimate of P(given j | true i).
+Its arguments are pairs SOURCE TARGET. From each source it reads an .npz of `given` (N,) and `probabilities` (N, C);
+the target is one of a score (N,) for each of cleanlab's methods, of its label issues (N,), and of its estimate of
+P(given j | true i).
 """
 
 from __future__ import annotations
@@ -37,4 +38,5 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for paths in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        main(*paths)

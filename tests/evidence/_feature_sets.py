@@ -1,0 +1,127 @@
+"""Parts of the development sets, their features and their noise, for the evidence on probes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ml import networks, noise
+from ml.data import decoding
+from ml.data.image_store import ImageStore
+from ml.features import method_input
+from ml.networks import weights
+from tests.benchmarks._sizes import SMALLEST
+
+NETWORK = "efficientnet_lite0"
+ENCODED = 32  # pictures at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a table of pictures."""
+
+    folder: str
+    table: str
+    first: int
+    last: int | None
+    step: int = 1
+    shuffled: bool = False  # by a fixed permutation, before rows are taken
+
+
+PARTS = {
+    "imagenette_a": Part("imagenette", "train.csv", 0, 2000),
+    "imagenette_b": Part("imagenette", "train.csv", 2000, 4000),
+    "imagenette_test": Part("imagenette", "test.csv", 0, None),
+    "cifar10_a": Part("cifar10", "train.csv", 0, 4000),
+    "cifar10_b": Part("cifar10", "train.csv", 4000, 8000),
+    "cifar10_test": Part("cifar10", "test.csv", 0, None, step=5),
+    "neu_steel_train": Part("neu_steel", "images.csv", 0, 600, shuffled=True),
+    "neu_steel_test": Part("neu_steel", "images.csv", 600, 900, shuffled=True),
+    "magnetic_tile": Part("magnetic_tile", "images.csv", 0, None),
+    "tinyimagenet32": Part("tinyimagenet32", "train.csv", 0, 4000, shuffled=True),
+    "smallest": Part("smallest", "images.csv", 0, 40),
+}
+
+
+class Features(NamedTuple):
+    """Of a part, with its labels by column, and small pictures by which noise may go."""
+
+    features: Tensor  # f32 (N, D)
+    labels: dict[str, Tensor]  # int64 (N,) each
+    classes: list[str]
+    pictures: NDArray[np.uint8]  # (N, 32, 32, 3)
+
+
+def read(sets: Path, name: str, side: int, keep: Path) -> Features:
+    """The features of a part; encoded where FOLDER has them not."""
+    part = PARTS[name]
+    with (sets / part.folder / part.table).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if part.shuffled:
+        order = np.random.default_rng(0).permutation(len(rows))
+        rows = [rows[number] for number in np.sort(order[part.first : part.last])]
+    else:
+        rows = rows[part.first : part.last : part.step]
+    classes = sorted({row["clean"] for row in rows})
+    names = [name for name in rows[0] if {row[name] for row in rows} <= set(classes)]
+    labels = {name: torch.tensor([classes.index(row[name]) for row in rows]) for name in names}
+    files = [sets / part.folder / row["file"] for row in rows]
+    cache = keep / f"{name}_{side}.npz"
+    if not cache.exists():
+        np.savez(cache, features=encode(np.stack([square(file, side) for file in files])))
+    with np.load(cache) as arrays:
+        features = torch.from_numpy(arrays["features"]).float()
+    return Features(features, labels, classes, np.stack([square(file, 32) for file in files]))
+
+
+def square(file: Path, side: int) -> NDArray[np.uint8]:
+    """The whole picture as uint8 (side, side, 3)."""
+    picture = decoding.decode(file.read_bytes())
+    return decoding.resize(picture, decoding.Geometry(picture.shape[1], picture.shape[0], side, "squash"))
+
+
+def encode(pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Features (N, D) of pictures (N, S, S, 3)."""
+    side = pictures.shape[1]
+    with TemporaryDirectory() as folder:
+        if SMALLEST:
+            network, mean, std = networks.build("small", 2, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        else:
+            weights.add_bundled(Path(folder))
+            record = weights.find(Path(folder), NETWORK)
+            network = networks.build(NETWORK, 2, side, weights.file_of(Path(folder), record))
+            mean, std = record.mean, record.std
+    encoder = method_input.build(network, "none", ("picture",))
+    images = torch.from_numpy(pictures)
+    store = ImageStore(images, torch.tensor(mean), torch.tensor(std), device=torch.device("cpu"), padded_bytes=0)
+    encoder.prepare(store.unaugmented(torch.arange(4)), half=True)
+    with torch.inference_mode():
+        parts = [encoder.encode(store.unaugmented(rows)).inputs for rows in torch.arange(len(images)).split(ENCODED)]
+    return torch.cat(parts).numpy().astype(np.float16)
+
+
+def noisy_labels(part: Features, kind: str, seed: int = 1) -> Tensor:
+    """A column of the table, or noise injected into the clean labels; `asymmetric`: half of the classes flip."""
+    if kind in part.labels:
+        return part.labels[kind]
+    clean, classes = part.labels["clean"].numpy(), len(part.classes)
+    name, rate = kind.rstrip("0123456789"), int(kind[-2:]) / 100
+    matrix = np.eye(classes)
+    order = np.random.default_rng(seed).permutation(classes)
+    for one, other in zip(order[0::2], order[1::2], strict=False):
+        matrix[one, one], matrix[one, other] = 1 - rate, rate
+    kinds: dict[str, dict[str, Any]] = {
+        "asymmetric": {"kind": "transition", "matrix": matrix.tolist()},
+        "instance": {"kind": "instance_dependent", "rate": rate},
+        "pairflip": {"kind": "pairflip", "rate": rate},
+    }
+    injected = noise.inject(labels=clean, class_names=part.classes, images=part.pictures, seed=seed, **kinds[name])
+    return torch.from_numpy(injected.labels)
