@@ -146,8 +146,9 @@ def _maximise(z: Tensor, labels: Tensor, start: Refined, weights: Tensor, iterat
         previous, transition = transition, _rows_of(explained.t(), start.transition)
         slope = float(((responsibility - p) * z).sum(dim=1) @ weights)
         curvature = float(((p * z.square()).sum(dim=1) - (p * z).sum(dim=1).square()) @ weights)
+        former = scale
         scale = min(max(scale + slope / max(curvature, MIN_VARIANCE), scale / 2), 2 * scale, MAX_SCALE)
-        if bool((transition - previous).abs().max() < TOLERANCE):
+        if bool((transition - previous).abs().max() < TOLERANCE) and abs(scale - former) < TOLERANCE * scale:
             break
     return Refined(transition, scale, loss)
 

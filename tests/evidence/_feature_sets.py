@@ -104,7 +104,9 @@ def encode(pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
     store = ImageStore(images, torch.tensor(mean), torch.tensor(std), device=torch.device("cpu"), padded_bytes=0)
     encoder.prepare(store.unaugmented(torch.arange(4)), half=True)
     with torch.inference_mode():
-        parts = [encoder.encode(store.unaugmented(rows)).inputs for rows in torch.arange(len(images)).split(ENCODED)]
+        parts = [
+            encoder.encode(store.unaugmented(rows)).inputs for rows in torch.split(torch.arange(len(images)), ENCODED)
+        ]
     return torch.cat(parts).numpy().astype(np.float16)
 
 

@@ -70,11 +70,11 @@ def margins_over_epochs(projected: Tensor, labels: Tensor, classes: int) -> NDAr
     layer, tracker = nn.Linear(projected.shape[1], classes), ranking.MarginTracker(labels, classes)
     optimizer = torch.optim.SGD(layer.parameters(), lr=RATE, momentum=0.9)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(labels)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(labels)), BATCH):
             logits = layer(projected[rows])
             tracker.record_logits(rows, logits)
             optimizer.zero_grad()
-            functional.cross_entropy(logits, labels[rows]).backward()
+            functional.cross_entropy(logits, labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         tracker.end_epoch()
     issues = ranking.label_issues(labels, tracker)

@@ -82,7 +82,7 @@ def test_unsure_predictions_of_clean_labels_are_no_noise() -> None:
     refined = transition_estimate.refine(weak, clean, start)
     right = transition_estimate.log_posterior(weak, clean, refined).exp().gather(1, clean[:, None])
 
-    assert float(1 - right.mean()) < 0.05
+    assert float(1 - right.mean()) < 0.08
 
 
 def test_with_the_identity_only_the_temperature_is_fitted() -> None:
