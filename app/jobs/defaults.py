@@ -21,6 +21,7 @@ With pretrained weights, `docs/evidence/defaults.md` has the reasons:
 | image_size | 160 | 224 |
 | resize | as the weights were trained | same |
 | tune, epochs | those of the method's preset `photographs`; else the last stage for 6 epochs | same |
+| tune | all where the request asks for augmentations that change pixels | same |
 | params | those of the preset `photographs` if the method has it | same |
 | first_answer | yes, unless the request names a method | same |
 
@@ -163,12 +164,15 @@ def suggest_of_weights(
     if weights is None:
         return {}
     preset = catalog.photographs(method)
+    tuned = dict(TUNED if preset is None else preset.training)
+    if spec_check.pixel_changes(request.model_dump(mode="json")):
+        tuned["tune"] = "all"  # a frozen part could not follow them
     return {
         "network": weights.name,
         "pretrained": True,
         "image_size": BACKBONE_SIDE["cuda" if device.startswith("cuda") else "cpu"],
         "resize": weights.resize,
-        **(TUNED if preset is None else preset.training),
+        **tuned,
         "first_answer": "method" not in request.model_fields_set,
     }
 

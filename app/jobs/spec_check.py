@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.catalog import Catalog
@@ -35,10 +35,15 @@ def _augmentation_faults(resolved: dict[str, Any]) -> list[Fault]:
     """A fault for each change of pixels that a frozen part would have to see: it is run once for every image."""
     if not resolved.get("pretrained") or resolved.get("tune", "all") == "all":
         return []
-    changes = {
-        "augmentation": resolved.get("augmentation") == "resized_crop_flip",
-        "randaugment": resolved.get("randaugment", 0) > 0,
-        "color_jitter": resolved.get("color_jitter", 0.0) > 0,
-    }
     detail = "It needs tune = all: the frozen part of a network sees every image once, as it is."
-    return [Fault(f"/{name}", "excluded", detail) for name, changed in changes.items() if changed]
+    return [Fault(f"/{name}", "excluded", detail) for name in pixel_changes(resolved)]
+
+
+def pixel_changes(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a training that change pixels in a way that the features of a frozen part cannot follow."""
+    changes = {
+        "augmentation": fields.get("augmentation") == "resized_crop_flip",
+        "randaugment": fields.get("randaugment", 0) > 0,
+        "color_jitter": fields.get("color_jitter", 0.0) > 0,
+    }
+    return [name for name, changed in changes.items() if changed]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml import commands, errors
 from ml.commands import measure as measure_command
+from ml.formats import weights_folder
 from ml.training import spec
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so long has failed
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
 SPEC_OPTIONS = (  # fields of the training spec that are options of the same name
-    "method", "network", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay",
-    "schedule", "schedule_unit", "decay", "floor", "layer_decay", "augmentation", "crop_scale", "randaugment",
-    "color_jitter", "mixup", "seed", "validation_fraction", "precision", "deterministic", "pretrained",
+    "method", "network", "tune", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum",
+    "weight_decay", "schedule", "schedule_unit", "decay", "floor", "layer_decay", "augmentation", "crop_scale",
+    "randaugment", "color_jitter", "mixup", "seed", "validation_fraction", "precision", "deterministic", "pretrained",
 )  # fmt: skip
 
 
@@ -168,7 +169,10 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
-    """The spec file, overridden by options; the default network of the device if neither names one."""
+    """The spec file, overridden by options.
+
+    If neither names them, the network is the default of the device, and images are cut as pretrained weights expect it.
+    """
     from ml import methods
     from ml.training import devices
 
@@ -185,6 +189,10 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
         settings["params"] = methods.preset(method, options.preset) | (options.params or {})
         settings = (methods.published_training(method, options.preset) if options.published else {}) | settings
     training_spec = spec.TrainingSpec.model_validate(settings)
+    if training_spec.pretrained and "resize" not in training_spec.model_fields_set and options.weights is not None:
+        record = weights_folder.read_record(options.weights, training_spec.network)
+        if record is not None:
+            training_spec = training_spec.model_copy(update={"resize": record.resize})
     if "network" in training_spec.model_fields_set:
         return training_spec
     first = (options.devices or training_spec.device).split(",")[0]  # several devices are of one kind

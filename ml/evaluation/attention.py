@@ -22,7 +22,9 @@ from ml.method import Method, Network
 
 TINY = 1e-12
 SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of smoothing, as shares of the side: octaves, as objects have all sizes
-LEAST_SIDE = 16  # maps are enlarged to at least this side before they are smoothed
+LEAST_SIDE = 20  # maps are enlarged to at least this side before they are smoothed
+TRUSTED_CORRELATION = 0.6  # mean over pictures of class activation with border contrast: a model's masks are products
+AGREEING = 0.5  # the same of one picture, whose mask is then the product
 FLAT_BORDER = 0.3  # share of the whole map's deviation that is added to the border's, which may be almost 0
 
 
@@ -159,6 +161,40 @@ def contrast_to_border(maps: Sequence[Tensor], scales: Sequence[float] = SCALES)
     size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE))
     mean = torch.stack([functional.interpolate(one, size, mode="bilinear") for one in deviations]).mean(dim=0)
     return _scale_to_one(_scale_to_one(_smooth(mean, scales)).mean(dim=1, keepdim=True))
+
+
+def activation_of(maps: Tensor, class_weights: Tensor) -> Tensor:
+    """Class activation of feature maps, smoothed by a Gaussian of 1/16 of the side, as a factor of a mask.
+
+    Args:
+        maps: (B, D, h, w), of the last stage.
+        class_weights: the classifier's weights of each image's class, less their mean over classes, (B, D).
+
+    Returns:
+        Attention f32 (B, 1, h', w'), 0 at each image's smallest value; sides are at least `LEAST_SIDE`.
+    """
+    raw = torch.einsum("bd,bdhw->bhw", class_weights.float(), maps.float()).unsqueeze(1)
+    raw = raw - raw.amin(dim=(2, 3), keepdim=True)
+    size = (max(maps.shape[2], LEAST_SIDE), max(maps.shape[3], LEAST_SIDE))
+    return _scale_to_one(_smooth(functional.interpolate(raw, size, mode="bilinear"), (1 / 16,)))
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Correlation over the pixels of each image's two maps, (B, 1, h, w) of the same sides: (B,) in [-1, 1].
+
+    It says whether a class is recognised by what stands out. Where it is, as on photographs of things, their product
+    points better than either; where it is not, as on textures or on classes that the network does not know, the border
+    contrast alone does (docs/evidence/masks.md).
+    """
+    a, b = ((maps.flatten(1) - maps.flatten(1).mean(dim=1, keepdim=True)) for maps in (one, other))
+    cosine: Tensor = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(TINY)
+    return cosine
+
+
+def product_where_agreeing(contrast: Tensor, activation: Tensor) -> Tensor:
+    """The product of two maps (B, 1, h, w) where they correlate, elsewhere the first; each image's largest value 1."""
+    agree = correlation(contrast, activation) >= AGREEING
+    return _scale_to_one(torch.where(agree[:, None, None, None], contrast * activation, contrast))
 
 
 def _deviation(maps: Tensor) -> Tensor:

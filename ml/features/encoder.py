@@ -26,6 +26,7 @@ class Encoded(NamedTuple):
 
     output: Tensor  # f32 (B, D) or (B, D, h, w): what the trained part of the network sees
     maps: Tensor | None  # f32 (B, D', h', w'): the maps in which objects are located; None where there are none
+    last_maps: Tensor | None = None  # f32 (B, D'', h'', w''): the deepest feature maps
 
 
 class Encoder(nn.Module):
@@ -86,11 +87,18 @@ class Encoder(nn.Module):
         with torch.autocast(pictures.device.type, enabled=False):
             output = pictures.to(dtype, memory_format=torch.channels_last)
             maps: Tensor | None = None
+            last_maps: Tensor | None = None
             for stage in self.stages:
                 output = stage(output)
+                if output.dim() == 4 and min(output.shape[2:]) >= 2:
+                    last_maps = output
                 if output.dim() == 4 and min(output.shape[2:]) >= max(2, least_side):
                     maps = output
-        return Encoded(output.float(), None if maps is None else maps.float())
+        return Encoded(output.float(), _as_f32(maps), _as_f32(last_maps))
+
+
+def _as_f32(maps: Tensor | None) -> Tensor | None:
+    return None if maps is None else maps.float()
 
 
 def _fuse_batch_norms(module: nn.Module) -> None:

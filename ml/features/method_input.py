@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.features import composites
-from ml.features.encoder import Encoder
+from ml.features.encoder import Encoded, Encoder
 from ml.features.localizer import BorderLocalizer
 from ml.method import ENSEMBLE, Method
 from ml.networks import chain
@@ -76,8 +76,12 @@ class MethodInput(nn.Module):
 
     def encode(self, pictures: Tensor) -> Rendered:
         """The backbone's output for pictures (B, 3, S, S), and where their objects are."""
-        output, maps = self._prepared[0](pictures)
-        return Rendered(output, None if maps is None else self.localizer(maps))
+        encoded = self.encode_maps(pictures)
+        return Rendered(encoded.output, None if encoded.maps is None else self.localizer(encoded.maps))
+
+    def encode_maps(self, pictures: Tensor) -> Encoded:
+        """The backbone's output for pictures (B, 3, S, S), and its feature maps."""
+        return cast(Encoded, self._prepared[0](pictures))
 
     def objects(self, gaussians: Tensor) -> Tensor:
         """Where composites take the objects to be, (B, 3): where they were located, or in the middle ("centred")."""
@@ -92,11 +96,6 @@ class MethodInput(nn.Module):
             return pictures
         make = composites.background_alone if rendering == "background" else composites.composite
         return make(pictures, gaussians, self.mean_background)
-
-    def contrast(self, pictures: Tensor) -> Tensor | None:
-        """What stands out from the border: (B, 1, h, w) in [0, 1]; None where the backbone has no feature maps."""
-        maps = self._prepared[0](pictures).maps
-        return None if maps is None else self.localizer.contrast(maps)
 
 
 def build(network: chain.Chain, tune: str, renderings: tuple[Rendering, ...]) -> MethodInput:

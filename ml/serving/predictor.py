@@ -26,7 +26,7 @@ from ml.data import decoding, image_store
 from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
-from ml.features import method_input
+from ml.features import method_input, picture_mask
 from ml.features.method_input import PictureMethod
 from ml.method import ENSEMBLE
 from ml.networks import chain, preact
@@ -93,8 +93,9 @@ class Predictor:
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if isinstance(self._method, PictureMethod):
             self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=self.half)
-        # whether predictions have a location
+        # whether predictions have a location, and what their maps show
         self.localizes = self._compute(check[:1], half=False).locations is not None
+        self._trusts_activation = self._measure_activation(check)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Self:
@@ -149,7 +150,7 @@ class Predictor:
         Args:
             squares: uint8 (S, S, 3) each, as `square` makes them.
             maps: Compute the attention map of each too, if the network has feature maps
-                (`ml.evaluation.attention.border_contrast`).
+                (`ml.evaluation.attention.border_contrast`; `ml.features.picture_mask` behind a frozen backbone).
 
         Returns:
             Predictions in the order of the squares; Gaussians are in the squares' pixels.
@@ -189,11 +190,31 @@ class Predictor:
                 heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
                 if location is not None:
                     locations.append(location.float().cpu())
-                contrast = attention.border_contrast(passes)
-                if contrast is not None:
-                    attention_maps += list(contrast[:, 0].cpu().numpy())
+                if maps and (masks := self._masks(batch, logits[ENSEMBLE], passes)) is not None:
+                    attention_maps += list(masks[:, 0].cpu().numpy())
         joined = {name: torch.cat([chunk[name] for chunk in heads]) for name in heads[0]}
         return _Outputs(joined, torch.cat(locations) if locations else None, attention_maps or None)
+
+    def _masks(self, batch: Tensor, logits: Tensor, passes: list[attention.NetworkActivations]) -> Tensor | None:
+        """Attention maps (B, 1, h, w) of a batch (B, 3, S, S), the best that the model has."""
+        if not isinstance(self._method, PictureMethod):
+            return attention.border_contrast(passes)
+        maps = picture_mask.compute_maps(self._method, batch, logits.argmax(dim=1))
+        return None if maps is None else picture_mask.mask(maps, with_activation=self._trusts_activation)
+
+    @property
+    def map_kind(self) -> str:
+        """What attention maps show, in words."""
+        return picture_mask.PRODUCT if self._trusts_activation else picture_mask.CONTRAST
+
+    def _measure_activation(self, check: Tensor) -> bool:
+        """Whether class activation is a factor of the maps, by the check squares."""
+        if not isinstance(self._method, PictureMethod) or not len(check):
+            return False
+        with torch.inference_mode():
+            pictures = self._normalized(check)
+            maps = picture_mask.compute_maps(self._method, pictures, self._method.logits(pictures).argmax(dim=1))
+        return maps is not None and picture_mask.trusts_activation(maps)
 
     def _agrees_in_bf16(self, check: Tensor) -> bool:
         """Whether bf16 predicts the same class as f32 for every check square."""

@@ -19,6 +19,7 @@ else:
     NoiseKind = Literal[noise.kinds()]  # the files of ml/noise
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+IMAGE_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)  # that defaults choose and the page offers
 MAX_CLASSES = 256  # of a transition matrix, because it travels in a request
 DEFAULT_BACKBONE = "efficientnet_lite0"  # pretrained weights that a job takes where nobody chooses, if installed
 # fields by which images are shown as they are
@@ -80,7 +81,14 @@ class TrainingSpec(BaseModel):
         description="Which part of a pretrained network is trained: its classifier alone, its last stage too, its last "
         "two stages too, or everything. The rest is computed once for every image and kept with the data set.",
     )
-    image_size: int = Field(default=32, ge=8, le=512, description="Side of the square the network sees, in pixels.")
+    image_size: int = Field(
+        default=32,
+        ge=8,
+        le=512,
+        examples=list(IMAGE_SIZES),
+        description="Side of the square the network sees, in pixels. Images are decoded once for each size and kept: "
+        "take one of 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512 to share them with other jobs.",
+    )
     resize: Literal["squash", "crop"] = Field(
         default="squash", description="squash: the whole image, aspect ratio lost; crop: its central square."
     )

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from ml.data import image_store
 from ml.data.augmentation import Augmentation
@@ -31,6 +32,7 @@ from tests.benchmarks._sizes import size
 
 SIDE = 32
 COUNT, BATCH = size(2560, 64), size(128, 16)
+PHOTOGRAPH_SIDE, PHOTOGRAPHS, PHOTOGRAPH_BATCH = 160, size(256, 4), size(32, 2)
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
 
 
@@ -87,6 +89,45 @@ def pipeline() -> dict[str, object]:
         "met": speed / peer >= 12,
         "images_per_cpu_second": round(speed),
         "peer_images_per_cpu_second": round(peer),
+    }
+
+
+def photographs(name: str, target: float, kind: Augmentation, *peers: Any) -> dict[str, object]:
+    """Views of photographs, ours by the batch, torchvision's of single PIL images.
+
+    Args:
+        name: Of the augmentation.
+        target: How many times as fast ours must be.
+        kind: Ours.
+        peers: torchvision's transforms that do the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PHOTOGRAPHS, PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    ours = image_store.ImageStore(images, MEAN.double(), STD.double(), device=torch.device("cpu"))
+    singles = [Image.fromarray(image) for image in images.numpy()]
+    tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN.tolist(), STD.tolist())]
+    transform = v2.Compose([v2.RandomResizedCrop(PHOTOGRAPH_SIDE), v2.RandomHorizontalFlip(), *peers, *tensor])
+
+    def batched() -> None:
+        for rows in torch.split(torch.randperm(PHOTOGRAPHS), PHOTOGRAPH_BATCH):
+            ours.augmented(rows, kind, generator)
+
+    def single() -> None:
+        for rows in torch.split(torch.randperm(PHOTOGRAPHS), PHOTOGRAPH_BATCH):
+            torch.stack([transform(singles[row]) for row in rows.tolist()])
+
+    batched()
+    pairs = [(cpu_seconds(batched), cpu_seconds(single)) for _ in range(3)]
+    own, peer = (1000 * statistics.median(times) / PHOTOGRAPHS for times in zip(*pairs, strict=True))
+    return {
+        "id": "T1",
+        "benchmark": f"views of photographs at {PHOTOGRAPH_SIDE} px, {name}: images per CPU second over v2's on PIL",
+        "measured": round(peer / own, 1),
+        "target": f">= {target}",
+        "met": peer / own >= target,
+        "milliseconds": round(own, 3),
+        "peer_milliseconds": round(peer, 3),
     }
 
 
@@ -159,5 +200,11 @@ def checkpoint_seconds() -> dict[str, object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     epochs = (size(("small", 1280, 7), ("small", 32, 1)), size(("resnet18", 256, 3), ("resnet18", 16, 1)))
-    for result in (pipeline(), *(epoch(*case) for case in epochs), checkpoint_seconds()):
+    views = (
+        photographs("cropped and mirrored", 2, Augmentation("resized_crop_flip")),
+        photographs("colour jitter as well", 2, Augmentation("resized_crop_flip", color_jitter=0.4),
+                    v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+        photographs("RandAugment as well", 0.5, Augmentation("resized_crop_flip", randaugment=9), v2.RandAugment()),
+    )  # fmt: skip
+    for result in (pipeline(), *views, *(epoch(*case) for case in epochs), checkpoint_seconds()):
         print(json.dumps(result), flush=True)

@@ -28,7 +28,8 @@ BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.sta
 WITH_SERVICE = ["jobs", "serving", "upload"]  # each starts processes and measures them
 # One process for all others, since importing torch is most of what they cost at this size.
 ALL_IN_ONE = """
-import runpy, sys
+import gc, os, runpy, sys
+gc.set_threshold(20_000, 20, 20)
 for name in sys.argv[2:]:
     sys.argv[:] = [name, "--smallest"]
     try:
@@ -36,6 +37,7 @@ for name in sys.argv[2:]:
     except SystemExit as end:
         assert not end.code, (name, end.code)
     print("ended", name, flush=True)
+os._exit(0)
 """
 
 

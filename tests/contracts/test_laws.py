@@ -81,7 +81,8 @@ def test_the_formats_need_the_standard_library_alone() -> None:
 def test_nothing_happens_on_import(module: str, tmp_path: Path) -> None:
     """Law 5: importing opens no file for writing, no socket, and adds no log handler."""
     program = f"""
-import logging, socket, sys
+import gc, logging, os, socket, sys
+gc.disable()
 touched = []
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
@@ -94,7 +95,8 @@ sys.addaudithook(watch)
 sys.dont_write_bytecode = True
 import {module}
 assert not logging.getLogger().handlers, logging.getLogger().handlers
-print(touched)
+print(touched, flush=True)
+os._exit(0)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -44,7 +44,12 @@ def launched(data: Path, module: str = "worker.embedded", **settings: str) -> It
     file = data / f"{module}.log"
     with file.open("ab") as log:
         launcher = subprocess.Popen(
-            [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=servers.die_with_parent,  # noqa: PLW1509
         )
         try:
             _await_ready(launcher, f"{url}{READY_AT[module]}", file)

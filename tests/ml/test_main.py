@@ -105,6 +105,21 @@ def test_without_a_network_the_devices_default_is_used(pictures: Path, tmp_path:
     assert json.loads((out / commands.SPEC).read_text())["network"] == spec.DEFAULT_NETWORKS["cpu"]
 
 
+def test_pretrained_weights_decide_how_images_are_cut_unless_an_option_does(pictures: Path, tmp_path: Path) -> None:
+    file, weights = tmp_path / "small.safetensors", tmp_path / "weights"
+    safetensors.torch.save_file(networks.build("small", 4, 16).state_dict(), file)
+    trained_with = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.3, 0.3), "image_size": 16, "resize": "crop"}
+    pretrained_weights.add_file(weights, file, "small", **trained_with)
+
+    def resize(*more: str) -> object:
+        options = arguments(pictures, tmp_path / "out", epochs=1)
+        assert command.main([*options, f"--weights={weights}", *more]) == 0
+        return json.loads((tmp_path / "out" / commands.SPEC).read_text())["resize"]
+
+    assert resize("--pretrained=true") == "crop"
+    assert resize("--pretrained=true", "--resize=squash") == resize() == "squash"
+
+
 def test_a_spec_file_and_options_on_top(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps({"epochs": 9, "momentum": 0.5}))
     out = tmp_path / "out"

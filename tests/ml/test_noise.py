@@ -273,7 +273,7 @@ def inject(parameters):
     return counted(parameters.labels, parameters.labels * 0)
 """
 USE_NEW_KIND = """
-import sys
+import os, sys
 import numpy as np
 from ml import noise
 
@@ -284,6 +284,7 @@ from ml.training.spec import NoiseSpec
 assert NoiseSpec(kind="to_zero", rate=0.5).kind in [entry["kind"] for entry in catalog.noises()]
 labels, images = np.arange(4), np.zeros((4, 8, 8, 3), np.uint8)
 assert noise.inject("to_zero", labels, ["a", "b", "c", "d"], rate=0.5, images=images, seed=0).rate == 0.75
+os._exit(0)
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ml.training.spec import TrainingSpec, seed_for
+from ml.data import ingest
+from ml.training.spec import IMAGE_SIZES, LATER_FIELDS, TrainingSpec, seed_for
 
 
 def test_parsing_needs_no_torch() -> None:
@@ -54,6 +56,24 @@ def test_a_transition_matrix_may_be_rounded() -> None:
     result = TrainingSpec.model_validate({"noise": {"kind": "transition", "matrix": [[0.3333] * 3] * 3}})
 
     assert TrainingSpec.model_validate_json(result.model_dump_json()) == result
+
+
+def test_image_sizes_ascend_within_the_bounds_and_begin_with_those_of_ingest() -> None:
+    for size in IMAGE_SIZES:
+        TrainingSpec(image_size=size)
+
+    assert list(IMAGE_SIZES) == sorted(set(IMAGE_SIZES))
+    assert IMAGE_SIZES[: len(ingest.BUCKETS)] == ingest.BUCKETS
+    assert all(str(size) in (TrainingSpec.model_fields["image_size"].description or "") for size in IMAGE_SIZES)
+
+
+def test_a_later_field_at_its_default_keeps_the_digest_of_earlier_checkpoints() -> None:
+    spec = TrainingSpec(method="ce", seed=3)
+    earlier = spec.model_dump_json(exclude=set(LATER_FIELDS))
+
+    assert spec.digest() == hashlib.sha256(earlier.encode()).hexdigest()
+    assert len({spec.digest(), *(TrainingSpec(method="ce", seed=3, **{name: 0.5}).digest() for name in
+                                 ("layer_decay", "crop_scale", "color_jitter", "mixup"))}) == 5  # fmt: skip
 
 
 def test_the_digest_follows_every_field() -> None:

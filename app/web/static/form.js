@@ -28,7 +28,7 @@ export function control(field, changed) {
   const label = h("label", { for: id }, field.label);
   const element = field.kind === "boolean"
     ? h("div", { class: "field check" }, inner.input, label, help, error)
-    : h("div", { class: "field" }, label, inner.input, help, error);
+    : h("div", { class: "field" }, label, inner.input, inner.examples, help, error);
   return { ...inner, path: field.path, element, fail };
 }
 
@@ -111,8 +111,11 @@ function numeric(field, id, changed) {
     id, type: "number", inputmode: field.kind === "integer" ? "numeric" : "decimal", step: field.kind === "integer" ? 1 : "any",
     min: field.minimum, max: field.maximum, placeholder: placeholder(field.fallback), on: { input: changed },
   });
+  const examples = field.examples && h("datalist", { id: `${id}-examples` }, listOptions(field.examples));
+  if (examples) input.setAttribute("list", examples.id);
   return {
     input,
+    examples,
     read: () => (input.value === "" ? undefined : input.valueAsNumber),
     suggest: (value) => (input.placeholder = placeholder(value)),
   };

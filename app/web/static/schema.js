@@ -4,7 +4,7 @@ import { words } from "./format.js";
 
 /**
  * Fields of an object schema, in its order:
- * {name, path, label, help, kind, options, minimum, maximum, fallback, fields}
+ * {name, path, label, help, kind, options, minimum, maximum, examples, fallback, fields}
  * kind: choice, boolean, integer, number, list, text, group (with fields of its own) or json.
  */
 export function fieldsOf(schema, { root = schema, path = [], skip = [] } = {}) {
@@ -25,6 +25,7 @@ function describe(name, raw, root, path) {
     fallback: raw.default ?? schema.default,
     minimum: schema.minimum ?? schema.exclusiveMinimum,
     maximum: schema.maximum ?? schema.exclusiveMaximum,
+    examples: schema.examples,
   };
   const options = choices(schema);
   if (options) return { ...field, kind: "choice", options };
