@@ -43,44 +43,44 @@ class Set(NamedTuple):
     located: Located
 
 
-def imagenette(folder: Path) -> Set:
+def imagenette(folder: Path, side: int = SIDE, limit: int | None = None) -> Set:
     """Trained with a quarter of wrong labels; measured on 250 other photographs, by all boxes of the class."""
-    trained = _labelled(folder, "train.csv", "noise25")
+    trained = _labelled(folder, "train.csv", "noise25", side, limit)
     of = defaultdict(list)
     for row in _rows(folder / "boxes.csv"):
         of[row["file"]].append(_box(row))
     rows = _rows(folder / "loc.csv")
-    return Set(trained, _located(folder, rows, trained.classes, [of[row["file"]] for row in rows]))
+    return Set(trained, _located(folder, rows, trained.classes, [of[row["file"]] for row in rows], side))
 
 
-def neu_steel(folder: Path) -> Set:
+def neu_steel(folder: Path, side: int = SIDE, limit: int | None = None) -> Set:
     """Trained with a fifth of wrong labels; measured on the same pictures: boxes are never trained on."""
-    trained = _labelled(folder, "images.csv", "sym20")
+    trained = _labelled(folder, "images.csv", "sym20", side, limit)
     of = defaultdict(list)
     for row in _rows(folder / "boxes.csv"):
         of[row["file"], row["label"]].append(_box(row))
     rows = [row for row in _rows(folder / "images.csv") if of[row["file"], row["clean"]]]
-    return Set(trained, _located(folder, rows, trained.classes, [of[row["file"], row["clean"]] for row in rows]))
+    return Set(trained, _located(folder, rows, trained.classes, [of[row["file"], row["clean"]] for row in rows], side))
 
 
-def magnetic_tile(folder: Path) -> Set:
+def magnetic_tile(folder: Path, side: int = SIDE, limit: int | None = None) -> Set:
     """As neu_steel, by pixel masks; tiles without a defect have nothing to find."""
-    trained = _labelled(folder, "images.csv", "sym20")
+    trained = _labelled(folder, "images.csv", "sym20", side, limit)
     rows = [row for row in _rows(folder / "images.csv") if row["mask"]]
-    cells = [_mask(folder / row["mask"], None) for row in rows]
+    cells = [_mask(folder / row["mask"], None, side) for row in rows]
     with_objects = [i for i, cell in enumerate(cells) if cell.any()]
-    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in with_objects])
+    squares = torch.stack([_square(folder / rows[i]["file"], side)[0] for i in with_objects])
     labels = torch.tensor([trained.classes.index(rows[i]["clean"]) for i in with_objects])
     return Set(trained, Located(squares, labels, torch.from_numpy(np.stack([cells[i] for i in with_objects]))))
 
 
-def coco_things(folder: Path) -> Located:
+def coco_things(folder: Path, side: int = SIDE) -> Located:
     """Photographs of other classes than any training's: masks of each picture's main class."""
     numbers = {row["name"]: int(row["id"]) for row in _rows(folder / "classes.csv")}
     rows = _rows(folder / "images.csv")
-    cells = [_mask(folder / row["mask"], numbers[row["clean"]]) for row in rows]
+    cells = [_mask(folder / row["mask"], numbers[row["clean"]], side) for row in rows]
     with_objects = [i for i, cell in enumerate(cells) if cell.any()]
-    squares = torch.stack([_square(folder / rows[i]["file"])[0] for i in with_objects])
+    squares = torch.stack([_square(folder / rows[i]["file"], side)[0] for i in with_objects])
     return Located(squares, None, torch.from_numpy(np.stack([cells[i] for i in with_objects])))
 
 
@@ -101,39 +101,45 @@ def _box(row: dict[str, str]) -> tuple[float, ...]:
     return tuple(float(row[name]) for name in ("x0", "y0", "x1", "y1"))
 
 
-def _square(path: Path) -> tuple[Tensor, tuple[int, int]]:
+def _square(path: Path, side: int) -> tuple[Tensor, tuple[int, int]]:
     """A picture squashed to the side, and its own height and width."""
     picture = decoding.decode(path.read_bytes())
     height, width = picture.shape[:2]
-    square = decoding.resize(picture, decoding.Geometry(width, height, SIDE, "squash"))
+    square = decoding.resize(picture, decoding.Geometry(width, height, side, "squash"))
     return torch.from_numpy(np.array(square)), (height, width)
 
 
-def _labelled(folder: Path, table: str, column: str) -> LabeledImages:
+def _labelled(folder: Path, table: str, column: str, side: int, limit: int | None) -> LabeledImages:
+    """The first `limit` rows of a table; all of them for None."""
     rows = _rows(folder / table)
     classes = tuple(sorted({row["clean"] for row in rows}))
+    rows = rows[:limit]
     labels = torch.tensor([classes.index(row[column]) for row in rows])
-    return LabeledImages(torch.stack([_square(folder / row["file"])[0] for row in rows]), labels, classes)
+    return LabeledImages(torch.stack([_square(folder / row["file"], side)[0] for row in rows]), labels, classes)
 
 
 def _located(
-    folder: Path, rows: Sequence[dict[str, str]], classes: Sequence[str], boxes: Sequence[list[tuple[float, ...]]]
+    folder: Path,
+    rows: Sequence[dict[str, str]],
+    classes: Sequence[str],
+    boxes: Sequence[list[tuple[float, ...]]],
+    side: int,
 ) -> Located:
     squares, cells = [], []
     for row, known in zip(rows, boxes, strict=True):
-        square, (height, width) = _square(folder / row["file"])
+        square, (height, width) = _square(folder / row["file"], side)
         squares.append(square)
-        y, x = (np.arange(SIDE) + 0.5) * height / SIDE, (np.arange(SIDE) + 0.5) * width / SIDE
+        y, x = (np.arange(side) + 0.5) * height / side, (np.arange(side) + 0.5) * width / side
         inside = [((y >= b[1]) & (y < b[3]))[:, None] & ((x >= b[0]) & (x < b[2]))[None] for b in known]
         cells.append(np.logical_or.reduce(inside))
     labels = torch.tensor([classes.index(row["clean"]) for row in rows])
     return Located(torch.stack(squares), labels, torch.from_numpy(np.stack(cells)))
 
 
-def _mask(path: Path, value: int | None) -> Cells:
+def _mask(path: Path, value: int | None, side: int) -> Cells:
     """Cells of the square at least half covered by a value (by any but 0); of tiny objects those covered most."""
     stored = np.asarray(Image.open(path))
     chosen = (stored > 0) if value is None else (stored == value)
     picture = Image.fromarray(chosen.astype(np.uint8) * 255)
-    cover = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+    cover = np.asarray(picture.resize((side, side), Image.Resampling.BOX))
     return (cover > 0) & (cover >= min(128, 0.5 * float(cover.max())))
