@@ -3,7 +3,7 @@
     python -m ml weights add efficientnet_lite0
     python -m tests.evidence.masks SETS [--only SET ...]
 
-A probe of the frozen backbone is trained on each set's noisy labels. COCO is looked at by the probe of imagenette, whose
+A probe of the frozen backbone is trained on each set's noisy labels. COCO is looked at by imagenette's probe, whose
 classes it does not have. Measured are the centre, the border contrast, the class activation of the predicted class, the
 product of both, and the mask that the predictor gives: `ml.features.picture_mask` chooses it by the correlation of both
 maps on 32 pictures of the training, and for each picture. The measures are those of `tests.benchmarks.localization`.
