@@ -184,7 +184,7 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
     It says whether a class is recognised by what stands out. Where it is, as on photographs of things, their product
     points better than either; where it is not, as on textures or on classes that the network does not know, the border
-    contrast alone does (docs/evidence/masks.md).
+    contrast alone does (docs/log.md).
     """
     a, b = ((maps.flatten(1) - maps.flatten(1).mean(dim=1, keepdim=True)) for maps in (one, other))
     cosine: Tensor = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(TINY)

@@ -2,7 +2,7 @@
 
 If the labels follow the background, g2, which does not see it, contradicts labels that the background names. The
 statistic L counts these rows beyond what chance would give. Above a threshold g2 answers alone; otherwise both networks
-do, weighed by how well they predict the given labels (docs/evidence/denll_photographs.md).
+do, weighed by how well they predict the given labels (docs/log.md).
 
 All predictions are out of sample: of images on which the predictor was not trained.
 

@@ -4,7 +4,7 @@ activation where that is truer.
 Class activation points at what the class is recognised by. On photographs of things that is the object, and the
 product points better than the border contrast alone; on textures, or on pictures of none of the model's classes, it is
 anything. How far the two maps agree tells the cases apart without labels: `trusts_activation` measures it on a few
-pictures of the training. docs/evidence/masks.md has the figures.
+pictures of the training. docs/log.md has the figures.
 
 Shapes: `B` batch, `S` side, `C` classes, `D` features; pictures (B, 3, S, S) normalised, masks f32 (B, 1, h, w) in
 [0, 1], each picture's largest value 1.

@@ -156,7 +156,7 @@ def table_rows(plan: Plan, results: Iterable[Result]) -> list[TableRow]:
             ratios = [
                 _training_seconds(result) / _training_seconds(reference[seed])
                 for seed, result in by_seed.items()
-                if seed in reference
+                if seed in reference and _training_seconds(reference[seed]) > 0
             ]
             rows.append(
                 TableRow(

@@ -101,9 +101,12 @@ def _train(trainer: Trainer, on_epoch: Callable[[EpochReport], None]) -> dict[st
     """CPU and wall-clock seconds of training, what a method does before an epoch included, and of measuring."""
     seconds = {"cpu": 0.0, "wall": 0.0, "measuring_cpu": 0.0, "measuring_wall": 0.0}
     cpu, wall = time.process_time(), time.perf_counter()
+    has_stepped = False
     for event in trainer:
-        # The time up to an epoch report was spent on measuring, the time up to any other event on training.
-        kind = "measuring_" if isinstance(event, EpochReport) else ""
+        # The time up to an epoch report was spent on measuring, the time up to any other event on training. An epoch
+        # without steps does all its work before its report.
+        kind = "measuring_" if isinstance(event, EpochReport) and has_stepped else ""
+        has_stepped = not isinstance(event, EpochReport)
         cpu_now, wall_now = time.process_time(), time.perf_counter()
         seconds[f"{kind}cpu"] += cpu_now - cpu
         seconds[f"{kind}wall"] += wall_now - wall
