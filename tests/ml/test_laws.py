@@ -151,9 +151,15 @@ def test_the_order_within_a_batch_does_not_matter(method: str, spec: Specs, labe
 
 
 def variants(settings: TrainingSpec, labeled: LabeledImages) -> list[TrainingSpec]:
-    """The defaults; and for every other sequence of phases, the first of the method's presets that has it."""
+    """The defaults; and for every other sequence of phases, the first of the method's presets that has it.
+
+    Presets for a frozen backbone are left out: `tests/ml/features` trains them on one.
+    """
     results: dict[tuple[str, ...], TrainingSpec] = {}
-    for params in ({}, *methods.load(settings.method).ABOUT["presets"].values()):
+    about = methods.load(settings.method).ABOUT
+    frozen = about.get("frozen_backbone", {}).items()
+    presets = [params for params in about["presets"].values() if not any(param in frozen for param in params.items())]
+    for params in ({}, *presets):
         changed = settings.model_copy(update={"params": params})
         results.setdefault(tuple(phase.name for phase in Trainer.build(changed, labeled).phases), changed)
     return list(results.values())
