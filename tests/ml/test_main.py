@@ -139,7 +139,7 @@ def test_params_follow_from_the_images_unless_they_are_set(tmp_path: Path) -> No
         return saved
 
     preset = methods.load("denll").ABOUT["presets"]["paper"]
-    assert chosen("--preset=paper", '--params={"gates": "off"}') == preset | {"gates": "off"}
+    assert chosen("--preset=paper", '--params={"split": "complement"}') == preset | {"split": "complement"}
     assert chosen() == methods.load("denll").ABOUT["presets"]["confounded"]
     assert chosen("--params={}") == {}
 
