@@ -1,6 +1,6 @@
 """The probability that a given label is right, from what is known of its image and of the noise.
 
-`docs/evidence/probes.md` measures how well it ranks wrong labels.
+The evidence command `tests.evidence.probes` measures how well it ranks wrong labels.
 
 Shapes: `N` images, `C` classes. Labels are int64 in [0, C).
 """

@@ -1,6 +1,6 @@
 """What cleanlab makes of labels and out-of-sample probabilities: run by its own environment, for `ranking`.
 
-Its arguments are pairs SOURCE TARGET. From each source it reads an .npz of `given` (N,) and `probabilities` (N, C);
+Its arguments are pairs SOURCE TARGET. From each source it reads an .npz of `labels` (N,) and `probabilities` (N, C);
 the target is one of a score (N,) for each of cleanlab's methods, of its label issues (N,), and of its estimate of
 P(given j | true i).
 """
@@ -25,15 +25,15 @@ SCORES = {
 
 def main(source: str, target: str) -> None:
     with np.load(source) as arrays:
-        given, probabilities = arrays["given"], arrays["probabilities"].astype(np.float64)
+        labels, probabilities = arrays["labels"], arrays["probabilities"].astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     scores = {
-        name: get_label_quality_scores(given, probabilities, method=method, adjust_pred_probs=adjusted)
+        name: get_label_quality_scores(labels, probabilities, method=method, adjust_pred_probs=adjusted)
         for name, (method, adjusted) in SCORES.items()
     }
-    joint = compute_confident_joint(given, probabilities)
-    _, transition, _ = estimate_latent(joint, given)
-    issues = find_label_issues(given, probabilities, n_jobs=1)
+    joint = compute_confident_joint(labels, probabilities)
+    _, transition, _ = estimate_latent(joint, labels)
+    issues = find_label_issues(labels, probabilities, n_jobs=1)
     np.savez(target, **scores, issues=issues, transition=transition.T)
 
 

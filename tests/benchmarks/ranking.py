@@ -144,7 +144,7 @@ def cleanlabs(given: Tensor, probabilities: NDArray[np.float32]) -> dict[str, ND
     """What cleanlab says, in its own environment (`_cleanlab`)."""
     with TemporaryDirectory() as folder:
         source, target = f"{folder}/in.npz", f"{folder}/out.npz"
-        np.savez(source, given=given.numpy(), probabilities=probabilities)
+        np.savez(source, labels=given.numpy(), probabilities=probabilities)
         subprocess.run([PEER, "-m", f"{__package__}._cleanlab", source, target], check=True, cwd=ROOT)
         with np.load(target) as arrays:
             return dict(arrays)

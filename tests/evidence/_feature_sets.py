@@ -1,4 +1,4 @@
-"""Parts of the development sets, their features and their noise, for the evidence on probes."""
+"""TableRows of the development sets, their features and their noise, for the evidence on probes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENCODED = 32  # pictures at a time
 
 
 @dataclass(frozen=True)
-class Part:
+class TableRows:
     """Rows of a table of pictures."""
 
     folder: str
@@ -36,18 +36,18 @@ class Part:
     shuffled: bool = False  # by a fixed permutation, before rows are taken
 
 
-PARTS = {
-    "imagenette_a": Part("imagenette", "train.csv", 0, 2000),
-    "imagenette_b": Part("imagenette", "train.csv", 2000, 4000),
-    "imagenette_test": Part("imagenette", "test.csv", 0, None),
-    "cifar10_a": Part("cifar10", "train.csv", 0, 4000),
-    "cifar10_b": Part("cifar10", "train.csv", 4000, 8000),
-    "cifar10_test": Part("cifar10", "test.csv", 0, None, step=5),
-    "neu_steel_train": Part("neu_steel", "images.csv", 0, 600, shuffled=True),
-    "neu_steel_test": Part("neu_steel", "images.csv", 600, 900, shuffled=True),
-    "magnetic_tile": Part("magnetic_tile", "images.csv", 0, None),
-    "tinyimagenet32": Part("tinyimagenet32", "train.csv", 0, 4000, shuffled=True),
-    "smallest": Part("smallest", "images.csv", 0, 40),
+ROWS = {
+    "imagenette_a": TableRows("imagenette", "train.csv", 0, 2000),
+    "imagenette_b": TableRows("imagenette", "train.csv", 2000, 4000),
+    "imagenette_test": TableRows("imagenette", "test.csv", 0, None),
+    "cifar10_a": TableRows("cifar10", "train.csv", 0, 4000),
+    "cifar10_b": TableRows("cifar10", "train.csv", 4000, 8000),
+    "cifar10_test": TableRows("cifar10", "test.csv", 0, None, step=5),
+    "neu_steel_train": TableRows("neu_steel", "images.csv", 0, 600, shuffled=True),
+    "neu_steel_test": TableRows("neu_steel", "images.csv", 600, 900, shuffled=True),
+    "magnetic_tile": TableRows("magnetic_tile", "images.csv", 0, None),
+    "tinyimagenet32": TableRows("tinyimagenet32", "train.csv", 0, 4000, shuffled=True),
+    "smallest": TableRows("smallest", "images.csv", 0, 40),
 }
 
 
@@ -62,7 +62,7 @@ class Features(NamedTuple):
 
 def read(sets: Path, name: str, side: int, keep: Path) -> Features:
     """The features of a part; encoded where FOLDER has them not."""
-    part = PARTS[name]
+    part = ROWS[name]
     with (sets / part.folder / part.table).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if part.shuffled:

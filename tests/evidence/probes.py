@@ -115,7 +115,7 @@ def measure_cell(sets: Path, cell: str, keep: Path) -> dict[str, Any]:
         "forward": transition_estimate.log_posterior(forward.logits, labels, forward.estimate).gather(1, own)[:, 0],
         "ours": score[np.arange(len(labels)), labels.numpy()],
     }
-    np.savez(keep / f"{cell.replace('/', '-')}.in.npz", given=labels.numpy(), probabilities=probabilities.numpy())
+    np.savez(keep / f"{cell.replace('/', '-')}.in.npz", labels=labels.numpy(), probabilities=probabilities.numpy())
     wrong = (labels != clean).numpy()
     accuracies: dict[str, float] = {}
     if test_name is not None:

@@ -73,8 +73,8 @@ def test_the_answer_is_there_before_training_and_both_stages_afterwards(
     assert ended.metrics is not None
     first, trained = ended.metrics["stages"]
     assert (first, trained["name"], trained["method"]) == (document, "training", "ce")
-    likelihoods = re.search(r"(-[0-9.]+) for the first answer, (-[0-9.]+) after", ended.metrics["published_reason"])
-    assert likelihoods is not None
+    likelihoods = re.search(r"(-?[0-9.]+) for the first answer, (-?[0-9.]+) after", ended.metrics["published_reason"])
+    assert likelihoods is not None, ended.metrics["published_reason"]
     better = first if float(likelihoods[1]) > float(likelihoods[2]) else trained
     assert ended.metrics["published"] == better["name"]
     with transaction(harness.engine) as session:

@@ -72,10 +72,10 @@ def test_activation_is_brightest_where_the_class_is_seen() -> None:
 
 @pytest.mark.parametrize(("x", "correlated"), [(6, True), (14, False)])
 def test_correlation_tells_whether_two_maps_show_the_same(x: int, correlated: bool) -> None:
-    found = float(attention.correlation(spot(6, 6), spot(x, 6)))
+    similarity = float(attention.correlation(spot(6, 6), spot(x, 6)))
 
-    assert (found > 0.99) == correlated
-    assert (found < 0.1) != correlated
+    assert (similarity > 0.99) == correlated
+    assert (similarity < 0.1) != correlated
 
 
 def test_activation_is_trusted_where_it_agrees_on_most_pictures() -> None:
