@@ -31,7 +31,7 @@ REFERENCES = 16_384  # images among which neighbours are searched, evenly spread
 SOFTENED = 0.8  # of the mistakes of the first T, in the second start
 ROUNDS = 2  # of fits with a refined T
 NEIGHBOURS = 10  # of each image, whose probable classes are averaged
-NEIGHBOUR_WEIGHT = 0.6  # of their logarithm: best likelihood of given labels on five development sets
+NEIGHBOUR_WEIGHT = 0.6  # of their logarithm: best likelihood of given labels on four development sets
 CORRECTED_PENALTY = 3e-4  # of the classifier of corrected labels: that of a clean set of some thousands
 LEAST_SHARE = 0.01  # of neighbours in a class: they exclude none
 

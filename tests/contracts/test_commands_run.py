@@ -21,6 +21,7 @@ from PIL import Image
 
 from tests import servers
 from tests.benchmarks.__main__ import HERE, IDS
+from tests.benchmarks.ranking import write_smallest_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -125,3 +126,14 @@ def test_cutouts_of_photographs_are_made(tmp_path: Path) -> None:
     pieces = sorted(path.parent.name for path in (tmp_path / "out" / "objects").rglob("*.png"))
     assert pieces == ["cat"] * 4 + ["dog"] * 4
     assert len(list((tmp_path / "out" / "scenes").rglob("*.png"))) == 8
+
+
+def test_the_evidence_on_probes_runs(tmp_path: Path) -> None:
+    """Forty pictures of two classes, every fourth label wrong, and a network without pretrained weights."""
+    write_smallest_set(tmp_path)
+    page = tmp_path / "page.md"
+    keep = tmp_path / "features"
+    run(tmp_path, "tests.evidence.probes", str(tmp_path), "--keep", str(keep), "--page", str(page), "--smallest")
+    row = page.read_text(encoding="utf-8").splitlines()[-1]
+    assert row.startswith("| smallest/label | 16, 40 |")
+    assert "0.250" in row

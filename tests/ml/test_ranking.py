@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from ml.evaluation import measure, ranking
+from ml.evaluation import label_posterior, measure, ranking
 from ml.evaluation.ranking import MarginTracker
+from ml.method import NoiseEstimate
 
 CLASSES, COUNT = 4, 400
 
@@ -221,3 +223,53 @@ def test_the_soft_confident_joint_by_hand() -> None:
     assert joint.tolist() == [[1.25, 0.75, 0], [0, 2, 0], [0, 0, 0]]
     transition = ranking.transition_matrix(joint)
     assert transition.tolist() == [[1, 0, 0], [pytest.approx(0.75 / 2.75), pytest.approx(2 / 2.75), 0], [0, 0, 1]]
+
+
+# By the posterior, where the noise is known
+
+PAIRFLIP = 0.75 * np.eye(CLASSES) + 0.25 * np.roll(np.eye(CLASSES), 1, axis=1)
+
+
+def known(transition: NDArray[np.float64], rate: float) -> NoiseEstimate:
+    return NoiseEstimate(torch.from_numpy(transition), rate, (rate - 0.1, rate + 0.1))
+
+
+def test_a_known_mistake_is_suspected_before_an_unknown_one() -> None:
+    """The predictions contradict two labels alike; T knows the first mistake (1 for 0), and not the second (2 for 0)."""
+    labels = torch.tensor([1, 2, 0, 0])
+    tracker = MarginTracker(labels, CLASSES)
+    p = np.full((4, CLASSES), 0.1)
+    p[np.arange(4), [0, 0, 0, 0]] = 0.7
+    record_epoch(tracker, torch.from_numpy(np.log(p)).float(), torch.arange(4))
+    issues = ranking.label_issues(labels, tracker, noise=known(PAIRFLIP, 0.25))
+    assert issues is not None
+
+    assert issues.label_score[0] < issues.label_score[1]
+    assert issues.predicted_label[0] == 0
+    assert issues.is_label_issue.tolist() == [True, False, False, False]
+    assert (issues.noise_rate, issues.noise_interval) == (0.25, (0.15, 0.35))
+    assert np.array_equal(issues.transition, PAIRFLIP)
+
+
+def test_the_posterior_is_bayes_rule_and_excludes_no_class() -> None:
+    labels, p = np.array([0, 1]), np.array([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    smoothed = 0.98 * PAIRFLIP + 0.02 / CLASSES
+    expected = p * smoothed[:, labels].T
+
+    posterior = label_posterior.posterior(labels, p, PAIRFLIP)
+    np.testing.assert_allclose(posterior, expected / expected.sum(axis=1, keepdims=True))
+    assert (posterior[1] > 0).all()
+
+
+def test_a_label_without_a_prediction_is_in_the_middle_of_the_posteriors() -> None:
+    labels = torch.arange(9) % CLASSES
+    tracker = MarginTracker(labels, CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    tracker.record_logits(torch.arange(8), torch.randn(8, CLASSES, generator=generator))
+    tracker.end_epoch()
+    issues = ranking.label_issues(labels, tracker, noise=known(PAIRFLIP, 0.25))
+    assert issues is not None
+
+    assert issues.label_score[8] == np.median(issues.label_score[:8])
+    assert issues.predicted_label[8] == labels[8]
+    assert not issues.is_label_issue[8]
