@@ -235,7 +235,7 @@ def known(transition: NDArray[np.float64], rate: float) -> NoiseEstimate:
 
 
 def test_a_known_mistake_is_suspected_before_an_unknown_one() -> None:
-    """The predictions contradict two labels alike; T knows the first mistake (1 for 0), and not the second (2 for 0)."""
+    """The predictions contradict two labels alike; T knows the first mistake (1 for 0), not the second (2 for 0)."""
     labels = torch.tensor([1, 2, 0, 0])
     tracker = MarginTracker(labels, CLASSES)
     p = np.full((4, CLASSES), 0.1)
