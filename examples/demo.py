@@ -35,6 +35,7 @@ SIDE = 192  # pixels a side of the pictures it writes
 # The request of both acts, without the data set. The service chooses the rest, the preset of DeNLL included.
 REQUEST: dict[str, Any] = {
     "method": "denll",
+    "network": "small",  # from scratch: pictures this small are drawings, and three minutes are all there is
     "epochs": EPOCHS,
     "augmentation": "flip",
     "learning_rate": 0.1,
