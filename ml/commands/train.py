@@ -17,11 +17,13 @@ from ml.formats import weights_folder
 from ml.training import spec
 
 if TYPE_CHECKING:
+    from ml.data.container_dataset import LoadedDataset
     from ml.data.dataset import LabeledImages
     from ml.distributed import process_group
     from ml.distributed.launch import RankInfo
     from ml.evaluation.ranking import LabelIssues
     from ml.training.events import EpochReport
+    from ml.training.trainer import Trainer
 
 GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so long has failed
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
@@ -96,10 +98,7 @@ def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) ->
 
 def _train(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
     from ml.data import container_dataset
-    from ml.reports import selftest
-    from ml.serving import model_archive
-    from ml.training import checkpoint
-    from ml.training.trainer import EpochReport, Trainer
+    from ml.training.trainer import Trainer
 
     training_spec = _spec(options)
     first = group is None or group.rank == 0
@@ -128,10 +127,21 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
             outcome = "left out " if line.level == "excluded" else ""
             print(f"{outcome}{line.path}: {line.detail}", file=sys.stderr)
 
-    # Resume from the newest checkpoint; the other processes load the same one.
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / commands.SPEC).write_text(training_spec.model_dump_json(indent=1), encoding="utf-8")
+    _resume(trainer, out, group)
+    _train_to_the_end(trainer, out)
+    if group is not None:
+        group.leave()
+    _write_results(trainer, out, data)
+    return measure_command.run(argparse.Namespace(trained=out))
+
+
+def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | None) -> None:
+    """Restore the newest valid checkpoint below `out`, if there is one; the other processes load the same."""
+    from ml.training import checkpoint
+
     newest = checkpoint.newest(
         [out / commands.CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash
     )
@@ -143,7 +153,12 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         trainer.restore(newest.state)
         print(f"resumed at epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
 
-    # Train; the folder holds a checkpoint of every epoch, and of every minute inside long ones.
+
+def _train_to_the_end(trainer: Trainer, out: Path) -> None:
+    """Train; `out` then holds a checkpoint of every epoch, and of every minute inside long ones."""
+    from ml.training import checkpoint
+    from ml.training.trainer import EpochReport
+
     saved = time.monotonic()
     for event in trainer:
         if isinstance(event, EpochReport):
@@ -153,10 +168,13 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         if isinstance(event, EpochReport) or time.monotonic() - saved > CHECKPOINT_S:
             checkpoint.write(out / commands.CHECKPOINTS, trainer.state())
             saved = time.monotonic()
-    if group is not None:
-        group.leave()
 
-    # Results.
+
+def _write_results(trainer: Trainer, out: Path, data: LoadedDataset) -> None:
+    """Write reports of the epochs, ranking of the labels, self-test and model into `out`."""
+    from ml.reports import selftest
+    from ml.serving import model_archive
+
     lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in trainer.history]
     (out / commands.EPOCHS).write_text("".join(lines), encoding="utf-8")
     if (issues := trainer.label_issues()) is not None:
@@ -165,7 +183,6 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         (out / commands.SELF_TEST).write_text(json.dumps(self_test, indent=1, allow_nan=False), encoding="utf-8")
     shutil.rmtree(out / commands.MODEL, ignore_errors=True)  # of an earlier call: `save` never overwrites a model
     model_archive.save(out / commands.MODEL, trainer, metrics={"test_accuracy": trainer.summary()})
-    return measure_command.run(argparse.Namespace(trained=out))
 
 
 def _spec(options: argparse.Namespace) -> spec.TrainingSpec:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+from ml import fsync
 from ml.formats.errors import printable
 
 WEIGHTS, RECORD = ".safetensors", ".json"
@@ -164,10 +165,9 @@ def install(folder: Path, file: Path, record: WeightsRecord) -> None:
     written = temporary_file(folder)
     with written.open("w", encoding="utf-8") as text:
         text.write(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n")
-        text.flush()
-        os.fsync(text.fileno())
+    fsync.flush(written)
     written.rename(folder / f"{record.name}{RECORD}")
-    _flush_names(folder)
+    fsync.flush(folder)
 
 
 def temporary_file(folder: Path) -> Path:
@@ -185,7 +185,7 @@ def remove(folder: Path, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
             was_installed = True
-            _flush_names(folder)
+            fsync.flush(folder)
     return was_installed
 
 
@@ -271,11 +271,3 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _flush_names(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

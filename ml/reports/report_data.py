@@ -10,6 +10,7 @@ Shapes: `N` training images, `T` images judged, `C` classes, `S` side.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,13 +27,13 @@ from ml.evaluation import attention
 from ml.evaluation.ranking import LabelIssues
 from ml.reports import backgrounds, label_figures
 from ml.reports.batch_runner import BatchRunner
-from ml.training import events
 from ml.training.spec import seed_for
 from ml.training.trainer import Trainer
 
 FEWEST, MOST = 64, 2000  # images judged
-SECONDS = 10.0  # the figures may take about this long, by the speed of the training itself
-PASSES = 4  # cost of judging one image, in training steps: at most a dozen forward passes, each a third of a step
+SECONDS = 10.0  # the figures may take about this long
+PASSES = 12  # forward passes by which an image is judged, at most
+TIMED = 32  # images by which the speed of a pass is measured
 ATTENTION_IMAGES = 12  # images with Grad-CAM
 LARGEST_MATRIX = 200  # classes; with more, matrices are left out
 IMAGE_BYTES = 1 << 27  # of normalised images held at once
@@ -102,7 +103,7 @@ def collect(
         on_batch: Called before every batch; may raise to stop.
     """
     runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device, on_batch)
-    limit = affordable_images(training)
+    limit = affordable_images(runner, images.images)
     few_classes = len(training.classes) <= LARGEST_MATRIX
 
     # What can be told of training labels alone.
@@ -122,13 +123,22 @@ def collect(
     return ReportData(numbers, judged.images[attended].cpu().numpy())
 
 
-def affordable_images(training: Trainer) -> int:
-    """How many images are judged: as many as take `SECONDS` by the speed of the training, in [FEWEST, MOST].
+def affordable_images(runner: BatchRunner, images: Tensor) -> int:
+    """How many images are judged: as many as take `SECONDS` by the speed of a forward pass, in [FEWEST, MOST].
 
-    Fewer than FEWEST where images are so large that `IMAGE_BYTES` would be exceeded.
+    Fewer than FEWEST where images are so large that `IMAGE_BYTES` would be exceeded. The speed of the training says
+    nothing where it learns from cached features.
+
+    Args:
+        runner: Of the method as it predicts from pictures.
+        images: uint8 (N, S, S, 3), of which a few are timed.
     """
-    speed = events.speed(training.history) or FEWEST
-    fitting = IMAGE_BYTES // (12 * training.spec.image_size**2)  # 3 channels of 4 bytes
+    few = runner.normalize(images[:TIMED])
+    runner.probabilities(few)  # a first pass also allocates
+    started = time.perf_counter()
+    runner.probabilities(few)
+    speed = len(few) / (time.perf_counter() - started)
+    fitting = IMAGE_BYTES // (12 * images.shape[1] ** 2)  # 3 channels of 4 bytes
     return min(max(FEWEST, int(SECONDS * speed / PASSES)), fitting, MOST)
 
 

@@ -149,7 +149,7 @@ def test_put_takes_a_converted_file_without_any_parameter(client: Client) -> Non
         (None, SAYS + "&digest=" + "0" * 64, 422, "has the SHA-256"),
         (None, SAYS.replace("std=0.4", "std=0"), 422, "std must be"),
         (None, SAYS.replace("mean=0.1&", ""), 422, "mean"),
-        (None, SAYS.replace("squash", "stretch"), 422, "resize"),
+        (None, SAYS.replace("squash", "pad"), 422, "resize"),
         (None, SAYS + "&licence=%0a", 422, "licence must be"),
         (safetensors(weights_record='{"mean": "x", "std": null}'), "image_size=32&resize=crop", 422, ""),
         (safetensors(weights_record="[" * 50_000), SAYS.replace("image_size=32&", ""), 422, "image_size"),

@@ -236,7 +236,8 @@ def test_judged_images_are_bounded_by_speed_and_spread_evenly(
     spec: Callable[..., TrainingSpec], labeled: LabeledImages
 ) -> None:
     training = finished(labeled, spec(epochs=1))
-    assert report_data.FEWEST <= report_data.affordable_images(training) <= report_data.MOST
+    runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device)
+    assert report_data.FEWEST <= report_data.affordable_images(runner, labeled.images) <= report_data.MOST
     assert image_store.evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert image_store.evenly(3, 10).tolist() == [0, 1, 2]
 

@@ -6,34 +6,18 @@ import csv
 import json
 import re
 import uuid
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from app.db.session import transaction
 from app.db.tables import Model
-from ml import networks
-from ml.networks import weights
+from tests.pretrained import install_small
 from tests.worker.harness import SIDE, ServiceHarness
 from tests.worker.test_children import channel, claimed, harness  # noqa: F401 - fixtures
 from worker import control_channel
 from worker.children import first_answer, job
 from worker.children.first_answer import Stage
 from worker.control_channel import ControlChannel
-
-
-def install(folder: Path) -> None:
-    """Weights of `small`, whose batch normalisation has seen pictures."""
-    torch.manual_seed(5)
-    network = networks.build("small", 7, SIDE)
-    with torch.no_grad():
-        for _ in range(10):
-            network.train()(torch.randn(32, 3, SIDE, SIDE))
-    save_file(network.state_dict(), folder / "file.safetensors")
-    facts = {"source": "a test", "licence": "none", "image_size": SIDE, "resize": "squash"}
-    weights.add_file(folder, folder / "file.safetensors", "small", mean=(0.5,) * 3, std=(0.3,) * 3, **facts)
 
 
 def submit(harness: ServiceHarness) -> uuid.UUID:  # noqa: F811 - the fixture's name
@@ -45,7 +29,7 @@ def test_the_answer_is_there_before_training_and_both_stages_afterwards(
     channel: ControlChannel,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    install(harness.files.weights())
+    install_small(harness.files.weights(), SIDE)
     job_id = submit(harness)
     seen = []
 
@@ -87,7 +71,7 @@ def test_without_held_out_images_the_training_is_published(
     harness: ServiceHarness,  # noqa: F811
     channel: ControlChannel,  # noqa: F811
 ) -> None:
-    install(harness.files.weights())
+    install_small(harness.files.weights(), SIDE)
     job_id = harness.submit(
         harness.dataset(), pretrained=True, tune="none", epochs=1, first_answer=True, validation_fraction=0.0
     )

@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from ml import networks
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import ENSEMBLE
-from ml.networks import weights
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training import checkpoint
@@ -25,27 +22,6 @@ Specs = Callable[..., TrainingSpec]
 PROBES = {"host": "forward_probe", "gates": "off", "agreement": "evidence", "answer": "evidence"}
 STEPS = {"host": "ce", "agreement": "evidence", "answer": "evidence"}
 CASES = [("none", PROBES), ("none", STEPS), ("last", STEPS), ("last", {"lm": "fixed"})]
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(5)
-    network = networks.build("small", 7, SIDE)
-    with torch.no_grad():
-        for _ in range(10):
-            network.train()(torch.randn(32, 3, SIDE, SIDE))
-    save_file(network.state_dict(), folder / "file.safetensors")
-    weights.add_file(
-        folder, folder / "file.safetensors", "small", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), source="a test",
-        licence="none", image_size=SIDE, resize="squash",
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def cached(labeled: LabeledImages) -> LabeledImages:
-    return LabeledImages(labeled.images, labeled.labels, labeled.classes, "digest")
 
 
 def settings(spec: Specs, tune: str, params: dict[str, Any]) -> TrainingSpec:

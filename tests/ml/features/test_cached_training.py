@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from ml import networks
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import ImageStore
 from ml.features import feature_file
 from ml.features.encoder import Encoder
-from ml.networks import chain, weights
+from ml.networks import chain
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training import checkpoint
@@ -26,29 +25,6 @@ Specs = Callable[..., TrainingSpec]
 DEPTHS = ("none", "last", "two", "all")
 METHODS = ("ce", "elr", "dividemix", "sop_plus")  # one network, a memory, two networks and pools, two views
 every_depth = pytest.mark.parametrize("tune", DEPTHS)
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of weights with those of `small`, whose batch normalisation has seen pictures."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(5)
-    network = networks.build("small", 7, SIDE)
-    with torch.no_grad():
-        for _ in range(10):
-            network.train()(torch.randn(32, 3, SIDE, SIDE))
-    save_file(network.state_dict(), folder / "file.safetensors")
-    weights.add_file(
-        folder, folder / "file.safetensors", "small", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), source="a test",
-        licence="none", image_size=SIDE, resize="squash",
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def cached(labeled: LabeledImages) -> LabeledImages:
-    """The images with a digest, as those of a data set of the service have."""
-    return LabeledImages(labeled.images, labeled.labels, labeled.classes, "digest")
 
 
 @every_depth

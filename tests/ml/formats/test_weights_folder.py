@@ -61,7 +61,7 @@ def test_a_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
     [
         {"network": "resnet34"}, {"licence": ""}, {"licence": "a\nb"}, {"source": "x" * 201}, {"mean": (0.5, 0.5)},
         {"mean": (float("nan"), 0.5, 0.5)}, {"std": (0.0, 0.2, 0.2)}, {"std": (True, 0.2, 0.2)}, {"image_size": 0},
-        {"image_size": True}, {"image_size": 224.0}, {"resize": "stretch"}, {"digest": "0" * 63}, {"digest": "G" * 64},
+        {"image_size": True}, {"image_size": 224.0}, {"resize": "pad"}, {"digest": "0" * 63}, {"digest": "G" * 64},
         {"parameters": 0}, {"size": -1}, {"source": 3},
     ],
 )  # fmt: skip
