@@ -20,7 +20,6 @@ from pydantic_core import PydanticCustomError
 
 from ml.formats.preset_rules import choose_preset
 
-PHOTOGRAPHS = "photographs"  # the name of the preset that a method has for pretrained networks
 CATALOG_FILE = Path(__file__).with_name("catalog.json")
 BOUNDS = {  # JSON Schema's keywords and pydantic's
     "minimum": "ge",
@@ -102,12 +101,19 @@ class Catalog:
         entry = self.methods[method]
         return choose_preset(entry.get("rules", []), entry["presets"], facts)
 
-    def photographs(self, method: str) -> Preset | None:
-        """The preset that a method has for pretrained networks; None if it has none."""
+    def tuned_presets(self, method: str) -> list[Preset]:
+        """The presets of a method that say how deep a pretrained network is tuned, the preferred one first."""
         entry = self.methods[method]
-        if PHOTOGRAPHS not in entry["presets"]:
-            return None
-        return Preset(entry["presets"][PHOTOGRAPHS], entry.get("training", {}).get(PHOTOGRAPHS, {}))
+        trainings = entry.get("training", {})
+        return [
+            Preset(params, trainings[name])
+            for name, params in entry["presets"].items()
+            if "tune" in trainings.get(name, {})
+        ]
+
+    def fits_frozen_backbone(self, method: str, params: Mapping[str, Any]) -> bool:
+        """Whether params may go with a frozen part of a network."""
+        return all(params.get(name) == value for name, value in self.methods[method].get("frozen_backbone", {}).items())
 
     def mixes(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether a method or its base method mixes images itself, so that a training of it cannot."""

@@ -14,15 +14,15 @@ Without pretrained weights:
 | image_size | the data set's own, at most 64 | the data set's own |
 | epochs | 200,000 images in all, within 8 and 40 | 2,500,000 images in all, within 30 and 100 |
 
-With pretrained weights, `docs/evidence/defaults.md` has the reasons:
+With pretrained weights (`docs/evidence/defaults.md` measures them at 160 px on a CPU):
 
 | field | CPU | GPU |
 |---|---|---|
 | image_size | 160 | 224 |
 | resize | as the weights were trained | same |
-| tune, epochs | those of the method's preset `photographs`; else the last stage for 6 epochs | same |
-| tune | all where the request asks for augmentations that change pixels | same |
-| params | those of the preset `photographs` if the method has it | same |
+| tune, epochs | those of the method's first preset for such networks; else the last stage for 6 epochs | same |
+| tune | all where the request asks for pixels that change, or for params that no frozen part goes with | same |
+| params | those of the preset for this depth if the method has one | same |
 | first_answer | yes, unless the request names a method | same |
 
 All other fields have the catalog's defaults, which are the papers'.
@@ -31,6 +31,7 @@ All other fields have the catalog's defaults, which are the papers'.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from app.catalog import Catalog
 from app.errors import Fault, InvalidRequest
 from app.jobs import noise, spec_check
 from app.jobs.schemas import Baseline, TrainingRequest
+from ml.formats import spec_rules
 from ml.formats.weights_folder import WeightsRecord
 
 LARGEST_SIDE_ON_CPU = 64
@@ -62,8 +64,11 @@ def resolve(
     device: str,
     catalog: Catalog,
     installed: Mapping[str, WeightsRecord] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """The request as JSON, with every default filled in.
+) -> list[dict[str, Any]]:
+    """The request as JSON, with every default filled in, and then each of its baselines likewise.
+
+    A baseline is the same request with another method, on the same split and seed; where the request does not say how
+    deep and how long to train, it is trained as suits its method.
 
     Args:
         facts: Of the data set.
@@ -74,107 +79,107 @@ def resolve(
         InvalidRequest: The label version does not exist, settings exclude each other, or the noise does not fit the
             data set.
     """
-    resolved = request.model_dump(mode="json")
     weights = choose_weights(request, catalog, installed)
-    suggestions = suggest(facts, device, catalog) | suggest_of_weights(
-        request, request.method, weights, device, catalog
-    )
-    resolved |= {name: value for name, value in suggestions.items() if name not in request.model_fields_set}
-    resolved["params"] = choose_params(request, facts, catalog, resolved)
-    baselines = [entry for entry in request.compare_with if isinstance(entry, Baseline)]
-    resolved["compare_with"] = [
-        {"method": baseline.method, "params": choose_params(baseline, facts, catalog, resolved)}
-        for baseline in baselines
-    ]
-    spec_check.check(resolved, catalog)
-    noise.check(resolved.get("noise"), facts.measured.get("classes"), catalog)
-    if request.label_version is None:
-        resolved["label_version"] = facts.label_version
-    elif request.label_version > facts.label_version:
+    entries: list[TrainingRequest | Baseline] = [request]
+    entries += [entry for entry in request.compare_with if isinstance(entry, Baseline)]
+    bodies = [_complete(request, entry, facts, device, weights, catalog) for entry in entries]
+    bodies[0]["compare_with"] = [{"method": body["method"], "params": body["params"]} for body in bodies[1:]]
+    spec_check.check(bodies, catalog)
+    noise.check(bodies[0].get("noise"), facts.measured.get("classes"), catalog)
+    version = facts.label_version if request.label_version is None else request.label_version
+    if version > facts.label_version:
         detail = f"The newest label version is {facts.label_version}."
         raise InvalidRequest(detail, errors=[Fault("/label_version", "unknown_label_version", detail)])
-    return resolved
+    return [{**body, "label_version": version} for body in bodies]
 
 
-def baseline_fields(
-    request: TrainingRequest, method: str, catalog: Catalog, device: str, installed: Mapping[str, WeightsRecord]
+def _complete(
+    request: TrainingRequest,
+    entry: TrainingRequest | Baseline,
+    facts: DataFacts,
+    device: str,
+    weights: WeightsRecord | None,
+    catalog: Catalog,
 ) -> dict[str, Any]:
-    """Fields in which a baseline differs from the request: what suits its method, unless the request set it."""
-    suggestions = suggest_of_weights(request, method, choose_weights(request, catalog, installed), device, catalog)
-    fields = {name: value for name, value in suggestions.items() if name not in request.model_fields_set}
-    return {**fields, "first_answer": False, "compare_with": []}
+    """The body of one training: `entry` is the request itself, or one of its baselines."""
+    body = request.model_dump(mode="json") | {"method": entry.method, "compare_with": []}
+    sent = request.model_fields_set
+    params = entry.params if "params" in entry.model_fields_set else None
+    fields = suggest(facts, device, catalog)
+    if weights is None and body["pretrained"]:
+        fields["network"] = catalog.default_backbone  # refused with the command that installs it
+    if weights is not None:
+        tuning = suggest_tuning(entry.method, params, body, sent, catalog)
+        params = tuning.params
+        fields |= {
+            "network": weights.name,
+            "pretrained": True,
+            "image_size": BACKBONE_SIDE["cuda" if device.startswith("cuda") else "cpu"],
+            "resize": weights.resize,
+            "first_answer": "method" not in sent,
+            **tuning.fields,
+        }
+    body |= {name: value for name, value in fields.items() if name not in sent}
+    if entry is not request:
+        body["first_answer"] = False
+    if params is None:
+        params = catalog.suggested_params(entry.method, facts.measured)
+    body["params"] = catalog.complete(entry.method, params)
+    return body
 
 
 def choose_weights(
     request: TrainingRequest, catalog: Catalog, installed: Mapping[str, WeightsRecord]
 ) -> WeightsRecord | None:
-    """The pretrained weights that a request starts from; None where it starts at random.
+    """The pretrained weights that a request starts from; None where it starts at random, or they are not installed.
 
-    Those of the network that the request names with `pretrained`; where it names neither, the default backbone.
+    Those of the network that the request names with `pretrained`, or by a name that only weights have; those of the
+    default backbone where it names neither.
     """
-    if "network" in request.model_fields_set or "pretrained" in request.model_fields_set:
-        named = getattr(request, "network", "") if "network" in request.model_fields_set else catalog.default_backbone
-        return installed.get(str(named)) if getattr(request, "pretrained", False) else None
-    return installed.get(catalog.default_backbone)
+    sent, fields = request.model_fields_set, request.model_dump(include={"network", "pretrained"})
+    network = fields["network"] if "network" in sent else catalog.default_backbone
+    is_pretrained = fields["pretrained"]
+    if "pretrained" not in sent:
+        is_pretrained = "network" not in sent or network not in catalog.networks
+    return installed.get(network) if is_pretrained else None
 
 
-def choose_params(
-    request: TrainingRequest | Baseline, facts: DataFacts, catalog: Catalog, resolved: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The method's params: the request's, or, where it has none, those of the preset that fits.
+class Tuning(NamedTuple):
+    """How a pretrained network is trained by default."""
+
+    fields: Mapping[str, Any]  # `tune` and `epochs`
+    params: dict[str, Any] | None  # of the method; None leaves them to its rules
+
+
+def suggest_tuning(
+    method: str,
+    params: dict[str, Any] | None,
+    body: Mapping[str, Any],
+    sent: AbstractSet[str],
+    catalog: Catalog,
+) -> Tuning:
+    """Depth, epochs and params of a training that starts from pretrained weights.
 
     Args:
-        request: The request, or one of its baselines.
-        facts: Of the data set.
-        resolved: The request with its defaults; only whether and how it uses pretrained weights counts.
+        method: Its name.
+        params: Those that the client has sent, complete; None if it has sent none.
+        body: The request's fields.
+        sent: The names of those that the client has sent.
+        catalog: Has the presets of methods.
     """
-    if "params" in request.model_fields_set:
-        return request.params
-    preset = catalog.photographs(request.method) if resolved["pretrained"] else None
-    if preset is not None and (isinstance(request, Baseline) or preset.training.get("tune") == resolved["tune"]):
-        return catalog.complete(request.method, preset.params)
-    return catalog.complete(request.method, catalog.suggested_params(request.method, facts.measured))
-
-
-def check_depth(resolved: Mapping[str, Any], catalog: Catalog) -> None:
-    """Refuse a training whose fields of pretrained networks contradict each other.
-
-    Raises:
-        InvalidRequest: A frozen part or a first answer without pretrained weights, or params of the method that need a
-            frozen part where there is none.
-    """
-    faults = []
-    if not resolved["pretrained"]:
-        if resolved["tune"] != "all":
-            faults.append(Fault("/tune", "needs_pretrained", "What is not tuned must be pretrained."))
-        if resolved["first_answer"]:
-            faults.append(Fault("/first_answer", "needs_pretrained", "A first answer needs pretrained weights."))
-    for name, value in catalog.methods[resolved["method"]].get("frozen_backbone", {}).items():
-        if resolved["params"].get(name) == value and (not resolved["pretrained"] or resolved["tune"] == "all"):
-            detail = f"{value} needs pretrained weights, and tune other than all."
-            faults.append(Fault(f"/params/{name}", "needs_frozen_backbone", detail))
-    if faults:
-        raise InvalidRequest(faults[0].detail, errors=faults)
-
-
-def suggest_of_weights(
-    request: TrainingRequest, method: str, weights: WeightsRecord | None, device: str, catalog: Catalog
-) -> dict[str, Any]:
-    """Values for the fields of the table "with pretrained weights", except params; none without weights."""
-    if weights is None:
-        return {}
-    preset = catalog.photographs(method)
-    tuned = dict(TUNED if preset is None else preset.training)
-    if spec_check.pixel_changes(request.model_dump(mode="json")):
-        tuned["tune"] = "all"  # a frozen part could not follow them
-    return {
-        "network": weights.name,
-        "pretrained": True,
-        "image_size": BACKBONE_SIDE["cuda" if device.startswith("cuda") else "cpu"],
-        "resize": weights.resize,
-        **tuned,
-        "first_answer": "method" not in request.model_fields_set,
-    }
+    # What the client asks for decides the depth: pixels that change need all of the network.
+    depth = body["tune"] if "tune" in sent else "all" if spec_rules.pixel_changes(body) else None
+    if params is not None and not catalog.fits_frozen_backbone(method, params):
+        depth = depth or "all"
+    presets = catalog.tuned_presets(method)
+    fitting = [preset for preset in presets if depth in (None, preset.training["tune"])]
+    preset = next(iter(fitting or presets), None)
+    if preset is None:
+        return Tuning(TUNED if depth is None else {**TUNED, "tune": depth}, params)
+    if depth == "all":  # no preset is meant for it
+        return Tuning({**preset.training, "tune": depth}, params)
+    deeper = {} if depth is None else {"tune": depth}
+    return Tuning({**preset.training, **deeper}, preset.params if params is None else params)
 
 
 def suggest(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:

@@ -92,21 +92,14 @@ def _resolve_training(
     facts, device = facts_of(dataset), _device(session, request)
     _check_devices(session, request)
     installed = networks.installed_weights(files)
-    resolved = defaults.resolve(request, facts, device, catalog, installed)
+    bodies = defaults.resolve(request, facts, device, catalog, installed)
     networks.check_runnable(
         catalog,
         installed,
-        resolved["network"],
-        pretrained=resolved["pretrained"],
-        image_size=resolved["image_size"],
+        bodies[0]["network"],
+        pretrained=bodies[0]["pretrained"],
+        image_size=bodies[0]["image_size"],
     )
-    # A baseline is the same request with another method, on the same split and seed, trained as suits it.
-    baselines = [
-        {**resolved, **baseline, **defaults.baseline_fields(request, baseline["method"], catalog, device, installed)}
-        for baseline in resolved["compare_with"]
-    ]
-    for body in [resolved, *baselines]:
-        defaults.check_depth(body, catalog)
     jobs = [
         ResolvedJob(
             body,
@@ -118,7 +111,7 @@ def _resolve_training(
                 "spec": defaults.spec_of(body, catalog),
             },
         )
-        for body in [resolved, *baselines]
+        for body in bodies
     ]
     return Resolution(jobs, facts.train_images, device)
 

@@ -168,14 +168,6 @@ class TrainingSpec(BaseModel):
         "the two by noisy validation becomes the model.",
     )
 
-    @model_validator(mode="after")
-    def _tuning_needs_pretrained_weights(self) -> Self:
-        if self.tune != "all" and not self.pretrained:
-            raise ValueError(f"tune: {self.tune} keeps weights as they are, so it needs pretrained = true")
-        if self.first_answer and not self.pretrained:
-            raise ValueError("first_answer: a probe needs features, so it needs pretrained = true")
-        return self
-
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON; a checkpoint can be resumed only with the same one.
 

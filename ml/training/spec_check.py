@@ -1,27 +1,20 @@
-"""Whether the fields of a training spec agree with each other and with the method, which a schema cannot express."""
+"""Whether the settings of a training agree with each other and with the method, which a schema cannot express."""
 
 from __future__ import annotations
 
 from ml import errors, methods
+from ml.formats import spec_rules
 from ml.training.spec import TrainingSpec
 
 
 def check(spec: TrainingSpec) -> None:
     """Raise ContradictorySpec if two settings exclude each other, or UnknownName if there is no such method."""
-    if spec.mixup and methods.mixes(spec.method, spec.params):
-        raise errors.ContradictorySpec(f"{spec.method} mixes images itself", hint="set mixup to 0")
-    if spec.pretrained and spec.tune != "all" and (names := _pixel_augmentations(spec)):
-        raise errors.ContradictorySpec(
-            f"the frozen part of {spec.network} sees every image once, so {' and '.join(names)} cannot vary it",
-            hint="set tune to all, or leave them out",
-        )
-
-
-def _pixel_augmentations(spec: TrainingSpec) -> list[str]:
-    """The fields that change pixels in a way that features cannot follow."""
-    changes = {
-        "augmentation": spec.augmentation == "resized_crop_flip",
-        "randaugment": spec.randaugment > 0,
-        "color_jitter": spec.color_jitter > 0,
-    }
-    return [name for name, changed in changes.items() if changed]
+    module = methods.load(spec.method)
+    params = module.Params.model_validate(spec.params).model_dump(mode="json", by_alias=True)
+    wrong = spec_rules.contradictions(
+        {**spec.model_dump(mode="json"), "params": params},
+        module.ABOUT.get("frozen_backbone", {}),
+        mixes=methods.mixes(spec.method, params),
+    )
+    if wrong:
+        raise errors.ContradictorySpec(f"{wrong[0].field}: {wrong[0].detail}")

@@ -152,6 +152,6 @@ def test_every_loss_takes_the_labels_of_both_images(method: str, spec: Specs, la
 @pytest.mark.parametrize("method", MIXING)
 def test_a_method_that_mixes_is_refused(method: str, spec: Specs, labeled: LabeledImages) -> None:
     for settings in ({"method": method}, {"method": "denll", "params": {"host": method}}):
-        with pytest.raises(errors.ContradictorySpec, match="mixes images itself"):
+        with pytest.raises(errors.ContradictorySpec, match="mixes images already"):
             Trainer.build(spec(mixup=0.2, **settings), labeled)
         Trainer.build(spec(**settings), labeled)

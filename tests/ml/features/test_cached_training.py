@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ml import networks
+from ml import errors, networks
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import ImageStore
 from ml.features import feature_file
@@ -136,6 +137,18 @@ def test_the_encoder_agrees_with_the_network_that_it_was_cut_from(pretrained: Pa
             torch.testing.assert_close(rest(prepared(pictures).output), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_frozen_part_needs_pretrained_weights(spec: Specs) -> None:
-    with pytest.raises(ValueError, match="needs pretrained = true"):
-        spec(tune="none")
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"tune": "none"}, "tune"),
+        ({"first_answer": True}, "first_answer"),
+        ({"method": "denll", "params": {"localization": "backbone"}}, "params/localization"),
+        ({"method": "denll", "pretrained": True, "tune": "last"}, "params/localization"),
+        ({"pretrained": True, "tune": "last", "color_jitter": 0.2}, "color_jitter"),
+    ],
+)
+def test_settings_of_a_frozen_part_that_exclude_each_other_are_refused(
+    settings: dict[str, Any], field: str, spec: Specs, cached: LabeledImages, pretrained: Path
+) -> None:
+    with pytest.raises(errors.ContradictorySpec, match=f"^{field}: "):
+        Trainer.build(spec(**settings), cached, weights=pretrained)
