@@ -23,7 +23,7 @@ BYTES_PER_PARAMETER = 16  # f32 weight, gradient, momentum, and a copy while a c
 ACTIVATION_BYTES_PER_FLOP = 0.02  # ResNet-18 at 32 px: 1.1 GFLOP and about 20 MB an image, kept for the backward pass
 CHECKPOINTS_KEPT = 3
 TRAINED_SHARE = {"none": 0.0, "last": 0.3, "two": 0.5, "all": 1.0}  # of a network's operations, by `tune`
-ENCODINGS = 3  # forward passes of the frozen part: pictures, composites, backgrounds
+COMPOSITES = 2  # more forward passes of the frozen part: composites and backgrounds, beside the pictures
 FEATURE_BYTES = 10_000  # of an image and encoding on disk: the maps of a last stage in float16, about
 
 
@@ -38,7 +38,7 @@ def estimate_training(
         device: `cpu` or a CUDA device.
     """
     device_kind = "cuda" if device.startswith("cuda") else "cpu"
-    network = catalog.networks.get(resolved["network"], {})
+    network = catalog.networks.get(resolved["network"].partition(".")[0], {})  # weights may have a tag
     cost = catalog.relative_cost(resolved["method"], resolved["params"])
     area = (resolved["image_size"] / FLOPS_IMAGE_SIZE) ** 2
     flops = float(network.get("flops_per_image") or 1e9) * area
@@ -48,7 +48,8 @@ def estimate_training(
     share = TRAINED_SHARE[resolved["tune"]]
     passes_a_second = gpus * FLOPS_PER_S[device_kind] / flops
     speed = measured or passes_a_second / (FORWARD_AND_BACKWARD * cost * max(share, 0.01))
-    encodings = 0 if share == 1.0 else ENCODINGS
+    renders = bool(catalog.methods[resolved["method"]].get("frozen_backbone"))
+    encodings = 0 if share == 1.0 else 1 + COMPOSITES * renders
     copies = catalog.networks_held(resolved["method"], resolved["params"])
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)

@@ -20,7 +20,7 @@ def check(bodies: Sequence[dict[str, Any]], catalog: Catalog) -> None:
     """
     faults: dict[str, Fault] = {}
     for number, body in enumerate(bodies):
-        for field, code, detail in spec_rules.contradictions(
+        for field, code, detail in spec_rules.find_contradictions(
             body,
             catalog.methods[body["method"]].get("frozen_backbone", {}),
             mixes=catalog.mixes(body["method"], body["params"]),

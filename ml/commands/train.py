@@ -206,14 +206,16 @@ def _spec(options: argparse.Namespace) -> spec.TrainingSpec:
         settings["params"] = methods.preset(method, options.preset) | (options.params or {})
         settings = (methods.published_training(method, options.preset) if options.published else {}) | settings
     training_spec = spec.TrainingSpec.model_validate(settings)
+    if "network" not in training_spec.model_fields_set:
+        first = (options.devices or training_spec.device).split(",")[0]  # several devices are of one kind
+        network = spec.DEFAULT_NETWORKS[devices.resolve(first).type]
+        network = spec.DEFAULT_BACKBONE if training_spec.pretrained else network
+        training_spec = training_spec.model_copy(update={"network": network})
     if training_spec.pretrained and "resize" not in training_spec.model_fields_set and options.weights is not None:
         record = weights_folder.read_record(options.weights, training_spec.network)
         if record is not None:
             training_spec = training_spec.model_copy(update={"resize": record.resize})
-    if "network" in training_spec.model_fields_set:
-        return training_spec
-    first = (options.devices or training_spec.device).split(",")[0]  # several devices are of one kind
-    return training_spec.model_copy(update={"network": spec.DEFAULT_NETWORKS[devices.resolve(first).type]})
+    return training_spec
 
 
 def _with_suggested_params(training_spec: spec.TrainingSpec, images: LabeledImages) -> spec.TrainingSpec:

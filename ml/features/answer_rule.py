@@ -69,10 +69,6 @@ class AnswerDecision:
             f"both predictions answer, with weights {first:.2f} and {second:.2f}"
         )
 
-    def log_probabilities(self, first: Tensor, second: Tensor) -> Tensor:
-        """The answer, log-probabilities (B, C), of logits of g1 and g2, (B, C) each."""
-        return combine(first, second, *self.weights)
-
 
 def decide(first: Tensor, second: Tensor, background: Tensor, labels: Tensor) -> AnswerDecision:
     """Who answers.
@@ -130,7 +126,7 @@ def stack_weights(first: Tensor, second: Tensor, labels: Tensor) -> tuple[float,
     """
     views = torch.stack([first.double().log_softmax(dim=1), second.double().log_softmax(dim=1)])  # (2, n, C)
     own = views.gather(2, labels.expand(2, -1).unsqueeze(2))[:, :, 0]  # (2, n)
-    start = views.new_full((2,), 0.5)
+    start, ridge = views.new_full((2,), 0.5), 2 * RIDGE * torch.eye(2).to(views)
 
     def objective(weights: Tensor) -> Tensor:
         log_normaliser = torch.einsum("v,vnc->nc", weights, views).logsumexp(dim=1)
@@ -143,7 +139,7 @@ def stack_weights(first: Tensor, second: Tensor, labels: Tensor) -> tuple[float,
         mean = torch.einsum("nc,vnc->vn", p, views)
         gradient = (mean - own).mean(dim=1) + 2 * RIDGE * (weights - start)
         second_moment = torch.einsum("nc,unc,vnc->uv", p, views, views) / len(labels)
-        hessian = second_moment - mean @ mean.T / len(labels) + 2 * RIDGE * torch.eye(2, dtype=torch.float64)
+        hessian = second_moment - mean @ mean.T / len(labels) + ridge
         step = torch.linalg.solve(hessian, gradient)
 
         # halve the step until it helps

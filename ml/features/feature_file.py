@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import fsync
+from ml.formats import fsync
 
 FOLDER = "features"  # in the folder of a data set
+WAIT_S = 0.5  # between two looks at a file that another process writes
 KEY_DIGITS = 20  # of the digest that names a file
 
 Encode = Callable[[int], Iterable[Sequence[Tensor]]]
@@ -80,7 +82,7 @@ def load_or_write(
     folder = files[0].path.parent
     if not _all_written(files):
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(files[0].path):
+        with _lock(files, rows, progress):
             if not _all_written(files):
                 _write(files, rows, encode, progress)
     # Copy on write: torch wants memory it may write to, the files must never change.
@@ -128,8 +130,19 @@ def _open(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Only one process of a host writes these files at a time."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _lock(files: Sequence[FeatureFile], rows: int, progress: Progress) -> Iterator[None]:
+    """Only one process of a host writes these files at a time; who waits reports how far the other is."""
+    with files[0].path.with_suffix(".lock").open("w") as lock:
+        while not _try_lock(lock.fileno()):
+            with contextlib.suppress(FileNotFoundError):
+                progress(min(rows, files[0].partial.stat().st_size // files[0].row_bytes), rows)
+            time.sleep(WAIT_S)
         yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

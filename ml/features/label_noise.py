@@ -17,14 +17,17 @@ Shapes: `N` images, `D` features, `K` components, `C` classes. Labels are int64 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ml.data import image_store
 from ml.features import cross_validation, linear_probe, neighbours, transition_estimate
 from ml.features.cross_validation import Candidate, CrossValidated
 from ml.features.linear_probe import Classifier, Projection
+from ml.features.transition_estimate import Refined
 
 CONSENSUS_NEIGHBOURS = 4  # of each image, whose labels are compared with its own
 REFERENCES = 16_384  # images among which neighbours are searched, evenly spread
@@ -65,7 +68,7 @@ def estimate(
     components: int = linear_probe.COMPONENTS,
     folds: int = cross_validation.FOLDS,
 ) -> LabelNoise:
-    """All four steps.
+    """All three steps, and the noise rate.
 
     Args:
         features: (N, D) of any floating type, at least one image.
@@ -75,25 +78,55 @@ def estimate(
         components: Of the features, at most.
         folds: Parts of the images that are left out in turn.
     """
-    projection = linear_probe.fit_projection(features, components)
-    projected = projection(features)
-    best = _fit(projected, labels, classes, generator, folds)
-    logits = _with_neighbours(projected, labels, best)
-    refined = transition_estimate.refine(logits, labels, best.estimate.transition)
+    projection, projected, best, logits, refined = _fit_clean(features, labels, classes, generator, components, folds)
     posterior = transition_estimate.log_posterior(logits, labels, refined).exp()
     return LabelNoise(
         transition=refined.transition,
         noise_rate=float(1 - posterior.gather(1, labels[:, None]).mean()),
         interval=transition_estimate.noise_interval(logits, labels, refined, generator),
-        log_probabilities=(refined.scale * logits).log_softmax(dim=1).float(),
+        log_probabilities=_log_probabilities(logits, refined),
         projection=projection,
         classifier=_final(projected, labels, classes, best, posterior),
     )
 
 
+def clean_log_probabilities(features: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """`LabelNoise.log_probabilities` alone; arguments as of `estimate`."""
+    *_, logits, refined = _fit_clean(
+        features, labels, classes, generator, linear_probe.COMPONENTS, cross_validation.FOLDS
+    )
+    return _log_probabilities(logits, refined)
+
+
+class _CleanFit(NamedTuple):
+    """What steps 1 to 3 leave."""
+
+    projection: Projection
+    projected: Tensor  # (N, K)
+    best: CrossValidated
+    logits: Tensor  # of clean classes, (N, C), from nothing that has learned the image's own label
+    refined: Refined
+
+
+def _fit_clean(
+    features: Tensor, labels: Tensor, classes: int, generator: torch.Generator, components: int, folds: int
+) -> _CleanFit:
+    """Steps 1 to 3."""
+    projection = linear_probe.fit_projection(features, components)
+    projected = projection(features)
+    best = _fit(projected, labels, classes, generator, folds)
+    logits = _with_neighbours(projected, labels, best)
+    refined = transition_estimate.refine(logits, labels, best.estimate.transition)
+    return _CleanFit(projection, projected, best, logits, refined)
+
+
+def _log_probabilities(logits: Tensor, refined: Refined) -> Tensor:
+    return (refined.scale * logits).log_softmax(dim=1).float()
+
+
 def consensus(projected: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The first estimate of T, f64 (C, C), from images whose projected features (N, K) are close."""
-    rows = neighbours.spread(len(labels), REFERENCES).to(labels.device)
+    rows = image_store.evenly(len(labels), REFERENCES).to(labels.device)
     x, y = projected[rows], labels[rows]
     votes = functional.one_hot(y, classes).float()
     if (count := min(CONSENSUS_NEIGHBOURS, len(rows) - 1)) > 0:
@@ -140,7 +173,7 @@ def _final(projected: Tensor, labels: Tensor, classes: int, fitted: CrossValidat
 def _with_neighbours(projected: Tensor, labels: Tensor, fitted: CrossValidated) -> Tensor:
     """Logits f64 (N, C) of clean classes: an image's own out of fold, and the mean posterior of its neighbours."""
     own = (fitted.estimate.scale * fitted.logits.double()).log_softmax(dim=1)
-    references = neighbours.spread(len(labels), REFERENCES).to(labels.device)
+    references = image_store.evenly(len(labels), REFERENCES).to(labels.device)
     if (count := min(NEIGHBOURS, len(references) - 1)) < 1:
         return own
     position = torch.full_like(labels, -1)

@@ -107,7 +107,6 @@ def fit(
     *,
     transition: Tensor | None = None,
     weights: Tensor | None = None,
-    start: Classifier | None = None,
 ) -> Classifier:
     """Multinomial logistic regression: mean cross-entropy plus penalty / 2 * |parameters|².
 
@@ -119,15 +118,12 @@ def fit(
         transition: T (C, C), P(given label j | clean class i); the logits are then of clean classes (Patrini et al.,
             Eq. 5). None is the identity.
         weights: Of each image, (N,), not negative and not all 0; None weighs all alike.
-        start: Where the search begins; zeros by default.
 
     Returns:
         The minimum, up to the tolerance of L-BFGS. It is unique without a transition matrix.
     """
     count, components = projected.shape
     parameters = projected.new_zeros((components + 1, classes))
-    if start is not None:
-        parameters[:-1], parameters[-1] = start.weight, start.bias
     importance = projected.new_full((count,), 1 / count) if weights is None else weights.float() / weights.sum()
     columns = None if transition is None else transition.to(projected).t().contiguous()  # a row for each given label
 

@@ -19,7 +19,6 @@ from ml.features import composites
 from ml.features.encoder import Encoded, Encoder
 from ml.features.localizer import BorderLocalizer
 from ml.method import ENSEMBLE, Method
-from ml.networks import chain
 
 # centred: a composite whose mask stands in the middle of every picture, the control of localization (Table 4, w/o LM)
 Rendering = Literal["picture", "composite", "centred", "background"]
@@ -32,6 +31,7 @@ class Rendered(NamedTuple):
 
     inputs: Tensor  # (B, D), (B, D, h, w); twice as wide with composites
     gaussians: Tensor | None  # (B, 3); None where the backbone has no feature maps
+    encoded: Encoded  # of the pictures themselves
 
 
 class MethodInput(nn.Module):
@@ -66,22 +66,21 @@ class MethodInput(nn.Module):
 
     def forward(self, pictures: Tensor) -> Rendered:
         """All renderings of pictures (B, 3, S, S)."""
-        output, gaussians = self.encode(pictures)
-        gaussians = None if gaussians is None else self.objects(gaussians)
-        parts = [output]
+        encoded = self.encode(pictures)
+        gaussians = self.locate(encoded)
+        parts = [encoded.output]
         for rendering in self.renderings[1:]:
             assert gaussians is not None, "composites need a backbone with feature maps"
-            parts.append(self.encode(self.render(pictures, gaussians, rendering))[0])
-        return Rendered(torch.cat(parts, dim=1), gaussians)
+            parts.append(self.encode(self.render(pictures, gaussians, rendering)).output)
+        return Rendered(torch.cat(parts, dim=1), gaussians, encoded)
 
-    def encode(self, pictures: Tensor) -> Rendered:
-        """The backbone's output for pictures (B, 3, S, S), and where their objects are."""
-        encoded = self.encode_maps(pictures)
-        return Rendered(encoded.output, None if encoded.maps is None else self.localizer(encoded.maps))
-
-    def encode_maps(self, pictures: Tensor) -> Encoded:
+    def encode(self, pictures: Tensor) -> Encoded:
         """The backbone's output for pictures (B, 3, S, S), and its feature maps."""
         return cast(Encoded, self._prepared[0](pictures))
+
+    def locate(self, encoded: Encoded) -> Tensor | None:
+        """Where composites take the objects of encoded pictures to be, (B, 3); None without feature maps."""
+        return None if encoded.maps is None else self.objects(self.localizer(encoded.maps))
 
     def objects(self, gaussians: Tensor) -> Tensor:
         """Where composites take the objects to be, (B, 3): where they were located, or in the middle ("centred")."""
@@ -91,23 +90,9 @@ class MethodInput(nn.Module):
         return gaussians.new_tensor([(side - 1) / 2, (side - 1) / 2, CENTRAL_SIGMA * side]).expand_as(gaussians)
 
     def render(self, pictures: Tensor, gaussians: Tensor, rendering: Rendering) -> Tensor:
-        """The picture itself, its object before the mean background, or its background alone: (B, 3, S, S)."""
-        if rendering == "picture":
-            return pictures
+        """The object before the mean background, or the picture's background alone: (B, 3, S, S)."""
         make = composites.background_alone if rendering == "background" else composites.composite
         return make(pictures, gaussians, self.mean_background)
-
-
-def build(network: chain.Chain, tune: str, renderings: tuple[Rendering, ...]) -> MethodInput:
-    """The input of a method that trains a part of a network; the network's frozen part becomes the encoder.
-
-    Args:
-        network: Pretrained; its modules are used as they are.
-        tune: Which part is trained; see `ml.networks.chain.cut`.
-        renderings: What the method sees, side by side.
-    """
-    frozen, _ = chain.cut(network, tune)
-    return MethodInput(Encoder(frozen, network.image_size), renderings)
 
 
 class PictureMethod(Method):
@@ -129,9 +114,14 @@ class PictureMethod(Method):
 
     def locate(self, images: Tensor) -> Tensor | None:
         """(B, 3, S, S) -> gaussians (B, 3)."""
-        return self.input.encode(images).gaussians
+        return self.input.locate(self.input.encode(images))
 
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Both at the cost of one."""
-        inputs, gaussians = self.input(images)
-        return self.method.heads(inputs), gaussians
+        heads, rendered = self.render_and_predict(images)
+        return heads, rendered.gaussians
+
+    def render_and_predict(self, images: Tensor) -> tuple[dict[str, Tensor], Rendered]:
+        """Logits (B, C) of every head, and what was computed for them."""
+        rendered = cast(Rendered, self.input(images))
+        return self.method.heads(rendered.inputs), rendered

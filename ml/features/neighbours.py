@@ -55,11 +55,6 @@ def nearest(features: Tensor, references: Tensor, count: int, *, own: Tensor | N
     return Neighbours(torch.cat(positions), torch.cat(similarities))
 
 
-def spread(count: int, limit: int) -> Tensor:
-    """At most `limit` of `count` positions, evenly spread, int64 ascending."""
-    return torch.linspace(0, count - 1, min(count, limit), dtype=torch.float64).round().long()
-
-
 def votes(neighbours: Tensor, labels: Tensor, classes: int) -> Tensor:
     """How often each class is given among an image's neighbours, f32 (N, C).
 

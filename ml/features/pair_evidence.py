@@ -69,7 +69,7 @@ def gather(
 
     # forward-corrected ones predict clean classes, so that labels are not ruled out by structured noise
     one, two = clean or tuple(
-        label_noise.estimate(features, labels, classes, generator).log_probabilities for features in (first, second)
+        label_noise.clean_log_probabilities(features, labels, classes, generator) for features in (first, second)
     )
     if decision.predictor == "g2":
         evidence = label_evidence.estimate(two.exp(), of_background.exp(), labels)

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ml.evaluation import attention
+from ml.features.encoder import Encoded
 from ml.features.method_input import PictureMethod
 from ml.method import Network
-
-CONTRAST, PRODUCT = "border contrast", "class activation and border contrast"  # kinds of masks, in words
 
 
 class PictureMaps(NamedTuple):
@@ -32,18 +31,17 @@ class PictureMaps(NamedTuple):
 
 
 @torch.no_grad()
-def compute_maps(method: PictureMethod, pictures: Tensor, classes: Tensor) -> PictureMaps | None:
+def compute_maps(method: PictureMethod, encoded: Encoded, classes: Tensor) -> PictureMaps | None:
     """Border contrast, and activation of a class in the method's first network, which sees the picture.
 
     Args:
         method: in evaluation mode.
-        pictures: (B, 3, S, S).
+        encoded: the pictures, by the method's input.
         classes: whose activation is computed, int64 (B,); mostly the predicted ones.
 
     Returns:
         The maps, or None where the backbone has no feature maps at stride 16.
     """
-    encoded = method.input.encode_maps(pictures)
     if encoded.maps is None:
         return None
     contrast = method.input.localizer.contrast(encoded.maps)

@@ -27,7 +27,7 @@ def pixel_changes(settings: Mapping[str, Any]) -> list[str]:
     return [name for name, changed in changes.items() if changed]
 
 
-def contradictions(
+def find_contradictions(
     settings: Mapping[str, Any], frozen_backbone: Mapping[str, object], *, mixes: bool
 ) -> list[Contradiction]:
     """Everything that is wrong with the settings together.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import math
@@ -15,11 +16,12 @@ import os
 import re
 import struct
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from ml import fsync
+from ml.formats import fsync
 from ml.formats.errors import printable
 
 WEIGHTS, RECORD = ".safetensors", ".json"
@@ -158,16 +160,19 @@ def install(folder: Path, file: Path, record: WeightsRecord) -> None:
         record: Of that file.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written; what was installed before is still there.
     """
-    remove(folder, record.name)
-    file.rename(weights_path(folder, record.name))
     written = temporary_file(folder)
-    with written.open("w", encoding="utf-8") as text:
-        text.write(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n")
-    fsync.flush(written)
-    written.rename(folder / f"{record.name}{RECORD}")
-    fsync.flush(folder)
+    try:
+        written.write_text(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        fsync.flush(written)
+        with _lock(folder):
+            _delete(folder, record.name)
+            file.rename(weights_path(folder, record.name))
+            written.rename(folder / f"{record.name}{RECORD}")
+            fsync.flush(folder)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def temporary_file(folder: Path) -> Path:
@@ -180,13 +185,32 @@ def temporary_file(folder: Path) -> Path:
 
 def remove(folder: Path, name: str) -> bool:
     """Delete the weights called `name`; whether they were installed. InvalidWeights for what is no name."""
+    check_name(name)
+    if not folder.is_dir():
+        return False
+    with _lock(folder):
+        return _delete(folder, name)
+
+
+def _delete(folder: Path, name: str) -> bool:
     was_installed = False
-    for path in (folder / f"{check_name(name)}{RECORD}", weights_path(folder, name)):
+    for path in (folder / f"{name}{RECORD}", weights_path(folder, name)):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
             was_installed = True
             fsync.flush(folder)
     return was_installed
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Only one process of a host changes the folder at a time, so that a record never stands beside another's file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def bundled_names(folder: Path) -> list[str]:
@@ -270,4 +294,4 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -187,10 +187,10 @@ class Method(single_network.SingleNetworkMethod[Params]):
         return self.mixture.noisy_probability(losses.cross_entropies(logits, batch.labels)), logits
 
     def _mix_by_clean_probability(self, batch: Batch, noisy_probability: Tensor, partner: Tensor) -> Tensor:
-        """Eq. 11: each image (B, 3, H, W) and its partner, in proportion to their clean probabilities."""
+        """Eq. 11: each image (B, ...) and its partner, in proportion to their clean probabilities."""
         clean_probability = 1.0 - noisy_probability
         image_share = clean_probability / (clean_probability + clean_probability[partner])
-        return mixup.mix(batch.images, image_share[:, None, None, None], partner)
+        return mixup.mix(batch.images, image_share.view(-1, *[1] * (batch.images.dim() - 1)), partner)
 
     def _bootstrap(self, batch: Batch, predicted: Tensor, noisy_probability: Tensor) -> Tensor:
         """(1 - B) · y + B · ẑ, (B, C), where ẑ is `predicted`, classes (B,) or probabilities (B, C)."""

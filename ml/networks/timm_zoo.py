@@ -134,7 +134,8 @@ def _divide(name: str, model: Any, image_size: int) -> chain.Chain:
     model.eval()
     image = torch.linspace(-2.0, 2.0, 3 * image_size**2).sin().view(1, 3, image_size, image_size)
     features: Tensor = model(image)
-    units = _transformer_units(model) or _units_in_order(model, image)
+    has_channels_first = getattr(model, "output_fmt", "NCHW") == "NCHW"  # as maps of a chain have
+    units = _transformer_units(model) or (_units_in_order(model, image) if has_channels_first else [])
     network = chain.Chain(Whole(model), nn.Identity(), classifier, image_size)
     if len(units) > 1:
         last = _last_stage(units)

@@ -129,9 +129,22 @@ def _mnasnet(model: Any) -> Parts:
 
 
 def _swin(model: Any) -> Parts:
+    """Its modules compute with channels last; between them, and so in a chain, maps have channels first."""
     *body, last = list(model.features)
+    for module in (*body[1:], last):
+        module.register_forward_pre_hook(_channels_last)
+    for module in body:
+        module.register_forward_hook(_channels_first)
     rest = [last, model.norm, ChannelsLast(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return body, rest, model.head.in_features
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return inputs[0].permute(0, 2, 3, 1)
+
+
+def _channels_first(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.permute(0, 3, 1, 2)
 
 
 def _vit(model: Any) -> Parts:

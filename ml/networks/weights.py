@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ml import errors, fsync, networks
-from ml.formats import weights_folder
+from ml import errors, networks
+from ml.formats import fsync, weights_folder
 from ml.formats.weights_folder import InvalidWeights, WeightsRecord, installed
 from ml.networks import weights_sources
 

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml import errors, fsync
+from ml import errors
+from ml.formats import fsync
 from ml.training.spec import TrainingSpec
 
 if TYPE_CHECKING:

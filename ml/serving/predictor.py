@@ -9,7 +9,6 @@ Probabilities are float32 (C,) and sum to 1.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from ml.data import decoding, image_store
 from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
-from ml.features import method_input, picture_mask
-from ml.features.method_input import PictureMethod
+from ml.features import picture_mask
+from ml.features.encoder import Encoder
+from ml.features.method_input import MethodInput, PictureMethod
 from ml.method import ENSEMBLE
 from ml.networks import chain, preact
 from ml.serving import model_archive
@@ -91,8 +91,8 @@ class Predictor:
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
-        if isinstance(self._method, PictureMethod):
-            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=self.half)
+        if isinstance(self._method, PictureMethod) and not self.half:
+            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=False)
         # whether predictions have a location, and what their maps show
         self.localizes = self._compute(check[:1], half=False).locations is not None
         self._trusts_activation = self._measure_activation(check)
@@ -183,37 +183,40 @@ class Predictor:
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(squares), device=self.device), images.eval_batch_size()):
                 batch = images.unaugmented(rows)
-                recording: contextlib.AbstractContextManager[list[attention.NetworkActivations]]
-                recording = attention.record_activations(self._method) if maps else contextlib.nullcontext([])
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half), recording as passes:
-                    logits, location = self._method.predict(batch)
+                logits, location, masks = self._predict(batch, half=half, maps=maps)
                 heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
                 if location is not None:
                     locations.append(location.float().cpu())
-                if maps and (masks := self._masks(batch, logits[ENSEMBLE], passes)) is not None:
+                if masks is not None:
                     attention_maps += list(masks[:, 0].cpu().numpy())
         joined = {name: torch.cat([chunk[name] for chunk in heads]) for name in heads[0]}
         return _Outputs(joined, torch.cat(locations) if locations else None, attention_maps or None)
 
-    def _masks(self, batch: Tensor, logits: Tensor, passes: list[attention.NetworkActivations]) -> Tensor | None:
-        """Attention maps (B, 1, h, w) of a batch (B, 3, S, S), the best that the model has."""
+    def _predict(
+        self, batch: Tensor, *, half: bool, maps: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        """Logits by head, locations (B, 3); and with `maps` the best attention maps (B, 1, h, w) that there are."""
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+        if not maps:
+            with autocast:
+                return *self._method.predict(batch), None
         if not isinstance(self._method, PictureMethod):
-            return attention.border_contrast(passes)
-        maps = picture_mask.compute_maps(self._method, batch, logits.argmax(dim=1))
-        return None if maps is None else picture_mask.mask(maps, with_activation=self._trusts_activation)
-
-    @property
-    def map_kind(self) -> str:
-        """What attention maps show, in words."""
-        return picture_mask.PRODUCT if self._trusts_activation else picture_mask.CONTRAST
+            with autocast, attention.record_activations(self._method) as passes:
+                logits, location = self._method.predict(batch)
+            return logits, location, attention.border_contrast(passes)
+        with autocast:
+            logits, rendered = self._method.render_and_predict(batch)
+        pair = picture_mask.compute_maps(self._method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
+        masks = None if pair is None else picture_mask.mask(pair, with_activation=self._trusts_activation)
+        return logits, rendered.gaussians, masks
 
     def _measure_activation(self, check: Tensor) -> bool:
         """Whether class activation is a factor of the maps, by the check squares."""
         if not isinstance(self._method, PictureMethod) or not len(check):
             return False
         with torch.inference_mode():
-            pictures = self._normalized(check)
-            maps = picture_mask.compute_maps(self._method, pictures, self._method.logits(pictures).argmax(dim=1))
+            logits, rendered = self._method.render_and_predict(self._normalized(check))
+            maps = picture_mask.compute_maps(self._method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
         return maps is not None and picture_mask.trusts_activation(maps)
 
     def _agrees_in_bf16(self, check: Tensor) -> bool:
@@ -251,7 +254,8 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
         trained: method.Method = module.Method(module.Params.model_validate(spec.params), labels, network)
         if spec.tune == "all":
             return trained
-        return PictureMethod(method_input.build(whole_network(), spec.tune, inputs.renderings(spec)), trained)
+        frozen, _ = chain.cut(whole_network(), spec.tune)
+        return PictureMethod(MethodInput(Encoder(frozen, spec.image_size), inputs.renderings(spec)), trained)
 
 
 def _triple(location: Tensor) -> tuple[float, float, float]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml import errors, fsync
+from ml import errors
+from ml.formats import fsync
 from ml.study.plan import Run, key
 from ml.study.sources import DataPaths
 

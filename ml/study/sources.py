@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ml import errors, fsync
+from ml import errors
 from ml.data import container_dataset, dataset, published
 from ml.data.dataset import UNKNOWN, LabeledImages, Truth
 from ml.data.decoding import Resize
-from ml.formats import dataset_index
+from ml.formats import dataset_index, fsync
 from ml.formats.archive import is_description, read_archive
 from ml.formats.entries import UNLIMITED
 from ml.formats.errors import DatasetFormatError
@@ -230,6 +230,7 @@ def _limit(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingS
         )
         if rows is not None:
             truth = replace(truth, test_images=truth.test_images[rows], test_labels=truth.test_labels[rows])
+            images = replace(images, digest="")  # that of the whole set, test images included
     return RunData(images, truth)
 
 

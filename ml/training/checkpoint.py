@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml import errors, fsync
+from ml import errors
+from ml.formats import fsync
 
 FORMAT = 2
 KEEP_NEWEST = 2  # checkpoints; the best one is kept as well

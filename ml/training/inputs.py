@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml import methods
+from ml import errors, methods
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import ImageStore
@@ -31,6 +31,7 @@ from ml.training import devices
 from ml.training.spec import TrainingSpec
 
 HASHED_ROWS = 256  # pictures hashed at a time
+VERSION = 1  # raised when the same pictures, weights and settings have other features or Gaussians
 FLOAT32 = np.dtype(np.float32)
 CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
 ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
@@ -109,10 +110,19 @@ class BackboneInputs:
             self._pictures["test"] = pictures.with_images(truth.test_images)
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
         few = pictures.unaugmented(image_store.evenly(len(images), CHECKED_IMAGES))
-        method_input.prepare(few.to(self._device), half=half)
-        self._facts = {**facts, "bf16": method_input.uses_bf16}
-        self._digests = {split: images.digest or _content_digest(store) for split, store in self._pictures.items()}
-        if cache is None:
+        encoded = method_input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
+        self._shape, self._has_maps = tuple(encoded.output.shape[1:]), encoded.maps is not None
+        if len(method_input.renderings) > 1 and not self._has_maps:
+            raise errors.ContradictorySpec(
+                f"{spec.network} has no feature maps in which objects could be located",
+                hint="take another network, or a method without composites",
+            )
+        self._facts = {**facts, "version": VERSION, "bf16": method_input.uses_bf16}
+        self._digests: dict[str, str] = {}  # of the pictures of each split, for features that are kept
+        if cache is not None:
+            for split, store in self._pictures.items():
+                self._digests[split] = images.digest or _content_digest(store)
+        else:
             self._temporary = tempfile.TemporaryDirectory(prefix="features-")
             cache = Path(self._temporary.name)
         self._folder = cache / feature_file.FOLDER
@@ -127,8 +137,10 @@ class BackboneInputs:
         parts: dict[str, list[Tensor]] = {}
         located: dict[str, Tensor] = {}
         for split in self._pictures:
-            pictures, gaussians = self._encode_pictures(split)
-            parts[split], located[split] = [pictures], self._input.objects(gaussians)
+            pictures, *gaussians = self._encode_pictures(split)
+            parts[split] = [pictures]
+            if gaussians:
+                located[split] = self._input.objects(gaussians[0])
         if len(self._input.renderings) > 1:
             self._set_mean_background(located["train"], labels, rows)
         for rendering in self._input.renderings[1:]:
@@ -146,18 +158,21 @@ class BackboneInputs:
             return features[rows].float().to(self._device)
 
         return TrainingInputs(
-            stores["train"], stores.get("test"), self._input, other_features, gaussians=located["train"]
+            stores["train"], stores.get("test"), self._input, other_features, gaussians=located.get("train")
         )
 
     def _encode_pictures(self, split: str) -> list[Tensor]:
-        """Features and gaussians (n, 3) of the pictures of a split."""
+        """Features of the pictures of a split; and gaussians (n, 3) where the backbone has feature maps."""
 
         def encode(first: int) -> Iterator[Sequence[Tensor]]:
             for _, batch in self._batches(split, first):
-                output, gaussians = self._input.encode(batch)
-                yield output, batch.new_zeros(len(batch), 3) if gaussians is None else gaussians
+                encoded = self._input.encode(batch)
+                located = () if encoded.maps is None else (self._input.localizer(encoded.maps),)
+                yield encoded.output, *located
 
-        files = [self._file("picture", split), self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32)]
+        files = [self._file("picture", split)]
+        if self._has_maps:
+            files.append(self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32))
         return feature_file.load_or_write(files, len(self._pictures[split]), encode, self._progress)
 
     def _encode_rendering(self, split: str, gaussians: Tensor, rendering: Rendering) -> Tensor:
@@ -166,7 +181,7 @@ class BackboneInputs:
         def encode(first: int) -> Iterator[Sequence[Tensor]]:
             for rows, batch in self._batches(split, first):
                 rendered = self._input.render(batch, gaussians[rows].to(self._device), rendering)
-                yield (self._input.encode(rendered).inputs,)
+                yield (self._input.encode(rendered).output,)
 
         background = hashlib.sha256(self._input.mean_background.cpu().numpy().tobytes()).hexdigest()
         file = self._file(rendering, split, background=background)
@@ -191,10 +206,8 @@ class BackboneInputs:
         return max(1, ENCODED_PIXELS // self._spec.image_size**2)
 
     def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
-        one = self._pictures["train"].unaugmented(torch.zeros(1, dtype=torch.int64)).to(self._device)
-        shape = tuple(self._input.encode(one).inputs.shape[1:])
-        facts = {**self._facts, "kind": kind, "split": split, "data": self._digests[split], **facts}
-        return FeatureFile(self._folder / feature_file.file_name(kind, facts), shape)
+        facts = {**self._facts, "kind": kind, "split": split, "data": self._digests.get(split, ""), **facts}
+        return FeatureFile(self._folder / feature_file.file_name(kind, facts), self._shape)
 
 
 def _content_digest(pictures: ImageStore) -> str:

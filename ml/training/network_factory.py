@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml import errors, networks
 from ml.distributed import process_group, sharding
@@ -17,46 +17,11 @@ from ml.training import randomness
 from ml.training.spec import TrainingSpec, seed_for
 
 
-def build_network(spec: TrainingSpec, classes: int, weights: Path | None) -> Network:
-    """The spec's network, freshly initialised or pretrained.
-
-    Args:
-        spec: Names the network and says whether it is pretrained.
-        classes: C.
-        weights: The folder of pretrained weights, if there is one.
-
-    Raises:
-        UnknownName: No such network.
-        MissingWeights: Its pretrained weights are not installed or do not fit.
-    """
-    record = find_weights(spec, weights)
-    file = None if record is None or weights is None else network_weights.file_of(weights, record)
-    try:
-        return networks.build(spec.network, classes, spec.image_size, file)
-    except networks.UnknownNetwork as error:
-        raise errors.UnknownName(str(error), code="unknown_network") from error
-    except ValueError as error:
-        raise errors.MissingWeights(f"the pretrained weights of {spec.network} do not fit: {error}") from error
-
-
-def trained_part(network: Network, spec: TrainingSpec) -> Network:
-    """The part of a pretrained network that the spec trains.
-
-    Raises:
-        UnusableSpec: The network cannot be divided so.
-    """
-    assert isinstance(network, chain.Chain)
-    try:
-        return chain.cut(network, spec.tune)[1]
-    except ValueError as error:
-        raise errors.UnknownName(f"{spec.network}: {error}", code="unsupported_tune") from error
-
-
 def find_weights(spec: TrainingSpec, weights: Path | None) -> WeightsRecord | None:
     """The record of the spec's pretrained weights; None for a network that starts at random.
 
     Raises:
-        MissingWeights: They are not installed.
+        MissingWeights: They are not installed, or damaged.
     """
     return network_weights.find(weights, spec.network) if spec.pretrained else None
 
@@ -77,27 +42,51 @@ class NetworkFactory:
         self,
         spec: TrainingSpec,
         classes: int,
-        weights: Path | None,
+        file: Path | None,
         device: torch.device,
         group: process_group.ProcessGroup | None,
     ) -> None:
-        """`weights` is the folder of pretrained weights; with a `group`, every network is divided among its ranks."""
+        """Bind what all networks share.
+
+        Args:
+            spec: Names the network and says which part of it is trained.
+            classes: C.
+            file: The spec's pretrained weights; None starts at random.
+            device: Where networks are trained.
+            group: The ranks among which every network is divided, if there are any.
+        """
         self.built = 0
-        self._spec, self._classes, self._weights = spec, classes, weights
+        self._spec, self._classes, self._file = spec, classes, file
         self._device, self._group = device, group
 
     def __call__(self) -> Network:
         self.built += 1
-        with randomness.seeded(seed_for(self._spec.seed, f"network {self.built}")):
-            network: Network = build_network(self._spec, self._classes, self._weights)
+        network: Network = self._build(f"network {self.built}")
         if self._spec.tune != "all":
-            network = trained_part(network, self._spec)
+            network = self._divide(network)[1]
         network = network.to(self._device)
         return network if self._group is None else sharding.shard_network(network, self._group)
 
-    def build_whole(self) -> chain.Chain:
-        """The whole pretrained network, on the CPU: its frozen part becomes an encoder. Not counted in `built`."""
-        with randomness.seeded(seed_for(self._spec.seed, "backbone")):
-            network = build_network(self._spec, self._classes, self._weights)
+    def build_frozen_part(self) -> nn.Sequential:
+        """The part of the pretrained network that is not trained, on the CPU. It does not count as `built`."""
+        return self._divide(self._build("backbone"))[0]
+
+    def _build(self, concern: str) -> Network:
+        """A whole network; raises UnknownName, or MissingWeights if the weights do not fit."""
+        with randomness.seeded(seed_for(self._spec.seed, concern)):
+            try:
+                return networks.build(self._spec.network, self._classes, self._spec.image_size, self._file)
+            except networks.UnknownNetwork as error:
+                raise errors.UnknownName(str(error), code="unknown_network") from error
+            except ValueError as error:
+                raise errors.MissingWeights(
+                    f"the pretrained weights of {self._spec.network} do not fit: {error}"
+                ) from error
+
+    def _divide(self, network: Network) -> tuple[nn.Sequential, chain.Chain]:
+        """The frozen and the trained part of a network; UnknownName (unsupported_tune) if it cannot be divided so."""
         assert isinstance(network, chain.Chain)
-        return network
+        try:
+            return chain.cut(network, self._spec.tune)
+        except ValueError as error:
+            raise errors.UnknownName(f"{self._spec.network}: {error}", code="unsupported_tune") from error

@@ -25,9 +25,11 @@ from ml.data.dataset import UNKNOWN
 from ml.distributed import process_group
 from ml.evaluation.measure import EvaluationSplit
 from ml.evaluation.ranking import MarginTracker
-from ml.features import method_input
+from ml.features.encoder import Encoder
 from ml.features.feature_file import Progress
+from ml.features.method_input import MethodInput
 from ml.method import Method, Network, TrainHyperparameters
+from ml.networks import weights as network_weights
 from ml.training import devices, layer_rates, memory, randomness, spec_check
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
@@ -85,14 +87,15 @@ def prepare(
     rows, held_out = dataset.split(len(labels), spec.validation_fraction, spec.seed)
     record = find_weights(spec, weights)
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
-    networks = NetworkFactory(spec, classes, weights, device, group)
+    file = None if record is None or weights is None else network_weights.file_of(weights, record)
+    networks = NetworkFactory(spec, classes, file, device, group)
     if record is None or spec.tune == "all":
         inputs = pixel_inputs(images, truth, mean, std, device)
     else:
         pictures = image_store.ImageStore(images.images, mean, std, device=torch.device("cpu"), padded_bytes=0)
         backbone = BackboneInputs(
             spec,
-            method_input.build(networks.build_whole(), spec.tune, renderings(spec)).to(device),
+            MethodInput(Encoder(networks.build_frozen_part(), spec.image_size), renderings(spec)).to(device),
             {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
              "image_size": spec.image_size},
             images,

@@ -164,8 +164,8 @@ class TrainingSpec(BaseModel):
 
     first_answer: bool = Field(
         default=False,
-        description="Of a pretrained network: answer in seconds by a probe of its features, then train; the better of "
-        "the two by noisy validation becomes the model.",
+        description="Of a pretrained network: answer in seconds by a probe of its features, then train; the one that "
+        "explains held-out labels better becomes the model.",
     )
 
     def digest(self) -> str:

@@ -11,7 +11,7 @@ def check(spec: TrainingSpec) -> None:
     """Raise ContradictorySpec if two settings exclude each other, or UnknownName if there is no such method."""
     module = methods.load(spec.method)
     params = module.Params.model_validate(spec.params).model_dump(mode="json", by_alias=True)
-    wrong = spec_rules.contradictions(
+    wrong = spec_rules.find_contradictions(
         {**spec.model_dump(mode="json"), "params": params},
         module.ABOUT.get("frozen_backbone", {}),
         mixes=methods.mixes(spec.method, params),

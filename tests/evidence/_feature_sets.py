@@ -16,8 +16,8 @@ from torch import Tensor
 from ml import networks, noise
 from ml.data import decoding
 from ml.data.image_store import ImageStore
-from ml.features import method_input
-from ml.networks import weights
+from ml.features.encoder import Encoder
+from ml.networks import chain, weights
 from tests.benchmarks._sizes import SMALLEST
 
 NETWORK = "efficientnet_lite0"
@@ -99,14 +99,12 @@ def encode(pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
             record = weights.find(Path(folder), NETWORK)
             network = networks.build(NETWORK, 2, side, weights.file_of(Path(folder), record))
             mean, std = record.mean, record.std
-    encoder = method_input.build(network, "none", ("picture",))
+    frozen, _ = chain.cut(network, "none")
     images = torch.from_numpy(pictures)
     store = ImageStore(images, torch.tensor(mean), torch.tensor(std), device=torch.device("cpu"), padded_bytes=0)
-    encoder.prepare(store.unaugmented(torch.arange(4)), half=True)
+    encoder = Encoder(frozen, side).prepare(store.unaugmented(torch.arange(4)), half=True)
     with torch.inference_mode():
-        parts = [
-            encoder.encode(store.unaugmented(rows)).inputs for rows in torch.split(torch.arange(len(images)), ENCODED)
-        ]
+        parts = [encoder(store.unaugmented(rows)).output for rows in torch.split(torch.arange(len(images)), ENCODED)]
     return torch.cat(parts).numpy().astype(np.float16)
 
 

@@ -23,6 +23,7 @@ from ml.evaluation import attention
 from ml.features import picture_mask
 from ml.features.method_input import PictureMethod
 from ml.features.picture_mask import PictureMaps
+from ml.method import ENSEMBLE
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.benchmarks._localization import sets
@@ -74,7 +75,8 @@ def maps_of(trainer: Trainer, pictures: Tensor) -> PictureMaps:
     for rows in torch.split(torch.arange(len(pictures)), BATCH):
         batch = store.unaugmented(rows)
         with torch.no_grad():
-            maps = picture_mask.compute_maps(method, batch, method.logits(batch).argmax(dim=1))
+            logits, rendered = method.render_and_predict(batch)
+            maps = picture_mask.compute_maps(method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
         assert maps is not None
         parts.append(maps)
     activations = [maps.activation for maps in parts if maps.activation is not None]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ml import errors, fsync
+from ml import errors
 from ml.data import dataset
+from ml.formats import fsync
 from ml.scenes import generate
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor

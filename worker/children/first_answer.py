@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from app.datasets import label_issues
 from ml.evaluation.measure import Score
 from ml.evaluation.noisy_likelihood import noisy_likelihood
+from ml.evaluation.ranking import LabelIssues
 from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.training import events
@@ -29,16 +32,23 @@ METHOD = "forward_probe"
 FILE_NAME = "first-answer.json"
 
 
-class Stage(NamedTuple):
+@dataclass(frozen=True)
+class Stage:
     """One of the two models that a job has trained."""
 
     name: str  # "first answer" or "training"
     trainer: Trainer
     seconds: float  # from the start of the attempt
 
+    @cached_property
+    def issues(self) -> LabelIssues | None:
+        """The ranking of the given labels."""
+        return self.trainer.label_issues()
+
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """What the job's metrics say of it, as strict JSON."""
-        last, issues = self.trainer.history[-1], self.trainer.label_issues()
+        last, issues = self.trainer.history[-1], self.issues
         noisy, clean, test = (_of(scores) for scores in (last.noisy_validation, last.clean_validation, last.test))
         summary: dict[str, Any] = events.to_strict_json(
             {
@@ -77,9 +87,9 @@ def train(trainer: Trainer, reporter: JobReporter, started: float) -> Stage:
 
 def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
     """Let users see the answer while the job goes on: its metrics, a line of the log, and the ranking of labels."""
-    summary = stage.summary()
+    summary = stage.summary
     with artifacts.replace_folder(ctx.folder) as folder:
-        if (issues := stage.trainer.label_issues()) is not None:
+        if (issues := stage.issues) is not None:
             images = dataset_index.read_images(ctx.dataset_folder, split="train")
             gaussians = label_issue_table.cached_gaussians(stage.trainer, images)
             label_issue_table.write(folder / label_issues.FILE_NAME, stage.trainer, issues, images, gaussians)

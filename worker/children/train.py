@@ -49,11 +49,9 @@ def run(
         Interrupted: The supervisor or the user stopped the attempt.
         Failure: The training failed (`ml.errors`).
     """
-    # Load, and join the other ranks.
     started = time.monotonic()
     spec = TrainingSpec.model_validate(ctx.job.spec)
     images, truth = load(ctx.dataset_folder, spec, threads_per_process(settings, devices), reporter)
-    group = None if rank is None else join(rank, devices, settings)
 
     def build_trainer(of: TrainingSpec, group: ProcessGroup | None) -> Trainer:
         return build(of, images, truth, settings, ctx, devices, group, reporter)
@@ -64,7 +62,8 @@ def run(
         first = first_answer.train(build_trainer(first_answer.probe_spec(spec), None), reporter, started)
         first_answer.report(ctx, reporter, first)
 
-    # Resume from a checkpoint, or start from the beginning; the other ranks do as this one did.
+    # Join the other ranks, then resume from a checkpoint or start from the beginning; they do as this one did.
+    group = None if rank is None else join(rank, devices, settings)
     trainer = build_trainer(spec, group)
     checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     resumed: Path | None = None
@@ -91,8 +90,8 @@ def run(
         trained = first_answer.Stage("training", trainer, time.monotonic() - started)
         chosen, reason = first_answer.choose(first, trained)
         trainer = chosen.trainer
-        facts = {"stages": [first.summary(), trained.summary()], "published": chosen.name, "published_reason": reason}
-        issues = first.trainer.label_issues()  # from probes that did not learn from the image whose label they judge
+        facts = {"stages": [first.summary, trained.summary], "published": chosen.name, "published_reason": reason}
+        issues = first.issues  # from probes that did not learn from the image whose label they judge
     publication = publish.Publication(ctx, reporter, trainer, images, truth, facts, issues)
     checkpointer.when_there_is_space(publication.write)
     reporter.finish(publication.commit)

@@ -7,7 +7,7 @@ import { streamEvents } from "./events.js";
 import { jobFiles } from "./files.js";
 import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
-import { comparison, comparisonOpen, figures, plots } from "./outcome.js";
+import { comparison, comparisonOpen, figures, plots, stages } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
 import { liveProgress } from "./progress.js";
 import { selfTest } from "./selftest.js";
@@ -46,6 +46,7 @@ export function jobPanel(first, refreshList) {
 
   function update(job) {
     live.update(job);
+    if (!ENDED.includes(job.status)) fill(outcome, stages(job.metrics ?? undefined)); // the first answer, while training goes on
     if (status === job.status) {
       if (unsettled) showComparison();
       return;
@@ -56,7 +57,6 @@ export function jobPanel(first, refreshList) {
     fill(problem, job.error && problemBlock(job.error));
     fill(settings, settingsOf(job));
     if (ENDED.includes(status)) showOutcome(job);
-    else fill(outcome);
     if (!watching) watch();
   }
 

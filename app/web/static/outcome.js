@@ -32,7 +32,7 @@ export function figures(job) {
   if (!values.size) return null;
   const main = MAIN.filter(([name]) => values.has(name));
   return h("section", { "aria-label": "Figures" },
-    stages(job.metrics),
+    stages(job.metrics ?? undefined),
     h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, formatted(name, values.get(name))), h("dt", {}, title)))),
     NOTES.filter(([name]) => values.has(name)).map(([, note]) => h("p", { class: "quiet" }, note)),
     h("details", { class: "more" }, h("summary", {}, "All figures"),
@@ -43,7 +43,7 @@ const STAGES = [["test_accuracy", "test accuracy"], ["clean_validation_accuracy"
   ["noisy_validation_accuracy", "of held-out labels agree"], ["estimated_noise_rate", "of the labels estimated to be wrong"]];
 
 /** The first answer of a job and what training made of it, and which of the two is the model; null without a first answer. */
-function stages({ stages: known, published, published_reason: reason }) {
+export function stages({ stages: known, published, published_reason: reason } = {}) {
   if (!known) return null;
   return h("div", { class: "stages" },
     h("ul", {}, known.map((stage) => h("li", {}, h("strong", {}, words(stage.name)), ` after ${duration(stage.seconds)}: `,

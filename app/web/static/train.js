@@ -68,7 +68,7 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
     const others = methods.filter((entry) => entry !== method);
     preset = presetPicker(method, changed);
     compare = checks({
-      legend: "Compare with", help: "Trained on the same split, seed and epochs, with the settings that the service chooses.", changed,
+      legend: "Compare with", help: "Trained on the same split and seed, with the settings that the service chooses.", changed,
       options: others.map((entry) => ({ value: entry.name, title: entry.title })),
     });
     params = fieldsOf(method.schema, { path: ["params"] }).map((field) => control(field, changed));

@@ -41,11 +41,6 @@ def test_an_image_without_features_has_finite_similarities() -> None:
     assert torch.equal(near.similarities, torch.zeros(1, 2))
 
 
-def test_references_are_spread_over_all_images() -> None:
-    assert neighbours.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert neighbours.spread(101, 3).tolist() == [0, 50, 100]
-
-
 def test_votes_count_the_labels_of_neighbours() -> None:
     labels = torch.tensor([2, 0, 2, 1])
     votes = neighbours.votes(torch.tensor([[0, 2, 1], [3, 3, 3]]), labels, 3)

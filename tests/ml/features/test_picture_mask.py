@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ml.evaluation import attention
 from ml.features import picture_mask
-from ml.features.method_input import PictureMethod, build
+from ml.features.encoder import Encoder
+from ml.features.method_input import MethodInput, PictureMethod
 from ml.features.picture_mask import PictureMaps
 from ml.method import ENSEMBLE, Method
 from ml.networks import chain
@@ -33,8 +34,8 @@ def picture_method(tune: str) -> PictureMethod:
     body = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(4)))
     stage = nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network = chain.Chain(body, stage, nn.Linear(WIDTH, CLASSES), SIDE)
-    _, trained = chain.cut(network, tune)
-    return PictureMethod(build(network, tune, ("picture",)), OneNetwork(trained)).eval()
+    frozen, trained = chain.cut(network, tune)
+    return PictureMethod(MethodInput(Encoder(frozen, SIDE), ("picture",)), OneNetwork(trained)).eval()
 
 
 def spot(x: int, y: int) -> Tensor:
@@ -46,7 +47,8 @@ def spot(x: int, y: int) -> Tensor:
 def test_both_depths_compute_the_same_maps() -> None:
     pictures = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     classes = torch.tensor([0, 2])
-    frozen, tuned = (picture_mask.compute_maps(picture_method(tune), pictures, classes) for tune in ("none", "last"))
+    methods = [picture_method(tune) for tune in ("none", "last")]
+    frozen, tuned = (picture_mask.compute_maps(one, one.input.encode(pictures), classes) for one in methods)
 
     assert frozen is not None
     assert tuned is not None
