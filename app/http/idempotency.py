@@ -25,7 +25,10 @@ from app.db.tables import IdempotencyKey
 from app.errors import Fault, IdempotencyMismatch, InvalidRequest, RequestInFlight
 from app.http.access import Principal
 
-VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
+BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
+QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')  # a string of RFC 9651, and not empty
+LONGEST_KEY = 255
+LONGEST_HEADER = 2 * LONGEST_KEY + 2  # every character escaped, and quotes around them
 IN_FLIGHT_S = 3600.0  # an upload's reservation that its process never finished is void after this
 RETRY_S = 1
 
@@ -115,17 +118,39 @@ class IdempotentRequest:
 async def _key(
     request: Request,
     idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="Repeat a request safely: the first response is replayed")
+        str | None,
+        Header(
+            max_length=LONGEST_HEADER,
+            description="Repeat a request safely: the first response is replayed. A structured-field string: "
+            '`"k1"`, or without quotes `k1`, which is the same key',
+        ),
     ] = None,
 ) -> IdempotentRequest | None:
     if idempotency_key is None:
         return None
-    if not VISIBLE.fullmatch(idempotency_key):
-        detail = "Use 1 to 255 visible ASCII characters."
-        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
+    key = parse_key(idempotency_key)
     principal: Principal = request.state.principal
     route = f"{request.method} {request.scope['route'].path}"
-    return IdempotentRequest(principal.id, route, idempotency_key, request.app.state.settings.idempotency_ttl_s)
+    return IdempotentRequest(principal.id, route, key, request.app.state.settings.idempotency_ttl_s)
+
+
+def parse_key(header: str) -> str:
+    """The key that a header names: the value of a structured-field string (RFC 9651), or the header as it is.
+
+    Args:
+        header: `"k1"` as the Idempotency-Key draft has it, or `k1` as most clients send it: one key.
+
+    Raises:
+        InvalidRequest: It is neither, or longer than 255 characters.
+    """
+    if quoted := QUOTED_KEY.fullmatch(header):
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
+    else:
+        key = header if BARE_KEY.fullmatch(header) else ""
+    if not 0 < len(key) <= LONGEST_KEY:
+        detail = "Use 1 to 255 visible ASCII characters, or a string between double quotes."
+        raise InvalidRequest(detail, errors=[Fault("/header/Idempotency-Key", "idempotency_key", detail)])
+    return key
 
 
 Idempotency = Annotated[IdempotentRequest | None, Depends(_key)]

@@ -306,6 +306,21 @@ def test_a_key_of_another_request_is_a_422_and_white_space_is_no_difference(clie
     assert jobs(client) == 1
 
 
+def test_a_key_with_and_without_quotes_is_one_key(client: Client, dataset_id: str) -> None:
+    def post(key: str) -> Any:
+        return client.post("/jobs", json={"dataset_id": dataset_id}, headers={"Idempotency-Key": key})
+
+    first, bare, escaped, other = (post(key) for key in ('"k1"', "k1", '"k\\"1"', 'k"1'))
+    assert (first.status_code, bare.headers["idempotency-replayed"], bare.json()) == (202, "true", first.json())
+    assert (escaped.status_code, other.headers["idempotency-replayed"], other.json()) == (202, "true", escaped.json())
+    assert jobs(client) == 2
+    longest = "x" * 255
+    assert post(f'"{longest}"').json() == post(longest).json()
+    for malformed in ('"', '""', '"k1', '"k"1"', '"k\\1"', f'"{longest}x"'):
+        refused = post(malformed)
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/header/Idempotency-Key")
+
+
 class RecordingNotifier(Notifier):
     """A notifier that records the queues it notifies; Redis is unavailable."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from typing import Any
 
 from tests.app.conftest import Client
@@ -88,3 +89,54 @@ def test_the_request_body_of_a_job_is_one_of_its_kinds(client: Client) -> None:
     body = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["requestBody"]
     options = body["content"]["application/json"]["schema"]["oneOf"]
     assert [option["$ref"].rsplit("/", 1)[1] for option in options] == ["TrainingJob", "ScoringJob"]
+
+
+class Folds(HTMLParser):
+    """The table rows of every fold of a page by its summary, each a list of cells; and where links lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, list[list[str]]] = {}
+        self.ids: set[str] = set()
+        self.targets: set[str] = set()
+        self._fold, self._is_in_summary = "", False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        if "id" in attributes:
+            self.ids.add(attributes["id"])
+        if tag == "summary":
+            self._fold, self._is_in_summary = "", True
+        elif tag == "tr":
+            self.rows.setdefault(self._fold.strip(), []).append([])
+        elif tag == "td":
+            self.rows[self._fold.strip()][-1].append("")
+        elif tag == "a" and attributes["href"].startswith("#"):
+            self.targets.add(attributes["href"][1:])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "summary":
+            self._is_in_summary = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_in_summary:
+            self._fold += data
+        elif rows := self.rows.get(self._fold.strip()):
+            rows[-1][-1] += data if rows[-1] else ""
+
+
+def test_the_page_of_the_api_shows_every_field_of_every_body(client: Client) -> None:
+    document, page = client.get("/openapi.json").json(), Folds()
+    page.feed(client.get("/docs").text)
+    schemas = document["components"]["schemas"]
+    submit = next(rows for fold, rows in page.rows.items() if fold.startswith("POST /jobs "))
+    names = [name for kind in ("TrainingJob", "ScoringJob") for name in schemas[kind]["properties"]]
+    assert [cells[0] for cells in submit] == ["dry_run", "idempotency-key", *names]
+    shown = {name: (meaning, kind) for name, meaning, kind in page.rows["TrainingJob"]}
+    assert shown["dataset_id"] == ("A data set that is ready", "uuid, required")
+    assert shown["epochs"][1].startswith("integer ≥ 1 ≤ 2000, default")
+    assert "none or last or two or all" in shown["tune"][1]
+    for name in ("Patch", "Pin", "PredictRequest", "JobOut", "DenllParams", "Limits"):
+        assert [cells[0] for cells in page.rows[name]] == list(schemas[name]["properties"]), name
+    assert page.targets <= page.ids, "every link to a type leads to it"
+    assert {"TrainingJob", "ScoringJob", "DenllParams", "Limits"} <= page.targets
