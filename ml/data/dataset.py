@@ -6,9 +6,11 @@ on disk, memory-mapped. Knows nothing of archives, tables or how the data set ca
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +20,20 @@ from ml.data import pixel_file
 from ml.data.decoding import Resize
 from ml.data.pixel_file import PixelFile, Progress
 from ml.errors import UnusableData
-from ml.formats import archive, dataset_index
+from ml.formats import archive, dataset_index, label_versions
 from ml.formats.records import ImageRecord
 
 UNKNOWN = -1
+
+
+class Selection(NamedTuple):
+    """The images of a split that are used, where a version of the labels excludes some.
+
+    What is computed of an image and kept is computed of all images, so that it outlives edits of labels.
+    """
+
+    whole: Tensor  # uint8 (W, S, S, 3), all images of the split
+    positions: Tensor  # int64 (N,), ascending: those that are used
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,16 @@ class LabeledImages:
         labels: Given labels, int64 (N,), class ids.
         classes: Names by class id.
         digest: Of the data set; empty where it is not known.
+        confirmed: bool (N,), whether a person has confirmed the label; None where nobody has confirmed any.
+        selection: How `images` were chosen; None where none are excluded.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     digest: str = ""
+    confirmed: Tensor | None = None
+    selection: Selection | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,20 +68,29 @@ class Truth:
         train_clean: Clean labels of the training images, int64 (N,), -1 where unknown; None if all are unknown.
         test_images: uint8 (T, S, S, 3); None where there is no test set.
         test_labels: int64 (T,): the clean labels where known, else the given ones; None where there is no test set.
+        test_selection: How the test images were chosen; None where none are excluded.
     """
 
     train_clean: Tensor | None
     test_images: Tensor | None
     test_labels: Tensor | None
+    test_selection: Selection | None = None
 
 
 def load(
-    folder: Path, *, image_size: int, resize: Resize = "squash", threads: int = 1, progress: Progress = pixel_file.quiet
+    folder: Path,
+    *,
+    version: int = label_versions.UPLOADED,
+    image_size: int,
+    resize: Resize = "squash",
+    threads: int = 1,
+    progress: Progress = pixel_file.quiet,
 ) -> tuple[LabeledImages, Truth]:
-    """Load a ready data set.
+    """Load a ready data set. Images that the labels exclude are left out.
 
     Args:
         folder: The data set.
+        version: Of its labels.
         image_size: Pixels of a side. Pixels of a size that is not there yet are made and kept.
         resize: How an image is made square.
         threads: At most so many decode at a time.
@@ -74,35 +99,75 @@ def load(
     Raises:
         UnusableData: dataset_corrupt, where images can no longer be read.
     """
-    images = dataset_index.read_images(folder)
+    images = dataset_index.read_images(folder, version=version)
     squares = _load_pixels(folder, images, image_size, resize, threads, progress)
     if len(squares) != len(images):
         raise UnusableData(f"{len(squares)} squares of pixels for {len(images)} images", code="dataset_corrupt")
-    classes, digest = tuple(dataset_index.read_classes(folder)), dataset_index.read_facts(folder)["digest"]
-    return join(images, squares, classes, digest)
+    classes = tuple(dataset_index.read_classes(folder, version))
+    return join(images, squares, classes, dataset_index.read_facts(folder)["digest"], folder)
 
 
 def join(
-    images: Sequence[ImageRecord], squares: Tensor, classes: tuple[str, ...], digest: str = ""
+    images: Sequence[ImageRecord],
+    squares: Tensor,
+    classes: tuple[str, ...],
+    digest: str = "",
+    folder: Path | None = None,
 ) -> tuple[LabeledImages, Truth]:
     """Images and their pixels as what is learned from and what is measured by.
 
     Args:
-        images: N images; those of the train split come first.
-        squares: Their pixels, uint8 (N, S, S, 3).
+        images: Those of the train split come first.
+        squares: Their pixels, uint8 (images, S, S, 3).
         classes: Names by class id.
         digest: Of the data set, where it is known.
+        folder: Has the disk space for a copy of the pixels while some images are excluded; None takes the system's.
     """
-    train = [image for image in images if image.split == "train"]
-    test = [image.given if image.clean is None else image.clean for image in images[len(train) :]]
+    of_train = [image for image in images if image.split == "train"]
+    train, train_images, selection = _used(of_train, squares[: len(of_train)], folder)
+    test, test_images, test_selection = _used(images[len(of_train) :], squares[len(of_train) :], folder)
+    test_labels = [image.given if image.clean is None else image.clean for image in test]
+    confirmed = torch.tensor([image.status == "confirmed" for image in train])
+    labeled = LabeledImages(
+        train_images,
+        _ids([image.given for image in train]),
+        classes,
+        digest,
+        confirmed if bool(confirmed.any()) else None,
+        selection,
+    )
     has_clean = any(image.clean is not None for image in train)
-    labeled = LabeledImages(squares[: len(train)], _ids([image.given for image in train]), classes, digest)
     truth = Truth(
         train_clean=_ids([image.clean for image in train]) if has_clean else None,
-        test_images=squares[len(train) :] if test else None,
-        test_labels=_ids(test) if test else None,
+        test_images=test_images if test else None,
+        test_labels=_ids(test_labels) if test else None,
+        test_selection=test_selection,
     )
     return labeled, truth
+
+
+def _used(
+    images: Sequence[ImageRecord], squares: Tensor, folder: Path | None
+) -> tuple[Sequence[ImageRecord], Tensor, Selection | None]:
+    """The images of a split that are not excluded, and their pixels."""
+    positions = [position for position, image in enumerate(images) if image.status != "excluded"]
+    if len(positions) == len(images):
+        return images, squares, None
+    chosen = torch.tensor(positions, dtype=torch.int64)
+    used = _copy_rows(squares, chosen, folder)
+    return [images[position] for position in positions], used, Selection(squares, chosen)
+
+
+def _copy_rows(squares: Tensor, positions: Tensor, folder: Path | None) -> Tensor:
+    """The pixels at some positions, memory-mapped from a file without a name: the disk is free when nobody needs it."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if not len(positions):
+            return squares[:0]
+        for part in torch.split(positions, pixel_file.CHUNK):
+            file.write(squares[part].numpy().data)
+        file.flush()
+        shape = (len(positions), *squares.shape[1:])
+        return torch.from_numpy(np.memmap(file, np.uint8, mode="c", shape=shape))
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

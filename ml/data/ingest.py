@@ -103,7 +103,7 @@ def split_decoded(
         if result.fault is not None:
             lines.append(ReportLine(image.path, *result.fault, "excluded"))
         else:
-            usable.append(ImageRecord._make((*image[:9], len(usable), *result[:4])))  # both are tuples in this order
+            usable.append(ImageRecord(*image[:9], len(usable), *result[:4]))  # both are tuples in this order
     return usable, lines
 
 

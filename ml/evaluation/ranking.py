@@ -143,6 +143,7 @@ def label_issues(
     tracker: MarginTracker,
     held_out: Tensor | None = None,
     noise: NoiseEstimate | None = None,
+    confirmed: Tensor | None = None,
 ) -> LabelIssues | None:
     """Rank the given labels and flag those that are probably wrong.
 
@@ -151,6 +152,7 @@ def label_issues(
         tracker: Margins and probabilities of the epochs so far.
         held_out: Rows int64 that were not trained on; their margins are calibrated to those of the others.
         noise: What the method knows of the noise; None ranks by margins.
+        confirmed: bool (N,), labels that a person has confirmed: their score is 1 and they are never flagged.
 
     Returns:
         The ranking, or None if no epoch has ended. The number of issues is the noise rate times N, less those whose
@@ -166,8 +168,10 @@ def label_issues(
     divisors = np.where(recorded, weights, 1.0)
     margins, pred_probs = margin_sums / divisors, probability_sums / divisors[:, None]
 
+    is_confirmed = np.zeros(len(given_labels), dtype=bool) if confirmed is None else confirmed.cpu().numpy()
+
     if noise is not None:
-        return _by_posterior(given_labels, pred_probs, recorded, noise)
+        return _by_posterior(given_labels, pred_probs, recorded, noise, is_confirmed)
 
     # Held-out calibration comes before agreement, which is scaled by the spread of all margins.
     if held_out is not None and 0 < len(held_out) < len(given_labels):
@@ -176,6 +180,7 @@ def label_issues(
         agreement = neighbour_agreement(given_labels[recorded], pred_probs[recorded])
         margins[recorded] += AGREEMENT_WEIGHT * agreement * margins[recorded].std()
         margins[~recorded] = np.median(margins[recorded])  # nothing is known of them: the middle of the ranking
+    margins[is_confirmed] = np.inf
 
     # So many of the lowest margins are issues as the estimated noise rate says.
     predicted = np.where(recorded, pred_probs.argmax(axis=1), given_labels)
@@ -184,25 +189,30 @@ def label_issues(
     return LabelIssues(
         label_score=_sigmoid(margins),
         predicted_label=predicted,
-        is_label_issue=_lowest(margins, noise_rate) & (predicted != given_labels),
+        is_label_issue=_lowest(margins, noise_rate) & (predicted != given_labels) & ~is_confirmed,
         noise_rate=noise_rate,
         transition=transition_matrix(joint),
     )
 
 
 def _by_posterior(
-    labels: NDArray[np.int64], pred_probs: Vector, recorded: NDArray[np.bool_], noise: NoiseEstimate
+    labels: NDArray[np.int64],
+    pred_probs: Vector,
+    recorded: NDArray[np.bool_],
+    noise: NoiseEstimate,
+    is_confirmed: NDArray[np.bool_],
 ) -> LabelIssues:
     """The ranking by posterior probability; labels that no epoch has shown are in the middle of it."""
     of_classes = label_posterior.posterior(labels, pred_probs, noise.transition.numpy())
     score = of_classes[np.arange(len(labels)), labels]
     if recorded.any():
         score[~recorded] = np.median(score[recorded])
+    score[is_confirmed] = 1.0
     predicted = np.where(recorded, of_classes.argmax(axis=1), labels)
     return LabelIssues(
         label_score=score,
         predicted_label=predicted,
-        is_label_issue=_lowest(score, noise.noise_rate) & (predicted != labels),
+        is_label_issue=_lowest(score, noise.noise_rate) & (predicted != labels) & ~is_confirmed,
         noise_rate=noise.noise_rate,
         transition=noise.transition.numpy(),
         noise_interval=noise.interval,

@@ -25,24 +25,34 @@ class FeatureStore:
         device: Where batches are needed.
     """
 
-    def __init__(self, parts: Sequence[Tensor], pictures: ImageStore, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        pictures: ImageStore,
+        *,
+        device: torch.device,
+        positions: Tensor | None = None,
+    ) -> None:
         """Bind features and the images they were computed of.
 
         Args:
-            parts: float16 (N, D) or (N, D, h, w) each, maybe memory-mapped; a batch has them side by side on axis 1.
-            pictures: The images.
+            parts: float16 (W, D) or (W, D, h, w) each, maybe memory-mapped; a batch has them side by side on axis 1.
+            pictures: The W images.
             device: Where batches are needed.
+            positions: Those of the N images, int64 (N,); None for all.
         """
         self.device = device
+        self._positions = None if positions is None else positions.to(device)
         self._parts = [part.to(device) for part in parts]
         self._pictures = pictures
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._pictures) if self._positions is None else len(self._positions)
 
     def unaugmented(self, rows: Tensor) -> Tensor:
         """Features without augmentation: rows int64 (B,) -> f32 (B, ...)."""
-        return torch.cat([part[rows].float() for part in self._parts], dim=1)  # autocast joins no float16
+        at = self._position_of(rows)
+        return torch.cat([part[at].float() for part in self._parts], dim=1)  # autocast joins no float16
 
     def augmented(
         self, rows: Tensor, kind: Augmentation, generator: torch.Generator, *, strongly: bool = False
@@ -63,8 +73,11 @@ class FeatureStore:
 
     def raw(self, rows: Tensor) -> Tensor:
         """The images as stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
-        return self._pictures.raw(rows.cpu())
+        return self._pictures.raw(self._position_of(rows).cpu())
 
     def eval_batch_size(self) -> int:
         """Images of a batch without gradients."""
         return max(2, EVAL_VALUES // sum(part[0].numel() for part in self._parts))
+
+    def _position_of(self, rows: Tensor) -> Tensor:
+        return rows if self._positions is None else self._positions[rows]

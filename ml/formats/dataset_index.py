@@ -1,7 +1,8 @@
 """The files of a ready data set, and its index: an SQLite file that ingest writes once and nobody changes.
 
 A ready data set is a folder with the decompressed archive, the index, and one file of pixels for each image size. The
-index holds the images, the classes, the report and the facts. Every read opens it anew and read-only.
+index holds the images, the classes, the report and the facts. Every read opens it anew and read-only, through a version
+of the labels (`ml.formats.label_versions`): by default the uploaded ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml.formats import archive
+from ml.formats import archive, label_versions
 from ml.formats.records import ImageRecord, Level, ReportLine, Split
 
 ARCHIVE_FILE = "archive"  # a zip or a plain tar
@@ -29,9 +30,24 @@ CREATE TABLE class ("index" INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE report (path TEXT NOT NULL, code TEXT NOT NULL, detail TEXT NOT NULL, level TEXT NOT NULL);
 CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+# Images and classes as a version of the labels has them.
+UPLOADED_VIEWS = """
+CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM main.class;
+CREATE TEMP VIEW labelled AS SELECT *, 'unreviewed' AS status FROM main.image;
+"""
+VERSION_VIEWS = """
+CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM version.class;
+CREATE TEMP VIEW labelled AS
+  SELECT i."index", path, split, CASE WHEN l.image IS NULL THEN g.now ELSE l.given END AS given, c.now AS clean,
+    width, height, offset, stored_bytes, deflated, image_bytes, sha256, format,
+    COALESCE(l.status, 'unreviewed') AS status
+  FROM main.image i LEFT JOIN version.label l ON l.image = i."index"
+    LEFT JOIN version.uploaded_class g ON g."index" = i.given
+    LEFT JOIN version.uploaded_class c ON c."index" = i.clean;
+"""
 SELECT_IMAGES = (
     "SELECT path, split, given, clean, offset, stored_bytes, deflated, image_bytes, NULL,"
-    ' image."index", width, height, sha256, format FROM image'
+    ' "index", width, height, sha256, format, status FROM labelled'
 )
 
 
@@ -84,7 +100,7 @@ def write_index(
         database.executemany(
             'INSERT INTO image (path, split, given, clean, offset, stored_bytes, deflated, image_bytes, "index", width,'
             " height, sha256, format) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?10,?11,?12,?13,?14)",  # all but the CRC, ?9
-            images,
+            (image[:14] for image in images),
         )
         database.executemany("INSERT INTO class VALUES (?,?)", enumerate(classes))
         database.executemany("INSERT INTO report VALUES (?,?,?,?)", (line[:4] for line in report))
@@ -98,11 +114,17 @@ def write_index(
 
 
 @contextlib.contextmanager
-def open_index(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The index of a data set, read-only."""
-    location = f"{(folder / INDEX_FILE).absolute().as_uri()}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(location, uri=True)) as index:
+def open_index(folder: Path, version: int = label_versions.UPLOADED) -> Iterator[sqlite3.Connection]:
+    """The index of a data set, read-only; its views `labelled` and `labelled_class` have a version of the labels."""
+    with contextlib.closing(sqlite3.connect(_read_only(folder / INDEX_FILE), uri=True)) as index:
+        if version != label_versions.UPLOADED:
+            index.execute("ATTACH ? AS version", (_read_only(label_versions.path_of(folder, version)),))
+        index.executescript(UPLOADED_VIEWS if version == label_versions.UPLOADED else VERSION_VIEWS)
         yield index
+
+
+def _read_only(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -111,19 +133,27 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return {key: json.loads(value) for key, value in index.execute("SELECT key, value FROM fact")}
 
 
-def read_classes(folder: Path) -> list[str]:
+def read_classes(folder: Path, version: int = label_versions.UPLOADED) -> list[str]:
     """Names by class id."""
+    with open_index(folder, version) as index:
+        return [name for (name,) in index.execute('SELECT name FROM labelled_class ORDER BY "index"')]
+
+
+def uploaded_labels(folder: Path) -> label_versions.UploadedLabels:
+    """What versions of the labels start from."""
     with open_index(folder) as index:
-        return [name for (name,) in index.execute('SELECT name FROM class ORDER BY "index"')]
+        given = dict(index.execute('SELECT "index", given FROM image'))
+    return label_versions.UploadedLabels(read_classes(folder), given)
 
 
-def count_classes(folder: Path) -> list[ClassCount]:
-    """The classes by id with the number of their images."""
+def count_classes(folder: Path, version: int = label_versions.UPLOADED) -> list[ClassCount]:
+    """The classes by id with the number of their images, without excluded ones."""
     query = (
-        "SELECT class.\"index\", name, SUM(split = 'train'), SUM(split = 'test') FROM class"
-        ' LEFT JOIN image ON COALESCE(given, clean) = class."index" GROUP BY class."index" ORDER BY class."index"'
+        "SELECT c.\"index\", name, SUM(split = 'train'), SUM(split = 'test') FROM labelled_class c"
+        " LEFT JOIN labelled l ON COALESCE(l.given, l.clean) = c.\"index\" AND l.status != 'excluded'"
+        ' GROUP BY c."index" ORDER BY c."index"'
     )
-    with open_index(folder) as index:
+    with open_index(folder, version) as index:
         return [ClassCount(number, name, train or 0, test or 0) for number, name, train, test in index.execute(query)]
 
 
@@ -132,9 +162,11 @@ def read_images(
     *,
     split: Split | None = None,
     given: int | None = None,
+    status: Collection[str] | None = None,
     numbers: Collection[int] | None = None,
     after: int = -1,
     limit: int = -1,
+    version: int = label_versions.UPLOADED,
 ) -> list[ImageRecord]:
     """Images in the order of their numbers: those of the train split come first.
 
@@ -142,28 +174,39 @@ def read_images(
         folder: The data set.
         split: Only images of this split.
         given: Only images with this class id as the given label.
+        status: Only images whose label has one of these statuses; see `label_versions.LabelStatus`.
         numbers: Only images with one of these numbers.
         after: Only images with a higher number.
         limit: At most so many; -1 for all.
+        version: Of the labels.
     """
-    where, values = ['image."index" > ?'], list[object]([after])
+    where, values = ['"index" > ?'], list[object]([after])
     for column, value in (("split", split), ("given", given)):
         if value is not None:
             where.append(f"{column} = ?")
             values.append(value)
-    with open_index(folder) as index:
+    if status is not None:
+        where.append(f"status IN ({','.join('?' * len(status))})")
+        values.extend(status)
+    with open_index(folder, version) as index:
         if numbers is not None:
             index.execute("CREATE TEMP TABLE requested (number INTEGER PRIMARY KEY)")
             index.executemany("INSERT OR IGNORE INTO requested VALUES (?)", ((number,) for number in numbers))
-            where.append('image."index" IN (SELECT number FROM requested)')
-        query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY image."index" LIMIT ?'
+            where.append('"index" IN (SELECT number FROM requested)')
+        query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY "index" LIMIT ?'
         return [ImageRecord(*row) for row in index.execute(query, (*values, limit))]
 
 
-def find_image(folder: Path, reference: int | str) -> ImageRecord | None:
+def read_included(folder: Path, version: int, split: Split | None = None) -> list[ImageRecord]:
+    """The images that a version of the labels does not exclude, in the order of their numbers."""
+    included = [status for status in label_versions.STATUSES if status != "excluded"]
+    return read_images(folder, split=split, status=included, version=version)
+
+
+def find_image(folder: Path, reference: int | str, version: int = label_versions.UPLOADED) -> ImageRecord | None:
     """One image by its number or by its path in the archive; None where there is none."""
-    column = "path" if isinstance(reference, str) else 'image."index"'
-    with open_index(folder) as index, contextlib.suppress(OverflowError, UnicodeEncodeError):
+    column = "path" if isinstance(reference, str) else '"index"'
+    with open_index(folder, version) as index, contextlib.suppress(OverflowError, UnicodeEncodeError):
         row = index.execute(f"{SELECT_IMAGES} WHERE {column} = ?", (reference,)).fetchone()
         if row is not None:
             return ImageRecord(*row)

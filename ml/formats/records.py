@@ -35,6 +35,7 @@ class ImageRecord(NamedTuple):
         height: See `width`.
         sha256: Of the file, in hexadecimal digits; empty before ingest.
         format: JPEG, PNG, WEBP, BMP or GIF; empty before ingest.
+        status: What edits have made of its label; see `label_versions.LabelStatus`.
     """
 
     path: str
@@ -51,6 +52,7 @@ class ImageRecord(NamedTuple):
     height: int = 0
     sha256: str = ""
     format: str = ""
+    status: str = "unreviewed"
 
 
 class LabeledEntry(NamedTuple):

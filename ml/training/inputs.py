@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ml import errors, methods
 from ml.data import image_store
-from ml.data.dataset import LabeledImages, Truth
+from ml.data.dataset import LabeledImages, Selection, Truth
 from ml.data.image_store import ImageStore
 from ml.data.input_store import InputStore
 from ml.features import composites, feature_file
@@ -98,18 +98,21 @@ class BackboneInputs:
             facts: What the features depend on besides the data and the rendering, as JSON values.
             images: The N images of the set.
             truth: The test set, if there is one.
-            pictures: The N images on the CPU, normalised as the backbone's weights need it.
+            pictures: Images on the CPU, normalised as the backbone's weights need it: all that the data set has to
+                train on, so that what is computed of them outlives edits of labels.
             cache: The folder of the data set; None keeps features for as long as this object lives.
             progress: Called after every encoded batch.
         """
         self._spec, self._progress, self._images = spec, progress, images
         self._input = method_input
         self._device = method_input.mean_background.device
-        self._pictures = {"train": pictures}
+        self._pictures, self._positions = {"train": pictures}, {"train": _positions(images.selection)}
         if truth is not None and truth.test_images is not None:
-            self._pictures["test"] = pictures.with_images(truth.test_images)
+            selection = truth.test_selection
+            whole = truth.test_images if selection is None else selection.whole
+            self._pictures["test"], self._positions["test"] = pictures.with_images(whole), _positions(selection)
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
-        few = pictures.unaugmented(image_store.evenly(len(images), CHECKED_IMAGES))
+        few = pictures.unaugmented(image_store.evenly(len(pictures), CHECKED_IMAGES))
         encoded = method_input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
         self._shape, self._has_maps = tuple(encoded.output.shape[1:]), encoded.maps is not None
         if len(method_input.renderings) > 1 and not self._has_maps:
@@ -147,7 +150,7 @@ class BackboneInputs:
             for split, features in parts.items():
                 features.append(self._encode_rendering(split, located[split], rendering))
         stores = {
-            split: FeatureStore(features, self._pictures[split], device=self._device)
+            split: FeatureStore(features, self._pictures[split], device=self._device, positions=self._positions[split])
             for split, features in parts.items()
         }
 
@@ -155,11 +158,11 @@ class BackboneInputs:
             if kind != "background" or len(self._input.renderings) == 1:
                 raise LookupError(f"this training makes no {kind!r} of its images")
             features = self._encode_rendering("train", located["train"], "background")
-            return features[rows].float().to(self._device)
+            return features[self._position_of(rows)].float().to(self._device)
 
-        return TrainingInputs(
-            stores["train"], stores.get("test"), self._input, other_features, gaussians=located.get("train")
-        )
+        used = self._position_of(torch.arange(len(self._images)))
+        objects = located["train"][used] if "train" in located else None
+        return TrainingInputs(stores["train"], stores.get("test"), self._input, other_features, gaussians=objects)
 
     def _encode_pictures(self, split: str) -> list[Tensor]:
         """Features of the pictures of a split; and gaussians (n, 3) where the backbone has feature maps."""
@@ -190,11 +193,17 @@ class BackboneInputs:
     def _set_mean_background(self, gaussians: Tensor, labels: Tensor, rows: Tensor) -> None:
         """b̄ of the images that are trained on (Eq. 4)."""
         batches = (
-            (self._pictures["train"].unaugmented(part), gaussians[part], labels[part])
+            (self._pictures["train"].unaugmented(at), gaussians[at], labels[part])
             for part in torch.split(rows, self._batch_size())
+            for at in (self._position_of(part),)
         )
         mean = composites.mean_background(batches, len(self._images.classes))
         self._input.mean_background.copy_(mean)
+
+    def _position_of(self, rows: Tensor) -> Tensor:
+        """Where images that are trained on lie among all of the split."""
+        positions = self._positions["train"]
+        return rows if positions is None else positions[rows]
 
     def _batches(self, split: str, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows from `first` on, and their pictures on the device."""
@@ -208,6 +217,10 @@ class BackboneInputs:
     def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
         facts = {**self._facts, "kind": kind, "split": split, "data": self._digests.get(split, ""), **facts}
         return FeatureFile(self._folder / feature_file.file_name(kind, facts), self._shape)
+
+
+def _positions(selection: Selection | None) -> Tensor | None:
+    return None if selection is None else selection.positions
 
 
 def _content_digest(pictures: ImageStore) -> str:

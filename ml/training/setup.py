@@ -53,6 +53,7 @@ class TrainingParts(NamedTuple):
     labels: Tensor
     noise_rate: float | None
     held_out: Tensor
+    confirmed: Tensor | None
     mean: Tensor
     std: Tensor
     random: randomness.Randomness
@@ -92,7 +93,8 @@ def prepare(
     if record is None or spec.tune == "all":
         inputs = pixel_inputs(images, truth, mean, std, device)
     else:
-        pictures = image_store.ImageStore(images.images, mean, std, device=torch.device("cpu"), padded_bytes=0)
+        whole = images.images if images.selection is None else images.selection.whole
+        pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
         backbone = BackboneInputs(
             spec,
             MethodInput(Encoder(networks.build_frozen_part(), spec.image_size), renderings(spec)).to(device),
@@ -112,7 +114,7 @@ def prepare(
     batches = BatchBuilder(inputs.train, device_labels, trained, augmentation, random.generator, margins, spec.mixup)
 
     # Method: its networks, its phases, how it is evaluated
-    splits = evaluation_splits(truth, inputs, labels, held_out, images.labels.cpu())
+    splits = evaluation_splits(truth, inputs, labels, held_out, images)
     method = build_method(spec, batches.labels, networks, device)
     scale_rates = functools.partial(layer_rates.scale, method=method, decay=spec.layer_decay)
     return TrainingParts(
@@ -121,6 +123,7 @@ def prepare(
         labels=labels,
         noise_rate=noise_rate,
         held_out=held_out,
+        confirmed=images.confirmed,
         mean=mean,
         std=std,
         random=random,
@@ -234,7 +237,7 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
 
 
 def evaluation_splits(
-    truth: Truth | None, inputs: TrainingInputs, labels: Tensor, held_out: Tensor, labels_before_noise: Tensor
+    truth: Truth | None, inputs: TrainingInputs, labels: Tensor, held_out: Tensor, images: LabeledImages
 ) -> dict[str, EvaluationSplit]:
     """The splits of `events.EVALUATION_SPLITS`, by name. One whose labels are not known is empty.
 
@@ -243,16 +246,16 @@ def evaluation_splits(
         inputs: The N images of the set, and the test set.
         labels: Given labels with the noise that the spec injects, int64 (N,).
         held_out: The rows that are not trained on, int64 (N - M,).
-        labels_before_noise: Given labels without that noise, int64 (N,); equal to `labels` where there is none.
+        images: The set, with its labels before that noise, and those of them that a person has confirmed.
     """
-    images, no_rows = inputs.train, held_out[:0]
-    # held-out images whose clean label is known
-    clean_rows, clean_labels = no_rows, no_rows
-    if truth is not None and truth.train_clean is not None:
-        clean_rows = held_out[truth.train_clean[held_out] != UNKNOWN]
-        clean_labels = truth.train_clean[clean_rows]
+    store, no_rows, labels_before_noise = inputs.train, held_out[:0], images.labels.cpu()
+    # held-out images whose clean label is known, from the upload or because a person has confirmed the given one
+    clean = torch.full_like(labels, UNKNOWN) if truth is None or truth.train_clean is None else truth.train_clean
+    if images.confirmed is not None:
+        clean = torch.where(images.confirmed & (clean == UNKNOWN), labels_before_noise, clean)
+    clean_rows = held_out[clean[held_out] != UNKNOWN]
     # the test set
-    test = EvaluationSplit(images, no_rows, no_rows)
+    test = EvaluationSplit(store, no_rows, no_rows)
     if inputs.test is not None and truth is not None and truth.test_labels is not None:
         rows = torch.arange(len(truth.test_labels))
         test = EvaluationSplit(inputs.test, rows, truth.test_labels)
@@ -263,11 +266,11 @@ def evaluation_splits(
     memorised = changed.nonzero()[:, 0]
     memorised = memorised[image_store.evenly(len(memorised), MEMORISED_ROWS)]
     return {
-        "noisy_validation": EvaluationSplit(images, held_out, labels[held_out]),
-        "clean_validation": EvaluationSplit(images, clean_rows, clean_labels),
+        "noisy_validation": EvaluationSplit(store, held_out, labels[held_out]),
+        "clean_validation": EvaluationSplit(store, clean_rows, clean[clean_rows]),
         "test": test,
-        "before_noise": EvaluationSplit(images, before_noise, labels_before_noise[before_noise]),
-        "memorised": EvaluationSplit(images, memorised, labels[memorised]),
+        "before_noise": EvaluationSplit(store, before_noise, labels_before_noise[before_noise]),
+        "memorised": EvaluationSplit(store, memorised, labels[memorised]),
     }
 
 

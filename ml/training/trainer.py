@@ -48,6 +48,7 @@ class Trainer:
         labels: The labels to train on and to rank, int64 (N,), with the noise that the spec injects.
         noise_rate: Share of labels that this noise changed; None without noise.
         held_out: The rows that are not trained on, int64 (N - M,).
+        confirmed: bool (N,), whether a person has confirmed the label; None where nobody has confirmed any.
         mean, std: Of each channel in [0, 1], float64 (3,).
         batches: Builds batches of the M images that are trained on.
         margins: Collects what ranks the given labels.
@@ -70,6 +71,7 @@ class Trainer:
         self.spec, self.device, self.config_hash = spec, device, spec.digest()
         self.data_hash, self.classes = parts.data_hash, parts.classes
         self.labels, self.noise_rate, self.held_out = parts.labels, parts.noise_rate, parts.held_out
+        self.confirmed = parts.confirmed
         self.mean, self.std = parts.mean, parts.std
         self.random, self.networks, self.method = parts.random, parts.networks, parts.method
         self.batches, self.margins, self.evaluator = parts.batches, parts.margins, parts.evaluator
@@ -336,7 +338,9 @@ class Trainer:
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return ranking.label_issues(self.labels, self.margins, self.held_out, self.method.noise_estimate())
+        return ranking.label_issues(
+            self.labels, self.margins, self.held_out, self.method.noise_estimate(), self.confirmed
+        )
 
     def summary(self) -> dict[str, float | int | None]:
         """Last, best noisy-validation, best test and mean of the last ten test accuracies (`measure.summary`)."""

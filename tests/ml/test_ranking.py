@@ -72,6 +72,24 @@ def test_clean_labels_are_no_issues() -> None:
     assert issues.is_label_issue.sum() < 8
 
 
+@pytest.mark.parametrize("noise", [False, True])
+def test_confirmed_labels_are_trusted_and_never_flagged(noise: bool) -> None:
+    tracker, labels, clean = planted()
+    confirmed = labels != clean
+    confirmed[: len(labels) // 2] = False
+    estimate = NoiseEstimate(torch.from_numpy(PAIRFLIP), 0.25, (0.2, 0.3)) if noise else None
+    before = ranking.label_issues(labels, tracker, noise=estimate)
+    after = ranking.label_issues(labels, tracker, noise=estimate, confirmed=confirmed)
+    assert before is not None
+    assert after is not None
+
+    trusted = confirmed.numpy()
+    assert before.is_label_issue[trusted].any()
+    assert not after.is_label_issue[trusted].any()
+    assert (after.label_score[trusted] == 1).all()
+    assert np.array_equal(after.label_score[~trusted], before.label_score[~trusted])
+
+
 def test_a_label_that_no_epoch_has_shown_is_in_the_middle_of_the_ranking() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(COUNT) % CLASSES

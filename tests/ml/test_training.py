@@ -209,7 +209,7 @@ def test_memorised_labels_are_changed_ones_that_were_trained_on(labeled: Labeled
     given_labels, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given_labels[:10] = (given_labels[:10] + 1) % 4
     pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
-    parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), given_labels, held_out, labeled.labels)
+    parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), given_labels, held_out, labeled)
     rows, _, labels = next(iter(parts["memorised"]))
 
     assert rows.tolist() == [1, 3, 5, 7, 9]

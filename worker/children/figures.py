@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.errors import DatabaseUnavailable
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
-from ml.formats import dataset_index
+from ml.formats.records import ImageRecord, Split
 from ml.reports import plots, report_data
 from ml.reports.report_data import ReportData
 from ml.training.trainer import Trainer
@@ -35,7 +36,7 @@ def compute(
     truth: Truth,
     issues: LabelIssues | None,
     clean: Tensor | None,
-    dataset_folder: Path,
+    read_images: Callable[[Split], list[ImageRecord]],
     reporter: JobReporter,
 ) -> ReportData | None:
     """Measure what the figures show.
@@ -46,7 +47,7 @@ def compute(
         truth: The test set, where there is one.
         issues: The ranking of label issues, where the method has one.
         clean: int64 (N,) labels that tell which given labels are wrong, -1 where unknown; None when none is known.
-        dataset_folder: Where the paths of the images are read from.
+        read_images: A function that returns the images of a split, for their paths.
         reporter: Takes the progress, and raises on a command to stop.
 
     Returns:
@@ -63,7 +64,7 @@ def compute(
             issues=issues,
             on_batch=reporter.check_cancelled,
         )
-        report.numbers["pictures"] = _image_paths(dataset_folder, report.numbers)
+        report.numbers["pictures"] = _image_paths(read_images, report.numbers)
     except (Interrupted, FencedOff, DatabaseUnavailable):
         raise
     except Exception:  # of any measurement
@@ -73,11 +74,11 @@ def compute(
     return report
 
 
-def _image_paths(dataset_folder: Path, numbers: dict[str, Any]) -> list[dict[str, Any]]:
+def _image_paths(read_images: Callable[[Split], list[ImageRecord]], numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Index and path of each evaluated image, in the order of the per-image numbers."""
     if "of" not in numbers:
         return []
-    images = dataset_index.read_images(dataset_folder, split="test" if numbers["of"] == "test" else "train")
+    images = read_images("test" if numbers["of"] == "test" else "train")
     return [{"index": images[row].number, "path": images[row].path} for row in numbers["rows"]]
 
 

@@ -19,7 +19,6 @@ from app.datasets import label_issues
 from ml.evaluation.measure import Score
 from ml.evaluation.noisy_likelihood import noisy_likelihood
 from ml.evaluation.ranking import LabelIssues
-from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.training import events
 from ml.training.spec import PLAIN_IMAGES, TrainingSpec
@@ -90,7 +89,7 @@ def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
     summary = stage.summary
     with artifacts.replace_folder(ctx.folder) as folder:
         if (issues := stage.issues) is not None:
-            images = dataset_index.read_images(ctx.dataset_folder, split="train")
+            images = ctx.read_images("train")
             gaussians = label_issue_table.cached_gaussians(stage.trainer, images)
             label_issue_table.write(folder / label_issues.FILE_NAME, stage.trainer, issues, images, gaussians)
         (folder / FILE_NAME).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from app.db.tables import Job
 from app.storage import Storage
+from ml.formats import dataset_index
+from ml.formats.records import ImageRecord, Split
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class JobContext:
         """The folder of the job's data set."""
         assert self.job.dataset_id is not None, "a data set in use is not deleted"
         return self.files.dataset(self.job.dataset_id)
+
+    def read_images(self, split: Split | None = None) -> list[ImageRecord]:
+        """The images that the job uses, with the labels of its version; in the order of `ml.data.dataset.load`."""
+        return dataset_index.read_included(self.dataset_folder, self.job.label_version, split)
 
 
 def choose_devices(host_devices: Sequence[str], job: Job) -> tuple[str, ...]:

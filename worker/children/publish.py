@@ -21,7 +21,6 @@ from app.jobs import attempt
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
-from ml.formats import dataset_index
 from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
 from ml.serving import model_archive
@@ -68,8 +67,9 @@ class Publication:
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
         self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)
+        self.metrics["label_version"] = ctx.job.label_version
         clean = selftest.reference_labels(trainer.spec, images, truth)
-        self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.dataset_folder, reporter)
+        self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.read_images, reporter)
         if self._report is not None:
             self.metrics |= events.to_strict_json(report_data.metrics(self._report.numbers))
 
@@ -131,7 +131,7 @@ class Publication:
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""
-        images, classes = dataset_index.read_images(self._ctx.dataset_folder, split="train"), self._images.classes
+        images, classes = self._ctx.read_images("train"), self._images.classes
         labels = zip(images, self._images.labels.tolist(), self._trainer.labels.tolist(), strict=True)
         rows = [
             (image.number, image.path, classes[before], classes[given_label])
@@ -142,7 +142,7 @@ class Publication:
 
     def _write_issues(self, path: Path, issues: LabelIssues) -> None:
         """Every training image with the score of its label; label issues are those flagged."""
-        images = dataset_index.read_images(self._ctx.dataset_folder, split="train")
+        images = self._ctx.read_images("train")
         gaussians = label_issue_table.cached_gaussians(self._trainer, images)
         if gaussians is None:
             predictor = Predictor.load(self._archive, str(self._trainer.device))

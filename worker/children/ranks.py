@@ -88,7 +88,13 @@ def _run_follower(ctx: JobContext, settings: Settings, devices: Sequence[str], r
     spec = TrainingSpec.model_validate(ctx.job.spec)
     group = train.join(rank, devices, settings)
     threads = train.threads_per_process(settings, devices)
-    images, truth = dataset.load(ctx.dataset_folder, image_size=spec.image_size, resize=spec.resize, threads=threads)
+    images, truth = dataset.load(
+        ctx.dataset_folder,
+        version=ctx.job.label_version,
+        image_size=spec.image_size,
+        resize=spec.resize,
+        threads=threads,
+    )
     train.build(spec, images, truth, settings, ctx, devices, group).run_follower()
 
 

@@ -13,7 +13,6 @@ import torch
 from app import csv_cells
 from app.settings import Settings
 from ml.data import dataset
-from ml.formats import dataset_index
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize
@@ -47,13 +46,14 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
 
     labeled, truth = dataset.load(
         ctx.dataset_folder,
+        version=ctx.job.label_version,
         image_size=predictor.image_size,
         resize=predictor.manifest.spec.resize,
         threads=threads,
         progress=report_preparing,
     )
     squares_by_split = {"train": labeled.images, "test": truth.test_images}
-    images = [image for image in dataset_index.read_images(ctx.dataset_folder) if image.split in splits]
+    images = [image for image in ctx.read_images() if image.split in splits]
 
     # Predict.
     predictions = itertools.chain.from_iterable(

@@ -51,7 +51,7 @@ def run(
     """
     started = time.monotonic()
     spec = TrainingSpec.model_validate(ctx.job.spec)
-    images, truth = load(ctx.dataset_folder, spec, threads_per_process(settings, devices), reporter)
+    images, truth = load(ctx, spec, threads_per_process(settings, devices), reporter)
 
     def build_trainer(of: TrainingSpec, group: ProcessGroup | None) -> Trainer:
         return build(of, images, truth, settings, ctx, devices, group, reporter)
@@ -213,8 +213,8 @@ def before_the_first(spec: TrainingSpec) -> dict[str, Any]:
     return {"epoch": 0, "epochs": spec.epochs, "fraction": 0.0}
 
 
-def load(folder: Path, spec: TrainingSpec, threads: int, reporter: JobReporter) -> tuple[LabeledImages, Truth]:
-    """Load a data set at the spec's image size; preparing a size for the first time takes long, and can be stopped.
+def load(ctx: JobContext, spec: TrainingSpec, threads: int, reporter: JobReporter) -> tuple[LabeledImages, Truth]:
+    """Load the job's data set at the spec's image size; preparing a size the first time takes long, and can be stopped.
 
     Raises:
         UnusableData: The data set's files are missing (code `dataset_corrupt`), or cannot be trained on.
@@ -227,7 +227,14 @@ def load(folder: Path, spec: TrainingSpec, threads: int, reporter: JobReporter) 
 
     reporter.report_progress({"phase": "loading", **progress_fields})
     try:
-        return dataset.load(folder, image_size=spec.image_size, resize=spec.resize, threads=threads, progress=progress)
+        return dataset.load(
+            ctx.dataset_folder,
+            version=ctx.job.label_version,
+            image_size=spec.image_size,
+            resize=spec.resize,
+            threads=threads,
+            progress=progress,
+        )
     except FileNotFoundError as error:
         raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
 

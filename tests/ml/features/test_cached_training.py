@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ml import errors, networks
-from ml.data.dataset import LabeledImages, Truth
+from ml.data.dataset import LabeledImages, Selection, Truth
 from ml.data.image_store import ImageStore
 from ml.features import feature_file
 from ml.features.encoder import Encoder
@@ -113,6 +114,37 @@ def test_trainings_of_one_depth_share_their_features(
     build(tune="none")
     assert len(done) > first
     assert len(list((tmp_path / feature_file.FOLDER).glob("picture-*.npy"))) == 4  # two depths, train and test
+
+
+def test_excluded_images_are_not_encoded_again(
+    spec: Specs, cached: LabeledImages, truth: Truth, pretrained: Path, tmp_path: Path
+) -> None:
+    """A version of the labels that excludes images finds the features of all; rows are those of the images left."""
+    done: list[int] = []
+    settings = spec(pretrained=True, tune="last", validation_fraction=0.0)
+
+    def build(images: LabeledImages) -> Trainer:
+        return Trainer.build(
+            settings, images, truth=truth, weights=pretrained, cache=tmp_path, progress=lambda n, _: done.append(n)
+        )
+
+    whole = build(cached)
+    first = len(done)
+    positions = torch.tensor([row for row in range(len(cached)) if row % 3])
+    fewer = replace(
+        cached,
+        images=cached.images[positions],
+        labels=cached.labels[positions],
+        selection=Selection(cached.images, positions),
+    )
+    training = build(fewer)
+
+    assert len(done) == first
+    rows = torch.arange(len(positions))
+    assert len(training.inputs.train) == len(positions)
+    assert torch.equal(training.inputs.train.unaugmented(rows), whole.inputs.train.unaugmented(positions))
+    assert torch.equal(training.inputs.train.raw(rows), fewer.images)
+    assert len(reports(training)) == settings.epochs
 
 
 def test_pictures_are_normalised_as_the_weights_need_it(spec: Specs, cached: LabeledImages, pretrained: Path) -> None:

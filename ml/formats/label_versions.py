@@ -1,0 +1,292 @@
+"""Versions of a data set's labels: the uploaded ones are version 1, every later version is one file that never changes.
+
+The file of a version holds everything in which its labels differ from the uploaded ones, and the edits that made it of
+its parent. `ml.formats.dataset_index` reads a data set through it. Images never change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from ml.formats import fsync
+from ml.formats.errors import printable
+from ml.formats.tables import check_label
+
+FOLDER = "labels"  # in the folder of a data set
+UPLOADED = 1  # the version of the uploaded labels, which has no file
+
+ImageAction = Literal["relabel", "confirm", "exclude"]
+ClassAction = Literal["add_class", "rename_class", "merge_class"]
+LabelStatus = Literal["unreviewed", "relabelled", "confirmed", "excluded"]
+"""What the edits so far have made of an image."""
+
+IMAGE_ACTIONS: tuple[str, ...] = get_args(ImageAction)
+CLASS_ACTIONS: tuple[str, ...] = get_args(ClassAction)
+STATUSES: tuple[str, ...] = get_args(LabelStatus)
+STATUS_OF: dict[str, LabelStatus] = {"relabel": "relabelled", "confirm": "confirmed", "exclude": "excluded"}
+
+SCHEMA = """
+CREATE TABLE class ("index" INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE uploaded_class ("index" INTEGER PRIMARY KEY, now INTEGER NOT NULL);
+CREATE TABLE label (image INTEGER PRIMARY KEY, given INTEGER, status TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE edit (number INTEGER PRIMARY KEY, action TEXT NOT NULL, image INTEGER, old TEXT, new TEXT);
+"""
+
+
+class Edit(NamedTuple):
+    """One change of labels.
+
+    Args:
+        action: Of an image: relabel, confirm or exclude. Of a class: add_class, rename_class or merge_class.
+        image: Number of the image; None for a class.
+        old: Name of the image's label, or of the class, before: what the client has seen. None where an image of the
+            test split has no label, and for a class that is added.
+        new: Name of the label or class afterwards; None for confirm and exclude.
+    """
+
+    action: str
+    image: int | None
+    old: str | None
+    new: str | None
+
+
+class EditFault(NamedTuple):
+    """Why an edit cannot be applied. `code` is label_moved_on where the label is no longer what the client has seen."""
+
+    position: int  # of the edit, from 0
+    code: str
+    detail: str
+
+
+MOVED_ON = "label_moved_on"
+
+
+class ImageLabel(NamedTuple):
+    """The label of one image that edits have touched."""
+
+    label: str | None
+    status: LabelStatus
+    version: int  # the last one that touched it
+
+
+class UploadedLabels(NamedTuple):
+    """What was uploaded: names of classes by class id, and the class id of every image, None where it has none."""
+
+    classes: Sequence[str]
+    given: Mapping[int, int | None]
+
+
+@dataclass
+class Labels:
+    """The labels of one version, as far as they differ from the uploaded ones.
+
+    Attributes:
+        classes: Names of the classes; sorted, so that the position is the class id.
+        renamed: What became of each uploaded class, by its uploaded name.
+        images: The images that edits have touched, by number.
+    """
+
+    classes: list[str]
+    renamed: dict[str, str]
+    images: dict[int, ImageLabel] = field(default_factory=dict)
+
+    @classmethod
+    def of_upload(cls, uploaded: UploadedLabels) -> Labels:
+        """Version 1."""
+        return cls(list(uploaded.classes), {name: name for name in uploaded.classes})
+
+    def label_of(self, image: int, uploaded: UploadedLabels) -> str | None:
+        """The name of an image's label; KeyError where there is no such image."""
+        class_id = uploaded.given[image]
+        if image in self.images:
+            return self.images[image].label
+        return None if class_id is None else self.renamed[uploaded.classes[class_id]]
+
+    def apply(self, edits: Sequence[Edit], version: int, uploaded: UploadedLabels) -> list[EditFault]:
+        """Apply all edits in their order: those of classes rename what later edits refer to.
+
+        Args:
+            edits: An image may appear once.
+            version: The number of the version that they make.
+            uploaded: The uploaded labels.
+
+        Returns:
+            What is wrong; the labels are of no use unless it is empty.
+        """
+        faults: list[EditFault] = []
+        touched: set[int] = set()
+        known = set(self.classes)
+        for position, edit in enumerate(edits):
+            if edit.action in CLASS_ACTIONS:
+                fault = self._apply_to_class(edit, known)
+            elif edit.image in touched:
+                fault = "repeated_image", f"Image {edit.image} is edited twice."
+            else:
+                fault = self._apply_to_image(edit, version, uploaded, known)
+                if edit.image is not None:
+                    touched.add(edit.image)
+            if fault is not None:
+                faults.append(EditFault(position, *fault))
+        self.classes = sorted(known)
+        return faults
+
+    def _apply_to_image(
+        self, edit: Edit, version: int, uploaded: UploadedLabels, known: set[str]
+    ) -> tuple[str, str] | None:
+        """Change one image; code and detail of what is wrong, None if nothing is."""
+        if edit.image is None or edit.image not in uploaded.given:
+            return "unknown_image", f"The data set has no image {edit.image}."
+        label = self.label_of(edit.image, uploaded)
+        if edit.old != label:
+            return MOVED_ON, f"The label of image {edit.image} is {_quoted(label)}, not {_quoted(edit.old)}."
+        if edit.action == "relabel":
+            if edit.new is None or edit.new not in known:
+                return "unknown_class", f"There is no class {_quoted(edit.new)}; an edit with add_class makes one."
+            if edit.new == label:
+                return "same_label", f"Image {edit.image} is labelled {_quoted(label)} already; confirm it instead."
+            label = edit.new
+        elif edit.new not in (None, label):
+            return "not_accepted", f"{edit.action} keeps the label: leave `to` out."
+        elif edit.action == "confirm" and label is None:
+            return "no_label", f"Image {edit.image} has no label to confirm."
+        self.images[edit.image] = ImageLabel(label, STATUS_OF[edit.action], version)
+        return None
+
+    def _apply_to_class(self, edit: Edit, known: set[str]) -> tuple[str, str] | None:
+        """Change the classes; code and detail of what is wrong, None if nothing is."""
+        old, new = edit.old, edit.new
+        if edit.action != "add_class" and old not in known:
+            return "unknown_class", f"There is no class {_quoted(old)}."
+        if edit.action == "merge_class":
+            if new not in known or new == old:
+                return "unknown_class", f"There is no other class {_quoted(new)} to merge {_quoted(old)} into."
+        elif new is None or new in known:
+            return "class_exists", f"There is a class {_quoted(new)} already; merge_class joins two."
+        else:
+            fault = check_label(new) if new.strip() else "the name is empty"
+            if fault is not None:
+                return "class_name", f"{fault[0].upper()}{fault[1:]}."
+        assert new is not None, "refused above"
+        known.add(new)
+        if old is not None and edit.action != "add_class":
+            known.discard(old)
+            self.renamed = {name: new if now == old else now for name, now in self.renamed.items()}
+            for image, label in self.images.items():
+                if label.label == old:
+                    self.images[image] = label._replace(label=new)
+        return None
+
+
+def path_of(folder: Path, version: int) -> Path:
+    """The file of a version of the data set in `folder`."""
+    return folder / FOLDER / f"{version}.sqlite"
+
+
+def read(folder: Path, version: int, uploaded: UploadedLabels) -> Labels:
+    """The labels of a version.
+
+    Args:
+        folder: The data set.
+        version: Of its labels.
+        uploaded: The uploaded labels.
+    """
+    if version == UPLOADED:
+        return Labels.of_upload(uploaded)
+    with contextlib.closing(
+        sqlite3.connect(f"{path_of(folder, version).absolute().as_uri()}?mode=ro", uri=True)
+    ) as file:
+        classes = [name for (name,) in file.execute('SELECT name FROM class ORDER BY "index"')]
+        renamed = {
+            uploaded.classes[old]: classes[now] for old, now in file.execute('SELECT "index", now FROM uploaded_class')
+        }
+        images = {
+            image: ImageLabel(None if given is None else classes[given], status, of_version)
+            for image, given, status, of_version in file.execute("SELECT image, given, status, version FROM label")
+        }
+    return Labels(classes, renamed, images)
+
+
+def write(folder: Path, version: int, labels: Labels, edits: Iterable[Edit], uploaded: UploadedLabels) -> None:
+    """Write the file of a new version; it is there completely or not at all, and survives a power cut.
+
+    A file that a crash has left behind before the version was recorded is replaced.
+
+    Args:
+        folder: The data set.
+        version: The number of the new version; nobody else may write it at the same time.
+        labels: Its labels.
+        edits: What made them of the parent's.
+        uploaded: The uploaded labels.
+    """
+    target = path_of(folder, version)
+    target.parent.mkdir(mode=0o750, exist_ok=True)
+    temporary = target.with_name(f".{version}.{uuid.uuid4().hex}.tmp")
+    ids = {name: number for number, name in enumerate(labels.classes)}
+    try:
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as file:
+            file.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + SCHEMA)
+            file.execute("BEGIN")
+            file.executemany("INSERT INTO class VALUES (?,?)", enumerate(labels.classes))
+            file.executemany(
+                "INSERT INTO uploaded_class VALUES (?,?)",
+                ((number, ids[labels.renamed[name]]) for number, name in enumerate(uploaded.classes)),
+            )
+            file.executemany(
+                "INSERT INTO label VALUES (?,?,?,?)",
+                (
+                    (image, None if label.label is None else ids[label.label], label.status, label.version)
+                    for image, label in sorted(labels.images.items())
+                ),
+            )
+            file.executemany("INSERT INTO edit VALUES (?,?,?,?,?)", ((n, *edit) for n, edit in enumerate(edits)))
+            file.execute("COMMIT")
+        temporary.chmod(0o640)
+        fsync.flush(temporary)
+        temporary.replace(target)
+        fsync.flush(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def digest(labels: Labels, uploaded: UploadedLabels) -> str:
+    """SHA-256 (hex) of the classes and of every image's label and status; equal for equal labels."""
+    hashed = hashlib.sha256(repr(labels.classes).encode())
+    for image in sorted(uploaded.given):
+        touched = labels.images.get(image)
+        status = "unreviewed" if touched is None else touched.status
+        hashed.update(repr((image, labels.label_of(image, uploaded), status)).encode())
+    return hashed.hexdigest()
+
+
+def read_edits(folder: Path, version: int, *, after: int = -1, limit: int = -1) -> list[tuple[int, Edit]]:
+    """The edits that made a version of its parent, with their numbers.
+
+    Args:
+        folder: The data set.
+        version: Of its labels.
+        after: Only edits with a higher number; they count from 0.
+        limit: At most so many; -1 for all.
+    """
+    if version == UPLOADED:
+        return []
+    query = "SELECT number, action, image, old, new FROM edit WHERE number > ? ORDER BY number LIMIT ?"
+    with contextlib.closing(
+        sqlite3.connect(f"{path_of(folder, version).absolute().as_uri()}?mode=ro", uri=True)
+    ) as file:
+        return [(number, Edit(*edit)) for number, *edit in file.execute(query, (after, limit))]
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _quoted(name: str | None) -> str:
+    return "none" if name is None else repr(printable(name))
