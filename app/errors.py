@@ -126,6 +126,10 @@ class DatasetNotFound(NotFound):
     title = "No such data set"
 
 
+class LabelVersionNotFound(NotFound):
+    title = "No such label version"
+
+
 class ImageNotFound(NotFound):
     title = "No such image"
 
@@ -180,6 +184,14 @@ class NotReady(Problem):
 
 class RequestInFlight(Problem):
     status, title = 409, "The same request is still being answered"
+
+
+class LabelsMovedOn(Problem):
+    status, title = 409, "Labels have changed meanwhile"
+
+
+class PreconditionFailed(Problem):
+    status, title = 412, "There is a newer version"
 
 
 class TooLarge(Problem):

@@ -13,8 +13,8 @@ from fastapi.routing import APIRouter
 
 from app import logs, settings
 from app.catalog import Catalog
+from app.datasets import label_edits, label_routes, upload_service
 from app.datasets import routes as datasets
-from app.datasets import upload_service
 from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
 from app.http.access import KeyCache
@@ -38,6 +38,7 @@ from app.web import routes as web
 ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,  # the busiest first: routes are tried in this order
     datasets.router,
+    label_routes.router,
     methods_routes.router,
     jobs.router,
     results_routes.router,
@@ -104,7 +105,9 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
-    openapi.install(app, lambda: app.state.job_parser.schemas() | predictions.body_schemas())
+    openapi.install(
+        app, lambda: app.state.job_parser.schemas() | predictions.body_schemas() | label_edits.body_schemas()
+    )
     stack = app.build_middleware_stack()
     app.middleware_stack = security.SecurityMiddleware(stack, settings=config, metrics=app.state.request_metrics)
     return app

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import storage
-from app.datasets import contents, label_issues, schemas, service, upload_service
-from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, LabelVersion, ReportLine, Status
+from app.datasets import contents, label_issues, label_service, schemas, service, upload_service
+from app.datasets.schemas import DatasetContents, DatasetOut, ImageAction, ImageOut, ReportLine, Status
 from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
@@ -22,6 +22,7 @@ from app.errors import (
     InsufficientStorage,
     InUse,
     InvalidRequest,
+    LabelVersionNotFound,
     NotReady,
     QueueFull,
     RequestInFlight,
@@ -132,7 +133,7 @@ def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
     """What the files of a data set hold; None unless it is ready."""
     folder = files.dataset(row.id)
     ready = row.state == State.succeeded and folder.is_dir()  # a deletion may be removing it at this moment
-    return schemas.read_contents(folder) if ready else None
+    return schemas.read_contents(folder, row.label_version) if ready else None
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
@@ -174,7 +175,7 @@ def report(
     "/datasets/{dataset_id}/images",
     dependencies=[READ],
     response_model=Page[ImageOut],
-    responses=problems(NotReady, ArtifactNotFound),
+    responses=problems(NotReady, ArtifactNotFound, LabelVersionNotFound),
 )
 def images(
     session: ReadSession,
@@ -184,10 +185,16 @@ def images(
     split: Split | None = None,
     given_label: Annotated[str | None, Query(max_length=200, description="Name of a class")] = None,
     is_label_issue: Annotated[bool | None, Query(description="By the newest training's label ranking")] = None,
+    action: Annotated[list[ImageAction] | None, Query(description="Only these; repeat it for several")] = None,
+    version: Annotated[
+        int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")
+    ] = None,
 ) -> Page[ImageOut]:
     """Images in index order."""
-    folder = files.dataset(service.get_ready(session, dataset_id).id)
-    classes = dataset_index.read_classes(folder)
+    dataset = service.get_ready(session, dataset_id)
+    folder = files.dataset(dataset.id)
+    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    classes = dataset_index.read_classes(folder, labels)
     given, numbers = None, None
     if given_label is not None:
         if given_label not in classes:
@@ -198,7 +205,14 @@ def images(
         ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
         numbers = {row.number for row in ranking.where(is_label_issue)}
     records = dataset_index.read_images(
-        folder, split=split, given=given, numbers=numbers, after=pages.page_start(paging, -1), limit=paging.limit + 1
+        folder,
+        split=split,
+        given=given,
+        status=action,
+        numbers=numbers,
+        after=pages.page_start(paging, -1),
+        limit=paging.limit + 1,
+        version=labels,
     )
     page, cursor = pages.numbered_page(records, paging)
     return Page(items=[schemas.image_out(record, classes) for record in page], next_cursor=cursor)
@@ -250,17 +264,3 @@ def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Res
         "Content-Security-Policy": "default-src 'none'; sandbox",
     }
     return Response(data, 200, headers, media_type)
-
-
-@router.get(
-    "/datasets/{dataset_id}/labels",
-    dependencies=[READ],
-    response_model=Page[LabelVersion],
-    responses=problems(NotReady),
-)
-def labels(session: ReadSession, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersion]:
-    """Versions of the labels, newest first. The images never change."""
-    row = service.get_ready(session, dataset_id)
-    uploaded = LabelVersion(version=1, source="upload", edits=0, created_at=row.finished_at or row.created_at)
-    items, cursor = pages.slice_page([uploaded], paging)
-    return Page(items=items, next_cursor=cursor)

@@ -6,7 +6,7 @@ import functools
 import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
@@ -15,9 +15,12 @@ from app.datasets.contents import CONTENT_TYPES
 from app.db.tables import Dataset, State
 from app.errors import type_of
 from ml.formats import dataset_index, records
+from ml.formats.label_versions import LabelStatus
 from ml.formats.records import ImageRecord, Level, Split
 
 Status = Literal["ingesting", "ready", "failed"]
+ImageAction = LabelStatus
+"""What edits have made of an image's label: the API's word for `label_versions.LabelStatus`."""
 WARNINGS_SHOWN = 100
 
 
@@ -49,7 +52,9 @@ class DatasetOut(BaseModel):
     sha256: str = Field(description="Of the upload")
     digest: str | None = Field(description="Of images, labels and splits; the same however they were packed")
     classes: list[str] | None = Field(description="Sorted; the position is the class id")
-    counts: dict[Split, dict[str, int]] | None = Field(description="Images by split and class")
+    counts: dict[Split, dict[str, int]] | None = Field(
+        description="Images by split and class, by the newest labels and without excluded ones"
+    )
     images: int | None
     image_size: int | None = Field(description="Suggested side for training")
     facts: dict[str, Any] | None = Field(description="What else ingest measured")
@@ -70,9 +75,12 @@ class DatasetContents(BaseModel):
 
 
 @functools.lru_cache(maxsize=512)
-def read_contents(folder: Path) -> DatasetContents:
-    """What the files of a ready data set hold. Cached: they never change, and no id is used twice."""
-    counts = dataset_index.count_classes(folder)
+def read_contents(folder: Path, version: int) -> DatasetContents:
+    """What the files of a ready data set hold, with a version of its labels.
+
+    Cached: neither ever changes, and no id is used twice.
+    """
+    counts = dataset_index.count_classes(folder, version)
     by_code = dataset_index.summarize_report(folder)
     warnings = dataset_index.read_report(folder, level="warning", limit=WARNINGS_SHOWN)
     return DatasetContents(
@@ -125,7 +133,8 @@ class ImageOut(BaseModel):
     index: int
     path: str
     split: Split
-    given_label: str | None
+    given_label: str | None = Field(description="By the version of the labels that was asked for")
+    action: ImageAction
     clean_label: str | None
     width: int = Field(description="Upright, after EXIF orientation")
     height: int
@@ -141,6 +150,7 @@ def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
         path=image.path,
         split=image.split,
         given_label=None if image.given is None else classes[image.given],
+        action=cast("ImageAction", image.status),
         clean_label=None if image.clean is None else classes[image.clean],
         width=image.width,
         height=image.height,
@@ -148,10 +158,3 @@ def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
         size_bytes=image.image_bytes,
         media_type=CONTENT_TYPES[image.format],
     )
-
-
-class LabelVersion(BaseModel):
-    version: int
-    source: Literal["upload"] = Field(description="Where these labels came from")
-    edits: int = Field(description="Changes against the version before")
-    created_at: datetime

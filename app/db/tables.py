@@ -103,10 +103,28 @@ class Dataset(WorkColumns, Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     state: Mapped[State] = state_column("dataset_state")
     name: Mapped[str] = mapped_column(String(200))
-    label_version: Mapped[int] = mapped_column(default=1)
+    label_version: Mapped[int] = mapped_column(default=1)  # the newest
     upload: Mapped[dict[str, Any]]  # label_column, clean_column, sha256, bytes: how to read the archive
     progress: Mapped[dict[str, Any] | None]
     facts: Mapped[dict[str, Any] | None]  # classes, counts, digest, image_size, warnings: set when ready
+
+
+class LabelVersion(Base):
+    """A version of a data set's labels that edits have made; the uploaded labels are version 1 and have no row."""
+
+    __tablename__ = "label_version"
+
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    parent: Mapped[int]
+    source: Mapped[str] = mapped_column(String(16))  # edits, accept or revert
+    origin: Mapped[dict[str, Any] | None]  # what was accepted, or the version reverted to
+    author: Mapped[str | None] = mapped_column(String(200))  # name of the API key
+    note: Mapped[str] = mapped_column(String(2000), default="")
+    edits: Mapped[int]
+    counts: Mapped[dict[str, Any]]  # images by what edits have made of their labels
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
 class Job(WorkColumns, Base):

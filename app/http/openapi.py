@@ -59,6 +59,7 @@ TITLES = {
     404: "Not found",
     408: "The body arrives too slowly",
     409: "Conflict with the current state",
+    412: "There is a newer version",
     413: "Too large",
     415: "Unsupported media type",
     416: "Range not satisfiable",

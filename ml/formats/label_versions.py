@@ -109,6 +109,10 @@ class Labels:
             return self.images[image].label
         return None if class_id is None else self.renamed[uploaded.classes[class_id]]
 
+    def status_of(self, image: int) -> LabelStatus:
+        """What edits have made of an image's label."""
+        return self.images[image].status if image in self.images else "unreviewed"
+
     def apply(self, edits: Sequence[Edit], version: int, uploaded: UploadedLabels) -> list[EditFault]:
         """Apply all edits in their order: those of classes rename what later edits refer to.
 
@@ -260,9 +264,7 @@ def digest(labels: Labels, uploaded: UploadedLabels) -> str:
     """SHA-256 (hex) of the classes and of every image's label and status; equal for equal labels."""
     hashed = hashlib.sha256(repr(labels.classes).encode())
     for image in sorted(uploaded.given):
-        touched = labels.images.get(image)
-        status = "unreviewed" if touched is None else touched.status
-        hashed.update(repr((image, labels.label_of(image, uploaded), status)).encode())
+        hashed.update(repr((image, labels.label_of(image, uploaded), labels.status_of(image))).encode())
     return hashed.hexdigest()
 
 

@@ -309,11 +309,6 @@ def test_C3_the_report_is_json_or_csv_that_no_spreadsheet_runs(client: Client, d
     assert [line["path"] for line in only] == ["train/cat/=cmd.txt"]
 
 
-def test_labels_start_at_version_one(client: Client, dataset_id: str) -> None:
-    items = client.get(f"/datasets/{dataset_id}/labels").json()["items"]
-    assert [item["version"] for item in items] == [1]
-
-
 def test_what_is_inside_is_a_409_until_it_is_ready(client: Client, archive_bytes: bytes) -> None:
     queued = upload(client, archive_bytes).json()["id"]
     for path in ("images", "report", "labels", "images/0", "images/0/thumbnail"):

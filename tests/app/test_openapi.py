@@ -132,10 +132,10 @@ def test_the_page_of_the_api_shows_every_field_of_every_body(client: Client) -> 
     submit = next(rows for fold, rows in page.rows.items() if fold.startswith("POST /jobs "))
     names = [name for kind in ("TrainingJob", "ScoringJob") for name in schemas[kind]["properties"]]
     assert [cells[0] for cells in submit] == ["dry_run", "idempotency-key", *names]
-    shown = {name: (meaning, kind) for name, meaning, kind in page.rows["TrainingJob"]}
-    assert shown["dataset_id"] == ("A data set that is ready", "uuid, required")
-    assert shown["epochs"][1].startswith("integer ≥ 1 ≤ 2000, default")
-    assert "none or last or two or all" in shown["tune"][1]
+    fields = {name: (meaning, kind) for name, meaning, kind in page.rows["TrainingJob"]}
+    assert fields["dataset_id"] == ("A data set that is ready", "uuid, required")
+    assert fields["epochs"][1].startswith("integer ≥ 1 ≤ 2000, default")
+    assert "none or last or two or all" in fields["tune"][1]
     for name in ("Patch", "Pin", "PredictRequest", "JobOut", "DenllParams", "Limits"):
         assert [cells[0] for cells in page.rows[name]] == list(schemas[name]["properties"]), name
     assert page.targets <= page.ids, "every link to a type leads to it"

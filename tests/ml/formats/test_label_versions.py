@@ -150,12 +150,12 @@ def test_a_training_loads_the_labels_of_its_version(folder: Path) -> None:
 
     assert before.selection is before.confirmed is truth_before.test_selection is None
     assert after.labels.tolist() == [1, 0, 0, 1, 1, 1, 1]
-    kept = [0, 1, 3, 4, 5, 6, 7]
-    assert torch.equal(after.images, before.images[kept])
+    used = [0, 1, 3, 4, 5, 6, 7]
+    assert torch.equal(after.images, before.images[used])
     assert after.confirmed is not None
     assert after.confirmed.tolist() == [False, False, False, True, False, False, False]
     assert after.selection is not None
-    assert after.selection.positions.tolist() == kept
+    assert after.selection.positions.tolist() == used
     assert truth.test_images is not None
     assert truth_before.test_images is not None
     assert torch.equal(truth.test_images, truth_before.test_images[1:])

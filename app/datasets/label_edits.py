@@ -1,0 +1,167 @@
+"""Bodies that change labels: edits as JSON, as one JSON object a line, or as CSV; and flags of a job to accept."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from app import csv_cells
+from app.errors import Fault, InvalidRequest, Malformed, UnsupportedMediaType
+from app.http import bodies, problems
+from app.http.fields import Id, Strict, Text
+from ml.formats import label_versions
+from ml.formats.errors import printable
+from ml.formats.label_versions import Edit
+
+MAX_EDITS = 100_000
+MAX_BYTES = 32 * 2**20  # of a body with so many
+NDJSON, CSV = "application/x-ndjson", "text/csv"
+COLUMNS = ("image", "from", "to", "action")
+
+Note = Annotated[str, Field(max_length=2000, description="Why; shown with the version")]
+Parent = Annotated[int, Field(ge=1, le=2**31 - 1, description="The version that the edits were made of")]
+
+
+class LabelEdit(Strict):
+    """A change of one image, or of the classes; those of classes apply to the edits after them."""
+
+    action: Literal["relabel", "confirm", "exclude", "add_class", "rename_class", "merge_class"]
+    image: Annotated[int, Field(ge=0, le=2**53, description="Index of the image; not for classes")] | None = None
+    from_: Text | None = Field(
+        default=None,
+        alias="from",
+        description="The label or class before. null for a test image without a label; left out for add_class",
+    )
+    to: Text | None = Field(default=None, description="The label or class afterwards; left out for confirm and exclude")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> LabelEdit:
+        of_image = self.action in label_versions.IMAGE_ACTIONS
+        if of_image != (self.image is not None):
+            raise ValueError(f"{self.action} {'needs' if of_image else 'takes no'} `image`")
+        if of_image and "from_" not in self.model_fields_set:
+            raise ValueError("`from` is required: the label that you have seen")
+        return self
+
+    def edit(self) -> Edit:
+        """The same for `ml.formats.label_versions`."""
+        return Edit(self.action, self.image, self.from_, self.to)
+
+
+class IssueFilter(Strict):
+    """Which labels of a job's ranking are meant; all conditions must hold."""
+
+    is_label_issue: bool | None = Field(default=True, description="Flagged ones; null for all")
+    label_score_below: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Only labels with a lower score"
+    )
+    class_: Text | None = Field(default=None, alias="class", description="Only labels of this class")
+    predicted_label: Text | None = Field(default=None, description="Only labels for which this class is suggested")
+
+
+class AcceptedIssues(Strict):
+    """Flags of a job that are taken for right."""
+
+    job: Id
+    where: IssueFilter = IssueFilter()
+    action: Literal["relabel", "exclude"] = Field(
+        default="relabel", description="Take the suggested label, or leave the image out"
+    )
+
+
+class LabelEdits(Strict):
+    """Edits that make a new version of the labels, all of them or none."""
+
+    edits: Annotated[list[LabelEdit], Field(min_length=1, max_length=MAX_EDITS)]
+    parent: Parent | None = None
+    note: Note = ""
+
+
+class LabelAcceptance(Strict):
+    """Accepts the flags of a job as a new version of the labels."""
+
+    accept: AcceptedIssues
+    parent: Parent | None = None
+    note: Note = ""
+
+
+def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> LabelEdits | LabelAcceptance:
+    """The change that a body asks for.
+
+    Args:
+        data: The body.
+        media_type: application/json, application/x-ndjson or text/csv.
+        parent: See `LabelEdits`; for bodies of edits alone.
+        note: See `LabelEdits`; for bodies of edits alone.
+
+    Raises:
+        Malformed: The body is not JSON, or not CSV.
+        InvalidRequest: A field does not fit; with pointers.
+        UnsupportedMediaType: It is none of these.
+    """
+    if media_type == "application/json":
+        body = bodies.parse(data)
+    elif media_type == NDJSON:
+        lines = [line for line in data.split(b"\n") if line.strip()]
+        body = {"edits": [bodies.parse(line) for line in lines[: MAX_EDITS + 1]], "parent": parent, "note": note}
+    elif media_type == CSV:
+        body = {"edits": _rows(data), "parent": parent, "note": note}
+    else:
+        raise UnsupportedMediaType(f"Send edits as application/json, {NDJSON} or {CSV}.")
+    kind: type[LabelEdits | LabelAcceptance]
+    kind = LabelAcceptance if isinstance(body, dict) and "accept" in body else LabelEdits
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise problems.of_body(error, kind) from None
+
+
+def _rows(data: bytes) -> list[dict[str, Any]]:
+    """Rows of a CSV file as edits: an empty cell is no value."""
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        unknown = [name for name in header if name not in COLUMNS]
+        if unknown or "action" not in header or len(set(header)) < len(header):
+            detail = f"The first row must name the columns {', '.join(COLUMNS)}, each once."
+            detail += f" There is no column {printable(unknown[0])!r}." if unknown else ""
+            raise InvalidRequest(detail, errors=[Fault("/edits", "columns", detail)])
+        rows = []
+        for cells in reader:
+            if len(cells) == len(header):
+                rows.append(_edit_of(dict(zip(header, cells, strict=True))))
+            elif cells:
+                detail = f"The row has {len(cells)} cells, the first row {len(header)}."
+                raise InvalidRequest(detail, errors=[Fault(f"/edits/{len(rows)}", "cells", detail)])
+            if len(rows) > MAX_EDITS:
+                break
+    except (csv.Error, UnicodeDecodeError):
+        raise Malformed("The body is not CSV in UTF-8.") from None
+    return rows
+
+
+def _edit_of(cells: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {"action": cells["action"].strip()}
+    if image := cells.get("image", "").strip():
+        values["image"] = int(image) if image.isdecimal() and len(image) < 17 else image
+    for name in ("from", "to"):
+        text = csv_cells.unescape(cells.get(name, ""))
+        if not bodies.is_text(text):
+            raise InvalidRequest("NUL characters are not text.", errors=[Fault(f"/edits/{name}", "text", "NUL")])
+        if text or (name == "from" and "image" in values):
+            values[name] = text or None
+    return values
+
+
+def body_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas of the JSON bodies, for the OpenAPI document."""
+    models: tuple[type[BaseModel], ...] = (LabelEdits, LabelAcceptance)
+    schemas: dict[str, dict[str, Any]] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+    return schemas

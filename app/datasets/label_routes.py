@@ -1,0 +1,419 @@
+"""/datasets/{id}/labels: versions of the labels - list, read, compare, edit, accept a job's flags, revert."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Path, Query
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.datasets import label_edits, label_service, service
+from app.datasets.label_edits import LabelAcceptance, LabelEdits
+from app.datasets.label_issues import RankedImage
+from app.datasets.label_service import LabelChange, Proposal
+from app.datasets.schemas import ImageAction
+from app.db import session as db
+from app.db.tables import Dataset, LabelVersion
+from app.errors import (
+    ArtifactNotFound,
+    InsufficientStorage,
+    LabelsMovedOn,
+    LabelVersionNotFound,
+    NotReady,
+    PreconditionFailed,
+)
+from app.http import bodies, pages
+from app.http import files as file_responses
+from app.http.access import READ, TRAIN
+from app.http.deps import Files, ReadSession, Transaction
+from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
+from app.http.openapi import problems
+from app.http.pages import Page, Paging
+from app.http.routing import Router
+from app.storage import Storage
+from ml.formats import dataset_index, label_versions
+from ml.formats.records import ImageRecord, Split
+
+router = Router(tags=["labels"])
+Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
+IfMatch = Annotated[
+    str | None, Header(max_length=200, description='The newest version, as "3": otherwise nothing is changed (412)')
+]
+CSV_RESPONSE: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
+SAMPLE = 20  # edits that a preview shows
+EDITS_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "oneOf": [
+                    {"$ref": "#/components/schemas/LabelEdits"},
+                    {"$ref": "#/components/schemas/LabelAcceptance"},
+                ]
+            }
+        },
+        label_edits.NDJSON: {"schema": {"type": "string", "description": "One edit a line"}},
+        label_edits.CSV: {"schema": {"type": "string", "description": f"Columns {', '.join(label_edits.COLUMNS)}"}},
+    },
+}
+
+
+class LabelVersionOut(BaseModel):
+    version: int
+    parent: int | None
+    source: Literal["upload", "edits", "accept", "revert"] = Field(description="Where these labels came from")
+    origin: dict[str, Any] | None = Field(description="What was accepted, or the version reverted to")
+    author: str | None = Field(description="Name of the API key")
+    note: str
+    edits: int = Field(description="Edits against the version before")
+    counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(description="Images, over all versions")
+    digest: str = Field(description="Of all labels and actions; equal for equal ones")
+    skipped: dict[str, int] | None = Field(default=None, description="Flags that were not accepted, by reason")
+    created_at: datetime
+
+
+class EditOut(BaseModel):
+    action: str
+    image: int | None
+    from_: str | None = Field(serialization_alias="from")
+    to: str | None
+
+
+class LabelPreview(BaseModel):
+    """What a dry run answers."""
+
+    edits: int
+    skipped: dict[str, int] = Field(description="Flags that would not be accepted, by reason")
+    counts: dict[str, int] = Field(description="Images, over all versions, as they would be")
+    sample: list[EditOut] = Field(description=f"The first {SAMPLE} edits")
+
+
+class ImageLabelOut(BaseModel):
+    index: int
+    path: str
+    split: Split
+    label: str | None
+    action: ImageAction
+
+
+class ImageLabelPage(Page[ImageLabelOut]):
+    """Labels of a version."""
+
+    version: LabelVersionOut
+    classes: list[str]
+
+
+class ImageLabelChange(BaseModel):
+    index: int
+    path: str
+    from_: str | None = Field(serialization_alias="from")
+    to: str | None
+    action_before: ImageAction
+    action: ImageAction
+
+
+class LabelDiff(Page[ImageLabelChange]):
+    """What differs between two versions."""
+
+    classes_added: list[str]
+    classes_removed: list[str]
+
+
+@router.get(
+    "/datasets/{dataset_id}/labels",
+    dependencies=[READ],
+    response_model=Page[LabelVersionOut],
+    responses=problems(NotReady),
+)
+def list_(session: ReadSession, files: Files, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersionOut]:
+    """Versions of the labels, newest first. The images never change, and every version stays."""
+    dataset = service.get_ready(session, dataset_id)
+    below = pages.page_start(paging, dataset.label_version + 1)
+    rows = label_service.list_versions(session, dataset.id, below=below, limit=paging.limit)
+    items = [version_out(row) for row in rows]
+    if len(items) < paging.limit and below > 1:
+        items.append(uploaded_out(files, dataset))
+    more = items and items[-1].version > 1
+    return Page(items=items, next_cursor=pages.encode([items[-1].version]) if more else None)
+
+
+@router.post(
+    "/datasets/{dataset_id}/labels",
+    status_code=201,
+    dependencies=[TRAIN],
+    response_model=LabelVersionOut,
+    openapi_extra={"requestBody": EDITS_BODY},
+    responses={
+        200: {"model": LabelPreview},
+        **problems(LabelVersionNotFound, LabelsMovedOn, PreconditionFailed, InsufficientStorage, ArtifactNotFound),
+    },
+)
+async def edit(
+    request: Request,
+    dataset_id: uuid.UUID,
+    idempotency: Idempotency,
+    if_match: IfMatch = None,
+    dry_run: Annotated[bool, Query(description="Only check, and count what would change")] = False,
+    parent: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of edits that are not JSON")] = None,
+    note: Annotated[str, Query(max_length=2000, description="Of edits that are not JSON")] = "",
+) -> Response:
+    """Make a new version of the labels: from `edits`, or by accepting the flags of a job.
+
+    All edits apply or none. The `from` of each must be the label that the image has in the newest version; 409 names
+    those that have moved on. Excluded images leave training; confirmed labels are never flagged again.
+    """
+    bodies.allow(request.scope, label_edits.MAX_BYTES)
+    data = await request.body()
+    media_type = bodies.media_type(request)
+    state = request.app.state
+
+    def apply() -> Response:
+        body = label_edits.parse(data, media_type, parent=parent, note=note)
+        with db.transaction(state.engine, read_only=dry_run) as session:
+            if dry_run:
+                return JSONResponse(preview(propose(session, state.storage, dataset_id, body, if_match, lock=False)))
+
+            def create() -> StoredResponse:
+                state.storage.require(state.settings.min_free_bytes)
+                proposal = propose(session, state.storage, dataset_id, body, if_match, lock=True)
+                return write(session, request, proposal, body.note)
+
+            hashed = request_hash(str(dataset_id), hashlib.sha256(data).hexdigest(), media_type, parent, note)
+            return respond_once(session, idempotency, hashed, create)
+
+    return await run_in_threadpool(apply)
+
+
+@router.get(
+    "/datasets/{dataset_id}/labels/diff",
+    dependencies=[READ],
+    response_model=LabelDiff,
+    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+)
+def diff(
+    request: Request,
+    session: ReadSession,
+    files: Files,
+    paging: Paging,
+    dataset_id: uuid.UUID,
+    before: Annotated[int, Query(alias="from", ge=1, le=2**31 - 1)],
+    after: Annotated[int, Query(alias="to", ge=1, le=2**31 - 1)],
+) -> Any:
+    """Images whose label or action differs between two versions, in index order: a page as JSON, all of them as CSV."""
+    dataset = service.get_ready(session, dataset_id)
+    folder = files.dataset(dataset.id)
+    one, two, changes = label_service.compare(
+        folder, label_service.check_version(dataset, before), label_service.check_version(dataset, after)
+    )
+    if file_responses.wants_csv(request):
+        header = ("index", "path", "from", "to", "action_before", "action")
+        paths = {image.number: image.path for image in dataset_index.read_images(folder)}
+        rows = ((change.number, paths[change.number], *change[1:]) for change in changes)
+        return file_responses.csv_table(f"labels-{dataset_id}-{before}-{after}", header, rows)
+    start = pages.page_start(paging, -1)
+    rest = [*islice((change for change in changes if change.number > start), paging.limit + 1)]
+    page, cursor = pages.numbered_page(rest, paging)
+    return LabelDiff(
+        items=list(changes_out(folder, page)),
+        next_cursor=cursor,
+        classes_added=sorted(set(two.classes) - set(one.classes)),
+        classes_removed=sorted(set(one.classes) - set(two.classes)),
+    )
+
+
+@router.get(
+    "/datasets/{dataset_id}/labels/{version}",
+    dependencies=[READ],
+    response_model=ImageLabelPage,
+    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+)
+def get(
+    request: Request,
+    session: ReadSession,
+    files: Files,
+    paging: Paging,
+    dataset_id: uuid.UUID,
+    version: Version,
+    split: Split | None = None,
+    action: Annotated[list[ImageAction] | None, Query(description="Only these; repeat it for several")] = None,
+) -> Any:
+    """Labels of a version in index order: a page as JSON, all of them as CSV."""
+    dataset = service.get_ready(session, dataset_id)
+    folder = files.dataset(dataset.id)
+    label_service.check_version(dataset, version)
+    classes = dataset_index.read_classes(folder, version)
+    if file_responses.wants_csv(request):
+        images = dataset_index.read_images(folder, split=split, status=action, version=version)
+        header = ("index", "path", "split", "label", "action")
+        rows = (tuple(label_out(image, classes).model_dump().values()) for image in images)
+        return file_responses.csv_table(f"labels-{dataset_id}-{version}", header, rows)
+    images = dataset_index.read_images(
+        folder,
+        split=split,
+        status=action,
+        after=pages.page_start(paging, -1),
+        limit=paging.limit + 1,
+        version=version,
+    )
+    page, cursor = pages.numbered_page(images, paging)
+    return ImageLabelPage(
+        items=[label_out(image, classes) for image in page],
+        next_cursor=cursor,
+        version=version_detail(session, files, dataset, version),
+        classes=classes,
+    )
+
+
+@router.post(
+    "/datasets/{dataset_id}/labels/{version}/revert",
+    status_code=201,
+    dependencies=[TRAIN],
+    response_model=LabelVersionOut,
+    responses=problems(LabelVersionNotFound, NotReady, PreconditionFailed, InsufficientStorage),
+)
+def revert(
+    request: Request,
+    session: Transaction,
+    files: Files,
+    dataset_id: uuid.UUID,
+    version: Version,
+    idempotency: Idempotency,
+    if_match: IfMatch = None,
+    note: Annotated[str, Query(max_length=2000)] = "",
+) -> Response:
+    """Make a new version with the labels of an earlier one."""
+
+    def create() -> StoredResponse:
+        files.require(request.app.state.settings.min_free_bytes)
+        proposal = label_service.propose_revert(session, files, dataset_id, version, if_match=if_match)
+        return write(session, request, proposal, note)
+
+    return respond_once(session, idempotency, request_hash(str(dataset_id), version, note), create)
+
+
+def propose(
+    session: Session,
+    files: Storage,
+    dataset_id: uuid.UUID,
+    body: LabelEdits | LabelAcceptance,
+    if_match: str | None,
+    *,
+    lock: bool,
+) -> Proposal:
+    """The labels that a body makes; see `label_service.propose_edits` for arguments and errors."""
+    if isinstance(body, LabelEdits):
+        edits = [edit.edit() for edit in body.edits]
+        return label_service.propose_edits(
+            session, files, dataset_id, edits, parent=body.parent, if_match=if_match, lock=lock
+        )
+    where, accept = body.accept.where, body.accept
+
+    def is_meant(row: RankedImage) -> bool:
+        return (
+            where.is_label_issue in (None, row.is_label_issue)
+            and where.class_ in (None, row.given_label)
+            and where.predicted_label in (None, row.predicted_label)
+            and (
+                where.label_score_below is None
+                or (row.label_score is not None and row.label_score < where.label_score_below)
+            )
+        )
+
+    return label_service.propose_acceptance(
+        session,
+        files,
+        dataset_id,
+        accept.job,
+        is_meant,
+        accept.action,
+        accept.model_dump(mode="json", by_alias=True),
+        parent=body.parent,
+        if_match=if_match,
+        lock=lock,
+    )
+
+
+def write(session: Session, request: Request, proposal: Proposal, note: str) -> StoredResponse:
+    """Write the version, and the response that shows it."""
+    author = label_service.author_name(session, request.state.principal.id)
+    row = label_service.write(session, request.app.state.storage, proposal, author=author, note=note)
+    out = version_out(row).model_copy(update={"skipped": dict(proposal.skipped) or None})
+    location = f"/datasets/{row.dataset_id}/labels/{row.version}"
+    headers = {"Location": location, "ETag": f'"{row.version}"'}
+    return StoredResponse(201, headers, out.model_dump(mode="json"))
+
+
+def preview(proposal: Proposal) -> dict[str, Any]:
+    """The representation of labels that were not written."""
+    sample = [EditOut(action=e.action, image=e.image, from_=e.old, to=e.new) for e in proposal.edits[:SAMPLE]]
+    return LabelPreview(
+        edits=len(proposal.edits),
+        skipped=dict(proposal.skipped),
+        counts=label_service.count_statuses(proposal.labels),
+        sample=sample,
+    ).model_dump(mode="json", by_alias=True)
+
+
+def version_detail(session: Session, files: Storage, dataset: Dataset, version: int) -> LabelVersionOut:
+    """The representation of one version; it must exist."""
+    if version == label_versions.UPLOADED:
+        return uploaded_out(files, dataset)
+    (row,) = label_service.list_versions(session, dataset.id, below=version + 1, limit=1)
+    return version_out(row)
+
+
+def version_out(row: LabelVersion) -> LabelVersionOut:
+    """The representation of a version that edits have made."""
+    fields = ("version", "parent", "source", "origin", "author", "note", "edits", "counts", "digest", "created_at")
+    return LabelVersionOut.model_validate({name: getattr(row, name) for name in fields})
+
+
+def uploaded_out(files: Storage, dataset: Dataset) -> LabelVersionOut:
+    """The representation of the uploaded labels."""
+    return LabelVersionOut(
+        version=label_versions.UPLOADED,
+        parent=None,
+        source="upload",
+        origin=None,
+        author=None,
+        note="",
+        edits=0,
+        counts={"relabelled": 0, "confirmed": 0, "excluded": 0},
+        digest=label_service.uploaded_digest(files.dataset(dataset.id)),
+        created_at=dataset.finished_at or dataset.created_at,
+    )
+
+
+def label_out(image: ImageRecord, classes: list[str]) -> ImageLabelOut:
+    """The representation of an image's label."""
+    label = None if image.given is None else classes[image.given]
+    return ImageLabelOut.model_validate(
+        {"index": image.number, "path": image.path, "split": image.split, "label": label, "action": image.status}
+    )
+
+
+def changes_out(folder: FilePath, changes: Sequence[LabelChange]) -> Iterator[ImageLabelChange]:
+    """The representations of changes, with the paths of their images."""
+    numbers = {change.number for change in changes}
+    paths = {image.number: image.path for image in dataset_index.read_images(folder, numbers=numbers)}
+    for change in changes:
+        yield ImageLabelChange.model_validate(
+            {
+                "index": change.number,
+                "path": paths[change.number],
+                "from_": change.label_before,
+                "to": change.label_after,
+                "action_before": change.status_before,
+                "action": change.status_after,
+            }
+        )

@@ -1,0 +1,294 @@
+"""Makes, lists and compares versions of a data set's labels. Their files: `ml.formats.label_versions`.
+
+The data set's row is locked while a version is made, so that versions follow one another. The file is complete before
+the transaction that inserts the version's row and moves the data set to it: a crash leaves whole versions only, and a
+file without a row is replaced by the next version.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.datasets import label_issues, service
+from app.datasets.label_issues import RankedImage
+from app.db.tables import ApiKey, Dataset, Job, LabelVersion
+from app.errors import (
+    Fault,
+    InvalidRequest,
+    JobNotFound,
+    LabelsMovedOn,
+    LabelVersionNotFound,
+    PreconditionFailed,
+)
+from app.http import problems
+from app.storage import Storage
+from ml.formats import dataset_index, label_versions
+from ml.formats.label_versions import Edit, Labels, UploadedLabels
+
+
+class Proposal(NamedTuple):
+    """Labels of a version that is not written yet.
+
+    Attributes:
+        dataset: The data set's row, locked unless it is only a preview.
+        uploaded: Its uploaded labels.
+        labels: The new labels.
+        edits: What makes them of the newest version's.
+        skipped: Flags that were not accepted, counted by reason.
+        source: edits, accept or revert.
+        origin: What was accepted, or the version reverted to.
+    """
+
+    dataset: Dataset
+    uploaded: UploadedLabels
+    labels: Labels
+    edits: Sequence[Edit]
+    skipped: Mapping[str, int]
+    source: str
+    origin: dict[str, Any] | None
+
+
+class LabelChange(NamedTuple):
+    """An image whose label or status differs between two versions."""
+
+    number: int
+    label_before: str | None
+    label_after: str | None
+    status_before: str
+    status_after: str
+
+
+def author_name(session: Session, principal_id: str) -> str | None:
+    """The name of the caller's API key; None for the loopback user, who has none."""
+    try:
+        key = session.get(ApiKey, uuid.UUID(principal_id))
+    except ValueError:
+        return principal_id or None
+    return None if key is None else key.name
+
+
+def check_version(dataset: Dataset, version: int) -> int:
+    """The same number; LabelVersionNotFound unless the data set has this version."""
+    if not 1 <= version <= dataset.label_version:
+        raise LabelVersionNotFound(f"The newest version of this data set's labels is {dataset.label_version}.")
+    return version
+
+
+def propose_edits(
+    session: Session,
+    files: Storage,
+    dataset_id: uuid.UUID,
+    edits: Sequence[Edit],
+    *,
+    parent: int | None,
+    if_match: str | None,
+    lock: bool,
+) -> Proposal:
+    """The labels that edits of the newest version make.
+
+    Args:
+        parent: The version that the client has seen; edits whose `from` still holds apply to a newer one as well.
+        if_match: The client's If-Match: the edits apply to this version or not at all.
+        lock: Whether the version will be written in this transaction.
+
+    Raises:
+        DatasetNotFound, NotReady, LabelVersionNotFound: There is no such data set or parent.
+        PreconditionFailed: The newest version is not that of `if_match`.
+        InvalidRequest: An edit does not fit.
+        LabelsMovedOn: Images have another label than `from` says.
+    """
+    dataset = _ready(session, dataset_id, parent, if_match, lock=lock)
+    uploaded, labels = _read_newest(files, dataset)
+    _apply(labels, edits, dataset.label_version + 1, uploaded)
+    return Proposal(dataset, uploaded, labels, edits, {}, "edits", None)
+
+
+def propose_acceptance(
+    session: Session,
+    files: Storage,
+    dataset_id: uuid.UUID,
+    job_id: uuid.UUID,
+    is_meant: Callable[[RankedImage], bool],
+    action: str,
+    origin: dict[str, Any],
+    *,
+    parent: int | None,
+    if_match: str | None,
+    lock: bool,
+) -> Proposal:
+    """The labels that accepting the flags of a job makes; arguments and errors as for `propose_edits`.
+
+    Args:
+        job_id: A finished training on this data set.
+        is_meant: Whether the label of a ranked image is to be edited.
+        action: relabel, which takes the suggested label, or exclude.
+        origin: What was accepted, as JSON; stored with the version.
+
+    Raises:
+        JobNotFound, ArtifactNotFound: There is no such job, or it has no ranking.
+        InvalidRequest: The job trained on another data set, or on labels with injected noise.
+    """
+    dataset = _ready(session, dataset_id, parent, if_match, lock=lock)
+    job = session.get(Job, job_id)
+    if job is None:
+        raise JobNotFound("There is no job with this id.")
+    for wrong, code, detail in (
+        (job.dataset_id != dataset_id, "other_dataset", "This job is not of this data set."),
+        (
+            bool(job.spec.get("noise")),
+            "injected_noise",
+            "This job ranked labels with injected noise, not the real ones.",
+        ),
+    ):
+        if wrong:
+            raise InvalidRequest(detail, errors=[Fault("/accept/job", code, detail)])
+    ranking = label_issues.read(label_issues.find_ranking(files, job_id))
+    uploaded, labels = _read_newest(files, dataset)
+    edits, skipped = _accepted(filter(is_meant, ranking.rows), labels, uploaded, action)
+    _apply(labels, edits, dataset.label_version + 1, uploaded)
+    return Proposal(dataset, uploaded, labels, edits, skipped, "accept", origin)
+
+
+def propose_revert(
+    session: Session, files: Storage, dataset_id: uuid.UUID, version: int, *, if_match: str | None
+) -> Proposal:
+    """The labels of an earlier version again; raises as `propose_edits` does."""
+    dataset = _ready(session, dataset_id, version, if_match, lock=True)
+    uploaded = dataset_index.uploaded_labels(files.dataset(dataset.id))
+    labels = label_versions.read(files.dataset(dataset.id), version, uploaded)
+    return Proposal(dataset, uploaded, labels, (), {}, "revert", {"version": version})
+
+
+def write(session: Session, files: Storage, proposal: Proposal, *, author: str | None, note: str) -> LabelVersion:
+    """Make the proposed labels the newest version.
+
+    Args:
+        author: Name of the API key.
+        note: Why.
+
+    Raises:
+        InsufficientStorage: Too little disk is free.
+        InvalidRequest: Nothing would change.
+    """
+    dataset, labels = proposal.dataset, proposal.labels
+    if proposal.source != "revert" and not proposal.edits:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in proposal.skipped.items()) or "none is flagged"
+        detail = f"No label is left to change: {skipped}."
+        raise InvalidRequest(detail, errors=[Fault("/accept/where", "nothing_to_change", detail)])
+    version = dataset.label_version + 1
+    label_versions.write(files.dataset(dataset.id), version, labels, proposal.edits, proposal.uploaded)
+    row = LabelVersion(
+        dataset_id=dataset.id,
+        version=version,
+        parent=dataset.label_version,
+        source=proposal.source,
+        origin=proposal.origin,
+        author=author,
+        note=note,
+        edits=len(proposal.edits),
+        counts=count_statuses(labels),
+        digest=label_versions.digest(labels, proposal.uploaded),
+    )
+    session.add(row)
+    dataset.label_version = version
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def count_statuses(labels: Labels) -> dict[str, int]:
+    """How many images edits have relabelled, confirmed and excluded."""
+    counts = collections.Counter[str](label.status for label in labels.images.values())
+    return {status: counts[status] for status in label_versions.STATUSES if status != "unreviewed"}
+
+
+@functools.lru_cache(maxsize=512)
+def uploaded_digest(folder: Path) -> str:
+    """The digest of the uploaded labels of the data set in a folder. Cached: they never change."""
+    uploaded = dataset_index.uploaded_labels(folder)
+    return label_versions.digest(Labels.of_upload(uploaded), uploaded)
+
+
+def list_versions(session: Session, dataset_id: uuid.UUID, *, below: int, limit: int) -> list[LabelVersion]:
+    """Rows of the newest versions with a lower number than `below`; the uploaded labels have none."""
+    of_dataset = (LabelVersion.dataset_id == dataset_id, LabelVersion.version < below)
+    return list(
+        session.scalars(select(LabelVersion).where(*of_dataset).order_by(LabelVersion.version.desc()).limit(limit))
+    )
+
+
+def compare(folder: Path, before: int, after: int) -> tuple[Labels, Labels, Iterator[LabelChange]]:
+    """What differs between two versions: the labels of both, and every image that changed, by its number."""
+    uploaded = dataset_index.uploaded_labels(folder)
+    one, two = (label_versions.read(folder, version, uploaded) for version in (before, after))
+
+    def changes() -> Iterator[LabelChange]:
+        for number in uploaded.given:
+            labels = (one.label_of(number, uploaded), two.label_of(number, uploaded))
+            statuses = (one.status_of(number), two.status_of(number))
+            if labels[0] != labels[1] or statuses[0] != statuses[1]:
+                yield LabelChange(number, *labels, *statuses)
+
+    return one, two, changes()
+
+
+def _ready(session: Session, dataset_id: uuid.UUID, parent: int | None, if_match: str | None, *, lock: bool) -> Dataset:
+    """The data set's row, locked if asked for; raises as `propose_edits` does."""
+    if lock:
+        session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
+    dataset = service.get_ready(session, dataset_id)
+    if parent is not None:
+        check_version(dataset, parent)
+    tags = {f'"{dataset.label_version}"', str(dataset.label_version), "*"}
+    if if_match is not None and not tags & {tag.strip().removeprefix("W/") for tag in if_match.split(",")}:
+        raise PreconditionFailed(f"The newest version of the labels is {dataset.label_version}.")
+    return dataset
+
+
+def _read_newest(files: Storage, dataset: Dataset) -> tuple[UploadedLabels, Labels]:
+    folder = files.dataset(dataset.id)
+    uploaded = dataset_index.uploaded_labels(folder)
+    return uploaded, label_versions.read(folder, dataset.label_version, uploaded)
+
+
+def _apply(labels: Labels, edits: Sequence[Edit], version: int, uploaded: UploadedLabels) -> None:
+    """Apply edits; what does not fit is reported before what has moved on."""
+    faults = labels.apply(edits, version, uploaded)
+    moved = [fault for fault in faults if fault.code == label_versions.MOVED_ON]
+    described = [Fault(f"/edits/{fault.position}", fault.code, fault.detail) for fault in faults]
+    if len(moved) < len(faults):
+        raise InvalidRequest(problems.summary(described), errors=described)
+    if moved:
+        raise LabelsMovedOn(problems.summary(described), errors=described)
+
+
+def _accepted(
+    rows: Iterator[RankedImage], labels: Labels, uploaded: UploadedLabels, action: str
+) -> tuple[list[Edit], dict[str, int]]:
+    """The edits that accept flags of a ranking; and how many flags cannot be accepted, by reason."""
+    edits: list[Edit] = []
+    skipped: collections.Counter[str] = collections.Counter()
+    classes = set(labels.classes)
+    for row in rows:
+        label, status = labels.label_of(row.number, uploaded), labels.status_of(row.number)
+        if status in ("confirmed", "excluded"):
+            skipped[f"{status} already"] += 1
+        elif label != row.given_label:
+            skipped["relabelled since"] += 1
+        elif action == "exclude":
+            edits.append(Edit("exclude", row.number, label, None))
+        elif row.predicted_label == label:
+            skipped["with no other label suggested"] += 1
+        elif row.predicted_label not in classes:
+            skipped["of a class that is gone"] += 1
+        else:
+            edits.append(Edit("relabel", row.number, label, row.predicted_label))
+    return edits, dict(skipped)
