@@ -36,9 +36,9 @@ class Candidate:
     penalty: float
     transition: Tensor | None = None
 
-    def fit(self, projected: Tensor, labels: Tensor, classes: int) -> Classifier:
+    def fit(self, projected: Tensor, labels: Tensor, classes: int, start: Classifier | None = None) -> Classifier:
         """The classifier; arguments as of `linear_probe.fit`."""
-        return linear_probe.fit(projected, labels, classes, self.penalty, transition=self.transition)
+        return linear_probe.fit(projected, labels, classes, self.penalty, transition=self.transition, start=start)
 
 
 PLAIN = tuple(Candidate(penalty) for penalty in PENALTIES)
@@ -67,7 +67,14 @@ def assign_folds(labels: Tensor, folds: int, generator: torch.Generator) -> Tens
     return assigned
 
 
-def out_of_fold(projected: Tensor, labels: Tensor, classes: int, candidate: Candidate, folds: Tensor) -> Tensor:
+def out_of_fold(
+    projected: Tensor,
+    labels: Tensor,
+    classes: int,
+    candidate: Candidate,
+    folds: Tensor,
+    fitted: dict[int, Classifier] | None = None,
+) -> Tensor:
     """Logits f32 (N, C) of every image by a classifier that did not learn from it.
 
     Args:
@@ -75,13 +82,17 @@ def out_of_fold(projected: Tensor, labels: Tensor, classes: int, candidate: Cand
         candidate: How it is fitted.
         folds: int64 (N,), as `assign_folds` returns them: the classifier of a fold learns from the other folds. If
             there is no other, logits are 0.
+        fitted: Classifiers of these folds by another candidate, from which the search begins; those of this candidate
+            take their place.
     """
+    fitted = {} if fitted is None else fitted
     logits = projected.new_zeros((len(labels), classes))
     for fold in sorted(set(folds.tolist())):
         outside = folds == fold
         inside = ~outside
         if bool(inside.any()):
-            logits[outside] = candidate.fit(projected[inside], labels[inside], classes)(projected[outside])
+            fitted[fold] = candidate.fit(projected[inside], labels[inside], classes, fitted.get(fold))
+            logits[outside] = fitted[fold](projected[outside])
     return logits
 
 
@@ -113,8 +124,9 @@ def cross_validate(
     identity = torch.eye(classes, device=projected.device)
 
     best: CrossValidated | None = None
+    fitted: dict[int, Classifier] = {}
     for candidate in candidates:
-        logits = out_of_fold(x, y, classes, candidate, parts)
+        logits = out_of_fold(x, y, classes, candidate, parts, fitted)
         estimate = transition_estimate.refine(
             logits, y, identity if candidate.transition is None else candidate.transition
         )

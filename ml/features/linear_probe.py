@@ -1,9 +1,10 @@
 """Linear classifiers on fixed features: a convex problem, solved in seconds.
 
 Features are standardised and rotated onto their principal components, whose total variance is scaled to 1, so that one
-L2 penalty means the same for every data set. The classifier is multinomial logistic regression, fitted by L-BFGS; with
-a transition matrix it is forward-corrected (Patrini et al., CVPR 2017, Theorem 2): it predicts clean classes. The two
-together are one linear map of the features (`fold_into`).
+L2 penalty means the same for every data set. The classifier is multinomial logistic regression, fitted by L-BFGS in
+coordinates in which all components curve the loss about alike: their variances differ by orders of magnitude, and so
+would the steps. With a transition matrix it is forward-corrected (Patrini et al., CVPR 2017, Theorem 2): it predicts
+clean classes. Projection and classifier together are one linear map of the features (`fold_into`).
 
 The same numbers come out on every run. Work is done in chunks of rows, so the memory beyond the arguments and results
 is bounded at any number of images.
@@ -107,6 +108,7 @@ def fit(
     *,
     transition: Tensor | None = None,
     weights: Tensor | None = None,
+    start: Classifier | None = None,
 ) -> Classifier:
     """Multinomial logistic regression: mean cross-entropy plus penalty / 2 * |parameters|².
 
@@ -118,20 +120,33 @@ def fit(
         transition: T (C, C), P(given label j | clean class i); the logits are then of clean classes (Patrini et al.,
             Eq. 5). None is the identity.
         weights: Of each image, (N,), not negative and not all 0; None weighs all alike.
+        start: Where the search begins, the minimum of a similar problem; None begins at 0.
 
     Returns:
         The minimum, up to the tolerance of L-BFGS. It is unique without a transition matrix.
     """
     count, components = projected.shape
-    parameters = projected.new_zeros((components + 1, classes))
     importance = projected.new_full((count,), 1 / count) if weights is None else weights.float() / weights.sum()
     columns = None if transition is None else transition.to(projected).t().contiguous()  # a row for each given label
 
+    # What is optimised is parameters / step. With the loss's curvature at even probabilities as its inverse square, the
+    # Hessian of these is near the identity, because principal components do not correlate.
+    second_moments = projected.new_zeros(components + 1)
+    for rows in _slices(count, components):
+        second_moments[:-1] += importance[rows] @ projected[rows].square()
+    second_moments[-1] = 1.0
+    step = ((classes - 1) / classes**2 * second_moments + penalty).rsqrt()[:, None]
+    if start is None:
+        scaled = projected.new_zeros((components + 1, classes))
+    else:
+        scaled = torch.cat([start.weight, start.bias[None]]) / step
+
     optimizer = torch.optim.LBFGS(
-        [parameters], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe", tolerance_change=TOLERANCE
+        [scaled], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe", tolerance_change=TOLERANCE
     )
 
     def loss_and_gradient() -> Tensor:
+        parameters = step * scaled
         weight, bias = parameters[:-1], parameters[-1]
         loss = penalty / 2 * parameters.double().square().sum()
         gradient = penalty * parameters
@@ -141,12 +156,13 @@ def fit(
             gradient[:-1] += projected[rows].t() @ residual
             gradient[-1] += residual.sum(dim=0)
             loss += (losses * importance[rows]).double().sum()
-        parameters.grad = gradient
+        scaled.grad = step * gradient
         return loss
 
     with torch.no_grad():
         optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
-        return Classifier(parameters[:-1].clone(), parameters[-1].clone())
+        parameters = step * scaled
+        return Classifier(parameters[:-1], parameters[-1])
 
 
 def fold_into(linear: nn.Linear, projection: Projection, classifier: Classifier) -> None:

@@ -54,6 +54,30 @@ def test_the_fit_is_a_minimum_of_its_objective(transition: Tensor | None, weight
         assert parameter.grad.abs().max() < 2e-3
 
 
+def test_components_of_very_different_variance_reach_the_minimum() -> None:
+    projected, labels = clusters(600, 40, spread=6.0)
+    projected = projected * torch.logspace(0, -3, 40)
+    fitted = linear_probe.fit(projected, labels, CLASSES, 1e-7)
+    best = fitted
+    for _ in range(20):
+        best = linear_probe.fit(projected, labels, CLASSES, 1e-7, start=best)
+    losses = [float(objective(one, projected, labels, 1e-7)) for one in (fitted, best)]
+
+    assert losses[0] - losses[1] < 1e-4
+
+
+@pytest.mark.parametrize("transition", [None, TRANSITION])
+def test_a_start_changes_the_minimum_by_no_more_than_the_tolerance(transition: Tensor | None) -> None:
+    projected, labels = clusters()
+    start = linear_probe.fit(projected, labels, CLASSES, 0.1)
+    one = linear_probe.fit(projected, labels, CLASSES, 0.01, transition=transition)
+    other = linear_probe.fit(projected, labels, CLASSES, 0.01, transition=transition, start=start)
+
+    losses = [float(objective(fitted, projected, labels, 0.01, transition)) for fitted in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert float(objective(start, projected, labels, 0.01, transition)) > losses[0] + 1e-3
+
+
 def test_images_without_weight_are_as_if_they_were_not_there() -> None:
     projected, labels = clusters()
     half = (torch.arange(COUNT) < COUNT // 2).float()
