@@ -1,9 +1,11 @@
-"""The whole service as a user starts it: one embedded launcher a session, in a folder of its own."""
+"""The whole service as a user starts it: one embedded launcher a session, in a folder of its own; and a browser."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests import servers
 
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROOT = Path(__file__).parents[2]
 READY_S = 90.0
 ENDED_S = 40.0
@@ -74,6 +87,48 @@ def service(data: Path) -> Iterator[str]:
     """The base URL of a running embedded service that is ready."""
     with launched(data) as url:
         yield url
+
+
+@pytest.fixture(scope="session")  # as wide as the service, and before it: without a browser none is started
+def chromium() -> str:
+    path = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if path is None:
+        pytest.skip("NOT RUN: the page was not tested, no Chromium on PATH (set TEST_CHROMIUM to one)")
+    return path
+
+
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread: it must not outlive this file
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Console:
+    """What the browser complained of. `expected` are statuses that a test provokes: Chromium logs each as an error."""
+
+    def __init__(self, page: Page) -> None:
+        self.expected: set[int] = set()
+        self._errors: list[str] = []
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self._errors.append(message.text)
+
+    @property
+    def errors(self) -> list[str]:
+        status = re.compile(r"responded with a status of (\d+)")
+        return [e for e in self._errors if not ((match := status.search(e)) and int(match[1]) in self.expected)]
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
 
 
 def _await_ready(launcher: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,69 +17,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from ml import methods
 from ml.evaluation import masks
 from ml.scenes import generate
 from tests import pictures
+from tests.e2e.conftest import Console
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TRAINED_MS = 240_000
 QUICK_MS = 20_000
-
-
-@pytest.fixture(scope="session")  # as wide as the service, and before it: without a browser none is started
-def chromium() -> str:
-    path = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    if path is None:
-        pytest.skip("NOT RUN: the page was not tested, no Chromium on PATH (set TEST_CHROMIUM to one)")
-    return path
-
-
-@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread: it must not outlive this file
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Console:
-    """What the browser complained of. `expected` are statuses that a test provokes: Chromium logs each as an error."""
-
-    def __init__(self, page: Page) -> None:
-        self.expected: set[int] = set()
-        self._errors: list[str] = []
-        page.on("console", self._heard)
-        page.on("pageerror", lambda error: self._errors.append(str(error)))
-
-    def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self._errors.append(message.text)
-
-    @property
-    def errors(self) -> list[str]:
-        status = re.compile(r"responded with a status of (\d+)")
-        return [e for e in self._errors if not ((match := status.search(e)) and int(match[1]) in self.expected)]
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context.new_page()
-    context.close()
 
 
 @pytest.fixture
@@ -108,9 +55,11 @@ def upload(page: Page, archive: Path, name: str) -> Locator:
     return page.locator(".dataset", has_text=name)
 
 
-def start(page: Page, name: str, *, epochs: int, noise: str = "") -> Locator:
-    """A job of the small network from the form; returns its row, open."""
+def start(page: Page, dataset: str, name: str, *, epochs: int, noise: str = "") -> Locator:
+    """A job of the small network on a data set, from the form; returns its row, open."""
+    page.locator(".dataset", has_text=dataset).get_by_role("button", name="Train on it").click()
     form = page.locator("#train-form")
+    expect(form.get_by_label("Data set").locator("option:checked")).to_have_text(dataset)
     form.get_by_label("Epochs").fill(str(epochs))
     form.get_by_label("Batch size").fill("32")
     form.get_by_label("Network", exact=True).select_option("small")
@@ -140,13 +89,14 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
 
+    page.locator(".dataset", has_text="plates").get_by_role("button", name="Train on it").click()
     form = page.locator("#train-form")
     (rule,) = methods.load("denll").ABOUT["rules"]
     why = f"how much varies .* Below {rule['below']} backgrounds .* Here it is 0[.][0-9]+, so Confounded is used"
     expect(form.get_by_label("Preset")).to_have_accessible_description(re.compile(why))
     expect(form.get_by_role("group", name="Compare with").get_by_role("checkbox", checked=False)).not_to_have_count(0)
     console.expected = {422}  # of a kind of noise without its rate, where the dry run is quicker than the hand
-    job = start(page, "first light", epochs=3, noise="symmetric")
+    job = start(page, "plates", "first light", epochs=3, noise="symmetric")
     expect(job.locator(".progress-text")).to_contain_text("epoch", timeout=60_000)
     curve = job.get_by_role("img", name=re.compile("^Accuracy: Test "))
     expect(curve.locator("path.series").first).to_be_attached(timeout=TRAINED_MS)  # a level line has no height to see
@@ -263,7 +213,7 @@ def test_a_running_job_is_cancelled_and_taken_up_again_from_its_panel(
     page: Page, console: Console, archive: Path
 ) -> None:
     expect(upload(page, archive, "to be cancelled").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
-    job = start(page, "never ends", epochs=2000)
+    job = start(page, "to be cancelled", "never ends", epochs=2000)
     expect(job.locator(".status")).to_have_text("running", timeout=60_000)
     job.get_by_role("button", name="Cancel").click()
     expect(job.locator(".status")).to_have_text("cancelled", timeout=30_000)

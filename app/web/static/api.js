@@ -72,6 +72,23 @@ async function send(method, path, body, headers = {}) {
 }
 
 export const get = async (path, options) => (await fetchOk(path, options)).json();
+
+const LARGEST_PAGE = 200; // the most items that the service puts into one page
+
+/** The first `most` items of a collection, all of them by default, from as many pages as that takes: {items, more}; more: there are others. */
+export async function getItems(path, most = Infinity) {
+  const items = [];
+  let cursor = null;
+  do {
+    const limit = Math.min(LARGEST_PAGE, most - items.length);
+    const query = `${path.includes("?") ? "&" : "?"}limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`;
+    const page = await get(path + query);
+    items.push(...page.items);
+    cursor = page.next_cursor;
+  } while (cursor && items.length < most);
+  return { items, more: cursor !== null };
+}
+
 export const getText = async (path) => (await fetchOk(path)).text();
 export const post = (path, body, headers) => send("POST", path, body, headers);
 export const remove = (path) => send("DELETE", path);

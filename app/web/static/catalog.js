@@ -1,6 +1,6 @@
 /** What can be trained, as the service lists it: methods with their settings, and the settings every training has. */
 
-import { get } from "./api.js";
+import { get, getItems } from "./api.js";
 import { words } from "./format.js";
 
 const BASELINE = "ce"; // every cost is relative to it
@@ -17,7 +17,7 @@ export function catalog() {
 }
 
 async function load() {
-  const [listing, networks] = await Promise.all([get("/methods"), get("/networks?limit=200")]);
+  const [listing, networks] = await Promise.all([get("/methods"), getItems("/networks")]);
   const standard = listing.spec.properties.method?.default;
   const first = ({ name }) => (name === standard ? 2 : Number(name === BASELINE));
   const methods = listing.items

@@ -2,21 +2,25 @@
 
 import { h, uniqueId, write } from "./dom.js";
 
-/** options: [{value, title, text, note}]; `more`: {title, style, options}, further ones behind a fold. Returns {element, value()}. */
+/** options: [{value, title, text, note}]; `more`: {title, style, options}, further ones behind a fold. Returns {element, value(), offer(values)}. */
 export function radios({ legend, options, style, more, changed }) {
   const name = uniqueId("choice");
-  let chosen = options[0]?.value;
+  const items = []; // {value, input, element} of every option
+  let preferred = options[0]?.value; // by the user
+  let chosen = preferred;
 
   function option(item) {
     const id = uniqueId("option");
     const input = h("input", {
       type: "radio", name, id, value: item.value, checked: item.value === chosen,
       "aria-describedby": item.text && `${id}-text`,
-      on: { change: () => ((chosen = item.value), showHidden(), changed(chosen)) },
+      on: { change: () => ((preferred = chosen = item.value), showHidden(), changed(chosen)) },
     });
-    return h("div", { class: "option" }, input, h("label", { for: id },
+    const element = h("div", { class: "option" }, input, h("label", { for: id },
       h("span", { class: "option-title" }, item.title, item.note && h("span", { class: "tag" }, item.note)),
       item.text && h("span", { class: "option-text", id: `${id}-text` }, item.text)));
+    items.push({ value: item.value, input, element });
+    return element;
   }
   const summary = h("summary", {}, more?.title);
   /** Name the selected option on the fold when it is inside. */
@@ -28,7 +32,17 @@ export function radios({ legend, options, style, more, changed }) {
     h("div", { class: style }, options.map(option)),
     more?.options.length > 0 && h("details", { class: "more" }, summary,
       h("div", { class: more.style }, more.options.map(option))));
-  return { element, value: () => chosen };
+
+  /** Show only the options with these values. What the user chose is chosen where it is among them, else the first. */
+  function offer(values) {
+    chosen = values.includes(preferred) ? preferred : values[0];
+    for (const item of items) {
+      item.element.hidden = !values.includes(item.value);
+      item.input.checked = item.value === chosen;
+    }
+    showHidden();
+  }
+  return { element, value: () => chosen, offer };
 }
 
 /** Any number of options; returns {element, values()}. */

@@ -1,6 +1,6 @@
 /** Details of a ready data set: its classes, the warnings of ingest, and the report on request. */
 
-import { get } from "./api.js";
+import { getItems } from "./api.js";
 import { fill, h } from "./dom.js";
 import { save } from "./files.js";
 import { number, plural, words } from "./format.js";
@@ -31,15 +31,15 @@ export function warnings({ report }) {
   return texts.length > 0 && h("ul", { class: "warnings", "aria-label": "Warnings" }, texts.map((text) => h("li", {}, text)));
 }
 
-/** Every file that was left out, with its reason; and the whole table as CSV. */
-export async function ingestReport(place, id) {
+/** Every file that was left out, with its reason, the first `most` and then twice as many; and the whole table as CSV. */
+export async function ingestReport(place, id, most = ENTRIES_SHOWN) {
   try {
-    const report = await get(`/datasets/${id}/report?limit=${ENTRIES_SHOWN}`);
-    const items = report.items || [];
+    const { items, more } = await getItems(`/datasets/${id}/report`, most);
     fill(place,
       items.length === 0 && h("p", { class: "quiet" }, "Nothing was left out, and there are no warnings."),
       h("ul", { class: "entries" }, items.map((entry) =>
         h("li", {}, h("span", { class: "tag" }, words(entry.code).toLowerCase()), " ", entry.path && h("code", {}, entry.path), " ", h("span", { class: "quiet" }, entry.detail)))),
+      more && h("button", { type: "button", class: "small", on: { click: () => ingestReport(place, id, 2 * most) } }, "Show more"), " ",
       items.length > 0 && h("button", { type: "button", class: "small", on: { click: () => save(`/datasets/${id}/report`, `report-${id}.csv`, place, "text/csv") } }, "Save as CSV"));
   } catch (error) {
     show(place, error);

@@ -16,7 +16,7 @@ export function datasets(bus) {
     list: document.getElementById("dataset-list"),
     more: document.getElementById("datasets-more"),
     problem: document.getElementById("datasets-problem"),
-    rows: (item) => datasetRow(item, () => list.refresh()),
+    rows: (item) => datasetRow(item, () => list.refresh(), (dataset) => bus.dispatchEvent(new CustomEvent("dataset-chosen", { detail: dataset }))),
     empty: () => h("li", { class: "empty" }, "No data sets yet. Upload one above; it takes a minute."),
     busy: (items) => items.some((item) => BUSY.includes(item.status)),
     quickMs: 1000,
@@ -27,7 +27,7 @@ export function datasets(bus) {
   return list;
 }
 
-function datasetRow(first, refresh) {
+function datasetRow(first, refresh, choose) {
   const name = h("h3", {});
   const status = h("span", { class: "status" });
   const facts = h("p", { class: "quiet" });
@@ -36,8 +36,10 @@ function datasetRow(first, refresh) {
   const report = h("div", { class: "report" });
   const details = h("details", { class: "more", hidden: true, on: { toggle: () => details.open && ingestReport(report, first.id) } },
     h("summary", {}, "Report"), report);
+  let latest = first;
+  const train = h("button", { type: "button", class: "small", hidden: true, on: { click: () => choose(latest) } }, "Train on it");
   const button = h("button", { type: "button", class: "small quiet-button", on: { click: drop } }, "Delete");
-  const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, name, status, button), facts, body, details, problem);
+  const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, name, status, h("div", { class: "row-actions" }, train, button)), facts, body, details, problem);
   let previous = "";
 
   async function drop() {
@@ -52,6 +54,8 @@ function datasetRow(first, refresh) {
   }
 
   function update(item) {
+    latest = item;
+    train.hidden = item.status !== "ready";
     write(name, item.name);
     write(status, item.status);
     status.dataset.status = item.status;

@@ -1,6 +1,6 @@
 /** Files to keep: any answer of the service saved under a name, and what a finished job left. */
 
-import { blob, get } from "./api.js";
+import { blob, getItems } from "./api.js";
 import { h } from "./dom.js";
 import { show } from "./problems.js";
 
@@ -22,7 +22,7 @@ export function jobFiles(job) {
 
   /** A promise of the set of names. */
   function names() {
-    listing ??= get(`${path}?limit=100`).then(({ items }) => new Set(items.map((artifact) => artifact.name))).catch((error) => {
+    listing ??= getItems(path).then(({ items }) => new Set(items.map((artifact) => artifact.name))).catch((error) => {
       listing = null;
       throw error;
     });

@@ -6,7 +6,8 @@ import { save } from "./files.js";
 import { number, percent } from "./format.js";
 import { show } from "./problems.js";
 
-const SHOWN = 24;
+const FIRST = 24; // cards
+const MORE = 96;
 
 export function labelIssues(job) {
   const place = h("section", { class: "issues", "aria-label": "Label issues" });
@@ -16,7 +17,7 @@ export function labelIssues(job) {
 
 async function load(place, job, cursor, before) {
   const path = `/jobs/${job.id}/label-issues`;
-  const page = await get(`${path}?limit=${SHOWN}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+  const page = await get(`${path}?limit=${cursor ? MORE : FIRST}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
   const cards = await Promise.all(page.items.map((issue) => card(job, issue)));
   const all = [...before, ...cards];
   const problem = h("div", {});

@@ -1,35 +1,36 @@
 /** A paged list that keeps itself fresh: rows are kept by id, so that open rows, focus and live parts survive a refresh. */
 
-import { get } from "./api.js";
+import { getItems } from "./api.js";
 import { fill } from "./dom.js";
 import { show } from "./problems.js";
 
-const PAGE = 20;
+const FIRST = 20; // rows; "Show older" doubles them
+const AT_ONCE = 100; // rows that are refreshed at the stated period; more are refreshed less often
 
 /**
  * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), row(id)}.
- * `busy(items)` says whether to refresh soon; nothing is requested while the page is hidden.
+ * Rows are newest first, and every one can be reached. `busy(items)` says whether to refresh soon; nothing is requested while the page is hidden.
  */
 export function pagedList({ path, list, more, problem, rows, empty, busy, quickMs, slowMs, loaded }) {
   const rowsById = new Map();
   let items = [];
-  let limit = PAGE;
+  let limit = FIRST;
   let timer = 0;
   let loading = null;
 
   async function load() {
     clearTimeout(timer);
     try {
-      const page = await get(`${path}?limit=${limit}`);
-      items = page.items;
-      more.hidden = !page.next_cursor;
+      const loadedRows = await getItems(path, limit);
+      items = loadedRows.items;
+      more.hidden = !loadedRows.more;
       draw();
       show(problem, null);
       loaded?.(items);
     } catch (error) {
       show(problem, error);
     } finally {
-      timer = setTimeout(again, busy(items) ? quickMs : slowMs);
+      timer = setTimeout(again, (busy(items) ? quickMs : slowMs) * Math.max(1, items.length / AT_ONCE));
     }
   }
 
@@ -62,7 +63,7 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
   }
 
   more.addEventListener("click", () => {
-    limit = Math.min(limit + PAGE, 100);
+    limit *= 2;
     refresh();
   });
   document.addEventListener("visibilitychange", again);

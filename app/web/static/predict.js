@@ -1,6 +1,6 @@
 /** The section where a model is tried on one picture: from a file, or from a data set. */
 
-import { Problem, get, imageAddress, postFile } from "./api.js";
+import { Problem, get, getItems, imageAddress, postFile } from "./api.js";
 import { fill, h } from "./dom.js";
 import { ago } from "./format.js";
 import { predictionView } from "./prediction.js";
@@ -30,7 +30,7 @@ export function predict(bus) {
 
   async function refresh() {
     try {
-      models = (await get("/models?limit=50")).items;
+      models = (await getItems("/models")).items;
       const before = model.value;
       fill(model, h("option", { value: "default" }, "default · the newest, until it is pinned"),
         models.map((entry) => h("option", { value: entry.id }, modelName(entry))));

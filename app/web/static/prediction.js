@@ -20,14 +20,12 @@ export function predictionView() {
 
   function redraw() {
     if (!current) return;
-    const chosen = style.value();
-    // A method without a localization module has a map alone.
-    const drawn = current.mask?.gaussian || chosen === "none" ? chosen : "map";
-    drawMask(canvas, current.image, current.mask, { style: drawn, opacity: Number(opacity.value) });
+    drawMask(canvas, current.image, current.mask, { style: style.value(), opacity: Number(opacity.value) });
   }
 
   function draw(prediction, image, answer, name) {
     current = { image, mask: prediction.mask };
+    style.offer(drawable(prediction.mask));
     controls.hidden = !prediction.mask;
     element.hidden = false;
     redraw();
@@ -43,6 +41,9 @@ export function predictionView() {
   }
   return { element, draw };
 }
+
+/** The styles that a mask can be drawn in: a method without a localization module has a map alone. */
+const drawable = (mask) => [...(mask?.gaussian ? ["ellipse", "heat"] : []), ...(mask?.map ? ["map"] : []), "none"];
 
 function facts({ image, mask }, { model, timing_seconds: timing }) {
   const g = mask?.gaussian;

@@ -1,6 +1,6 @@
 /** The training form, generated from `GET /methods`: a new method, network or setting appears by itself. */
 
-import { idempotencyKey, post } from "./api.js";
+import { getItems, idempotencyKey, post } from "./api.js";
 import { catalog } from "./catalog.js";
 import { checks, radios } from "./choices.js";
 import { announce, fill, h, write } from "./dom.js";
@@ -173,20 +173,43 @@ function browserAgrees(controls) {
   return wrong.length === 0;
 }
 
+/**
+ * Offers every ready data set, newest first. The newest is chosen at first; after that only the user changes the choice, and when
+ * the chosen one is deleted none is chosen.
+ */
 function datasetPicker(bus, changed) {
-  const input = h("select", { id: "train-dataset", name: "dataset_id", on: { change: changed } });
+  const input = h("select", { id: "train-dataset", name: "dataset_id", disabled: true, on: { change: changed } });
   let ready = [];
-  bus.addEventListener("datasets", ({ detail }) => {
-    const now = detail.filter((entry) => entry.status === "ready");
-    if (now.map((entry) => entry.id).join() === ready.map((entry) => entry.id).join()) return;
-    const before = input.value;
-    const newest = now.find((entry) => !ready.some((old) => old.id === entry.id));
-    ready = now;
-    fill(input, ready.map((entry) => h("option", { value: entry.id }, entry.name)));
-    input.value = ready.some((entry) => entry.id === before) && !newest ? before : (newest || ready[0])?.id ?? "";
+  let listed = null;
+  let hadChoice = false;
+  let loads = 0;
+
+  bus.addEventListener("datasets", async ({ detail }) => {
+    const now = detail.filter((entry) => entry.status === "ready").map((entry) => entry.id).join();
+    if (now === listed) return;
+    loads += 1;
+    const mine = loads;
+    // The list shows some of the data sets; all of them can be trained on.
+    const all = await getItems("/datasets?status=ready").catch(() => null); // asked for again with the next refresh of the list
+    if (!all || mine !== loads) return;
+    listed = now;
+    offer(all.items, input.value);
+  });
+  bus.addEventListener("dataset-chosen", ({ detail }) => {
+    offer(ready.some((entry) => entry.id === detail.id) ? ready : [detail, ...ready], detail.id);
+    input.scrollIntoView({ block: "center", behavior: "smooth" });
+    input.focus({ preventScroll: true });
+  });
+
+  function offer(datasets, id) {
+    ready = datasets;
+    const chosen = ready.find((entry) => entry.id === id) ?? (hadChoice ? undefined : ready[0]);
+    hadChoice ||= chosen !== undefined;
+    fill(input, !chosen && h("option", { value: "" }, "Choose a data set"), ready.map((entry) => h("option", { value: entry.id }, entry.name)));
+    input.value = chosen?.id ?? "";
     input.disabled = !ready.length;
     changed();
-  });
+  }
   const element = h("div", { class: "field wide" }, h("label", { for: "train-dataset" }, "Data set"), input);
   return { element, value: () => input.value, facts: () => ready.find((entry) => entry.id === input.value)?.facts };
 }

@@ -1,0 +1,180 @@
+"""What the page lists and lets choose, in a real browser against an API alone: its rows are written to the database."""
+
+from __future__ import annotations
+
+import csv
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from sqlalchemy import Engine
+
+from app import csv_cells
+from app.datasets import label_issues
+from app.db import session as db
+from app.db.tables import Base, Dataset, Job, Model, State
+from app.settings import Settings
+from app.storage import ARTIFACTS, Storage
+from tests import pictures
+from tests.e2e.conftest import Console, launched
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(180)]
+
+ROWS = 130
+QUICK_MS = 20_000
+REFRESH = "document.dispatchEvent(new Event('visibilitychange'))"  # as when the user comes back to the page
+
+
+@pytest.fixture
+def engine(chromium: str, tmp_path: Path) -> Iterator[Engine]:
+    """The database of the API."""
+    engine = db.connect(Settings(data_dir=tmp_path))
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def api(engine: Engine, tmp_path: Path) -> Iterator[str]:
+    with launched(tmp_path, "app.main") as url:
+        yield url
+
+
+@pytest.fixture
+def console(page: Page) -> Iterator[Console]:
+    console = Console(page)
+    yield console
+    assert console.errors == []
+
+
+def add_dataset(engine: Engine, name: str, *, ready: bool = True) -> str:
+    """A data set as ingest leaves it, without its files."""
+    row = Dataset(id=uuid.uuid4(), name=name, upload={}, state=State.succeeded if ready else State.queued)
+    row.facts = {"train_images": 500, "test_images": 20, "classes": ["cat", "dog"], "image_size": 32} if ready else None
+    with db.transaction(engine) as session:
+        session.add(row)
+        return str(row.id)
+
+
+def add_job(engine: Engine, dataset_id: str, name: str) -> str:
+    row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset_id), name=name, state=State.succeeded)
+    row.request, row.spec, row.metrics = {"method": "ce"}, {}, {"label_issues": 3}
+    with db.transaction(engine) as session:
+        session.add(row)
+        return str(row.id)
+
+
+def add_model(engine: Engine, name: str) -> None:
+    facts = {"method": "ce", "network": "small", "classes": ["cat", "dog"], "digest": "sha256:0", "size_bytes": 1}
+    with db.transaction(engine) as session:
+        session.add(Model(id=uuid.uuid4(), name=name, metrics={}, spec={}, **facts))
+
+
+def write_ranking(files: Storage, job_id: str) -> None:
+    folder = files.attempt(uuid.UUID(job_id), 1) / ARTIFACTS
+    folder.mkdir(parents=True)
+    with (folder / label_issues.FILE_NAME).open("w", newline="") as file:
+        table = csv.writer(file)
+        names = ["index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue"]
+        table.writerow([*names, *csv_cells.GAUSSIAN_COLUMNS])
+        table.writerows([n, f"{n}.png", "train", "cat", "dog", n / ROWS, n < 3, "", "", "", ""] for n in range(ROWS))
+
+
+def show_all(rows: Locator, more: Locator) -> None:
+    """Ask for more rows until there are no others."""
+    while more.is_visible():
+        before = rows.count()
+        more.click()
+        expect(rows).not_to_have_count(before, timeout=QUICK_MS)
+
+
+def test_every_row_can_be_reached_however_many_there_are(
+    page: Page, console: Console, engine: Engine, api: str, tmp_path: Path
+) -> None:
+    sets = [add_dataset(engine, f"set {number}") for number in range(ROWS)]
+    jobs = [add_job(engine, sets[0], f"job {number}") for number in range(ROWS)]
+    for number in range(ROWS + 100):  # more than one page of the service
+        add_model(engine, f"model {number}")
+    write_ranking(Storage(tmp_path), jobs[0])
+    console.expected = {404}  # the job has no other artifacts
+    page.route("**/thumbnail", lambda route: route.fulfill(body=pictures.encoded(0), content_type="image/jpeg"))
+    page.goto(api)
+
+    for name in ("dataset", "job"):
+        rows = page.locator(f"#{name}-list > li")
+        expect(rows).to_have_count(20, timeout=QUICK_MS)
+        show_all(rows, page.locator(f"#{name}s-more"))
+        expect(rows).to_have_count(ROWS)
+        page.evaluate(REFRESH)  # and they stay
+        expect(page.locator(f"#{name}-list")).to_contain_text(f"{'set' if name == 'dataset' else 'job'} 0")
+
+    expect(page.locator("#train-dataset option")).to_have_count(ROWS)
+    expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100)
+
+    job = page.locator(".job", has_text="job 0")
+    job.get_by_role("button").first.click()
+    cards = job.locator(".gallery li")
+    expect(cards).to_have_count(24, timeout=QUICK_MS)
+    show_all(cards, job.get_by_role("button", name="Show more"))
+    expect(cards).to_have_count(ROWS)
+
+
+def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    console.expected = {404}  # the dry run of a data set that is deleted meanwhile
+    chosen = add_dataset(engine, "mine")
+    page.goto(api)
+    picker = page.get_by_label("Data set", exact=True)
+    selected = picker.locator("option:checked")
+    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+
+    theirs = add_dataset(engine, "theirs")
+    page.evaluate(REFRESH)
+    expect(picker.locator("option")).to_have_text(["theirs", "mine"], timeout=QUICK_MS)
+    expect(selected).to_have_text("mine")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator(".job")).to_have_count(1, timeout=QUICK_MS)
+    (job,) = httpx2.get(f"{api}/jobs").json()["items"]
+    assert job["dataset_id"] == chosen
+
+    row = page.locator(".dataset", has_text="theirs")
+    row.get_by_role("button", name="Train on it").click()
+    expect(selected).to_have_text("theirs")
+    assert httpx2.delete(f"{api}/datasets/{theirs}").status_code == 204
+    page.evaluate(REFRESH)
+    expect(selected).to_have_text("Choose a data set", timeout=QUICK_MS)
+    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
+
+
+def test_the_style_shown_as_chosen_is_the_one_that_is_drawn(page: Page, console: Console, api: str) -> None:
+    page.goto(api)
+    page.evaluate(
+        """async () => {
+            const { predictionView } = await import("/static/prediction.js");
+            const view = predictionView();
+            const picture = document.createElement("canvas");
+            [picture.width, picture.height] = [16, 12];
+            document.getElementById("try-panel").after(view.element);
+            const prediction = (mask) => ({ label: "cat", score: 1, top_k: [], mask });
+            window.draw = (mask) => view.draw(prediction(mask), picture, {}, "a picture");
+        }"""
+    )
+    styles = page.get_by_role("group", name="Mask")
+    map_ = {"values": [[0, 1], [1, 0]], "square": [0, 0, 16, 12], "area_fraction": 0.5}
+    both = {"gaussian": {"cx": 8, "cy": 6, "sigma_x": 2, "sigma_y": 2}, "area_fraction": 0.1, "map": map_}
+
+    page.evaluate("(mask) => draw(mask)", {"map": map_})
+    expect(styles.get_by_role("radio", name="Map")).to_be_checked()
+    expect(styles.get_by_role("radio")).to_have_count(2)  # a map, or off
+    page.evaluate("(mask) => draw(mask)", both)
+    expect(styles.get_by_role("radio", name="Ellipse")).to_be_checked()
+    expect(styles.get_by_role("radio")).to_have_count(4)
+    styles.get_by_text("Heat").click()
+    page.evaluate("(mask) => draw(mask)", {"map": map_})
+    expect(styles.get_by_role("radio", name="Map")).to_be_checked()
+    page.evaluate("(mask) => draw(mask)", both)
+    expect(styles.get_by_role("radio", name="Heat")).to_be_checked()
