@@ -5,6 +5,7 @@ torchvision's family comes last, since its names are known only after importing 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import pkgutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ml.networks import timm_zoo
 from ml.networks.chain import Chain
@@ -88,7 +90,7 @@ def about(name: str) -> dict[str, Any]:
     from ml.networks import weights_sources
 
     summary = _family_of(name).summaries()[architecture(name)]
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
+    with torch.device("meta"), _WidthsOnCpu() if name.startswith("regnet") else contextlib.nullcontext():
         for image_size in (ABOUT_IMAGE_SIZE, 64, 224):
             try:
                 network = build(name, 10, image_size).eval()
@@ -110,6 +112,17 @@ def about(name: str) -> dict[str, Any]:
         "min_image_size": image_size,
         "pretrained": weights_sources.offered(name),
     }
+
+
+class _WidthsOnCpu(TorchFunctionMode):
+    """Lists and ranges of numbers become tensors of the CPU where others have no data: RegNet computes its widths."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`; on the CPU if it is `torch.arange` or `torch.tensor`, for no particular device."""
+        kwargs = kwargs or {}
+        if func in (torch.arange, torch.tensor):
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
 
 
 def _families() -> list[Any]:  # modules: their two functions are a convention, checked by the tests of every name

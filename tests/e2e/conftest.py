@@ -51,6 +51,7 @@ def launched(data: Path, module: str = "worker.embedded", **settings: str) -> It
         "DENLL_DATA_DIR": str(data),
         "DENLL_PORT": str(port),
         "DENLL_MIN_FREE_BYTES": str(100 * 1024 * 1024),  # a small disk runs these tests too
+        "DENLL_THREADS": "1",  # small trainings gain nothing from more, and other tests use the cores
         **settings,
     }
     url = f"http://127.0.0.1:{port}"
