@@ -67,16 +67,17 @@ def resolve_alias(session: Session, alias: str) -> Model:
 
 
 def newest(session: Session) -> Model | None:
-    """The newest model that no baseline of a comparison trained, or the newest of all where there is no other."""
-    trained = (
+    """The newest model, if possible of a training on the labels as they are that is no baseline of a comparison.
+
+    A self-test learns injected mistakes: it comes last, so that it never displaces another model.
+    """
+    is_self_test = Model.spec["noise"].as_string().is_not(None)
+    is_baseline = Job.compared_with_id.is_not(None)
+    return session.scalar(
         select(Model)
-        .join(Job, Job.id == Model.job_id)
-        .where(Job.compared_with_id.is_(None))
-        .order_by(Model.created_at.desc(), Model.id.desc())
+        .outerjoin(Job, Job.id == Model.job_id)
+        .order_by(is_self_test, is_baseline, Model.created_at.desc(), Model.id.desc())
         .limit(1)
-    )
-    return session.scalar(trained) or session.scalar(
-        select(Model).order_by(Model.created_at.desc(), Model.id.desc()).limit(1)
     )
 
 

@@ -51,6 +51,20 @@ def test_default_follows_the_newest_training_until_it_is_pinned(
 
 
 @BOTH
+def test_a_self_test_never_moves_default(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker) -> None:
+    def publish(**fields: Any) -> str:
+        submit(**fields)
+        return str(fake_worker.publish(fake_worker.claim()))
+
+    noise = {"kind": "symmetric", "rate": 0.2}
+    only = publish(noise=noise)
+    assert client.get("/aliases/default").json()["model_id"] == only  # there is no other
+    real = publish()
+    publish(noise=noise)
+    assert client.get("/aliases/default").json()["model_id"] == real
+
+
+@BOTH
 def test_an_alias_moves_remembers_and_rolls_back(client: Client, published: list[str]) -> None:
     first, second, _ = published
     assert client.put("/aliases/champion", json={"model_id": first}).status_code == 201
