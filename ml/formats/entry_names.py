@@ -53,9 +53,10 @@ class EntryNames:
             if name.endswith("/") or not name:
                 return name
             folded = _folded(name)
-        if (other := self._files.setdefault(folded, name)) is not name:
+        if (other := self._files.get(folded)) is not None:
             same = "appears twice" if other == name else f"means the same file as {printable(other)!r} on some systems"
             raise ambiguous(f"{printable(name)!r} {same}", name)
+        self._files[folded] = name
         return name
 
     def check_folders(self) -> None:

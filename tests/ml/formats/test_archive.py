@@ -314,6 +314,12 @@ def require_sound(result: Archive) -> None:
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400, deadline=None)
 
 
+def test_a_name_of_one_character_is_refused_the_second_time(write: Write) -> None:
+    """Such texts are one object in memory, however often they are read."""
+    with pytest.raises(DatasetFormatError, match="appears twice"):
+        read_archive(write(hand_zip([Raw(name=b"a", data=b""), Raw(name=b"a", data=b"")])))
+
+
 @shared
 @given(entries=st.lists(raws, max_size=4), count=st.none() | st.integers(0, 9), comment=st.binary(max_size=30))
 def test_hand_built_zips_are_sound_or_refused(
