@@ -149,8 +149,6 @@ def _edit_of(cells: dict[str, str]) -> dict[str, Any]:
         values["image"] = int(image) if image.isdecimal() and len(image) < 17 else image
     for name in ("from", "to"):
         text = csv_cells.unescape(cells.get(name, ""))
-        if not bodies.is_text(text):
-            raise InvalidRequest("NUL characters are not text.", errors=[Fault(f"/edits/{name}", "text", "NUL")])
         if text or (name == "from" and "image" in values):
             values[name] = text or None
     return values

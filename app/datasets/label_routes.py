@@ -17,9 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.datasets import label_edits, label_service, service
+from app.datasets import contents, label_edits, label_service, service
 from app.datasets.label_edits import LabelAcceptance, LabelEdits
-from app.datasets.label_issues import RankedImage
 from app.datasets.label_service import LabelChange, Proposal
 from app.datasets.schemas import ImageAction
 from app.db import session as db
@@ -257,15 +256,7 @@ def get(
         header = ("index", "path", "split", "label", "action")
         rows = (tuple(label_out(image, classes).model_dump().values()) for image in images)
         return file_responses.csv_table(f"labels-{dataset_id}-{version}", header, rows)
-    images = dataset_index.read_images(
-        folder,
-        split=split,
-        status=action,
-        after=pages.page_start(paging, -1),
-        limit=paging.limit + 1,
-        version=version,
-    )
-    page, cursor = pages.numbered_page(images, paging)
+    page, cursor = contents.image_page(folder, paging, split=split, status=action, version=version)
     return ImageLabelPage(
         items=[label_out(image, classes) for image in page],
         next_cursor=cursor,
@@ -316,30 +307,8 @@ def propose(
         return label_service.propose_edits(
             session, files, dataset_id, edits, parent=body.parent, if_match=if_match, lock=lock
         )
-    where, accept = body.accept.where, body.accept
-
-    def is_meant(row: RankedImage) -> bool:
-        return (
-            where.is_label_issue in (None, row.is_label_issue)
-            and where.class_ in (None, row.given_label)
-            and where.predicted_label in (None, row.predicted_label)
-            and (
-                where.label_score_below is None
-                or (row.label_score is not None and row.label_score < where.label_score_below)
-            )
-        )
-
     return label_service.propose_acceptance(
-        session,
-        files,
-        dataset_id,
-        accept.job,
-        is_meant,
-        accept.action,
-        accept.model_dump(mode="json", by_alias=True),
-        parent=body.parent,
-        if_match=if_match,
-        lock=lock,
+        session, files, dataset_id, body.accept, parent=body.parent, if_match=if_match, lock=lock
     )
 
 

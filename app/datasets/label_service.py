@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets import label_issues, service
+from app.datasets.label_edits import AcceptedIssues, IssueFilter
 from app.datasets.label_issues import RankedImage
 from app.db.tables import ApiKey, Dataset, Job, LabelVersion
 from app.errors import (
@@ -115,29 +116,23 @@ def propose_acceptance(
     session: Session,
     files: Storage,
     dataset_id: uuid.UUID,
-    job_id: uuid.UUID,
-    is_meant: Callable[[RankedImage], bool],
-    action: str,
-    origin: dict[str, Any],
+    accepted: AcceptedIssues,
     *,
     parent: int | None,
     if_match: str | None,
     lock: bool,
 ) -> Proposal:
-    """The labels that accepting the flags of a job makes; arguments and errors as for `propose_edits`.
+    """The labels that accepting the flags of a job makes; other arguments and errors as for `propose_edits`.
 
     Args:
-        job_id: A finished training on this data set.
-        is_meant: Whether the label of a ranked image is to be edited.
-        action: relabel, which takes the suggested label, or exclude.
-        origin: What was accepted, as JSON; stored with the version.
+        accepted: The job, a finished training on this data set, and which of its flags.
 
     Raises:
         JobNotFound, ArtifactNotFound: There is no such job, or it has no ranking.
         InvalidRequest: The job trained on another data set, or on labels with injected noise.
     """
     dataset = _ready(session, dataset_id, parent, if_match, lock=lock)
-    job = session.get(Job, job_id)
+    job = session.get(Job, accepted.job)
     if job is None:
         raise JobNotFound("There is no job with this id.")
     for wrong, code, detail in (
@@ -150,10 +145,12 @@ def propose_acceptance(
     ):
         if wrong:
             raise InvalidRequest(detail, errors=[Fault("/accept/job", code, detail)])
-    ranking = label_issues.read(label_issues.find_ranking(files, job_id))
+    ranking = label_issues.read(label_issues.find_ranking(files, accepted.job))
     uploaded, labels = _read_newest(files, dataset)
-    edits, skipped = _accepted(filter(is_meant, ranking.rows), labels, uploaded, action)
+    meant = (row for row in ranking.rows if _is_meant(row, accepted.where))
+    edits, skipped = _accepted(meant, labels, uploaded, accepted.action)
     _apply(labels, edits, dataset.label_version + 1, uploaded)
+    origin = accepted.model_dump(mode="json", by_alias=True)
     return Proposal(dataset, uploaded, labels, edits, skipped, "accept", origin)
 
 
@@ -184,7 +181,7 @@ def write(session: Session, files: Storage, proposal: Proposal, *, author: str |
         detail = f"No label is left to change: {skipped}."
         raise InvalidRequest(detail, errors=[Fault("/accept/where", "nothing_to_change", detail)])
     version = dataset.label_version + 1
-    label_versions.write(files.dataset(dataset.id), version, labels, proposal.edits, proposal.uploaded)
+    label_versions.write(files.dataset(dataset.id), version, labels, proposal.uploaded)
     row = LabelVersion(
         dataset_id=dataset.id,
         version=version,
@@ -268,6 +265,16 @@ def _apply(labels: Labels, edits: Sequence[Edit], version: int, uploaded: Upload
         raise InvalidRequest(problems.summary(described), errors=described)
     if moved:
         raise LabelsMovedOn(problems.summary(described), errors=described)
+
+
+def _is_meant(row: RankedImage, where: IssueFilter) -> bool:
+    below = where.label_score_below
+    return (
+        where.is_label_issue in (None, row.is_label_issue)
+        and where.class_ in (None, row.given_label)
+        and where.predicted_label in (None, row.predicted_label)
+        and (below is None or (row.label_score is not None and row.label_score < below))
+    )
 
 
 def _accepted(

@@ -204,17 +204,9 @@ def images(
     if is_label_issue is not None:
         ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
         numbers = {row.number for row in ranking.where(is_label_issue)}
-    records = dataset_index.read_images(
-        folder,
-        split=split,
-        given=given,
-        status=action,
-        numbers=numbers,
-        after=pages.page_start(paging, -1),
-        limit=paging.limit + 1,
-        version=labels,
+    page, cursor = contents.image_page(
+        folder, paging, split=split, given=given, status=action, numbers=numbers, version=labels
     )
-    page, cursor = pages.numbered_page(records, paging)
     return Page(items=[schemas.image_out(record, classes) for record in page], next_cursor=cursor)
 
 

@@ -67,12 +67,13 @@ def resolve_alias(session: Session, alias: str) -> Model:
 
 
 def newest(session: Session) -> Model | None:
-    """The newest model, if possible of a training on the labels as they are that is no baseline of a comparison.
+    """The newest model that no baseline of a comparison trained, or the newest of all where there is no other.
 
-    A self-test learns injected mistakes: it comes last, so that it never displaces another model.
+    A model without its job may be a baseline's. A self-test learns injected mistakes: it comes last, so that it never
+    displaces another model.
     """
     is_self_test = Model.spec["noise"].as_string().is_not(None)
-    is_baseline = Job.compared_with_id.is_not(None)
+    is_baseline = Job.id.is_(None) | Job.compared_with_id.is_not(None)
     return session.scalar(
         select(Model)
         .outerjoin(Job, Job.id == Model.job_id)

@@ -116,15 +116,11 @@ def write_index(
 @contextlib.contextmanager
 def open_index(folder: Path, version: int = label_versions.UPLOADED) -> Iterator[sqlite3.Connection]:
     """The index of a data set, read-only; its views `labelled` and `labelled_class` have a version of the labels."""
-    with contextlib.closing(sqlite3.connect(_read_only(folder / INDEX_FILE), uri=True)) as index:
+    with contextlib.closing(sqlite3.connect(label_versions.read_only(folder / INDEX_FILE), uri=True)) as index:
         if version != label_versions.UPLOADED:
-            index.execute("ATTACH ? AS version", (_read_only(label_versions.path_of(folder, version)),))
+            index.execute("ATTACH ? AS version", (label_versions.read_only(label_versions.path_of(folder, version)),))
         index.executescript(UPLOADED_VIEWS if version == label_versions.UPLOADED else VERSION_VIEWS)
         yield index
-
-
-def _read_only(path: Path) -> str:
-    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Versions of a data set's labels: the uploaded ones are version 1, every later version is one file that never changes.
 
-The file of a version holds everything in which its labels differ from the uploaded ones, and the edits that made it of
-its parent. `ml.formats.dataset_index` reads a data set through it. Images never change.
+The file of a version holds everything in which its labels differ from the uploaded ones. `ml.formats.dataset_index`
+reads a data set through it. Images never change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sqlite3
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -36,7 +36,6 @@ SCHEMA = """
 CREATE TABLE class ("index" INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE uploaded_class ("index" INTEGER PRIMARY KEY, now INTEGER NOT NULL);
 CREATE TABLE label (image INTEGER PRIMARY KEY, given INTEGER, status TEXT NOT NULL, version INTEGER NOT NULL);
-CREATE TABLE edit (number INTEGER PRIMARY KEY, action TEXT NOT NULL, image INTEGER, old TEXT, new TEXT);
 """
 
 
@@ -193,6 +192,11 @@ def path_of(folder: Path, version: int) -> Path:
     return folder / FOLDER / f"{version}.sqlite"
 
 
+def read_only(path: Path) -> str:
+    """The URI by which SQLite opens a file that never changes."""
+    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+
+
 def read(folder: Path, version: int, uploaded: UploadedLabels) -> Labels:
     """The labels of a version.
 
@@ -217,20 +221,21 @@ def read(folder: Path, version: int, uploaded: UploadedLabels) -> Labels:
     return Labels(classes, renamed, images)
 
 
-def write(folder: Path, version: int, labels: Labels, edits: Iterable[Edit], uploaded: UploadedLabels) -> None:
+def write(folder: Path, version: int, labels: Labels, uploaded: UploadedLabels) -> None:
     """Write the file of a new version; it is there completely or not at all, and survives a power cut.
 
-    A file that a crash has left behind before the version was recorded is replaced.
+    What a crash has left behind, half a file or one that was never recorded as a version, is replaced.
 
     Args:
         folder: The data set.
-        version: The number of the new version; nobody else may write it at the same time.
+        version: The number of the new version; nobody else may write one of this data set at the same time.
         labels: Its labels.
-        edits: What made them of the parent's.
         uploaded: The uploaded labels.
     """
     target = path_of(folder, version)
     target.parent.mkdir(mode=0o750, exist_ok=True)
+    for half in target.parent.glob(".*.tmp"):
+        half.unlink()
     temporary = target.with_name(f".{version}.{uuid.uuid4().hex}.tmp")
     ids = {name: number for number, name in enumerate(labels.classes)}
     try:
@@ -249,7 +254,6 @@ def write(folder: Path, version: int, labels: Labels, edits: Iterable[Edit], upl
                     for image, label in sorted(labels.images.items())
                 ),
             )
-            file.executemany("INSERT INTO edit VALUES (?,?,?,?,?)", ((n, *edit) for n, edit in enumerate(edits)))
             file.execute("COMMIT")
         temporary.chmod(0o640)
         fsync.flush(temporary)
@@ -266,28 +270,6 @@ def digest(labels: Labels, uploaded: UploadedLabels) -> str:
     for image in sorted(uploaded.given):
         hashed.update(repr((image, labels.label_of(image, uploaded), labels.status_of(image))).encode())
     return hashed.hexdigest()
-
-
-def read_edits(folder: Path, version: int, *, after: int = -1, limit: int = -1) -> list[tuple[int, Edit]]:
-    """The edits that made a version of its parent, with their numbers.
-
-    Args:
-        folder: The data set.
-        version: Of its labels.
-        after: Only edits with a higher number; they count from 0.
-        limit: At most so many; -1 for all.
-    """
-    if version == UPLOADED:
-        return []
-    query = "SELECT number, action, image, old, new FROM edit WHERE number > ? ORDER BY number LIMIT ?"
-    with contextlib.closing(
-        sqlite3.connect(f"{path_of(folder, version).absolute().as_uri()}?mode=ro", uri=True)
-    ) as file:
-        return [(number, Edit(*edit)) for number, *edit in file.execute(query, (after, limit))]
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _quoted(name: str | None) -> str:

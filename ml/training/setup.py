@@ -123,7 +123,7 @@ def prepare(
         labels=labels,
         noise_rate=noise_rate,
         held_out=held_out,
-        confirmed=images.confirmed,
+        confirmed=images.confirmed if spec.noise is None else None,  # noise may have changed what was confirmed
         mean=mean,
         std=std,
         random=random,

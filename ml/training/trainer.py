@@ -48,7 +48,7 @@ class Trainer:
         labels: The labels to train on and to rank, int64 (N,), with the noise that the spec injects.
         noise_rate: Share of labels that this noise changed; None without noise.
         held_out: The rows that are not trained on, int64 (N - M,).
-        confirmed: bool (N,), whether a person has confirmed the label; None where nobody has confirmed any.
+        confirmed: bool (N,), whether a person has confirmed the label; None where none is, or noise was injected.
         mean, std: Of each channel in [0, 1], float64 (3,).
         batches: Builds batches of the M images that are trained on.
         margins: Collects what ranks the given labels.

@@ -306,7 +306,7 @@ def test_a_file_without_a_row_is_no_version(client: Client, dataset_id: str, lab
     uploaded = dataset_index.uploaded_labels(folder)
     lost = label_versions.read(folder, 1, uploaded)
     assert lost.apply([label_versions.Edit("exclude", 5, "cat", None)], 2, uploaded) == []
-    label_versions.write(folder, 2, lost, [], uploaded)
+    label_versions.write(folder, 2, lost, uploaded)
 
     assert client.get(f"{labels}/2").status_code == 404
     assert client.post(labels, json={"edits": [CAT_TO_DOG]}).json()["version"] == 2

@@ -43,15 +43,23 @@ def test_accepted_flags_are_what_the_next_job_trains_on(service: str, tmp_path: 
         assert (float(of_confirmed["label_score"]), of_confirmed["is_label_issue"]) == (1.0, "false")
         assert len(ranking(api, first["id"])) == TRAIN
 
+        scored = finished(api, {"type": "predict", "dataset_id": dataset, "model": second["id"], "split": "train"})
+        table = api.get(f"/jobs/{scored['id']}/artifacts/predictions.csv").raise_for_status().text
+        assert len(list(csv.DictReader(io.StringIO(table)))) == TRAIN - excluded
+
 
 def trained(api: httpx2.Client, dataset: str) -> dict[str, Any]:
-    """A job on the newest labels that has succeeded."""
-    body = {"dataset_id": dataset, "method": "ce", "epochs": 1, "image_size": 16}
+    """A training on the newest labels that has succeeded."""
+    return finished(api, {"dataset_id": dataset, "method": "ce", "epochs": 1, "image_size": 16})
+
+
+def finished(api: httpx2.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """A job that has succeeded."""
     job = api.post("/jobs", json=body).raise_for_status().json()["id"]
     eventually(lambda: api.get(f"/jobs/{job}").json()["status"] in ("succeeded", "failed"), seconds=120.0)
-    finished: dict[str, Any] = api.get(f"/jobs/{job}").json()
-    assert finished["status"] == "succeeded", finished["error"]
-    return finished
+    ended: dict[str, Any] = api.get(f"/jobs/{job}").json()
+    assert ended["status"] == "succeeded", ended["error"]
+    return ended
 
 
 def ranking(api: httpx2.Client, job: str) -> list[dict[str, str]]:

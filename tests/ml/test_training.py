@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -297,3 +298,17 @@ def test_losses_are_those_of_before(spec: Specs, labeled: LabeledImages) -> None
     assert [r.train_loss for r in reports(Trainer.build(noisy, labeled))] == pytest.approx(
         [2.8017, 2.4757, 2.1848], rel=1e-2
     )
+
+
+def test_injected_noise_leaves_no_label_confirmed(spec: Specs, labeled: LabeledImages) -> None:
+    """A label that a person has confirmed may be the one that noise has changed; it is still what tells the truth."""
+    confirmed = replace(labeled, confirmed=torch.ones(len(labeled), dtype=torch.bool))
+    trusting = Trainer.build(spec(validation_fraction=0.25), confirmed)
+    tested = Trainer.build(spec(validation_fraction=0.25, noise={"kind": "symmetric", "rate": 0.4}), confirmed)
+
+    assert trusting.confirmed is confirmed.confirmed
+    assert tested.confirmed is None
+    pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
+    held_out = torch.arange(20)
+    parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), tested.labels, held_out, confirmed)
+    assert next(iter(parts["clean_validation"]))[2].equal(labeled.labels[held_out])

@@ -35,6 +35,7 @@ class JobLifecycle(RuleBasedStateMachine):
     """Whatever workers, dispatchers, clients and clocks do: no job is lost, none ends twice, none has two models."""
 
     engine: ClassVar[Engine]
+    reached: ClassVar[set[State]]  # the ends that any example has come to
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,6 +168,7 @@ class JobLifecycle(RuleBasedStateMachine):
             assert self.final.setdefault(job, row.state) == row.state if job in self.final else True
             if row.state in ENDED:
                 self.final[job] = row.state
+                self.reached.add(row.state)
                 assert row.finished_at is not None
             assert (row.state == State.running) == (job in self.holds)
             assert models.get(job, 0) == (1 if row.state == State.succeeded else 0)
@@ -224,7 +226,8 @@ def model_row(dataset: uuid.UUID) -> dict[str, Any]:
     }
 
 
-def walk(database_url: str, folder: Path, examples: int) -> None:
+def walk(database_url: str, folder: Path, examples: int) -> set[State]:
+    """Run so many examples, each of which asserts after every step; the ends that jobs have come to."""
     engine = connect(Settings(data_dir=folder, database_url=database_url))
     if not database_url:  # nothing here survives a loss of power, and waiting for the disk took most of the time
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
@@ -237,15 +240,18 @@ def walk(database_url: str, folder: Path, examples: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(type("Machine", (JobLifecycle,), {"engine": engine}), settings=steps)
+    reached: set[State] = set()
+    machine = type("Machine", (JobLifecycle,), {"engine": engine, "reached": reached})
+    run_state_machine_as_test(machine, settings=steps)
     engine.dispose()
+    return reached
 
 
 def test_every_job_ends_once_whatever_two_workers_and_the_clock_do(database_url: str, tmp_path: Path) -> None:
-    walk(database_url, tmp_path, examples=20)
+    assert walk(database_url, tmp_path, examples=20) == set(ENDED)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_job_ends_once_over_ten_thousand_steps(tmp_path: Path) -> None:
-    walk("", tmp_path, examples=200)
+    assert walk("", tmp_path, examples=200) == set(ENDED)

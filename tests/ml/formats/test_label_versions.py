@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,7 @@ def edited(folder: Path, parent: int, *edits: Edit) -> int:
     uploaded = dataset_index.uploaded_labels(folder)
     labels = label_versions.read(folder, parent, uploaded)
     assert labels.apply(edits, parent + 1, uploaded) == []
-    label_versions.write(folder, parent + 1, labels, edits, uploaded)
+    label_versions.write(folder, parent + 1, labels, uploaded)
     return parent + 1
 
 
@@ -49,11 +52,9 @@ def test_a_version_is_read_as_it_was_written(folder: Path, uploaded: UploadedLab
     edits = [relabel(0, "cat", "dog"), Edit("confirm", 1, "cat", None), Edit("exclude", 12, "dog", None)]
     labels = Labels.of_upload(uploaded)
     assert labels.apply(edits, 2, uploaded) == []
-    label_versions.write(folder, 2, labels, edits, uploaded)
+    label_versions.write(folder, 2, labels, uploaded)
 
     assert label_versions.read(folder, 2, uploaded) == labels
-    assert [edit for _, edit in label_versions.read_edits(folder, 2)] == edits
-    assert label_versions.read_edits(folder, 2, after=0, limit=1) == [(1, edits[1])]
     images = dataset_index.read_images(folder, version=2)
     assert [(i.number, i.given, i.status) for i in images if i.status != "unreviewed"] == [
         (0, 1, "relabelled"), (1, 0, "confirmed"), (12, 1, "excluded"),
@@ -132,7 +133,7 @@ def test_equal_labels_have_one_digest(folder: Path, uploaded: UploadedLabels) ->
     edited(folder, 1, relabel(0, "cat", "dog"))
     edited(folder, 2, relabel(1, "cat", "dog"))
     assert len({digest(1), digest(2), digest(3)}) == 3
-    label_versions.write(folder, 4, label_versions.read(folder, 2, uploaded), [], uploaded)
+    label_versions.write(folder, 4, label_versions.read(folder, 2, uploaded), uploaded)
     assert digest(4) == digest(2)
 
 
@@ -171,3 +172,41 @@ def test_a_version_that_was_left_half_written_is_replaced(folder: Path, uploaded
     label_versions.path_of(folder, 2).write_bytes(b"torn")
     edited(folder, 1, relabel(0, "cat", "dog"))
     assert label_versions.read(folder, 2, uploaded).images == {0: ("dog", "relabelled", 2)}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ml.formats import dataset_index, label_versions
+from ml.formats.label_versions import Edit, Labels
+
+folder = Path(sys.argv[1])
+uploaded = dataset_index.uploaded_labels(folder)
+for version in range(2, 100_000):
+    labels = Labels.of_upload(uploaded)
+    edits = [Edit("confirm", image, labels.label_of(image, uploaded), None) for image in uploaded.given]
+    assert labels.apply(edits, version, uploaded) == []
+    label_versions.write(folder, version, labels, uploaded)
+    print(version, flush=True)
+"""
+
+
+@pytest.mark.parametrize("wait_ms", [0, 1, 2, 3, 5, 8])
+def test_a_writer_killed_at_any_moment_leaves_whole_versions(
+    folder: Path, uploaded: UploadedLabels, wait_ms: int
+) -> None:
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(20):
+            assert writer.stdout.readline()
+        time.sleep(wait_ms / 1000)  # somewhere in the next version
+        writer.kill()
+        written = 21 + len(writer.stdout.readlines())
+
+    versions = sorted(int(path.stem) for path in (folder / label_versions.FOLDER).glob("[0-9]*.sqlite"))
+    assert versions[: written - 1] == list(range(2, written + 1))
+    for version in versions:
+        assert len(label_versions.read(folder, version, uploaded).images) == len(uploaded.given)
+    label_versions.write(folder, versions[-1] + 1, Labels.of_upload(uploaded), uploaded)
+    assert list((folder / label_versions.FOLDER).glob(".*")) == []
