@@ -57,7 +57,7 @@ class TrainingDiverged(Failure):
             f"the training loss stopped being finite in epoch {epoch} (phase {phase!r})",
             hint="lower learning_rate, or set precision to f32",
         )
-        self.epoch = epoch
+        self.epoch = epoch  # from 1
 
 
 class OutOfMemory(Failure):

@@ -176,7 +176,7 @@ class JobEvent(Base):
 
 
 class Epoch(Base):
-    """One epoch report. An attempt that resumes may write it again."""
+    """One epoch report, by its number from 1. An attempt that resumes may write it again."""
 
     __tablename__ = "epoch"
 

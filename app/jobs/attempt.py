@@ -72,7 +72,7 @@ def report_progress(session: Session, job_id: uuid.UUID, fence: int, progress: M
 
 
 def record_epochs(session: Session, job_id: uuid.UUID, fence: int, reports: Sequence[Mapping[str, Any]]) -> bool:
-    """Store epoch reports, each with its number as `epoch`.
+    """Store epoch reports, each with its number, from 1, as `epoch`.
 
     A report of an epoch that is stored already (after a resume) replaces the stored one and makes no second event.
     """

@@ -50,11 +50,13 @@ class ConfidentSamples(nn.Module):
         counts = self._class_counts(self.mask)
         self.class_weights.copy_(balancing_weights(counts, self.max_weight))
 
-        log.info("epoch %d: confident images by class %s", context.epoch, [int(count) for count in counts.tolist()])
+        log.info("epoch %d: confident images by class %s", context.epoch + 1, [int(count) for count in counts.tolist()])
         filled = counts - self._class_counts(self.mask & confident)
         if bool(filled.any()):
             empty = [number for number, count in enumerate(filled.tolist()) if count]
-            log.info("epoch %d: no label of classes %s is predicted, they keep earlier images", context.epoch, empty)
+            log.info(
+                "epoch %d: no label of classes %s is predicted, they keep earlier images", context.epoch + 1, empty
+            )
 
     def _class_counts(self, mask: Tensor) -> Tensor:
         return losses.one_hot(self.labels[mask], len(self.class_weights)).sum(dim=0)

@@ -151,7 +151,7 @@ def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | Non
         group.broadcast_object(None if newest.path is None else str(newest.path))
     if newest.state is not None:
         trainer.restore(newest.state)
-        print(f"resumed at epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
+        print(f"resumed in epoch {trainer.epoch + 1}, step {trainer.step}", file=sys.stderr)
 
 
 def _train_to_the_end(trainer: Trainer, out: Path) -> None:
@@ -235,7 +235,7 @@ def _describe(report: EpochReport) -> str:
 
     scores = [(name.replace("_", " "), getattr(report, name).get(ENSEMBLE)) for name in EVALUATION_SPLITS]
     return (
-        f"epoch {report.epoch + 1}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
+        f"epoch {report.epoch}/{report.epochs} {report.phase}: loss {report.train_loss:.4f}"
         + "".join(f", {name} {score.accuracy:.4f}" for name, score in scores if score)
         + f", {report.images_per_second:.0f} images/s"
     )

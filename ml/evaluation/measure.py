@@ -98,18 +98,18 @@ def summary(noisy_validation: Sequence[float | None], test: Sequence[float | Non
         test: Accuracy of every epoch on the test set.
 
     Returns:
-        `last`; `best_noisy_val` at the epoch `best_noisy_val_epoch` (counted from 0) of the best noisy validation;
+        `last`; `best_noisy_val` at the epoch `best_noisy_val_epoch` (counted from 1) of the best noisy validation;
         `best_test`, which is reported but never used to choose; `mean_last10`. Empty without an epoch.
     """
     if not test:
         return {}
-    ranked = [(accuracy, epoch) for epoch, accuracy in enumerate(noisy_validation) if accuracy is not None]
+    ranked = [(accuracy, epoch) for epoch, accuracy in enumerate(noisy_validation, start=1) if accuracy is not None]
     best_epoch = max(ranked, key=lambda pair: (pair[0], -pair[1]))[1] if ranked else None
     known = [accuracy for accuracy in test if accuracy is not None]
     tail = [accuracy for accuracy in test[-10:] if accuracy is not None]
     return {
         "last": test[-1],
-        "best_noisy_val": None if best_epoch is None else test[best_epoch],
+        "best_noisy_val": None if best_epoch is None else test[best_epoch - 1],
         "best_noisy_val_epoch": best_epoch,
         "best_test": max(known, default=None),
         "mean_last10": sum(tail) / len(tail) if tail else None,

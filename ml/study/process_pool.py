@@ -71,7 +71,7 @@ def _run_task(task: Task, device: RunDevice, on_epoch: Callable[[str], None]) ->
 
     def describe(report: EpochReport) -> None:
         score = report.test.get(ENSEMBLE)
-        on_epoch(f"epoch {report.epoch + 1}/{report.epochs}" + (f" test {score.accuracy:.4f}" if score else ""))
+        on_epoch(f"epoch {report.epoch}/{report.epochs}" + (f" test {score.accuracy:.4f}" if score else ""))
 
     results.code_version()  # cached now: the code that a result names is that with which its run began
     try:

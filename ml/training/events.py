@@ -19,7 +19,7 @@ class Step:
     """A step was taken. It has no loss, since reading one would wait for the device.
 
     Attributes:
-        epoch: From 0.
+        epoch: From 1.
         phase: Name of the phase.
         step: In this epoch, from 0.
         steps: Of this epoch.
@@ -38,7 +38,7 @@ class EpochReport:
     """An epoch has ended. The five evaluation splits have scores by head, and none if their labels are not known.
 
     Attributes:
-        epoch: From 0.
+        epoch: From 1.
         epochs: Of the whole training.
         phase: Name of the phase.
         step: Steps taken so far in the whole training.

@@ -180,7 +180,7 @@ class Trainer:
                     self.step += 1
                     if self.position % FINITE_CHECK_STEPS == 0:
                         self._check_loss(phase)
-                yield Step(self.epoch, phase.name, self.position - 1, sampler.steps, self.step)
+                yield Step(self.epoch + 1, phase.name, self.position - 1, sampler.steps, self.step)
 
             # Check the weights, evaluate, report.
             with self._working("evaluating"):
@@ -233,7 +233,9 @@ class Trainer:
         batch_size = phase.images_per_step(self.spec.batch_size)
         sampler = EpochSampler.draw(passes, batch_size, self.random.order, self.device)
         if sampler.is_empty:
-            raise errors.UnusableData(f"epoch {self.epoch} ({phase.name}) has no image to train on", code="empty_pool")
+            raise errors.UnusableData(
+                f"epoch {self.epoch + 1} ({phase.name}) has no image to train on", code="empty_pool"
+            )
         self.sampler, self.position, self.seconds = sampler, 0, 0.0
         self.loss_sum.zero_()
         return phase, sampler
@@ -280,7 +282,7 @@ class Trainer:
         scores = self.evaluator.scores()
         self.margins.end_epoch()
         report = EpochReport(
-            epoch=self.epoch,
+            epoch=self.epoch + 1,
             epochs=self.epochs,
             phase=phase.name,
             step=self.step,
@@ -370,11 +372,11 @@ class Trainer:
 
     def _check_loss(self, phase: Phase) -> None:
         if not bool(torch.isfinite(self.loss_sum)):
-            raise errors.TrainingDiverged(self.epoch, phase.name)
+            raise errors.TrainingDiverged(self.epoch + 1, phase.name)
 
     def _check_weights(self, phase: Phase) -> None:
         if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.method.parameters()]).all()):
-            raise errors.TrainingDiverged(self.epoch, phase.name)
+            raise errors.TrainingDiverged(self.epoch + 1, phase.name)
 
     @contextlib.contextmanager
     def _working(self, what: str) -> Iterator[None]:

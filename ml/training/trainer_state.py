@@ -64,7 +64,9 @@ def unpack(trainer: Trainer, state: checkpoint.State) -> None:
 
     # What was measured
     trainer.margins.restore(state.under("margins/"), facts["margins"])
-    trainer.history = [EpochReport.from_json(report) for report in facts["history"]]
+    # Older checkpoints count epochs from 0: a report's number is its place.
+    reports = enumerate(facts["history"], start=1)
+    trainer.history = [EpochReport.from_json({**report, "epoch": number}) for number, report in reports]
 
     # The place in the loop
     orders = state.under("sampler/")

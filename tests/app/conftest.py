@@ -240,7 +240,7 @@ class FakeWorker:
     def epochs(self, claim: Any, count: int) -> None:
         reports = [
             {"epoch": n, "train_loss": 2.0 - n / count, "test": {"answer": {"accuracy": n / count}}}
-            for n in range(count)
+            for n in range(1, count + 1)
         ]
         with db.transaction(self.engine) as session:
             assert attempt.record_epochs(session, claim.id, claim.fence, reports)

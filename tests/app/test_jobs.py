@@ -389,7 +389,7 @@ def test_retry_is_for_failed_and_cancelled_jobs(
     assert failed["error"]["type"] == "/problems/diverged"
     resumed = client.post(f"{path}/retry")
     assert (resumed.status_code, resumed.json()["status"], resumed.json()["error"]) == (202, "queued", None)
-    assert client.get(f"{path}/metrics").json()["epoch"] == [0, 1, 2]
+    assert client.get(f"{path}/metrics").json()["epoch"] == [1, 2, 3]
     fake_worker.fail(fake_worker.claim())
     assert client.post(f"{path}/retry", json={"from": "scratch"}).status_code == 202
     assert client.get(f"{path}/metrics").json()["epoch"] == []
@@ -557,8 +557,8 @@ def test_metrics_are_columns_thinned_out_evenly(
     job = submit()
     fake_worker.epochs(fake_worker.claim(), 101)
     body = client.get(f"/jobs/{job['id']}/metrics?max_points=5").json()
-    assert body["epoch"] == [0, 25, 50, 75, 100]
-    assert body["series"]["test.answer.accuracy"][0] == 0
+    assert body["epoch"] == [1, 26, 51, 76, 101]
+    assert body["series"]["test.answer.accuracy"][-1] == 1
     assert {len(column) for column in body["series"].values()} == {5}
     assert body["total_points"] == 101
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from alembic import command
@@ -193,3 +195,57 @@ def test_a_schema_change_keeps_every_row_and_its_children(settings: Settings, en
         assert db.scalars(select(JobEvent)).one().data == {"status": "queued"}
         assert db.scalars(select(Epoch)).one().job_id == job.id
         assert db.execute(text("SELECT later FROM job")).scalars().one() == 7
+
+
+def test_epochs_that_are_stored_from_0_count_from_1_and_back(settings: Settings, engine: Engine) -> None:
+    """Rows, reports, events and metrics; a report without a number, and metrics without a best epoch, stay."""
+    config = configuration(settings)
+    upgrade(settings, "20261129b7c2")
+    one, other, third = (
+        str(uuid.UUID(int=n)) if engine.dialect.name == "postgresql" else uuid.UUID(int=n).hex for n in (7, 8, 9)
+    )
+    work = {"state": "succeeded", "attempt": 0, "fence": 0, "attempts_without_progress": 0, "priority": 0}
+    job = {"type": "train", "tags": "{}", "request": "{}", "spec": "{}", "limits": "{}", "restart_from": 0}
+    best = json.dumps({"test_accuracy": {"last": 0.5, "best_noisy_val_epoch": 2}})
+    with engine.begin() as db:
+        for id_, metrics in ((one, best), (other, '{"test_accuracy": null}'), (third, None)):
+            insert(db, "job", id=id_, **work, **job, label_version=1, metrics=metrics)
+        for number in range(3):
+            report = json.dumps({"epoch": number, "train_loss": None})
+            insert(db, "epoch", job_id=one, number=number, report=report)
+            insert(db, "job_event", job_id=one, kind="metric", data=report)
+        insert(db, "epoch", job_id=other, number=0, report="{}")
+        insert(db, "job_event", job_id=one, kind="progress", data='{"epoch": 3}')
+        model = {"method": "ce", "network": "small", "classes": "[]", "digest": "d", "size_bytes": 1, "spec": "{}"}
+        insert(db, "model", id=one, job_id=one, **model, metrics=best)
+
+    def numbers() -> list[object]:
+        with engine.begin() as db:
+            rows = db.execute(text("SELECT number, report FROM epoch ORDER BY job_id, number")).all()
+            events = db.execute(text("SELECT data FROM job_event ORDER BY id")).scalars().all()
+            of_jobs = db.execute(text("SELECT metrics FROM job ORDER BY id")).scalars().all()
+            of_models = db.execute(text("SELECT metrics FROM model")).scalars().all()
+        engine.dispose()
+
+        def parsed(value: Any) -> Any:
+            return json.loads(value) if isinstance(value, str) else value
+
+        return [
+            [(number, parsed(report).get("epoch")) for number, report in rows],
+            [parsed(data)["epoch"] for data in events],
+            [parsed(metrics) for metrics in (*of_jobs, *of_models)],
+        ]
+
+    before = numbers()
+    assert before[:2] == [[(0, 0), (1, 1), (2, 2), (0, None)], [0, 1, 2, 3]]
+    upgrade(settings, "20261129c4d8")
+    rows, events, metrics = numbers()
+    command.downgrade(config, "20261129b7c2")
+    downgraded = numbers()
+    upgrade(settings)
+
+    assert rows == [(1, 1), (2, 2), (3, 3), (1, None)]
+    assert events == [1, 2, 3, 3]
+    best_of = {"test_accuracy": {"last": 0.5, "best_noisy_val_epoch": 3}}
+    assert metrics == [best_of, {"test_accuracy": None}, None, best_of]
+    assert downgraded == before

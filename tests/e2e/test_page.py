@@ -189,7 +189,7 @@ def test_a_mask_is_drawn_where_every_other_form_of_it_lies(page: Page, console: 
 
 
 def test_figures_count_epochs_from_one_and_say_what_is_noisy(page: Page, console: Console) -> None:
-    best = {"best_noisy_val": 0.5, "best_noisy_val_epoch": 0}
+    best = {"best_noisy_val": 0.5, "best_noisy_val_epoch": 1}
     measured = {"background_reliance": 0.25, "swapped_accuracy": None, "noisy_swapped_accuracy": 0.5}
     page.evaluate(
         """async (job) => {

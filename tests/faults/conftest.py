@@ -66,7 +66,7 @@ class FaultHarness(ServiceHarness):
         assert [model.digest for model in self.models(job_id)] == [self.undisturbed]
         assert [event.data["status"] for event in self.history(job_id, "done")] == ["succeeded"]
         numbers = [event.data["epoch"] for event in self.history(job_id, "metric")]
-        assert numbers == list(range(EPOCHS))
+        assert numbers == list(range(1, EPOCHS + 1))
         return job
 
 

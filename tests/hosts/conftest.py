@@ -71,7 +71,7 @@ class MultiHostHarness(ServiceHarness):
         job = self.ended(job_id, 90.0)
         assert job.state == "succeeded", f"{job.state} {job.error}\n{self.logs()}"
         assert [model.digest for model in self.models(job_id)] == [self.undisturbed]
-        assert [event.data["epoch"] for event in self.history(job_id, "metric")] == list(range(EPOCHS))
+        assert [event.data["epoch"] for event in self.history(job_id, "metric")] == list(range(1, EPOCHS + 1))
         assert [event.data["status"] for event in self.history(job_id, "done")] == ["succeeded"]
         return job
 

@@ -63,5 +63,5 @@ def test_the_four_figures_of_a_training() -> None:
     summary = measure.summary([0.2, 0.6, 0.6, 0.1], [0.3, 0.5, 0.9, 0.7])
 
     assert summary == pytest.approx(
-        {"last": 0.7, "best_noisy_val": 0.5, "best_noisy_val_epoch": 1, "best_test": 0.9, "mean_last10": 0.6}
+        {"last": 0.7, "best_noisy_val": 0.5, "best_noisy_val_epoch": 2, "best_test": 0.9, "mean_last10": 0.6}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,6 +108,22 @@ def test_iterating_again_continues(spec: Specs, labeled: LabeledImages) -> None:
     assert same(whole.state().tensors, stopped.state().tensors) == []
 
 
+def test_a_checkpoint_that_counts_epochs_from_0_goes_on_from_1(spec: Specs, labeled: LabeledImages) -> None:
+    """Reports count from 1, whatever an older checkpoint says, and the training is the same bit for bit."""
+    whole, begun, resumed = (Trainer.build(spec(), labeled) for _ in range(3))
+    list(whole)
+    assert isinstance(next(event for event in begun if isinstance(event, EpochReport)), EpochReport)
+    state = begun.state()
+    older = [{**report, "epoch": report["epoch"] - 1} for report in state.facts["history"]]
+    assert [report["epoch"] for report in older] == [0]
+    resumed.restore(dataclasses.replace(state, facts={**state.facts, "history": older}))
+    list(resumed)
+
+    assert [report.epoch for report in resumed.history] == list(range(1, resumed.epochs + 1))
+    assert [report.epoch for report in resumed.history] == [report.epoch for report in whole.history]
+    assert same(whole.state().tensors, resumed.state().tensors) == []
+
+
 def test_a_state_is_not_changed_by_later_steps(spec: Specs, labeled: LabeledImages) -> None:
     training = Trainer.build(spec(), labeled)
     events = iter(training)
@@ -128,7 +145,7 @@ def test_F24_a_loss_that_is_not_finite_names_its_epoch(spec: Specs, labeled: Lab
 
     with pytest.raises(errors.TrainingDiverged) as raised:
         list(events)
-    assert raised.value.epoch == 1
+    assert raised.value.epoch == 2  # from 1: the first had ended
     assert raised.value.code == "training_diverged"
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from app import logs
+from app import logs, storage
 from app.datasets import ingest_queue
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
-from app.jobs import attempt
+from app.jobs import attempt, results, service
 from app.settings import Settings
 from ml.data.dataset import LabeledImages
 from ml.training import checkpoint
@@ -134,7 +134,7 @@ def test_K3_a_checkpoint_of_another_version_starts_the_training_again(
     assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
     assert harness.state(job_id) == "succeeded"
     assert any("starts again" in event.data["message"] for event in harness.history(job_id, "log"))
-    assert [event.data["epoch"] for event in harness.history(job_id, "metric")][-2:] == [0, 1]
+    assert [event.data["epoch"] for event in harness.history(job_id, "metric")][-2:] == [1, 2]
 
 
 def test_a_time_limit_fails_the_job_and_keeps_a_checkpoint(harness: ServiceHarness, channel: ControlChannel) -> None:
@@ -371,3 +371,25 @@ def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_re
 
     assert len(steps) * spec.batch_size > len(images)
     assert progress["images_per_second"] == pytest.approx(len(images) / elapsed, rel=0.05)
+
+
+def test_epochs_count_from_one_in_metrics_events_progress_and_files(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    """Whatever a client looks at last says the same number of the same epoch."""
+    job_id = harness.submit(harness.dataset(), epochs=3)
+    claim = claimed(harness)
+    assert job.main(*claim, None, channel) == control_channel.FINISHED
+
+    with transaction(harness.engine) as session:
+        rows, series = results.to_columns(service.epoch_reports(session, job_id), 100)
+    events = [event.data["epoch"] for event in harness.history(job_id, "metric")]
+    (progress,) = {event.data["epoch"] for event in harness.history(job_id, "progress")[-1:]}
+    attempts = harness.files.attempts(job_id)
+    lines = (attempts[-1] / storage.ARTIFACTS / "metrics.jsonl").read_text().splitlines()
+    ended = harness.job(job_id)
+    assert ended.metrics is not None
+    assert ended.progress is not None
+    assert events == rows == series["epoch"] == [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+    assert events[-1] == progress == ended.progress["epoch"] == ended.progress["epochs"] == ended.metrics["epochs"]
+    assert (ended.metrics["test_accuracy"] or {"best_noisy_val_epoch": 1})["best_noisy_val_epoch"] in events

@@ -82,7 +82,7 @@ def test_F02_a_killed_rank_costs_one_attempt_and_no_bit(harness: TwoDeviceHarnes
     one, other = (harness.models(job_id) for job_id in (undisturbed, job))
     assert len(one) == len(other) == 1
     assert one[0].digest == other[0].digest
-    assert [event.data["epoch"] for event in harness.history(job, "metric")] == list(range(EPOCHS))
+    assert [event.data["epoch"] for event in harness.history(job, "metric")] == list(range(1, EPOCHS + 1))
     predictor = Predictor.load(harness.files.model(other[0].id), "cpu")
     assert predictor.predict([np.zeros((SIDE, SIDE, 3), dtype=np.uint8)])[0].probabilities.sum() == pytest.approx(1.0)
     eventually(lambda: not any(map(alive, pids)), what="the end of all processes")

@@ -61,7 +61,7 @@ class JobReporter:
     # --- Buffered reports
 
     def record_epoch(self, report: Mapping[str, Any]) -> None:
-        """Record the report of a finished epoch; it has the epoch's number as `epoch`."""
+        """Record the report of a finished epoch; it has the epoch's number, from 1, as `epoch`."""
         self._epochs.append(report)
 
     def report_progress(self, progress: Mapping[str, Any]) -> None:

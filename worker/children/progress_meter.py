@@ -30,7 +30,7 @@ class ProgressMeter:
     def progress(self, event: Step) -> dict[str, object]:
         """The fields of a job's progress after this step; the speed is of the steps since the previous call."""
         now = time.monotonic()
-        fraction = (event.epoch + (event.step + 1) / event.steps) / self._epochs
+        fraction = (event.epoch - 1 + (event.step + 1) / event.steps) / self._epochs
         if self._first_fraction is None:
             self._first_fraction, self._started = fraction, now
         if self._images and now > self._last_progress:
@@ -40,7 +40,7 @@ class ProgressMeter:
         eta = (now - self._started) * (1 - fraction) / gained if gained > 0 else None
         return {
             "phase": event.phase,
-            "epoch": event.epoch + 1,
+            "epoch": event.epoch,
             "epochs": self._epochs,
             "fraction": round(fraction, 4),
             "images_per_second": None if self._speed is None else round(self._speed, 1),

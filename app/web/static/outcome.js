@@ -101,7 +101,7 @@ function flat(metrics, prefix = "") {
 }
 
 function formatted(name, value) {
-  if (name.endsWith("_epoch")) return number(value + 1); // counted from 0 in the API, from 1 on the page
+  if (name.endsWith("_epoch")) return number(value);
   if (name.endsWith("epochs")) return number(value);
   if (name.endsWith("seconds")) return duration(value);
   return SHARES.test(name) ? percent(value) : short(value);

@@ -4,9 +4,9 @@ import { words } from "./format.js";
 
 const ANSWER = "answer"; // the head that predicts when training is done
 
-/** reports: Map of epoch (from 0) -> epoch report. Returns {accuracy, loss}, each [{name, title, points: [[epoch from 1, value]]}]. */
+/** reports: Map of epoch (from 1) -> epoch report. Returns {accuracy, loss}, each [{name, title, points: [[epoch, value]]}]. */
 export function series(reports) {
-  const sorted = [...reports].sort(([a], [b]) => a - b).map(([epoch, report]) => [epoch + 1, report]);
+  const sorted = [...reports].sort(([a], [b]) => a - b);
   const heads = [...new Set(sorted.flatMap(([, report]) => Object.keys(report.test || {})))];
   const validation = (kind) => line("Noisy validation", sorted, (report) => report.noisy_validation?.[ANSWER]?.[kind]);
   const test = (head, kind) => line(head === ANSWER ? "Test" : `Test, ${headName(head)}`, sorted, (report) => report.test?.[head]?.[kind]);
