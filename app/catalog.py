@@ -115,6 +115,10 @@ class Catalog:
         """Whether params may go with a frozen part of a network."""
         return all(params.get(name) == value for name, value in self.methods[method].get("frozen_backbone", {}).items())
 
+    def renders_composites(self, method: str, params: Mapping[str, Any]) -> bool:
+        """Whether a method sees composites that a pretrained backbone makes, beside the pictures."""
+        return bool(self.methods[method].get("frozen_backbone")) and self.fits_frozen_backbone(method, params)
+
     def mixes(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether a method or its base method mixes images itself, so that a training of it cannot."""
         names = [name for name in (method, params.get("host")) if name in self.methods]

@@ -8,7 +8,7 @@ Shapes: `M` images trained on, `B` batch, `C` classes, `D` features, images (B, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -196,14 +196,15 @@ class TrainContext(Protocol):
         """
         ...
 
-    def features(self, kind: str) -> Tensor:
-        """What the network's frozen part computes of another rendering of the images that are trained on.
+    def rendered(self, kind: str) -> Iterator[Tensor]:
+        """Another rendering of all images that are trained on, as a network of the method sees one.
 
         Args:
             kind: "background", every image with its object filled by the mean background.
 
         Returns:
-            f32 (M, D), by `Batch.index`.
+            Batches in the order of `Batch.index`: f32 (B, D) or (B, D, h, w), what the network's frozen part computes;
+            or pictures (B, 3, S, S), where nothing is frozen.
 
         Raises:
             LookupError: This training makes no such rendering.

@@ -48,8 +48,8 @@ def estimate_training(
     share = TRAINED_SHARE[resolved["tune"]]
     passes_a_second = gpus * FLOPS_PER_S[device_kind] / flops
     speed = measured or passes_a_second / (FORWARD_AND_BACKWARD * cost * max(share, 0.01))
-    renders = bool(catalog.methods[resolved["method"]].get("frozen_backbone"))
-    encodings = 0 if share == 1.0 else 1 + COMPOSITES * renders
+    renders = catalog.renders_composites(resolved["method"], resolved["params"])
+    encodings = int(renders) if share == 1.0 else 1 + COMPOSITES * renders  # of a network trained whole, to locate
     copies = catalog.networks_held(resolved["method"], resolved["params"])
     pixels = train_images * resolved["image_size"] ** 2 * 3
     activations = resolved["batch_size"] * flops * ACTIVATION_BYTES_PER_FLOP * min(cost, 2.0)

@@ -60,7 +60,7 @@ class DeconfoundingParams(MethodParams):
         default="joint",
         description="What finds the object. joint: a module that learns from the loss on the given labels; label_free: "
         "one that learns only how homogeneous the background is; backbone: what stands out in the feature maps of the "
-        "pretrained network, of which a part stays frozen (tune: none, last or two).",
+        "pretrained network.",
     )
     centre: Literal["linear", "soft_argmax"] = Field(
         default="linear",

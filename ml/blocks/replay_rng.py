@@ -70,7 +70,7 @@ class _RecordedContext:
         self.epoch = context.epoch
         self.epochs = context.epochs
         self.noisy_accuracies = context.noisy_accuracies
-        self.features = context.features
+        self.rendered = context.rendered
         self.logits: Tensor | None = None
 
     def record_logits(self, logits: Tensor) -> None:

@@ -92,10 +92,29 @@ class ImageStore:
         view = self._normalised(kind.change_pixels(moved, generator))
         return autoaugment.cut_out(view, generator) if strongly else view
 
+    def augmented_with_masks(
+        self, rows: Tensor, masks: Tensor, kind: Augmentation, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A random weak view of each image, and a mask that is cropped and mirrored with it.
+
+        Args:
+            rows: int64 (B,).
+            masks: Of these images, f32 (B, 1, S, S) in [0, 1]; 0 is what comes from outside of an image.
+            kind: What a view is.
+            generator: Draws the views, on the store's device; the same as in `augmented`.
+
+        Returns:
+            (B, 3, S, S), normalised, and masks f32 (B, 1, S, S).
+        """
+        mask_bytes = (255 * masks).round_().to(torch.uint8).permute(0, 2, 3, 1)
+        moved = self._crop_and_flip(rows, kind, generator, instead=torch.cat([self._images[rows], mask_bytes], dim=3))
+        view = self._normalised(kind.change_pixels(moved[..., :3].contiguous(), generator))
+        return view, moved[..., 3:].permute(0, 3, 1, 2).float() / 255
+
     def _crop_and_flip(
         self, rows: Tensor, kind: Augmentation, generator: torch.Generator, instead: Tensor | None
     ) -> Tensor:
-        """Randomly cropped and mirrored: the stored images of `rows`, or `instead` of them uint8 (B, S, S, 3)."""
+        """Randomly cropped and mirrored: the stored images of `rows`, or `instead` uint8 (B, S, S, channels)."""
         if kind.geometry == "crop_flip":
             pixels = self._cropped(rows, generator, instead)
         elif kind.geometry == "resized_crop_flip":
@@ -107,13 +126,13 @@ class ImageStore:
         return pixels if kind.geometry == "none" else augmentation.mirror(pixels, generator)
 
     def _cropped(self, rows: Tensor, generator: torch.Generator, instead: Tensor | None) -> Tensor:
-        """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, 3)."""
+        """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, channels)."""
         corners = torch.randint(0, 2 * self.shift + 1, (2, len(rows)), generator=generator, device=self.device)
         padded = self._all_padded() if instead is None else None
         if padded is None:
             padded = self._pad(self._images[rows] if instead is None else instead)
             rows = torch.arange(len(rows), device=self.device)
-        windows = padded.unfold(1, self.side, 1).unfold(2, self.side, 1)  # (N, 2p + 1, 2p + 1, 3, S, S), no copy
+        windows = padded.unfold(1, self.side, 1).unfold(2, self.side, 1)  # (N, 2p + 1, 2p + 1, channels, S, S), no copy
         return windows[rows, corners[0], corners[1]].permute(0, 2, 3, 1).contiguous()  # lies in this order already
 
     def _all_padded(self) -> Tensor | None:

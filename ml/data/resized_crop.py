@@ -3,7 +3,7 @@
 Boxes are drawn as torchvision's `RandomResizedCrop` draws them. Since a box lies within an image of the side that is
 wanted, it is only ever enlarged, where bilinear interpolation needs no antialiasing.
 
-Shapes: `N` stored images, `B` of one batch, `S` side; uint8 (., S, S, 3).
+Shapes: `N` stored images, `B` of one batch, `S` side; uint8 (., S, S, 3), or with more channels.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def crop(images: Tensor, rows: Tensor, boxes: Boxes) -> Tensor:
 def crop_each(images: Tensor, rows: Tensor, boxes: Boxes) -> Tensor:
     """`crop` image by image, in integers. See there for arguments and result."""
     side = images.shape[1]
-    cropped = images.new_empty(len(rows), side, side, 3)
+    cropped = images.new_empty(len(rows), side, side, images.shape[3])
     numbers = (tensor.numpy().tolist() for tensor in (rows, *boxes))
     for place, (row, top, left, height, width) in enumerate(zip(*numbers, strict=True)):
         box = images[row, top : top + height, left : left + width].permute(2, 0, 1)[None]

@@ -29,8 +29,13 @@ def composite(images: Tensor, gaussians: Tensor, mean_background: Tensor) -> Ten
         gaussians: of their objects, (B, 3).
         mean_background: b̄, (1, 3, S, S), from `mean_background`.
     """
-    mask = localization.gaussian_mask(gaussians, images.shape[2], images.shape[3]).to(images.dtype)
-    return background.complement(images, mask).foreground + (1 - mask) * mean_background.to(images.dtype)
+    return blend(images, localization.gaussian_mask(gaussians, images.shape[2], images.shape[3]), mean_background)
+
+
+def blend(images: Tensor, masks: Tensor, mean_background: Tensor) -> Tensor:
+    """`composite` by masks (B, 1, S, S) in place of Gaussians."""
+    masks = masks.to(images.dtype)
+    return background.complement(images, masks).foreground + (1 - masks) * mean_background.to(images.dtype)
 
 
 def background_alone(images: Tensor, gaussians: Tensor, mean_background: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Shapes: `M` images trained on, `B` batch, `C` classes, `D` features; logits (B, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from ml.features.answer_rule import AnswerDecision, BackgroundStatistic
 from ml.features.pair_evidence import PairEvidence
 from ml.method import Method, Pass, TrainContext
 
-ROWS = 256  # background images that are encoded at a time
 DRAWS = "evidence"  # the concern of the generator
 
 
@@ -111,7 +110,7 @@ class EvidenceState(nn.Module):
         gathered = pair_evidence.gather(
             context.score(first.features),
             context.score(second.features),
-            _encode(second, context.features("background")),
+            _encode(second, context.rendered("background")),
             labels,
             first.class_count,
             context.generator(DRAWS),
@@ -167,10 +166,10 @@ def make(params: InteractionParams, image_count: int) -> EvidenceState | None:
 
 
 @torch.no_grad()
-def _encode(branch: DebiasedBranch, inputs: Tensor) -> Tensor:
+def _encode(branch: DebiasedBranch, batches: Iterable[Tensor]) -> Tensor:
     """Features (M, D) of inputs that are not side by side, by the branch's network in evaluation mode."""
     was_training = branch.training
     branch.eval()
-    parts = [branch.last_stage(branch.body(rows)) for rows in torch.split(inputs, ROWS)]
+    parts = [branch.last_stage(branch.body(rows)) for rows in batches]
     branch.train(was_training)
     return torch.cat(parts)

@@ -2,7 +2,8 @@
 
 The backbone's frozen part turns a picture into features or feature maps. With "composite" among the renderings, the
 method sees those of two pictures side by side: of the picture itself, f + b, and of its object before the mean
-background, f + b̄ (DeNLL, Eq. 4). Objects are located by what stands out in the backbone's maps (Eq. 5).
+background, f + b̄ (DeNLL, Eq. 4). Objects are located by what stands out in the backbone's maps (Eq. 5). A method whose
+networks are trained whole sees the two pictures themselves, and the backbone only locates.
 
 Shapes: `B` batch, `S` side, `C` classes, pictures (B, 3, S, S) normalised; gaussians (B, 3): centre x, centre y, sigma
 in pixels; features (B, D) or maps (B, D, h, w).
@@ -29,9 +30,9 @@ CENTRAL_SIGMA = 0.2  # of the central mask, as a share of the side
 class Rendered(NamedTuple):
     """Pictures as the method sees them."""
 
-    inputs: Tensor  # (B, D), (B, D, h, w); twice as wide with composites
+    inputs: Tensor  # (B, D), (B, D, h, w) or pixels (B, 3, S, S); twice as wide with composites
     gaussians: Tensor | None  # (B, 3); None where the backbone has no feature maps
-    encoded: Encoded  # of the pictures themselves
+    encoded: Encoded  # of the pictures themselves; its output is what a network sees of them
 
 
 class MethodInput(nn.Module):
@@ -40,17 +41,19 @@ class MethodInput(nn.Module):
     Attributes:
         encoder: The backbone's frozen part.
         renderings: What the method sees, side by side.
+        shows_pixels: Whether it sees pixels, and not what the encoder computes of them.
     """
 
     mean_background: Tensor  # b̄, f32 (1, 3, S, S); zeros until it is known
 
-    def __init__(self, encoder: Encoder, renderings: tuple[Rendering, ...]) -> None:
+    def __init__(self, encoder: Encoder, renderings: tuple[Rendering, ...], *, shows_pixels: bool = False) -> None:
         """Bind the parts; `mean_background` is set when the training images have been located."""
         super().__init__()
         side = encoder.image_size
         self.encoder = encoder
         self.localizer = BorderLocalizer(side)
         self.renderings = renderings
+        self.shows_pixels = shows_pixels
         self.register_buffer("mean_background", torch.zeros(1, 3, side, side))
         self._prepared = [encoder]  # what computes; in a list, since it is no part of the state
 
@@ -71,12 +74,14 @@ class MethodInput(nn.Module):
         parts = [encoded.output]
         for rendering in self.renderings[1:]:
             assert gaussians is not None, "composites need a backbone with feature maps"
-            parts.append(self.encode(self.render(pictures, gaussians, rendering)).output)
+            rendered = self.render(pictures, gaussians, rendering)
+            parts.append(rendered if self.shows_pixels else self.encode(rendered).output)
         return Rendered(torch.cat(parts, dim=1), gaussians, encoded)
 
     def encode(self, pictures: Tensor) -> Encoded:
-        """The backbone's output for pictures (B, 3, S, S), and its feature maps."""
-        return cast(Encoded, self._prepared[0](pictures))
+        """What a network sees of pictures (B, 3, S, S), and the backbone's feature maps."""
+        encoded = cast(Encoded, self._prepared[0](pictures))
+        return encoded._replace(output=pictures) if self.shows_pixels else encoded
 
     def locate(self, encoded: Encoded) -> Tensor | None:
         """Where composites take the objects of encoded pictures to be, (B, 3); None without feature maps."""

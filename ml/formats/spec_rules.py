@@ -34,7 +34,8 @@ def find_contradictions(
 
     Args:
         settings: Complete.
-        frozen_backbone: Params of the method that go with a frozen part of the network, and with nothing else.
+        frozen_backbone: Params of the method that need pretrained weights, and without which no part of the network
+            can be frozen.
         mixes: Whether the method, or its base method, mixes images itself.
     """
     wrong = []
@@ -52,11 +53,10 @@ def find_contradictions(
         detail = "It needs tune = all: the frozen part of a network sees every image once, as it is."
         wrong += [Contradiction(name, "excluded", detail) for name in pixel_changes(settings)]
     for name, value in frozen_backbone.items():
-        if (settings["params"].get(name) == value) is not is_frozen:
-            detail = (
-                f"It must be {value} where a part of the network is frozen."
-                if is_frozen
-                else f"{value} needs pretrained weights, and tune other than all."
-            )
+        has_value = settings["params"].get(name) == value
+        if is_frozen and not has_value:
+            detail = f"It must be {value} where a part of the network is frozen."
             wrong.append(Contradiction(f"params/{name}", "needs_frozen_backbone", detail))
+        elif has_value and not settings["pretrained"]:
+            wrong.append(Contradiction(f"params/{name}", "needs_pretrained", f"{value} needs pretrained weights."))
     return wrong

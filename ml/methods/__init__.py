@@ -40,7 +40,7 @@ class About(TypedDict):
     presets: dict[str, dict[str, object]]  # name -> params
     # glob of presets -> fields of the training spec that go with them, mostly the paper's; the first match counts
     training: NotRequired[dict[str, dict[str, object]]]
-    frozen_backbone: NotRequired[dict[str, object]]  # params that need a pretrained network with a frozen part
+    frozen_backbone: NotRequired[dict[str, object]]  # params that need pretrained weights, and that a frozen part needs
     rules: NotRequired[list[Rule]]  # for jobs that send no params: the service takes the first rule that holds
 
 

@@ -92,6 +92,14 @@ def cut(network: Chain, tune: str) -> tuple[nn.Sequential, Chain]:
     return nn.Sequential(*frozen), trained
 
 
+def frozen_depth(tune: str) -> str:
+    """Where `cut` ends the part that stands before a method's input: at `tune`.
+
+    A network that is trained whole has no such part; all but its classifier then locates objects.
+    """
+    return "none" if tune == "all" else tune
+
+
 def _members(part: nn.Module) -> list[nn.Module]:
     return list(part.children()) if isinstance(part, nn.Sequential) else [part]
 

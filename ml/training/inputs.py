@@ -24,6 +24,7 @@ from ml.data.dataset import LabeledImages, Selection, Truth
 from ml.data.image_store import ImageStore
 from ml.data.input_store import InputStore
 from ml.features import composites, feature_file
+from ml.features.composite_store import CompositeStore
 from ml.features.feature_file import FeatureFile, Progress
 from ml.features.feature_store import FeatureStore
 from ml.features.method_input import MethodInput, Rendering
@@ -34,6 +35,7 @@ HASHED_ROWS = 256  # pictures hashed at a time
 VERSION = 1  # raised when the same pictures, weights and settings have other features or Gaussians
 FLOAT32 = np.dtype(np.float32)
 CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
+RENDERED_ROWS = 256  # images of one batch of another rendering
 ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
 
 
@@ -44,14 +46,14 @@ class TrainingInputs(NamedTuple):
         train: The N images of the set.
         test: The T test images; None without a test set.
         method_input: Makes the method's input of pictures; None where it sees the pictures themselves.
-        features: Features of another rendering of all images; see `ml.method.TrainContext.features`.
+        rendered: Another rendering of the M images, batch by batch; see `ml.method.TrainContext.rendered`.
         gaussians: Where the object of each of the N images is, f32 (N, 3); None where no backbone locates it.
     """
 
     train: InputStore
     test: InputStore | None
     method_input: MethodInput | None
-    features: Callable[[str], Tensor]
+    rendered: Callable[[str], Iterator[Tensor]]
     gaussians: Tensor | None = None
 
 
@@ -69,10 +71,10 @@ def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
 def of_pictures(train: ImageStore, test: ImageStore | None) -> TrainingInputs:
     """The pictures themselves."""
 
-    def no_features(kind: str) -> Tensor:
-        raise LookupError(f"a training without a frozen backbone has no features of a {kind}")
+    def no_rendering(kind: str) -> Iterator[Tensor]:
+        raise LookupError(f"a training without composites has no rendering {kind!r} of its images")
 
-    return TrainingInputs(train, test, None, no_features)
+    return TrainingInputs(train, test, None, no_rendering)
 
 
 class BackboneInputs:
@@ -154,15 +156,58 @@ class BackboneInputs:
             for split, features in parts.items()
         }
 
-        def other_features(kind: str) -> Tensor:
-            if kind != "background" or len(self._input.renderings) == 1:
-                raise LookupError(f"this training makes no {kind!r} of its images")
+        def rendered(kind: str) -> Iterator[Tensor]:
+            self._check_rendering(kind)
             features = self._encode_rendering("train", located["train"], "background")
-            return features[self._position_of(rows)].float().to(self._device)
+            for part in torch.split(self._position_of(rows), RENDERED_ROWS):
+                yield features[part].float().to(self._device)
 
-        used = self._position_of(torch.arange(len(self._images)))
-        objects = located["train"][used] if "train" in located else None
-        return TrainingInputs(stores["train"], stores.get("test"), self._input, other_features, gaussians=objects)
+        objects = self._of_images(located["train"], "train") if "train" in located else None
+        return TrainingInputs(stores["train"], stores.get("test"), self._input, rendered, gaussians=objects)
+
+    def prepare_pixels(self, pictures: TrainingInputs, labels: Tensor, rows: Tensor) -> TrainingInputs:
+        """Locate the objects of all images, whose pixels the method sees.
+
+        Args:
+            pictures: Of `of_pictures`, with image stores.
+            labels: As in `prepare`.
+            rows: As in `prepare`.
+        """
+        located = {split: self._input.objects(self._locate(split)) for split in self._pictures}
+        self._set_mean_background(located["train"], labels, rows)
+
+        def pairs(split: str, store: InputStore) -> CompositeStore:
+            objects = self._of_images(located[split], split)
+            return CompositeStore(cast(ImageStore, store), objects, self._input.mean_background)
+
+        train = pairs("train", pictures.train)
+        test = None if pictures.test is None else pairs("test", pictures.test)
+
+        def rendered(kind: str) -> Iterator[Tensor]:
+            self._check_rendering(kind)
+            for part in torch.split(rows.to(train.device), train.eval_batch_size()):
+                yield train.backgrounds(part)
+
+        return TrainingInputs(train, test, self._input, rendered, self._of_images(located["train"], "train"))
+
+    def _check_rendering(self, kind: str) -> None:
+        if kind != "background" or len(self._input.renderings) == 1:
+            raise LookupError(f"this training makes no {kind!r} of its images")
+
+    def _of_images(self, values: Tensor, split: str) -> Tensor:
+        """The rows of a split's images that belong to this label version, in its order."""
+        positions = self._positions[split]
+        return values if positions is None else values[positions]
+
+    def _locate(self, split: str) -> Tensor:
+        """Where the objects of a split are, (n, 3)."""
+
+        def encode(first: int) -> Iterator[Sequence[Tensor]]:
+            for _, batch in self._batches(split, first):
+                yield (self._input.localizer(cast(Tensor, self._input.encode(batch).maps)),)
+
+        file = self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32)
+        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0]
 
     def _encode_pictures(self, split: str) -> list[Tensor]:
         """Features of the pictures of a split; and gaussians (n, 3) where the backbone has feature maps."""

@@ -63,13 +63,16 @@ class NetworkFactory:
         self.built += 1
         network: Network = self._build(f"network {self.built}")
         if self._spec.tune != "all":
-            network = self._divide(network)[1]
+            network = self._divide(network, self._spec.tune)[1]
         network = network.to(self._device)
         return network if self._group is None else sharding.shard_network(network, self._group)
 
     def build_frozen_part(self) -> nn.Sequential:
-        """The part of the pretrained network that is not trained, on the CPU. It does not count as `built`."""
-        return self._divide(self._build("backbone"))[0]
+        """The part of the pretrained network that is not trained, on the CPU. It does not count as `built`.
+
+        Where all of it is trained, what locates objects: a copy of all but the classifier, as it was before.
+        """
+        return self._divide(self._build("backbone"), chain.frozen_depth(self._spec.tune))[0]
 
     def _build(self, concern: str) -> Network:
         """A whole network; raises UnknownName, or MissingWeights if the weights do not fit."""
@@ -83,10 +86,10 @@ class NetworkFactory:
                     f"the pretrained weights of {self._spec.network} do not fit: {error}"
                 ) from error
 
-    def _divide(self, network: Network) -> tuple[nn.Sequential, chain.Chain]:
+    def _divide(self, network: Network, tune: str) -> tuple[nn.Sequential, chain.Chain]:
         """The frozen and the trained part of a network; UnknownName (unsupported_tune) if it cannot be divided so."""
         assert isinstance(network, chain.Chain)
         try:
-            return chain.cut(network, self._spec.tune)
+            return chain.cut(network, tune)
         except ValueError as error:
             raise errors.UnknownName(f"{self._spec.network}: {error}", code="unsupported_tune") from error

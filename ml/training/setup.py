@@ -90,14 +90,16 @@ def prepare(
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
-    if record is None or spec.tune == "all":
+    shown, trains_all = renderings(spec), spec.tune == "all"
+    if record is None or (trains_all and len(shown) == 1):
         inputs = pixel_inputs(images, truth, mean, std, device)
     else:
+        encoder = Encoder(networks.build_frozen_part(), spec.image_size)
         whole = images.images if images.selection is None else images.selection.whole
         pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
         backbone = BackboneInputs(
             spec,
-            MethodInput(Encoder(networks.build_frozen_part(), spec.image_size), renderings(spec)).to(device),
+            MethodInput(encoder, shown, shows_pixels=trains_all).to(device),
             {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
              "image_size": spec.image_size},
             images,
@@ -106,7 +108,10 @@ def prepare(
             cache=cache,
             progress=progress,
         )  # fmt: skip
-        inputs = backbone.prepare(labels, rows)
+        if trains_all:
+            inputs = backbone.prepare_pixels(pixel_inputs(images, truth, mean, std, device), labels, rows)
+        else:
+            inputs = backbone.prepare(labels, rows)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
     augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)

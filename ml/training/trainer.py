@@ -323,9 +323,9 @@ class Trainer:
         """`function` of all M images that are trained on, by position; see `ml.method.TrainContext.score`."""
         return self.evaluator.apply(function, self.batches.all_images(views))
 
-    def features(self, kind: str) -> Tensor:
-        """The frozen part's output for another rendering of the images; see `ml.method.TrainContext.features`."""
-        return self.inputs.features(kind)
+    def rendered(self, kind: str) -> Iterator[Tensor]:
+        """Another rendering of the images, batch by batch; see `ml.method.TrainContext.rendered`."""
+        return self.inputs.rendered(kind)
 
     def record_logits(self, logits: Tensor) -> None:
         """Rank by logits (M, C) of all images that are trained on; see `ml.method.TrainContext.record_logits`."""

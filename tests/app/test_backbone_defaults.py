@@ -53,6 +53,7 @@ def test_a_job_starts_from_the_default_backbone(client: Client, dataset_id: str)
         ({"method": "forward_probe"}, {"tune": "none", "epochs": 1}),
         ({"method": "denll", "params": {"split": "median"}}, {"tune": "all"}),  # learns its own masks
         ({"tune": "all"}, {"tune": "all"}),
+        ({"tune": "all", "params": {"localization": "backbone"}}, {"tune": "all", "network": BACKBONE}),
         ({"method": "ce", "color_jitter": 0.2}, {"tune": "all"}),  # a frozen part sees no pixels that change
         ({"epochs": 2, "image_size": 96}, {"epochs": 2, "image_size": 96}),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,7 @@ class Bench:
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         return nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float()
 
-    def features(self, kind: str) -> Tensor:
+    def rendered(self, kind: str) -> Iterator[Tensor]:
         raise LookupError(kind)
 
     def record_logits(self, logits: Tensor) -> None:

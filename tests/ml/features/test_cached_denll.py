@@ -1,4 +1,4 @@
-"""DeNLL on cached features, end to end: composites are cached, evidence decides, models predict what was trained."""
+"""DeNLL behind a backbone, end to end: composites are cached, evidence decides, models predict what was trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.ml.conftest import SIDE, reports, same
 Specs = Callable[..., TrainingSpec]
 PROBES = {"host": "forward_probe", "gates": "off", "agreement": "evidence", "answer": "evidence"}
 STEPS = {"host": "ce", "agreement": "evidence", "answer": "evidence"}
-CASES = [("none", PROBES), ("none", STEPS), ("last", STEPS), ("last", {"lm": "fixed"})]
+CASES = [("none", PROBES), ("none", STEPS), ("last", STEPS), ("all", STEPS), ("last", {"lm": "fixed"})]
+CASES += [("all", {"lm": "fixed"})]
 
 
 def settings(spec: Specs, tune: str, params: dict[str, Any]) -> TrainingSpec:
@@ -57,7 +58,7 @@ def test_the_published_model_predicts_of_pictures_what_was_trained_on_features(
     assert all(prediction.location is not None for prediction in published)
 
 
-@pytest.mark.parametrize(("tune", "params"), CASES[:3])
+@pytest.mark.parametrize(("tune", "params"), CASES[:4])
 def test_the_method_says_what_it_found_and_answers_by_it(
     tune: str, params: dict[str, Any], spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -73,11 +74,12 @@ def test_the_method_says_what_it_found_and_answers_by_it(
     assert training.label_issues() is not None
 
 
+@pytest.mark.parametrize("tune", ["last", "all"])
 def test_a_resumed_training_draws_and_answers_the_same(
-    spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+    tune: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
 ) -> None:
     def build(cache: str) -> Trainer:
-        return Trainer.build(settings(spec, "last", STEPS), cached, weights=pretrained, cache=tmp_path / cache)
+        return Trainer.build(settings(spec, tune, STEPS), cached, weights=pretrained, cache=tmp_path / cache)
 
     whole, stopped = build("one"), build("one")
     reports(whole)
