@@ -252,12 +252,12 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
     # initial weights are overwritten; drawing them must not change the global generator
     with torch.random.fork_rng(devices=[]):
         trained: method.Method = module.Method(module.Params.model_validate(spec.params), labels, network)
-        shown, trains_all = inputs.renderings(spec), spec.tune == "all"
-        if trains_all and len(shown) == 1:
+        kinds, trains_all = inputs.renderings(spec), spec.tune == "all"
+        if trains_all and len(kinds) == 1:
             return trained
         frozen, _ = chain.cut(whole_network(), chain.frozen_depth(spec.tune))
         encoder = Encoder(frozen, spec.image_size)
-        return PictureMethod(MethodInput(encoder, shown, shows_pixels=trains_all), trained)
+        return PictureMethod(MethodInput(encoder, kinds, shows_pixels=trains_all), trained)
 
 
 def _triple(location: Tensor) -> tuple[float, float, float]:

@@ -90,8 +90,8 @@ def prepare(
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
-    shown, trains_all = renderings(spec), spec.tune == "all"
-    if record is None or (trains_all and len(shown) == 1):
+    kinds, trains_all = renderings(spec), spec.tune == "all"
+    if record is None or (trains_all and len(kinds) == 1):
         inputs = pixel_inputs(images, truth, mean, std, device)
     else:
         encoder = Encoder(networks.build_frozen_part(), spec.image_size)
@@ -99,7 +99,7 @@ def prepare(
         pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
         backbone = BackboneInputs(
             spec,
-            MethodInput(encoder, shown, shows_pixels=trains_all).to(device),
+            MethodInput(encoder, kinds, shows_pixels=trains_all).to(device),
             {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
              "image_size": spec.image_size},
             images,
