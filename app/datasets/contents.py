@@ -8,13 +8,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from app.errors import ImageNotFound
-from app.http import pages
-from app.http.pages import PageParams
 from ml.formats import dataset_index
 from ml.formats.errors import printable
 from ml.formats.records import ImageRecord
@@ -37,19 +33,6 @@ def find_image(folder: Path, reference: int | str) -> ImageRecord:
     if image is None:
         raise ImageNotFound(f"the data set has no image {printable(reference)!r}")
     return image
-
-
-def image_page(folder: Path, paging: PageParams, **filters: Any) -> tuple[Sequence[ImageRecord], str | None]:
-    """One page of images in index order, and the cursor of the next page.
-
-    Args:
-        folder: The folder of the data set.
-        paging: Size of the page, and where it starts.
-        filters: Of `dataset_index.read_images`, the version of the labels included.
-    """
-    after = pages.page_start(paging, -1)
-    images = dataset_index.read_images(folder, after=after, limit=paging.limit + 1, **filters)
-    return pages.numbered_page(images, paging)
 
 
 def thumbnail(folder: Path, image: ImageRecord) -> bytes:

@@ -1,66 +1,36 @@
-"""The label ranking of a training, read from the CSV file among its artifacts; named in cleanlab's terms.
+"""What jobs found out about the images of a data set, as the API shows it; named in cleanlab's terms.
 
-`ml.evaluation.ranking` computes the scores. A ranking never changes, so the last ones that were read are cached: all
-pages of 150,000 rows cost reading the file once.
+`ml.formats.image_results` holds it, `ml.formats.image_query` finds images by it.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import math
-import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import csv_cells
 from app.db.tables import Job, State
-from app.errors import ArtifactNotFound
+from app.errors import ArtifactNotFound, JobNotFound
 from app.storage import ARTIFACTS, Storage
+from ml.formats import image_query, image_results, label_versions
+from ml.formats.image_query import Found, ImageQuery
+from ml.formats.image_results import ImageResult
+from ml.formats.label_versions import LabelStatus
+from ml.formats.records import Split
 
 FILE_NAME = "label-issues.csv"
-CACHED_RANKINGS = 2  # one of 150,000 images takes about 60 MB
-
-
-class RankedImage(NamedTuple):
-    """A row of the file, in the order of its columns; without localization it has no Gaussian."""
-
-    number: int
-    path: str
-    split: str
-    given_label: str
-    predicted_label: str
-    label_score: float | None
-    is_label_issue: bool
-    cx: float | None = None
-    cy: float | None = None
-    sigma_x: float | None = None
-    sigma_y: float | None = None
-
-
-class Ranking(NamedTuple):
-    """Every ranked image, the lowest label score first.
-
-    Attributes:
-        columns: Names of the columns of the file.
-        rows: The images; those without a score come last.
-        issues: How many labels are flagged as issues.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[RankedImage, ...]
-    issues: int
-
-    def where(self, is_label_issue: bool | None) -> tuple[RankedImage, ...]:
-        """The rows whose `is_label_issue` has this value; all rows for None."""
-        if is_label_issue is None:
-            return self.rows
-        return tuple(row for row in self.rows if row.is_label_issue == is_label_issue)
+COLUMNS = (
+    "index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue", "confidence",
+    "second_label", "second_confidence", "third_label", "third_confidence",
+)  # fmt: skip
+ImageAction = LabelStatus
+"""What edits have made of an image's label: the API's word for `label_versions.LabelStatus`."""
 
 
 class Gaussian(BaseModel):
@@ -73,88 +43,128 @@ class Gaussian(BaseModel):
 class LocalizationMask(BaseModel):
     """Where the localization module points, in pixels of the original image."""
 
-    space: str
+    space: Literal["image_pixels"] = "image_pixels"
     gaussian: Gaussian
 
 
-class LabelIssue(BaseModel):
-    index: int
-    path: str
-    split: str
-    given_label: str | None
-    predicted_label: str | None
-    label_score: float | None
-    is_label_issue: bool
+class Suggestion(BaseModel):
+    label: str
+    confidence: float | None = Field(description="Probability of this class, in [0, 1]")
+
+
+class ImageFindings(BaseModel):
+    """What a job found out about an image; null where it does not know."""
+
+    predicted_label: str | None = Field(description="The class that is suggested")
+    suggestions: list[Suggestion] = Field(description="The likeliest classes, the first is `predicted_label`")
+    model_label: str | None = Field(description="What the finished model predicts")
+    label_score: float | None = Field(description="In [0, 1], low is suspicious; of training images")
+    is_label_issue: bool | None
+    held_out: bool = Field(description="Held out of training for validation")
+    is_outlier: bool | None = Field(description="Far from all other images")
+    duplicate_set: int | None = Field(description="Images that look the same have the same number; null for others")
     mask: LocalizationMask | None
 
 
-def find_ranking(storage: Storage, job_id: uuid.UUID) -> Path:
-    """The file of the newest attempt at a job that has a ranking; ArtifactNotFound."""
+class LabelIssue(ImageFindings):
+    index: int
+    path: str
+    split: Split
+    given_label: str | None = Field(description="The label that the job has judged")
+    action: ImageAction = Field(description="By the newest version of the labels")
+
+
+def find_results(storage: Storage, job_id: uuid.UUID) -> Path:
+    """The file of the newest attempt at a job that has results of images; ArtifactNotFound."""
     for attempt in storage.attempts(job_id):
-        path = attempt / ARTIFACTS / FILE_NAME
+        path = attempt / ARTIFACTS / image_results.FILE_NAME
         if path.is_file():
             return path
     raise ArtifactNotFound("This job has no label ranking; a finished training has one.")
 
 
-def newest_ranking(session: Session, storage: Storage, dataset_id: uuid.UUID) -> Path:
+def results_of(session: Session, storage: Storage, job_id: uuid.UUID, dataset_id: uuid.UUID) -> Path:
+    """The file of a job of this data set; JobNotFound where it is none, ArtifactNotFound where it has no results."""
+    job = session.get(Job, job_id)
+    if job is None or job.dataset_id != dataset_id:
+        raise JobNotFound("This data set has no job with this id.")
+    return find_results(storage, job_id)
+
+
+def newest_results(session: Session, storage: Storage, dataset_id: uuid.UUID) -> Path:
     """The file of the newest of the last 20 finished trainings on a data set; ArtifactNotFound when none has one."""
     finished = (Job.dataset_id == dataset_id, Job.type == "train", Job.state == State.succeeded)
     for job_id in session.scalars(select(Job.id).where(*finished).order_by(Job.created_at.desc()).limit(20)):
         try:
-            return find_ranking(storage, job_id)
+            return find_results(storage, job_id)
         except ArtifactNotFound:
             continue
     raise ArtifactNotFound("No finished training has ranked the labels of this data set.")
 
 
-def read(path: Path) -> Ranking:
-    """The ranking in a file."""
-    status = path.stat()
-    return _read(path, status.st_size, status.st_mtime_ns)
+def table(
+    results: Path, query: ImageQuery, folder: Path | None = None, version: int = label_versions.UPLOADED
+) -> tuple[tuple[str, ...], Iterator[list[object]]]:
+    """Ranked labels as a table: names of its columns, and its rows; arguments as of `image_query.find`."""
+    classes = image_results.read_classes(results)
+    found = image_query.find(folder, query, version=version, results=results)
+    rows = [row.result for row in found if row.result is not None]
+    localized = any(row.cx is not None for row in rows)
+
+    def cells(row: ImageResult) -> list[object]:
+        named = [_name(classes, row.given), _name(classes, row.predicted)]
+        further = [
+            row.confidence, _name(classes, row.second), row.second_confidence, _name(classes, row.third),
+            row.third_confidence,
+        ]  # fmt: skip
+        gaussian = [None if value is None else f"{value:.2f}" for value in (row.cx, row.cy, row.sigma_x, row.sigma_y)]
+        score = None if row.label_score is None else f"{row.label_score:.6f}"
+        flagged = bool(row.is_label_issue)
+        return [row.image, row.path, row.split, *named, score, flagged, *further, *(gaussian if localized else ())]
+
+    return (*COLUMNS, *(csv_cells.GAUSSIAN_COLUMNS if localized else ())), map(cells, rows)
 
 
-@functools.lru_cache(maxsize=CACHED_RANKINGS)
-def _read(path: Path, size: int, changed_ns: int) -> Ranking:
-    with path.open(newline="", encoding="utf-8") as file:
-        cells = csv.reader(file)
-        columns = tuple(next(cells))
-        rows = [_parse_row(dict(zip(columns, row, strict=True))) for row in cells]
-    rows.sort(key=lambda row: math.inf if row.label_score is None else row.label_score)
-    return Ranking(columns, tuple(rows), sum(row.is_label_issue for row in rows))
-
-
-def _parse_row(row: dict[str, str]) -> RankedImage:
-    return RankedImage(
-        int(row["index"]),
-        csv_cells.unescape(row["path"]),
-        sys.intern(row["split"]),
-        sys.intern(csv_cells.unescape(row["given_label"])),
-        sys.intern(csv_cells.unescape(row["predicted_label"])),
-        _number(row["label_score"]),
-        row["is_label_issue"].lower() == "true",
-        *(_number(row.get(name, "")) for name in csv_cells.GAUSSIAN_COLUMNS),
+def findings(result: ImageResult, classes: list[str]) -> dict[str, Any]:
+    """The fields of `ImageFindings` of one image; `classes` are the job's names by class id."""
+    pairs = (
+        (result.predicted, result.confidence),
+        (result.second, result.second_confidence),
+        (result.third, result.third_confidence),
     )
+    return {
+        "predicted_label": _name(classes, result.predicted),
+        "suggestions": [Suggestion(label=classes[number], confidence=p) for number, p in pairs if number is not None],
+        "model_label": _name(classes, result.model),
+        "label_score": result.label_score,
+        "is_label_issue": None if result.is_label_issue is None else bool(result.is_label_issue),
+        "held_out": bool(result.held_out),
+        "is_outlier": None if result.is_outlier is None else bool(result.is_outlier),
+        "duplicate_set": result.duplicate_set,
+        "mask": _mask(result),
+    }
 
 
-def label_issue_out(row: RankedImage) -> LabelIssue:
-    """The representation of a ranked image."""
-    mask = None
-    if row.cx is not None and row.cy is not None and row.sigma_x is not None and row.sigma_y is not None:
-        gaussian = Gaussian(cx=row.cx, cy=row.cy, sigma_x=row.sigma_x, sigma_y=row.sigma_y)
-        mask = LocalizationMask(space="image_pixels", gaussian=gaussian)
+def label_issue_out(found: Found, classes: list[str]) -> LabelIssue:
+    """The representation of a ranked image; `classes` are the job's names by class id."""
+    result = found.result
+    assert result is not None, "a query by label score finds images with one"
     return LabelIssue(
-        index=row.number,
-        path=row.path,
-        split=row.split,
-        given_label=row.given_label or None,
-        predicted_label=row.predicted_label or None,
-        label_score=row.label_score,
-        is_label_issue=row.is_label_issue,
-        mask=mask,
+        index=result.image,
+        path=result.path,
+        split=result.split,
+        given_label=_name(classes, result.given),
+        action=cast("ImageAction", found.image.status),
+        **findings(result, classes),
     )
 
 
-def _number(cell: str) -> float | None:
-    number = float(cell) if cell else math.nan
-    return number if math.isfinite(number) else None
+def _mask(result: ImageResult) -> LocalizationMask | None:
+    if result.cx is None or result.cy is None or result.sigma_x is None or result.sigma_y is None:
+        return None
+    gaussian = Gaussian(cx=result.cx, cy=result.cy, sigma_x=result.sigma_x, sigma_y=result.sigma_y)
+    return LocalizationMask(gaussian=gaussian)
+
+
+def _name(classes: list[str], number: int | None) -> str | None:
+    return None if number is None else classes[number]

@@ -17,10 +17,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.datasets import contents, label_edits, label_service, service
+from app.datasets import image_filters, label_edits, label_service, service
 from app.datasets.label_edits import LabelAcceptance, LabelEdits
+from app.datasets.label_issues import ImageAction
 from app.datasets.label_service import LabelChange, Proposal
-from app.datasets.schemas import ImageAction
 from app.db import session as db
 from app.db.tables import Dataset, LabelVersion
 from app.errors import (
@@ -41,6 +41,7 @@ from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
 from ml.formats import dataset_index, label_versions
+from ml.formats.image_query import ImageQuery
 from ml.formats.records import ImageRecord, Split
 
 router = Router(tags=["labels"])
@@ -256,9 +257,10 @@ def get(
         header = ("index", "path", "split", "label", "action")
         rows = (tuple(label_out(image, classes).model_dump().values()) for image in images)
         return file_responses.csv_table(f"labels-{dataset_id}-{version}", header, rows)
-    page, cursor = contents.image_page(folder, paging, split=split, status=action, version=version)
+    query = ImageQuery(split=split, status=action)
+    page, cursor = image_filters.page(folder, query, paging, version=version)
     return ImageLabelPage(
-        items=[label_out(image, classes) for image in page],
+        items=[label_out(found.image, classes) for found in page],
         next_cursor=cursor,
         version=version_detail(session, files, dataset, version),
         classes=classes,

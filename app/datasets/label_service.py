@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session
 
 from app.datasets import label_issues, service
 from app.datasets.label_edits import AcceptedIssues, IssueFilter
-from app.datasets.label_issues import RankedImage
 from app.db.tables import ApiKey, Dataset, Job, LabelVersion
 from app.errors import (
     Fault,
@@ -31,7 +30,8 @@ from app.errors import (
 )
 from app.http import problems
 from app.storage import Storage
-from ml.formats import dataset_index, label_versions
+from ml.formats import dataset_index, image_query, image_results, label_versions
+from ml.formats.image_query import Found, ImageQuery
 from ml.formats.label_versions import Edit, Labels, UploadedLabels
 
 
@@ -145,10 +145,10 @@ def propose_acceptance(
     ):
         if wrong:
             raise InvalidRequest(detail, errors=[Fault("/accept/job", code, detail)])
-    ranking = label_issues.read(label_issues.find_ranking(files, accepted.job))
+    results = label_issues.find_results(files, accepted.job)
+    meant = image_query.find(None, _query(accepted.where), results=results)
     uploaded, labels = _read_newest(files, dataset)
-    meant = (row for row in ranking.rows if _is_meant(row, accepted.where))
-    edits, skipped = _accepted(meant, labels, uploaded, accepted.action)
+    edits, skipped = _accepted(meant, image_results.read_classes(results), labels, uploaded, accepted.action)
     _apply(labels, edits, dataset.label_version + 1, uploaded)
     origin = accepted.model_dump(mode="json", by_alias=True)
     return Proposal(dataset, uploaded, labels, edits, skipped, "accept", origin)
@@ -267,35 +267,39 @@ def _apply(labels: Labels, edits: Sequence[Edit], version: int, uploaded: Upload
         raise LabelsMovedOn(problems.summary(described), errors=described)
 
 
-def _is_meant(row: RankedImage, where: IssueFilter) -> bool:
-    below = where.label_score_below
-    return (
-        where.is_label_issue in (None, row.is_label_issue)
-        and where.class_ in (None, row.given_label)
-        and where.predicted_label in (None, row.predicted_label)
-        and (below is None or (row.label_score is not None and row.label_score < below))
+def _query(where: IssueFilter) -> ImageQuery:
+    return ImageQuery(
+        judged_label=where.class_,
+        predicted=where.predicted_label,
+        is_label_issue=where.is_label_issue,
+        score_below=where.label_score_below,
+        order="score",
     )
 
 
 def _accepted(
-    rows: Iterator[RankedImage], labels: Labels, uploaded: UploadedLabels, action: str
+    meant: Sequence[Found], classes: Sequence[str], labels: Labels, uploaded: UploadedLabels, action: str
 ) -> tuple[list[Edit], dict[str, int]]:
-    """The edits that accept flags of a ranking; and how many flags cannot be accepted, by reason."""
+    """The edits that accept flags; and how many flags cannot be accepted, by reason. `classes` are the job's."""
     edits: list[Edit] = []
     skipped: collections.Counter[str] = collections.Counter()
-    classes = set(labels.classes)
-    for row in rows:
-        label, status = labels.label_of(row.number, uploaded), labels.status_of(row.number)
+    for found in meant:
+        result = found.result
+        assert result is not None
+        assert result.given is not None
+        assert result.predicted is not None, "what has a label score was ranked"
+        label, status = labels.label_of(result.image, uploaded), labels.status_of(result.image)
+        suggested = classes[result.predicted]
         if status in ("confirmed", "excluded"):
             skipped[f"{status} already"] += 1
-        elif label != row.given_label:
+        elif label != classes[result.given]:
             skipped["relabelled since"] += 1
         elif action == "exclude":
-            edits.append(Edit("exclude", row.number, label, None))
-        elif row.predicted_label == label:
+            edits.append(Edit("exclude", result.image, label, None))
+        elif suggested == label:
             skipped["with no other label suggested"] += 1
-        elif row.predicted_label not in classes:
+        elif suggested not in labels.classes:
             skipped["of a class that is gone"] += 1
         else:
-            edits.append(Edit("relabel", row.number, label, row.predicted_label))
+            edits.append(Edit("relabel", result.image, label, suggested))
     return edits, dict(skipped)

@@ -11,17 +11,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import storage
-from app.datasets import contents, label_issues, label_service, schemas, service, upload_service
-from app.datasets.schemas import DatasetContents, DatasetOut, ImageAction, ImageOut, ReportLine, Status
+from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service
+from app.datasets.image_filters import Filters
+from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, ReportLine, Status
 from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
     ArtifactNotFound,
-    Fault,
     ImageNotFound,
     InsufficientStorage,
     InUse,
-    InvalidRequest,
+    JobNotFound,
     LabelVersionNotFound,
     NotReady,
     QueueFull,
@@ -37,7 +37,7 @@ from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
 from ml.formats import dataset_index
-from ml.formats.records import Level, Split
+from ml.formats.records import Level
 
 router = Router(tags=["datasets"])
 ImageIndex = Annotated[int, Path(ge=0, le=2**53)]
@@ -175,39 +175,36 @@ def report(
     "/datasets/{dataset_id}/images",
     dependencies=[READ],
     response_model=Page[ImageOut],
-    responses=problems(NotReady, ArtifactNotFound, LabelVersionNotFound),
+    responses=problems(NotReady, ArtifactNotFound, JobNotFound, LabelVersionNotFound),
 )
 def images(
     session: ReadSession,
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
-    split: Split | None = None,
-    given_label: Annotated[str | None, Query(max_length=200, description="Name of a class")] = None,
-    is_label_issue: Annotated[bool | None, Query(description="By the newest training's label ranking")] = None,
-    action: Annotated[list[ImageAction] | None, Query(description="Only these; repeat it for several")] = None,
+    filters: Filters,
+    job: Annotated[
+        uuid.UUID | None,
+        Query(description="Whose results; by default the newest training's where a filter or the order needs one"),
+    ] = None,
     version: Annotated[
         int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")
     ] = None,
 ) -> Page[ImageOut]:
-    """Images in index order."""
+    """Images in index order, or as `order_by` says; with `job` also what that job found out about them."""
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
     labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
-    classes = dataset_index.read_classes(folder, labels)
-    given, numbers = None, None
-    if given_label is not None:
-        if given_label not in classes:
-            detail = "The data set has no class of this name."
-            raise InvalidRequest(detail, errors=[Fault("/query/given_label", "unknown_class", detail)])
-        given = classes.index(given_label)
-    if is_label_issue is not None:
-        ranking = label_issues.read(label_issues.newest_ranking(session, files, dataset_id))
-        numbers = {row.number for row in ranking.where(is_label_issue)}
-    page, cursor = contents.image_page(
-        folder, paging, split=split, given=given, status=action, numbers=numbers, version=labels
-    )
-    return Page(items=[schemas.image_out(record, classes) for record in page], next_cursor=cursor)
+    query = filters.query(default_order="index")
+    results = None
+    if job is not None:
+        results = label_issues.results_of(session, files, job, dataset.id)
+    elif query.needs_results:
+        results = label_issues.newest_results(session, files, dataset_id)
+    classes, predictions = image_filters.class_names(folder, labels, results)
+    image_filters.check_classes(filters, classes, predictions)
+    page, cursor = image_filters.page(folder, query, paging, version=labels, results=results)
+    return Page(items=[schemas.image_out(found, classes, predictions) for found in page], next_cursor=cursor)
 
 
 @router.get(

@@ -10,17 +10,16 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
-from app.datasets import service
+from app.datasets import label_issues, service
 from app.datasets.contents import CONTENT_TYPES
+from app.datasets.label_issues import ImageAction, ImageFindings
 from app.db.tables import Dataset, State
 from app.errors import type_of
 from ml.formats import dataset_index, records
-from ml.formats.label_versions import LabelStatus
-from ml.formats.records import ImageRecord, Level, Split
+from ml.formats.image_query import Found
+from ml.formats.records import Level, Split
 
 Status = Literal["ingesting", "ready", "failed"]
-ImageAction = LabelStatus
-"""What edits have made of an image's label: the API's word for `label_versions.LabelStatus`."""
 WARNINGS_SHOWN = 100
 
 
@@ -141,10 +140,19 @@ class ImageOut(BaseModel):
     sha256: str
     size_bytes: int
     media_type: str
+    found: ImageFindings | None = Field(description="By the job that was asked for; null without one")
+    similarity: float | None = Field(description="Cosine to the image of `like`, in [-1, 1]; null without it")
 
 
-def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
-    """The representation of an image; `classes` are names by class id."""
+def image_out(found: Found, classes: list[str], predictions: list[str]) -> ImageOut:
+    """The representation of an image.
+
+    Args:
+        found: The image, and what a job found out about it.
+        classes: Names of the labels by class id.
+        predictions: Names of the job's classes by class id.
+    """
+    image, result = found.image, found.result
     return ImageOut(
         index=image.number,
         path=image.path,
@@ -157,4 +165,6 @@ def image_out(image: ImageRecord, classes: list[str]) -> ImageOut:
         sha256=image.sha256,
         size_bytes=image.image_bytes,
         media_type=CONTENT_TYPES[image.format],
+        found=None if result is None else ImageFindings(**label_issues.findings(result, predictions)),
+        similarity=found.similarity,
     )

@@ -10,8 +10,10 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app.datasets import label_issues
+from app.datasets import image_filters, label_issues
+from app.datasets.image_filters import Filters
 from app.datasets.label_issues import LabelIssue
+from app.db.tables import Dataset
 from app.errors import ArtifactNotFound, RangeNotSatisfiable
 from app.http import files as file_responses
 from app.http import pages
@@ -21,6 +23,7 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import results, service
+from ml.formats import dataset_index, image_results, label_versions
 
 router = Router(tags=["jobs"])
 KINDS = {kind.split(";")[0] for kind in file_responses.MEDIA_TYPES.values()} | {"application/octet-stream"}
@@ -79,9 +82,9 @@ def logs(
     return StreamingResponse(readable, media_type="text/plain; charset=utf-8")
 
 
-class LabelIssues(BaseModel):
-    items: list[LabelIssue]
-    next_cursor: str | None
+class LabelIssues(Page[LabelIssue]):
+    """Ranked labels."""
+
     total: int = Field(description="Ranked images")
     issues: int = Field(description="Of them, those whose label is an issue")
 
@@ -93,23 +96,27 @@ class LabelIssues(BaseModel):
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(ArtifactNotFound)},
 )
 def list_label_issues(
-    request: Request,
-    session: ReadSession,
-    files: Files,
-    job_id: uuid.UUID,
-    paging: Paging,
-    is_label_issue: Annotated[bool | None, Query(description="Only those that are, or are not")] = None,
+    request: Request, session: ReadSession, files: Files, paging: Paging, filters: Filters, job_id: uuid.UUID
 ) -> Any:
-    """Every training image, the most suspicious label first: a page as JSON, all of them as CSV."""
-    service.get(session, job_id)
-    ranking = label_issues.read(label_issues.find_ranking(files, job_id))
-    rows = ranking.where(is_label_issue)
+    """Training images, the most suspicious label first: a page as JSON, all of them as CSV.
+
+    `label` is the label that the job has judged; `action` is what the newest version of the labels says.
+    """
+    job = service.get(session, job_id)
+    file = label_issues.find_results(files, job_id)
+    classes = image_results.read_classes(file)
+    image_filters.check_classes(filters, classes, classes)
+    query = filters.query(default_order="score", judged=True)
+    dataset = None if job.dataset_id is None else session.get(Dataset, job.dataset_id)
+    folder, version = None, label_versions.UPLOADED
+    if dataset is not None and dataset_index.is_ready(files.dataset(dataset.id)):
+        folder, version = files.dataset(dataset.id), dataset.label_version
     if file_responses.wants_csv(request):
-        columns = ranking.columns
-        return file_responses.csv_table(f"label-issues-{job_id}", columns, (row[: len(columns)] for row in rows))
-    page, cursor = pages.slice_page(rows, paging)
-    items = [label_issues.label_issue_out(row) for row in page]
-    return LabelIssues(items=items, next_cursor=cursor, total=len(ranking.rows), issues=ranking.issues)
+        return file_responses.csv_table(f"label-issues-{job_id}", *label_issues.table(file, query, folder, version))
+    found, cursor = image_filters.page(folder, query, paging, version=version, results=file)
+    total, issues = image_results.count(file)
+    items = [label_issues.label_issue_out(row, classes) for row in found]
+    return LabelIssues(items=items, next_cursor=cursor, total=total, issues=issues)
 
 
 class Artifact(BaseModel):

@@ -135,6 +135,8 @@ class LabelIssues:
     is_label_issue: NDArray[np.bool_]  # (N,)
     noise_rate: float  # estimated share of wrong labels, in [0, 1]
     transition: Vector  # (C, C), estimated P(given label j | likely class i); rows sum to 1
+    pred_probs: Vector  # (N, C), of classes, from the image alone; rows sum to 1
+    class_probs: Vector  # (N, C), by which classes are suggested: what the given label says included, where it is known
     noise_interval: tuple[float, float] | None = None  # of the noise rate, where it is known
 
 
@@ -192,6 +194,8 @@ def label_issues(
         is_label_issue=_lowest(margins, noise_rate) & (predicted != given_labels) & ~is_confirmed,
         noise_rate=noise_rate,
         transition=transition_matrix(joint),
+        pred_probs=_uniform_where(~recorded, pred_probs),
+        class_probs=_uniform_where(~recorded, pred_probs),
     )
 
 
@@ -215,8 +219,15 @@ def _by_posterior(
         is_label_issue=_lowest(score, noise.noise_rate) & (predicted != labels) & ~is_confirmed,
         noise_rate=noise.noise_rate,
         transition=noise.transition.numpy(),
+        pred_probs=_uniform_where(~recorded, pred_probs),
+        class_probs=_uniform_where(~recorded, of_classes),
         noise_interval=noise.interval,
     )
+
+
+def _uniform_where(rows: NDArray[np.bool_], probabilities: Vector) -> Vector:
+    """Probabilities (N, C) that are equal in some rows: nothing is known of these images."""
+    return np.where(rows[:, None], 1 / probabilities.shape[1], probabilities)
 
 
 def _lowest(score: Vector, share: float) -> NDArray[np.bool_]:

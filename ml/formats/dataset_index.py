@@ -157,30 +157,23 @@ def read_images(
     folder: Path,
     *,
     split: Split | None = None,
-    given: int | None = None,
     status: Collection[str] | None = None,
     numbers: Collection[int] | None = None,
-    after: int = -1,
-    limit: int = -1,
     version: int = label_versions.UPLOADED,
 ) -> list[ImageRecord]:
-    """Images in the order of their numbers: those of the train split come first.
+    """Images in the order of their numbers: those of the train split come first. `image_query` finds them by more.
 
     Args:
         folder: The data set.
         split: Only images of this split.
-        given: Only images with this class id as the given label.
         status: Only images whose label has one of these statuses; see `label_versions.LabelStatus`.
         numbers: Only images with one of these numbers.
-        after: Only images with a higher number.
-        limit: At most so many; -1 for all.
         version: Of the labels.
     """
-    where, values = ['"index" > ?'], list[object]([after])
-    for column, value in (("split", split), ("given", given)):
-        if value is not None:
-            where.append(f"{column} = ?")
-            values.append(value)
+    where, values = ["1"], list[object]()
+    if split is not None:
+        where.append("split = ?")
+        values.append(split)
     if status is not None:
         where.append(f"status IN ({','.join('?' * len(status))})")
         values.extend(status)
@@ -189,8 +182,8 @@ def read_images(
             index.execute("CREATE TEMP TABLE requested (number INTEGER PRIMARY KEY)")
             index.executemany("INSERT OR IGNORE INTO requested VALUES (?)", ((number,) for number in numbers))
             where.append('"index" IN (SELECT number FROM requested)')
-        query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY "index" LIMIT ?'
-        return [ImageRecord(*row) for row in index.execute(query, (*values, limit))]
+        query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY "index"'
+        return [ImageRecord(*row) for row in index.execute(query, values)]
 
 
 def read_included(folder: Path, version: int, split: Split | None = None) -> list[ImageRecord]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ml.evaluation.measure import BINS
 
+PAIRS = 50  # of confused classes
 LOSS_BINS = 40
 LARGEST_SHARE = 0.995  # of the losses lies below the last edge; the others count in the last bin
 LARGEST_LOSS = 1e4
@@ -25,6 +26,18 @@ def confusion(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
     pairs = labels * classes + probabilities.argmax(dim=1)
     counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
     return counts
+
+
+def most_confused(probabilities: Tensor, labels: Tensor) -> list[dict[str, int]]:
+    """The most frequent pairs of `label` and another `predicted` class, with their `count`; at most `PAIRS`."""
+    predicted = probabilities.argmax(dim=1)
+    wrong = predicted != labels
+    pairs, counts = torch.unique(torch.stack([labels[wrong], predicted[wrong]]), dim=1, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:PAIRS]
+    return [
+        {"label": int(pairs[0, pair]), "predicted": int(pairs[1, pair]), "count": int(counts[pair])}
+        for pair in order.tolist()
+    ]
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, float | int | None]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ml.blocks import localization
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
-from ml.evaluation import attention
+from ml.evaluation import attention, image_outputs
 from ml.evaluation.ranking import LabelIssues
 from ml.reports import backgrounds, label_figures
 from ml.reports.batch_runner import BatchRunner
@@ -35,7 +35,7 @@ SECONDS = 10.0  # the figures may take about this long
 PASSES = 12  # forward passes by which an image is judged, at most
 TIMED = 32  # images by which the speed of a pass is measured
 ATTENTION_IMAGES = 12  # images with Grad-CAM
-LARGEST_MATRIX = 200  # classes; with more, matrices are left out
+LARGEST_MATRIX = 200  # classes; with more, matrices are left out, and `most_confused` says the most of it
 IMAGE_BYTES = 1 << 27  # of normalised images held at once
 
 
@@ -90,9 +90,12 @@ def collect(
     *,
     wrong: NDArray[np.int8] | None = None,
     issues: LabelIssues | None = None,
+    probabilities: Tensor | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> ReportData:
     """All numbers of a training's figures.
+
+    Accuracies and confusion are of all images judged; what takes several forward passes an image is of a part of them.
 
     Args:
         training: The finished training; its method is put into eval mode.
@@ -100,6 +103,7 @@ def collect(
         judged: See `choose_judged`; without it only the figures of training labels are made.
         wrong: int8 (N,), 1 for a wrong given label, 0 for a right one, -1 where unknown; None where nothing is known.
         issues: The ranking of the given labels.
+        probabilities: f32 (T, C), what the training predicts for the images judged; None computes them.
         on_batch: Called before every batch; may raise to stop.
     """
     runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device, on_batch)
@@ -116,9 +120,20 @@ def collect(
     if judged is None:
         return ReportData(numbers, images.images[:0].numpy())
 
-    # Predictions for images that were not trained on.
-    rows = image_store.evenly(len(judged.labels), limit)
-    numbers |= _of_predictions(runner, judged, rows, training, with_matrix=few_classes)
+    # Predictions for all images that were not trained on, and what a part of them depends on.
+    if probabilities is None:
+        probabilities = predict(training, judged, on_batch)
+    labels = judged.labels.cpu()
+    numbers |= {
+        "of": judged.name,
+        "labels": "given" if judged.noisy else "true",
+        "images": len(labels),
+        "confusion": label_figures.confusion(probabilities, labels) if few_classes else None,
+        "most_confused": label_figures.most_confused(probabilities, labels),
+        "reliability": label_figures.reliability(probabilities, labels),
+    }
+    rows = image_store.evenly(len(labels), limit)
+    numbers |= _of_backgrounds(runner, judged, rows, probabilities[rows], training)
     attended = rows[image_store.evenly(len(rows), ATTENTION_IMAGES)] if numbers["attention"] else rows[:0]
     return ReportData(numbers, judged.images[attended].cpu().numpy())
 
@@ -180,13 +195,21 @@ def loss_histogram(
     return {"wrong_by": wrong_by, **label_figures.loss_histogram(losses, is_wrong[rows])}
 
 
-def _of_predictions(
-    runner: BatchRunner, judged: JudgedImages, rows: Tensor, training: Trainer, *, with_matrix: bool
+def predict(training: Trainer, judged: JudgedImages, on_batch: Callable[[], None] = lambda: None) -> Tensor:
+    """What a training predicts for the images judged: f32 (T, C)."""
+    store = training.inputs.test if judged.name == "test" else training.inputs.train
+    if store is None:  # a test set that the training has not seen
+        runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device, on_batch)
+        return runner.probabilities(runner.normalize(judged.images))
+    return image_outputs.compute(training.method, training.evaluator.heads, store, on_batch, judged.rows).probabilities
+
+
+def _of_backgrounds(
+    runner: BatchRunner, judged: JudgedImages, rows: Tensor, probabilities: Tensor, training: Trainer
 ) -> dict[str, Any]:
-    """What is measured on these rows of the judged images."""
+    """What predictions (T', C) for these rows of the judged images depend on."""
     labels = judged.labels[rows].cpu()
     images = runner.normalize(judged.images[rows])
-    probabilities = runner.probabilities(images)
     set_rows = rows if judged.rows is None else judged.rows[rows]
 
     def measure_backgrounds(masks: Tensor) -> dict[str, Any]:
@@ -200,12 +223,7 @@ def _of_predictions(
 
     central_masks = localization.central_mask(images[:1]).expand(len(images), -1, -1, -1)
     return {
-        "of": judged.name,
-        "labels": "given" if judged.noisy else "true",
-        "images": len(rows),
         "rows": set_rows.tolist(),
-        "confusion": label_figures.confusion(probabilities, labels) if with_matrix else None,
-        "reliability": label_figures.reliability(probabilities, labels),
         **measure_backgrounds(central_masks),
         "own_mask": measure_backgrounds(runner.masks(images)) if runner.has_localization(images) else None,
         "attention": attention_examples(runner, images, set_rows, labels, probabilities),

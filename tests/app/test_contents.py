@@ -13,8 +13,9 @@ from PIL import Image
 from app.datasets import contents
 from app.errors import ImageNotFound
 from ml.data import ingest
-from ml.formats import dataset_index
+from ml.formats import dataset_index, image_query
 from ml.formats.archive import decompress, read_archive
+from ml.formats.image_query import ImageQuery
 from ml.formats.layout import resolve_labels
 from tests import pictures
 
@@ -50,15 +51,16 @@ def test_classes_are_counted_per_split(folder: Path) -> None:
 
 def test_pages_follow_each_other_without_gap_or_repeat(folder: Path) -> None:
     seen: list[int] = []
-    while page := dataset_index.read_images(folder, after=seen[-1] if seen else -1, limit=7):
-        seen += [row.number for row in page]
+    after: tuple[int, ...] = (-1,)
+    while page := image_query.find(folder, ImageQuery(), after=after, limit=7):
+        seen, after = seen + [found.image.number for found in page], page[-1].position
     assert seen == list(range(31))
 
 
 def test_filters_combine(folder: Path) -> None:
-    rows = dataset_index.read_images(folder, split="test", given=2)
-    assert [row.path for row in rows] == [f"test/dog/{number}.jpg" for number in range(5)]
-    assert [row.number for row in dataset_index.read_images(folder, numbers=[3, 1, 500], after=1)] == [3]
+    rows = image_query.find(folder, ImageQuery(split="test", label="dog", text="DOG/", order="path"))
+    assert [row.image.path for row in rows] == [f"test/dog/{number}.jpg" for number in range(5)]
+    assert [row.number for row in dataset_index.read_images(folder, split="train", numbers=[3, 1, 500])] == [1, 3]
     assert dataset_index.read_images(folder, numbers=[]) == []
 
 

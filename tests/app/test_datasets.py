@@ -282,11 +282,11 @@ def test_images_are_listed_filtered_and_served_as_they_were(client: Client, data
     path = f"/datasets/{dataset_id}/images"
     everything = client.get(path).json()["items"]
     assert [image["index"] for image in everything] == list(range(24))
-    cats = client.get(path, params={"split": "train", "given_label": "cat", "limit": 4}).json()
+    cats = client.get(path, params={"split": "train", "label": "cat", "limit": 4}).json()
     assert {(i["split"], i["given_label"]) for i in cats["items"]} == {("train", "cat")}
-    rest = client.get(path, params={"split": "train", "given_label": "cat", "cursor": cats["next_cursor"]}).json()
+    rest = client.get(path, params={"split": "train", "label": "cat", "cursor": cats["next_cursor"]}).json()
     assert len(cats["items"]) + len(rest["items"]) == 6
-    assert client.get(path, params={"given_label": "cow"}).status_code == 422
+    assert client.get(path, params={"label": "cow"}).status_code == 422
     original = client.get(f"{path}/0")
     assert original.headers["content-type"] == "image/jpeg"
     assert original.headers["content-disposition"].startswith("attachment")

@@ -25,6 +25,8 @@ from app.jobs import attempt, results
 from app.jobs.stream import EventPoller, stream_events
 from app.notifier import Notifier, QueueName
 from app.storage import Storage
+from ml.formats import image_results
+from ml.formats.image_results import ImageResult
 from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, upload
 
 
@@ -593,9 +595,9 @@ def finished(client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
     claim = fake_worker.claim()
     folder = files.attempt(claim.id, claim.fence) / "artifacts"
     folder.mkdir(parents=True)
-    header = "index,path,split,given_label,predicted_label,label_score,is_label_issue,cx,cy,sigma_x,sigma_y"
-    rows = ["0,a.jpg,train,cat,cat,0.9,false,20.0,15.0,5.0,4.0", "1,'=b.jpg,train,dog,cat,0.1,true,,,,"]
-    (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
+    right = ImageResult(0, "a.jpg", "train", 0, False, 0, 0, 0.9, False, cx=20, cy=15, sigma_x=5, sigma_y=4)
+    wrong = ImageResult(1, "=b.jpg", "train", 1, False, 1, 0, 0.1, True, 1, None, 0.7, 0.3)
+    image_results.write(folder / image_results.FILE_NAME, ["cat", "dog"], [right, wrong])
     (folder / "figure.png").write_bytes(bytes(range(256)) * 4)
     fake_worker.publish(claim)
     job_id: str = job["id"]
@@ -673,7 +675,7 @@ def test_H6_artifacts_come_whole_or_in_one_range(
 
 def test_artifacts_are_listed_with_checksums_and_named_exactly(client: Client, finished: str) -> None:
     items = {item["name"]: item for item in client.get(f"/jobs/{finished}/artifacts").json()["items"]}
-    assert {"figure.png", "label-issues.csv", "manifest.json"} <= items.keys()
+    assert {"figure.png", "image-results.sqlite", "manifest.json"} <= items.keys()
     assert len(items["figure.png"]["sha256"]) == 64
     for name in ("nothing.png", "..%2f..%2fsecret", "%2e%2e", "log.jsonl", ".hidden"):
         assert client.get(f"/jobs/{finished}/artifacts/{name}").status_code == 404

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from app.storage import Storage
-from ml.formats import dataset_index, label_versions
+from ml.formats import dataset_index, image_results, label_versions
+from ml.formats.image_results import ImageResult
 from tests.app.conftest import BOTH, Client, FakeWorker
 
 # Of the data set of conftest: images 0-5 are cats and 6-11 dogs of the train split, 12-17 cats and 18-23 dogs of test.
@@ -31,14 +32,14 @@ def ranked(submit: Callable[..., Any], fake_worker: FakeWorker, files: Storage) 
     claim = fake_worker.claim()
     folder = files.attempt(claim.id, claim.fence) / "artifacts"
     folder.mkdir(parents=True)
-    header = "index,path,split,given_label,predicted_label,label_score,is_label_issue"
-    rows = [
-        "0,train/cat/0.jpg,train,cat,dog,0.01,true",
-        "1,train/cat/1.jpg,train,cat,dog,0.30,true",
-        "6,train/dog/0.jpg,train,dog,cat,0.02,true",
-        "7,train/dog/1.jpg,train,dog,dog,0.99,false",
+    cat, dog = 0, 1
+    results = [
+        ImageResult(0, "train/cat/0.jpg", "train", cat, False, dog, dog, 0.01, True),
+        ImageResult(1, "train/cat/1.jpg", "train", cat, False, dog, dog, 0.30, True),
+        ImageResult(6, "train/dog/0.jpg", "train", dog, False, cat, cat, 0.02, True),
+        ImageResult(7, "train/dog/1.jpg", "train", dog, False, dog, dog, 0.99, False),
     ]
-    (folder / "label-issues.csv").write_text("\n".join([header, *rows]) + "\n")
+    image_results.write(folder / image_results.FILE_NAME, ["cat", "dog"], results)
     fake_worker.publish(claim)
     return job_id
 
@@ -261,7 +262,7 @@ def test_classes_are_edited_with_their_images(client: Client, dataset_id: str, l
     assert dataset["counts"]["train"] == {"bird": 1, "dog": 6, "kitten": 5}
     difference = client.get(f"{labels}/diff?from=1&to=2").json()
     assert (difference["classes_added"], difference["classes_removed"]) == (["bird", "kitten"], ["cat"])
-    assert client.get(f"/datasets/{dataset_id}/images?given_label=bird").json()["items"][0]["index"] == 0
+    assert client.get(f"/datasets/{dataset_id}/images?label=bird").json()["items"][0]["index"] == 0
 
 
 def test_a_comparison_of_versions_names_what_changed(client: Client, labels: str) -> None:
@@ -318,3 +319,57 @@ def test_deleting_a_data_set_deletes_its_versions(client: Client, dataset_id: st
     assert client.delete(f"/datasets/{dataset_id}").status_code == 204
     assert client.get(labels).status_code == 404
     assert not (files.root / "datasets" / dataset_id).exists()
+
+
+def test_images_are_found_by_what_a_job_says_of_them(client: Client, dataset_id: str, labels: str, ranked: str) -> None:
+    path = f"/datasets/{dataset_id}/images"
+
+    def indexes(**filters: object) -> list[int]:
+        answer = client.get(path, params=filters)
+        assert answer.status_code == 200, answer.text
+        return [item["index"] for item in answer.json()["items"]]
+
+    assert indexes(order_by="score") == [0, 6, 1, 7]
+    assert indexes(job=ranked, is_label_issue=True, label="cat") == [0, 1]
+    assert indexes(predicted="dog", score_from=0.1) == [1, 7]
+    assert indexes(q="DOG/0", split="train") == [6]
+    client.post(labels, json={"edits": [CAT_TO_DOG, {"image": 6, "from": "dog", "action": "confirm"}]})
+    assert indexes(is_label_issue=True, action="unreviewed") == [1]
+    item = client.get(path, params={"job": ranked, "limit": 1}).json()["items"][0]
+    assert (item["given_label"], item["found"]["predicted_label"], item["found"]["label_score"]) == ("dog", "dog", 0.01)
+    assert client.get(f"{path}?limit=1").json()["items"][0]["found"] is None
+
+    # The ranking keeps the label that was judged, and takes the action from the newest version.
+    issues = client.get(f"/jobs/{ranked}/label-issues", params={"label": "cat"}).json()
+    assert [(i["index"], i["given_label"], i["action"]) for i in issues["items"]] == [
+        (0, "cat", "relabelled"),
+        (1, "cat", "unreviewed"),
+    ]
+    assert (issues["total"], issues["issues"]) == (4, 3)
+    csv_rows = table(client, f"/jobs/{ranked}/label-issues?action=unreviewed&is_label_issue=true")
+    assert [row["index"] for row in csv_rows] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("order_by=similarity", "/query/like"),
+        ("label=cow", "/query/label"),
+        ("predicted=cow", "/query/predicted"),
+        ("score_below=2", "/query/score_below"),
+        ("cursor=WyJpbmRleCIsLTFd", "/query/cursor"),
+        ("order_by=path&cursor=WyJpbmRleCIsMV0", "/query/cursor"),
+        ("q=", "/query/q"),
+    ],
+)
+def test_filters_that_mean_nothing_are_named(
+    client: Client, dataset_id: str, ranked: str, query: str, pointer: str
+) -> None:
+    assert ranked
+    answer = client.get(f"/datasets/{dataset_id}/images?{query}")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+def test_results_of_a_job_of_another_data_set_are_not_shown(client: Client, dataset_id: str) -> None:
+    answer = client.get(f"/datasets/{dataset_id}/images?job=00000000-0000-0000-0000-000000000000")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")

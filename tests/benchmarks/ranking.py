@@ -152,7 +152,7 @@ def cleanlabs(given: Tensor, probabilities: NDArray[np.float32]) -> dict[str, ND
 
 def qualities(score: NDArray[Any], flagged: NDArray[Any], given: Tensor, clean: Tensor) -> dict[str, float]:
     """Those of `measure.ranking_quality`, in per cent."""
-    issues = LabelIssues(score, given.numpy(), flagged, 0.0, np.eye(1))
+    issues = LabelIssues(score, given.numpy(), flagged, 0.0, np.eye(1), np.empty((0, 1)), np.empty((0, 1)))
     quality = measure.ranking_quality(issues, given, clean)
     assert quality is not None
     return {name: round(100 * quality[name], 1) for name in QUALITIES}

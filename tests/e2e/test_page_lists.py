@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import Engine
 
-from app import csv_cells
-from app.datasets import label_issues
 from app.db import session as db
 from app.db.tables import Base, Dataset, Job, Model, State
 from app.settings import Settings
 from app.storage import ARTIFACTS, Storage
+from ml.formats import image_results
+from ml.formats.image_results import ImageResult
 from tests import pictures
 from tests.e2e.conftest import Console, launched
 
@@ -76,11 +75,8 @@ def add_model(engine: Engine, name: str) -> None:
 def write_ranking(files: Storage, job_id: str) -> None:
     folder = files.attempt(uuid.UUID(job_id), 1) / ARTIFACTS
     folder.mkdir(parents=True)
-    with (folder / label_issues.FILE_NAME).open("w", newline="") as file:
-        table = csv.writer(file)
-        names = ["index", "path", "split", "given_label", "predicted_label", "label_score", "is_label_issue"]
-        table.writerow([*names, *csv_cells.GAUSSIAN_COLUMNS])
-        table.writerows([n, f"{n}.png", "train", "cat", "dog", n / ROWS, n < 3, "", "", "", ""] for n in range(ROWS))
+    rows = [ImageResult(n, f"{n}.png", "train", 0, False, 1, 1, n / ROWS, n < 3) for n in range(ROWS)]
+    image_results.write(folder / image_results.FILE_NAME, ["cat", "dog"], rows)
 
 
 def show_all(rows: Locator, more: Locator) -> None:

@@ -46,7 +46,8 @@ def test_ranking_quality_ignores_labels_whose_clean_label_is_unknown() -> None:
     """Of six labels the first and the last are unknown; of the others 1 and 3 are wrong, and 1 and 2 are flagged."""
     labels, clean = torch.tensor([0, 0, 1, 1, 0, 0]), torch.tensor([-1, 1, 1, 0, 0, -1])
     flagged = np.array([True, True, True, False, False, False])
-    issues = LabelIssues(np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), labels.numpy(), flagged, 0.5, np.eye(2))
+    score, probs = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.0]), np.full((6, 2), 0.5)
+    issues = LabelIssues(score, labels.numpy(), flagged, 0.5, np.eye(2), probs, probs)
 
     assert measure.ranking_quality(issues, labels, clean) == {
         "noise_rate": 0.5,

@@ -13,16 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from app import logs, storage
-from app.datasets import ingest_queue
+from app.datasets import ingest_queue, label_issues
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.jobs import attempt, results, service
 from app.settings import Settings
 from ml.data.dataset import LabeledImages
+from ml.features import similar_images
+from ml.formats import image_results as stored
 from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
@@ -159,8 +162,36 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(
     assert {entry["name"] for entry in entries} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
     assert all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in entries)
     lines = (folder / "label-issues.csv").read_text().splitlines()
-    assert lines[0] == "index,path,split,given_label,predicted_label,label_score,is_label_issue"
+    assert lines[0] == ",".join(label_issues.COLUMNS)
     assert len(lines) == 1 + 48
+
+
+def test_a_training_says_what_it_found_of_every_image(harness: ServiceHarness, channel: ControlChannel) -> None:
+    job_id = harness.submit(harness.dataset(), epochs=2, validation_fraction=0.25)
+    _, fence = claimed(harness)
+
+    assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
+    folder = harness.files.attempt(job_id, fence) / "artifacts"
+    rows = stored.read_all(folder / stored.FILE_NAME)
+    train = [row for row in rows if row.split == "train"]
+    tested = rows[len(train) :]
+    assert (len(train), {row.split for row in tested}) == (48, {"test"})
+    assert sum(row.held_out for row in train) == 12
+    assert all(row.label_score is not None and row.model is not None for row in train)
+    assert all((row.label_score, row.is_label_issue) == (None, None) and row.predicted == row.model for row in tested)
+    assert all(row.confidence is not None and 0 < row.confidence <= 1 for row in rows)
+    neighbours = stored.read_neighbours(folder / stored.FILE_NAME, 0)
+    assert len(neighbours) == similar_images.NEIGHBOURS
+    assert neighbours == sorted(neighbours, key=lambda near: -near.similarity)
+
+    # The arrays have a row for each of them, the training images in the order of the table.
+    embeddings, pred_probs = (np.load(folder / name) for name in ("embeddings.npy", "pred_probs.npy"))
+    assert len(embeddings) == len(pred_probs) == len(rows)
+    assert np.allclose(pred_probs.sum(axis=1), 1, atol=1e-4)
+    with (folder / label_issues.FILE_NAME).open(newline="") as table:
+        assert [int(line["index"]) for line in csv.DictReader(table)] == [row.image for row in train]
+    numbers = json.loads((folder / "figures.json").read_text())
+    assert sum(map(sum, numbers["confusion"])) == numbers["images"] == len(tested)
 
 
 def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ml.reports import plots, report_data
 from ml.reports.report_data import ReportData
 from ml.training.trainer import Trainer
 from worker.children import failures
+from worker.children.image_results import Outputs
 from worker.children.job_reporter import FencedOff, Interrupted, JobReporter
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def compute(
     clean: Tensor | None,
     read_images: Callable[[Split], list[ImageRecord]],
     reporter: JobReporter,
+    outputs: Outputs,
 ) -> ReportData | None:
     """Measure what the figures show.
 
@@ -49,6 +51,7 @@ def compute(
         clean: int64 (N,) labels that tell which given labels are wrong, -1 where unknown; None when none is known.
         read_images: A function that returns the images of a split, for their paths.
         reporter: Takes the progress, and raises on a command to stop.
+        outputs: What the model says of all images.
 
     Returns:
         Numbers and images of the figures; None when a measurement failed, with the error in the logs.
@@ -56,10 +59,12 @@ def compute(
     epochs = trainer.epochs
     reporter.report_progress({"phase": "figures", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
     try:
+        judged = report_data.choose_judged(trainer, images, truth, clean)
         report = report_data.collect(
             trainer,
             images,
-            report_data.choose_judged(trainer, images, truth, clean),
+            judged,
+            probabilities=None if judged is None else outputs.of(judged),
             wrong=measure.wrong_labels(trainer.labels, clean),
             issues=issues,
             on_batch=reporter.check_cancelled,

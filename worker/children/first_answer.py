@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.datasets import label_issues
 from ml.evaluation.measure import Score
 from ml.evaluation.noisy_likelihood import noisy_likelihood
 from ml.evaluation.ranking import LabelIssues
@@ -23,7 +22,7 @@ from ml.method import ENSEMBLE
 from ml.training import events
 from ml.training.spec import PLAIN_IMAGES, TrainingSpec
 from ml.training.trainer import Trainer
-from worker.children import artifacts, label_issue_table
+from worker.children import artifacts, image_results
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
 
@@ -90,8 +89,8 @@ def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
     with artifacts.replace_folder(ctx.folder) as folder:
         if (issues := stage.issues) is not None:
             images = ctx.read_images("train")
-            gaussians = label_issue_table.cached_gaussians(stage.trainer, images)
-            label_issue_table.write(folder / label_issues.FILE_NAME, stage.trainer, issues, images, gaussians)
+            gaussians = image_results.cached_gaussians(stage.trainer, images)
+            image_results.write(folder, stage.trainer, issues, images, gaussians)
         (folder / FILE_NAME).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
     reporter.record_metrics({"stages": [summary]})
     reporter.log("info", f"First answer after {stage.seconds:.0f} s: {_describe(summary)}.")

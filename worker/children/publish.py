@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from app import storage
-from app.datasets import label_issues
 from app.db.session import Session
 from app.jobs import attempt
 from ml.data.dataset import LabeledImages, Truth
@@ -28,7 +27,7 @@ from ml.serving.model_archive import Manifest
 from ml.serving.predictor import Predictor
 from ml.training import events
 from ml.training.trainer import Trainer
-from worker.children import artifacts, checkpointing, figures, label_issue_table, localize
+from worker.children import artifacts, checkpointing, figures, image_results, localize
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
 
@@ -68,8 +67,12 @@ class Publication:
         self._model: dict[str, Any] = {}
         self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)
         self.metrics["label_version"] = ctx.job.label_version
+        self._truth = truth
+        self._outputs = image_results.compute(trainer, images, truth, reporter.check_cancelled)
         clean = selftest.reference_labels(trainer.spec, images, truth)
-        self._report = figures.compute(trainer, images, truth, self._issues, clean, ctx.read_images, reporter)
+        self._report = figures.compute(
+            trainer, images, truth, self._issues, clean, ctx.read_images, reporter, self._outputs
+        )
         if self._report is not None:
             self.metrics |= events.to_strict_json(report_data.metrics(self._report.numbers))
 
@@ -114,9 +117,8 @@ class Publication:
         }
 
     def _write_artifacts(self, folder: Path) -> None:
-        # Tables: label issues, one line of metrics an epoch, the injected labels of a self-test.
-        if self._issues is not None:
-            self._write_issues(folder / label_issues.FILE_NAME, self._issues)
+        # Results of images, one line of metrics an epoch, the injected labels of a self-test.
+        self._write_results(folder)
         lines = [json.dumps(report.to_json(), allow_nan=False) + "\n" for report in self._trainer.history]
         (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
         if (self_test := self.metrics["self_test"]) is not None:
@@ -140,14 +142,15 @@ class Publication:
         ]
         artifacts.write_table(path, ["index", "path", "label_before", "given_label"], rows)
 
-    def _write_issues(self, path: Path, issues: LabelIssues) -> None:
-        """Every training image with the score of its label; label issues are those flagged."""
-        images = self._ctx.read_images("train")
-        gaussians = label_issue_table.cached_gaussians(self._trainer, images)
+    def _write_results(self, folder: Path) -> None:
+        """What is known of every image; label issues are those flagged."""
+        images = self._ctx.read_images()
+        gaussians = image_results.cached_gaussians(self._trainer, images)
         if gaussians is None:
             predictor = Predictor.load(self._archive, str(self._trainer.device))
-            gaussians = localize.gaussians(predictor, self._images.images, images, self._reporter.check_cancelled)
-        label_issue_table.write(path, self._trainer, issues, images, gaussians)
+            trained = images[: len(self._images)]
+            gaussians = localize.gaussians(predictor, self._images.images, trained, self._reporter.check_cancelled)
+        image_results.write(folder, self._trainer, self._issues, images, gaussians, self._outputs, self._truth)
 
 
 def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: LabelIssues | None) -> dict[str, Any]:
