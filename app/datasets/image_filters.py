@@ -12,7 +12,7 @@ from app.errors import Fault, InvalidRequest
 from app.http import pages
 from app.http.pages import PageParams
 from ml.formats import dataset_index, image_query, image_results
-from ml.formats.image_query import Found, ImageQuery, Order
+from ml.formats.image_query import ImageMatch, ImageQuery, Order
 from ml.formats.records import Split
 
 ClassName = Annotated[str | None, Query(max_length=200, description="Name of a class")]
@@ -118,14 +118,14 @@ def check_classes(filters: ImageFilters, labels: list[str], predictions: list[st
 
 def page(
     folder: Path | None, query: ImageQuery, paging: PageParams, *, version: int, results: Path | None = None
-) -> tuple[list[Found], str | None]:
+) -> tuple[list[ImageMatch], str | None]:
     """One page of images, and the cursor of the next page; arguments as of `image_query.find`."""
     after = None
     if paging.cursor is not None:
         after = pages.decode(paging.cursor, lambda values: _position(values, query.order))
-    found = image_query.find(folder, query, version=version, results=results, after=after, limit=paging.limit + 1)
-    shown = found[: paging.limit]
-    return shown, pages.encode([query.order, *shown[-1].position]) if len(found) > len(shown) else None
+    matches = image_query.find(folder, query, version=version, results=results, after=after, limit=paging.limit + 1)
+    more = len(matches) > paging.limit
+    return matches[: paging.limit], pages.encode([query.order, *matches[paging.limit - 1].position]) if more else None
 
 
 def _position(values: Any, order: Order) -> list[Any]:

@@ -19,7 +19,7 @@ from app.db.tables import Job, State
 from app.errors import ArtifactNotFound, JobNotFound
 from app.storage import ARTIFACTS, Storage
 from ml.formats import image_query, image_results, label_versions
-from ml.formats.image_query import Found, ImageQuery
+from ml.formats.image_query import ImageMatch, ImageQuery
 from ml.formats.image_results import ImageResult
 from ml.formats.label_versions import LabelStatus
 from ml.formats.records import Split
@@ -107,12 +107,12 @@ def table(
 ) -> tuple[tuple[str, ...], Iterator[list[object]]]:
     """Ranked labels as a table: names of its columns, and its rows; arguments as of `image_query.find`."""
     classes = image_results.read_classes(results)
-    found = image_query.find(folder, query, version=version, results=results)
-    rows = [row.result for row in found if row.result is not None]
+    matches = image_query.find(folder, query, version=version, results=results)
+    rows = [row.result for row in matches if row.result is not None]
     localized = any(row.cx is not None for row in rows)
 
     def cells(row: ImageResult) -> list[object]:
-        named = [_name(classes, row.given), _name(classes, row.predicted)]
+        named = [_name(classes, row.given_label), _name(classes, row.predicted)]
         further = [
             row.confidence, _name(classes, row.second), row.second_confidence, _name(classes, row.third),
             row.third_confidence,
@@ -145,16 +145,16 @@ def findings(result: ImageResult, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def label_issue_out(found: Found, classes: list[str]) -> LabelIssue:
+def label_issue_out(match: ImageMatch, classes: list[str]) -> LabelIssue:
     """The representation of a ranked image; `classes` are the job's names by class id."""
-    result = found.result
+    result = match.result
     assert result is not None, "a query by label score finds images with one"
     return LabelIssue(
         index=result.image,
         path=result.path,
         split=result.split,
-        given_label=_name(classes, result.given),
-        action=cast("ImageAction", found.image.status),
+        given_label=_name(classes, result.given_label),
+        action=cast("ImageAction", match.image.status),
         **findings(result, classes),
     )
 

@@ -260,7 +260,7 @@ def get(
     query = ImageQuery(split=split, status=action)
     page, cursor = image_filters.page(folder, query, paging, version=version)
     return ImageLabelPage(
-        items=[label_out(found.image, classes) for found in page],
+        items=[label_out(match.image, classes) for match in page],
         next_cursor=cursor,
         version=version_detail(session, files, dataset, version),
         classes=classes,

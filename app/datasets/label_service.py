@@ -31,7 +31,7 @@ from app.errors import (
 from app.http import problems
 from app.storage import Storage
 from ml.formats import dataset_index, image_query, image_results, label_versions
-from ml.formats.image_query import Found, ImageQuery
+from ml.formats.image_query import ImageMatch, ImageQuery
 from ml.formats.label_versions import Edit, Labels, UploadedLabels
 
 
@@ -278,21 +278,21 @@ def _query(where: IssueFilter) -> ImageQuery:
 
 
 def _accepted(
-    meant: Sequence[Found], classes: Sequence[str], labels: Labels, uploaded: UploadedLabels, action: str
+    meant: Sequence[ImageMatch], classes: Sequence[str], labels: Labels, uploaded: UploadedLabels, action: str
 ) -> tuple[list[Edit], dict[str, int]]:
     """The edits that accept flags; and how many flags cannot be accepted, by reason. `classes` are the job's."""
     edits: list[Edit] = []
     skipped: collections.Counter[str] = collections.Counter()
-    for found in meant:
-        result = found.result
+    for match in meant:
+        result = match.result
         assert result is not None
-        assert result.given is not None
+        assert result.given_label is not None
         assert result.predicted is not None, "what has a label score was ranked"
         label, status = labels.label_of(result.image, uploaded), labels.status_of(result.image)
         suggested = classes[result.predicted]
         if status in ("confirmed", "excluded"):
             skipped[f"{status} already"] += 1
-        elif label != classes[result.given]:
+        elif label != classes[result.given_label]:
             skipped["relabelled since"] += 1
         elif action == "exclude":
             edits.append(Edit("exclude", result.image, label, None))

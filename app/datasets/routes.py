@@ -204,7 +204,7 @@ def images(
     classes, predictions = image_filters.class_names(folder, labels, results)
     image_filters.check_classes(filters, classes, predictions)
     page, cursor = image_filters.page(folder, query, paging, version=labels, results=results)
-    return Page(items=[schemas.image_out(found, classes, predictions) for found in page], next_cursor=cursor)
+    return Page(items=[schemas.image_out(match, classes, predictions) for match in page], next_cursor=cursor)
 
 
 @router.get(

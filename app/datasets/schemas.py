@@ -16,7 +16,7 @@ from app.datasets.label_issues import ImageAction, ImageFindings
 from app.db.tables import Dataset, State
 from app.errors import type_of
 from ml.formats import dataset_index, records
-from ml.formats.image_query import Found
+from ml.formats.image_query import ImageMatch
 from ml.formats.records import Level, Split
 
 Status = Literal["ingesting", "ready", "failed"]
@@ -140,19 +140,19 @@ class ImageOut(BaseModel):
     sha256: str
     size_bytes: int
     media_type: str
-    found: ImageFindings | None = Field(description="By the job that was asked for; null without one")
+    findings: ImageFindings | None = Field(description="By the job that was asked for; null without one")
     similarity: float | None = Field(description="Cosine to the image of `like`, in [-1, 1]; null without it")
 
 
-def image_out(found: Found, classes: list[str], predictions: list[str]) -> ImageOut:
+def image_out(match: ImageMatch, classes: list[str], predictions: list[str]) -> ImageOut:
     """The representation of an image.
 
     Args:
-        found: The image, and what a job found out about it.
+        match: The image, and what a job found out about it.
         classes: Names of the labels by class id.
         predictions: Names of the job's classes by class id.
     """
-    image, result = found.image, found.result
+    image, result = match.image, match.result
     return ImageOut(
         index=image.number,
         path=image.path,
@@ -165,6 +165,6 @@ def image_out(found: Found, classes: list[str], predictions: list[str]) -> Image
         sha256=image.sha256,
         size_bytes=image.image_bytes,
         media_type=CONTENT_TYPES[image.format],
-        found=None if result is None else ImageFindings(**label_issues.findings(result, predictions)),
-        similarity=found.similarity,
+        findings=None if result is None else ImageFindings(**label_issues.findings(result, predictions)),
+        similarity=match.similarity,
     )

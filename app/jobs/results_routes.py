@@ -113,9 +113,9 @@ def list_label_issues(
         folder, version = files.dataset(dataset.id), dataset.label_version
     if file_responses.wants_csv(request):
         return file_responses.csv_table(f"label-issues-{job_id}", *label_issues.table(file, query, folder, version))
-    found, cursor = image_filters.page(folder, query, paging, version=version, results=file)
+    matches, cursor = image_filters.page(folder, query, paging, version=version, results=file)
     total, issues = image_results.count(file)
-    items = [label_issues.label_issue_out(row, classes) for row in found]
+    items = [label_issues.label_issue_out(row, classes) for row in matches]
     return LabelIssues(items=items, next_cursor=cursor, total=total, issues=issues)
 
 

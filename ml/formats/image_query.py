@@ -18,8 +18,8 @@ Order = Literal["index", "score", "path", "similarity"]
 # Without the data set its results stand in for it; without results nothing is known.
 RESULTS_AS_DATASET = """
 CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM job.class;
-CREATE TEMP VIEW labelled AS SELECT image AS "index", path, split, given, NULL AS clean, 0 AS width, 0 AS height,
-  0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, '' AS sha256, '' AS format, 'unreviewed' AS status
+CREATE TEMP VIEW labelled AS SELECT image AS "index", path, split, given_label AS given, NULL AS clean, 0 AS width,
+  0 AS height, 0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, '' AS sha256, '' AS format, 'unreviewed' AS status
   FROM job.result;
 """
 IMAGE_COLUMNS = (
@@ -78,7 +78,7 @@ class ImageQuery:
         return self.order in ("score", "similarity") or any(condition is not None for condition in conditions)
 
 
-class Found(NamedTuple):
+class ImageMatch(NamedTuple):
     """An image, and what the job found out about it.
 
     Attributes:
@@ -117,7 +117,7 @@ def find(
     results: Path | None = None,
     after: Sequence[Any] | None = None,
     limit: int = -1,
-) -> list[Found]:
+) -> list[ImageMatch]:
     """The images that a query means, in its order.
 
     Args:
@@ -125,7 +125,7 @@ def find(
         query: Which images; one that `needs_results` finds nothing without `results`.
         version: Of the labels.
         results: What a job found out: the file of `ml.formats.image_results`.
-        after: Only images after this `Found.position`.
+        after: Only images after this `ImageMatch.position`.
         limit: At most so many; -1 for all.
     """
     if results is None and query.needs_results:
@@ -144,10 +144,12 @@ def find(
         return [_found(row) for row in database.execute(select, (*values, limit))]
 
 
-def _found(row: tuple[Any, ...]) -> Found:
+def _found(row: tuple[Any, ...]) -> ImageMatch:
     image, result = row[:IMAGE_FIELDS], row[IMAGE_FIELDS : IMAGE_FIELDS + len(image_results.COLUMNS)]
     similarity, *position = row[IMAGE_FIELDS + len(image_results.COLUMNS) :]
-    return Found(ImageRecord(*image), None if result[0] is None else ImageResult(*result), similarity, tuple(position))
+    return ImageMatch(
+        ImageRecord(*image), None if result[0] is None else ImageResult(*result), similarity, tuple(position)
+    )
 
 
 def _tables(database: sqlite3.Connection, query: ImageQuery, results: Path | None) -> tuple[str, tuple[str, ...]]:
@@ -183,7 +185,7 @@ def _conditions(query: ImageQuery) -> tuple[list[str], list[Any]]:
         ("i.split = ?", query.split),
         (f"i.given = {of_version}", query.label),
         ("instr(lower(i.path), lower(?)) > 0", query.text),
-        (f"r.given = {of_job}", query.judged_label),
+        (f"r.given_label = {of_job}", query.judged_label),
         (f"r.predicted = {of_job}", query.predicted),
         (f"r.model = {of_job}", query.model),
         ("r.is_label_issue = ?", query.is_label_issue),

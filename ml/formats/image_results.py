@@ -21,7 +21,7 @@ SUGGESTIONS = 3  # classes that are suggested for an image
 
 SCHEMA = """
 CREATE TABLE class ("index" INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE result (image INTEGER PRIMARY KEY, path TEXT NOT NULL, split TEXT NOT NULL, given INTEGER,
+CREATE TABLE result (image INTEGER PRIMARY KEY, path TEXT NOT NULL, split TEXT NOT NULL, given_label INTEGER,
   held_out INTEGER NOT NULL, model INTEGER, predicted INTEGER, label_score REAL, is_label_issue INTEGER,
   second INTEGER, third INTEGER, confidence REAL, second_confidence REAL, third_confidence REAL,
   cx REAL, cy REAL, sigma_x REAL, sigma_y REAL, outlier_distance REAL, is_outlier INTEGER, duplicate_set INTEGER);
@@ -41,7 +41,7 @@ class ImageResult(NamedTuple):
         image: Number of the image in the data set.
         path: Its path.
         split: Its split.
-        given: The label that the job learned from, injected noise included; of a test image the one it was measured by.
+        given_label: What the job learned from, injected noise included; of a test image the label it was measured by.
         held_out: Whether it was held out of training for validation.
         model: What the finished model predicts.
         predicted: The class that is suggested: of a training image by the ranking, of a test image `model`.
@@ -64,7 +64,7 @@ class ImageResult(NamedTuple):
     image: int
     path: str
     split: Split
-    given: int | None
+    given_label: int | None
     held_out: bool
     model: int | None = None
     predicted: int | None = None

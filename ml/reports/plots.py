@@ -165,8 +165,8 @@ def _matrix(figure: Figure, shares: Any, classes: list[str], title: str, rows: s
 
 def _name(axis: Any, classes: list[str], rotation: int = 0) -> None:
     """Class names: of every class where they fit, otherwise of evenly spaced ones."""
-    shown = range(0, len(classes), -(-len(classes) // NAMED_CLASSES))
-    axis.set_ticks(shown, labels=[classes[number][:24] for number in shown], rotation=rotation)
+    named = range(0, len(classes), -(-len(classes) // NAMED_CLASSES))
+    axis.set_ticks(named, labels=[classes[number][:24] for number in named], rotation=rotation)
 
 
 def _reliability(figure: Figure, numbers: Numbers) -> bool:

@@ -53,7 +53,7 @@ def test_pages_follow_each_other_without_gap_or_repeat(folder: Path) -> None:
     seen: list[int] = []
     after: tuple[int, ...] = (-1,)
     while page := image_query.find(folder, ImageQuery(), after=after, limit=7):
-        seen, after = seen + [found.image.number for found in page], page[-1].position
+        seen, after = seen + [match.image.number for match in page], page[-1].position
     assert seen == list(range(31))
 
 

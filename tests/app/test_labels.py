@@ -336,8 +336,12 @@ def test_images_are_found_by_what_a_job_says_of_them(client: Client, dataset_id:
     client.post(labels, json={"edits": [CAT_TO_DOG, {"image": 6, "from": "dog", "action": "confirm"}]})
     assert indexes(is_label_issue=True, action="unreviewed") == [1]
     item = client.get(path, params={"job": ranked, "limit": 1}).json()["items"][0]
-    assert (item["given_label"], item["found"]["predicted_label"], item["found"]["label_score"]) == ("dog", "dog", 0.01)
-    assert client.get(f"{path}?limit=1").json()["items"][0]["found"] is None
+    assert (item["given_label"], item["findings"]["predicted_label"], item["findings"]["label_score"]) == (
+        "dog",
+        "dog",
+        0.01,
+    )
+    assert client.get(f"{path}?limit=1").json()["items"][0]["findings"] is None
 
     # The ranking keeps the label that was judged, and takes the action from the newest version.
     issues = client.get(f"/jobs/{ranked}/label-issues", params={"label": "cat"}).json()

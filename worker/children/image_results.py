@@ -142,7 +142,7 @@ def _results(
     test_labels: Tensor | None,
 ) -> Iterator[ImageResult]:
     """One an image; arguments as of `write`, but the labels by which test images were measured, int64 (T,)."""
-    given, tested = trainer.labels.tolist(), [] if test_labels is None else test_labels.tolist()
+    labels, tested = trainer.labels.tolist(), [] if test_labels is None else test_labels.tolist()
     held_out = set(trainer.held_out.tolist())
     of_ranking = None if issues is None else _suggestions(issues.class_probs, issues.predicted_label)
     of_model = None if outputs is None else [*_suggestions(outputs.train.probabilities.numpy())]
@@ -154,13 +154,13 @@ def _results(
             known |= {"model": of_model[row]["predicted"], **of_model[row]}
         if outputs is not None and outputs.similar is not None:
             known |= _similarity(outputs.similar, images, row)
-        trained = row < len(given)
+        trained = row < len(labels)
         if trained and issues is not None and of_ranking is not None:
             known |= of_ranking[row]
             known |= {"label_score": float(issues.label_score[row]), "is_label_issue": bool(issues.is_label_issue[row])}
         if trained and gaussians is not None:
             known |= asdict(gaussians[row])
-        label = given[row] if trained else tested[row - len(given)] if tested else image.given
+        label = labels[row] if trained else tested[row - len(labels)]
         yield ImageResult(image.number, image.path, image.split, label, trained and row in held_out, **known)
 
 
@@ -214,7 +214,7 @@ def _report(rows: Sequence[ImageResult]) -> list[ReportLine]:
             across = first.split != row.split
             code = "near_duplicate_across_splits" if across else "near_duplicate"
             where = f" of the {first.split} split" if across else ""
-            differs = "" if first.given == row.given else ", and has another label"
+            differs = "" if first.given_label == row.given_label else ", and has another label"
             lines.append(ReportLine(row.path, code, f"It looks the same as {first.path}{where}{differs}.", "warning"))
         if row.is_outlier:
             detail = f"It is far from all other images: mean distance {row.outlier_distance:.2f} to the nearest."

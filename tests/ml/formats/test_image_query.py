@@ -79,8 +79,8 @@ def results(tmp_path: Path) -> Path:
 def test_conditions_and_orders(
     folder: Path, results: Path, query: ImageQuery, version: int, expected: list[int]
 ) -> None:
-    found = image_query.find(folder, query, version=version, results=results)
-    assert [row.image.number for row in found] == expected
+    matches = image_query.find(folder, query, version=version, results=results)
+    assert [row.image.number for row in matches] == expected
 
     # Pages of one image have the same images in the same order.
     paged, after = [], None
@@ -106,5 +106,5 @@ def test_without_a_job_nothing_is_known_and_conditions_on_results_find_nothing(f
 
 def test_results_outlive_the_data_set(results: Path) -> None:
     query = ImageQuery(order="score", text="A/", status=["unreviewed"])
-    found = image_query.find(None, query, results=results)
-    assert [(row.image.path, row.image.given) for row in found] == [("a/3.png", 1), ("a/2.png", 0)]
+    matches = image_query.find(None, query, results=results)
+    assert [(row.image.path, row.image.given) for row in matches] == [("a/3.png", 1), ("a/2.png", 0)]
