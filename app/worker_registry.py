@@ -21,6 +21,20 @@ ROLES: tuple[Role, ...] = ("supervisor", "ingestion", "inference", "dispatcher")
 TRAINING_SUPERVISOR = (Worker.kind == "supervisor", Worker.devices > 0)  # other supervisors check data sets
 
 
+class HostFacts(NamedTuple):
+    """What a supervisor says of its host, which the cost of a training depends on.
+
+    Attributes:
+        memory_bytes: Of the host, or of its container if that is limited to less.
+        cpus: Threads that a training uses.
+        bf16: The CPU's instructions for bf16: amx, avx512, or None.
+    """
+
+    memory_bytes: int
+    cpus: int
+    bf16: str | None
+
+
 class ProcessStatus(NamedTuple):
     """One process, as of its last heartbeat."""
 
@@ -31,7 +45,14 @@ class ProcessStatus(NamedTuple):
 
 
 def record_heartbeat(
-    session: Session, name: str, kind: Kind, device: str | None, *, devices: int, draining: bool
+    session: Session,
+    name: str,
+    kind: Kind,
+    device: str | None,
+    *,
+    devices: int,
+    draining: bool,
+    host: HostFacts | None = None,
 ) -> None:
     """Write the heartbeat of the process `name`: its row is inserted or brought up to date.
 
@@ -40,11 +61,15 @@ def record_heartbeat(
         device: The first device that the process computes on, None where it computes nothing.
         devices: How many devices it offers to one job.
         draining: Whether it is about to end and takes no more work.
+        host: Facts of its host; None where nothing depends on them.
     """
     values = {"draining": draining, "heartbeat_at": now()}
+    of_host = None if host is None else host._asdict()
     updated = session.execute(update(Worker).where(Worker.id == name).values(**values))
     if updated.rowcount == 0:  # type: ignore[attr-defined]
-        session.execute(insert(Worker).values(id=name, kind=kind, device=device, devices=devices, **values))
+        session.execute(
+            insert(Worker).values(id=name, kind=kind, device=device, devices=devices, host=of_host, **values)
+        )
 
 
 def remove(session: Session, name: str) -> None:
@@ -95,6 +120,15 @@ def training_device(session: Session) -> str:
     """The device that jobs are trained on: a CUDA device when any supervisor has one, or else `cpu`."""
     devices = session.scalars(select(Worker.device).where(*TRAINING_SUPERVISOR).distinct())
     return max((device or "cpu" for device in devices), default="cpu")  # "cpu" < "cuda"
+
+
+def training_hosts(session: Session, device: str) -> list[HostFacts]:
+    """Facts of the hosts whose supervisors train on a device of this kind; draining ones count, they come back."""
+    is_cuda = Worker.device.startswith("cuda")
+    statement = select(Worker.host).where(
+        *TRAINING_SUPERVISOR, _recent(), is_cuda if device.startswith("cuda") else ~is_cuda
+    )
+    return [HostFacts(**host) for host in session.scalars(statement) if host]
 
 
 def _recent() -> ColumnElement[bool]:

@@ -16,6 +16,8 @@ from app import worker_registry
 from app.db.session import Engine, transaction
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
+from app.worker_registry import HostFacts
+from ml.training import host_memory
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,25 @@ def detect_device(settings: Settings) -> str:
     return "cuda" if not is_hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
+def host_facts(settings: Settings, cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFacts:
+    """What the cost of a training on this host depends on.
+
+    Args:
+        settings: For the number of threads.
+        cpuinfo: The kernel's list of processors and their instructions.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        text = ""
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+    return HostFacts(
+        memory_bytes=host_memory.total_bytes(),
+        cpus=settings.threads or os.cpu_count() or 1,
+        bf16="amx" if "amx_bf16" in flags else "avx512" if "avx512_bf16" in flags else None,
+    )
+
+
 class Heartbeat:
     """This process's row in the worker registry. While the database is unavailable a warning is logged.
 
@@ -43,15 +64,23 @@ class Heartbeat:
         device: The first device it computes on, None where it computes nothing.
         name: A unique name, the row's id.
         devices: How many devices it offers to one job.
+        host: Facts of its host; None where nothing depends on them.
     """
 
     def __init__(
-        self, engine: Engine, kind: worker_registry.Kind, device: str | None, name: str, *, devices: int = 0
+        self,
+        engine: Engine,
+        kind: worker_registry.Kind,
+        device: str | None,
+        name: str,
+        *,
+        devices: int = 0,
+        host: HostFacts | None = None,
     ) -> None:
         self.name = name
         self._engine = engine
         self._kind = kind
-        self._device, self._devices = device, devices
+        self._device, self._devices, self._host = device, devices, host
         self._is_written = True
 
     def beat(self, *, draining: bool = False) -> bool:
@@ -59,7 +88,13 @@ class Heartbeat:
         try:
             with transaction(self._engine) as session:
                 worker_registry.record_heartbeat(
-                    session, self.name, self._kind, self._device, devices=self._devices, draining=draining
+                    session,
+                    self.name,
+                    self._kind,
+                    self._device,
+                    devices=self._devices,
+                    draining=draining,
+                    host=self._host,
                 )
         except DatabaseUnavailable:
             if self._is_written:

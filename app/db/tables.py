@@ -266,4 +266,5 @@ class Worker(Base):
     device: Mapped[str | None] = mapped_column(String(100))
     devices: Mapped[int] = mapped_column(default=0, server_default="0")  # how many it offers to jobs
     draining: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    host: Mapped[dict[str, Any] | None]  # memory_bytes, cpus, bf16 of a supervisor's host: `HostFacts`
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=now())

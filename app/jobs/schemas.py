@@ -288,14 +288,46 @@ def compared_job(job: Job, model_id: uuid.UUID | None) -> ComparedJob:
     )
 
 
-class Estimate(BaseModel):
-    seconds: float = Field(description="Training time on the device that jobs are trained on")
+class JobEstimate(BaseModel):
+    """What one training of a request costs: the job itself, or one of its baselines."""
+
+    method: str
+    seconds: float = Field(description="From its start to its end, on the device that jobs are trained on")
     memory_bytes: int
     disk_bytes: int
-    images_per_second: float
-    measured: bool = Field(description="Whether the speed was measured in an earlier job of this kind")
+    images_per_second: float = Field(description="Of its steps")
+    measured: bool = Field(description="Whether a job of this kind has been finished")
+    similar_jobs: list[str] = Field(
+        description="Fields that the finished jobs which correct the time have in common with it; empty where any did, "
+        "or none has been finished"
+    )
+
+
+class Estimate(BaseModel):
+    """What a request costs, its baselines included."""
+
+    seconds: float = Field(description="Of all trainings, one after another")
+    memory_bytes: int = Field(description="Of the training that needs most")
+    disk_bytes: int
+    images_per_second: float = Field(description="Of the job itself")
+    measured: bool = Field(description="Whether jobs of each of these kinds have been finished")
+    jobs: list[JobEstimate] = Field(description="The job, then its baselines")
+    exceeds_limits: bool | None = Field(description="Whether one takes longer than `limits`; null without a limit")
+    host_memory_bytes: int | None = Field(
+        description="Of the largest host that trains, within the limit of its container; null where none is running"
+    )
+
+
+class DryRunWarning(BaseModel):
+    """Why a job that would be accepted will probably fail."""
+
+    pointer: str = Field(description="The field of the request, as a JSON Pointer")
+    kind: Literal["time_limit", "memory", "disk"]
+    detail: str
+    hint: str
 
 
 class DryRun(BaseModel):
     request: dict[str, Any]
     estimate: Estimate | None
+    warnings: list[DryRunWarning]

@@ -13,6 +13,7 @@ from app.db.tables import Dataset, Job
 from app.errors import Fault, InvalidRequest
 from app.jobs import defaults, estimate, schemas, service
 from app.jobs.defaults import DataFacts
+from app.jobs.estimate import ImageCounts
 from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
 from app.models import service as models
 from app.networks import service as networks
@@ -30,7 +31,7 @@ class Resolution(NamedTuple):
     """What a request means: its job first, then a job for each baseline."""
 
     jobs: list[ResolvedJob]
-    train_images: int | None = None  # of a training, for the estimate of its cost
+    images: ImageCounts | None = None  # of the data set of a training, for the estimate of its cost
     device: str = "cpu"
 
 
@@ -64,11 +65,14 @@ def create(
 
 def dry_run(session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest) -> DryRun:
     """What `create` would queue, and what it would cost; raises the same except QueueFull."""
-    (job, *_), train_images, device = resolve(session, catalog, files, request, lock_dataset=False)
-    if train_images is None:
-        return DryRun(request=job.request, estimate=None)
+    jobs, images, device = resolve(session, catalog, files, request, lock_dataset=False)
+    first = jobs[0].request
+    if images is None:
+        return DryRun(request=first, estimate=None, warnings=[])
+    hosts = worker_registry.training_hosts(session, device)
+    cost = estimate.estimate_jobs(session, catalog, [job.request for job in jobs], images, device, hosts)
     return DryRun(
-        request=job.request, estimate=estimate.estimate_training(session, catalog, job.request, train_images, device)
+        request=first, estimate=cost, warnings=estimate.find_warnings(cost, first, device, files.free_bytes())
     )
 
 
@@ -113,7 +117,8 @@ def _resolve_training(
         )
         for body in bodies
     ]
-    return Resolution(jobs, facts.train_images, device)
+    images = ImageCounts(facts.train_images, int(facts.measured.get("test_images", 0)))
+    return Resolution(jobs, images, device)
 
 
 def _resolve_scoring(session: Session, request: ScoringRequest, dataset: Dataset) -> Resolution:

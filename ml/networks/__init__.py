@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ml.networks import timm_zoo
@@ -21,6 +22,7 @@ from ml.networks.chain import Chain
 NOT_FAMILIES = ("chain", "weights", "weights_sources")
 SLOW = "torchvision_zoo"
 ABOUT_IMAGE_SIZE = 32
+PUBLISHED_IMAGE_SIZE = 224  # what networks of ImageNet are published for
 
 
 class UnknownNetwork(ValueError):
@@ -79,39 +81,57 @@ def about(name: str) -> dict[str, Any]:
 
     Returns:
         `summary`; `parameters` (10 classes); `flops_per_image` of one forward pass at 32 px, None if it cannot read
-        them; `min_image_size`, the smallest of 32, 64 and 224 px that it reads; `pretrained`, what is published of its
+        them; `costs`, the `flops` and `activations` (numbers that its layers put out) of a forward pass of one image of
+        `image_size`, 32 px with the stem for small images and 224 px with the published one, as far as it reads them;
+        `min_image_size`, the smallest of 32, 64 and 224 px that it reads; `pretrained`, what is published of its
         weights (source, licence, image_size), None if nothing is.
 
     Raises:
         UnknownNetwork: for an unknown name.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     from ml.networks import weights_sources
 
     summary = _family_of(name).summaries()[architecture(name)]
     with torch.device("meta"), _WidthsOnCpu() if name.startswith("regnet") else contextlib.nullcontext():
-        for image_size in (ABOUT_IMAGE_SIZE, 64, 224):
-            try:
-                network = build(name, 10, image_size).eval()
-                break
-            except UnknownNetwork:
-                continue
-        else:
+        built: dict[int, Chain] = {}
+        for image_size in (ABOUT_IMAGE_SIZE, 64, PUBLISHED_IMAGE_SIZE):
+            with contextlib.suppress(UnknownNetwork):
+                built[image_size] = build(name, 10, image_size).eval()
+        if not built:
             raise UnknownNetwork(f"{name} reads neither 32, 64 nor 224 px")
-        parameters = sum(math.prod(p.shape) for p in network.parameters())
-        flops: int | None = None
-        if image_size == ABOUT_IMAGE_SIZE:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                network(torch.empty(1, 3, image_size, image_size))
-            flops = counter.get_total_flops()
+        parameters = sum(math.prod(p.shape) for p in built[min(built)].parameters())
+        costs = [
+            {"image_size": image_size, **_cost(built[image_size], image_size)}
+            for image_size in (ABOUT_IMAGE_SIZE, PUBLISHED_IMAGE_SIZE)
+            if image_size in built
+        ]
     return {
         "summary": summary,
         "parameters": parameters,
-        "flops_per_image": flops,
-        "min_image_size": image_size,
+        "flops_per_image": costs[0]["flops"] if ABOUT_IMAGE_SIZE in built else None,
+        "costs": costs,
+        "min_image_size": min(built),
         "pretrained": weights_sources.offered(name),
     }
+
+
+def _cost(network: Chain, image_size: int) -> dict[str, int]:
+    """`flops` of a forward pass of one image, and `activations`: the numbers that layers without children put out."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    activations = 0
+
+    def count(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal activations
+        activations += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    layers = [module for module in network.modules() if next(module.children(), None) is None]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, image_size, image_size))
+    for handle in handles:
+        handle.remove()
+    return {"flops": counter.get_total_flops(), "activations": activations}
 
 
 class _WidthsOnCpu(TorchFunctionMode):

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ml.training import host_memory
+
 REFUSE_ABOVE = 1.25  # times the free memory: what is predicted to need less is tried
 SUGGEST_BELOW = 0.6  # of the free memory: a batch size predicted to need less should fit
-UNLIMITED = 1 << 62
-CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-CGROUP_FILE_CACHE = ("inactive_file", "active_file")  # counted as used, and given back when somebody needs it
 
 
 class AllocationTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
@@ -134,44 +132,4 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return min(available_bytes(PROC / "meminfo"), cgroup_free_bytes(CGROUPS, PROC / "self" / "cgroup"))
-
-
-def available_bytes(meminfo: Path) -> int:
-    """MemAvailable of a /proc/meminfo, in bytes; UNLIMITED if there is none."""
-    for line in _lines(meminfo):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return UNLIMITED
-
-
-def cgroup_free_bytes(root: Path, membership: Path) -> int:
-    """The smallest number of bytes left below the limits of a process's cgroup (v2) and of its ancestors.
-
-    Args:
-        root: Where cgroups are mounted.
-        membership: The /proc/PID/cgroup of the process.
-    """
-    names = [line.removeprefix("0::") for line in _lines(membership) if line.startswith("0::")]
-    free = UNLIMITED
-    for name in names:
-        parts = [part for part in name.strip("/").split("/") if part]
-        for depth in range(len(parts) + 1):
-            free = min(free, _left_in(root.joinpath(*parts[:depth])))
-    return free
-
-
-def _left_in(group: Path) -> int:
-    limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
-    if not limit or not used or not limit[0].isdigit():  # no such group, or "max"
-        return UNLIMITED
-    facts = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat"))
-    cached = sum(int(facts.get(name, 0)) for name in CGROUP_FILE_CACHE)
-    return max(0, int(limit[0]) - int(used[0]) + cached)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
+    return host_memory.free_bytes()

@@ -10,8 +10,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -87,11 +88,15 @@ def test_params_follow_from_the_facts_unless_the_request_has_some(client: Client
 
 
 def test_a_dry_run_estimates_and_queues_nothing(client: Client, dataset_id: str) -> None:
-    small = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "image_size": 256, "epochs": 10})
-    large = client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "image_size": 256, "epochs": 100})
-    assert small.status_code == 200
-    assert large.json()["estimate"]["seconds"] == pytest.approx(10 * small.json()["estimate"]["seconds"], rel=0.2)
-    assert small.json()["estimate"]["memory_bytes"] > 0
+    answers = [
+        client.post("/jobs?dry_run=true", json={"dataset_id": dataset_id, "image_size": 256, "epochs": epochs})
+        for epochs in (10, 110, 210)
+    ]
+    assert {answer.status_code for answer in answers} == {200}
+    short, long, longer = (answer.json()["estimate"]["seconds"] for answer in answers)
+    assert longer - long == pytest.approx(long - short, abs=0.2)  # all but start and end
+    assert long > 2 * short
+    assert answers[0].json()["estimate"]["memory_bytes"] > 0
     assert jobs(client) == 0
 
 
@@ -684,3 +689,115 @@ def test_artifacts_are_listed_with_checksums_and_named_exactly(client: Client, f
 def test_static_names_are_never_paths(client: Client, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     assert client.get(f"/static/{tmp_path}/secret.txt").status_code == 404
+
+
+class FinishedRun(NamedTuple):
+    """A training that has ended: its fields beside the data set, and how long it took."""
+
+    fields: dict[str, Any]
+    seconds: float
+
+
+@pytest.fixture
+def finish(client: Client, dataset_id: str, fake_worker: FakeWorker) -> Callable[[FinishedRun], None]:
+    """A function that makes a job which has ended after so many seconds."""
+
+    def run(finished: FinishedRun) -> None:
+        client.post("/jobs", json={"dataset_id": dataset_id, **finished.fields}).raise_for_status()
+        claim = fake_worker.claim()
+        fake_worker.publish(claim)
+        with db.transaction(fake_worker.engine) as session:
+            job = session.get_one(Job, claim.id)
+            assert job.finished_at is not None
+            job.started_at = job.finished_at - timedelta(seconds=finished.seconds)
+
+    return run
+
+
+@BOTH
+def test_a_dry_run_says_the_time_that_similar_finished_jobs_took(
+    client: Client, dataset_id: str, finish: Callable[[FinishedRun], None]
+) -> None:
+    """Closest first: the same kind, then the network, then anything; a slow host is slow for other methods as well."""
+
+    def estimated(**fields: Any) -> dict[str, Any]:
+        body = {"dataset_id": dataset_id, "network": "resnet18", "image_size": 32, "epochs": 2000, **fields}
+        answer = client.post("/jobs?dry_run=true", json=body).json()
+        return answer["estimate"]["jobs"][0]  # type: ignore[no-any-return]
+
+    unknown = {method: estimated(method=method)["seconds"] for method in ("ce", "elr_plus")}
+    assert not estimated(method="ce")["measured"]
+    assert estimated(method="ce")["similar_jobs"] == []
+    took = 10 * unknown["ce"]
+    fields = {"method": "ce", "network": "resnet18", "image_size": 32}
+    finish(FinishedRun({**fields, "epochs": 2000}, took))
+
+    same, other = estimated(method="ce"), estimated(method="elr_plus")
+    assert same["measured"]
+    assert same["seconds"] == pytest.approx(took, rel=0.01)
+    assert estimated(method="ce", epochs=1000)["seconds"] == pytest.approx(took / 2, rel=0.05)
+    assert not other["measured"]
+    assert other["seconds"] == pytest.approx(10 * unknown["elr_plus"], rel=0.1)
+    assert other["similar_jobs"] == ["network", "image_size", "tune"]
+
+    for slower in (4, 6, 900):  # the median: one job that waited long for the machine does not count
+        finish(FinishedRun({**fields, "method": "elr_plus", "epochs": 2000}, slower * took))
+    assert estimated(method="elr_plus")["seconds"] == pytest.approx(6 * took, rel=0.01)
+    assert estimated(method="ce")["seconds"] == pytest.approx(took, rel=0.01)
+
+
+def test_a_dry_run_counts_its_baselines_and_the_limits_of_each(
+    client: Client, dataset_id: str, finish: Callable[[FinishedRun], None]
+) -> None:
+    fields = {"network": "small", "image_size": 32, "epochs": 100}
+    finish(FinishedRun({"method": "ce", **fields}, 50.0))
+    finish(FinishedRun({"method": "elr", **fields}, 200.0))
+    body = {"dataset_id": dataset_id, "method": "ce", **fields}
+
+    def dry_run(**more: Any) -> dict[str, Any]:
+        return client.post("/jobs?dry_run=true", json={**body, **more}).json()  # type: ignore[no-any-return]
+
+    alone, compared = dry_run()["estimate"], dry_run(compare_with=["elr"])["estimate"]
+    assert alone["exceeds_limits"] is None
+    assert alone["seconds"] == pytest.approx(50, rel=0.02)
+    assert [job["method"] for job in compared["jobs"]] == ["ce", "elr"]
+    assert compared["seconds"] == pytest.approx(250, rel=0.02)
+    assert compared["disk_bytes"] == sum(job["disk_bytes"] for job in compared["jobs"])
+    assert compared["memory_bytes"] == max(job["memory_bytes"] for job in compared["jobs"])
+
+    limited = dry_run(compare_with=["elr"], limits={"max_seconds": 100})
+    assert limited["estimate"]["exceeds_limits"] is True
+    (warning,) = limited["warnings"]
+    assert (warning["kind"], warning["pointer"]) == ("time_limit", "/limits/max_seconds")
+    assert "elr takes about 200 s; the limit is 100 s" in warning["detail"]
+    enough = dry_run(compare_with=["elr"], limits={"max_seconds": 300})
+    assert (enough["estimate"]["exceeds_limits"], enough["warnings"]) == (False, [])
+    assert jobs(client) == 2
+
+
+def test_a_dry_run_warns_of_memory_that_the_host_does_not_have(client: Client, dataset_id: str) -> None:
+    """By the largest host that trains on such a device; what a GPU has is not known."""
+    body = {"dataset_id": dataset_id, "network": "resnet18", "image_size": 224, "batch_size": 128, "device": "cpu"}
+
+    def dry_run(**more: Any) -> dict[str, Any]:
+        return client.post("/jobs?dry_run=true", json={**body, **more}).json()  # type: ignore[no-any-return]
+
+    unknown = dry_run()
+    assert (unknown["warnings"], unknown["estimate"]["host_memory_bytes"]) == ([], None)
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        for name, memory, device, age in (
+            ("small", 2 * 10**9, "cpu", 0.0),
+            ("large", 4 * 10**9, "cpu", 0.0),
+            ("gone", 10**12, "cpu", -100.0),
+            ("gpu", 10**12, "cuda", 0.0),
+        ):
+            host = {"memory_bytes": memory, "cpus": 2, "bf16": None}
+            session.add(Worker(id=name, kind="supervisor", device=device, devices=1, host=host, heartbeat_at=now(age)))
+    refused = dry_run()
+    (warning,) = refused["warnings"]
+    assert refused["estimate"]["host_memory_bytes"] == 4 * 10**9
+    assert (warning["kind"], warning["pointer"]) == ("memory", "/batch_size")
+    assert "the host has 4.0 GB" in warning["detail"]
+    assert "batch_size" in warning["hint"]
+    assert dry_run(batch_size=8)["warnings"] == []
+    assert dry_run(device="cuda")["warnings"] == []

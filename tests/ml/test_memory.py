@@ -15,7 +15,7 @@ import torch
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch, Optimizers, Unlabelled
-from ml.training import memory, memory_check, setup
+from ml.training import host_memory, memory, memory_check, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, same
@@ -187,29 +187,34 @@ def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
     own.write_text("1:cpu:/elsewhere\n0::/outer/inner\n", encoding="ascii")
     root, outer, inner = tmp_path / "fs", tmp_path / "fs/outer", tmp_path / "fs/outer/inner"
     inner.mkdir(parents=True)
-    assert memory.cgroup_free_bytes(root, own) >= memory.UNLIMITED  # another kind of cgroups
+    assert host_memory.cgroup_free_bytes(root, own) >= host_memory.UNLIMITED  # another kind of cgroups
 
     def limit(group: Path, most: str, used: int, cached: int) -> None:
         (group / "memory.max").write_text(f"{most}\n", encoding="ascii")
         (group / "memory.current").write_text(f"{used}\n", encoding="ascii")
         (group / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\nactive_file 5\n", encoding="ascii")
 
+    assert host_memory.cgroup_limit_bytes(root, own) >= host_memory.UNLIMITED
     limit(inner, "max", 500, 0)
-    assert memory.cgroup_free_bytes(root, own) >= memory.UNLIMITED
+    assert host_memory.cgroup_free_bytes(root, own) >= host_memory.UNLIMITED
     limit(outer, "1000", 700, 100)
-    assert memory.cgroup_free_bytes(root, own) == 1000 - 700 + 105
+    assert host_memory.cgroup_free_bytes(root, own) == 1000 - 700 + 105
+    assert host_memory.cgroup_limit_bytes(root, own) == 1000
     limit(inner, "800", 600, 0)
-    assert memory.cgroup_free_bytes(root, own) == 205
+    assert host_memory.cgroup_free_bytes(root, own) == 205
+    assert host_memory.cgroup_limit_bytes(root, own) == 800
     limit(inner, "800", 900, 0)
-    assert memory.cgroup_free_bytes(root, own) == 0
+    assert host_memory.cgroup_free_bytes(root, own) == 0
 
 
 def test_the_machine_says_what_is_available(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    3 kB\n", encoding="ascii")
 
-    assert memory.available_bytes(tmp_path / "meminfo") == 3 * 1024
-    assert memory.available_bytes(tmp_path / "nothing") == memory.UNLIMITED
-    assert 0 < memory.free_bytes(torch.device("cpu")) < memory.UNLIMITED
+    assert host_memory.available_bytes(tmp_path / "meminfo") == 3 * 1024
+    assert host_memory.installed_bytes(tmp_path / "meminfo") == 9 * 1024
+    assert host_memory.free_bytes() <= host_memory.total_bytes() < host_memory.UNLIMITED
+    assert host_memory.available_bytes(tmp_path / "nothing") == host_memory.UNLIMITED
+    assert 0 < memory.free_bytes(torch.device("cpu")) < host_memory.UNLIMITED
 
 
 GROWTH = """

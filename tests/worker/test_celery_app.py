@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from app import worker_registry
 from app.db.session import transaction
 from app.db.tables import Worker
+from app.settings import Settings
 from tests.servers import RedisServer, eventually
 from tests.worker.harness import ServiceHarness, opened
+from worker.heartbeat import host_facts
 from worker.supervisor.celery_app import EXIT_STALLED
 
 STALLED_S = 1.0
@@ -34,9 +38,26 @@ def test_a_supervisor_without_notifications_exits_when_work_waits_and_only_then(
             return session.scalar(select(Worker.heartbeat_at))
 
     first = eventually(last_beat, what="its first heartbeat")
+    with transaction(harness.engine, read_only=True) as session:
+        (host,) = worker_registry.training_hosts(session, "cpu")
+    assert host == host_facts(harness.settings)
+    assert 0 < host.memory_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     eventually(lambda: ((last_beat() or first) - first).total_seconds() > 2 * STALLED_S, what="the time limit")
     assert process.poll() is None
 
     job = harness.submit(harness.dataset())
     assert process.wait(20) == EXIT_STALLED
     assert (harness.state(job), harness.job(job).attempt) == ("queued", 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "bf16"),
+    [("fpu avx512_bf16 amx_bf16 amx_tile", "amx"), ("fpu avx512_bf16", "avx512"), ("fpu avx2", None)],
+)
+def test_a_host_says_which_instructions_it_has(tmp_path: Path, flags: str, bf16: str | None) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="ascii")
+    settings = Settings(data_dir=tmp_path, threads=3)
+
+    assert host_facts(settings, cpuinfo)[1:] == (3, bf16)
+    assert host_facts(settings, tmp_path / "nothing").bf16 is None

@@ -182,6 +182,7 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
             "label_ranking": ranking,
             "findings": trainer.method.findings(),
             "self_test": selftest.outcome(trainer, issues, images.labels),
+            "device": str(trainer.device),
             "epochs": trainer.epochs,
             "train_seconds": sum(report.seconds for report in trainer.history),
             "images_per_second": events.speed(trainer.history),

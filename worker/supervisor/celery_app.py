@@ -20,7 +20,7 @@ from app.db.session import Engine, connect
 from app.errors import DatabaseUnavailable
 from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
-from worker.heartbeat import Heartbeat, detect_device, unique_name
+from worker.heartbeat import Heartbeat, detect_device, host_facts, unique_name
 from worker.supervisor.supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,12 @@ class WorkerProcess:
         self.supervisor = Supervisor(settings, self.engine, queue, owner)
         devices = self.supervisor.devices
         self._heartbeat = Heartbeat(
-            self.engine, "supervisor", detect_device(settings) if devices else None, owner, devices=devices
+            self.engine,
+            "supervisor",
+            detect_device(settings) if devices else None,
+            owner,
+            devices=devices,
+            host=host_facts(settings) if devices else None,
         )
         self._settings = settings
         self._ended = threading.Event()

@@ -107,7 +107,7 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
       const answer = await post("/jobs?dry_run=true", draft);
       if (JSON.stringify(draft) !== JSON.stringify(request())) return undefined;
       suggest([...common, ...params], answer.request);
-      write(estimate, estimateText(answer.estimate));
+      write(estimate, estimateText(answer));
       show(problem, null);
       fail([...common, ...params], []);
     } catch (error) {
@@ -216,7 +216,12 @@ function datasetPicker(bus, changed) {
 
 const cost = (method) => `cost ${number(method.relative_cost, method.relative_cost % 1 ? 1 : 0)} ×`;
 
-function estimateText(estimate) {
+function estimateText({ estimate, warnings }) {
   if (!estimate) return "";
+  const cost = costText(estimate);
+  return [cost, ...warnings.map(({ detail, hint }) => `${detail} To avoid it, ${hint}.`)].join(" ");
+}
+
+function costText(estimate) {
   return `About ${duration(estimate.seconds)}${estimate.measured ? "" : ", roughly"} · ${bytes(estimate.memory_bytes)} of memory · ${bytes(estimate.disk_bytes)} on disk`;
 }
