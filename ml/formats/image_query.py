@@ -19,8 +19,8 @@ Order = Literal["index", "score", "path", "similarity"]
 RESULTS_AS_DATASET = """
 CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM job.class;
 CREATE TEMP VIEW labelled AS SELECT image AS "index", path, split, given_label AS given, NULL AS clean, 0 AS width,
-  0 AS height, 0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, '' AS sha256, '' AS format, 'unreviewed' AS status
-  FROM job.result;
+  0 AS height, 0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, '' AS sha256, '' AS format,
+  'unreviewed' AS status FROM job.result;
 """
 IMAGE_COLUMNS = (
     "i.path, i.split, i.given, i.clean, i.offset, i.stored_bytes, i.deflated, i.image_bytes, NULL,"
@@ -76,6 +76,15 @@ class ImageQuery:
             self.is_outlier, self.is_near_duplicate, self.like,
         )  # fmt: skip
         return self.order in ("score", "similarity") or any(condition is not None for condition in conditions)
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether few images may be meant, so that sorting those is faster than looking for them in the order."""
+        conditions = (
+            self.split, self.label, self.judged_label, self.status, self.text, self.predicted, self.model,
+            self.is_outlier, self.is_near_duplicate,
+        )  # fmt: skip
+        return any(condition is not None for condition in conditions)
 
 
 class ImageMatch(NamedTuple):
@@ -170,7 +179,7 @@ def _tables(database: sqlite3.Connection, query: ImageQuery, results: Path | Non
         tables = f'near CROSS JOIN {images} ON i."index" = near.image JOIN {of_image}'
         if query.order == "similarity":
             return tables, ("near.rank",)
-    elif query.order == "score":
+    elif query.order == "score" and not query.is_selective:
         return f'job.result r CROSS JOIN {images} ON i."index" = r.image', ("r.label_score", "r.image")
     else:
         tables = f"{images} {'CROSS' if query.needs_results else 'LEFT'} JOIN {of_image}"
