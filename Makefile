@@ -34,9 +34,18 @@ demo: install ## Three minutes: find wrong labels, then learn the object where l
 run: install ## Serve on loopback until Ctrl-C
 	@exec $(BIN)/python -m worker.embedded
 
+# The packages that exports are made for read them in an environment of their own: together they would not fit into ours.
+READERS := .venv-readers
+READERS_STAMP := $(READERS)/installed-$(shell cat requirements/readers.txt requirements/uv.txt | sha256sum | cut -c1-16)
+$(READERS_STAMP): | $(STAMP)
+	$(PYTHON) -m venv $(READERS)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(READERS)/bin/python requirements/readers.txt
+	@rm -f $(READERS)/installed-*
+	@touch $@
+
 # Many tests wait for processes that they start: more test processes than cores keep the cores busy.
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
-test: install ## All tests, real Postgres and Redis included, on four processes
+test: install $(READERS_STAMP) ## All tests, real Postgres and Redis included, on four processes
 	$(BIN)/python -m pytest $(PARALLEL) -rs
 
 test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
@@ -106,6 +115,7 @@ lock: install ## Resolve the dependencies of pyproject.toml anew
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm -c requirements/api.txt -o requirements/worker.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra dev -c requirements/worker.txt -o requirements/dev.txt
 	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
+	printf 'datasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt
 
 clean: ## Remove the environment and caches; data stays
-	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) $(READERS) .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from app import csv_cells
 from app.errors import Fault, InvalidRequest, Malformed, UnsupportedMediaType
 from app.http import bodies, problems
 from app.http.fields import Id, Strict, Text
-from ml.formats import label_versions
+from ml.formats import csv_cells, label_versions
 from ml.formats.errors import printable
 from ml.formats.label_versions import Edit
 

@@ -14,11 +14,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import csv_cells
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound, JobNotFound
 from app.storage import ARTIFACTS, Storage
-from ml.formats import image_query, image_results, label_versions
+from ml.formats import csv_cells, image_query, image_results, label_versions
 from ml.formats.image_query import ImageMatch, ImageQuery
 from ml.formats.image_results import ImageResult
 from ml.formats.label_versions import LabelStatus

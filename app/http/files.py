@@ -8,16 +8,18 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from app import csv_cells, storage
+from app import storage
 from app.errors import RangeNotSatisfiable
 from app.http import routing
+from ml.formats import csv_cells
 
 CHUNK_BYTES = 256 * 1024
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -101,6 +103,28 @@ async def _pieces(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
             yield piece
     finally:
         file.close()
+
+
+class ClosingStream(StreamingResponse):
+    """A response from a generator that is closed at the end, also where the client has gone before.
+
+    Starlette leaves that to garbage collection, and what the generator has opened stays open until then.
+
+    Args:
+        chunks: The body.
+        headers: Of the response.
+        media_type: Its media type.
+    """
+
+    def __init__(self, chunks: Generator[bytes], headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(chunks, 200, headers, media_type)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._chunks.close()
 
 
 def csv_table(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:

@@ -24,7 +24,7 @@ def label_by_folder(images: dict[str, Entry], folders: Sequence[str], report: li
     """
     # What the folders mean is decided once a folder: there are few, however many images.
     folder_of = {path: path.rpartition("/")[0] for path in images}
-    root = _wrapper(set(folder_of.values()))
+    root = find_root(set(folder_of.values()))
     parts = {folder: _below(folder, root).split("/")[:-1] for folder in set(folder_of.values())}
     splits = {names[0].lower() for names in parts.values() if names and names[0].lower() in SPLITS}
     levels = 1 if splits else 0
@@ -75,8 +75,12 @@ def _is_empty_class(path: str, levels: int, used: set[str]) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def _wrapper(folders: set[str]) -> str:
-    """The folders around the whole set, ending in `/`: all images lie in them, and class folders below them."""
+def find_root(folders: set[str]) -> str:
+    """The folders around the whole set, ending in `/`: all images lie in them, and class folders below them.
+
+    Args:
+        folders: The folders of all images.
+    """
     root = ""
     while True:
         firsts = {_below(folder, root).partition("/")[0] for folder in folders}

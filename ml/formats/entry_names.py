@@ -52,7 +52,7 @@ class EntryNames:
             name = self._checked(name)
             if name.endswith("/") or not name:
                 return name
-            folded = _folded(name)
+            folded = fold(name)
         if (other := self._files.get(folded)) is not None:
             same = "appears twice" if other == name else f"means the same file as {printable(other)!r} on some systems"
             raise ambiguous(f"{printable(name)!r} {same}", name)
@@ -88,7 +88,7 @@ class EntryNames:
         folders = parts if name.endswith("/") else parts[:-1]
         for depth in range(1, len(folders) + 1):
             folder = "/".join(folders[:depth])
-            self._folders[folder] = _folded(folder)
+            self._folders[folder] = fold(folder)
         return name
 
 
@@ -97,7 +97,8 @@ def unsafe_name(name: str, detail: str) -> DatasetFormatError:
     return DatasetFormatError("unsafe_entry_name", detail, name)
 
 
-def _folded(name: str) -> str:
+def fold(name: str) -> str:
+    """The name as a system compares it for which neither case nor the composition of letters counts."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

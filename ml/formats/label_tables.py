@@ -7,8 +7,10 @@ Where two readings are possible the data set is refused, with the columns it has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from ml.formats import csv_cells
 from ml.formats.archive import is_table
 from ml.formats.container import Container
 from ml.formats.entries import Entry
@@ -18,6 +20,7 @@ from ml.formats.table_columns import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
     SPLIT_COLUMN,
+    UPLOADED_COLUMN,
     ColumnNames,
     base_folders,
     find_column,
@@ -127,6 +130,11 @@ class LabelTable(NamedTuple):
             self.table.reject_line("bad_label", line, fault)
 
 
+def is_exported(table: Table) -> bool:
+    """Whether it is of an export: labels may have been corrected since, while folders still show what was uploaded."""
+    return UPLOADED_COLUMN in table.columns
+
+
 def choose_tables(
     container: Container,
     images: Mapping[str, Entry],
@@ -183,7 +191,10 @@ def choose_tables(
 
 
 def _parse(container: Container, entry: Entry) -> Table:
-    return parse(entry.path, container.content(entry), container.limits.table_rows)
+    table = parse(entry.path, container.content(entry), container.limits.table_rows)
+    if is_exported(table) and not entry.path.lower().endswith(".jsonl"):
+        return replace(table, rows=[(line, list(map(csv_cells.unescape, fields))) for line, fields in table.rows])
+    return table
 
 
 def _check_one_table(paths: Sequence[str]) -> None:

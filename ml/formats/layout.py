@@ -15,7 +15,7 @@ from ml.formats.class_list import are_numbers, name_classes, read_class_list
 from ml.formats.container import Container
 from ml.formats.entries import Entry
 from ml.formats.errors import DatasetFormatError, name_list, printable
-from ml.formats.label_tables import LabelTable, choose_tables
+from ml.formats.label_tables import LabelTable, choose_tables, is_exported
 from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
 from ml.formats.table_columns import ColumnNames
 from ml.formats.tables import Table
@@ -67,7 +67,7 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
         labeled = [entry for table in tables for entry in table.read(images, report)]
         labeled = _merge(labeled, tables[0].table, report)
         labeled, class_list = _apply_class_list(container, files, tables[0].table.path, labeled)
-        if columns.label is None:
+        if columns.label is None and not is_exported(tables[0].table):
             _check_folders_agree(labeled)
             _check_no_class_folders(tables[0], labeled, images)
         _report_unlabeled(images, labeled, report)

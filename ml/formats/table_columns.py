@@ -14,6 +14,7 @@ from ml.formats.tables import Table
 PATH_COLUMNS = ("file", "file_name", "filename", "path", "image_path", "image")
 LABEL_COLUMNS = ("label", "class", "category", "target", "given")
 SPLIT_COLUMN = "split"
+UPLOADED_COLUMN = "uploaded_label"  # of a table that was exported: the label before it was corrected
 SAMPLE_ROWS = 20  # looked at to tell a column of paths from one of something else
 
 

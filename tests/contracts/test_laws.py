@@ -61,7 +61,8 @@ def test_of_ml_the_api_loads_the_formats_alone() -> None:
 
 def test_the_formats_need_the_standard_library_alone() -> None:
     """Only `backports.zstd` is added on Pythons without `compression.zstd`, when a tar.zst is read."""
-    formats = [f"ml.formats.{file.stem}" for file in (ROOT / "ml/formats").glob("*.py") if file.stem != "__init__"]
+    files = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "ml/formats").rglob("*.py")]
+    formats = [".".join(file.parts) for file in files if file.stem != "__init__"]
     before = loaded_by("json")
 
     assert {name for name in loaded_by(*formats) - before if name not in sys.stdlib_module_names} == {"ml"}

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from app import csv_cells, storage
+from app import storage
 from ml.evaluation.masks import Gaussian
+from ml.formats import csv_cells
 
 MANIFEST = "manifest.json"
 MEDIA_TYPES = {

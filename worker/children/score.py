@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from app import csv_cells
 from app.settings import Settings
 from ml.data import dataset
+from ml.formats import csv_cells
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
 from worker.children import artifacts, localize

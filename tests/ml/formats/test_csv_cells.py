@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app import csv_cells
+from ml.formats import csv_cells
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@sum", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@sum", "\tx", "\rx", "'=1", "''-1"])
 def test_C3_text_that_a_spreadsheet_would_run_is_escaped_and_read_back(text: str) -> None:
     assert csv_cells.escape(text) == f"'{text}"
     assert csv_cells.unescape(f"'{text}") == text

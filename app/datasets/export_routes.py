@@ -1,0 +1,74 @@
+"""/datasets/{id}/export: the images and one version of their labels as an archive that other programs read."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.datasets import label_service, service
+from app.errors import LabelVersionNotFound, NotReady
+from app.http import files as file_responses
+from app.http import routing
+from app.http.access import READ
+from app.http.deps import Files, ReadSession
+from app.http.openapi import problems
+from app.http.routing import Router
+from ml.formats.export import Export
+from ml.formats.export_source import read_version
+from ml.formats.exporters import Format
+
+router = Router(tags=["datasets"])
+MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@router.get(
+    "/datasets/{dataset_id}/export",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)},
+        **problems(NotReady, LabelVersionNotFound),
+    },
+)
+def export(
+    request: Request,
+    session: ReadSession,
+    files: Files,
+    dataset_id: uuid.UUID,
+    format: Annotated[Format, Query(description="What reads it: docs/howto/export-data.md")] = "imagefolder",
+    version: Annotated[
+        int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")
+    ] = None,
+) -> Response:
+    """Download the images, with their original bytes, and a version of their labels.
+
+    Images that the version excludes are left out, and train and test stay apart. The same version makes the same bytes,
+    and `Content-Length` is known from the start: a download that ends earlier is not complete.
+    """
+    dataset = service.get_ready(session, dataset_id)
+    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    folder = files.dataset(dataset.id)
+    archive = Export(folder, read_version(folder, labels), format)
+    headers = {
+        "ETag": f'"{archive.tag}"',
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": attachment(dataset.name, f"-v{labels}-{format}.{archive.container}"),
+    }
+    if routing.matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(archive.size())
+    return file_responses.ClosingStream(archive.chunks(), headers, MEDIA_TYPES[archive.container])
+
+
+def attachment(name: str, ending: str) -> str:
+    """A Content-Disposition (RFC 6266) with the name of a data set, and with an ASCII form of it for old clients."""
+    plain = UNSAFE_IN_FILE_NAMES.sub("-", name).strip("-.") or "dataset"
+    return f"attachment; filename=\"{plain}{ending}\"; filename*=UTF-8''{quote(name, safe='')}{ending}"

@@ -1,0 +1,101 @@
+"""Rows and texts that several exports have in common."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from ml.formats import csv_cells
+from ml.formats.export_source import ExportImage, ExportSource
+from ml.formats.table_columns import UPLOADED_COLUMN
+
+CHUNK_CHARS = 64 << 10
+NamedImages = Callable[[], Iterable[tuple[str, ExportImage]]]
+
+
+def csv_table(source: ExportSource, images: NamedImages) -> Callable[[], Iterator[bytes]]:
+    """`labels.csv`: path, split, labels and what was decided, a row for each image.
+
+    Text that a spreadsheet would run has an apostrophe before it, which our own reader takes off again.
+
+    Args:
+        source: The version of the labels.
+        images: Starts a reading of the images with their paths in the archive.
+    """
+
+    def rows() -> Iterator[Sequence[str | None]]:
+        clean = ("clean_label",) if source.has_clean else ()
+        yield ("file", "split", "label", *clean, UPLOADED_COLUMN, "action")
+        for path, image in images():
+            clean_label = (image.clean,) if source.has_clean else ()
+            yield (path, image.record.split, image.label, *clean_label, image.uploaded, image.action)
+
+    def lines() -> Iterator[str]:
+        writer = csv.writer(_Echo(), lineterminator="\n")
+        return (writer.writerow([csv_cells.escape(value) for value in row]) for row in rows())
+
+    return lambda: joined(lines())
+
+
+class _Echo:
+    """A file for `csv.writer`, which returns what its file does: the line itself."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def json_lines(items: Callable[[], Iterable[object]]) -> Callable[[], Iterator[bytes]]:
+    """JSON lines, one for each item of a reading."""
+    return lambda: joined(to_json(item) + "\n" for item in items())
+
+
+def json_document(fields: Mapping[str, object | Callable[[], Iterable[str]]]) -> Callable[[], Iterator[bytes]]:
+    """A JSON object that is never held.
+
+    Args:
+        fields: Values by key; a function starts a reading of the elements of an array, each as JSON.
+    """
+
+    def parts() -> Iterator[str]:
+        for number, (key, value) in enumerate(fields.items()):
+            yield f"{',' if number else '{'}\n{to_json(key)}: "
+            if callable(value):
+                yield from json_array(value())
+            else:
+                yield to_json(value)
+        yield "\n}\n"
+
+    return lambda: joined(parts())
+
+
+def json_array(items: Iterable[str], brackets: str = "[]") -> Iterator[str]:
+    """An array, one element a line.
+
+    Args:
+        items: The elements as JSON.
+        brackets: `{}` for an object, whose items are members.
+    """
+    start = brackets[0]
+    for item in items:
+        yield f"{start}\n{item}"
+        start = ","
+    yield brackets if start == brackets[0] else f"\n{brackets[1]}"
+
+
+def to_json(value: object) -> str:
+    """JSON in ASCII, which no program reads in another encoding."""
+    return json.dumps(value)
+
+
+def joined(texts: Iterable[str]) -> Iterator[bytes]:
+    """The texts in UTF-8, joined to chunks."""
+    waiting: list[str] = []
+    chars = 0
+    for text in texts:
+        waiting.append(text)
+        chars += len(text)
+        if chars >= CHUNK_CHARS:
+            yield "".join(waiting).encode()
+            waiting, chars = [], 0
+    yield "".join(waiting).encode()

@@ -1,0 +1,53 @@
+"""COCO: `annotations/<split>.json` and `images/`. An image has one annotation, whose box is the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from ml.formats.export_archive import ExportFile
+from ml.formats.export_source import ExportImage, ExportSource
+from ml.formats.export_tables import json_document, to_json
+from ml.formats.records import Split
+
+ABOUT = "annotations/train.json, annotations/test.json and images; read by pycocotools and whatever takes COCO."
+CONTAINER: Literal["zip", "tar"] = "zip"
+
+
+def files(source: ExportSource) -> Iterator[ExportFile]:
+    """The annotations of each split, then all images."""
+    for split in source.splits:
+        yield ExportFile(f"annotations/{split}.json", _annotations(source, split))
+    for image in source.images():
+        yield ExportFile(f"images/{image.record.path}", image.record)
+
+
+def _annotations(source: ExportSource, split: Split) -> Callable[[], Iterator[bytes]]:
+    categories = {name: number for number, name in enumerate(source.classes, 1)}  # COCO counts categories from 1
+
+    def images() -> Iterator[str]:
+        for image in source.of_split(split):
+            record = image.record
+            size = {"width": record.width, "height": record.height}
+            yield to_json({"id": record.number, "file_name": record.path, **size})
+
+    def annotation(image: ExportImage) -> dict[str, object]:
+        record = image.record
+        return {
+            "id": record.number + 1,  # pycocotools takes an id of 0 for none
+            "image_id": record.number,
+            "category_id": categories[image.target or ""],
+            "bbox": [0, 0, record.width, record.height],
+            "area": record.width * record.height,
+            "iscrowd": 0,
+        }
+
+    return json_document(
+        {
+            "info": {"description": f"data set {source.digest}", "version": str(source.version)},
+            "licenses": [],
+            "categories": [{"id": number, "name": name} for name, number in categories.items()],
+            "images": images,
+            "annotations": lambda: (to_json(annotation(image)) for image in source.of_split(split)),
+        }
+    )

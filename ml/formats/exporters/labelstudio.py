@@ -1,0 +1,55 @@
+"""Label Studio: `tasks.json` with an annotation for each image, its labelling configuration, and `images/`."""
+
+from __future__ import annotations
+
+import functools
+import xml.sax.saxutils
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import quote
+
+from ml.formats.export_archive import ExportFile
+from ml.formats.export_source import ExportImage, ExportSource
+from ml.formats.export_tables import joined, json_array, to_json
+
+ABOUT = "tasks.json, config.xml and images; imported by Label Studio with local file serving."
+CONTAINER: Literal["zip", "tar"] = "zip"
+LOCAL_FILES = "/data/local-files/?d="
+
+
+def files(source: ExportSource) -> Iterator[ExportFile]:
+    """The configuration, the tasks, then the images."""
+    yield ExportFile("config.xml", _configuration(source).encode())
+    yield ExportFile("tasks.json", functools.partial(_tasks, source))
+    for image in source.images():
+        yield ExportFile(f"images/{image.record.path}", image.record)
+
+
+def _configuration(source: ExportSource) -> str:
+    choices = (f"    <Choice value={xml.sax.saxutils.quoteattr(name)}/>\n" for name in source.classes)
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n'
+        f'  <Choices name="label" toName="image" choice="single">\n{"".join(choices)}  </Choices>\n</View>\n'
+    )
+
+
+def _tasks(source: ExportSource) -> Iterator[bytes]:
+    return joined(json_array(to_json(_task(image)) for image in source.images()))
+
+
+def _task(image: ExportImage) -> dict[str, object]:
+    record = image.record
+    url = f"{LOCAL_FILES}{quote(f'images/{record.path}')}"
+    value = {"choices": [image.target]}
+    result = {"id": str(record.number), "from_name": "label", "to_name": "image", "type": "choices", "value": value}
+    return {
+        "id": record.number + 1,
+        "data": {
+            "image": url,
+            "index": record.number,
+            "split": record.split,
+            "uploaded_label": image.uploaded,
+            "action": image.action,
+        },
+        "annotations": [{"id": record.number + 1, "result": [result]}],
+    }
