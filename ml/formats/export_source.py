@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ml.formats import dataset_index, label_versions
+from ml.formats import dataset_index, image_query
 from ml.formats.records import ImageRecord, Split
 
 PAGE_IMAGES = 2000  # read from the index at a time, so that memory does not grow with the data set
@@ -84,13 +84,21 @@ def read_version(folder: Path, version: int) -> ExportSource:
 
     def images() -> Iterator[ExportImage]:
         after = -1
-        while page := dataset_index.read_images(folder, after=after, limit=PAGE_IMAGES, version=version):
-            is_upload = version == label_versions.UPLOADED
-            before = page if is_upload else dataset_index.read_images(folder, after=after, limit=PAGE_IMAGES)
-            for record, uploaded in zip(page, before, strict=True):
-                if record.status != "excluded":
-                    given, clean = names[record.given], names[record.clean]
-                    yield ExportImage(record, given, clean, uploaded_names[uploaded.given], record.status)
-            after = page[-1].number
+        while page := _read_page(folder, version, after):
+            for *fields, uploaded in page:
+                record = ImageRecord(*fields)
+                given, clean = names[record.given], names[record.clean]
+                yield ExportImage(record, given, clean, uploaded_names[uploaded], record.status)
+                after = record.number
 
     return ExportSource(str(dataset_index.read_facts(folder)["digest"]), version, tuple(classes), images)
+
+
+def _read_page(folder: Path, version: int, after: int) -> list[tuple[Any, ...]]:
+    """The fields of the next images that are not excluded, and the class id that each was uploaded with."""
+    columns = f"{image_query.IMAGE_COLUMNS}, u.given"
+    tables = 'labelled i JOIN main.image u ON u."index" = i."index"'
+    where = """i."index" > ? AND i.status != 'excluded'"""
+    query = f'SELECT {columns} FROM {tables} WHERE {where} ORDER BY i."index" LIMIT ?'  # noqa: S608  # of names of our own
+    with dataset_index.open_index(folder, version) as index:
+        return index.execute(query, (after, PAGE_IMAGES)).fetchall()
