@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ml.features import assignment
+
 FIRST_DIAGONAL = 0.8  # of T, where the first estimate starts: most labels are right
 ITERATIONS = 200  # of expectation maximisation
 TOLERANCE = 1e-5  # largest change of an entry of T at which it ends
@@ -54,6 +56,9 @@ class Refined:
 def from_consensus(votes: Tensor) -> tuple[Tensor, Tensor]:
     """T and class shares from the labels of neighbourhoods.
 
+    The labels of neighbourhoods are as likely under any order of the clean classes, and where a class has more wrong
+    labels than right ones the search ends in another order. The order is that under which most labels are right.
+
     Args:
         votes: (N, C), how often each class is given among an image and its nearest neighbours.
 
@@ -72,7 +77,8 @@ def from_consensus(votes: Tensor) -> tuple[Tensor, Tensor]:
         shares = (responsibility.mean(dim=0) + 1e-9) / (1 + classes * 1e-9)
         if bool((transition - previous).abs().max() < TOLERANCE):
             break
-    return transition, shares
+    order = assignment.best_assignment((shares[:, None] * transition).t())  # of each class, the row that is its own
+    return transition[order], shares[order]
 
 
 def refine(logits: Tensor, labels: Tensor, start: Tensor) -> Refined:

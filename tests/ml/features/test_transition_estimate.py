@@ -45,6 +45,19 @@ def test_the_labels_of_neighbours_tell_the_matrix(transition: Tensor) -> None:
     assert (shares - 1 / CLASSES).abs().max() < 0.03
 
 
+def test_a_class_with_more_wrong_labels_than_right_ones_keeps_its_name() -> None:
+    right = torch.tensor([0.45, 0.58, 0.49, 0.53]).double()  # of each class; the others are labelled as the next one
+    transition = right.diag() + (1 - right).diag().roll(1, dims=1)
+    clean = torch.arange(320) % CLASSES
+    votes = sum(functional.one_hot(draw(transition, clean, 25 + neighbour), CLASSES) for neighbour in range(5))
+    assert isinstance(votes, Tensor)
+
+    estimated, shares = transition_estimate.from_consensus(votes)
+
+    assert (estimated - transition).abs().max() < 0.05
+    assert (shares - 1 / CLASSES).abs().max() < 0.05
+
+
 def test_a_class_that_no_image_has_keeps_the_first_guess() -> None:
     votes = functional.one_hot(torch.arange(200) % 2, 3) * 5
     estimated, shares = transition_estimate.from_consensus(votes)
