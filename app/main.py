@@ -20,7 +20,7 @@ from app.http import connection, health_routes, openapi, problems, security
 from app.http.access import KeyCache
 from app.http.metrics import RequestMetrics
 from app.http.routing import AllowedMethods
-from app.jobs import methods_routes, results_routes
+from app.jobs import comparison_routes, methods_routes, results_routes
 from app.jobs import routes as jobs
 from app.jobs.schemas import JobRequestParser
 from app.jobs.stream import EventPoller
@@ -43,6 +43,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     methods_routes.router,
     jobs.router,
     results_routes.router,
+    comparison_routes.router,
     models.router,
     networks.router,
     keys.router,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Path, Query
@@ -36,7 +38,7 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
-from ml.formats import dataset_index
+from ml.formats import dataset_index, image_results, records
 from ml.formats.records import Level
 
 router = Router(tags=["datasets"])
@@ -148,7 +150,10 @@ def delete(session: Transaction, files: Files, background: BackgroundTasks, data
     "/datasets/{dataset_id}/report",
     dependencies=[READ],
     response_model=Page[ReportLine],
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(NotReady)},
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        **problems(NotReady, JobNotFound, ArtifactNotFound),
+    },
 )
 def report(
     request: Request,
@@ -158,15 +163,21 @@ def report(
     dataset_id: uuid.UUID,
     level: Level | None = None,
     code: Annotated[str | None, Query(max_length=100)] = None,
+    job: Annotated[
+        uuid.UUID | None, Query(description="What this job found instead: near-duplicates, outliers")
+    ] = None,
 ) -> Any:
     """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
     folder = files.dataset(service.get_ready(session, dataset_id).id)
+    read: Callable[..., list[records.ReportLine]] = functools.partial(dataset_index.read_report, folder)
+    if job is not None:
+        read = functools.partial(image_results.read_report, label_issues.results_of(session, files, job, dataset_id))
     if file_responses.wants_csv(request):
-        lines = dataset_index.read_report(folder, level=level, code=code)
+        lines = read(level=level, code=code)
         table = ((line.path, line.code, line.detail, line.level) for line in lines)
         return file_responses.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
     after = pages.page_start(paging, 0)
-    lines = dataset_index.read_report(folder, level=level, code=code, after=after, limit=paging.limit + 1)
+    lines = read(level=level, code=code, after=after, limit=paging.limit + 1)
     page, cursor = pages.numbered_page(lines, paging)
     return Page(items=[schemas.report_line(line) for line in page], next_cursor=cursor)
 

@@ -149,6 +149,8 @@ class Job(WorkColumns, Base):
     label_version: Mapped[int] = mapped_column(default=1)
     # of a baseline: the job that it is compared with
     compared_with_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+    # the job whose settings it repeats on another version of the labels
+    retrain_of_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
     request: Mapped[dict[str, Any]]  # the request, every default filled in
     spec: Mapped[dict[str, Any]]  # the training spec that ml reads; claiming looks at its `device`
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -32,7 +32,7 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import schemas, service, stream, submit
-from app.jobs.schemas import DryRun, JobOut, Patch, Retry, Status
+from app.jobs.schemas import DryRun, JobOut, Patch, Retrain, Retry, Status
 
 router = Router(tags=["jobs"])
 REQUEST_BODY = {
@@ -170,6 +170,46 @@ def retry(
         return accepted(job_detail(session, job))
 
     return respond_once(session, idempotency, request_hash(str(job_id), start), queue)
+
+
+@router.post(
+    "/jobs/{job_id}/retrain",
+    status_code=202,
+    dependencies=[TRAIN],
+    response_model=JobOut,
+    responses=problems(JobNotFound, DatasetNotFound, NotReady, QueueFull, IdempotencyMismatch),
+)
+def retrain(
+    request: Request,
+    session: Transaction,
+    config: Config,
+    catalog: TrainingCatalog,
+    files: Files,
+    notifier: Notifications,
+    request_id: RequestId,
+    background: BackgroundTasks,
+    idempotency: Idempotency,
+    job_id: uuid.UUID,
+    body: Retrain | None = None,
+) -> Response:
+    """Repeat a training with all of its settings on the newest labels; `/comparisons` then shows what they gained."""
+    wanted = body or Retrain()
+
+    def queue() -> StoredResponse:
+        parsed = request.app.state.job_parser.parse(submit.retraining(session, job_id, wanted))
+        jobs = submit.create(
+            session,
+            catalog,
+            files,
+            parsed,
+            request_id=request_id,
+            max_queued=config.max_queued,
+            retrain_of=job_id,
+        )
+        background.add_task(notifier.notify, "jobs")
+        return accepted(schemas.job_out(jobs[0], None))
+
+    return respond_once(session, idempotency, request_hash(str(job_id), wanted.model_dump(mode="json")), queue)
 
 
 @router.get(

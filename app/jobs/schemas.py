@@ -92,6 +92,13 @@ class Retry(Strict):
     from_: Literal["checkpoint", "scratch"] = Field(default="checkpoint", alias="from")
 
 
+class Retrain(Strict):
+    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        default=None, description="Of the labels to learn from; by default the newest"
+    )
+    name: str | None = Field(default=None, max_length=200, description="By default that of the job")
+
+
 def build_training_type(catalog: Catalog) -> type[TrainingRequest]:
     """TrainingRequest with every field of the training spec."""
     model: type[TrainingRequest] = create_model("TrainingJob", __base__=TrainingRequest, **catalog.fields)
@@ -224,6 +231,9 @@ class JobOut(BaseModel):
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
     compared_with_id: uuid.UUID | None
     comparison: list[ComparedJob] | None
+    retrain_of_id: uuid.UUID | None = Field(
+        description="The job whose settings it repeats on other labels; GET /comparisons has both side by side"
+    )
     request_id: str | None
     created_at: datetime
     started_at: datetime | None
@@ -267,6 +277,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
         error=job.error and {"type": type_of(job.error["code"]), **job.error},
         compared_with_id=job.compared_with_id,
         comparison=comparison,
+        retrain_of_id=job.retrain_of_id,
         request_id=job.request_id,
         created_at=job.created_at,
         started_at=started,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -10,11 +11,11 @@ from app import worker_registry
 from app.catalog import Catalog
 from app.datasets import service as datasets
 from app.db.tables import Dataset, Job
-from app.errors import Fault, InvalidRequest
+from app.errors import Fault, InvalidRequest, NotReady
 from app.jobs import defaults, estimate, schemas, service
 from app.jobs.defaults import DataFacts
 from app.jobs.estimate import ImageCounts
-from app.jobs.schemas import DryRun, ScoringRequest, TrainingRequest
+from app.jobs.schemas import DryRun, Retrain, ScoringRequest, TrainingRequest
 from app.models import service as models
 from app.networks import service as networks
 from app.storage import Storage
@@ -43,6 +44,7 @@ def create(
     *,
     request_id: str,
     max_queued: int,
+    retrain_of: uuid.UUID | None = None,
 ) -> list[Job]:
     """Queue the job and its baselines, in this order.
 
@@ -50,6 +52,7 @@ def create(
         files: The data folder, which holds the pretrained weights.
         request_id: Id of the HTTP request, for the logs.
         max_queued: The most jobs that may wait at once.
+        retrain_of: The job whose settings it repeats.
 
     Raises:
         DatasetNotFound, NotReady: There is no such data set, or it cannot be used yet.
@@ -59,8 +62,29 @@ def create(
     """
     # The data set is locked, so that it cannot be deleted before the job that needs it is there.
     resolution = resolve(session, catalog, files, request, lock_dataset=True)
-    rows = [{**job.columns, "request": job.request, "request_id": request_id} for job in resolution.jobs]
+    common = {"request_id": request_id, "retrain_of_id": retrain_of}
+    rows = [{**job.columns, "request": job.request, **common} for job in resolution.jobs]
     return service.create(session, rows, max_queued=max_queued)
+
+
+def retraining(session: Session, job_id: uuid.UUID, retrain: Retrain) -> dict[str, Any]:
+    """The request that repeats a training on another version of the labels.
+
+    Raises:
+        JobNotFound: There is no such job.
+        NotReady: Its data set was deleted.
+        InvalidRequest: It is no training, or has learned from this version already.
+    """
+    job = service.get(session, job_id)
+    if job.type != "train":
+        raise InvalidRequest("Only a training can be repeated.", errors=[Fault("", "no_training", "It scores images.")])
+    if job.dataset_id is None:
+        raise NotReady("The job's data set was deleted.", code="dataset_deleted")
+    version = retrain.label_version or datasets.get_ready(session, job.dataset_id).label_version
+    if version == job.label_version:
+        detail = f"The job has learned from version {version} of the labels; correct labels first, or name another one."
+        raise InvalidRequest(detail, errors=[Fault("/label_version", "same_version", detail)])
+    return {**job.request, "label_version": version, "name": retrain.name or job.name, "compare_with": []}
 
 
 def dry_run(session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest) -> DryRun:

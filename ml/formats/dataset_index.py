@@ -51,6 +51,12 @@ SELECT_IMAGES = (
 )
 
 
+SELECT_REPORT = (
+    "SELECT path, code, detail, level, rowid FROM report"
+    " WHERE rowid > ? AND level = COALESCE(?, level) AND code = COALESCE(?, code) ORDER BY rowid LIMIT ?"
+)
+
+
 class ClassCount(NamedTuple):
     """How many images a class has in each split, by given label (test images without one: by clean label)."""
 
@@ -220,12 +226,8 @@ def read_report(
         after: Only lines with a higher number; they count from 1.
         limit: At most so many; -1 for all.
     """
-    query = (
-        "SELECT path, code, detail, level, rowid FROM report"
-        " WHERE rowid > ? AND level = COALESCE(?, level) AND code = COALESCE(?, code) ORDER BY rowid LIMIT ?"
-    )
     with open_index(folder) as index:
-        return [ReportLine(*row) for row in index.execute(query, (after, level, code, limit))]
+        return [ReportLine(*row) for row in index.execute(SELECT_REPORT, (after, level, code, limit))]
 
 
 def summarize_report(folder: Path) -> dict[Level, dict[str, int]]:

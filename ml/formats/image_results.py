@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ml.formats import fsync, label_versions
-from ml.formats.records import ReportLine, Split
+from ml.formats import dataset_index, fsync, label_versions
+from ml.formats.records import Level, ReportLine, Split
 
 FILE_NAME = "image-results.sqlite"
 SUGGESTIONS = 3  # classes that are suggested for an image
@@ -176,7 +176,9 @@ def read_neighbours(path: Path, image: int) -> list[Neighbour]:
     return [Neighbour(*pair) for pair in zip(array("I", row[0]), array("f", row[1]), strict=True)]
 
 
-def read_report(path: Path) -> list[ReportLine]:
-    """Its lines about single images."""
+def read_report(
+    path: Path, *, level: Level | None = None, code: str | None = None, after: int = 0, limit: int = -1
+) -> list[ReportLine]:
+    """Its lines about single images; arguments as of `dataset_index.read_report`."""
     with _open(path) as file:
-        return [ReportLine(*row) for row in file.execute("SELECT path, code, detail, level, rowid FROM report")]
+        return [ReportLine(*row) for row in file.execute(dataset_index.SELECT_REPORT, (after, level, code, limit))]
