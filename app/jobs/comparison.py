@@ -129,7 +129,7 @@ def _compare(folder: Path, sources: tuple[_Source, ...]) -> Comparison | None:
     choices: tuple[tuple[JudgedBy, list[ImageRecord], Callable[[ImageRecord], int | None]], ...] = (
         ("test", [image for image in images if image.split == "test"], _true_or_given),
         ("clean_validation", held_out, _known_right),
-        ("noisy_validation", held_out, _given),
+        ("noisy_validation", held_out, lambda image: image.given),
     )
     for judged_by, candidates, label_of in choices:
         judged = [(image, label) for image in candidates if (label := label_of(image)) is not None]
@@ -147,16 +147,13 @@ def _compare(folder: Path, sources: tuple[_Source, ...]) -> Comparison | None:
     return None
 
 
-def _true_or_given(image: ImageRecord) -> int | None:
-    return image.given if image.clean is None else image.clean
-
-
 def _known_right(image: ImageRecord) -> int | None:
+    """The class id that a person has confirmed, or else the clean one."""
     return image.given if image.status == "confirmed" else image.clean
 
 
-def _given(image: ImageRecord) -> int | None:
-    return image.given
+def _true_or_given(image: ImageRecord) -> int | None:
+    return image.given if image.clean is None else image.clean
 
 
 def _renamed(folder: Path, version: int, newest: int, uploaded: label_versions.UploadedLabels) -> Mapping[str, str]:

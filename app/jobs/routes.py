@@ -193,10 +193,10 @@ def retrain(
     body: Retrain | None = None,
 ) -> Response:
     """Repeat a training with all of its settings on the newest labels; `/comparisons` then shows what they gained."""
-    wanted = body or Retrain()
+    retrain_body = body or Retrain()
 
     def queue() -> StoredResponse:
-        parsed = request.app.state.job_parser.parse(submit.retraining(session, job_id, wanted))
+        parsed = request.app.state.job_parser.parse(submit.retraining(session, job_id, retrain_body))
         jobs = submit.create(
             session,
             catalog,
@@ -209,7 +209,7 @@ def retrain(
         background.add_task(notifier.notify, "jobs")
         return accepted(schemas.job_out(jobs[0], None))
 
-    return respond_once(session, idempotency, request_hash(str(job_id), wanted.model_dump(mode="json")), queue)
+    return respond_once(session, idempotency, request_hash(str(job_id), retrain_body.model_dump(mode="json")), queue)
 
 
 @router.get(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "20261129d5e9"
-down_revision = "20261129c4d8"
+revision = "20261129e6fa"
+down_revision = "20261129d5e9"
 branch_labels = None
 depends_on = None
 
