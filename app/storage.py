@@ -18,6 +18,7 @@ from app.errors import InsufficientStorage
 CHUNK_BYTES = 1024 * 1024
 ENOSPC_RETRY_S = 60
 ARTIFACTS, LOG_FILE = "artifacts", "log.jsonl"  # in the folder of an attempt
+EXPORT = "model.zip"  # in the folder of a model, and an artifact of its job: what is downloaded of it
 
 
 class Storage:

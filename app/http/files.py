@@ -31,6 +31,7 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
     ".safetensors": "application/octet-stream",
+    ".zip": "application/zip",
 }
 
 
@@ -45,15 +46,21 @@ def sha256(path: Path) -> str:
     return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
-def download(request: Request, path: Path) -> Response:
-    """The file, or one byte range of it; a Range header of any other form gets the complete file (RFC 9110 §14.2)."""
+def download(request: Request, path: Path, filename: str | None = None) -> Response:
+    """The file, or one byte range of it; a Range header of any other form gets the complete file (RFC 9110 §14.2).
+
+    Args:
+        request: Its headers say which part, and what the client has already.
+        path: The file.
+        filename: The name under which a client saves it; by default the file's.
+    """
     size, digest = path.stat().st_size, sha256(path)
     etag = f'"{digest[:32]}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'attachment; filename="{path.name}"',
+        "Content-Disposition": f'attachment; filename="{filename or path.name}"',
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
     }
     if routing.matches(request.headers.get("if-none-match"), etag):

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactNotFound
-from app.storage import ARTIFACTS, LOG_FILE, Storage, fence_of
-
-MODEL_FILES = ("weights.safetensors", "manifest.json")
+from app.storage import ARTIFACTS, EXPORT, LOG_FILE, Storage, fence_of
 
 
 def to_columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
@@ -73,11 +71,10 @@ def format_log_line(line: str) -> str:
 
 
 def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
-    """Files to download, by name: artifacts of the newest attempt that has any, and the files of the model."""
+    """Files to download, by name: artifacts of the newest attempt that has any, and the exported model."""
     artifacts: dict[str, Path] = {}
-    if model_id is not None:
-        paths = (storage.model(model_id) / name for name in MODEL_FILES)
-        artifacts = {path.name: path for path in paths if path.is_file()}
+    if model_id is not None and (path := storage.model(model_id) / EXPORT).is_file():
+        artifacts[EXPORT] = path
     for attempt in storage.attempts(job_id):
         folder = attempt / ARTIFACTS
         files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []

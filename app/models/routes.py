@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import BackgroundTasks, Path, Query, Response
 from sqlalchemy import select
@@ -11,7 +11,17 @@ from starlette.requests import Request
 
 from app import storage
 from app.db.tables import Alias, Model
-from app.errors import AliasNotFound, Fault, InUse, InvalidRequest, ModelNotFound, NotReady
+from app.errors import (
+    AliasNotFound,
+    ArtifactNotFound,
+    Fault,
+    InUse,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    RangeNotSatisfiable,
+)
+from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ, TRAIN
 from app.http.deps import Files, ReadSession, Transaction
@@ -22,6 +32,7 @@ from app.models import service
 from app.models.schemas import AliasName, AliasOut, ModelOut, Pin, alias_out, model_out
 
 router = Router(tags=["models"])
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 Name = Annotated[AliasName, Path(description="Lower case, digits, dot, dash, underscore")]
 
 
@@ -47,6 +58,35 @@ def list_(
 def get(session: ReadSession, model_id: uuid.UUID) -> ModelOut:
     model = service.get(session, model_id)
     return model_out(model, service.aliases_of(session, [model])[model.id])
+
+
+@router.get(
+    "/models/{model_id}/export",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {"content": {"application/zip": BINARY}},
+        206: {"description": "The requested range", "content": {"application/zip": BINARY}},
+        **problems(RangeNotSatisfiable, ModelNotFound, ArtifactNotFound),
+    },
+)
+def export(
+    request: Request,
+    session: ReadSession,
+    files: Files,
+    model_id: uuid.UUID,
+    format: Annotated[Literal["bundle"], Query(description="bundle: a zip of safetensors and a manifest")] = "bundle",
+) -> Response:
+    """The model as one zip, for use elsewhere: `weights.safetensors` under the names of the published architecture,
+    which torchvision or timm opens, `manifest.json` with classes, normalisation and how to open it, and a README.
+
+    It has no image of the training set, and is there as long as the model, also when its job was deleted.
+    """
+    service.get(session, model_id)
+    path = files.model(model_id) / storage.EXPORT
+    if not path.is_file():
+        raise ArtifactNotFound("This model has no export; `python -m ml export` makes one from its folder.")
+    return file_responses.download(request, path, f"model-{model_id}.zip")
 
 
 @router.delete("/models/{model_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ml.networks import timm_zoo
 from ml.networks.chain import Chain
 
-NOT_FAMILIES = ("chain", "weights", "weights_sources")
+NOT_FAMILIES = ("chain", "plain", "weights", "weights_sources")
 SLOW = "torchvision_zoo"
 ABOUT_IMAGE_SIZE = 32
 PUBLISHED_IMAGE_SIZE = 224  # what networks of ImageNet are published for

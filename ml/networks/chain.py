@@ -42,6 +42,7 @@ class Chain(Network):
         self.last_stage = last_stage
         self.classifier = classifier
         self.image_size = image_size
+        self.published_names: dict[str, str] = {}  # names in `state_dict` -> those of the published architecture
 
     @property
     def class_count(self) -> int:
@@ -108,6 +109,18 @@ def _last_with_weights(modules: list[nn.Module]) -> int:
     """The position of the last module that has a matrix or a kernel; 0 if none has."""
     with_weights = [i for i, module in enumerate(modules) if any(p.dim() > 1 for p in module.parameters())]
     return max(with_weights, default=0)
+
+
+def names_of(module: nn.Module) -> dict[int, str]:
+    """Names in a module's state by the identity of its tensors, to find them in a module that shares the tensors."""
+    return {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def set_published_names(network: Chain, published: dict[int, str]) -> Chain:
+    """Set `network.published_names` from the names by identity of tensor (`names_of`); returns the network."""
+    own = network.state_dict(keep_vars=True)
+    network.published_names = {name: published[id(tensor)] for name, tensor in own.items() if id(tensor) in published}
+    return network
 
 
 def named_sequence(**modules: nn.Module) -> nn.Sequential:

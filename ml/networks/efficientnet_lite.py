@@ -110,10 +110,10 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     )
     network = chain.Chain(body, last_stage, nn.Linear(HEAD, classes), image_size)
     chain.initialise(network)
+    network.published_names = {own: published_name(own) for own in network.state_dict()}
     if pretrained is not None:
         weights = chain.read_weights(pretrained)
-        names = {own: published_name(own) for own in network.state_dict()}
-        own_names = {own: weights[name] for own, name in names.items() if name in weights}
+        own_names = {own: weights[name] for own, name in network.published_names.items() if name in weights}
         chain.load_pretrained(network, own_names, head="classifier")
     return network
 

@@ -60,6 +60,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     )
     last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
+    network.published_names = {own: _published_name(own) for own in network.state_dict()}
     if pretrained is not None:
         chain.load_pretrained(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
     return network
@@ -76,6 +77,11 @@ def _stage(index: int, blocks: int) -> nn.Sequential:
     inputs, outputs = WIDTHS[max(index - 1, 0)], WIDTHS[index]
     first = Block(inputs, outputs, stride=1 if index == 0 else 2)
     return nn.Sequential(first, *(Block(outputs, outputs, stride=1) for _ in range(blocks - 1)))
+
+
+def _published_name(name: str) -> str:
+    part, rest = name.split(".", 1)
+    return f"fc.{rest}" if part == "classifier" else rest
 
 
 def _published_names(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

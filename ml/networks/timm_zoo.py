@@ -129,6 +129,7 @@ def _divide(name: str, model: Any, image_size: int) -> chain.Chain:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise errors.UnknownName(f"{name} has no linear classifier", code="unknown_network")
+    published = chain.names_of(model)
     model.reset_classifier(0)  # from here on the model returns what its classifier read
     was_training = model.training
     model.eval()
@@ -143,7 +144,7 @@ def _divide(name: str, model: Any, image_size: int) -> chain.Chain:
         computed = divided.eval().features(image)
         if computed.shape == features.shape and torch.allclose(computed, features, rtol=1e-4, atol=1e-5):
             network = divided
-    return network.train(was_training)
+    return chain.set_published_names(network, published).train(was_training)
 
 
 def _transformer_units(model: Any) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ml.networks import chain
 
+REPLACED_HEADS = ("vgg", "alexnet", "squeezenet")  # global average pooling and one linear layer instead
 NOT_OFFERED = {"resnet18", "resnet34", "regnet_y_128gf"}  # ours, in resnet.py; and one of 640 million parameters
 
 
@@ -77,8 +78,49 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
         chain.load_pretrained(model, weights, head=_head(model))
     if chain.keeps_resolution(image_size, published_stem):
         _keep_resolution(model, family)
+    published, head = chain.names_of(model), _head(model)
     body, last_stage, width = family(model)
-    return chain.Chain(nn.Sequential(*body), nn.Sequential(*last_stage), nn.Linear(width, classes), image_size)
+    network = chain.Chain(nn.Sequential(*body), nn.Sequential(*last_stage), nn.Linear(width, classes), image_size)
+    if name.startswith(REPLACED_HEADS):
+        head = "classifier.2" if name.startswith("squeezenet") else "classifier"
+    published |= {id(network.classifier.weight): f"{head}.weight", id(network.classifier.bias): f"{head}.bias"}
+    return chain.set_published_names(network, published)
+
+
+def build_plain(name: str, classes: int, image_size: int, published_stem: bool) -> tuple[nn.Module, list[str]]:
+    """The network as torchvision's own class, whose state has the `published_names` of the one that `build` returns.
+
+    Args:
+        name: Of a network of torchvision; also of those that it builds and we do too (`resnet.py`).
+        classes: C.
+        image_size: Side in pixels.
+        published_stem: As of `ml.networks.build`.
+
+    Returns:
+        The network, and the lines of Python that make it as `model`.
+    """
+    from torchvision import models
+
+    family = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
+    options = {"num_classes": classes, **_options(name, image_size)}
+    model: Any = models.get_model(name, weights=None, **options)
+    before = {path: repr(module) for path, module in model.named_modules()}
+    if chain.keeps_resolution(image_size, published_stem):
+        _keep_resolution(model, family)
+    if name.startswith(REPLACED_HEADS):
+        width = family(model)[2]
+        if name.startswith("squeezenet"):
+            head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes), nn.Identity())
+            model.classifier = nn.Sequential(*head)
+        else:
+            model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(width, classes)
+    arguments = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    lines = ["import torchvision", f"model = torchvision.models.{name}({arguments})"]
+    for path, module in model.named_modules():
+        if not any(True for _ in module.children()) and repr(module) != before.get(path):
+            place = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in path.split("."))
+            lines.append(f"model{place} = torch.nn.{module!r}")
+    return model, lines
 
 
 def _options(name: str, image_size: int) -> dict[str, Any]:

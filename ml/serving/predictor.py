@@ -9,7 +9,7 @@ Probabilities are float32 (C,) and sum to 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -73,6 +73,7 @@ class Predictor:
         *,
         half: bool,
         check: Tensor,
+        trusts_activation: bool | None = None,
     ) -> None:
         """Use `load`.
 
@@ -81,7 +82,9 @@ class Predictor:
             method: With the archive's weights, on the device.
             device: Where it computes.
             half: Compute in bf16, if that predicts the same class for every check square.
-            check: The archive's check squares, uint8 (n, S, S, 3).
+            check: Squares by which faster arithmetic is compared with the exact one, uint8 (n, S, S, 3), n at least 1.
+            trusts_activation: Whether class activation is a factor of the maps; None: `check` are images of the
+                training set, by which it is decided.
         """
         self.manifest = manifest
         self.classes = manifest.classes
@@ -92,10 +95,10 @@ class Predictor:
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if isinstance(self._method, PictureMethod) and not self.half:
-            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=False)
+            self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
         # whether predictions have a location, and what their maps show
         self.localizes = self._compute(check[:1], half=False).locations is not None
-        self._trusts_activation = self._measure_activation(check)
+        self.trusts_activation = self._measure_activation(check) if trusts_activation is None else trusts_activation
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Self:
@@ -110,13 +113,43 @@ class Predictor:
         Raises:
             ModelArchiveCorrupt: The archive does not verify, or its weights do not fit its network.
         """
+        manifest, state, check = model_archive.read(folder)
+        return cls.assemble(manifest, state, check, device=device, precision=precision)
+
+    @classmethod
+    def assemble(
+        cls,
+        manifest: model_archive.Manifest,
+        state: dict[str, Tensor],
+        check: Tensor,
+        *,
+        device: str,
+        precision: str,
+        left_out: Collection[str] = (),
+        trusts_activation: bool | None = None,
+    ) -> Self:
+        """A predictor from the parts of a model.
+
+        Args:
+            manifest: How to rebuild the method.
+            state: Of the method, tensors by name.
+            check: As of `Predictor`.
+            device: As of `load`.
+            precision: As of `load`.
+            left_out: Names in the method's state that `state` does not have, since no prediction reads them.
+            trusts_activation: As of `Predictor`.
+
+        Raises:
+            ModelArchiveCorrupt: The weights do not fit the network.
+        """
         torch_device = devices.resolve(device)
         # Batches have every size, and a search for the fastest kernels at each new size would stop the service.
         devices.configure(torch_device, exact=True, shapes_repeat=False)
-        manifest, state, check = model_archive.read(folder)
         try:
-            method = _rebuild(manifest)
-            method.load_state_dict(state)
+            method = rebuild(manifest)
+            missing, unexpected = method.load_state_dict(state, strict=not left_out)
+            if unexpected or not set(missing) <= set(left_out):
+                raise RuntimeError(f"the state_dict lacks {set(missing) - set(left_out)} or has {unexpected}")  # noqa: TRY301
         except (errors.UnknownName, networks.UnknownNetwork, ValidationError, RuntimeError) as error:
             # Which tensors are missing is for the log, as __cause__: it fills pages and helps no client.
             raise errors.ModelArchiveCorrupt(
@@ -126,7 +159,13 @@ class Predictor:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         half = devices.uses_bf16(precision, torch_device)
-        return cls(manifest, method.to(torch_device), torch_device, half=half, check=check)
+        method = method.to(torch_device)
+        return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
+
+    @property
+    def trained_method(self) -> method.Method:
+        """The trained method, in evaluation mode."""
+        return self._method
 
     def geometry(self, width: int, height: int) -> Geometry:
         """How an image of this size in pixels lies in the network's square."""
@@ -207,7 +246,7 @@ class Predictor:
         with autocast:
             logits, rendered = self._method.render_and_predict(batch)
         pair = picture_mask.compute_maps(self._method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
-        masks = None if pair is None else picture_mask.mask(pair, with_activation=self._trusts_activation)
+        masks = None if pair is None else picture_mask.mask(pair, with_activation=self.trusts_activation)
         return logits, rendered.gaussians, masks
 
     def _measure_activation(self, check: Tensor) -> bool:
@@ -215,7 +254,7 @@ class Predictor:
         if not isinstance(self._method, PictureMethod) or not len(check):
             return False
         with torch.inference_mode():
-            logits, rendered = self._method.render_and_predict(self._normalized(check))
+            logits, rendered = self._method.render_and_predict(self.normalized(check))
             maps = picture_mask.compute_maps(self._method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
         return maps is not None and picture_mask.trusts_activation(maps)
 
@@ -223,31 +262,35 @@ class Predictor:
         """Whether bf16 predicts the same class as f32 for every check square."""
         exact = self._compute(check, half=False).heads[ENSEMBLE].argmax(dim=1)
         if isinstance(self._method, PictureMethod):
-            self._method.input.prepare(self._normalized(check[:ENCODER_CHECK]), half=True)
+            self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=True)
         return bool((exact == self._compute(check, half=True).heads[ENSEMBLE].argmax(dim=1)).all())
 
-    def _normalized(self, squares: Tensor) -> Tensor:
+    def normalized(self, squares: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, 3, S, S) on the device, as the method sees them."""
         store = image_store.ImageStore(squares, self._mean, self._std, device=self.device, padded_bytes=0)
         return store.unaugmented(torch.arange(len(squares), device=self.device))
 
 
-def _rebuild(manifest: model_archive.Manifest) -> method.Method:
+def whole_network(manifest: model_archive.Manifest) -> chain.Chain:
+    """The network of a model before it is divided into a frozen and a trained part, freshly initialised."""
+    spec = manifest.spec
+    # Archives of format 1 have the stem of small images also where the network was pretrained.
+    published_stem = spec.pretrained and manifest.format > 1
+    built = networks.build(spec.network, len(manifest.classes), spec.image_size, published_stem=published_stem)
+    if manifest.format == 1:
+        preact.use_identities_from_input(built)
+    return built
+
+
+def rebuild(manifest: model_archive.Manifest) -> method.Method:
     """The method with fresh networks. Zeros stand for the labels it was trained on, which it no longer needs."""
     spec = manifest.spec
     module = methods.load(spec.method)
     labels = torch.zeros(manifest.label_count, dtype=torch.int64)
 
-    def whole_network() -> chain.Chain:
-        # Archives of format 1 have the stem of small images also where the network was pretrained.
-        published_stem = spec.pretrained and manifest.format > 1
-        built = networks.build(spec.network, len(manifest.classes), spec.image_size, published_stem=published_stem)
-        if manifest.format == 1:
-            preact.use_identities_from_input(built)
-        return built
-
     def network() -> method.Network:
-        return whole_network() if spec.tune == "all" else chain.cut(whole_network(), spec.tune)[1]
+        whole = whole_network(manifest)
+        return whole if spec.tune == "all" else chain.cut(whole, spec.tune)[1]
 
     # initial weights are overwritten; drawing them must not change the global generator
     with torch.random.fork_rng(devices=[]):
@@ -255,7 +298,7 @@ def _rebuild(manifest: model_archive.Manifest) -> method.Method:
         kinds, trains_all = inputs.renderings(spec), spec.tune == "all"
         if trains_all and len(kinds) == 1:
             return trained
-        frozen, _ = chain.cut(whole_network(), chain.frozen_depth(spec.tune))
+        frozen, _ = chain.cut(whole_network(manifest), chain.frozen_depth(spec.tune))
         encoder = Encoder(frozen, spec.image_size)
         return PictureMethod(MethodInput(encoder, kinds, shows_pixels=trains_all), trained)
 

@@ -250,6 +250,7 @@ class FakeWorker:
         folder = self.files.model(model_id)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
+        (folder / "model.zip").write_bytes(b"PK" + bytes(range(100)))
         with db.transaction(self.engine) as session:
             job = session.get(Job, claim.id)
             assert job is not None

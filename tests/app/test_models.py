@@ -106,6 +106,34 @@ def test_a_pinned_model_cannot_be_deleted(client: Client, published: list[str], 
     assert not any(path.name == first for path in (files.root / "models").iterdir())
 
 
+def test_a_model_is_downloaded_whole_or_in_part_also_when_its_job_is_gone(
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
+    job = submit()
+    model_id = str(fake_worker.publish(fake_worker.claim()))
+    assert client.delete(f"/jobs/{job['id']}").status_code == 204
+
+    whole = client.get(f"/models/{model_id}/export")
+    assert (whole.status_code, whole.headers["content-type"]) == (200, "application/zip")
+    assert whole.headers["content-disposition"] == f'attachment; filename="model-{model_id}.zip"'
+    part = client.get(f"/models/{model_id}/export?format=bundle", headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, whole.content[2:6])
+    known = client.get(f"/models/{model_id}/export", headers={"If-None-Match": whole.headers["etag"]})
+    assert known.status_code == 304
+    assert client.get(f"/models/{model_id}/export", headers={"Range": "bytes=1000-"}).status_code == 416
+    head = client.head(f"/models/{model_id}/export")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+
+
+def test_only_what_exists_is_exported(client: Client, published: list[str], files: Storage) -> None:
+    assert client.get(f"/models/{published[0]}/export?format=onnx").status_code == 422
+    (files.root / "models" / published[0] / "model.zip").unlink()
+    missing = client.get(f"/models/{published[0]}/export")
+    assert (missing.status_code, missing.json()["type"]) == (404, "/problems/artifact-not-found")
+    unknown = client.get(f"/models/{'0' * 8}-0000-4000-8000-{'0' * 12}/export")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "/problems/model-not-found")
+
+
 def test_without_a_model_there_is_no_default(client: Client) -> None:
     assert client.get("/aliases/default").status_code == 404
     assert client.get("/aliases").json()["items"] == []

@@ -48,7 +48,8 @@ def test_every_route_of_the_contract_is_there(client: Client) -> None:
     /jobs/{job_id}/cancel post | /jobs/{job_id}/retry post | /jobs/{job_id}/events get
     /jobs/{job_id}/metrics get | /jobs/{job_id}/logs get | /jobs/{job_id}/label-issues get
     /jobs/{job_id}/artifacts get | /jobs/{job_id}/artifacts/{name} get
-    /models get | /models/{model_id} get delete | /aliases get | /aliases/{alias} get put delete
+    /models get | /models/{model_id} get delete | /models/{model_id}/export get
+    /aliases get | /aliases/{alias} get put delete
     /predict get post | /keys get post | /keys/{key_id} get delete | /livez get | /readyz get | /metrics get
     """
     routes = set()

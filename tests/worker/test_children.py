@@ -26,6 +26,8 @@ from app.settings import Settings
 from ml.data.dataset import LabeledImages
 from ml.features import similar_images
 from ml.formats import image_results as stored
+from ml.serving import model_export
+from ml.serving.predictor import Predictor
 from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
@@ -159,7 +161,7 @@ def test_artifacts_are_listed_with_their_hashes_and_no_cell_is_a_formula(
     assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
     folder = harness.files.attempt(job_id, fence) / "artifacts"
     entries = json.loads((folder / "manifest.json").read_text())["artifacts"]
-    assert {entry["name"] for entry in entries} >= {"label-issues.csv", "metrics.jsonl", "weights.safetensors"}
+    assert {entry["name"] for entry in entries} >= {"label-issues.csv", "metrics.jsonl", "model.zip"}
     assert all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in entries)
     lines = (folder / "label-issues.csv").read_text().splitlines()
     assert lines[0] == ",".join(label_issues.COLUMNS)
@@ -192,6 +194,23 @@ def test_a_training_says_what_it_found_of_every_image(harness: ServiceHarness, c
         assert [int(line["index"]) for line in csv.DictReader(table)] == [row.image for row in train]
     numbers = json.loads((folder / "figures.json").read_text())
     assert sum(map(sum, numbers["confusion"])) == numbers["images"] == len(tested)
+
+
+def test_a_published_model_has_an_export_that_opens_without_the_service(
+    harness: ServiceHarness, channel: ControlChannel, tmp_path: Path
+) -> None:
+    job_id = harness.submit(harness.dataset(), epochs=1)
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    (model,) = harness.models(job_id)
+
+    path = harness.files.model(model.id) / storage.EXPORT
+    opened = model_export.load(path, "cpu")
+    published = Predictor.load(harness.files.model(model.id), device="cpu", precision="f32")
+    squares = list(model_export.drawn_squares(opened.image_size).numpy())
+    for one, two in zip(opened.predict_squares(squares), published.predict_squares(squares), strict=True):
+        assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
+    assert opened.digest == model.digest
+    assert model.size_bytes == sum(file.stat().st_size for file in path.parent.iterdir())
 
 
 def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:

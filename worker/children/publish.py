@@ -17,12 +17,14 @@ from typing import Any
 from app import storage
 from app.db.session import Session
 from app.jobs import attempt
+from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
+from ml.formats import weights_folder
 from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
-from ml.serving import model_archive
+from ml.serving import model_archive, model_export
 from ml.serving.model_archive import Manifest
 from ml.serving.predictor import Predictor
 from ml.training import events
@@ -82,7 +84,9 @@ class Publication:
         self._reporter.report_progress({"phase": "publishing", "epoch": epochs, "epochs": epochs, "fraction": 1.0})
         self._reporter.check_cancelled()
         shutil.rmtree(self._archive, ignore_errors=True)
-        self._model = self._row(model_archive.save(self._archive, self._trainer, metrics=self.metrics))
+        manifest = model_archive.save(self._archive, self._trainer, metrics=self.metrics)
+        self._write_export()
+        self._model = self._row(manifest)
         with artifacts.replace_folder(self._ctx.folder) as folder:
             self._write_artifacts(folder)
 
@@ -100,6 +104,15 @@ class Publication:
         """Delete the checkpoints of all attempts: a job that succeeded is not resumed."""
         for folder in self._ctx.files.attempts(self._ctx.job.id):
             storage.remove(folder / checkpointing.FOLDER)
+
+    def _write_export(self) -> None:
+        """Write what is downloaded of the model. A training does not fail by what this finds: its model predicts."""
+        spec = self._trainer.spec
+        record = weights_folder.read_record(self._ctx.files.weights(), spec.network) if spec.pretrained else None
+        try:
+            model_export.write(self._archive, self._archive / storage.EXPORT, name=self._ctx.job.name, backbone=record)
+        except errors.ModelArchiveCorrupt as error:
+            self._reporter.log("warning", f"The model has no file to download: {error.detail}.")
 
     def _row(self, manifest: Manifest) -> dict[str, Any]:
         spec = self._trainer.spec
@@ -126,10 +139,10 @@ class Publication:
             self._write_injected(folder / "injected-labels.csv")
         (folder / "spec.json").write_text(self._trainer.spec.model_dump_json(indent=1), encoding="utf-8")
 
-        # Figures, and the model's files by hard links: the same bytes under a second name.
+        # Figures, and the exported model by a hard link: the same bytes under a second name.
         figures.write(self._report, folder, self._reporter)
-        for path in self._archive.iterdir():
-            os.link(path, folder / ("bundle.json" if path.name == model_archive.MANIFEST else path.name))
+        if (self._archive / storage.EXPORT).exists():
+            os.link(self._archive / storage.EXPORT, folder / storage.EXPORT)
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""

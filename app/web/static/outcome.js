@@ -83,7 +83,7 @@ export function plots(files) {
 async function drawn(files) {
   const names = await files.names();
   const problem = h("div", {});
-  const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"]], problem);
+  const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"], ["model.zip", "Save the model", "as a zip"]], problem);
   const available = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
   if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), numbers, problem];
   const figures = await Promise.all(available.map(async ([name, title]) =>

@@ -1,0 +1,615 @@
+"""Exports: a published model as one zip for use outside the service. No image of the training set, no training state.
+
+An export holds what predicting reads: `weights.safetensors` with the names of the published architecture (torchvision's
+`load_state_dict` takes it), more such files where the method predicts with several networks, the localization module's
+weights apart, the rest in `method.safetensors`, `manifest.json` that explains all of it, and a README. Its manifest
+records how far each way of opening it is from the published model. The service's own `ml.serving.model_archive` holds
+more: the whole state of the method, and images by which a predictor checks its arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ml import errors
+from ml.blocks.background import ClassBackgroundAverage
+from ml.blocks.localization import LocalizationModule
+from ml.formats import fsync
+from ml.formats.weights_folder import WeightsRecord
+from ml.method import ENSEMBLE
+from ml.networks import chain, plain
+from ml.serving import model_archive, predictor
+from ml.serving.model_archive import FileFacts
+from ml.serving.predictor import Predictor
+from ml.training.spec import TrainingSpec
+
+FORMAT = 1
+WEIGHTS, LOCALIZATION, REST = "weights.safetensors", "localization.safetensors", "method.safetensors"
+MANIFEST, README = "manifest.json", "README.md"
+STAGES = "input.encoder.stages."  # prefix of a frozen backbone in the method's state
+DATE = (1980, 1, 1, 0, 0, 0)  # of every entry: the same model makes the same bytes
+TOLERANCE = 1e-3  # most that a probability may differ when the export is opened again
+CHECK_SQUARES = 4
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Difference(_Frozen):
+    """How far predictions are from the published model's, on images of the training set.
+
+    `largest` is of any probability in f32 on a CPU, `same_class` the share of images with the same class.
+    """
+
+    images: int
+    largest: float
+    same_class: float
+
+
+class NetworkFile(_Frozen):
+    """A file with the weights of one network under the names of the published architecture.
+
+    `at` is the network's prefix in the method's state, `head` the prediction of the model that the network makes by
+    itself; `difference` is the one from the model's answer. Both are null where it does not read plain images.
+    """
+
+    at: str
+    head: str | None
+    difference: Difference | None
+
+
+class PartFile(_Frozen):
+    """A file with the weights of one part, under its own names; `at` is the part's prefix in the method's state."""
+
+    file: str
+    at: str
+
+
+class Input(_Frozen):
+    """How an image becomes the network's input: upright, RGB, resized, divided by 255, minus mean, divided by std."""
+
+    image_size: int
+    resize: Literal["squash", "crop"]
+    interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Library(_Frozen):
+    """How a public library opens `weights.safetensors`: lines of Python that make `model`, and the parity of logits."""
+
+    name: str
+    code: tuple[str, ...]
+    largest_difference: float  # of any probability, between the library's network and ours with the same weights
+
+
+class Backbone(_Frozen):
+    """The pretrained weights that training started from; null where their record is gone."""
+
+    name: str
+    source: str | None
+    licence: str | None
+
+
+class ExportManifest(_Frozen):
+    """What an export holds and how it is opened."""
+
+    format: Literal["denll-model"] = "denll-model"
+    version: int = FORMAT
+    name: str | None
+    digest: str  # of the published model
+    method: str
+    network: str
+    classes: tuple[str, ...]  # in the order of the logits
+    input: Input
+    library: Library | None  # None: no public library has the network, or none is installed where it was written
+    backbone: Backbone | None  # None: it was not pretrained
+    weights: dict[str, NetworkFile]  # by file; the first is the one to use by itself
+    localization: PartFile | None
+    rest: str | None  # file of all other tensors, by their names in the method's state
+    left_out: tuple[str, ...]  # names in the method's state that no prediction reads
+    maps_use_activation: bool
+    reopened: Difference | None  # this export opened by `load`
+    archive_format: int
+    label_count: int
+    spec: TrainingSpec
+    metrics: dict[str, Any]
+    files: dict[str, FileFacts]  # every file but this one
+
+
+class _Names(NamedTuple):
+    """Names in the state of a model's parts -> published names."""
+
+    stages: dict[str, str]  # of the frozen part
+    network: dict[str, str]  # of the network that is trained
+
+
+def write(
+    archive: Path, target: Path, *, name: str | None = None, backbone: WeightsRecord | None = None
+) -> ExportManifest:
+    """Write the export of a published model.
+
+    Args:
+        archive: The model archive's folder.
+        target: The zip; replaced if it exists, complete or not at all.
+        name: What the manifest calls the model.
+        backbone: The record of the pretrained weights that training started from, where it is still known.
+
+    Returns:
+        Its manifest, in which `reopened` says how far it is from the model when it is opened again.
+
+    Raises:
+        ModelArchiveCorrupt: The archive does not verify, or the export predicts otherwise.
+        OSError: It could not be written.
+    """
+    manifest, _, check = model_archive.read(archive)
+    original = Predictor.load(archive, device="cpu", precision="f32")
+    squares = list(check.numpy())
+    answers = original.predict_squares(squares)
+    facts, files = _parts(manifest, original, squares, answers)
+    described = ExportManifest(
+        name=name,
+        digest=manifest.digest,
+        method=manifest.spec.method,
+        network=manifest.spec.network,
+        classes=manifest.classes,
+        input=Input(
+            image_size=manifest.spec.image_size, resize=manifest.spec.resize, mean=manifest.mean, std=manifest.std
+        ),
+        backbone=_backbone(manifest.spec, backbone),
+        maps_use_activation=original.trusts_activation,
+        reopened=None,
+        archive_format=manifest.format,
+        label_count=manifest.label_count,
+        spec=manifest.spec,
+        metrics=manifest.metrics,
+        **facts,
+    )
+    files[README] = _readme(described).encode()
+    listed = {file: FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for file, data in files.items()}
+    described = described.model_copy(update={"files": listed})
+
+    # opened again before it is written, and once more by whoever reads the file: the digests are in the manifest
+    reopened = _assemble(described, files, "cpu", "f32").predict_squares(squares)
+    difference = _difference([one.probabilities for one in reopened], [one.probabilities for one in answers])
+    if difference.largest > TOLERANCE:
+        raise errors.ModelArchiveCorrupt(f"the export's probabilities differ by {difference.largest:.2g}")
+    described = described.model_copy(update={"reopened": difference})
+    _write_zip(target, {MANIFEST: _to_json(described), **files})
+    return described
+
+
+def read_manifest(export: Path) -> ExportManifest:
+    """The manifest of an export, which is a zip or the folder it was extracted to; ModelArchiveCorrupt."""
+    return _read(export)[0]
+
+
+def load(export: Path, device: str = "auto", precision: str = "f32") -> Predictor:
+    """Open an export.
+
+    Args:
+        export: The zip, or the folder it was extracted to.
+        device: As of `Predictor.load`.
+        precision: "f32", "bf16" or "auto"; bf16 is used if it predicts the same class for a few drawn squares.
+
+    Raises:
+        ModelArchiveCorrupt: Something is missing, damaged, or of a version that this one does not read.
+    """
+    manifest, files = _read(export)
+    return _assemble(manifest, files, device, precision)
+
+
+def open_model(path: Path, device: str = "auto") -> Predictor:
+    """Open an export, or the folder of a model archive; ModelArchiveCorrupt."""
+    is_export = path.is_file() or (path / README).is_file()
+    return load(path, device) if is_export else Predictor.load(path, device)
+
+
+# --- what an export holds ---
+
+
+class _ReadStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base has no types
+    """Records the storages of the tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pointers: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation."""
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor):
+                self.pointers.add(value.untyped_storage().data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def _parts(
+    manifest: model_archive.Manifest,
+    original: Predictor,
+    squares: Sequence[NDArray[np.uint8]],
+    answers: Sequence[predictor.Prediction],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fields of the export's manifest that say what lies where, and the files by name, without the README."""
+    method = original.trained_method
+    state = {key: tensor.detach() for key, tensor in method.state_dict().items()}
+    with _ReadStorages() as reading:
+        original.predict_squares(squares[:CHECK_SQUARES], maps=True)
+    read = {
+        key
+        for key, tensor in state.items()
+        if tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in reading.pointers
+    }
+    names = _names(manifest)
+    read |= {key for key in state if key.startswith(STAGES)}  # a faster copy of the backbone was read in their place
+    stages = {key: state[STAGES + key] for key in names.stages}
+    in_files = {STAGES + key for key in names.stages}
+
+    # networks, the one whose own prediction is nearest to the model's first
+    networks: list[tuple[NetworkFile, dict[str, Tensor]]] = []
+    for prefix in _prefixes(method, chain.Chain):
+        own = {key: state[prefix + key] for key in names.network}
+        in_files |= {prefix + key for key in own}
+        if read.isdisjoint(prefix + key for key in own):
+            continue
+        tensors = _by_published_name(names, stages, own)
+        networks.append((_judge(manifest, prefix, tensors, original, squares, answers), tensors))
+    networks.sort(key=lambda one: (1.0, 0.0) if (d := one[0].difference) is None else (-d.same_class, d.largest))
+    files = {WEIGHTS if i == 0 else f"weights-{i + 1}.safetensors": tensors for i, (_, tensors) in enumerate(networks)}
+    weights = {file: judged for file, (judged, _) in zip(files, networks, strict=True)}
+
+    # the localization module apart; of averages by class only their mean, which is all that networks see
+    modules = [
+        prefix
+        for prefix in _prefixes(method, LocalizationModule)
+        if not read.isdisjoint(key for key in state if key.startswith(prefix))
+    ]
+    localization = PartFile(file=LOCALIZATION, at=modules[0]) if len(modules) == 1 else None
+    if localization is not None:
+        at = localization.at
+        files[LOCALIZATION] = {key.removeprefix(at): state[key] for key in state if key.startswith(at)}
+        in_files |= {at + key for key in files[LOCALIZATION]}
+    for prefix in _prefixes(method, ClassBackgroundAverage):
+        averages = method.get_submodule(prefix.removesuffix("."))
+        assert isinstance(averages, ClassBackgroundAverage)
+        state[prefix + "averages"] = averages.mean().expand_as(averages.averages)
+    if rest := {key: state[key] for key in state if key in read and key not in in_files}:
+        files[REST] = rest
+    stored = {f"{judged.at}{key}" for judged in weights.values() for key in names.network}
+    stored |= {STAGES + key for key in names.stages} | set(rest)
+    if localization is not None:
+        stored |= {localization.at + key for key in files[LOCALIZATION]}
+    facts = {
+        "library": _library(manifest, files[WEIGHTS], original, squares),
+        "weights": weights,
+        "localization": localization,
+        "rest": REST if rest else None,
+        "left_out": tuple(sorted(state.keys() - stored)),
+        "files": {},
+    }
+    return facts, {file: save_tensors(_owned(tensors)) for file, tensors in files.items()}
+
+
+def _prefixes(method: nn.Module, kind: type[nn.Module]) -> list[str]:
+    """Where modules of a kind are in the method's state, each as `name.`; those inside of another one are left out."""
+    prefixes: list[str] = []
+    for path, module in method.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, kind) and not any(prefix.startswith(outer) for outer in prefixes):
+            prefixes.append(prefix)
+    return prefixes
+
+
+def _names(manifest: model_archive.Manifest) -> _Names:
+    with torch.random.fork_rng(devices=[]):
+        whole = predictor.whole_network(manifest)
+    published = whole.published_names
+    if manifest.spec.tune == "all":
+        return _Names({}, {name: published.get(name, name) for name in whole.state_dict()})
+    names = {key: published.get(name, name) for key, name in chain.names_of(whole).items()}
+    frozen, trained = chain.cut(whole, manifest.spec.tune)
+    return _Names(
+        *({own: names[identity] for identity, own in chain.names_of(part).items()} for part in (frozen, trained))
+    )
+
+
+def _by_published_name(names: _Names, stages: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {names.stages[key]: tensor for key, tensor in stages.items()} | {
+        names.network[key]: tensor for key, tensor in own.items()
+    }
+
+
+def _judge(
+    manifest: model_archive.Manifest,
+    at: str,
+    tensors: Mapping[str, Tensor],
+    original: Predictor,
+    squares: Sequence[NDArray[np.uint8]],
+    answers: Sequence[predictor.Prediction],
+) -> NetworkFile:
+    """What a network predicts by itself, which of the model's heads that is, and how far it is from the answer."""
+    logits = _logits(manifest, tensors, original, squares)
+    if logits is None:
+        return NetworkFile(at=at, head=None, difference=None)
+    alone = list(logits.softmax(dim=1).numpy())
+    differences = {head: _difference(alone, [answer.heads[head] for answer in answers]) for head in answers[0].heads}
+    nearest = min(differences, key=lambda head: differences[head].largest)
+    head = nearest if differences[nearest].largest <= TOLERANCE else None
+    return NetworkFile(at=at, head=head, difference=differences[ENSEMBLE])
+
+
+@torch.no_grad()
+def _logits(
+    manifest: model_archive.Manifest,
+    tensors: Mapping[str, Tensor],
+    original: Predictor,
+    squares: Sequence[NDArray[np.uint8]],
+) -> Tensor | None:
+    """Logits (n, C) of our network with these published weights; None where it reads more than plain images."""
+    with torch.random.fork_rng(devices=[]):
+        network = predictor.whole_network(manifest).eval()
+    own = {key: tensors[network.published_names.get(key, key)] for key in network.state_dict()}
+    if any(own[key].shape != tensor.shape for key, tensor in network.state_dict().items()):
+        return None
+    network.load_state_dict(own)
+    logits: Tensor = network(original.normalized(torch.from_numpy(np.stack(squares))))
+    return logits
+
+
+@torch.no_grad()
+def _library(
+    manifest: model_archive.Manifest,
+    tensors: Mapping[str, Tensor],
+    original: Predictor,
+    squares: Sequence[NDArray[np.uint8]],
+) -> Library | None:
+    """How a public library opens the weights; None where it does not, or computes something else."""
+    spec, expected = manifest.spec, _logits(manifest, tensors, original, squares)
+    published_stem = spec.pretrained and manifest.format > 1
+    if expected is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        built = plain.build(spec.network, len(manifest.classes), spec.image_size, published_stem=published_stem)
+    if built is None or built.model.state_dict().keys() != tensors.keys():
+        return None
+    try:
+        built.model.eval().load_state_dict(dict(tensors))
+    except (RuntimeError, ValueError):  # other shapes; or MNASNet, which refuses tensors without its own metadata
+        return None
+    logits: Tensor = built.model(original.normalized(torch.from_numpy(np.stack(squares))))
+    largest = float((logits.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
+    if largest > TOLERANCE:
+        return None
+    return Library(name=built.library, code=built.code, largest_difference=largest)
+
+
+def _difference(own: Sequence[NDArray[np.float32]], model: Sequence[NDArray[np.float32]]) -> Difference:
+    one, two = np.stack(own), np.stack(model)
+    return Difference(
+        images=len(one),
+        largest=float(np.abs(one - two).max()),
+        same_class=float((one.argmax(axis=1) == two.argmax(axis=1)).mean()),
+    )
+
+
+def _backbone(spec: TrainingSpec, record: WeightsRecord | None) -> Backbone | None:
+    if not spec.pretrained:
+        return None
+    source, licence = (None, None) if record is None else (record.source, record.licence)
+    return Backbone(name=spec.network, source=source, licence=licence)
+
+
+# --- opening it ---
+
+
+def _read(export: Path) -> tuple[ExportManifest, dict[str, bytes]]:
+    """Manifest and verified files of an export."""
+    try:
+        if export.is_dir():
+            manifest = _parse((export / MANIFEST).read_bytes())
+            files = {file: (export / file).read_bytes() for file in _plain_names(manifest)}
+        else:
+            with zipfile.ZipFile(export) as opened:
+                if opened.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+                    raise errors.ModelArchiveCorrupt("the export's manifest is too large")
+                manifest = _parse(opened.read(MANIFEST))
+                sizes = {file: opened.getinfo(file).file_size for file in _plain_names(manifest)}
+                if sizes != {file: facts.bytes for file, facts in manifest.files.items()}:
+                    raise errors.ModelArchiveCorrupt("the export's files do not match its manifest")
+                files = {file: opened.read(file) for file in sizes}
+    except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValidationError) as error:
+        raise errors.ModelArchiveCorrupt(f"{export.name} is no readable export of a model") from error
+    if any(hashlib.sha256(files[file]).hexdigest() != facts.sha256 for file, facts in manifest.files.items()):
+        raise errors.ModelArchiveCorrupt("the export's files do not match its manifest")
+    return manifest, files
+
+
+def _parse(text: bytes) -> ExportManifest:
+    manifest = ExportManifest.model_validate_json(text)
+    if manifest.version != FORMAT:
+        raise errors.ModelArchiveCorrupt(f"this export has version {manifest.version}, and not {FORMAT}")
+    return manifest
+
+
+def _plain_names(manifest: ExportManifest) -> list[str]:
+    """The files that a manifest lists; ModelArchiveCorrupt if one is a path."""
+    if any(Path(file).name != file for file in manifest.files):
+        raise errors.ModelArchiveCorrupt("the export's manifest names a file outside of it")
+    return list(manifest.files)
+
+
+def _assemble(manifest: ExportManifest, files: Mapping[str, bytes], device: str, precision: str) -> Predictor:
+    """A predictor of an export's files."""
+    archive = model_archive.Manifest(
+        format=manifest.archive_format,
+        digest=manifest.digest,
+        files={},
+        spec=manifest.spec,
+        classes=manifest.classes,
+        mean=manifest.input.mean,
+        std=manifest.input.std,
+        label_count=manifest.label_count,
+        metrics=manifest.metrics,
+    )
+    names, state = _names(archive), dict[str, Tensor]()
+    try:
+        for file, network in manifest.weights.items():
+            tensors = load_tensors(files[file])
+            state |= {network.at + own: tensors[published] for own, published in names.network.items()}
+            if file == WEIGHTS:
+                state |= {STAGES + own: tensors[published] for own, published in names.stages.items()}
+        if manifest.localization is not None:
+            part = load_tensors(files[manifest.localization.file])
+            state |= {manifest.localization.at + own: tensor for own, tensor in part.items()}
+        if manifest.rest is not None:
+            state |= load_tensors(files[manifest.rest])
+    except (KeyError, SafetensorError) as error:
+        raise errors.ModelArchiveCorrupt("the export's weights are not those that its manifest names") from error
+    return Predictor.assemble(
+        archive,
+        state,
+        drawn_squares(manifest.input.image_size),
+        device=device,
+        precision=precision,
+        left_out=manifest.left_out,
+        trusts_activation=manifest.maps_use_activation,
+    )
+
+
+def drawn_squares(side: int) -> Tensor:
+    """Colour waves uint8 (n, side, side, 3), the same every time: they stand for images where there are none."""
+    across = torch.linspace(0.0, 1.0, side)
+    waves = [
+        torch.sin(6.3 * (k + 1) * across)[None, :, None] + torch.cos(6.3 * (k + channel) * across)[:, None, None]
+        for k in range(CHECK_SQUARES)
+        for channel in range(3)
+    ]
+    squares = torch.cat(waves, dim=2).view(side, side, CHECK_SQUARES, 3).permute(2, 0, 1, 3)
+    return ((squares / 4 + 0.5).clamp(0, 1) * 255).to(torch.uint8).contiguous()
+
+
+# --- files ---
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+
+
+def _to_json(manifest: ExportManifest) -> bytes:
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _write_zip(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a zip without compression, since weights do not shrink; the bytes depend on nothing but the files."""
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as opened:
+            for file, data in files.items():
+                entry = zipfile.ZipInfo(file, DATE)
+                entry.external_attr = 0o644 << 16
+                with opened.open(entry, "w", force_zip64=len(data) > 1 << 31) as out:
+                    out.write(data)
+        fsync.flush(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync.flush(target.parent)
+
+
+def _readme(manifest: ExportManifest) -> str:
+    """How to open the export, for a person."""
+    first = manifest.weights[WEIGHTS]
+    out = io.StringIO()
+    title = manifest.name or f"{manifest.method} on {manifest.network}"
+    out.write(f"# {title}\n\n")
+    out.write(
+        f"An image classifier of {len(manifest.classes)} classes, trained by `{manifest.method}`; network "
+        f"`{manifest.network}`, images of {manifest.input.image_size} px. `manifest.json` has classes, normalisation, "
+        "measures, and the size and SHA-256 of every file.\n\n## The complete model\n\n"
+        "```bash\npython -m ml predict model.zip photo.jpg\n```\n\n"
+        "or, in Python, `ml.serving.model_export.load(path)`, which takes the zip or this folder.\n"
+    )
+    if manifest.library is not None:
+        out.write(f"\n## {WEIGHTS} with {manifest.library.name} alone\n\n")
+        out.write(_said_of(first))
+        out.write(f"```python\n{python_code(manifest)}```\n")
+    out.write("\n## Files\n\n")
+    for file, network in manifest.weights.items():
+        head = f", which predicts the model's `{network.head}`" if network.head else ""
+        out.write(f"- `{file}`: a network{head}\n")
+    if manifest.localization is not None:
+        out.write(f"- `{manifest.localization.file}`: the localization module, which predicts the Gaussian mask\n")
+    if manifest.rest is not None:
+        out.write(f"- `{manifest.rest}`: what the method reads besides when it predicts\n")
+    if manifest.backbone is not None:
+        source, licence = (manifest.backbone.source or "unknown", manifest.backbone.licence or "unknown")
+        out.write(
+            f"\n## Licence\n\nTraining started from the weights of `{manifest.backbone.name}`. Source: {source}. "
+            f"Licence: {licence}. The weights here are derived from them.\n"
+        )
+    return out.getvalue()
+
+
+def _said_of(first: NetworkFile) -> str:
+    if first.difference is None or first.head == ENSEMBLE:
+        return "The network predicts as the complete model does.\n\n"
+    return (
+        f"The model combines several predictions; this network by itself chose the same class for "
+        f"{first.difference.same_class:.0%} of {first.difference.images} images.\n\n"
+    )
+
+
+def python_code(manifest: ExportManifest) -> str:
+    """Lines that predict `photo.jpg` in the extracted folder with public libraries; ends with `probabilities`."""
+    assert manifest.library is not None
+    box = ""
+    crop: tuple[str, ...] = ()
+    if manifest.input.resize == "crop":
+        crop = (
+            "side, (width, height) = min(image.size), image.size",
+            "left, top = (width - side) / 2, (height - side) / 2",
+        )
+        box = ", box=(left, top, left + side, top + side)"
+    lines = (
+        "import json",
+        "import numpy as np",
+        "import torch",
+        *manifest.library.code[:1],
+        "from PIL import Image, ImageOps",
+        "from safetensors.torch import load_file",
+        "",
+        *manifest.library.code[1:],
+        f'model.load_state_dict(load_file("{WEIGHTS}"))',
+        "model.eval()",
+        "",
+        f'manifest = json.load(open("{MANIFEST}"))',
+        'size, mean, std = (manifest["input"][key] for key in ("image_size", "mean", "std"))',
+        'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
+        *crop,
+        f"image = image.resize((size, size), Image.Resampling.BILINEAR{box})",
+        "pixels = (np.asarray(image) / 255 - mean) / std",
+        "with torch.no_grad():",
+        "    logits = model(torch.from_numpy(pixels).permute(2, 0, 1).float()[None])[0]",
+        'probabilities = dict(zip(manifest["classes"], logits.softmax(dim=0).tolist()))',
+    )
+    return "\n".join(lines) + "\n"
