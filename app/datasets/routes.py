@@ -46,7 +46,9 @@ ImageIndex = Annotated[int, Path(ge=0, le=2**53)]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 COLUMNS = {
     "path_column": "Column with the paths of the images; empty: file, file_name, filename, path, image_path or image",
-    "label_column": "Column to learn from; empty: label, class, category, target or given, or the only other column",
+    "label_column": (
+        "Column to learn from; empty: label, class, category, target, given or choice, or the only other column"
+    ),
     "clean_column": "Column of true labels, used for measurement alone",
 }
 UPLOAD_BODY = {
@@ -101,7 +103,8 @@ async def create(
     and `.jsonl`. A table is UTF-8 or UTF-16, separated by commas, semicolons or tabs; case in the names of columns does
     not matter. Paths start at the folder of the table or at one above it. A row without a label is left out and
     reported; more than 10 % of such rows are refused. Where labels are numbers and a file `classes.txt` lies beside the
-    table or above it, its line N + 1 is the name of class N.
+    table or above it, its line N + 1 is the name of class N. Where no table fits, annotations of COCO, Label Studio and
+    WebDataset are read.
 
     A table whose columns are not clear is refused with 422; `columns` and `sample_row` of the problem hold its columns
     and its first row, to choose `path_column`, `label_column` and `clean_column` from.

@@ -24,6 +24,7 @@ from ml.formats.errors import DatasetFormatError, printable
 
 GZIP_MAGIC, ZSTD_MAGIC, ZIP_MAGICS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
 CLASS_LIST = "classes.txt"
+ANNOTATION_ENDINGS = (".json", ".cls")
 ZSTD_READ_BYTES = 128 << 10
 MAX_ZSTD_FRAMES = 100_000  # parallel compressors write a frame for some megabytes
 
@@ -58,6 +59,8 @@ class Archive:
         """
         check_table_bytes(entry, self.limits)
         if self.compression:
+            if entry.path not in self.tables:
+                raise too_large(f"{printable(entry.path)!r} and others have more than {self.limits.table_bytes} bytes")
             return self.tables[entry.path]
         with self.path.open("rb") as file:
             file.seek(entry.offset)
@@ -134,7 +137,7 @@ def read_archive(path: Path, limits: Limits = DEFAULT_LIMITS) -> Archive:
         if compression := _compression(start):
             with _decompressor(file, compression) as plain:
                 stream = tar_headers.DecompressedTar(plain, file, limits)
-                entries, folders, tables = tar_headers.read(stream, limits, keep=is_description)
+                entries, folders, tables = tar_headers.read(stream, limits, keep=is_description, may_keep=is_annotation)
             return Archive(path, "tar", compression, entries, folders, limits, tables)
         if tar_headers.looks_like(start):
             entries, folders, _ = tar_headers.read(tar_headers.PlainTar(file), limits)
@@ -192,6 +195,11 @@ def is_class_list(path: str) -> bool:
 def is_description(path: str) -> bool:
     """Whether a file of this name describes the images: a table or a list of classes."""
     return is_table(path) or is_class_list(path)
+
+
+def is_annotation(path: str) -> bool:
+    """Whether a file of this name may describe images as other programs do; see `ml.formats.annotation_files`."""
+    return path.lower().endswith(ANNOTATION_ENDINGS)
 
 
 def check_table_bytes(entry: Entry, limits: Limits) -> None:

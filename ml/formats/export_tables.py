@@ -25,11 +25,13 @@ def csv_table(source: ExportSource, images: NamedImages) -> Callable[[], Iterato
     """
 
     def rows() -> Iterator[Sequence[str | None]]:
-        clean = ("clean_label",) if source.has_clean else ()
-        yield ("file", "split", "label", *clean, UPLOADED_COLUMN, "action")
+        header = None
         for path, image in images():
-            clean_label = (image.clean,) if source.has_clean else ()
-            yield (path, image.record.split, image.label, *clean_label, image.uploaded, image.action)
+            row = {"file": path, "split": image.record.split, "label": image.label, **label_facts(source, image)}
+            if header is None:
+                header = tuple(row)
+                yield header
+            yield tuple(row.values())
 
     def lines() -> Iterator[str]:
         writer = csv.writer(_Echo(), lineterminator="\n")
@@ -43,6 +45,12 @@ class _Echo:
 
     def write(self, line: str) -> str:
         return line
+
+
+def label_facts(source: ExportSource, image: ExportImage) -> dict[str, str | None]:
+    """What is known of the label of an image: the clean one if the set has any, the uploaded one, what was decided."""
+    clean = {"clean_label": image.clean} if source.has_clean else {}
+    return {**clean, UPLOADED_COLUMN: image.uploaded, "action": image.action}
 
 
 def json_lines(items: Callable[[], Iterable[object]]) -> Callable[[], Iterator[bytes]]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ml.formats import csv_cells
-from ml.formats.archive import is_table
+from ml.formats import annotation_files, csv_cells
+from ml.formats.archive import is_annotation, is_table
 from ml.formats.container import Container
 from ml.formats.entries import Entry
 from ml.formats.errors import DatasetFormatError, name_list, printable
@@ -19,6 +19,7 @@ from ml.formats.records import SPLITS, LabeledEntry, ReportLine, reject
 from ml.formats.table_columns import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
+    SAMPLE_ROWS,
     SPLIT_COLUMN,
     UPLOADED_COLUMN,
     ColumnNames,
@@ -71,7 +72,7 @@ class LabelTable(NamedTuple):
         for line, fields in self.table.rows:
             entry = find_image(line, fields[self.path])
             if entry is None:
-                detail = f"{printable(self.table.path)}, line {line}: no such image in the archive"
+                detail = f"{self.table.place(line)}: no such image in the archive"
                 report.append(ReportLine(printable(fields[self.path]), "unknown_file", detail, "warning"))
                 continue
             given = None if self.label is None else fields[self.label]
@@ -86,7 +87,7 @@ class LabelTable(NamedTuple):
             # A row to learn from needs a given label; one to test on may have the clean label alone.
             if given is None and (clean is None or (self.label is not None and split == "train")):
                 unlabeled.append(line)
-                detail = f"{printable(self.table.path)}, line {line}: no label"
+                detail = f"{self.table.place(line)}: no label"
                 report.append(ReportLine(entry.path, "unlabelled_row", detail, "excluded"))
                 continue
             entries.append(LabeledEntry(entry, split, given, clean))
@@ -111,7 +112,7 @@ class LabelTable(NamedTuple):
         def find(line: int, path: str) -> Entry | None:
             if (entry := images.get(first + path)) is not None:
                 return entry  # a name that exists needs no other check
-            path = _check_path(self.table, line, path)
+            path = _check_path(self.table, line, annotation_files.local_path(path))
             return next((images[base + path] for base in (first, *others) if base + path in images), None)
 
         return find
@@ -169,11 +170,16 @@ def choose_tables(
     parsed = {entry.path: _parse(container, entry) for entry in chosen}
 
     # By content: the only table with a column of paths and one of labels.
-    if not chosen:
+    if candidates and not parsed:
         parsed = _parse_usable(container, [e for e in candidates if e.path.count("/") == depth], images, columns)
-        chosen = [files[path] for path in parsed]
-    _check_one_table([entry.path for entry in chosen])
-    if chosen and not images:
+    splits = {path: _table_split(path) for path in parsed}
+
+    # No such table: annotations as other programs write them.
+    if images and not parsed:
+        parsed = _read_annotations(container, images, files, columns)
+        splits = {path: annotation_files.document_split(path) for path in parsed}
+    _check_one_table(splits)
+    if parsed and not images:
         reject("no_images", "the archive holds a table but no images")
     report.extend(
         ReportLine(entry.path, "other_table", "not the table of labels; not used", "ignored")
@@ -182,12 +188,38 @@ def choose_tables(
     )
 
     # Train tables first: only those must have the columns that the user named.
-    splits = [(parsed[e.path], _table_split(e.path)) for e in chosen]
-    splits.sort(key=lambda pair: (pair[1] != "train", pair[0].path))
+    paths = sorted(parsed, key=lambda path: (splits[path] != "train", path))
     return [
-        _find_columns(table, split, images, columns, is_first=position == 0)
-        for position, (table, split) in enumerate(splits)
+        _find_columns(parsed[path], splits[path], images, columns, is_first=position == 0)
+        for position, path in enumerate(paths)
     ]
+
+
+def _read_annotations(
+    container: Container, images: Mapping[str, Entry], files: Mapping[str, Entry], columns: ColumnNames
+) -> dict[str, Table]:
+    """Documents of COCO or Label Studio that label images of the container, else the samples of a WebDataset."""
+    if not any(map(is_annotation, files)):
+        return {}
+    documents = annotation_files.read_documents(container, images, files, container.limits.table_rows)
+
+    def is_usable(table: Table) -> bool:
+        path = find_path_column(table, images, columns)
+        if path is None or find_label_column(table, path, columns) is None:
+            return False
+        bases = base_folders(table.path)
+        sample = [
+            annotation_files.local_path(fields[path]).removeprefix("./") for _, fields in table.rows[:SAMPLE_ROWS]
+        ]
+        return any(base + name in images for name in sample for base in bases)
+
+    usable = {path: table for path, table in documents.items() if is_usable(table)}
+    if usable:
+        return usable
+    if (samples := annotation_files.read_samples(container, images, files, container.limits.table_rows)) is not None:
+        return {samples.path: samples}
+    has_folders = len({path.rpartition("/")[0] for path in images}) > 1
+    return {} if has_folders else dict(list(documents.items())[:1])  # refused by what follows, which says why
 
 
 def _parse(container: Container, entry: Entry) -> Table:
@@ -197,8 +229,10 @@ def _parse(container: Container, entry: Entry) -> Table:
     return table
 
 
-def _check_one_table(paths: Sequence[str]) -> None:
-    if len(paths) > 1 and not all(map(_table_split, paths)):
+def _check_one_table(splits: Mapping[str, str | None]) -> None:
+    """Refuse several tables, by path, of which one has no split."""
+    if len(splits) > 1 and not all(splits.values()):
+        paths = list(splits)
         detail = f"{name_list(paths)} could each hold the labels; name the right one labels.csv"
         reject("ambiguous_layout", detail)
 
@@ -220,7 +254,7 @@ def _parse_usable(
         if path is not None:
             if find_label_column(table, path, columns) is not None:
                 usable[entry.path] = table
-                _check_one_table(list(usable))
+                _check_one_table({name: _table_split(name) for name in usable})
             elif len(unclear) < 2:
                 unclear[entry.path] = table
         elif len(candidates) == 1:

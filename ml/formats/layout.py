@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ml.formats.annotation_files import sample_name
 from ml.formats.archive import is_table
 from ml.formats.class_folders import label_by_folder
 from ml.formats.class_list import are_numbers, name_classes, read_class_list
@@ -77,10 +78,11 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
         if not images:
             reject("no_images", "the archive holds no images")
         labeled = label_by_folder(images, container.folders, report)
+    used = {table.table.path for table in tables} | {class_list or ""}
     report.extend(
         ReportLine(path, "ignored_file", "neither an image nor a table; not used", "ignored")
         for path in files
-        if not is_table(path) and path != class_list
+        if not is_table(path) and used.isdisjoint((path, sample_name(path) or path))
     )
     first = tables[0] if tables else None
     facts = {

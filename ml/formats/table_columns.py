@@ -12,7 +12,7 @@ from ml.formats.entries import Entry
 from ml.formats.tables import Table
 
 PATH_COLUMNS = ("file", "file_name", "filename", "path", "image_path", "image")
-LABEL_COLUMNS = ("label", "class", "category", "target", "given")
+LABEL_COLUMNS = ("label", "class", "category", "target", "given", "choice")
 SPLIT_COLUMN = "split"
 UPLOADED_COLUMN = "uploaded_label"  # of a table that was exported: the label before it was corrected
 SAMPLE_ROWS = 20  # looked at to tell a column of paths from one of something else
@@ -95,14 +95,18 @@ def find_column(table: Table, name: str | None) -> int | None:
 
 
 def base_folders(table: str) -> list[str]:
-    """Where the paths of a table may start, each ending in `/`: its folder, images/ and its split below that, then
-    each folder above, up to the root."""
+    """Where the paths of a table may start, each ending in `/`: its folder and each folder above, up to the root; and
+    below each of them images/, a folder of the table's name, and one of its last word (train2017 of
+    instances_train2017.json)."""
     home = table.rpartition("/")[0]
     above = [home]
     while above[-1]:
         above.append(above[-1].rpartition("/")[0])
     bases = [f"{folder}/" if folder else "" for folder in above]
-    return list(dict.fromkeys((bases[0], f"{bases[0]}images/", f"{bases[0]}{stem(table)}/", *bases)))
+    words = dict.fromkeys((stem(table), stem(table).rpartition("_")[2]))
+    inner = ["images/", *(f"{word}/" for word in words), *(f"images/{word}/" for word in words)]
+    first = [bases[0] + folder for folder in inner]
+    return list(dict.fromkeys((bases[0], *first, *bases, *(base + folder for base in bases[1:] for folder in inner))))
 
 
 def stem(path: str) -> str:

@@ -34,11 +34,17 @@ class Table:
         path: Its name in the container.
         columns: Names of its columns, each once.
         rows: Line number, as an editor counts, and the values in the order of the columns.
+        unit: What is counted instead of lines, where it is not read from lines.
     """
 
     path: str
     columns: tuple[str, ...]
     rows: list[tuple[int, Sequence[str]]]
+    unit: str = "line"
+
+    def place(self, line: int) -> str:
+        """Where a row is, for messages."""
+        return f"{printable(self.path)}, {self.unit} {line}"
 
     def sample_row(self) -> Mapping[str, str]:
         """The first row by column, each value cut to `SAMPLE_CHARS` characters."""
@@ -63,7 +69,8 @@ class Table:
         Raises:
             DatasetFormatError: Always.
         """
-        raise _error(code, self.path, detail, line)
+        place = self.place(line)
+        raise DatasetFormatError(code, f"{place}: {detail}", place)
 
 
 def parse(path: str, data: bytes, max_rows: int = DEFAULT_LIMITS.table_rows) -> Table:
@@ -209,10 +216,10 @@ def _objects(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             raise _error("bad_table", path, f"the line is not JSON: {printable(error)}", number) from None
         if not isinstance(value, dict):
             raise _error("bad_table", path, "the line is not a JSON object", number)
-        yield number, {key: _as_text(item) for key, item in value.items()}
+        yield number, {key: as_text(item) for key, item in value.items()}
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     """Text as it is, null as an empty value, integers as written, anything else as JSON."""
     if value is None:
         return ""

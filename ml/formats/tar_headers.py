@@ -90,7 +90,10 @@ def looks_like(start: bytes) -> bool:
 
 
 def read(
-    stream: TarStream, limits: Limits, keep: Callable[[str], bool] = lambda _: False
+    stream: TarStream,
+    limits: Limits,
+    keep: Callable[[str], bool] = lambda _: False,
+    may_keep: Callable[[str], bool] = lambda _: False,
 ) -> tuple[list[Entry], list[str], dict[str, bytes]]:
     """List a tar.
 
@@ -98,6 +101,7 @@ def read(
         stream: The tar from its first byte.
         limits: What it may hold.
         keep: Whether the content of the file of this name is returned: a compressed tar is read once only.
+        may_keep: The same, as far as all together are within `limits.table_bytes`.
 
     Returns:
         The files in their order, the names of the folders, and the contents to keep by name.
@@ -142,7 +146,7 @@ def read(
         total += size
         check_bytes(path, size, total, limits)
         entries.append(Entry(path, at, size, False, size, None))
-        if keep(path):
+        if keep(path) or (may_keep(path) and kept_bytes + size <= limits.table_bytes):
             kept_bytes += size
             if kept_bytes > limits.table_bytes:
                 raise too_large(f"the tables have more than {limits.table_bytes} bytes", path)

@@ -63,7 +63,7 @@ def test_an_export_has_the_labels_of_its_version_and_no_excluded_image(
     assert len(read_back(format, newest.content)) == len(read_back(format, first.content)) - 1
 
 
-@pytest.mark.parametrize("format", ["imagefolder", "csv", "huggingface"])
+@pytest.mark.parametrize("format", ["imagefolder", "csv", "huggingface", "coco", "labelstudio"])
 def test_an_export_that_is_uploaded_again_has_the_same_digest_and_labels(
     client: Client, dataset_id: str, path: str, format: str
 ) -> None:

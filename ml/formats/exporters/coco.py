@@ -1,4 +1,4 @@
-"""COCO: `annotations/<split>.json` and `images/`. An image has one annotation, whose box is the whole image."""
+"""COCO: `annotations/<split>.json` and images under the paths of the upload. Their annotation is the whole image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal
 
 from ml.formats.export_archive import ExportFile
 from ml.formats.export_source import ExportImage, ExportSource
-from ml.formats.export_tables import json_document, to_json
+from ml.formats.export_tables import json_document, label_facts, to_json
 from ml.formats.records import Split
 
-ABOUT = "annotations/train.json, annotations/test.json and images; read by pycocotools and whatever takes COCO."
+ABOUT = "annotations/train.json, annotations/test.json and images; read by pycocotools and by this service."
 CONTAINER: Literal["zip", "tar"] = "zip"
 
 
@@ -19,7 +19,7 @@ def files(source: ExportSource) -> Iterator[ExportFile]:
     for split in source.splits:
         yield ExportFile(f"annotations/{split}.json", _annotations(source, split))
     for image in source.images():
-        yield ExportFile(f"images/{image.record.path}", image.record)
+        yield ExportFile(image.record.path, image.record)
 
 
 def _annotations(source: ExportSource, split: Split) -> Callable[[], Iterator[bytes]]:
@@ -40,6 +40,7 @@ def _annotations(source: ExportSource, split: Split) -> Callable[[], Iterator[by
             "bbox": [0, 0, record.width, record.height],
             "area": record.width * record.height,
             "iscrowd": 0,
+            "attributes": label_facts(source, image),
         }
 
     return json_document(

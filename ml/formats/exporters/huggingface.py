@@ -10,7 +10,7 @@ from ml.formats.entry_names import MAX_LEVELS
 from ml.formats.export_archive import ExportFile
 from ml.formats.export_names import split_ending
 from ml.formats.export_source import ExportImage, ExportSource
-from ml.formats.export_tables import json_lines
+from ml.formats.export_tables import json_lines, label_facts
 from ml.formats.records import SPLITS, Split
 from ml.formats.table_columns import UPLOADED_COLUMN
 
@@ -56,9 +56,8 @@ def _table(
 ) -> Callable[[], Iterator[bytes]]:
     def rows() -> Iterator[dict[str, str | None]]:
         for image in images():
-            clean = {"clean_label": image.clean} if source.has_clean else {}
-            row = {"file_name": _path(image, layout).removeprefix(folder), "label": image.target, **clean}
-            yield {**row, UPLOADED_COLUMN: image.uploaded, "action": image.action}
+            row = {"file_name": _path(image, layout).removeprefix(folder), "label": image.target}
+            yield row | label_facts(source, image)
 
     return json_lines(rows)
 

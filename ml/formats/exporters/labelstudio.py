@@ -1,4 +1,4 @@
-"""Label Studio: `tasks.json` with an annotation for each image, its labelling configuration, and `images/`."""
+"""Label Studio: `tasks.json` with an annotation for each image, and its labelling configuration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from ml.formats.export_archive import ExportFile
 from ml.formats.export_source import ExportImage, ExportSource
-from ml.formats.export_tables import joined, json_array, to_json
+from ml.formats.export_tables import joined, json_array, label_facts, to_json
 
-ABOUT = "tasks.json, config.xml and images; imported by Label Studio with local file serving."
+ABOUT = "tasks.json, config.xml and images; imported by Label Studio with local file serving, and by this service."
 CONTAINER: Literal["zip", "tar"] = "zip"
 LOCAL_FILES = "/data/local-files/?d="
 
@@ -22,7 +22,7 @@ def files(source: ExportSource) -> Iterator[ExportFile]:
     yield ExportFile("config.xml", _configuration(source).encode())
     yield ExportFile("tasks.json", functools.partial(_tasks, source))
     for image in source.images():
-        yield ExportFile(f"images/{image.record.path}", image.record)
+        yield ExportFile(image.record.path, image.record)
 
 
 def _configuration(source: ExportSource) -> str:
@@ -34,22 +34,20 @@ def _configuration(source: ExportSource) -> str:
 
 
 def _tasks(source: ExportSource) -> Iterator[bytes]:
-    return joined(json_array(to_json(_task(image)) for image in source.images()))
+    return joined(json_array(to_json(_task(source, image)) for image in source.images()))
 
 
-def _task(image: ExportImage) -> dict[str, object]:
+def _task(source: ExportSource, image: ExportImage) -> dict[str, object]:
     record = image.record
-    url = f"{LOCAL_FILES}{quote(f'images/{record.path}')}"
     value = {"choices": [image.target]}
     result = {"id": str(record.number), "from_name": "label", "to_name": "image", "type": "choices", "value": value}
     return {
         "id": record.number + 1,
         "data": {
-            "image": url,
+            "image": LOCAL_FILES + quote(record.path),
             "index": record.number,
             "split": record.split,
-            "uploaded_label": image.uploaded,
-            "action": image.action,
+            **label_facts(source, image),
         },
         "annotations": [{"id": record.number + 1, "result": [result]}],
     }

@@ -7,9 +7,9 @@ from typing import Literal
 
 from ml.formats.export_archive import ExportFile
 from ml.formats.export_source import ExportSource
-from ml.formats.export_tables import to_json
+from ml.formats.export_tables import label_facts, to_json
 
-ABOUT = "One tar of samples train/00000017 with .jpg, .cls and .json; streamed by webdataset."
+ABOUT = "One tar of samples train/00000017 with .jpg, .cls and .json; streamed by webdataset, read by this service."
 CONTAINER: Literal["zip", "tar"] = "tar"
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 
@@ -25,9 +25,7 @@ def files(source: ExportSource) -> Iterator[ExportFile]:
             "path": record.path,
             "split": record.split,
             "label": label,
-            "clean_label": image.clean,
-            "uploaded_label": image.uploaded,
-            "action": image.action,
+            **label_facts(source, image),
         }
         yield ExportFile(f"{key}.{ENDINGS[record.format]}", record)
         yield ExportFile(f"{key}.cls", str(numbers[label]).encode())

@@ -158,7 +158,7 @@ def _coco(files: Mapping[str, bytes], images: Mapping[str, bytes]) -> Rows:
             names = {category["id"]: category["name"] for category in document["categories"]}
             labels = {item["image_id"]: names[item["category_id"]] for item in document["annotations"]}
             for image in document["images"]:
-                yield f"images/{image['file_name']}", split, labels[image["id"]]
+                yield image["file_name"], split, labels[image["id"]]
 
 
 def _labelstudio(files: Mapping[str, bytes], images: Mapping[str, bytes]) -> Rows:

@@ -61,7 +61,7 @@ def coco(export: Path) -> Rows:
         names = {category["id"]: category["name"] for category in data.loadCats(data.getCatIds())}
         for image in data.loadImgs(data.getImgIds()):
             (annotation,) = data.loadAnns(data.getAnnIds(imgIds=image["id"], areaRng=[0, 1e9], iscrowd=False))
-            yield (export / "images" / image["file_name"]).read_bytes(), file.stem, names[annotation["category_id"]]
+            yield (export / image["file_name"]).read_bytes(), file.stem, names[annotation["category_id"]]
 
 
 def csv(export: Path) -> Rows:
