@@ -224,6 +224,23 @@ def test_a_running_job_is_cancelled_and_taken_up_again_from_its_panel(
     expect(job.locator(".status")).to_have_text("cancelled", timeout=30_000)
 
 
+def test_a_folder_is_uploaded_as_it_is(page: Page, console: Console, tmp_path: Path) -> None:
+    names = ("cat", "Käfer", "a class with a name of more than a hundred bytes " * 3)
+    files = {f"{name}/{split}/é{n}.jpg": pictures.encoded(n, hue=n) for n, name in enumerate(names) for split in "ab"}
+    for path, data in files.items():
+        (tmp_path / "pets" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / path).write_bytes(data)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a folder instead").click()
+    chooser.value.set_files(tmp_path / "pets")
+    expect(page.locator("#upload-chosen")).to_have_text("pets.tar")
+    page.get_by_role("button", name="Upload", exact=True).click()
+    dataset = page.locator(".dataset", has_text="pets")
+    expect(dataset.locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+    texts = dataset.locator(".class-name").all_inner_texts()
+    assert sorted(name.strip() for name in texts) == sorted(name.strip() for name in names)
+
+
 def test_a_rejected_archive_says_why(page: Page, console: Console, tmp_path: Path) -> None:
     console.expected = {422}
     broken = tmp_path / "notes.zip"

@@ -1,25 +1,26 @@
-/** The upload form: one archive, its name and columns, a progress bar, a way to stop. Knows nothing of the list. */
+/** The upload form: one archive or folder, its name and columns, a progress bar, a way to stop. Knows nothing of the list. */
 
 import { Problem, upload } from "./api.js";
 import { announce, fill, h, write } from "./dom.js";
 import { bytes, duration, percent } from "./format.js";
 import { show } from "./problems.js";
+import { tarOf } from "./tar.js";
 
 const COLUMNS = ["path", "label", "clean"];
 
 export function uploadForm(uploaded) {
   const part = (name) => document.getElementById(`upload-${name}`);
-  const [form, file, name, problem] = ["form", "file", "name", "problem"].map(part);
+  const [form, file, folder, name, problem] = ["form", "file", "folder", "name", "problem"].map(part);
   let running = null;
+  let archive = null;
 
-  file.addEventListener("change", chosen);
-  dropZone(part("drop"), (files) => {
-    file.files = files;
-    chosen();
-  });
+  file.addEventListener("change", () => choose(file.files[0]));
+  part("folder-button").addEventListener("click", () => folder.click());
+  folder.addEventListener("change", () => folder.files.length && choose(tarOf(folder.files)));
+  dropZone(part("drop"), (files) => choose(files[0]));
 
-  function chosen() {
-    const [archive] = file.files;
+  function choose(chosen) {
+    archive = chosen ?? null;
     write(part("chosen"), archive ? archive.name : "Choose an archive");
     part("drop").classList.toggle("has-file", Boolean(archive));
     if (archive && !name.value) name.placeholder = archive.name.replace(/\.(zip|tar|tgz|tar\.\w+|gz|zst)$/i, "");
@@ -30,18 +31,17 @@ export function uploadForm(uploaded) {
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const [archive] = file.files;
     if (!archive) return show(problem, new Problem({ title: "Choose an archive first" }));
     if (running) return undefined;
     running = new AbortController();
     busy(true);
     show(problem, null);
     try {
-      await upload("/datasets", body(archive), progressText(archive), running.signal);
+      await upload("/datasets", body(), progressText(archive.size), running.signal);
       announce(`${archive.name} uploaded; its images are being read`);
       form.reset();
       offerColumns([], {});
-      chosen();
+      choose(null);
       name.placeholder = "";
       await uploaded();
     } catch (error) {
@@ -55,7 +55,7 @@ export function uploadForm(uploaded) {
   });
 
   /** Fields first, so that the service knows them before the archive streams in. */
-  function body(archive) {
+  function body() {
     const data = new FormData();
     data.append("name", name.value.trim() || name.placeholder || archive.name);
     for (const column of COLUMNS) {
@@ -81,13 +81,13 @@ export function uploadForm(uploaded) {
     part("progress").hidden = !is;
   }
 
-  function progressText(archive) {
+  function progressText(size) {
     const started = performance.now();
     return (sent, total) => {
       const share = total ? sent / total : 0;
       const left = ((performance.now() - started) / 1000) * (1 / Math.max(share, 1e-6) - 1);
       part("bar").value = share;
-      const text = share < 1 ? `${percent(share, 0)} of ${bytes(archive.size)} · ${duration(left)} left` : "Checking the archive";
+      const text = share < 1 ? `${percent(share, 0)} of ${bytes(size)} · ${duration(left)} left` : "Checking the archive";
       write(part("text"), text);
     };
   }
