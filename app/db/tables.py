@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     false,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -205,11 +206,13 @@ class Model(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     metrics: Mapped[dict[str, Any]]
     spec: Mapped[dict[str, Any]]
+    moved_default: Mapped[bool] = mapped_column(server_default=true(), default=True)  # when it was published
+    default_reason: Mapped[str | None] = mapped_column(String(500))  # why it did or did not
     created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
 class Alias(Base):
-    """A movable name. `default` without a row follows the newest succeeded training job."""
+    """A movable name. `default` without a row follows the models that moved it (`app.models.following`)."""
 
     __tablename__ = "alias"
 

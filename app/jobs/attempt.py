@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app import work, worker_registry
 from app.db.tables import Epoch, Job, Model, State, Worker
 from app.jobs import events
+from app.models import following
 from app.work import Claim, HolderCommand
 
 
@@ -139,7 +140,13 @@ def publish(
     """
     if not _succeed(session, job_id, fence, metrics):
         return False
-    session.execute(insert(Model).values(job_id=job_id, **model))
+    is_baseline = session.scalar(select(Job.compared_with_id).where(Job.id == job_id)) is not None
+    verdict = following.judge(session, model, is_baseline=is_baseline)
+    columns = {"moved_default": verdict.moves, "default_reason": verdict.reason}
+    session.execute(insert(Model).values(job_id=job_id, **model, **columns))
+    moved = "moved to" if verdict.moves else "not moved to"
+    message = f"The alias default was {moved} this model: {verdict.reason}."
+    events.append(session, job_id, "log", {"level": "info", "message": message})
     events.record_state(session, job_id, State.succeeded, model_id=str(model["id"]))
     return True
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import BackgroundTasks, Path, Query, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from app import storage
@@ -28,7 +29,7 @@ from app.http.deps import Files, ReadSession, Transaction
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
-from app.models import service
+from app.models import following, service
 from app.models.schemas import AliasName, AliasOut, ModelOut, Pin, alias_out, model_out
 
 router = Router(tags=["models"])
@@ -102,20 +103,26 @@ def delete(
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
 def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
     """Every alias; `default` is there as soon as there is a model."""
-    rows = list(session.scalars(select(Alias).order_by(Alias.name)))
-    items = [alias_out(r.name, r.model_id, r, service.history(session, r.name)) for r in rows]
-    follows = None if any(r.name == service.DEFAULT for r in rows) else service.newest(session)
+    rows = list(session.execute(select(Alias, Model).join(Model, Model.id == Alias.model_id).order_by(Alias.name)))
+    items = [alias_out(row.name, model, row, service.history(session, row.name)) for row, model in rows]
+    follows = None if any(row.name == service.DEFAULT for row, _ in rows) else following.present_model(session)
     if follows is not None:
-        items.insert(0, alias_out(service.DEFAULT, follows.id, None, service.history(session, service.DEFAULT)))
+        items.insert(0, _unpinned(session, follows))
     items, cursor = pages.slice_page(items, paging)
     return Page(items=items, next_cursor=cursor)
 
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
 def get_alias(session: ReadSession, alias: Name) -> AliasOut:
-    row = session.get(Alias, alias)
-    model_id = row.model_id if row else service.resolve_alias(session, alias).id
-    return alias_out(alias, model_id, row, service.history(session, alias))
+    """The model behind an alias; of `default` while it is not pinned also why it is that one."""
+    row, model = session.get(Alias, alias), service.resolve_alias(session, alias)
+    return _unpinned(session, model) if row is None else alias_out(alias, model, row, service.history(session, alias))
+
+
+def _unpinned(session: Session, model: Model) -> AliasOut:
+    """`default` while nobody has set it."""
+    changes = service.history(session, service.DEFAULT)
+    return alias_out(service.DEFAULT, model, None, changes, following.passed_over(session, model))
 
 
 @router.put(
@@ -137,11 +144,11 @@ def put_alias(
     else:
         row, fresh = service.pin(session, alias, body.model_id)
         response.status_code = 201 if fresh else 200
-    return alias_out(alias, row.model_id, row, service.history(session, alias))
+    return alias_out(alias, service.get(session, row.model_id), row, service.history(session, alias))
 
 
 @router.delete("/aliases/{alias}", status_code=204, dependencies=[TRAIN], responses=problems(AliasNotFound))
 def delete_alias(request: Request, session: Transaction, background: BackgroundTasks, alias: Name) -> None:
-    """Remove an alias; its history stays, and `default` follows the newest training again."""
+    """Remove an alias; its history stays, and `default` follows what is published again."""
     service.unpin(session, alias)
     background.add_task(request.app.state.model_registry.clear)

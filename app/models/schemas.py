@@ -28,6 +28,8 @@ class ModelOut(BaseModel):
     metrics: dict[str, Any]
     spec: dict[str, Any]
     aliases: list[str]
+    moved_default: bool = Field(description="Whether `default` moved to it when it was published, unless it was pinned")
+    default_reason: str | None = Field(description="Why; null for models of before this was decided by figures")
     created_at: datetime
 
 
@@ -50,26 +52,42 @@ class Change(BaseModel):
     created_at: datetime
 
 
+class PassedOver(BaseModel):
+    model_id: uuid.UUID
+    reason: str | None
+
+
 class AliasOut(BaseModel):
     name: str
     model_id: uuid.UUID
-    pinned: bool = Field(description="false: `default` follows the newest succeeded training")
+    pinned: bool = Field(
+        description="false: `default` follows the newest model whose figures are not below those of the one before, on "
+        "the same data set and version of its labels; self-tests and baselines never move it"
+    )
+    reason: str | None = Field(description="Why it points there: of `default` while it is not pinned")
+    passed_over: PassedOver | None = Field(description="The newest model, where `default` did not move to it, and why")
     updated_at: datetime | None
     history: list[Change] = Field(description="Newest first")
 
 
-def alias_out(name: str, model_id: uuid.UUID, row: Alias | None, changes: Sequence[AliasChange]) -> AliasOut:
+def alias_out(
+    name: str, model: Model, row: Alias | None, changes: Sequence[AliasChange], passed_over: Model | None = None
+) -> AliasOut:
     """The representation of an alias.
 
     Args:
-        model_id: The model that it points at.
+        name: Of the alias.
+        model: The model that it points at.
         row: None for `default` while nobody has set it.
         changes: Its history, newest first.
+        passed_over: The newest model, where it did not move `default`.
     """
     return AliasOut(
         name=name,
-        model_id=model_id,
+        model_id=model.id,
         pinned=row is not None,
+        reason=model.default_reason if row is None else None,
+        passed_over=passed_over and PassedOver(model_id=passed_over.id, reason=passed_over.default_reason),
         updated_at=row.updated_at if row else None,
         history=[Change(model_id=c.model_id, created_at=c.created_at) for c in changes],
     )

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from app.db.clock import now
 from app.db.tables import Alias, AliasChange, Job, Model, State
 from app.errors import AliasNotFound, InUse, ModelNotFound, NotReady
+from app.models import following
 
-DEFAULT = "default"  # points at the model of the newest succeeded training until it is set
+DEFAULT = "default"  # follows what is published until it is set (`following`)
 
 
 class ModelAndAlias(NamedTuple):
@@ -58,28 +59,12 @@ def resolve_alias(session: Session, alias: str) -> Model:
     """The model that an alias points at; AliasNotFound, or ModelNotFound for `default` while there is no model."""
     model = session.scalar(select(Model).join(Alias, Alias.model_id == Model.id).where(Alias.name == alias))
     if model is None and alias == DEFAULT:
-        model = newest(session)
+        model = following.present_model(session)
         if model is None:
             raise ModelNotFound("There is no model yet: train one with POST /jobs.")
     if model is None:
         raise AliasNotFound("There is no alias of this name.")
     return model
-
-
-def newest(session: Session) -> Model | None:
-    """The newest model that no baseline of a comparison trained, or the newest of all where there is no other.
-
-    A model without its job may be a baseline's. A self-test learns injected mistakes: it comes last, so that it never
-    displaces another model.
-    """
-    is_self_test = Model.spec["noise"].as_string().is_not(None)
-    is_baseline = Job.id.is_(None) | Job.compared_with_id.is_not(None)
-    return session.scalar(
-        select(Model)
-        .outerjoin(Job, Job.id == Model.job_id)
-        .order_by(is_self_test, is_baseline, Model.created_at.desc(), Model.id.desc())
-        .limit(1)
-    )
 
 
 def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, list[str]]:
@@ -89,7 +74,11 @@ def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, lis
     for name, model_id in rows:
         if model_id in names:
             names[model_id].append(name)
-    if all(name != DEFAULT for name, _ in rows) and (follows := newest(session)) and follows.id in names:
+    if (
+        all(name != DEFAULT for name, _ in rows)
+        and (follows := following.present_model(session))
+        and follows.id in names
+    ):
         names[follows.id].insert(0, DEFAULT)
     return names
 
@@ -153,7 +142,7 @@ def roll_back(session: Session, name: str) -> Alias:
 
 
 def unpin(session: Session, name: str) -> None:
-    """Delete an alias; `default` then follows the newest training again. AliasNotFound."""
+    """Delete an alias; `default` then follows what is published again. AliasNotFound."""
     if session.execute(delete(Alias).where(Alias.name == name)).rowcount == 0:  # type: ignore[attr-defined]
         raise AliasNotFound("There is no alias of this name.")
     session.add(AliasChange(alias=name, model_id=None))

@@ -245,7 +245,7 @@ class FakeWorker:
         with db.transaction(self.engine) as session:
             assert attempt.record_epochs(session, claim.id, claim.fence, reports)
 
-    def publish(self, claim: Any) -> uuid.UUID:
+    def publish(self, claim: Any, **metrics: Any) -> uuid.UUID:
         model_id = uuid.uuid4()
         folder = self.files.model(model_id)
         folder.mkdir(parents=True)
@@ -263,7 +263,12 @@ class FakeWorker:
                 "classes": ["cat", "dog"],
                 "digest": f"sha256:{model_id.hex}",
                 "size_bytes": 2,
-                "metrics": {"test_accuracy": {"last": 0.9}, "images_per_second": 250.0},
+                "metrics": {
+                    "test_accuracy": {"last": 0.9},
+                    "images_per_second": 250.0,
+                    "label_version": job.label_version,
+                    **metrics,
+                },
                 "spec": job.spec,
             }
             assert attempt.publish(session, claim.id, claim.fence, metrics=model["metrics"], model=model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from app.models import following
 from app.storage import Storage
 from tests.app.conftest import BOTH, Client, FakeWorker
 
@@ -62,6 +64,91 @@ def test_a_self_test_never_moves_default(client: Client, submit: Callable[..., A
     real = publish()
     publish(noise=noise)
     assert client.get("/aliases/default").json()["model_id"] == real
+
+
+@BOTH
+def test_default_moves_to_a_newer_model_only_where_its_figures_are_not_below(
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
+    def publish(accuracy: float | None) -> tuple[str, str]:
+        job_id = submit()["id"]
+        figure = None if accuracy is None else {"last": accuracy}
+        return job_id, str(fake_worker.publish(fake_worker.claim(), test_accuracy=figure))
+
+    def default() -> Any:
+        return client.get("/aliases/default").json()
+
+    _, first = publish(0.8)
+    assert (default()["model_id"], default()["reason"]) == (first, "it is the first model")
+    job_id, worse = publish(0.7)
+    below = "test accuracy 0.7000, below the 0.8000 of the model that stays"
+    assert default()["model_id"] == first
+    assert default()["passed_over"] == {"model_id": worse, "reason": below}
+    assert client.get(f"/models/{worse}").json()["default_reason"] == below
+    assert client.get(f"/models/{worse}").json()["aliases"] == []
+    assert f"The alias default was not moved to this model: {below}." in client.get(f"/jobs/{job_id}/events").text
+    assert client.get("/aliases").json()["items"][0] == default()
+
+    _, equal = publish(0.8)
+    assert (default()["model_id"], default()["passed_over"]) == (equal, None)
+    assert default()["reason"] == "test accuracy 0.8000, 0.8000 for the model before it"
+    _, unmeasured = publish(None)
+    assert default()["model_id"] == unmeasured
+
+    assert client.delete(f"/models/{unmeasured}").status_code == 204
+    assert default()["model_id"] == equal  # the one before that moved it
+    assert client.put("/aliases/default", json={"model_id": worse}).status_code == 201
+    assert (default()["model_id"], default()["reason"], default()["passed_over"]) == (worse, None, None)
+    assert [client.delete(f"/models/{gone}").status_code for gone in (equal, first)] == [204, 204]
+    client.delete("/aliases/default")
+    assert default()["model_id"] == worse  # nothing else is left
+
+
+@BOTH
+def test_deleting_the_job_of_the_model_behind_default_changes_nothing(
+    client: Client, published: list[str], submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
+    job_id = client.get(f"/models/{published[2]}").json()["job_id"]
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    assert client.get("/aliases/default").json()["model_id"] == published[2]
+
+
+SET = uuid.UUID(int=1)
+FIGURES = {"test_accuracy": {"last": 0.5}, "clean_validation_accuracy": 0.9, "noisy_validation_accuracy": 0.9}
+
+
+def model(**changes: Any) -> following.Candidate:
+    return following.Candidate(SET, 1, FIGURES, is_self_test=False)._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    "new, present, moves, reason",
+    [
+        (model(), None, True, "first"),
+        (model(), model(), True, "test accuracy"),
+        (model(metrics=FIGURES | {"test_accuracy": {"last": 0.4}}), model(), False, "test accuracy"),
+        # the figure that says most counts, whatever the others are
+        (model(metrics=FIGURES | {"noisy_validation_accuracy": 0.1}), model(), True, "test accuracy"),
+        (model(metrics={"clean_validation_accuracy": 0.8}), model(), False, "clean labels"),
+        (model(metrics={"noisy_validation_accuracy": 0.95}), model(), True, "given labels"),
+        (model(metrics={"noisy_validation_accuracy": 0.8, "test_accuracy": None}), model(), False, "given labels"),
+        # nothing like for like: the newest
+        (model(metrics={}), model(), True, "different ways"),
+        (model(metrics={}, dataset_id=uuid.UUID(int=2)), model(), True, "another data set"),
+        (model(metrics={}, dataset_id=None), model(dataset_id=None), True, "another data set"),
+        (model(metrics={"test_accuracy": {"last": 0.1}}, label_version=2), model(), True, "version of the labels"),
+        # self-tests
+        (model(is_self_test=True, dataset_id=None), model(), False, "self-test"),
+        (model(metrics={"test_accuracy": {"last": 0.1}}), model(is_self_test=True), True, "self-test"),
+        (model(is_self_test=True), None, True, "first"),
+    ],
+)
+def test_a_verdict_is_by_figures_that_are_like_for_like(
+    new: following.Candidate, present: following.Candidate | None, moves: bool, reason: str
+) -> None:
+    verdict = following.decide(new, present)
+    assert (verdict.moves, reason in verdict.reason) == (moves, True)
+    assert not following.decide(new, present, is_baseline=True).moves
 
 
 @BOTH

@@ -12,6 +12,7 @@ const SAMPLES = 10;
 export function predict(bus) {
   const panel = document.getElementById("try-panel");
   const model = h("select", { id: "try-model", on: { change: () => (samples(), again()) } });
+  const why = h("p", { class: "quiet", id: "default-reason" });
   const input = h("input", { id: "try-file", type: "file", accept: "image/*", on: { change: () => input.files[0] && fromFile(input.files[0]) } });
   const drop = h("label", { class: "drop", for: "try-file" }, input,
     h("span", { class: "drop-text" }, h("strong", {}, "Choose a picture"), " ", h("span", {}, "or drop it here")));
@@ -20,7 +21,7 @@ export function predict(bus) {
   const view = predictionView();
   const waiting = h("p", { class: "empty" }, "A model appears here when a job has succeeded.");
   const body = h("div", { hidden: true },
-    h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model)), drop, strip);
+    h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model, why)), drop, strip);
   let models = [];
   let again = () => {};
   let latest = 0;
@@ -32,7 +33,9 @@ export function predict(bus) {
     try {
       models = (await getItems("/models")).items;
       const before = model.value;
-      fill(model, h("option", { value: "default" }, "default · the newest, until it is pinned"),
+      const follows = models.length ? await get("/aliases/default") : null;
+      why.textContent = follows ? sayWhy(follows, models) : "";
+      fill(model, h("option", { value: "default" }, "default"),
         models.map((entry) => h("option", { value: entry.id }, modelName(entry))));
       model.value = models.some((entry) => entry.id === before) ? before : "default";
       waiting.hidden = models.length > 0;
@@ -118,6 +121,15 @@ async function loaded(address) {
     if (address.startsWith("blob:")) URL.revokeObjectURL(address);
   }
   return image;
+}
+
+/** One line: which model `default` is, and why it is that one, or why it is not the newest. */
+function sayWhy({ model_id: id, pinned, reason, passed_over: passedOver }, models) {
+  const entry = models.find((one) => one.id === id);
+  const name = entry ? modelName(entry) : id;
+  if (pinned) return `default is pinned to ${name}.`;
+  const newest = passedOver?.reason ? ` It did not move to the newest model: ${passedOver.reason}.` : "";
+  return `default is ${name}${reason && !newest ? `: ${reason}` : ""}.${newest}`;
 }
 
 const modelName = (entry) => [entry.name || entry.method, entry.network, ago(entry.created_at)].filter(Boolean).join(" · ");
