@@ -39,6 +39,10 @@ LEAST_UNFITTED = 1e-3  # share of labels: epochs that fit all labels still have 
 AGREEMENT_WEIGHT = 0.5  # of the neighbours' labels, in standard deviations of the margins
 NEIGHBOURS = 30  # of each image
 REFERENCES = 8192  # images among which neighbours are searched, evenly spread
+MOST_UNEXPLAINED = (
+    0.25  # of held-out labels are neither predicted nor estimated to be wrong; evidence/noise_estimates.md
+)
+INTERVAL_DEVIATIONS = 1.96  # of a share of held-out labels: 95 %
 CHUNK = 1024  # images whose neighbours are searched at a time
 LARGEST_LOGIT = 1e4  # logits of a network that is about to diverge are cut here, so that sums stay finite
 
@@ -138,6 +142,20 @@ class LabelIssues:
     pred_probs: Vector  # (N, C), of classes, from the image alone; rows sum to 1
     class_probs: Vector  # (N, C), by which classes are suggested: what the given label says included, where it is known
     noise_interval: tuple[float, float] | None = None  # of the noise rate, where it is known
+    held_out_agreement: float | None = None  # share of held-out labels that are predicted; None where it says nothing
+
+    @property
+    def withheld_reason(self) -> str | None:
+        """Why the noise rate should not be told: the model is too weak. None where it can be believed.
+
+        A model that predicts few held-out labels makes mistakes of its own, which cannot be told from wrong labels.
+        """
+        if self.held_out_agreement is None or 1 - self.held_out_agreement - self.noise_rate <= MOST_UNEXPLAINED:
+            return None
+        return (
+            f"The model predicts only {self.held_out_agreement:.0%} of the held-out labels: its own mistakes cannot be "
+            "told from wrong labels. Train longer, or from pretrained weights."
+        )
 
 
 def label_issues(
@@ -188,6 +206,10 @@ def label_issues(
     predicted = np.where(recorded, pred_probs.argmax(axis=1), given_labels)
     joint = soft_confident_joint(given_labels, pred_probs)
     noise_rate = float(joint.sum() - np.trace(joint)) / len(given_labels)
+    predicted_share = None
+    if held_out is not None and len(held_out):
+        rows = held_out.cpu().numpy()
+        predicted_share = float((predicted[rows] == given_labels[rows]).mean())
     return LabelIssues(
         label_score=_sigmoid(margins),
         predicted_label=predicted,
@@ -196,6 +218,8 @@ def label_issues(
         transition=transition_matrix(joint),
         pred_probs=_uniform_where(~recorded, pred_probs),
         class_probs=_uniform_where(~recorded, pred_probs),
+        noise_interval=None if predicted_share is None else noise_interval(noise_rate, predicted_share, len(rows)),
+        held_out_agreement=predicted_share,
     )
 
 
@@ -325,6 +349,33 @@ def transition_matrix(joint: Vector) -> Vector:
     """
     likely = joint.sum(axis=0)
     return np.where(likely[:, None] > 0, joint.T / np.maximum(likely, 1e-12)[:, None], np.eye(len(joint)))
+
+
+def noise_interval(noise_rate: float, agreement: float, held_out: int) -> tuple[float, float]:
+    """An interval of the share of wrong labels.
+
+    A wrong label of a held-out image is not predicted, but for luck: no more are wrong than are not predicted. What of
+    these the estimate does not explain are mistakes of the model, or wrong labels that it has missed; it may as well
+    have taken as many right ones for wrong.
+
+    Args:
+        noise_rate: The estimate.
+        agreement: Share of held-out labels that are predicted.
+        held_out: How many there are.
+    """
+    sampling = INTERVAL_DEVIATIONS * (agreement * (1 - agreement) / held_out) ** 0.5
+    width = max(0.0, 1 - agreement - noise_rate) + sampling
+    return max(0.0, noise_rate - width), min(1.0, noise_rate + width)
+
+
+def noise_metrics(issues: LabelIssues | None) -> dict[str, Any]:
+    """What a job says of the share of wrong labels; the estimate is None where it is withheld."""
+    reason = None if issues is None else issues.withheld_reason
+    return {
+        "estimated_noise_rate": None if issues is None or reason else issues.noise_rate,
+        "noise_rate_interval": None if issues is None or issues.noise_interval is None else list(issues.noise_interval),
+        "noise_rate_withheld": reason,
+    }
 
 
 def _sigmoid(values: Vector) -> Vector:

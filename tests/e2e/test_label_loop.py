@@ -33,7 +33,8 @@ def test_accepted_flags_are_what_the_next_job_trains_on(service: str, tmp_path: 
         confirmed = next(item for item in api.get(f"{labels}/2?action=unreviewed&split=train").json()["items"])
         edit = {"image": confirmed["index"], "from": confirmed["label"], "action": "confirm"}
         api.post(labels, json={"edits": [edit]}, headers={"If-Match": '"2"'}).raise_for_status()
-        second = trained(api, dataset)
+        again = api.post(f"/jobs/{first['id']}/retrain").raise_for_status().json()
+        second = ended(api, again["id"])
 
         assert 0 < excluded < TRAIN
         assert (second["label_version"], second["metrics"]["label_version"]) == (3, 3)
@@ -42,6 +43,17 @@ def test_accepted_flags_are_what_the_next_job_trains_on(service: str, tmp_path: 
         of_confirmed = next(row for row in issues if row["index"] == str(confirmed["index"]))
         assert (float(of_confirmed["label_score"]), of_confirmed["is_label_issue"]) == (1.0, "false")
         assert len(ranking(api, first["id"])) == TRAIN
+
+        # What the next version gained, on the images that both have in common; and the labels leave as an archive.
+        compared = api.get("/comparisons", params={"job": [first["id"], second["id"]]}).raise_for_status().json()
+        assert (compared["judged_by"], compared["images"], compared["label_version"]) == ("test", 60, 3)
+        (difference,) = compared["differences"]
+        assert difference["corrected"] - difference["broken"] == round(60 * difference["difference"])
+        assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
+        exported = tmp_path / "export.zip"
+        exported.write_bytes(api.get(f"/datasets/{dataset}/export?format=csv").raise_for_status().content)
+        elsewhere = upload(api, exported)["id"]
+        assert sum(api.get(f"/datasets/{elsewhere}").json()["counts"]["train"].values()) == TRAIN - excluded
 
         scored = finished(api, {"type": "predict", "dataset_id": dataset, "model": second["id"], "split": "train"})
         table = api.get(f"/jobs/{scored['id']}/artifacts/predictions.csv").raise_for_status().text
@@ -54,12 +66,16 @@ def trained(api: httpx2.Client, dataset: str) -> dict[str, Any]:
 
 
 def finished(api: httpx2.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """A job that has succeeded."""
-    job = api.post("/jobs", json=body).raise_for_status().json()["id"]
+    """A new job that has succeeded."""
+    return ended(api, api.post("/jobs", json=body).raise_for_status().json()["id"])
+
+
+def ended(api: httpx2.Client, job: str) -> dict[str, Any]:
+    """The job when it has succeeded."""
     eventually(lambda: api.get(f"/jobs/{job}").json()["status"] in ("succeeded", "failed"), seconds=120.0)
-    ended: dict[str, Any] = api.get(f"/jobs/{job}").json()
-    assert ended["status"] == "succeeded", ended["error"]
-    return ended
+    result: dict[str, Any] = api.get(f"/jobs/{job}").json()
+    assert result["status"] == "succeeded", result["error"]
+    return result
 
 
 def ranking(api: httpx2.Client, job: str) -> list[dict[str, str]]:

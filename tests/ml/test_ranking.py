@@ -291,3 +291,33 @@ def test_a_label_without_a_prediction_is_in_the_middle_of_the_posteriors() -> No
     assert issues.label_score[8] == np.median(issues.label_score[:8])
     assert issues.predicted_label[8] == labels[8]
     assert not issues.is_label_issue[8]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "withheld"), [(0.8, False), (0.56, False), (0.54, True), (0.04, True)]
+)
+def test_a_weak_model_does_not_tell_how_many_labels_are_wrong(agreement: float, withheld: bool) -> None:
+    low, high = ranking.noise_interval(0.2, agreement, 400)
+    issues = LabelIssues(
+        np.ones(1), np.zeros(1, np.int64), np.zeros(1, np.bool_), 0.2, np.eye(1), np.ones((1, 1)), np.ones((1, 1)),
+        (low, high), agreement,
+    )  # fmt: skip
+    metrics = ranking.noise_metrics(issues)
+    assert low <= 0.2 <= high
+    assert high >= 1 - agreement
+    assert metrics["noise_rate_interval"] == [low, high]
+    assert (metrics["estimated_noise_rate"] is None, metrics["noise_rate_withheld"] is not None) == (withheld, withheld)
+
+
+def test_without_held_out_images_an_estimate_has_no_interval() -> None:
+    labels = torch.tensor([0, 1, 0, 1])
+    tracker = MarginTracker(labels, 2)
+    tracker.record_logits(torch.arange(4), 4 * torch.eye(2)[labels])
+    tracker.end_epoch()
+    issues = ranking.label_issues(labels, tracker)
+    assert issues is not None
+    assert (issues.noise_interval, issues.held_out_agreement, issues.withheld_reason) == (None, None, None)
+    held = ranking.label_issues(labels, tracker, torch.tensor([1]))
+    assert held is not None
+    assert held.held_out_agreement == 1.0
+    assert ranking.noise_metrics(None)["noise_rate_interval"] is None

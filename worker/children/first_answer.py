@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ml.evaluation.measure import Score
 from ml.evaluation.noisy_likelihood import noisy_likelihood
-from ml.evaluation.ranking import LabelIssues
+from ml.evaluation.ranking import LabelIssues, noise_metrics
 from ml.method import ENSEMBLE
 from ml.training import events
 from ml.training.spec import PLAIN_IMAGES, TrainingSpec
@@ -57,7 +57,7 @@ class Stage:
                 "noisy_validation_loss": noisy and noisy.loss,
                 "clean_validation_accuracy": clean and clean.accuracy,
                 "test_accuracy": test and test.accuracy,
-                "estimated_noise_rate": None if issues is None else issues.noise_rate,
+                **noise_metrics(issues),
                 "label_issues": None if issues is None else int(issues.is_label_issue.sum()),
             }
         )

@@ -20,7 +20,7 @@ from app.jobs import attempt
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
-from ml.evaluation.ranking import LabelIssues
+from ml.evaluation.ranking import LabelIssues, noise_metrics
 from ml.formats import weights_folder
 from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
@@ -189,7 +189,7 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
             "clean_validation_accuracy": clean_validation and clean_validation.accuracy,
             "noisy_validation_accuracy": validation and validation.accuracy,
             "noisy_validation_loss": validation and validation.loss,
-            "estimated_noise_rate": None if issues is None else issues.noise_rate,
+            **noise_metrics(issues),
             "injected_noise_rate": trainer.noise_rate,
             "label_issues": None if issues is None else int(issues.is_label_issue.sum()),
             "label_ranking": ranking,

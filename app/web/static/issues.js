@@ -32,9 +32,11 @@ async function load(place, job, cursor, before) {
 }
 
 function heading(job, page) {
-  const rate = job.metrics?.estimated_noise_rate;
+  const rate = job.metrics?.estimated_noise_rate, interval = job.metrics?.noise_rate_interval;
+  const between = interval ? ` (${percent(interval[0])} to ${percent(interval[1])})` : "";
   return [
-    typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong;`,
+    typeof rate === "number" && `About ${percent(rate)} of the given labels seem wrong${between};`,
+    job.metrics?.noise_rate_withheld && `How many labels are wrong is not told. ${job.metrics.noise_rate_withheld}`,
     `${number(page.issues)} of ${number(page.total)} are flagged.`,
     "The most suspicious come first: the given label struck through, the predicted one below it.",
   ].filter(Boolean).join(" ");
