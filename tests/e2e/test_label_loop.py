@@ -50,9 +50,11 @@ def test_accepted_flags_are_what_the_next_job_trains_on(service: str, tmp_path: 
         (difference,) = compared["differences"]
         assert difference["corrected"] - difference["broken"] == round(60 * difference["difference"])
         assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
-        exported = tmp_path / "export.zip"
-        exported.write_bytes(api.get(f"/datasets/{dataset}/export?format=csv").raise_for_status().content)
-        elsewhere = upload(api, exported)["id"]
+        exported = api.get(f"/datasets/{dataset}/export?format=imagefolder").raise_for_status()
+        kind = {"Content-Type": exported.headers["content-type"]}
+        answer = api.post("/datasets?name=elsewhere", content=exported.content, headers=kind).raise_for_status()
+        elsewhere = answer.json()["id"]
+        eventually(lambda: api.get(f"/datasets/{elsewhere}").json()["status"] != "ingesting", seconds=60.0)
         assert sum(api.get(f"/datasets/{elsewhere}").json()["counts"]["train"].values()) == TRAIN - excluded
 
         scored = finished(api, {"type": "predict", "dataset_id": dataset, "model": second["id"], "split": "train"})

@@ -36,10 +36,10 @@ ABOUT = """# When an estimated noise rate can be believed
 
 `small` from scratch on up to 4,000 pictures of 32 pixels, cross-entropy, 12 epochs; after each epoch the estimate of
 `ml.evaluation.ranking`, beside the share of wrong labels. *Agreement*: share of held-out labels that are predicted.
-*Unexplained*: held-out labels that are neither predicted nor estimated to be wrong; these are mistakes of the model, or
-wrong labels that it missed. The interval reaches as far as these do. Where more than `MOST_UNEXPLAINED` are unexplained,
-a job tells the interval and no estimate. Methods that know the transition matrix have estimates and intervals of their
-own ([probes.md](probes.md)).
+*Unexplained*: held-out labels that are neither predicted nor estimated to be wrong; these are mistakes of the model,
+or wrong labels that it missed. The interval reaches as far as these do. Where more than `MOST_UNEXPLAINED` are
+unexplained, a job tells the interval and no estimate. Methods that know the transition matrix have estimates and
+intervals of their own ([probes.md](probes.md)).
 
     python -m tests.evidence.noise_estimates SETS
 """

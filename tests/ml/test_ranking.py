@@ -293,13 +293,11 @@ def test_a_label_without_a_prediction_is_in_the_middle_of_the_posteriors() -> No
     assert not issues.is_label_issue[8]
 
 
-@pytest.mark.parametrize(
-    ("agreement", "withheld"), [(0.8, False), (0.56, False), (0.54, True), (0.04, True)]
-)
+@pytest.mark.parametrize(("agreement", "withheld"), [(0.8, False), (0.56, False), (0.54, True), (0.04, True)])
 def test_a_weak_model_does_not_tell_how_many_labels_are_wrong(agreement: float, withheld: bool) -> None:
     low, high = ranking.noise_interval(0.2, agreement, 400)
-    issues = LabelIssues(
-        np.ones(1), np.zeros(1, np.int64), np.zeros(1, np.bool_), 0.2, np.eye(1), np.ones((1, 1)), np.ones((1, 1)),
+    issues = ranking.LabelIssues(
+        np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), 0.2, np.eye(1), np.eye(1), np.eye(1),
         (low, high), agreement,
     )  # fmt: skip
     metrics = ranking.noise_metrics(issues)
