@@ -13,7 +13,7 @@ from fastapi.routing import APIRouter
 
 from app import logs, settings
 from app.catalog import Catalog
-from app.datasets import export_routes, label_edits, label_routes, upload_service
+from app.datasets import export_routes, label_edits, label_routes, upload_service, vote_routes
 from app.datasets import routes as datasets
 from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
@@ -40,6 +40,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets.router,
     label_routes.router,
     export_routes.router,
+    vote_routes.router,
     methods_routes.router,
     jobs.router,
     results_routes.router,

@@ -8,13 +8,15 @@ from typing import Any
 
 from app.errors import ArchiveRejected
 from app.settings import Settings
+from ml.formats import votes
 from ml.formats.archive import read_archive
 from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
 from ml.formats.layout import Layout, resolve_labels
+from ml.formats.records import reject
 from ml.formats.table_columns import ColumnNames
 
-COLUMN_FIELDS = ("path_column", "label_column", "clean_column")
+COLUMN_FIELDS = ("path_column", "label_column", "clean_column", "annotator_columns")
 
 
 def archive_limits(settings: Settings) -> Limits:
@@ -32,14 +34,26 @@ def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> 
 
     Args:
         path: The archive.
-        fields: Form fields of the upload; `path_column`, `label_column` and `clean_column` are used if they were sent.
+        fields: Form fields of the upload; `path_column`, `label_column`, `clean_column` and
+            `annotator_columns` are used if they were sent.
         settings: The limits of archives.
 
     Raises:
         ArchiveRejected: The archive is unsafe, damaged, too large, or its labels cannot be understood.
     """
-    columns = ColumnNames(fields.get("path_column"), fields.get("label_column"), fields.get("clean_column"))
     try:
+        annotators = parse_annotators(fields.get("annotator_columns"))
+        columns = ColumnNames(
+            fields.get("path_column"), fields.get("label_column"), fields.get("clean_column"), annotators
+        )
         return resolve_labels(read_archive(path, archive_limits(settings)), columns)
     except DatasetFormatError as error:
         raise ArchiveRejected.from_format_error(error) from error
+
+
+def parse_annotators(text: str | None) -> tuple[str, ...]:
+    """The columns that `annotator_columns` names; DatasetFormatError unless they are two or more different ones."""
+    names = () if text is None else votes.parse_names(text)
+    if text is not None and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
+        reject("bad_columns", "annotator_columns names two or more different columns, separated by commas")
+    return names

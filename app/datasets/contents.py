@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from app.errors import ImageNotFound
-from ml.formats import dataset_index
+from ml.formats import dataset_index, label_versions
 from ml.formats.errors import printable
 from ml.formats.records import ImageRecord
 
@@ -19,17 +19,18 @@ CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp",
 NPY_PREFIX_BYTES = 10  # magic, version and the length of the header that follows
 
 
-def find_image(folder: Path, reference: int | str) -> ImageRecord:
+def find_image(folder: Path, reference: int | str, version: int = label_versions.UPLOADED) -> ImageRecord:
     """One image of a data set.
 
     Args:
         folder: The folder of the data set.
         reference: The number of the image, or its path in the archive.
+        version: Of the labels.
 
     Raises:
         ImageNotFound: The data set has no such image.
     """
-    image = dataset_index.find_image(folder, reference)
+    image = dataset_index.find_image(folder, reference, version)
     if image is None:
         raise ImageNotFound(f"the data set has no image {printable(reference)!r}")
     return image

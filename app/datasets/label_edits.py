@@ -1,4 +1,4 @@
-"""Bodies that change labels: edits as JSON, as one JSON object a line, or as CSV; and flags of a job to accept."""
+"""Bodies that change labels: edits as JSON, NDJSON or CSV; flags of a job to accept; a rule of consensus."""
 
 from __future__ import annotations
 
@@ -71,6 +71,29 @@ class AcceptedIssues(Strict):
     )
 
 
+class ConsensusRule(Strict):
+    """What annotators agree on, by one rule."""
+
+    rule: Literal["majority", "dawid_skene"] = Field(
+        description="majority: the label with most votes; dawid_skene: the most probable one, given how each annotator "
+        "errs"
+    )
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Only labels with at least this share of the votes, or this probability"
+    )
+    include_relabelled: bool = Field(
+        default=False, description="Also of images that a version has relabelled, such as one by another rule"
+    )
+
+
+class LabelConsensus(Strict):
+    """Makes what annotators agree on the labels to learn from, as a new version."""
+
+    consensus: ConsensusRule
+    parent: Parent | None = None
+    note: Note = ""
+
+
 class LabelEdits(Strict):
     """Edits that make a new version of the labels, all of them or none."""
 
@@ -87,7 +110,10 @@ class LabelAcceptance(Strict):
     note: Note = ""
 
 
-def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> LabelEdits | LabelAcceptance:
+LabelChangeBody = LabelEdits | LabelAcceptance | LabelConsensus
+
+
+def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> LabelChangeBody:
     """The change that a body asks for.
 
     Args:
@@ -110,8 +136,9 @@ def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> Lab
         body = {"edits": _rows(data), "parent": parent, "note": note}
     else:
         raise UnsupportedMediaType(f"Send edits as application/json, {NDJSON} or {CSV}.")
-    kind: type[LabelEdits | LabelAcceptance]
-    kind = LabelAcceptance if isinstance(body, dict) and "accept" in body else LabelEdits
+    kind: type[LabelChangeBody] = LabelEdits
+    if isinstance(body, dict):
+        kind = LabelAcceptance if "accept" in body else LabelConsensus if "consensus" in body else LabelEdits
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -155,7 +182,7 @@ def _edit_of(cells: dict[str, str]) -> dict[str, Any]:
 
 def body_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schemas of the JSON bodies, for the OpenAPI document."""
-    models: tuple[type[BaseModel], ...] = (LabelEdits, LabelAcceptance)
+    models: tuple[type[BaseModel], ...] = (LabelEdits, LabelAcceptance, LabelConsensus)
     schemas: dict[str, dict[str, Any]] = {}
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

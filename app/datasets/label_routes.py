@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.datasets import image_filters, label_edits, label_service, service
-from app.datasets.label_edits import LabelAcceptance, LabelEdits
+from app.datasets.label_edits import LabelChangeBody, LabelConsensus, LabelEdits
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_service import LabelChange, Proposal
 from app.db import session as db
@@ -59,6 +59,7 @@ EDITS_BODY = {
                 "oneOf": [
                     {"$ref": "#/components/schemas/LabelEdits"},
                     {"$ref": "#/components/schemas/LabelAcceptance"},
+                    {"$ref": "#/components/schemas/LabelConsensus"},
                 ]
             }
         },
@@ -71,14 +72,18 @@ EDITS_BODY = {
 class LabelVersionOut(BaseModel):
     version: int
     parent: int | None
-    source: Literal["upload", "edits", "accept", "revert"] = Field(description="Where these labels came from")
-    origin: dict[str, Any] | None = Field(description="What was accepted, or the version reverted to")
+    source: Literal["upload", "edits", "accept", "consensus", "revert"] = Field(
+        description="Where these labels came from"
+    )
+    origin: dict[str, Any] | None = Field(
+        description="What was accepted, the rule of the consensus, or the version reverted to"
+    )
     author: str | None = Field(description="Name of the API key")
     note: str
     edits: int = Field(description="Edits against the version before")
     counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(description="Images, over all versions")
     digest: str = Field(description="Of all labels and actions; equal for equal ones")
-    skipped: dict[str, int] | None = Field(default=None, description="Flags that were not accepted, by reason")
+    skipped: dict[str, int] | None = Field(default=None, description="Flags or votes that were not taken, by reason")
     created_at: datetime
 
 
@@ -93,7 +98,7 @@ class LabelPreview(BaseModel):
     """What a dry run answers."""
 
     edits: int
-    skipped: dict[str, int] = Field(description="Flags that would not be accepted, by reason")
+    skipped: dict[str, int] = Field(description="Flags or votes that would not be taken, by reason")
     counts: dict[str, int] = Field(description="Images, over all versions, as they would be")
     sample: list[EditOut] = Field(description=f"The first {SAMPLE} edits")
 
@@ -167,7 +172,7 @@ async def edit(
     parent: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of edits that are not JSON")] = None,
     note: Annotated[str, Query(max_length=2000, description="Of edits that are not JSON")] = "",
 ) -> Response:
-    """Make a new version of the labels: from `edits`, or by accepting the flags of a job.
+    """Make a new version of the labels: by `edits`, by accepting the flags of a job, or by what annotators agree on.
 
     All edits apply or none. The `from` of each must be the label that the image has in the newest version; 409 names
     those that have moved on. Excluded images leave training; confirmed labels are never flagged again.
@@ -298,7 +303,7 @@ def propose(
     session: Session,
     files: Storage,
     dataset_id: uuid.UUID,
-    body: LabelEdits | LabelAcceptance,
+    body: LabelChangeBody,
     if_match: str | None,
     *,
     lock: bool,
@@ -308,6 +313,10 @@ def propose(
         edits = [edit.edit() for edit in body.edits]
         return label_service.propose_edits(
             session, files, dataset_id, edits, parent=body.parent, if_match=if_match, lock=lock
+        )
+    if isinstance(body, LabelConsensus):
+        return label_service.propose_consensus(
+            session, files, dataset_id, body.consensus, parent=body.parent, if_match=if_match, lock=lock
         )
     return label_service.propose_acceptance(
         session, files, dataset_id, body.accept, parent=body.parent, if_match=if_match, lock=lock

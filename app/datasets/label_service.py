@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets import label_issues, service
-from app.datasets.label_edits import AcceptedIssues, IssueFilter
+from app.datasets.label_edits import AcceptedIssues, ConsensusRule, IssueFilter
 from app.db.tables import ApiKey, Dataset, Job, LabelVersion
 from app.errors import (
     Fault,
@@ -30,9 +30,10 @@ from app.errors import (
 )
 from app.http import problems
 from app.storage import Storage
-from ml.formats import dataset_index, image_query, image_results, label_versions
+from ml.formats import dataset_index, image_query, image_results, label_versions, votes
 from ml.formats.image_query import ImageMatch, ImageQuery
 from ml.formats.label_versions import Edit, Labels, UploadedLabels
+from ml.formats.votes import Consensus
 
 
 class Proposal(NamedTuple):
@@ -44,8 +45,8 @@ class Proposal(NamedTuple):
         labels: The new labels.
         edits: What makes them of the newest version's.
         skipped: Flags that were not accepted, counted by reason.
-        source: edits, accept or revert.
-        origin: What was accepted, or the version reverted to.
+        source: edits, accept, consensus or revert.
+        origin: What was accepted, the rule of the consensus, or the version reverted to.
     """
 
     dataset: Dataset
@@ -154,6 +155,38 @@ def propose_acceptance(
     return Proposal(dataset, uploaded, labels, edits, skipped, "accept", origin)
 
 
+def propose_consensus(
+    session: Session,
+    files: Storage,
+    dataset_id: uuid.UUID,
+    consensus: ConsensusRule,
+    *,
+    parent: int | None,
+    if_match: str | None,
+    lock: bool,
+) -> Proposal:
+    """The labels that annotators agree on; other arguments and errors as for `propose_edits`.
+
+    Images that were confirmed or excluded stay as they are. A label that is no class yet becomes one; classes that
+    edits have renamed or merged have their new names.
+
+    Args:
+        consensus: The rule, how sure it must be, and whether it goes before labels that edits have changed.
+
+    Raises:
+        InvalidRequest: The data set has no votes.
+    """
+    dataset = _ready(session, dataset_id, parent, if_match, lock=lock)
+    agreed = votes.read_consensus(files.dataset(dataset.id) / dataset_index.INDEX_FILE)
+    if not agreed:
+        detail = "The data set has no votes: upload it with annotator_columns."
+        raise InvalidRequest(detail, errors=[Fault("/consensus", "no_votes", detail)])
+    uploaded, labels = _read_newest(files, dataset)
+    edits, skipped = _edits_of_consensus(agreed, labels, uploaded, consensus)
+    _apply(labels, edits, dataset.label_version + 1, uploaded)
+    return Proposal(dataset, uploaded, labels, edits, skipped, "consensus", consensus.model_dump(mode="json"))
+
+
 def propose_revert(
     session: Session, files: Storage, dataset_id: uuid.UUID, version: int, *, if_match: str | None
 ) -> Proposal:
@@ -177,9 +210,12 @@ def write(session: Session, files: Storage, proposal: Proposal, *, author: str |
     """
     dataset, labels = proposal.dataset, proposal.labels
     if proposal.source != "revert" and not proposal.edits:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in proposal.skipped.items()) or "none is flagged"
+        by_consensus = proposal.source == "consensus"
+        nothing = "all labels are what annotators agree on" if by_consensus else "none is flagged"
+        skipped = ", ".join(f"{count} {reason}" for reason, count in proposal.skipped.items()) or nothing
         detail = f"No label is left to change: {skipped}."
-        raise InvalidRequest(detail, errors=[Fault("/accept/where", "nothing_to_change", detail)])
+        pointer = "/consensus" if by_consensus else "/accept/where"
+        raise InvalidRequest(detail, errors=[Fault(pointer, "nothing_to_change", detail)])
     version = dataset.label_version + 1
     label_versions.write(files.dataset(dataset.id), version, labels, proposal.uploaded)
     row = LabelVersion(
@@ -303,3 +339,28 @@ def _accepted(
         else:
             edits.append(Edit("relabel", result.image, label, suggested))
     return edits, dict(skipped)
+
+
+def _edits_of_consensus(
+    agreed: Sequence[Consensus], labels: Labels, uploaded: UploadedLabels, consensus: ConsensusRule
+) -> tuple[list[Edit], dict[str, int]]:
+    """The edits that make what annotators agree on the labels; and how many differ and are not changed, by reason."""
+    edits: list[Edit] = []
+    skipped: collections.Counter[str] = collections.Counter()
+    changeable = {"unreviewed", "relabelled"} if consensus.include_relabelled else {"unreviewed"}
+    known = set(labels.classes)
+    added: set[str] = set()
+    for of_image in agreed:
+        voted, confidence = of_image.by(consensus.rule)
+        target = labels.renamed.get(voted, voted)
+        label, status = labels.label_of(of_image.image, uploaded), labels.status_of(of_image.image)
+        if target == label:
+            continue
+        if status not in changeable:
+            skipped[f"{status} already"] += 1
+        elif confidence < consensus.min_confidence:
+            skipped["not agreed on surely enough"] += 1
+        else:
+            added |= {target} - known
+            edits.append(Edit("relabel", of_image.image, label, target))
+    return [*(Edit("add_class", None, None, name) for name in sorted(added)), *edits], dict(skipped)

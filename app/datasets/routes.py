@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import storage
-from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service
+from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service, uploads
 from app.datasets.image_filters import Filters
 from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, ReportLine, Status
 from app.db.tables import Dataset, State
@@ -50,7 +50,10 @@ COLUMNS = {
         "Column to learn from; empty: label, class, category, target, given or choice, or the only other column"
     ),
     "clean_column": "Column of true labels, used for measurement alone",
+    "annotator_columns": "Columns with the votes of one annotator each, separated by commas. Without "
+    "`label_column`, or with `label_column=consensus`, the label to learn from is the majority of the votes",
 }
+FIELD_CHARS = {"annotator_columns": uploads.COLUMN_NAMES_CHARS}
 UPLOAD_BODY = {
     "required": True,
     "content": {
@@ -63,7 +66,7 @@ UPLOAD_BODY = {
                     "file": {"type": "string", "format": "binary", "description": "zip, tar, tar.gz or tar.zst"},
                     "name": {"type": "string", "maxLength": 200},
                     **{
-                        field: {"type": "string", "maxLength": 200, "description": description}
+                        field: {"type": "string", "maxLength": FIELD_CHARS.get(field, 200), "description": description}
                         for field, description in COLUMNS.items()
                     },
                 },
@@ -93,6 +96,9 @@ async def create(
     path_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["path_column"])] = None,
     label_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["label_column"])] = None,
     clean_column: Annotated[str | None, Query(max_length=200, description=COLUMNS["clean_column"])] = None,
+    annotator_columns: Annotated[
+        str | None, Query(max_length=uploads.COLUMN_NAMES_CHARS, description=COLUMNS["annotator_columns"])
+    ] = None,
 ) -> Response:
     """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body.
 
@@ -111,6 +117,7 @@ async def create(
     """
     query = {
         "name": name, "path_column": path_column, "label_column": label_column, "clean_column": clean_column,
+        "annotator_columns": annotator_columns,
     }  # fmt: skip
     response, is_new = await upload_service.accept_upload(request, idempotency, query)
     if is_new:

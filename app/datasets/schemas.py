@@ -40,6 +40,19 @@ class ReportSummary(BaseModel):
     total_warnings: int
 
 
+class Agreement(BaseModel):
+    """Shares of an annotator's votes that are what all of them agree on; null without votes."""
+
+    majority: float | None
+    dawid_skene: float | None
+
+
+class AnnotatorOut(BaseModel):
+    name: str
+    votes: int
+    agreement: Agreement
+
+
 class DatasetOut(BaseModel):
     id: uuid.UUID
     name: str
@@ -47,6 +60,9 @@ class DatasetOut(BaseModel):
     label_version: int
     label_column: str | None
     clean_column: str | None
+    annotators: list[AnnotatorOut] | None = Field(
+        description="Those whose votes were uploaded (`annotator_columns`); null without any"
+    )
     size_bytes: int = Field(description="Of the upload")
     sha256: str = Field(description="Of the upload")
     digest: str | None = Field(description="Of images, labels and splits; the same however they were packed")
@@ -111,6 +127,7 @@ def dataset_out(row: Dataset, contents: DatasetContents | None) -> DatasetOut:
         label_version=row.label_version,
         label_column=facts.get("label_column") or row.upload.get("label_column"),
         clean_column=row.upload.get("clean_column"),
+        annotators=facts.get("annotators"),
         size_bytes=row.upload.get("size_bytes", 0),
         sha256=row.upload.get("sha256", ""),
         digest=facts.get("digest"),

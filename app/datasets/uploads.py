@@ -10,15 +10,15 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, StringConstraints, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from app.datasets.archive_check import COLUMN_FIELDS
 from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge, UnsupportedMediaType
 from app.http import bodies, problems
-from app.http.fields import Name
+from app.http.fields import Name, plain
 from app.http.multipart import MultipartReader, PartBegin, PartData
 from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
 
@@ -28,6 +28,10 @@ FIELD_BYTES = 1024 * 1024
 CHECK_SPACE_BYTES = 64 * 1024 * 1024  # free space is checked after this many bytes
 MAX_PARTS = 16
 FIELD_TEXT = TypeAdapter(Name)
+COLUMN_NAMES_CHARS = 4000
+COLUMN_NAMES = TypeAdapter(
+    Annotated[str, StringConstraints(min_length=1, max_length=COLUMN_NAMES_CHARS), AfterValidator(plain)]
+)
 
 
 class ReceivedUpload(NamedTuple):
@@ -181,7 +185,7 @@ def check_fields(fields: dict[str, str]) -> dict[str, str]:
     """The same fields; InvalidRequest for one that is empty, too long, or has control characters."""
     for name, value in fields.items():
         try:
-            FIELD_TEXT.validate_python(value)
+            (COLUMN_NAMES if name == "annotator_columns" else FIELD_TEXT).validate_python(value)
         except ValidationError as error:
             raise invalid_field(name, "text", str(error.errors()[0]["msg"])) from None
     return fields

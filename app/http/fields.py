@@ -15,7 +15,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The same text; ValueError if it has control characters."""
     if any(unicodedata.category(c) in {"Cc", "Cs"} for c in text):
         raise ValueError("control characters are not allowed")
     return text
@@ -30,7 +31,7 @@ def _text_of_uuid(value: object) -> object:
     return value
 
 
-Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(_plain)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain)]
+Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(plain)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(plain)]
 Id = Annotated[uuid.UUID, BeforeValidator(_text_of_uuid)]
 Tags = Annotated[dict[Name, Text], Field(max_length=32)]

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from pydantic import ValidationError
 
 from ml import errors
+from ml.formats import votes
 from ml.formats.table_columns import ColumnNames
 
 EXPECTED = (errors.Failure, ValidationError, OSError)  # errors that users can correct: one line, no traceback
@@ -62,12 +63,19 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
     """The options that name the columns of a data set's table."""
     parser.add_argument("--path-column", help="the column with the paths of the images")
     parser.add_argument("--label-column", help="the column to learn from")
+    parser.add_argument(
+        "--annotator-columns",
+        type=votes.parse_names,
+        default=(),
+        help="columns with the votes of one annotator each, separated by commas; without --label-column the "
+        "majority is learned from",
+    )
     parser.add_argument("--clean-column", help="the column of true labels, used for measurement alone")
 
 
 def column_names(options: argparse.Namespace) -> ColumnNames:
     """The columns that the options name."""
-    return ColumnNames(options.path_column, options.label_column, options.clean_column)
+    return ColumnNames(options.path_column, options.label_column, options.clean_column, options.annotator_columns)
 
 
 def json_option(text: str) -> Any:  # any JSON value

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ml.data import image_headers, pixel_file
+from ml.data import dawid_skene, image_headers, pixel_file
 from ml.data.clutter import clutter
 from ml.data.decoding import Resize
 from ml.data.pixel_file import DecodedImage, PixelFile, Progress, ReadFile
 from ml.errors import UndecodableImage, UnusableData
 from ml.formats import archive, dataset_index
 from ml.formats.records import ImageRecord, ReportLine
+from ml.formats.votes import Consensus, ImageVotes, Votes, agreement, majority
 
 BAD_FRACTION = 0.10  # of the images; with more unreadable, a data set is refused
 SAMPLE = 1000  # images whose headers suggest the image size
@@ -41,6 +42,7 @@ def ingest(
     threads: int = 1,
     bad_fraction: float = BAD_FRACTION,
     progress: Progress = pixel_file.quiet,
+    votes: Votes | None = None,
 ) -> dict[str, object]:
     """Make a ready data set: decode and check every image, store its pixels, write the index.
 
@@ -59,6 +61,7 @@ def ingest(
         threads: At most so many decode at a time.
         bad_fraction: The largest share of images that may be unreadable.
         progress: See `pixel_file.decode_all`.
+        votes: What annotators say of the images.
 
     Returns:
         The facts: `digest`, `image_size`, `resize`, `clutter`, counts of images, classes and report lines, and so on.
@@ -84,8 +87,38 @@ def ingest(
     squares = np.load(target, mmap_mode="r", allow_pickle=False)
     all_facts = {**(facts or {}), **_facts(usable, classes, lines), "image_size": size, "resize": resize}
     all_facts["clutter"] = round(clutter(squares[:trained]), 4)
-    dataset_index.write_index(folder, usable, classes, lines, all_facts)
+    image_votes: dict[int, ImageVotes] = {}
+    if votes is not None:
+        image_votes = find_consensus(usable, votes)
+        all_facts["annotators"] = agreement(votes.annotators, image_votes.values())
+    annotators = () if votes is None else votes.annotators
+    dataset_index.write_index(folder, usable, classes, lines, all_facts, annotators, image_votes)
     return all_facts
+
+
+def find_consensus(images: Sequence[ImageRecord], votes: Votes) -> dict[int, ImageVotes]:
+    """The votes on images by their numbers, with the labels that annotators agree on.
+
+    Args:
+        images: Numbered images; those without a vote are left out.
+        votes: What annotators say of them.
+    """
+    voted = [(image.number, votes.by_path[image.path]) for image in images if image.path in votes.by_path]
+    if not voted:
+        return {}
+    names = sorted({vote for _, of_image in voted for vote in of_image if vote is not None})
+    ids: dict[str | None, int] = {name: number for number, name in enumerate(names)} | {None: -1}
+    table = np.array([[ids[vote] for vote in of_image] for _, of_image in voted], dtype=np.int64)
+    fitted = dawid_skene.fit(table, len(names))
+    image_votes = {}
+    for (number, of_image), label, probability in zip(
+        voted, fitted.label.tolist(), fitted.probability.tolist(), strict=True
+    ):
+        most = majority(of_image)
+        assert most is not None, "an image without a vote is not in `by_path`"
+        share = of_image.count(most) / sum(vote is not None for vote in of_image)
+        image_votes[number] = ImageVotes(of_image, Consensus(number, most, share, names[label], probability))
+    return image_votes
 
 
 def sort_images(images: Iterable[ImageRecord]) -> list[ImageRecord]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml.formats.archive import is_class_list
 from ml.formats.container import Container
@@ -12,6 +12,7 @@ from ml.formats.records import LabeledEntry, reject
 from ml.formats.tables import check_label
 
 MAX_CLASSES = 100_000
+VotesByPath = Mapping[str, tuple[str | None, ...]]
 
 
 def read_class_list(container: Container, files: dict[str, Entry], table: str) -> tuple[str, list[str]] | None:
@@ -53,32 +54,37 @@ def read_class_list(container: Container, files: dict[str, Entry], table: str) -
     return path, names
 
 
-def are_numbers(entries: Sequence[LabeledEntry]) -> bool:
-    """Whether all labels are whole numbers, so that a list of classes applies."""
-    labels = _labels(entries)
+def are_numbers(entries: Sequence[LabeledEntry], votes: VotesByPath) -> bool:
+    """Whether all labels and votes are whole numbers, so that a list of classes applies."""
+    labels = _labels(entries, votes)
     return bool(labels) and all(label.isdecimal() and label.isascii() for label in labels)
 
 
-def name_classes(entries: Sequence[LabeledEntry], names: Sequence[str], path: str) -> list[LabeledEntry]:
-    """The entries with names instead of numbers.
+def name_classes(
+    entries: Sequence[LabeledEntry], votes: VotesByPath, names: Sequence[str], path: str
+) -> tuple[list[LabeledEntry], dict[str, tuple[str | None, ...]]]:
+    """The entries and votes with names instead of numbers.
 
     Args:
         entries: Images with the labels of their table, which are numbers.
+        votes: Of annotators, by path; numbers likewise.
         names: Class names by number.
         path: Of the list, for messages.
 
     Raises:
         DatasetFormatError: unknown_class for a number that the list does not name.
     """
-    labels = _labels(entries)
+    labels = _labels(entries, votes)
     for label in sorted(labels):
         if len(label) > len(str(MAX_CLASSES)) or int(label) >= len(names):
             known = f"{printable(path)} names the classes 0 to {len(names) - 1}"
             reject("unknown_class", f"the label {printable(label, 60)} is no class: {known}", path)
     by_label: dict[str | None, str | None] = {label: names[int(label)] for label in labels}
     by_label[None] = None
-    return [item._replace(given=by_label[item.given], clean=by_label[item.clean]) for item in entries]
+    named = [item._replace(given=by_label[item.given], clean=by_label[item.clean]) for item in entries]
+    return named, {image: tuple([by_label[vote] for vote in of_image]) for image, of_image in votes.items()}
 
 
-def _labels(entries: Sequence[LabeledEntry]) -> set[str]:
-    return {label for item in entries for label in (item.given, item.clean) if label is not None}
+def _labels(entries: Sequence[LabeledEntry], votes: VotesByPath) -> set[str]:
+    labels = {label for item in entries for label in (item.given, item.clean)}
+    return {label for label in labels.union(*votes.values()) if label is not None}

@@ -13,10 +13,12 @@ import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ml.formats import archive, label_versions
+from ml.formats import archive, label_versions, votes
 from ml.formats.records import ImageRecord, Level, ReportLine, Split
+from ml.formats.votes import ImageVotes
 
 ARCHIVE_FILE = "archive"  # a zip or a plain tar
 INDEX_FILE = "index.sqlite"
@@ -88,6 +90,8 @@ def write_index(
     classes: Sequence[str],
     report: Iterable[ReportLine],
     facts: Mapping[str, object],
+    annotators: Sequence[str] = (),
+    image_votes: Mapping[int, ImageVotes] = MappingProxyType({}),
 ) -> None:
     """Write the index of a data set and flush it to disk.
 
@@ -97,11 +101,13 @@ def write_index(
         classes: Names by class id.
         report: Lines in the order in which they are shown.
         facts: Anything that JSON can hold, by name.
+        annotators: Names of those who voted.
+        image_votes: Their votes by number of the image.
     """
     target = folder / INDEX_FILE
     database = sqlite3.connect(target, isolation_level=None)
     try:
-        database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + SCHEMA)
+        database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + SCHEMA + votes.SCHEMA)
         database.execute("BEGIN")
         database.executemany(
             'INSERT INTO image (path, split, given, clean, offset, stored_bytes, deflated, image_bytes, "index", width,'
@@ -111,6 +117,7 @@ def write_index(
         database.executemany("INSERT INTO class VALUES (?,?)", enumerate(classes))
         database.executemany("INSERT INTO report VALUES (?,?,?,?)", (line[:4] for line in report))
         database.executemany("INSERT INTO fact VALUES (?,?)", ((k, json.dumps(v)) for k, v in facts.items()))
+        votes.write(database, annotators, image_votes)
         database.execute("COMMIT")
     finally:
         database.close()

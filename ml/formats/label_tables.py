@@ -27,9 +27,11 @@ from ml.formats.table_columns import (
     find_column,
     find_label_column,
     find_path_column,
+    has_annotators,
     stem,
 )
 from ml.formats.tables import Table, check_label, parse
+from ml.formats.votes import CONSENSUS, majority
 
 TABLE_NAMES = ("labels", "metadata", "images")
 UNLABELED_FRACTION = 0.10  # of a table's rows; with more, the table is not what it seems
@@ -45,6 +47,8 @@ class LabelTable(NamedTuple):
         label: Position of the column of given labels, if there is one.
         clean: Position of the column of clean labels, if there is one.
         split_column: Position of the column `split`, if there is one and `split` is None.
+        annotators: Positions of the columns of votes; None for an annotator that the table does not have.
+        by_consensus: Whether the given label is the majority of the votes.
     """
 
     table: Table
@@ -53,17 +57,25 @@ class LabelTable(NamedTuple):
     label: int | None
     clean: int | None
     split_column: int | None
+    annotators: tuple[int | None, ...] = ()
+    by_consensus: bool = False
 
-    def read(self, images: Mapping[str, Entry], report: list[ReportLine]) -> list[LabeledEntry]:
+    def read(
+        self,
+        images: Mapping[str, Entry],
+        report: list[ReportLine],
+        votes_by_path: dict[str, tuple[str | None, ...]],
+    ) -> list[LabeledEntry]:
         """The images that the table labels, in its order.
 
         Args:
             images: Files by path.
             report: Gets a line for each row without an image or without a label.
+            votes_by_path: Gets the votes of each image that has any.
 
         Raises:
-            DatasetFormatError: empty_path, unsafe_path, bad_label, bad_split; empty_label where more than
-                `UNLABELED_FRACTION` of the rows have none.
+            DatasetFormatError: empty_path, unsafe_path, bad_label, bad_split; conflicting_labels where the votes of an
+                image differ between rows; empty_label where more than `UNLABELED_FRACTION` of the rows have none.
         """
         find_image = self._image_finder(images)
         checked: set[str | None] = {None}  # labels that passed
@@ -75,26 +87,31 @@ class LabelTable(NamedTuple):
                 detail = f"{self.table.place(line)}: no such image in the archive"
                 report.append(ReportLine(printable(fields[self.path]), "unknown_file", detail, "warning"))
                 continue
-            given = None if self.label is None else fields[self.label]
-            clean = None if self.clean is None else fields[self.clean]
-            given = given if given and not given.isspace() else None
-            clean = clean if clean and not clean.isspace() else None
-            for label in (given, clean):
+            given = None if self.label is None else _value(fields[self.label])
+            clean = None if self.clean is None else _value(fields[self.clean])
+            votes = tuple([None if at is None else _value(fields[at]) for at in self.annotators])
+            if any(votes) and votes_by_path.setdefault(entry.path, votes) != votes:
+                self.table.reject_line("conflicting_labels", line, f"{printable(entry.path)!r} has other votes above")
+            given = majority(votes) if self.by_consensus else given
+            for label in (given, clean, *votes):
                 if label not in checked:
                     self._check_label(line, label or "")
                     checked.add(label)
             split = self.split or self._split(line, fields, entry.path)
             # A row to learn from needs a given label; one to test on may have the clean label alone.
-            if given is None and (clean is None or (self.label is not None and split == "train")):
+            is_labeled = self.label is not None or self.by_consensus
+            if given is None and (clean is None or (is_labeled and split == "train")):
                 unlabeled.append(line)
                 detail = f"{self.table.place(line)}: no label"
                 report.append(ReportLine(entry.path, "unlabelled_row", detail, "excluded"))
                 continue
             entries.append(LabeledEntry(entry, split, given, clean))
-        if self.label is not None and len(unlabeled) > UNLABELED_FRACTION * len(self.table.rows):
-            column = printable(self.table.columns[self.label], 60)
+        if (self.label is not None or self.by_consensus) and len(unlabeled) > UNLABELED_FRACTION * len(self.table.rows):
+            column = "the columns of annotators"
+            if self.label is not None:
+                column = f"the column {printable(self.table.columns[self.label], 60)!r}"
             detail = (
-                f"{len(unlabeled)} of {len(self.table.rows)} rows have no label in the column {column!r};"
+                f"{len(unlabeled)} of {len(self.table.rows)} rows have no label in {column};"
                 f" at most {UNLABELED_FRACTION:.0%} may"
             )
             self.table.reject_line("empty_label", unlabeled[0], detail)
@@ -252,7 +269,7 @@ def _parse_usable(
             continue
         path = find_path_column(table, images, columns)
         if path is not None:
-            if find_label_column(table, path, columns) is not None:
+            if has_annotators(table, columns) or find_label_column(table, path, columns) is not None:
                 usable[entry.path] = table
                 _check_one_table({name: _table_split(name) for name in usable})
             elif len(unclear) < 2:
@@ -284,21 +301,36 @@ def _find_columns(
         detail = f"{where} has no column {usual}; it has {names}; name the one with the paths by path_column"
         table.reject_columns("bad_columns", detail)
 
+    # The columns of annotators: all of them in the first table, those that are there in others.
+    annotators = tuple(find_column(table, name) for name in columns.annotators)
+    for name, at in zip(columns.annotators, annotators, strict=True):
+        if at is None and is_first:
+            table.reject_columns("unknown_column", f"{where} has no column {printable(name)!r}; it has {names}")
+    by_consensus = any(at is not None for at in annotators) and (
+        columns.label is None or (columns.label == CONSENSUS and find_column(table, columns.label) is None)
+    )
+
     # The column of clean labels, then that of given labels.
     clean = find_column(table, columns.clean)
     if columns.clean is not None and clean is None and is_first:
         table.reject_columns("unknown_column", f"{where} has no column {printable(columns.clean)!r}; it has {names}")
-    label = find_label_column(table, path, columns)
-    if label is None and not is_first and clean is None:
+    label = None if by_consensus else find_label_column(table, path, columns)
+    if label is None and not is_first and clean is None and not by_consensus:
         label = find_label_column(table, path, ColumnNames(columns.path, None, columns.clean))
-    if label is None and (is_first or clean is None):
+    if label is None and (is_first or clean is None) and not by_consensus:
         if columns.label is not None:
             hint = "" if is_first else "; name the column of true labels by clean_column"
             detail = f"{where} has no column {printable(columns.label)!r}; it has {names}{hint}"
             table.reject_columns("unknown_column", detail)
         detail = f"{where} has the columns {names}; name the one to learn from by label_column"
         table.reject_columns("ambiguous_label_column", detail)
-    return LabelTable(table, split, path, label, clean, None if split else find_column(table, SPLIT_COLUMN))
+    split_column = None if split else find_column(table, SPLIT_COLUMN)
+    return LabelTable(table, split, path, label, clean, split_column, annotators, by_consensus)
+
+
+def _value(cell: str) -> str | None:
+    """What a cell holds, exactly as written; None for an empty one."""
+    return cell if cell and not cell.isspace() else None
 
 
 def _table_split(path: str) -> str | None:

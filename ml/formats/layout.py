@@ -7,7 +7,7 @@ What can be understood in two ways is refused with a sentence that says how to r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml.formats.annotation_files import sample_name
 from ml.formats.archive import is_table
@@ -20,6 +20,7 @@ from ml.formats.label_tables import LabelTable, choose_tables, is_exported
 from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
 from ml.formats.table_columns import ColumnNames
 from ml.formats.tables import Table
+from ml.formats.votes import CONSENSUS, Votes
 
 IMAGE_SUFFIXES = frozenset((
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif",
@@ -36,14 +37,16 @@ class Layout:
         classes: Names by class id, sorted: all given and clean labels that occur.
         images: In no particular order.
         report: What was left out, ignored or looks wrong.
-        facts: How the labels were read: `layout` (table or folders), `path_column`, `label_column`, `clean_column` and
-            `class_list`, each None where there is none.
+        facts: How the labels were read: `layout` (table or folders), `path_column`, `label_column` (`consensus` for the
+            majority of annotators), `clean_column` and `class_list`, each None where there is none.
+        votes: What annotators say of the images; None without columns of annotators.
     """
 
     classes: tuple[str, ...]
     images: list[ImageRecord]
     report: list[ReportLine]
     facts: dict[str, str | None]
+    votes: Votes | None = None
 
 
 NO_COLUMNS = ColumnNames()
@@ -64,16 +67,17 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
     images, files = _sort_files(container.entries, report)
     tables = choose_tables(container, images, files, columns, report)
     class_list: str | None = None
+    votes: dict[str, tuple[str | None, ...]] = {}
     if tables:
-        labeled = [entry for table in tables for entry in table.read(images, report)]
+        labeled = [entry for table in tables for entry in table.read(images, report, votes)]
         labeled = _merge(labeled, tables[0].table, report)
-        labeled, class_list = _apply_class_list(container, files, tables[0].table.path, labeled)
-        if columns.label is None and not is_exported(tables[0].table):
+        labeled, votes, class_list = _apply_class_list(container, files, tables[0].table.path, labeled, votes)
+        if columns.label is None and not columns.annotators and not is_exported(tables[0].table):
             _check_folders_agree(labeled)
             _check_no_class_folders(tables[0], labeled, images)
         _report_unlabeled(images, labeled, report)
     else:
-        if named := next(filter(None, (columns.label, columns.clean, columns.path)), None):
+        if named := next(filter(None, (columns.label, columns.clean, columns.path, *columns.annotators)), None):
             reject("unknown_column", f"there is no table with a path column, so no column {printable(named)!r}")
         if not images:
             reject("no_images", "the archive holds no images")
@@ -88,11 +92,19 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
     facts = {
         "layout": "table" if first else "folders",
         "path_column": first.table.columns[first.path] if first else None,
-        "label_column": first.table.columns[first.label] if first and first.label is not None else None,
+        "label_column": _label_column(first),
         "clean_column": first.table.columns[first.clean] if first and first.clean is not None else columns.clean,
         "class_list": class_list,
     }
-    return _number_classes(labeled, report, facts)
+    layout = _number_classes(labeled, report, facts)
+    return replace(layout, votes=Votes(columns.annotators, votes)) if columns.annotators else layout
+
+
+def _label_column(table: LabelTable | None) -> str | None:
+    """The name of the column that is learned from."""
+    if table is None or table.by_consensus:
+        return None if table is None else CONSENSUS
+    return None if table.label is None else table.table.columns[table.label]
 
 
 def _sort_files(entries: Sequence[Entry], report: list[ReportLine]) -> tuple[dict[str, Entry], dict[str, Entry]]:
@@ -134,14 +146,18 @@ def _merge(labeled: Sequence[LabeledEntry], table: Table, report: list[ReportLin
 
 
 def _apply_class_list(
-    container: Container, files: dict[str, Entry], table: str, labeled: list[LabeledEntry]
-) -> tuple[list[LabeledEntry], str | None]:
-    """The images with the names of their classes, and the path of the list if one was used."""
-    class_list = read_class_list(container, files, table) if are_numbers(labeled) else None
+    container: Container,
+    files: dict[str, Entry],
+    table: str,
+    labeled: list[LabeledEntry],
+    votes: dict[str, tuple[str | None, ...]],
+) -> tuple[list[LabeledEntry], dict[str, tuple[str | None, ...]], str | None]:
+    """The images and their votes with the names of classes, and the path of the list if one was used."""
+    class_list = read_class_list(container, files, table) if are_numbers(labeled, votes) else None
     if class_list is None:
-        return labeled, None
+        return labeled, votes, None
     path, names = class_list
-    return name_classes(labeled, names, path), path
+    return *name_classes(labeled, votes, names, path), path
 
 
 def _check_folders_agree(labeled: Sequence[LabeledEntry]) -> None:

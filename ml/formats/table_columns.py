@@ -26,11 +26,13 @@ class ColumnNames:
         path: The column with the paths of the images.
         label: The column to learn from.
         clean: The column of true labels, which are used for measurement alone.
+        annotators: Columns that hold the votes of one annotator each.
     """
 
     path: str | None = None
     label: str | None = None
     clean: str | None = None
+    annotators: tuple[str, ...] = ()
 
 
 def find_path_column(table: Table, images: Mapping[str, Entry], columns: ColumnNames) -> int | None:
@@ -73,6 +75,7 @@ def find_label_column(table: Table, path: int, columns: ColumnNames) -> int | No
     if columns.label is not None:
         return find_column(table, columns.label)
     known = {path, find_column(table, columns.clean), find_column(table, SPLIT_COLUMN)}
+    known |= {find_column(table, name) for name in columns.annotators}
     usual = [at for name in LABEL_COLUMNS if (at := find_column(table, name)) is not None and at not in known]
     if usual:
         is_label = table.columns[usual[0]].casefold() == LABEL_COLUMNS[0]
@@ -81,6 +84,11 @@ def find_label_column(table: Table, path: int, columns: ColumnNames) -> int | No
     if not others:  # a table of clean labels alone is learned from as well
         return find_column(table, LABEL_COLUMNS[0])
     return others[0] if len(others) == 1 else None
+
+
+def has_annotators(table: Table, columns: ColumnNames) -> bool:
+    """Whether the user named columns of annotators, and the table has all of them."""
+    return bool(columns.annotators) and all(find_column(table, name) is not None for name in columns.annotators)
 
 
 def find_column(table: Table, name: str | None) -> int | None:

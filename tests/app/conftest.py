@@ -21,7 +21,7 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from app.catalog import Catalog
-from app.datasets import ingest_queue
+from app.datasets import archive_check, ingest_queue
 from app.db import session as db
 from app.db.tables import Base, Job, Model
 from app.http import connection
@@ -30,8 +30,6 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage import Storage
 from ml.data import ingest
-from ml.formats.archive import read_archive
-from ml.formats.layout import resolve_labels
 from tests import servers
 from tests.servers import eventually, free_port
 
@@ -197,12 +195,14 @@ def ingest_it(client: Client, dataset_id: str) -> None:
     files: Storage = client.app.state.storage  # type: ignore[attr-defined]
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
         claim = ingest_queue.claim(session, "test", 60)
+        fields = ingest_queue.upload_options(session, uuid.UUID(dataset_id))
     assert claim is not None
     assert str(claim.id) == dataset_id
     folder = files.dataset(claim.id)
     folder.mkdir()
     files.upload(claim.id).rename(folder / "archive")
-    labels = resolve_labels(read_archive(folder / "archive"))
+    settings: Settings = client.app.state.settings  # type: ignore[attr-defined]
+    labels = archive_check.check_archive(folder / "archive", fields, settings)
     facts = ingest.ingest(
         folder / "archive",
         labels.images,
@@ -211,6 +211,7 @@ def ingest_it(client: Client, dataset_id: str) -> None:
         report=labels.report,
         facts=labels.facts,
         bad_fraction=0.5,
+        votes=labels.votes,
     )
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
         assert ingest_queue.succeed(session, claim.id, claim.fence, facts)

@@ -174,6 +174,7 @@ class Attempt:
             threads=settings.threads or os.cpu_count() or 1,
             bad_fraction=settings.bad_image_fraction,
             progress=self._progress,
+            votes=layout.votes,
         )
         for path in self.folder.iterdir():
             path.chmod(0o640)

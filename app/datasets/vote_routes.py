@@ -1,0 +1,157 @@
+"""/datasets/{id}/votes and /datasets/{id}/images/{index}/votes: what several annotators say of images.
+
+The original bytes of an image are at /datasets/{id}/images/{index}, with a tag and a media type of their own, so its
+votes have an address of their own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from app.datasets import contents, label_service, service
+from app.datasets.routes import ImageIndex
+from app.errors import ImageNotFound, LabelVersionNotFound, NotReady
+from app.http import files as file_responses
+from app.http import pages
+from app.http.access import READ
+from app.http.deps import Files, ReadSession
+from app.http.openapi import problems
+from app.http.pages import Page, Paging
+from app.http.routing import Router
+from ml.formats import dataset_index, votes
+from ml.formats.records import ImageRecord, Split
+from ml.formats.votes import ImageVotes
+
+router = Router(tags=["votes"])
+Version = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")]
+
+
+class Vote(BaseModel):
+    annotator: str
+    label: str | None = Field(description="null where the annotator has not voted")
+
+
+class ConsensusLabel(BaseModel):
+    label: str
+    confidence: float = Field(description="majority: its share of the votes; dawid_skene: its probability")
+
+
+class VotesOut(BaseModel):
+    index: int
+    path: str
+    split: Split
+    given_label: str | None = Field(description="By the version of the labels that was asked for")
+    votes: list[Vote] = Field(description="One of each annotator, as they were uploaded")
+    majority: ConsensusLabel | None = Field(
+        description="The label with most votes; of several, that of the annotator who was named first. null without "
+        "votes"
+    )
+    dawid_skene: ConsensusLabel | None = Field(description="The most probable label, given how each annotator errs")
+
+
+@router.get(
+    "/datasets/{dataset_id}/votes",
+    dependencies=[READ],
+    response_model=Page[VotesOut],
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        **problems(NotReady, LabelVersionNotFound),
+    },
+)
+def list_(
+    request: Request,
+    session: ReadSession,
+    files: Files,
+    paging: Paging,
+    dataset_id: uuid.UUID,
+    disagreeing: Annotated[bool | None, Query(description="Only images whose votes differ, or do not")] = None,
+    version: Version = None,
+) -> Any:
+    """Votes in index order: a page as JSON, or all as CSV with a column for each annotator.
+
+    Images without a vote are left out. Who agrees how often with the consensus: `annotators` of the data set.
+    """
+    dataset = service.get_ready(session, dataset_id)
+    folder = files.dataset(dataset.id)
+    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    index = folder / dataset_index.INDEX_FILE
+    annotators = votes.read_annotators(index)
+    classes = dataset_index.read_classes(folder, labels)
+    if file_responses.wants_csv(request):
+        rows = votes.read(index, disagreeing=disagreeing)
+        header = ("index", "path", "split", "given_label", *annotators, "majority", "majority_share")
+        images = {image.number: image for image in dataset_index.read_images(folder, version=labels)}
+        lines = (csv_line(images[row.consensus.image], row, classes) for row in rows)
+        header = (*header, "dawid_skene", "dawid_skene_probability")
+        return file_responses.csv_table(f"votes-{dataset_id}", header, lines)
+    after = pages.page_start(paging, -1)
+    rows = votes.read(index, disagreeing=disagreeing, after=after, limit=paging.limit + 1)
+    more = len(rows) > paging.limit
+    rows = rows[: paging.limit]
+    return Page(
+        items=list(votes_out(folder, labels, classes, annotators, rows)),
+        next_cursor=pages.encode([rows[-1].consensus.image]) if more else None,
+    )
+
+
+@router.get(
+    "/datasets/{dataset_id}/images/{index}/votes",
+    dependencies=[READ],
+    response_model=VotesOut,
+    responses=problems(NotReady, ImageNotFound, LabelVersionNotFound),
+)
+def get(
+    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex, version: Version = None
+) -> VotesOut:
+    """What each annotator says of an image, and what they agree on; `votes` is empty without annotators."""
+    dataset = service.get_ready(session, dataset_id)
+    folder = files.dataset(dataset.id)
+    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    image = contents.find_image(folder, index, labels)
+    path = folder / dataset_index.INDEX_FILE
+    rows = votes.read(path, numbers=[index])
+    classes = dataset_index.read_classes(folder, labels)
+    return image_votes_out(image, classes, votes.read_annotators(path), rows[0] if rows else None)
+
+
+def votes_out(
+    folder: Path, version: int, classes: Sequence[str], annotators: Sequence[str], rows: Sequence[ImageVotes]
+) -> list[VotesOut]:
+    """The representations of votes; `classes` are names of a version of the labels by class id."""
+    numbers = {row.consensus.image for row in rows}
+    images = {image.number: image for image in dataset_index.read_images(folder, numbers=numbers, version=version)}
+    return [image_votes_out(images[row.consensus.image], classes, annotators, row) for row in rows]
+
+
+def image_votes_out(
+    image: ImageRecord, classes: Sequence[str], annotators: Sequence[str], row: ImageVotes | None
+) -> VotesOut:
+    """The representation of the votes on one image; `row` is None where nobody has voted."""
+    labels = [None] * len(annotators) if row is None else list(row.votes)
+    consensus = None if row is None else row.consensus
+    majority, dawid_skene = (
+        None if consensus is None else ConsensusLabel(label=label, confidence=round(confidence, 6))
+        for label, confidence in (("", 0.0) if consensus is None else consensus.by(rule) for rule in votes.RULES)
+    )
+    return VotesOut(
+        index=image.number,
+        path=image.path,
+        split=image.split,
+        given_label=None if image.given is None else classes[image.given],
+        votes=[Vote(annotator=name, label=label) for name, label in zip(annotators, labels, strict=True)],
+        majority=majority,
+        dawid_skene=dawid_skene,
+    )
+
+
+def csv_line(image: ImageRecord, row: ImageVotes, classes: Sequence[str]) -> tuple[object, ...]:
+    """The cells of an image in the table of votes."""
+    given = None if image.given is None else classes[image.given]
+    return (image.number, image.path, image.split, given, *row.votes, *row.consensus[1:])
