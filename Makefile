@@ -115,7 +115,7 @@ lock: install ## Resolve the dependencies of pyproject.toml anew
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm -c requirements/api.txt -o requirements/worker.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra dev -c requirements/worker.txt -o requirements/dev.txt
 	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
-	printf 'datasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt
+	printf 'cleanlab[datalab]>=2.9\ndatasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt
 
 clean: ## Remove the environment and caches; data stays
 	rm -rf $(VENV) $(BENCH) $(READERS) .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,8 @@ import csv
 import errno
 import io
 import json
+import os
+import subprocess
 import time
 import uuid
 import zipfile
@@ -24,6 +26,7 @@ from app.db.tables import Dataset, Job, State
 from app.jobs import attempt, results, service
 from app.settings import Settings
 from ml.data.dataset import LabeledImages
+from ml.evaluation import measure
 from ml.features import similar_images
 from ml.formats import image_results as stored
 from ml.serving import model_export
@@ -39,6 +42,8 @@ from worker.children.job_context import choose_devices
 from worker.children.job_reporter import Interrupted
 from worker.children.progress_meter import ProgressMeter
 from worker.control_channel import ControlChannel
+
+READERS = Path(__file__).parents[2] / ".venv-readers" / "bin" / "python"
 
 
 @pytest.fixture
@@ -211,6 +216,30 @@ def test_a_published_model_has_an_export_that_opens_without_the_service(
         assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
     assert opened.digest == model.digest
     assert model.size_bytes == sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+@pytest.mark.skipif(not READERS.exists(), reason="`make test` builds .venv-readers, the environment of other packages")
+def test_datalab_finds_wrong_labels_by_the_arrays_of_a_job(harness: ServiceHarness, channel: ControlChannel) -> None:
+    noise = {"kind": "symmetric", "rate": 0.3}
+    job_id = harness.submit(harness.dataset(96), epochs=6, learning_rate=0.05, noise=noise)
+    _, fence = claimed(harness)
+    assert job.main(job_id, fence, None, channel) == control_channel.FINISHED
+    folder = harness.files.attempt(job_id, fence) / "artifacts"
+
+    script = Path(__file__).with_name("datalab_script.py")
+    done = subprocess.run(
+        [READERS, script, folder], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    scores = np.array(json.loads(done.stdout.splitlines()[-1])["scores"])
+    with (folder / "injected-labels.csv").open(newline="") as table:
+        injected = [int(row["index"]) for row in csv.DictReader(table)]
+    wrong = np.isin(np.arange(len(scores)), injected)
+    assert len(scores) == 96
+    assert wrong.any()
+    assert measure.auroc(scores, wrong) > 0.8
 
 
 def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
