@@ -14,6 +14,7 @@ from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
 from ml.formats.layout import Layout, resolve_labels
 from ml.formats.records import reject
+from ml.formats.shards import find_shards
 from ml.formats.table_columns import ColumnNames
 
 COLUMN_FIELDS = ("path_column", "label_column", "clean_column", "annotator_columns")
@@ -29,7 +30,7 @@ def archive_limits(settings: Settings) -> Limits:
     )
 
 
-def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> Layout:
+def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> Layout | None:
     """Read the structure of an archive and the labels of its images, from names and tables alone.
 
     Args:
@@ -37,6 +38,9 @@ def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> 
         fields: Form fields of the upload; `path_column`, `label_column`, `clean_column` and
             `annotator_columns` are used if they were sent.
         settings: The limits of archives.
+
+    Returns:
+        The images with their labels; None for Parquet shards, which only ingest opens.
 
     Raises:
         ArchiveRejected: The archive is unsafe, damaged, too large, or its labels cannot be understood.
@@ -46,7 +50,8 @@ def check_archive(path: Path, fields: Mapping[str, Any], settings: Settings) -> 
         columns = ColumnNames(
             fields.get("path_column"), fields.get("label_column"), fields.get("clean_column"), annotators
         )
-        return resolve_labels(read_archive(path, archive_limits(settings)), columns)
+        archive = read_archive(path, archive_limits(settings))
+        return None if find_shards(archive.entries) else resolve_labels(archive, columns)
     except DatasetFormatError as error:
         raise ArchiveRejected.from_format_error(error) from error
 

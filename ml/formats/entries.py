@@ -129,7 +129,12 @@ def check_count(entries: int, limits: Limits) -> None:
 
 def check_bytes(path: str, size: int, total: int, limits: Limits) -> None:
     """Refuse an entry whose `size` in bytes is too large, or with which the `total` of the container becomes so."""
-    if size > limits.entry_bytes:
+    if size > limits.entry_bytes and not is_shard(path):
         raise too_large(f"{printable(path)!r} has {size} bytes; at most {limits.entry_bytes} an entry", path)
     if total > limits.total_bytes:
         raise too_large(f"the archive holds more than {limits.total_bytes} bytes", path)
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file of this name holds many images; see `ml.formats.shards`."""
+    return path.lower().endswith(".parquet")

@@ -143,6 +143,15 @@ def test_other_media_types_are_refused(client: Client, kind: str) -> None:
     assert uploads(client) == []
 
 
+def test_shards_are_opened_by_the_worker_alone(client: Client) -> None:
+    shard = pictures.zipped({"data/train-00000-of-00001.parquet": b"not read here"})
+    assert upload(client, shard).status_code == 202
+    beside = pictures.zipped({**pictures.class_folders(), "data/train-00000-of-00001.parquet": b"another file"})
+    assert upload(client, beside).status_code == 202
+    unsafe = pictures.zipped({"../train-00000-of-00001.parquet": b""})
+    assert upload(client, unsafe).json()["type"] == "/problems/unsafe-entry-name"
+
+
 def test_H1_an_upload_over_the_limit_is_a_413(with_settings: Callable[..., Client], archive_bytes: bytes) -> None:
     client = with_settings(upload_bytes=1000)
     for content in (archive_bytes, iter([archive_bytes[:900], archive_bytes[900:]])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -383,6 +384,16 @@ def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(
     assert row.error["code"] == "unsafe_entry_name"
     assert list((harness.folder / "datasets").iterdir()) == []
     assert not harness.files.upload(dataset).exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed: shards are read")
+def test_shards_without_pyarrow_are_rejected_with_the_reason(harness: ServiceHarness, channel: ControlChannel) -> None:
+    dataset, fence = uploaded(harness, archive([("data/train-00000-of-00001.parquet", b"PAR1PAR1")]))
+
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
+    error = row_of(harness, dataset).error
+    assert (error["code"], "pyarrow" in error["detail"]) == ("parquet_unsupported", True)
+    assert list((harness.folder / "datasets").iterdir()) == []
 
 
 def test_an_attempt_that_wakes_up_late_leaves_the_files_of_the_one_after_it(

@@ -26,7 +26,7 @@ from app.db.session import Engine, Session, connect, transaction
 from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage
 from app.settings import Settings, current
 from app.storage import Storage
-from ml.data import ingest
+from ml.data import ingest, parquet_shards
 from ml.errors import UnusableData
 from ml.formats import archive, dataset_index
 from ml.formats.errors import DatasetFormatError
@@ -159,8 +159,12 @@ class Attempt:
         # The same checks as at the upload: the limits may have changed, and their result is not stored.
         layout = check_archive(upload, fields, settings)
         # Images are read where they lie in a zip or a plain tar.
-        container = self.folder / dataset_index.ARCHIVE_FILE
-        if not archive.decompress(upload, container, archive_limits(settings)):
+        container, limits = self.folder / dataset_index.ARCHIVE_FILE, archive_limits(settings)
+        if layout is None:
+            parquet_shards.unpack(archive.read_archive(upload, limits), container, limits, lambda: self._progress(0, 0))
+            layout = check_archive(container, fields, settings)
+            assert layout is not None, "the tar has no shards"
+        elif not archive.decompress(upload, container, limits):
             os.link(upload, container)
         facts = ingest.ingest(
             container,
