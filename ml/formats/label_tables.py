@@ -222,7 +222,7 @@ def _read_annotations(
 
     def is_usable(table: Table) -> bool:
         path = find_path_column(table, images, columns)
-        if path is None or find_label_column(table, path, columns) is None:
+        if path is None or not (has_annotators(table, columns) or find_label_column(table, path, columns) is not None):
             return False
         bases = base_folders(table.path)
         sample = [
