@@ -262,6 +262,10 @@ class ModelUnavailable(Problem):
     status, title = 503, "The model's files cannot be read"
 
 
+class DatasetUnavailable(Problem):
+    status, title = 503, "The data set's files cannot be read"
+
+
 class DeadlineExceeded(Problem):
     status, title = 504, "The prediction took too long"
 

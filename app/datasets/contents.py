@@ -5,18 +5,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from app.errors import ImageNotFound
+from app.errors import DatasetUnavailable, ImageNotFound
 from ml.formats import dataset_index, label_versions
 from ml.formats.errors import printable
 from ml.formats.records import ImageRecord
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 NPY_PREFIX_BYTES = 10  # magic, version and the length of the header that follows
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn missing files of the data set in a folder into DatasetUnavailable."""
+    try:
+        yield
+    except (FileNotFoundError, sqlite3.OperationalError) as error:
+        if isinstance(error, sqlite3.OperationalError) and dataset_index.is_ready(folder):
+            raise  # another fault of the query
+        raise DatasetUnavailable("Files of the data set are missing.") from error
 
 
 def find_image(folder: Path, reference: int | str, version: int = label_versions.UPLOADED) -> ImageRecord:
@@ -29,8 +43,10 @@ def find_image(folder: Path, reference: int | str, version: int = label_versions
 
     Raises:
         ImageNotFound: The data set has no such image.
+        DatasetUnavailable: Its index is gone.
     """
-    image = dataset_index.find_image(folder, reference, version)
+    with reading(folder):
+        image = dataset_index.find_image(folder, reference, version)
     if image is None:
         raise ImageNotFound(f"the data set has no image {printable(reference)!r}")
     return image

@@ -20,6 +20,7 @@ from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
     ArtifactNotFound,
+    DatasetUnavailable,
     ImageNotFound,
     InsufficientStorage,
     InUse,
@@ -234,14 +235,16 @@ def images(
     response_class=Response,
     responses={
         200: {"content": dict.fromkeys(contents.CONTENT_TYPES.values(), BINARY)},
-        **problems(NotReady, ImageNotFound),
+        **problems(NotReady, ImageNotFound, DatasetUnavailable),
     },
 )
 def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The original bytes, as they were uploaded."""
     folder = files.dataset(service.get_ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
-    original, media_type = dataset_index.read_original(folder, record), contents.CONTENT_TYPES[record.format]
+    with contents.reading(folder):
+        original = dataset_index.read_original(folder, record)
+    media_type = contents.CONTENT_TYPES[record.format]
     return image_response(original, media_type, f"{index}.{record.format.lower()}", record.sha256)
 
 
@@ -249,13 +252,15 @@ def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Imag
     "/datasets/{dataset_id}/images/{index}/thumbnail",
     dependencies=[READ],
     response_class=Response,
-    responses={200: {"content": {"image/png": BINARY}}, **problems(NotReady, ImageNotFound)},
+    responses={200: {"content": {"image/png": BINARY}}, **problems(NotReady, ImageNotFound, DatasetUnavailable)},
 )
 def thumbnail(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The image as a network sees it."""
     folder = files.dataset(service.get_ready(session, dataset_id).id)
     record = contents.find_image(folder, index)
-    return image_response(contents.thumbnail(folder, record), "image/png", f"{index}.png", "t" + record.sha256)
+    with contents.reading(folder):
+        picture = contents.thumbnail(folder, record)
+    return image_response(picture, "image/png", f"{index}.png", "t" + record.sha256)
 
 
 def image_response(data: bytes, media_type: str, filename: str, tag: str) -> Response:

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import tracemalloc
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from app import storage
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
+from app.storage import Storage
 from tests import pictures
 from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, class_folders, upload
 from tests.servers import eventually
@@ -356,6 +358,20 @@ def test_an_archive_that_keeps_ending_its_worker_says_so_in_its_own_words(client
     failed = client.get(f"/datasets/{made['id']}").json()
     assert (failed["status"], failed["error"]["type"]) == ("failed", "/problems/poison")
     assert "job" not in json.dumps(failed["error"])
+
+
+@pytest.mark.parametrize("gone", ["pixels", "archive", "index"])
+def test_pictures_of_a_data_set_whose_files_are_gone_are_a_clear_problem(
+    client: Client, dataset_id: str, files: Storage, gone: str
+) -> None:
+    (path,) = files.dataset(uuid.UUID(dataset_id)).glob(f"{gone}*")
+    path.unlink()
+    affected = {"pixels": ("0/thumbnail",), "archive": ("0",), "index": ("0", "0/thumbnail")}[gone]
+    for name in ("0", "0/thumbnail"):
+        answer = client.get(f"/datasets/{dataset_id}/images/{name}")
+        assert answer.status_code == (503 if name in affected else 200)
+        if name in affected:
+            assert answer.json()["type"] == "/problems/dataset-unavailable"
 
 
 def test_SEC6_pictures_are_never_rendered_as_a_page_of_ours(client: Client, dataset_id: str) -> None:
