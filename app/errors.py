@@ -150,6 +150,10 @@ class WeightsNotFound(NotFound):
     title = "No such weights"
 
 
+class UploadNotFound(NotFound):
+    title = "No such upload"
+
+
 class KeyNotFound(NotFound):
     title = "No such API key"
 
@@ -192,6 +196,14 @@ class LabelsMovedOn(Problem):
 
 class PreconditionFailed(Problem):
     status, title = 412, "There is a newer version"
+
+
+class OffsetConflict(Problem):
+    status, title = 409, "The upload is at another offset"
+
+
+class TusVersionUnsupported(Problem):
+    status, title = 412, "Unsupported version of tus"
 
 
 class TooLarge(Problem):
@@ -238,6 +250,10 @@ class UndecodableInput(Problem):
     status, title = 422, "The image cannot be read"
 
 
+class UploadLocked(Problem):
+    status, title = 423, "The upload is in use"
+
+
 class IdempotencyMismatch(Problem):
     status, title = 422, "This idempotency key was used for another request"
 
@@ -248,6 +264,10 @@ class QueueFull(Problem):
 
 class Overloaded(Problem):
     status, title = 429, "Too many predictions are waiting"
+
+
+class ChecksumMismatch(Problem):
+    status, title = 460, "The checksum is another"  # a status of tus 1.0.0
 
 
 class DatabaseUnavailable(Problem):

@@ -13,7 +13,15 @@ from fastapi.routing import APIRouter
 
 from app import logs, settings
 from app.catalog import Catalog
-from app.datasets import export_routes, label_edits, label_routes, upload_service, vote_routes
+from app.datasets import (
+    export_routes,
+    label_edits,
+    label_routes,
+    resumable_routes,
+    upload_service,
+    uploads,
+    vote_routes,
+)
 from app.datasets import routes as datasets
 from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
@@ -39,6 +47,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,  # the busiest first: routes are tried in this order
     datasets.router,
     label_routes.router,
+    resumable_routes.router,
     export_routes.router,
     vote_routes.router,
     methods_routes.router,
@@ -109,7 +118,13 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
     openapi.install(
-        app, lambda: app.state.job_parser.schemas() | predictions.body_schemas() | label_edits.body_schemas()
+        app,
+        lambda: (
+            app.state.job_parser.schemas()
+            | predictions.body_schemas()
+            | label_edits.body_schemas()
+            | uploads.body_schemas()
+        ),
     )
     stack = app.build_middleware_stack()
     app.middleware_stack = security.SecurityMiddleware(stack, settings=config, metrics=app.state.request_metrics)

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     # Limits of load
     max_queued: int = Field(default=1000, description="Jobs in the queue; more are refused with 429")
     max_uploads: int = Field(default=4, description="Uploads at the same time; more are refused with 429")
+    max_unfinished_uploads: int = Field(
+        default=32, description="Resumable uploads that are not finished; more are refused with 429"
+    )
+    upload_expires_s: float = Field(
+        default=24 * 3600.0, gt=0.0, description="A resumable upload is deleted this long after its last byte"
+    )
     min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
     json_bytes: int = Field(default=MIB, description="Largest JSON body")
     upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")

@@ -62,6 +62,10 @@ class Storage:
         """An archive received but not yet a data set."""
         return self.root / "uploads" / f"{upload_id}.archive"
 
+    def resumable(self, upload_id: uuid.UUID) -> Path:
+        """The folder of an archive that arrives in parts."""
+        return self.root / "uploads" / str(upload_id)
+
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free
 

@@ -29,9 +29,11 @@ from app.errors import (
     NotReady,
     QueueFull,
     RequestInFlight,
+    UploadLocked,
+    UploadNotFound,
 )
+from app.http import bodies, pages
 from app.http import files as file_responses
-from app.http import pages
 from app.http.access import READ, TRAIN
 from app.http.deps import Files, ReadSession, Transaction
 from app.http.idempotency import Idempotency
@@ -73,6 +75,7 @@ UPLOAD_BODY = {
                 },
             }
         },
+        "application/json": {"schema": {"$ref": "#/components/schemas/FinishedUpload"}},
         "application/zip": BINARY,
         "application/x-tar": BINARY,
         "application/gzip": BINARY,
@@ -87,7 +90,9 @@ UPLOAD_BODY = {
     dependencies=[TRAIN],
     response_model=DatasetOut,
     openapi_extra={"requestBody": UPLOAD_BODY},
-    responses=problems(ArchiveRejected, QueueFull, InsufficientStorage, RequestInFlight),
+    responses=problems(
+        ArchiveRejected, QueueFull, InsufficientStorage, RequestInFlight, UploadLocked, UploadNotFound, NotReady
+    ),
 )
 async def create(
     request: Request,
@@ -101,7 +106,8 @@ async def create(
         str | None, Query(max_length=uploads.COLUMN_NAMES_CHARS, description=COLUMNS["annotator_columns"])
     ] = None,
 ) -> Response:
-    """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body.
+    """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body; or finish a resumable
+    upload (`POST /uploads`) by its `upload_id` as JSON.
 
     Its structure is checked at once; its images are read afterwards (`status: ingesting`).
 
@@ -120,7 +126,10 @@ async def create(
         "name": name, "path_column": path_column, "label_column": label_column, "clean_column": clean_column,
         "annotator_columns": annotator_columns,
     }  # fmt: skip
-    response, is_new = await upload_service.accept_upload(request, idempotency, query)
+    if bodies.media_type(request) == "application/json":
+        response, is_new = await upload_service.accept_resumable(request, idempotency)
+    else:
+        response, is_new = await upload_service.accept_upload(request, idempotency, query)
     if is_new:
         background.add_task(request.app.state.notifier.notify, "datasets")
     return response.response(replayed=not is_new)

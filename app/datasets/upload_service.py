@@ -6,18 +6,21 @@ The bytes lie under a temporary name until everything else has succeeded; then t
 from __future__ import annotations
 
 import asyncio
+import base64
 import uuid
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from app import storage
-from app.datasets import archive_check, schemas, service, uploads
-from app.datasets.uploads import ReceivedUpload, UploadWriter
+from app.datasets import archive_check, resumable, schemas, service, uploads
+from app.datasets.uploads import FinishedUpload, ReceivedUpload, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
+from app.http import bodies, problems
 from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
 
@@ -73,6 +76,72 @@ async def accept_upload(
             raise
 
 
+async def accept_resumable(request: Request, key: IdempotentRequest | None) -> tuple[StoredResponse, bool]:
+    """Make a complete resumable upload a queued data set; one whose archive is rejected stays, to be tried otherwise.
+
+    Args:
+        request: Its body is `FinishedUpload` as JSON.
+        key: The idempotency key of the request, if it has one.
+
+    Returns:
+        The response, and whether it is new: False for the replay of an earlier one.
+
+    Raises:
+        UploadNotFound, UploadLocked, NotReady, ArchiveRejected, InvalidRequest, RequestInFlight, IdempotencyMismatch.
+    """
+    try:
+        body = FinishedUpload.model_validate(await bodies.strict_json(request))
+    except ValidationError as error:
+        raise problems.of_body(error, FinishedUpload) from None
+    engine, hashed = request.app.state.engine, request_hash(body.model_dump(mode="json", exclude_none=True))
+    if key is None:
+        return await run_in_threadpool(_finish, request, body, None, hashed), True
+    stored = await run_in_threadpool(_reserve, engine, key)
+    if stored is not None:
+        key.compare(stored[1], hashed)
+        return stored[0], False
+    try:
+        return await run_in_threadpool(_finish, request, body, key, hashed), True
+    except BaseException:
+        await asyncio.shield(run_in_threadpool(_abandon, engine, key))
+        raise
+
+
+def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
+    """The archive gets a second name, to which the row refers, before the upload goes: no crash loses it."""
+    files: storage.Storage = request.app.state.storage
+    settings: Settings = request.app.state.settings
+    fields = body.model_dump(exclude={"upload_id"}, exclude_none=True)
+    with resumable.lock(files, body.upload_id):
+        resumable.drop_unverified(files.resumable(body.upload_id))
+        upload = resumable.read(files, body.upload_id, settings.upload_expires_s)
+        resumable.check_complete(upload)
+        resumable.sync(upload)
+        archive_check.check_archive(upload.data, fields, settings)
+        received = ReceivedUpload(fields, _filename(upload.metadata), storage.sha256_file(upload.data), upload.length)
+        dataset_id = uuid.uuid4()
+        target = files.upload(dataset_id)
+        try:
+            target.hardlink_to(upload.data)
+            storage.sync_folder(target.parent)
+            response = _insert(request, dataset_id, received, key, hashed)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        storage.remove(upload.folder)
+    return response
+
+
+def _filename(metadata: str) -> str | None:
+    """The `filename` in tus' Upload-Metadata, or its `name`; None where it has neither as UTF-8."""
+    pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
+    encoded = pairs.get("filename") or pairs.get("name") or ""
+    try:
+        return base64.b64decode(encoded).decode("utf-8") or None
+    except ValueError:
+        return None
+
+
 async def _create_dataset(
     request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
 ) -> StoredResponse:
@@ -86,7 +155,7 @@ async def _create_dataset(
         settings = request.app.state.settings
         await run_in_threadpool(archive_check.check_archive, temporary, received.fields, settings)
         await run_in_threadpool(storage.publish, temporary, target)
-        response = await run_in_threadpool(_insert, request, dataset_id, received, key)
+        response = await run_in_threadpool(_insert, request, dataset_id, received, key, _hash(received))
         is_queued = True
     finally:
         if not is_queued:
@@ -105,7 +174,7 @@ async def _receive(request: Request, path: Path | None, query: dict[str, str | N
 
 
 def _insert(
-    request: Request, dataset_id: uuid.UUID, received: ReceivedUpload, key: IdempotentRequest | None
+    request: Request, dataset_id: uuid.UUID, received: ReceivedUpload, key: IdempotentRequest | None, hashed: str
 ) -> StoredResponse:
     upload: dict[str, Any] = {
         **{field: received.fields.get(field) for field in archive_check.COLUMN_FIELDS},
@@ -118,7 +187,7 @@ def _insert(
         body = schemas.dataset_out(row, None).model_dump(mode="json")
         response = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
         if key is not None:
-            key.finish(session, _hash(received), response)
+            key.finish(session, hashed, response)
     return response
 
 

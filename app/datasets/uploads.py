@@ -10,15 +10,15 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
-from pydantic import AfterValidator, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from app.datasets.archive_check import COLUMN_FIELDS
 from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge, UnsupportedMediaType
 from app.http import bodies, problems
-from app.http.fields import Name, plain
+from app.http.fields import Id, Name, Strict, plain
 from app.http.multipart import MultipartReader, PartBegin, PartData
 from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
 
@@ -29,9 +29,24 @@ CHECK_SPACE_BYTES = 64 * 1024 * 1024  # free space is checked after this many by
 MAX_PARTS = 16
 FIELD_TEXT = TypeAdapter(Name)
 COLUMN_NAMES_CHARS = 4000
-COLUMN_NAMES = TypeAdapter(
-    Annotated[str, StringConstraints(min_length=1, max_length=COLUMN_NAMES_CHARS), AfterValidator(plain)]
-)
+ColumnList = Annotated[str, StringConstraints(min_length=1, max_length=COLUMN_NAMES_CHARS), AfterValidator(plain)]
+COLUMN_NAMES = TypeAdapter(ColumnList)
+
+
+class FinishedUpload(Strict):
+    """A resumable upload that is to become a data set; the other fields are those of the other forms of the request."""
+
+    upload_id: Id = Field(description="Of `POST /uploads`; every byte has arrived")
+    name: Name | None = Field(default=None, description="Shown in lists; by default the file name of the upload")
+    path_column: Name | None = None
+    label_column: Name | None = None
+    clean_column: Name | None = None
+    annotator_columns: ColumnList | None = None
+
+
+def body_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas of the JSON bodies, for the OpenAPI document."""
+    return {FinishedUpload.__name__: FinishedUpload.model_json_schema()}
 
 
 class ReceivedUpload(NamedTuple):
@@ -50,17 +65,22 @@ class UploadWriter:
         path: The file to write, which must not exist; None to only hash the bytes.
         storage: Where the file lies, for the check of free space.
         min_free: Bytes that must stay free on the disk.
+        append: Write at the end of a file that exists.
+        algorithm: Of the hash, by its name in `hashlib`.
 
     Raises:
         InsufficientStorage: From `write` and `finish`.
     """
 
-    def __init__(self, path: Path | None, storage: Storage, min_free: int) -> None:
+    def __init__(
+        self, path: Path | None, storage: Storage, min_free: int, *, append: bool = False, algorithm: str = "sha256"
+    ) -> None:
         self._file: BinaryIO | None = None
         if path is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            creation = os.O_APPEND if append else os.O_CREAT | os.O_EXCL
+            flags = os.O_WRONLY | creation | os.O_NOFOLLOW
             self._file = os.fdopen(os.open(path, flags, 0o640), "wb", buffering=0)
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.new(algorithm)
         self._waiting: list[bytes] = []
         self._waiting_bytes = self._since_check = 0
         self._storage, self._min_free = storage, min_free
@@ -74,7 +94,7 @@ class UploadWriter:
             await asyncio.to_thread(self._drain)
 
     async def finish(self) -> str:
-        """Flush everything to disk; returns the SHA-256 in hexadecimal digits."""
+        """Flush everything to disk; returns the hash in hexadecimal digits."""
         await asyncio.to_thread(self._drain)
         if self._file is not None:
             await asyncio.to_thread(os.fsync, self._file.fileno())

@@ -41,6 +41,7 @@ def test_every_route_of_the_contract_is_there(client: Client) -> None:
         for method in operations
     }
     expected = """
+    /uploads post options | /uploads/{upload_id} get patch delete
     /datasets get post | /datasets/{dataset_id} get delete | /datasets/{dataset_id}/report get
     /datasets/{dataset_id}/images get | /datasets/{dataset_id}/images/{index} get
     /datasets/{dataset_id}/images/{index}/thumbnail get | /datasets/{dataset_id}/labels get
