@@ -5,6 +5,7 @@ Downloads happen in `published` alone, on the machine of who asks for them. Pick
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import pickle
@@ -135,16 +136,23 @@ def _downloaded(name: str, download: Callable[[], Any]) -> Any:
 
 
 def _known_facts(name: str) -> dict[str, Any]:
-    """What published weights of this network have; empty if there are none."""
-    network = name.partition(".")[0]
+    """What published weights of this name have, or of its network where none have its tag; empty if there are none."""
+    network, _, tag = name.partition(".")
     if network == "efficientnet_lite0":
         return LITE_FACTS
     if network.startswith(timm_zoo.PREFIX):
         timm = timm_zoo.import_timm(name)
-        config = timm.models.get_pretrained_cfg(network.removeprefix(timm_zoo.PREFIX))
+        architecture = network.removeprefix(timm_zoo.PREFIX)
+        config = timm.models.get_pretrained_cfg(architecture)
+        if tag:
+            with contextlib.suppress(RuntimeError):  # a tag of the user's own
+                config = timm.models.get_pretrained_cfg(f"{architecture}.{tag}")
         return {} if config is None else _without_origin(_timm_facts(config.to_dict()))
     choices = _torchvision_weights(network)
-    return {} if choices is None else _without_origin(_torchvision_facts(choices[0]))
+    if choices is None:
+        return {}
+    tagged = [choice for choice in choices if choice.name.lower() == tag.lower()]
+    return _without_origin(_torchvision_facts((tagged or choices)[0]))
 
 
 def _without_origin(facts: dict[str, Any]) -> dict[str, Any]:

@@ -73,14 +73,14 @@ def first_answer(api: httpx2.Client, dataset_id: str) -> tuple[float, dict[str, 
     started = time.monotonic()
     job = f"/jobs/{api.post('/jobs', json={'dataset_id': dataset_id}).raise_for_status().json()['id']}"
 
-    def stages() -> list[dict[str, Any]]:
+    def read_stages() -> list[dict[str, Any]]:
         document = api.get(job).json()
-        found: list[dict[str, Any]] = (document["metrics"] or {}).get("stages", [])
-        if not found and document["status"] in FINISHED:
+        stages: list[dict[str, Any]] = (document["metrics"] or {}).get("stages", [])
+        if not stages and document["status"] in FINISHED:
             raise RuntimeError(f"the job ended without an answer: {document['error']}")
-        return found
+        return stages
 
-    stage: dict[str, Any] = await_that(stages)[0]
+    stage: dict[str, Any] = await_that(read_stages)[0]
     seconds = time.monotonic() - started
     api.post(f"{job}/cancel")
     await_that(lambda: api.get(job).json()["status"] in FINISHED)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ml import __main__ as command
 from ml import commands, errors, networks
 from ml.formats import weights_folder
-from ml.networks import weights
+from ml.networks import weights, weights_sources
 
 FACTS = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 32, "resize": "squash"}
 
@@ -66,6 +66,16 @@ def test_the_normalisation_of_known_networks_is_known(tmp_path: Path) -> None:
 
     assert record.mean == pytest.approx((0.485, 0.456, 0.406))
     assert (record.image_size, record.resize, record.licence) == (224, "crop", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("vit_b_16", 224), ("vit_b_16.imagenet1k_swag_e2e_v1", 384), ("vit_b_16.mine", 224)],
+)
+def test_the_tag_says_which_published_weights_a_file_may_hold(name: str, image_size: int, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "file.safetensors")
+
+    assert weights_sources.from_file(tmp_path / "file.safetensors", name).facts["image_size"] == image_size
 
 
 def test_what_torchvision_normalises_inside_a_network_is_normalised_outside(tmp_path: Path) -> None:
