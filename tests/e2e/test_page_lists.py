@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import Engine
 
 from app.db import session as db
-from app.db.tables import Base, Dataset, Job, Model, State
+from app.db.tables import Alias, Base, Dataset, Job, Model, State
 from app.settings import Settings
 from app.storage import ARTIFACTS, Storage
 from ml.formats import image_results
@@ -174,3 +174,40 @@ def test_the_style_shown_as_chosen_is_the_one_that_is_drawn(page: Page, console:
     expect(styles.get_by_role("radio", name="Map")).to_be_checked()
     page.evaluate("(mask) => draw(mask)", both)
     expect(styles.get_by_role("radio", name="Heat")).to_be_checked()
+
+
+def test_a_changed_key_leaves_one_form_that_starts_one_job(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    add_dataset(engine, "mine")
+    submitted: list[str] = []
+    page.on("request", lambda sent: submitted.append(sent.url) if sent.method == "POST" else None)
+    page.goto(api)
+    selected = page.get_by_label("Data set", exact=True).locator("option:checked")
+    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+    change = "keys.dispatchEvent(new Event('key-changed'))"
+    page.evaluate(f"import('/static/api.js').then(({{ keys }}) => {{ {change}; {change}; }})")
+    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#job-list > li")).to_have_count(1, timeout=QUICK_MS)
+
+    assert [url for url in submitted if url.endswith("/jobs")] == [f"{api}/jobs"]
+
+
+def test_the_test_pictures_are_those_of_the_model_behind_default(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    """It is pinned to the older of two models of different data sets."""
+    sets = [uuid.UUID(add_dataset(engine, name)) for name in ("older", "newer")]
+    facts = {"method": "ce", "network": "small", "classes": ["cat", "dog"], "digest": "sha256:0", "size_bytes": 1}
+    models = [uuid.uuid4() for _ in sets]
+    for model, dataset in zip(models, sets, strict=True):
+        with db.transaction(engine) as session:
+            session.add(Model(id=model, dataset_id=dataset, name="m", metrics={}, spec={}, **facts))
+    with db.transaction(engine) as session:
+        session.add(Alias(name="default", model_id=models[0]))
+    console.expected = {500, 503}  # the data sets have no files
+    with page.expect_request("**/images?split=test*", timeout=QUICK_MS) as asked:
+        page.goto(api)
+
+    assert str(sets[0]) in asked.value.url

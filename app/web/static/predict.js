@@ -23,6 +23,7 @@ export function predict(bus) {
   const body = h("div", { hidden: true },
     h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model, why)), drop, strip);
   let models = [];
+  let byDefault = null; // id of the model behind `default`
   let again = () => {};
   let latest = 0;
 
@@ -34,6 +35,7 @@ export function predict(bus) {
       models = (await getItems("/models")).items;
       const before = model.value;
       const follows = models.length ? await get("/aliases/default") : null;
+      byDefault = follows?.model_id;
       why.textContent = follows ? sayWhy(follows, models) : "";
       fill(model, h("option", { value: "default" }, "default"),
         models.map((entry) => h("option", { value: entry.id }, modelName(entry))));
@@ -49,7 +51,7 @@ export function predict(bus) {
 
   /** A few test pictures of the data set the model learned from. */
   async function samples() {
-    const chosen = models.find((entry) => entry.id === model.value) || models[0];
+    const chosen = models.find((entry) => entry.id === (model.value === "default" ? byDefault : model.value));
     if (strip.dataset.of === chosen?.dataset_id) return;
     strip.hidden = true;
     strip.dataset.of = chosen?.dataset_id;

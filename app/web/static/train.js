@@ -23,17 +23,24 @@ const ORDER = {
 const PROMINENT = 2; // methods with a card; all others are lines
 const ESTIMATE_DELAY_MS = 400; // the estimate is requested after a pause in typing
 
+let closing = new AbortController(); // ends what an earlier form listens to
+
+/** Made again when the key changes. */
 export async function train(bus) {
   const form = document.getElementById("train-form");
+  closing.abort();
+  const mine = new AbortController();
+  closing = mine;
   try {
-    trainingForm(form, await catalog(), bus);
+    const known = await catalog();
+    if (!mine.signal.aborted) trainingForm(form, known, bus, mine.signal);
   } catch (error) {
     show(form, error);
   }
 }
 
-function trainingForm(form, { methods, spec, networks, noises }, bus) {
-  const dataset = datasetPicker(bus, changed);
+function trainingForm(form, { methods, spec, networks, noises }, bus, signal) {
+  const dataset = datasetPicker(bus, changed, signal);
   const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) => control(listed(field, networks, noises), changed));
   const isBasic = (entry) => BASIC.includes(entry.path[0]);
   const options = methods.map((entry) => ({ value: entry.name, title: entry.title, text: entry.idea, note: cost(entry) }));
@@ -138,7 +145,7 @@ function trainingForm(form, { methods, spec, networks, noises }, bus) {
     } finally {
       start.disabled = !dataset.value();
     }
-  });
+  }, { signal });
   methodChosen();
 }
 
@@ -177,7 +184,7 @@ function browserAgrees(controls) {
  * Offers every ready data set, newest first. The newest is chosen at first; after that only the user changes the choice, and when
  * the chosen one is deleted none is chosen.
  */
-function datasetPicker(bus, changed) {
+function datasetPicker(bus, changed, signal) {
   const input = h("select", { id: "train-dataset", name: "dataset_id", disabled: true, on: { change: changed } });
   let ready = [];
   let listed = null;
@@ -194,12 +201,12 @@ function datasetPicker(bus, changed) {
     if (!all || mine !== loads) return;
     listed = now;
     offer(all.items, input.value);
-  });
+  }, { signal });
   bus.addEventListener("dataset-chosen", ({ detail }) => {
     offer(ready.some((entry) => entry.id === detail.id) ? ready : [detail, ...ready], detail.id);
     input.scrollIntoView({ block: "center", behavior: "smooth" });
     input.focus({ preventScroll: true });
-  });
+  }, { signal });
 
   function offer(datasets, id) {
     ready = datasets;
