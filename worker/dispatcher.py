@@ -100,7 +100,12 @@ class Dispatcher:
             )
         with transaction(self._engine, read_only=True) as session:
             referenced = retention.referenced_files(session)
-        removed = orphan_cleanup.remove(self._storage, referenced, older_than_s=self._settings.orphan_files_s)
+        removed = orphan_cleanup.remove(
+            self._storage,
+            referenced,
+            older_than_s=self._settings.orphan_files_s,
+            resumable_older_than_s=self._settings.upload_expires_s,
+        )
         if removed:
             log.info("%d orphaned files removed", removed)
         self._last_clean_up = time.monotonic()

@@ -16,7 +16,9 @@ from app.retention import ReferencedFiles
 from app.storage import Storage
 
 
-def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
+def remove(
+    files: Storage, referenced: ReferencedFiles, *, older_than_s: float, resumable_older_than_s: float = 0.0
+) -> int:
     """Delete orphaned files and folders.
 
     Args:
@@ -24,6 +26,7 @@ def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) 
         referenced: What rows refer to. When it is empty nothing is deleted: a data folder of orphans only is more
             likely one beside the wrong database, or beside one that is still to be restored.
         older_than_s: Only what nobody has changed for this many seconds is deleted.
+        resumable_older_than_s: The same of resumable uploads, which have no row either; the larger one counts.
 
     Returns:
         How many files and folders were deleted.
@@ -37,7 +40,9 @@ def remove(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) 
     for folder in ("datasets", "jobs", "models", "uploads"):
         names = getattr(referenced, folder)
         for path in _entries(files.root / folder):
-            if path.name not in names and _is_ours(path) and _modified_at(path) < before:
+            is_resumable = folder == "uploads" and path.is_dir()
+            limit = min(before, time.time() - resumable_older_than_s) if is_resumable else before
+            if path.name not in names and _is_ours(path) and _modified_at(path) < limit:
                 storage.remove(path)
                 removed += 1
 

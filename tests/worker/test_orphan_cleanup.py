@@ -74,3 +74,18 @@ def test_beside_a_database_without_a_row_nothing_is_deleted(harness: ServiceHarn
 
     assert clean_up(harness) == 0
     assert model.exists()
+
+
+def test_a_resumable_upload_stays_until_it_expires(harness: ServiceHarness) -> None:
+    with transaction(harness.engine) as session:
+        session.add(Dataset(id=uuid.uuid4(), name="set", upload={}))
+    upload_id = uuid.uuid4()
+    data = aged(harness.files.resumable(upload_id) / "data", days=3)
+    with transaction(harness.engine, read_only=True) as session:
+        referenced = retention.referenced_files(session)
+    counts = [
+        orphan_cleanup.remove(harness.files, referenced, older_than_s=DAY_S, resumable_older_than_s=days * DAY_S)
+        for days in (7, 2)
+    ]
+    assert counts == [0, 1]
+    assert not data.parent.exists()
