@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import islice
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Path, Query
@@ -20,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from app.datasets import image_filters, label_edits, label_service, service
 from app.datasets.label_edits import LabelChangeBody, LabelConsensus, LabelEdits
 from app.datasets.label_issues import ImageAction
-from app.datasets.label_service import LabelChange, Proposal
+from app.datasets.label_service import Proposal
 from app.db import session as db
 from app.db.tables import Dataset, LabelVersion
 from app.errors import (
@@ -41,6 +38,7 @@ from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
 from ml.formats import dataset_index, label_versions
+from ml.formats.dataset_index import LabelChange
 from ml.formats.image_query import ImageQuery
 from ml.formats.records import ImageRecord, Split
 
@@ -217,22 +215,21 @@ def diff(
     """Images whose label or action differs between two versions, in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
-    one, two, changes = label_service.compare(
-        folder, label_service.check_version(dataset, before), label_service.check_version(dataset, after)
-    )
+    for version in (before, after):
+        label_service.check_version(dataset, version)
     if file_responses.wants_csv(request):
         header = ("index", "path", "from", "to", "action_before", "action")
-        paths = {image.number: image.path for image in dataset_index.read_images(folder)}
-        rows = ((change.number, paths[change.number], *change[1:]) for change in changes)
+        rows = dataset_index.compare_labels(folder, before, after)
         return file_responses.csv_table(f"labels-{dataset_id}-{before}-{after}", header, rows)
     start = pages.page_start(paging, -1)
-    rest = [*islice((change for change in changes if change.number > start), paging.limit + 1)]
-    page, cursor = pages.numbered_page(rest, paging)
+    changes = dataset_index.compare_labels(folder, before, after, start=start, limit=paging.limit + 1)
+    page, cursor = pages.numbered_page(changes, paging)
+    one, two = (set(dataset_index.read_classes(folder, version)) for version in (before, after))
     return LabelDiff(
-        items=list(changes_out(folder, page)),
+        items=[change_out(change) for change in page],
         next_cursor=cursor,
-        classes_added=sorted(set(two.classes) - set(one.classes)),
-        classes_removed=sorted(set(one.classes) - set(two.classes)),
+        classes_added=sorted(two - one),
+        classes_removed=sorted(one - two),
     )
 
 
@@ -382,18 +379,15 @@ def label_out(image: ImageRecord, classes: list[str]) -> ImageLabelOut:
     )
 
 
-def changes_out(folder: FilePath, changes: Sequence[LabelChange]) -> Iterator[ImageLabelChange]:
-    """The representations of changes, with the paths of their images."""
-    numbers = {change.number for change in changes}
-    paths = {image.number: image.path for image in dataset_index.read_images(folder, numbers=numbers)}
-    for change in changes:
-        yield ImageLabelChange.model_validate(
-            {
-                "index": change.number,
-                "path": paths[change.number],
-                "from_": change.label_before,
-                "to": change.label_after,
-                "action_before": change.status_before,
-                "action": change.status_after,
-            }
-        )
+def change_out(change: LabelChange) -> ImageLabelChange:
+    """The representation of a change."""
+    return ImageLabelChange.model_validate(
+        {
+            "index": change.number,
+            "path": change.path,
+            "from_": change.label_before,
+            "to": change.label_after,
+            "action_before": change.status_before,
+            "action": change.status_after,
+        }
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,16 +56,6 @@ class Proposal(NamedTuple):
     skipped: Mapping[str, int]
     source: str
     origin: dict[str, Any] | None
-
-
-class LabelChange(NamedTuple):
-    """An image whose label or status differs between two versions."""
-
-    number: int
-    label_before: str | None
-    label_after: str | None
-    status_before: str
-    status_after: str
 
 
 def author_name(session: Session, principal_id: str) -> str | None:
@@ -256,21 +246,6 @@ def list_versions(session: Session, dataset_id: uuid.UUID, *, below: int, limit:
     return list(
         session.scalars(select(LabelVersion).where(*of_dataset).order_by(LabelVersion.version.desc()).limit(limit))
     )
-
-
-def compare(folder: Path, before: int, after: int) -> tuple[Labels, Labels, Iterator[LabelChange]]:
-    """What differs between two versions: the labels of both, and every image that changed, by its number."""
-    uploaded = dataset_index.uploaded_labels(folder)
-    one, two = (label_versions.read(folder, version, uploaded) for version in (before, after))
-
-    def changes() -> Iterator[LabelChange]:
-        for number in uploaded.given:
-            labels = (one.label_of(number, uploaded), two.label_of(number, uploaded))
-            statuses = (one.status_of(number), two.status_of(number))
-            if labels[0] != labels[1] or statuses[0] != statuses[1]:
-                yield LabelChange(number, *labels, *statuses)
-
-    return one, two, changes()
 
 
 def _ready(session: Session, dataset_id: uuid.UUID, parent: int | None, if_match: str | None, *, lock: bool) -> Dataset:

@@ -68,6 +68,17 @@ class ClassCount(NamedTuple):
     test: int
 
 
+class LabelChange(NamedTuple):
+    """An image whose label or status differs between two versions of the labels."""
+
+    number: int
+    path: str
+    label_before: str | None
+    label_after: str | None
+    status_before: str
+    status_after: str
+
+
 def pixels_path(folder: Path, size: int, resize: str) -> Path:
     """The file of pixels of one image size.
 
@@ -153,6 +164,41 @@ def uploaded_labels(folder: Path) -> label_versions.UploadedLabels:
     with open_index(folder) as index:
         given = dict(index.execute('SELECT "index", given FROM image'))
     return label_versions.UploadedLabels(read_classes(folder), given)
+
+
+def compare_labels(folder: Path, before: int, after: int, *, start: int = -1, limit: int = -1) -> list[LabelChange]:
+    """Images whose label or status differs between two versions of the labels, in the order of their numbers.
+
+    Args:
+        folder: The data set.
+        before: The one version.
+        after: The other version.
+        start: Only images with a higher number.
+        limit: At most so many; -1 for all.
+    """
+    labels, statuses, joins = [], [], []
+    with open_index(folder) as index:
+        for name, version in (("one", before), ("two", after)):
+            if version == label_versions.UPLOADED:
+                joins.append(f'LEFT JOIN main.class {name}_class ON {name}_class."index" = i.given')
+                statuses.append("'unreviewed'")
+            else:
+                path = label_versions.read_only(label_versions.path_of(folder, version))
+                index.execute(f"ATTACH ? AS {name}", (path,))
+                joins.append(
+                    f'LEFT JOIN {name}.label {name}_label ON {name}_label.image = i."index"'
+                    f' LEFT JOIN {name}.uploaded_class {name}_now ON {name}_now."index" = i.given'
+                    f' LEFT JOIN {name}.class {name}_class ON {name}_class."index" ='
+                    f" CASE WHEN {name}_label.image IS NULL THEN {name}_now.now ELSE {name}_label.given END"
+                )
+                statuses.append(f"COALESCE({name}_label.status, 'unreviewed')")
+            labels.append(f"{name}_class.name")
+        query = (  # of this function's own words
+            f'SELECT i."index", i.path, {", ".join(labels)}, {", ".join(statuses)} FROM main.image i {" ".join(joins)}'
+            f' WHERE i."index" > ? AND ({" IS NOT ".join(labels)} OR {" IS NOT ".join(statuses)})'
+            ' ORDER BY i."index" LIMIT ?'  # noqa: S608
+        )
+        return [LabelChange(*row) for row in index.execute(query, (start, limit))]
 
 
 def count_classes(folder: Path, version: int = label_versions.UPLOADED) -> list[ClassCount]:
