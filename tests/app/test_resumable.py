@@ -233,7 +233,7 @@ def test_a_repeated_finish_is_replayed(client: Client, archive_bytes: bytes) -> 
     assert client.post("/datasets", json=body | {"name": "other"}, headers=key).status_code == 422
 
 
-def test_F14_a_full_disk_is_said_before_bytes_arrive(with_settings: Callable[..., Client]) -> None:
+def test_a_full_disk_is_said_before_bytes_arrive(with_settings: Callable[..., Client]) -> None:
     client = with_settings(min_free_bytes=2**60)
     assert client.post("/uploads", headers=TUS | {"Upload-Length": "5"}).status_code == 507
 
@@ -292,9 +292,7 @@ def test_two_requests_do_not_write_at_once(live: Callable[..., LiveServer], sett
     assert data.read_bytes() == b"0123456789"
 
 
-def test_F13_what_arrived_before_the_connection_broke_stays(
-    live: Callable[..., LiveServer], settings: Settings
-) -> None:
+def test_what_arrived_before_the_connection_broke_stays(live: Callable[..., LiveServer], settings: Settings) -> None:
     port = live().port
     place = begin_live(port, 2**20)
     sent = random.Random(1).randbytes(300_000)
@@ -353,7 +351,7 @@ def killed_server(settings: Settings) -> Iterator[KilledServer]:
 
 
 @pytest.mark.slow
-def test_F12_a_server_that_is_killed_at_any_byte_goes_on_from_there(
+def test_a_server_that_is_killed_at_any_byte_goes_on_from_there(
     killed_server: KilledServer, settings: Settings
 ) -> None:
     draw = random.Random(7)
