@@ -122,6 +122,11 @@ class MapMask(BaseModel):
     fills the picture or lies on its border. Made from features before and behind the last stage.
     """
 
+    source: Literal["border_contrast", "class_activation"] | None = Field(
+        default=None,
+        description="border_contrast: what stands out from the border, of any class; class_activation: that times what "
+        "the predicted class is recognised by, where both agree on the picture",
+    )
     values: list[list[float]] = Field(description="The field over the square that the network saw, row by row")
     square: list[float] = Field(description="x, y, width, height of that square on the picture")
     peak: list[float] = Field(description="x, y of its largest value")
@@ -144,6 +149,11 @@ class Mask(BaseModel):
     """
 
     space: Literal["image_pixels"]
+    source: Literal["localization_module", "border_contrast"] | None = Field(
+        default=None,
+        description="What the Gaussian comes from: the method's localization module, or what stands out from the "
+        "border in the maps of a pretrained backbone",
+    )
     gaussian: Gaussian | None = None
     map: MapMask | None = None
     bbox: list[float] | None = Field(default=None, description="x, y, width, height")

@@ -193,8 +193,13 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 def product_where_agreeing(contrast: Tensor, activation: Tensor) -> Tensor:
     """The product of two maps (B, 1, h, w) where they correlate, elsewhere the first; each image's largest value 1."""
-    agree = correlation(contrast, activation) >= AGREEING
-    return _scale_to_one(torch.where(agree[:, None, None, None], contrast * activation, contrast))
+    agree = agreeing(contrast, activation)[:, None, None, None]
+    return _scale_to_one(torch.where(agree, contrast * activation, contrast))
+
+
+def agreeing(contrast: Tensor, activation: Tensor) -> Tensor:
+    """Whether two maps (B, 1, h, w) of each image correlate, bool (B,)."""
+    return correlation(contrast, activation) >= AGREEING
 
 
 def _deviation(maps: Tensor) -> Tensor:

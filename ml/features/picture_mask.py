@@ -69,6 +69,14 @@ def trusts_activation(maps: PictureMaps) -> bool:
     return float(attention.correlation(maps.contrast, maps.activation).mean()) >= attention.TRUSTED_CORRELATION
 
 
+def uses_activation(maps: PictureMaps, *, with_activation: bool) -> list[bool]:
+    """Whether class activation is a factor of each of the B masks that `mask` makes."""
+    if not with_activation or maps.activation is None:
+        return [False] * len(maps.contrast)
+    agree: list[bool] = attention.agreeing(maps.contrast, maps.activation).tolist()
+    return agree
+
+
 def mask(maps: PictureMaps, *, with_activation: bool) -> Tensor:
     """The masks of pictures (B, 1, h, w); `with_activation` as `trusts_activation` said of the model."""
     if with_activation and maps.activation is not None:

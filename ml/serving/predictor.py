@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ ENCODER_CHECK = 4  # check squares by which a faster encoder is compared with th
 
 Probabilities = NDArray[np.float32]
 AttentionMap = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
+LocationSource = Literal["localization_module", "border_contrast"]
+MapSource = Literal["border_contrast", "class_activation"]  # the latter times the former
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Prediction:
     location: tuple[float, float, float] | None  # centre x, centre y, sigma in pixels of the square
     gaussian: Gaussian | None  # the same in pixels of the image that was passed
     map: AttentionMap | None = None  # where something stands out from the border, over the square; only on request
+    location_source: LocationSource | None = None  # what the location comes from
+    map_source: MapSource | None = None  # what the map is made of
 
     def on(self, geometry: Geometry) -> Gaussian | None:
         """The location on the image that was resized into the square by `geometry`."""
@@ -60,6 +64,7 @@ class _Outputs(NamedTuple):
     heads: dict[str, Tensor]  # probabilities f32 (B, C) by head
     locations: Tensor | None  # f32 (B, 3), in pixels of the square
     maps: list[AttentionMap] | None  # one each
+    map_sources: list[MapSource]  # of the maps
 
 
 class Predictor:
@@ -96,7 +101,10 @@ class Predictor:
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if isinstance(self._method, PictureMethod) and not self.half:
             self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
-        # whether predictions have a location, and what their maps show
+        # whether predictions have a location and what it comes from, and what their maps show
+        self._location_source: LocationSource = (
+            "border_contrast" if isinstance(self._method, PictureMethod) else "localization_module"
+        )
         self.localizes = self._compute(check[:1], half=False).locations is not None
         self.trusts_activation = self._measure_activation(check) if trusts_activation is None else trusts_activation
 
@@ -210,7 +218,11 @@ class Predictor:
             location = None if outputs.locations is None else _triple(outputs.locations[i])
             gaussian = None if location is None else Gaussian.from_square(*location, geometry)
             attention_map = None if outputs.maps is None else outputs.maps[i]
-            predictions.append(Prediction(heads[ENSEMBLE], heads, location, gaussian, attention_map))
+            located_by = None if location is None else self._location_source
+            made_of = None if attention_map is None else outputs.map_sources[i]
+            predictions.append(
+                Prediction(heads[ENSEMBLE], heads, location, gaussian, attention_map, located_by, made_of)
+            )
         return predictions
 
     def _compute(self, squares: Tensor, *, half: bool, maps: bool = False) -> _Outputs:
@@ -219,35 +231,42 @@ class Predictor:
         heads: list[dict[str, Tensor]] = []
         locations: list[Tensor] = []
         attention_maps: list[AttentionMap] = []
+        sources: list[MapSource] = []
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(squares), device=self.device), images.eval_batch_size()):
                 batch = images.unaugmented(rows)
-                logits, location, masks = self._predict(batch, half=half, maps=maps)
+                logits, location, masks, of_masks = self._predict(batch, half=half, maps=maps)
                 heads.append({name: values.float().softmax(dim=1).cpu() for name, values in logits.items()})
                 if location is not None:
                     locations.append(location.float().cpu())
                 if masks is not None:
                     attention_maps += list(masks[:, 0].cpu().numpy())
+                    sources += of_masks
         joined = {name: torch.cat([chunk[name] for chunk in heads]) for name in heads[0]}
-        return _Outputs(joined, torch.cat(locations) if locations else None, attention_maps or None)
+        return _Outputs(joined, torch.cat(locations) if locations else None, attention_maps or None, sources)
 
     def _predict(
         self, batch: Tensor, *, half: bool, maps: bool
-    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """Logits by head, locations (B, 3); and with `maps` the best attention maps (B, 1, h, w) that there are."""
+    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, list[MapSource]]:
+        """Logits by head, locations (B, 3); and with `maps` the best attention maps (B, 1, h, w) that there are, and
+        what each is made of."""
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
         if not maps:
             with autocast:
-                return *self._method.predict(batch), None
+                return *self._method.predict(batch), None, []
         if not isinstance(self._method, PictureMethod):
             with autocast, attention.record_activations(self._method) as passes:
                 logits, location = self._method.predict(batch)
-            return logits, location, attention.border_contrast(passes)
+            return logits, location, attention.border_contrast(passes), ["border_contrast"] * len(batch)
         with autocast:
             logits, rendered = self._method.render_and_predict(batch)
         pair = picture_mask.compute_maps(self._method, rendered.encoded, logits[ENSEMBLE].argmax(dim=1))
-        masks = None if pair is None else picture_mask.mask(pair, with_activation=self.trusts_activation)
-        return logits, rendered.gaussians, masks
+        if pair is None:
+            return logits, rendered.gaussians, None, []
+        masks = picture_mask.mask(pair, with_activation=self.trusts_activation)
+        by_activation = picture_mask.uses_activation(pair, with_activation=self.trusts_activation)
+        sources: list[MapSource] = ["class_activation" if by else "border_contrast" for by in by_activation]
+        return logits, rendered.gaussians, masks, sources
 
     def _measure_activation(self, check: Tensor) -> bool:
         """Whether class activation is a factor of the maps, by the check squares."""

@@ -118,6 +118,7 @@ def test_an_answer_has_label_scores_and_a_mask_in_original_pixels(inference: Inf
     assert result["score"] == result["top_k"][0]["score"] >= result["top_k"][1]["score"]
     assert result["abstained"] == (result["score"] < 0.999)
     assert result["mask"]["space"] == "image_pixels"
+    assert result["mask"]["source"] == "localization_module"
     assert result["mask"]["rle"]["size"] == [40, 64]
     assert {"gaussian", "bbox", "polygon", "png", "threshold", "area_fraction"} <= result["mask"].keys()
 
@@ -140,6 +141,7 @@ def test_every_method_answers_with_a_map_when_it_is_requested(inference: Inferen
 
         assert result["mask"]["space"] == "image_pixels"
         assert result["mask"]["map"]["square"] == [0.0, 0.0, 64.0, 40.0]
+        assert result["mask"]["map"]["source"] == "border_contrast"
         assert result["mask"]["map"]["rle"]["size"] == [40, 64]
         assert max(map(max, result["mask"]["map"]["values"])) == pytest.approx(1.0, abs=1e-3)
     (plain,) = inference.results(photo(64, 40), model=inference.models["denll"])

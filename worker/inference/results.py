@@ -147,9 +147,11 @@ def _mask(
     mask: dict[str, Any] = {}
     if gaussian is not None:
         mask = masks.describe(gaussian, geometry.width, geometry.height, threshold=threshold, kinds=kinds)
+        mask["source"] = prediction.location_source
     if wants_map(options) and prediction.map is not None:
         mask |= {"space": "image_pixels", "threshold": threshold}
-        mask["map"] = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
+        described = masks.describe_map(prediction.map, geometry, threshold=threshold, kinds=kinds)
+        mask["map"] = described | {"source": prediction.map_source}
     return mask or None
 
 

@@ -56,6 +56,7 @@ def test_the_published_model_predicts_of_pictures_what_was_trained_on_features(
         of_pictures = torch.stack([torch.from_numpy(prediction.heads[name]) for prediction in published])
         torch.testing.assert_close(of_pictures, logits.softmax(dim=1), atol=1e-2, rtol=0)
     assert all(prediction.location is not None for prediction in published)
+    assert {prediction.location_source for prediction in published} == {"border_contrast"}
 
 
 @pytest.mark.parametrize(("tune", "params"), CASES[:4])

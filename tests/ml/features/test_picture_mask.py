@@ -100,3 +100,5 @@ def test_a_mask_is_the_product_where_the_maps_agree_and_the_model_is_trusted() -
     assert not torch.allclose(masks[0], contrast[0], atol=0.05)
     assert masks.amax(dim=(2, 3)).eq(1).all()
     assert torch.equal(picture_mask.mask(maps, with_activation=False), contrast)
+    assert picture_mask.uses_activation(maps, with_activation=True) == [True, False]
+    assert picture_mask.uses_activation(maps, with_activation=False) == [False, False]
