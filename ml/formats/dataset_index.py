@@ -193,10 +193,11 @@ def compare_labels(folder: Path, before: int, after: int, *, start: int = -1, li
                 )
                 statuses.append(f"COALESCE({name}_label.status, 'unreviewed')")
             labels.append(f"{name}_class.name")
-        query = (  # of this function's own words
-            f'SELECT i."index", i.path, {", ".join(labels)}, {", ".join(statuses)} FROM main.image i {" ".join(joins)}'
+        # Parts of the query are this function's own words.
+        query = (
+            f'SELECT i."index", i.path, {", ".join(labels)}, {", ".join(statuses)} FROM main.image i {" ".join(joins)}'  # noqa: S608
             f' WHERE i."index" > ? AND ({" IS NOT ".join(labels)} OR {" IS NOT ".join(statuses)})'
-            ' ORDER BY i."index" LIMIT ?'  # noqa: S608
+            ' ORDER BY i."index" LIMIT ?'
         )
         return [LabelChange(*row) for row in index.execute(query, (start, limit))]
 

@@ -207,7 +207,7 @@ def test_the_test_pictures_are_those_of_the_model_behind_default(
     with db.transaction(engine) as session:
         session.add(Alias(name="default", model_id=models[0]))
     console.expected = {500, 503}  # the data sets have no files
-    with page.expect_request("**/images?split=test*", timeout=QUICK_MS) as asked:
+    with page.expect_request("**/images?split=test*", timeout=QUICK_MS) as first:
         page.goto(api)
 
-    assert str(sets[0]) in asked.value.url
+    assert str(sets[0]) in first.value.url
