@@ -10,18 +10,17 @@ more: the whole state of the method, and images by which a predictor checks its 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -36,105 +35,31 @@ from ml.formats import fsync
 from ml.formats.weights_folder import WeightsRecord
 from ml.method import ENSEMBLE
 from ml.networks import chain, plain
-from ml.serving import model_archive, predictor
+from ml.serving import export_readme, model_archive, predictor
+from ml.serving.export_manifest import (
+    FORMAT,
+    LOCALIZATION,
+    MANIFEST,
+    README,
+    REST,
+    WEIGHTS,
+    Backbone,
+    Difference,
+    ExportManifest,
+    Input,
+    Library,
+    NetworkFile,
+    PartFile,
+)
 from ml.serving.model_archive import FileFacts
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
 
-FORMAT = 1
-WEIGHTS, LOCALIZATION, REST = "weights.safetensors", "localization.safetensors", "method.safetensors"
-MANIFEST, README = "manifest.json", "README.md"
 STAGES = "input.encoder.stages."  # prefix of a frozen backbone in the method's state
 DATE = (1980, 1, 1, 0, 0, 0)  # of every entry: the same model makes the same bytes
 TOLERANCE = 1e-3  # most that a probability may differ when the export is opened again
 CHECK_SQUARES = 4
 MAX_MANIFEST_BYTES = 64 << 20
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Difference(_Frozen):
-    """How far predictions are from the published model's, on images of the training set.
-
-    `largest` is of any probability in f32 on a CPU, `same_class` the share of images with the same class.
-    """
-
-    images: int
-    largest: float
-    same_class: float
-
-
-class NetworkFile(_Frozen):
-    """A file with the weights of one network under the names of the published architecture.
-
-    `at` is the network's prefix in the method's state, `head` the prediction of the model that the network makes by
-    itself; `difference` is the one from the model's answer. Both are null where it does not read plain images.
-    """
-
-    at: str
-    head: str | None
-    difference: Difference | None
-
-
-class PartFile(_Frozen):
-    """A file with the weights of one part, under its own names; `at` is the part's prefix in the method's state."""
-
-    file: str
-    at: str
-
-
-class Input(_Frozen):
-    """How an image becomes the network's input: upright, RGB, resized, divided by 255, minus mean, divided by std."""
-
-    image_size: int
-    resize: Literal["squash", "crop"]
-    interpolation: Literal["bilinear, antialiased"] = "bilinear, antialiased"
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class Library(_Frozen):
-    """How a public library opens `weights.safetensors`: lines of Python that make `model`, and the parity of logits."""
-
-    name: str
-    code: tuple[str, ...]
-    largest_difference: float  # of any probability, between the library's network and ours with the same weights
-
-
-class Backbone(_Frozen):
-    """The pretrained weights that training started from; null where their record is gone."""
-
-    name: str
-    source: str | None
-    licence: str | None
-
-
-class ExportManifest(_Frozen):
-    """What an export holds and how it is opened."""
-
-    format: Literal["denll-model"] = "denll-model"
-    version: int = FORMAT
-    name: str | None
-    digest: str  # of the published model
-    method: str
-    network: str
-    classes: tuple[str, ...]  # in the order of the logits
-    input: Input
-    library: Library | None  # None: no public library has the network, or none is installed where it was written
-    backbone: Backbone | None  # None: it was not pretrained
-    weights: dict[str, NetworkFile]  # by file; the first is the one to use by itself
-    localization: PartFile | None
-    rest: str | None  # file of all other tensors, by their names in the method's state
-    left_out: tuple[str, ...]  # names in the method's state that no prediction reads
-    maps_use_activation: bool
-    reopened: Difference | None  # this export opened by `load`
-    archive_format: int
-    label_count: int
-    spec: TrainingSpec
-    metrics: dict[str, Any]
-    files: dict[str, FileFacts]  # every file but this one
 
 
 class _Names(NamedTuple):
@@ -185,7 +110,7 @@ def write(
         metrics=manifest.metrics,
         **facts,
     )
-    files[README] = _readme(described).encode()
+    files[README] = export_readme.readme(described).encode()
     listed = {file: FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for file, data in files.items()}
     described = described.model_copy(update={"files": listed})
 
@@ -534,82 +459,3 @@ def _write_zip(target: Path, files: Mapping[str, bytes]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync.flush(target.parent)
-
-
-def _readme(manifest: ExportManifest) -> str:
-    """How to open the export, for a person."""
-    first = manifest.weights[WEIGHTS]
-    out = io.StringIO()
-    title = manifest.name or f"{manifest.method} on {manifest.network}"
-    out.write(f"# {title}\n\n")
-    out.write(
-        f"An image classifier of {len(manifest.classes)} classes, trained by `{manifest.method}`; network "
-        f"`{manifest.network}`, images of {manifest.input.image_size} px. `manifest.json` has classes, normalisation, "
-        "measures, and the size and SHA-256 of every file.\n\n## The complete model\n\n"
-        "```bash\npython -m ml predict model.zip photo.jpg\n```\n\n"
-        "or, in Python, `ml.serving.model_export.load(path)`, which takes the zip or this folder.\n"
-    )
-    if manifest.library is not None:
-        out.write(f"\n## {WEIGHTS} with {manifest.library.name} alone\n\n")
-        out.write(_said_of(first))
-        out.write(f"```python\n{python_code(manifest)}```\n")
-    out.write("\n## Files\n\n")
-    for file, network in manifest.weights.items():
-        head = f", which predicts the model's `{network.head}`" if network.head else ""
-        out.write(f"- `{file}`: a network{head}\n")
-    if manifest.localization is not None:
-        out.write(f"- `{manifest.localization.file}`: the localization module, which predicts the Gaussian mask\n")
-    if manifest.rest is not None:
-        out.write(f"- `{manifest.rest}`: what the method reads besides when it predicts\n")
-    if manifest.backbone is not None:
-        source, licence = (manifest.backbone.source or "unknown", manifest.backbone.licence or "unknown")
-        out.write(
-            f"\n## Licence\n\nTraining started from the weights of `{manifest.backbone.name}`. Source: {source}. "
-            f"Licence: {licence}. The weights here are derived from them.\n"
-        )
-    return out.getvalue()
-
-
-def _said_of(first: NetworkFile) -> str:
-    if first.difference is None or first.head == ENSEMBLE:
-        return "The network predicts as the complete model does.\n\n"
-    return (
-        f"The model combines several predictions; this network by itself chose the same class for "
-        f"{first.difference.same_class:.0%} of {first.difference.images} images.\n\n"
-    )
-
-
-def python_code(manifest: ExportManifest) -> str:
-    """Lines that predict `photo.jpg` in the extracted folder with public libraries; ends with `probabilities`."""
-    assert manifest.library is not None
-    box = ""
-    crop: tuple[str, ...] = ()
-    if manifest.input.resize == "crop":
-        crop = (
-            "side, (width, height) = min(image.size), image.size",
-            "left, top = (width - side) / 2, (height - side) / 2",
-        )
-        box = ", box=(left, top, left + side, top + side)"
-    lines = (
-        "import json",
-        "import numpy as np",
-        "import torch",
-        *manifest.library.code[:1],
-        "from PIL import Image, ImageOps",
-        "from safetensors.torch import load_file",
-        "",
-        *manifest.library.code[1:],
-        f'model.load_state_dict(load_file("{WEIGHTS}"))',
-        "model.eval()",
-        "",
-        f'manifest = json.load(open("{MANIFEST}"))',
-        'size, mean, std = (manifest["input"][key] for key in ("image_size", "mean", "std"))',
-        'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
-        *crop,
-        f"image = image.resize((size, size), Image.Resampling.BILINEAR{box})",
-        "pixels = (np.asarray(image) / 255 - mean) / std",
-        "with torch.no_grad():",
-        "    logits = model(torch.from_numpy(pixels).permute(2, 0, 1).float()[None])[0]",
-        'probabilities = dict(zip(manifest["classes"], logits.softmax(dim=0).tolist()))',
-    )
-    return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ class Point(NamedTuple):
         return max(0.0, 1 - self.agreement - self.estimate)
 
 
-class Training(NamedTuple):
+class LabelColumn(NamedTuple):
     """One set of labels."""
 
     name: str
@@ -74,7 +74,7 @@ class Training(NamedTuple):
     points: list[Point]
 
 
-def train(sets: Path, name: str, column: str) -> Training:
+def train(sets: Path, name: str, column: str) -> LabelColumn:
     """Train, and estimate after every epoch."""
     names = ColumnNames(label=column, clean="clean")
     data = container_dataset.load_container(sets / name, image_size=32, columns=[names])
@@ -98,10 +98,10 @@ def train(sets: Path, name: str, column: str) -> Training:
             points.append(
                 Point(event.epoch, issues.held_out_agreement, issues.noise_rate, *issues.noise_interval, withheld)
             )
-    return Training(f"{name}, `{column}`", truth, points)
+    return LabelColumn(f"{name}, `{column}`", truth, points)
 
 
-def table(trainings: Sequence[Training]) -> list[str]:
+def table(trainings: Sequence[LabelColumn]) -> list[str]:
     """A line for the first, the middle and the last epoch of each training."""
     header = ["| labels | epoch | agreement | estimate | interval | truth | unexplained | told |", "|---" * 8 + "|"]
     return header + [
@@ -113,20 +113,22 @@ def table(trainings: Sequence[Training]) -> list[str]:
     ]
 
 
-def thresholds(trainings: Sequence[Training]) -> list[str]:
+def thresholds(trainings: Sequence[LabelColumn]) -> list[str]:
     """The errors of the estimates that a limit lets through, and whether intervals hold the truth."""
     every = [(training.truth, point) for training in trainings for point in training.points]
     lines = ["| limit of what is unexplained | told | mean error | largest error | interval holds the truth |"]
     lines.append("|---" * 5 + "|")
     for limit in LIMITS:
-        told = [(truth, point) for truth, point in every if point.unexplained() <= limit]
-        if not told:
+        accepted = [(truth, point) for truth, point in every if point.unexplained() <= limit]
+        if not accepted:
             lines.append(f"| {limit} | 0 of {len(every)} | | | |")
             continue
-        errors = [abs(point.estimate - truth) for truth, point in told]
-        held = sum(point.low <= truth <= point.high for truth, point in told)
+        errors = [abs(point.estimate - truth) for truth, point in accepted]
+        held = sum(point.low <= truth <= point.high for truth, point in accepted)
         mean, largest = statistics.fmean(errors), max(errors)
-        lines.append(f"| {limit} | {len(told)} of {len(every)} | {mean:.3f} | {largest:.3f} | {held} of {len(told)} |")
+        lines.append(
+            f"| {limit} | {len(accepted)} of {len(every)} | {mean:.3f} | {largest:.3f} | {held} of {len(accepted)} |"
+        )
     return lines
 
 

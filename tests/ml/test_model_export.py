@@ -20,7 +20,7 @@ from ml import errors, methods, networks
 from ml.data import dataset
 from ml.networks import plain
 from ml.scenes import generate
-from ml.serving import model_archive, model_export
+from ml.serving import export_manifest, export_readme, model_archive, model_export
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -103,11 +103,11 @@ def test_an_export_holds_the_whole_network_where_a_part_stayed_frozen(tune: str,
 
     expected = probabilities(Predictor.load(archive, device="cpu", precision="f32"))
     assert np.abs(probabilities(model_export.load(tmp_path / "model.zip", "cpu")) - expected).max() < 1e-4
-    assert manifest.backbone == model_export.Backbone(name="small", source=None, licence=None)
+    assert manifest.backbone == export_manifest.Backbone(name="small", source=None, licence=None)
     whole = networks.build("small", len(generate.CLASSES), SIDE)
     with zipfile.ZipFile(tmp_path / "model.zip") as opened:
-        opened.extract(model_export.WEIGHTS, tmp_path)
-    whole.load_state_dict(load_file(tmp_path / model_export.WEIGHTS))
+        opened.extract(export_manifest.WEIGHTS, tmp_path)
+    whole.load_state_dict(load_file(tmp_path / export_manifest.WEIGHTS))
 
 
 def test_no_image_of_the_training_set_and_no_training_state_leaves(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_no_image_of_the_training_set_and_no_training_state_leaves(tmp_path: Pat
     assert not any(tensor.dtype == torch.uint8 for tensor in tensors.values())
     assert not [key for key, tensor in tensors.items() if COUNT in tensor.shape]  # nothing for each image
     assert {"base1.memory.values", "base2.memory.values"} <= set(manifest.left_out)
-    averages = tensors[f"{model_export.REST}/deconfounder.class_background.averages"]
+    averages = tensors[f"{export_manifest.REST}/deconfounder.class_background.averages"]
     assert torch.equal(averages, averages[:1].expand_as(averages))  # their mean, none of a class
 
 
@@ -141,8 +141,8 @@ def test_plain_torchvision_opens_it_as_its_readme_says(resize: str, tmp_path: Pa
     Image.fromarray(photo).save(tmp_path / "photo.png")
     (tmp_path / "photo.png").rename(tmp_path / "out" / "photo.jpg")
 
-    code = model_export.python_code(manifest)
-    assert code in (tmp_path / "out" / model_export.README).read_text()
+    code = export_readme.python_code(manifest)
+    assert code in (tmp_path / "out" / export_manifest.README).read_text()
     assert "denll" not in code
     run = subprocess.run(
         [sys.executable, "-I", "-c", code + "print(json.dumps(probabilities))"],
@@ -211,9 +211,9 @@ def test_damage_is_a_corrupt_archive(damage: str, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "model.zip") as opened, zipfile.ZipFile(broken, "w") as out:
             for name in opened.namelist():
                 data = opened.read(name)
-                if damage == "flip" and name == model_export.WEIGHTS:
+                if damage == "flip" and name == export_manifest.WEIGHTS:
                     data = data[:-1] + bytes([data[-1] ^ 1])
-                if name == model_export.MANIFEST:
+                if name == export_manifest.MANIFEST:
                     facts = json.loads(data)
                     if damage == "no manifest":
                         continue
