@@ -112,8 +112,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 lock: install ## Resolve the dependencies of pyproject.toml anew
 	echo uv | $(COMPILE) - -o requirements/uv.txt
 	$(COMPILE) pyproject.toml -o requirements/api.txt
-	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm -c requirements/api.txt -o requirements/worker.txt
-	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra dev -c requirements/worker.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet -c requirements/api.txt -o requirements/worker.txt
+	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --extra dev -c requirements/worker.txt -o requirements/dev.txt
 	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
 	printf 'cleanlab[datalab]>=2.9\ndatasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import errno
-import importlib.util
 import io
 import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -29,6 +31,7 @@ from app.settings import Settings
 from ml.data.dataset import LabeledImages
 from ml.evaluation import measure
 from ml.features import similar_images
+from ml.formats import dataset_index
 from ml.formats import image_results as stored
 from ml.serving import model_export
 from ml.serving.predictor import Predictor
@@ -36,7 +39,7 @@ from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
-from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
+from tests.worker.harness import CLASSES, SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
 from worker.children import artifacts, ingest, job, publish
 from worker.children.job_context import choose_devices
@@ -386,9 +389,35 @@ def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(
     assert not harness.files.upload(dataset).exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed: shards are read")
-def test_shards_without_pyarrow_are_rejected_with_the_reason(harness: ServiceHarness, channel: ControlChannel) -> None:
-    dataset, fence = uploaded(harness, archive([("data/train-00000-of-00001.parquet", b"PAR1PAR1")]))
+def shard(images: Sequence[tuple[str, int, bytes]]) -> bytes:
+    """Pictures as a Parquet shard of Hugging Face holds them, with labels as text."""
+    rows = [
+        {"image": {"bytes": data, "path": Path(name).name}, "label": CLASSES[label]} for name, label, data in images
+    ]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def test_shards_become_a_data_set(harness: ServiceHarness, channel: ControlChannel) -> None:
+    shards = [
+        ("data/train-00000-of-00001.parquet", shard(pictures(12))),
+        ("data/test-00000-of-00001.parquet", shard(pictures(4))),
+    ]
+    dataset, fence = uploaded(harness, archive(shards))
+
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
+    row = row_of(harness, dataset)
+    assert row.state == State.succeeded, row.error
+    classes = dataset_index.count_classes(harness.files.dataset(dataset))
+    assert [(count.name, count.train, count.test) for count in classes] == [("circle", 6, 2), ("stripe", 6, 2)]
+
+
+def test_shards_without_pyarrow_are_rejected_with_the_reason(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # its import fails, as where it is not installed
+    dataset, fence = uploaded(harness, archive([("data/train-00000-of-00001.parquet", shard(pictures(4)))]))
 
     assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
     error = row_of(harness, dataset).error
