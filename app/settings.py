@@ -109,6 +109,10 @@ class Settings(BaseSettings):
     upload_expires_s: float = Field(
         default=24 * 3600.0, gt=0.0, description="A resumable upload is deleted this long after its last byte"
     )
+    server_folders: dict[str, Path] = Field(
+        default={},
+        description='Folders of this host that may become data sets, as JSON by name: {"photos": "/srv/photos"}',
+    )
     min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
     json_bytes: int = Field(default=MIB, description="Largest JSON body")
     upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")

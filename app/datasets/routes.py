@@ -75,7 +75,14 @@ UPLOAD_BODY = {
                 },
             }
         },
-        "application/json": {"schema": {"$ref": "#/components/schemas/FinishedUpload"}},
+        "application/json": {
+            "schema": {
+                "oneOf": [
+                    {"$ref": "#/components/schemas/FinishedUpload"},
+                    {"$ref": "#/components/schemas/ServerFolder"},
+                ]
+            }
+        },
         "application/zip": BINARY,
         "application/x-tar": BINARY,
         "application/gzip": BINARY,
@@ -106,8 +113,8 @@ async def create(
         str | None, Query(max_length=uploads.COLUMN_NAMES_CHARS, description=COLUMNS["annotator_columns"])
     ] = None,
 ) -> Response:
-    """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body; or finish a resumable
-    upload (`POST /uploads`) by its `upload_id` as JSON.
+    """Upload an archive: `multipart/form-data` with a `file`, or the archive itself as the body; or as JSON a
+    finished resumable upload (`POST /uploads`) by its `upload_id`, or a folder of the host (`server_folder`).
 
     Its structure is checked at once; its images are read afterwards (`status: ingesting`).
 
@@ -127,7 +134,7 @@ async def create(
         "annotator_columns": annotator_columns,
     }  # fmt: skip
     if bodies.media_type(request) == "application/json":
-        response, is_new = await upload_service.accept_resumable(request, idempotency)
+        response, is_new = await upload_service.accept_json(request, idempotency)
     else:
         response, is_new = await upload_service.accept_upload(request, idempotency, query)
     if is_new:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from app import storage
-from app.datasets import archive_check, resumable, schemas, service, uploads
-from app.datasets.uploads import FinishedUpload, ReceivedUpload, UploadWriter
+from app.datasets import archive_check, resumable, schemas, server_folders, service, uploads
+from app.datasets.uploads import FinishedUpload, ReceivedUpload, ServerFolder, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
 from app.http import bodies, problems
@@ -76,32 +77,51 @@ async def accept_upload(
             raise
 
 
-async def accept_resumable(request: Request, key: IdempotentRequest | None) -> tuple[StoredResponse, bool]:
-    """Make a complete resumable upload a queued data set; one whose archive is rejected stays, to be tried otherwise.
+async def accept_json(request: Request, key: IdempotentRequest | None) -> tuple[StoredResponse, bool]:
+    """Make a complete resumable upload, or a folder of this host, a queued data set.
+
+    A resumable upload whose archive is rejected stays, to be tried otherwise.
 
     Args:
-        request: Its body is `FinishedUpload` as JSON.
+        request: Its body is `FinishedUpload` or `ServerFolder` as JSON.
         key: The idempotency key of the request, if it has one.
 
     Returns:
         The response, and whether it is new: False for the replay of an earlier one.
 
     Raises:
-        UploadNotFound, UploadLocked, NotReady, ArchiveRejected, InvalidRequest, RequestInFlight, IdempotencyMismatch.
+        UploadNotFound, UploadLocked, NotReady, ArchiveRejected, InvalidRequest, TooLarge, InsufficientStorage,
+        QueueFull, RequestInFlight, IdempotencyMismatch.
     """
+    sent = await bodies.strict_json(request)
+    kind = ServerFolder if isinstance(sent, dict) and "server_folder" in sent else FinishedUpload
     try:
-        body = FinishedUpload.model_validate(await bodies.strict_json(request))
+        body = kind.model_validate(sent)
     except ValidationError as error:
-        raise problems.of_body(error, FinishedUpload) from None
+        raise problems.of_body(error, kind) from None
+    with request.app.state.upload_limiter if isinstance(body, ServerFolder) else contextlib.nullcontext():
+        return await _accept(request, body, key)
+
+
+async def _accept(
+    request: Request, body: FinishedUpload | ServerFolder, key: IdempotentRequest | None
+) -> tuple[StoredResponse, bool]:
+    """As `accept_json`."""
     engine, hashed = request.app.state.engine, request_hash(body.model_dump(mode="json", exclude_none=True))
+
+    def make() -> StoredResponse:
+        if isinstance(body, ServerFolder):
+            return _pack(request, body, key, hashed)
+        return _finish(request, body, key, hashed)
+
     if key is None:
-        return await run_in_threadpool(_finish, request, body, None, hashed), True
+        return await run_in_threadpool(make), True
     stored = await run_in_threadpool(_reserve, engine, key)
     if stored is not None:
         key.compare(stored[1], hashed)
         return stored[0], False
     try:
-        return await run_in_threadpool(_finish, request, body, key, hashed), True
+        return await run_in_threadpool(make), True
     except BaseException:
         await asyncio.shield(run_in_threadpool(_abandon, engine, key))
         raise
@@ -111,7 +131,7 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
     """The archive gets a second name, to which the row refers, before the upload goes: no crash loses it."""
     files: storage.Storage = request.app.state.storage
     settings: Settings = request.app.state.settings
-    fields = body.model_dump(exclude={"upload_id"}, exclude_none=True)
+    fields = body.fields
     with resumable.lock(files, body.upload_id):
         resumable.drop_unverified(files.resumable(body.upload_id))
         upload = resumable.read(files, body.upload_id, settings.upload_expires_s)
@@ -130,6 +150,33 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
             raise
         storage.remove(upload.folder)
     return response
+
+
+def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
+    """Pack the folder; a failure leaves nothing."""
+    files: storage.Storage = request.app.state.storage
+    settings: Settings = request.app.state.settings
+    dataset_id = uuid.uuid4()
+    target = files.upload(dataset_id)
+    temporary = target.with_suffix(".part")
+    try:
+        server_folders.pack(
+            body.server_folder,
+            settings.server_folders,
+            temporary,
+            files,
+            most_bytes=settings.archive_total_bytes,
+            min_free=settings.min_free_bytes,
+        )
+        archive_check.check_archive(temporary, body.fields, settings)
+        size_bytes, sha256 = temporary.stat().st_size, storage.sha256_file(temporary)
+        received = ReceivedUpload(body.fields, body.server_folder, sha256, size_bytes)
+        storage.publish(temporary, target)
+        return _insert(request, dataset_id, received, key, hashed)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _filename(metadata: str) -> str | None:

@@ -33,20 +33,38 @@ ColumnList = Annotated[str, StringConstraints(min_length=1, max_length=COLUMN_NA
 COLUMN_NAMES = TypeAdapter(ColumnList)
 
 
-class FinishedUpload(Strict):
-    """A resumable upload that is to become a data set; the other fields are those of the other forms of the request."""
+class JsonUpload(Strict):
+    """The fields of an upload whose bytes do not come with the request."""
 
-    upload_id: Id = Field(description="Of `POST /uploads`; every byte has arrived")
-    name: Name | None = Field(default=None, description="Shown in lists; by default the file name of the upload")
+    name: Name | None = Field(default=None, description="Shown in lists; by default that of the file or folder")
     path_column: Name | None = None
     label_column: Name | None = None
     clean_column: Name | None = None
     annotator_columns: ColumnList | None = None
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """Those that were sent, as a form has them."""
+        return self.model_dump(include=set(FIELDS), exclude_none=True)
+
+
+class FinishedUpload(JsonUpload):
+    """A resumable upload that is to become a data set."""
+
+    upload_id: Id = Field(description="Of `POST /uploads`; every byte has arrived")
+
+
+class ServerFolder(JsonUpload):
+    """A folder of the service's host that is to become a data set."""
+
+    server_folder: Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(plain)] = Field(
+        description="A name of `DENLL_SERVER_FOLDERS`, or a folder below it: `photos/2024`"
+    )
+
 
 def body_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schemas of the JSON bodies, for the OpenAPI document."""
-    return {FinishedUpload.__name__: FinishedUpload.model_json_schema()}
+    return {kind.__name__: kind.model_json_schema() for kind in (FinishedUpload, ServerFolder)}
 
 
 class ReceivedUpload(NamedTuple):
