@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Header
+from fastapi import Depends, Header
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -61,19 +61,26 @@ CHUNK_BODY = {
 }
 
 
+async def _check_version(request: Request) -> None:
+    """Refuse other versions of tus, once the caller may use the route."""
+    method = request.scope.get("original_method", request.method)
+    if method != "GET" and request.headers.get("tus-resumable") != VERSION:
+        detail = f"Send the header Tus-Resumable: {VERSION}."
+        raise TusVersionUnsupported(detail, headers={"Tus-Version": VERSION})
+
+
+SPEAKS_TUS = Depends(_check_version)
+
+
 class TusRoute(Route):
-    """A route whose every answer, problems among them, has `Tus-Resumable`, and that refuses other versions."""
+    """A route whose every answer, problems among them, has `Tus-Resumable`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler of the route."""
         handle = super().get_route_handler()
 
-        async def handle_version(request: Request) -> Response:
+        async def add_version(request: Request) -> Response:
             try:
-                method = request.scope.get("original_method", request.method)
-                if method not in {"OPTIONS", "GET"} and request.headers.get("tus-resumable") != VERSION:
-                    detail = f"Send the header Tus-Resumable: {VERSION}."
-                    raise TusVersionUnsupported(detail, headers={"Tus-Version": VERSION})
                 response = await handle(request)
             except Problem as problem:
                 problem.headers.setdefault("Tus-Resumable", VERSION)
@@ -81,7 +88,7 @@ class TusRoute(Route):
             response.headers["Tus-Resumable"] = VERSION
             return response
 
-        return handle_version
+        return add_version
 
 
 class TusRouter(Router):
@@ -128,7 +135,7 @@ async def options(config: Config) -> Response:
     "/uploads",
     status_code=201,
     response_class=Response,
-    dependencies=[TRAIN],
+    dependencies=[TRAIN, SPEAKS_TUS],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         TooLarge, QueueFull, InsufficientStorage, TusVersionUnsupported, ChecksumMismatch, UploadLocked, UploadNotFound
@@ -165,7 +172,7 @@ async def create(
 @router.get(
     "/uploads/{upload_id}",
     response_model=UploadOut,
-    dependencies=[READ],
+    dependencies=[READ, SPEAKS_TUS],
     responses=problems(UploadNotFound, TusVersionUnsupported),
 )
 async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
@@ -182,7 +189,7 @@ async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
 @router.patch(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN],
+    dependencies=[TRAIN, SPEAKS_TUS],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         UploadNotFound, OffsetConflict, TusVersionUnsupported, UploadLocked, QueueFull, InsufficientStorage,
@@ -207,7 +214,7 @@ async def append(
 @router.delete(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN],
+    dependencies=[TRAIN, SPEAKS_TUS],
     responses=problems(UploadNotFound, TusVersionUnsupported, UploadLocked),
 )
 def delete(config: Config, files: Files, upload_id: uuid.UUID) -> None:

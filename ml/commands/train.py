@@ -151,7 +151,7 @@ def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | Non
         group.broadcast_object(None if newest.path is None else str(newest.path))
     if newest.state is not None:
         trainer.restore(newest.state)
-        print(f"resumed in epoch {trainer.epoch + 1}, step {trainer.step}", file=sys.stderr)
+        print(f"resumed after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
 
 
 def _train_to_the_end(trainer: Trainer, out: Path) -> None:

@@ -191,6 +191,26 @@ def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
+def hold_out(images: LabeledImages, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Hold out random images, the same ones whichever others the labels exclude: so jobs on two versions compare.
+
+    Args:
+        images: The images that are used.
+        fraction: As of `split`.
+        seed: Determines the choice.
+
+    Returns:
+        Ascending rows, int64, of the images that are trained on and of those held out.
+    """
+    if images.selection is not None:
+        _, held_out = split(len(images.selection.whole), fraction, seed)
+        is_held_out = torch.isin(images.selection.positions, held_out)
+        rows = torch.arange(len(images))
+        if not fraction or (bool(is_held_out.any()) and not bool(is_held_out.all())):
+            return rows[~is_held_out], rows[is_held_out]
+    return split(len(images), fraction, seed)
+
+
 def _load_pixels(
     folder: Path, images: Sequence[ImageRecord], size: int, resize: Resize, threads: int, progress: Progress
 ) -> Tensor:

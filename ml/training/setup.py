@@ -85,7 +85,7 @@ def prepare(
 
     # Data: labels with their noise, what is held out, images on the device
     labels, noise_rate = noisy_labels(spec, images)
-    rows, held_out = dataset.split(len(labels), spec.validation_fraction, spec.seed)
+    rows, held_out = dataset.hold_out(images, spec.validation_fraction, spec.seed)
     record = find_weights(spec, weights)
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)

@@ -54,7 +54,7 @@ def test_with_a_key_configured_only_health_and_the_page_are_open(guarded: Client
     paths = guarded.app.openapi()["paths"]  # type: ignore[attr-defined]
     for template, operations in paths.items():
         for method in operations:
-            if template not in ("/livez", "/readyz"):
+            if template not in ("/livez", "/readyz") and method != "options":  # which says what tus is spoken
                 answer = guarded.request(method.upper(), template.replace("{", "").replace("}", ""))
                 assert answer.status_code == 401, (method, template)
                 assert answer.headers["www-authenticate"].startswith("Bearer")

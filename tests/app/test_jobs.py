@@ -466,7 +466,7 @@ def test_events_replay_from_any_id_and_end_with_done(
     fake_worker.publish(claim)
     everything = stream(client.get(path).text)
     kinds = [kind for _, kind, _ in everything]
-    assert kinds == ["status", "status", "metric", "metric", "metric", "status", "done"]
+    assert kinds == ["status", "status", "metric", "metric", "metric", "log", "status", "done"]
     middle = everything[3][0]
     assert stream(client.get(path, headers={"Last-Event-ID": str(middle)}).text) == everything[4:]
     ended = client.get(path, headers={"Last-Event-ID": str(everything[-1][0])})
@@ -680,7 +680,7 @@ def test_H6_artifacts_come_whole_or_in_one_range(
 
 def test_artifacts_are_listed_with_checksums_and_named_exactly(client: Client, finished: str) -> None:
     items = {item["name"]: item for item in client.get(f"/jobs/{finished}/artifacts").json()["items"]}
-    assert {"figure.png", "image-results.sqlite", "manifest.json"} <= items.keys()
+    assert {"figure.png", "image-results.sqlite", "model.zip"} <= items.keys()
     assert len(items["figure.png"]["sha256"]) == 64
     for name in ("nothing.png", "..%2f..%2fsecret", "%2e%2e", "log.jsonl", ".hidden"):
         assert client.get(f"/jobs/{finished}/artifacts/{name}").status_code == 404

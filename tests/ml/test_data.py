@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.data import dataset, decoding, ingest, pixel_file
+from ml.data.dataset import LabeledImages, Selection
 from ml.data.decoding import Geometry
 from ml.errors import UnusableData
 from ml.formats import dataset_index
@@ -327,3 +328,21 @@ def test_a_fraction_out_of_range_is_a_mistake() -> None:
     for fraction in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="fraction"):
             dataset.split(10, fraction, 0)
+
+
+def test_the_same_images_are_held_out_whichever_others_are_excluded() -> None:
+    whole = torch.zeros(200, 2, 2, 3, dtype=torch.uint8)
+
+    def images(numbers: torch.Tensor) -> LabeledImages:
+        labels = torch.zeros(len(numbers), dtype=torch.int64)
+        return LabeledImages(whole[numbers], labels, ("a",), selection=Selection(whole, numbers))
+
+    numbers = torch.tensor([number for number in range(200) if number % 7])
+    everything = LabeledImages(whole, torch.zeros(200, dtype=torch.int64), ("a",))
+    _, before = dataset.hold_out(everything, 0.2, 5)
+    train, after = dataset.hold_out(images(numbers), 0.2, 5)
+
+    assert set(numbers[after].tolist()) == {number for number in before.tolist() if number % 7}
+    assert sorted([*train.tolist(), *after.tolist()]) == list(range(len(numbers)))
+    assert len(dataset.hold_out(images(numbers), 0.0, 5)[1]) == 0
+    assert [len(part) for part in dataset.hold_out(images(before[:2]), 0.2, 5)] == [1, 1]  # all would be held out

@@ -54,7 +54,7 @@ def test_images_become_a_verified_model(pictures: Path, tmp_path: Path, capsys: 
     assert all((pictures / row["path"]).is_file() for row in listed)
 
     assert command.main(arguments(pictures, out, noise='{"kind": "symmetric", "rate": 0.2}')) == 0
-    assert "resumed at epoch 2" in capsys.readouterr().err
+    assert "resumed after epoch 2" in capsys.readouterr().err
     assert command.main(["measure", str(out)]) == 0
 
 
