@@ -133,6 +133,11 @@ def propose_acceptance(
             "injected_noise",
             "This job ranked labels with injected noise, not the real ones.",
         ),
+        (
+            bool((job.metrics or {}).get("noise_rate_withheld")) and accepted.where.label_score_below is None,
+            "too_weak",
+            "This job's model is too weak to accept all of its flags: say label_score_below, or train a better one.",
+        ),
     ):
         if wrong:
             raise InvalidRequest(detail, errors=[Fault("/accept/job", code, detail)])

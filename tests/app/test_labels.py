@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, update
 
+from app.db import session as db
+from app.db.tables import Job
 from app.storage import Storage
 from ml.formats import dataset_index, image_results, label_versions
 from ml.formats.image_results import ImageResult
@@ -372,6 +375,17 @@ def test_filters_that_mean_nothing_are_named(
     assert ranked
     answer = client.get(f"/datasets/{dataset_id}/images?{query}")
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+def test_the_flags_of_a_model_too_weak_to_judge_need_a_threshold(
+    client: Client, labels: str, ranked: str, engine: Engine
+) -> None:
+    with db.transaction(engine) as session:
+        session.execute(update(Job).values(metrics={"noise_rate_withheld": "The model predicts only 20 % ..."}))
+    everything = client.post(labels, json={"accept": {"job": ranked, "where": {}}})
+    assert (everything.status_code, everything.json()["errors"][0]["code"]) == (422, "too_weak")
+    sure = client.post(labels, json={"accept": {"job": ranked, "where": {"label_score_below": 0.05}}})
+    assert (sure.status_code, sure.json()["counts"]["relabelled"]) == (201, 2)
 
 
 def test_results_of_a_job_of_another_data_set_are_not_shown(client: Client, dataset_id: str) -> None:

@@ -30,16 +30,16 @@ from tests.benchmarks.ranking import ROOT
 
 EPOCHS = size(12, 2)
 IMAGES = size(4000, 200)
-LIMITS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
+LIMITS = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
 PAGE = ROOT / "docs" / "evidence" / "noise_estimates.md"
 ABOUT = """# When an estimated noise rate can be believed
 
 `small` from scratch on up to 4,000 pictures of 32 pixels, cross-entropy, 12 epochs; after each epoch the estimate of
 `ml.evaluation.ranking`, beside the share of wrong labels. *Agreement*: share of held-out labels that are predicted.
-*Unexplained*: held-out labels that are neither predicted nor estimated to be wrong; these are mistakes of the model,
+*Unexplained*: of the labels estimated to be right, the share that is not predicted; these are mistakes of the model,
 or wrong labels that it missed. The interval reaches as far as these do. Where more than `MOST_UNEXPLAINED` are
-unexplained, a job tells the interval and no estimate. Methods that know the transition matrix have estimates and
-intervals of their own ([probes.md](probes.md)).
+unexplained, a job tells the interval and no estimate. So it does for methods that know the transition matrix, whose
+estimates and intervals are others ([probes.md](probes.md)).
 
     python -m tests.evidence.noise_estimates SETS
 """
@@ -62,8 +62,8 @@ class Point(NamedTuple):
     withheld: bool
 
     def unexplained(self) -> float:
-        """Share of held-out labels that are neither predicted nor estimated to be wrong."""
-        return max(0.0, 1 - self.agreement - self.estimate)
+        """Of the labels that are estimated to be right, the share that is not predicted where it is held out."""
+        return max(0.0, 1 - self.agreement / (1 - self.estimate))
 
 
 class LabelColumn(NamedTuple):
