@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any, Literal
 
-from fastapi import BackgroundTasks, Body, Header, Query
+from fastapi import BackgroundTasks, Body, Depends, Header, Query
 from fastapi.sse import EventSourceResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -32,7 +32,17 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import schemas, service, stream, submit
-from app.jobs.schemas import DryRun, JobOut, Patch, Retrain, Retry, Status
+from app.jobs.schemas import (
+    DryRun,
+    JobOut,
+    JobRequestParser,
+    Patch,
+    Retrain,
+    Retry,
+    ScoringRequest,
+    Status,
+    TrainingRequest,
+)
 
 router = Router(tags=["jobs"])
 REQUEST_BODY = {
@@ -46,6 +56,59 @@ REQUEST_BODY = {
     },
 }
 LARGEST_ID = 2**63 - 1
+JobRequest = TrainingRequest | ScoringRequest
+
+
+class JobSubmission:
+    """What routes need to queue new jobs: a dependency."""
+
+    def __init__(
+        self,
+        request: Request,
+        session: Transaction,
+        config: Config,
+        catalog: TrainingCatalog,
+        files: Files,
+        notifier: Notifications,
+        request_id: RequestId,
+        background: BackgroundTasks,
+    ) -> None:
+        self._parser: JobRequestParser = request.app.state.job_parser
+        self._session, self._catalog, self._files = session, catalog, files
+        self._max_queued, self._request_id = config.max_queued, request_id
+        self._notifier, self._background = notifier, background
+
+    def parse(self, body: Any) -> JobRequest:
+        """The request that a body of `POST /jobs` is; InvalidRequest."""
+        return self._parser.parse(body)
+
+    def dry_run(self, job: JobRequest) -> DryRun:
+        """What `queue` would do, and what it would cost."""
+        return submit.dry_run(self._session, self._catalog, self._files, job)
+
+    def queue(self, job: JobRequest, *, retrain_of: uuid.UUID | None = None) -> StoredResponse:
+        """Queue a job and its baselines; workers are notified after the commit and after the response.
+
+        Args:
+            job: What is asked for.
+            retrain_of: The job whose settings it repeats.
+        """
+        jobs = submit.create(
+            self._session,
+            self._catalog,
+            self._files,
+            job,
+            request_id=self._request_id,
+            max_queued=self._max_queued,
+            retrain_of=retrain_of,
+        )
+        for _ in jobs:
+            self._background.add_task(self._notifier.notify, "jobs")
+        comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None
+        return accepted(schemas.job_out(jobs[0], None, comparison))
+
+
+Submission = Annotated[JobSubmission, Depends(scope="function")]
 
 
 @router.post(
@@ -57,31 +120,17 @@ LARGEST_ID = 2**63 - 1
     responses={200: {"model": DryRun}, **problems(DatasetNotFound, NotReady, QueueFull)},
 )
 def create(
-    request: Request,
+    submission: Submission,
     session: Transaction,
-    config: Config,
-    catalog: TrainingCatalog,
-    files: Files,
-    notifier: Notifications,
-    request_id: RequestId,
     idempotency: Idempotency,
-    background: BackgroundTasks,
     body: Annotated[dict[str, Any], Body()],
     dry_run: Annotated[bool, Query(description="Only resolve the request and estimate its cost")] = False,
 ) -> Response:
     """Start a training, or score a data set with a model. The response shows the request, every default filled in."""
-    parsed = request.app.state.job_parser.parse(body)
+    job = submission.parse(body)
     if dry_run:
-        return JSONResponse(submit.dry_run(session, catalog, files, parsed).model_dump(mode="json"))
-
-    def queue() -> StoredResponse:
-        jobs = submit.create(session, catalog, files, parsed, request_id=request_id, max_queued=config.max_queued)
-        for _ in jobs:
-            background.add_task(notifier.notify, "jobs")  # after the commit and after the response
-        comparison = [schemas.compared_job(job, None) for job in jobs] if len(jobs) > 1 else None
-        return accepted(schemas.job_out(jobs[0], None, comparison))
-
-    return respond_once(session, idempotency, request_hash(body), queue)
+        return JSONResponse(submission.dry_run(job).model_dump(mode="json"))
+    return respond_once(session, idempotency, request_hash(body), lambda: submission.queue(job))
 
 
 def accepted(job: JobOut) -> StoredResponse:
@@ -180,36 +229,20 @@ def retry(
     responses=problems(JobNotFound, DatasetNotFound, NotReady, QueueFull, IdempotencyMismatch),
 )
 def retrain(
-    request: Request,
+    submission: Submission,
     session: Transaction,
-    config: Config,
-    catalog: TrainingCatalog,
-    files: Files,
-    notifier: Notifications,
-    request_id: RequestId,
-    background: BackgroundTasks,
     idempotency: Idempotency,
     job_id: uuid.UUID,
     body: Retrain | None = None,
 ) -> Response:
     """Repeat a training with all of its settings on the newest labels; `/comparisons` then shows what they gained."""
-    retrain_body = body or Retrain()
+    changes = body or Retrain()
 
     def queue() -> StoredResponse:
-        parsed = request.app.state.job_parser.parse(submit.retraining(session, job_id, retrain_body))
-        jobs = submit.create(
-            session,
-            catalog,
-            files,
-            parsed,
-            request_id=request_id,
-            max_queued=config.max_queued,
-            retrain_of=job_id,
-        )
-        background.add_task(notifier.notify, "jobs")
-        return accepted(schemas.job_out(jobs[0], None))
+        again = submission.parse(submit.retraining(session, job_id, changes))
+        return submission.queue(again, retrain_of=job_id)
 
-    return respond_once(session, idempotency, request_hash(str(job_id), retrain_body.model_dump(mode="json")), queue)
+    return respond_once(session, idempotency, request_hash(str(job_id), changes.model_dump(mode="json")), queue)
 
 
 @router.get(

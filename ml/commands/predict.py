@@ -24,9 +24,9 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print one line of JSON for each image, as it is predicted."""
     from ml.data import decoding
-    from ml.serving import model_export
+    from ml.serving import export_reader
 
-    predictor = model_export.open_model(options.model, options.device)
+    predictor = export_reader.open_model(options.model, options.device)
     for path in options.images:
         (prediction,) = predictor.predict([decoding.decode(path.read_bytes())])
         order = prediction.probabilities.argsort()[::-1][: options.top_k]

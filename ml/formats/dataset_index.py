@@ -35,22 +35,20 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 # Images and classes as a version of the labels has them.
 UPLOADED_VIEWS = """
 CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM main.class;
-CREATE TEMP VIEW labelled AS SELECT *, 'unreviewed' AS status FROM main.image;
+CREATE TEMP VIEW labelled AS SELECT *, NULL AS crc, 'unreviewed' AS status FROM main.image;
 """
 VERSION_VIEWS = """
 CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM version.class;
 CREATE TEMP VIEW labelled AS
   SELECT i."index", path, split, CASE WHEN l.image IS NULL THEN g.now ELSE l.given END AS given, c.now AS clean,
-    width, height, offset, stored_bytes, deflated, image_bytes, sha256, format,
+    width, height, offset, stored_bytes, deflated, image_bytes, NULL AS crc, sha256, format,
     COALESCE(l.status, 'unreviewed') AS status
   FROM main.image i LEFT JOIN version.label l ON l.image = i."index"
     LEFT JOIN version.uploaded_class g ON g."index" = i.given
     LEFT JOIN version.uploaded_class c ON c."index" = i.clean;
 """
-SELECT_IMAGES = (
-    "SELECT path, split, given, clean, offset, stored_bytes, deflated, image_bytes, NULL,"
-    ' "index", width, height, sha256, format, status FROM labelled'
-)
+IMAGE_COLUMNS = tuple('"index"' if field == "number" else field for field in ImageRecord._fields)
+SELECT_IMAGES = f"SELECT {', '.join(IMAGE_COLUMNS)} FROM labelled"  # noqa: S608  # names of our own
 
 
 SELECT_REPORT = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
-from ml.formats import dataset_index, exporters
+from ml.formats import dataset_index, export_tables, exporters
 from ml.formats.entries import restore
 from ml.formats.errors import DatasetFormatError
 from ml.formats.export_archive import WRITERS
@@ -54,7 +54,7 @@ class Export:
         """
         with self._archive.open("rb", buffering=0) as file:
             read = functools.partial(read_original, file.fileno())
-            yield from _regroup(self._writer.chunks(read))
+            yield from export_tables.regrouped(self._writer.chunks(read), CHUNK_BYTES)
 
 
 def read_original(descriptor: int, image: ImageRecord) -> bytes:
@@ -74,17 +74,3 @@ def read_original(descriptor: int, image: ImageRecord) -> bytes:
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise DatasetFormatError("bad_checksum", "the image is not the one that was uploaded", image.path)
     return data
-
-
-def _regroup(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of at least `CHUNK_BYTES`: headers and small images are many."""
-    waiting: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size >= CHUNK_BYTES:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield b"".join(waiting)

@@ -10,7 +10,7 @@ from ml.formats import csv_cells
 from ml.formats.export_source import ExportImage, ExportSource
 from ml.formats.table_columns import UPLOADED_COLUMN
 
-CHUNK_CHARS = 64 << 10
+TEXT_CHUNK_BYTES = 64 << 10
 NamedImages = Callable[[], Iterable[tuple[str, ExportImage]]]
 
 
@@ -98,12 +98,18 @@ def to_json(value: object) -> str:
 
 def joined(texts: Iterable[str]) -> Iterator[bytes]:
     """The texts in UTF-8, joined to chunks."""
-    waiting: list[str] = []
-    chars = 0
-    for text in texts:
-        waiting.append(text)
-        chars += len(text)
-        if chars >= CHUNK_CHARS:
-            yield "".join(waiting).encode()
-            waiting, chars = [], 0
-    yield "".join(waiting).encode()
+    return regrouped((text.encode() for text in texts), TEXT_CHUNK_BYTES)
+
+
+def regrouped(chunks: Iterable[bytes], least: int) -> Iterator[bytes]:
+    """The same bytes in chunks of at least `least`, but for the last one: lines, headers and small images are many."""
+    waiting: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= least:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)

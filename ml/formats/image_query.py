@@ -19,13 +19,10 @@ Order = Literal["index", "score", "path", "similarity"]
 RESULTS_AS_DATASET = """
 CREATE TEMP VIEW labelled_class AS SELECT "index", name FROM job.class;
 CREATE TEMP VIEW labelled AS SELECT image AS "index", path, split, given_label AS given, NULL AS clean, 0 AS width,
-  0 AS height, 0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, '' AS sha256, '' AS format,
-  'unreviewed' AS status FROM job.result;
+  0 AS height, 0 AS offset, 0 AS stored_bytes, 0 AS deflated, 0 AS image_bytes, NULL AS crc, '' AS sha256,
+  '' AS format, 'unreviewed' AS status FROM job.result;
 """
-IMAGE_COLUMNS = (
-    "i.path, i.split, i.given, i.clean, i.offset, i.stored_bytes, i.deflated, i.image_bytes, NULL,"
-    ' i."index", i.width, i.height, i.sha256, i.format, i.status'
-)
+IMAGE_COLUMNS = ", ".join(f"i.{column}" for column in dataset_index.IMAGE_COLUMNS)
 IMAGE_FIELDS = len(ImageRecord._fields)
 RESULT_COLUMNS = ", ".join(f"r.{column}" for column in image_results.COLUMNS)
 

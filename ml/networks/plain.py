@@ -20,12 +20,12 @@ class PlainNetwork(NamedTuple):
     """A network of another library.
 
     Attributes:
-        library: torchvision or timm.
+        package: torchvision or timm.
         code: The lines of Python that make it as `model`, where `torch` is imported.
         model: (B, 3, H, W) -> logits (B, C), freshly initialised.
     """
 
-    library: str
+    package: str
     code: tuple[str, ...]
     model: nn.Module
 

@@ -85,7 +85,7 @@ class ExportManifest(_Frozen):
     network: str
     classes: tuple[str, ...]  # in the order of the logits
     input: Input
-    library: Library | None  # None: no public library has the network, or none is installed where it was written
+    public_library: Library | None  # None: no public library has the network, or none is installed where it was written
     backbone: Backbone | None  # None: it was not pretrained
     weights: dict[str, NetworkFile]  # by file; the first is the one to use by itself
     localization: PartFile | None

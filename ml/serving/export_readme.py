@@ -19,10 +19,10 @@ def readme(manifest: ExportManifest) -> str:
         f"`{manifest.network}`, images of {manifest.input.image_size} px. `manifest.json` has classes, normalisation, "
         "measures, and the size and SHA-256 of every file.\n\n## The complete model\n\n"
         "```bash\npython -m ml predict model.zip photo.jpg\n```\n\n"
-        "or, in Python, `ml.serving.model_export.load(path)`, which takes the zip or this folder.\n"
+        "or, in Python, `ml.serving.export_reader.load(path)`, which takes the zip or this folder.\n"
     )
-    if manifest.library is not None:
-        out.write(f"\n## {WEIGHTS} with {manifest.library.name} alone\n\n")
+    if manifest.public_library is not None:
+        out.write(f"\n## {WEIGHTS} with {manifest.public_library.name} alone\n\n")
         out.write(_said_of(first))
         out.write(f"```python\n{python_code(manifest)}```\n")
     out.write("\n## Files\n\n")
@@ -53,7 +53,7 @@ def _said_of(first: NetworkFile) -> str:
 
 def python_code(manifest: ExportManifest) -> str:
     """Lines that predict `photo.jpg` in the extracted folder with public libraries; ends with `probabilities`."""
-    assert manifest.library is not None
+    assert manifest.public_library is not None
     box = ""
     crop: tuple[str, ...] = ()
     if manifest.input.resize == "crop":
@@ -66,11 +66,11 @@ def python_code(manifest: ExportManifest) -> str:
         "import json",
         "import numpy as np",
         "import torch",
-        *manifest.library.code[:1],
+        *manifest.public_library.code[:1],
         "from PIL import Image, ImageOps",
         "from safetensors.torch import load_file",
         "",
-        *manifest.library.code[1:],
+        *manifest.public_library.code[1:],
         f'model.load_state_dict(load_file("{WEIGHTS}"))',
         "model.eval()",
         "",

@@ -15,14 +15,11 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,9 +32,8 @@ from ml.formats import fsync
 from ml.formats.weights_folder import WeightsRecord
 from ml.method import ENSEMBLE
 from ml.networks import chain, plain
-from ml.serving import export_readme, model_archive, predictor
+from ml.serving import export_reader, export_readme, model_archive, predictor
 from ml.serving.export_manifest import (
-    FORMAT,
     LOCALIZATION,
     MANIFEST,
     README,
@@ -51,22 +47,14 @@ from ml.serving.export_manifest import (
     NetworkFile,
     PartFile,
 )
+from ml.serving.export_reader import STAGES, PublishedNames
 from ml.serving.model_archive import FileFacts
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
 
-STAGES = "input.encoder.stages."  # prefix of a frozen backbone in the method's state
 DATE = (1980, 1, 1, 0, 0, 0)  # of every entry: the same model makes the same bytes
 TOLERANCE = 1e-3  # most that a probability may differ when the export is opened again
-CHECK_SQUARES = 4
-MAX_MANIFEST_BYTES = 64 << 20
-
-
-class _Names(NamedTuple):
-    """Names in the state of a model's parts -> published names."""
-
-    stages: dict[str, str]  # of the frozen part
-    network: dict[str, str]  # of the network that is trained
+MAPPED_SQUARES = 4  # whose maps are computed too, to see what is read
 
 
 def write(
@@ -115,39 +103,13 @@ def write(
     described = described.model_copy(update={"files": listed})
 
     # opened again before it is written, and once more by whoever reads the file: the digests are in the manifest
-    reopened = _assemble(described, files, "cpu", "f32").predict_squares(squares)
+    reopened = export_reader.assemble(described, files, "cpu", "f32").predict_squares(squares)
     difference = _difference([one.probabilities for one in reopened], [one.probabilities for one in answers])
     if difference.largest > TOLERANCE:
         raise errors.ModelArchiveCorrupt(f"the export's probabilities differ by {difference.largest:.2g}")
     described = described.model_copy(update={"reopened": difference})
     _write_zip(target, {MANIFEST: _to_json(described), **files})
     return described
-
-
-def read_manifest(export: Path) -> ExportManifest:
-    """The manifest of an export, which is a zip or the folder it was extracted to; ModelArchiveCorrupt."""
-    return _read(export)[0]
-
-
-def load(export: Path, device: str = "auto", precision: str = "f32") -> Predictor:
-    """Open an export.
-
-    Args:
-        export: The zip, or the folder it was extracted to.
-        device: As of `Predictor.load`.
-        precision: "f32", "bf16" or "auto"; bf16 is used if it predicts the same class for a few drawn squares.
-
-    Raises:
-        ModelArchiveCorrupt: Something is missing, damaged, or of a version that this one does not read.
-    """
-    manifest, files = _read(export)
-    return _assemble(manifest, files, device, precision)
-
-
-def open_model(path: Path, device: str = "auto") -> Predictor:
-    """Open an export, or the folder of a model archive; ModelArchiveCorrupt."""
-    is_export = path.is_file() or (path / README).is_file()
-    return load(path, device) if is_export else Predictor.load(path, device)
 
 
 # --- what an export holds ---
@@ -178,29 +140,33 @@ def _parts(
     method = original.trained_method
     state = {key: tensor.detach() for key, tensor in method.state_dict().items()}
     with _ReadStorages() as reading:
-        original.predict_squares(squares[:CHECK_SQUARES], maps=True)
+        original.predict_squares(squares[:MAPPED_SQUARES], maps=True)
     read = {
         key
         for key, tensor in state.items()
         if tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in reading.pointers
     }
-    names = _names(manifest)
+    names = export_reader.published_names(manifest)
     read |= {key for key in state if key.startswith(STAGES)}  # a faster copy of the backbone was read in their place
     stages = {key: state[STAGES + key] for key in names.stages}
     in_files = {STAGES + key for key in names.stages}
 
     # networks, the one whose own prediction is nearest to the model's first
-    networks: list[tuple[NetworkFile, dict[str, Tensor]]] = []
+    pictures = original.normalized(torch.from_numpy(np.stack(squares)))
+    networks: list[tuple[NetworkFile, dict[str, Tensor], Tensor | None]] = []
     for prefix in _prefixes(method, chain.Chain):
         own = {key: state[prefix + key] for key in names.network}
         in_files |= {prefix + key for key in own}
         if read.isdisjoint(prefix + key for key in own):
             continue
         tensors = _by_published_name(names, stages, own)
-        networks.append((_judge(manifest, prefix, tensors, original, squares, answers), tensors))
+        logits = _logits(manifest, tensors, pictures)
+        networks.append((_judge(prefix, logits, answers), tensors, logits))
     networks.sort(key=lambda one: (1.0, 0.0) if (d := one[0].difference) is None else (-d.same_class, d.largest))
-    files = {WEIGHTS if i == 0 else f"weights-{i + 1}.safetensors": tensors for i, (_, tensors) in enumerate(networks)}
-    weights = {file: judged for file, (judged, _) in zip(files, networks, strict=True)}
+    files = {
+        WEIGHTS if i == 0 else f"weights-{i + 1}.safetensors": tensors for i, (_, tensors, _) in enumerate(networks)
+    }
+    weights = {file: judged for file, (judged, *_) in zip(files, networks, strict=True)}
 
     # the localization module apart; of averages by class only their mean, which is all that networks see
     modules = [
@@ -224,7 +190,7 @@ def _parts(
     if localization is not None:
         stored |= {localization.at + key for key in files[LOCALIZATION]}
     facts = {
-        "library": _library(manifest, files[WEIGHTS], original, squares),
+        "public_library": _public_library(manifest, files[WEIGHTS], pictures, networks[0][2]),
         "weights": weights,
         "localization": localization,
         "rest": REST if rest else None,
@@ -244,35 +210,22 @@ def _prefixes(method: nn.Module, kind: type[nn.Module]) -> list[str]:
     return prefixes
 
 
-def _names(manifest: model_archive.Manifest) -> _Names:
-    with torch.random.fork_rng(devices=[]):
-        whole = predictor.whole_network(manifest)
-    published = whole.published_names
-    if manifest.spec.tune == "all":
-        return _Names({}, {name: published.get(name, name) for name in whole.state_dict()})
-    names = {key: published.get(name, name) for key, name in chain.names_of(whole).items()}
-    frozen, trained = chain.cut(whole, manifest.spec.tune)
-    return _Names(
-        *({own: names[identity] for identity, own in chain.names_of(part).items()} for part in (frozen, trained))
-    )
-
-
-def _by_published_name(names: _Names, stages: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_published_name(
+    names: PublishedNames, stages: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     return {names.stages[key]: tensor for key, tensor in stages.items()} | {
         names.network[key]: tensor for key, tensor in own.items()
     }
 
 
-def _judge(
-    manifest: model_archive.Manifest,
-    at: str,
-    tensors: Mapping[str, Tensor],
-    original: Predictor,
-    squares: Sequence[NDArray[np.uint8]],
-    answers: Sequence[predictor.Prediction],
-) -> NetworkFile:
-    """What a network predicts by itself, which of the model's heads that is, and how far it is from the answer."""
-    logits = _logits(manifest, tensors, original, squares)
+def _judge(at: str, logits: Tensor | None, answers: Sequence[predictor.Prediction]) -> NetworkFile:
+    """What a network predicts by itself, which of the model's heads that is, and how far it is from the answer.
+
+    Args:
+        at: The network's prefix in the method's state.
+        logits: Its own (n, C); None where it does not read plain images.
+        answers: Of the model, for the same images.
+    """
     if logits is None:
         return NetworkFile(at=at, head=None, difference=None)
     alone = list(logits.softmax(dim=1).numpy())
@@ -283,12 +236,7 @@ def _judge(
 
 
 @torch.no_grad()
-def _logits(
-    manifest: model_archive.Manifest,
-    tensors: Mapping[str, Tensor],
-    original: Predictor,
-    squares: Sequence[NDArray[np.uint8]],
-) -> Tensor | None:
+def _logits(manifest: model_archive.Manifest, tensors: Mapping[str, Tensor], pictures: Tensor) -> Tensor | None:
     """Logits (n, C) of our network with these published weights; None where it reads more than plain images."""
     with torch.random.fork_rng(devices=[]):
         network = predictor.whole_network(manifest).eval()
@@ -296,22 +244,26 @@ def _logits(
     if any(own[key].shape != tensor.shape for key, tensor in network.state_dict().items()):
         return None
     network.load_state_dict(own)
-    logits: Tensor = network(original.normalized(torch.from_numpy(np.stack(squares))))
+    logits: Tensor = network(pictures)
     return logits
 
 
 @torch.no_grad()
-def _library(
-    manifest: model_archive.Manifest,
-    tensors: Mapping[str, Tensor],
-    original: Predictor,
-    squares: Sequence[NDArray[np.uint8]],
+def _public_library(
+    manifest: model_archive.Manifest, tensors: Mapping[str, Tensor], pictures: Tensor, expected: Tensor | None
 ) -> Library | None:
-    """How a public library opens the weights; None where it does not, or computes something else."""
-    spec, expected = manifest.spec, _logits(manifest, tensors, original, squares)
-    published_stem = spec.pretrained and manifest.format > 1
+    """How a public library opens the weights; None where it does not, or computes something else.
+
+    Args:
+        manifest: Of the model.
+        tensors: Weights by their published names.
+        pictures: Normalised (n, 3, S, S).
+        expected: Logits (n, C) of our network for them; None where it does not read plain images.
+    """
+    spec = manifest.spec
     if expected is None:
         return None
+    published_stem = spec.pretrained and manifest.format > 1
     with torch.random.fork_rng(devices=[]):
         built = plain.build(spec.network, len(manifest.classes), spec.image_size, published_stem=published_stem)
     if built is None or built.model.state_dict().keys() != tensors.keys():
@@ -320,11 +272,11 @@ def _library(
         built.model.eval().load_state_dict(dict(tensors))
     except (RuntimeError, ValueError):  # other shapes; or MNASNet, which refuses tensors without its own metadata
         return None
-    logits: Tensor = built.model(original.normalized(torch.from_numpy(np.stack(squares))))
+    logits: Tensor = built.model(pictures)
     largest = float((logits.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
     if largest > TOLERANCE:
         return None
-    return Library(name=built.library, code=built.code, largest_difference=largest)
+    return Library(name=built.package, code=built.code, largest_difference=largest)
 
 
 def _difference(own: Sequence[NDArray[np.float32]], model: Sequence[NDArray[np.float32]]) -> Difference:
@@ -341,95 +293,6 @@ def _backbone(spec: TrainingSpec, record: WeightsRecord | None) -> Backbone | No
         return None
     source, licence = (None, None) if record is None else (record.source, record.licence)
     return Backbone(name=spec.network, source=source, licence=licence)
-
-
-# --- opening it ---
-
-
-def _read(export: Path) -> tuple[ExportManifest, dict[str, bytes]]:
-    """Manifest and verified files of an export."""
-    try:
-        if export.is_dir():
-            manifest = _parse((export / MANIFEST).read_bytes())
-            files = {file: (export / file).read_bytes() for file in _plain_names(manifest)}
-        else:
-            with zipfile.ZipFile(export) as opened:
-                if opened.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
-                    raise errors.ModelArchiveCorrupt("the export's manifest is too large")
-                manifest = _parse(opened.read(MANIFEST))
-                sizes = {file: opened.getinfo(file).file_size for file in _plain_names(manifest)}
-                if sizes != {file: facts.bytes for file, facts in manifest.files.items()}:
-                    raise errors.ModelArchiveCorrupt("the export's files do not match its manifest")
-                files = {file: opened.read(file) for file in sizes}
-    except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValidationError) as error:
-        raise errors.ModelArchiveCorrupt(f"{export.name} is no readable export of a model") from error
-    if any(hashlib.sha256(files[file]).hexdigest() != facts.sha256 for file, facts in manifest.files.items()):
-        raise errors.ModelArchiveCorrupt("the export's files do not match its manifest")
-    return manifest, files
-
-
-def _parse(text: bytes) -> ExportManifest:
-    manifest = ExportManifest.model_validate_json(text)
-    if manifest.version != FORMAT:
-        raise errors.ModelArchiveCorrupt(f"this export has version {manifest.version}, and not {FORMAT}")
-    return manifest
-
-
-def _plain_names(manifest: ExportManifest) -> list[str]:
-    """The files that a manifest lists; ModelArchiveCorrupt if one is a path."""
-    if any(Path(file).name != file for file in manifest.files):
-        raise errors.ModelArchiveCorrupt("the export's manifest names a file outside of it")
-    return list(manifest.files)
-
-
-def _assemble(manifest: ExportManifest, files: Mapping[str, bytes], device: str, precision: str) -> Predictor:
-    """A predictor of an export's files."""
-    archive = model_archive.Manifest(
-        format=manifest.archive_format,
-        digest=manifest.digest,
-        files={},
-        spec=manifest.spec,
-        classes=manifest.classes,
-        mean=manifest.input.mean,
-        std=manifest.input.std,
-        label_count=manifest.label_count,
-        metrics=manifest.metrics,
-    )
-    names, state = _names(archive), dict[str, Tensor]()
-    try:
-        for file, network in manifest.weights.items():
-            tensors = load_tensors(files[file])
-            state |= {network.at + own: tensors[published] for own, published in names.network.items()}
-            if file == WEIGHTS:
-                state |= {STAGES + own: tensors[published] for own, published in names.stages.items()}
-        if manifest.localization is not None:
-            part = load_tensors(files[manifest.localization.file])
-            state |= {manifest.localization.at + own: tensor for own, tensor in part.items()}
-        if manifest.rest is not None:
-            state |= load_tensors(files[manifest.rest])
-    except (KeyError, SafetensorError) as error:
-        raise errors.ModelArchiveCorrupt("the export's weights are not those that its manifest names") from error
-    return Predictor.assemble(
-        archive,
-        state,
-        drawn_squares(manifest.input.image_size),
-        device=device,
-        precision=precision,
-        left_out=manifest.left_out,
-        trusts_activation=manifest.maps_use_activation,
-    )
-
-
-def drawn_squares(side: int) -> Tensor:
-    """Colour waves uint8 (n, side, side, 3), the same every time: they stand for images where there are none."""
-    across = torch.linspace(0.0, 1.0, side)
-    waves = [
-        torch.sin(6.3 * (k + 1) * across)[None, :, None] + torch.cos(6.3 * (k + channel) * across)[:, None, None]
-        for k in range(CHECK_SQUARES)
-        for channel in range(3)
-    ]
-    squares = torch.cat(waves, dim=2).view(side, side, CHECK_SQUARES, 3).permute(2, 0, 1, 3)
-    return ((squares / 4 + 0.5).clamp(0, 1) * 255).to(torch.uint8).contiguous()
 
 
 # --- files ---

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml import errors, methods, noise
 from ml.blocks import schedules
@@ -28,6 +28,7 @@ from ml.evaluation.ranking import MarginTracker
 from ml.features.encoder import Encoder
 from ml.features.feature_file import Progress
 from ml.features.method_input import MethodInput
+from ml.formats.weights_folder import WeightsRecord
 from ml.method import Method, Network, TrainHyperparameters
 from ml.networks import weights as network_weights
 from ml.training import devices, layer_rates, memory, randomness, spec_check
@@ -90,28 +91,11 @@ def prepare(
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
-    kinds, trains_all = renderings(spec), spec.tune == "all"
-    if record is None or (trains_all and len(kinds) == 1):
+    if record is None or (spec.tune == "all" and len(renderings(spec)) == 1):
         inputs = pixel_inputs(images, truth, mean, std, device)
     else:
-        encoder = Encoder(networks.build_frozen_part(), spec.image_size)
-        whole = images.images if images.selection is None else images.selection.whole
-        pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
-        backbone = BackboneInputs(
-            spec,
-            MethodInput(encoder, kinds, shows_pixels=trains_all).to(device),
-            {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
-             "image_size": spec.image_size},
-            images,
-            truth,
-            pictures,
-            cache=cache,
-            progress=progress,
-        )  # fmt: skip
-        if trains_all:
-            inputs = backbone.prepare_pixels(pixel_inputs(images, truth, mean, std, device), labels, rows)
-        else:
-            inputs = backbone.prepare(labels, rows)
+        frozen = networks.build_frozen_part()
+        inputs = backbone_inputs(spec, record, frozen, images, truth, labels, rows, device, cache, progress)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
     augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)
@@ -182,6 +166,51 @@ def check_data(spec: TrainingSpec, images: LabeledImages) -> None:
         raise errors.UnusableData(f"labels must lie in 0..{classes - 1}", code="unknown_class")
     if tuple(images.images.shape[1:]) != (spec.image_size, spec.image_size, 3):
         raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
+
+
+def backbone_inputs(
+    spec: TrainingSpec,
+    record: WeightsRecord,
+    frozen: nn.Sequential,
+    images: LabeledImages,
+    truth: Truth | None,
+    labels: Tensor,
+    rows: Tensor,
+    device: torch.device,
+    cache: Path | None,
+    progress: Progress,
+) -> TrainingInputs:
+    """What the frozen part of a pretrained network computes of images and test set, or locates in them.
+
+    Args:
+        spec: Of the training.
+        record: Of the pretrained weights.
+        frozen: The part of the network that is not trained; of one that is trained whole, what locates objects.
+        images: The N images.
+        truth: The test set, if there is one.
+        labels: Given labels int64 (N,).
+        rows: The images that are trained on, int64 (M,).
+        device: That computes.
+        cache: As of `Trainer.build`, like `progress`.
+        progress: See `cache`.
+    """
+    mean, std = normalisation(record)
+    whole, trains_all = images.images if images.selection is None else images.selection.whole, spec.tune == "all"
+    pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
+    backbone = BackboneInputs(
+        spec,
+        MethodInput(Encoder(frozen, spec.image_size), renderings(spec), shows_pixels=trains_all).to(device),
+        {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
+         "image_size": spec.image_size},
+        images,
+        truth,
+        pictures,
+        cache=cache,
+        progress=progress,
+    )  # fmt: skip
+    if trains_all:
+        return backbone.prepare_pixels(pixel_inputs(images, truth, mean, std, device), labels, rows)
+    return backbone.prepare(labels, rows)
 
 
 def pixel_inputs(

@@ -20,7 +20,7 @@ from ml import errors, methods, networks
 from ml.data import dataset
 from ml.networks import plain
 from ml.scenes import generate
-from ml.serving import export_manifest, export_readme, model_archive, model_export
+from ml.serving import export_manifest, export_reader, export_readme, model_archive, model_export
 from ml.serving.predictor import Predictor
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -59,7 +59,7 @@ def test_an_export_of_every_method_predicts_the_same(method: str, tmp_path: Path
     model_export.write(archive, tmp_path / "model.zip")
 
     expected = probabilities(Predictor.load(archive, device="cpu", precision="f32"))
-    assert np.abs(probabilities(model_export.load(tmp_path / "model.zip", "cpu")) - expected).max() < 1e-5
+    assert np.abs(probabilities(export_reader.load(tmp_path / "model.zip", "cpu")) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_export_of_denll_predicts_and_locates_the_same(params: dict[str, Any]
 
     original = Predictor.load(archive, device="cpu", precision="f32")
     for place in (tmp_path / "model.zip", tmp_path / "extracted"):
-        reopened = model_export.load(place, "cpu")
+        reopened = export_reader.load(place, "cpu")
         assert np.abs(probabilities(reopened) - probabilities(original)).max() < 1e-5
         for one, two in zip(
             reopened.predict_squares(unseen(), maps=True), original.predict_squares(unseen(), maps=True), strict=True
@@ -102,7 +102,7 @@ def test_an_export_holds_the_whole_network_where_a_part_stayed_frozen(tune: str,
     manifest = model_export.write(archive, tmp_path / "model.zip")
 
     expected = probabilities(Predictor.load(archive, device="cpu", precision="f32"))
-    assert np.abs(probabilities(model_export.load(tmp_path / "model.zip", "cpu")) - expected).max() < 1e-4
+    assert np.abs(probabilities(export_reader.load(tmp_path / "model.zip", "cpu")) - expected).max() < 1e-4
     assert manifest.backbone == export_manifest.Backbone(name="small", source=None, licence=None)
     whole = networks.build("small", len(generate.CLASSES), SIDE)
     with zipfile.ZipFile(tmp_path / "model.zip") as opened:
@@ -148,7 +148,7 @@ def test_plain_torchvision_opens_it_as_its_readme_says(resize: str, tmp_path: Pa
         [sys.executable, "-I", "-c", code + "print(json.dumps(probabilities))"],
         cwd=tmp_path / "out", check=True, capture_output=True, text=True,
     )  # fmt: skip
-    (expected,) = model_export.load(tmp_path / "model.zip", "cpu").predict([photo])
+    (expected,) = export_reader.load(tmp_path / "model.zip", "cpu").predict([photo])
     answer = json.loads(run.stdout)
     assert list(answer) == list(generate.CLASSES)
     assert list(answer.values()) == pytest.approx(expected.probabilities.tolist(), abs=1e-4)
@@ -225,7 +225,7 @@ def test_damage_is_a_corrupt_archive(damage: str, tmp_path: Path) -> None:
                 out.writestr(name, data)
 
     with pytest.raises(errors.ModelArchiveCorrupt):
-        model_export.load(broken, "cpu")
+        export_reader.load(broken, "cpu")
 
 
 def test_the_same_model_makes_the_same_bytes_and_a_failed_write_leaves_nothing(

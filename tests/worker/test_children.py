@@ -33,7 +33,7 @@ from ml.evaluation import measure
 from ml.features import similar_images
 from ml.formats import dataset_index
 from ml.formats import image_results as stored
-from ml.serving import model_export
+from ml.serving import export_reader
 from ml.serving.predictor import Predictor
 from ml.training import checkpoint
 from ml.training.events import Step
@@ -213,9 +213,9 @@ def test_a_published_model_has_an_export_that_opens_without_the_service(
     (model,) = harness.models(job_id)
 
     path = harness.files.model(model.id) / storage.EXPORT
-    opened = model_export.load(path, "cpu")
+    opened = export_reader.load(path, "cpu")
     published = Predictor.load(harness.files.model(model.id), device="cpu", precision="f32")
-    squares = list(model_export.drawn_squares(opened.image_size).numpy())
+    squares = list(export_reader.drawn_squares(opened.image_size).numpy())
     for one, two in zip(opened.predict_squares(squares), published.predict_squares(squares), strict=True):
         assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
     assert opened.digest == model.digest
