@@ -66,18 +66,18 @@ def test_J1_unknown_fields_are_named_with_the_likely_one(client: Client) -> None
 @pytest.mark.parametrize("path", ["/jobs", "/keys", "/jobs/00000000-0000-4000-8000-000000000000/retry"])
 def test_PRED5_refusing_thousands_of_unknown_fields_takes_no_seconds(client: Client, path: str) -> None:
     body = json.dumps({f"learning_rat{n}": n for n in range(30_000)})
-    started = time.monotonic()
+    started = time.process_time()
     answer = client.post(path, content=body, headers=JSON)
     assert (answer.status_code, answer.json()["total_errors"] >= 30_000) == (422, True)
     assert len(answer.json()["errors"]) == 100
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_PRED5_refusing_thousands_of_query_parameters_takes_no_second(client: Client) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     answer = client.get("/jobs?" + "&".join(f"limi{n}=1" for n in range(6000)))
     assert (answer.status_code, answer.json()["total_errors"]) == (422, 6000)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_unknown_query_parameters_are_named(client: Client) -> None:

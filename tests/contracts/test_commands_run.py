@@ -23,7 +23,7 @@ from tests import servers
 from tests.benchmarks.__main__ import HERE, IDS
 from tests.benchmarks.ranking import write_smallest_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
 WITH_SERVICE = ["jobs", "serving", "upload"]  # each starts processes and measures them

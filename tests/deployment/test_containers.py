@@ -33,7 +33,7 @@ def compose(files: tuple[str, ...], environment: dict[str, str], *arguments: str
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
 

@@ -29,7 +29,7 @@ def test_hadolint_has_no_complaint() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
 

@@ -31,7 +31,7 @@ ARGUMENTS = [
 ]
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROOT = Path(__file__).parents[2]
-READY_S = 90.0
+READY_S = 180.0
 ENDED_S = 40.0
 READY_AT = {"worker.embedded": "/readyz", "app.main": "/livez"}  # an API by itself knows neither broker nor inference
 

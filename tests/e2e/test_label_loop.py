@@ -18,7 +18,7 @@ TRAIN = 240
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_accepted_flags_are_what_the_next_job_trains_on(service: str, tmp_path: Path) -> None:
     archive = tmp_path / "scenes.zip"
     generate.write_archive(archive, train=TRAIN, test=60, seed=3)

@@ -34,7 +34,7 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Launch]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_from_upload_to_prediction_and_again_after_a_restart(launch: Launch, tmp_path: Path) -> None:
     """What the README promises, on SQLite and on Postgres with Redis; a second start finds everything."""
     archive = tmp_path / "scenes.zip"
@@ -77,7 +77,7 @@ def train(api: httpx2.Client, dataset_id: str) -> dict[str, Any]:
     answer = api.post("/jobs", json=request)
     assert answer.status_code == 202, answer.text
     kinds = []
-    with api.stream("GET", answer.headers["Location"] + "/events", timeout=100) as stream:
+    with api.stream("GET", answer.headers["Location"] + "/events", timeout=250) as stream:
         for line in stream.iter_lines():
             if line.startswith("event:"):
                 kinds.append(line.removeprefix("event:").strip())

@@ -28,7 +28,7 @@ from tests.e2e.conftest import Console
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
 
 TRAINED_MS = 240_000
-QUICK_MS = 20_000
+QUICK_MS = 60_000
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from tests.faults.conftest import EPOCHS, FaultHarness, kill
 from tests.servers import eventually
 from tests.worker.harness import alive
 
-pytestmark = pytest.mark.timeout(150)
-
 
 def checkpoints(harness: FaultHarness, job: Job) -> list[Path]:
     """Checkpoints on disk, newest first."""
@@ -197,8 +195,10 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: 
     worker, child = harness.busy()
     kill(worker.pid)
     worker.wait()
+    killed = time.monotonic()
 
-    eventually(lambda: not alive(child), seconds=5.0, what="the child's end with its worker")
+    eventually(lambda: not alive(child), what="the child's end with its worker")
+    assert time.monotonic() - killed < 5.0
     harness.working()
     done = harness.succeeded(job)
 
@@ -228,4 +228,4 @@ def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) 
     assert not [path for path in harness.files.root.rglob("*") if ".tmp" in path.name and job.hex in str(path)]
     eventually(lambda: not list(harness.files.job(job).glob("attempt-*/checkpoints")), what="checkpoints to go")
     worker.terminate()
-    assert worker.wait(25.0) == 0
+    assert worker.wait(75.0) == 0

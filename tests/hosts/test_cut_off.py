@@ -16,7 +16,7 @@ from tests.hosts.network import Host
 from tests.servers import eventually
 from tests.worker.harness import alive
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 def busy_hosts(harness: MultiHostHarness) -> set[str]:

@@ -189,7 +189,7 @@ for delay_ms in (1, 3, 7, 13, 23):
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SCRIPT + script, str(folder)]
-    return subprocess.run(command, check=False, timeout=100, stdout=subprocess.PIPE, text=True)
+    return subprocess.run(command, check=False, timeout=250, stdout=subprocess.PIPE, text=True)
 
 
 def test_F15_a_full_disk_is_an_os_error_and_costs_no_checkpoint(tmp_path: Path) -> None:

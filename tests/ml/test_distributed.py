@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the results of all ranks; one process starts them all, since importing torch takes seconds."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.ml.ranks", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 

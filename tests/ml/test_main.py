@@ -184,7 +184,7 @@ def test_two_devices_train_as_one_does(pictures: Path, tmp_path: Path) -> None:
     assert command.main(arguments(pictures, one, **{"learning-rate": 0.01, "threads": 1})) == 0
     options = arguments(pictures, two, **{"learning-rate": 0.01, "threads": 1, "devices": "cpu,cpu"})
     done = subprocess.run(
-        [sys.executable, "-m", "ml", *options], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-m", "ml", *options], capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

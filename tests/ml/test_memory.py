@@ -270,12 +270,11 @@ def growth() -> list[dict[str, int]]:
         for network, method, batch_size in TRAININGS
     ]
     command = [sys.executable, "-c", GROWTH, *(spec.model_dump_json() for spec in specs)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=280, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=600, text=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # the first sets up all three
 @pytest.mark.parametrize("number", range(len(TRAININGS)), ids=lambda number: "-".join(map(str, TRAININGS[number])))
 def test_a_process_grows_about_as_predicted(number: int, growth: list[dict[str, int]]) -> None:
     """Never much less, or a training that fits would be refused; never so much more that what is offered fails."""

@@ -53,7 +53,6 @@ def test_plain_cross_entropy_follows_the_scene() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # ten seconds of a core, which a loaded machine may give slowly
 def test_denll_does_not_and_finds_the_object() -> None:
     training, swapped = trained("denll", denll.ABOUT["presets"]["confounded"])
     predicted, located = predictions(training, swapped.images)

@@ -232,7 +232,7 @@ def test_datalab_finds_wrong_labels_by_the_arrays_of_a_job(harness: ServiceHarne
 
     script = Path(__file__).with_name("datalab_script.py")
     done = subprocess.run(
-        [READERS, script, folder], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=100,
+        [READERS, script, folder], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=250,
         check=False,
     )  # fmt: skip
 

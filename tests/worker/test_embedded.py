@@ -18,7 +18,7 @@ from tests.servers import die_with_parent, eventually, free_port
 from tests.worker.harness import ROOT, alive, children
 from worker.embedded import launcher
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 class Launched:

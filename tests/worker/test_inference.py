@@ -23,8 +23,6 @@ from tests import frame_reader
 from tests.servers import eventually, free_port
 from tests.worker.harness import SIDE, ServiceHarness, opened, pictures
 
-pytestmark = pytest.mark.timeout(150)
-
 
 class InferenceHarness:
     """A running inference process, its models, and a client of its socket."""

@@ -29,8 +29,6 @@ from worker import control_channel
 from worker.children import failures, ranks
 from worker.children.job_reporter import FencedOff, Interrupted
 
-pytestmark = pytest.mark.timeout(150)
-
 EPOCHS = 12
 
 

@@ -252,6 +252,6 @@ def test_every_job_ends_once_whatever_two_workers_and_the_clock_do(database_url:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_job_ends_once_over_ten_thousand_steps(tmp_path: Path) -> None:
     assert walk("", tmp_path, examples=200) == set(ENDED)

@@ -63,7 +63,7 @@ def test_a_package_reads_its_format(format: Format, dataset: Path, unpack: Calla
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home"), "PATH": os.environ["PATH"]}
 
     done = subprocess.run(
-        [PYTHON, script, format, folder], env=offline, capture_output=True, text=True, timeout=100, check=False
+        [PYTHON, script, format, folder], env=offline, capture_output=True, text=True, timeout=250, check=False
     )
 
     assert done.returncode == 0, done.stderr
