@@ -30,7 +30,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 # /data belongs to the user, so that a new volume mounted there does too.
 RUN groupadd --gid 10001 denll \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin denll \
- && install --directory --owner=denll --group=denll --mode=0750 /data \
+ && install --directory --owner=denll --group=denll --mode=0700 /data \
  && python3 -m venv --without-pip /opt/venv \
  && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip*
 WORKDIR /srv/denll

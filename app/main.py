@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 
-from app import logs, settings
+from app import logs, settings, storage
 from app.catalog import Catalog
 from app.datasets import (
     export_routes,
@@ -133,6 +133,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
 
 def main() -> None:
     config = settings.current()
+    storage.keep_private()
     logs.configure(config.log_level, process="api")
     app = create_app(config)
     # Searching for garbage took a fifth of the CPU (docs/log.md): leave out what was imported, and search less often.

@@ -9,6 +9,7 @@ import functools
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ RENAMED = {
     "WARM_ZYGOTE": "WARM_FORK_SERVER",
     "IDEMPOTENCY_KEPT_S": "IDEMPOTENCY_TTL_S",
 }
+SECRETS = ("admin_key", "database_url", "redis_url")  # settings that are a key or hold a password
 DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
@@ -212,6 +214,19 @@ class Settings(BaseSettings):
     def key_required(self) -> bool:
         """Whether requests need an API key. Without an admin key the API is open, and binds loopback only."""
         return self.admin_key is not None
+
+
+def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, str]:
+    """The environment for a process that needs no secret but these; everything else in it stays.
+
+    Args:
+        environment: Variables of this process.
+        needed: Those of `SECRETS` that the process reads.
+    """
+    hidden = {f"{PREFIX}{name.upper()}" for name in SECRETS if name not in needed}
+    if "admin_key" not in needed:
+        hidden.add(f"{PREFIX}HOST")  # which the API alone binds, and which is refused without the key
+    return {name: value for name, value in environment.items() if name.upper() not in hidden}
 
 
 def names_in(devices: str) -> tuple[str, ...]:

@@ -28,9 +28,12 @@ class Storage:
         self.root = root.absolute()
 
     def create(self) -> None:
-        """Create the top-level folders that do not exist."""
+        """Create the folders that do not exist, and close the root to other users, also where it exists."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(PermissionError):  # another user owns it, and has given this one access
+            self.root.chmod(0o700)
         for name in ("datasets", "jobs", "models", "uploads", "weights"):
-            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
+            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def dataset(self, dataset_id: uuid.UUID) -> Path:
         return self.root / "datasets" / str(dataset_id)
@@ -78,6 +81,14 @@ class Storage:
             )
 
 
+def keep_private() -> None:
+    """Close every file and folder that this process creates from now on to other users, whatever the umask was.
+
+    Called once by each `main`; children inherit it (docs/decisions/0016).
+    """
+    os.umask(0o077)
+
+
 def fence_of(attempt: Path) -> int:
     """The fence of an attempt, from the name of its folder."""
     return int(attempt.name.removeprefix("attempt-"))
@@ -108,7 +119,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: readers see the old bytes or the new ones."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -14,6 +14,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
+from app import storage
 from app.db import session
 from app.settings import Settings, current
 from app.storage import Storage
@@ -41,6 +42,7 @@ def upgrade(settings: Settings, revision: str = "head") -> None:
 
 
 def main(arguments: list[str]) -> None:
+    storage.keep_private()
     config = configuration(current())
     match arguments:
         case []:

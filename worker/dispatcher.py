@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from app import logs, retention, work, worker_registry
+from app import logs, retention, storage, work, worker_registry
 from app.datasets import ingest_queue
 from app.db.session import Engine, connect, transaction
 from app.db.tables import Dataset, Job
@@ -121,6 +121,7 @@ def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended
 
 def main() -> None:
     settings = current()
+    storage.keep_private()
     logs.configure(settings.log_level, process="dispatcher")
     Storage(settings.data_dir).create()
     engine, notifier = connect(settings), Notifier(settings)

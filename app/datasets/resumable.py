@@ -70,9 +70,9 @@ def create(files: Storage, length: int, metadata: str, *, ttl_s: float, most: in
     upload_id = uuid.uuid4()
     folder = files.resumable(upload_id)
     temporary = folder.with_name(f"{folder.name}.tmp")
-    temporary.mkdir(mode=0o750)
+    temporary.mkdir(mode=0o700)
     try:
-        (temporary / DATA).touch(0o640)
+        (temporary / DATA).touch(0o600)
         storage.write_atomic(temporary / FACTS, json.dumps({"length": length, "metadata": metadata}).encode())
         storage.publish(temporary, folder)
     except BaseException:

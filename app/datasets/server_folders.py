@@ -40,7 +40,7 @@ def pack(
         InsufficientStorage: The disk is full.
     """
     with _opened(reference, folders) as top, target.open("xb") as file:
-        target.chmod(0o640)
+        target.chmod(0o600)
         total = 0
         try:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:

@@ -97,7 +97,7 @@ class UploadWriter:
         if path is not None:
             creation = os.O_APPEND if append else os.O_CREAT | os.O_EXCL
             flags = os.O_WRONLY | creation | os.O_NOFOLLOW
-            self._file = os.fdopen(os.open(path, flags, 0o640), "wb", buffering=0)
+            self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
         self._hash = hashlib.new(algorithm)
         self._waiting: list[bytes] = []
         self._waiting_bytes = self._since_check = 0

@@ -62,7 +62,7 @@ def unpack(container: Container, target: Path, limits: Limits, progress: Callabl
                     progress()
             shard.unlink()
         _add(tar, TABLE, b"".join(lines))
-    target.chmod(0o640)
+    target.chmod(0o600)
 
 
 def _read(shard: Path, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]]:

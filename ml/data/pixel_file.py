@@ -162,7 +162,7 @@ class PixelFile:
         self._temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
 
     def __enter__(self) -> Self:
-        self._file = os.fdopen(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "wb")
+        self._file = os.fdopen(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         self._file.write(bytes(NPY_HEADER_BYTES))
         return self
 

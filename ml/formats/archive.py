@@ -167,7 +167,7 @@ def decompress(path: Path, target: Path, limits: Limits = DEFAULT_LIMITS) -> boo
             stream = tar_headers.DecompressedTar(plain, file, limits)
             while chunk := stream.read(CHUNK_BYTES):
                 out.write(chunk)
-    target.chmod(0o640)
+    target.chmod(0o600)
     return True
 
 

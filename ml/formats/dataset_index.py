@@ -130,7 +130,7 @@ def write_index(
         database.execute("COMMIT")
     finally:
         database.close()
-    target.chmod(0o640)
+    target.chmod(0o600)
     with target.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -136,7 +136,7 @@ def write(
         file.executemany("INSERT INTO report VALUES (?,?,?,?)", (line[:4] for line in report))
         file.execute("COMMIT")
         file.executescript(INDEXES + "ANALYZE;")
-    path.chmod(0o640)
+    path.chmod(0o600)
     fsync.flush(path)
 
 

@@ -233,7 +233,7 @@ def write(folder: Path, version: int, labels: Labels, uploaded: UploadedLabels) 
         uploaded: The uploaded labels.
     """
     target = path_of(folder, version)
-    target.parent.mkdir(mode=0o750, exist_ok=True)
+    target.parent.mkdir(mode=0o700, exist_ok=True)
     for half in target.parent.glob(".*.tmp"):
         half.unlink()
     temporary = target.with_name(f".{version}.{uuid.uuid4().hex}.tmp")
@@ -255,7 +255,7 @@ def write(folder: Path, version: int, labels: Labels, uploaded: UploadedLabels) 
                 ),
             )
             file.execute("COMMIT")
-        temporary.chmod(0o640)
+        temporary.chmod(0o600)
         fsync.flush(temporary)
         temporary.replace(target)
         fsync.flush(target.parent)

@@ -176,9 +176,9 @@ def install(folder: Path, file: Path, record: WeightsRecord) -> None:
 
 
 def temporary_file(folder: Path) -> Path:
-    """A new, empty file in the folder, which its owner and group alone may read; no name of weights begins so."""
+    """A new, empty file in the folder, which its owner alone may read; no name of weights begins so."""
     descriptor, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-    os.fchmod(descriptor, 0o640)
+    os.fchmod(descriptor, 0o600)
     os.close(descriptor)
     return Path(path)
 

@@ -123,7 +123,7 @@ def _install(
             f"the {' and '.join(missing)} of the images that {name} was trained with are not known",
             hint="name them by " + " and ".join(f"--{field.replace('_', '-')}" for field in missing),
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = weights_folder.temporary_file(folder)
     try:
         tensors = {key: tensor.detach().contiguous().clone() for key, tensor in published.tensors.items()}

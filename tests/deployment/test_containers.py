@@ -131,7 +131,7 @@ def test_a_secret_reaches_only_who_needs_it(services: dict[str, dict[str, Any]])
 
     assert holders("DENLL_ADMIN_KEY") == {"api"}
     assert holders("POSTGRES_PASSWORD") == OURS | {"postgres"}
-    assert holders("REDIS_PASSWORD") == OURS | {"redis"}
+    assert holders("REDIS_PASSWORD") == OURS - {"migrate", "inference"} | {"redis"}
 
 
 def test_no_secret_stands_in_a_command_line(services: dict[str, dict[str, Any]]) -> None:

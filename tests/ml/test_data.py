@@ -252,7 +252,7 @@ def test_Z9_classes_are_counted_after_decoding(make: Make) -> None:
 def test_Z10_files_are_private(make: Make) -> None:
     folder = make(pictures.class_folders())
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.name != "archive"}
-    assert modes == {"index.sqlite": 0o640, "pixels-32-squash.npy": 0o640}
+    assert modes == {"index.sqlite": 0o600, "pixels-32-squash.npy": 0o600}
 
 
 def test_INV4_nothing_unfinished_keeps_its_name(make: Make, tmp_path: Path) -> None:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 
 from tests.servers import die_with_parent, eventually, free_port
-from tests.worker.harness import ROOT, alive, children
+from tests.worker.harness import ROOT, alive, children, pictures
 from worker.embedded import launcher
 
 pytestmark = pytest.mark.slow
 
 
 class Launched:
-    def __init__(self, data: Path, port: int, log: Path) -> None:
+    def __init__(self, data: Path, port: int, log: Path, *, umask: int = -1, **more: str) -> None:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")}
-        settings = {"DENLL_DATA_DIR": str(data), "DENLL_PORT": str(port), "DENLL_THREADS": "1"}
+        settings = {"DENLL_DATA_DIR": str(data), "DENLL_PORT": str(port), "DENLL_THREADS": "1", **more}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -34,6 +37,7 @@ class Launched:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=die_with_parent,  # noqa: PLW1509
+                umask=umask,
             )
         self.address = f"http://127.0.0.1:{port}"
 
@@ -92,6 +96,59 @@ def test_it_serves_restarts_what_dies_and_ends_without_an_orphan(
     assert launched.process.wait(40.0) == 0
     assert time.monotonic() - interrupted < 30.0
     assert not [pid for pid in [*pids, *launched.descendants()] if alive(pid)]
+
+
+def test_others_on_the_machine_read_no_file_and_processes_only_the_secrets_that_they_need(
+    tmp_path: Path, data: Path
+) -> None:
+    """At the most open umask, in a folder that others could read; after an upload, a training and its logs."""
+    key = "a-key-for-the-launcher"
+    data.mkdir(mode=0o777)
+    data.chmod(0o777)
+    service = Launched(data, free_port(), tmp_path / "log", umask=0, DENLL_ADMIN_KEY=key)
+    try:
+        eventually(service.serving, seconds=120.0, what=f"the page\n{service.output}")
+        environments = {
+            line: Path(f"/proc/{pid}/environ").read_bytes()
+            for pid in service.descendants()
+            for line in [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()]
+        }
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=service.address, timeout=20.0, headers=headers) as client:
+            sent = client.post("/datasets", content=folders(), headers={"Content-Type": "application/zip"}).json()
+
+            def status(path: str) -> Any:
+                return client.get(path).json()["status"]
+
+            eventually(lambda: status(f"/datasets/{sent['id']}") == "ready", seconds=60.0, what=sent["id"])
+            training = {"dataset_id": sent["id"], "method": "ce", "network": "small", "pretrained": False, "epochs": 1}
+            job = client.post("/jobs", json=training).json()
+            eventually(lambda: status(f"/jobs/{job['id']}") == "succeeded", seconds=60.0, what=str(job))
+    finally:
+        service.process.send_signal(signal.SIGINT)
+        service.process.wait(40.0)
+        service.end()
+
+    def holders(secret: bytes) -> set[str]:
+        names = ("app.main", "dispatcher", "Q jobs", "Q datasets", "inference", "fork_server")
+        return {name for name in names for line, held in environments.items() if name in line and secret in held}
+
+    assert holders(b"PATH=") == {"app.main", "dispatcher", "Q jobs", "Q datasets", "inference", "fork_server"}
+    assert holders(key.encode()) == {"app.main"}
+    assert holders(b"DENLL_REDIS_URL=") == {"app.main", "dispatcher", "Q jobs", "Q datasets"}
+    paths = [data, *data.rglob("*")]
+    assert {path.parts[len(data.parts)] for path in paths[1:]} >= {"datasets", "jobs", "models", "logs", "weights"}
+    assert {oct(path.stat().st_mode & 0o7777) for path in paths if path.is_dir()} == {"0o700"}
+    assert {oct(path.stat().st_mode & 0o7777) for path in paths if path.is_file()} == {"0o600"}
+
+
+def folders() -> bytes:
+    """A zip of two classes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as zipped:
+        for name, _, picture in pictures(32):
+            zipped.writestr(name, picture)
+    return out.getvalue()
 
 
 def test_its_sudden_death_ends_every_process(launched: Launched) -> None:

@@ -134,7 +134,7 @@ class Attempt:
         # Only folders of earlier claims are deleted: this claim may have expired, and a later one be in use.
         for earlier in range(1, self._claim[1]):
             shutil.rmtree(self._target.with_name(f"{self._claim[0]}.tmp-{earlier}"), ignore_errors=True)
-        self.folder.mkdir(mode=0o750)
+        self.folder.mkdir(mode=0o700)
         upload = self._files.upload(self._claim[0])
         with transaction(self._engine, read_only=True) as session:
             fields = ingest_queue.upload_options(session, self._claim[0])
@@ -181,7 +181,7 @@ class Attempt:
             votes=layout.votes,
         )
         for path in self.folder.iterdir():
-            path.chmod(0o640)
+            path.chmod(0o600)
             storage.sync_file(path)
         storage.sync_folder(self.folder)
         return {**facts, "class_names": list(layout.classes)}

@@ -59,7 +59,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
     with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
         files = Storage(settings.data_dir)
         folder = files.attempt(job_id, fence)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         logs.add_file(folder / LOG_FILE, process="child")
         log.info("child runs")
         engine = connect(settings)

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app import storage
+from app.settings import SECRETS, Settings, without_secrets
 from app.storage import Storage
 from ml.formats import weights_folder
 from worker.embedded.processes import Process, Program, end
@@ -40,6 +41,7 @@ READY_S = 120.0
 BROKER_READY_S = 10.0
 WEIGHTS_S = 60.0
 ROOT = Path(__file__).parents[2]
+ROWS, QUEUES = ("database_url",), ("database_url", "redis_url")  # secrets that programs need
 
 
 def broker_binary() -> str:
@@ -75,11 +77,13 @@ def programs(settings: Settings) -> list[Program]:
     python = [sys.executable, "-m"]
     drain_s = settings.drain_s + 5.0
     return [
-        Program("api", [*python, "app.main"], grace_s=8.0),
-        Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0),
-        Program("supervisor-jobs", [*python, "worker.supervisor", "-Q", "jobs"], grace_s=drain_s),
-        Program("supervisor-datasets", [*python, "worker.supervisor", "-Q", "datasets"], grace_s=drain_s),
-        Program("inference", [*python, "worker.inference"], grace_s=8.0),
+        Program("api", [*python, "app.main"], grace_s=8.0, secrets=SECRETS),
+        Program("dispatcher", [*python, "worker.dispatcher"], grace_s=8.0, secrets=QUEUES),
+        Program("supervisor-jobs", [*python, "worker.supervisor", "-Q", "jobs"], grace_s=drain_s, secrets=QUEUES),
+        Program(
+            "supervisor-datasets", [*python, "worker.supervisor", "-Q", "datasets"], grace_s=drain_s, secrets=QUEUES
+        ),
+        Program("inference", [*python, "worker.inference"], grace_s=8.0, secrets=ROWS),
     ]
 
 
@@ -169,7 +173,11 @@ class Launcher:
 
         # The database, then everything that uses it.
         migrated = subprocess.run(
-            [sys.executable, "-m", "migrations"], env=self._environment, cwd=ROOT, check=False, stdout=sys.stderr
+            [sys.executable, "-m", "migrations"],
+            env=without_secrets(self._environment, *ROWS),
+            cwd=ROOT,
+            check=False,
+            stdout=sys.stderr,
         )
         if migrated.returncode:
             print("the database could not be brought up to date", file=sys.stderr)
@@ -227,6 +235,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
+    storage.keep_private()
     Storage(settings.data_dir).create()
     with locked(settings.data_dir), scratch_folder() as folder:
         sys.exit(Launcher(settings, folder).run())

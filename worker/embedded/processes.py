@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.settings import without_secrets
 from worker import control_channel
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,13 @@ class Program:
         name: Name of its log file, and in messages.
         command: Program and arguments.
         grace_s: How long it may take to end after SIGTERM.
+        secrets: Settings with secrets that it needs; it does not see the others.
     """
 
     name: str
     command: Sequence[str]
     grace_s: float
+    secrets: Sequence[str] = ()
 
 
 class Process:
@@ -39,13 +42,13 @@ class Process:
 
     Args:
         program: What is run.
-        environment: Its environment variables, all of them.
+        environment: Its environment variables, with more secrets than it gets.
         logs: Folder of its log file.
     """
 
     def __init__(self, program: Program, environment: Mapping[str, str], logs: Path) -> None:
         self.program = program
-        self._environment = dict(environment)
+        self._environment = without_secrets(environment, *program.secrets)
         self._log = logs / f"{program.name}.log"
         self._running: subprocess.Popen[bytes] | None = None
         self._started = self._restart_at = float("-inf")

@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from app import logs
+from app import logs, storage
 from app.db.session import connect
 from app.predictions import frames
 from app.settings import Settings, current
@@ -201,6 +201,7 @@ def run_process(settings: Settings, models: ModelCache) -> None:
 
 def main() -> None:
     settings = current()
+    storage.keep_private()
     logs.configure(settings.log_level, process="inference")
     files = Storage(settings.data_dir)
     files.create()

@@ -25,6 +25,7 @@ import sys
 import uuid
 from typing import NamedTuple
 
+from app.settings import without_secrets
 from worker import control_channel
 
 MESSAGE_BYTES = 4096
@@ -206,6 +207,7 @@ class ForkServer:
                 str(theirs.fileno()),
                 *(self._modules if self._preload else ()),
             ]
+            environment = without_secrets(os.environ, "database_url")  # children write rows, and send nothing
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=ENVIRONMENT | os.environ, start_new_session=True
+                command, pass_fds=[theirs.fileno()], env=ENVIRONMENT | environment, start_new_session=True
             )
