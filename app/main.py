@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import time
@@ -10,8 +11,10 @@ from collections.abc import AsyncIterator
 import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
+from starlette.concurrency import run_in_threadpool
 
 from app import logs, settings, storage
+from app.audit import routes as audit
 from app.catalog import Catalog
 from app.datasets import (
     export_routes,
@@ -57,6 +60,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     models.router,
     networks.router,
     keys.router,
+    audit.router,
     health_routes.router,
     web.router,
 )
@@ -77,6 +81,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state.engine = db.connect(config)
         state.notifier = Notifier(config)
         state.key_cache = KeyCache(config, state.engine)
+        keeping_last_used = asyncio.create_task(state.key_cache.keep_last_used(config.key_usage_s))
         state.model_registry = ModelRegistryCache(state.engine)
         state.event_poller = EventPoller(state.engine, config.event_poll_s)
         state.gateway = Gateway(
@@ -88,6 +93,8 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         try:
             yield
         finally:
+            keeping_last_used.cancel()
+            await run_in_threadpool(state.key_cache.write_last_used)
             await state.event_poller.close()
             state.gateway.close()
             state.notifier.close()

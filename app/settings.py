@@ -55,6 +55,7 @@ class Settings(BaseSettings):
 
     # Access and logging
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
+    key_usage_s: float = Field(default=60.0, gt=0.0, description="How often it is written when API keys were last used")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe messages that are logged"
     )

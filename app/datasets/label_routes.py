@@ -18,6 +18,7 @@ from app.datasets import image_filters, label_edits, label_service, service
 from app.datasets.label_edits import LabelChangeBody, LabelConsensus, LabelEdits
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_service import Proposal
+from app.db import audit
 from app.db import session as db
 from app.db.tables import Dataset, LabelVersion
 from app.errors import (
@@ -30,7 +31,7 @@ from app.errors import (
 )
 from app.http import bodies, pages
 from app.http import files as file_responses
-from app.http.access import READ, TRAIN
+from app.http.access import READ, TRAIN, actor_of
 from app.http.deps import Files, ReadSession, Transaction
 from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
 from app.http.openapi import problems
@@ -322,10 +323,13 @@ def propose(
 
 def write(session: Session, request: Request, proposal: Proposal, note: str) -> StoredResponse:
     """Write the version, and the response that shows it."""
-    author = label_service.author_name(session, request.state.principal.id)
+    author = request.state.principal.name or None
     row = label_service.write(session, request.app.state.storage, proposal, author=author, note=note)
-    out = version_out(row).model_copy(update={"skipped": dict(proposal.skipped) or None})
     location = f"/datasets/{row.dataset_id}/labels/{row.version}"
+    audit.record(
+        session, actor_of(request), "labels.edit", location, source=row.source, edits=row.edits, note=note[:200]
+    )
+    out = version_out(row).model_copy(update={"skipped": dict(proposal.skipped) or None})
     headers = {"Location": location, "ETag": f'"{row.version}"'}
     return StoredResponse(201, headers, out.model_dump(mode="json"))
 

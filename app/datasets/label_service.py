@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.datasets import label_issues, service
 from app.datasets.label_edits import AcceptedIssues, ConsensusRule, IssueFilter
-from app.db.tables import ApiKey, Dataset, Job, LabelVersion
+from app.db.tables import Dataset, Job, LabelVersion
 from app.errors import (
     Fault,
     InvalidRequest,
@@ -56,15 +56,6 @@ class Proposal(NamedTuple):
     skipped: Mapping[str, int]
     source: str
     origin: dict[str, Any] | None
-
-
-def author_name(session: Session, principal_id: str) -> str | None:
-    """The name of the caller's API key; None for the loopback user, who has none."""
-    try:
-        key = session.get(ApiKey, uuid.UUID(principal_id))
-    except ValueError:
-        return principal_id or None
-    return None if key is None else key.name
 
 
 def check_version(dataset: Dataset, version: int) -> int:

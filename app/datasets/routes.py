@@ -16,6 +16,7 @@ from app import storage
 from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service, uploads
 from app.datasets.image_filters import Filters
 from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, ReportLine, Status
+from app.db import audit
 from app.db.tables import Dataset, State
 from app.errors import (
     ArchiveRejected,
@@ -34,7 +35,7 @@ from app.errors import (
 )
 from app.http import bodies, pages
 from app.http import files as file_responses
-from app.http.access import READ, TRAIN
+from app.http.access import READ, TRAIN, By
 from app.http.deps import Files, ReadSession, Transaction
 from app.http.idempotency import Idempotency
 from app.http.openapi import problems
@@ -166,9 +167,10 @@ def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
-def delete(session: Transaction, files: Files, background: BackgroundTasks, dataset_id: uuid.UUID) -> None:
+def delete(session: Transaction, by: By, files: Files, background: BackgroundTasks, dataset_id: uuid.UUID) -> None:
     """Free the disk; 409 while a job uses it. Finished jobs and their models stay."""
-    service.delete(session, dataset_id)
+    name = service.delete(session, dataset_id)
+    audit.record(session, by, "dataset.delete", f"/datasets/{dataset_id}", name=name)
     background.add_task(storage.remove, files.dataset(dataset_id))
     background.add_task(storage.remove, files.upload(dataset_id))
 

@@ -68,8 +68,11 @@ def get_ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) ->
     return row
 
 
-def delete(session: Session, dataset_id: uuid.UUID) -> None:
+def delete(session: Session, dataset_id: uuid.UUID) -> str:
     """Delete the row of a data set; its jobs and models stay. The caller removes the files.
+
+    Returns:
+        The name that it had.
 
     Raises:
         DatasetNotFound: There is no such data set.
@@ -85,3 +88,4 @@ def delete(session: Session, dataset_id: uuid.UUID) -> None:
     if jobs:
         raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} need it; cancel or wait.")
     session.delete(row)
+    return row.name

@@ -244,7 +244,25 @@ class ApiKey(Base):
     key_sha256: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=now())
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute: written in batches
     revoked_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """Who did what; append-only (see `app.db.audit`)."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_object", "object", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    actor: Mapped[str] = mapped_column(String(200))  # name of the API key
+    key_id: Mapped[uuid.UUID | None]  # null for the admin key, the loopback user and the service itself
+    action: Mapped[str] = mapped_column(String(32))
+    object: Mapped[str] = mapped_column(String(300))  # the path of the resource, such as /jobs/{id}
+    request_id: Mapped[str | None] = mapped_column(String(200))
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
 
 
 class IdempotencyKey(Base):

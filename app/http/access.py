@@ -1,24 +1,28 @@
 """Authentication by API key and the scopes that routes require. Keys are created and revoked in `app.keys`.
 
 A valid key is cached for a few seconds, and for as long as the database is unavailable, so that predictions need no
-database.
+database. When a key was last used is written in batches, by no request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import threading
 import time
 import uuid
+from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 
 from fastapi import Depends
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, or_, select, update
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from app.db import session as db
+from app.db.audit import Actor
+from app.db.clock import now
 from app.db.tables import ApiKey
 from app.errors import DatabaseUnavailable, Forbidden, Unauthenticated
 from app.settings import Settings
@@ -27,6 +31,7 @@ Scope = Literal["read", "train", "predict", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "train", "predict", "admin")
 KEY_FRESH_S = 5.0  # how long a revoked key may still work in another API process
 MOST_CACHED = 1024
+LOOPBACK = "loopback"  # who acts without a key
 
 
 class Principal(NamedTuple):
@@ -34,6 +39,7 @@ class Principal(NamedTuple):
 
     id: str
     scopes: frozenset[str]
+    name: str  # of the key; "" for the loopback user
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller has this scope or `admin`."""
@@ -41,8 +47,17 @@ class Principal(NamedTuple):
             raise Forbidden(f"This needs a key with the scope {scope!r}.")
 
 
-ANYBODY = Principal("", frozenset(SCOPES))
-BOOTSTRAP = Principal("admin", frozenset(SCOPES))
+ANYBODY = Principal("", frozenset(SCOPES), "")
+BOOTSTRAP = Principal("admin", frozenset(SCOPES), "admin")
+
+
+class ValidKey(NamedTuple):
+    """A key that was looked up; times are `time.monotonic()`, which no change of the clock moves."""
+
+    principal: Principal
+    looked_up: float
+    expires_at: datetime | None
+    expires: float
 
 
 def digest(key: str) -> str:
@@ -57,7 +72,8 @@ class KeyCache:
         admin = settings.admin_key
         self._bootstrap = digest(admin.get_secret_value()) if admin else None
         self._engine = engine
-        self._principals: dict[str, tuple[Principal | None, float]] = {}
+        self._keys: dict[str, ValidKey] = {}
+        self._last_used: dict[str, float] = {}  # by the id of a key: what is not written yet
         self._lock = threading.Lock()
 
     async def principal(self, authorization: str | None) -> Principal:
@@ -70,37 +86,72 @@ class KeyCache:
         hashed = digest(key.strip())
         if hmac.compare_digest(hashed, self._bootstrap):
             return BOOTSTRAP
-        principal, cached_at = self._principals.get(hashed, (None, 0.0))
-        if principal is None or time.monotonic() - cached_at > KEY_FRESH_S:
-            principal = await run_in_threadpool(self._look_up, hashed, principal)
-        if principal is None:
+        valid = self._keys.get(hashed)
+        if valid is None or time.monotonic() - valid.looked_up > KEY_FRESH_S:
+            valid = await run_in_threadpool(self._look_up, hashed, valid)
+        if valid is None:
             raise unauthenticated("This key is unknown or revoked.")
-        return principal
+        now_s = time.monotonic()
+        if valid.expires_at is not None and now_s >= valid.expires:
+            raise unauthenticated(f"This key expired at {valid.expires_at.isoformat(timespec='seconds')}.")
+        self._last_used[valid.principal.id] = now_s
+        return valid.principal
 
     def clear(self) -> None:
         """Empty the cache: after a key was revoked, keys are looked up in the database again."""
         with self._lock:
-            self._principals.clear()
+            self._keys.clear()
 
-    def _look_up(self, hashed: str, cached: Principal | None) -> Principal | None:
-        """The caller with this key; the cached one while the database is unavailable."""
+    def write_last_used(self) -> None:
+        """Write when keys were last used; while the database is unavailable that is left to the next call."""
+        uses, self._last_used = self._last_used, {}
+        if not uses:
+            return
+        try:
+            with db.transaction(self._engine) as session:
+                for key_id, used in sorted(uses.items()):
+                    at = now(used - time.monotonic())
+                    older = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < at)  # than what others wrote
+                    session.execute(
+                        update(ApiKey)
+                        .where(ApiKey.id == uuid.UUID(key_id), older)
+                        .values(last_used_at=at)
+                        .execution_options(synchronize_session=False)
+                    )
+        except DatabaseUnavailable:
+            self._last_used = uses | self._last_used
+
+    async def keep_last_used(self, period_s: float) -> None:
+        """Call `write_last_used` every `period_s` seconds until it is cancelled."""
+        while True:
+            await asyncio.sleep(period_s)
+            await run_in_threadpool(self.write_last_used)
+
+    def _look_up(self, hashed: str, cached: ValidKey | None) -> ValidKey | None:
+        """The key with this hash; the cached one while the database is unavailable."""
+        columns = (ApiKey.id, ApiKey.name, ApiKey.scopes, ApiKey.expires_at, now().label("now"))
         try:
             with db.transaction(self._engine, read_only=True) as session:
-                valid = (ApiKey.key_sha256 == hashed, ApiKey.revoked_at.is_(None))
-                row = session.execute(select(ApiKey.id, ApiKey.scopes).where(*valid)).one_or_none()
+                conditions = (ApiKey.key_sha256 == hashed, ApiKey.revoked_at.is_(None))
+                row = session.execute(select(*columns).where(*conditions)).one_or_none()
         except DatabaseUnavailable:
             if cached is not None:
                 return cached
             raise
-        principal = Principal(str(row.id), frozenset(row.scopes)) if row else None
+        valid = None
+        if row is not None:
+            looked_up = time.monotonic()
+            expires = looked_up + (row.expires_at - row.now).total_seconds() if row.expires_at else float("inf")
+            principal = Principal(str(row.id), frozenset(row.scopes), row.name)
+            valid = ValidKey(principal, looked_up, row.expires_at, expires)
         with self._lock:
-            if len(self._principals) >= MOST_CACHED:
-                self._principals.clear()
-            if principal is not None:
-                self._principals[hashed] = (principal, time.monotonic())
+            if len(self._keys) >= MOST_CACHED:
+                self._keys.clear()
+            if valid is not None:
+                self._keys[hashed] = valid
             else:
-                self._principals.pop(hashed, None)
-        return principal
+                self._keys.pop(hashed, None)
+        return valid
 
 
 def unauthenticated(detail: str) -> Unauthenticated:
@@ -148,3 +199,16 @@ Caller = Annotated[Principal, Depends(_principal)]
 def key_id(principal: Principal) -> uuid.UUID | None:
     """The id of the caller's key; None for the loopback user and the bootstrap key."""
     return uuid.UUID(principal.id) if principal.id not in {"", "admin"} else None
+
+
+def actor_of(request: Request) -> Actor:
+    """The caller, for the audit table."""
+    principal: Principal = request.state.principal
+    return Actor(principal.name or LOOPBACK, key_id(principal), request.state.request_id)
+
+
+async def _actor(request: Request) -> Actor:
+    return actor_of(request)
+
+
+By = Annotated[Actor, Depends(_actor)]

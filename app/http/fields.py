@@ -1,12 +1,13 @@
-"""Types of request fields that several slices share: ids, text without control characters, tags."""
+"""Types of request fields that several slices share: ids, times, text without control characters, tags."""
 
 from __future__ import annotations
 
 import unicodedata
 import uuid
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 
 class Strict(BaseModel):
@@ -31,7 +32,17 @@ def _text_of_uuid(value: object) -> object:
     return value
 
 
+def _time_of_text(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("this is not a time as in RFC 3339") from None
+    return value
+
+
 Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(plain)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(plain)]
 Id = Annotated[uuid.UUID, BeforeValidator(_text_of_uuid)]
+Time = Annotated[AwareDatetime, BeforeValidator(_time_of_text)]
 Tags = Annotated[dict[Name, Text], Field(max_length=32)]

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import storage
+from app.db import audit
 from app.db import session as db
 from app.db.tables import Job
 from app.errors import (
@@ -25,7 +26,7 @@ from app.errors import (
     QueueFull,
 )
 from app.http import pages
-from app.http.access import READ, TRAIN
+from app.http.access import READ, TRAIN, By
 from app.http.deps import Config, Files, Notifications, ReadSession, RequestId, TrainingCatalog, Transaction
 from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
 from app.http.openapi import problems
@@ -176,9 +177,10 @@ def change(session: Transaction, job_id: uuid.UUID, body: Patch) -> JobOut:
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[TRAIN], responses=problems(JobNotFinished))
-def delete(session: Transaction, files: Files, background: BackgroundTasks, job_id: uuid.UUID) -> None:
+def delete(session: Transaction, by: By, files: Files, background: BackgroundTasks, job_id: uuid.UUID) -> None:
     """Delete a job that has ended, with its files; its model stays."""
-    service.delete(session, job_id)
+    name = service.delete(session, job_id)
+    audit.record(session, by, "job.delete", f"/jobs/{job_id}", name=name)
     background.add_task(storage.remove, files.job(job_id))
 
 
@@ -189,9 +191,11 @@ def delete(session: Transaction, files: Files, background: BackgroundTasks, job_
     response_model=JobOut,
     responses=problems(JobFinished),
 )
-def cancel(session: Transaction, job_id: uuid.UUID) -> JobOut:
+def cancel(session: Transaction, by: By, job_id: uuid.UUID) -> JobOut:
     """End a queued job at once, a running one within seconds; 409 when it has ended."""
-    return job_detail(session, service.cancel(session, job_id))
+    job = service.cancel(session, job_id)
+    audit.record(session, by, "job.cancel", f"/jobs/{job_id}", name=job.name)
+    return job_detail(session, job)
 
 
 @router.post(

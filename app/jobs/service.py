@@ -137,14 +137,19 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
     return job
 
 
-def delete(session: Session, job_id: uuid.UUID) -> None:
-    """Delete a job that has ended; its model stays. The caller removes the files. JobNotFound, JobNotFinished."""
+def delete(session: Session, job_id: uuid.UUID) -> str | None:
+    """Delete a job that has ended; its model stays. The caller removes the files. JobNotFound, JobNotFinished.
+
+    Returns:
+        The name that it had.
+    """
     job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
         raise JobNotFound("There is no job with this id.")
     if job.state not in ENDED:
         raise JobNotFinished(f"The job is {job.state}; cancel it first.")
     session.delete(job)
+    return job.name
 
 
 def epoch_reports(session: Session, job_id: uuid.UUID) -> list[tuple[int, dict[str, Any]]]:

@@ -9,9 +9,10 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.db import audit
 from app.db.tables import ApiKey
 from app.http import pages
-from app.http.access import ADMIN
+from app.http.access import ADMIN, By
 from app.http.deps import ReadSession, Transaction
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -22,12 +23,15 @@ router = Router(tags=["keys"])
 
 
 @router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=CreatedKey)
-def create(session: Transaction, body: NewKey, response: Response) -> CreatedKey:
+def create(session: Transaction, by: By, body: NewKey, response: Response) -> CreatedKey:
     """Create a key. Only this response contains it; an Idempotency-Key is ignored, as it would store the key."""
-    row, key = service.create(session, body.name, body.scopes)
+    row, key = service.create(session, body.name, body.scopes, body.expires_at)
+    known = KeyOut.model_validate(row, from_attributes=True)
+    detail = known.model_dump(mode="json", include={"name", "scopes", "expires_at"})
+    audit.record(session, by, "key.create", f"/keys/{row.id}", **detail)
     response.headers["Location"] = f"/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
-    return CreatedKey.model_validate({**KeyOut.model_validate(row, from_attributes=True).model_dump(), "key": key})
+    return CreatedKey.model_validate({**known.model_dump(), "key": key})
 
 
 @router.get("/keys", dependencies=[ADMIN], response_model=Page[KeyOut])
@@ -43,7 +47,8 @@ def get(session: ReadSession, key_id: uuid.UUID) -> KeyOut:
 
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[ADMIN])
-def revoke(session: Transaction, request: Request, background: BackgroundTasks, key_id: uuid.UUID) -> None:
+def revoke(session: Transaction, by: By, request: Request, background: BackgroundTasks, key_id: uuid.UUID) -> None:
     """Revoke a key: at once in this process, within five seconds in any other."""
     service.revoke(session, key_id)
+    audit.record(session, by, "key.revoke", f"/keys/{key_id}")
     background.add_task(request.app.state.key_cache.clear)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -17,10 +18,12 @@ from app.http import access
 PREFIX = "denll_"  # secret scanners find what has a prefix
 
 
-def create(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
+def create(
+    session: Session, name: str, scopes: Sequence[str], expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
     """Create a key: its row, and the key itself, which is not stored."""
     key = PREFIX + secrets.token_urlsafe(32)
-    row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)))
+    row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)), expires_at=expires_at)
     session.add(row)
     session.flush()
     session.refresh(row)

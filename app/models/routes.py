@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from app import storage
+from app.db import audit
 from app.db.tables import Alias, Model
 from app.errors import (
     AliasNotFound,
@@ -24,7 +25,7 @@ from app.errors import (
 )
 from app.http import files as file_responses
 from app.http import pages
-from app.http.access import READ, TRAIN
+from app.http.access import READ, TRAIN, By
 from app.http.deps import Files, ReadSession, Transaction
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
@@ -92,10 +93,12 @@ def export(
 
 @router.delete("/models/{model_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
 def delete(
-    request: Request, session: Transaction, files: Files, background: BackgroundTasks, model_id: uuid.UUID
+    request: Request, session: Transaction, by: By, files: Files, background: BackgroundTasks, model_id: uuid.UUID
 ) -> None:
     """Delete a model and its files; 409 while an alias pins it or a job scores with it."""
-    service.remove(session, model_id)
+    model = service.remove(session, model_id)
+    detail = {"name": model.name, "digest": model.digest, "job_id": model.job_id and str(model.job_id)}
+    audit.record(session, by, "model.delete", f"/models/{model_id}", **detail)
     background.add_task(request.app.state.model_registry.clear)
     background.add_task(storage.remove, files.model(model_id))
 
@@ -132,7 +135,13 @@ def _unpinned(session: Session, model: Model) -> AliasOut:
     responses={201: {"model": AliasOut}, **problems(NotReady, ModelNotFound)},
 )
 def put_alias(
-    request: Request, session: Transaction, response: Response, background: BackgroundTasks, alias: Name, body: Pin
+    request: Request,
+    session: Transaction,
+    by: By,
+    response: Response,
+    background: BackgroundTasks,
+    alias: Name,
+    body: Pin,
 ) -> AliasOut:
     """Point an alias at a model (201 when it is new), or with `rollback` at the one before."""
     if body.rollback == (body.model_id is not None):
@@ -144,11 +153,15 @@ def put_alias(
     else:
         row, fresh = service.pin(session, alias, body.model_id)
         response.status_code = 201 if fresh else 200
+    audit.record(
+        session, by, "alias.move", f"/aliases/{alias}", model_id=str(row.model_id), rollback=body.model_id is None
+    )
     return alias_out(alias, service.get(session, row.model_id), row, service.history(session, alias))
 
 
 @router.delete("/aliases/{alias}", status_code=204, dependencies=[TRAIN], responses=problems(AliasNotFound))
-def delete_alias(request: Request, session: Transaction, background: BackgroundTasks, alias: Name) -> None:
+def delete_alias(request: Request, session: Transaction, by: By, background: BackgroundTasks, alias: Name) -> None:
     """Remove an alias; its history stays, and `default` follows what is published again."""
     service.unpin(session, alias)
+    audit.record(session, by, "alias.delete", f"/aliases/{alias}")
     background.add_task(request.app.state.model_registry.clear)

@@ -83,8 +83,8 @@ def aliases_of(session: Session, models: Sequence[Model]) -> dict[uuid.UUID, lis
     return names
 
 
-def remove(session: Session, model_id: uuid.UUID) -> None:
-    """Delete a model's row; the caller removes the files.
+def remove(session: Session, model_id: uuid.UUID) -> Model:
+    """Delete a model's row, and return what it was; the caller removes the files.
 
     Raises:
         ModelNotFound: There is no such model.
@@ -100,6 +100,7 @@ def remove(session: Session, model_id: uuid.UUID) -> None:
     if any(spec.get("model_id") == str(model_id) for spec in session.scalars(select(Job.spec).where(*scoring))):
         raise InUse("A queued or running job scores a data set with this model; cancel or wait.")
     session.delete(model)
+    return model
 
 
 def get_alias(session: Session, name: str) -> Alias:

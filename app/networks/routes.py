@@ -8,10 +8,11 @@ from fastapi import Path, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.db import audit
 from app.errors import InsufficientStorage, InUse, QueueFull, WeightsNotFound, WeightsRejected
 from app.http import pages
-from app.http.access import ADMIN, READ
-from app.http.deps import Files, ReadSession, TrainingCatalog
+from app.http.access import ADMIN, READ, By
+from app.http.deps import Files, TrainingCatalog, Transaction
 from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
@@ -86,6 +87,8 @@ async def put(
 
 
 @router.delete("/weights/{name}", status_code=204, dependencies=[ADMIN], responses=problems(InUse, WeightsNotFound))
-def delete(session: ReadSession, files: Files, name: Name) -> None:
+def delete(session: Transaction, by: By, files: Files, name: Name) -> None:
     """Delete weights; 409 while a job uses them. Models that were trained from them stay."""
+    record = service.get_weights(files, name)
+    audit.record(session, by, "weights.delete", f"/weights/{name}", digest=f"sha256:{record.digest}")
     service.remove_weights(session, files, name)

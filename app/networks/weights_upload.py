@@ -16,9 +16,12 @@ from starlette.requests import Request
 
 from app.catalog import Catalog, UnknownChoice
 from app.datasets.uploads import UploadWriter
+from app.db import audit
 from app.db import session as db
+from app.db.audit import Actor
 from app.errors import Fault, InvalidRequest, UnsupportedMediaType, WeightsRejected
 from app.http import bodies
+from app.http.access import actor_of
 from app.networks import service
 from app.storage import Storage
 from ml.formats import weights_folder
@@ -66,7 +69,8 @@ async def receive(request: Request, name: str, facts: dict[str, Any], digest: st
             if digest is not None and digest.lower() != sha256:
                 detail = f"The body has the SHA-256 {sha256}."
                 raise InvalidRequest(detail, errors=[Fault("/query/digest", "digest", detail)])
-            return await run_in_threadpool(_install, state.catalog, state.engine, files, temporary, name, facts, sha256)
+            record = await run_in_threadpool(_read_record, state.catalog, temporary, name, facts, sha256)
+            return record, await run_in_threadpool(_install, state.engine, files, temporary, record, actor_of(request))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -89,18 +93,30 @@ def _check_unused(engine: Any, name: str) -> None:
         service.check_unused(session, name)
 
 
-def _install(
-    catalog: Catalog, engine: Any, files: Storage, file: Path, name: str, facts: dict[str, Any], sha256: str
-) -> tuple[WeightsRecord, bool]:
+def _read_record(catalog: Catalog, file: Path, name: str, facts: dict[str, Any], sha256: str) -> WeightsRecord:
     try:
         header = weights_folder.read_header(file)
     except InvalidWeights as error:
         raise WeightsRejected(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
-    record = _record(catalog, header, file, name, facts, sha256)
-    is_new = weights_folder.read_record(files.weights(), name) is None
-    _check_unused(engine, name)  # again: receiving the file took its time
-    weights_folder.install(files.weights(), file, record)
-    return record, is_new
+    return _record(catalog, header, file, name, facts, sha256)
+
+
+def _install(engine: Any, files: Storage, file: Path, record: WeightsRecord, by: Actor) -> bool:
+    """Install the file; whether there were no weights of its name before."""
+    is_new = weights_folder.read_record(files.weights(), record.name) is None
+    with db.transaction(engine) as session:
+        service.check_unused(session, record.name)  # again: receiving the file took its time
+        audit.record(
+            session,
+            by,
+            "weights.install",
+            f"/weights/{record.name}",
+            digest=f"sha256:{record.digest}",
+            size=record.size,
+        )
+        session.flush()  # whatever the database refuses, it refuses before the file is there
+        weights_folder.install(files.weights(), file, record)
+    return is_new
 
 
 def _record(

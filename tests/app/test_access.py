@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from app.db import session as db
 from app.db.tables import ApiKey
 from app.settings import Settings
 from tests.app.conftest import BOTH, Client
+from tests.servers import eventually
 
 ADMIN = "a-bootstrap-key-for-tests"
 
@@ -131,3 +133,51 @@ def test_without_a_key_configured_loopback_is_open(client: Client) -> None:
 @pytest.mark.parametrize("scopes", [[], ["root"], ["read"] * 9, "read", [1]])
 def test_scopes_are_those_that_exist(client: Client, scopes: object) -> None:
     assert client.post("/keys", json={"name": "x", "scopes": scopes}).status_code == 422
+
+
+@BOTH
+def test_a_key_that_expires_stops_working_and_is_named_as_expired(guarded: Client) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=1.5)
+    body = {"name": "for a while", "scopes": ["read"], "expires_at": soon.isoformat()}
+    created = guarded.post("/keys", json=body, headers=bearer(ADMIN)).json()
+    key = bearer(created["key"])
+    assert datetime.fromisoformat(created["expires_at"]) == soon
+    assert guarded.get("/jobs", headers=key).status_code == 200
+
+    refused = eventually(lambda: (r := guarded.get("/jobs", headers=key)).status_code == 401 and r, seconds=4.0)
+    assert datetime.now(UTC) >= soon
+    assert f"expired at {soon.isoformat(timespec='seconds')}" in refused.json()["detail"]
+    guarded.app.state.key_cache.clear()  # type: ignore[attr-defined]
+    assert "expired at" in guarded.get("/jobs", headers=key).json()["detail"]  # also when it is looked up
+
+
+@pytest.mark.parametrize(
+    "expires_at",
+    ["2020-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00", "2030-01-01T00:00:00", "tomorrow", 2**31, "1900000000", True],
+)
+def test_J2_an_expiry_that_is_past_too_far_or_no_time_is_refused(guarded: Client, expires_at: Any) -> None:
+    body = {"name": "test", "scopes": ["read"], "expires_at": expires_at}
+    answer = guarded.post("/keys", json=body, headers=bearer(ADMIN))
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/expires_at"
+
+
+@BOTH
+def test_the_last_use_of_a_key_is_written_in_batches_by_no_request(with_settings: Callable[..., Client]) -> None:
+    rarely = with_settings(admin_key=ADMIN, key_usage_s=3600.0)
+    used, unused = new_key(rarely, "read"), new_key(rarely, "read")
+    before = datetime.now(UTC)
+    for _ in range(3):
+        assert rarely.get("/jobs", headers=bearer(used["key"])).status_code == 200
+
+    def last_used(client: Client, key: Any) -> Any:
+        return client.get(f"/keys/{key['id']}", headers=bearer(ADMIN)).json()["last_used_at"]
+
+    assert last_used(rarely, used) is None
+    often = with_settings(admin_key=ADMIN, key_usage_s=0.05)
+    assert often.get("/jobs", headers=bearer(used["key"])).status_code == 200
+    written = datetime.fromisoformat(eventually(lambda: last_used(often, used), what="a batch"))
+    rarely.app.state.key_cache.write_last_used()  # type: ignore[attr-defined]  # an older use changes nothing
+    assert datetime.fromisoformat(last_used(often, used)) == written
+    assert before - timedelta(seconds=1) < written < datetime.now(UTC) + timedelta(seconds=1)
+    assert last_used(often, unused) is None

@@ -1,0 +1,52 @@
+"""The audit table: who did what. A row is written in the transaction of the act itself, and never changed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.db.tables import AuditEntry
+
+Action = Literal[
+    "alias.delete",
+    "alias.move",
+    "dataset.delete",
+    "job.cancel",
+    "job.delete",
+    "key.create",
+    "key.revoke",
+    "labels.delete",
+    "labels.edit",
+    "model.delete",
+    "weights.delete",
+    "weights.install",
+]
+
+
+class Actor(NamedTuple):
+    """Who acts: the name and id of an API key, and the request. Who has no key has no id."""
+
+    name: str
+    key_id: uuid.UUID | None = None
+    request_id: str | None = None
+
+
+def record(session: Session, actor: Actor, action: Action, object: str, **detail: Any) -> None:
+    """Add a row to the transaction of the act.
+
+    Args:
+        object: The path of the resource that was acted on, such as `/jobs/{id}`.
+        detail: More about it, as strict JSON of a few hundred bytes.
+    """
+    session.add(
+        AuditEntry(
+            actor=actor.name,
+            key_id=actor.key_id,
+            request_id=actor.request_id,
+            action=action,
+            object=object,
+            detail=detail,
+        )
+    )
