@@ -13,7 +13,7 @@
     ├── 415 UnsupportedMediaType
     ├── 416 RangeNotSatisfiable
     ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
-    ├── 429 QueueFull · Overloaded
+    ├── 429 QueueFull · Overloaded · TooManyEventStreams
     ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable
     ├── 504 DeadlineExceeded
     └── 507 InsufficientStorage
@@ -264,6 +264,10 @@ class QueueFull(Problem):
 
 class Overloaded(Problem):
     status, title = 429, "Too many predictions are waiting"
+
+
+class TooManyEventStreams(Problem):
+    status, title = 429, "Too many event streams are open"
 
 
 class ChecksumMismatch(Problem):

@@ -34,7 +34,7 @@ from app.http.routing import AllowedMethods
 from app.jobs import comparison_routes, methods_routes, results_routes
 from app.jobs import routes as jobs
 from app.jobs.schemas import JobRequestParser
-from app.jobs.stream import EventPoller
+from app.jobs.stream import EventPoller, EventReader, stream_capacity
 from app.keys import routes as keys
 from app.models import routes as models
 from app.models.registry_cache import ModelRegistryCache
@@ -83,7 +83,8 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         state.key_cache = KeyCache(config, state.engine)
         keeping_last_used = asyncio.create_task(state.key_cache.keep_last_used(config.key_usage_s))
         state.model_registry = ModelRegistryCache(state.engine)
-        state.event_poller = EventPoller(state.engine, config.event_poll_s)
+        state.event_reader = EventReader(state.engine)
+        state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
         state.gateway = Gateway(
             config.inference_addresses,
             connect_timeout_s=config.connect_timeout_s,
@@ -96,6 +97,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             keeping_last_used.cancel()
             await run_in_threadpool(state.key_cache.write_last_used)
             await state.event_poller.close()
+            await state.event_reader.close()
             state.gateway.close()
             state.notifier.close()
             state.engine.dispose()
@@ -117,7 +119,8 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = JobRequestParser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
-    app.state.upload_limiter = upload_service.UploadLimiter(config.max_uploads)
+    app.state.upload_capacity = upload_service.upload_capacity(config)
+    app.state.event_streams = stream_capacity(config)
     app.state.request_metrics = RequestMetrics()
     app.state.started_at = time.monotonic()
     app.state.allowed_methods = AllowedMethods(ROUTERS)

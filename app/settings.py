@@ -105,7 +105,18 @@ class Settings(BaseSettings):
 
     # Limits of load
     max_queued: int = Field(default=1000, description="Jobs in the queue; more are refused with 429")
-    max_uploads: int = Field(default=4, description="Uploads at the same time; more are refused with 429")
+    max_uploads: int = Field(default=4, ge=1, description="Uploads at the same time; more are refused with 429")
+    contended_wait_s: float = Field(
+        default=2.0, ge=0.0, description="How long an upload or a prediction waits for a place or memory before a 429"
+    )
+    contended_grace_s: float = Field(
+        default=10.0, gt=0.0, description="Bodies may be slow this long before others that wait take their place (408)"
+    )
+    contended_bytes_per_s: int = Field(
+        default=32 * 1024, ge=0, description="A body slower than this loses its place to others that wait"
+    )
+    max_event_streams: int = Field(default=256, ge=1, description="Open event streams; more are refused with 429")
+    event_streams_per_key: int = Field(default=64, ge=1, description="Open event streams of one API key")
     max_unfinished_uploads: int = Field(
         default=32, description="Resumable uploads that are not finished; more are refused with 429"
     )

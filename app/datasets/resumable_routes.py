@@ -239,7 +239,7 @@ async def _append(
         ChecksumMismatch: The upload is as it was before.
         UploadLocked, UploadNotFound, QueueFull, TooLarge, InsufficientStorage, BodyTooSlow.
     """
-    with request.app.state.upload_limiter, resumable.lock(files, upload_id):
+    with resumable.lock(files, upload_id):
         upload = await run_in_threadpool(_prepare, files, upload_id, config, offset)
         bodies.allow(request.scope, upload.length - offset)
         if checksum is not None:
@@ -252,7 +252,8 @@ async def _append(
             algorithm="sha256" if checksum is None else checksum.algorithm,
         )
         try:
-            digest = await _receive(request, writer)
+            async with request.app.state.upload_capacity.hold(request, while_body_arrives=True):
+                digest = await _receive(request, writer)
             if checksum is not None:
                 if digest != checksum.digest:
                     raise ChecksumMismatch(f"The {checksum.algorithm} of these {writer.size_bytes} bytes is another.")

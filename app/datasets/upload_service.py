@@ -22,26 +22,21 @@ from app.datasets.uploads import FinishedUpload, ReceivedUpload, ServerFolder, U
 from app.db import session as db
 from app.errors import QueueFull
 from app.http import bodies, problems
+from app.http.capacity import Capacity
 from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
 
 RETRY_S = 10
 
 
-class UploadLimiter:
-    """Limits the uploads that this process receives at once: to enter it raises QueueFull beyond `max_uploads`."""
+def upload_capacity(settings: Settings) -> Capacity:
+    """The places for uploads that this process receives at once; an upload without one is a QueueFull."""
 
-    def __init__(self, max_uploads: int) -> None:
-        self._max_uploads, self._running = max_uploads, 0
+    def refusal(reason: str) -> QueueFull:
+        return QueueFull(reason, code="too_many_uploads", retry_after_s=RETRY_S)
 
-    def __enter__(self) -> None:
-        if self._running >= self._max_uploads:
-            detail = f"{self._max_uploads} uploads are already under way."
-            raise QueueFull(detail, code="too_many_uploads", retry_after_s=RETRY_S)
-        self._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._running -= 1
+    most = settings.max_uploads
+    return Capacity(most, most, settings, unit="uploads", refusal=refusal, wait_s=settings.contended_wait_s)
 
 
 async def accept_upload(
@@ -59,9 +54,9 @@ async def accept_upload(
 
     Raises:
         ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
-        IdempotencyMismatch, UnsupportedMediaType.
+        IdempotencyMismatch, UnsupportedMediaType, BodyTooSlow.
     """
-    with request.app.state.upload_limiter:
+    async with request.app.state.upload_capacity.hold(request, while_body_arrives=True):
         await run_in_threadpool(request.app.state.storage.require, request.app.state.settings.min_free_bytes)
         if key is None:
             return await _create_dataset(request, None, query), True
@@ -99,7 +94,8 @@ async def accept_json(request: Request, key: IdempotentRequest | None) -> tuple[
         body = kind.model_validate(sent)
     except ValidationError as error:
         raise problems.of_body(error, kind) from None
-    with request.app.state.upload_limiter if isinstance(body, ServerFolder) else contextlib.nullcontext():
+    place = request.app.state.upload_capacity.hold(request) if isinstance(body, ServerFolder) else None
+    async with place or contextlib.nullcontext():
         return await _accept(request, body, key)
 
 

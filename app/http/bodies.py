@@ -6,6 +6,7 @@ Every body has the limit of JSON until its route raises it with `allow`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from typing import Any
@@ -20,6 +21,7 @@ from ml.formats.errors import printable
 DEPTH = 32  # of nested JSON; our deepest request has 4 levels
 SCOPE_KEY = "denll.body"
 ARRIVED_KEY = "denll.body_arrived"  # set by the connection when nothing of the body is awaited any more
+DISPLACED_RETRY_S = 10
 
 
 class CountedBody:
@@ -39,10 +41,18 @@ class CountedBody:
         self._total = self._window_bytes = 0
         self._window_start: float | None = None
         self._complete = False
+        # Recent bytes, and the seconds for which they were awaited: older ones count less.
+        self._memory_s = settings.contended_grace_s
+        self._recent_bytes = self._recent_s = 0.0
+        self._awaited_since: float | None = None
+        self._timeout: asyncio.Timeout | None = None  # of the message that is awaited
+        self._displaced: BodyTooSlow | None = None
 
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()  # waits until the client disconnects, which may take hours
+        if self._displaced is not None:
+            raise self._displaced
         message = await (self._receive() if self._arrived else self._in_time())
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
@@ -55,17 +65,54 @@ class CountedBody:
 
     async def _in_time(self) -> Message:
         clock = asyncio.get_running_loop().time
-        if self._window_start is None or clock() - self._window_start >= self._slow_s:
-            if self._window_start is not None and self._window_bytes < self._slow_bytes:
-                raise self._too_slow()
-            self._window_start, self._window_bytes = clock(), 0
+        while True:
+            if self._window_start is None or clock() - self._window_start >= self._slow_s:
+                if self._window_start is not None and self._window_bytes < self._slow_bytes:
+                    raise self._too_slow()
+                self._window_start, self._window_bytes = clock(), 0
+            with contextlib.suppress(TimeoutError):
+                return await self._receive_until(self._window_start + self._slow_s)
+            if self._displaced is not None:
+                raise self._displaced
+
+    async def _receive_until(self, deadline: float) -> Message:
+        """The next message, its bytes and the time until it came counted; TimeoutError."""
+        clock = asyncio.get_running_loop().time
+        self._awaited_since = clock()
         try:
-            async with asyncio.timeout_at(self._window_start + self._slow_s):
-                return await self._receive()
-        except TimeoutError:
-            if self._window_bytes < self._slow_bytes:
-                raise self._too_slow() from None
-            return await self._in_time()
+            async with asyncio.timeout_at(deadline) as self._timeout:
+                message = await self._receive()
+        finally:
+            self._forget(clock() - self._awaited_since)
+            self._awaited_since = self._timeout = None
+        self._recent_bytes += len(message.get("body", b""))
+        return message
+
+    def _forget(self, waited_s: float) -> None:
+        """Count seconds of waiting, and all that was before them less."""
+        left = math.exp(-waited_s / self._memory_s)
+        self._recent_bytes *= left
+        self._recent_s = self._recent_s * left + waited_s
+
+    def bytes_per_s(self) -> float:
+        """How fast the client has sent lately, in the time in which it was waited for; infinite once all is here."""
+        if self._complete:
+            return math.inf
+        if self._awaited_since is not None:
+            now = asyncio.get_running_loop().time()
+            self._forget(now - self._awaited_since)
+            self._awaited_since = now
+        return self._recent_bytes / self._recent_s if self._recent_s else math.inf
+
+    def displace(self, least_bytes_per_s: int) -> None:
+        """Refuse the rest of the body, as others that wait would send faster than `least_bytes_per_s`."""
+        self._displaced = BodyTooSlow(
+            f"The body arrived slower than {least_bytes_per_s} bytes a second while others waited.",
+            headers={"Connection": "close"},
+            retry_after_s=DISPLACED_RETRY_S,
+        )
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(0.0)
 
     def _too_slow(self) -> BodyTooSlow:
         return BodyTooSlow(

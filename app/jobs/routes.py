@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import BackgroundTasks, Body, Depends, Header, Query
 from fastapi.sse import EventSourceResponse
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import storage
 from app.db import audit
-from app.db import session as db
 from app.db.tables import Job
 from app.errors import (
     DatasetNotFound,
@@ -24,6 +23,7 @@ from app.errors import (
     JobNotFound,
     NotReady,
     QueueFull,
+    TooManyEventStreams,
 )
 from app.http import pages
 from app.http.access import READ, TRAIN, By
@@ -249,6 +249,15 @@ def retrain(
     return respond_once(session, idempotency, request_hash(str(job_id), changes.model_dump(mode="json")), queue)
 
 
+async def _event_stream_place(request: Request) -> AsyncIterator[None]:
+    """A place among the open event streams, until the response has ended."""
+    async with request.app.state.event_streams.hold(request):
+        yield
+
+
+EventStreamPlace = Annotated[None, Depends(_event_stream_place, scope="request")]
+
+
 @router.get(
     "/jobs/{job_id}/events",
     dependencies=[READ],
@@ -256,27 +265,25 @@ def retrain(
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended and has no later event"},
-        **problems(JobNotFound),
+        **problems(JobNotFound, TooManyEventStreams),
     },
 )
 async def events(
     request: Request,
     config: Config,
+    _: EventStreamPlace,
     job_id: uuid.UUID,
     last_event_id: Annotated[int | None, Header(ge=0, le=LARGEST_ID, description="Replay what came after")] = None,
 ) -> Response:
     """Server-sent events `status`, `progress`, `metric`, `log`, `done`; from the first one, or after Last-Event-ID."""
-    engine = request.app.state.engine
-
-    def has_nothing_to_send() -> bool:
-        with db.transaction(engine, read_only=True) as session:
-            service.get(session, job_id)
-        return last_event_id is not None and stream.is_exhausted(engine, job_id, last_event_id)
-
-    if await run_in_threadpool(has_nothing_to_send):
+    reader = request.app.state.event_reader
+    batch = await reader.after(job_id, last_event_id or 0)
+    if batch.state is None:
+        raise JobNotFound("There is no job with this id.")
+    if last_event_id is not None and batch.ended and not batch.events:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     lines = stream.stream_events(
-        engine, request.app.state.event_poller, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
+        reader, request.app.state.event_poller, job_id, last_event_id or 0, heartbeat_s=config.event_heartbeat_s
     )
     return EventSourceResponse(lines, headers=headers)

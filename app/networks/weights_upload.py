@@ -55,7 +55,7 @@ async def receive(request: Request, name: str, facts: dict[str, Any], digest: st
         raise UnsupportedMediaType(f"Send the safetensors file itself as {MEDIA_TYPE}.")
     bodies.allow(request.scope, state.settings.weights_bytes)
     files: Storage = state.storage
-    with state.upload_limiter:
+    async with state.upload_capacity.hold(request, while_body_arrives=True):
         await run_in_threadpool(files.require, state.settings.min_free_bytes)
         temporary = files.new_weights()
         try:
