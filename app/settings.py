@@ -23,7 +23,8 @@ PREFIX = "DENLL_"
 # Former names of settings and their names now. A former name in the environment is refused: it would be ignored.
 RENAMED = {
     "RING_AGAIN_S": "RENOTIFY_S",
-    "DEAF_S": "STALLED_CONSUMER_S",
+    "DEAF_S": "QUEUE_POLL_S",
+    "STALLED_CONSUMER_S": "QUEUE_POLL_S",
     "PRESENCE_S": "WORKER_HEARTBEAT_S",
     "LEFTOVERS_S": "ORPHAN_FILES_S",
     "WARM_ZYGOTE": "WARM_FORK_SERVER",
@@ -76,9 +77,8 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(default=60.0, description="Longest training time without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
     renotify_s: float = Field(default=10.0, description="Workers are notified again of a queued row after this")
-    stalled_consumer_s: float = Field(
-        default=120.0,
-        description="A supervisor that received no notification this long while work waits exits with status 70",
+    queue_poll_s: float = Field(
+        default=5.0, gt=0.0, description="How often an idle supervisor looks for queued work without a notification"
     )
     worker_heartbeat_s: float = Field(
         default=5.0,

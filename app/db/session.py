@@ -11,31 +11,37 @@ from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from app.db import postgres
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
 __all__ = ["Engine", "Session", "connect", "is_unavailable", "transaction", "wait_until_reachable"]
 
 UNAVAILABLE_RETRY_S = 5
+MARGIN_S = 0.5  # the client waits this much longer than a statement may take: the server's limit comes first
 SERIALIZATION_FAILURES = {"40001", "40P01"}
 
 
 def connect(settings: Settings) -> Engine:
     """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys."""
     url = make_url(settings.database)
+    pool: dict[str, Any] = {
+        "pool_size": settings.pool_size,
+        "max_overflow": 0,
+        "pool_timeout": settings.pool_timeout_s,
+    }
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s + 1})
+        engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s}, **pool)
         event.listen(engine, "connect", _sqlite_pragmas)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
+    postgres.register()
     return create_engine(
-        url,
+        url.set(drivername=postgres.DRIVER),
         connect_args=_postgres_timeouts(settings),
-        pool_size=settings.pool_size,
-        max_overflow=0,
-        pool_timeout=settings.pool_timeout_s,
         pool_pre_ping=True,
         pool_recycle=300,
+        **pool,
     )
 
 
@@ -57,12 +63,14 @@ def _postgres_timeouts(settings: Settings) -> dict[str, Any]:
         "keepalives_idle": max(1, int(settings.statement_timeout_s)),  # and for a response that never arrives
         "keepalives_interval": 1,
         "keepalives_count": 2,
+        "response_timeout_s": settings.statement_timeout_s + MARGIN_S,
+        "ping_timeout_s": settings.connect_timeout_s,
     }
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver would begin deferred transactions
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

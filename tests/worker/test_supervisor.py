@@ -32,12 +32,12 @@ def harness(tmp_path: Path, database_url: str) -> Iterator[ServiceHarness]:
 
 
 class Run:
-    """A supervisor that handles one notification in a thread."""
+    """A supervisor that does queued work in a thread."""
 
     def __init__(self, harness: ServiceHarness, double: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(supervise.CHILD_MODULES, "jobs", f"tests.worker.doubles.{double}")
         self.supervisor = Supervisor(harness.settings, harness.engine, "jobs", "test")
-        self.thread = threading.Thread(target=self.supervisor.handle_notification)
+        self.thread = threading.Thread(target=self.supervisor.run_queued_work)
         self.thread.start()
 
     def end(self) -> None:
@@ -73,7 +73,7 @@ def test_F19_a_job_that_always_kills_its_child_is_poison(
 def test_a_job_for_more_devices_than_there_are_is_left_to_others(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It neither blocks the queue nor makes an idle supervisor believe that its consumer has stalled."""
+    """It does not block the queue, and an idle supervisor does not take it for work of its own."""
     dataset = uuid.uuid4()
     with transaction(harness.engine) as session:
         session.add(Dataset(id=dataset, name="set", upload={}, state=State.succeeded))

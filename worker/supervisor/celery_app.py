@@ -7,9 +7,7 @@ nothing: the work is in the database.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -17,15 +15,15 @@ from celery import Celery, signals
 
 from app import logs, storage
 from app.db.session import Engine, connect
-from app.errors import DatabaseUnavailable
 from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
 from worker.heartbeat import Heartbeat, detect_device, host_facts, unique_name
+from worker.supervisor import transport
 from worker.supervisor.supervise import Supervisor
+from worker.supervisor.work_thread import WorkThread
 
 log = logging.getLogger(__name__)
 
-EXIT_STALLED = 70
 TICK_S = 0.02  # with prefetch disabled Celery reads the queue when its event loop turns, by default once a second
 
 
@@ -56,7 +54,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 
 class WorkerProcess:
-    """What one supervisor process holds from its start to its end: database, supervisor and heartbeat thread.
+    """What one supervisor process holds from its start to its end: database, work thread and heartbeat thread.
 
     Args:
         settings: Settings of the process.
@@ -67,6 +65,7 @@ class WorkerProcess:
         self.engine: Engine = connect(settings)
         owner = unique_name()
         self.supervisor = Supervisor(settings, self.engine, queue, owner)
+        self.work = WorkThread(self.supervisor, settings.queue_poll_s)
         devices = self.supervisor.devices
         self._heartbeat = Heartbeat(
             self.engine,
@@ -76,12 +75,15 @@ class WorkerProcess:
             devices=devices,
             host=host_facts(settings) if devices else None,
         )
-        self._settings = settings
+        self._period_s = settings.worker_heartbeat_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_ended, name="heartbeat", daemon=True)
         self._thread.start()
+        self.work.start()
 
     def end(self) -> None:
+        self.supervisor.draining.set()
+        self.work.end()
         self._ended.set()
         self._thread.join()
         self._heartbeat.end()
@@ -89,28 +91,15 @@ class WorkerProcess:
         self.engine.dispose()
 
     def _beat_until_ended(self) -> None:
-        """Write the heartbeat, and exit when the consumer has stalled: Celery may stop consuming after a reconnect."""
         while True:
             self._heartbeat.beat(draining=self.supervisor.draining.is_set())
-            if self._is_stalled():
-                log.error("no notification for %.0f s while work waits: exiting", self._settings.stalled_consumer_s)
-                os._exit(EXIT_STALLED)
-            if self._ended.wait(min(self._settings.worker_heartbeat_s, self._settings.stalled_consumer_s)):
+            if self._ended.wait(self._period_s):
                 return
-
-    def _is_stalled(self) -> bool:
-        supervisor = self.supervisor
-        is_overdue = time.monotonic() - supervisor.last_notified > self._settings.stalled_consumer_s
-        if supervisor.is_busy or supervisor.draining.is_set() or not is_overdue:
-            return False
-        try:
-            return supervisor.has_work() and not supervisor.is_busy
-        except DatabaseUnavailable:
-            return False
 
 
 def create(settings: Settings) -> Celery:
     """A Celery application with a task for each queue; which queue a process consumes is chosen with `-Q`."""
+    transport.install()
     celery = Celery("denll", set_as_current=False)
     celery.conf.update(configuration(settings))
     processes: dict[QueueName, WorkerProcess] = {}
@@ -146,7 +135,7 @@ def create(settings: Settings) -> Celery:
 def _task(processes: dict[QueueName, WorkerProcess], queue: QueueName) -> Callable[[], None]:
     def run_next() -> None:
         if process := processes.get(queue):
-            process.supervisor.handle_notification()
+            process.work.handle_notification()
 
     return run_next
 

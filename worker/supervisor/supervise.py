@@ -75,15 +75,11 @@ class Supervisor:
     Attributes:
         devices: How many devices one piece of work may use; 0 for work that uses none.
         draining: Set to stop claiming and to have the running child write a checkpoint and stop.
-        last_notified: When the last notification was handled, by `time.monotonic()`.
-        is_busy: Whether work is in progress.
     """
 
     def __init__(self, settings: Settings, engine: Engine, queue: QueueName, owner: str) -> None:
         self.devices = len(settings.device_names) if queue == "jobs" else 0
         self.draining = threading.Event()
-        self.last_notified = time.monotonic()
-        self.is_busy = False
         self._settings = settings
         self._engine = engine
         self._owner = owner
@@ -91,30 +87,23 @@ class Supervisor:
         self._module = CHILD_MODULES[queue]
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
 
-    def handle_notification(self) -> None:
+    def run_queued_work(self) -> None:
         """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
-        self.last_notified = time.monotonic()
-        self.is_busy = True
-        try:
-            while not self.draining.is_set() and self._can_start_child():
-                state = ChildState()  # before the claim: the lease begins when the database executes it
-                claim = self._claim()
-                if claim is None:
-                    return
-                with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
-                    self._run(claim, state)
-        finally:
-            self.is_busy = False
-            self.last_notified = time.monotonic()
+        while not self.draining.is_set() and self._can_start_child():
+            state = ChildState()  # before the claim: the lease begins when the database executes it
+            claim = self._claim()
+            if claim is None:
+                return
+            with logs.bound(request_id=claim.request_id, work_id=str(claim.id), fence=str(claim.fence)):
+                self._run(claim, state)
 
     def has_work(self) -> bool:
-        """Whether anything is queued that this supervisor could take.
-
-        Raises:
-            DatabaseUnavailable: The database cannot be reached.
-        """
-        with transaction(self._engine, read_only=True) as session:
-            return self._queue.count_claimable(session, self._owner, self.devices) > 0
+        """Whether anything is queued that this supervisor could take; False while the database is unavailable."""
+        try:
+            with transaction(self._engine, read_only=True) as session:
+                return self._queue.count_claimable(session, self._owner, self.devices) > 0
+        except DatabaseUnavailable:
+            return False
 
     def close(self) -> None:
         self._fork_server.close()
@@ -134,7 +123,7 @@ class Supervisor:
                 return self._queue.claim(session, self._owner, self._settings.lease_s, self.devices)
         except DatabaseUnavailable:
             log.warning("nothing claimed: the database is unavailable")
-            return None  # the dispatcher notifies again
+            return None  # it is looked for again
 
     def _run(self, claim: Claim, state: ChildState) -> None:
         """One attempt at a claimed piece of work: start the child, watch it, requeue what it did not finish."""
