@@ -42,6 +42,7 @@ from app.networks import routes as networks
 from app.notifier import Notifier
 from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
+from app.predictions.requests import memory_capacity
 from app.settings import Settings
 from app.storage import Storage
 from app.web import routes as web
@@ -120,6 +121,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.job_parser = JobRequestParser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
     app.state.upload_capacity = upload_service.upload_capacity(config)
+    app.state.prediction_memory = memory_capacity(config)
     app.state.event_streams = stream_capacity(config)
     app.state.request_metrics = RequestMetrics()
     app.state.started_at = time.monotonic()

@@ -134,12 +134,24 @@ class Settings(BaseSettings):
     image_bytes: int = Field(default=16 * MIB, description="Largest image of a prediction")
     images_per_call: int = Field(default=32, description="Most images of one prediction request")
     predict_body_bytes: int = Field(default=64 * MIB, description="Largest body of a prediction request")
+    predict_memory_bytes: int = Field(
+        default=256 * MIB,
+        description="Bytes of bodies and stored images of all predictions at once; more wait, then are a 429",
+    )
+    predict_memory_bytes_per_key: int = Field(default=128 * MIB, description="Those of one API key")
     header_bytes: int = Field(default=128 * 1024, description="Largest headers of a request")
     slow_header_s: float = Field(default=30.0, description="A request that has not begun in this time is closed")
     slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
     slow_body_bytes: int = Field(default=30 * 1024, description="Bytes that a body must deliver in slow_body_s")
     predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")
     predict_batch: int = Field(default=64, description="Most images of one forward pass")
+    unfinished_frame_bytes: int = Field(
+        default=256 * MIB,
+        description="Bytes of frames that an inference process has received in part; above, the oldest one is cut off",
+    )
+    unfinished_frame_s: float = Field(
+        default=10.0, gt=0.0, description="How long a frame may take to arrive at an inference process"
+    )
     predict_deadline_s: float = Field(default=20.0, description="A prediction that takes longer is answered with 504")
     models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
     event_heartbeat_s: float = Field(
@@ -196,6 +208,13 @@ class Settings(BaseSettings):
             raise ValueError(f"refusing to bind {self.host} without a key: set DENLL_ADMIN_KEY, or bind 127.0.0.1")
         if self.admin_key and len(self.admin_key.get_secret_value()) < 16:
             raise ValueError("DENLL_ADMIN_KEY must have at least 16 characters")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_holds_a_prediction(self) -> Settings:
+        for name in ("predict_memory_bytes", "predict_memory_bytes_per_key", "unfinished_frame_bytes"):
+            if getattr(self, name) < self.predict_body_bytes:
+                raise ValueError(f"{PREFIX}{name.upper()} must be at least DENLL_PREDICT_BODY_BYTES")
         return self
 
     @model_validator(mode="after")

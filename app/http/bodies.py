@@ -83,12 +83,12 @@ class CountedBody:
             async with asyncio.timeout_at(deadline) as self._timeout:
                 message = await self._receive()
         finally:
-            self._forget(clock() - self._awaited_since)
+            self._decay(clock() - self._awaited_since)
             self._awaited_since = self._timeout = None
         self._recent_bytes += len(message.get("body", b""))
         return message
 
-    def _forget(self, waited_s: float) -> None:
+    def _decay(self, waited_s: float) -> None:
         """Count seconds of waiting, and all that was before them less."""
         left = math.exp(-waited_s / self._memory_s)
         self._recent_bytes *= left
@@ -100,7 +100,7 @@ class CountedBody:
             return math.inf
         if self._awaited_since is not None:
             now = asyncio.get_running_loop().time()
-            self._forget(now - self._awaited_since)
+            self._decay(now - self._awaited_since)
             self._awaited_since = now
         return self._recent_bytes / self._recent_s if self._recent_s else math.inf
 

@@ -50,9 +50,18 @@ def encode(header: dict[str, Any], parts: Sequence[bytes] = ()) -> list[bytes]:
 
 
 class FrameParser:
-    """Parses bytes as they arrive. After a BadFrame nothing more can be parsed."""
+    """Parses bytes as they arrive. After a BadFrame nothing more can be parsed.
 
-    def __init__(self) -> None:
+    Args:
+        most_bytes: Of a frame's parts together; a frame that announces more is bad.
+
+    Attributes:
+        completed: How many frames are complete.
+    """
+
+    def __init__(self, most_bytes: int = FRAME_BYTES) -> None:
+        self.completed = 0
+        self._most_bytes = most_bytes
         self._buffer = bytearray()
         self._header: dict[str, Any] | None = None  # of the frame whose body is still arriving
         self._sizes: list[int] = []
@@ -61,6 +70,11 @@ class FrameParser:
     def is_partial(self) -> bool:
         """Whether the bytes so far end inside a frame."""
         return bool(self._buffer) or self._header is not None
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How many bytes of an unfinished frame are in memory."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that these bytes complete; BadFrame."""
@@ -74,7 +88,7 @@ class FrameParser:
                     raise BadFrame("header too long")
                 if end < 0:
                     break
-                self._header, self._sizes = _parse_header(bytes(self._buffer[at:end]))
+                self._header, self._sizes = _parse_header(bytes(self._buffer[at:end]), self._most_bytes)
                 at = end + 1
             if len(self._buffer) - at < sum(self._sizes):
                 break
@@ -84,26 +98,31 @@ class FrameParser:
                 at += size
             frames.append(Frame(self._header, parts))
             self._header = None
+        self.completed += len(frames)
         del self._buffer[:at]
         return frames
 
 
-def _parse_header(line: bytes) -> tuple[dict[str, Any], list[int]]:
+def _parse_header(line: bytes, most_bytes: int) -> tuple[dict[str, Any], list[int]]:
     try:
         header = from_json(line)
         sizes = header["sizes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadFrame("not a frame header") from error
-    if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes) or sum(sizes) > FRAME_BYTES:
+    if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes) or sum(sizes) > most_bytes:
         raise BadFrame("impossible sizes")
     return header, sizes
 
 
 class FrameProtocol(asyncio.Protocol):
-    """One end of a connection: complete frames go to `frames_received`; a bad frame closes the connection."""
+    """One end of a connection: complete frames go to `frames_received`; a bad frame closes the connection.
 
-    def __init__(self) -> None:
-        self._parser = FrameParser()
+    Args:
+        most_bytes: Of the parts of a frame that is received.
+    """
+
+    def __init__(self, most_bytes: int = FRAME_BYTES) -> None:
+        self._parser = FrameParser(most_bytes)
 
     def frames_received(self, received: list[Frame]) -> None:
         """Handle frames that have become complete together."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import uuid
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from app.datasets import contents
@@ -25,6 +28,7 @@ from app.errors import (
 from app.storage import Storage
 from ml.formats import dataset_index
 from ml.formats.errors import printable
+from ml.formats.records import ImageRecord
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
@@ -79,7 +83,7 @@ def load(source: Source, storage: Storage, most_bytes: int) -> LoadedImage:
         InvalidRequest: The reference cannot be read; this concerns the whole request.
     """
     try:
-        data = _read_bytes(source, storage)
+        data = _read_bytes(source, storage, most_bytes)
         check_format(data, most_bytes)
     except InvalidRequest:
         raise
@@ -95,31 +99,50 @@ def refuse_remote(source: Source) -> None:
         raise RemoteImagesDisabled("Send the image itself with POST /predict; this service fetches nothing by URL.")
 
 
-def _read_bytes(source: Source, storage: Storage) -> bytes:
+def stored_bytes(sources: Sequence[Source], storage: Storage, most_bytes: int) -> int:
+    """How many bytes `load` would read for images of data sets; nothing for one that it would refuse.
+
+    Args:
+        sources: Of such images.
+        storage: Where data sets lie.
+        most_bytes: Size limit of an encoded image.
+    """
+    total = 0
+    for source in sources:
+        with contextlib.suppress(Problem):
+            reference = str(source.value) if source.kind == "dataset" else str(source.value)[len("dataset:") :]
+            _, image = find_dataset_image(reference, storage, source.pointer)
+            total += image.image_bytes if image.image_bytes <= most_bytes else 0
+    return total
+
+
+def _read_bytes(source: Source, storage: Storage, most_bytes: int) -> bytes:
     if isinstance(source.value, bytes):
         return source.value
     if source.kind == "base64":
         return decode_base64(source.value)
     if source.kind == "dataset":
-        return read_dataset_image(source.value, storage, source.pointer)
-    return resolve_reference(source.value, storage, source.pointer)
+        return read_dataset_image(source.value, storage, source.pointer, most_bytes)
+    return resolve_reference(source.value, storage, source.pointer, most_bytes)
 
 
-def resolve_reference(reference: str, storage: Storage, pointer: str) -> bytes:
+def resolve_reference(reference: str, storage: Storage, pointer: str, most_bytes: int) -> bytes:
     """The bytes that `dataset:<id>/<index or path>` or `data:image/...;base64,...` refers to.
 
     Args:
         pointer: Of the reference in the request, for errors.
+        most_bytes: Size limit of an image of a data set.
 
     Raises:
         InvalidRequest: The reference has another form.
         DatasetNotFound, ImageNotFound: There is no such image.
+        TooLarge: The image of a data set has more than `most_bytes` bytes.
         UndecodableInput: The base64 is invalid.
     """
     scheme, colon, rest = reference.partition(":")
     scheme = scheme.lower()
     if colon and scheme == "dataset":
-        return read_dataset_image(rest, storage, pointer)
+        return read_dataset_image(rest, storage, pointer, most_bytes)
     if colon and scheme == "data":
         kind, comma, encoded = rest.partition(",")
         if not comma or not kind.startswith("image/") or not kind.endswith(";base64"):
@@ -128,8 +151,16 @@ def resolve_reference(reference: str, storage: Storage, pointer: str) -> bytes:
     raise invalid_reference(pointer, "Write dataset:<id>/<index or path>, or data:image/png;base64,<data>.")
 
 
-def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
-    """The bytes of an image of a ready data set; raises as `resolve_reference` does.
+def read_dataset_image(reference: str, storage: Storage, pointer: str, most_bytes: int) -> bytes:
+    """The bytes of an image of a ready data set; raises as `resolve_reference` does."""
+    folder, image = find_dataset_image(reference, storage, pointer)
+    if image.image_bytes > most_bytes:
+        raise too_large(most_bytes)
+    return dataset_index.read_original(folder, image)
+
+
+def find_dataset_image(reference: str, storage: Storage, pointer: str) -> tuple[Path, ImageRecord]:
+    """Folder and record of the image that `<id>/<index or path>` names; raises as `resolve_reference` does.
 
     The folder of a data set exists only while it is ready, so the database is not read.
     """
@@ -145,8 +176,7 @@ def read_dataset_image(reference: str, storage: Storage, pointer: str) -> bytes:
     if not dataset_index.is_ready(folder):
         raise DatasetNotFound("There is no ready data set with this id.")
     is_number = name.isascii() and name.isdigit() and len(name) <= 15
-    image = contents.find_image(folder, int(name) if is_number else name)
-    return dataset_index.read_original(folder, image)
+    return folder, contents.find_image(folder, int(name) if is_number else name)
 
 
 def decode_base64(encoded: str) -> bytes:
@@ -168,9 +198,14 @@ def check_format(data: bytes, most_bytes: int) -> None:
     if not data:
         raise UndecodableInput("The image is empty.", code="empty_image")
     if len(data) > most_bytes:
-        raise TooLarge(f"An image may have at most {most_bytes} bytes.")
+        raise too_large(most_bytes)
     if not data.startswith(SIGNATURES) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         raise UnsupportedMediaType("The bytes are no JPEG, PNG, WebP, BMP or GIF.", code="unsupported_image_format")
+
+
+def too_large(most_bytes: int) -> TooLarge:
+    """The problem with an image of more than `most_bytes` bytes."""
+    return TooLarge(f"An image may have at most {most_bytes} bytes.")
 
 
 def invalid_reference(pointer: str, detail: str) -> InvalidRequest:

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from app.errors import Fault, InvalidRequest, TooLarge, UndecodableInput, UnsupportedMediaType
+from app.errors import Fault, InvalidRequest, Overloaded, TooLarge, UndecodableInput, UnsupportedMediaType
 from app.http import bodies, problems
+from app.http.capacity import Capacity, Hold
 from app.http.multipart import MultipartReader, PartBegin, PartData, single_part
 from app.predictions.images import Source
 from app.predictions.schemas import (
@@ -26,6 +27,7 @@ from app.settings import Settings
 
 FIELD_BYTES = 64 * 1024
 SMALL_BYTES = 64 * 1024
+MEMORY_RETRY_S = 2
 FIELDS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(str),
     "top_k": TypeAdapter(TopK),
@@ -75,6 +77,32 @@ def too_many(most: int) -> TooLarge:
     )
 
 
+def memory_capacity(settings: Settings) -> Capacity:
+    """The bytes of predictions in memory; a prediction that finds too few left is Overloaded."""
+
+    def refusal(reason: str) -> Overloaded:
+        return Overloaded(reason, retry_after_s=MEMORY_RETRY_S)
+
+    total, per_key = settings.predict_memory_bytes, settings.predict_memory_bytes_per_key
+    wait_s = settings.contended_wait_s
+    return Capacity(total, per_key, settings, unit="bytes for predictions", refusal=refusal, wait_s=wait_s)
+
+
+def hold_body(request: Request, settings: Settings) -> Hold:
+    """The memory for the body of a POST: its Content-Length, or the most that it may have."""
+    declared = request.headers.get("content-length", "")
+    most = body_limit(request, settings)
+    size = min(int(declared), most) if declared.isdigit() else most
+    memory: Capacity = request.app.state.prediction_memory
+    return memory.hold(request, size, while_body_arrives=True)
+
+
+def body_limit(request: Request, settings: Settings) -> int:
+    """The most bytes that the body may have."""
+    is_image = bodies.media_type(request).startswith("image/")
+    return settings.image_bytes if is_image else settings.predict_body_bytes
+
+
 async def read(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
     """Read the body of a POST: a raw image, multipart files, or JSON.
 
@@ -88,7 +116,7 @@ async def read(request: Request, options: Options, settings: Settings) -> tuple[
         InvalidRequest, Malformed, TooLarge, UnsupportedMediaType.
     """
     kind = bodies.media_type(request)
-    bodies.allow(request.scope, settings.image_bytes if kind.startswith("image/") else settings.predict_body_bytes)
+    bodies.allow(request.scope, body_limit(request, settings))
     if kind == "multipart/form-data":
         return await _multipart(request, options, settings)
     if kind == "application/json":

@@ -71,8 +71,9 @@ async def predict_bytes(request: Request, query: Annotated[PredictQuery, Query()
     An input of type `dataset` needs a key with `read` as well.
     """
     settings: Settings = request.app.state.settings
-    sources, options = await requests.read(request, requests.read_options(request, query), settings)
-    return await predict_images(request, settings, sources, options)
+    async with requests.hold_body(request, settings):
+        sources, options = await requests.read(request, requests.read_options(request, query), settings)
+        return await predict_images(request, settings, sources, options)
 
 
 router.add_api_route(  # first, because routes are tried in order and this one serves most requests
@@ -105,6 +106,7 @@ async def predict_images(request: Request, settings: Settings, sources: list[Sou
 
     Raises:
         UndecodableInput: Every image failed.
+        TooLarge, Overloaded: Stored images together are too large, or find no memory.
         Problem: The model cannot be used, or no inference process responds in time.
     """
     if options.format != "json" and len(sources) != 1:
@@ -112,9 +114,20 @@ async def predict_images(request: Request, settings: Settings, sources: list[Sou
         raise InvalidRequest(detail, errors=[Fault("/query/format", "one_image", detail)])
     for source in sources:
         images.refuse_remote(source)
-    if any(source.from_dataset for source in sources):
-        principal: Principal = request.state.principal
-        principal.require("read")
+    stored = [source for source in sources if source.from_dataset]
+    if not stored:
+        return await classify(request, settings, sources, options)
+    principal: Principal = request.state.principal
+    principal.require("read")
+    size = await asyncio.to_thread(images.stored_bytes, stored, request.app.state.storage, settings.image_bytes)
+    if size > settings.predict_body_bytes:
+        raise TooLarge(f"The images of a request may have {settings.predict_body_bytes} bytes together.")
+    async with request.app.state.prediction_memory.hold(request, size):
+        return await classify(request, settings, sources, options)
+
+
+async def classify(request: Request, settings: Settings, sources: list[Source], options: Options) -> Response:
+    """As `predict_images`, once there is memory for the images."""
     model: ResolvedModel = await request.app.state.model_registry.resolve(options.model)
 
     # Images in memory are checked here: another thread would cost more than the check. Others are read from disk.

@@ -30,6 +30,7 @@ from app.storage import Storage
 from worker import heartbeat
 from worker.inference.batcher import Batcher, Refused, Reply, Request
 from worker.inference.model_cache import ModelCache
+from worker.inference.unfinished_frames import UnfinishedFrames
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,16 @@ class ClientConnection(frames.FrameProtocol):
     Args:
         batcher: Takes the requests.
         connections: All open connections, kept up to date by each.
+        unfinished: The unfinished frames of all connections.
+        most_bytes: Of the images of a request.
     """
 
-    def __init__(self, batcher: Batcher, connections: set[ClientConnection]) -> None:
-        super().__init__()
+    def __init__(
+        self, batcher: Batcher, connections: set[ClientConnection], unfinished: UnfinishedFrames, most_bytes: int
+    ) -> None:
+        super().__init__(most_bytes)
         self._batcher = batcher
+        self._unfinished = unfinished
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._outbox: deque[list[bytes]] = deque()  # filled by the model's and the pool's threads
@@ -61,6 +67,15 @@ class ClientConnection(frames.FrameProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._connections.discard(self)
+        self._unfinished.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._unfinished.update(self, self._parser.completed, self._parser.unfinished_bytes)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
 
     def frames_received(self, received: list[frames.Frame]) -> None:
         requests = []
@@ -118,9 +133,11 @@ async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> N
     address = frames.parse_address(settings.inference_listen)
     loop = asyncio.get_running_loop()
     connections: set[ClientConnection] = set()
+    most_bytes = settings.unfinished_frame_bytes
+    unfinished = UnfinishedFrames(most_bytes, settings.unfinished_frame_s)
 
     def connect_client() -> ClientConnection:
-        return ClientConnection(batcher, connections)
+        return ClientConnection(batcher, connections, unfinished, most_bytes)
 
     if address.path is not None:
         with contextlib.suppress(FileNotFoundError):
