@@ -89,6 +89,23 @@ class Settings(BaseSettings):
     orphan_files_s: float = Field(
         default=24 * 3600.0, description="Files without a database row are removed when unchanged this long"
     )
+    retain_jobs_s: float | None = Field(
+        default=None, ge=0.0, description="Finished jobs that have no model are deleted after this; empty: never"
+    )
+    retain_job_files_s: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Checkpoints, artifacts and logs of finished jobs are deleted after this; empty: never",
+    )
+    retain_label_versions_s: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Versions of labels that are not the newest and that no job or model learned from are deleted "
+        "after this; empty: never",
+    )
+    retain_audit_s: float | None = Field(
+        default=None, ge=0.0, description="Entries of the audit table are deleted after this; empty: never"
+    )
     max_attempts_without_progress: int = Field(
         default=3, ge=1, description="A job fails after this many attempts in a row without a newer checkpoint"
     )
@@ -188,6 +205,11 @@ class Settings(BaseSettings):
         if stale := [name for name in os.environ if name.upper() in renamed]:
             raise ValueError("; ".join(f"{name} is now {renamed[name.upper()]}" for name in sorted(stale)))
         return values
+
+    @field_validator("retain_jobs_s", "retain_job_files_s", "retain_label_versions_s", "retain_audit_s", mode="before")
+    @classmethod
+    def _empty_is_never(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @field_validator("devices")
     @classmethod

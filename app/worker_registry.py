@@ -83,6 +83,11 @@ def is_alive(session: Session, host: str) -> bool:
     return bool(session.scalar(select(exists().where(on_host, _recent()))))
 
 
+def is_any_alive(session: Session) -> bool:
+    """Whether any process has written its heartbeat in time."""
+    return bool(session.scalar(select(exists().where(_recent()))))
+
+
 def list_processes(session: Session) -> list[ProcessStatus]:
     """Every process that is not draining, ordered by role, the youngest heartbeat of a role first."""
     rows = session.execute(

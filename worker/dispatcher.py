@@ -22,6 +22,7 @@ from app.notifier import TASKS, Notifier, QueueName
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import orphan_cleanup
+from worker import retention as expiry
 from worker.heartbeat import Heartbeat, unique_name
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Dispatcher:
                 idempotency_keys_s=self._settings.idempotency_ttl_s,
                 heartbeats_s=HEARTBEAT_RETENTION_S,
             )
+        expiry.delete_batch(self._settings, self._engine, self._storage)
         with transaction(self._engine, read_only=True) as session:
             referenced = retention.referenced_files(session)
         removed = orphan_cleanup.remove(

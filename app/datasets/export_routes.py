@@ -54,7 +54,7 @@ def export(
     and `Content-Length` is known from the start: a download that ends earlier is not complete.
     """
     dataset = service.get_ready(session, dataset_id)
-    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
     folder = files.dataset(dataset.id)
     archive = Export(folder, read_version(folder, labels), format)
     headers = {

@@ -217,7 +217,7 @@ def diff(
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
     for version in (before, after):
-        label_service.check_version(dataset, version)
+        label_service.check_version(session, dataset, version)
     if file_responses.wants_csv(request):
         header = ("index", "path", "from", "to", "action_before", "action")
         rows = dataset_index.compare_labels(folder, before, after)
@@ -253,7 +253,7 @@ def get(
     """Labels of a version in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
-    label_service.check_version(dataset, version)
+    label_service.check_version(session, dataset, version)
     classes = dataset_index.read_classes(folder, version)
     if file_responses.wants_csv(request):
         images = dataset_index.read_images(folder, split=split, status=action, version=version)

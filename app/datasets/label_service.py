@@ -58,10 +58,12 @@ class Proposal(NamedTuple):
     origin: dict[str, Any] | None
 
 
-def check_version(dataset: Dataset, version: int) -> int:
+def check_version(session: Session, dataset: Dataset, version: int) -> int:
     """The same number; LabelVersionNotFound unless the data set has this version."""
     if not 1 <= version <= dataset.label_version:
         raise LabelVersionNotFound(f"The newest version of this data set's labels is {dataset.label_version}.")
+    if not service.has_version(session, dataset, version):
+        raise LabelVersionNotFound("This version was deleted because of its age.")
     return version
 
 
@@ -250,7 +252,7 @@ def _ready(session: Session, dataset_id: uuid.UUID, parent: int | None, if_match
         session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
     dataset = service.get_ready(session, dataset_id)
     if parent is not None:
-        check_version(dataset, parent)
+        check_version(session, dataset, parent)
     tags = {f'"{dataset.label_version}"', str(dataset.label_version), "*"}
     if if_match is not None and not tags & {tag.strip().removeprefix("W/") for tag in if_match.split(",")}:
         raise PreconditionFailed(f"The newest version of the labels is {dataset.label_version}.")

@@ -234,7 +234,7 @@ def images(
     """Images in index order, or as `order_by` says; with `job` also what that job found out about them."""
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
-    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
     query = filters.query(default_order="index")
     results = None
     if job is not None:

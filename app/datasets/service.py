@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.db.tables import Dataset, Job, State
+from app.db.tables import Dataset, Job, LabelVersion, State
 from app.errors import DatasetNotFound, InUse, NotReady
+from ml.formats import label_versions
 
 STATUS = {
     State.queued: "ingesting",
@@ -66,6 +67,13 @@ def get_ready(session: Session, dataset_id: uuid.UUID, *, keep: bool = False) ->
         again = "wait until it is ready" if status == "ingesting" else "upload it again"
         raise NotReady(f"The data set is {status}; {again}.")
     return row
+
+
+def has_version(session: Session, dataset: Dataset, version: int) -> bool:
+    """Whether this version of a data set's labels exists; old ones may have been deleted (`app.retention`)."""
+    if version in (label_versions.UPLOADED, dataset.label_version):
+        return True
+    return session.get(LabelVersion, (dataset.id, version)) is not None
 
 
 def delete(session: Session, dataset_id: uuid.UUID) -> str:

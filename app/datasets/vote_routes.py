@@ -80,7 +80,7 @@ def list_(
     """
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
-    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
     index = folder / dataset_index.INDEX_FILE
     annotators = votes.read_annotators(index)
     classes = dataset_index.read_classes(folder, labels)
@@ -113,7 +113,7 @@ def get(
     """What each annotator says of an image, and what they agree on; `votes` is empty without annotators."""
     dataset = service.get_ready(session, dataset_id)
     folder = files.dataset(dataset.id)
-    labels = dataset.label_version if version is None else label_service.check_version(dataset, version)
+    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
     image = contents.find_image(folder, index, labels)
     path = folder / dataset_index.INDEX_FILE
     rows = votes.read(path, numbers=[index])

@@ -15,6 +15,7 @@ Action = Literal[
     "dataset.delete",
     "job.cancel",
     "job.delete",
+    "job.delete_files",
     "key.create",
     "key.revoke",
     "labels.delete",
@@ -31,6 +32,9 @@ class Actor(NamedTuple):
     name: str
     key_id: uuid.UUID | None = None
     request_id: str | None = None
+
+
+RETENTION = Actor("retention")  # the service itself, by its settings
 
 
 def record(session: Session, actor: Actor, action: Action, object: str, **detail: Any) -> None:

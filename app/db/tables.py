@@ -160,6 +160,7 @@ class Job(WorkColumns, Base):
     metrics: Mapped[dict[str, Any] | None]
     checkpoint_step: Mapped[int | None]
     checkpoint_path: Mapped[str | None] = mapped_column(String(400))  # relative to the job's folder
+    files_deleted_at: Mapped[datetime | None]  # by retention
     restart_from: Mapped[int] = mapped_column(
         default=0
     )  # attempts up to this fence are not resumed from (retry from scratch)

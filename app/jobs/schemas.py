@@ -238,6 +238,9 @@ class JobOut(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    files_deleted_at: datetime | None = Field(
+        description="When its checkpoints, artifacts and logs were deleted (`DENLL_RETAIN_JOB_FILES_S`)"
+    )
     queue_seconds: float | None
     run_seconds: float | None
 
@@ -282,6 +285,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
         created_at=job.created_at,
         started_at=started,
         finished_at=ended,
+        files_deleted_at=job.files_deleted_at,
         queue_seconds=None if waited < 0 else round(waited, 3),
         run_seconds=None if ran is None else round(max(0.0, ran), 3),
     )

@@ -122,7 +122,7 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int
     if work.count_queued(session, Job) >= max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
-    requeued = work.retry(session, Job, job_id, **(again if scratch else {}))
+    requeued = work.retry(session, Job, job_id, files_deleted_at=None, **(again if scratch else {}))
     job = get(session, job_id)
     session.refresh(job)
     if not requeued:

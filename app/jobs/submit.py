@@ -121,6 +121,9 @@ def _resolve_training(
     _check_devices(session, request)
     installed = networks.installed_weights(files)
     bodies = defaults.resolve(request, facts, device, catalog, installed)
+    if not datasets.has_version(session, dataset, bodies[0]["label_version"]):
+        detail = "This version of the labels was deleted because of its age."
+        raise InvalidRequest(detail, errors=[Fault("/label_version", "unknown_label_version", detail)])
     networks.check_runnable(
         catalog,
         installed,

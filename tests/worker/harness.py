@@ -44,6 +44,7 @@ QUICK = {
     "renotify_s": 1.0,
     "worker_heartbeat_s": 1.0,
     "threads": 1,
+    "min_free_bytes": 0,
 }
 
 

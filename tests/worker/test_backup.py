@@ -1,0 +1,242 @@
+"""A backup made while a job runs, restored into the other database: the same service goes on there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from app.datasets import label_service
+from app.db import audit
+from app.db.audit import Actor
+from app.db.session import transaction
+from app.db.tables import AliasChange, Dataset, Job, JobEvent, LabelVersion, Model
+from app.models import service as models
+from app.storage import Storage
+from ml.formats import dataset_index
+from ml.formats.label_versions import Edit
+from ml.serving.predictor import Predictor
+from tests import servers
+from tests.worker.harness import ROOT, SIDE, ServiceHarness, opened
+from worker import backup
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def other_url(database_url: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of the other kind."""
+    if database_url.startswith("postgres"):
+        yield f"sqlite:///{tmp_path / 'other.sqlite'}"
+        return
+    with servers.fresh_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
+
+
+@pytest.fixture
+def harness(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[ServiceHarness]:
+    folder = tmp_path / "service"
+    folder.mkdir()
+    with opened(folder, database_url, redis_url) as harness:
+        yield harness
+
+
+def command(data: Path, url: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `python -m worker.backup` for the service with this data folder and database."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DENLL_")}
+    environment |= {"DENLL_DATA_DIR": str(data), "DENLL_DATABASE_URL": url}
+    line = [sys.executable, "-m", "worker.backup", *map(str, arguments)]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def edit_labels(harness: ServiceHarness, dataset_id: uuid.UUID, image: int) -> None:
+    """One more version of the labels."""
+    edits = [Edit("relabel", image, "circle", "stripe")]
+    with transaction(harness.engine) as session:
+        proposal = label_service.propose_edits(
+            session, harness.files, dataset_id, edits, parent=None, if_match=None, lock=True
+        )
+        label_service.write(session, harness.files, proposal, author="Ada", note="seen")
+
+
+def predictions(files: Storage, model_id: uuid.UUID) -> list[list[float]]:
+    images = [np.full((SIDE, SIDE, 3), shade, np.uint8) for shade in (0, 100, 200)]
+    answers = Predictor.load(files.model(model_id), "cpu").predict(images)
+    return [[float(value) for value in prediction.probabilities] for prediction in answers]
+
+
+@pytest.mark.timeout(900)
+def test_a_service_backed_up_while_a_job_runs_goes_on_in_another_database(
+    harness: ServiceHarness, other_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Once as a folder, from SQLite, and once as a tar, from Postgres."""
+    name = "backup" if other_url.startswith("postgres") else "backup.tar"
+    dataset_id = harness.dataset()
+    supervisor = harness.supervisor()
+    harness.dispatcher()
+    first = harness.submit(dataset_id)
+    assert harness.ended(first).state == "succeeded", harness.logs()
+    (model,) = harness.models(first)
+    edit_labels(harness, dataset_id, 0)
+    edit_labels(harness, dataset_id, 2)
+    with transaction(harness.engine) as session:
+        models.pin(session, "best", model.id)
+        audit.record(session, Actor("Ada", uuid.uuid4(), "r"), "alias.move", "/aliases/best", model_id=str(model.id))
+        waiting = Dataset(name="waits", upload={"label_column": "é\u2028"})
+        session.add(waiting)
+    harness.files.upload(waiting.id).write_bytes(b"an archive that is not read here")
+    (harness.files.dataset(dataset_id) / "pixels-16.npy.a1.tmp").write_bytes(b"half")
+    running = harness.submit(dataset_id, epochs=30)
+    queued = harness.submit(dataset_id, epochs=2, gpus=1, seed=7)
+    harness.until(running, lambda job: (job.checkpoint_step or 0) >= 6)
+
+    made = command(harness.folder, harness.settings.database, "create", tmp_path / name)
+
+    assert supervisor.poll() is None
+    assert harness.ended(running).state == "succeeded", harness.logs()
+    expected = {job_id: harness.ended(job_id) and harness.models(job_id)[0].digest for job_id in (running, queued)}
+    known = predictions(harness.files, model.id)
+    harness.close()
+    restored = tmp_path / "restored"
+    (restored / "data").mkdir(parents=True)
+    done = command(restored / "data", other_url, "restore", tmp_path / name)
+    assert done.stderr.splitlines()[-1] == made.stderr.splitlines()[-1]
+
+    with opened(restored, other_url, redis_url) as other:
+        assert predictions(other.files, model.id) == known
+        with transaction(other.engine, read_only=True) as session:
+            assert models.resolve(session, "best").model.id == model.id
+            assert [version.note for version in session.scalars(select(LabelVersion))] == ["seen", "seen"]
+            assert session.get_one(Dataset, waiting.id).upload == {"label_column": "é\u2028"}
+            states = {job.id: (job.state, job.attempts_without_progress) for job in session.scalars(select(Job))}
+            before = session.scalars(select(JobEvent.id).order_by(JobEvent.id.desc())).first()
+        assert states[running] == states[queued] == ("queued", 0)
+        assert other.reasons(running)[-1] == "restored"
+        folder = other.files.dataset(dataset_id)
+        assert [change.number for change in dataset_index.compare_labels(folder, 1, 3)] == [0, 2]
+        assert other.files.upload(waiting.id).read_bytes() == b"an archive that is not read here"
+        assert not list(other.files.root.rglob("*.tmp"))
+        with transaction(other.engine) as session:
+            models.pin(session, "best", model.id)  # numbers go on after those that were restored
+        with transaction(other.engine, read_only=True) as session:
+            assert len(session.scalars(select(AliasChange)).all()) == 2
+
+        other.supervisor()
+        other.dispatcher()
+        for job_id in (running, queued):
+            assert other.ended(job_id).state == "succeeded", other.logs()
+            assert other.models(job_id)[0].digest == expected[job_id]
+        resumed = [event.data["message"] for event in other.history(running, "log") if event.id > before]
+        assert any(message.startswith("Resumed at step") for message in resumed)
+
+        live = command(restored / "data", other_url, "restore", tmp_path / name, "--force", check=False)
+        assert live.returncode != 0
+        assert "running" in live.stderr
+    refused = command(restored / "data", other_url, "restore", tmp_path / name, check=False)
+    assert refused.returncode != 0
+
+
+@pytest.fixture
+def small(harness: ServiceHarness, tmp_path: Path) -> Path:
+    """A backup of a data set and nothing else."""
+    return backed_up(harness, tmp_path)
+
+
+def backed_up(harness: ServiceHarness, folder: Path) -> Path:
+    harness.dataset()
+    target = folder / "backup"
+    backup.create(harness.settings, target)
+    return target
+
+
+@contextlib.contextmanager
+def without_processes(folder: Path, url: str) -> Iterator[ServiceHarness]:
+    with opened(folder, url, "redis://127.0.0.1:1/0") as harness:
+        yield harness
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[ServiceHarness]:
+    folder = tmp_path / "service"
+    folder.mkdir()
+    with without_processes(folder, "") as harness:
+        yield harness
+
+
+def test_a_service_that_holds_something_is_replaced_only_by_force(
+    harness: ServiceHarness, small: Path, other_url: str, tmp_path: Path
+) -> None:
+    settings = harness.settings.model_copy(update={"data_dir": tmp_path / "data", "database_url": other_url})
+    backup.restore(settings, small, force=False)
+    with without_processes(tmp_path, other_url) as other:
+        second = other.dataset()
+        with pytest.raises(backup.BackupError, match="not empty"):
+            backup.restore(settings, small, force=False)
+        assert other.files.dataset(second).is_dir()
+
+        backup.restore(settings, small, force=True)
+
+        with transaction(other.engine, read_only=True) as session:
+            (remaining,) = session.scalars(select(Dataset.id))
+        assert {path.name for path in (tmp_path / "data" / "datasets").iterdir()} == {str(remaining)}
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "add", "schema", "manifest"])
+def test_a_damaged_backup_is_refused_before_anything_is_changed(
+    on_sqlite: ServiceHarness, tmp_path: Path, damage: str
+) -> None:
+    small = backed_up(on_sqlite, tmp_path)
+    victim = next((small / "files").rglob(dataset_index.ARCHIVE_FILE))
+    copy = small.with_name("damaged")
+    shutil.copytree(small, copy)
+    victim = copy / victim.relative_to(small)
+    if damage == "flip":
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    elif damage == "remove":
+        victim.unlink()
+    elif damage == "add":
+        victim.with_name("more").touch()
+    elif damage == "schema":
+        manifest = (copy / "manifest.json").read_text()
+        (copy / "manifest.json").write_text(manifest.replace('"revision": "', '"revision": "other'))
+    else:
+        (copy / "manifest.json").unlink()
+    settings = on_sqlite.settings.model_copy(update={"data_dir": tmp_path / "data", "database_url": ""})
+
+    with pytest.raises(backup.BackupError):
+        backup.restore(settings, copy, force=True)
+
+    assert not (tmp_path / "data" / "denll.sqlite").exists()
+
+
+def test_a_target_that_exists_is_not_overwritten(on_sqlite: ServiceHarness, tmp_path: Path) -> None:
+    small = backed_up(on_sqlite, tmp_path)
+    with pytest.raises(backup.BackupError, match="exists"):
+        backup.create(on_sqlite.settings, small)
+
+
+def test_what_the_service_has_lost_is_named_and_does_not_stop_a_backup(
+    on_sqlite: ServiceHarness, tmp_path: Path
+) -> None:
+    dataset_id = on_sqlite.dataset()
+    shutil.rmtree(on_sqlite.files.dataset(dataset_id))
+    with transaction(on_sqlite.engine) as session:
+        columns = {"method": "ce", "network": "small", "classes": [], "digest": "d", "size_bytes": 1, "metrics": {}}
+        session.add(model := Model(**columns, spec={}))
+
+    manifest = backup.create(on_sqlite.settings, tmp_path / "backup")
+
+    assert {Path(path).parts[1] for path in manifest["missing"]} == {str(dataset_id), str(model.id)}

@@ -1,0 +1,303 @@
+"""`python -m worker.backup create TARGET` and `restore SOURCE`: the whole service as one folder or one tar file.
+
+A backup is made while the service runs: rows as of one moment, then the files that they refer to, which no longer
+change once they are published. It fits SQLite and Postgres alike. What can be computed again (pixels and features of
+data sets) stays out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from app import backup, storage, worker_registry
+from app.backup import Snapshot
+from app.db.session import connect, transaction, wait_until_reachable
+from app.settings import Settings, current
+from app.storage import Storage
+from migrations.__main__ import head, upgrade
+from ml.formats import dataset_index, label_versions
+
+MANIFEST, ROWS, FILES = "manifest.json", "rows", "files"
+FORMAT = 1
+SNAPSHOTS = 5  # files of a row may be deleted before they are copied: then the rows are read again
+DATABASE_WAIT_S = 60.0
+OF_DATASET = (dataset_index.ARCHIVE_FILE, dataset_index.INDEX_FILE, label_versions.FOLDER)
+TEMPORARY = (".tmp", ".trash", ".part")
+TAR = ".tar"
+STREAM = Path("-")
+
+
+class BackupError(Exception):
+    """Why nothing was made or restored, a sentence for the operator."""
+
+
+# --- Create -----------------------------------------------------------------------------------------------------------
+
+
+def create(settings: Settings, target: Path) -> dict[str, Any]:
+    """Back up the service, which may be running.
+
+    Args:
+        target: The folder to make, or a file that ends in `.tar`, or `-` for a tar on standard output.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BackupError: The target exists.
+        OSError: It cannot be written.
+    """
+    if target != STREAM and target.exists():
+        raise BackupError(f"{target} exists; name a new one")
+    if target != STREAM and target.suffix != TAR:
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            manifest = _collect(settings, temporary)
+            os.sync()
+            storage.publish(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return manifest
+    # Hard links in the data folder cost nothing, and the tar is the only copy.
+    with tempfile.TemporaryDirectory(prefix=".backup-", suffix=".tmp", dir=settings.data_dir) as scratch:
+        folder = Path(scratch) / "backup"
+        manifest = _collect(settings, folder)
+        if target == STREAM:
+            _write_tar(folder, fileobj=sys.stdout.buffer, mode="w|")
+        else:
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                _write_tar(folder, name=temporary, mode="w")
+                storage.sync_file(temporary)
+                storage.publish(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return manifest
+
+
+def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Write a backup into a new folder; its manifest."""
+    files, engine = Storage(settings.data_dir), connect(settings)
+    before: set[str] | None = None
+    try:
+        for _ in range(SNAPSHOTS):
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / ROWS).mkdir(parents=True)
+            snapshot = backup.dump(engine, folder / ROWS)
+            missing = _copy_files(files, snapshot, folder / FILES)
+            # What is missing twice was not deleted meanwhile: the service itself has lost it.
+            if not missing or (before is not None and missing <= before):
+                break
+            before = missing
+    finally:
+        engine.dispose()
+    manifest = {
+        "format": FORMAT,
+        "revision": head(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "missing": sorted(missing),
+        "files": {
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": storage.sha256_file(path)}
+            for path in sorted(storage.files_below(folder))
+        },
+    }
+    storage.write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
+    """Copy the files that rows refer to; the paths of those that should be there and are not."""
+    target.mkdir()
+    missing: set[str] = set()
+    for dataset_id in snapshot.ready_datasets:
+        for name in OF_DATASET:
+            path = files.dataset(uuid.UUID(dataset_id)) / name
+            if not _copy(files, path, target, link=True) and name != label_versions.FOLDER:
+                missing.add(str(path.relative_to(files.root)))
+    for required in (
+        *(files.model(uuid.UUID(model_id)) for model_id in snapshot.files.models),
+        *(files.root / "uploads" / name for name in snapshot.files.uploads),
+    ):
+        if not _copy(files, required, target, link=True):
+            missing.add(str(required.relative_to(files.root)))
+    for job_id in snapshot.files.jobs:  # one that waits has no files
+        _copy(files, files.job(uuid.UUID(job_id)), target, link=job_id in snapshot.ended_jobs)
+    _copy(files, files.weights(), target, link=True)
+    return missing
+
+
+def _copy(files: Storage, source: Path, target: Path, *, link: bool) -> bool:
+    """Copy a file, or all that is complete in a folder, below `target`; False when some of it is gone.
+
+    Args:
+        link: Whether its bytes never change, so that a hard link serves as a copy.
+    """
+    if not source.exists():
+        return False
+    is_whole = True
+    for path in _walk(source):
+        if any(mark in part for part in path.relative_to(files.root).parts for mark in TEMPORARY):
+            continue
+        copy = target / path.relative_to(files.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place(path, copy, link=link)
+        except FileNotFoundError:
+            is_whole = False
+    return is_whole and source.exists()
+
+
+def _walk(source: Path) -> Iterator[Path]:
+    """The file, or the files below the folder; one that is deleted meanwhile ends early."""
+    if source.is_file():
+        yield source
+    for folder, _, names in os.walk(source):
+        yield from (Path(folder) / name for name in names)
+
+
+def place(source: Path, target: Path, *, link: bool = True) -> None:
+    """Give a file a second name, or copy it where that is not possible."""
+    if link:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+
+
+def _write_tar(folder: Path, **arguments: Any) -> None:
+    with tarfile.open(**arguments, format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(storage.files_below(folder), key=lambda p: (p.name != MANIFEST, p)):
+            tar.add(path, str(path.relative_to(folder)), recursive=False)
+
+
+# --- Restore ----------------------------------------------------------------------------------------------------------
+
+
+def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
+    """Restore a backup into a service that does not run.
+
+    Args:
+        source: What `create` made: a folder, a `.tar` file, or `-` for a tar on standard input.
+        force: Replace what the service holds.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BackupError: The backup is damaged or of another version, a process runs, or the service holds something.
+    """
+    files = Storage(settings.data_dir)
+    files.create()
+    with _opened(files, source) as folder:
+        manifest = verify(folder)
+        upgrade(settings)
+        engine = connect(settings)
+        try:
+            wait_until_reachable(engine, DATABASE_WAIT_S)
+            with transaction(engine, read_only=True) as session:
+                if worker_registry.is_any_alive(session):
+                    raise BackupError("the service is running; stop it, and wait half a minute if it was killed")
+                holds = not backup.is_empty(session)
+            old = [path for name in ("datasets", "jobs", "models", "uploads") for path in (files.root / name).iterdir()]
+            if (holds or old) and not force:
+                raise BackupError("the service is not empty; --force replaces what it holds")
+            for path in old:
+                storage.remove(path)
+            _place_files(folder / FILES, files.root)
+            os.sync()
+            with transaction(engine) as session:
+                backup.clear(session)
+                backup.load(session, folder / ROWS, limit=settings.max_attempts_without_progress)
+        finally:
+            engine.dispose()
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a backup whose every file is as it was written; BackupError for any other."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        revision, listed = manifest["revision"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackupError(f"{folder} is no complete backup: {error}") from error
+    if manifest.get("format") != FORMAT or revision != head():
+        raise BackupError(
+            f"the backup is of the schema {revision}, this version has {head()}: restore it with the version that made "
+            "it, then upgrade"
+        )
+    present = {str(path.relative_to(folder)) for path in storage.files_below(folder)} - {MANIFEST}
+    if present != listed.keys():
+        raise BackupError(f"files are missing from the backup or too many: {sorted(present ^ listed.keys())[:5]}")
+    for name, facts in listed.items():
+        if storage.sha256_file(folder / name) != facts["sha256"]:
+            raise BackupError(f"{name} is damaged: its SHA-256 is not that of the manifest")
+    return manifest
+
+
+@contextlib.contextmanager
+def _opened(files: Storage, source: Path) -> Iterator[Path]:
+    """The folder of a backup; a tar is unpacked beside the files of the service, so that they become links."""
+    if source != STREAM and source.suffix != TAR:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix=".restore-", suffix=".tmp", dir=files.root) as scratch:
+        arguments: dict[str, Any] = (
+            {"name": source} if source != STREAM else {"fileobj": sys.stdin.buffer, "mode": "r|"}
+        )
+        try:
+            with tarfile.open(**arguments) as tar:
+                tar.extractall(scratch, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            raise BackupError(f"{source} is no complete backup: {error}") from error
+        yield Path(scratch)
+
+
+def _place_files(source: Path, root: Path) -> None:
+    for path in storage.files_below(source):
+        target = root / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        place(path, target)
+        target.chmod(0o600)
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m worker.backup", description="Back up or restore the service.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    creating = actions.add_parser("create", help="back up the service, which may be running")
+    creating.add_argument("target", type=Path, help="a new folder, or a file that ends in .tar; - is standard output")
+    restoring = actions.add_parser("restore", help="restore a backup, into SQLite or Postgres; the service is stopped")
+    restoring.add_argument("source", type=Path, help="what create made; - is standard input")
+    restoring.add_argument("--force", action="store_true", help="replace what the service holds")
+    options = parser.parse_args(arguments)
+    storage.keep_private()
+    try:
+        if options.action == "create":
+            manifest = create(current(), options.target)
+        else:
+            manifest = restore(current(), options.source, force=options.force)
+    except BackupError as error:
+        sys.exit(f"nothing was done: {error}")
+    size = sum(facts["size"] for facts in manifest["files"].values())
+    for path in manifest["missing"]:
+        print(f"missing in the service itself: {path}", file=sys.stderr)
+    print(f"{len(manifest['files'])} files, {size / 2**20:.1f} MiB, of {manifest['created_at']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
