@@ -144,7 +144,12 @@ class Settings(BaseSettings):
         default={},
         description='Folders of this host that may become data sets, as JSON by name: {"photos": "/srv/photos"}',
     )
-    min_free_bytes: int = Field(default=2 * GIB, description="Uploads are refused with 507 below this much free disk")
+    warn_free_bytes: int = Field(default=8 * GIB, ge=0, description="`/readyz` is degraded below this much free disk")
+    min_free_bytes: int = Field(
+        default=2 * GIB,
+        ge=0,
+        description="Below this much free disk uploads are refused with 507 and queued work waits; what runs goes on",
+    )
     json_bytes: int = Field(default=MIB, description="Largest JSON body")
     upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")
     weights_bytes: int = Field(default=2 * GIB, description="Largest uploaded file of pretrained weights")

@@ -21,6 +21,7 @@ from app.http import metrics, problems
 from app.http.access import OPEN, READ
 from app.http.metrics import Metric
 from app.http.routing import Router
+from app.settings import Settings
 
 router = Router(tags=["service"])
 
@@ -82,14 +83,19 @@ def check(state: Any) -> dict[str, Check]:
     checks["broker"] = (
         Check(status="ok") if reachable else Check(status="degraded", detail="work starts when it is back")
     )
-    free, least = state.storage.free_bytes(), state.settings.min_free_bytes
-    enough = free >= least
-    checks["disk"] = Check(
-        status="ok" if enough else "degraded",
-        free_bytes=free,
-        detail=None if enough else f"uploads need {least} free bytes",
-    )
+    checks["disk"] = check_disk(state.storage.free_bytes(), state.settings)
     return checks
+
+
+def check_disk(free: int, settings: Settings) -> Check:
+    """The state of the data folder's disk with so many free bytes."""
+    if free < settings.min_free_bytes:
+        detail = f"uploads are refused and queued work waits below {settings.min_free_bytes} free bytes"
+    elif free < settings.warn_free_bytes:
+        detail = f"below {settings.min_free_bytes} free bytes uploads are refused and queued work waits"
+    else:
+        detail = None
+    return Check(status="ok" if detail is None else "degraded", free_bytes=free, detail=detail)
 
 
 def heartbeats(session: Session) -> dict[str, Check]:
@@ -122,6 +128,12 @@ def prometheus(request: Request) -> Response:
     gauges = [
         Metric("denll_up_seconds", "gauge", "Age of this process", [({}, time.monotonic() - state.started_at)]),
         Metric("denll_disk_free_bytes", "gauge", "Free disk below the data folder", [({}, state.storage.free_bytes())]),
+        Metric(
+            "denll_disk_limit_bytes",
+            "gauge",
+            "Free disk below which the service warns, and stops taking work",
+            [({"level": "warn"}, state.settings.warn_free_bytes), ({"level": "stop"}, state.settings.min_free_bytes)],
+        ),
     ]
     try:
         with db.transaction(state.engine, read_only=True) as session:

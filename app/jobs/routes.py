@@ -142,6 +142,8 @@ def accepted(job: JobOut) -> StoredResponse:
 @router.get("/jobs", dependencies=[READ], response_model=Page[JobOut])
 def list_(
     session: ReadSession,
+    files: Files,
+    config: Config,
     paging: Paging,
     status: Status | None = None,
     type: Literal["train", "predict"] | None = None,
@@ -150,13 +152,17 @@ def list_(
     """Jobs, newest first. `comparison` is shown by GET /jobs/{id} alone."""
     rows, cursor = pages.newest_page(session, service.select_jobs(status, type, dataset_id), Job, paging)
     models = service.model_ids(session, rows)
-    return Page(items=[schemas.job_out(job, models.get(job.id)) for job in rows], next_cursor=cursor)
+    jobs = [schemas.job_out(job, models.get(job.id)) for job in rows]
+    schemas.say_what_is_missing(jobs, files.free_bytes(), config.min_free_bytes)
+    return Page(items=jobs, next_cursor=cursor)
 
 
 @router.get("/jobs/{job_id}", dependencies=[READ], response_model=JobOut)
-def get(session: ReadSession, job_id: uuid.UUID) -> JobOut:
+def get(session: ReadSession, files: Files, config: Config, job_id: uuid.UUID) -> JobOut:
     """A job, with those it is compared with."""
-    return job_detail(session, service.get(session, job_id))
+    job = job_detail(session, service.get(session, job_id))
+    schemas.say_what_is_missing([job], files.free_bytes(), config.min_free_bytes)
+    return job
 
 
 def job_detail(session: Session, job: Job) -> JobOut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -243,6 +244,10 @@ class JobOut(BaseModel):
     )
     queue_seconds: float | None
     run_seconds: float | None
+    waiting_for: Literal["disk"] | None = Field(
+        default=None,
+        description="What a queued job cannot start without: `disk` while less than `DENLL_MIN_FREE_BYTES` are free",
+    )
 
 
 def status_of(job: Job) -> Status:
@@ -289,6 +294,14 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
         queue_seconds=None if waited < 0 else round(waited, 3),
         run_seconds=None if ran is None else round(max(0.0, ran), 3),
     )
+
+
+def say_what_is_missing(jobs: Sequence[JobOut], free_bytes: int, min_free_bytes: int) -> None:
+    """Set `waiting_for` of queued jobs, with so much free disk."""
+    if free_bytes < min_free_bytes:
+        for job in jobs:
+            if job.status == "queued":
+                job.waiting_for = "disk"
 
 
 def compared_job(job: Job, model_id: uuid.UUID | None) -> ComparedJob:

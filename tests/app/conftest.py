@@ -120,6 +120,7 @@ def settings(tmp_path: Path, database_url: str, tables: Path) -> Settings:
         connect_timeout_s=0.5,
         event_poll_s=0.02,
         min_free_bytes=0,
+        warn_free_bytes=0,
         predict_deadline_s=3.0,
     )
 

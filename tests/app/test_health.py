@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Worker
@@ -33,6 +35,23 @@ def test_readiness_lists_what_is_missing(client: Client) -> None:
     seen = client.get("/readyz").json()["checks"]["supervisor"]
     assert (seen["status"], seen["device"]) == ("ok", "cpu")
     assert seen["heartbeat_age_seconds"] < 10
+
+
+@pytest.mark.parametrize(
+    ("warn", "stop", "status", "says"),
+    [(1, 0, "ok", None), (2**62, 0, "degraded", "below 0 free bytes"), (2**62, 2**61, "degraded", "queued work waits")],
+)
+def test_DEG5_little_disk_is_told_before_it_stops_anything(
+    with_settings: Callable[..., Client], warn: int, stop: int, status: str, says: str | None
+) -> None:
+    client = with_settings(warn_free_bytes=warn, min_free_bytes=stop)
+    disk = client.get("/readyz").json()["checks"]["disk"]
+    assert disk["status"] == status
+    assert disk["free_bytes"] > 0
+    assert says is None or says in disk["detail"]
+    lines = client.get("/metrics").text.splitlines()
+    for level, limit in (("warn", warn), ("stop", stop)):
+        assert f'denll_disk_limit_bytes{{level="{level}"}} {limit:g}' in lines
 
 
 @BOTH

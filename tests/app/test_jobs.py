@@ -803,3 +803,18 @@ def test_a_dry_run_warns_of_memory_that_the_host_does_not_have(client: Client, d
     assert "batch_size" in warning["hint"]
     assert dry_run(batch_size=8)["warnings"] == []
     assert dry_run(device="cuda")["warnings"] == []
+
+
+def test_DEG5_a_queued_job_says_that_it_waits_for_disk(
+    with_settings: Callable[..., Client], submit: Callable[..., Any], fake_worker: FakeWorker
+) -> None:
+    running = submit()["id"]
+    fake_worker.claim()
+    waiting = submit()["id"]
+    full = with_settings(min_free_bytes=2**62)
+
+    assert full.get(f"/jobs/{waiting}").json()["waiting_for"] == "disk"
+    listed = {job["id"]: job["waiting_for"] for job in full.get("/jobs").json()["items"]}
+    assert listed == {running: None, waiting: "disk"}
+    enough = with_settings(min_free_bytes=0)
+    assert enough.get(f"/jobs/{waiting}").json()["waiting_for"] is None

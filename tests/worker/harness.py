@@ -45,6 +45,7 @@ QUICK = {
     "worker_heartbeat_s": 1.0,
     "threads": 1,
     "min_free_bytes": 0,
+    "warn_free_bytes": 0,
 }
 
 

@@ -192,3 +192,20 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
 def reaped(harness: ServiceHarness) -> int:
     with transaction(harness.engine) as session:
         return attempt.reap(session, 3)
+
+
+def test_DEG5_with_too_little_disk_nothing_is_claimed_until_there_is_space(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(harness)
+    monkeypatch.setitem(supervise.CHILD_MODULES, "jobs", "tests.worker.doubles.crashing")
+    full = harness.settings.model_copy(update={"min_free_bytes": 2**62})
+    supervisor = Supervisor(full, harness.engine, "jobs", "test")
+    supervisor.run_queued_work()
+    supervisor.close()
+
+    assert (harness.state(job), harness.job(job).attempt, supervisor.has_work()) == ("queued", 0, False)
+
+    run = Run(harness, "crashing", monkeypatch)
+    assert harness.ended(job).attempt == 3
+    run.end()

@@ -221,10 +221,11 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _is_ready(url: str, *, allow_degraded: bool) -> bool:
-    """Whether the API responds and, unless `allow_degraded`, reports that nothing is degraded."""
+    """Whether the API responds and, unless `allow_degraded`, reports that nothing but the disk is degraded."""
     try:
         with urllib.request.urlopen(url, timeout=2.0) as response:  # noqa: S310 - our own API
-            return allow_degraded or json.load(response).get("status") != "degraded"
+            checks = json.load(response).get("checks", {})
+            return allow_degraded or all(c["status"] == "ok" for name, c in checks.items() if name != "disk")
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

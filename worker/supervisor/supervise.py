@@ -22,6 +22,7 @@ from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.notifier import QueueName
 from app.settings import Settings
+from app.storage import Storage
 from app.work import Claim, HolderCommand
 from worker import control_channel
 from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
@@ -83,13 +84,15 @@ class Supervisor:
         self._settings = settings
         self._engine = engine
         self._owner = owner
+        self._storage = Storage(settings.data_dir)
+        self._had_disk = True
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
 
     def run_queued_work(self) -> None:
         """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
-        while not self.draining.is_set() and self._can_start_child():
+        while not self.draining.is_set() and self._has_disk() and self._can_start_child():
             state = ChildState()  # before the claim: the lease begins when the database executes it
             claim = self._claim()
             if claim is None:
@@ -99,6 +102,8 @@ class Supervisor:
 
     def has_work(self) -> bool:
         """Whether anything is queued that this supervisor could take; False while the database is unavailable."""
+        if not self._has_disk():
+            return False
         try:
             with transaction(self._engine, read_only=True) as session:
                 return self._queue.count_claimable(session, self._owner, self.devices) > 0
@@ -107,6 +112,14 @@ class Supervisor:
 
     def close(self) -> None:
         self._fork_server.close()
+
+    def _has_disk(self) -> bool:
+        """Whether enough disk is free to begin something; what runs goes on with less."""
+        has_disk = self._storage.free_bytes() >= self._settings.min_free_bytes
+        if has_disk != self._had_disk:
+            log.warning("free disk: %s", "work is taken again" if has_disk else "too little, queued work waits")
+        self._had_disk = has_disk
+        return has_disk
 
     def _can_start_child(self) -> bool:
         """Whether the fork server is ready; while it is not, work is left to other supervisors."""
