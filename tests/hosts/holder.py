@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 from app.datasets import ingest_queue
-from app.db.session import connect, transaction
+from app.db.session import connect, transaction, wait_until_reachable
 from app.settings import current
 
 
 def main() -> None:
     settings = current()
     engine = connect(settings)
+    wait_until_reachable(engine, 60.0)
     with transaction(engine) as session:
         claim = ingest_queue.claim(session, "holder", settings.lease_s)
     assert claim is not None

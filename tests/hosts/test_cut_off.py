@@ -107,7 +107,8 @@ def test_a_host_cut_off_inside_a_transaction_holds_no_row_for_long(harness: Mult
     with transaction(harness.engine) as session:
         session.add(Dataset(id=dataset, name="waits", upload={}))
     holder = harness.start("tests.hosts.holder", within=host.within)
-    eventually(lambda: "held\n" in harness.logs(), seconds=30.0, what="the holder")
+    eventually(lambda: "held\n" in harness.logs() or holder.poll() is not None, seconds=30.0, what="the holder")
+    assert holder.poll() is None, harness.logs()
     host.cut()
     cut_at = time.monotonic()
     try:
