@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu fuzz check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,10 @@ check: lint types contracts ## Format, lint, types, import contracts and the fas
 
 test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, recorded steps, T7
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900
+
+FUZZ_EXAMPLES ?= 200
+fuzz: install ## Requests made from the OpenAPI document, FUZZ_EXAMPLES of each operation (minutes)
+	$(BIN)/python -m tests.fuzz --examples $(FUZZ_EXAMPLES)
 
 lint: install ## Format and lint, without changing anything
 	$(BIN)/ruff format --check

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import Fault, InvalidRequest, Malformed, UnsupportedMediaType
 from app.http import bodies, problems
@@ -26,6 +26,26 @@ Parent = Annotated[int, Field(ge=1, le=2**31 - 1, description="The version that 
 
 class LabelEdit(Strict):
     """A change of one image, or of the classes; those of classes apply to the edits after them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["image", "from"],
+                    "properties": {
+                        "action": {"enum": list(label_versions.IMAGE_ACTIONS)},
+                        "image": {"type": "integer"},
+                    },
+                },
+                {
+                    "properties": {
+                        "action": {"not": {"enum": list(label_versions.IMAGE_ACTIONS)}},
+                        "image": {"type": "null"},
+                    }
+                },
+            ]
+        }
+    )
 
     action: Literal["relabel", "confirm", "exclude", "add_class", "rename_class", "merge_class"]
     image: Annotated[int, Field(ge=0, le=2**53, description="Index of the image; not for classes")] | None = None

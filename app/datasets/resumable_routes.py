@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Header
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -43,6 +44,7 @@ from app.http import bodies
 from app.http.access import OPEN, READ, TRAIN
 from app.http.deps import Config, Files
 from app.http.openapi import problems
+from app.http.problems import from_validation
 from app.http.routing import Route, Router
 from app.settings import Settings
 
@@ -50,7 +52,15 @@ VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"
 ALGORITHMS = ("sha256", "sha1")
 CHUNK = "application/offset+octet-stream"
-NUMBER = re.compile(r"\d{1,18}")
+NUMBER = re.compile(r"[0-9]{1,18}")
+IS_NUMBER = {"pattern": f"^{NUMBER.pattern}$"}
+ChecksumHeader = Annotated[
+    str | None,
+    Header(
+        description="Of the body: sha256 or sha1, and base64",
+        json_schema_extra={"pattern": f"^({'|'.join(ALGORITHMS)}) ([A-Za-z0-9+/]{{4}})+$"},
+    ),
+]
 METADATA = re.compile(r"[!-+\--~]+( [A-Za-z0-9+/]*={0,2})?(, *[!-+\--~]+( [A-Za-z0-9+/]*={0,2})?)*")
 METADATA_BYTES = 4096
 CHUNK_BODY = {
@@ -61,10 +71,15 @@ CHUNK_BODY = {
 }
 
 
-async def _check_version(request: Request) -> None:
+async def _check_version(
+    request: Request,
+    tus_resumable: Annotated[
+        str | None, Header(description="Not needed by GET", json_schema_extra={"const": VERSION})
+    ] = None,
+) -> None:
     """Refuse other versions of tus, once the caller may use the route."""
     method = request.scope.get("original_method", request.method)
-    if method != "GET" and request.headers.get("tus-resumable") != VERSION:
+    if method != "GET" and tus_resumable != VERSION:
         detail = f"Send the header Tus-Resumable: {VERSION}."
         raise TusVersionUnsupported(detail, headers={"Tus-Version": VERSION})
 
@@ -82,9 +97,10 @@ class TusRoute(Route):
         async def add_version(request: Request) -> Response:
             try:
                 response = await handle(request)
-            except Problem as problem:
+            except (Problem, RequestValidationError) as error:
+                problem = error if isinstance(error, Problem) else from_validation(error.errors())
                 problem.headers.setdefault("Tus-Resumable", VERSION)
-                raise
+                raise problem from None
             response.headers["Tus-Resumable"] = VERSION
             return response
 
@@ -145,9 +161,9 @@ async def create(
     request: Request,
     config: Config,
     files: Files,
-    upload_length: Annotated[str | None, Header(description="Bytes of the archive")] = None,
+    upload_length: Annotated[str, Header(description="Bytes of the archive", json_schema_extra=IS_NUMBER)],
     upload_metadata: Annotated[str, Header(description="As tus has it; `filename` names the data set")] = "",
-    upload_checksum: Annotated[str | None, Header(description="Of the body: sha256 or sha1, and base64")] = None,
+    upload_checksum: ChecksumHeader = None,
 ) -> Response:
     """Begin a resumable upload of an archive (tus 1.0.0); the body may be its first bytes.
 
@@ -201,8 +217,10 @@ async def append(
     config: Config,
     files: Files,
     upload_id: uuid.UUID,
-    upload_offset: Annotated[str | None, Header(description="Where the bytes begin: what HEAD answers")] = None,
-    upload_checksum: Annotated[str | None, Header(description="Of the body: sha256 or sha1, and base64")] = None,
+    upload_offset: Annotated[
+        str, Header(description="Where the bytes begin: what HEAD answers", json_schema_extra=IS_NUMBER)
+    ],
+    upload_checksum: ChecksumHeader = None,
 ) -> Response:
     """Append the body to an upload, at `Upload-Offset`. What arrived before a connection broke stays."""
     if bodies.media_type(request) != CHUNK:
@@ -304,8 +322,8 @@ def _expiry(upload: ResumableUpload) -> dict[str, str]:
     return {"Upload-Expires": email.utils.formatdate(upload.expires_at, usegmt=True)}
 
 
-def _number(value: str | None, header: str) -> int:
-    if value is None or not NUMBER.fullmatch(value):
+def _number(value: str, header: str) -> int:
+    if not NUMBER.fullmatch(value):
         raise _invalid(header, "A number of bytes is needed.")
     return int(value)
 

@@ -68,9 +68,14 @@ UPLOAD_BODY = {
                 "additionalProperties": False,
                 "properties": {
                     "file": {"type": "string", "format": "binary", "description": "zip, tar, tar.gz or tar.zst"},
-                    "name": {"type": "string", "maxLength": 200},
+                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
                     **{
-                        field: {"type": "string", "maxLength": FIELD_CHARS.get(field, 200), "description": description}
+                        field: {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": FIELD_CHARS.get(field, 200),
+                            "description": description,
+                        }
                         for field, description in COLUMNS.items()
                     },
                 },

@@ -123,6 +123,7 @@ async def _key(
             max_length=LONGEST_HEADER,
             description="Repeat a request safely: the first response is replayed. A structured-field string: "
             '`"k1"`, or without quotes `k1`, which is the same key',
+            json_schema_extra={"pattern": f"^({BARE_KEY.pattern}|{QUOTED_KEY.pattern})$", "maxLength": LONGEST_KEY},
         ),
     ] = None,
 ) -> IdempotentRequest | None:

@@ -119,6 +119,14 @@ def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]
     return document
 
 
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter: one that may be left out is never null, which only a body can say."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{keyword: value for keyword, value in schema.items() if keyword != "anyOf"}}
+
+
 def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool) -> None:
     """Add to an operation the problems that it can respond with whatever its route does."""
     responses = operation["responses"]
@@ -129,6 +137,8 @@ def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool
     if key and path not in {"/livez", "/readyz"}:
         statuses |= {401, 403}
         operation["security"] = [{"key": []}]
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = without_null(parameter["schema"])
     if "{" in path:
         statuses.add(404)
     if method != "get":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.db.tables import Alias, AliasChange, Model
 from app.http.fields import Id, Strict
@@ -42,6 +42,18 @@ def model_out(model: Model, aliases: list[str]) -> ModelOut:
 
 class Pin(Strict):
     """Point an alias at a model, or back at the previous one."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["model_id"],
+                    "properties": {"model_id": {"type": "string"}, "rollback": {"const": False}},
+                },
+                {"required": ["rollback"], "properties": {"model_id": {"type": "null"}, "rollback": {"const": True}}},
+            ]
+        }
+    )
 
     model_id: Id | None = Field(default=None, description="The model to point at")
     rollback: bool = Field(default=False, description="Point at the previous model instead")

@@ -57,7 +57,7 @@ BODY = {
             "schema": {
                 "type": "object",
                 "required": ["file"],
-                "properties": {"file": {"type": "array", "items": IMAGE_FILE["schema"], "maxItems": 32}},
+                "properties": {"file": {"type": "array", "items": IMAGE_FILE["schema"], "minItems": 1, "maxItems": 32}},
             }
         },
         "application/json": {"schema": {"$ref": "#/components/schemas/PredictRequest"}},

@@ -12,6 +12,7 @@ from app.http.fields import Name, Strict
 
 MaskKind = Literal["gaussian", "map", "rle", "polygon", "png"]
 MASK_KINDS: tuple[MaskKind, ...] = ("gaussian", "map", "rle", "polygon", "png")
+ANY_MASK = "|".join(MASK_KINDS)
 MASKS_DESCRIPTION = (
     "gaussian: the place a method's localization module points at, where it has one; map: where something stands out, "
     "for every method whose network has feature maps; rle, polygon, png: further forms of these (polygon: of the "
@@ -56,7 +57,14 @@ class PredictQuery(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias")] = "default"
     top_k: TopK = 5
     threshold: Annotated[Threshold | None, Field(description="Abstain below this score")] = None
-    masks: Annotated[str, Field(max_length=200, description=f"Comma-separated. {MASKS_DESCRIPTION}")] = "gaussian"
+    masks: Annotated[
+        str,
+        Field(
+            max_length=200,
+            description=f"Comma-separated. {MASKS_DESCRIPTION}",
+            json_schema_extra={"pattern": f"^({ANY_MASK})(,({ANY_MASK}))*$"},
+        ),
+    ] = "gaussian"
     mask_threshold: MaskThreshold = 0.5
     format: Annotated[Format | None, Field(description=FORMAT_DESCRIPTION)] = None
 

@@ -29,9 +29,8 @@ KINDS = ["application/json", "multipart/form-data; boundary=b", "image/png", "ap
 
 
 @BOTH
-@pytest.mark.parametrize("seed", range(2))
-def test_no_nonsense_is_a_server_error(client: Client, dataset_id: str, seed: int) -> None:
-    dice = random.Random(seed)
+def test_no_nonsense_is_a_server_error(client: Client, dataset_id: str) -> None:
+    dice = random.Random(0)
     document = client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

@@ -82,6 +82,10 @@ def require_results(lines: Iterable[str]) -> None:
         assert {"benchmark", "measured", "target", "met"} <= result.keys()
 
 
+def test_every_answer_to_requests_made_from_the_document_fits_it(tmp_path: Path) -> None:
+    run(tmp_path, "tests.fuzz", "--smallest")
+
+
 def test_the_demo_runs(tmp_path: Path) -> None:
     port = servers.free_port()
     log = run(tmp_path, "examples.demo", "--smallest", DENLL_PORT=str(port), DENLL_MIN_FREE_BYTES="1000000")
