@@ -13,7 +13,7 @@
     ├── 415 UnsupportedMediaType
     ├── 416 RangeNotSatisfiable
     ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
-    ├── 429 QueueFull · Overloaded · TooManyEventStreams
+    ├── 429 QueueFull · Overloaded · TooManyEventStreams · QuotaExceeded · RateLimited
     ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable
     ├── 504 DeadlineExceeded
     └── 507 InsufficientStorage
@@ -268,6 +268,26 @@ class Overloaded(Problem):
 
 class TooManyEventStreams(Problem):
     status, title = 429, "Too many event streams are open"
+
+
+class QuotaExceeded(Problem):
+    """A limit of the caller's own, as draft-ietf-httpapi-ratelimit-headers describes it: `violated-policies` names it.
+
+    Args:
+        policy: The name of the limit.
+        detail: A sentence for the client.
+        retry_after_s: Seconds of the Retry-After header.
+    """
+
+    status, title = 429, "The quota of this key is used up"
+
+    def __init__(self, policy: str, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.members = {"violated-policies": [policy]}
+
+
+class RateLimited(QuotaExceeded):
+    title = "Too many requests"
 
 
 class ChecksumMismatch(Problem):

@@ -30,6 +30,7 @@ from app.db import session as db
 from app.http import connection, health_routes, openapi, problems, security
 from app.http.access import KeyCache
 from app.http.metrics import RequestMetrics
+from app.http.rate_limit import RateLimiter
 from app.http.routing import AllowedMethods
 from app.jobs import comparison_routes, methods_routes, results_routes
 from app.jobs import routes as jobs
@@ -121,6 +122,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.job_parser = JobRequestParser(app.state.catalog)
     app.state.storage = Storage(config.data_dir)
     app.state.upload_capacity = upload_service.upload_capacity(config)
+    app.state.rate_limiter = RateLimiter(config)
     app.state.prediction_memory = memory_capacity(config)
     app.state.event_streams = stream_capacity(config)
     app.state.request_metrics = RequestMetrics()

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+ADDRESS_REQUESTS_PER_S = 20.0
 MOST_DEVICES = 8  # of one host, for one job
 PREFIX = "DENLL_"
 # Former names of settings and their names now. A former name in the environment is refused: it would be ignored.
@@ -131,6 +132,24 @@ class Settings(BaseSettings):
     )
     contended_bytes_per_s: int = Field(
         default=32 * 1024, ge=0, description="A body slower than this loses its place to others that wait"
+    )
+    key_requests_per_s: float = Field(
+        default=200.0, ge=0.0, description="Requests a second of a key without a limit of its own; 0: any number"
+    )
+    key_queued_jobs: int = Field(
+        default=250, ge=0, description="Queued jobs of a key without a limit of its own; 0: any number"
+    )
+    key_stored_bytes: int = Field(
+        default=0, ge=0, description="Bytes of the data sets of a key without a limit of its own; 0: any number"
+    )
+    key_device_s_per_day: float = Field(
+        default=0.0, ge=0.0, description="Device seconds in 24 hours of a key without a limit of its own; 0: any number"
+    )
+    address_requests_per_s: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Requests a second of one address without a valid key; 0: any number; by default 20 where keys are "
+        "required",
     )
     max_event_streams: int = Field(default=256, ge=1, description="Open event streams; more are refused with 429")
     event_streams_per_key: int = Field(default=64, ge=1, description="Open event streams of one API key")
@@ -272,6 +291,13 @@ class Settings(BaseSettings):
     def key_required(self) -> bool:
         """Whether requests need an API key. Without an admin key the API is open, and binds loopback only."""
         return self.admin_key is not None
+
+    @property
+    def address_rate(self) -> float:
+        """Requests a second of one address without a valid key; 0 for any number."""
+        if self.address_requests_per_s is not None:
+            return self.address_requests_per_s
+        return ADDRESS_REQUESTS_PER_S if self.key_required else 0.0
 
 
 def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, str]:

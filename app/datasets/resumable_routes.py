@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from app import storage
-from app.datasets import resumable
+from app.datasets import resumable, upload_service
 from app.datasets.resumable import ResumableUpload
 from app.datasets.uploads import UploadWriter
 from app.errors import (
@@ -178,6 +178,7 @@ async def create(
     checksum = _checksum(upload_checksum)
     has_body = bodies.media_type(request) == CHUNK
     await run_in_threadpool(files.require, config.min_free_bytes + length)
+    await run_in_threadpool(upload_service.check_quota, request, length)
     upload = await run_in_threadpool(_create, files, config, length, upload_metadata)
     headers = {"Location": f"/uploads/{upload.id}", "Upload-Offset": "0"} | _expiry(upload)
     if has_body:

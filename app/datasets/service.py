@@ -23,7 +23,12 @@ STATES = {status: [state for state, s in STATUS.items() if s == status] for stat
 
 
 def create(
-    session: Session, dataset_id: uuid.UUID, name: str, upload: dict[str, Any], request_id: str | None
+    session: Session,
+    dataset_id: uuid.UUID,
+    name: str,
+    upload: dict[str, Any],
+    request_id: str | None,
+    key_id: uuid.UUID | None = None,
 ) -> Dataset:
     """Insert a data set that waits to be checked; its archive lies in the uploads folder under the same id.
 
@@ -32,8 +37,9 @@ def create(
         name: Shown in lists.
         upload: The fields that say how to read the archive, `size_bytes` and `sha256`.
         request_id: Id of the HTTP request that uploaded it.
+        key_id: The API key in whose quotas it counts.
     """
-    row = Dataset(id=dataset_id, name=name, upload=upload, request_id=request_id)
+    row = Dataset(id=dataset_id, name=name, upload=upload, request_id=request_id, key_id=key_id)
     session.add(row)
     session.flush()
     session.refresh(row)

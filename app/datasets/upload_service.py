@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from app import storage
+from app import quotas, storage
 from app.datasets import archive_check, resumable, schemas, server_folders, service, uploads
 from app.datasets.uploads import FinishedUpload, ReceivedUpload, ServerFolder, UploadWriter
 from app.db import session as db
 from app.errors import QueueFull
-from app.http import bodies, problems
+from app.http import access, bodies, problems
 from app.http.capacity import Capacity
 from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
@@ -54,10 +54,10 @@ async def accept_upload(
 
     Raises:
         ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
-        IdempotencyMismatch, UnsupportedMediaType, BodyTooSlow.
+        IdempotencyMismatch, UnsupportedMediaType, BodyTooSlow, QuotaExceeded.
     """
     async with request.app.state.upload_capacity.hold(request, while_body_arrives=True):
-        await run_in_threadpool(request.app.state.storage.require, request.app.state.settings.min_free_bytes)
+        await run_in_threadpool(_check_space, request)
         if key is None:
             return await _create_dataset(request, None, query), True
         stored = await run_in_threadpool(_reserve, request.app.state.engine, key)
@@ -224,9 +224,11 @@ def _insert(
         "sha256": received.sha256,
         "size_bytes": received.size_bytes,
     }
+    owner = access.key_id(request.state.principal)
     with db.transaction(request.app.state.engine) as session:
+        quotas.check_storage(session, request.app.state.settings, owner, received.size_bytes)
         name = received.fields.get("name") or title_of(received.filename)
-        row = service.create(session, dataset_id, name, upload, request.state.request_id)
+        row = service.create(session, dataset_id, name, upload, request.state.request_id, owner)
         body = schemas.dataset_out(row, None).model_dump(mode="json")
         response = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
         if key is not None:
@@ -244,6 +246,21 @@ def title_of(filename: str | None) -> str:
 
 def _hash(received: ReceivedUpload) -> str:
     return request_hash(received.fields, received.sha256)
+
+
+def _check_space(request: Request) -> None:
+    """Refuse an upload before its bytes come, where the disk or the caller's quota has no room for it."""
+    request.app.state.storage.require(request.app.state.settings.min_free_bytes)
+    declared = request.headers.get("content-length", "")
+    check_quota(request, int(declared) if declared.isdigit() else 0)
+
+
+def check_quota(request: Request, size_bytes: int) -> None:
+    """Raise QuotaExceeded if the caller may not store so many bytes more; the insertion of the data set decides."""
+    owner = access.key_id(request.state.principal)
+    if owner is not None:
+        with db.transaction(request.app.state.engine) as session:
+            quotas.check_storage(session, request.app.state.settings, owner, size_bytes)
 
 
 def _reserve(engine: Any, key: IdempotentRequest) -> tuple[StoredResponse, str] | None:

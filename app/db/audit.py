@@ -16,6 +16,7 @@ Action = Literal[
     "job.cancel",
     "job.delete",
     "job.delete_files",
+    "key.change",
     "key.create",
     "key.revoke",
     "labels.delete",

@@ -99,10 +99,13 @@ class Dataset(WorkColumns, Base):
     __table_args__ = (
         Index("ix_dataset_queue", "state", "priority", "created_at"),
         Index("ix_dataset_newest", "created_at", "id"),
+        Index("ix_dataset_key", "key_id", "state"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     state: Mapped[State] = state_column("dataset_state")
+    # whose quotas it counts in; null for the admin key and the loopback user
+    key_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="SET NULL"))
     name: Mapped[str] = mapped_column(String(200))
     label_version: Mapped[int] = mapped_column(default=1)  # the newest
     upload: Mapped[dict[str, Any]]  # label_column, clean_column, sha256, bytes: how to read the archive
@@ -136,12 +139,14 @@ class Job(WorkColumns, Base):
         Index("ix_job_queue", "state", "priority", "created_at"),
         Index("ix_job_newest", "created_at", "id"),
         Index("ix_job_dataset", "dataset_id"),
+        Index("ix_job_key", "key_id", "state"),
         Index("ix_job_compared_with", "compared_with_id"),
         CheckConstraint("gpus >= 1", name="gpus"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     state: Mapped[State] = state_column("job_state")
+    key_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="SET NULL"))  # as of a data set
     type: Mapped[str] = mapped_column(String(16), default="train")
     name: Mapped[str | None] = mapped_column(String(200))
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -246,6 +251,12 @@ class ApiKey(Base):
     scopes: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=now())
     expires_at: Mapped[datetime | None]
+    # limits; null is the default of the settings
+    requests_per_s: Mapped[float | None]
+    queued_jobs: Mapped[int | None]
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    device_s_per_day: Mapped[float | None]
+    high_priority: Mapped[bool] = mapped_column(server_default=false(), default=False)  # may ask for it
     last_used_at: Mapped[datetime | None]  # to the minute: written in batches
     revoked_at: Mapped[datetime | None]
 

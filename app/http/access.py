@@ -7,11 +7,13 @@ database. When a key was last used is written in batches, by no request.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import hmac
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 
@@ -25,6 +27,7 @@ from app.db.audit import Actor
 from app.db.clock import now
 from app.db.tables import ApiKey
 from app.errors import DatabaseUnavailable, Forbidden, Unauthenticated
+from app.http.rate_limit import RateLimiter
 from app.settings import Settings
 
 Scope = Literal["read", "train", "predict", "admin"]
@@ -40,6 +43,7 @@ class Principal(NamedTuple):
     id: str
     scopes: frozenset[str]
     name: str  # of the key; "" for the loopback user
+    requests_per_s: float = 0.0  # 0: any number
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller has this scope or `admin`."""
@@ -70,23 +74,36 @@ class KeyCache:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         admin = settings.admin_key
+        self._requests_per_s = settings.key_requests_per_s
         self._bootstrap = digest(admin.get_secret_value()) if admin else None
         self._engine = engine
         self._keys: dict[str, ValidKey] = {}
         self._last_used: dict[str, float] = {}  # by the id of a key: what is not written yet
         self._lock = threading.Lock()
 
-    async def principal(self, authorization: str | None) -> Principal:
-        """The caller that this Authorization header names; Unauthenticated without a valid key if one is required."""
+    async def principal(self, authorization: str | None, before_unknown: Callable[[], None]) -> Principal:
+        """The caller that this Authorization header names.
+
+        Args:
+            authorization: The header.
+            before_unknown: Called for a caller without a key that this process knows, before anything is looked up.
+
+        Raises:
+            Unauthenticated: A key is required, and this is no valid one.
+        """
         if self._bootstrap is None:
+            before_unknown()
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
+            before_unknown()
             raise unauthenticated("Send an API key as Authorization: Bearer <key>.")
         hashed = digest(key.strip())
         if hmac.compare_digest(hashed, self._bootstrap):
             return BOOTSTRAP
         valid = self._keys.get(hashed)
+        if valid is None:
+            before_unknown()
         if valid is None or time.monotonic() - valid.looked_up > KEY_FRESH_S:
             valid = await run_in_threadpool(self._look_up, hashed, valid)
         if valid is None:
@@ -129,7 +146,14 @@ class KeyCache:
 
     def _look_up(self, hashed: str, cached: ValidKey | None) -> ValidKey | None:
         """The key with this hash; the cached one while the database is unavailable."""
-        columns = (ApiKey.id, ApiKey.name, ApiKey.scopes, ApiKey.expires_at, now().label("now"))
+        columns = (
+            ApiKey.id,
+            ApiKey.name,
+            ApiKey.scopes,
+            ApiKey.requests_per_s,
+            ApiKey.expires_at,
+            now().label("now"),
+        )
         try:
             with db.transaction(self._engine, read_only=True) as session:
                 conditions = (ApiKey.key_sha256 == hashed, ApiKey.revoked_at.is_(None))
@@ -142,7 +166,8 @@ class KeyCache:
         if row is not None:
             looked_up = time.monotonic()
             expires = looked_up + (row.expires_at - row.now).total_seconds() if row.expires_at else float("inf")
-            principal = Principal(str(row.id), frozenset(row.scopes), row.name)
+            per_s = row.requests_per_s or self._requests_per_s
+            principal = Principal(str(row.id), frozenset(row.scopes), row.name, per_s)
             valid = ValidKey(principal, looked_up, row.expires_at, expires)
         with self._lock:
             if len(self._keys) >= MOST_CACHED:
@@ -171,10 +196,22 @@ class RequireScope:
         return None
 
     async def check(self, request: Request) -> None:
-        """Store the caller as `request.state.principal`; raises Unauthenticated, or Forbidden without the scope."""
+        """Store the caller as `request.state.principal`.
+
+        Raises:
+            Unauthenticated: There is no valid key.
+            RateLimited: The key, or the address without one, sends too many requests.
+            Forbidden: The key lacks the scope.
+        """
         if self.scope is None:
             return
-        principal = await request.app.state.key_cache.principal(request.headers.get("authorization"))
+        state = request.app.state
+        limiter: RateLimiter = state.rate_limiter
+        principal = await state.key_cache.principal(
+            request.headers.get("authorization"), functools.partial(limiter.limit_address, request)
+        )
+        if principal.requests_per_s:
+            limiter.limit_key(request, principal.id, principal.requests_per_s)
         principal.require(self.scope)
         request.state.principal = principal
 

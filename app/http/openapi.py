@@ -39,6 +39,11 @@ PROBLEM_SCHEMA: dict[str, Any] = {
             },
         },
         "hint": {"type": "string", "description": "What to do about it, where a command or a setting helps"},
+        "violated-policies": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The limits of this client that are reached: requests, queued-jobs, stored-bytes ...",
+        },
         "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
         "columns": {
             "type": "array",
@@ -65,7 +70,7 @@ TITLES = {
     416: "Range not satisfiable",
     422: "Invalid request",
     423: "In use",
-    429: "Too many requests at once",
+    429: "Too many requests, or a limit is reached",
     460: "The checksum of the body is another",
     500: "A bug",
     503: "A dependency of the service is unavailable",
@@ -139,6 +144,8 @@ def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool
         operation["security"] = [{"key": []}]
     for parameter in operation.get("parameters", []):
         parameter["schema"] = without_null(parameter["schema"])
+    if path not in {"/livez", "/readyz"}:
+        statuses.add(429)
     if "{" in path:
         statuses.add(404)
     if method != "get":

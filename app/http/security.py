@@ -21,6 +21,7 @@ from app import logs
 from app.errors import CrossSite, HostNotAllowed, Malformed, Problem, UnsupportedMediaType
 from app.http import bodies, problems
 from app.http.metrics import RequestMetrics
+from app.http.rate_limit import HEADERS_KEY
 from app.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class ResponseWriter:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.status: int | None = None
-        self._request_id = scope["state"]["request_id"]
+        self._state = scope["state"]
         self._head = scope["method"] == "HEAD"
         self._done = False
         self._send = send
@@ -156,7 +157,8 @@ class ResponseWriter:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [header for header in message["headers"] if header[0] not in RESERVED_HEADERS]
-            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("ascii")), *COMMON_HEADERS]
+            own = (b"x-request-id", self._state["request_id"].encode("ascii"))
+            message["headers"] = [*headers, own, *self._state.get(HEADERS_KEY, ()), *COMMON_HEADERS]
             await self._send(message)
             if self._head:
                 self._done = True

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app import storage
+from app import quotas, storage
 from app.db import audit
 from app.db.tables import Job
 from app.errors import (
@@ -26,7 +26,7 @@ from app.errors import (
     TooManyEventStreams,
 )
 from app.http import pages
-from app.http.access import READ, TRAIN, By
+from app.http.access import READ, TRAIN, By, Caller, key_id
 from app.http.deps import Config, Files, Notifications, ReadSession, RequestId, TrainingCatalog, Transaction
 from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
 from app.http.openapi import problems
@@ -76,7 +76,8 @@ class JobSubmission:
     ) -> None:
         self._parser: JobRequestParser = request.app.state.job_parser
         self._session, self._catalog, self._files = session, catalog, files
-        self._max_queued, self._request_id = config.max_queued, request_id
+        self._config, self._request_id = config, request_id
+        self._key_id = key_id(request.state.principal)
         self._notifier, self._background = notifier, background
 
     def parse(self, body: Any) -> JobRequest:
@@ -100,7 +101,8 @@ class JobSubmission:
             self._files,
             job,
             request_id=self._request_id,
-            max_queued=self._max_queued,
+            settings=self._config,
+            key_id=self._key_id,
             retrain_of=retrain_of,
         )
         for _ in jobs:
@@ -174,8 +176,10 @@ def job_detail(session: Session, job: Job) -> JobOut:
 
 
 @router.patch("/jobs/{job_id}", dependencies=[TRAIN], response_model=JobOut)
-def change(session: Transaction, job_id: uuid.UUID, body: Patch) -> JobOut:
-    """Change name, tags or priority; fields that are not sent stay."""
+def change(session: Transaction, caller: Caller, job_id: uuid.UUID, body: Patch) -> JobOut:
+    """Change name, tags or priority; fields that are not sent stay. A key needs the right to the priority `high`."""
+    if body.priority == "high":
+        quotas.require_overtaking(session, key_id(caller))
     values = body.model_dump(exclude_unset=True)
     if "priority" in values:
         values["priority"] = schemas.PRIORITIES[body.priority]
@@ -224,7 +228,7 @@ def retry(
     start = (body or Retry()).from_
 
     def queue() -> StoredResponse:
-        job = service.retry(session, job_id, scratch=start == "scratch", max_queued=config.max_queued)
+        job = service.retry(session, job_id, scratch=start == "scratch", settings=config)
         background.add_task(notifier.notify, "jobs")
         return accepted(job_detail(session, job))
 
@@ -241,6 +245,7 @@ def retry(
 def retrain(
     submission: Submission,
     session: Transaction,
+    caller: Caller,
     idempotency: Idempotency,
     job_id: uuid.UUID,
     body: Retrain | None = None,
@@ -249,7 +254,7 @@ def retrain(
     changes = body or Retrain()
 
     def queue() -> StoredResponse:
-        again = submission.parse(submit.retraining(session, job_id, changes))
+        again = submission.parse(submit.retraining(session, job_id, changes, key_id(caller)))
         return submission.queue(again, retrain_of=job_id)
 
     return respond_once(session, idempotency, request_hash(str(job_id), changes.model_dump(mode="json")), queue)

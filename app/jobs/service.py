@@ -10,10 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
-from app import work
+from app import quotas, work
 from app.db.tables import ENDED, Epoch, Job, Model, State
 from app.errors import JobFinished, JobNotFinished, JobNotFound, NotReady, QueueFull
 from app.jobs import events
+from app.settings import Settings
 
 QUEUE_RETRY_S = 60
 
@@ -105,22 +106,23 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
-def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, max_queued: int) -> Job:
+def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, settings: Settings) -> Job:
     """Queue a failed or cancelled job again.
 
     Args:
         scratch: Train from the beginning; else from the last checkpoint.
-        max_queued: The most jobs that may wait at once.
+        settings: The most jobs that may wait at once, and the quotas of the key whose job it is.
 
     Raises:
         JobNotFound: There is no such job.
         JobFinished: It has succeeded.
         JobNotFinished: It is queued or running.
         NotReady: Its data set was deleted.
-        QueueFull: With this job more would wait.
+        QueueFull, QuotaExceeded: With this job more would wait, in all or of its key, or that has used its device time.
     """
-    if work.count_queued(session, Job) >= max_queued:
-        raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
+    if work.count_queued(session, Job) >= settings.max_queued:
+        raise QueueFull(f"{settings.max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
+    quotas.check_jobs(session, settings, get(session, job_id).key_id, 1)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
     requeued = work.retry(session, Job, job_id, files_deleted_at=None, **(again if scratch else {}))
     job = get(session, job_id)

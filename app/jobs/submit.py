@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import worker_registry
+from app import quotas, worker_registry
 from app.catalog import Catalog
 from app.datasets import service as datasets
 from app.db.tables import Dataset, Job
@@ -18,6 +18,7 @@ from app.jobs.estimate import ImageCounts
 from app.jobs.schemas import DryRun, Retrain, ScoringRequest, TrainingRequest
 from app.models import service as models
 from app.networks import service as networks
+from app.settings import Settings
 from app.storage import Storage
 
 
@@ -43,7 +44,8 @@ def create(
     request: TrainingRequest | ScoringRequest,
     *,
     request_id: str,
-    max_queued: int,
+    settings: Settings,
+    key_id: uuid.UUID | None = None,
     retrain_of: uuid.UUID | None = None,
 ) -> list[Job]:
     """Queue the job and its baselines, in this order.
@@ -51,24 +53,32 @@ def create(
     Args:
         files: The data folder, which holds the pretrained weights.
         request_id: Id of the HTTP request, for the logs.
-        max_queued: The most jobs that may wait at once.
+        settings: The most jobs that may wait at once, and the quotas of keys.
+        key_id: The API key in whose quotas they count.
         retrain_of: The job whose settings it repeats.
 
     Raises:
         DatasetNotFound, NotReady: There is no such data set, or it cannot be used yet.
         ModelNotFound, AliasNotFound: There is no such model to score with.
         InvalidRequest: A field does not fit the data set or the hosts, or needs weights that are not installed.
-        QueueFull: More than `max_queued` jobs would wait.
+        QueueFull, QuotaExceeded: Too many jobs would wait, in all or of this key, or it has used its device time.
+        Forbidden: The key may not ask for this priority.
     """
+    if request.priority == "high":
+        quotas.require_overtaking(session, key_id)
     # The data set is locked, so that it cannot be deleted before the job that needs it is there.
     resolution = resolve(session, catalog, files, request, lock_dataset=True)
-    common = {"request_id": request_id, "retrain_of_id": retrain_of}
+    quotas.check_jobs(session, settings, key_id, len(resolution.jobs))
+    common = {"request_id": request_id, "retrain_of_id": retrain_of, "key_id": key_id}
     rows = [{**job.columns, "request": job.request, **common} for job in resolution.jobs]
-    return service.create(session, rows, max_queued=max_queued)
+    return service.create(session, rows, max_queued=settings.max_queued)
 
 
-def retraining(session: Session, job_id: uuid.UUID, retrain: Retrain) -> dict[str, Any]:
+def retraining(session: Session, job_id: uuid.UUID, retrain: Retrain, key_id: uuid.UUID | None) -> dict[str, Any]:
     """The request that repeats a training on another version of the labels.
+
+    Args:
+        key_id: The API key that asks for it; a priority to which it has no right becomes `normal`.
 
     Raises:
         JobNotFound: There is no such job.
@@ -84,7 +94,10 @@ def retraining(session: Session, job_id: uuid.UUID, retrain: Retrain) -> dict[st
     if version == job.label_version:
         detail = f"The job has learned from version {version} of the labels; correct labels first, or name another one."
         raise InvalidRequest(detail, errors=[Fault("/label_version", "same_version", detail)])
-    return {**job.request, "label_version": version, "name": retrain.name or job.name, "compare_with": []}
+    changes: dict[str, Any] = {"label_version": version, "name": retrain.name or job.name, "compare_with": []}
+    if job.request.get("priority") == "high" and not quotas.may_overtake(session, key_id):
+        changes["priority"] = "normal"
+    return {**job.request, **changes}
 
 
 def dry_run(session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest) -> DryRun:

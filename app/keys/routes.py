@@ -17,7 +17,7 @@ from app.http.deps import ReadSession, Transaction
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.keys import service
-from app.keys.schemas import CreatedKey, KeyOut, NewKey
+from app.keys.schemas import CreatedKey, KeyChange, KeyOut, Limits, NewKey
 
 router = Router(tags=["keys"])
 
@@ -25,7 +25,8 @@ router = Router(tags=["keys"])
 @router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=CreatedKey)
 def create(session: Transaction, by: By, body: NewKey, response: Response) -> CreatedKey:
     """Create a key. Only this response contains it; an Idempotency-Key is ignored, as it would store the key."""
-    row, key = service.create(session, body.name, body.scopes, body.expires_at)
+    limits = body.model_dump(include=set(Limits.model_fields))
+    row, key = service.create(session, body.name, body.scopes, body.expires_at, limits)
     known = KeyOut.model_validate(row, from_attributes=True)
     detail = known.model_dump(mode="json", include={"name", "scopes", "expires_at"})
     audit.record(session, by, "key.create", f"/keys/{row.id}", **detail)
@@ -44,6 +45,18 @@ def list_(session: ReadSession, paging: Paging) -> Page[KeyOut]:
 @router.get("/keys/{key_id}", dependencies=[ADMIN], response_model=KeyOut)
 def get(session: ReadSession, key_id: uuid.UUID) -> KeyOut:
     return KeyOut.model_validate(service.get(session, key_id), from_attributes=True)
+
+
+@router.patch("/keys/{key_id}", dependencies=[ADMIN], response_model=KeyOut)
+def change(
+    session: Transaction, by: By, request: Request, background: BackgroundTasks, key_id: uuid.UUID, body: KeyChange
+) -> KeyOut:
+    """Change limits of a key; null is the default. They hold at once in this process, within five seconds in others."""
+    values = body.model_dump(exclude_unset=True)
+    row = service.change(session, key_id, values)
+    audit.record(session, by, "key.change", f"/keys/{key_id}", **values)
+    background.add_task(request.app.state.key_cache.clear)
+    return KeyOut.model_validate(row, from_attributes=True)
 
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[ADMIN])

@@ -21,7 +21,29 @@ def within_reach(expires_at: datetime) -> datetime:
     return expires_at
 
 
-class NewKey(Strict):
+class Limits(BaseModel):
+    """What a key may use; null is the default of the settings (`DENLL_KEY_*`)."""
+
+    requests_per_s: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
+        default=None, description="Requests a second; ten times as many at once"
+    )
+    queued_jobs: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        default=None, description="Its jobs that wait at the same time"
+    )
+    stored_bytes: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = Field(
+        default=None, description="Bytes of the archives of its data sets"
+    )
+    device_s_per_day: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
+        default=None, description="Seconds that devices work on its jobs within 24 hours; then it can queue none"
+    )
+    high_priority: bool = Field(default=False, description="Whether its jobs may have the priority `high`")
+
+
+class KeyChange(Limits, Strict):
+    """Limits of a key; those that are not sent stay."""
+
+
+class NewKey(Limits, Strict):
     name: Name = Field(description="What the key is for")
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=4)] = Field(description="What it may do")
     expires_at: Annotated[Time, AfterValidator(within_reach)] | None = Field(
@@ -37,6 +59,11 @@ class KeyOut(BaseModel):
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute")
     revoked_at: datetime | None
+    requests_per_s: float | None
+    queued_jobs: int | None
+    stored_bytes: int | None
+    device_s_per_day: float | None
+    high_priority: bool
 
 
 class CreatedKey(KeyOut):

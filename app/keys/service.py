@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -19,15 +21,28 @@ PREFIX = "denll_"  # secret scanners find what has a prefix
 
 
 def create(
-    session: Session, name: str, scopes: Sequence[str], expires_at: datetime | None = None
+    session: Session,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime | None = None,
+    limits: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[ApiKey, str]:
-    """Create a key: its row, and the key itself, which is not stored."""
+    """Create a key: its row, and the key itself, which is not stored; `limits` are columns of its row."""
     key = PREFIX + secrets.token_urlsafe(32)
-    row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)), expires_at=expires_at)
+    row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)), expires_at=expires_at, **limits)
     session.add(row)
     session.flush()
     session.refresh(row)
     return row, key
+
+
+def change(session: Session, key_id: uuid.UUID, limits: Mapping[str, Any]) -> ApiKey:
+    """Set limits of a key, by their columns; KeyNotFound."""
+    row = get(session, key_id)
+    for column, value in limits.items():
+        setattr(row, column, value)
+    session.flush()
+    return row
 
 
 def revoke(session: Session, key_id: uuid.UUID) -> None:
