@@ -29,14 +29,19 @@ def api() -> bool:
 
 def inference() -> bool:
     """Whether the inference process replies: a request without an image is refused, which is reply enough."""
-    from app.predictions import frames
+    from app.predictions import frames, handshake
 
+    secret = os.environ.get("DENLL_INFERENCE_SECRET", "")
     address = frames.parse_address(os.environ.get("DENLL_INFERENCE_LISTEN", "tcp://127.0.0.1:8001"))
     with socket.socket(socket.AF_UNIX if address.path else socket.AF_INET) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.connect(address.path or (_reachable(address.host or ""), address.port))
-        connection.sendall(b"".join(frames.encode({"id": "healthcheck"})))
         with connection.makefile("rb") as replies:
+            if secret and not address.path:
+                client = handshake.ClientHandshake(secret.encode())
+                while answer := client.answer(json.loads(replies.readline(handshake.GREETING_BYTES))):
+                    connection.sendall(b"".join(frames.encode(answer)))
+            connection.sendall(b"".join(frames.encode({"id": "healthcheck"})))
             return bool(json.loads(replies.readline(frames.HEADER_BYTES))["id"] == "healthcheck")
 
 

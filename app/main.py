@@ -92,6 +92,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
             connect_timeout_s=config.connect_timeout_s,
             deadline_s=config.predict_deadline_s,
             max_in_flight=config.predict_queue,
+            secret=config.inference_secret_bytes,
         )
         try:
             yield

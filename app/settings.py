@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,7 +32,7 @@ RENAMED = {
     "WARM_ZYGOTE": "WARM_FORK_SERVER",
     "IDEMPOTENCY_KEPT_S": "IDEMPOTENCY_TTL_S",
 }
-SECRETS = ("admin_key", "database_url", "redis_url")  # settings that are a key or hold a password
+SECRETS = ("admin_key", "database_url", "inference_secret", "redis_url")  # settings that are a key or hold a password
 DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
@@ -51,6 +52,10 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis, which carries the notifications")
     inference_addresses: str = Field(default="tcp://127.0.0.1:8001", description="Comma-separated inference processes")
     inference_listen: str = Field(default="tcp://127.0.0.1:8001", description="Where this inference process listens")
+    inference_secret: SecretStr | None = Field(
+        default=None,
+        description="Known to API and inference processes; needed where they meet on any address but loopback",
+    )
     allowed_hosts: str = Field(
         default="", description="Host names answered besides loopback and `host`, comma-separated"
     )
@@ -257,6 +262,19 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _inference_between_hosts_needs_a_secret(self) -> Settings:
+        for address in (self.inference_listen, *self.inference_addresses.split(",")):
+            parts = urlsplit(address.strip())
+            if parts.scheme == "tcp" and not is_loopback(parts.hostname or "") and not self.inference_secret:
+                raise ValueError(
+                    f"refusing the inference address {address.strip()} without a secret: set DENLL_INFERENCE_SECRET in "
+                    "the API and in inference processes, or use loopback or a Unix socket"
+                )
+        if self.inference_secret and len(self.inference_secret.get_secret_value()) < 16:
+            raise ValueError("DENLL_INFERENCE_SECRET must have at least 16 characters")
+        return self
+
+    @model_validator(mode="after")
     def _memory_holds_a_prediction(self) -> Settings:
         for name in ("predict_memory_bytes", "predict_memory_bytes_per_key", "unfinished_frame_bytes"):
             if getattr(self, name) < self.predict_body_bytes:
@@ -288,6 +306,11 @@ class Settings(BaseSettings):
         return names_in(self.devices)
 
     @property
+    def inference_secret_bytes(self) -> bytes | None:
+        """`inference_secret` as it is used; None where there is none."""
+        return self.inference_secret.get_secret_value().encode() if self.inference_secret else None
+
+    @property
     def key_required(self) -> bool:
         """Whether requests need an API key. Without an admin key the API is open, and binds loopback only."""
         return self.admin_key is not None
@@ -310,6 +333,8 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
     hidden = {f"{PREFIX}{name.upper()}" for name in SECRETS if name not in needed}
     if "admin_key" not in needed:
         hidden.add(f"{PREFIX}HOST")  # which the API alone binds, and which is refused without the key
+    if "inference_secret" not in needed:
+        hidden |= {f"{PREFIX}INFERENCE_ADDRESSES", f"{PREFIX}INFERENCE_LISTEN"}  # as the host
     return {name: value for name, value in environment.items() if name.upper() not in hidden}
 
 

@@ -23,6 +23,7 @@ from app.errors import (
 )
 from app.predictions import frames
 from app.predictions.frames import Address, Frame
+from app.predictions.handshake import ClientHandshake
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,16 @@ class InferenceConnection(frames.FrameProtocol):
 
     Args:
         waiting: The futures of the requests in flight, by their ids.
+        secret: What both ends must know; None where nobody asks for it.
     """
 
-    def __init__(self, waiting: dict[str, asyncio.Future[Frame]]) -> None:
+    def __init__(self, waiting: dict[str, asyncio.Future[Frame]], secret: bytes | None = None) -> None:
         super().__init__()
         self.closed = False
+        self._handshake = ClientHandshake(secret) if secret is not None else None
+        self.authenticated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if secret is None:
+            self.authenticated.set_result(None)
         self._waiting = waiting
         self._writable = asyncio.Event()  # cleared while the transport's write buffer is full
         self._writable.set()
@@ -69,9 +75,28 @@ class InferenceConnection(frames.FrameProtocol):
 
     def frames_received(self, received: list[Frame]) -> None:
         for frame in received:
+            if self._handshake is not None:
+                self._continue_handshake(self._handshake, frame)
+                continue
+            if "challenge" in frame.header:
+                log.error("the inference process asks for a secret: set DENLL_INFERENCE_SECRET")
             reply = self._waiting.get(str(frame.header.get("id")))
             if reply is not None and not reply.done():
                 reply.set_result(frame)
+
+    def _continue_handshake(self, handshake: ClientHandshake, frame: Frame) -> None:
+        try:
+            answer = handshake.answer(frame.header)
+        except frames.BadFrame as error:
+            log.error("connection to an inference process refused: %s", error)  # noqa: TRY400 - no bug of ours
+            self._transport.abort()
+            return
+        if answer is not None:
+            self._transport.writelines(frames.encode(answer))
+        else:
+            self._handshake = None
+            if not self.authenticated.done():
+                self.authenticated.set_result(None)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -83,6 +108,7 @@ class InferenceConnection(frames.FrameProtocol):
         super().connection_lost(exc)
         self.closed = True
         self._writable.set()
+        self.authenticated.cancel()
         for reply in self._waiting.values():
             if not reply.done():
                 reply.set_exception(ConnectionError("the inference process closed the connection"))
@@ -94,10 +120,12 @@ class InferenceProcess:
     Args:
         address: Where it listens.
         connect_timeout_s: How long opening a connection may take.
+        secret: What both ends must know if it listens on TCP; None where nobody asks for it.
     """
 
-    def __init__(self, address: Address, connect_timeout_s: float) -> None:
+    def __init__(self, address: Address, connect_timeout_s: float, secret: bytes | None = None) -> None:
         self.address = address
+        self._secret = secret if address.path is None else None
         self._connect_timeout_s = connect_timeout_s
         self._connection: InferenceConnection | None = None
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
@@ -142,11 +170,18 @@ class InferenceProcess:
             return self._connection
 
     async def _open(self) -> InferenceConnection:
-        loop, connection = asyncio.get_running_loop(), InferenceConnection(self._waiting)
+        loop, connection = asyncio.get_running_loop(), InferenceConnection(self._waiting, self._secret)
         if self.address.path is not None:
             await loop.create_unix_connection(lambda: connection, self.address.path)
         else:
             await loop.create_connection(lambda: connection, self.address.host or "", self.address.port)
+        try:
+            await asyncio.wait([connection.authenticated])
+        except BaseException:
+            connection.close()
+            raise
+        if connection.closed or connection.authenticated.cancelled():
+            raise ConnectionError("the inference process closed the connection")
         return connection
 
     def close(self) -> None:
@@ -162,11 +197,20 @@ class Gateway:
         connect_timeout_s: How long opening a connection may take.
         deadline_s: How long a request may take.
         max_in_flight: The most requests that wait for a reply; more are refused.
+        secret: What processes that listen on TCP must know; None where nobody asks for it.
     """
 
-    def __init__(self, addresses: str, *, connect_timeout_s: float, deadline_s: float, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        addresses: str,
+        *,
+        connect_timeout_s: float,
+        deadline_s: float,
+        max_in_flight: int,
+        secret: bytes | None = None,
+    ) -> None:
         parsed = [frames.parse_address(address) for address in addresses.split(",") if address.strip()]
-        self._processes = [InferenceProcess(address, connect_timeout_s) for address in parsed]
+        self._processes = [InferenceProcess(address, connect_timeout_s, secret) for address in parsed]
         self._deadline_s, self._max_in_flight = deadline_s, max_in_flight
         self._ids = itertools.count(1)
 

@@ -38,7 +38,7 @@ from tests.servers import eventually, free_port
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 PROJECT = "denlltest"
 FILES = ("docker-compose.yml", "docker-compose.cpu.yml")
-SECRETS = ("DENLL_ADMIN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")
+SECRETS = ("DENLL_ADMIN_KEY", "DENLL_INFERENCE_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD")
 OURS = ("api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference")
 EPOCHS = 12
 TRAINING = {"method": "ce", "network": "small", "epochs": EPOCHS, "batch_size": 64, "image_size": 32, "seed": 3}

@@ -17,7 +17,12 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SECRETS = {"DENLL_ADMIN_KEY": "a" * 24, "POSTGRES_PASSWORD": "b" * 24, "REDIS_PASSWORD": "c" * 24}
+SECRETS = {
+    "DENLL_ADMIN_KEY": "a" * 24,
+    "DENLL_INFERENCE_SECRET": "d" * 24,
+    "POSTGRES_PASSWORD": "b" * 24,
+    "REDIS_PASSWORD": "c" * 24,
+}
 GPU = ("docker-compose.yml",)
 CPU = (*GPU, "docker-compose.cpu.yml")
 OURS = {"migrate", "api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference"}
@@ -130,6 +135,7 @@ def test_a_secret_reaches_only_who_needs_it(services: dict[str, dict[str, Any]])
         return {name for name, service in services.items() if SECRETS[secret] in json.dumps(service)}
 
     assert holders("DENLL_ADMIN_KEY") == {"api"}
+    assert holders("DENLL_INFERENCE_SECRET") == {"api", "inference"}
     assert holders("POSTGRES_PASSWORD") == OURS | {"postgres"}
     assert holders("REDIS_PASSWORD") == OURS - {"migrate", "inference"} | {"redis"}
 

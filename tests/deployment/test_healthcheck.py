@@ -93,7 +93,8 @@ def test_a_listener_that_never_answers_is_ill(monkeypatch: pytest.MonkeyPatch) -
 def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: Path) -> None:
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
     command = [sys.executable, "-m", "app.healthcheck", "inference"]
-    with opened(tmp_path, "", "redis://127.0.0.1:1/0", inference_listen=address) as harness:
+    limits = {"inference_listen": address, "inference_secret": "known-to-both-ends-alone"}
+    with opened(tmp_path, "", "redis://127.0.0.1:1/0", **limits) as harness:
         harness.start("worker.inference")
         environment = harness.environment()
         eventually(lambda: subprocess.run(command, env=environment, check=False).returncode == 0, seconds=90)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.db.session import connect, transaction
@@ -66,6 +67,11 @@ def pictures(count: int, seed: int = 0) -> list[tuple[str, int, bytes]]:
     return images
 
 
+def revealed(value: object) -> str:
+    """The value of a setting as an environment variable has it."""
+    return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
 class ServiceHarness:
     def __init__(self, folder: Path, database_url: str, redis_url: str, **knobs: object) -> None:
         self.folder = folder / "data"
@@ -82,7 +88,7 @@ class ServiceHarness:
     def environment(self, **more: object) -> dict[str, str]:
         """The settings as variables: what every process of this service is started with."""
         values = self.settings.model_dump(exclude_none=True, exclude={"admin_key"}) | more
-        plain = {f"DENLL_{name.upper()}": str(value) for name, value in values.items()}
+        plain = {f"DENLL_{name.upper()}": revealed(value) for name, value in values.items()}
         return {k: v for k, v in os.environ.items() if not k.startswith("DENLL_")} | plain | {"OMP_NUM_THREADS": "1"}
 
     def start(

@@ -5,42 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from app.predictions import frames
-from app.settings import Settings
 from tests import frame_reader
-from tests.servers import free_port
-from worker.inference.batcher import Batcher
-from worker.inference.model_cache import ModelCache
-from worker.inference.server import serve
+from tests.worker.inference_server import serving
 
 PART_BYTES = 100_000
+LIMITS: dict[str, Any] = {"predict_body_bytes": PART_BYTES, "unfinished_frame_bytes": PART_BYTES}
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@contextlib.asynccontextmanager
-async def serving(tmp_path: Path, **limits: float) -> AsyncIterator[int]:
-    """The socket of an inference process without models, on the port that this yields."""
-    port = free_port()
-    settings = Settings(
-        data_dir=tmp_path, inference_listen=f"tcp://127.0.0.1:{port}", predict_body_bytes=PART_BYTES, **limits
-    )
-    batcher = Batcher(settings, ModelCache(None, "cpu", 1, 1))  # type: ignore[arg-type]  # no request reaches it
-    ended = asyncio.Event()
-    server = asyncio.create_task(serve(settings, batcher, ended))
-    try:
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                break
-            await asyncio.sleep(0.01)
-        yield port
-    finally:
-        ended.set()
-        await server
 
 
 async def begin(port: int, arrived: int, announced: int = PART_BYTES) -> Streams:
@@ -70,7 +44,10 @@ async def is_closed(streams: Streams) -> bool:
 
 def test_unfinished_frames_share_a_bounded_memory_and_the_oldest_is_cut_off(tmp_path: Path) -> None:
     async def attack() -> None:
-        async with asyncio.timeout(60), serving(tmp_path, unfinished_frame_bytes=2 * PART_BYTES) as port:
+        async with (
+            asyncio.timeout(60),
+            serving(tmp_path, **LIMITS | {"unfinished_frame_bytes": 2 * PART_BYTES}) as port,
+        ):
             slow = [await begin(port, PART_BYTES - 1) for _ in range(4)]
             # Two fit; with the third and the fourth the first two go.
             assert await is_closed(slow[0])
@@ -87,7 +64,7 @@ def test_unfinished_frames_share_a_bounded_memory_and_the_oldest_is_cut_off(tmp_
 
 def test_a_frame_has_limited_time(tmp_path: Path) -> None:
     async def wait() -> None:
-        limits = {"unfinished_frame_s": 0.3, "unfinished_frame_bytes": PART_BYTES}
+        limits = LIMITS | {"unfinished_frame_s": 0.3}
         async with asyncio.timeout(60), serving(tmp_path, **limits) as port:
             started = time.monotonic()
             slow = await begin(port, 10)
@@ -100,7 +77,7 @@ def test_a_frame_has_limited_time(tmp_path: Path) -> None:
 
 def test_a_frame_that_announces_too_much_is_cut_off_at_once(tmp_path: Path) -> None:
     async def announce() -> None:
-        async with asyncio.timeout(60), serving(tmp_path, unfinished_frame_bytes=PART_BYTES) as port:
+        async with asyncio.timeout(60), serving(tmp_path, **LIMITS) as port:
             assert await is_closed(await begin(port, 0, announced=PART_BYTES + 1))
             assert await is_answered(port)
 

@@ -25,6 +25,7 @@ import uvloop
 from app import logs, storage
 from app.db.session import connect
 from app.predictions import frames
+from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import heartbeat
@@ -47,12 +48,21 @@ class ClientConnection(frames.FrameProtocol):
         connections: All open connections, kept up to date by each.
         unfinished: The unfinished frames of all connections.
         most_bytes: Of the images of a request.
+        handshake: What the client has to pass first; None on a Unix socket, whose file mode says who may connect.
+        handshake_s: How long that may take.
     """
 
     def __init__(
-        self, batcher: Batcher, connections: set[ClientConnection], unfinished: UnfinishedFrames, most_bytes: int
+        self,
+        batcher: Batcher,
+        connections: set[ClientConnection],
+        unfinished: UnfinishedFrames,
+        most_bytes: int,
+        handshake: ServerHandshake | None,
+        handshake_s: float,
     ) -> None:
         super().__init__(most_bytes)
+        self._handshake, self._handshake_s = handshake, handshake_s
         self._batcher = batcher
         self._unfinished = unfinished
         self._connections = connections
@@ -63,6 +73,9 @@ class ClientConnection(frames.FrameProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._connections.add(self)
+        if self._handshake is not None:
+            self._transport.writelines(frames.encode(self._handshake.challenge()))
+            self._loop.call_later(self._handshake_s, self._end_handshake)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -71,7 +84,22 @@ class ClientConnection(frames.FrameProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._handshake is not None and self._parser.unfinished_bytes > GREETING_BYTES:
+            self.abort()
+            return
         self._unfinished.update(self, self._parser.completed, self._parser.unfinished_bytes)
+
+    def _end_handshake(self) -> None:
+        if self._handshake is not None:
+            self.abort()
+
+    def _authenticate(self, handshake: ServerHandshake, frame: frames.Frame) -> None:
+        try:
+            self._transport.writelines(frames.encode(handshake.answer(frame.header)))
+            self._handshake = None
+        except frames.BadFrame as error:
+            log.warning("connection refused: %s", error)
+            self.abort()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -80,6 +108,11 @@ class ClientConnection(frames.FrameProtocol):
     def frames_received(self, received: list[frames.Frame]) -> None:
         requests = []
         for frame in received:
+            if self._handshake is not None:
+                self._authenticate(self._handshake, frame)
+                if self._handshake is not None:
+                    return
+                continue
             try:
                 requests.append(parse_request(frame, self.reply))
             except Refused as refused:
@@ -135,9 +168,12 @@ async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> N
     connections: set[ClientConnection] = set()
     most_bytes = settings.unfinished_frame_bytes
     unfinished = UnfinishedFrames(most_bytes, settings.unfinished_frame_s)
+    secret = settings.inference_secret_bytes if address.path is None else None
 
     def connect_client() -> ClientConnection:
-        return ClientConnection(batcher, connections, unfinished, most_bytes)
+        handshake = ServerHandshake(secret) if secret is not None else None
+        handshake_s = settings.connect_timeout_s
+        return ClientConnection(batcher, connections, unfinished, most_bytes, handshake, handshake_s)
 
     if address.path is not None:
         with contextlib.suppress(FileNotFoundError):
