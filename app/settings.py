@@ -199,6 +199,11 @@ class Settings(BaseSettings):
         default=10.0, gt=0.0, description="How long a frame may take to arrive at an inference process"
     )
     predict_deadline_s: float = Field(default=20.0, description="A prediction that takes longer is answered with 504")
+    inference_takeover_s: float = Field(
+        default=30.0,
+        description="How long a process that serves predictions goes on when its parent was killed; by then the parent "
+        "must be restarted",
+    )
     models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
     event_heartbeat_s: float = Field(
         default=15.0, description="Period of the comments that keep an idle event stream open"

@@ -49,6 +49,7 @@ class InferenceConnection(frames.FrameProtocol):
     def __init__(self, waiting: dict[str, asyncio.Future[Frame]], secret: bytes | None = None) -> None:
         super().__init__()
         self.closed = False
+        self.has_replied = False
         self._handshake = ClientHandshake(secret) if secret is not None else None
         self.authenticated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if secret is None:
@@ -74,6 +75,7 @@ class InferenceConnection(frames.FrameProtocol):
         self._outbox.clear()
 
     def frames_received(self, received: list[Frame]) -> None:
+        self.has_replied = True
         for frame in received:
             if self._handshake is not None:
                 self._continue_handshake(self._handshake, frame)
@@ -139,6 +141,12 @@ class InferenceProcess:
     @property
     def backs_off(self) -> bool:
         return asyncio.get_running_loop().time() < self._backoff_until
+
+    @property
+    def priority(self) -> tuple[bool, bool, int]:
+        """Sorts processes: the least busy first; one that has not replied yet, as when it starts, gets one request."""
+        has_replied = self._connection is not None and self._connection.has_replied and not self._connection.closed
+        return self.backs_off, self.in_flight > 0 and not has_replied, self.in_flight
 
     async def send(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """Send a frame and await its reply; ConnectionError when no connection can be opened, or it is lost.
@@ -241,7 +249,7 @@ class Gateway:
     async def _send_to_least_busy(self, header: dict[str, Any], parts: Sequence[bytes]) -> Frame:
         """Try the least busy process first; another, or the same once more, when a connection breaks."""
         for _ in range(2):
-            for process in sorted(self._processes, key=lambda p: (p.backs_off, p.in_flight)):
+            for process in sorted(self._processes, key=lambda p: p.priority):
                 if process.backs_off:
                     continue
                 try:

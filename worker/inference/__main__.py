@@ -7,10 +7,10 @@ import os
 import sys
 
 gc.disable()  # imports leave little garbage, and looking for it takes a quarter of their time
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork copies one thread, and no thread pool survives it
 
 from worker.inference import server  # noqa: E402
 
-gc.enable()
 server.main()
 sys.stdout.flush()
 sys.stderr.flush()

@@ -11,24 +11,24 @@ import contextlib
 import gc
 import logging
 import os
-import signal
+import socket
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvloop
 
-from app import logs, storage
+from app import logs
 from app.db.session import connect
 from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
 from app.storage import Storage
 from worker import heartbeat
+from worker.inference import prefork
 from worker.inference.batcher import Batcher, Refused, Reply, Request
 from worker.inference.model_cache import ModelCache
 from worker.inference.unfinished_frames import UnfinishedFrames
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how often the folder of models is checked
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is disconnected
+GRACE_S = 6.0  # for the serving process to end after SIGTERM
 OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 
 
@@ -161,9 +162,8 @@ def parse_request(frame: frames.Frame, reply: Reply) -> Request:
     return request
 
 
-async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> None:
-    """Listen until `ended` is set, and pass requests to the batcher; a socket file of a dead process is replaced."""
-    address = frames.parse_address(settings.inference_listen)
+async def serve(batcher: Batcher, listeners: Sequence[socket.socket], ended: asyncio.Event) -> None:
+    """Accept clients until `ended` is set, and pass their requests to the batcher."""
     loop = asyncio.get_running_loop()
     connections: set[ClientConnection] = set()
     most_bytes = settings.unfinished_frame_bytes
@@ -175,28 +175,18 @@ async def serve(settings: Settings, batcher: Batcher, ended: asyncio.Event) -> N
         handshake_s = settings.connect_timeout_s
         return ClientConnection(batcher, connections, unfinished, most_bytes, handshake, handshake_s)
 
-    if address.path is not None:
-        with contextlib.suppress(FileNotFoundError):
-            Path(address.path).unlink()  # noqa: ASYNC240 - before anybody is served
-        server = await loop.create_unix_server(connect_client, address.path)
-        Path(address.path).chmod(0o600)  # noqa: ASYNC240
-    else:
-        server = await loop.create_server(connect_client, address.host, address.port)
-    log.info("listening at %s", settings.inference_listen)
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        for listener in listeners:
+            is_local = listener.family == socket.AF_UNIX
+            create = loop.create_unix_server if is_local else loop.create_server
+            await stack.enter_async_context(await create(connect_client, sock=listener))
         await ended.wait()
-        server.close()
-        for connection in list(connections):
-            connection.close()
+        stack.push_async_callback(close_all, connections)
 
 
-async def run(settings: Settings, batcher: Batcher) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    await serve(settings, batcher, ended)
+async def close_all(connections: set[ClientConnection]) -> None:
+    for connection in list(connections):
+        connection.close()
 
 
 def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threading.Event) -> None:
@@ -227,36 +217,63 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
     engine.dispose()
 
 
-def run_process(settings: Settings, models: ModelCache) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def run(settings: Settings, batcher: Batcher, listeners: Sequence[socket.socket], manager: int) -> None:
+    """Serve until SIGTERM or SIGINT, or until the parent's successor has taken over."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in prefork.END_SIGNALS:
+        loop.add_signal_handler(number, ended.set)
+    prefork.outlive_parent(loop, os.getppid(), manager, settings.inference_takeover_s, ended.set)
+    await serve(batcher, listeners, ended)
+
+
+def serve_models(settings: Settings, models: ModelCache, listeners: Sequence[socket.socket], manager: int) -> None:
+    """The forked process: load the newest model, then serve until it is told to end.
 
     Args:
-        settings: Address and limits.
+        settings: Limits and data folder.
         models: Where models come from.
+        listeners: Sockets that listen.
+        manager: Pid of the process that started the parent.
     """
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)  # objects are searched less often
+    with contextlib.suppress(OSError):  # of a network file system; a request for a model will report it
+        models.load_newest()
     batcher = Batcher(settings, models)
     ended = threading.Event()
-    # What was imported stays: searching it for garbage would delay replies. New objects are searched less often.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
     watcher = threading.Thread(
         target=watch_models, args=(settings, models.device, batcher, ended), name="heartbeat", daemon=True
     )
     batcher.start()
     watcher.start()
     try:
-        uvloop.run(run(settings, batcher))
+        uvloop.run(run(settings, batcher, listeners, manager))
     finally:
         ended.set()
         batcher.end()
         watcher.join(settings.connect_timeout_s * 2)
 
 
+def run_process(settings: Settings, open_models: Callable[[], ModelCache]) -> None:
+    """Listen, and keep one forked process serving, until SIGTERM or SIGINT.
+
+    Args:
+        settings: Address and limits.
+        open_models: Called in each forked process.
+    """
+    manager = os.getppid()
+    listeners = prefork.listen(frames.parse_address(settings.inference_listen))
+    log.info("listening at %s", settings.inference_listen)
+    gc.collect()
+    gc.freeze()  # searching what was imported would delay replies, and copy every page of it
+    prefork.keep_serving(lambda: serve_models(settings, open_models(), listeners, manager), GRACE_S)
+
+
 def main() -> None:
     settings = current()
-    storage.keep_private()
     logs.configure(settings.log_level, process="inference")
     files = Storage(settings.data_dir)
     files.create()
-    threads = settings.threads or os.cpu_count() or 1
-    run_process(settings, ModelCache(files, heartbeat.detect_device(settings), settings.models_in_memory, threads))
+    device, threads = heartbeat.detect_device(settings), settings.threads or os.cpu_count() or 1
+    run_process(settings, lambda: ModelCache(files, device, settings.models_in_memory, threads))

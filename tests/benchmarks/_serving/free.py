@@ -46,6 +46,4 @@ class FreeModelCache(ModelCache):
 if __name__ == "__main__":
     settings = current()
     logs.configure(settings.log_level, process="inference")
-    cache = FreeModelCache(Storage(settings.data_dir), "cpu", 1, 1)
-    cache.load_newest()
-    server.run_process(settings, cache)
+    server.run_process(settings, lambda: FreeModelCache(Storage(settings.data_dir), "cpu", 1, 1))
