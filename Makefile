@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu fuzz check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu fuzz chaos soak check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,13 @@ test-hosts: install ## Two hosts on this machine, one cut off during a job (root
 
 test-compose: install ## Build the images and run the whole stack in containers (Debian, root; see tests/compose)
 	$(BIN)/python -m tests.compose
+
+# Both take ARGS, such as ARGS="--smallest" or ARGS="--minutes 3 --stack sqlite" (`python -m tests.endurance --help`).
+chaos: install ## Jobs and predictions while a random process is killed every 15 s; 10 minutes on each stack
+	$(BIN)/python -m tests.endurance chaos $(ARGS)
+
+soak: install ## 64 clients beside a training: honest errors, flat memory; 10 minutes on each stack
+	$(BIN)/python -m tests.endurance soak $(ARGS)
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -379,6 +380,41 @@ def test_F20_F21_cancelling_ends_a_queued_job_and_is_a_409_when_it_has_ended(
     assert (requested.status_code, requested.json()["status"]) == (202, "cancelling")
     assert client.get("/jobs?status=cancelling").json()["items"][0]["id"] == other["id"]
     assert client.post("/jobs/00000000-0000-4000-8000-000000000000/cancel").status_code == 404
+
+
+@BOTH
+def test_F21_a_cancellation_that_races_with_completion_ends_a_job_once(
+    client: Client, submit: Callable[..., Any], fake_worker: FakeWorker, engine: Engine
+) -> None:
+    """The worker looks for a command, as a child does between steps, and publishes when there is none."""
+    barrier = threading.Barrier(2)
+
+    def work(claim: Any) -> None:
+        barrier.wait(10)
+        with db.transaction(engine, read_only=True) as session:
+            command = attempt.read_command(session, claim.id, claim.fence)
+        if command is None:
+            fake_worker.publish(claim)
+        else:
+            with db.transaction(engine) as session:
+                attempt.requeue(session, claim.id, claim.fence, counts=False, limit=3, reason="cancelled")
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(100):
+            path, models = f"/jobs/{submit()['id']}", fake_worker.models()
+            working = pool.submit(work, fake_worker.claim())
+            barrier.wait(10)
+            answer = client.post(f"{path}/cancel")
+            working.result()
+            ended = client.get(path).json()
+            done = [line for line in client.get(f"{path}/events").text.splitlines() if line == "event: done"]
+            late = client.post(f"{path}/cancel")
+
+            assert (answer.status_code, ended["status"]) in {(202, "cancelled"), (202, "succeeded"), (409, "succeeded")}
+            assert fake_worker.models() - models == (1 if ended["status"] == "succeeded" else 0)
+            assert len(done) == 1
+            assert late.status_code == 409
+            assert client.get(path).json()["status"] == ended["status"]
 
 
 @BOTH

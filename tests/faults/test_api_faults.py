@@ -14,7 +14,7 @@ import httpx2 as httpx
 from sqlalchemy import func, select
 
 from app.db.session import transaction
-from app.db.tables import Job
+from app.db.tables import Dataset, Job
 from tests.faults.conftest import FaultHarness
 from tests.servers import eventually, free_port
 from tests.worker.harness import ServiceHarness
@@ -79,6 +79,43 @@ def test_F11_a_job_starts_although_the_api_died_before_it_notified(harness: Faul
     assert harness.ended(uuid.UUID(answer.json()["id"]), 30.0).state == "succeeded"
 
 
+def test_F12_an_upload_that_the_api_did_not_survive_leaves_nothing(harness: FaultHarness) -> None:
+    before = datasets(harness)
+    with api(harness) as (client, process):
+        host, port = client.base_url.host, client.base_url.port
+        with socket.create_connection((host, port), timeout=10) as half:
+            head = (b"POST /datasets?name=half HTTP/1.1", b"Host: 127.0.0.1", b"Content-Type: application/zip")
+            half.sendall(b"\r\n".join((*head, b"Content-Length: 9000000", b"", b"")) + b"PK\x03\x04" + b"x" * 2_000_000)
+            (begun,) = eventually(lambda: list((harness.folder / "uploads").iterdir()), what="the upload")
+            process.kill()
+            process.wait()
+    assert begun.exists()
+    with api(harness) as (client, _):
+        restarted = harness.start("worker.dispatcher", orphan_files_s=0.5)
+        eventually(lambda: not begun.exists(), what="its file deleted")
+        assert datasets(harness) == before
+        listed = {row["name"] for row in client.get("/datasets").json()["items"]}
+        assert "half" not in listed
+    restarted.kill()
+    restarted.wait()
+
+
+def test_F23_jobs_run_on_while_the_api_is_restarted(harness: FaultHarness) -> None:
+    harness.working()
+    with api(harness) as (client, process):
+        job = harness.begin()
+        harness.in_the_middle(job)
+        process.kill()
+        process.wait()
+    with api(harness) as (client, process):
+        assert client.get(f"/jobs/{job}").json()["status"] in {"running", "succeeded"}
+        process.terminate()
+        process.wait(20.0)
+
+    assert harness.succeeded(job).attempt == 1
+    assert harness.reasons(job) == []
+
+
 def test_F22_twenty_requests_with_one_key_are_one_job(harness: FaultHarness) -> None:
     dataset, before = harness.data, jobs(harness)
     with api(harness) as (client, _):
@@ -102,6 +139,11 @@ def send(client: httpx.Client, dataset: uuid.UUID) -> httpx.Response:
         if answer.status_code != 503:
             return answer
         assert answer.headers["Retry-After"] == "5"
+
+
+def datasets(harness: ServiceHarness) -> int:
+    with transaction(harness.engine, read_only=True) as session:
+        return session.scalar(select(func.count()).select_from(Dataset)) or 0
 
 
 def jobs(harness: ServiceHarness) -> int:

@@ -61,6 +61,11 @@ def listen(address: Address) -> list[socket.socket]:
     return listeners
 
 
+def hold_signals() -> None:
+    """Have signals wait for `keep_serving`; to be called before anybody can take this process for one that serves."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*END_SIGNALS, signal.SIGCHLD})
+
+
 def keep_serving(serve: Callback, grace_s: float) -> None:
     """Run `serve` in a forked process, and again whenever that ends, until SIGTERM or SIGINT.
 
@@ -68,7 +73,6 @@ def keep_serving(serve: Callback, grace_s: float) -> None:
         serve: Serves until its process receives SIGTERM.
         grace_s: How long it may take to end.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*END_SIGNALS, signal.SIGCHLD})
     pause_s = FIRST_PAUSE_S
     while True:
         pid, started = _fork(serve), time.monotonic()

@@ -162,12 +162,13 @@ def parse_request(frame: frames.Frame, reply: Reply) -> Request:
     return request
 
 
-async def serve(batcher: Batcher, listeners: Sequence[socket.socket], ended: asyncio.Event) -> None:
+async def serve(settings: Settings, batcher: Batcher, listeners: Sequence[socket.socket], ended: asyncio.Event) -> None:
     """Accept clients until `ended` is set, and pass their requests to the batcher."""
     loop = asyncio.get_running_loop()
     connections: set[ClientConnection] = set()
     most_bytes = settings.unfinished_frame_bytes
     unfinished = UnfinishedFrames(most_bytes, settings.unfinished_frame_s)
+    address = frames.parse_address(settings.inference_listen)
     secret = settings.inference_secret_bytes if address.path is None else None
 
     def connect_client() -> ClientConnection:
@@ -224,7 +225,7 @@ async def run(settings: Settings, batcher: Batcher, listeners: Sequence[socket.s
     for number in prefork.END_SIGNALS:
         loop.add_signal_handler(number, ended.set)
     prefork.outlive_parent(loop, os.getppid(), manager, settings.inference_takeover_s, ended.set)
-    await serve(batcher, listeners, ended)
+    await serve(settings, batcher, listeners, ended)
 
 
 def serve_models(settings: Settings, models: ModelCache, listeners: Sequence[socket.socket], manager: int) -> None:
@@ -263,6 +264,7 @@ def run_process(settings: Settings, open_models: Callable[[], ModelCache]) -> No
         open_models: Called in each forked process.
     """
     manager = os.getppid()
+    prefork.hold_signals()
     listeners = prefork.listen(frames.parse_address(settings.inference_listen))
     log.info("listening at %s", settings.inference_listen)
     gc.collect()

@@ -143,6 +143,15 @@ class ForkServer:
                 raise ChildProcessError("the fork server ended before it was ready")
             self._ready = reply == READY
 
+    def restart_if_dead(self) -> None:
+        """Have a server that died while nobody needed it started again, without waiting until it is ready.
+
+        Raises:
+            OSError: The server cannot be started.
+        """
+        if self._preload and not self._is_alive():
+            self._start()
+
     def spawn(self, request: ChildRequest) -> Child:
         """Start one child.
 

@@ -110,6 +110,13 @@ class Supervisor:
         except DatabaseUnavailable:
             return False
 
+    def keep_ready(self) -> None:
+        """Have a fork server that was killed while no work was queued started again, before a job waits for it."""
+        try:
+            self._fork_server.restart_if_dead()
+        except OSError:
+            log.exception("the fork server cannot be started")
+
     def close(self) -> None:
         self._fork_server.close()
 

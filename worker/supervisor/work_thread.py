@@ -56,6 +56,8 @@ class WorkThread:
             try:
                 if is_notified or self._supervisor.has_work():
                     self._supervisor.run_queued_work()
+                else:
+                    self._supervisor.keep_ready()
             except Exception:
                 log.exception("queued work could not be run")  # what was claimed is requeued when its lease ends
             finally:
