@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from app.errors import Fault, InvalidRequest, Malformed, UnsupportedMediaType
-from app.http import bodies, problems
+from app.http import json_text, problems
 from app.http.fields import Id, Strict, Text
 from ml.formats import csv_cells, label_versions
 from ml.formats.errors import printable
 from ml.formats.label_versions import Edit
 
-MAX_EDITS = 100_000
-MAX_BYTES = 32 * 2**20  # of a body with so many
+MAX_EDITS = 20_000  # each costs some twenty microseconds
+MAX_BYTES = 2 * 2**20  # of a body with so many
+MAX_PARTS = 24 * MAX_EDITS  # see `json_text`; an edit in JSON has 23
 NDJSON, CSV = "application/x-ndjson", "text/csv"
 COLUMNS = ("image", "from", "to", "action")
 
@@ -117,7 +120,7 @@ class LabelConsensus(Strict):
 class LabelEdits(Strict):
     """Edits that make a new version of the labels, all of them or none."""
 
-    edits: Annotated[list[LabelEdit], Field(min_length=1, max_length=MAX_EDITS)]
+    edits: Annotated[list[LabelEdit], FailFast(), Field(min_length=1, max_length=MAX_EDITS)]
     parent: Parent | None = None
     note: Note = ""
 
@@ -143,17 +146,19 @@ def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> Lab
         note: See `LabelEdits`; for bodies of edits alone.
 
     Raises:
+        TooLarge: The body has more than `MAX_PARTS` parts.
         Malformed: The body is not JSON, or not CSV.
         InvalidRequest: A field does not fit; with pointers.
         UnsupportedMediaType: It is none of these.
     """
+    json_text.check_parts(data, MAX_PARTS)
     if media_type == "application/json":
-        body = bodies.parse(data)
+        body = json_text.parse(data, MAX_PARTS)
     elif media_type == NDJSON:
-        lines = [line for line in data.split(b"\n") if line.strip()]
-        body = {"edits": [bodies.parse(line) for line in lines[: MAX_EDITS + 1]], "parent": parent, "note": note}
+        lines = (line for line in io.BytesIO(data) if not line.isspace())
+        body = _body((json_text.parse(line, MAX_PARTS) for line in lines), parent, note)
     elif media_type == CSV:
-        body = {"edits": _rows(data), "parent": parent, "note": note}
+        body = _body(_rows(data), parent, note)
     else:
         raise UnsupportedMediaType(f"Send edits as application/json, {NDJSON} or {CSV}.")
     kind: type[LabelChangeBody] = LabelEdits
@@ -165,28 +170,28 @@ def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> Lab
         raise problems.of_body(error, kind) from None
 
 
-def _rows(data: bytes) -> list[dict[str, Any]]:
+def _body(edits: Iterable[Any], parent: int | None, note: str) -> dict[str, Any]:
+    """The body in JSON that has these edits, of which no more are read than show that there are too many."""
+    return {"edits": list(itertools.islice(edits, MAX_EDITS + 1)), "parent": parent, "note": note}
+
+
+def _rows(data: bytes) -> Iterator[dict[str, Any]]:
     """Rows of a CSV file as edits: an empty cell is no value."""
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
         header = [name.strip() for name in next(reader, [])]
         unknown = [name for name in header if name not in COLUMNS]
         if unknown or "action" not in header or len(set(header)) < len(header):
             detail = f"The first row must name the columns {', '.join(COLUMNS)}, each once."
             detail += f" There is no column {printable(unknown[0])!r}." if unknown else ""
             raise InvalidRequest(detail, errors=[Fault("/edits", "columns", detail)])
-        rows = []
-        for cells in reader:
-            if len(cells) == len(header):
-                rows.append(_edit_of(dict(zip(header, cells, strict=True))))
-            elif cells:
+        for number, cells in enumerate(filter(None, reader)):
+            if len(cells) != len(header):
                 detail = f"The row has {len(cells)} cells, the first row {len(header)}."
-                raise InvalidRequest(detail, errors=[Fault(f"/edits/{len(rows)}", "cells", detail)])
-            if len(rows) > MAX_EDITS:
-                break
+                raise InvalidRequest(detail, errors=[Fault(f"/edits/{number}", "cells", detail)])
+            yield _edit_of(dict(zip(header, cells, strict=True)))
     except (csv.Error, UnicodeDecodeError):
         raise Malformed("The body is not CSV in UTF-8.") from None
-    return rows
 
 
 def _edit_of(cells: dict[str, str]) -> dict[str, Any]:

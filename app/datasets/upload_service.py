@@ -133,7 +133,7 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
         upload = resumable.read(files, body.upload_id, settings.upload_expires_s)
         resumable.check_complete(upload)
         resumable.sync(upload)
-        archive_check.check_archive(upload.data, fields, settings)
+        archive_check.check_upload(upload.data, fields, settings)
         received = ReceivedUpload(fields, _filename(upload.metadata), storage.sha256_file(upload.data), upload.length)
         dataset_id = uuid.uuid4()
         target = files.upload(dataset_id)
@@ -164,7 +164,7 @@ def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, h
             most_bytes=settings.archive_total_bytes,
             min_free=settings.min_free_bytes,
         )
-        archive_check.check_archive(temporary, body.fields, settings)
+        archive_check.check_upload(temporary, body.fields, settings)
         size_bytes, sha256 = temporary.stat().st_size, storage.sha256_file(temporary)
         received = ReceivedUpload(body.fields, body.server_folder, sha256, size_bytes)
         storage.publish(temporary, target)
@@ -196,7 +196,7 @@ async def _create_dataset(
     try:
         received = await _receive(request, temporary, query)
         settings = request.app.state.settings
-        await run_in_threadpool(archive_check.check_archive, temporary, received.fields, settings)
+        await run_in_threadpool(archive_check.check_upload, temporary, received.fields, settings)
         await run_in_threadpool(storage.publish, temporary, target)
         response = await run_in_threadpool(_insert, request, dataset_id, received, key, _hash(received))
         is_queued = True

@@ -1,4 +1,4 @@
-"""Limits on request bodies: their size (H1), their speed (H3), and strict JSON (J1-J3, J6).
+"""Limits on request bodies: their size (H1), their speed (H3), and JSON off the event loop.
 
 Every body has the limit of JSON until its route raises it with `allow`.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from app.errors import BodyTooSlow, Fault, InvalidRequest, Malformed, TooLarge, UnsupportedMediaType
+from app.errors import BodyTooSlow, TooLarge, UnsupportedMediaType
+from app.http import json_text
 from app.settings import MIB, Settings
-from ml.formats.errors import printable
 
-DEPTH = 32  # of nested JSON; our deepest request has 4 levels
 SCOPE_KEY = "denll.body"
 ARRIVED_KEY = "denll.body_arrived"  # set by the connection when nothing of the body is awaited any more
 DISPLACED_RETRY_S = 10
@@ -149,66 +148,4 @@ async def strict_json(request: Request) -> Any:
         return None
     if kind != "application/json":
         raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
-    return parse(data)
-
-
-def parse(data: bytes) -> Any:
-    """Parse JSON as in RFC 8259: UTF-8, no NaN, no duplicate names, and no text that a database cannot store.
-
-    Raises:
-        Malformed: It is not such JSON.
-        InvalidRequest: A name is duplicated, or a value cannot be stored; with a pointer.
-    """
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "it cannot be parsed"
-        raise Malformed(f"The body is not JSON in UTF-8: {reason}.") from None
-    faults = list(_faults(value))
-    if faults:
-        raise InvalidRequest(f"{faults[0].pointer or 'body'}: {faults[0].detail}", errors=faults)
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        seen: set[str] = set()
-        name = next(n for n, _ in pairs if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        fault = Fault("", "duplicate_field", f"The field {printable(name)!r} appears twice in one object.")
-        raise InvalidRequest(fault.detail, errors=[fault])
-    return names
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _faults(root: Any) -> list[Fault]:
-    """The first value that is valid JSON but not accepted: infinite numbers, NUL, lone surrogates, too much depth."""
-    faults: list[Fault] = []
-    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
-    while waiting and not faults:
-        pointer, value, depth = waiting.pop()
-        if depth > DEPTH:
-            faults.append(Fault(pointer[:200], "too_deep", f"Nested deeper than {DEPTH} levels."))
-        elif isinstance(value, float) and not math.isfinite(value):
-            faults.append(Fault(pointer, "finite_number", "The number is out of range."))
-        elif isinstance(value, str) and not is_text(value):
-            faults.append(Fault(pointer, "text", "NUL characters and lone surrogates are not text."))
-        elif isinstance(value, dict):
-            for name, inner in value.items():
-                step = pointer + "/" + printable(name).replace("~", "~0").replace("/", "~1")
-                if not is_text(name):
-                    faults.append(Fault(step, "text", "NUL characters and lone surrogates are not text."))
-                waiting.append((step, inner, depth + 1))
-        elif isinstance(value, list):
-            waiting.extend((f"{pointer}/{n}", inner, depth + 1) for n, inner in enumerate(value))
-    return faults
-
-
-def is_text(value: str) -> bool:
-    """Whether it has neither NUL characters nor lone surrogates."""
-    if "\0" in value:
-        return False
-    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    return await run_in_threadpool(json_text.parse, data)

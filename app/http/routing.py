@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import Fault, InvalidRequest
-from app.http import bodies, problems
+from app.http import bodies, json_text, problems
 from app.http.access import RequireScope
 from ml.formats.errors import printable
 
@@ -67,7 +67,7 @@ class Route(APIRoute):
         faults += [
             Fault(problems.pointer(("query", name)), "text", "NUL characters are not text.")
             for name, value in parameters.multi_items()
-            if not bodies.is_text(value)
+            if not json_text.is_text(value)
         ]
         if faults:
             raise InvalidRequest(problems.summary(faults), errors=faults)

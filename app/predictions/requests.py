@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from app.errors import Fault, InvalidRequest, Overloaded, TooLarge, UndecodableInput, UnsupportedMediaType
-from app.http import bodies, problems
+from app.http import bodies, json_text, problems
 from app.http.capacity import Capacity, Hold
 from app.http.multipart import MultipartReader, PartBegin, PartData, single_part
 from app.predictions.images import Source
@@ -28,6 +28,7 @@ from app.settings import Settings
 FIELD_BYTES = 64 * 1024
 SMALL_BYTES = 64 * 1024
 MEMORY_RETRY_S = 2
+PARTS_PER_IMAGE = 512  # of JSON: 24 with a plain id, the rest is for ids with escapes
 FIELDS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(str),
     "top_k": TypeAdapter(TopK),
@@ -127,7 +128,13 @@ async def read(request: Request, options: Options, settings: Settings) -> tuple[
 
 
 async def _json(request: Request, options: Options, settings: Settings) -> tuple[list[Source], Options]:
-    value = await asyncio.to_thread(bodies.parse, await request.body())
+    return await asyncio.to_thread(_parse, await request.body(), options, settings)
+
+
+def _parse(data: bytes, options: Options, settings: Settings) -> tuple[list[Source], Options]:
+    """The images and options of a JSON body; raises as `read`."""
+    most_parts = json_text.MOST_PARTS // 10 + PARTS_PER_IMAGE * settings.images_per_call
+    value = json_text.parse_with_images(data, most_parts, settings.json_bytes)
     inputs = value.get("inputs") if isinstance(value, dict) else None
     if isinstance(inputs, list) and len(inputs) > settings.images_per_call:
         raise too_many(settings.images_per_call)

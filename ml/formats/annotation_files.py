@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from ml.formats.archive import ANNOTATION_ENDINGS, is_annotation
 from ml.formats.container import Container
-from ml.formats.entries import Entry
+from ml.formats.entries import Entry, check_table_bytes
 from ml.formats.errors import DatasetFormatError, printable
 from ml.formats.records import SPLITS, reject
 from ml.formats.table_columns import LABEL_COLUMNS, PATH_COLUMNS
@@ -47,9 +47,10 @@ def read_documents(
     """
     stems = set(map(_stem, images))  # what lies beside an image is about this image alone
     paths = [path for path in files if path.lower().endswith(".json") and _stem(path) not in stems]
-    paths.sort(key=lambda path: (path.count("/"), path))
+    paths = sorted(paths, key=lambda path: (path.count("/"), path))[:MAX_DOCUMENTS]
+    check_table_bytes((files[path] for path in paths), container.limits)
     tables = {}
-    for path in paths[:MAX_DOCUMENTS]:
+    for path in paths:
         rows = _parse_document(path, container.content(files[path]))
         if rows is not None:
             tables[path] = _to_table(path, rows, max_rows)
@@ -74,6 +75,8 @@ def read_samples(
     labelled = sum(any(_stem(path) + ending in files for ending in ANNOTATION_ENDINGS) for path in images)
     if 2 * labelled <= len(images):
         return None
+    samples = (files.get(_stem(path) + ending) for path in images for ending in ANNOTATION_ENDINGS)
+    check_table_bytes(filter(None, samples), container.limits)
 
     def rows() -> Iterator[tuple[int, Fields]]:
         for number, path in enumerate(images, 1):

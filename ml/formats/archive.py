@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ml.formats import tar_headers, zip_directory
-from ml.formats.entries import CHUNK_BYTES, DEFAULT_LIMITS, Entry, Limits, StoredFile, bad, restore, too_large
+from ml.formats.entries import (
+    CHUNK_BYTES,
+    DEFAULT_LIMITS,
+    Entry,
+    Limits,
+    StoredFile,
+    bad,
+    check_table_bytes,
+    restore,
+    too_large,
+)
 from ml.formats.errors import DatasetFormatError, printable
 
 GZIP_MAGIC, ZSTD_MAGIC, ZIP_MAGICS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
@@ -57,7 +67,7 @@ class Archive:
         Raises:
             DatasetFormatError: archive_too_large beyond `limits.table_bytes` (C5), bad_archive where it is damaged.
         """
-        check_table_bytes(entry, self.limits)
+        check_table_bytes([entry], self.limits)
         if self.compression:
             if entry.path not in self.tables:
                 raise too_large(f"{printable(entry.path)!r} and others have more than {self.limits.table_bytes} bytes")
@@ -125,6 +135,7 @@ def read_archive(path: Path, limits: Limits = DEFAULT_LIMITS) -> Archive:
     Raises:
         DatasetFormatError: bad_archive, encrypted_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type,
             archive_too_large.
+        OverBudget: Listing it would cost more than `limits.budget`.
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -200,13 +211,6 @@ def is_description(path: str) -> bool:
 def is_annotation(path: str) -> bool:
     """Whether a file of this name may describe images as other programs do; see `ml.formats.annotation_files`."""
     return path.lower().endswith(ANNOTATION_ENDINGS)
-
-
-def check_table_bytes(entry: Entry, limits: Limits) -> None:
-    """Refuse a table that is too large to be read (C5)."""
-    if entry.image_bytes > limits.table_bytes:
-        detail = f"the table {printable(entry.path)!r} is larger than {limits.table_bytes} bytes"
-        raise too_large(detail, entry.path)
 
 
 def _compression(start: bytes) -> Literal["", "gzip", "zstd"]:

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ml.formats.errors import DatasetFormatError, printable
 
 CHUNK_BYTES = 1 << 20
+
+
+class OverBudget(Exception):
+    """To read on would cost more than the caller's `Budget`; the container may be in order."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much reading a container may cost a process that has other work.
+
+    Args:
+        names: Files, folders and records of extended headers, of which each costs a few kilobytes at most.
+        inflated_bytes: Bytes that come out of a compressed tar.
+        table_bytes: Bytes of all tables that are read.
+    """
+
+    names: int
+    inflated_bytes: int
+    table_bytes: int
 
 
 @dataclass(frozen=True)
@@ -23,8 +43,9 @@ class Limits:
         ratio: Uncompressed bytes for each compressed byte. It counts from `ratio_from_bytes` of uncompressed bytes on:
             no ordinary picture compresses so well.
         ratio_from_bytes: See `ratio`.
-        table_bytes: Bytes of a table of labels, and of all tables of a compressed tar together.
+        table_bytes: Bytes of all tables of labels that are read, and of all tables of a compressed tar.
         table_rows: Rows of a table of labels. Some have no image, so it is far above `entries`.
+        budget: What reading may cost; beyond it OverBudget is raised. None for no bound but the limits.
     """
 
     entries: int = 150_000
@@ -34,6 +55,7 @@ class Limits:
     ratio_from_bytes: int = 1 << 20
     table_bytes: int = 64 << 20
     table_rows: int = 1_000_000
+    budget: Budget | None = None
 
 
 DEFAULT_LIMITS = Limits()
@@ -125,6 +147,26 @@ def check_count(entries: int, limits: Limits) -> None:
     """Refuse a container with too many entries."""
     if entries > limits.entries:
         raise too_large(f"the archive has more than {limits.entries} entries")
+
+
+def check_names(count: int, limits: Limits) -> None:
+    """Stop where more names were read than the budget has."""
+    if limits.budget is not None and count > limits.budget.names:
+        raise OverBudget
+
+
+def check_table_bytes(tables: Iterable[Entry], limits: Limits) -> None:
+    """Refuse tables that together are too large to be read (C5), and stop where they are beyond the budget."""
+    total = 0
+    for table in tables:
+        total += table.image_bytes
+        if total > limits.table_bytes:
+            detail = (
+                f"the table {printable(table.path)!r}, with those before it, is larger than {limits.table_bytes} bytes"
+            )
+            raise too_large(detail, table.path)
+    if limits.budget is not None and total > limits.budget.table_bytes:
+        raise OverBudget
 
 
 def check_bytes(path: str, size: int, total: int, limits: Limits) -> None:

@@ -59,6 +59,11 @@ class EntryNames:
         self._files[folded] = name
         return name
 
+    @property
+    def folder_count(self) -> int:
+        """How many folders the names so far have, at all levels."""
+        return len(self._folders)
+
     def check_folders(self) -> None:
         """Refuse a file that is also a folder, which shows only when all names are known (ambiguous_archive)."""
         for folded in self._folders.values():

@@ -44,7 +44,10 @@ def printable(text: object, limit: int = TEXT_CHARS) -> str:
         text: Anything; its `str` is taken.
         limit: The most characters of the result. What is longer is cut and ends in an ellipsis.
     """
-    plain = str(text).encode("utf-8", "backslashreplace").decode()
+    plain = str(text)
+    if len(plain) <= limit and plain.isprintable():
+        return plain
+    plain = plain[: limit + 1].encode("utf-8", "backslashreplace").decode()
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain[: limit + 1])
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
 

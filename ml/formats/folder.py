@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.formats.archive import check_table_bytes
-from ml.formats.entries import UNLIMITED, Entry, Limits, StoredFile, check_bytes, check_count
+from ml.formats.entries import UNLIMITED, Entry, Limits, StoredFile, check_bytes, check_count, check_table_bytes
 from ml.formats.entry_names import EntryNames
 
 
@@ -24,7 +23,7 @@ class Folder:
 
     def content(self, entry: Entry) -> bytes:
         """The bytes of a table or a class list; DatasetFormatError (archive_too_large) beyond the limit."""
-        check_table_bytes(entry, self.limits)
+        check_table_bytes([entry], self.limits)
         return (self.path / entry.path).read_bytes()
 
     @contextlib.contextmanager

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from ml.formats import annotation_files, csv_cells
 from ml.formats.archive import is_annotation, is_table
 from ml.formats.container import Container
-from ml.formats.entries import Entry
+from ml.formats.entries import Entry, check_table_bytes
+from ml.formats.entry_names import fold
 from ml.formats.errors import DatasetFormatError, name_list, printable
 from ml.formats.records import SPLITS, LabeledEntry, ReportLine, reject
 from ml.formats.table_columns import (
@@ -134,6 +135,14 @@ class LabelTable(NamedTuple):
 
         return find
 
+    def find_other_case(self, images: Mapping[str, Entry]) -> tuple[str, str] | None:
+        """The first path that names an image in other letters, small for capital, and that image; None without one."""
+        by_folded = {fold(path): path for path in images}
+        bases = base_folders(self.table.path)
+        paths = [fields[self.path].removeprefix("./") for _, fields in self.table.rows[:SAMPLE_ROWS]]
+        pairs = ((path, by_folded.get(fold(base + path))) for path in paths for base in bases)
+        return next(((path, image) for path, image in pairs if image is not None), None)
+
     def _split(self, line: int, fields: Sequence[str], path: str) -> str:
         """The split of a row, by its column or else by the folders of its image."""
         if self.split_column is None:
@@ -184,11 +193,14 @@ def choose_tables(
         chosen = of_splits
     elif named:
         chosen = sorted(named, key=lambda e: TABLE_NAMES.index(stem(e.path)))[:1]
+    check_table_bytes(chosen, container.limits)
     parsed = {entry.path: _parse(container, entry) for entry in chosen}
 
     # By content: the only table with a column of paths and one of labels.
     if candidates and not parsed:
-        parsed = _parse_usable(container, [e for e in candidates if e.path.count("/") == depth], images, columns)
+        highest = [entry for entry in candidates if entry.path.count("/") == depth]
+        check_table_bytes(highest, container.limits)
+        parsed = _parse_usable(container, highest, images, columns)
     splits = {path: _table_split(path) for path in parsed}
 
     # No such table: annotations as other programs write them.

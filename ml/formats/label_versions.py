@@ -124,67 +124,97 @@ class Labels:
             What is wrong; the labels are of no use unless it is empty.
         """
         faults: list[EditFault] = []
-        touched: set[int] = set()
-        known = set(self.classes)
+        before = {name: _Class(name) for name in self.classes}
+        classes = dict(before)
+        edited: dict[int | None, tuple[_Class | None, LabelStatus]] = {}
         for position, edit in enumerate(edits):
             if edit.action in CLASS_ACTIONS:
-                fault = self._apply_to_class(edit, known)
-            elif edit.image in touched:
+                fault = _edit_class(edit, classes)
+            elif edit.image in edited:
                 fault = "repeated_image", f"Image {edit.image} is edited twice."
+            elif edit.image is None or edit.image not in uploaded.given:
+                fault = "unknown_image", f"The data set has no image {edit.image}."
             else:
-                fault = self._apply_to_image(edit, version, uploaded, known)
-                if edit.image is not None:
-                    touched.add(edit.image)
+                label = self.label_of(edit.image, uploaded)
+                of_image = None if label is None else before[label].current()
+                fault = _check_image_edit(edit, None if of_image is None else of_image.name, classes)
+                if edit.action == "relabel" and edit.new is not None:
+                    of_image = classes.get(edit.new)
+                edited[edit.image] = of_image, STATUS_OF[edit.action]
             if fault is not None:
                 faults.append(EditFault(position, *fault))
-        self.classes = sorted(known)
+
+        # Names of classes as the last edit has left them, written once however many edits renamed them.
+        names: dict[str | None, str | None] = {name: of_class.current().name for name, of_class in before.items()}
+        names[None] = None
+        self.classes = sorted(classes)
+        self.renamed = {name: before[now].current().name for name, now in self.renamed.items()}
+        for image, of in self.images.items():
+            self.images[image] = of._replace(label=names[of.label])
+        for number, (of_image, status) in edited.items():
+            assert number is not None, "refused above"
+            self.images[number] = ImageLabel(None if of_image is None else of_image.current().name, status, version)
         return faults
 
-    def _apply_to_image(
-        self, edit: Edit, version: int, uploaded: UploadedLabels, known: set[str]
-    ) -> tuple[str, str] | None:
-        """Change one image; code and detail of what is wrong, None if nothing is."""
-        if edit.image is None or edit.image not in uploaded.given:
-            return "unknown_image", f"The data set has no image {edit.image}."
-        label = self.label_of(edit.image, uploaded)
-        if edit.old != label:
-            return MOVED_ON, f"The label of image {edit.image} is {_quoted(label)}, not {_quoted(edit.old)}."
-        if edit.action == "relabel":
-            if edit.new is None or edit.new not in known:
-                return "unknown_class", f"There is no class {_quoted(edit.new)}; an edit with add_class makes one."
-            if edit.new == label:
-                return "same_label", f"Image {edit.image} is labelled {_quoted(label)} already; confirm it instead."
-            label = edit.new
-        elif edit.new not in (None, label):
-            return "not_accepted", f"{edit.action} keeps the label: leave `to` out."
-        elif edit.action == "confirm" and label is None:
-            return "no_label", f"Image {edit.image} has no label to confirm."
-        self.images[edit.image] = ImageLabel(label, STATUS_OF[edit.action], version)
-        return None
 
-    def _apply_to_class(self, edit: Edit, known: set[str]) -> tuple[str, str] | None:
-        """Change the classes; code and detail of what is wrong, None if nothing is."""
-        old, new = edit.old, edit.new
-        if edit.action != "add_class" and old not in known:
-            return "unknown_class", f"There is no class {_quoted(old)}."
-        if edit.action == "merge_class":
-            if new not in known or new == old:
-                return "unknown_class", f"There is no other class {_quoted(new)} to merge {_quoted(old)} into."
-        elif new is None or new in known:
-            return "class_exists", f"There is a class {_quoted(new)} already; merge_class joins two."
-        else:
-            fault = check_label(new) if new.strip() else "the name is empty"
-            if fault is not None:
-                return "class_name", f"{fault[0].upper()}{fault[1:]}."
-        assert new is not None, "refused above"
-        known.add(new)
-        if old is not None and edit.action != "add_class":
-            known.discard(old)
-            self.renamed = {name: new if now == old else now for name, now in self.renamed.items()}
-            for image, label in self.images.items():
-                if label.label == old:
-                    self.images[image] = label._replace(label=new)
+@dataclass(eq=False)
+class _Class:
+    """A class while edits are applied: its name now, and the class that it was merged into."""
+
+    name: str
+    into: _Class | None = None
+
+    def current(self) -> _Class:
+        """The class that its images have now."""
+        last = self
+        while last.into is not None:
+            last = last.into
+        if last is not self:
+            self.into = last
+        return last
+
+
+def _check_image_edit(edit: Edit, label: str | None, classes: Mapping[str, _Class]) -> tuple[str, str] | None:
+    """Code and detail of what is wrong with an edit of an image that has this label; None if nothing is."""
+    if edit.old != label:
+        return MOVED_ON, f"The label of image {edit.image} is {_quoted(label)}, not {_quoted(edit.old)}."
+    if edit.action == "relabel":
+        if edit.new is None or edit.new not in classes:
+            return "unknown_class", f"There is no class {_quoted(edit.new)}; an edit with add_class makes one."
+        if edit.new == label:
+            return "same_label", f"Image {edit.image} is labelled {_quoted(label)} already; confirm it instead."
+    elif edit.new not in (None, label):
+        return "not_accepted", f"{edit.action} keeps the label: leave `to` out."
+    elif edit.action == "confirm" and label is None:
+        return "no_label", f"Image {edit.image} has no label to confirm."
+    return None
+
+
+def _edit_class(edit: Edit, classes: dict[str, _Class]) -> tuple[str, str] | None:
+    """Change the classes, by name; code and detail of what is wrong, None if nothing is."""
+    old, new = edit.old, edit.new
+    if edit.action != "add_class" and old not in classes:
+        return "unknown_class", f"There is no class {_quoted(old)}."
+    if edit.action == "merge_class":
+        if new not in classes or new == old:
+            return "unknown_class", f"There is no other class {_quoted(new)} to merge {_quoted(old)} into."
+    elif new is None or new in classes:
+        return "class_exists", f"There is a class {_quoted(new)} already; merge_class joins two."
+    else:
+        fault = check_label(new) if new.strip() else "the name is empty"
+        if fault is not None:
+            return "class_name", f"{fault[0].upper()}{fault[1:]}."
+    assert new is not None, "refused above"
+    if edit.action == "add_class":
+        classes[new] = _Class(new)
         return None
+    assert old is not None, "refused above"
+    of_old = classes.pop(old)
+    if edit.action == "merge_class":
+        of_old.into = classes[new]
+    else:
+        of_old.name, classes[new] = new, of_old
+    return None
 
 
 def path_of(folder: Path, version: int) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from ml.formats.annotation_files import sample_name
 from ml.formats.archive import is_table
@@ -19,7 +20,6 @@ from ml.formats.errors import DatasetFormatError, name_list, printable
 from ml.formats.label_tables import LabelTable, choose_tables, is_exported
 from ml.formats.records import ImageRecord, LabeledEntry, ReportLine, Split, reject
 from ml.formats.table_columns import ColumnNames
-from ml.formats.tables import Table
 from ml.formats.votes import CONSENSUS, Votes
 
 IMAGE_SUFFIXES = frozenset((
@@ -70,11 +70,14 @@ def resolve_labels(container: Container, columns: ColumnNames = NO_COLUMNS) -> L
     votes: dict[str, tuple[str | None, ...]] = {}
     if tables:
         labeled = [entry for table in tables for entry in table.read(images, report, votes)]
-        labeled = _merge(labeled, tables[0].table, report)
+        if not labeled:
+            _reject_unnamed_images(tables[0], images)
+        labeled = _merge(labeled, report)
         labeled, votes, class_list = _apply_class_list(container, files, tables[0].table.path, labeled, votes)
         if columns.label is None and not columns.annotators and not is_exported(tables[0].table):
             _check_folders_agree(labeled)
             _check_no_class_folders(tables[0], labeled, images)
+            _check_one_class(tables[0], labeled, images)
         _report_unlabeled(images, labeled, report)
     else:
         if named := next(filter(None, (columns.label, columns.clean, columns.path, *columns.annotators)), None):
@@ -126,7 +129,17 @@ def _sort_files(entries: Sequence[Entry], report: list[ReportLine]) -> tuple[dic
     return images, files
 
 
-def _merge(labeled: Sequence[LabeledEntry], table: Table, report: list[ReportLine]) -> list[LabeledEntry]:
+def _reject_unnamed_images(table: LabelTable, images: Mapping[str, Entry]) -> NoReturn:
+    """Refuse a table of which no row names an image."""
+    name = printable(table.table.path)
+    detail = f"no row of {name} names an image of the archive"
+    if (pair := table.find_other_case(images)) is not None:
+        written, image = map(printable, pair)
+        detail += f": it has {written!r} where the archive has {image!r}; capital and small letters must agree"
+    reject("no_images", detail, table.table.path)
+
+
+def _merge(labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> list[LabeledEntry]:
     """Each image once: repeats are reported, contradictions refused (C2)."""
     by_path: dict[str, LabeledEntry] = {}
     for item in labeled:
@@ -140,8 +153,6 @@ def _merge(labeled: Sequence[LabeledEntry], table: Table, report: list[ReportLin
         else:
             labels = f"{printable(other.given, 60)!r} and {printable(item.given, 60)!r}"
             reject("conflicting_labels", f"{printable(path)!r} has two rows, with the labels {labels}", path)
-    if not by_path:
-        reject("no_images", f"no row of {printable(table.path)} names an image of the archive", table.path)
     return list(by_path.values())
 
 
@@ -190,6 +201,26 @@ def _check_no_class_folders(table: LabelTable, labeled: Sequence[LabeledEntry], 
             " name label_column to use the table, or leave the table out to use the folders"
         )
         table.table.reject_columns("ambiguous_layout", detail)
+
+
+def _check_one_class(table: LabelTable, labeled: Sequence[LabeledEntry], images: dict[str, Entry]) -> None:
+    """A table of one class contradicts folders of several, unless the user named the column (Z8)."""
+    training = [item for item in labeled if item.split == "train"]
+    if len({item.given for item in training}) != 1:
+        return
+    try:
+        by_folder = {item.entry.path: item.given for item in label_by_folder(images, (), [])}
+    except DatasetFormatError:
+        return  # the folders are no classes
+    folders = {by_folder.get(item.entry.path) for item in training} - {None}
+    other = next((item for item in training if by_folder.get(item.entry.path) not in (None, item.given)), None)
+    if len(folders) > 1 and other is not None:
+        path, label = printable(other.entry.path), printable(other.given, 60)
+        detail = (
+            f"folders and table contradict each other: {printable(table.table.path)} labels all training images"
+            f" {label!r}, also {path!r}; correct the table, or leave it out to use the folders"
+        )
+        reject("ambiguous_layout", detail, other.entry.path)
 
 
 def _report_unlabeled(images: Mapping[str, Entry], labeled: Sequence[LabeledEntry], report: list[ReportLine]) -> None:

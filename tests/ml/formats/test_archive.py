@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from app.errors import ArchiveRejected
 from ml.formats.archive import MAX_ZSTD_FRAMES, Archive, decompress, read_archive
-from ml.formats.entries import Limits
+from ml.formats.entries import Budget, Limits, OverBudget
 from ml.formats.errors import DatasetFormatError
+from ml.formats.layout import resolve_labels
 from tests import pictures
 from tests.pictures import Raw, hand_zip
 
@@ -68,6 +69,50 @@ def test_a_tar_is_read_as_it_was_written(write: Write, tmp_path: Path, compressi
     assert decompress(path, plain) == bool(compression)
     tar = (plain if compression else path).read_bytes()
     assert {entry.path: tar[entry.offset :][: entry.stored_bytes] for entry in result.entries} == files
+
+
+def extended(records: bytes) -> bytes:
+    """A tar of one file behind an extended header with these records."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    padded = records + bytes(-len(records) % tarfile.BLOCKSIZE)
+    return header.tobuf(tarfile.USTAR_FORMAT) + padded + tarfile.TarInfo("a.jpg").tobuf() + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("records", "code"),
+    [(b"6 a=b\n" * 1001, "archive_too_large"), (b"30 a=" + b"b" * 300_000, "unsafe_entry_name")],
+)
+def test_Z3_extended_headers_of_a_tar_are_limited(write: Write, records: bytes, code: str) -> None:
+    assert [entry.path for entry in read_archive(write(extended(b"6 a=b\n" * 1000))).entries] == ["a.jpg"]
+    with pytest.raises(DatasetFormatError) as caught:
+        read_archive(write(extended(records)))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("compression", ["zip", "", "gz"])
+def test_reading_ends_where_the_budget_does(write: Write, compression: str) -> None:
+    files = {**pictures.class_folders(), "labels.csv": b"a,b\n" * 999}
+    packed = pictures.zipped(files) if compression == "zip" else pictures.tarred(files, compression=compression)
+    path, names = write(packed), len(files) + 50
+
+    def read(**budget: int) -> int:
+        enough = {"names": names, "inflated_bytes": 1 << 20, "table_bytes": 4096}
+        limits = Limits(budget=Budget(**{**enough, **budget}))
+        result = read_archive(path, limits)
+        return len(result.content(next(entry for entry in result.entries if entry.path == "labels.csv")))
+
+    assert read() == 3996
+    for short in ({"names": 3}, {"table_bytes": 3995}, *([{"inflated_bytes": 4096}] if compression == "gz" else [])):
+        with pytest.raises(OverBudget):
+            read(**short)
+
+
+def test_C5_all_tables_that_are_read_count_together(write: Write) -> None:
+    tables = {f"{n}.csv": b"x,y\n" + b"1,2\n" * 100 for n in range(4)}
+    path = write(pictures.zipped({**pictures.class_folders(), **tables}))
+    with pytest.raises(DatasetFormatError, match="with those before it"):
+        resolve_labels(read_archive(path, Limits(table_bytes=1000)))
 
 
 def test_leading_dots_of_a_packed_folder_are_no_names(write: Write) -> None:

@@ -161,6 +161,21 @@ def test_Z9_classes(read: Read) -> None:
     assert read({f"{name}/1.jpg": JPEG for name in exact}).classes == tuple(sorted(exact))
 
 
+def test_C1_a_table_whose_names_differ_in_case_is_refused_with_an_example(read: Read) -> None:
+    files = {"1.jpg": JPEG, "2.jpg": JPEG, "labels.csv": b"file,label\n1.JPG,cat\n2.JPG,dog\n"}
+    refused = refusal(read, files)
+    assert (refused.code, "'1.JPG'" in refused.detail, "'1.jpg'" in refused.detail) == ("no_images", True, True)
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_Z8_a_table_of_one_class_beside_class_folders_is_refused_with_an_example(read: Read, folder: str) -> None:
+    rows = f"file,label\n{folder}cat/1.jpg,cat\n{folder}dog/1.jpg,cat\n"
+    refused = refusal(read, {**pair(folder), "labels.csv": rows.encode()})
+    assert refused.code == "ambiguous_layout"
+    assert "contradict" in refused.detail
+    assert f"{folder}dog/1.jpg" in refused.detail
+
+
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
