@@ -124,7 +124,7 @@ CELLS: dict[str, Body] = {
     "cells": repeated(b"action\n", b",", b""),
     "quotes": repeated(b"action\n", b'"\n",', b""),
 }
-PARTS: dict[str, Body] = {
+FORMS: dict[str, Body] = {
     "parts": repeated(
         b"", b"--" + BOUNDARY.encode() + b'\r\nContent-Disposition: form-data; name="file"\r\n\r\n\r\n', b""
     ),
@@ -210,7 +210,7 @@ def bodies(media_type: str, properties: Sequence[str], size: int) -> Iterator[tu
                 yield f"{field}: {name}", b'{"' + field.encode() + b'":' + value + b"}", media_type
     elif media_type == "multipart/form-data":
         kind = f"{media_type}; boundary={BOUNDARY}"
-        for name, make in PARTS.items():
+        for name, make in FORMS.items():
             yield name, make(size), kind
             yield f"a file of {name}", form(make(size)), kind
     elif media_type in ("application/x-ndjson", "text/csv"):

@@ -17,7 +17,7 @@ from app.http.problems import pointer
 from ml.formats.errors import printable
 
 DEPTH = 32  # of nested JSON; our deepest request has 4 levels
-PARTS = b',:[{"\\'  # begin or separate values, names and escapes
+DELIMITERS = b',:[{"\\'  # begin or separate values, names and escapes
 MOST_PARTS = 150_000  # a transition matrix of 256 classes has 66,000
 MOST_FIELDS = 1000  # of one object: each that is unknown becomes an error
 SLICE_BYTES = 1 << 20  # read at a time: other threads run in between
@@ -30,7 +30,7 @@ def parse(data: bytes, most_parts: int = MOST_PARTS) -> Any:
 
     Args:
         data: The text.
-        most_parts: How many of the characters `PARTS` it may have, text included.
+        most_parts: How many of the characters `DELIMITERS` it may have, text included.
 
     Raises:
         TooLarge: It has more parts.
@@ -57,12 +57,12 @@ def parse_with_images(data: bytes, most_parts: int, most_rest_bytes: int) -> Any
 
 
 def check_parts(data: bytes, most: int) -> None:
-    """Refuse a text with more than `most` of the characters `PARTS`, which bound what it becomes; TooLarge."""
+    """Refuse a text with more than `most` of the characters `DELIMITERS`, which bound what it becomes; TooLarge."""
     count = 0
     for start in range(0, len(data), SLICE_BYTES):
-        count += sum(data.count(part, start, start + SLICE_BYTES) for part in PARTS)
+        count += sum(data.count(part, start, start + SLICE_BYTES) for part in DELIMITERS)
         if count > most:
-            named = " ".join(PARTS.decode())
+            named = " ".join(DELIMITERS.decode())
             raise TooLarge(f"The body has too many values: more than {most} of the characters {named}")
 
 

@@ -32,7 +32,7 @@ from ml.formats.records import ImageRecord
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 REFERENCE_CHARS = 4096
-BASE64_SLICE = 4 * 2**18  # characters that are decoded at once: a multiple of 4
+SLICE_CHARS = 4 * 2**18  # characters that are decoded at once: a multiple of 4
 SMALL_BYTES = 64 * 1024  # takes as long to hash as to hand to another thread
 REMOTE = frozenset({"http", "https", "ftp", "file", "s3", "gs"})
 
@@ -186,8 +186,8 @@ def decode_base64(encoded: str) -> bytes:
     if encoded.find("=", 0, -2) >= 0:  # padded before the end
         raise invalid
     try:  # in slices, between which other threads run
-        starts = range(0, len(encoded), BASE64_SLICE)
-        return b"".join(base64.b64decode(encoded[at : at + BASE64_SLICE], validate=True) for at in starts)
+        starts = range(0, len(encoded), SLICE_CHARS)
+        return b"".join(base64.b64decode(encoded[at : at + SLICE_CHARS], validate=True) for at in starts)
     except (binascii.Error, ValueError):
         raise invalid from None
 
