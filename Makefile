@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-compose test-hosts test-gpu fuzz chaos soak check format lint types contracts catalog reference lock migration bench bench-ranking evidence clean
+.PHONY: help install demo run test test-compose test-hosts test-gpu fuzz chaos soak check format lint types contracts catalog reference lock migration bench bench-ranking evidence audit clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -126,8 +126,21 @@ lock: install ## Resolve the dependencies of pyproject.toml anew
 	$(COMPILE) pyproject.toml -o requirements/api.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet -c requirements/api.txt -o requirements/worker.txt
 	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --extra dev -c requirements/worker.txt -o requirements/dev.txt
+	echo 'pip-audit>=2.10' | $(COMPILE) - -o requirements/audit.txt
 	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
 	printf 'cleanlab[datalab]>=2.9\ndatasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt
 
+# What looks for vulnerabilities has an environment of its own: its packages are none of ours.
+AUDIT := .venv-audit
+AUDIT_STAMP := $(AUDIT)/installed-$(shell cat requirements/audit.txt requirements/uv.txt | sha256sum | cut -c1-16)
+$(AUDIT_STAMP): | $(STAMP)
+	$(PYTHON) -m venv $(AUDIT)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(AUDIT)/bin/python requirements/audit.txt
+	@rm -f $(AUDIT)/installed-*
+	@touch $@
+
+audit: install $(AUDIT_STAMP) ## Known vulnerabilities of all locked packages (asks PyPI), and their licences
+	$(BIN)/python requirements/audit.py $(AUDIT)/bin/pip-audit
+
 clean: ## Remove the environment and caches; data stays
-	rm -rf $(VENV) $(BENCH) $(READERS) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) $(READERS) $(AUDIT) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
