@@ -83,7 +83,7 @@ def programs(settings: Settings) -> list[Program]:
         Program(
             "supervisor-datasets", [*python, "worker.supervisor", "-Q", "datasets"], grace_s=drain_s, secrets=QUEUES
         ),
-        Program("inference", [*python, "worker.inference"], grace_s=8.0, secrets=ROWS),
+        Program("inference", [*python, "worker.inference"], grace_s=8.0, secrets=(*ROWS, "inference_secret")),
     ]
 
 
