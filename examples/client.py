@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-START_S, READY_S = 60.0, 120.0
+START_S, READY_S = 300.0, 300.0
 BAR = 28
 IMAGES_PER_CALL = 32
 
