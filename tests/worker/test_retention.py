@@ -112,7 +112,7 @@ def test_files_of_a_finished_job_go_and_it_and_its_model_stay(harness: ServiceHa
         session.flush()
         session.get_one(Job, failed).dataset_id = data
         session.flush()
-        retried = jobs.retry(session, failed, scratch=False, max_queued=9)
+        retried = jobs.retry(session, failed, scratch=False, settings=harness.settings)
         assert (retried.checkpoint_step, retried.files_deleted_at) == (None, None)
 
 
