@@ -10,12 +10,12 @@ import math
 import uuid
 from datetime import datetime, timedelta
 
-from sqlalchemy import BigInteger, cast, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from app import work
 from app.db.clock import now
-from app.db.tables import ApiKey, Dataset, Job, JobEvent, State
+from app.db.tables import ApiKey, Dataset, DeletedJobUse, Job, JobEvent, State
 from app.errors import Forbidden, QuotaExceeded
 from app.settings import Settings
 
@@ -77,12 +77,32 @@ def require_overtaking(session: Session, key_id: uuid.UUID | None) -> None:
 
 
 def device_seconds(session: Session, key_id: uuid.UUID) -> float:
-    """How long devices have worked on jobs of the key in the last 24 hours, summed over the devices of each job."""
+    """How long devices have worked on jobs of the key in the last 24 hours, summed over the devices of each job.
+
+    A job that was deleted counts until 24 hours after its end.
+    """
+    deleted = (DeletedJobUse.key_id == key_id, DeletedJobUse.finished_at > now(-DAY_S))
+    deleted_s = session.scalar(select(func.sum(DeletedJobUse.device_s)).where(*deleted)) or 0.0
+    return deleted_s + _device_seconds(session, Job.key_id == key_id)
+
+
+def keep_use(session: Session, job: Job) -> None:
+    """Keep the device seconds of a job that is about to be deleted, and drop those that no longer count."""
+    if job.key_id is None or job.finished_at is None:
+        return
+    old = (DeletedJobUse.key_id == job.key_id, DeletedJobUse.finished_at <= now(-DAY_S))
+    session.execute(delete(DeletedJobUse).where(*old))
+    if device_s := _device_seconds(session, Job.id == job.id):
+        session.add(DeletedJobUse(job_id=job.id, key_id=job.key_id, device_s=device_s, finished_at=job.finished_at))
+
+
+def _device_seconds(session: Session, *jobs: ColumnElement[bool]) -> float:
+    """The same of jobs that fulfil these conditions and exist."""
     recent = or_(Job.finished_at.is_(None), Job.finished_at > now(-DAY_S))
     statement = (
         select(JobEvent.job_id, JobEvent.data["status"].as_string(), JobEvent.created_at, Job.gpus)
         .join(Job, Job.id == JobEvent.job_id)
-        .where(Job.key_id == key_id, Job.started_at.is_not(None), recent, JobEvent.kind == "status")
+        .where(*jobs, Job.started_at.is_not(None), recent, JobEvent.kind == "status")
         .order_by(JobEvent.job_id, JobEvent.id)
     )
     until: datetime = session.scalar(select(now()))  # type: ignore[assignment]

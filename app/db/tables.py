@@ -261,6 +261,18 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class DeletedJobUse(Base):
+    """Device seconds of a job that was deleted: they go on counting in its key's quota (see `app.quotas`)."""
+
+    __tablename__ = "deleted_job_use"
+    __table_args__ = (Index("ix_deleted_job_use_key", "key_id", "finished_at"),)
+
+    job_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    key_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("api_key.id", ondelete="CASCADE"))
+    device_s: Mapped[float]
+    finished_at: Mapped[datetime]
+
+
 class AuditEntry(Base):
     """Who did what; append-only (see `app.db.audit`)."""
 

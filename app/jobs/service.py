@@ -150,6 +150,7 @@ def delete(session: Session, job_id: uuid.UUID) -> str | None:
         raise JobNotFound("There is no job with this id.")
     if job.state not in ENDED:
         raise JobNotFinished(f"The job is {job.state}; cancel it first.")
+    quotas.keep_use(session, job)
     session.delete(job)
     return job.name
 

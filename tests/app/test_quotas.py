@@ -14,7 +14,8 @@ from sqlalchemy import select, update
 
 from app import quotas
 from app.db import session as db
-from app.db.tables import Job, JobEvent
+from app.db.clock import now
+from app.db.tables import DeletedJobUse, Job, JobEvent
 from app.http.rate_limit import TokenBuckets
 from tests.app.conftest import BOTH, Client, FakeWorker, upload
 
@@ -179,6 +180,11 @@ def test_the_device_seconds_of_a_key_are_limited(guarded: Client, dataset_id: st
         assert newest is not None
         newest.created_at -= timedelta(seconds=90)
     assert violated(post_job(guarded, key, dataset_id)) == ["device-seconds"]
+    assert guarded.delete(f"/jobs/{job_id}", headers=bearer(key["key"])).status_code == 204
+    assert violated(post_job(guarded, key, dataset_id)) == ["device-seconds"]  # also of the job that is gone
+    with db.transaction(fake_worker.engine) as session:
+        session.execute(update(DeletedJobUse).values(finished_at=now(-quotas.DAY_S - 60.0)))
+    assert post_job(guarded, key, dataset_id).status_code == 202
     assert post_job(guarded, other, dataset_id).status_code == 202
 
 
