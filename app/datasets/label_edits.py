@@ -17,8 +17,8 @@ from ml.formats import csv_cells, label_versions
 from ml.formats.errors import printable
 from ml.formats.label_versions import Edit
 
-MAX_EDITS = 20_000  # each costs some twenty microseconds
-MAX_BYTES = 2 * 2**20  # of a body with so many
+MAX_EDITS = 100_000  # each costs some twenty microseconds
+MAX_BYTES = 16 * 2**20  # of a body with so many
 MAX_PARTS = 24 * MAX_EDITS  # see `json_text`; an edit in JSON has 23
 NDJSON, CSV = "application/x-ndjson", "text/csv"
 COLUMNS = ("image", "from", "to", "action")
