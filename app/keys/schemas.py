@@ -30,7 +30,7 @@ class Limits(BaseModel):
     queued_jobs: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="Its jobs that wait at the same time"
     )
-    stored_bytes: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = Field(
+    stored_bytes: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
         default=None, description="Bytes of the archives of its data sets"
     )
     device_s_per_day: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
