@@ -19,9 +19,9 @@ FLOOR_BYTES = 64 * 1024 * 1024  # less than this is not growth
 
 def run(service: Service, *, minutes: float, clients: int = CLIENTS) -> dict[str, object]:
     """Ask for some minutes; the figures, once everything that must hold was checked."""
-    dataset = service.dataset()
+    dataset = service.dataset(400)
     assert service.finished(service.submit(dataset, epochs=1), 120.0)["status"] == "succeeded"
-    training = service.submit(dataset, epochs=100_000)
+    training = service.submit(dataset, epochs=2000, image_size=96)
     kinds = [predict, live, jobs, datasets, wrong]
     crowd = [Client(service.url, kinds[number % len(kinds)], PAUSE_S) for number in range(clients)]
     for client in crowd:
