@@ -28,7 +28,7 @@ from app.db.tables import Dataset, IdempotencyKey
 from app.storage import Storage
 from tests import pictures
 from tests.app.conftest import BOTH, Client, FakeWorker, LiveServer, class_folders, upload
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 ZIP = {"Content-Type": "application/zip"}
 
@@ -202,7 +202,7 @@ def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., LiveServ
         eventually(lambda: len(uploads(client)) == 1, what="the upload is under way")
     gone_at = time.monotonic()
     eventually(lambda: uploads(client) == [], what="nothing is left")
-    assert time.monotonic() - gone_at < 5.0
+    assert time.monotonic() - gone_at < 5.0 * PATIENCE
     assert rows(client) == 0
 
 

@@ -16,7 +16,7 @@ from app.db.session import transaction
 from app.db.tables import Job
 from app.jobs import events
 from tests.faults.conftest import EPOCHS, FaultHarness, kill
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 from tests.worker.harness import alive
 
 
@@ -117,7 +117,7 @@ def test_F20_cancelled_stays_cancelled_whatever_restarts(harness: FaultHarness) 
 
     assert harness.state(queued) == "cancelled"
     assert harness.ended(running, 10.0).state == "cancelled"
-    assert time.monotonic() - requested < 10.0
+    assert time.monotonic() - requested < 10.0 * PATIENCE
     kill(worker.pid)
     worker.wait()
     harness.working()
@@ -150,8 +150,8 @@ def test_F03_sigterm_drains_and_counts_nothing(harness: FaultHarness) -> None:
     signalled = time.monotonic()
     worker.terminate()
 
-    assert worker.wait(25.0) == 0
-    assert time.monotonic() - signalled < 25.0
+    assert worker.wait(25.0 * PATIENCE) == 0
+    assert time.monotonic() - signalled < 25.0 * PATIENCE
     waiting = harness.job(job)
     assert waiting.state == "queued"
     assert waiting.attempts_without_progress == 0
@@ -198,7 +198,7 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: 
     killed = time.monotonic()
 
     eventually(lambda: not alive(child), what="the child's end with its worker")
-    assert time.monotonic() - killed < 5.0
+    assert time.monotonic() - killed < 5.0 * PATIENCE
     harness.working()
     done = harness.succeeded(job)
 
@@ -215,7 +215,7 @@ def test_F06_all_queued_jobs_run_after_redis_lost_everything(harness: FaultHarne
 
     for job in jobs:
         assert harness.ended(job, 60.0).state == "succeeded"
-    assert time.monotonic() - back < 60.0
+    assert time.monotonic() - back < 60.0 * PATIENCE
 
 
 def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) -> None:
@@ -228,4 +228,4 @@ def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) 
     assert not [path for path in harness.files.root.rglob("*") if ".tmp" in path.name and job.hex in str(path)]
     eventually(lambda: not list(harness.files.job(job).glob("attempt-*/checkpoints")), what="checkpoints to go")
     worker.terminate()
-    assert worker.wait(75.0) == 0
+    assert worker.wait(25.0 * PATIENCE) == 0
