@@ -77,20 +77,20 @@ def launched(data: Path, module: str = "worker.embedded", **settings: str) -> It
                 raise
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of `service`."""
     return tmp_path_factory.mktemp("service")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(data: Path) -> Iterator[str]:
     """The base URL of a running embedded service that is ready."""
     with launched(data) as url:
         yield url
 
 
-@pytest.fixture(scope="session")  # as wide as the service, and before it: without a browser none is started
+@pytest.fixture(scope="package")  # as wide as the service, and before it: without a browser none is started
 def chromium() -> str:
     path = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:

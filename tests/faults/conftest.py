@@ -70,7 +70,7 @@ class FaultHarness(ServiceHarness):
         return job
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+@pytest.fixture(scope="package", params=["sqlite", "postgres"])
 def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultHarness]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(servers.redis_server())

@@ -76,7 +76,7 @@ class MultiHostHarness(ServiceHarness):
         return job
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MultiHostHarness]:
     with contextlib.ExitStack() as stack:
         try:
