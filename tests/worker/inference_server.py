@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from app.predictions import frames
 from app.settings import Settings
 from tests.servers import free_port
+from worker.inference import prefork
 from worker.inference.batcher import Batcher
 from worker.inference.model_cache import ModelCache
 from worker.inference.server import serve
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def serving(tmp_path: Path, **limits: Any) -> AsyncIterator[int]:
     """The socket of an inference process without models, on the port that this yields."""
-    port = free_port()
-    settings = Settings(data_dir=tmp_path, inference_listen=f"tcp://127.0.0.1:{port}", **limits)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    settings = Settings(data_dir=tmp_path, inference_listen=address, **limits)
     batcher = Batcher(settings, ModelCache(None, "cpu", 1, 1))  # type: ignore[arg-type]  # no request reaches it
+    listeners = prefork.listen(frames.parse_address(address))
     ended = asyncio.Event()
-    server = asyncio.create_task(serve(settings, batcher, ended))
+    server = asyncio.create_task(serve(settings, batcher, listeners, ended))
     try:
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                break
-            await asyncio.sleep(0.01)
-        yield port
+        yield listeners[0].getsockname()[1]
     finally:
         ended.set()
         await server
