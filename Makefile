@@ -43,11 +43,12 @@ $(READERS_STAMP): | $(STAMP)
 	@rm -f $(READERS)/installed-*
 	@touch $@
 
-# Many tests wait for processes that they start: more test processes than cores keep the cores busy, but many more
-# miss their bounds on a slow machine.
+# Tests of a bound in seconds are marked `timed` and run first, one after the other. Many of the rest wait for processes
+# that they start: more test processes than cores keep the cores busy.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
-test: install $(READERS_STAMP) ## All tests, real Postgres and Redis included, on three processes
-	$(BIN)/python -m pytest $(PARALLEL) -rs
+test: install $(READERS_STAMP) ## All tests, real Postgres and Redis included
+	$(BIN)/python -m pytest -m timed; timed=$$?; \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not timed" -rs && exit $$timed
 
 test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
@@ -63,7 +64,7 @@ soak: install ## 64 clients beside a training: honest errors, flat memory; 10 mi
 	$(BIN)/python -m tests.endurance soak $(ARGS)
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not timed"
 
 test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, recorded steps, T7
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900

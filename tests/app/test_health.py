@@ -15,7 +15,6 @@ from app.db.tables import Worker
 from app.http import metrics
 from app.http.metrics import Metric
 from tests.app.conftest import BOTH, Client
-from tests.servers import PATIENCE
 
 
 @BOTH
@@ -73,18 +72,19 @@ def test_readiness_speaks_of_all_hosts(client: Client) -> None:
     assert ingest["heartbeat_age_seconds"] >= 100
 
 
+@pytest.mark.timed
 def test_F09_DEG1_DEG3_without_a_database_we_live_but_are_not_ready(with_settings: Callable[..., Client]) -> None:
     client = with_settings(database_url="postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.5)
     started = time.monotonic()
     assert client.get("/livez").status_code == 200
-    assert time.monotonic() - started < PATIENCE
+    assert time.monotonic() - started < 1.0
     for path in ("/readyz", "/jobs", "/datasets/00000000-0000-4000-8000-000000000000"):
         answer = client.get(path)
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
     assert client.get("/readyz").json()["checks"]["database"]["status"] == "unavailable"
     assert "denll_database_up 0" in client.get("/metrics").text
-    assert time.monotonic() - started < 20 * PATIENCE
+    assert time.monotonic() - started < 20
 
 
 @BOTH

@@ -18,7 +18,7 @@ import pytest
 from tests import servers
 from tests.faults.conftest import FaultHarness
 from tests.faults.test_api_faults import api, body
-from tests.servers import PATIENCE, eventually
+from tests.servers import eventually
 from tests.worker.harness import alive, children, opened
 
 LIMIT_S = 5.0  # DEG1
@@ -76,6 +76,7 @@ def timed(send: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
     return response, time.monotonic() - started
 
 
+@pytest.mark.timed
 def test_F09_DEG1_a_database_that_hangs_is_a_503_in_time_and_recovers(
     tmp_path: Path, database: tuple[str, Freeze]
 ) -> None:
@@ -100,9 +101,9 @@ def test_F09_DEG1_a_database_that_hangs_is_a_503_in_time_and_recovers(
         for response, seconds in hung:
             assert response.status_code == 503, response.text
             assert int(response.headers["Retry-After"]) > 0
-            assert seconds < LIMIT_S * PATIENCE
+            assert seconds < LIMIT_S
         assert {response.status_code for response, _ in beats} == {200}
-        assert max(seconds for _, seconds in beats) < PATIENCE
+        assert max(seconds for _, seconds in beats) < 1.0
         eventually(lambda: client.post("/jobs", json=job).status_code == 202, seconds=5.0, what="its recovery")
 
 

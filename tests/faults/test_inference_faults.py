@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.conftest import FaultHarness, kill
 from tests.faults.test_api_faults import api
-from tests.servers import PATIENCE, eventually, free_port
+from tests.servers import eventually, free_port
 from tests.worker.harness import alive, children, pictures
 from tests.worker.test_inference import accepts_connections
 
@@ -88,6 +88,7 @@ def serving(process: subprocess.Popen[bytes], besides: int = 0) -> int:
     return pid
 
 
+@pytest.mark.timed
 def test_predictions_go_on_within_a_second_and_a_half_when_the_serving_process_is_killed(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:
@@ -106,15 +107,16 @@ def test_predictions_go_on_within_a_second_and_a_half_when_the_serving_process_i
             assert serving(process, besides=pid)
 
     assert traffic.failed() == []  # they waited for the next process
-    assert traffic.longest_gap() < 1.5 * PATIENCE
+    assert traffic.longest_gap() < 1.5
 
 
+@pytest.mark.timed
 def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_over(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:
     port = free_port()
     addresses = f"tcp://127.0.0.1:{port}"
-    parent = harness.start("worker.inference", inference_listen=addresses, inference_takeover_s=15.0)
+    parent = harness.start("worker.inference", inference_listen=addresses, inference_takeover_s=60.0)
     eventually(lambda: accepts_connections(port), seconds=90.0, what="the inference process")
     with contextlib.ExitStack() as stack:
         client, _ = stack.enter_context(api(harness, inference_addresses=addresses))
@@ -131,9 +133,10 @@ def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_ov
             assert alive(serving(successor))
 
     assert traffic.failed() == []
-    assert traffic.longest_gap() < 1.5 * PATIENCE
+    assert traffic.longest_gap() < 1.5
 
 
+@pytest.mark.timed
 def test_no_prediction_fails_with_two_addresses_whichever_process_is_killed(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:
@@ -154,4 +157,4 @@ def test_no_prediction_fails_with_two_addresses_whichever_process_is_killed(
             traffic.answered(100)
 
     assert traffic.failed() == []
-    assert traffic.longest_gap() < 1.5 * PATIENCE
+    assert traffic.longest_gap() < 1.5

@@ -16,7 +16,7 @@ from app.db.session import transaction
 from app.db.tables import Job
 from app.jobs import events
 from tests.faults.conftest import EPOCHS, FaultHarness, kill
-from tests.servers import PATIENCE, eventually
+from tests.servers import eventually
 from tests.worker.harness import alive
 
 
@@ -104,6 +104,7 @@ def test_F17_a_damaged_checkpoint_is_detected_and_the_one_before_used(harness: F
     assert f"Resumed at step {before.name.removeprefix('step-')}" in messages
 
 
+@pytest.mark.timed
 def test_F20_cancelled_stays_cancelled_whatever_restarts(harness: FaultHarness) -> None:
     worker = harness.working()
     running = harness.begin(epochs=2000)
@@ -117,7 +118,7 @@ def test_F20_cancelled_stays_cancelled_whatever_restarts(harness: FaultHarness) 
 
     assert harness.state(queued) == "cancelled"
     assert harness.ended(running, 10.0).state == "cancelled"
-    assert time.monotonic() - requested < 10.0 * PATIENCE
+    assert time.monotonic() - requested < 10.0
     kill(worker.pid)
     worker.wait()
     harness.working()
@@ -143,6 +144,7 @@ def test_F24_a_diverging_training_fails_with_a_hint_and_strict_json(harness: Fau
     assert "NaN" not in json.dumps([failed.error, failed.progress, failed.metrics, written], allow_nan=False)
 
 
+@pytest.mark.timed
 def test_F03_sigterm_drains_and_counts_nothing(harness: FaultHarness) -> None:
     worker = harness.working()
     job = harness.begin()
@@ -150,8 +152,8 @@ def test_F03_sigterm_drains_and_counts_nothing(harness: FaultHarness) -> None:
     signalled = time.monotonic()
     worker.terminate()
 
-    assert worker.wait(25.0 * PATIENCE) == 0
-    assert time.monotonic() - signalled < 25.0 * PATIENCE
+    assert worker.wait(25.0) == 0
+    assert time.monotonic() - signalled < 25.0
     waiting = harness.job(job)
     assert waiting.state == "queued"
     assert waiting.attempts_without_progress == 0
@@ -188,6 +190,7 @@ def test_F04_a_worker_that_wakes_up_late_writes_nothing(harness: FaultHarness) -
     assert second.poll() is None  # it stays: the next test takes one of the two away
 
 
+@pytest.mark.timed
 def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: FaultHarness) -> None:
     harness.working()
     job = harness.begin()
@@ -198,7 +201,7 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: 
     killed = time.monotonic()
 
     eventually(lambda: not alive(child), what="the child's end with its worker")
-    assert time.monotonic() - killed < 5.0 * PATIENCE
+    assert time.monotonic() - killed < 5.0
     harness.working()
     done = harness.succeeded(job)
 
@@ -206,6 +209,7 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: 
     assert done.attempt == 2
 
 
+@pytest.mark.timed
 def test_F06_all_queued_jobs_run_after_redis_lost_everything(harness: FaultHarness) -> None:
     harness.working()
     harness.redis.kill()
@@ -215,9 +219,10 @@ def test_F06_all_queued_jobs_run_after_redis_lost_everything(harness: FaultHarne
 
     for job in jobs:
         assert harness.ended(job, 60.0).state == "succeeded"
-    assert time.monotonic() - back < 60.0 * PATIENCE
+    assert time.monotonic() - back < 60.0
 
 
+@pytest.mark.timed
 def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) -> None:
     """What the faults above left on disk: no temporary files, and no checkpoints of jobs that succeeded."""
     worker = harness.working()
@@ -228,4 +233,4 @@ def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) 
     assert not [path for path in harness.files.root.rglob("*") if ".tmp" in path.name and job.hex in str(path)]
     eventually(lambda: not list(harness.files.job(job).glob("attempt-*/checkpoints")), what="checkpoints to go")
     worker.terminate()
-    assert worker.wait(25.0 * PATIENCE) == 0
+    assert worker.wait(25.0) == 0

@@ -101,6 +101,7 @@ def is_registered(harness: MultiHostHarness, host: Host) -> bool:
         return session.scalar(select(Worker.id).where(ours, Worker.heartbeat_at > now(-2.0))) is not None
 
 
+@pytest.mark.timed
 def test_a_host_cut_off_inside_a_transaction_holds_no_row_for_long(harness: MultiHostHarness) -> None:
     """The server keeps its lock, and the reaper skips locked rows."""
     dataset, host = uuid.uuid4(), harness.network.hosts[0]
