@@ -34,14 +34,19 @@ demo: install ## Three minutes: find wrong labels, then learn the object where l
 run: install ## Serve on loopback until Ctrl-C
 	@exec $(BIN)/python -m worker.embedded
 
+# A separate environment: $(1) its folder, $(2) its lock. The stamp's name changes with the lock.
+define separate_environment
+	$(PYTHON) -m venv $(1)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(1)/bin/python $(2)
+	@rm -f $(1)/installed-*
+	@touch $@
+endef
+
 # The packages that exports are made for read them in an environment of their own: together they would not fit into ours.
 READERS := .venv-readers
 READERS_STAMP := $(READERS)/installed-$(shell cat requirements/readers.txt requirements/uv.txt | sha256sum | cut -c1-16)
 $(READERS_STAMP): | $(STAMP)
-	$(PYTHON) -m venv $(READERS)
-	$(BIN)/uv pip sync --quiet --require-hashes --python $(READERS)/bin/python requirements/readers.txt
-	@rm -f $(READERS)/installed-*
-	@touch $@
+	$(call separate_environment,$(READERS),requirements/readers.txt)
 
 # Tests of a bound in seconds are marked `timed` and run first, one after the other. Many of the rest wait for processes
 # that they start: more test processes than cores keep the cores busy.
@@ -135,12 +140,9 @@ lock: install ## Resolve the dependencies of pyproject.toml anew
 AUDIT := .venv-audit
 AUDIT_STAMP := $(AUDIT)/installed-$(shell cat requirements/audit.txt requirements/uv.txt | sha256sum | cut -c1-16)
 $(AUDIT_STAMP): | $(STAMP)
-	$(PYTHON) -m venv $(AUDIT)
-	$(BIN)/uv pip sync --quiet --require-hashes --python $(AUDIT)/bin/python requirements/audit.txt
-	@rm -f $(AUDIT)/installed-*
-	@touch $@
+	$(call separate_environment,$(AUDIT),requirements/audit.txt)
 
-audit: install $(AUDIT_STAMP) ## Known vulnerabilities of all locked packages (asks PyPI), and their licences
+audit: install $(AUDIT_STAMP) ## Known vulnerabilities of all locked packages (asks an advisory database), and their licences
 	$(BIN)/python requirements/audit.py $(AUDIT)/bin/pip-audit
 
 clean: ## Remove the environment and caches; data stays

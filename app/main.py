@@ -69,42 +69,44 @@ ROUTERS: tuple[APIRouter, ...] = (
 ABOUT = "Trains image classifiers on images with noisy labels and serves them with localization masks."
 
 
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open what the application needs, and close it at its end."""
+    state = app.state
+    config: Settings = state.settings
+    state.storage.create()
+    state.engine = db.connect(config)
+    state.notifier = Notifier(config)
+    state.key_cache = KeyCache(config, state.engine)
+    keeping_last_used = asyncio.create_task(state.key_cache.keep_last_used(config.key_usage_s))
+    state.model_registry = ModelRegistryCache(state.engine)
+    state.event_reader = EventReader(state.engine)
+    state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
+    state.gateway = Gateway(
+        config.inference_addresses,
+        connect_timeout_s=config.connect_timeout_s,
+        deadline_s=config.predict_deadline_s,
+        max_in_flight=config.predict_queue,
+        secret=config.inference_secret_bytes,
+    )
+    try:
+        yield
+    finally:
+        keeping_last_used.cancel()
+        await run_in_threadpool(state.key_cache.write_last_used)
+        await state.event_poller.close()
+        await state.event_reader.close()
+        state.gateway.close()
+        state.notifier.close()
+        state.engine.dispose()
+
+
 def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     """The application; nothing is opened before it starts.
 
     Args:
         catalog: What can be trained; the committed catalog by default.
     """
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = app.state
-        state.storage.create()
-        state.engine = db.connect(config)
-        state.notifier = Notifier(config)
-        state.key_cache = KeyCache(config, state.engine)
-        keeping_last_used = asyncio.create_task(state.key_cache.keep_last_used(config.key_usage_s))
-        state.model_registry = ModelRegistryCache(state.engine)
-        state.event_reader = EventReader(state.engine)
-        state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
-        state.gateway = Gateway(
-            config.inference_addresses,
-            connect_timeout_s=config.connect_timeout_s,
-            deadline_s=config.predict_deadline_s,
-            max_in_flight=config.predict_queue,
-            secret=config.inference_secret_bytes,
-        )
-        try:
-            yield
-        finally:
-            keeping_last_used.cancel()
-            await run_in_threadpool(state.key_cache.write_last_used)
-            await state.event_poller.close()
-            await state.event_reader.close()
-            state.gateway.close()
-            state.notifier.close()
-            state.engine.dispose()
-
     app = FastAPI(
         title="DeNLL",
         version="0.1.0",
@@ -112,11 +114,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,
         redirect_slashes=False,  # every response but 2xx and 304 is a problem document, and a redirect is none
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # nobody collects it, but every request would check it
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # nobody collects it, every request would check
     )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()

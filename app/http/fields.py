@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
@@ -23,26 +24,22 @@ def plain(text: str) -> str:
     return text
 
 
-def _text_of_uuid(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return uuid.UUID(value)
-        except ValueError:
-            raise ValueError("this is not a UUID") from None
-    return value
+def read_text(parse: Callable[[str], object], kind: str) -> BeforeValidator:
+    """A validator that parses text, which strict models do not; its error says that the text is not `kind`."""
 
-
-def _time_of_text(value: object) -> object:
-    if isinstance(value, str):
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
         try:
-            return datetime.fromisoformat(value)
+            return parse(value)
         except ValueError:
-            raise ValueError("this is not a time as in RFC 3339") from None
-    return value
+            raise ValueError(f"this is not {kind}") from None
+
+    return BeforeValidator(read)
 
 
 Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(plain)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(plain)]
-Id = Annotated[uuid.UUID, BeforeValidator(_text_of_uuid)]
-Time = Annotated[AwareDatetime, BeforeValidator(_time_of_text)]
+Id = Annotated[uuid.UUID, read_text(uuid.UUID, "a UUID")]
+Time = Annotated[AwareDatetime, read_text(datetime.fromisoformat, "a time as in RFC 3339")]
 Tags = Annotated[dict[Name, Text], Field(max_length=32)]

@@ -6,8 +6,8 @@ Only plain files and folders are accepted (Z2). Real bytes are counted, whatever
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol
 
 from ml.formats.entries import (
     CHUNK_BYTES,
@@ -125,40 +125,10 @@ def read(
         DatasetFormatError: bad_archive, ambiguous_archive, unsafe_entry_name, unsafe_entry_type, archive_too_large.
         OverBudget: It has too many names, or inflates to too many bytes, for the budget.
     """
-    names, entries, folders, contents = EntryNames(), list[Entry](), list[str](), dict[str, bytes]()
-    total = at = headers_read = records = kept_bytes = 0
-    next_name: bytes | None = None
-    next_size: int | None = None
-    while True:
-        block = stream.read(BLOCK)
-        at += BLOCK
-        if len(block) < BLOCK:
-            raise bad("the tar has no end: it is truncated")
-        if not any(block):
-            _check_end(stream)
-            names.check_folders()
-            return entries, folders, contents
-        if not _is_checksum_right(block):
-            raise bad(f"the header at byte {at - BLOCK} of the tar is damaged")
-        headers_read += 1
-        check_count(headers_read, limits)
-        check_names(headers_read + records + names.folder_count, limits)
-        kind, size = block[156:157], _number(block[124:136])
-        if kind in (LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX):
-            body = _extended(stream, size)
-            at += _padded(size)
-            if kind == LONG_NAME:
-                next_name = body.rstrip(b"\0")
-            elif kind in (PAX, GLOBAL_PAX):
-                next_name, next_size, count = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
-                records += count
-            continue
-        name, size = next_name or _name(block), size if next_size is None else next_size
-        next_name = next_size = None
-        path = _add_name(names, name, kind)
+    entries, folders, contents = list[Entry](), list[str](), dict[str, bytes]()
+    total = kept_bytes = 0
+    for path, at, size in _members(stream, limits):
         if path.endswith("/") or not path:
-            if size:
-                raise ambiguous(f"the folder {printable(path)!r} has contents of its own", path)
             folders.append(path)
             continue
         total += size
@@ -176,7 +146,58 @@ def read(
             is_complete = stream.skip(_padded(size))
         if not is_complete:
             raise bad(f"the tar ends inside {printable(path)!r}", path)
+    return entries, folders, contents
+
+
+class _Member(NamedTuple):
+    path: str  # a folder's ends with a slash, or is empty
+    at: int  # first byte of the content in the tar
+    size: int
+
+
+def _members(stream: TarStream, limits: Limits) -> Iterator[_Member]:
+    """The files and folders in their order, named and sized as the extended headers before them say.
+
+    Before the next is asked for, the content of a file is to be read or skipped, with its padding.
+    """
+    names = EntryNames()
+    at = headers_read = records = 0
+    next_name: bytes | None = None
+    next_size: int | None = None
+    while any(block := _header(stream, at)):
+        at += BLOCK
+        headers_read += 1
+        check_count(headers_read, limits)
+        check_names(headers_read + records + names.folder_count, limits)
+        kind, size = block[156:157], _number(block[124:136])
+        if kind in (LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX):
+            body = _extended(stream, size)
+            at += _padded(size)
+            if kind == LONG_NAME:
+                next_name = body.rstrip(b"\0")
+            elif kind in (PAX, GLOBAL_PAX):
+                next_name, next_size, count = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
+                records += count
+            continue
+        name, size = next_name or _name(block), size if next_size is None else next_size
+        next_name = next_size = None
+        path = _add_name(names, name, kind)
+        if size and (path.endswith("/") or not path):
+            raise ambiguous(f"the folder {printable(path)!r} has contents of its own", path)
+        yield _Member(path, at, size)
         at += _padded(size)
+    _check_end(stream)
+    names.check_folders()
+
+
+def _header(stream: TarStream, at: int) -> bytes:
+    """The header block at byte `at`, or a block of zeros: the end."""
+    block = stream.read(BLOCK)
+    if len(block) < BLOCK:
+        raise bad("the tar has no end: it is truncated")
+    if any(block) and not _is_checksum_right(block):
+        raise bad(f"the header at byte {at} of the tar is damaged")
+    return block
 
 
 def _add_name(names: EntryNames, raw: bytes, kind: bytes) -> str:

@@ -78,6 +78,7 @@ def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
     return None
 
 
+ADMIN = "a-bootstrap-key-for-tests"
 BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 
 
@@ -148,6 +149,17 @@ def with_settings(settings: Settings, catalog: Catalog) -> Iterator[Callable[...
 @pytest.fixture
 def client(with_settings: Callable[..., Client]) -> Client:
     return with_settings()
+
+
+@pytest.fixture
+def guarded(with_settings: Callable[..., Client]) -> Client:
+    """A client of an application that asks for keys."""
+    return with_settings(admin_key=ADMIN)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header by which a request shows its key."""
+    return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.fixture

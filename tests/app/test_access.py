@@ -13,19 +13,8 @@ from sqlalchemy import select, text
 from app.db import session as db
 from app.db.tables import ApiKey
 from app.settings import Settings
-from tests.app.conftest import BOTH, Client
+from tests.app.conftest import ADMIN, BOTH, Client, bearer
 from tests.servers import eventually
-
-ADMIN = "a-bootstrap-key-for-tests"
-
-
-@pytest.fixture
-def guarded(with_settings: Callable[..., Client]) -> Client:
-    return with_settings(admin_key=ADMIN)
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 def new_key(client: Client, *scopes: str) -> Any:

@@ -11,8 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from app.db import session as db
-from tests.app.conftest import BOTH, Client, FakeWorker, ingest_it, upload
-from tests.app.test_access import ADMIN, bearer
+from tests.app.conftest import ADMIN, BOTH, Client, FakeWorker, bearer, ingest_it, upload
 from tests.app.test_networks import put
 
 pytestmark = BOTH

@@ -18,10 +18,8 @@ from sqlalchemy import event
 
 from app.db import session as db
 from app.jobs import events
-from tests.app.conftest import BOTH, Client, LiveServer
+from tests.app.conftest import ADMIN, BOTH, Client, LiveServer
 from tests.servers import eventually
-
-ADMIN = "a-bootstrap-key-for-tests"
 
 
 @contextlib.contextmanager

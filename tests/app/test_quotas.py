@@ -17,18 +17,7 @@ from app.db import session as db
 from app.db.clock import now
 from app.db.tables import DeletedJobUse, Job, JobEvent
 from app.http.rate_limit import TokenBuckets
-from tests.app.conftest import BOTH, Client, FakeWorker, upload
-
-ADMIN = "a-bootstrap-key-for-tests"
-
-
-@pytest.fixture
-def guarded(with_settings: Callable[..., Client]) -> Client:
-    return with_settings(admin_key=ADMIN)
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
+from tests.app.conftest import ADMIN, BOTH, Client, FakeWorker, bearer, upload
 
 
 def new_key(client: Client, **limits: Any) -> Any:

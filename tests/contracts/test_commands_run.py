@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
 WITH_SERVICE = ["jobs", "serving", "upload"]  # each starts processes and measures them
+TESTED_ELSEWHERE = ["request_costs"]  # tests/app/test_request_costs.py walks the same routes
 # One process for all others, since importing torch is most of what they cost at this size.
 ALL_IN_ONE = """
 import gc, os, runpy, sys
@@ -67,7 +68,7 @@ def test_a_benchmark_of_the_service_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_the_other_benchmarks_run(tmp_path: Path) -> None:
-    names = [name for name in BENCHMARKS if name not in WITH_SERVICE]
+    names = [name for name in BENCHMARKS if name not in WITH_SERVICE + TESTED_ELSEWHERE]
     lines = iter(run_python(tmp_path, "-c", ALL_IN_ONE, "--smallest", *names).splitlines())
     for name in names:
         require_results(itertools.takewhile(lambda line, name=name: line != f"ended {name}", lines))
@@ -83,7 +84,9 @@ def require_results(lines: Iterable[str]) -> None:
 
 
 def test_every_answer_to_requests_made_from_the_document_fits_it(tmp_path: Path) -> None:
-    run(tmp_path, "tests.fuzz", "--smallest")
+    summary = run(tmp_path, "tests.fuzz", "--smallest")
+    assert re.search(r"Selected: (\d+)/\1\n *Tested: \1\n", summary), summary[-2000:]
+    assert re.search(r"\n *(\d+) generated, \1 passed\n", summary), summary[-2000:]
 
 
 def test_the_demo_runs(tmp_path: Path) -> None:

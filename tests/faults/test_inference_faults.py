@@ -116,7 +116,7 @@ def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_ov
 ) -> None:
     port = free_port()
     addresses = f"tcp://127.0.0.1:{port}"
-    parent = harness.start("worker.inference", inference_listen=addresses, inference_takeover_s=60.0)
+    parent = harness.start("worker.inference", inference_listen=addresses, inference_takeover_s=30.0)
     eventually(lambda: accepts_connections(port), seconds=90.0, what="the inference process")
     with contextlib.ExitStack() as stack:
         client, _ = stack.enter_context(api(harness, inference_addresses=addresses))

@@ -45,7 +45,9 @@ def test_SEC11_a_process_refuses_to_start_on_the_network_without_the_secret(addr
 
 
 def test_loopback_and_unix_sockets_need_no_secret() -> None:
-    Settings(inference_listen="tcp://127.0.0.1:8001", inference_addresses="unix:///tmp/socket,tcp://localhost:8001")
+    addresses = "unix:///tmp/socket,tcp://localhost:8001"
+    settings = Settings(inference_listen="tcp://127.0.0.1:8001", inference_addresses=addresses)
+    assert settings.inference_secret_bytes is None
 
 
 def test_the_secret_is_never_sent_and_no_proof_fits_another_connection() -> None:
