@@ -153,10 +153,10 @@ def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> Lab
     """
     json_text.check_parts(data, MAX_PARTS)
     if media_type == "application/json":
-        body = json_text.parse(data, MAX_PARTS)
+        body = json_text.load(data, {})
     elif media_type == NDJSON:
         lines = (line for line in io.BytesIO(data) if not line.isspace())
-        body = _body((json_text.parse(line, MAX_PARTS) for line in lines), parent, note)
+        body = _body((json_text.load(line, {}) for line in lines), parent, note)
     elif media_type == CSV:
         body = _body(_rows(data), parent, note)
     else:
