@@ -90,14 +90,18 @@ def test_a_listener_that_never_answers_is_ill(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_the_inference_process_is_healthy_once_it_listens(kind: str, tmp_path: Path) -> None:
+def test_the_inference_process_is_healthy_once_it_listens(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = f"tcp://0.0.0.0:{free_port()}" if kind == "tcp" else f"unix://{tmp_path}/socket"
     command = [sys.executable, "-m", "app.healthcheck", "inference"]
     limits = {"inference_listen": address, "inference_secret": "known-to-both-ends-alone"}
     with opened(tmp_path, "", "redis://127.0.0.1:1/0", **limits) as harness:
         harness.start("worker.inference")
-        environment = harness.environment()
-        eventually(lambda: subprocess.run(command, env=environment, check=False).returncode == 0, seconds=90)
+        for name, value in limits.items():
+            monkeypatch.setenv(f"DENLL_{name.upper()}", value)
+        eventually(lambda: healthcheck.main(["inference"]) == 0, seconds=90)
+        assert subprocess.run(command, env=harness.environment(), check=False).returncode == 0
 
 
 def test_the_health_check_imports_neither_framework_nor_database() -> None:
