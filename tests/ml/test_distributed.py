@@ -132,6 +132,6 @@ def test_ranks_without_a_row_take_part(folder: Path) -> None:
     assert all(same(result[0], other) == [] for other in result[1:])
 
 
-def test_F08_a_rank_that_ends_ends_all(folder: Path) -> None:
+def test_F02_a_rank_that_ends_ends_all(folder: Path) -> None:
     """Which of them the launcher names is chance: the others end because an exchange breaks."""
     assert (folder / "ended").read_text() in ("1 3", "0 1")
