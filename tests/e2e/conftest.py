@@ -52,6 +52,7 @@ def launched(data: Path, module: str = "worker.embedded", **settings: str) -> It
         "DENLL_PORT": str(port),
         "DENLL_MIN_FREE_BYTES": str(100 * 1024 * 1024),  # a small disk runs these tests too
         "DENLL_THREADS": "1",  # small trainings gain nothing from more, and other tests use the cores
+        "DENLL_PREDICT_DEADLINE_S": "120",  # the cores may give a model to load too little in the usual time
         **settings,
     }
     url = f"http://127.0.0.1:{port}"
