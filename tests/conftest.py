@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -31,6 +32,9 @@ LONGEST = (
 ONE_SERVICE = ("tests/faults/", "tests/e2e/")  # the files of such a folder share a service, which is slow to start
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve other processes
+
+settings.register_profile("tests", deadline=None)  # an example takes as long as the tests beside it make it take
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

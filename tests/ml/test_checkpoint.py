@@ -60,7 +60,7 @@ def test_the_newest_of_several_attempts_is_found(tmp_path: Path) -> None:
     assert newest(tmp_path / "attempt-4") == Newest(None, None, ())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     file=st.sampled_from([checkpoint.TENSORS, checkpoint.FACTS, checkpoint.MANIFEST]),
     where=st.floats(0, 0.999),

@@ -23,7 +23,7 @@ shares = st.floats(0.2, 0.8)
 
 
 @given(sides, sides, st.sampled_from([16, 32, 97]), st.sampled_from(["squash", "crop"]), shares, shares, shares)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_location_in_the_square_returns_from_the_image(
     width: int, height: int, size: int, resize: decoding.Resize, x: float, y: float, sigma: float
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_location_in_the_square_returns_from_the_image(
 @given(
     st.integers(1, 8), st.sampled_from(["squash", "crop"]), shares, shares, st.integers(60, 160), st.integers(60, 160)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
     orientation: int, resize: decoding.Resize, x: float, y: float, width: int, height: int
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_bright_spot_is_found_where_it_is_whatever_orientation_and_resize(
     st.floats(0.3, 60),
     st.floats(0.05, 0.95),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_form_describes_the_same_pixels(
     width: int, height: int, cx: float, cy: float, sx: float, sy: float, threshold: float
 ) -> None:

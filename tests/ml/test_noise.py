@@ -216,7 +216,7 @@ def test_no_image_is_judged_by_a_classifier_that_saw_it() -> None:
     assert (noisy == labels).mean() < 0.45
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(kind=st.sampled_from(ANY_CLASSES), rate=st.floats(0, 0.99), seed=st.integers(0, 2**32 - 1))
 def test_noise_is_pure_and_seeded(kind: str, rate: float, seed: int) -> None:
     labels = RandomState(0).randint(0, 10, 60)

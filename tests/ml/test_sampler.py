@@ -27,7 +27,7 @@ def steps(sampler: EpochSampler) -> list[StepIndices]:
     batch_size=some.integers(2, 24),
     share=some.floats(0.05, 0.95),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_pass_shows_its_pool_once_and_fills_batches_with_others_none_twice(
     labelled: int, unlabelled: int, batch_size: int, share: float
 ) -> None:

@@ -235,7 +235,6 @@ def walk(database_url: str, folder: Path, examples: int) -> set[State]:
     steps = settings(
         max_examples=examples,
         stateful_step_count=50,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

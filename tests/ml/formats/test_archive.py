@@ -356,7 +356,7 @@ def require_sound(result: Archive) -> None:
     assert not any(".." in name.split("/") or name.startswith("/") or "\\" in name for name in names)
 
 
-shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400, deadline=None)
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
 
 
 def test_a_name_of_one_character_is_refused_the_second_time(write: Write) -> None:

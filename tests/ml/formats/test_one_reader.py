@@ -146,7 +146,7 @@ names = st.sampled_from(["cat", "dog", "train", "val", "Test", "images", "set", 
 paths = st.lists(names, max_size=3).map("/".join)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     folders=st.lists(paths, min_size=1, max_size=5, unique_by=str.lower),
     rows=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["cat", "dog", "", "1"])), max_size=6),
