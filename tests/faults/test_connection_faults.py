@@ -86,8 +86,8 @@ def test_training_goes_on_over_connections_that_lag(service: Service) -> None:
     @contextlib.contextmanager
     def lag() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for each in service.all_proxies():
-                stack.enter_context(each.lagging(LAG_S))
+            for one in service.all_proxies():
+                stack.enter_context(one.lagging(LAG_S))
             yield
 
     unaffected(service.harness, lag)
