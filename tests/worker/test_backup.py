@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from ml.formats import dataset_index
 from ml.formats.label_versions import Edit
 from ml.serving.predictor import Predictor
 from tests import servers
+from tests.servers import eventually
 from tests.worker.harness import ROOT, SIDE, ServiceHarness, opened
 from worker import backup
 
@@ -58,6 +61,11 @@ def command(data: Path, url: str, *arguments: object, check: bool = True) -> sub
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def begun(folder: Path) -> Iterator[Path]:
+    """Backups that are being written in a folder."""
+    return folder.glob(".backup*.tmp")
 
 
 def edit_labels(harness: ServiceHarness, dataset_id: uuid.UUID, image: int) -> None:
@@ -101,7 +109,13 @@ def test_a_service_backed_up_while_a_job_runs_goes_on_in_another_database(
     queued = harness.submit(dataset_id, epochs=2, gpus=1, seed=7)
     harness.until(running, lambda job: (job.checkpoint_step or 0) >= 6)
 
-    made = command(harness.folder, harness.settings.database, "create", tmp_path / name)
+    child = harness.child(supervisor)
+    os.kill(child, signal.SIGSTOP)  # until the backup begins: the job is to run then
+    with ThreadPoolExecutor(1) as pool:
+        create = pool.submit(command, harness.folder, harness.settings.database, "create", tmp_path / name)
+        eventually(lambda: create.done() or any(begun(tmp_path)) or any(begun(harness.folder)), what="the backup")
+        os.kill(child, signal.SIGCONT)
+        made = create.result()
 
     assert supervisor.poll() is None
     assert harness.ended(running).state == "succeeded", harness.logs()

@@ -110,7 +110,8 @@ def test_messages_that_are_no_notifications_are_dropped_unread(harness: ServiceH
     notifier.notify("jobs")
     notifier.close()
 
-    assert harness.ended(job).state == "succeeded"  # by the notification: its own look comes after a minute
+    done = harness.ended(job)  # by the notification: its own look comes after a minute
+    assert (done.state, done.error) == ("succeeded", None)
     assert process.poll() is None
     assert f"{len(sent)} so far" in harness.logs()
     assert "secret-of-a-client" not in harness.logs()

@@ -103,7 +103,8 @@ def test_F15_a_full_disk_delays_a_checkpoint(
     monkeypatch.setattr("worker.children.checkpointing.FIRST_PAUSE_S", 0.01)
 
     assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
-    assert harness.state(job_id) == "succeeded"
+    done = harness.job(job_id)
+    assert (done.state, done.error) == ("succeeded", None)
     assert any("disk is full" in event.data["message"] for event in harness.history(job_id, "log"))
 
 
