@@ -30,7 +30,7 @@ MAX_RECORDS = 1000  # of one pax header
 FILE_TYPES, FOLDER, LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX = b"0\0007", b"5", b"L", b"K", b"x", b"g"
 CHECKSUM = slice(148, 156)
 _pax_record = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match
-_octal = re.compile(rb"[ \0]*([0-7]*)[ \0]*").fullmatch
+_octal = re.compile(rb" *([0-7]*)[ \0]*").fullmatch  # a zero byte ends a number: what follows it is read by some only
 
 
 class TarStream(Protocol):
