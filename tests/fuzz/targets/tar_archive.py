@@ -83,7 +83,7 @@ def compare(path: Path, archive: Archive, files: dict[str, bytes | None]) -> Non
             theirs = [
                 (_name(member), member.offset_data, member.size, file.read())
                 for member, file in members
-                if file is not None and not member.name.endswith("/")
+                if file is not None and not member.pax_headers.get("path", member.name).endswith("/")
             ]
     except (tarfile.TarError, Refused, ValueError, OverflowError):
         return
