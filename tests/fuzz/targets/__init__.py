@@ -35,4 +35,4 @@ def refusal(error: DatasetFormatError | UndecodableImage, codes: Collection[str]
 
 def inputs(name: str) -> list[Path]:
     """The inputs that are kept for a target."""
-    return sorted(file for file in (CORPUS / name).iterdir() if file.is_file())
+    return sorted((CORPUS / name).glob("*.bin"))

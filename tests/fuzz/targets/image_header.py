@@ -48,19 +48,19 @@ def is_allowed(size: tuple[int, int]) -> bool:
 
 def sizes(data: bytes, kind: str) -> set[tuple[int, int]]:
     """The size before any pixel is decoded, by each decoder that takes the file."""
-    found = set()
+    seen = set()
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as picture:
-            found.add(picture.size)
+            seen.add(picture.size)
     except decoding._PILLOW_ERRORS:
         pass
     if kind == "JPEG":
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            found.add((width, height))
+            seen.add((width, height))
         except ValueError:
             pass
-    return found
+    return seen
 
 
 def pixels(data: bytes) -> tuple[int, int] | str:

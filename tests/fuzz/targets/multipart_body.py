@@ -12,7 +12,7 @@ from app.http.multipart import MultipartReader, PartBegin, PartData, PartEnd, si
 from tests.fuzz.targets.frame_decoder import chunks
 
 MOST_PARTS = 4
-Part = tuple[PartBegin, bytes]
+NamedContent = tuple[PartBegin, bytes]
 
 
 def check(data: bytes) -> bool:
@@ -30,9 +30,9 @@ def check(data: bytes) -> bool:
     return bool(parts)
 
 
-def parse(content_type: str, pieces: Iterable[bytes]) -> list[Part] | None:
+def parse(content_type: str, pieces: Iterable[bytes]) -> list[NamedContent] | None:
     """The parts with their contents; None for a body that is refused."""
-    parts: list[Part] = []
+    parts: list[NamedContent] = []
     is_open = False
     try:
         reader = MultipartReader(content_type, most=MOST_PARTS)
