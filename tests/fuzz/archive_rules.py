@@ -19,10 +19,11 @@ CODES = {
     "archive_too_large",
 }  # fmt: skip
 ENTRY_CODES = {"damaged_entry", "bad_checksum", "archive_too_large"}
+# So low that inputs of a few kilobytes come to each of them.
 LIMITS = Limits(
-    entries=40, entry_bytes=16 << 10, total_bytes=48 << 10, ratio=50.0, ratio_from_bytes=4 << 10, table_bytes=8 << 10
+    entries=12, entry_bytes=1 << 10, total_bytes=2 << 10, ratio=20.0, ratio_from_bytes=2 << 10, table_bytes=1 << 9
 )
-BUDGET = Budget(names=12, inflated_bytes=8 << 10, table_bytes=1 << 10)
+BUDGET = Budget(names=6, inflated_bytes=3 << 10, table_bytes=100)
 
 
 @contextlib.contextmanager

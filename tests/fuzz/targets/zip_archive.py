@@ -55,20 +55,24 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def mutate(data: bytes, dice: int) -> bytes:
-    """The end record points at the directory again, and local headers repeat the directory, most of the time."""
+    """The end records point at the directory again, and it repeats the local headers, most of the time."""
     start, end = data.find(b"PK\x01\x02"), data.rfind(b"PK\x05\x06")
     if start < 0 or end < start or len(data) < end + 22 or dice % 4 == 0:
         return data
     out = bytearray(data)
-    out[end + 8 : end + 12] = struct.pack("<2H", *2 * [data.count(b"PK\x01\x02", start, end)])
-    out[end + 12 : end + 20] = struct.pack("<2L", end - start, start)
+    directory_end, count = end, data.count(b"PK\x01\x02", start, end)
+    if start < (end64 := data.find(b"PK\x06\x06", start)) <= end - 76:
+        directory_end = end64
+        out[end64 + 4 : end64 + 12] = struct.pack("<Q", end - 20 - end64 - 12)
+        out[end64 + 24 : end64 + 56] = struct.pack("<4Q", count, count, directory_end - start, start)
+        out[end - 20 : end - 4] = struct.pack("<4sLQ", b"PK\x06\x07", 0, end64)
+    out[end + 8 : end + 20] = struct.pack("<2H2L", count, count, directory_end - start, start)
     out[end + 20 : end + 22] = struct.pack("<H", min(len(data) - end - 22, 0xFFFF))
     at, header = start, data.find(b"PK\x03\x04")
-    while 0 <= at < end and 0 <= header < start and dice % 4 != 1:
+    while 0 <= at < directory_end and 0 <= header < start and dice % 4 != 1:
         out[at + 42 : at + 46] = struct.pack("<L", header)
         name_bytes = struct.unpack_from("<H", out, header + 26)[0]
-        out[at + 28 : at + 30] = out[header + 26 : header + 28]
-        out[at + 6 : at + 28] = out[header + 4 : header + 26]
+        out[at + 6 : at + 30] = out[header + 4 : header + 28]
         out[at + 46 : at + 46 + name_bytes] = out[header + 30 : header + 30 + name_bytes]
         at, header = data.find(b"PK\x01\x02", at + 4), data.find(b"PK\x03\x04", header + 4)
     return bytes(out[: len(data)])
