@@ -76,7 +76,7 @@ test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, reco
 
 FUZZ_EXAMPLES ?= 200
 FUZZ_SECONDS ?= 60
-fuzz: install ## Requests from the OpenAPI document, FUZZ_EXAMPLES each; then FUZZ_SECONDS for each parser (quarter of an hour)
+fuzz: install ## FUZZ_EXAMPLES requests of each operation, then FUZZ_SECONDS of coverage-guided bytes for each parser
 	$(BIN)/python -m tests.fuzz --examples $(FUZZ_EXAMPLES)
 	$(BIN)/python -m tests.fuzz.coverage_guided all --seconds $(FUZZ_SECONDS)
 
