@@ -1,7 +1,7 @@
 r"""Tables of labels in a folder of images: CSV, TSV, JSON lines and annotations of other programs.
 
-The first byte of an input chooses the name of the file and whether columns of annotators are named. A byte \x1e ends
-the file of one image where each image has a file of its own.
+The first byte of an input chooses the names of the files and which columns the user names; the rest are the files, with
+a byte \x1e between them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from ml.formats import csv_cells, tables
+from ml.formats.archive import is_table
 from ml.formats.container import open_container
 from ml.formats.entries import Limits
 from ml.formats.errors import DatasetFormatError
@@ -27,11 +28,18 @@ CODES = TABLE_CODES | {
     "ambiguous_label_column", "unknown_column", "empty_path", "unsafe_path", "bad_label", "bad_split", "empty_label",
     "archive_too_large", "unsafe_entry_name",
 }  # fmt: skip
-FILES = ("labels.csv", "labels.tsv", "labels.jsonl", "a.json", "*.cls", "classes.txt", "*.json", "other.csv")
-IMAGES = ("images/1.jpg", "images/2.jpg", "images/b/3.jpg", "images/b/é.png", "test/4.jpg")
+IMAGES = ("images/1.jpg", "images/2.jpg", "cat/3.jpg", "cat/é.png", "dog/4.jpg", "test/5.jpg")
+SAMPLES = tuple(image.rpartition(".")[0] for image in IMAGES)
+FILES = (
+    ("labels.csv",), ("labels.tsv",), ("labels.jsonl",), ("a.json",), tuple(f"{sample}.cls" for sample in SAMPLES),
+    ("classes.txt", "labels.csv"), tuple(f"{sample}.json" for sample in SAMPLES), ("other.csv", "images/more.tsv"),
+    ("train.csv", "test.csv"), ("images/notes.jsonl", "classes.txt"),
+)  # fmt: skip
 LIMITS = Limits(entries=50, entry_bytes=1 << 20, table_bytes=1 << 16, table_rows=50)
-NUMBERS = b"file,label\n1.jpg,0\n2.jpg,1\n"  # for a list of classes to name
-ANNOTATORS = ColumnNames(annotators=("a", "b"))
+COLUMNS = (
+    ColumnNames(), ColumnNames("p", "l", "c"), ColumnNames(annotators=("a", "b")),
+    ColumnNames(label="l", annotators=("a", "b")),
+)  # fmt: skip
 
 
 @functools.cache
@@ -45,11 +53,12 @@ def folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def check(data: bytes) -> bool:
-    choice, content = (data[0] if data else 0), data[1:]
-    name = FILES[choice % len(FILES)]
-    if name.endswith(("csv", "tsv", "jsonl")):
-        check_table(name, content)
-    return check_labels(name, content, ANNOTATORS if choice & 0x80 else ColumnNames())
+    choice = data[0] if data else 0
+    files = dict(zip(FILES[(choice & 63) % len(FILES)], data[1:].split(b"\x1e"), strict=False))
+    for name, content in files.items():
+        if is_table(name):
+            check_table(name, content)
+    return check_labels(files, COLUMNS[choice >> 6])
 
 
 def check_table(name: str, content: bytes) -> None:
@@ -79,26 +88,19 @@ def check_table(name: str, content: bytes) -> None:
     assert [list(cells) for _, cells in again.rows] == [list(cells) for _, cells in table.rows]
 
 
-def check_labels(name: str, content: bytes, columns: ColumnNames) -> bool:
+def check_labels(files: dict[str, bytes], columns: ColumnNames) -> bool:
     """A layout names images that exist, each once, with classes that it lists."""
     home = Path(folder().name)
-    files = dict(
-        zip((name.replace("*", image.rpartition(".")[0]) for image in IMAGES), content.split(b"\x1e"), strict=False)
-    )
-    if "*" not in name:
-        files = {name: content}
-    if name == "classes.txt":
-        files["labels.csv"] = NUMBERS
-    for path, part in files.items():
-        (home / path).write_bytes(part)
+    for name, content in files.items():
+        (home / name).write_bytes(content)
     try:
         layout = resolve_labels(open_container(home, LIMITS), columns)
     except DatasetFormatError as error:
         refusal(error, CODES)
         return False
     finally:
-        for path in files:
-            (home / path).unlink()
+        for name in files:
+            (home / name).unlink()
     paths = [image.path for image in layout.images]
     assert set(paths) <= set(IMAGES)
     assert len(set(paths)) == len(paths)
