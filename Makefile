@@ -75,8 +75,10 @@ test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, reco
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900
 
 FUZZ_EXAMPLES ?= 200
-fuzz: install ## Requests made from the OpenAPI document, FUZZ_EXAMPLES of each operation (minutes)
+FUZZ_SECONDS ?= 60
+fuzz: install ## FUZZ_EXAMPLES requests of each operation, then FUZZ_SECONDS of coverage-guided bytes for each parser
 	$(BIN)/python -m tests.fuzz --examples $(FUZZ_EXAMPLES)
+	$(BIN)/python -m tests.fuzz.coverage_guided all --seconds $(FUZZ_SECONDS)
 
 lint: install ## Format and lint, without changing anything
 	$(BIN)/ruff format --check

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +24,8 @@ MOST_FIELDS = 1000  # of one object: each that is unknown becomes an error
 SLICE_BYTES = 1 << 20  # read at a time: other threads run in between
 LONG_BYTES = 4096  # a longer text may be cut out; no text that we store is longer
 PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
+UNESCAPED = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))  # the ASCII that a string holds as it is
+_is_name = re.compile(rb"[ \t\r\n]*:").match
 
 
 def parse(data: bytes, most_parts: int = MOST_PARTS) -> Any:
@@ -70,21 +73,28 @@ def _cut_long_strings(data: bytes) -> tuple[bytes, dict[str, str]]:
     """The text with a short name in the place of each long string, and the strings by these names.
 
     What lies between two quotes is a whole string if it begins with a character of base64, which none may between two
-    strings, and has no escape.
+    strings, and holds nothing but `UNESCAPED`. Names of fields stay, and so does what follows an escaped quote.
     """
     prefix = secrets.token_hex(8)  # no client can guess the names
     pieces: list[bytes] = []
     cut: dict[str, str] = {}
     start = 0
     while (end := data.find(b'"', start)) >= 0:
-        is_whole = end - start > LONG_BYTES and data[start] in PLAIN and data.find(b"\\", start, end) < 0
         text = data[start:end]
-        if is_whole and text.isascii():
+        if end - start > LONG_BYTES and data[start] in PLAIN and _is_whole_value(data, start, end):
             cut[name := f"{prefix}-{len(cut)}"] = text.decode("ascii")
             text = name.encode()
         pieces += (text, b'"')
         start = end + 1
     return b"".join((*pieces, data[start:])), cut
+
+
+def _is_whole_value(data: bytes, start: int, end: int) -> bool:
+    """Whether the bytes between two quotes are a string as written, all of it, and no name of a field."""
+    if data[max(0, start - 2) : max(0, start - 1)] == b"\\" or _is_name(data, end + 1):
+        return False
+    slices = (data[at : min(at + SLICE_BYTES, end)] for at in range(start, end, SLICE_BYTES))
+    return not any(part.translate(None, UNESCAPED) for part in slices)
 
 
 def load(data: bytes, cut: dict[str, str]) -> Any:
@@ -94,6 +104,8 @@ def load(data: bytes, cut: dict[str, str]) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else "it cannot be parsed"
         raise Malformed(f"The body is not JSON in UTF-8: {reason}.") from None
+    if isinstance(value, str) and value in cut:
+        return cut[value]
     _check(value, (), cut)
     return value
 

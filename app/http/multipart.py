@@ -105,7 +105,7 @@ class MultipartReader:
     def __init__(self, content_type: str, *, most: int = 16) -> None:
         boundary = boundary_of(content_type)
         self._events: list[Event] = []
-        self._most, self._count, self._ended = most, 0, False
+        self._most, self._count, self._begun, self._ended = most, 0, False, False
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value = b"", b""
         self._parser = MultipartParser(
@@ -126,6 +126,9 @@ class MultipartReader:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that this chunk completes; Malformed, or TooLarge for too many parts or too long headers."""
+        if not self._begun:  # the parser would skip more than newlines, and not the same in other chunks
+            chunk = chunk.lstrip(b"\r\n")
+            self._begun = bool(chunk)
         self._checked(lambda: self._parser.write(chunk))
         events, self._events = self._events, []
         return events

@@ -21,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.data.image_headers import JPEG_START, MAX_PIXELS, Header, header, jpeg_exif, orientation
+from ml.data.image_headers import JPEG_START, Header, check_size, header, jpeg_exif, orientation
 from ml.errors import UndecodableImage
 
 Resize = Literal["squash", "crop"]
@@ -78,8 +78,8 @@ def _fast_jpeg(data: bytes) -> ImageArray | None:
 def _pillow(data: bytes, expected: Header) -> ImageArray:
     try:
         with Image.open(io.BytesIO(data), formats=[expected.format]) as picture:
-            if picture.width * picture.height > MAX_PIXELS:  # a GIF frame may be larger than the screen it announced
-                raise UndecodableImage("image_too_large", f"{picture.width}x{picture.height} pixels")
+            # A GIF frame may be larger than the screen it announced, and a PNG may have a second header.
+            check_size(picture.width, picture.height, expected.format)
             picture.load()
             orientation_code = orientation(picture.info.get("exif"))
             return _upright(_rgb(picture), orientation_code)

@@ -41,14 +41,18 @@ def header(data: bytes) -> Header:
         raise UndecodableImage("damaged_image", "the file ends inside its header") from None
     if parsed is None:
         raise UndecodableImage("unsupported_format", "not a JPEG, PNG, WebP, BMP or GIF")
-    width, height, kind = parsed
+    check_size(*parsed)
+    return parsed
+
+
+def check_size(width: int, height: int, kind: str) -> None:
+    """Refuse a size that no image has, or that exceeds a limit; UndecodableImage."""
     if width < 1 or height < 1:
         raise UndecodableImage("damaged_image", f"the {kind} header states a size of {width}x{height}")
     most = MAX_WEBP_PIXELS if kind == "WEBP" else MAX_PIXELS
     if width > MAX_SIDE or height > MAX_SIDE or width * height > most:
         limit = f"at most {most // 1_000_000} million pixels and {MAX_SIDE} a side"
         raise UndecodableImage("image_too_large", f"{width}x{height} pixels; {limit}")
-    return parsed
 
 
 def _read_header(data: bytes) -> Header | None:

@@ -147,7 +147,7 @@ def _parse_csv(path: str, text: str, max_rows: int) -> Table:
                     raise _too_many_rows(path, max_rows)
                 rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise _error("bad_table", path, f"the table cannot be read: {error}", reader.line_num) from None
+        raise _error("bad_table", path, f"the table cannot be read: {printable(error)}", reader.line_num) from None
     if columns is None:
         raise _error("bad_table", path, "the table is empty")
     return Table(path, columns, rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from ml.formats.entries import (
     CHUNK_BYTES,
@@ -29,8 +29,9 @@ MAX_EXTENDED_BYTES = 1 << 18  # a pax header or GNU long name beyond this is no 
 MAX_RECORDS = 1000  # of one pax header
 FILE_TYPES, FOLDER, LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX = b"0\0007", b"5", b"L", b"K", b"x", b"g"
 CHECKSUM = slice(148, 156)
+Value = TypeVar("Value", bytes, int)
 _pax_record = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match
-_octal = re.compile(rb"[ \0]*([0-7]*)[ \0]*").fullmatch
+_octal = re.compile(rb" *([0-7]*)[ \0]*").fullmatch  # a zero byte ends a number: what follows it is read by some only
 
 
 class TarStream(Protocol):
@@ -174,12 +175,13 @@ def _members(stream: TarStream, limits: Limits) -> Iterator[_Member]:
             body = _extended(stream, size)
             at += _padded(size)
             if kind == LONG_NAME:
-                next_name = body.rstrip(b"\0")
+                next_name = _only(next_name, body.rstrip(b"\0"))
             elif kind in (PAX, GLOBAL_PAX):
-                next_name, next_size, count = _pax(body, (next_name, next_size), everywhere=kind == GLOBAL_PAX)
+                pax_name, pax_size, count = _pax(body, everywhere=kind == GLOBAL_PAX)
+                next_name, next_size = _only(next_name, pax_name), _only(next_size, pax_size)
                 records += count
             continue
-        name, size = next_name or _name(block), size if next_size is None else next_size
+        name, size = _name(block) if next_name is None else next_name, size if next_size is None else next_size
         next_name = next_size = None
         path = _add_name(names, name, kind)
         if size and (path.endswith("/") or not path):
@@ -247,11 +249,17 @@ def _extended(stream: TarStream, size: int) -> bytes:
     return body[:size]
 
 
-def _pax(
-    body: bytes, so_far: tuple[bytes | None, int | None], *, everywhere: bool
-) -> tuple[bytes | None, int | None, int]:
+def _only(before: Value | None, value: Value | None) -> Value | None:
+    """What the extended headers of a file say together; of two that differ programs take the first or the last."""
+    if before is not None and value is not None and before != value:
+        raise ambiguous("two extended headers of a file in the tar disagree")
+    return before if value is None else value
+
+
+def _pax(body: bytes, *, everywhere: bool) -> tuple[bytes | None, int | None, int]:
     """Name and size from pax records `<length> <key>=<value>\n`, and how many records there are."""
-    name, size = so_far
+    name: bytes | None = None
+    size: int | None = None
     at = count = 0
     while at < len(body):
         record = _pax_record(body, at)

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from app.errors import InvalidRequest, TooLarge
+from app.errors import InvalidRequest, Malformed, Problem, TooLarge
 from app.http import json_text
 
 MIB = 1 << 20
@@ -46,6 +46,30 @@ def test_a_long_text_that_is_no_base64_counts_as_text(text: str) -> None:
     assert json_text.parse_with_images(body, 1000, 20_000) == json.loads(body)
     with pytest.raises(TooLarge, match="besides images"):
         json_text.parse_with_images(body, 1000, 4096)
+
+
+LONG = "A" * 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f'"{LONG}"', f'{{"{LONG}": 1}}', f'{{"{LONG}" \n: "{LONG}"}}', f'["x\\"{LONG}"]', f'["x\\\\", "{LONG}"]'],
+)  # fmt: skip
+def test_a_long_text_is_itself_wherever_it_stands(text: str) -> None:
+    assert json_text.parse_with_images(text.encode(), 1000, 20_000) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(f'{{"{LONG}": 1, "{LONG}": 2}}', InvalidRequest), (f'["{LONG}\n"]', Malformed), (f'["{LONG}\0"]', Malformed)],
+)
+def test_a_long_text_is_held_to_the_same_rules(text: str, problem: type[Problem]) -> None:
+    for parse in (
+        lambda: json_text.parse(text.encode()),
+        lambda: json_text.parse_with_images(text.encode(), 99, 20_000),
+    ):
+        with pytest.raises(problem):
+            parse()
 
 
 def test_an_object_of_too_many_fields_is_refused_with_its_place() -> None:

@@ -20,11 +20,11 @@ def form(data: bytes, *headers: bytes) -> bytes:
     return b"--edge\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + data + b"\r\n--edge--\r\n"
 
 
-def parsed(body: bytes) -> list[tuple[PartBegin, bytes]] | None:
+def parsed(*chunks: bytes) -> list[tuple[PartBegin, bytes]] | None:
     """All parts, or None where the parser refuses."""
     reader, parts = MultipartReader(KIND), list[tuple[PartBegin, bytes]]()
     try:
-        for event in reader.feed(body):
+        for event in (event for chunk in chunks for event in reader.feed(chunk)):
             if isinstance(event, PartBegin):
                 parts.append((event, b""))
             elif isinstance(event, PartData):
@@ -48,6 +48,15 @@ def test_an_upload_of_one_picture_needs_no_parser() -> None:
 
     assert single_part(KIND, body) == (PartBegin("file", "a.jpg", "image/jpeg"), b"\xff\xd8 bytes \r\n-- and more")
     assert parsed(body) == [single_part(KIND, body)]
+
+
+def test_newlines_before_the_first_boundary_hide_nothing_in_whatever_chunks_they_come() -> None:
+    one = form(b"x", NAMED)
+
+    for before in (b"\r\n", b"\n\n\r\n"):
+        assert parsed(before + one) == parsed(before[:1], before[1:], one) == parsed(one)
+    for before in (b"\r\nhidden\r\n", b"\n\0"):
+        assert parsed(before + one) is parsed(before[:1], before[1:], one) is None
 
 
 def test_forms_of_any_other_shape_are_left_to_the_parser() -> None:

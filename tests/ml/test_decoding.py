@@ -64,6 +64,14 @@ def test_IMG2_limits_hold_before_anything_is_decoded(size: tuple[int, int]) -> N
     assert refusal(png_header(*size)) == "image_too_large"
 
 
+@pytest.mark.parametrize("side", [(20_000, 8), (8, 20_000), (6000, 6000)])
+def test_IMG2_a_frame_that_enlarges_a_gif_is_within_the_limits_too(side: tuple[int, int]) -> None:
+    data = bytearray(pictures.encoded(1, kind="GIF"))
+    frame = data.index(b"," + struct.pack("<4H", 0, 0, 8, 8))
+    data[frame + 5 : frame + 9] = struct.pack("<2H", *side)
+    assert refusal(bytes(data)) == "image_too_large"
+
+
 def test_IMG2_a_long_text_chunk_is_refused() -> None:
     plain = pictures.encoded(1, kind="PNG")
     body = b"tEXt" + b"a\0" + b"b" * image_headers.MAX_TEXT_BYTES

@@ -90,6 +90,40 @@ def test_Z3_extended_headers_of_a_tar_are_limited(write: Write, records: bytes, 
     assert caught.value.code == code
 
 
+def long_name(kind: bytes, body: bytes) -> bytes:
+    """An extended header of this kind: `L` of GNU, `x` of pax."""
+    header = tarfile.TarInfo("extended")
+    header.type, header.size = kind, len(body)
+    return header.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("second", [(b"L", b"b.jpg\0"), (b"x", b"14 path=b.jpg\n"), (b"x", b"14 path=a.jpg\n")])
+@pytest.mark.parametrize("first", [(b"L", b"a.jpg\0"), (b"x", b"14 path=a.jpg\n")])
+def test_Z4_a_file_of_a_tar_has_one_long_name(
+    write: Write, first: tuple[bytes, bytes], second: tuple[bytes, bytes]
+) -> None:
+    """GNU tar takes the last of two, and any of pax before its own; Python takes the first."""
+    tar = long_name(*first) + long_name(*second) + tarfile.TarInfo("c.jpg").tobuf() + bytes(1024)
+    if b"b.jpg" in second[1]:
+        assert refusal(write(tar)).code == "ambiguous_archive"
+    else:
+        assert [entry.path for entry in read_archive(write(tar)).entries] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("header", [(b"L", b"\0"), (b"x", b"8 path=\n")])
+def test_Z1_an_empty_long_name_is_refused(write: Write, header: tuple[bytes, bytes]) -> None:
+    tar = long_name(*header) + tarfile.TarInfo("c.jpg").tobuf() + bytes(1024)
+    assert refusal(write(tar)).code == "unsafe_entry_name"
+
+
+def test_Z4_a_number_of_a_tar_ends_with_its_first_zero_byte(write: Write) -> None:
+    """Some programs read no size in these bytes, others 7."""
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    header[124:136], header[148:156] = b"\0" * 10 + b"07", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert refusal(write(bytes(header) + bytes(1536))).code == "bad_archive"
+
+
 @pytest.mark.parametrize("compression", ["zip", "", "gz"])
 def test_reading_ends_where_the_budget_does(write: Write, compression: str) -> None:
     files = {**pictures.class_folders(), "labels.csv": b"a,b\n" * 999}

@@ -97,6 +97,12 @@ def test_a_tsv_is_a_table(read: Read) -> None:
     assert given_labels(read({**IMAGES, "labels.tsv": data})) == EXPECTED
 
 
+def test_a_refusal_repeats_no_control_character_of_the_table(read: Read) -> None:
+    error = error_of(read, {**IMAGES, "labels.tsv": b'file\tlabel\n"1.jpg"x\tcat\n'})
+
+    assert (error.code, error.detail.isprintable()) == ("bad_table", True)
+
+
 @pytest.mark.parametrize("folder", ["", "images/", "tables/", "set/tables/"])
 def test_paths_start_at_the_table_or_at_a_folder_above(read: Read, folder: str) -> None:
     wrapper = "set/" if folder.startswith("set/") else ""
