@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     login_scopes: Annotated[dict[str, list[Scope]], NoDecode] = Field(
         default={}, description='Scopes by values of that claim, as JSON: {"labellers": ["read", "train"]}'
     )
-    login_default_scopes: Annotated[list[Scope], NoDecode] = Field(
-        default=[], description="Scopes of everybody who can log in, comma-separated; by default none"
+    login_default_scopes: list[Scope] = Field(
+        default=[], description='Scopes of everybody who can log in, as JSON: ["predict"]; by default none'
     )
     session_s: float = Field(
         default=12 * 3600.0, ge=1.0, le=30 * 24 * 3600.0, description="A person must log in again after this"
@@ -293,11 +293,6 @@ class Settings(BaseSettings):
             return json.loads(value or "{}")
         except ValueError:
             raise ValueError('DENLL_LOGIN_SCOPES must be JSON such as {"labellers": ["read", "train"]}') from None
-
-    @field_validator("login_default_scopes", mode="before")
-    @classmethod
-    def _scopes_are_a_list(cls, value: Any) -> Any:
-        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @field_validator("oidc_client_secret", mode="before")
     @classmethod

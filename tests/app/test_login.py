@@ -958,7 +958,7 @@ COMPLETE: dict[str, Any] = {
         ({"login_scopes": ""}, "needs DENLL_LOGIN_SCOPES or DENLL_LOGIN_DEFAULT_SCOPES"),
         ({"login_scopes": "{"}, "DENLL_LOGIN_SCOPES must be JSON"),
         ({"login_scopes": '{"a": ["root"]}'}, "login_scopes"),
-        ({"login_default_scopes": "read,root"}, "login_default_scopes"),
+        ({"login_default_scopes": ["read", "root"]}, "login_default_scopes"),
         ({"oidc_scopes": "profile"}, "must contain openid"),
         ({"oidc_issuer": "http://sso.example"}, "http:// is for loopback alone"),
         ({"oidc_issuer": "sso.example"}, "must be an https:// URL"),
