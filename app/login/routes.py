@@ -173,7 +173,7 @@ async def callback(
             )
 
     session_id = await run_in_threadpool(open_session)
-    access.clear_caches(request)
+    _sessions(request).clear()
     if session_id is None:
         raise NoAccess(f"{printable(identity.person.subject, 100)} is in no group that may use this service.")
     response = RedirectResponse(settings.public_origin + return_to, 303, NO_STORE)
@@ -238,7 +238,7 @@ async def logout(request: Request) -> Response:
             service.end_session(session, session_id, by)
 
     await run_in_threadpool(end)
-    access.clear_caches(request)
+    _sessions(request).clear()
     response = Response(status_code=204)
     _sessions(request).cookie.delete(response)
     return response
@@ -256,7 +256,7 @@ def end_all(
 ) -> None:
     """End every session: at once in this process, within five seconds in any other. Who may log in can do so again."""
     service.end_all(session, person_id, by)
-    background.add_task(access.clear_caches, request)
+    background.add_task(_sessions(request).clear)
 
 
 def refused(error: str, description: str) -> Problem:
