@@ -1,6 +1,7 @@
 """The rows of a backup: one file of JSON lines a table, the same from SQLite and Postgres, and into either.
 
-Heartbeats stay out: a restored service would report processes that never started. Files are `worker.backup`'s.
+Heartbeats stay out: a restored service would report processes that never started. So do logins: a session that has
+ended since must not begin again. Files are `worker.backup`'s.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from sqlalchemy.orm import Session
 from app import retention
 from app.datasets import ingest_queue
 from app.db.clock import UtcTime
-from app.db.tables import ENDED, Base, Dataset, Job, State, Worker
+from app.db.tables import ENDED, Base, Dataset, Job, LoginSession, PendingLogin, State, Worker
 from app.jobs import attempt
 from app.retention import ReferencedFiles
 
 ROWS_AT_ONCE = 500
-TABLES: tuple[Table, ...] = tuple(table for table in Base.metadata.sorted_tables if table is not Worker.__table__)
+LEFT_OUT = (Worker.__table__, LoginSession.__table__, PendingLogin.__table__)
+TABLES: tuple[Table, ...] = tuple(table for table in Base.metadata.sorted_tables if table not in LEFT_OUT)
 
 
 class Snapshot(NamedTuple):
@@ -56,12 +58,12 @@ def dump(engine: Engine, folder: Path) -> Snapshot:
 
 
 def is_empty(session: Session) -> bool:
-    """Whether no table but that of heartbeats has a row."""
+    """Whether no table of a backup has a row."""
     return not any(session.scalar(select(exists().select_from(table))) for table in TABLES)
 
 
 def clear(session: Session) -> None:
-    """Delete every row but heartbeats."""
+    """Delete every row but heartbeats; sessions go with the people that they belong to."""
     for table in reversed(TABLES):
         if links := _self_references(table):
             session.execute(update(table).values(dict.fromkeys(links)))

@@ -1,9 +1,9 @@
 """Every problem that the API responds with, on one page. Plain exceptions: no framework, no database.
 
     Problem
-    ├── 400 Malformed · HostNotAllowed
+    ├── 400 Malformed · HostNotAllowed · LoginExpired
     ├── 401 Unauthenticated
-    ├── 403 Forbidden · CrossSite · RemoteImagesDisabled
+    ├── 403 Forbidden · CrossSite · RemoteImagesDisabled · CsrfTokenRequired · LoginDenied · LoginNotVerified · NoAccess
     ├── 404 NotFound · DatasetNotFound · ImageNotFound · JobNotFound · ArtifactNotFound · ModelNotFound · AliasNotFound
     │       KeyNotFound
     ├── 405 MethodNotAllowed
@@ -14,7 +14,7 @@
     ├── 416 RangeNotSatisfiable
     ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
     ├── 429 QueueFull · Overloaded · TooManyEventStreams · QuotaExceeded · RateLimited
-    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable
+    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable · LoginUnavailable
     ├── 504 DeadlineExceeded
     └── 507 InsufficientStorage
 
@@ -102,6 +102,10 @@ class HostNotAllowed(Problem):
     status, title = 400, "Unknown host"
 
 
+class LoginExpired(Problem):
+    status, title = 400, "The login has expired"
+
+
 class Unauthenticated(Problem):
     status, title = 401, "A valid API key is required"
 
@@ -112,6 +116,22 @@ class Forbidden(Problem):
 
 class CrossSite(Problem):
     status, title = 403, "Cross-site requests are refused"
+
+
+class CsrfTokenRequired(Problem):
+    status, title = 403, "A CSRF token is required"
+
+
+class LoginDenied(Problem):
+    status, title = 403, "The provider refused the login"
+
+
+class LoginNotVerified(Problem):
+    status, title = 403, "The login could not be verified"
+
+
+class NoAccess(Problem):
+    status, title = 403, "This account has no access"
 
 
 class RemoteImagesDisabled(Problem):
@@ -308,6 +328,10 @@ class ModelUnavailable(Problem):
 
 class DatasetUnavailable(Problem):
     status, title = 503, "The data set's files cannot be read"
+
+
+class LoginUnavailable(Problem):
+    status, title = 503, "The login provider cannot be reached"
 
 
 class DeadlineExceeded(Problem):

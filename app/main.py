@@ -32,11 +32,14 @@ from app.http.access import KeyCache
 from app.http.metrics import RequestMetrics
 from app.http.rate_limit import RateLimiter
 from app.http.routing import AllowedMethods
+from app.http.sessions import SessionCache
 from app.jobs import comparison_routes, methods_routes, results_routes
 from app.jobs import routes as jobs
 from app.jobs.schemas import JobRequestParser
 from app.jobs.stream import EventPoller, EventReader, stream_capacity
 from app.keys import routes as keys
+from app.login import routes as login
+from app.login.provider import Provider
 from app.models import routes as models
 from app.models.registry_cache import ModelRegistryCache
 from app.networks import routes as networks
@@ -78,7 +81,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.engine = db.connect(config)
     state.notifier = Notifier(config)
     state.key_cache = KeyCache(config, state.engine)
-    keeping_last_used = asyncio.create_task(state.key_cache.keep_last_used(config.key_usage_s))
+    state.session_cache = SessionCache(config, state.engine, state.key_cache) if config.login_enabled else None
+    state.login_provider = Provider(config)
+    caches = [cache for cache in (state.key_cache, state.session_cache) if cache is not None]
+    keeping_last_used = [asyncio.create_task(cache.keep_last_used(config.key_usage_s)) for cache in caches]
     state.model_registry = ModelRegistryCache(state.engine)
     state.event_reader = EventReader(state.engine)
     state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
@@ -92,8 +98,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        keeping_last_used.cancel()
-        await run_in_threadpool(state.key_cache.write_last_used)
+        for task in keeping_last_used:
+            task.cancel()
+        for cache in caches:
+            await run_in_threadpool(cache.write_last_used)
+        await state.login_provider.close()
         await state.event_poller.close()
         await state.event_reader.close()
         state.gateway.close()
@@ -113,7 +122,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         description=ABOUT,
         lifespan=lifespan,
         openapi_url=None,
-        redirect_slashes=False,  # every response but 2xx and 304 is a problem document, and a redirect is none
+        redirect_slashes=False,  # every response but 2xx, 304 and that of a login is a problem document
         telemetry={"tracing": False, "metrics": False, "logs": False},  # nobody collects it, every request would check
     )
     app.state.settings = config
@@ -126,8 +135,9 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.event_streams = stream_capacity(config)
     app.state.request_metrics = RequestMetrics()
     app.state.started_at = time.monotonic()
-    app.state.allowed_methods = AllowedMethods(ROUTERS)
-    for router in ROUTERS:
+    routers = (*ROUTERS, login.router) if config.login_enabled else ROUTERS
+    app.state.allowed_methods = AllowedMethods(routers)
+    for router in routers:
         app.router.routes.extend(router.routes)  # they have no prefix; `include_router` would build each a second time
     problems.install(app)
     openapi.install(

@@ -22,7 +22,9 @@ from app.db.tables import (
     IdempotencyKey,
     Job,
     LabelVersion,
+    LoginSession,
     Model,
+    PendingLogin,
     State,
     Worker,
 )
@@ -49,9 +51,12 @@ def referenced_files(session: Session) -> ReferencedFiles:
 
 
 def delete_expired(session: Session, *, idempotency_keys_s: float, heartbeats_s: float) -> None:
-    """Delete idempotency keys older than `idempotency_keys_s` seconds and heartbeat rows older than `heartbeats_s`."""
+    """Delete idempotency keys older than `idempotency_keys_s` seconds, heartbeat rows older than `heartbeats_s`, and
+    logins and sessions that have expired."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now(-idempotency_keys_s)))
     session.execute(delete(Worker).where(Worker.heartbeat_at < now(-heartbeats_s)))
+    for expiring in (LoginSession, PendingLogin):
+        session.execute(delete(expiring).where(expiring.expires_at <= now()))
 
 
 # --- By the settings of the operator ----------------------------------------------------------------------------------

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+Scope = Literal["read", "train", "predict", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "train", "predict", "admin")
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 ADDRESS_REQUESTS_PER_S = 20.0
@@ -32,7 +35,8 @@ RENAMED = {
     "WARM_ZYGOTE": "WARM_FORK_SERVER",
     "IDEMPOTENCY_KEPT_S": "IDEMPOTENCY_TTL_S",
 }
-SECRETS = ("admin_key", "database_url", "inference_secret", "redis_url")  # settings that are a key or hold a password
+# settings that are a key or hold a password
+SECRETS = ("admin_key", "database_url", "inference_secret", "oidc_client_secret", "redis_url")
 DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
@@ -57,12 +61,47 @@ class Settings(BaseSettings):
         description="Known to API and inference processes; needed where they meet on any address but loopback",
     )
     allowed_hosts: str = Field(
-        default="", description="Host names answered besides loopback and `host`, comma-separated"
+        default="", description="Host names answered besides loopback, `host` and `public_url`, comma-separated"
     )
 
     # Access and logging
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
     key_usage_s: float = Field(default=60.0, gt=0.0, description="How often it is written when API keys were last used")
+    oidc_issuer: str = Field(
+        default="",
+        description="OpenID Connect provider at which people log in, exactly as it names itself; empty: no login",
+    )
+    oidc_client_id: str = Field(default="", description="Id of this service at the provider")
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="Its secret at the provider; empty where it is a public client"
+    )
+    oidc_scopes: str = Field(
+        default="openid profile email",
+        description="What is requested of the provider, separated by spaces; some need one more for groups",
+    )
+    oidc_timeout_s: float = Field(
+        default=4.0, gt=0.0, le=5.0, description="How long each answer of the provider may take"
+    )
+    oidc_leeway_s: int = Field(
+        default=30, ge=0, le=300, description="How far the clocks of the provider and this service may differ"
+    )
+    public_url: str = Field(
+        default="",
+        description="Where browsers reach this service, such as https://denll.example.org; needed for a login",
+    )
+    login_claim: str = Field(
+        default="groups",
+        description="Claim of the provider that decides what a person may do; dots lead into objects",
+    )
+    login_scopes: Annotated[dict[str, list[Scope]], NoDecode] = Field(
+        default={}, description='Scopes by values of that claim, as JSON: {"labellers": ["read", "train"]}'
+    )
+    login_default_scopes: list[Scope] = Field(
+        default=[], description='Scopes of everybody who can log in, as JSON: ["predict"]; by default none'
+    )
+    session_s: float = Field(
+        default=12 * 3600.0, ge=1.0, le=30 * 24 * 3600.0, description="A person must log in again after this"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe messages that are logged"
     )
@@ -245,6 +284,31 @@ class Settings(BaseSettings):
     def _empty_is_never(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator("login_scopes", mode="before")
+    @classmethod
+    def _scopes_are_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError('DENLL_LOGIN_SCOPES must be JSON such as {"labellers": ["read", "train"]}') from None
+
+    @field_validator("oidc_client_secret", mode="before")
+    @classmethod
+    def _empty_is_no_secret(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("oidc_issuer", "public_url")
+    @classmethod
+    def _web_addresses(cls, value: str) -> str:
+        parts = _split_url(value)
+        if value and (parts is None or parts.username or parts.query or parts.fragment or not value.isascii()):
+            raise ValueError("this must be an https:// URL without user, query and fragment")
+        if parts is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError("this must be an https:// URL; http:// is for loopback alone")
+        return value
+
     @field_validator("devices")
     @classmethod
     def _devices_of_one_kind(cls, devices: str) -> str:
@@ -264,6 +328,29 @@ class Settings(BaseSettings):
             raise ValueError(f"refusing to bind {self.host} without a key: set DENLL_ADMIN_KEY, or bind 127.0.0.1")
         if self.admin_key and len(self.admin_key.get_secret_value()) < 16:
             raise ValueError("DENLL_ADMIN_KEY must have at least 16 characters")
+        return self
+
+    @model_validator(mode="after")
+    def _a_login_needs_all_of_its_settings(self) -> Settings:
+        if not self.oidc_issuer:
+            return self
+        if not self.oidc_client_id:
+            raise ValueError("DENLL_OIDC_ISSUER needs DENLL_OIDC_CLIENT_ID, the id of this service at the provider")
+        if not self.public_url:
+            raise ValueError("DENLL_OIDC_ISSUER needs DENLL_PUBLIC_URL, where browsers reach this service")
+        if urlsplit(self.public_url).path not in ("", "/"):
+            raise ValueError("DENLL_PUBLIC_URL must end after the host: the service answers at the root")
+        if "openid" not in self.oidc_scopes.split():
+            raise ValueError("DENLL_OIDC_SCOPES must contain openid")
+        if not self.login_scopes and not self.login_default_scopes:
+            raise ValueError(
+                "DENLL_OIDC_ISSUER needs DENLL_LOGIN_SCOPES or DENLL_LOGIN_DEFAULT_SCOPES: without them nobody who "
+                "logs in may do anything"
+            )
+        if not self.admin_key:
+            raise ValueError(
+                "DENLL_OIDC_ISSUER needs DENLL_ADMIN_KEY: without a key everybody may do everything, logged in or not"
+            )
         return self
 
     @model_validator(mode="after")
@@ -321,6 +408,16 @@ class Settings(BaseSettings):
         return self.admin_key is not None
 
     @property
+    def login_enabled(self) -> bool:
+        """Whether people can log in."""
+        return bool(self.oidc_issuer)
+
+    @property
+    def public_origin(self) -> str:
+        """`public_url` without a slash at its end."""
+        return self.public_url.rstrip("/")
+
+    @property
     def address_rate(self) -> float:
         """Requests a second of one address without a valid key; 0 for any number."""
         if self.address_requests_per_s is not None:
@@ -337,7 +434,8 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
     """
     hidden = {f"{PREFIX}{name.upper()}" for name in SECRETS if name not in needed}
     if "admin_key" not in needed:
-        hidden.add(f"{PREFIX}HOST")  # which the API alone binds, and which is refused without the key
+        # which the API alone binds, and where it alone lets people log in; both are refused without the key
+        hidden |= {f"{PREFIX}HOST", f"{PREFIX}OIDC_ISSUER"}
     if "inference_secret" not in needed:
         hidden |= {f"{PREFIX}INFERENCE_ADDRESSES", f"{PREFIX}INFERENCE_LISTEN"}  # as the host
     return {name: value for name, value in environment.items() if name.upper() not in hidden}
@@ -346,6 +444,16 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
 def names_in(devices: str) -> tuple[str, ...]:
     """The device names in a comma-separated list."""
     return tuple(name.strip() for name in devices.split(","))
+
+
+def _split_url(value: str) -> SplitResult | None:
+    """The parts of an http or https URL; None for text that is none."""
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if valid and not re.search(r"[\s\\\x00-\x1f]", value) else None
 
 
 def is_loopback(host: str) -> bool:

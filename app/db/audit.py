@@ -22,13 +22,15 @@ Action = Literal[
     "labels.delete",
     "labels.edit",
     "model.delete",
+    "session.begin",
+    "session.end",
     "weights.delete",
     "weights.install",
 ]
 
 
 class Actor(NamedTuple):
-    """Who acts: the name and id of an API key, and the request. Who has no key has no id."""
+    """Who acts: the name and id of an API key or a person, and the request. Who has neither has no id."""
 
     name: str
     key_id: uuid.UUID | None = None

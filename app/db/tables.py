@@ -123,7 +123,7 @@ class LabelVersion(Base):
     parent: Mapped[int]
     source: Mapped[str] = mapped_column(String(16))  # edits, accept or revert
     origin: Mapped[dict[str, Any] | None]  # what was accepted, or the version reverted to
-    author: Mapped[str | None] = mapped_column(String(200))  # name of the API key
+    author: Mapped[str | None] = mapped_column(String(200))  # as the actor of an audit entry
     note: Mapped[str] = mapped_column(String(2000), default="")
     edits: Mapped[int]
     counts: Mapped[dict[str, Any]]  # images by what edits have made of their labels
@@ -240,14 +240,23 @@ class AliasChange(Base):
 
 
 class ApiKey(Base):
-    """An API key, of which only the SHA-256 is stored (256 random bits need no slow hash)."""
+    """An API key, of which only the SHA-256 is stored (256 random bits need no slow hash), or a person who logs in.
+
+    A person has `issuer` and `subject` instead of a key: limits, and what they own, are those of any caller.
+    """
 
     __tablename__ = "api_key"
-    __table_args__ = (UniqueConstraint("key_sha256"),)
+    __table_args__ = (
+        UniqueConstraint("key_sha256"),
+        UniqueConstraint("issuer", "subject", name="uq_api_key_subject"),
+        CheckConstraint("(key_sha256 IS NULL) <> (subject IS NULL)", name="caller"),
+    )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     name: Mapped[str] = mapped_column(String(200))
-    key_sha256: Mapped[str] = mapped_column(String(64))
+    key_sha256: Mapped[str | None] = mapped_column(String(64))
+    issuer: Mapped[str | None] = mapped_column(String(500))
+    subject: Mapped[str | None] = mapped_column(String(255))
     scopes: Mapped[list[Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=now())
     expires_at: Mapped[datetime | None]
@@ -259,6 +268,31 @@ class ApiKey(Base):
     high_priority: Mapped[bool] = mapped_column(server_default=false(), default=False)  # may ask for it
     last_used_at: Mapped[datetime | None]  # to the minute: written in batches
     revoked_at: Mapped[datetime | None]
+
+
+class LoginSession(Base):
+    """The session of a person who has logged in; the cookie holds the id, of which only the SHA-256 is stored."""
+
+    __tablename__ = "login_session"
+    __table_args__ = (Index("ix_login_session_key", "key_id"), Index("ix_login_session_expires", "expires_at"))
+
+    id_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("api_key.id", ondelete="CASCADE"))  # the person
+    scopes: Mapped[list[Any]]  # as the provider's claims gave them at the login
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+    expires_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]  # to the minute: written in batches
+
+
+class PendingLogin(Base):
+    """A login that was begun in a browser, whose cookie holds the secret of which the SHA-256 is stored."""
+
+    __tablename__ = "pending_login"
+    __table_args__ = (Index("ix_pending_login_expires", "expires_at"),)
+
+    secret_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    return_to: Mapped[str] = mapped_column(String(500))  # a path of ours
+    expires_at: Mapped[datetime]
 
 
 class DeletedJobUse(Base):
@@ -280,7 +314,7 @@ class AuditEntry(Base):
     __table_args__ = (Index("ix_audit_object", "object", "id"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
-    actor: Mapped[str] = mapped_column(String(200))  # name of the API key
+    actor: Mapped[str] = mapped_column(String(200))  # name of the API key, or of the person with their subject
     key_id: Mapped[uuid.UUID | None]  # null for the admin key, the loopback user and the service itself
     action: Mapped[str] = mapped_column(String(32))
     object: Mapped[str] = mapped_column(String(300))  # the path of the resource, such as /jobs/{id}

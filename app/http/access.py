@@ -1,7 +1,8 @@
 """Authentication by API key and the scopes that routes require. Keys are created and revoked in `app.keys`.
 
 A valid key is cached for a few seconds, and for as long as the database is unavailable, so that predictions need no
-database. When a key was last used is written in batches, by no request.
+database. When a key was last used is written in batches, by no request. Where people log in, a request without a key
+may show a session instead (`app.http.sessions`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from fastapi import Depends
 from sqlalchemy import Engine, or_, select, update
@@ -28,27 +29,28 @@ from app.db.clock import now
 from app.db.tables import ApiKey
 from app.errors import DatabaseUnavailable, Forbidden, Unauthenticated
 from app.http.rate_limit import RateLimiter
-from app.settings import Settings
+from app.settings import SCOPES, Scope, Settings
 
-Scope = Literal["read", "train", "predict", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "train", "predict", "admin")
+if TYPE_CHECKING:
+    from app.http.sessions import SessionCache
+
 KEY_FRESH_S = 5.0  # how long a revoked key may still work in another API process
 MOST_CACHED = 1024
 LOOPBACK = "loopback"  # who acts without a key
 
 
 class Principal(NamedTuple):
-    """The caller: `id` is "" for the loopback user, "admin" for the bootstrap key, else the key's id."""
+    """The caller: `id` is "" for the loopback user, "admin" for the bootstrap key, else that of the key or person."""
 
     id: str
     scopes: frozenset[str]
-    name: str  # of the key; "" for the loopback user
+    name: str  # of the key or person; "" for the loopback user
     requests_per_s: float = 0.0  # 0: any number
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller has this scope or `admin`."""
         if scope not in self.scopes and "admin" not in self.scopes:
-            raise Forbidden(f"This needs a key with the scope {scope!r}.")
+            raise Forbidden(f"This needs a key or a login with the scope {scope!r}.")
 
 
 ANYBODY = Principal("", frozenset(SCOPES), "")
@@ -113,6 +115,10 @@ class KeyCache:
             raise unauthenticated(f"This key expired at {valid.expires_at.isoformat(timespec='seconds')}.")
         self._last_used[valid.principal.id] = now_s
         return valid.principal
+
+    def note_use(self, key_id: str) -> None:
+        """Note that a key was used now, or that a person was here."""
+        self._last_used[key_id] = time.monotonic()
 
     def clear(self) -> None:
         """Empty the cache: after a key was revoked, keys are looked up in the database again."""
@@ -199,21 +205,43 @@ class RequireScope:
         """Store the caller as `request.state.principal`.
 
         Raises:
-            Unauthenticated: There is no valid key.
-            RateLimited: The key, or the address without one, sends too many requests.
-            Forbidden: The key lacks the scope.
+            Unauthenticated: There is no valid key, and no valid session.
+            RateLimited: The caller, or the address without a valid key, sends too many requests.
+            CsrfTokenRequired: A session is to change something without its token.
+            Forbidden: The caller lacks the scope.
         """
         if self.scope is None:
             return
-        state = request.app.state
-        limiter: RateLimiter = state.rate_limiter
-        principal = await state.key_cache.principal(
-            request.headers.get("authorization"), functools.partial(limiter.limit_address, request)
-        )
-        if principal.requests_per_s:
-            limiter.limit_key(request, principal.id, principal.requests_per_s)
+        principal = await authenticate(request)
         principal.require(self.scope)
         request.state.principal = principal
+
+
+async def authenticate(request: Request) -> Principal:
+    """The caller: by the Authorization header, or without one by the cookie of a session; see `RequireScope.check`."""
+    state = request.app.state
+    limiter: RateLimiter = state.rate_limiter
+    sessions: SessionCache | None = state.session_cache
+    before_unknown = functools.partial(limiter.limit_address, request)
+    authorization = request.headers.get("authorization")
+    session_id = None if authorization is not None or sessions is None else sessions.cookie.read(request)
+    if sessions is None or session_id is None:
+        principal: Principal = await state.key_cache.principal(authorization, before_unknown)
+    else:
+        principal = await sessions.principal(session_id, before_unknown)
+    if principal.requests_per_s:
+        limiter.limit_key(request, principal.id, principal.requests_per_s)
+    if sessions is not None and session_id is not None:
+        sessions.check_csrf(request, session_id)
+    return principal
+
+
+def clear_caches(request: Request) -> None:
+    """After callers lost a right: look all of them up again in this process; others do so within `KEY_FRESH_S`."""
+    state = request.app.state
+    state.key_cache.clear()
+    if state.session_cache is not None:
+        state.session_cache.clear()
 
 
 OPEN, READ, TRAIN, PREDICT, ADMIN = (
@@ -234,7 +262,7 @@ Caller = Annotated[Principal, Depends(_principal)]
 
 
 def key_id(principal: Principal) -> uuid.UUID | None:
-    """The id of the caller's key; None for the loopback user and the bootstrap key."""
+    """The id of the caller's key or person; None for the loopback user and the bootstrap key."""
     return uuid.UUID(principal.id) if principal.id not in {"", "admin"} else None
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.errors import Problem
+from app.http import sessions
 from app.http.problems import MEDIA_TYPE
+from app.settings import Settings
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "title": "Problem",
@@ -57,6 +59,9 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         },
     },
 }
+# Routes that anybody may call, and those that only a session opens.
+PUBLIC = frozenset({"/livez", "/readyz", "/login", "/login/callback"})
+OF_SESSIONS = frozenset({"/session", "/logout"})
 TITLES = {
     400: "Malformed request",
     401: "No valid API key",
@@ -101,14 +106,23 @@ def install(app: FastAPI, bodies: Callable[[], dict[str, dict[str, Any]]]) -> No
     def openapi() -> dict[str, Any]:
         with lock:
             if not finished:
-                finished.append(complete_document(generate(), bodies(), key=bool(app.state.settings.key_required)))
+                settings: Settings = app.state.settings
+                cookie = sessions.Cookie(settings, sessions.COOKIE).name if settings.login_enabled else None
+                finished.append(complete_document(generate(), bodies(), key=settings.key_required, cookie=cookie))
         return finished[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool) -> dict[str, Any]:
-    """The generated OpenAPI document with problems, bodies and security added; `key`: whether a key is required."""
+def complete_document(
+    document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool, cookie: str | None
+) -> dict[str, Any]:
+    """The generated OpenAPI document with problems, bodies and security added.
+
+    Args:
+        key: Whether a key is required.
+        cookie: The name of the cookie of a session; None where nobody can log in.
+    """
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -118,9 +132,17 @@ def complete_document(document: dict[str, Any], bodies: dict[str, dict[str, Any]
         schemas.update(schema.get("$defs", {}))
         schemas[name] = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    if cookie is not None:
+        components["securitySchemes"]["session"] = {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": cookie,
+            "description": "Set by GET /login. Every request but GET, HEAD and OPTIONS then needs the `csrf_token` of "
+            f"GET /session as {sessions.CSRF_HEADER}.",
+        }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            add_problems(path, method, operation, key=key)
+            add_problems(path, method, operation, key=key, session=cookie is not None)
     return document
 
 
@@ -132,16 +154,17 @@ def without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**kinds[0], **{keyword: value for keyword, value in schema.items() if keyword != "anyOf"}}
 
 
-def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool) -> None:
+def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool, session: bool) -> None:
     """Add to an operation the problems that it can respond with whatever its route does."""
     responses = operation["responses"]
     default_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
     if default_422.get("$ref", "").endswith("HTTPValidationError"):
         del responses["422"]
     statuses = {400, 415, 422, 500, 503}
-    if key and path not in {"/livez", "/readyz"}:
+    if key and path not in PUBLIC:
         statuses |= {401, 403}
-        operation["security"] = [{"key": []}]
+        by_session: list[dict[str, list[str]]] = [{"session": []}] if session else []
+        operation["security"] = by_session if path in OF_SESSIONS else [{"key": []}, *by_session]
     for parameter in operation.get("parameters", []):
         parameter["schema"] = without_null(parameter["schema"])
     if path not in {"/livez", "/readyz"}:

@@ -45,7 +45,8 @@ class SecurityMiddleware:
 
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: RequestMetrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        named = (name.strip().lower() for name in settings.allowed_hosts.split(","))
+        named = [name.strip().lower() for name in settings.allowed_hosts.split(",")]
+        named.append(urlsplit(settings.public_url).hostname or "")
         self._hosts = {"localhost", settings.host.lower(), *(name for name in named if name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""/keys: create, list and revoke API keys."""
+"""/keys: create, list and revoke API keys, and list and shut out people who log in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.db import audit
 from app.db.tables import ApiKey
-from app.http import pages
+from app.http import access, pages
 from app.http.access import ADMIN, By
 from app.http.deps import ReadSession, Transaction
 from app.http.pages import Page, Paging
@@ -37,7 +37,7 @@ def create(session: Transaction, by: By, body: NewKey, response: Response) -> Cr
 
 @router.get("/keys", dependencies=[ADMIN], response_model=Page[KeyOut])
 def list_(session: ReadSession, paging: Paging) -> Page[KeyOut]:
-    """Every key, revoked ones too, newest first."""
+    """Every key, and every person who has logged in; revoked ones too, newest first."""
     rows, cursor = pages.newest_page(session, select(ApiKey), ApiKey, paging)
     return Page(items=[KeyOut.model_validate(r, from_attributes=True) for r in rows], next_cursor=cursor)
 
@@ -55,13 +55,13 @@ def change(
     values = body.model_dump(exclude_unset=True)
     row = service.change(session, key_id, values)
     audit.record(session, by, "key.change", f"/keys/{key_id}", **values)
-    background.add_task(request.app.state.key_cache.clear)
+    background.add_task(access.clear_caches, request)
     return KeyOut.model_validate(row, from_attributes=True)
 
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[ADMIN])
 def revoke(session: Transaction, by: By, request: Request, background: BackgroundTasks, key_id: uuid.UUID) -> None:
-    """Revoke a key: at once in this process, within five seconds in any other."""
+    """Revoke a key, or shut a person out: at once in this process, within five seconds in any other."""
     service.revoke(session, key_id)
     audit.record(session, by, "key.revoke", f"/keys/{key_id}")
-    background.add_task(request.app.state.key_cache.clear)
+    background.add_task(access.clear_caches, request)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from app.http.access import Scope
 from app.http.fields import Name, Strict, Time
+from app.settings import Scope
 
 LONGEST = timedelta(days=3653)
 
@@ -54,7 +54,9 @@ class NewKey(Limits, Strict):
 class KeyOut(BaseModel):
     id: uuid.UUID
     name: str
-    scopes: list[Scope]
+    issuer: str | None = Field(description="Of a person who logs in: their provider; null for a key")
+    subject: str | None = Field(description="Of a person who logs in: who they are for that provider; null for a key")
+    scopes: list[Scope] = Field(description="What it may do; of a person as of their last login")
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute")

@@ -55,10 +55,17 @@ def document(text: ProblemText) -> dict[str, str | int | None]:
 def html(text: ProblemText) -> str:
     """The page for people."""
     status = f"HTTP status {text.status}" if text.status else "The error of a failed job or data set"
+    return html_of(
+        text.title,
+        f"<p><code>{escape(text.code)}</code> · {status}</p><p>{escape(text.happened)}</p><p>{escape(text.remedy)}</p>",
+    )
+
+
+def html_of(title: str, body: str) -> str:
+    """A page with this title; `body` is HTML."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(text.title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"><link rel="icon" href="/static/favicon.svg">'
         '<link rel="stylesheet" href="/static/css/base.css"></head><body><main>'
-        f"<h1>{escape(text.title)}</h1><p><code>{escape(text.code)}</code> · {status}</p>"
-        f"<p>{escape(text.happened)}</p><p>{escape(text.remedy)}</p></main></body></html>"
+        f"<h1>{escape(title)}</h1>{body}</main></body></html>"
     )

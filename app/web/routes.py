@@ -43,7 +43,7 @@ HEADERS = {"Content-Security-Policy": POLICY, "X-Frame-Options": "DENY", "Cache-
 
 @router.get("/", dependencies=[OPEN])
 def page(request: Request) -> Response:
-    return static(request, "index.html")
+    return static(request, "index.html", login=request.app.state.settings.login_enabled)
 
 
 @router.get("/favicon.ico", dependencies=[OPEN])
@@ -82,13 +82,19 @@ def file(request: Request, name: Annotated[str, PathParameter(max_length=200)]) 
     return static(request, name)
 
 
-def static(request: Request, name: str) -> Response:
-    """One file of the folder, by a name among those that exist: no path of a client is opened."""
+def static(request: Request, name: str, *, login: bool = False) -> Response:
+    """One file of the folder, by a name among those that exist: no path of a client is opened.
+
+    Args:
+        login: Of the page: whether people can log in. It must not ask for a session where there are none.
+    """
     known = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.is_file() and p.suffix in MEDIA_TYPES}
     path = known.get(name)
     if path is None:
         raise NotFound("There is nothing at this path.")
     data = path.read_bytes()
+    if login:
+        data = data.replace(b"<body>", b"<body data-login>", 1)
     headers = HEADERS | {
         "ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"',
         "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),

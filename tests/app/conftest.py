@@ -36,7 +36,7 @@ from tests.servers import eventually, free_port
 ADDRESS = "http://127.0.0.1:8000"
 
 
-DOCUMENTS: dict[bool, dict[str, Any]] = {}  # the OpenAPI document takes longer to make than most tests
+DOCUMENTS: dict[tuple[bool, bool], dict[str, Any]] = {}  # the OpenAPI document takes longer to make than most tests
 
 
 class Client(TestClient):
@@ -67,7 +67,7 @@ def check_documented(app: FastAPI, method: str, response: Any) -> None:
 
 
 def documented(app: FastAPI, path: str, method: str) -> dict[str, Any] | None:
-    key = app.state.settings.key_required
+    key = (app.state.settings.key_required, app.state.settings.login_enabled)
     if key not in DOCUMENTS:
         DOCUMENTS[key] = app.openapi()
     paths = DOCUMENTS[key]["paths"]

@@ -140,6 +140,14 @@ def test_a_secret_reaches_only_who_needs_it(services: dict[str, dict[str, Any]])
     assert holders("REDIS_PASSWORD") == OURS - {"migrate", "inference"} | {"redis"}
 
 
+def test_only_the_api_lets_people_log_in() -> None:
+    login = {"DENLL_OIDC_ISSUER": "https://sso.example.org", "DENLL_OIDC_CLIENT_SECRET": "e" * 24}
+    services = resolved(GPU, **login)["services"]
+
+    for value in login.values():
+        assert {name for name, service in services.items() if value in json.dumps(service)} == {"api"}
+
+
 def test_no_secret_stands_in_a_command_line(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         commands = json.dumps([service.get("command"), service.get("entrypoint"), service.get("healthcheck")])

@@ -43,13 +43,13 @@ def launched(data: Path, module: str = "worker.embedded", **settings: str) -> It
     Args:
         data: Its data folder.
         module: What is run; `app.main` is one more API beside a service that runs there already.
-        settings: Variables of its environment.
+        settings: Variables of its environment; without `DENLL_PORT` a free port is taken.
     """
-    port = servers.free_port()
+    port = settings.get("DENLL_PORT") or str(servers.free_port())
     own = {key: value for key, value in os.environ.items() if not key.startswith("DENLL_")}
     environment = own | {
         "DENLL_DATA_DIR": str(data),
-        "DENLL_PORT": str(port),
+        "DENLL_PORT": port,
         "DENLL_MIN_FREE_BYTES": str(100 * 1024 * 1024),  # a small disk runs these tests too
         "DENLL_THREADS": "1",  # small trainings gain nothing from more, and other tests use the cores
         "DENLL_PREDICT_DEADLINE_S": "120",  # the cores may give a model to load too little in the usual time

@@ -34,10 +34,18 @@ export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-/** Headers with the key, if there is one. */
+let csrfToken = null;
+
+/** The token of the session, where somebody is logged in: a change by session needs it. */
+export function setCsrfToken(token) {
+  csrfToken = token;
+}
+
+/** Headers with the key, if there is one, or else with the token of the session. */
 export function authorized(headers = {}) {
   const key = sessionStorage.getItem(KEY);
-  return key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+  if (key) return { ...headers, Authorization: `Bearer ${key}` };
+  return csrfToken ? { ...headers, "X-CSRF-Token": csrfToken } : headers;
 }
 
 function refusal(status, text) {

@@ -5,6 +5,7 @@ import { datasets } from "./datasets.js";
 import { jobs } from "./jobs.js";
 import { keyForm } from "./key.js";
 import { predict } from "./predict.js";
+import { session } from "./session.js";
 import { train } from "./train.js";
 
 const bus = new EventTarget();
@@ -18,4 +19,5 @@ async function begin() {
 }
 
 keys.addEventListener("key-changed", begin);
+await session();
 begin();

@@ -1,0 +1,20 @@
+"""Representation of the session that a browser has."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from app.settings import Scope
+
+
+class SessionOut(BaseModel):
+    person_id: uuid.UUID = Field(description="The id under `/keys`, where an admin sees and limits this person")
+    name: str = Field(description="As the provider gives it")
+    subject: str = Field(description="Who this is for the provider")
+    scopes: list[Scope] = Field(description="What this session may do")
+    created_at: datetime
+    expires_at: datetime = Field(description="When this person must log in again")
+    csrf_token: str = Field(description="To be sent as X-CSRF-Token with every request that changes something")
