@@ -80,7 +80,10 @@ class Settings(BaseSettings):
         description="What is requested of the provider, separated by spaces; some need one more for groups",
     )
     oidc_timeout_s: float = Field(
-        default=4.0, gt=0.0, le=5.0, description="How long each answer of the provider may take"
+        default=4.0,
+        gt=0.0,
+        le=7.0,
+        description="How long each answer of the provider may take; a login needs up to four",
     )
     oidc_leeway_s: int = Field(
         default=30, ge=0, le=300, description="How far the clocks of the provider and this service may differ"

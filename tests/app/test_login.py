@@ -41,6 +41,7 @@ LOGIN = {
     "public_url": ADDRESS,
     "login_scopes": SCOPES,
     "address_requests_per_s": 0.0,
+    "oidc_timeout_s": 7.0,  # the provider shares the cores with other tests
 }
 
 
