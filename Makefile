@@ -52,7 +52,7 @@ $(READERS_STAMP): | $(STAMP)
 # that they start: more test processes than cores keep the cores busy.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 test: install $(READERS_STAMP) ## All tests, real Postgres and Redis included
-	$(BIN)/python -m pytest -m timed; timed=$$?; \
+	$(BIN)/python -m pytest -m timed $$(grep -rlF "mark.timed" tests --include="test_*.py"); timed=$$?; \
 	$(BIN)/python -m pytest $(PARALLEL) -m "not timed" -rs && exit $$timed
 
 test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
