@@ -9,6 +9,9 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 # Threads that spin while they wait take the cores from other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Memory in large pages: a virtual machine that looks pages up slowly takes a third of the time for it (docs/log.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export PYTHONMALLOC ?= malloc
 # Tests and studies start hundreds of processes: each compiles all it imports where compiled files are not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
