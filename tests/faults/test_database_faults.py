@@ -107,6 +107,7 @@ def test_F09_DEG1_a_database_that_hangs_is_a_503_in_time_and_recovers(
         eventually(lambda: client.post("/jobs", json=job).status_code == 202, seconds=5.0, what="its recovery")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_F10_a_database_that_hangs_ends_the_attempt_in_time_and_the_job_resumes(
     tmp_path: Path, database: tuple[str, Freeze], own_redis: servers.RedisServer
