@@ -113,9 +113,7 @@ def test_F10_a_database_that_hangs_ends_the_attempt_in_time_and_the_job_resumes(
     tmp_path: Path, database: tuple[str, Freeze], own_redis: servers.RedisServer
 ) -> None:
     url, freeze = database
-    # A renewal that finds its connection dead waits two more seconds for another, the least that libpq knows.
-    limits = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5, "lease_s": 6.0}
-    harness = FaultHarness(tmp_path, url, own_redis.url, **limits)
+    harness = FaultHarness(tmp_path, url, own_redis.url, statement_timeout_s=0.5, connect_timeout_s=0.5)
     with contextlib.closing(harness):
         dispatcher, supervisor = harness.dispatcher(), harness.working()
         harness.data = harness.dataset()

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,6 +90,7 @@ class Supervisor:
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
+        self._renewals = ThreadPoolExecutor(1, "lease")  # a database that hangs keeps nobody from killing the child
 
     def run_queued_work(self) -> None:
         """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
@@ -118,6 +120,7 @@ class Supervisor:
             log.exception("the fork server cannot be started")
 
     def close(self) -> None:
+        self._renewals.shutdown()
         self._fork_server.close()
 
     def _has_disk(self) -> bool:
@@ -169,8 +172,8 @@ class Supervisor:
     def _monitor(self, claim: Claim, child: Child, state: ChildState) -> int:
         """Hold the lease until the child has ended; its exit status."""
         renew_at = state.renewed + self._settings.heartbeat_s
-        # Sleep until the child sends a beat or ends, the lease is due, or a tick has passed.
-        while (status := child.wait(min(TICK_S, renew_at - time.monotonic()))) is None:
+        # Sleep until the child sends a beat or ends, the lease is due or cannot be held, or a tick has passed.
+        while (status := child.wait(min(TICK_S, renew_at - time.monotonic(), self._grace_left_s(state)))) is None:
             now = time.monotonic()
             if child.has_advanced():
                 state.advanced = now
@@ -191,19 +194,28 @@ class Supervisor:
         return status
 
     def _renew_lease(self, claim: Claim, state: ChildState) -> HolderCommand | None:
+        """Extend the lease, unless the database takes longer than the child may go on without it."""
+
+        def renew() -> HolderCommand | None:
+            with transaction(self._engine) as session:
+                return self._queue.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
+
         requested = time.monotonic()
         try:
-            with transaction(self._engine) as session:
-                command = self._queue.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
-        except DatabaseUnavailable:
+            command = self._renewals.submit(renew).result(max(0.0, self._grace_left_s(state)))
+        except (DatabaseUnavailable, TimeoutError):
             log.warning("lease not renewed: the database is unavailable")
             return None
         state.renewed = requested
         return command
 
+    def _grace_left_s(self, state: ChildState) -> float:
+        """How long the child may go on without a renewal."""
+        return state.renewed + self._settings.database_grace_s - time.monotonic()
+
     def _should_kill(self, state: ChildState) -> bool:
         now = time.monotonic()
-        if now - state.renewed > self._settings.database_grace_s:
+        if self._grace_left_s(state) <= 0:
             state.stop_reason = "database_unavailable"
         elif now - state.advanced > self._settings.stall_s:
             state.stop_reason = "stalled"
