@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from app.errors import Problem
 from app.http import bodies
-from app.http.access import Principal
 from app.http.bodies import CountedBody
+from app.http.callers import Principal
 from app.settings import Settings
 
 Refusal = Callable[[str], Problem]  # makes the problem of a sentence that names the limit

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from app.db.clock import now
 from app.db.tables import IdempotencyKey
 from app.errors import Fault, IdempotencyMismatch, InvalidRequest, RequestInFlight
-from app.http.access import Principal
+from app.http.callers import Principal
 
 BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
 QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')  # a string of RFC 9651, and not empty

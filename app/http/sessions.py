@@ -6,26 +6,23 @@ begin and end in `app.login`.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
-from sqlalchemy import Engine, or_, select, update
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy import Engine, Row, Select, select
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.db import session as db
 from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession
-from app.errors import CsrfTokenRequired, DatabaseUnavailable
-from app.http.access import KEY_FRESH_S, MOST_CACHED, KeyCache, Principal, digest, unauthenticated
+from app.errors import CsrfTokenRequired
+from app.http.access import KeyCache, unauthenticated
+from app.http.callers import CallerCache, Principal, digest
 from app.http.security import SAFE
 from app.settings import Settings
 
@@ -85,15 +82,7 @@ class Cookie:
         response.delete_cookie(self.name, path="/", secure=self._secure, httponly=True, samesite="lax")
 
 
-class ValidSession(NamedTuple):
-    """A session that was looked up; times are `time.monotonic()`."""
-
-    principal: Principal
-    looked_up: float
-    expires: float
-
-
-class SessionCache:
+class SessionCache(CallerCache):
     """The sessions that this process has validated lately.
 
     Args:
@@ -103,13 +92,9 @@ class SessionCache:
     """
 
     def __init__(self, settings: Settings, engine: Engine, keys: KeyCache) -> None:
+        super().__init__(settings, engine, LoginSession.id_sha256, LoginSession.last_used_at)
         self.cookie = Cookie(settings, COOKIE)
-        self._requests_per_s = settings.key_requests_per_s
-        self._engine = engine
         self._keys = keys
-        self._sessions: dict[str, ValidSession] = {}
-        self._last_used: dict[str, float] = {}  # by the hash of an id: what is not written yet
-        self._lock = threading.Lock()
 
     async def principal(self, session_id: str, before_unknown: Callable[[], None]) -> Principal:
         """The person whose session this is.
@@ -122,15 +107,12 @@ class SessionCache:
             Unauthenticated: The session is unknown, has ended or has expired.
         """
         hashed = digest(session_id)
-        valid = self._sessions.get(hashed)
-        if valid is None:
+        if not session_id:  # what no cookie of ours holds needs no query
             before_unknown()
-        if session_id and (valid is None or time.monotonic() - valid.looked_up > KEY_FRESH_S):
-            valid = await run_in_threadpool(self._look_up, hashed, valid)
-        now_s = time.monotonic()
-        if valid is None or now_s >= valid.expires:
+        valid = await self.find(hashed, before_unknown) if session_id else None
+        if valid is None or time.monotonic() >= valid.expires:
             raise unauthenticated("This session has ended: log in again.")
-        self._last_used[hashed] = now_s
+        self.note_use(hashed)
         self._keys.note_use(valid.principal.id)
         return valid.principal
 
@@ -143,70 +125,13 @@ class SessionCache:
         if not hmac.compare_digest(token.encode(), csrf_token(session_id).encode()):
             raise CsrfTokenRequired(f"Send the csrf_token of GET /session as {CSRF_HEADER}.")
 
-    def clear(self) -> None:
-        """Empty the cache: after sessions ended, they are looked up in the database again."""
-        with self._lock:
-            self._sessions.clear()
-
-    def write_last_used(self) -> None:
-        """Write when sessions were last used; while the database is unavailable that is left to the next call."""
-        uses, self._last_used = self._last_used, {}
-        if not uses:
-            return
-        try:
-            with db.transaction(self._engine) as session:
-                for hashed, used in sorted(uses.items()):
-                    at = now(used - time.monotonic())
-                    older = or_(LoginSession.last_used_at.is_(None), LoginSession.last_used_at < at)
-                    session.execute(
-                        update(LoginSession)
-                        .where(LoginSession.id_sha256 == hashed, older)
-                        .values(last_used_at=at)
-                        .execution_options(synchronize_session=False)
-                    )
-        except DatabaseUnavailable:
-            self._last_used = uses | self._last_used
-
-    async def keep_last_used(self, period_s: float) -> None:
-        """Call `write_last_used` every `period_s` seconds until it is cancelled."""
-        while True:
-            await asyncio.sleep(period_s)
-            await run_in_threadpool(self.write_last_used)
-
-    def _look_up(self, hashed: str, cached: ValidSession | None) -> ValidSession | None:
-        """The session with this hash; the cached one while the database is unavailable."""
-        statement = (
-            select(
-                ApiKey.id,
-                ApiKey.name,
-                ApiKey.subject,
-                ApiKey.requests_per_s,
-                LoginSession.scopes,
-                LoginSession.expires_at,
-                now().label("now"),
-            )
+    def _select(self, hashed: str) -> Select[Any]:
+        person = (ApiKey.id, ApiKey.name, ApiKey.subject, ApiKey.requests_per_s)
+        return (
+            select(*person, LoginSession.scopes, LoginSession.expires_at, now().label("now"))
             .join(ApiKey, ApiKey.id == LoginSession.key_id)
             .where(LoginSession.id_sha256 == hashed, LoginSession.expires_at > now(), ApiKey.revoked_at.is_(None))
         )
-        try:
-            with db.transaction(self._engine, read_only=True) as session:
-                row = session.execute(statement).one_or_none()
-        except DatabaseUnavailable:
-            if cached is not None:
-                return cached
-            raise
-        valid = None
-        if row is not None:
-            looked_up = time.monotonic()
-            expires = looked_up + (row.expires_at - row.now).total_seconds()
-            per_s = row.requests_per_s or self._requests_per_s
-            name = person_name(row.name, row.subject)
-            valid = ValidSession(Principal(str(row.id), frozenset(row.scopes), name, per_s), looked_up, expires)
-        with self._lock:
-            if len(self._sessions) >= MOST_CACHED:
-                self._sessions.clear()
-            if valid is not None:
-                self._sessions[hashed] = valid
-            else:
-                self._sessions.pop(hashed, None)
-        return valid
+
+    def _name(self, row: Row[Any]) -> str:
+        return person_name(row.name, row.subject)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.db.clock import now
 from app.db.tables import ApiKey
 from app.errors import KeyNotFound
-from app.http import access
+from app.http import callers
 
 PREFIX = "denll_"  # secret scanners find what has a prefix
 
@@ -29,7 +29,7 @@ def create(
 ) -> tuple[ApiKey, str]:
     """Create a key: its row, and the key itself, which is not stored; `limits` are columns of its row."""
     key = PREFIX + secrets.token_urlsafe(32)
-    row = ApiKey(name=name, key_sha256=access.digest(key), scopes=sorted(set(scopes)), expires_at=expires_at, **limits)
+    row = ApiKey(name=name, key_sha256=callers.digest(key), scopes=sorted(set(scopes)), expires_at=expires_at, **limits)
     session.add(row)
     session.flush()
     session.refresh(row)

@@ -15,7 +15,7 @@ from app.db.audit import Actor
 from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession, PendingLogin
 from app.errors import KeyNotFound, NoAccess
-from app.http import access, sessions
+from app.http import callers, sessions
 
 PENDING_S = 600.0  # how long a login may take at the provider
 
@@ -41,7 +41,7 @@ def begin(session: Session, secret: str, return_to: str) -> None:
         secret: Which the browser's cookie holds.
         return_to: The path of ours at which the browser ends.
     """
-    row = PendingLogin(secret_sha256=access.digest(secret), return_to=return_to, expires_at=now(PENDING_S))
+    row = PendingLogin(secret_sha256=callers.digest(secret), return_to=return_to, expires_at=now(PENDING_S))
     session.add(row)
 
 
@@ -49,7 +49,7 @@ def take(session: Session, secret: str) -> str | None:
     """End a login that was begun, whatever comes of it: its `return_to`, to one caller alone; None if it expired."""
     statement = (
         delete(PendingLogin)
-        .where(PendingLogin.secret_sha256 == access.digest(secret), PendingLogin.expires_at > now())
+        .where(PendingLogin.secret_sha256 == callers.digest(secret), PendingLogin.expires_at > now())
         .returning(PendingLogin.return_to)
     )
     return session.execute(statement).scalar_one_or_none()
@@ -77,11 +77,11 @@ def open_session(
     if sorted(row.scopes) != list(scopes):
         session.execute(delete(LoginSession).where(LoginSession.key_id == row.id))
     if replaced:
-        session.execute(delete(LoginSession).where(LoginSession.id_sha256 == access.digest(replaced)))
+        session.execute(delete(LoginSession).where(LoginSession.id_sha256 == callers.digest(replaced)))
     row.name, row.scopes = person.name, list(scopes)
     session_id = sessions.new_secret()
     session.add(
-        LoginSession(id_sha256=access.digest(session_id), key_id=row.id, scopes=list(scopes), expires_at=now(lasts_s))
+        LoginSession(id_sha256=callers.digest(session_id), key_id=row.id, scopes=list(scopes), expires_at=now(lasts_s))
     )
     actor = Actor(sessions.person_name(person.name, person.subject), row.id, request_id)
     audit.record(session, actor, "session.begin", f"/keys/{row.id}", scopes=list(scopes))
@@ -96,7 +96,7 @@ def end_sessions_of(session: Session, person: Person) -> None:
 
 def end_session(session: Session, session_id: str, by: Actor) -> None:
     """End a session; one that has ended already stays so."""
-    ended = session.execute(delete(LoginSession).where(LoginSession.id_sha256 == access.digest(session_id)))
+    ended = session.execute(delete(LoginSession).where(LoginSession.id_sha256 == callers.digest(session_id)))
     if ended.rowcount:  # type: ignore[attr-defined]
         audit.record(session, by, "session.end", f"/keys/{by.key_id}")
 
@@ -120,7 +120,7 @@ def end_all(session: Session, person_id: uuid.UUID | None, by: Actor) -> int:
 def get(session: Session, session_id: str) -> tuple[LoginSession, ApiKey] | None:
     """A session and its person."""
     statement = select(LoginSession, ApiKey).join(ApiKey, ApiKey.id == LoginSession.key_id)
-    row = session.execute(statement.where(LoginSession.id_sha256 == access.digest(session_id))).one_or_none()
+    row = session.execute(statement.where(LoginSession.id_sha256 == callers.digest(session_id))).one_or_none()
     return None if row is None else (row[0], row[1])
 
 

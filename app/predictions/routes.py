@@ -26,7 +26,8 @@ from app.errors import (
     type_of,
 )
 from app.http import routing
-from app.http.access import PREDICT, Principal
+from app.http.access import PREDICT
+from app.http.callers import Principal
 from app.http.openapi import problems
 from app.http.routing import CachedQueryRoute, Router
 from app.models.registry_cache import ResolvedModel

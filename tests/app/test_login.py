@@ -842,7 +842,7 @@ def test_DEG1_a_session_that_is_known_goes_on_without_the_database(
     start: Callable[..., Client], provider: SigningProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a key does: what needs no database answers, and who is not known is told to come again."""
-    monkeypatch.setattr("app.http.sessions.KEY_FRESH_S", 0.0)  # each request looks the session up
+    monkeypatch.setattr("app.http.callers.FRESH_S", 0.0)  # each request looks the session up
     client = start()
     sign_in(client, provider)
     assert client.get("/methods").status_code == 200
