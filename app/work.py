@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
@@ -129,16 +130,31 @@ def update_claimed(
     return session.execute(statement).rowcount == 1  # type: ignore[attr-defined,no-any-return]
 
 
-def renew_lease(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, lease_s: float) -> bool:
-    """Extend the lease to `lease_s` seconds from now; False when the claim is lost."""
-    return update_claimed(session, table, row_id, fence, {"lease_expires_at": now(lease_s), "heartbeat_at": now()})
+def renew_lease(
+    session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, lease_s: float
+) -> HolderCommand | None:
+    """Extend the lease to `lease_s` seconds from now; returns what `read_command` does."""
+    statement = (
+        update(table)
+        .where(*claim_conditions(table, row_id, fence))
+        .values(lease_expires_at=now(lease_s), heartbeat_at=now())
+        .returning(table.cancel_requested_at)
+        .execution_options(synchronize_session=False)
+    )
+    return _command(session.execute(statement).one_or_none())
 
 
 def read_command(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int) -> HolderCommand | None:
     """What the holder must do: stop because of a cancellation ("cancel") or a lost claim ("fenced_off"), or nothing."""
     conditions = claim_conditions(table, row_id, fence)
-    row = session.execute(select(table.cancel_requested_at).where(*conditions)).one_or_none()
-    return "fenced_off" if row is None else "cancel" if row[0] is not None else None
+    return _command(session.execute(select(table.cancel_requested_at).where(*conditions)).one_or_none())
+
+
+def _command(claimed: Row[datetime | None] | None) -> HolderCommand | None:
+    """A command from `cancel_requested_at` of the claimed row; None when the caller holds no such row."""
+    if claimed is None:
+        return "fenced_off"
+    return "cancel" if claimed.cancel_requested_at is not None else None
 
 
 def finish(session: Session, table: WorkTable, row_id: uuid.UUID, fence: int, state: State, **values: Any) -> bool:

@@ -36,8 +36,7 @@ def count_claimable(session: Session, owner: str, devices: int = 0) -> int:
 
 def renew_lease(session: Session, dataset_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
     """Extend the lease to `lease_s` seconds from now; returns what `work.read_command` does."""
-    work.renew_lease(session, Dataset, dataset_id, fence, lease_s)
-    return work.read_command(session, Dataset, dataset_id, fence)
+    return work.renew_lease(session, Dataset, dataset_id, fence, lease_s)
 
 
 def upload_options(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:

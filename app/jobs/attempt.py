@@ -55,8 +55,7 @@ def _claimable_by(owner: str, devices: int) -> tuple[ColumnElement[bool], ...]:
 
 def renew_lease(session: Session, job_id: uuid.UUID, fence: int, lease_s: float) -> HolderCommand | None:
     """Extend the lease to `lease_s` seconds from now; returns what `read_command` does."""
-    work.renew_lease(session, Job, job_id, fence, lease_s)
-    return read_command(session, job_id, fence)
+    return work.renew_lease(session, Job, job_id, fence, lease_s)
 
 
 def read_command(session: Session, job_id: uuid.UUID, fence: int) -> HolderCommand | None:

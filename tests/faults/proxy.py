@@ -36,15 +36,19 @@ class Proxy:
     def hanging(self) -> Iterator[None]:
         """Connections are accepted and acknowledged, and no byte is passed on."""
         self._call(self._passing.clear)
-        yield
-        self._call(self._passing.set)
+        try:
+            yield
+        finally:
+            self._call(self._passing.set)
 
     @contextlib.contextmanager
     def lagging(self, seconds: float) -> Iterator[None]:
         """Whatever arrives is passed on so much later."""
         self._lag_s = seconds
-        yield
-        self._lag_s = 0.0
+        try:
+            yield
+        finally:
+            self._lag_s = 0.0
 
     def break_connections(self) -> int:
         """Reset every connection; new ones are accepted. Returns how many there were."""

@@ -181,8 +181,8 @@ class Supervisor:
             # Renew the lease. The reply to a renewal is also how a cancellation or a lost claim becomes known.
             command = None
             if now >= renew_at:
+                renew_at = now + self._settings.heartbeat_s  # however long this one takes
                 command = self._renew_lease(claim, state)
-                renew_at = time.monotonic() + self._settings.heartbeat_s
 
             # Kill a child that hangs, that ignored a command, or whose lease cannot be renewed.
             if self._should_kill(state):
@@ -196,13 +196,13 @@ class Supervisor:
     def _renew_lease(self, claim: Claim, state: ChildState) -> HolderCommand | None:
         """Extend the lease, unless the database takes longer than the child may go on without it."""
 
-        def renew() -> HolderCommand | None:
+        def extend() -> HolderCommand | None:
             with transaction(self._engine) as session:
                 return self._queue.renew_lease(session, claim.id, claim.fence, self._settings.lease_s)
 
         requested = time.monotonic()
         try:
-            command = self._renewals.submit(renew).result(max(0.0, self._grace_left_s(state)))
+            command = self._renewals.submit(extend).result(max(0.0, self._grace_left_s(state)))
         except (DatabaseUnavailable, TimeoutError):
             log.warning("lease not renewed: the database is unavailable")
             return None
