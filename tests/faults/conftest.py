@@ -27,6 +27,15 @@ class FaultHarness(ServiceHarness):
     data: uuid.UUID
     undisturbed: str  # digest of the model that an uninterrupted attempt makes
 
+    def make_ready(self) -> None:
+        """Start a dispatcher and a supervisor, and train the model of an undisturbed attempt."""
+        self.dispatcher()
+        self.working()
+        self.data = self.dataset()
+        first = self.begin()
+        assert self.ended(first, 100.0).state == "succeeded", self.logs()
+        self.undisturbed = self.models(first)[0].digest
+
     def working(self) -> subprocess.Popen[bytes]:
         """A running supervisor: the one there is, or else a new one."""
         for process in self.processes:
@@ -80,12 +89,7 @@ def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         harness = FaultHarness(tmp_path_factory.mktemp("service"), url, redis.url)
         stack.callback(harness.close)
         harness.redis = redis
-        harness.dispatcher()
-        harness.working()
-        harness.data = harness.dataset()
-        first = harness.begin()
-        assert harness.ended(first, 100.0).state == "succeeded", harness.logs()
-        harness.undisturbed = harness.models(first)[0].digest
+        harness.make_ready()
         yield harness
 
 

@@ -117,7 +117,7 @@ def test_F23_jobs_run_on_while_the_api_is_restarted(harness: FaultHarness) -> No
     assert harness.reasons(job) == []
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F22_twenty_requests_with_one_key_are_one_job(harness: FaultHarness) -> None:
     dataset, before = harness.data, jobs(harness)
     with api(harness) as (client, _):

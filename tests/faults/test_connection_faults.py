@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy.engine import make_url
 
+from app.db.tables import State
 from tests import servers
 from tests.faults.conftest import FaultHarness
 from tests.faults.proxy import Proxy, proxy
@@ -19,6 +21,8 @@ from tests.faults.test_database_faults import LIMIT_S, timed
 from tests.servers import eventually
 
 LAG_S = 0.1
+# A renewal is four responses, and waits for the child's transactions: up to a second and a half with this lag.
+LEASE = {"lease_s": 6.0, "database_grace_s": 5.0}
 
 
 @dataclass(frozen=True)
@@ -45,29 +49,33 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             through = direct.set(host="127.0.0.1", port=database.port)
             url = through.render_as_string(hide_password=False)
         redis_url = redis.url.replace(f":{redis.port}/", f":{broker.port}/")
-        harness = FaultHarness(tmp_path_factory.mktemp("service"), url, redis_url)
+        harness = FaultHarness(tmp_path_factory.mktemp("service"), url, redis_url, **LEASE)
         stack.callback(harness.close)
-        harness.redis = redis
-        harness.dispatcher()
-        harness.working()
-        harness.data = harness.dataset()
-        first = harness.begin()
-        assert harness.ended(first, 100.0).state == "succeeded", harness.logs()
-        harness.undisturbed = harness.models(first)[0].digest
+        harness.make_ready()
         yield Service(harness, broker, database)
 
 
-def unaffected(harness: FaultHarness, fault: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
-    """A job in whose middle the fault happens ends in its first attempt, and the next one starts as ever."""
+class Outcome(NamedTuple):
+    """What became of a job in whose middle a fault happened, and of the next one."""
+
+    attempts: int
+    reasons: list[str]  # why the job changed state
+    next_state: State
+
+
+UNAFFECTED = Outcome(1, [], State.succeeded)
+
+
+def outcome(harness: FaultHarness, fault: Callable[[], contextlib.AbstractContextManager[object]]) -> Outcome:
+    """Train while a fault lasts, until the job has written one more checkpoint in it."""
     job = harness.begin()
     started = harness.in_the_middle(job)
     assert started.state == "running"
     with fault():
         harness.until(job, lambda row: (row.checkpoint_step or 0) > (started.checkpoint_step or 0))
-    assert harness.succeeded(job).attempt == 1
-    assert harness.reasons(job) == []
-    after = harness.submit(harness.data, epochs=1)
-    assert harness.ended(after).state == "succeeded"
+    attempts = harness.succeeded(job).attempt
+    after = harness.ended(harness.submit(harness.data, epochs=1))
+    return Outcome(attempts, harness.reasons(job), after.state)
 
 
 def test_F08_training_goes_on_when_the_connection_to_the_broker_breaks(service: Service) -> None:
@@ -75,11 +83,11 @@ def test_F08_training_goes_on_when_the_connection_to_the_broker_breaks(service: 
         assert service.broker.break_connections() > 0
         return contextlib.nullcontext()
 
-    unaffected(service.harness, break_it)
+    assert outcome(service.harness, break_it) == UNAFFECTED
 
 
 def test_F08_training_goes_on_while_the_broker_does_not_answer(service: Service) -> None:
-    unaffected(service.harness, service.broker.hanging)
+    assert outcome(service.harness, service.broker.hanging) == UNAFFECTED
 
 
 def test_training_goes_on_over_connections_that_lag(service: Service) -> None:
@@ -90,7 +98,7 @@ def test_training_goes_on_over_connections_that_lag(service: Service) -> None:
                 stack.enter_context(one.lagging(LAG_S))
             yield
 
-    unaffected(service.harness, lag)
+    assert outcome(service.harness, lag) == UNAFFECTED
 
 
 @pytest.mark.parametrize("service", ["postgres"], indirect=True)
@@ -102,10 +110,10 @@ def test_F10_training_goes_on_when_the_connections_to_the_database_break(service
         assert database.break_connections() > 0
         return contextlib.nullcontext()
 
-    unaffected(service.harness, break_them)
+    assert outcome(service.harness, break_them) == UNAFFECTED
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 @pytest.mark.parametrize("service", ["postgres"], indirect=True)
 def test_F09_requests_are_refused_in_time_while_the_database_cannot_be_reached(service: Service) -> None:
     assert service.database is not None

@@ -76,7 +76,7 @@ def timed(send: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
     return response, time.monotonic() - started
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F09_DEG1_a_database_that_hangs_is_a_503_in_time_and_recovers(
     tmp_path: Path, database: tuple[str, Freeze]
 ) -> None:
@@ -107,7 +107,7 @@ def test_F09_DEG1_a_database_that_hangs_is_a_503_in_time_and_recovers(
         eventually(lambda: client.post("/jobs", json=job).status_code == 202, seconds=5.0, what="its recovery")
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_F10_a_database_that_hangs_ends_the_attempt_in_time_and_the_job_resumes(
     tmp_path: Path, database: tuple[str, Freeze], own_redis: servers.RedisServer
@@ -115,11 +115,8 @@ def test_F10_a_database_that_hangs_ends_the_attempt_in_time_and_the_job_resumes(
     url, freeze = database
     harness = FaultHarness(tmp_path, url, own_redis.url, statement_timeout_s=0.5, connect_timeout_s=0.5)
     with contextlib.closing(harness):
-        dispatcher, supervisor = harness.dispatcher(), harness.working()
-        harness.data = harness.dataset()
-        first = harness.begin()
-        assert harness.ended(first, 100.0).state == "succeeded", harness.logs()
-        harness.undisturbed = harness.models(first)[0].digest
+        harness.make_ready()
+        dispatcher, supervisor = harness.processes
         job = harness.begin()
         harness.in_the_middle(job)
         child = harness.child(supervisor)

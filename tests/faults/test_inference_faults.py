@@ -88,7 +88,7 @@ def serving(process: subprocess.Popen[bytes], besides: int = 0) -> int:
     return pid
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_predictions_go_on_within_a_second_and_a_half_when_the_serving_process_is_killed(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:
@@ -110,7 +110,7 @@ def test_predictions_go_on_within_a_second_and_a_half_when_the_serving_process_i
     assert traffic.longest_gap() < 1.5
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_over(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:
@@ -136,7 +136,7 @@ def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_ov
     assert traffic.longest_gap() < 1.5
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_no_prediction_fails_with_two_addresses_whichever_process_is_killed(
     harness: FaultHarness, model: uuid.UUID
 ) -> None:

@@ -104,7 +104,7 @@ def test_F17_a_damaged_checkpoint_is_detected_and_the_one_before_used(harness: F
     assert f"Resumed at step {before.name.removeprefix('step-')}" in messages
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F20_cancelled_stays_cancelled_whatever_restarts(harness: FaultHarness) -> None:
     worker = harness.working()
     running = harness.begin(epochs=2000)
@@ -144,7 +144,7 @@ def test_F24_a_diverging_training_fails_with_a_hint_and_strict_json(harness: Fau
     assert "NaN" not in json.dumps([failed.error, failed.progress, failed.metrics, written], allow_nan=False)
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F03_sigterm_drains_and_counts_nothing(harness: FaultHarness) -> None:
     worker = harness.working()
     job = harness.begin()
@@ -190,7 +190,7 @@ def test_F04_a_worker_that_wakes_up_late_writes_nothing(harness: FaultHarness) -
     assert second.poll() is None  # it stays: the next test takes one of the two away
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: FaultHarness) -> None:
     harness.working()
     job = harness.begin()
@@ -209,7 +209,7 @@ def test_F01_a_killed_worker_takes_its_child_along_and_another_goes_on(harness: 
     assert done.attempt == 2
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F06_all_queued_jobs_run_after_redis_lost_everything(harness: FaultHarness) -> None:
     harness.working()
     harness.redis.kill()
@@ -222,7 +222,7 @@ def test_F06_all_queued_jobs_run_after_redis_lost_everything(harness: FaultHarne
     assert time.monotonic() - back < 60.0
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_all_epochs_are_there_and_nothing_is_left_behind(harness: FaultHarness) -> None:
     """What the faults above left on disk: no temporary files, and no checkpoints of jobs that succeeded."""
     worker = harness.working()

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from app.datasets import label_service
 from app.db import audit
 from app.db.audit import Actor
 from app.db.session import transaction
-from app.db.tables import AliasChange, Dataset, Job, JobEvent, LabelVersion, Model
+from app.db.tables import AliasChange, Dataset, Job, LabelVersion, Model
 from app.models import service as models
 from app.storage import Storage
 from ml.formats import dataset_index
@@ -84,15 +85,23 @@ def predictions(files: Storage, model_id: uuid.UUID) -> list[list[float]]:
     return [[float(value) for value in prediction.probabilities] for prediction in answers]
 
 
-@pytest.mark.timeout(900)
-def test_a_service_backed_up_while_a_job_runs_goes_on_in_another_database(
-    harness: ServiceHarness, other_url: str, redis_url: str, tmp_path: Path
-) -> None:
-    """Once as a folder, from SQLite, and once as a tar, from Postgres."""
-    name = "backup" if other_url.startswith("postgres") else "backup.tar"
+class Contents(NamedTuple):
+    """Ids of what a service holds when it is backed up."""
+
+    dataset: uuid.UUID  # with two edits of its labels
+    waiting: uuid.UUID  # an upload that was not checked yet
+    model: uuid.UUID  # with the alias `best`
+    running: uuid.UUID
+    queued: uuid.UUID
+
+
+UPLOAD = {"label_column": "é\u2028"}
+ARCHIVE = b"an archive that is not read here"
+
+
+def fill(harness: ServiceHarness) -> Contents:
+    """A row of each kind, and the files that belong to them; the job is in its middle."""
     dataset_id = harness.dataset()
-    supervisor = harness.supervisor()
-    harness.dispatcher()
     first = harness.submit(dataset_id)
     assert harness.ended(first).state == "succeeded", harness.logs()
     (model,) = harness.models(first)
@@ -101,63 +110,85 @@ def test_a_service_backed_up_while_a_job_runs_goes_on_in_another_database(
     with transaction(harness.engine) as session:
         models.pin(session, "best", model.id)
         audit.record(session, Actor("Ada", uuid.uuid4(), "r"), "alias.move", "/aliases/best", model_id=str(model.id))
-        waiting = Dataset(name="waits", upload={"label_column": "é\u2028"})
+        waiting = Dataset(name="waits", upload=UPLOAD)
         session.add(waiting)
-    harness.files.upload(waiting.id).write_bytes(b"an archive that is not read here")
+    harness.files.upload(waiting.id).write_bytes(ARCHIVE)
     (harness.files.dataset(dataset_id) / "pixels-16.npy.a1.tmp").write_bytes(b"half")
     running = harness.submit(dataset_id, epochs=30)
     queued = harness.submit(dataset_id, epochs=2, gpus=1, seed=7)
     harness.until(running, lambda job: (job.checkpoint_step or 0) >= 6)
+    return Contents(dataset_id, waiting.id, model.id, running, queued)
 
-    child = harness.child(supervisor)
-    os.kill(child, signal.SIGSTOP)  # until the backup begins: the job is to run then
+
+def create_while_a_job_runs(harness: ServiceHarness, child: int, target: Path) -> str:
+    """Make a backup of the service; its last message. The training child waits until the backup has begun."""
+    os.kill(child, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
-        create = pool.submit(command, harness.folder, harness.settings.database, "create", tmp_path / name)
-        eventually(lambda: create.done() or any(begun(tmp_path)) or any(begun(harness.folder)), what="the backup")
+        create = pool.submit(command, harness.folder, harness.settings.database, "create", target)
+        eventually(lambda: create.done() or any(begun(target.parent)) or any(begun(harness.folder)), what="the backup")
         os.kill(child, signal.SIGCONT)
-        made = create.result()
+        return create.result().stderr.splitlines()[-1]
 
+
+def check_restored(other: ServiceHarness, held: Contents) -> None:
+    """Rows and files are those of the backup; what ran is queued, and nothing half-written came along."""
+    with transaction(other.engine, read_only=True) as session:
+        assert models.resolve(session, "best").model.id == held.model
+        assert [version.note for version in session.scalars(select(LabelVersion))] == ["seen", "seen"]
+        assert session.get_one(Dataset, held.waiting).upload == UPLOAD
+        states = {job.id: (job.state, job.attempts_without_progress) for job in session.scalars(select(Job))}
+    assert states[held.running] == states[held.queued] == ("queued", 0)
+    assert other.reasons(held.running)[-1] == "restored"
+    folder = other.files.dataset(held.dataset)
+    assert [change.number for change in dataset_index.compare_labels(folder, 1, 3)] == [0, 2]
+    assert other.files.upload(held.waiting).read_bytes() == ARCHIVE
+    assert not list(other.files.root.rglob("*.tmp"))
+    with transaction(other.engine) as session:
+        models.pin(session, "best", held.model)  # numbers go on after those that were restored
+    with transaction(other.engine, read_only=True) as session:
+        assert len(session.scalars(select(AliasChange)).all()) == 2
+
+
+@pytest.mark.timeout(900)
+def test_a_service_backed_up_while_a_job_runs_goes_on_in_another_database(
+    harness: ServiceHarness, other_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Once as a folder, from SQLite, and once as a tar, from Postgres."""
+    target = tmp_path / ("backup" if other_url.startswith("postgres") else "backup.tar")
+    supervisor = harness.supervisor()
+    harness.dispatcher()
+    held = fill(harness)
+    created = create_while_a_job_runs(harness, harness.child(supervisor), target)
+
+    # The service goes on, and ends: what its jobs make is what they must make elsewhere.
     assert supervisor.poll() is None
-    assert harness.ended(running).state == "succeeded", harness.logs()
-    expected = {job_id: harness.ended(job_id) and harness.models(job_id)[0].digest for job_id in (running, queued)}
-    known = predictions(harness.files, model.id)
+    jobs = (held.running, held.queued)
+    for job_id in jobs:
+        assert harness.ended(job_id).state == "succeeded", harness.logs()
+    expected = {job_id: harness.models(job_id)[0].digest for job_id in jobs}
+    known = predictions(harness.files, held.model)
     harness.close()
+
     restored = tmp_path / "restored"
     (restored / "data").mkdir(parents=True)
-    done = command(restored / "data", other_url, "restore", tmp_path / name)
-    assert done.stderr.splitlines()[-1] == made.stderr.splitlines()[-1]
-
+    done = command(restored / "data", other_url, "restore", target)
+    assert done.stderr.splitlines()[-1] == created
     with opened(restored, other_url, redis_url) as other:
-        assert predictions(other.files, model.id) == known
-        with transaction(other.engine, read_only=True) as session:
-            assert models.resolve(session, "best").model.id == model.id
-            assert [version.note for version in session.scalars(select(LabelVersion))] == ["seen", "seen"]
-            assert session.get_one(Dataset, waiting.id).upload == {"label_column": "é\u2028"}
-            states = {job.id: (job.state, job.attempts_without_progress) for job in session.scalars(select(Job))}
-            before = session.scalars(select(JobEvent.id).order_by(JobEvent.id.desc())).first()
-        assert states[running] == states[queued] == ("queued", 0)
-        assert other.reasons(running)[-1] == "restored"
-        folder = other.files.dataset(dataset_id)
-        assert [change.number for change in dataset_index.compare_labels(folder, 1, 3)] == [0, 2]
-        assert other.files.upload(waiting.id).read_bytes() == b"an archive that is not read here"
-        assert not list(other.files.root.rglob("*.tmp"))
-        with transaction(other.engine) as session:
-            models.pin(session, "best", model.id)  # numbers go on after those that were restored
-        with transaction(other.engine, read_only=True) as session:
-            assert len(session.scalars(select(AliasChange)).all()) == 2
-
+        assert predictions(other.files, held.model) == known
+        before = max(event.id for event in other.history(held.running))
+        check_restored(other, held)
         other.supervisor()
         other.dispatcher()
-        for job_id in (running, queued):
+        for job_id in jobs:
             assert other.ended(job_id).state == "succeeded", other.logs()
             assert other.models(job_id)[0].digest == expected[job_id]
-        resumed = [event.data["message"] for event in other.history(running, "log") if event.id > before]
+        resumed = [event.data["message"] for event in other.history(held.running, "log") if event.id > before]
         assert any(message.startswith("Resumed at step") for message in resumed)
 
-        live = command(restored / "data", other_url, "restore", tmp_path / name, "--force", check=False)
+        live = command(restored / "data", other_url, "restore", target, "--force", check=False)
         assert live.returncode != 0
         assert "running" in live.stderr
-    refused = command(restored / "data", other_url, "restore", tmp_path / name, check=False)
+    refused = command(restored / "data", other_url, "restore", target, check=False)
     assert refused.returncode != 0
 
 
