@@ -9,9 +9,6 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 # Threads that spin while they wait take the cores from other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Memory in large pages: a virtual machine that looks pages up slowly takes a third of the time for it (docs/log.md).
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-export PYTHONMALLOC ?= malloc
 # Tests and studies start hundreds of processes: each compiles all it imports where compiled files are not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -51,12 +48,16 @@ READERS_STAMP := $(READERS)/installed-$(shell cat requirements/readers.txt requi
 $(READERS_STAMP): | $(STAMP)
 	$(call separate_environment,$(READERS),requirements/readers.txt)
 
-# Tests of a bound in seconds are marked `timed` and run first, one after the other. Many of the rest wait for processes
-# that they start: more test processes than cores keep the cores busy.
+# Memory in large pages: tests take a third of the time for it where pages are looked up slowly (docs/log.md).
+test test-hosts fuzz check: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+test test-hosts fuzz check: export PYTHONMALLOC ?= malloc
+
+# Tests that nothing may run beside are marked `alone` and run first, one after the other. Many of the rest wait for
+# processes that they start: more test processes than cores keep the cores busy.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 test: install $(READERS_STAMP) ## All tests, real Postgres and Redis included
-	$(BIN)/python -m pytest -m timed $$(grep -rlF "mark.timed" tests --include="test_*.py"); timed=$$?; \
-	$(BIN)/python -m pytest $(PARALLEL) -m "not timed" -rs && exit $$timed
+	$(BIN)/python -m pytest -m alone $$(grep -rlF "mark.alone" tests --include="test_*.py"); alone=$$?; \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not alone" -rs && exit $$alone
 
 test-hosts: install ## Two hosts on this machine, one cut off during a job (root and iproute2; part of `make test`)
 	$(BIN)/python -m pytest tests/hosts -rs
@@ -72,7 +73,7 @@ soak: install ## 64 clients beside a training: honest errors, flat memory; 10 mi
 	$(BIN)/python -m tests.endurance soak $(ARGS)
 
 check: lint types contracts ## Format, lint, types, import contracts and the fast tests
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not timed"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not alone"
 
 test-gpu: install ## Tests that need a GPU: training in bf16, exact resume, recorded steps, T7
 	$(BIN)/python -m pytest tests/gpu -rs --timeout 900

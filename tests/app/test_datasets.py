@@ -194,7 +194,7 @@ def test_F14_a_disk_that_fills_up_during_an_upload_is_a_507(
     assert upload(client, archive_bytes).status_code == 202
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F13_a_client_that_goes_away_leaves_nothing(live: Callable[..., LiveServer], client: Client) -> None:
     server = live()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:

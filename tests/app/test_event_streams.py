@@ -94,7 +94,7 @@ def test_a_stream_that_is_refused_or_names_no_job_keeps_no_place(
 
 
 @pytest.mark.slow
-@pytest.mark.timed
+@pytest.mark.alone
 def test_a_thousand_streams_leave_others_their_answers(
     live: Callable[..., LiveServer], submit: Callable[..., Any], client: Client
 ) -> None:

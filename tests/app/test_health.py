@@ -72,7 +72,7 @@ def test_readiness_speaks_of_all_hosts(client: Client) -> None:
     assert ingest["heartbeat_age_seconds"] >= 100
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F09_DEG1_DEG3_without_a_database_we_live_but_are_not_ready(with_settings: Callable[..., Client]) -> None:
     client = with_settings(database_url="postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.5)
     started = time.monotonic()

@@ -37,7 +37,7 @@ def jobs(client: Client) -> int:
         return session.scalar(select(func.count()).select_from(Job)) or 0
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 @BOTH
 def test_only_the_data_set_is_required_and_every_default_is_shown(client: Client, dataset_id: str) -> None:
     started = time.perf_counter()

@@ -13,7 +13,7 @@ BYTES = 200 * 1024  # below the limits on values, which refuse larger ones early
 
 
 @pytest.mark.slow
-@pytest.mark.timed
+@pytest.mark.alone
 def test_I3_no_request_costs_more_than_it_is_worth(tmp_path: Path) -> None:
     with request_costs.api(tmp_path) as service:
         costs = list(request_costs.walk(service, [BYTES], fields=1))

@@ -130,7 +130,7 @@ def test_same_origin_compares_host_and_port(origin: str, same: bool) -> None:
     assert security.same_origin(origin, "h:1") == same
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_H3_a_body_that_trickles_is_given_up(live: Callable[..., LiveServer]) -> None:
     server = live(slow_body_s=0.3, slow_body_bytes=1000)
     started = time.monotonic()
@@ -163,7 +163,7 @@ def all_of(connection: socket.socket) -> bytes:
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HT",
     ],
 )
-@pytest.mark.timed
+@pytest.mark.alone
 def test_H3_a_connection_that_trickles_outside_of_a_body_is_closed(
     live: Callable[..., LiveServer], start: bytes
 ) -> None:

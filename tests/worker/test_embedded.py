@@ -75,7 +75,7 @@ def launched(tmp_path: Path, data: Path) -> Iterator[Launched]:
     service.end()
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_it_serves_restarts_what_dies_and_ends_without_an_orphan(
     launched: Launched, data: Path, tmp_path: Path
 ) -> None:

@@ -165,7 +165,7 @@ def test_a_lost_claim_ends_the_child_and_writes_nothing(
     assert harness.reasons(job) == ["test"]
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_away(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
