@@ -41,7 +41,7 @@ class ImageHistory(BaseModel):
 
     index: int
     path: str
-    items: list[ImageLabelState] = Field(description="Newest first")
+    changes: list[ImageLabelState] = Field(description="Newest first")
 
 
 class LabelState(NamedTuple):
@@ -88,7 +88,7 @@ def history(
     dataset = service.get_ready(session, dataset_id)
     image = contents.find_image(files.dataset(dataset.id), index)
     states = find_states(session, files, dataset, image.number)
-    return ImageHistory(index=image.number, path=image.path, items=[state_out(state, dataset) for state in states])
+    return ImageHistory(index=image.number, path=image.path, changes=[state_out(state, dataset) for state in states])
 
 
 def state_out(state: LabelState, dataset: Dataset) -> ImageLabelState:

@@ -403,12 +403,12 @@ def test_the_history_of_an_image_has_the_versions_that_changed_its_label(
     history = client.get(f"/datasets/{dataset_id}/images/0/history").json()
 
     assert history["path"] == "train/cat/0.jpg"
-    states = [(item["version"], item["label"], item["action"], item["source"]) for item in history["items"]]
+    states = [(item["version"], item["label"], item["action"], item["source"]) for item in history["changes"]]
     assert states == [
         (4, "cat", "unreviewed", "revert"),
         (2, "dog", "relabelled", "edits"),
         (1, "cat", "unreviewed", "upload"),
     ]
-    assert history["items"][1]["note"] == "by eye"
-    assert len(client.get(f"/datasets/{dataset_id}/images/5/history").json()["items"]) == 1
+    assert history["changes"][1]["note"] == "by eye"
+    assert len(client.get(f"/datasets/{dataset_id}/images/5/history").json()["changes"]) == 1
     assert client.get(f"/datasets/{dataset_id}/images/24/history").status_code == 404

@@ -83,7 +83,7 @@ export function openDraft(dataset) {
 
   /** Take the last step back; the numbers of its images. */
   async function undo() {
-    const { undone } = await enqueue(() => post(`${path}/undo`, undefined, { "If-Match": `"${sequence}"`, "Content-Type": "application/json" }));
+    const { undone } = await enqueue(() => post(`${path}/undo`, undefined, { "If-Match": `"${sequence}"` }));
     const next = new Map(edits.value);
     for (const { image, now } of undone) {
       if (now) next.set(image, { action: now.action, to: now.to });
@@ -95,7 +95,7 @@ export function openDraft(dataset) {
 
   /** Make it a version: the new version. */
   async function publish(note, leaveOut = false) {
-    const key = { "Idempotency-Key": idempotencyKey(), "Content-Type": "application/json" };
+    const key = { "Idempotency-Key": idempotencyKey() };
     const made = await enqueue(() => post(`${path}/publish?${new URLSearchParams({ note, leave_out_moved_on: leaveOut })}`, undefined, key));
     edits.value = new Map();
     sequence = 0;

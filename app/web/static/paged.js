@@ -15,7 +15,7 @@ export function pagedItems(path, { first = 60, seen } = {}) {
   const [count, done, problem] = [signal(0), signal(false), signal(null)];
   let cursor = null;
   let loading = null;
-  let wanted = 0;
+  let needed = 0;
   let closed = false;
 
   async function load() {
@@ -30,8 +30,8 @@ export function pagedItems(path, { first = 60, seen } = {}) {
   }
 
   function need(most) {
-    wanted = Math.max(wanted, most);
-    if (loading || closed || done.value || (items.length >= wanted && items.length)) return loading;
+    needed = Math.max(needed, most);
+    if (loading || closed || done.value || (items.length >= needed && items.length)) return loading;
     problem.value = null;
     loading = load().then(
       () => ((loading = null), need(0)),

@@ -34,7 +34,7 @@ export function predict() {
   async function refresh() {
     try {
       models = (await getItems("/models")).items;
-      const before = model.value;
+      const before = model.value || new URLSearchParams(location.search).get("model");
       const follows = models.length ? await get("/aliases/default") : null;
       byDefault = follows?.model_id;
       why.textContent = follows ? sayWhy(follows, models) : "";

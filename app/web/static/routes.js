@@ -7,6 +7,10 @@ const ROUTES = [
   [/^\/ui\/jobs$/, "/ui/jobs", () => import("./views/jobs.js")],
   [/^\/ui\/jobs\/(?<id>[^/]+)$/, "/ui/jobs", () => import("./views/job.js")],
   [/^\/ui\/review\/(?<id>[^/]+)$/, "/ui/jobs", () => import("./views/review.js")],
+  [/^\/ui\/compare$/, "/ui/jobs", () => import("./views/compare.js")],
+  [/^\/ui\/models$/, "/ui/models", () => import("./views/models.js")],
+  [/^\/ui\/models\/(?<id>[^/]+)$/, "/ui/models", () => import("./views/model.js")],
+  [/^\/ui\/queue$/, "/ui/queue", () => import("./views/queue.js")],
   [/^\/ui\/predict$/, "/ui/predict", () => import("./views/predict.js")],
 ];
 

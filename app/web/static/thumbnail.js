@@ -6,7 +6,7 @@ import { useEffect, useState } from "preact/hooks";
 import { hasKey, imageAddress } from "./api.js";
 
 /** `small` is the picture as a network sees it, otherwise the original. */
-export function Picture({ dataset, index, alt, small = true, onLoad }) {
+export function DatasetPicture({ dataset, index, alt, small = true, onLoad }) {
   const path = `/datasets/${dataset}/images/${index}${small ? "/thumbnail" : ""}`;
   const [address, setAddress] = useState(hasKey() ? null : path);
   useEffect(() => {

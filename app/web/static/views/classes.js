@@ -7,7 +7,7 @@ import { number } from "../format.js";
 export function Classes({ dataset }) {
   const { train, test } = dataset.counts;
   const largest = Math.max(1, ...Object.values(train));
-  return html`<div class="table-scroll"><table>
+  return html`<div class="table-scroll" tabindex="0" role="group" aria-label="Table"><table>
     <caption class="unseen">Pictures by class, without excluded ones</caption>
     <thead><tr><th scope="col">Class</th><th scope="col" class="number">Training</th><th scope="col" class="number">Test</th><th scope="col" class="bar-column"><span class="unseen">Share of the largest</span></th></tr></thead>
     <tbody>${dataset.classes.map((name) => html`<tr>

@@ -7,7 +7,7 @@ import { get, getItems, post } from "../api.js";
 import { announce } from "../dom.js";
 import { ago, number, plural } from "../format.js";
 import { ProblemBlock, useAction, useResource } from "../resource.js";
-import { Picture } from "../thumbnail.js";
+import { DatasetPicture } from "../thumbnail.js";
 
 const SHOWN = 50; // changes; as many again on request
 const COUNTS = ["relabelled", "confirmed", "excluded"];
@@ -53,7 +53,7 @@ function Diff({ dataset, from, to }) {
   return html`<div class="diff">
     ${added.length > 0 && html`<p>Classes added: ${added.join(", ")}</p>`}${removed.length > 0 && html`<p>Classes removed: ${removed.join(", ")}</p>`}
     <ul class="changes" aria-label=${`Changes of version ${to}`}>${data.items.map((item) => html`<li key=${item.index}>
-      <${Picture} dataset=${dataset.id} index=${item.index} alt="" />
+      <${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" />
       <span><span class="path">${item.path}</span> ${change(item)}</span></li>`)}</ul>
     ${!data.items.length && html`<p class="quiet">No label differs.</p>`}
     ${data.more && html`<button type="button" class="small" onClick=${() => setMost(most * 2)}>Show more</button>`}

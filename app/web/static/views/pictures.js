@@ -8,7 +8,7 @@ import { Grid } from "../grid.js";
 import { pagedItems } from "../paged.js";
 import { ProblemBlock } from "../resource.js";
 import { address } from "../router.js";
-import { Picture } from "../thumbnail.js";
+import { DatasetPicture } from "../thumbnail.js";
 import { Filters, NAMES } from "./filters.js";
 import { Zoom } from "./zoom.js";
 
@@ -35,7 +35,7 @@ export function Pictures({ dataset, jobs }) {
     ${pages.done.value && !count && html`<p class="empty panel">No picture fits these filters.</p>`}
     <${Grid} pages=${pages} label="Pictures" width=${132} caption=${44} active=${active} setActive=${setActive} opened=${setOpened}
       name=${(item) => `${item.path}: ${item.given_label ?? "no label"}${flagged(item) ? `, ${item.findings.predicted_label} suggested` : ""}`}
-      cell=${(item) => html`<${Picture} dataset=${dataset.id} index=${item.index} alt="" /><span class="cell-label">${item.given_label ?? "no label"}</span>
+      cell=${(item) => html`<${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" /><span class="cell-label">${item.given_label ?? "no label"}</span>
         <span class=${`cell-note ${flagged(item) ? "flag" : ""}`}>${note(item)}</span>`} />
     ${opened !== null && html`<${Zoom} dataset=${dataset} pages=${pages} place=${opened} job=${job}
       moved=${setOpened} closed=${() => (setActive({ place: opened, focus: true }), setOpened(null))} />`}`;

@@ -2,7 +2,7 @@
 
 import { html } from "htm/preact";
 
-import { Picture } from "../thumbnail.js";
+import { DatasetPicture } from "../thumbnail.js";
 
 const AROUND = 12;
 
@@ -11,5 +11,5 @@ export function Strip({ dataset, items, place, go, state, selected }) {
   return html`<ol class="strip" aria-label="Pictures before and after">${items.slice(from, from + 2 * AROUND).map((item, offset) => html`<li key=${item.index}>
     <button type="button" class="strip-item" data-state=${state(item)} aria-current=${from + offset === place ? "true" : undefined} aria-pressed=${selected.has(item.index)}
       aria-label=${`${from + offset + 1}: ${item.given_label}, ${state(item) ?? "not reviewed"}`} onClick=${() => go(from + offset)}>
-      <${Picture} dataset=${dataset.id} index=${item.index} alt="" /></button></li>`)}</ol>`;
+      <${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" /></button></li>`)}</ol>`;
 }

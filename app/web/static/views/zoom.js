@@ -6,7 +6,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { get } from "../api.js";
 import { ago, bytes, number, percent } from "../format.js";
 import { useResource } from "../resource.js";
-import { Picture } from "../thumbnail.js";
+import { DatasetPicture } from "../thumbnail.js";
 
 /** `place` in `pages`; `moved(place)` when another one is gone to, `closed()` at the end. */
 export function Zoom({ dataset, pages, place, job, moved, closed }) {
@@ -31,7 +31,7 @@ export function Zoom({ dataset, pages, place, job, moved, closed }) {
       onClick=${(event) => event.target === dialog.current && dialog.current.close()}>
     <header><h2 id="zoom-title">${item.path}</h2><button type="button" class="quiet-button" onClick=${() => dialog.current.close()}>Close</button></header>
     <div class="zoom-body">
-      <div class="zoom-picture"><${Picture} small=${false} dataset=${dataset.id} index=${item.index} alt=${`${item.path}, labelled ${item.given_label ?? "nothing"}`} /></div>
+      <div class="zoom-picture"><${DatasetPicture} small=${false} dataset=${dataset.id} index=${item.index} alt=${`${item.path}, labelled ${item.given_label ?? "nothing"}`} /></div>
       <div class="zoom-facts">
         <dl class="facts">
           <${Fact} name="Given label">${item.given_label ?? "none"}<//>
@@ -46,7 +46,7 @@ export function Zoom({ dataset, pages, place, job, moved, closed }) {
           <ol class="scores">${item.findings.suggestions.map(({ label, confidence }) => html`<li style=${{ "--share": confidence ?? 0 }}><span class="score-label">${label}</span><span class="score-value">${percent(confidence)}</span></li>`)}</ol>
           ${job && html`<p class="small"><a href=${`/ui/jobs/${job}`}>The training that says so</a></p>`}</section>`}
         ${votes?.votes.length > 0 && html`<section><h3>Votes</h3><dl class="facts">${votes.votes.map((vote) => html`<${Fact} name=${vote.annotator}>${vote.label}<//>`)}</dl></section>`}
-        ${history && html`<section><h3>History</h3><ol class="history">${history.items.map((entry) => html`<li><span class="tag">version ${entry.version}</span>${" "}${entry.label ?? "no label"}${entry.action === "unreviewed" ? ", as uploaded" : `, ${entry.action}`}
+        ${history && html`<section><h3>History</h3><ol class="history">${history.changes.map((entry) => html`<li><span class="tag">version ${entry.version}</span>${" "}${entry.label ?? "no label"}${entry.action === "unreviewed" ? ", as uploaded" : `, ${entry.action}`}
           <span class="quiet small"> ${[entry.author, ago(entry.created_at)].filter(Boolean).join(" · ")}</span></li>`)}</ol></section>`}
       </div>
     </div>
