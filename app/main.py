@@ -17,7 +17,9 @@ from app import logs, settings, storage
 from app.audit import routes as audit
 from app.catalog import Catalog
 from app.datasets import (
+    draft_routes,
     export_routes,
+    history_routes,
     label_edits,
     label_routes,
     resumable_routes,
@@ -54,10 +56,12 @@ from app.web import routes as web
 ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,  # the busiest first: routes are tried in this order
     datasets.router,
+    draft_routes.router,  # before the routes of versions, as `draft` is no version
     label_routes.router,
     resumable_routes.router,
     export_routes.router,
     vote_routes.router,
+    history_routes.router,
     methods_routes.router,
     jobs.router,
     results_routes.router,

@@ -44,6 +44,7 @@ from ml.formats.image_query import ImageQuery
 from ml.formats.records import ImageRecord, Split
 
 router = Router(tags=["labels"])
+Source = Literal["upload", "edits", "accept", "consensus", "revert"]
 Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
 IfMatch = Annotated[
     str | None, Header(max_length=200, description='The newest version, as "3": otherwise nothing is changed (412)')
@@ -71,9 +72,7 @@ EDITS_BODY = {
 class LabelVersionOut(BaseModel):
     version: int
     parent: int | None
-    source: Literal["upload", "edits", "accept", "consensus", "revert"] = Field(
-        description="Where these labels came from"
-    )
+    source: Source = Field(description="Where these labels came from")
     origin: dict[str, Any] | None = Field(
         description="What was accepted, the rule of the consensus, or the version reverted to"
     )

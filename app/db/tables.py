@@ -13,6 +13,7 @@ from sqlalchemy import (
     CheckConstraint,
     Enum,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -129,6 +130,39 @@ class LabelVersion(Base):
     counts: Mapped[dict[str, Any]]  # images by what edits have made of their labels
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class LabelDraft(Base):
+    """Edits of a data set's labels that somebody has made and not yet published as a version."""
+
+    __tablename__ = "label_draft"
+
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)  # which API key; "" is the loopback user
+    label_version: Mapped[int]  # the newest version when it was begun
+    sequence: Mapped[int] = mapped_column(default=0)  # the last number given to an edit; undoing gives none back
+    created_at: Mapped[datetime] = mapped_column(server_default=now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class LabelDraftEdit(Base):
+    """One edit of an image in a draft; of several edits of one image the last counts."""
+
+    __tablename__ = "label_draft_edit"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["dataset_id", "owner"], ["label_draft.dataset_id", "label_draft.owner"], ondelete="CASCADE"
+        ),
+    )
+
+    dataset_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[int]  # sequence of the first edit that was sent with it: undone together
+    image: Mapped[int] = mapped_column(BigId)
+    action: Mapped[str] = mapped_column(String(16))
+    old: Mapped[str | None]
+    new: Mapped[str | None]
 
 
 class Job(WorkColumns, Base):

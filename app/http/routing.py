@@ -73,6 +73,13 @@ class Route(APIRoute):
             raise InvalidRequest(problems.summary(faults), errors=faults)
 
 
+class AnyQueryRoute(Route):
+    """A route whose query is not for the server but for the page that it answers with."""
+
+    def check_query(self, parameters: QueryParams) -> None:
+        """Nothing is refused, as nothing is read."""
+
+
 class CachedQueryRoute(Route):
     """A route for many small requests: its endpoint takes the request and one model of the query, nothing else.
 

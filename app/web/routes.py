@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
+import re
 from email.utils import formatdate
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from app.errors import NotFound
 from app.http import routing
 from app.http.access import OPEN
-from app.http.routing import Router
+from app.http.routing import AnyQueryRoute, Router
 from app.web import docs, problem_pages
 
 router = Router(include_in_schema=False)
@@ -39,11 +42,32 @@ POLICY = (
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {"Content-Security-Policy": POLICY, "X-Frame-Options": "DENY", "Cache-Control": "no-cache"}
+IMPORT_MAP = re.compile(r'<script type="importmap">(.*?)</script>', re.DOTALL)
 
 
 @router.get("/", dependencies=[OPEN])
+def root() -> Response:
+    return Response(status_code=307, headers={"Location": "/ui/"})
+
+
 def page(request: Request) -> Response:
-    return static(request, "index.html", login=request.app.state.settings.login_enabled)
+    """The page, at the address of any of its views: it reads the address itself."""
+    response = static(request, "index.html", login=request.app.state.settings.login_enabled)
+    response.headers["Content-Security-Policy"] = page_policy()
+    return response
+
+
+for path in ("/ui", "/ui/{view:path}"):
+    router.add_api_route(path, page, dependencies=[OPEN], route_class_override=AnyQueryRoute)
+
+
+@functools.cache
+def page_policy() -> str:
+    """The policy of the page. A browser takes an import map only from the page itself, so its hash is allowed."""
+    match = IMPORT_MAP.search((FOLDER / "index.html").read_text())
+    assert match is not None, "the page has an import map"
+    digest = base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
+    return POLICY.replace("script-src 'self'", f"script-src 'self' 'sha256-{digest}'")
 
 
 @router.get("/favicon.ico", dependencies=[OPEN])

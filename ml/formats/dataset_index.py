@@ -157,6 +157,16 @@ def read_classes(folder: Path, version: int = label_versions.UPLOADED) -> list[s
         return [name for (name,) in index.execute('SELECT name FROM labelled_class ORDER BY "index"')]
 
 
+def read_labels(folder: Path, numbers: Sequence[int], version: int = label_versions.UPLOADED) -> dict[int, str | None]:
+    """The names of the labels of some images by number; those that do not exist are left out."""
+    query = (
+        'SELECT l."index", c.name FROM json_each(?) AS number JOIN labelled l ON l."index" = number.value'
+        ' LEFT JOIN labelled_class c ON c."index" = l.given'
+    )
+    with open_index(folder, version) as index:
+        return dict(index.execute(query, (json.dumps(list(numbers)),)))
+
+
 def uploaded_labels(folder: Path) -> label_versions.UploadedLabels:
     """What versions of the labels start from."""
     with open_index(folder) as index:

@@ -391,3 +391,24 @@ def test_the_flags_of_a_model_too_weak_to_judge_need_a_threshold(
 def test_results_of_a_job_of_another_data_set_are_not_shown(client: Client, dataset_id: str) -> None:
     answer = client.get(f"/datasets/{dataset_id}/images?job=00000000-0000-0000-0000-000000000000")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")
+
+
+@BOTH
+def test_the_history_of_an_image_has_the_versions_that_changed_its_label(
+    client: Client, dataset_id: str, labels: str
+) -> None:
+    client.post(labels, json={"edits": [CAT_TO_DOG], "note": "by eye"})
+    client.post(labels, json={"edits": [{"image": 1, "from": "cat", "action": "confirm"}]})
+    client.post(f"{labels}/1/revert")
+    history = client.get(f"/datasets/{dataset_id}/images/0/history").json()
+
+    assert history["path"] == "train/cat/0.jpg"
+    states = [(item["version"], item["label"], item["action"], item["source"]) for item in history["changes"]]
+    assert states == [
+        (4, "cat", "unreviewed", "revert"),
+        (2, "dog", "relabelled", "edits"),
+        (1, "cat", "unreviewed", "upload"),
+    ]
+    assert history["changes"][1]["note"] == "by eye"
+    assert len(client.get(f"/datasets/{dataset_id}/images/5/history").json()["changes"]) == 1
+    assert client.get(f"/datasets/{dataset_id}/images/24/history").status_code == 404

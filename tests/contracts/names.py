@@ -25,7 +25,7 @@ LIST = Path(__file__).with_name("retired_names.toml")
 OURS = {"app", "worker", "ml", "tests", "examples", "migrations"}
 TEXTS = {".py", ".js", ".html", ".css", ".md", ".toml", ".yml", ".json", ".svg", ".example", ".mako", ".ini", ""}
 PASSED_OVER = re.compile(
-    r"^CHANGELOG\.md$|^requirements/|^tests/contracts/(retired_names\.toml|names\.py|test_names\.py)$"
+    r"^CHANGELOG\.md$|^requirements/|^tests/contracts/(retired_names\.toml|names\.py|test_names\.py)$|/vendor/"
 )
 PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 JS_NAME = re.compile(

@@ -24,7 +24,9 @@ NOISE_COLUMN = re.compile(r"[SPI](20|40|45|50|80)")  # columns of the paper's ta
 # T1 to T3 are phases of the paper there; S3 is an object store, L1 and L2 are norms.
 NOTATION = {"T1": "pes", "T2": "pes", "T3": "pes", "S3": "docs/deployment.md", "L2": "weight decay|penalty|L2 norm"}
 SUFFIXES = {".py", ".js", ".md", ".html", ".css", ".yml", ".toml", ".ini", ""}
-PASSED_OVER = re.compile(r"requirements/|docs/evidence/|ml/study/files/|catalog\.json|uPlot|docs/reference/methods")
+PASSED_OVER = re.compile(
+    r"requirements/|docs/evidence/|ml/study/files/|catalog\.json|uPlot|docs/reference/methods|/vendor/"
+)
 
 
 def tracked_texts() -> Iterator[tuple[str, str]]:

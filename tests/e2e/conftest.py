@@ -15,10 +15,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests import servers
+from tests.e2e import flags
+from tests.e2e.flags import Flags
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -89,6 +92,13 @@ def service(data: Path) -> Iterator[str]:
     """The base URL of a running embedded service that is ready."""
     with launched(data) as url:
         yield url
+
+
+@pytest.fixture
+def flagged(service: str, data: Path) -> Iterator[Flags]:
+    """A new data set on the service, and a job that has flagged some of its labels."""
+    with httpx2.Client(base_url=service, timeout=60) as api:
+        yield flags.make(api, data)
 
 
 @pytest.fixture(scope="package")  # as wide as the service, and before it: without a browser none is started

@@ -36,6 +36,7 @@ def console(page: Page, service: str) -> Iterator[Console]:
     """Opens the service's page, listening from the first byte on; at the end it demands silence."""
     console = Console(page)
     page.goto(service)
+    expect(page.get_by_role("heading", name="Data sets", level=1)).to_be_visible()
     yield console
     assert console.errors == []
 
@@ -55,9 +56,16 @@ def upload(page: Page, archive: Path, name: str) -> Locator:
     return page.locator(".dataset", has_text=name)
 
 
+def go(page: Page, section: str) -> None:
+    """Go to a section by the navigation; its heading then has the focus."""
+    page.get_by_role("navigation", name="Sections").get_by_role("link", name=section).click()
+    expect(page.get_by_role("heading", name=section, level=1)).to_be_focused()
+
+
 def start(page: Page, dataset: str, name: str, *, epochs: int, noise: str = "") -> Locator:
     """A job of the small network on a data set, from the form; returns its row, open."""
-    page.locator(".dataset", has_text=dataset).get_by_role("button", name="Train on it").click()
+    page.get_by_role("link", name="Data sets").click()
+    page.locator(".dataset", has_text=dataset).get_by_role("link", name="Train on it").click()
     form = page.locator("#train-form")
     expect(form.get_by_label("Data set").locator("option:checked")).to_have_text(dataset)
     form.get_by_label("Epochs").fill(str(epochs))
@@ -77,6 +85,7 @@ def start(page: Page, dataset: str, name: str, *, epochs: int, noise: str = "") 
 def test_a_network_says_whether_its_weights_are_installed_or_which_command_adds_them(
     page: Page, console: Console
 ) -> None:
+    go(page, "Train")
     network = page.locator("#train-form").get_by_label("Network", exact=True)
     expect(network.locator("optgroup").first).to_have_attribute("label", "Pretrained weights installed")
     network.select_option("efficientnet_lite0")
@@ -89,7 +98,7 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(upload(page, archive, "plates").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     expect(page.locator(".dataset", has_text="plates").locator(".class-name").first).to_have_text("circle")
 
-    page.locator(".dataset", has_text="plates").get_by_role("button", name="Train on it").click()
+    page.locator(".dataset", has_text="plates").get_by_role("link", name="Train on it").click()
     form = page.locator("#train-form")
     (rule,) = methods.load("denll").ABOUT["rules"]
     why = f"how much varies .* Below {rule['below']} backgrounds .* Here it is 0[.][0-9]+, so Confounded is used"
@@ -122,6 +131,8 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
 
     picture = tmp_path / "dropped.jpg"
     picture.write_bytes(pictures.encoded(7, 90, 60))
+    go(page, "Try it")
+    expect(page.locator("#try-panel .drop")).to_be_visible(timeout=QUICK_MS)
     drop(page, picture)
     result = page.locator(".result")
     expect(result.locator(".verdict")).to_have_text(re.compile("|".join(generate.CLASSES)), timeout=QUICK_MS)
@@ -194,7 +205,7 @@ def test_figures_count_epochs_from_one_and_say_what_is_noisy(page: Page, console
     page.evaluate(
         """async (job) => {
             const { figures } = await import("/static/outcome.js");
-            document.getElementById("job-list").before(figures(job));
+            document.querySelector("h1").after(figures(job));
         }""",
         {"metrics": {"test_accuracy": best, "epochs": 2, **measured}},
     )
@@ -269,6 +280,7 @@ def test_columns_of_a_refused_table_are_offered(page: Page, console: Console, tm
 
 def test_a_value_out_of_bounds_is_said_beside_its_field(page: Page, console: Console, archive: Path) -> None:
     expect(upload(page, archive, "bounds").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
+    go(page, "Train")
     epochs = page.locator("#train-form").get_by_label("Epochs")
     epochs.fill("0")
     page.get_by_role("button", name="Start training").click()
@@ -280,7 +292,18 @@ def test_a_value_out_of_bounds_is_said_beside_its_field(page: Page, console: Con
 
 def test_every_control_has_a_name_and_nothing_overflows_a_phone(page: Page, console: Console) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    expect(page.get_by_label("Epochs")).to_be_visible()
+    for section, part in (
+        ("Data sets", "#upload-button"),
+        ("Train", "#train-form .primary"),
+        ("Jobs", "#job-list > li"),
+        ("Try it", "#try-panel"),
+    ):
+        go(page, section)
+        expect(page.locator(part).first).to_be_visible()
+        assert_usable_on_a_phone(page)
+
+
+def assert_usable_on_a_phone(page: Page) -> None:
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("input, select, button")]
             .filter((each) => each.checkVisibility())
@@ -289,3 +312,28 @@ def test_every_control_has_a_name_and_nothing_overflows_a_phone(page: Page, cons
     )
     assert nameless == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_back_forward_and_reload_show_the_view_of_the_address(page: Page, console: Console, service: str) -> None:
+    go(page, "Train")
+    go(page, "Jobs")
+    expect(page).to_have_title("Jobs · DeNLL")
+    page.go_back()
+    expect(page.get_by_role("heading", name="Train", level=1)).to_be_focused()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Data sets", level=1)).to_be_focused()
+    page.go_forward()
+    expect(page).to_have_url(f"{service}/ui/train")
+    page.reload()
+    expect(page.get_by_role("heading", name="Train", level=1)).to_be_visible()
+    expect(page.get_by_role("link", name="Train", exact=True)).to_have_attribute("aria-current", "page")
+    page.goto(f"{service}/ui/nothing/here")
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is nothing at this address")
+
+
+@pytest.mark.parametrize("document", ["/docs", "/problems/not-ready"])
+def test_documents_have_a_margin(page: Page, console: Console, service: str, document: str) -> None:
+    page.goto(service + document)
+    box = page.get_by_role("heading", level=1).bounding_box()
+    assert box is not None
+    assert box["x"] >= 16

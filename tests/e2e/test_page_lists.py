@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,9 +98,9 @@ def test_every_row_can_be_reached_however_many_there_are(
     write_ranking(Storage(tmp_path), jobs[0])
     console.expected = {404}  # the job has no other artifacts
     page.route("**/thumbnail", lambda route: route.fulfill(body=pictures.encoded(0), content_type="image/jpeg"))
-    page.goto(api)
 
     for name in ("dataset", "job"):
+        page.goto(f"{api}/ui/{name}s")
         rows = page.locator(f"#{name}-list > li")
         expect(rows).to_have_count(20, timeout=QUICK_MS)
         show_all(rows, page.locator(f"#{name}s-more"))
@@ -107,15 +108,17 @@ def test_every_row_can_be_reached_however_many_there_are(
         page.evaluate(REFRESH)  # and they stay
         expect(page.locator(f"#{name}-list")).to_contain_text(f"{'set' if name == 'dataset' else 'job'} 0")
 
-    expect(page.locator("#train-dataset option")).to_have_count(ROWS)
-    expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100)
-
-    job = page.locator(".job", has_text="job 0")
-    job.get_by_role("button").first.click()
+    page.locator(".job", has_text="job 0").get_by_role("link").click()
+    job = page.locator(".view.job", has_text="job 0")
     cards = job.locator(".gallery li")
     expect(cards).to_have_count(24, timeout=QUICK_MS)
     show_all(cards, job.get_by_role("button", name="Show more"))
     expect(cards).to_have_count(ROWS)
+
+    page.goto(f"{api}/ui/train")
+    expect(page.locator("#train-dataset option")).to_have_count(ROWS, timeout=QUICK_MS)
+    page.goto(f"{api}/ui/predict")
+    expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100, timeout=QUICK_MS)
 
 
 def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
@@ -123,7 +126,7 @@ def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
 ) -> None:
     console.expected = {404}  # the dry run of a data set that is deleted meanwhile
     chosen = add_dataset(engine, "mine")
-    page.goto(api)
+    page.goto(f"{api}/ui/train")
     picker = page.get_by_label("Data set", exact=True)
     selected = picker.locator("option:checked")
     expect(selected).to_have_text("mine", timeout=QUICK_MS)
@@ -137,8 +140,9 @@ def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
     (job,) = httpx2.get(f"{api}/jobs").json()["items"]
     assert job["dataset_id"] == chosen
 
+    page.get_by_role("link", name="Data sets").click()
     row = page.locator(".dataset", has_text="theirs")
-    row.get_by_role("button", name="Train on it").click()
+    row.get_by_role("link", name="Train on it").click()
     expect(selected).to_have_text("theirs")
     assert httpx2.delete(f"{api}/datasets/{theirs}").status_code == 204
     page.evaluate(REFRESH)
@@ -147,7 +151,8 @@ def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
 
 
 def test_the_style_shown_as_chosen_is_the_one_that_is_drawn(page: Page, console: Console, api: str) -> None:
-    page.goto(api)
+    page.goto(f"{api}/ui/predict")
+    expect(page.locator("#try-panel")).to_be_visible()
     page.evaluate(
         """async () => {
             const { predictionView } = await import("/static/prediction.js");
@@ -182,13 +187,15 @@ def test_a_changed_key_leaves_one_form_that_starts_one_job(
     add_dataset(engine, "mine")
     submitted: list[str] = []
     page.on("request", lambda sent: submitted.append(sent.url) if sent.method == "POST" else None)
-    page.goto(api)
+    page.goto(f"{api}/ui/train")
     selected = page.get_by_label("Data set", exact=True).locator("option:checked")
     expect(selected).to_have_text("mine", timeout=QUICK_MS)
     change = "keys.dispatchEvent(new Event('key-changed'))"
     page.evaluate(f"import('/static/api.js').then(({{ keys }}) => {{ {change}; {change}; }})")
     expect(selected).to_have_text("mine", timeout=QUICK_MS)
     page.get_by_role("button", name="Start training").click()
+    expect(page).to_have_url(re.compile("/ui/jobs/"), timeout=QUICK_MS)
+    page.goto(f"{api}/ui/jobs")
     expect(page.locator("#job-list > li")).to_have_count(1, timeout=QUICK_MS)
 
     assert [url for url in submitted if url.endswith("/jobs")] == [f"{api}/jobs"]
@@ -208,6 +215,6 @@ def test_the_test_pictures_are_those_of_the_model_behind_default(
         session.add(Alias(name="default", model_id=models[0]))
     console.expected = {500, 503}  # the data sets have no files
     with page.expect_request("**/images?split=test*", timeout=QUICK_MS) as first:
-        page.goto(api)
+        page.goto(f"{api}/ui/predict")
 
     assert str(sets[0]) in first.value.url

@@ -99,6 +99,8 @@ export async function getItems(path, most = Infinity) {
 
 export const getText = async (path) => (await fetchOk(path)).text();
 export const post = (path, body, headers) => send("POST", path, body, headers);
+export const put = (path, body) => send("PUT", path, body);
+export const patch = (path, body) => send("PATCH", path, body);
 export const remove = (path) => send("DELETE", path);
 
 /** POST a File as it is. */

@@ -19,7 +19,7 @@ export function classBars(item) {
   return h("ul", { class: "class-bars", "aria-label": "Training images per class" },
     counts.slice(0, CLASSES_SHOWN).map(([name, count]) =>
       h("li", { vars: { share: count / largest } }, h("span", { class: "class-name" }, name), h("span", { class: "class-count" }, number(count)))),
-    rest > 0 && h("li", { class: "quiet" }, `and ${plural(rest, "more class", "more classes")}`));
+    rest > 0 && h("li", { class: "quiet" }, h("a", { href: `/ui/datasets/${item.id}?tab=classes` }, `and ${plural(rest, "more class", "more classes")}`)));
 }
 
 /** The first warnings of ingest and how many more its report has; false without any. */

@@ -10,25 +10,25 @@ import { uploadForm } from "./upload.js";
 
 const BUSY = ["ingesting"];
 
-export function datasets(bus) {
+export function datasets() {
   const list = pagedList({
     path: "/datasets",
     list: document.getElementById("dataset-list"),
     more: document.getElementById("datasets-more"),
     problem: document.getElementById("datasets-problem"),
-    rows: (item) => datasetRow(item, () => list.refresh(), (dataset) => bus.dispatchEvent(new CustomEvent("dataset-chosen", { detail: dataset }))),
+    rows: (item) => datasetRow(item, () => list.refresh()),
     empty: () => h("li", { class: "empty" }, "No data sets yet. Upload one above; it takes a minute."),
     busy: (items) => items.some((item) => BUSY.includes(item.status)),
     quickMs: 1000,
     slowMs: 30000,
-    loaded: (items) => bus.dispatchEvent(new CustomEvent("datasets", { detail: items })),
   });
   uploadForm(() => list.refresh());
-  return list;
+  list.refresh();
+  return list.close;
 }
 
-function datasetRow(first, refresh, choose) {
-  const name = h("h3", {});
+function datasetRow(first, refresh) {
+  const name = h("a", { href: `/ui/datasets/${first.id}` });
   const status = h("span", { class: "status" });
   const facts = h("p", { class: "quiet" });
   const body = h("div", {});
@@ -36,10 +36,9 @@ function datasetRow(first, refresh, choose) {
   const report = h("div", { class: "report" });
   const details = h("details", { class: "more", hidden: true, on: { toggle: () => details.open && ingestReport(report, first.id) } },
     h("summary", {}, "Report"), report);
-  let latest = first;
-  const train = h("button", { type: "button", class: "small", hidden: true, on: { click: () => choose(latest) } }, "Train on it");
+  const train = h("a", { class: "button small", href: `/ui/train?dataset=${first.id}`, hidden: true }, "Train on it");
   const button = h("button", { type: "button", class: "small quiet-button", on: { click: drop } }, "Delete");
-  const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, name, status, h("div", { class: "row-actions" }, train, button)), facts, body, details, problem);
+  const element = h("li", { class: "row dataset" }, h("div", { class: "row-head" }, h("h2", { class: "row-name" }, name), status, h("div", { class: "row-actions" }, train, button)), facts, body, details, problem);
   let previous = "";
 
   async function drop() {
@@ -54,7 +53,6 @@ function datasetRow(first, refresh, choose) {
   }
 
   function update(item) {
-    latest = item;
     train.hidden = item.status !== "ready";
     write(name, item.name);
     write(status, item.status);

@@ -18,17 +18,24 @@ export function labelIssues(job) {
 async function load(place, job, cursor, before) {
   const path = `/jobs/${job.id}/label-issues`;
   const page = await get(`${path}?limit=${cursor ? MORE : FIRST}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
-  const cards = await Promise.all(page.items.map((issue) => card(job, issue)));
+  const cards = await Promise.all(page.items.map((issue, at) => card(job, issue, before.length + at + 1, page.total)));
   const all = [...before, ...cards];
   const problem = h("div", {});
   fill(place,
-    h("h3", {}, "Labels that look wrong"),
+    h("h2", {}, "Labels that look wrong"),
     h("p", { class: "quiet" }, heading(job, page)),
     h("ul", { class: "gallery" }, all),
     h("div", { class: "actions" },
-      page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).catch((error) => show(problem, error)) } }, "Show more"),
+      page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).then(() => focusCard(place, all.length)).catch((error) => show(problem, error)) } }, "Show more"),
       h("button", { type: "button", class: "quiet-button", on: { click: () => save(path, `label-issues-${job.id}.csv`, problem, "text/csv") } }, "Save as CSV")),
     problem);
+}
+
+/** The first of the new cards gets the focus: the button that had it is gone. */
+function focusCard(place, at) {
+  const card = place.querySelectorAll(".gallery li")[at];
+  card?.setAttribute("tabindex", "-1");
+  card?.focus();
 }
 
 function heading(job, page) {
@@ -42,10 +49,13 @@ function heading(job, page) {
   ].filter(Boolean).join(" ");
 }
 
-async function card(job, issue) {
+async function card(job, issue, rank, total) {
   const address = await imageAddress(`/datasets/${job.dataset_id}/images/${issue.index}/thumbnail`).catch(() => "");
   return h("li", { class: issue.is_label_issue ? "issue" : "" },
     h("img", { src: address, alt: `Training picture ${issue.index}`, loading: "lazy", width: 96, height: 96 }),
-    h("p", {}, h("span", { class: "given" }, issue.given_label), h("span", { class: "unseen" }, " is given, predicted is "), h("span", { class: "predicted" }, issue.predicted_label)),
-    h("p", { class: "quiet small" }, `score ${number(issue.label_score, 2)}`));
+    h("p", {}, h("span", { class: "given" }, breakable(issue.given_label)), h("span", { class: "unseen" }, " is given, predicted is "), h("span", { class: "predicted" }, breakable(issue.predicted_label))),
+    h("p", { class: "quiet small" }, `rank ${number(rank)} of ${number(total)}`));
 }
+
+/** A name that breaks after "_" and "-", not in the middle of a word. */
+const breakable = (name) => String(name ?? "no label").split(/(?<=[_-])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));

@@ -16,8 +16,8 @@ import { series } from "./series.js";
 export const ENDED = ["succeeded", "failed", "cancelled"];
 const LOG_LINES = 200;
 
-/** {element, update(job), close()}; `refreshList` asks for all jobs anew. */
-export function jobPanel(first, refreshList) {
+/** {element, update(job), close()}; `refreshList` asks for the job anew, `removed` is called when it has been deleted. */
+export function jobPanel(first, refreshList, removed) {
   const path = `/jobs/${first.id}`;
   const live = liveProgress();
   const accuracy = chart({ title: "Accuracy", share: true });
@@ -114,8 +114,14 @@ export function jobPanel(first, refreshList) {
     if (!ENDED.includes(job.status)) return [act("Cancel", () => post(`${path}/cancel`))];
     return [
       job.status !== "succeeded" && act("Retry from the last checkpoint", () => post(`${path}/retry`)),
-      act("Delete", () => window.confirm("Delete this job and its files?") && remove(path), "quiet-button"),
+      act("Delete", drop, "quiet-button"),
     ];
+  }
+
+  async function drop() {
+    if (!window.confirm("Delete this job and its files?")) return;
+    await remove(path);
+    removed();
   }
 
   async function attempt(button, run) {

@@ -8,7 +8,7 @@ const FIRST = 20; // rows; "Show older" doubles them
 const AT_ONCE = 100; // rows that are refreshed at the stated period; more are refreshed less often
 
 /**
- * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), row(id)}.
+ * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), close(), row(id)}.
  * Rows are newest first, and every one can be reached. `busy(items)` says whether to refresh soon; nothing is requested while the page is hidden.
  */
 export function pagedList({ path, list, more, problem, rows, empty, busy, quickMs, slowMs, loaded }) {
@@ -17,20 +17,22 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
   let limit = FIRST;
   let timer = 0;
   let loading = null;
+  let closed = false;
 
   async function load() {
     clearTimeout(timer);
     try {
       const loadedRows = await getItems(path, limit);
+      if (closed) return;
       items = loadedRows.items;
       more.hidden = !loadedRows.more;
       draw();
       show(problem, null);
       loaded?.(items);
     } catch (error) {
-      show(problem, error);
+      if (!closed) show(problem, error);
     } finally {
-      timer = setTimeout(again, (busy(items) ? quickMs : slowMs) * Math.max(1, items.length / AT_ONCE));
+      if (!closed) timer = setTimeout(again, (busy(items) ? quickMs : slowMs) * Math.max(1, items.length / AT_ONCE));
     }
   }
 
@@ -62,10 +64,21 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     else if (list.children.length > items.length) [...list.children].slice(items.length).forEach((node) => node.remove());
   }
 
-  more.addEventListener("click", () => {
+  /** The focus goes to the first of the new rows: the button may be gone. */
+  more.addEventListener("click", async () => {
+    const before = items.length;
     limit *= 2;
-    refresh();
+    await refresh();
+    list.children[before]?.querySelector("a, button")?.focus();
   });
   document.addEventListener("visibilitychange", again);
-  return { refresh, redraw: () => items.length && draw(), row: (id) => rowsById.get(id) };
+
+  /** Stop: the list is no longer shown. */
+  function close() {
+    closed = true;
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", again);
+    for (const row of rowsById.values()) row.remove?.();
+  }
+  return { close, refresh, redraw: () => items.length && draw(), row: (id) => rowsById.get(id) };
 }

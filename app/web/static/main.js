@@ -1,23 +1,40 @@
-/** Puts the sections together. They know each other only through the events of one bus: datasets, job-started, models-changed. */
+/** Starts the page: the field for the key, the router, and the view of the address. */
+
+import { signal } from "@preact/signals";
+import { html } from "htm/preact";
+import { render } from "preact";
 
 import { keys } from "./api.js";
-import { datasets } from "./datasets.js";
-import { jobs } from "./jobs.js";
 import { keyForm } from "./key.js";
-import { predict } from "./predict.js";
+import { address, navigate, startRouter } from "./router.js";
+import { routeOf } from "./routes.js";
 import { session } from "./session.js";
-import { train } from "./train.js";
 
-const bus = new EventTarget();
-keyForm();
-const sections = { jobs: jobs(bus), predict: predict(bus), datasets: datasets(bus) };
+const current = signal(null); // {View, parameters, key}
+const keyChanges = signal(0); // a view is made anew with another key
 
-/** The form listens to the list of data sets, so it is made first. */
-async function begin() {
-  await train(bus);
-  await Promise.all([sections.datasets.refresh(), sections.jobs.refresh(), sections.predict.refresh()]);
+function App() {
+  if (!current.value) return null;
+  const { View, parameters, key } = current.value;
+  return html`<${View} key=${`${key} ${keyChanges.value}`} ...${parameters} />`;
 }
 
-keys.addEventListener("key-changed", begin);
-await session();
-begin();
+/** Load the view of an address and show it; of several addresses in a row, the last. */
+async function show({ path }) {
+  if (path === "/ui") return navigate("/ui/datasets", { replace: true });
+  const { load, parameters, section } = routeOf(path);
+  for (const link of document.querySelectorAll("#sections a")) {
+    if (link.pathname === section) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const View = await load();
+  if (address.value.path === path) current.value = { View, parameters, key: path };
+  return undefined;
+}
+
+keyForm();
+await session(); // a change by session needs its token
+startRouter();
+keys.addEventListener("key-changed", () => (keyChanges.value += 1));
+render(html`<${App} />`, document.getElementById("main"));
+address.subscribe(show);

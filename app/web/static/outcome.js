@@ -113,7 +113,7 @@ export async function comparison(job) {
   if (rows.length < 2) return null;
   const methods = await catalog();
   return h("section", { "aria-label": "Comparison" },
-    h("h3", {}, "Side by side"),
+    h("h2", {}, "Side by side"),
     h("ul", { class: "compare" }, rows.map((entry) =>
       h("li", { class: entry.id === job.id ? "own" : "", vars: { share: accuracy(entry) ?? 0 } },
         h("span", { class: "compare-name" }, methodTitle(methods, entry.method, entry.params || entry.request?.params)), h("span", { class: "compare-bar" }),

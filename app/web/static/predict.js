@@ -9,7 +9,8 @@ import { dropZone } from "./upload.js";
 
 const SAMPLES = 10;
 
-export function predict(bus) {
+/** Fills the panel; returns what ends it. */
+export function predict() {
   const panel = document.getElementById("try-panel");
   const model = h("select", { id: "try-model", on: { change: () => (samples(), again()) } });
   const why = h("p", { class: "quiet", id: "default-reason" });
@@ -33,7 +34,7 @@ export function predict(bus) {
   async function refresh() {
     try {
       models = (await getItems("/models")).items;
-      const before = model.value;
+      const before = model.value || new URLSearchParams(location.search).get("model");
       const follows = models.length ? await get("/aliases/default") : null;
       byDefault = follows?.model_id;
       why.textContent = follows ? sayWhy(follows, models) : "";
@@ -108,8 +109,10 @@ export function predict(bus) {
     }
   }
 
-  bus.addEventListener("models-changed", refresh);
-  return { refresh };
+  const returned = () => !document.hidden && refresh();
+  document.addEventListener("visibilitychange", returned); // a job may have published a model meanwhile
+  refresh();
+  return () => document.removeEventListener("visibilitychange", returned);
 }
 
 async function loaded(address) {

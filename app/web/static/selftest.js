@@ -25,7 +25,7 @@ export function selfTest(job, files) {
   const problem = h("div", {});
   files.buttons(FILES, problem).then((buttons) => fill(saves, buttons)).catch((error) => show(problem, error));
   return h("section", { "aria-label": "Self-test" },
-    h("h3", {}, "Self-test"),
+    h("h2", {}, "Self-test"),
     h("p", { class: "quiet" }, `${words(result.noise)} noise made ${percent(result.realised_rate)} of the labels wrong. All figures here are by the labels before it.`),
     h("dl", { class: "figures" }, available.map(([name, title]) => h("div", {}, h("dd", {}, percent(result[name])), h("dt", {}, title)))),
     saves, problem);

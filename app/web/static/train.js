@@ -21,26 +21,19 @@ const ORDER = {
   },
 };
 const PROMINENT = 2; // methods with a card; all others are lines
+const REFRESH_MS = 15000; // of the list of data sets
 const ESTIMATE_DELAY_MS = 400; // the estimate is requested after a pause in typing
 
-let closing = new AbortController(); // ends what an earlier form listens to
-
-/** Made again when the key changes. */
-export async function train(bus) {
+/** Fills the form; `chosen` is the id of the data set to begin with, `started(job)` is called with a new job. Returns what ends it. */
+export function train({ chosen, started }) {
   const form = document.getElementById("train-form");
-  closing.abort();
-  const mine = new AbortController();
-  closing = mine;
-  try {
-    const known = await catalog();
-    if (!mine.signal.aborted) trainingForm(form, known, bus, mine.signal);
-  } catch (error) {
-    show(form, error);
-  }
+  const closing = new AbortController();
+  catalog().then((known) => closing.signal.aborted || trainingForm(form, known, chosen, started, closing.signal)).catch((error) => show(form, error));
+  return () => closing.abort();
 }
 
-function trainingForm(form, { methods, spec, networks, noises }, bus, signal) {
-  const dataset = datasetPicker(bus, changed, signal);
+function trainingForm(form, { methods, spec, networks, noises }, chosen, started, signal) {
+  const dataset = datasetPicker(chosen, changed, signal);
   const common = [...fieldsOf(spec, { skip: ELSEWHERE }), ...fieldsOf(ORDER)].map((field) => control(listed(field, networks, noises), changed));
   const isBasic = (entry) => BASIC.includes(entry.path[0]);
   const options = methods.map((entry) => ({ value: entry.name, title: entry.title, text: entry.idea, note: cost(entry) }));
@@ -139,7 +132,7 @@ function trainingForm(form, { methods, spec, networks, noises }, bus, signal) {
       last = { body: "", key: "" };
       show(problem, null);
       announce("The job is queued");
-      bus.dispatchEvent(new CustomEvent("job-started", { detail: job }));
+      started(job);
     } catch (error) {
       refused(error);
     } finally {
@@ -181,32 +174,30 @@ function browserAgrees(controls) {
 }
 
 /**
- * Offers every ready data set, newest first. The newest is chosen at first; after that only the user changes the choice, and when
- * the chosen one is deleted none is chosen.
+ * Offers every ready data set, newest first. At first the one with the id `first` is chosen, else the newest; after that only the
+ * user changes the choice, and when the chosen one is deleted none is chosen.
  */
-function datasetPicker(bus, changed, signal) {
+function datasetPicker(first, changed, signal) {
   const input = h("select", { id: "train-dataset", name: "dataset_id", disabled: true, on: { change: changed } });
   let ready = [];
   let listed = null;
   let hadChoice = false;
-  let loads = 0;
+  let timer = 0;
 
-  bus.addEventListener("datasets", async ({ detail }) => {
-    const now = detail.filter((entry) => entry.status === "ready").map((entry) => entry.id).join();
-    if (now === listed) return;
-    loads += 1;
-    const mine = loads;
-    // The list shows some of the data sets; all of them can be trained on.
-    const all = await getItems("/datasets?status=ready").catch(() => null); // asked for again with the next refresh of the list
-    if (!all || mine !== loads) return;
+  async function refresh() {
+    clearTimeout(timer);
+    const all = document.hidden ? null : await getItems("/datasets?status=ready").catch(() => null); // asked for again later
+    if (signal.aborted) return;
+    timer = setTimeout(refresh, REFRESH_MS);
+    const now = all?.items.map((entry) => entry.id).join();
+    if (!all || now === listed) return;
+    const choice = listed === null ? first : input.value;
     listed = now;
-    offer(all.items, input.value);
-  }, { signal });
-  bus.addEventListener("dataset-chosen", ({ detail }) => {
-    offer(ready.some((entry) => entry.id === detail.id) ? ready : [detail, ...ready], detail.id);
-    input.scrollIntoView({ block: "center", behavior: "smooth" });
-    input.focus({ preventScroll: true });
-  }, { signal });
+    offer(all.items, choice);
+  }
+  document.addEventListener("visibilitychange", refresh, { signal });
+  signal.addEventListener("abort", () => clearTimeout(timer));
+  refresh();
 
   function offer(datasets, id) {
     ready = datasets;

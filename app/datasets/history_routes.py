@@ -1,0 +1,108 @@
+"""/datasets/{id}/images/{index}/history: what versions have made of the label of one image."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated, NamedTuple
+
+from fastapi import Path
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from app.datasets import contents, label_service, service
+from app.datasets.label_issues import ImageAction
+from app.datasets.label_routes import Source
+from app.db.tables import Dataset, LabelVersion
+from app.errors import ImageNotFound, NotReady
+from app.http.access import READ
+from app.http.deps import Files, ReadSession
+from app.http.openapi import problems
+from app.http.routing import Router
+from app.storage import Storage
+from ml.formats import dataset_index, label_versions
+
+router = Router(tags=["labels"])
+VERSIONS = 100  # the newest ones, in which changes are looked for
+
+
+class ImageLabelState(BaseModel):
+    version: int = Field(description="That made it so; 1 is the upload")
+    label: str | None
+    action: ImageAction
+    source: Source
+    author: str | None = Field(description="Name of the API key")
+    note: str
+    created_at: datetime
+
+
+class ImageHistory(BaseModel):
+    """What became of the label of one image."""
+
+    index: int
+    path: str
+    changes: list[ImageLabelState] = Field(description="Newest first")
+
+
+class LabelState(NamedTuple):
+    """What a version has made of an image's label; `row` is None for the uploaded labels."""
+
+    version: int
+    label: str | None
+    status: str
+    row: LabelVersion | None
+
+
+def find_states(session: Session, files: Storage, dataset: Dataset, image: int) -> list[LabelState]:
+    """The versions that have changed an image's label, newest first, and last the label before them.
+
+    Args:
+        session: Reads the rows of the newest `VERSIONS` versions.
+        files: Has the data set.
+        dataset: A ready data set.
+        image: Number of one of its images.
+    """
+    folder = files.dataset(dataset.id)
+    rows = label_service.list_versions(session, dataset.id, below=dataset.label_version + 1, limit=VERSIONS)
+    states: list[LabelState] = []
+    for row in (None, *reversed(rows)):
+        version = label_versions.UPLOADED if row is None else row.version
+        record = dataset_index.find_image(folder, image, version)
+        assert record is not None, "images never change"
+        label = None if record.given is None else dataset_index.read_classes(folder, version)[record.given]
+        if not states or (label, record.status) != (states[-1].label, states[-1].status):
+            states.append(LabelState(version, label, record.status, row))
+    return states[::-1]
+
+
+@router.get(
+    "/datasets/{dataset_id}/images/{index}/history",
+    dependencies=[READ],
+    response_model=ImageHistory,
+    responses=problems(NotReady, ImageNotFound),
+)
+def history(
+    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Annotated[int, Path(ge=0, le=2**53)]
+) -> ImageHistory:
+    """The versions that have changed the label of an image, newest first."""
+    dataset = service.get_ready(session, dataset_id)
+    image = contents.find_image(files.dataset(dataset.id), index)
+    states = find_states(session, files, dataset, image.number)
+    return ImageHistory(index=image.number, path=image.path, changes=[state_out(state, dataset) for state in states])
+
+
+def state_out(state: LabelState, dataset: Dataset) -> ImageLabelState:
+    """The representation of what a version has made of an image's label."""
+    uploaded_at = dataset.finished_at or dataset.created_at
+    row = state.row
+    return ImageLabelState.model_validate(
+        {
+            "version": state.version,
+            "label": state.label,
+            "action": state.status,
+            "source": row.source if row else "upload",
+            "author": row.author if row else None,
+            "note": row.note if row else "",
+            "created_at": row.created_at if row else uploaded_at,
+        }
+    )

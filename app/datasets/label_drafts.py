@@ -1,0 +1,164 @@
+"""Drafts of edits of labels: what somebody has reviewed so far, kept until it is published as a version.
+
+Each edit is checked against the newest labels when it is made, and all of them again when they are published. Edits
+have numbers that only grow; those that were sent together are a step, and steps are undone from the last one on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from app.datasets import service
+from app.datasets.label_edits import MAX_EDITS
+from app.db.clock import now
+from app.db.tables import Dataset, LabelDraft, LabelDraftEdit
+from app.errors import Fault, InvalidRequest, LabelsMovedOn, PreconditionFailed, TooLarge
+from app.http import problems
+from app.storage import Storage
+from ml.formats import dataset_index, label_versions
+from ml.formats.label_versions import Edit
+
+
+class DraftCounts(NamedTuple):
+    """How many images a draft edits, by what it makes of them."""
+
+    relabelled: int
+    confirmed: int
+    excluded: int
+
+
+def find(session: Session, dataset_id: uuid.UUID, owner: str) -> LabelDraft | None:
+    """The draft of a caller; None while there is none."""
+    return session.get(LabelDraft, (dataset_id, owner))
+
+
+def lock(session: Session, dataset_id: uuid.UUID, owner: str, if_match: str | None) -> tuple[Dataset, LabelDraft]:
+    """A ready data set and the caller's draft of its labels, begun if there is none; nobody else changes either now.
+
+    Args:
+        if_match: The client's If-Match: the number of the last edit that it knows.
+
+    Raises:
+        DatasetNotFound, NotReady: There is no such data set.
+        PreconditionFailed: The draft has other edits.
+    """
+    session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
+    dataset = service.get_ready(session, dataset_id)
+    draft = find(session, dataset_id, owner)
+    if draft is None:
+        draft = LabelDraft(dataset_id=dataset_id, owner=owner, label_version=dataset.label_version, sequence=0)
+        session.add(draft)
+        session.flush()
+    tags = {f'"{draft.sequence}"', str(draft.sequence), "*"}
+    if if_match is not None and not tags & {tag.strip().removeprefix("W/") for tag in if_match.split(",")}:
+        raise PreconditionFailed(f"The last edit of the draft is {draft.sequence}.")
+    return dataset, draft
+
+
+def append(session: Session, files: Storage, dataset: Dataset, draft: LabelDraft, edits: Sequence[Edit]) -> None:
+    """Add a step to a draft; of several edits of one image the last counts.
+
+    Args:
+        edits: Of images, not of classes; `old` is the label by the newest version.
+
+    Raises:
+        InvalidRequest: An edit does not fit.
+        LabelsMovedOn: Images have another label than `old` says.
+        TooLarge: The draft would have more than `MAX_EDITS` edits.
+    """
+    _check(files, dataset, edits)
+    of_draft = _of(draft)
+    rows = session.scalar(select(func.count(LabelDraftEdit.sequence)).where(*of_draft)) or 0
+    if rows + len(edits) > MAX_EDITS:
+        raise TooLarge(f"A draft has at most {MAX_EDITS} edits: publish it and go on with another.")
+    first = draft.sequence + 1
+    values = [
+        {
+            "dataset_id": draft.dataset_id,
+            "owner": draft.owner,
+            "sequence": sequence,
+            "step": first,
+            "image": edit.image,
+            "action": edit.action,
+            "old": edit.old,
+            "new": edit.new,
+        }
+        for sequence, edit in enumerate(edits, first)
+    ]
+    session.execute(insert(LabelDraftEdit), values)
+    _advance(session, draft, len(edits))
+
+
+def undo(session: Session, draft: LabelDraft) -> list[int]:
+    """Take the last step back.
+
+    Returns:
+        The numbers of its images; none where the draft has no edit.
+    """
+    of_draft = _of(draft)
+    step = session.scalar(select(func.max(LabelDraftEdit.step)).where(*of_draft))
+    of_step = select(LabelDraftEdit.image).where(*of_draft, LabelDraftEdit.step == step).distinct()
+    undone = list(session.scalars(of_step.order_by(LabelDraftEdit.image)))
+    session.execute(
+        delete(LabelDraftEdit)
+        .where(*of_draft, LabelDraftEdit.step == step)
+        .execution_options(synchronize_session=False)
+    )
+    if undone:
+        _advance(session, draft, 1)  # another state than before, for If-Match
+    return undone
+
+
+def select_current(draft: LabelDraft) -> Select[LabelDraftEdit]:
+    """The edits that count, in the order of their numbers: the last one of each image."""
+    of_draft = _of(draft)
+    last = select(func.max(LabelDraftEdit.sequence)).where(*of_draft).group_by(LabelDraftEdit.image)
+    statement: Select[LabelDraftEdit] = select(LabelDraftEdit).where(*of_draft, LabelDraftEdit.sequence.in_(last))
+    return statement.order_by(LabelDraftEdit.sequence)
+
+
+def count(session: Session, draft: LabelDraft) -> DraftCounts:
+    """How many images the draft edits."""
+    current = select_current(draft).order_by(None).subquery()
+    rows = session.execute(select(current.c.action, func.count()).group_by(current.c.action))
+    by_action: dict[str, int] = {action: images for action, images in rows}  # noqa: C416  # rows are not tuples to mypy
+    return DraftCounts(*(by_action.get(action, 0) for action in label_versions.IMAGE_ACTIONS))
+
+
+def _of(draft: LabelDraft) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return LabelDraftEdit.dataset_id == draft.dataset_id, LabelDraftEdit.owner == draft.owner
+
+
+def _advance(session: Session, draft: LabelDraft, edits: int) -> None:
+    of_draft = (LabelDraft.dataset_id == draft.dataset_id, LabelDraft.owner == draft.owner)
+    session.execute(update(LabelDraft).where(*of_draft).values(sequence=LabelDraft.sequence + edits, updated_at=now()))
+    session.refresh(draft)
+
+
+def _check(files: Storage, dataset: Dataset, edits: Sequence[Edit]) -> None:
+    folder = files.dataset(dataset.id)
+    numbers = [edit.image for edit in edits if edit.image is not None]
+    labels = dataset_index.read_labels(folder, numbers, dataset.label_version)
+    classes = set(dataset_index.read_classes(folder, dataset.label_version))
+    faults: list[Fault] = []
+    moved: list[Fault] = []
+    for number, edit in enumerate(edits):
+        pointer = f"/edits/{number}"
+        if edit.image is None:
+            faults.append(Fault(pointer, "class_edit", "A draft has edits of images alone."))
+        elif edit.image not in labels:
+            faults.append(Fault(pointer, "unknown_image", f"The data set has no image {edit.image}."))
+        elif edit.action == "relabel" and edit.new not in classes:
+            faults.append(Fault(pointer, "unknown_class", "There is no class of this name."))
+        elif labels[edit.image] != edit.old:
+            detail = f"The label of image {edit.image} is {labels[edit.image]!r}, not {edit.old!r}."
+            moved.append(Fault(pointer, label_versions.MOVED_ON, detail))
+    if faults:
+        raise InvalidRequest(problems.summary(faults), errors=faults)
+    if moved:
+        raise LabelsMovedOn(problems.summary(moved), errors=moved)

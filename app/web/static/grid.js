@@ -1,0 +1,78 @@
+/** A grid of any number of items of which only those near the window are in the document. Knows no data set. */
+
+import { html } from "htm/preact";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
+
+const AHEAD = 3; // windows of rows that are loaded before they are seen
+const SPARE_ROWS = 3; // in the document above and below the window
+const MOVES = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: (columns) => -columns, ArrowDown: (columns) => columns };
+
+/**
+ * `pages` are of paged.js; cell(item, place) draws what a button holds; name(item) is its name for a screen reader; `width` is the
+ * smallest of a cell and `caption` the height below its square, in pixels; `opened(place)` is called when a button is pressed.
+ * `active` is {place, focus}: the cell that Tab leads to, and whether it gets the focus now; `setActive` takes another one.
+ */
+export function Grid({ pages, cell, name, label, width, caption, opened, active, setActive }) {
+  const place = useRef(null);
+  const [shown, setShown] = useState({ columns: 1, side: width, first: 0, last: 0 });
+  const waiting = useRef(null); // {place} of a cell that gets the focus once it is in the document
+  const count = pages.count.value;
+  const row = shown.side + caption;
+
+  useLayoutEffect(() => {
+    function measure() {
+      const { top, width: room } = place.current.getBoundingClientRect();
+      const columns = Math.max(2, Math.floor(room / width));
+      const side = Math.floor(room / columns);
+      const first = Math.max(0, Math.floor(-top / (side + caption)) - SPARE_ROWS);
+      const last = first + Math.ceil(innerHeight / (side + caption)) + 2 * SPARE_ROWS;
+      setShown((before) => (before.columns === columns && before.side === side && before.first === first && before.last === last ? before : { columns, side, first, last }));
+      pages.need((last + AHEAD * (last - first)) * columns);
+    }
+    measure();
+    const observer = new ResizeObserver(measure);
+    observer.observe(place.current);
+    addEventListener("scroll", measure, { passive: true });
+    addEventListener("resize", measure);
+    return () => {
+      observer.disconnect();
+      removeEventListener("scroll", measure);
+      removeEventListener("resize", measure);
+    };
+  }, [pages]);
+
+  useLayoutEffect(() => {
+    if (!active.focus) return;
+    waiting.current = active;
+    if (!cellAt(active.place)) scrollTo({ top: scrollY + place.current.getBoundingClientRect().top + Math.floor(active.place / shown.columns) * row - innerHeight / 3, behavior: "instant" });
+  }, [active]);
+  useLayoutEffect(() => {
+    const button = waiting.current && cellAt(waiting.current.place);
+    if (!button) return;
+    waiting.current = null;
+    button.focus();
+  });
+  const cellAt = (at) => place.current.querySelector(`[data-place="${at}"]`);
+
+  function move(event) {
+    const step = MOVES[event.key]?.(shown.columns);
+    const target = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : step && active.place + step;
+    if (target === undefined || target < 0 || target >= count) return;
+    event.preventDefault();
+    setActive({ place: target, focus: true });
+  }
+
+  const [from, to] = [shown.first * shown.columns, Math.min(count, shown.last * shown.columns)];
+  const rows = Math.ceil(count / shown.columns);
+  return html`<ul class="grid" aria-label=${label} ref=${place} onKeyDown=${move}
+      style=${{ height: `${rows * row}px`, "--columns": shown.columns, "--side": `${shown.side}px` }}>
+    ${pages.items.slice(from, to).map((item, offset) => {
+      const at = from + offset;
+      const position = { transform: `translate(${(at % shown.columns) * shown.side}px, ${Math.floor(at / shown.columns) * row}px)`, height: `${row}px` };
+      return html`<li key=${item.index} style=${position} aria-setsize=${pages.done.value ? count : -1} aria-posinset=${at + 1}>
+        <button type="button" class="cell" data-place=${at} tabindex=${at === active.place ? 0 : -1} aria-label=${name(item)}
+          onClick=${() => opened(at)} onFocus=${() => at !== active.place && setActive({ place: at })}>${cell(item, at)}</button>
+      </li>`;
+    })}
+  </ul>`;
+}

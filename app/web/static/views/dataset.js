@@ -1,0 +1,41 @@
+/** One data set: its pictures, classes, versions of its labels, and what ingest reported. */
+
+import { html } from "htm/preact";
+import { useState } from "preact/hooks";
+
+import { get } from "../api.js";
+import { bytes, number, plural } from "../format.js";
+import { ProblemBlock, useResource } from "../resource.js";
+import { address } from "../router.js";
+import { Classes } from "./classes.js";
+import { Exports } from "./exports.js";
+import { Labels } from "./labels.js";
+import { Pictures } from "./pictures.js";
+import { Report } from "./report.js";
+import { Tabs } from "./tabs.js";
+import { View } from "./view.js";
+
+const TABS = [["pictures", "Pictures", Pictures], ["classes", "Classes", Classes], ["labels", "Label versions", Labels], ["report", "Report", Report], ["export", "Export", Exports]];
+
+export default function Dataset({ id }) {
+  const { data: dataset, problem, reload } = useResource(() => get(`/datasets/${id}`), [id]);
+  const { data: jobs } = useResource(async () => (await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`)).items, [id]);
+  const [changes, setChanges] = useState(0); // of the labels, made here
+  const chosen = address.value.query.get("tab");
+  const [tab, , Tab] = TABS.find(([name]) => name === chosen) ?? TABS[0];
+  const changed = () => (setChanges(changes + 1), reload());
+  const ready = dataset?.status === "ready";
+  return html`<${View} wide title=${dataset?.name ?? "Data set"} lead=${dataset ? summary(dataset) : " "}
+      actions=${ready && html`${jobs?.length > 0 && html`<a class="button primary" href=${`/ui/review/${jobs[0].id}`}>Review labels</a>`}
+        <a class="button" href=${`/ui/train?dataset=${id}`}>Train on it</a>`}>
+    <${ProblemBlock} problem=${problem ?? (dataset?.status === "failed" ? dataset.error : null)} />
+    ${dataset?.status === "ingesting" && html`<p class="quiet">Its images are being read.</p>`}
+    ${ready && html`<${Tabs} label="Parts of the data set" tabs=${TABS} chosen=${tab} />
+      ${jobs && html`<${Tab} key=${changes} dataset=${dataset} jobs=${jobs} changed=${changed} />`}`}
+  <//>`;
+}
+
+function summary({ status, images, classes, size_bytes: size, label_version: version }) {
+  if (status !== "ready") return status;
+  return [`${number(images)} pictures`, plural(classes.length, "class", "classes"), bytes(size), `labels version ${version}`].join(" · ");
+}

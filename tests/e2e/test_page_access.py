@@ -1,0 +1,56 @@
+"""Every view by axe-core, in both themes and on a phone: no violation; and no view is wider than the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.conftest import Console
+from tests.e2e.flags import Flags
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
+
+AXE = Path(__file__).with_name("vendor") / "axe" / "axe.min.js"
+QUICK_MS = 60_000
+VIEWS = {  # by what is there when the view is complete
+    "/ui/datasets": ".dataset",
+    "/ui/datasets/{dataset}": ".grid .cell",
+    "/ui/datasets/{dataset}?tab=classes": "tbody tr",
+    "/ui/datasets/{dataset}?tab=labels": ".rows .row",
+    "/ui/datasets/{dataset}?tab=report": ".report p",
+    "/ui/datasets/{dataset}?tab=export": "#export-format",
+    "/ui/train": "#train-form .primary",
+    "/ui/jobs": ".row.job",
+    "/ui/jobs/{job}": ".gallery li",
+    "/ui/review/{job}": ".neighbours .other, .neighbours .same",
+    "/ui/compare": ".chooser input",
+    "/ui/models": "table",
+    "/ui/predict": "#try-panel",
+    "/ui/queue": ".queue",
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_no_view_has_a_violation(browser: Browser, service: str, flagged: Flags, theme: str, width: int) -> None:
+    scheme = "dark" if theme == "dark" else "light"
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    console = Console(page)
+    console.expected = {404}  # the job that was written has no artifacts
+    violations = {}
+    for path, part in VIEWS.items():
+        page.goto(service + path.format(dataset=flagged.dataset, job=flagged.job))
+        expect(page.locator(part).first).to_be_visible(timeout=QUICK_MS)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.evaluate(AXE.read_text())  # not as a script of the page, whose policy allows none
+        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        broken = [(entry["id"], entry["nodes"][0]["html"]) for entry in result["violations"]]
+        if broken:
+            violations[path] = broken
+    context.close()
+
+    assert violations == {}
+    assert console.errors == []
