@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Query
+from pydantic import Field
 
 from app.datasets.label_issues import ImageAction
 from app.errors import Fault, InvalidRequest
@@ -21,6 +22,7 @@ ClassName = Annotated[str | None, Query(max_length=200, description="Name of a c
 class ImageFilters(NamedTuple):
     """The query parameters of every list of images."""
 
+    index: list[int] | None
     split: Split | None
     label: str | None
     predicted: str | None
@@ -49,6 +51,7 @@ class ImageFilters(NamedTuple):
             detail = "An order by similarity needs `like`, the index of an image."
             raise InvalidRequest(detail, errors=[Fault("/query/like", "missing", detail)])
         return ImageQuery(
+            numbers=self.index,
             split=self.split,
             label=None if judged else self.label,
             judged_label=self.label if judged else None,
@@ -67,6 +70,10 @@ class ImageFilters(NamedTuple):
 
 
 def _filters(
+    index: Annotated[
+        list[Annotated[int, Field(ge=0, le=2**53)]] | None,
+        Query(max_length=pages.MOST_ITEMS, description="Only these; repeat it for several"),
+    ] = None,
     split: Split | None = None,
     label: ClassName = None,
     predicted: Annotated[str | None, Query(max_length=200, description="The class that a job suggests")] = None,
@@ -82,8 +89,8 @@ def _filters(
     order_by: Annotated[Order | None, Query(description="score: the most suspicious first")] = None,
 ) -> ImageFilters:
     return ImageFilters(
-        split, label, predicted, model, is_label_issue, score_below, score_from, action, is_outlier, is_near_duplicate,
-        q, like, order_by,
+        index, split, label, predicted, model, is_label_issue, score_below, score_from, action, is_outlier,
+        is_near_duplicate, q, like, order_by,
     )  # fmt: skip
 
 

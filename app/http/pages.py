@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Fault, InvalidRequest
 
+MOST_ITEMS = 200  # of one page
 Element = TypeVar("Element")
 Source = TypeVar("Source")
 
@@ -46,7 +47,7 @@ class PageParams(NamedTuple):
 
 
 async def _page_params(
-    limit: Annotated[int, Query(ge=1, le=200, description="Most items of one page")] = 50,
+    limit: Annotated[int, Query(ge=1, le=MOST_ITEMS, description="Most items of one page")] = 50,
     cursor: Annotated[str | None, Query(max_length=400, description="`next_cursor` of the page before")] = None,
 ) -> PageParams:
     return PageParams(limit, cursor)

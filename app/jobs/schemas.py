@@ -221,7 +221,7 @@ class JobOut(BaseModel):
     limits: dict[str, Any]
     resources: Resources
     progress: dict[str, Any] | None = Field(
-        description="phase, epoch, epochs, fraction, images_per_second, eta_seconds"
+        description="phase, epoch, epochs, fraction, images_per_second, eta_seconds, train_loss"
     )
     attempt: int
     metrics: dict[str, Any] | None = Field(

@@ -1,4 +1,4 @@
-"""Images that look alike: the neighbours of each, near-duplicates, and outliers, which have no neighbours.
+"""Images that look alike: the neighbours of each, near-duplicates, outliers, and a map on which alike is near.
 
 Near-duplicates are neighbours whose pixels agree: a picture that was copied, scaled or compressed again. What the
 network takes for alike is not enough, since a network that fits its labels well makes all images of a class alike.
@@ -35,6 +35,7 @@ class SimilarImages(NamedTuple):
         distances: f32 (N,), mean 1 - cosine over the `OUTLIER_NEIGHBOURS` nearest.
         is_outlier: bool (N,).
         duplicate_of: int64 (N,), the first of the images that look the same; -1 where no other does.
+        points: f32 (N, 2), where each image is on the map: its first two principal components.
     """
 
     neighbours: Tensor
@@ -42,6 +43,7 @@ class SimilarImages(NamedTuple):
     distances: Tensor
     is_outlier: Tensor
     duplicate_of: Tensor
+    points: Tensor
 
 
 def find(embeddings: Tensor, thumbnails: Tensor) -> SimilarImages | None:
@@ -67,6 +69,7 @@ def find(embeddings: Tensor, thumbnails: Tensor) -> SimilarImages | None:
         distances,
         distances > high + FAR_OUT * (high - low),
         _first_of_same(near.positions, thumbnails),
+        functional.pad(projected, (2, 0))[:, -2:].flip(1),  # the components come in rising order; there may be one
     )
 
 

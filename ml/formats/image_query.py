@@ -34,6 +34,7 @@ class ImageQuery:
     Conditions on results, and the orders score and similarity, need a job's results: images without one are left out.
 
     Attributes:
+        numbers: One of these.
         split: Of this split.
         label: The label has this name, by the version that is read.
         judged_label: The label that the job has judged has this name.
@@ -50,6 +51,7 @@ class ImageQuery:
         order: By number; by label score, the most suspicious first; by path; or by similarity, which `like` needs.
     """
 
+    numbers: Collection[int] | None = None
     split: Split | None = None
     label: str | None = None
     judged_label: str | None = None
@@ -78,7 +80,7 @@ class ImageQuery:
     def is_selective(self) -> bool:
         """Whether few images may be meant, so that sorting those is faster than looking for them in the order."""
         conditions = (
-            self.split, self.label, self.judged_label, self.status, self.text, self.predicted, self.model,
+            self.numbers, self.split, self.label, self.judged_label, self.status, self.text, self.predicted, self.model,
             self.is_outlier, self.is_near_duplicate,
         )  # fmt: skip
         return any(condition is not None for condition in conditions)
@@ -202,9 +204,10 @@ def _conditions(query: ImageQuery) -> tuple[list[str], list[Any]]:
     ]
     used = [(condition, value) for condition, value in optional if value is not None]
     conditions, values = [condition for condition, _ in used], [value for _, value in used]
-    if query.status is not None:
-        conditions.append(f"i.status IN ({','.join('?' * len(query.status))})")
-        values.extend(query.status)
+    for column, wanted in (("i.status", query.status), ('i."index"', query.numbers)):
+        if wanted is not None:
+            conditions.append(f"{column} IN ({','.join('?' * len(wanted))})")
+            values.extend(wanted)
     if query.order == "score":
         conditions.append("r.label_score IS NOT NULL")
     return conditions or ["1"], values

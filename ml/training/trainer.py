@@ -187,6 +187,15 @@ class Trainer:
                 report = self._end_epoch(phase, sampler)
             yield report
 
+    def loss_so_far(self) -> tuple[float, float]:
+        """The sum of the losses of this epoch's steps, and of how many images. Reading it waits for the device.
+
+        Where the last step has fewer images than the others, the number is off by less than a step's.
+        """
+        if self.sampler is None or not self.position:
+            return 0.0, 0.0
+        return float(self.loss_sum), self.sampler.labelled * self.position / self.sampler.steps
+
     def _run_step(self, phase: Phase, indices: StepIndices) -> None:
         """One step, eager or recorded; of one key, all steps launch the same operations."""
         key = (self.epoch, indices.pass_index, *map(len, indices.positions))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -70,7 +72,23 @@ def make(api: httpx2.Client, data: Path) -> Flags:
     numbers = range(PER_CLASS * len(CLASSES))
     near = {n: [Neighbour((n + step) % len(numbers), 1 - step / 100) for step in range(1, 9)] for n in numbers}
     image_results.write(folder / image_results.FILE_NAME, CLASSES, map(result, numbers), near)
+    (folder / "map.json").write_text(json.dumps(points(map(result, numbers))))
     return Flags(api, dataset, str(job))
+
+
+def points(results: Iterable[ImageResult]) -> dict[str, list[Any]]:
+    """The map of a training: a column of points for each class, one to the right of the other, of height 1."""
+    rows = list(results)
+    return {
+        "classes": list(CLASSES),
+        "index": [row.image for row in rows],
+        "x": [float(row.image // PER_CLASS) for row in rows],
+        "y": [row.image % PER_CLASS / (PER_CLASS - 1) for row in rows],
+        "given_label": [row.given_label for row in rows],
+        "predicted_label": [row.predicted for row in rows],
+        "is_label_issue": [row.is_label_issue for row in rows],
+        "label_score": [row.label_score for row in rows],
+    }
 
 
 def result(number: int) -> ImageResult:

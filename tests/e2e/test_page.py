@@ -139,6 +139,18 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(result.locator(".scores li")).to_have_count(5)
     assert changed_pixels(result) > 1000, "the mask is drawn over the picture"
 
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(b"\xff\xd8 is how a picture begins")
+    page.locator("#try-file").set_input_files([picture, torn])
+    tried = page.get_by_role("list", name="Pictures", exact=True).get_by_role("button")
+    expect(tried.first).to_have_text(re.compile("|".join(generate.CLASSES)), timeout=QUICK_MS)
+    tried.last.click(timeout=QUICK_MS)
+    expect(page.locator("#try-panel .problem")).to_be_visible()
+    expect(result).to_be_hidden()
+    tried.first.click()
+    expect(result.locator(".verdict")).to_be_visible()
+    expect(page.locator("#try-panel .problem")).to_have_count(0)
+
 
 def saved(page: Page, place: Locator, button: str) -> bytes:
     """What a save button gives to keep; a key, if the page has one, goes with the request."""

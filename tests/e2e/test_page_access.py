@@ -17,6 +17,7 @@ QUICK_MS = 60_000
 VIEWS = {  # by what is there when the view is complete
     "/ui/datasets": ".dataset",
     "/ui/datasets/{dataset}": ".grid .cell",
+    "/ui/datasets/{dataset}?tab=map": ".map-legend button",
     "/ui/datasets/{dataset}?tab=classes": "tbody tr",
     "/ui/datasets/{dataset}?tab=labels": ".rows .row",
     "/ui/datasets/{dataset}?tab=report": ".report p",

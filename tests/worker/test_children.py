@@ -49,6 +49,7 @@ from worker.children.progress_meter import ProgressMeter
 from worker.control_channel import ControlChannel
 
 READERS = Path(__file__).parents[2] / ".venv-readers" / "bin" / "python"
+TRAINED = 40  # images of a small training
 
 
 @pytest.fixture
@@ -205,6 +206,11 @@ def test_a_training_says_what_it_found_of_every_image(harness: ServiceHarness, c
         assert [int(line["index"]) for line in csv.DictReader(table)] == [row.image for row in train]
     numbers = json.loads((folder / "figures.json").read_text())
     assert sum(map(sum, numbers["confusion"])) == numbers["images"] == len(tested)
+    points = json.loads((folder / "map.json").read_text())
+    assert points.pop("classes") == stored.read_classes(folder / stored.FILE_NAME)
+    assert points["index"] == [row.image for row in rows]
+    assert points["predicted_label"] == [row.predicted for row in rows]
+    assert {len(column) for column in points.values()} == {len(rows)}
 
 
 def test_a_published_model_has_an_export_that_opens_without_the_service(
@@ -503,13 +509,19 @@ def test_a_job_gets_the_first_of_its_hosts_devices(
     assert choose_devices(Settings(devices=host).device_names, job) == devices
 
 
+def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:
+    """A training on `TRAINED` random images of two classes."""
+    spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=batch_size, epochs=epochs,
+                        precision="f32", validation_fraction=0.0)  # fmt: skip
+    pixels = torch.randint(0, 256, (TRAINED, SIDE, SIDE, 3), dtype=torch.uint8)
+    return Trainer.build(
+        spec, LabeledImages(pixels, torch.arange(TRAINED) % 2, ("circle", "stripe")), device="cpu", threads=1
+    )
+
+
 def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_repeated() -> None:
     """As an epoch's own figure does; ELR+ repeats images to fill the batches of its two networks."""
-    spec = TrainingSpec(method="elr_plus", network="small", image_size=SIDE, batch_size=32, epochs=1, precision="f32",
-                        validation_fraction=0.0)  # fmt: skip
-    pixels = torch.randint(0, 256, (40, SIDE, SIDE, 3), dtype=torch.uint8)
-    images = LabeledImages(pixels, torch.arange(40) % 2, ("circle", "stripe"))
-    trainer = Trainer.build(spec, images, device="cpu", threads=1)
+    trainer = small_training("elr_plus", batch_size=32, epochs=1)
     meter, started = ProgressMeter(trainer), time.monotonic()
     steps = [event for event in trainer if isinstance(event, Step)]
     for event in steps:
@@ -517,8 +529,22 @@ def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_re
     elapsed = time.monotonic() - started
     progress = meter.progress(steps[-1])
 
-    assert len(steps) * spec.batch_size > len(images)
-    assert progress["images_per_second"] == pytest.approx(len(images) / elapsed, rel=0.05)
+    assert len(steps) * 32 > TRAINED
+    assert progress["images_per_second"] == pytest.approx(TRAINED / elapsed, rel=0.05)
+
+
+def test_the_loss_of_a_jobs_progress_is_that_of_the_steps_since_the_last_one() -> None:
+    trainer = small_training("ce", batch_size=8, epochs=2)
+    meter = ProgressMeter(trainer)
+    losses, of_epochs = list[object](), list[float]()
+    for event in trainer:
+        if isinstance(event, Step):
+            losses.append(meter.progress(event)["train_loss"])
+        else:
+            of_epochs.append(event.train_loss)
+    by_epoch = np.reshape(losses, (2, TRAINED // 8)).astype(float)  # steps of as many images
+    assert by_epoch.mean(axis=1) == pytest.approx(of_epochs, rel=1e-3)
+    assert len(set(losses)) == len(losses)
 
 
 def test_epochs_count_from_one_in_metrics_events_progress_and_files(

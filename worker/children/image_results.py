@@ -1,4 +1,4 @@
-"""What a finished training says of every image: the results file, the table of label issues, and arrays.
+"""What a finished training says of every image: the results file, the table of label issues, arrays and a map.
 
 The arrays have a row for each image that the job has used, in the order of their numbers: training images first, so
 that row i belongs to line i of the table of label issues, which is written in this order too.
@@ -6,6 +6,7 @@ that row i belongs to line i of the table of label issues, which is written in t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from ml.reports.report_data import JudgedImages
 from ml.training.trainer import Trainer
 from worker.children import artifacts
 
-PRED_PROBS, EMBEDDINGS = "pred_probs.npy", "embeddings.npy"
+PRED_PROBS, EMBEDDINGS, MAP = "pred_probs.npy", "embeddings.npy", "map.json"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def write(
     if issues is not None:
         header, table = label_issues.table(path, ImageQuery(split="train"))
         artifacts.write_table(folder / label_issues.FILE_NAME, header, table)
+    if outputs is not None and outputs.similar is not None:
+        columns = _map(rows, trainer.classes, outputs.similar.points)
+        (folder / MAP).write_text(json.dumps(columns, allow_nan=False, separators=(",", ":")), encoding="utf-8")
     if outputs is not None:
         np.save(folder / EMBEDDINGS, outputs.embeddings.numpy(), allow_pickle=False)
         np.save(folder / PRED_PROBS, _pred_probs(issues, outputs), allow_pickle=False)
@@ -220,6 +224,21 @@ def _report(rows: Sequence[ImageResult]) -> list[ReportLine]:
             detail = f"It is far from all other images: mean distance {row.outlier_distance:.2f} to the nearest."
             lines.append(ReportLine(row.path, "outlier", detail, "warning"))
     return lines
+
+
+def _map(rows: Sequence[ImageResult], classes: Sequence[str], points: Tensor) -> dict[str, list[Any]]:
+    """Columns with a value for each image, and the names of the classes that labels are ids of."""
+    x, y = (points[:, axis].double().numpy().round(5).tolist() for axis in (0, 1))
+    return {
+        "classes": list(classes),
+        "index": [row.image for row in rows],
+        "x": x,
+        "y": y,
+        "given_label": [row.given_label for row in rows],
+        "predicted_label": [row.predicted for row in rows],
+        "is_label_issue": [row.is_label_issue for row in rows],
+        "label_score": [None if row.label_score is None else round(row.label_score, 5) for row in rows],
+    }
 
 
 def _pred_probs(issues: LabelIssues | None, outputs: Outputs) -> NDArray[np.float32]:

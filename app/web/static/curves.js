@@ -32,12 +32,12 @@ export function chart({ title, share = false }) {
   /** Values at an epoch, the last one without a pointer. */
   function point(x) {
     const last = Math.max(...visible.map((entry) => entry.points.at(-1)[0]));
-    write(at, `epoch ${x ?? last}`);
+    write(at, `epoch ${short(x ?? last)}`);
     fill(legend, visible.map((entry, place) => {
       const closest = x === null ? entry.points.at(-1) : nearest(entry.points, x);
       return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
     }));
-    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, epoch ${last}`);
+    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, epoch ${short(last)}`);
     fill(plot.querySelector(".cursor"), x !== null && svg("line", { x1: scale.x(x), x2: scale.x(x), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
       x !== null && visible.map((entry, place) => {
         const [px, py] = nearest(entry.points, x);
@@ -62,7 +62,7 @@ function nearest(points, x) {
 function scales(series, share) {
   const xs = series.flatMap((entry) => entry.points.map(([x]) => x));
   const ys = series.flatMap((entry) => entry.points.map(([, y]) => y));
-  const [left, right] = [Math.min(...xs), Math.max(...xs)];
+  const [left, right] = [Math.floor(Math.min(...xs)), Math.ceil(Math.max(...xs))]; // whole epochs: some points lie within one
   const ticks = roundTicks(share ? Math.min(...ys, 0) : Math.min(0, ...ys), share ? Math.min(1, Math.max(...ys) * 1.05) : Math.max(...ys));
   const [low, high] = [ticks[0], ticks.at(-1)];
   const wide = WIDTH - MARGIN.left - MARGIN.right;

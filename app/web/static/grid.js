@@ -5,14 +5,16 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const AHEAD = 3; // windows of rows that are loaded before they are seen
 const SPARE_ROWS = 3; // in the document above and below the window
+const DRAG_PX = 6; // a shorter one is a press
 const MOVES = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: (columns) => -columns, ArrowDown: (columns) => columns };
 
 /**
  * `pages` are of paged.js; cell(item, place) draws what a button holds; name(item) is its name for a screen reader; `width` is the
  * smallest of a cell and `caption` the height below its square, in pixels; `opened(place)` is called when a button is pressed.
  * `active` is {place, focus}: the cell that Tab leads to, and whether it gets the focus now; `setActive` takes another one.
+ * With `chosen`, a Set of the items' `index`, a press chooses instead, and so does a drag: choose(indices, on).
  */
-export function Grid({ pages, cell, name, label, width, caption, opened, active, setActive }) {
+export function Grid({ pages, cell, name, label, width, caption, opened, active, setActive, chosen, choose }) {
   const place = useRef(null);
   const [shown, setShown] = useState({ columns: 1, side: width, first: 0, last: 0 });
   const waiting = useRef(null); // {place} of a cell that gets the focus once it is in the document
@@ -59,20 +61,60 @@ export function Grid({ pages, cell, name, label, width, caption, opened, active,
     const target = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : step && active.place + step;
     if (target === undefined || target < 0 || target >= count) return;
     event.preventDefault();
+    if (chosen && event.shiftKey) choose([active.place, target].map((at) => pages.items[at].index), true);
     setActive({ place: target, focus: true });
+  }
+
+  const [drag, setDrag] = useState(null); // {from, to}: corners of a rectangle, in pixels of the list
+  const dragged = useRef(false); // the press that ends it is none
+  const within = ({ clientX, clientY }) => {
+    const { left, top } = place.current.getBoundingClientRect();
+    return { x: clientX - left, y: clientY - top };
+  };
+  function beginDrag(event) {
+    dragged.current = false;
+    if (chosen && event.pointerType === "mouse" && event.button === 0) setDrag({ from: within(event), to: within(event) });
+  }
+  function moveDrag(event) {
+    if (!drag) return;
+    const to = within(event);
+    if (Math.hypot(to.x - drag.from.x, to.y - drag.from.y) > DRAG_PX && !dragged.current) {
+      dragged.current = true;
+      place.current.setPointerCapture(event.pointerId);
+    }
+    setDrag({ ...drag, to });
+  }
+  function endDrag() {
+    if (drag && dragged.current) choose(placesIn(drag).map((at) => pages.items[at].index), true);
+    setDrag(null);
+  }
+  function placesIn({ from, to }) {
+    const [left, right] = [from.x, to.x].sort((a, b) => a - b).map((x) => Math.floor(x / shown.side));
+    const [top, bottom] = [from.y, to.y].sort((a, b) => a - b).map((y) => Math.floor(y / row));
+    return Array.from({ length: (bottom - top + 1) * shown.columns }, (_, step) => top * shown.columns + step)
+      .filter((at) => at >= 0 && at < count && at % shown.columns >= left && at % shown.columns <= right);
+  }
+  function press(at) {
+    if (dragged.current) return;
+    const { index } = pages.items[at];
+    if (chosen) choose([index], !chosen.has(index));
+    else opened(at);
   }
 
   const [from, to] = [shown.first * shown.columns, Math.min(count, shown.last * shown.columns)];
   const rows = Math.ceil(count / shown.columns);
   return html`<ul class="grid" aria-label=${label} ref=${place} onKeyDown=${move}
+      onPointerDown=${beginDrag} onPointerMove=${moveDrag} onPointerUp=${endDrag} onPointerCancel=${() => setDrag(null)} data-choosing=${chosen ? "" : undefined}
       style=${{ height: `${rows * row}px`, "--columns": shown.columns, "--side": `${shown.side}px` }}>
     ${pages.items.slice(from, to).map((item, offset) => {
       const at = from + offset;
       const position = { transform: `translate(${(at % shown.columns) * shown.side}px, ${Math.floor(at / shown.columns) * row}px)`, height: `${row}px` };
       return html`<li key=${item.index} style=${position} aria-setsize=${pages.done.value ? count : -1} aria-posinset=${at + 1}>
-        <button type="button" class="cell" data-place=${at} tabindex=${at === active.place ? 0 : -1} aria-label=${name(item)}
-          onClick=${() => opened(at)} onFocus=${() => at !== active.place && setActive({ place: at })}>${cell(item, at)}</button>
+        <button type="button" class="cell" data-place=${at} tabindex=${at === active.place ? 0 : -1} aria-label=${name(item)} aria-pressed=${chosen ? chosen.has(item.index) : undefined}
+          onClick=${() => press(at)} onFocus=${() => at !== active.place && setActive({ place: at })}>${cell(item, at)}</button>
       </li>`;
     })}
+    ${drag && dragged.current && html`<li class="drag" aria-hidden="true" style=${{ left: `${Math.min(drag.from.x, drag.to.x)}px`, top: `${Math.min(drag.from.y, drag.to.y)}px`,
+      width: `${Math.abs(drag.to.x - drag.from.x)}px`, height: `${Math.abs(drag.to.y - drag.from.y)}px` }}></li>`}
   </ul>`;
 }

@@ -15,6 +15,7 @@ import { series } from "./series.js";
 
 export const ENDED = ["succeeded", "failed", "cancelled"];
 const LOG_LINES = 200;
+const MOST_STEPS = 1000; // points of the loss within epochs: beyond, every second one goes
 
 /** {element, update(job), close()}; `refreshList` asks for the job anew, `removed` is called when it has been deleted. */
 export function jobPanel(first, refreshList, removed) {
@@ -33,13 +34,14 @@ export function jobPanel(first, refreshList, removed) {
     h("div", { class: "charts" }, accuracy.element, loss.element), outcome,
     h("details", { class: "more" }, h("summary", {}, "Settings"), settings), logs, actions);
   const reports = new Map(); // epoch -> report: one seen twice, after a resume, is one point
+  let steps = []; // [epochs done, mean loss of the last steps]
   const closing = new AbortController();
   let status = null;
   let watching = false;
   let unsettled = false; // a job it is compared with still runs
 
   function draw() {
-    const lines = series(reports);
+    const lines = series(reports, steps);
     accuracy.draw(lines.accuracy);
     loss.draw(lines.loss);
   }
@@ -74,13 +76,18 @@ export function jobPanel(first, refreshList, removed) {
   }
 
   let frame = 0;
+  function drawSoon() {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(draw);
+  }
+
   function handle({ type, data }) {
     if (type === "metric") {
       reports.set(data.epoch, data);
-      cancelAnimationFrame(frame);
-      frame = requestAnimationFrame(draw);
-    } else if (type === "progress" && !ENDED.includes(status)) {
-      live.update({ status, progress: data });
+      drawSoon();
+    } else if (type === "progress") {
+      if (!ENDED.includes(status)) live.update({ status, progress: data });
+      if (typeof data.train_loss === "number") addStep(data.fraction * data.epochs, data.train_loss);
     } else if (type === "log") {
       logs.hidden = false;
       log.append(h("li", { "data-level": data.level }, data.message));
@@ -88,6 +95,13 @@ export function jobPanel(first, refreshList, removed) {
     } else if (type === "status" && data.status !== status) {
       refreshList();
     }
+  }
+
+  /** What an attempt did again, after a resume, takes the place of what the one before did. */
+  function addStep(done, loss) {
+    steps = [...steps.filter(([x]) => x < done), [done, loss]];
+    if (steps.length > MOST_STEPS) steps = steps.filter((_, place) => place % 2);
+    drawSoon();
   }
 
   async function showOutcome(job) {

@@ -8,24 +8,28 @@ const PAGE = 200; // the most that the service puts into one page
 
 /**
  * {items, count, done, problem, need(n), close()}: `items` is an array that grows, `count` a signal of its length; need(n) loads pages
- * until there are n items or no more. `first` is the size of the first page, small so that it comes soon; `seen(page)` is told of each.
+ * until there are n items or no more. `first` is the size of the first page, small so that it comes soon. With `indices`, numbers of
+ * images, the items are those images, in the order of the path page by page.
  */
-export function pagedItems(path, { first = 60, seen } = {}) {
+export function pagedItems(path, { first = 60, indices } = {}) {
   const items = [];
   const [count, done, problem] = [signal(0), signal(false), signal(null)];
   let cursor = null;
+  let asked = 0; // of the indices
   let loading = null;
   let needed = 0;
   let closed = false;
 
   async function load() {
     const limit = items.length ? PAGE : first;
-    const page = await get(`${path}${path.includes("?") ? "&" : "?"}limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+    const part = indices?.slice(asked, asked + limit) ?? [];
+    const more = [["limit", limit], ...(cursor ? [["cursor", cursor]] : []), ...part.map((index) => ["index", index])];
+    const page = await get(`${path}${path.includes("?") ? "&" : "?"}${new URLSearchParams(more)}`);
     if (closed) return;
     items.push(...page.items);
+    asked += part.length;
     cursor = page.next_cursor;
-    seen?.(page);
-    done.value = cursor === null;
+    done.value = indices ? asked === indices.length : cursor === null;
     count.value = items.length;
   }
 

@@ -1,35 +1,37 @@
-/** The section where a model is tried on one picture: from a file, or from a data set. */
+/** The section where a model is tried on pictures: from files, or from a data set. */
 
 import { Problem, get, getItems, imageAddress, postFile } from "./api.js";
 import { fill, h } from "./dom.js";
-import { ago } from "./format.js";
+import { ago, percent } from "./format.js";
 import { predictionView } from "./prediction.js";
 import { show } from "./problems.js";
 import { dropZone } from "./upload.js";
 
 const SAMPLES = 10;
+const AT_ONCE = 4; // requests
 
 /** Fills the panel; returns what ends it. */
 export function predict() {
   const panel = document.getElementById("try-panel");
-  const model = h("select", { id: "try-model", on: { change: () => (samples(), again()) } });
+  const model = h("select", { id: "try-model", on: { change: () => (samples(), pictures.length && run(pictures)) } });
   const why = h("p", { class: "quiet", id: "default-reason" });
-  const input = h("input", { id: "try-file", type: "file", accept: "image/*", on: { change: () => input.files[0] && fromFile(input.files[0]) } });
+  const input = h("input", { id: "try-file", type: "file", accept: "image/*", multiple: true, on: { change: () => fromFiles([...input.files]) } });
   const drop = h("label", { class: "drop", for: "try-file" }, input,
-    h("span", { class: "drop-text" }, h("strong", {}, "Choose a picture"), " ", h("span", {}, "or drop it here")));
+    h("span", { class: "drop-text" }, h("strong", {}, "Choose pictures"), " ", h("span", {}, "or drop them here")));
   const strip = h("div", { class: "samples", hidden: true });
   const problem = h("div", {});
+  const several = h("ol", { class: "tried", "aria-label": "Pictures", hidden: true });
   const view = predictionView();
   const waiting = h("p", { class: "empty" }, "A model appears here when a job has succeeded.");
   const body = h("div", { hidden: true },
     h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model, why)), drop, strip);
   let models = [];
   let byDefault = null; // id of the model behind `default`
-  let again = () => {};
+  let pictures = []; // those tried last: {name, ask(): the answer, address(): of the picture}
   let latest = 0;
 
-  fill(panel, waiting, body, problem, view.element);
-  dropZone(drop, (files) => fromFile(files[0]));
+  fill(panel, waiting, body, problem, several, view.element);
+  dropZone(drop, (files) => fromFiles([...files]));
 
   async function refresh() {
     try {
@@ -73,46 +75,71 @@ export function predict() {
     return h("button", { type: "button", class: "sample", on: { click: () => fromDataset(of, datasetId, entry.index) } }, picture);
   }
 
-  function fromFile(file) {
-    again = () => run(() => postFile(`/predict?${query()}`, file), () => URL.createObjectURL(file), file.name);
-    again();
+  function fromFiles(files) {
+    if (files.length) run(files.map((file) => ({ name: file.name, ask: () => postFile(`/predict?${query()}`, file), address: () => URL.createObjectURL(file) })));
     input.value = "";
   }
 
   function fromDataset(of, datasetId, index) {
     const reference = encodeURIComponent(`dataset:${datasetId}/${index}`);
-    again = () => run(() => get(`/predict?image=${reference}&${query()}`), () => imageAddress(`${of}/images/${index}`), `picture ${index}`);
-    again();
+    run([{ name: `picture ${index}`, ask: () => get(`/predict?image=${reference}&${query()}`), address: () => imageAddress(`${of}/images/${index}`) }]);
   }
 
   const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian,map" });
 
-  /** Only the result of the last picture is shown, in whatever order answers arrive. */
-  async function run(request, address, name) {
+  /** Ask for each picture, a few at a time, and show the first; only the pictures tried last are shown, in whatever order answers arrive. */
+  async function run(asked) {
+    pictures = asked;
     latest += 1;
     const mine = latest;
     panel.classList.add("busy");
-    try {
-      const [answer, picture] = await Promise.all([request(), address()]);
-      const image = await loaded(picture);
-      if (mine !== latest) return;
-      const [prediction] = answer.predictions;
-      if (prediction.error) throw new Problem(prediction.error, prediction.error.status);
-      show(problem, null);
-      view.draw(prediction, image, answer, name);
-    } catch (error) {
-      if (mine !== latest) return;
-      view.element.hidden = true;
-      show(problem, error);
-    } finally {
-      if (mine === latest) panel.classList.remove("busy");
+    show(problem, null);
+    several.hidden = asked.length < 2;
+    const places = asked.map(({ name }) => h("li", {}, h("button", { type: "button", class: "tried-item", disabled: true }, h("span", { class: "tried-label" }, name))));
+    fill(several, places);
+
+    const waitingFor = asked.map((picture, place) => ({ picture, place }));
+    async function next() {
+      for (let entry = waitingFor.shift(); entry && mine === latest; entry = waitingFor.shift()) {
+        const result = await tried(entry.picture);
+        if (mine !== latest) return;
+        const button = places[entry.place].firstChild;
+        fill(button, result.image, h("span", { class: "tried-label" }, result.error ? "–" : result.prediction.abstained ? "not sure" : result.prediction.label),
+          h("span", { class: "quiet small" }, result.error ? result.error.message : percent(result.prediction.score)));
+        button.title = entry.picture.name;
+        button.disabled = false;
+        button.addEventListener("click", () => open(result, button));
+        if (entry.place === 0) open(result, button);
+      }
     }
+    await Promise.all(Array.from({ length: AT_ONCE }, next));
+    if (mine === latest) panel.classList.remove("busy");
+  }
+
+  function open({ name, image, prediction, answer, error }, button) {
+    for (const other of several.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
+    show(problem, error ?? null);
+    if (error) view.element.hidden = true;
+    else view.draw(prediction, image, answer, name);
   }
 
   const returned = () => !document.hidden && refresh();
   document.addEventListener("visibilitychange", returned); // a job may have published a model meanwhile
   refresh();
   return () => document.removeEventListener("visibilitychange", returned);
+}
+
+/** {name, image, prediction, answer}, or {name, error}. */
+async function tried({ name, ask, address }) {
+  try {
+    const [answer, picture] = await Promise.all([ask(), address()]);
+    const image = await loaded(picture);
+    const [prediction] = answer.predictions;
+    if (prediction.error) throw new Problem(prediction.error, prediction.error.status);
+    return { name, image, prediction, answer };
+  } catch (error) {
+    return { name, error };
+  }
 }
 
 async function loaded(address) {

@@ -4,8 +4,11 @@ import { words } from "./format.js";
 
 const ANSWER = "answer"; // the head that predicts when training is done
 
-/** reports: Map of epoch (from 1) -> epoch report. Returns {accuracy, loss}, each [{name, title, points: [[epoch, value]]}]. */
-export function series(reports) {
+/**
+ * reports: Map of epoch (from 1) -> epoch report; steps: [[epochs done, mean loss of the last steps]]. Returns {accuracy, loss}, each
+ * [{title, points: [[epoch, value]]}].
+ */
+export function series(reports, steps) {
   const sorted = [...reports].sort(([a], [b]) => a - b);
   const heads = [...new Set(sorted.flatMap(([, report]) => Object.keys(report.test || {})))];
   const validation = (kind) => line("Noisy validation", sorted, (report) => report.noisy_validation?.[ANSWER]?.[kind]);
@@ -17,7 +20,7 @@ export function series(reports) {
     .filter((entry) => isNetwork(entry.head) || !same(entry, answer)); // the mean is mostly the answer itself
   return {
     accuracy: [answer, validation("accuracy"), held, memorised, ...others].filter((entry) => entry.points.length),
-    loss: [line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((entry) => entry.points.length),
+    loss: [{ title: "Training, within epochs", points: steps }, line("Training", sorted, (report) => report.train_loss), validation("loss"), test(ANSWER, "loss")].filter((entry) => entry.points.length),
   };
 }
 

@@ -55,6 +55,20 @@ def test_an_image_unlike_all_others_is_an_outlier() -> None:
     assert bool((similar.duplicate_of == -1).all())
 
 
+def test_the_map_shows_the_two_directions_in_which_images_differ_most() -> None:
+    random = torch.randn(300, 2, generator=torch.Generator().manual_seed(5))
+    embeddings = torch.cat(
+        [random[:, :1].expand(-1, 6), random[:, 1:].expand(-1, 3)], dim=1
+    )  # six say one, three the other
+    similar = similar_images.find(embeddings, torch.zeros(300, 256))
+    assert similar is not None
+    correlation = torch.corrcoef(torch.cat([similar.points, random], dim=1).t())[:2, 2:].abs()
+    assert torch.allclose(correlation, torch.eye(2), atol=0.1)
+    one_feature = similar_images.find(embeddings[:, :1], torch.zeros(300, 256))
+    assert one_feature is not None
+    assert one_feature.points[:, 1].tolist() == [0.0] * 300
+
+
 def test_pictures_of_one_colour_are_no_duplicates_and_few_images_have_no_neighbours() -> None:
     plain = torch.full((4, SIDE, SIDE, 3), 7, dtype=torch.uint8)
     thumbnails = similar_images.make_thumbnails(plain)

@@ -54,6 +54,9 @@ def results(tmp_path: Path) -> Path:
     ("query", "version", "expected"),
     [
         (ImageQuery(), 1, [0, 1, 2, 3, 4]),
+        (ImageQuery(numbers=[3, 0, 9]), 1, [0, 3]),
+        (ImageQuery(numbers=[3, 0, 4], order="score"), 1, [0, 3]),
+        (ImageQuery(numbers=[]), 1, []),
         (ImageQuery(split="train", label="dog"), 1, [1, 3]),
         (ImageQuery(split="train", label="dog"), 2, [0, 1, 3]),
         (ImageQuery(judged_label="cat"), 2, [0, 2]),

@@ -10,12 +10,13 @@ import { address } from "../router.js";
 import { Classes } from "./classes.js";
 import { Exports } from "./exports.js";
 import { Labels } from "./labels.js";
+import { MapOfPictures } from "./map.js";
 import { Pictures } from "./pictures.js";
 import { Report } from "./report.js";
 import { Tabs } from "./tabs.js";
 import { View } from "./view.js";
 
-const TABS = [["pictures", "Pictures", Pictures], ["classes", "Classes", Classes], ["labels", "Label versions", Labels], ["report", "Report", Report], ["export", "Export", Exports]];
+const TABS = [["pictures", "Pictures", Pictures], ["map", "Map", MapOfPictures], ["classes", "Classes", Classes], ["labels", "Label versions", Labels], ["report", "Report", Report], ["export", "Export", Exports]];
 
 export default function Dataset({ id }) {
   const { data: dataset, problem, reload } = useResource(() => get(`/datasets/${id}`), [id]);

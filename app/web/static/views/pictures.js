@@ -1,16 +1,15 @@
-/** The pictures of a data set: filters, which stand in the address, and the grid. */
+/** The pictures of a data set: filters, which stand in the address, the grid, and those chosen in it for a review. */
 
 import { html } from "htm/preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
 
-import { number } from "../format.js";
-import { Grid } from "../grid.js";
+import { number, plural } from "../format.js";
 import { pagedItems } from "../paged.js";
 import { ProblemBlock } from "../resource.js";
-import { address } from "../router.js";
-import { DatasetPicture } from "../thumbnail.js";
+import { address, navigate } from "../router.js";
+import { keepSelection } from "../selection.js";
 import { Filters, NAMES } from "./filters.js";
-import { Zoom } from "./zoom.js";
+import { PictureGrid } from "./picture_grid.js";
 
 export function Pictures({ dataset, jobs }) {
   const { query } = address.value;
@@ -20,30 +19,22 @@ export function Pictures({ dataset, jobs }) {
   if (job) request.set("job", job);
   const path = `/datasets/${dataset.id}/images?${request}`;
   const pages = useMemo(() => pagedItems(path), [path]);
-  const [active, setActive] = useState({ place: 0 });
-  const [opened, setOpened] = useState(null);
-  useEffect(() => {
-    setActive({ place: 0 });
-    return pages.close;
-  }, [pages]);
+  const [chosen, setChosen] = useState(null); // a Set of numbers while pictures are being chosen
+  useEffect(() => setChosen(null), [job]);
 
   const count = pages.count.value;
   const total = pages.done.value ? number(count) : filtered ? `${number(count)} or more` : number(Math.max(dataset.images, count));
+  const choose = (indices, on) => setChosen((before) => {
+    const after = new Set(before);
+    for (const index of indices) after[on ? "add" : "delete"](index);
+    return after;
+  });
   return html`<${Filters} dataset=${dataset} jobs=${jobs} />
-    <p class="quiet" role="status">${count || pages.done.value ? `${total} pictures` : " "}</p>
+    <div class="grid-head"><p class="quiet" role="status">${count || pages.done.value ? `${total} pictures` : " "}</p>
+      ${job && html`<div class="actions">${chosen && html`<span class="quiet small">${`${number(chosen.size)} chosen. Drag over pictures to choose several.`}</span>
+        <button type="button" class="small primary" disabled=${!chosen.size} onClick=${() => navigate(`/ui/review/${job}?selection=${keepSelection([...chosen])}`)}>${`Review ${plural(chosen.size, "picture")}`}</button>`}
+        <button type="button" class="small" aria-pressed=${chosen !== null} onClick=${() => setChosen(chosen ? null : new Set())}>Choose pictures</button></div>`}</div>
     <${ProblemBlock} problem=${pages.problem.value} />
     ${pages.done.value && !count && html`<p class="empty panel">No picture fits these filters.</p>`}
-    <${Grid} pages=${pages} label="Pictures" width=${132} caption=${44} active=${active} setActive=${setActive} opened=${setOpened}
-      name=${(item) => `${item.path}: ${item.given_label ?? "no label"}${flagged(item) ? `, ${item.findings.predicted_label} suggested` : ""}`}
-      cell=${(item) => html`<${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" /><span class="cell-label">${item.given_label ?? "no label"}</span>
-        <span class=${`cell-note ${flagged(item) ? "flag" : ""}`}>${note(item)}</span>`} />
-    ${opened !== null && html`<${Zoom} dataset=${dataset} pages=${pages} place=${opened} job=${job}
-      moved=${setOpened} closed=${() => (setActive({ place: opened, focus: true }), setOpened(null))} />`}`;
-}
-
-const flagged = (item) => item.findings?.is_label_issue === true && item.action === "unreviewed";
-
-function note(item) {
-  if (item.action !== "unreviewed") return item.action;
-  return flagged(item) ? `→ ${item.findings.predicted_label}` : item.split === "test" ? "test" : "";
+    <${PictureGrid} dataset=${dataset} job=${job} pages=${pages} label="Pictures" chosen=${chosen} choose=${choose} />`;
 }

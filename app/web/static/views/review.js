@@ -8,6 +8,7 @@ import { openDraft } from "../draft.js";
 import { pagedItems } from "../paged.js";
 import { ProblemBlock, useResource } from "../resource.js";
 import { address } from "../router.js";
+import { selection } from "../selection.js";
 import { Reviewer } from "./reviewer.js";
 import { View } from "./view.js";
 
@@ -32,18 +33,22 @@ export default function Review({ id }) {
 function Flags({ job, dataset, ranking, draft }) {
   const { query } = address.value;
   const chosen = FILTERS.flatMap((name) => (query.get(name) ? [[name, query.get(name)]] : []));
-  const request = new URLSearchParams([["job", job.id], ["is_label_issue", "true"], ["order_by", "score"], ["split", "train"], ...chosen]);
+  const name = query.get("selection");
+  const indices = useMemo(() => (name ? selection(name) ?? [] : undefined), [name]); // pictures that were chosen elsewhere
+  const which = indices ? [] : [["is_label_issue", "true"], ...chosen];
+  const request = new URLSearchParams([["job", job.id], ["order_by", "score"], ["split", "train"], ...which]);
   const path = `/datasets/${dataset.id}/images?${request}`;
-  const pages = useMemo(() => pagedItems(path), [path]);
+  const pages = useMemo(() => pagedItems(path, { indices }), [path, indices]);
   const [version, setVersion] = useState(dataset.label_version);
   useEffect(() => {
     pages.need(Infinity); // progress counts all of them
     return pages.close;
   }, [pages]);
-  const total = pages.done.value || chosen.length ? pages.count.value : ranking.issues;
+  const total = pages.done.value || chosen.length ? pages.count.value : indices ? indices.length : ranking.issues;
   if (pages.done.value && !pages.count.value) {
-    return html`<p class="panel">No label is flagged${chosen.length ? " among these" : ""}.${" "}<a href=${`/ui/datasets/${dataset.id}`}>The data set</a></p>`;
+    const nothing = indices ? "No chosen picture has a label that was judged: they are test pictures, or were chosen in another tab." : `No label is flagged${chosen.length ? " among these" : ""}.`;
+    return html`<p class="panel">${nothing}${" "}<a href=${`/ui/datasets/${dataset.id}`}>The data set</a></p>`;
   }
   return html`<${ProblemBlock} problem=${pages.problem.value} />
-    ${pages.count.value > 0 && html`<${Reviewer} key=${path} ...${{ job, dataset, ranking, draft, pages, total, version, setVersion }} />`}`;
+    ${pages.count.value > 0 && html`<${Reviewer} key=${`${path} ${name}`} ...${{ job, dataset, ranking, draft, pages, total, version, setVersion }} />`}`;
 }
