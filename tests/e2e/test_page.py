@@ -126,8 +126,16 @@ def test_from_upload_through_training_to_a_mask(page: Page, console: Console, ar
     expect(plots.get_by_role("img", name="Confusion matrix")).not_to_have_js_property("naturalWidth", 0)
     assert saved(page, plots, "PNG of Confusion matrix").startswith(b"\x89PNG")
     assert b"<svg" in saved(page, plots, "SVG of Confusion matrix")
-    assert json.loads(saved(page, plots, "Save the numbers as JSON"))["classes"] == sorted(generate.CLASSES)
+    numbers = json.loads(saved(page, plots, "Save the numbers as JSON"))
+    assert numbers["classes"] == sorted(generate.CLASSES)
     expect(plots.get_by_role("button", name=re.compile("^PNG of "))).to_have_count(plots.locator("img").count())
+
+    confused = plots.get_by_role("list", name="Most often confused").get_by_role("link")
+    expect(confused).to_have_count(len(numbers["most_confused"]))
+    confused.first.click()
+    pair = numbers["most_confused"][0]
+    expect(page.get_by_role("status")).to_have_text(f"{pair['count']} pictures", timeout=QUICK_MS)
+    expect(page.get_by_label("Model's answer")).to_have_value(numbers["classes"][pair["predicted"]])
 
     picture = tmp_path / "dropped.jpg"
     picture.write_bytes(pictures.encoded(7, 90, 60))

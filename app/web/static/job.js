@@ -108,7 +108,7 @@ export function jobPanel(first, refreshList, removed) {
     try {
       const trained = job.status === "succeeded" && job.type === "train";
       const files = jobFiles(job);
-      fill(outcome, figures(job), selfTest(job, files), compared, trained && labelIssues(job), trained && plots(files));
+      fill(outcome, figures(job), selfTest(job, files), compared, trained && labelIssues(job), trained && plots(job, files));
       await showComparison();
     } catch (error) {
       show(outcome, error);

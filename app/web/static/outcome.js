@@ -1,6 +1,6 @@
 /** The results of a finished job: its figures, plots, and the comparison with its baselines. */
 
-import { imageAddress } from "./api.js";
+import { get, imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
 import { fill, h } from "./dom.js";
 import { duration, number, percent, short, words } from "./format.js";
@@ -62,7 +62,7 @@ const PLOTS = [
 ];
 
 /** The plots among a finished job's files, in a closed fold: they are loaded when it opens. */
-export function plots(files) {
+export function plots(job, files) {
   const place = h("div", {});
   const details = h("details", { class: "more plots", on: { toggle: open } }, h("summary", {}, "Plots"), place);
   let loaded = false;
@@ -71,7 +71,7 @@ export function plots(files) {
     if (loaded || !details.open) return;
     loaded = true;
     try {
-      fill(place, await drawn(files));
+      fill(place, await drawn(job, files));
     } catch (error) {
       loaded = false;
       show(place, error);
@@ -80,16 +80,28 @@ export function plots(files) {
   return details;
 }
 
-async function drawn(files) {
+async function drawn(job, files) {
   const names = await files.names();
   const problem = h("div", {});
   const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"], ["model.zip", "Save the model", "as a zip"]], problem);
   const available = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
-  if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), numbers, problem];
+  const pairs = names.has("figures.json") && confused(job, await get(`${files.path}/figures.json`));
+  if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), pairs, numbers, problem];
   const figures = await Promise.all(available.map(async ([name, title]) =>
     h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${files.path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title),
       await files.buttons(["PNG", "SVG"].map((kind) => [`figure-${name}.${kind.toLowerCase()}`, kind, `of ${title}`]), problem))));
-  return [h("div", { class: "plot-grid" }, figures), numbers, problem];
+  return [h("div", { class: "plot-grid" }, figures), pairs, numbers, problem];
+}
+
+/** The pairs of classes that the model takes for each other most often; each leads to its pictures, where those are test pictures. */
+function confused(job, { of, classes, most_confused: pairs }) {
+  if (!pairs?.length) return null;
+  const text = ({ label, predicted, count }) => `${classes[label]} taken for ${classes[predicted]}: ${number(count)}`;
+  const address = ({ label, predicted }) =>
+    `/ui/datasets/${job.dataset_id}?${new URLSearchParams({ job: job.id, split: "test", label: classes[label], model: classes[predicted] })}`;
+  const title = "Most often confused";
+  return h("section", { "aria-label": title }, h("h3", {}, title),
+    h("ol", { class: "entries", "aria-label": title }, pairs.map((pair) => h("li", {}, of === "test" && job.dataset_id ? h("a", { href: address(pair) }, text(pair)) : text(pair)))));
 }
 
 /** {a: {b: 1}} as [["a.b", 1]] */

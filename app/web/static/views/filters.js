@@ -10,7 +10,7 @@ const SPLITS = [["train", "Training"], ["test", "Test"]];
 const FLAGS = [["true", "Flagged"], ["false", "Not flagged"]];
 const ACTIONS = ["unreviewed", "relabelled", "confirmed", "excluded"].map((name) => [name, name]);
 const ORDERS = [["score", "Most suspicious first"], ["path", "By path"]];
-export const NAMES = ["q", "label", "predicted", "is_label_issue", "action", "split", "order_by"];
+export const NAMES = ["q", "label", "predicted", "model", "is_label_issue", "action", "split", "order_by"];
 
 export function Filters({ dataset, jobs }) {
   const { query } = address.value;
@@ -22,6 +22,7 @@ export function Filters({ dataset, jobs }) {
       <input id="filter-q" type="search" value=${text} maxlength="200" onInput=${(event) => setText(event.target.value)} onChange=${() => setQuery({ q: text.trim() })} /></div>
     <${Choice} name="label" title="Given label" options=${classes} />
     ${jobs.length > 0 && html`<${Choice} name="predicted" title="Suggested label" options=${classes} />
+      <${Choice} name="model" title="Model's answer" options=${classes} />
       <${Choice} name="is_label_issue" title="Flag" options=${FLAGS} />`}
     <${Choice} name="action" title="Reviewed" options=${ACTIONS} />
     <${Choice} name="split" title="Split" options=${SPLITS} />
