@@ -26,7 +26,7 @@ from tests.benchmarks.ranking import write_smallest_set
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-WITH_SERVICE = ["jobs", "serving", "upload"]  # each starts processes and measures them
+WITH_SERVICE = ["jobs", "page", "serving", "upload"]  # each starts processes and measures them
 TESTED_ELSEWHERE = ["request_costs"]  # tests/app/test_request_costs.py walks the same routes
 # One process for all others, since importing torch is most of what they cost at this size.
 ALL_IN_ONE = """

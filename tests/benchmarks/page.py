@@ -1,0 +1,147 @@
+"""U1 to U4: the grid of 100,000 pictures in a real browser, against a real service.
+
+U1 is the time from the navigation until the first picture is decoded. While the page is then scrolled by a window's height
+every 100 ms for ten seconds, U2 counts the frames in which a place of the window where a cell belongs shows none, and U3
+the frames a second; U4 is the memory of the tab's process once every row is loaded, with the last one in sight.
+Where the browser draws without a GPU, U3 says how fast the processor is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests import pictures
+from tests.benchmarks._sizes import size
+from tests.e2e.conftest import ARGUMENTS, CHROMIUMS, launched
+from tests.servers import eventually
+
+PICTURES = size(100_000, 300)
+CLASSES = 100
+SCROLL_S = size(10.0, 0.5)
+FIRST_MS, BLANK_FRAMES, FRAMES_PER_S, TAB_MB = 1000, 0, 60, 500
+TARGETS: dict[str, tuple[str, str, float, bool]] = {  # by id: what is measured, unit, target, whether more is better
+    "U1": (f"first picture of {PICTURES} in the grid", "ms", FIRST_MS, False),
+    "U2": ("frames with a blank row while scrolling", "frames", BLANK_FRAMES, False),
+    "U3": ("frames a second while scrolling", "1/s", FRAMES_PER_S, True),
+    "U4": ("memory of the tab with all rows loaded", "MB", TAB_MB, False),
+}
+FIRST_PICTURE = """() => {
+    const picture = document.querySelector(".grid .cell img");
+    return picture?.complete && picture.naturalWidth > 0 && performance.now();
+}"""
+SCROLL = """async (seconds) => {
+    const started = performance.now();
+    let [frames, blank, moved] = [0, 0, started];
+    while (performance.now() - started < 1000 * seconds) {
+        await new Promise(requestAnimationFrame);
+        frames += 1;
+        const grid = document.querySelector(".grid").getBoundingClientRect();
+        for (const share of [0.1, 0.5, 0.9]) {
+            const [x, y] = [grid.left + 40, innerHeight * share];
+            if (y > grid.top && y < grid.bottom && !document.elementFromPoint(x, y)?.closest(".grid li")) { blank += 1; break; }
+        }
+        if (performance.now() - moved >= 100) { moved = performance.now(); scrollBy({ top: innerHeight, behavior: "instant" }); }
+    }
+    return { frames, blank, seconds: (performance.now() - started) / 1000 };
+}"""
+
+
+def archive() -> bytes:
+    """Different pictures in class folders, with few different contents: each has a comment of its own."""
+    file = io.BytesIO()
+    bodies = [pictures.encoded(seed, 48, 48, hue=seed) for seed in range(64)]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for number in range(PICTURES):
+            body = bodies[number % len(bodies)]
+            comment = b"\xff\xfe\x00\x08" + f"{number:06}".encode()
+            archive.writestr(f"train/class {number % CLASSES:03}/{number:06}.jpg", body[:2] + comment + body[2:])
+    return file.getvalue()
+
+
+def uploaded(api: httpx2.Client) -> str:
+    """The id of the data set, once its images are read."""
+    made = api.post("/datasets?name=large", content=archive(), headers={"Content-Type": "application/zip"})
+    dataset: str = made.raise_for_status().json()["id"]
+    eventually(lambda: api.get(f"/datasets/{dataset}").json()["status"] != "ingesting", seconds=900.0)
+    answer = api.get(f"/datasets/{dataset}").json()
+    assert (answer["status"], answer["images"]) == ("ready", PICTURES), answer
+    return dataset
+
+
+def measure(browser: Browser, url: str, dataset: str) -> dict[str, float]:
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto(f"{url}/ui/datasets")  # the browser's own start is none of the page's time
+    page.goto(f"{url}/ui/datasets/{dataset}")
+    first = page.wait_for_function(FIRST_PICTURE, polling="raf").json_value()
+    scrolled = page.evaluate(SCROLL, SCROLL_S)
+    to_the_end(page)
+    return {
+        "U1": round(first, 0),
+        "U2": scrolled["blank"],
+        "U3": round(scrolled["frames"] / scrolled["seconds"], 1),
+        "U4": round(renderer_bytes() / 1e6, 0),
+    }
+
+
+def to_the_end(page: Page) -> None:
+    """Go to the last cell that is loaded, until there are no more."""
+    page.locator(".grid .cell").first.focus()
+    last = page.locator(f'.cell[data-place="{PICTURES - 1}"]')
+    while not last.count():
+        page.keyboard.press("End")
+        page.wait_for_timeout(50)
+
+
+def renderer_bytes() -> int:
+    """Resident memory of the largest process of a tab that this process has started."""
+    sizes = [0]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"--type=renderer" in (process / "cmdline").read_bytes():
+                sizes.append(int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        except OSError:
+            continue  # it has ended
+    return max(sizes)
+
+
+def print_line(id: str, measured: float | None, **details: Any) -> None:
+    what, unit, target, more = TARGETS[id]
+    met = None if measured is None else measured >= target if more else measured <= target
+    sign = ">=" if more else "<="
+    line = {"id": id, "benchmark": f"{what} ({unit})", "measured": measured, "target": f"{sign} {target}", "met": met}
+    print(json.dumps(line | details), flush=True)
+
+
+def main() -> int:
+    chromium = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if chromium is None:
+        for id in TARGETS:
+            print_line(id, None, why="no Chromium on PATH (set TEST_CHROMIUM to one)")
+        return 0
+    with (
+        TemporaryDirectory() as folder,
+        launched(Path(folder)) as url,
+        httpx2.Client(base_url=url, timeout=300) as api,
+        sync_playwright() as playwright,
+    ):
+        dataset = uploaded(api)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        for id, measured in measure(browser, url, dataset).items():
+            print_line(id, measured)
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
