@@ -1,8 +1,8 @@
 """U1 to U4: the grid of 100,000 pictures in a real browser, against a real service.
 
-U1 is the time from the navigation until the first picture is decoded. While the page is then scrolled by a window's height
-every 100 ms for ten seconds, U2 counts the frames in which a place of the window where a cell belongs shows none, and U3
-the frames a second; U4 is the memory of the tab's process once every row is loaded, with the last one in sight.
+U1 is the time from the navigation until the first picture is decoded. While the page is then scrolled by a window's
+height every 100 ms for ten seconds, U2 counts the frames in which a place of the window where a cell belongs shows
+none, and U3 the frames a second; U4 is the memory of the tab's process once every row is loaded.
 Where the browser draws without a GPU, U3 says how fast the processor is.
 """
 
@@ -49,9 +49,14 @@ SCROLL = """async (seconds) => {
         const grid = document.querySelector(".grid").getBoundingClientRect();
         for (const share of [0.1, 0.5, 0.9]) {
             const [x, y] = [grid.left + 40, innerHeight * share];
-            if (y > grid.top && y < grid.bottom && !document.elementFromPoint(x, y)?.closest(".grid li")) { blank += 1; break; }
+            const inside = y > grid.top && y < grid.bottom;
+            if (!inside || document.elementFromPoint(x, y)?.closest(".grid li")) continue;
+            blank += 1;
+            break;
         }
-        if (performance.now() - moved >= 100) { moved = performance.now(); scrollBy({ top: innerHeight, behavior: "instant" }); }
+        if (performance.now() - moved < 100) continue;
+        moved = performance.now();
+        scrollBy({ top: innerHeight, behavior: "instant" });
     }
     return { frames, blank, seconds: (performance.now() - started) / 1000 };
 }"""
