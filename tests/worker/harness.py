@@ -79,7 +79,8 @@ class ServiceHarness:
         self.settings = Settings(**(settings | QUICK | knobs))  # type: ignore[arg-type]
         self.files = Storage(self.folder)
         self.files.create()
-        self.engine = connect(self.settings)
+        # This process holds no lease: its transactions may pause for longer than those of a worker.
+        self.engine = connect(self.settings.model_copy(update={"lease_s": Settings.model_fields["lease_s"].default}))
         Base.metadata.create_all(self.engine)
         self._logs = folder / "logs"
         self._logs.mkdir()
