@@ -32,7 +32,8 @@ def pixels(seed: int, width: int = 8, height: int = 8, hue: int = 0) -> NDArray[
     """uint8 (height, width, 3): noise around one of six colours, so that a tiny network can tell hues apart."""
     noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
     colour = 160 * np.array([(hue % 6 + 1) >> bit & 1 for bit in range(3)])
-    return (noise + colour).astype(np.uint8)
+    values: NDArray[np.uint8] = (noise + colour).astype(np.uint8)
+    return values
 
 
 @functools.cache
@@ -147,7 +148,7 @@ def hand_zip(entries: Sequence[Raw], *, comment: bytes = b"", before: bytes = b"
     body, directory = b"", b""
     for raw in entries:
         data = _deflated(raw.data) if raw.method == 8 else raw.data
-        truth = {
+        truth: dict[str, Any] = {
             "name": raw.name,
             "flags": raw.flags,
             "method": raw.method,

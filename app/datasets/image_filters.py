@@ -22,7 +22,7 @@ ClassName = Annotated[str | None, Query(max_length=200, description="Name of a c
 class ImageFilters(NamedTuple):
     """The query parameters of every list of images."""
 
-    index: list[int] | None
+    indices: list[int] | None
     split: Split | None
     label: str | None
     predicted: str | None
@@ -51,7 +51,7 @@ class ImageFilters(NamedTuple):
             detail = "An order by similarity needs `like`, the index of an image."
             raise InvalidRequest(detail, errors=[Fault("/query/like", "missing", detail)])
         return ImageQuery(
-            numbers=self.index,
+            numbers=self.indices,
             split=self.split,
             label=None if judged else self.label,
             judged_label=self.label if judged else None,
