@@ -134,7 +134,7 @@ def test_a_draft_has_a_bounded_number_of_edits(client: Client, draft: str, monke
     add(client, draft, RELABEL)
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 @BOTH
 def test_a_thousand_edits_are_accepted_within_a_second(client: Client, draft: str) -> None:
     edits = [{"image": n % 6, "from": "cat", "action": "confirm"} for n in range(1000)]

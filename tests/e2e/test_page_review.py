@@ -90,7 +90,7 @@ def test_flags_are_reviewed_by_keyboard_undone_found_again_and_published(
     assert (newest["counts"], newest["note"]) == ({"relabelled": 1, "confirmed": 1, "excluded": 3}, "reviewed")
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_a_decision_shows_at_once_and_no_flag_needs_more_than_one_key(
     page: Page, console: Console, service: str, flagged: Flags
 ) -> None:
@@ -179,7 +179,7 @@ def test_twenty_flags_are_reviewed_by_touch_on_a_phone_and_retrained(
     context.close()
 
 
-@pytest.mark.timed
+@pytest.mark.alone
 def test_a_thousand_edits_are_in_the_draft_within_a_second(flagged: Flags) -> None:
     edits = [{"image": n % PER_CLASS, "from": "cat", "action": "confirm"} for n in range(1000)]
     start = time.monotonic()
