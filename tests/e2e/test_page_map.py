@@ -54,7 +54,7 @@ def shown(page: Page, console: Console, service: str, flagged: Flags) -> Map:
 
 
 def test_pictures_that_are_drawn_around_on_the_map_are_shown_and_reviewed(page: Page, shown: Map) -> None:
-    shown.draw_around(-0.3, 0.3, -0.1, 1.1)
+    shown.draw_around(-0.12, 0.3, -0.1, 1.1)
     status = page.get_by_role("status")
     expect(status).to_have_text(f"{PER_CLASS} pictures chosen")
     cells = page.get_by_role("list", name="Chosen pictures").locator(".cell")

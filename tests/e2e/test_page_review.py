@@ -175,6 +175,11 @@ def test_twenty_flags_are_reviewed_by_touch_on_a_phone_and_retrained(
     expect(page.locator(".view.job .status").first).to_have_text("succeeded", timeout=TRAINED_MS)
     job = flagged.api.get(f"/jobs?dataset_id={flagged.dataset}").json()["items"][0]
     assert (job["retrain_of_id"], job["label_version"]) == (flagged.job, 2)
+    comparison = flagged.api.get(f"/comparisons?job={flagged.job}&job={job['id']}")
+    assert comparison.json()["errors"][0]["code"] == "nothing_in_common", (
+        comparison.text
+    )  # what was written held none out
+    console.expected = {comparison.status_code}  # the page asks too
     assert console.errors == []
     context.close()
 
