@@ -3,9 +3,9 @@
 import { html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
-const MARGIN = 0.05; // of the width, around all points
+const MARGIN = 0.05; // of the shorter side, around all points
 const REACH = 14; // pixels from the pointer within which a point is meant
-const STEP = 0.15; // of the width, by an arrow key
+const STEP = 0.15; // of the shorter side, by an arrow key
 const ZOOM = 1.4;
 const PANS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -16,7 +16,7 @@ const PANS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDow
 export function Scatter({ label, x, y, rows, colour, chosen, choose, pointed }) {
   const [canvas, overlay] = [useRef(null), useRef(null)];
   const [size, setSize] = useState(null); // {width, height} in CSS pixels
-  const [frame, setFrame] = useState(() => fit(x, y)); // {x, y: its middle, scale: coordinates across the width}
+  const [frame, setFrame] = useState(() => fit(x, y)); // {x, y: its middle, scale: coordinates across the shorter side}
   const path = useRef([]); // what is being drawn around points, in CSS pixels
 
   useLayoutEffect(() => {
@@ -24,15 +24,17 @@ export function Scatter({ label, x, y, rows, colour, chosen, choose, pointed }) 
     observer.observe(canvas.current);
     return () => observer.disconnect();
   }, []);
-  const across = (row) => ((x[row] - frame.x) / frame.scale + 0.5) * size.width;
-  const down = (row) => size.height / 2 - ((y[row] - frame.y) / frame.scale) * size.width;
+  const pixels = size && Math.min(size.width, size.height) / frame.scale; // of a coordinate
+  const across = (row) => size.width / 2 + (x[row] - frame.x) * pixels;
+  const down = (row) => size.height / 2 - (y[row] - frame.y) * pixels;
   useEffect(() => size && draw(canvas.current, size, rows, across, down, colour, new Set(chosen)), [size, frame, rows, chosen]);
 
   /** Enlarge around a place in the canvas, by default its middle. */
   function zoom(factor, at = { x: size.width / 2, y: size.height / 2 }) {
     setFrame((before) => {
       const scale = before.scale / factor;
-      const [right, up] = [at.x / size.width - 0.5, (size.height / 2 - at.y) / size.width];
+      const side = Math.min(size.width, size.height);
+      const [right, up] = [(at.x - size.width / 2) / side, (size.height / 2 - at.y) / side];
       return { scale, x: before.x + right * (before.scale - scale), y: before.y + up * (before.scale - scale) };
     });
   }
