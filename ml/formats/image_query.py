@@ -204,10 +204,10 @@ def _conditions(query: ImageQuery) -> tuple[list[str], list[Any]]:
     ]
     used = [(condition, value) for condition, value in optional if value is not None]
     conditions, values = [condition for condition, _ in used], [value for _, value in used]
-    for column, wanted in (("i.status", query.status), ('i."index"', query.numbers)):
-        if wanted is not None:
-            conditions.append(f"{column} IN ({','.join('?' * len(wanted))})")
-            values.extend(wanted)
+    for column, choices in (("i.status", query.status), ('i."index"', query.numbers)):
+        if choices is not None:
+            conditions.append(f"{column} IN ({','.join('?' * len(choices))})")
+            values.extend(choices)
     if query.order == "score":
         conditions.append("r.label_score IS NOT NULL")
     return conditions or ["1"], values

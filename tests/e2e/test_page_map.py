@@ -47,14 +47,14 @@ class Map(NamedTuple):
 
 
 @pytest.fixture
-def shown(page: Page, console: Console, service: str, flagged: Flags) -> Map:
+def points(page: Page, console: Console, service: str, flagged: Flags) -> Map:
     page.goto(f"{service}/ui/datasets/{flagged.dataset}?tab=map")
     expect(page.get_by_role("img", name=f"Map of {PER_CLASS * len(CLASSES)} pictures")).to_be_visible(timeout=QUICK_MS)
     return Map(page)
 
 
-def test_pictures_that_are_drawn_around_on_the_map_are_shown_and_reviewed(page: Page, shown: Map) -> None:
-    shown.draw_around(-0.12, 0.3, -0.1, 1.1)
+def test_pictures_that_are_drawn_around_on_the_map_are_shown_and_reviewed(page: Page, points: Map) -> None:
+    points.draw_around(-0.12, 0.3, -0.1, 1.1)
     status = page.get_by_role("status")
     expect(status).to_have_text(f"{PER_CLASS} pictures chosen")
     cells = page.get_by_role("list", name="Chosen pictures").locator(".cell")
@@ -73,10 +73,10 @@ def test_pictures_that_are_drawn_around_on_the_map_are_shown_and_reviewed(page: 
     expect(count).to_have_text(f"0 of {PER_CLASS} reviewed")
 
 
-def test_the_map_shows_one_class_flags_alone_and_the_picture_at_the_pointer(page: Page, shown: Map) -> None:
-    page.mouse.move(*shown.at(2, 0))
+def test_the_map_shows_one_class_flags_alone_and_the_picture_at_the_pointer(page: Page, points: Map) -> None:
+    page.mouse.move(*points.at(2, 0))
     expect(page.locator(".map-picture")).to_have_text("fox")
-    page.mouse.move(*shown.at(0, 1))
+    page.mouse.move(*points.at(0, 1))
     expect(page.locator(".map-picture")).to_have_text("cat → dog")
     page.get_by_role("button", name="dog").click()
     expect(page.get_by_role("img", name=f"Map of {PER_CLASS} pictures")).to_be_visible()
@@ -88,7 +88,7 @@ def test_the_map_shows_one_class_flags_alone_and_the_picture_at_the_pointer(page
     expect(page.get_by_role("button", name="dog")).to_contain_text(str(2 * PER_CLASS))
 
 
-def test_the_map_is_used_by_keyboard(page: Page, shown: Map) -> None:
+def test_the_map_is_used_by_keyboard(page: Page, points: Map) -> None:
     page.locator(".scatter-overlay").focus()
     page.keyboard.press("Enter")
     status = page.get_by_role("status")

@@ -15,21 +15,21 @@ export function pagedItems(path, { first = 60, indices } = {}) {
   const items = [];
   const [count, done, problem] = [signal(0), signal(false), signal(null)];
   let cursor = null;
-  let asked = 0; // of the indices
+  let requested = 0; // of the indices
   let loading = null;
   let needed = 0;
   let closed = false;
 
   async function load() {
     const limit = items.length ? PAGE : first;
-    const part = indices?.slice(asked, asked + limit) ?? [];
+    const part = indices?.slice(requested, requested + limit) ?? [];
     const more = [["limit", limit], ...(cursor ? [["cursor", cursor]] : []), ...part.map((index) => ["index", index])];
     const page = await get(`${path}${path.includes("?") ? "&" : "?"}${new URLSearchParams(more)}`);
     if (closed) return;
     items.push(...page.items);
-    asked += part.length;
+    requested += part.length;
     cursor = page.next_cursor;
-    done.value = indices ? asked === indices.length : cursor === null;
+    done.value = indices ? requested === indices.length : cursor === null;
     count.value = items.length;
   }
 

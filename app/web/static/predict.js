@@ -88,17 +88,17 @@ export function predict() {
   const query = () => new URLSearchParams({ model: model.value, top_k: 5, masks: "gaussian,map" });
 
   /** Ask for each picture, a few at a time, and show the first; only the pictures tried last are shown, in whatever order answers arrive. */
-  async function run(asked) {
-    pictures = asked;
+  async function run(chosen) {
+    pictures = chosen;
     latest += 1;
     const mine = latest;
     panel.classList.add("busy");
     show(problem, null);
-    several.hidden = asked.length < 2;
-    const places = asked.map(({ name }) => h("li", {}, h("button", { type: "button", class: "tried-item", disabled: true }, h("span", { class: "tried-label" }, name))));
+    several.hidden = chosen.length < 2;
+    const places = chosen.map(({ name }) => h("li", {}, h("button", { type: "button", class: "tried-item", disabled: true }, h("span", { class: "tried-label" }, name))));
     fill(several, places);
 
-    const waitingFor = asked.map((picture, place) => ({ picture, place }));
+    const waitingFor = chosen.map((picture, place) => ({ picture, place }));
     async function next() {
       for (let entry = waitingFor.shift(); entry && mine === latest; entry = waitingFor.shift()) {
         const result = await tried(entry.picture);

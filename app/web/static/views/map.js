@@ -36,7 +36,7 @@ function Points({ dataset, job, jobs, points, by }) {
   const rows = useMemo(() => labels.map((_, row) => row).filter((row) => (only === null || labels[row] === only) && (!flags || points.is_label_issue[row])), [only, flags, labels]);
   const colours = points.classes.map((_, id) => `hsl(${Math.round(id * GOLDEN_ANGLE) % 360} 62% ${id % 2 ? 42 : 56}%)`);
   const name = (ids, row) => points.classes[ids[row]] ?? "no label";
-  const shown = near ?? (chosen.length === 1 ? chosen[0] : null);
+  const seen = near ?? (chosen.length === 1 ? chosen[0] : null);
   return html`<div class="filters">
       <div class="field"><label for="map-colour">Colour</label><select id="map-colour" onChange=${(event) => setQuery({ colour: event.target.value })}>
         ${COLOURS.map(([value, title]) => html`<option value=${value} selected=${value === by}>${title}</option>`)}</select></div>
@@ -48,8 +48,8 @@ function Points({ dataset, job, jobs, points, by }) {
       <${Scatter} label=${`Map of ${plural(rows.length, "picture")}`} x=${points.x} y=${points.y} rows=${rows} colour=${(row) => colours[labels[row]] ?? "gray"}
         chosen=${chosen} choose=${setChosen} pointed=${setNear} />
       <div class="map-side">
-        <div class="map-picture">${shown === null ? html`<p class="quiet small">Point at a picture, or draw around several.</p>`
-          : html`<${DatasetPicture} key=${points.index[shown]} dataset=${dataset.id} index=${points.index[shown]} alt="" /><p class="small">${name(points.given_label, shown)}${points.predicted_label[shown] !== points.given_label[shown] ? html` <span class="quiet">${`→ ${name(points.predicted_label, shown)}`}</span>` : ""}</p>`}</div>
+        <div class="map-picture">${seen === null ? html`<p class="quiet small">Point at a picture, or draw around several.</p>`
+          : html`<${DatasetPicture} key=${points.index[seen]} dataset=${dataset.id} index=${points.index[seen]} alt="" /><p class="small">${name(points.given_label, seen)}${points.predicted_label[seen] !== points.given_label[seen] ? html` <span class="quiet">${`→ ${name(points.predicted_label, seen)}`}</span>` : ""}</p>`}</div>
         <ul class="map-legend" aria-label="Classes">${points.classes.map((title, id) => html`<li key=${id}><button type="button" class="legend-item" aria-pressed=${only === id}
           onClick=${() => (setOnly(only === id ? null : id), setChosen([]))} style=${{ "--swatch": colours[id] }}><span>${title}</span><span class="quiet">${number(counts[id])}</span></button></li>`)}</ul>
       </div>
