@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.datasets import label_drafts, label_edits, label_routes, label_service, service
-from app.datasets.label_edits import LabelConsensus, LabelEdits
+from app.datasets.label_edits import LabelAcceptance, LabelConsensus, LabelEdits
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_service import Proposal
 from app.db import session as db
@@ -103,7 +103,7 @@ def get(session: ReadSession, caller: Caller, paging: Paging, dataset_id: uuid.U
     PATH,
     dependencies=[TRAIN],
     response_model=DraftSummary,
-    openapi_extra={"requestBody": label_routes.EDITS_BODY},
+    openapi_extra={"requestBody": label_routes.edits_body(LabelEdits, LabelAcceptance)},
     responses=problems(LabelsMovedOn, PreconditionFailed, ArtifactNotFound),
 )
 async def append(

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.datasets import image_filters, label_edits, label_service, service
-from app.datasets.label_edits import LabelChangeBody, LabelConsensus, LabelEdits
+from app.datasets.label_edits import LabelAcceptance, LabelChangeBody, LabelConsensus, LabelEdits
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_service import Proposal
 from app.db import audit
@@ -51,22 +51,18 @@ IfMatch = Annotated[
 ]
 CSV_RESPONSE: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SAMPLE = 20  # edits that a preview shows
-EDITS_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "oneOf": [
-                    {"$ref": "#/components/schemas/LabelEdits"},
-                    {"$ref": "#/components/schemas/LabelAcceptance"},
-                    {"$ref": "#/components/schemas/LabelConsensus"},
-                ]
-            }
+
+
+def edits_body(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry of a body of edits, which JSON may be of several kinds."""
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"oneOf": [{"$ref": f"#/components/schemas/{k.__name__}"} for k in kinds]}},
+            label_edits.NDJSON: {"schema": {"type": "string", "description": "One edit a line"}},
+            label_edits.CSV: {"schema": {"type": "string", "description": f"Columns {', '.join(label_edits.COLUMNS)}"}},
         },
-        label_edits.NDJSON: {"schema": {"type": "string", "description": "One edit a line"}},
-        label_edits.CSV: {"schema": {"type": "string", "description": f"Columns {', '.join(label_edits.COLUMNS)}"}},
-    },
-}
+    }
 
 
 class LabelVersionOut(BaseModel):
@@ -155,7 +151,7 @@ def list_(session: ReadSession, files: Files, paging: Paging, dataset_id: uuid.U
     status_code=201,
     dependencies=[TRAIN],
     response_model=LabelVersionOut,
-    openapi_extra={"requestBody": EDITS_BODY},
+    openapi_extra={"requestBody": edits_body(LabelEdits, LabelAcceptance, LabelConsensus)},
     responses={
         200: {"model": LabelPreview},
         **problems(LabelVersionNotFound, LabelsMovedOn, PreconditionFailed, InsufficientStorage, ArtifactNotFound),
