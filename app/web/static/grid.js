@@ -5,11 +5,12 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const AHEAD = 3; // windows of rows that are loaded before they are seen
 const SPARE_ROWS = 3; // in the document above and below the window
+const SETTLED_MS = 120; // after a leap of more than a window: what is leapt over is not loaded
 const DRAG_PX = 6; // a shorter one is a press
 const MOVES = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: (columns) => -columns, ArrowDown: (columns) => columns };
 
 /**
- * `pages` are of paged.js; cell(item, place) draws what a button holds; name(item) is its name for a screen reader; `width` is the
+ * `pages` are of paged.js; cell(item, still) draws what a button holds, without its picture while the grid is not `still`; name(item) is its name for a screen reader; `width` is the
  * smallest of a cell and `caption` the height below its square, in pixels; `opened(place)` is called when a button is pressed.
  * `active` is {place, focus}: the cell that Tab leads to, and whether it gets the focus now; `setActive` takes another one.
  * With `chosen`, a Set of the items' `index`, a press chooses instead, and so does a drag: choose(indices, on).
@@ -17,6 +18,8 @@ const MOVES = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: (columns) => 
 export function Grid({ pages, cell, name, label, width, caption, opened, active, setActive, chosen, choose }) {
   const place = useRef(null);
   const [shown, setShown] = useState({ columns: 1, side: width, first: 0, last: 0 });
+  const [still, setStill] = useState(true);
+  const settling = useRef({ first: 0, timer: 0 }); // the first row at the last look
   const waiting = useRef(null); // {place} of a cell that gets the focus once it is in the document
   const count = pages.count.value;
   const row = shown.side + caption;
@@ -27,7 +30,14 @@ export function Grid({ pages, cell, name, label, width, caption, opened, active,
       const columns = Math.max(2, Math.floor(room / width));
       const side = Math.floor(room / columns);
       const first = Math.max(0, Math.floor(-top / (side + caption)) - SPARE_ROWS);
-      const last = first + Math.ceil(innerHeight / (side + caption)) + 2 * SPARE_ROWS;
+      const inSight = Math.ceil(innerHeight / (side + caption));
+      const last = first + inSight + 2 * SPARE_ROWS;
+      if (Math.abs(first - settling.current.first) > inSight) {
+        clearTimeout(settling.current.timer);
+        settling.current.timer = setTimeout(() => setStill(true), SETTLED_MS);
+        setStill(false);
+      }
+      settling.current.first = first;
       setShown((before) => (before.columns === columns && before.side === side && before.first === first && before.last === last ? before : { columns, side, first, last }));
       pages.need((last + AHEAD * (last - first)) * columns);
     }
@@ -111,7 +121,7 @@ export function Grid({ pages, cell, name, label, width, caption, opened, active,
       const position = { transform: `translate(${(at % shown.columns) * shown.side}px, ${Math.floor(at / shown.columns) * row}px)`, height: `${row}px` };
       return html`<li key=${item.index} style=${position} aria-setsize=${pages.done.value ? count : -1} aria-posinset=${at + 1}>
         <button type="button" class="cell" data-place=${at} tabindex=${at === active.place ? 0 : -1} aria-label=${name(item)} aria-pressed=${chosen ? chosen.has(item.index) : undefined}
-          onClick=${() => press(at)} onFocus=${() => at !== active.place && setActive({ place: at })}>${cell(item, at)}</button>
+          onClick=${() => press(at)} onFocus=${() => at !== active.place && setActive({ place: at })}>${cell(item, still)}</button>
       </li>`;
     })}
     ${drag && dragged.current && html`<li class="drag" aria-hidden="true" style=${{ left: `${Math.min(drag.from.x, drag.to.x)}px`, top: `${Math.min(drag.from.y, drag.to.y)}px`,

@@ -17,7 +17,7 @@ export function PictureGrid({ dataset, job, pages, label, chosen, choose }) {
   }, [pages]);
   return html`<${Grid} pages=${pages} label=${label} width=${132} caption=${44} active=${active} setActive=${setActive} opened=${setOpened} chosen=${chosen} choose=${choose}
       name=${(item) => `${item.path}: ${item.given_label ?? "no label"}${flagged(item) ? `, ${item.findings.predicted_label} suggested` : ""}`}
-      cell=${(item) => html`<${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" /><span class="cell-label">${item.given_label ?? "no label"}</span>
+      cell=${(item, still) => html`${still ? html`<${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" />` : html`<span class="cell-blank"></span>`}<span class="cell-label">${item.given_label ?? "no label"}</span>
         <span class=${`cell-note ${flagged(item) ? "flag" : ""}`}>${note(item)}</span>`} />
     ${opened !== null && html`<${Zoom} dataset=${dataset} pages=${pages} place=${opened} job=${job}
       moved=${setOpened} closed=${() => (setActive({ place: opened, focus: true }), setOpened(null))} />`}`;
