@@ -151,9 +151,10 @@ async def append(
 def undo(session: Transaction, caller: Caller, dataset_id: uuid.UUID, if_match: IfMatch = None) -> Response:
     """Take back the last step; what was sent together is one. Where there is none, nothing is changed."""
     _, draft = label_drafts.lock(session, dataset_id, caller.id, if_match)
-    images = label_drafts.undo(session, draft)
-    current = {row.image: row for row in session.scalars(label_drafts.select_current(draft))} if images else {}
-    undone = [UndoneEdit(image=image, now=edit_out(current[image]) if image in current else None) for image in images]
+    undone = [
+        UndoneEdit(image=image, now=None if now is None else edit_out(now))
+        for image, now in label_drafts.undo(session, draft).items()
+    ]
     return stored(UndoneStep(undone=undone, **summary(session, draft))).response()
 
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.datasets import service
+from app.datasets import label_edits, service
 from app.datasets.label_edits import MAX_EDITS
 from app.db.clock import now
 from app.db.tables import Dataset, LabelDraft, LabelDraftEdit
-from app.errors import Fault, InvalidRequest, LabelsMovedOn, PreconditionFailed, TooLarge
-from app.http import problems
+from app.errors import Fault, TooLarge
+from app.http import routing
 from app.storage import Storage
 from ml.formats import dataset_index, label_versions
 from ml.formats.label_versions import Edit
@@ -54,9 +54,7 @@ def lock(session: Session, dataset_id: uuid.UUID, owner: str, if_match: str | No
         draft = LabelDraft(dataset_id=dataset_id, owner=owner, label_version=dataset.label_version, sequence=0)
         session.add(draft)
         session.flush()
-    tags = {f'"{draft.sequence}"', str(draft.sequence), "*"}
-    if if_match is not None and not tags & {tag.strip().removeprefix("W/") for tag in if_match.split(",")}:
-        raise PreconditionFailed(f"The last edit of the draft is {draft.sequence}.")
+    routing.require_number(if_match, draft.sequence, "The last edit of the draft")
     return dataset, draft
 
 
@@ -94,16 +92,18 @@ def append(session: Session, files: Storage, dataset: Dataset, draft: LabelDraft
     _advance(session, draft, len(edits))
 
 
-def undo(session: Session, draft: LabelDraft) -> list[int]:
+def undo(session: Session, draft: LabelDraft) -> dict[int, LabelDraftEdit | None]:
     """Take the last step back.
 
     Returns:
-        The numbers of its images; none where the draft has no edit.
+        Of each of its images, by number, the edit that counts now, None without one; empty where the draft has no edit.
     """
     of_draft = _of(draft)
     step = session.scalar(select(func.max(LabelDraftEdit.step)).where(*of_draft))
-    of_step = select(LabelDraftEdit.image).where(*of_draft, LabelDraftEdit.step == step).distinct()
-    undone = list(session.scalars(of_step.order_by(LabelDraftEdit.image)))
+    images = select(LabelDraftEdit.image).where(*of_draft, LabelDraftEdit.step == step)
+    undone: dict[int, LabelDraftEdit | None] = dict.fromkeys(session.scalars(images.order_by(LabelDraftEdit.image)))
+    before = select_current(draft, LabelDraftEdit.step != step).where(LabelDraftEdit.image.in_(images))
+    undone |= {row.image: row for row in session.scalars(before)}
     session.execute(
         delete(LabelDraftEdit)
         .where(*of_draft, LabelDraftEdit.step == step)
@@ -114,9 +114,9 @@ def undo(session: Session, draft: LabelDraft) -> list[int]:
     return undone
 
 
-def select_current(draft: LabelDraft) -> Select[LabelDraftEdit]:
-    """The edits that count, in the order of their numbers: the last one of each image."""
-    of_draft = _of(draft)
+def select_current(draft: LabelDraft, *conditions: ColumnElement[bool]) -> Select[LabelDraftEdit]:
+    """The edits that count, in the order of their numbers: the last of each image, among those that fulfil these."""
+    of_draft = (*_of(draft), *conditions)
     last = select(func.max(LabelDraftEdit.sequence)).where(*of_draft).group_by(LabelDraftEdit.image)
     statement: Select[LabelDraftEdit] = select(LabelDraftEdit).where(*of_draft, LabelDraftEdit.sequence.in_(last))
     return statement.order_by(LabelDraftEdit.sequence)
@@ -146,19 +146,14 @@ def _check(files: Storage, dataset: Dataset, edits: Sequence[Edit]) -> None:
     labels = dataset_index.read_labels(folder, numbers, dataset.label_version)
     classes = set(dataset_index.read_classes(folder, dataset.label_version))
     faults: list[Fault] = []
-    moved: list[Fault] = []
     for number, edit in enumerate(edits):
-        pointer = f"/edits/{number}"
+        fault: tuple[str, str] | None
         if edit.image is None:
-            faults.append(Fault(pointer, "class_edit", "A draft has edits of images alone."))
+            fault = "class_edit", "A draft has edits of images alone."
         elif edit.image not in labels:
-            faults.append(Fault(pointer, "unknown_image", f"The data set has no image {edit.image}."))
-        elif edit.action == "relabel" and edit.new not in classes:
-            faults.append(Fault(pointer, "unknown_class", "There is no class of this name."))
-        elif labels[edit.image] != edit.old:
-            detail = f"The label of image {edit.image} is {labels[edit.image]!r}, not {edit.old!r}."
-            moved.append(Fault(pointer, label_versions.MOVED_ON, detail))
-    if faults:
-        raise InvalidRequest(problems.summary(faults), errors=faults)
-    if moved:
-        raise LabelsMovedOn(problems.summary(moved), errors=moved)
+            fault = "unknown_image", f"The data set has no image {edit.image}."
+        else:
+            fault = label_versions.check_image_edit(edit, labels[edit.image], classes)
+        if fault is not None:
+            faults.append(Fault(f"/edits/{number}", *fault))
+    label_edits.refuse(faults)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from app.errors import Fault, InvalidRequest, Malformed, UnsupportedMediaType
+from app.errors import Fault, InvalidRequest, LabelsMovedOn, Malformed, UnsupportedMediaType
 from app.http import json_text, problems
 from app.http.fields import Id, Strict, Text
 from ml.formats import csv_cells, label_versions
@@ -214,3 +214,15 @@ def body_schemas() -> dict[str, dict[str, Any]]:
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
     return schemas
+
+
+def refuse(faults: list[Fault]) -> None:
+    """Raise for edits that do not fit: what moved on is a conflict, unless something else is wrong as well.
+
+    Raises:
+        InvalidRequest, LabelsMovedOn: There are faults.
+    """
+    if any(fault.code != label_versions.MOVED_ON for fault in faults):
+        raise InvalidRequest(problems.summary(faults), errors=faults)
+    if faults:
+        raise LabelsMovedOn(problems.summary(faults), errors=faults)

@@ -17,18 +17,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.datasets import label_issues, service
+from app.datasets import label_edits, label_issues, service
 from app.datasets.label_edits import AcceptedIssues, ConsensusRule, IssueFilter
 from app.db.tables import Dataset, Job, LabelVersion
 from app.errors import (
     Fault,
     InvalidRequest,
     JobNotFound,
-    LabelsMovedOn,
     LabelVersionNotFound,
-    PreconditionFailed,
 )
-from app.http import problems
+from app.http import routing
 from app.storage import Storage
 from ml.formats import dataset_index, image_query, image_results, label_versions, votes
 from ml.formats.image_query import ImageMatch, ImageQuery
@@ -253,9 +251,7 @@ def _ready(session: Session, dataset_id: uuid.UUID, parent: int | None, if_match
     dataset = service.get_ready(session, dataset_id)
     if parent is not None:
         check_version(session, dataset, parent)
-    tags = {f'"{dataset.label_version}"', str(dataset.label_version), "*"}
-    if if_match is not None and not tags & {tag.strip().removeprefix("W/") for tag in if_match.split(",")}:
-        raise PreconditionFailed(f"The newest version of the labels is {dataset.label_version}.")
+    routing.require_number(if_match, dataset.label_version, "The newest version of the labels")
     return dataset
 
 
@@ -266,14 +262,9 @@ def _read_newest(files: Storage, dataset: Dataset) -> tuple[UploadedLabels, Labe
 
 
 def _apply(labels: Labels, edits: Sequence[Edit], version: int, uploaded: UploadedLabels) -> None:
-    """Apply edits; what does not fit is reported before what has moved on."""
+    """Apply edits, or raise for those that do not fit."""
     faults = labels.apply(edits, version, uploaded)
-    moved = [fault for fault in faults if fault.code == label_versions.MOVED_ON]
-    described = [Fault(f"/edits/{fault.position}", fault.code, fault.detail) for fault in faults]
-    if len(moved) < len(faults):
-        raise InvalidRequest(problems.summary(described), errors=described)
-    if moved:
-        raise LabelsMovedOn(problems.summary(described), errors=described)
+    label_edits.refuse([Fault(f"/edits/{fault.position}", fault.code, fault.detail) for fault in faults])
 
 
 def _query(where: IssueFilter) -> ImageQuery:

@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import Fault, InvalidRequest
+from app.errors import Fault, InvalidRequest, PreconditionFailed
 from app.http import bodies, json_text, problems
 from app.http.access import RequireScope
 from ml.formats.errors import printable
@@ -143,12 +143,24 @@ def conditional(request: Request, response: Response) -> Response:
     return response
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether an If-None-Match header names this ETag, by weak comparison (RFC 9110 §13.1.2)."""
-    if not if_none_match:
+def matches(condition: str | None, etag: str) -> bool:
+    """Whether an If-Match or If-None-Match header names this ETag, by weak comparison (RFC 9110 §13.1)."""
+    if not condition:
         return False
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match[:4096].split(",")]
+    tags = [tag.strip().removeprefix("W/") for tag in condition[:4096].split(",")]
     return "*" in tags or etag.removeprefix("W/") in tags
+
+
+def require_number(if_match: str | None, number: int, what: str) -> None:
+    """Raise PreconditionFailed unless an If-Match header, where there is one, names this number, quoted or not.
+
+    Args:
+        if_match: The header; None asks for nothing.
+        number: That the client must know.
+        what: It is the number of, as in "The newest version is 3."
+    """
+    if if_match is not None and not any(matches(if_match, etag) for etag in (f'"{number}"', str(number))):
+        raise PreconditionFailed(f"{what} is {number}.")
 
 
 class AllowedMethods:

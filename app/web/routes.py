@@ -62,6 +62,12 @@ for path in ("/ui", "/ui/{view:path}"):
 
 
 @functools.cache
+def files() -> dict[str, Path]:
+    """The files of the page by their names in the folder."""
+    return {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.is_file() and p.suffix in MEDIA_TYPES}
+
+
+@functools.cache
 def page_policy() -> str:
     """The policy of the page. A browser takes an import map only from the page itself, so its hash is allowed."""
     match = IMPORT_MAP.search((FOLDER / "index.html").read_text())
@@ -112,8 +118,7 @@ def static(request: Request, name: str, *, login: bool = False) -> Response:
     Args:
         login: Of the page: whether people can log in. It must not ask for a session where there are none.
     """
-    known = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.is_file() and p.suffix in MEDIA_TYPES}
-    path = known.get(name)
+    path = files().get(name)
     if path is None:
         raise NotFound("There is nothing at this path.")
     data = path.read_bytes()

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -137,7 +137,7 @@ class Labels:
             else:
                 label = self.label_of(edit.image, uploaded)
                 of_image = None if label is None else before[label].current()
-                fault = _check_image_edit(edit, None if of_image is None else of_image.name, classes)
+                fault = check_image_edit(edit, None if of_image is None else of_image.name, classes)
                 if edit.action == "relabel" and edit.new is not None:
                     of_image = classes.get(edit.new)
                 edited[edit.image] = of_image, STATUS_OF[edit.action]
@@ -174,7 +174,7 @@ class _Class:
         return last
 
 
-def _check_image_edit(edit: Edit, label: str | None, classes: Mapping[str, _Class]) -> tuple[str, str] | None:
+def check_image_edit(edit: Edit, label: str | None, classes: Container[str]) -> tuple[str, str] | None:
     """Code and detail of what is wrong with an edit of an image that has this label; None if nothing is."""
     if edit.old != label:
         return MOVED_ON, f"The label of image {edit.image} is {_quoted(label)}, not {_quoted(edit.old)}."

@@ -94,6 +94,7 @@ def test_an_edit_that_does_not_fit_is_refused_and_changes_nothing(client: Client
     for edit, code in (
         ({"image": 24, "from": "cat", "action": "confirm"}, "unknown_image"),
         ({**RELABEL, "to": "bird"}, "unknown_class"),
+        ({**RELABEL, "to": "cat"}, "same_label"),
         ({"action": "add_class", "to": "bird"}, "class_edit"),
     ):
         answer = client.post(draft, json={"edits": [CONFIRM, edit]})

@@ -109,7 +109,7 @@ def to_the_end(page: Page) -> None:
 
 
 def renderer_bytes() -> int:
-    """Resident memory of the largest process of a tab that this process has started."""
+    """Resident memory of the largest process of a tab on this machine."""
     sizes = [0]
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -81,20 +81,23 @@ async function send(method, path, body, headers = {}) {
 
 export const get = async (path, options) => (await fetchOk(path, options)).json();
 
-const LARGEST_PAGE = 200; // the most items that the service puts into one page
+export const LARGEST_PAGE = 200; // the most items that the service puts into one page
 
-/** The first `most` items of a collection, all of them by default, from as many pages as that takes: {items, more}; more: there are others. */
+/** One page of a collection; `cursor` is `next_cursor` of the page before, null for the first; `more` are further parameters, as pairs. */
+export function getPage(path, limit, cursor, more = []) {
+  const parameters = new URLSearchParams([["limit", limit], ...(cursor ? [["cursor", cursor]] : []), ...more]);
+  return get(`${path}${path.includes("?") ? "&" : "?"}${parameters}`);
+}
+
+/** The first `most` items of a collection, all of them by default, from as many pages as that takes: {items, more, last: the last page}; more: there are others. */
 export async function getItems(path, most = Infinity) {
   const items = [];
-  let cursor = null;
+  let last = null;
   do {
-    const limit = Math.min(LARGEST_PAGE, most - items.length);
-    const query = `${path.includes("?") ? "&" : "?"}limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`;
-    const page = await get(path + query);
-    items.push(...page.items);
-    cursor = page.next_cursor;
-  } while (cursor && items.length < most);
-  return { items, more: cursor !== null };
+    last = await getPage(path, Math.min(LARGEST_PAGE, most - items.length), last?.next_cursor);
+    items.push(...last.items);
+  } while (last.next_cursor && items.length < most);
+  return { items, more: last.next_cursor !== null, last };
 }
 
 export const getText = async (path) => (await fetchOk(path)).text();

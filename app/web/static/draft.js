@@ -5,7 +5,7 @@
 
 import { computed, signal } from "@preact/signals";
 
-import { Problem, get, idempotencyKey, post, remove } from "./api.js";
+import { Problem, getItems, idempotencyKey, post, remove } from "./api.js";
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 10000;
@@ -19,14 +19,9 @@ export function openDraft(dataset) {
   let closed = false;
 
   async function load() {
-    const all = new Map();
-    let cursor = null;
-    do {
-      const page = await get(`${path}?limit=200${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
-      for (const { image, action, to } of page.items) all.set(image, { action, to });
-      ({ next_cursor: cursor, sequence } = page);
-    } while (cursor);
-    edits.value = all;
+    const { items, last } = await getItems(path);
+    edits.value = new Map(items.map(({ image, action, to }) => [image, { action, to }]));
+    ({ sequence } = last);
   }
 
   /** Send what waits, one request after the other. */

@@ -1,6 +1,6 @@
 /** The labels that look wrong, worst first, as a gallery: the picture, its given label, the predicted one. */
 
-import { get, imageAddress } from "./api.js";
+import { getPage, imageAddress } from "./api.js";
 import { fill, h } from "./dom.js";
 import { save } from "./files.js";
 import { number, percent } from "./format.js";
@@ -17,7 +17,7 @@ export function labelIssues(job) {
 
 async function load(place, job, cursor, before) {
   const path = `/jobs/${job.id}/label-issues`;
-  const page = await get(`${path}?limit=${cursor ? MORE : FIRST}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+  const page = await getPage(path, cursor ? MORE : FIRST, cursor);
   const cards = await Promise.all(page.items.map((issue, at) => card(job, issue, before.length + at + 1, page.total)));
   const all = [...before, ...cards];
   const problem = h("div", {});

@@ -2,9 +2,7 @@
 
 import { signal } from "@preact/signals";
 
-import { get } from "./api.js";
-
-const PAGE = 200; // the most that the service puts into one page
+import { LARGEST_PAGE, getPage } from "./api.js";
 
 /**
  * {items, count, done, problem, need(n), close()}: `items` is an array that grows, `count` a signal of its length; need(n) loads pages
@@ -21,10 +19,9 @@ export function pagedItems(path, { first = 60, indices } = {}) {
   let closed = false;
 
   async function load() {
-    const limit = items.length ? PAGE : first;
+    const limit = items.length ? LARGEST_PAGE : first;
     const part = indices?.slice(requested, requested + limit) ?? [];
-    const more = [["limit", limit], ...(cursor ? [["cursor", cursor]] : []), ...part.map((index) => ["index", index])];
-    const page = await get(`${path}${path.includes("?") ? "&" : "?"}${new URLSearchParams(more)}`);
+    const page = await getPage(path, limit, cursor, part.map((index) => ["index", index]));
     if (closed) return;
     items.push(...page.items);
     requested += part.length;

@@ -1,6 +1,7 @@
 /** The section where a model is tried on pictures: from files, or from a data set. */
 
 import { Problem, get, getItems, imageAddress, postFile } from "./api.js";
+import { decoded } from "./decoded.js";
 import { fill, h } from "./dom.js";
 import { ago, percent } from "./format.js";
 import { predictionView } from "./prediction.js";
@@ -133,26 +134,13 @@ export function predict() {
 async function tried({ name, ask, address }) {
   try {
     const [answer, picture] = await Promise.all([ask(), address()]);
-    const image = await loaded(picture);
+    const image = await decoded(picture);
     const [prediction] = answer.predictions;
     if (prediction.error) throw new Problem(prediction.error, prediction.error.status);
     return { name, image, prediction, answer };
   } catch (error) {
     return { name, error };
   }
-}
-
-async function loaded(address) {
-  const image = new Image();
-  image.src = address;
-  try {
-    await image.decode();
-  } catch {
-    throw new Problem({ title: "The browser cannot show this picture", detail: "JPEG, PNG, WebP, GIF and BMP work everywhere." });
-  } finally {
-    if (address.startsWith("blob:")) URL.revokeObjectURL(address);
-  }
-  return image;
 }
 
 /** One line: which model `default` is, and why it is that one, or why it is not the newest. */

@@ -3,7 +3,7 @@
 import { html } from "htm/preact";
 import { useState } from "preact/hooks";
 
-import { get, getItems, post } from "../api.js";
+import { getItems, post } from "../api.js";
 import { announce } from "../dom.js";
 import { ago, number, plural } from "../format.js";
 import { ProblemBlock, useAction, useResource } from "../resource.js";
@@ -47,9 +47,9 @@ function Revert({ dataset, version, changed }) {
 function Diff({ dataset, from, to }) {
   const [most, setMost] = useState(SHOWN);
   const path = `/datasets/${dataset.id}/labels/diff?from=${from}&to=${to}`;
-  const { data, problem } = useResource(async () => ({ ...(await getItems(path, most)), classes: await get(`${path}&limit=1`) }), [path, most]);
+  const { data, problem } = useResource(() => getItems(path, most), [path, most]);
   if (!data) return html`<${ProblemBlock} problem=${problem} /><p class="quiet">Comparing</p>`;
-  const { classes_added: added, classes_removed: removed } = data.classes;
+  const { classes_added: added, classes_removed: removed } = data.last;
   return html`<div class="diff">
     ${added.length > 0 && html`<p>Classes added: ${added.join(", ")}</p>`}${removed.length > 0 && html`<p>Classes removed: ${removed.join(", ")}</p>`}
     <ul class="changes" aria-label=${`Changes of version ${to}`}>${data.items.map((item) => html`<li key=${item.index}>

@@ -32,7 +32,11 @@ function Points({ dataset, job, jobs, points, by }) {
   const [chosen, setChosen] = useState([]); // rows of the map
   const [near, setNear] = useState(null); // the row at the pointer
   const labels = points[by];
-  const counts = useMemo(() => points.classes.map((_, id) => labels.reduce((sum, label) => sum + Number(label === id), 0)), [labels]);
+  const counts = useMemo(() => {
+    const totals = points.classes.map(() => 0);
+    for (const label of labels) if (label !== null) totals[label] += 1;
+    return totals;
+  }, [labels]);
   const rows = useMemo(() => labels.map((_, row) => row).filter((row) => (only === null || labels[row] === only) && (!flags || points.is_label_issue[row])), [only, flags, labels]);
   const colours = points.classes.map((_, id) => `hsl(${Math.round(id * GOLDEN_ANGLE) % 360} 62% ${id % 2 ? 42 : 56}%)`);
   const name = (ids, row) => points.classes[ids[row]] ?? "no label";

@@ -13,13 +13,11 @@ export function choicesOf(item, classes) {
   return [...suggested, ...classes.filter((name) => !suggested.includes(name))].slice(0, NUMBERED);
 }
 
-const DECIDED = { confirmed: "confirmed", excluded: "excluded", relabelled: "relabelled" };
-
 export function Choices({ item, choices, classes, decided, relabel, back }) {
   const scores = new Map(item.findings.suggestions.map(({ label, confidence }) => [label, confidence]));
   return html`<div class="choices">
     <p>Given label: <strong class=${decided && decided.action !== "confirmed" ? "given-label struck" : "given-label"}>${item.given_label}</strong>
-      ${decided && html`${" "}<span class="status" data-status=${decided.action}>${DECIDED[decided.action]}${decided.to ? `: ${decided.to}` : ""}</span>`}</p>
+      ${decided && html`${" "}<span class="status" data-status=${decided.action}>${decided.action}${decided.to ? `: ${decided.to}` : ""}</span>`}</p>
     <ol class="choice-list" aria-label="Labels">${choices.map((name, at) => html`<li key=${name}>
       <button type="button" class=${`choice ${at === 0 ? "first" : ""}`} aria-pressed=${decided?.to === name} onClick=${() => relabel(name)} style=${{ "--share": scores.get(name) ?? 0 }}>
         <kbd>${at + 1}</kbd><span class="choice-name">${name}</span><span class="choice-score">${scores.has(name) ? percent(scores.get(name), 0) : name === item.given_label ? "given" : ""}</span></button></li>`)}</ol>

@@ -4,6 +4,7 @@ import { html } from "htm/preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { get, imageAddress } from "../api.js";
+import { decoded } from "../decoded.js";
 import { drawMask } from "../masks.js";
 import { ProblemBlock } from "../resource.js";
 
@@ -14,13 +15,7 @@ const pictures = new Map();
 /** A promise of a decoded picture. */
 function picture(path) {
   if (!pictures.has(path)) {
-    const image = new Image();
-    pictures.set(path, imageAddress(path).then(async (from) => {
-      image.src = from;
-      await image.decode();
-      if (from.startsWith("blob:")) URL.revokeObjectURL(from);
-      return image;
-    }));
+    pictures.set(path, imageAddress(path).then(decoded));
     pictures.get(path).catch(() => pictures.delete(path));
     if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
   }
