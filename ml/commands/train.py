@@ -29,8 +29,9 @@ GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so lon
 CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
 SPEC_OPTIONS = (  # fields of the training spec that are options of the same name
     "method", "network", "tune", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum",
-    "weight_decay", "schedule", "schedule_unit", "decay", "floor", "layer_decay", "augmentation", "crop_scale",
-    "randaugment", "color_jitter", "mixup", "seed", "validation_fraction", "precision", "deterministic", "pretrained",
+    "weight_decay", "schedule", "schedule_unit", "decay", "floor", "layer_decay", "batch_norm", "augmentation",
+    "crop_scale", "randaugment", "color_jitter", "mixup", "seed", "validation_fraction", "precision", "deterministic",
+    "pretrained",
 )  # fmt: skip
 
 

@@ -46,6 +46,9 @@ def find_contradictions(
         if settings["first_answer"]:
             detail = "A first answer is read from pretrained features."
             wrong.append(Contradiction("first_answer", "needs_pretrained", detail))
+        if settings["batch_norm"] == "pretrained":
+            detail = "Statistics of batch normalisation come with pretrained weights."
+            wrong.append(Contradiction("batch_norm", "needs_pretrained", detail))
     if settings["mixup"] and mixes:
         detail = f"It must be 0: {settings['method']} or its base method mixes images already."
         wrong.append(Contradiction("mixup", "excluded", detail))

@@ -101,6 +101,20 @@ def frozen_depth(tune: str) -> str:
     return "none" if tune == "all" else tune
 
 
+def fix_statistics(network: nn.Module) -> None:
+    """Let every layer of batch normalisation use its running statistics in training too; no batch changes them then.
+
+    Scales and offsets are trained as before. It holds for the layers, wherever they are moved or copied.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(_set_evaluating)
+
+
+def _set_evaluating(module: nn.Module, _: object) -> None:
+    module.training = False
+
+
 def _members(part: nn.Module) -> list[nn.Module]:
     return list(part.children()) if isinstance(part, nn.Sequential) else [part]
 

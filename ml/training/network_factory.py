@@ -62,6 +62,8 @@ class NetworkFactory:
     def __call__(self) -> Network:
         self.built += 1
         network: Network = self._build(f"network {self.built}")
+        if self._spec.batch_norm == "pretrained":
+            chain.fix_statistics(network)
         if self._spec.tune != "all":
             network = self._divide(network, self._spec.tune)[1]
         network = network.to(self._device)

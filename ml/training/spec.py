@@ -26,6 +26,7 @@ DEFAULT_BACKBONE = "efficientnet_lite0"  # pretrained weights that a job takes w
 PLAIN_IMAGES: dict[str, Any] = {"augmentation": "none", "randaugment": 0, "color_jitter": 0.0, "mixup": 0.0}
 LATER_FIELDS = (  # came when checkpoints had format 2 already
     "tune", "first_answer", "schedule_unit", "layer_decay", "crop_scale", "randaugment", "color_jitter", "mixup",
+    "batch_norm",
 )  # fmt: skip
 DEFAULT_NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # by kind of device; on a CPU the large one takes hours
 
@@ -117,6 +118,11 @@ class TrainingSpec(BaseModel):
         le=1.0,
         description="Layer-wise learning rates: each module of a network learns at this times the rate of the one "
         "after it, the classifier at the full rate. 0.5 to 0.8 keeps pretrained early layers; 1: all alike.",
+    )
+    batch_norm: Literal["batch", "pretrained"] = Field(
+        default="batch",
+        description="By which statistics layers of batch normalisation normalise in training: those of every batch, "
+        "or those that pretrained weights came with, which no step changes and which suit few images.",
     )
     augmentation: Literal["resized_crop_flip", "crop_flip", "flip", "none"] = Field(
         default="crop_flip",

@@ -101,6 +101,7 @@ def test_a_baseline_follows_the_depth_that_the_request_needs(
     [
         ({"pretrained": False, "tune": "last"}, "/tune"),
         ({"pretrained": False, "first_answer": True}, "/first_answer"),
+        ({"pretrained": False, "batch_norm": "pretrained"}, "/batch_norm"),
         ({"pretrained": False, "params": {"localization": "backbone"}}, "/params/localization"),
         ({"tune": "last", "params": {"split": "median"}}, "/params/localization"),
         (

@@ -69,6 +69,25 @@ def test_only_the_part_that_is_tuned_changes(
     assert bool(frozen) == (tune != "all")
 
 
+@pytest.mark.parametrize("method", ["ce", "m_correction", "denll"])
+def test_statistics_of_pretrained_weights_stay_where_they_are_asked_for(
+    method: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    """Also of methods that switch their networks to evaluation and back; scales and offsets learn as before."""
+    params = {"localization": "backbone"} if method == "denll" else {}
+
+    def changed(batch_norm: str) -> set[str]:
+        settings = spec(method=method, params=params, pretrained=True, tune="all", epochs=2, batch_norm=batch_norm)
+        training = Trainer.build(settings, cached, weights=pretrained, cache=tmp_path)
+        before = {name: tensor.clone() for name, tensor in training.method.state_dict().items()}
+        reports(training)
+        return set(same(before, dict(training.method.state_dict())))
+
+    kept, moved = changed("pretrained"), changed("batch")
+    assert moved - kept == {name for name in moved if "running" in name or "num_batches" in name} != set()
+    assert kept <= moved
+
+
 @every_depth
 def test_a_resumed_training_ends_with_the_same_bits(
     tune: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
@@ -173,6 +192,7 @@ def test_the_encoder_agrees_with_the_network_that_it_was_cut_from(pretrained: Pa
     ("settings", "field"),
     [
         ({"tune": "none"}, "tune"),
+        ({"batch_norm": "pretrained"}, "batch_norm"),
         ({"first_answer": True}, "first_answer"),
         ({"method": "denll", "params": {"localization": "backbone"}}, "params/localization"),
         ({"method": "denll", "pretrained": True, "tune": "last"}, "params/localization"),
