@@ -1,8 +1,9 @@
 """`make demo`: two acts through the public API, in three minutes on two cores.
 
 Act one uploads, trains, reads which labels are wrong, and predicts. In act two the wrong labels follow the background:
-cross-entropy learns the scene, DeNLL does not. The demo is a client like any other: from `ml` it imports only the
-generator of pictures.
+cross-entropy learns the scene, DeNLL does not. With a pretrained backbone its pictures are as large as photographs, and
+the service chooses how to train. The demo is a client like any other: from `ml` it imports only the generator of
+pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import numpy as np
@@ -30,9 +31,11 @@ EPOCHS = 1 if SMALLEST else 10
 SEED, DRAWING_SEED = 1, 7
 OBJECTS, SCENES = ("star", "square", "moon"), ("sea", "desert")  # objects, and the two scenes behind each
 SIDE = 192  # pixels a side of the pictures it writes
+BACKBONE = "efficientnet_lite0"  # which a service trains where nobody chooses and it is installed
 
 
-# The request of both acts, without the data set. The service chooses the rest, the preset of DeNLL included.
+# The request of both acts without a backbone, without the data set. The service chooses the rest, the preset of DeNLL
+# included.
 REQUEST: dict[str, Any] = {
     "method": "denll",
     "network": "small",  # from scratch: pictures this small are drawings, and three minutes are all there is
@@ -41,6 +44,19 @@ REQUEST: dict[str, Any] = {
     "learning_rate": 0.1,
     "seed": SEED,
 }
+
+
+class Pictures(NamedTuple):
+    """What is drawn, and how a service learns from it."""
+
+    side: int  # pixels
+    sizes: tuple[float, float]  # of objects, least and largest, as shares of the side
+    train: dict[str, int]  # number of training pictures by kind of noise
+    request: dict[str, Any]  # of a job, without the data set
+
+
+DRAWINGS = Pictures(32, generate.ALIKE, TRAIN, REQUEST)
+LARGE = Pictures(96, (0.3, 0.6), {"confounded": 120 if SMALLEST else 1200}, {"seed": SEED})
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ def main() -> None:
 
 def act_on_random_noise(api: httpx2.Client) -> None:
     print("\nAct one. Labels wrong at random: upload, train, find the errors, predict.")
-    archive, truth = draw("ordinary")
+    archive, truth = draw("ordinary", DRAWINGS)
     dataset = client.upload(api, archive)
     job = client.train(api, {"dataset_id": dataset["id"], "name": "act one", **REQUEST})["denll"]
     last = job["metrics"]["test_accuracy"]["last"]
@@ -91,9 +107,10 @@ def act_on_random_noise(api: httpx2.Client) -> None:
 
 def act_on_confounded_noise(api: httpx2.Client) -> None:
     print("\nAct two. Labels that name the scene: who learns the object?")
-    archive, truth = draw("confounded")
+    pictures = LARGE if has_default_backbone(api) else DRAWINGS
+    archive, truth = draw("confounded", pictures)
     dataset = client.upload(api, archive)
-    request = {"dataset_id": dataset["id"], "name": "act two", **REQUEST, "compare_with": ["ce"]}
+    request = {"dataset_id": dataset["id"], "name": "act two", **pictures.request, "compare_with": ["ce"]}
     jobs = client.train(api, request)
     print("\n  right on test pictures    any scene    another class's scene")
     for method in ("ce", "denll"):
@@ -101,12 +118,26 @@ def act_on_confounded_noise(api: httpx2.Client) -> None:
         elsewhere = [hit for path, hit in right.items() if truth.is_on_other_scene(path)]
         print(f"  {method:22} {np.mean(list(right.values())):12.1%} {np.mean(elsewhere):24.1%}")
     print_errors_found(api, jobs["denll"], truth)
-    draw_masks(api, {method: job["model_id"] for method, job in jobs.items()})
+    draw_masks(api, {method: job["model_id"] for method, job in jobs.items()}, pictures)
 
 
-def draw(noise: generate.Noise) -> tuple[Path, GroundTruth]:
+def has_default_backbone(api: httpx2.Client) -> bool:
+    networks = client.ok(api.get("/networks", params={"limit": 200}))["items"]
+    return any(network["name"] == BACKBONE and network["weights"] for network in networks)
+
+
+def draw(noise: generate.Noise, pictures: Pictures) -> tuple[Path, GroundTruth]:
     path = FOLDER / f"{noise}.zip"
-    generate.write_archive(path, train=TRAIN[noise], test=TEST, seed=SEED, noise=noise, noise_rate=NOISE_RATE)
+    generate.write_archive(
+        path,
+        train=pictures.train[noise],
+        test=TEST,
+        seed=SEED,
+        image_size=pictures.side,
+        sizes=pictures.sizes,
+        noise=noise,
+        noise_rate=NOISE_RATE,
+    )
     with zipfile.ZipFile(path) as archive:
         train, every = (
             list(csv.DictReader(io.TextIOWrapper(archive.open(name), "utf-8"))) for name in ("train.csv", "truth.csv")
@@ -140,12 +171,14 @@ def is_right(api: httpx2.Client, model: str, dataset: dict[str, Any], truth: Gro
     return {path: one["label"] == truth.clean[path] for path, one in zip(truth.test, predictions, strict=True)}
 
 
-def draw_masks(api: httpx2.Client, models: dict[str, str]) -> None:
+def draw_masks(api: httpx2.Client, models: dict[str, str], pictures: Pictures) -> None:
     """The same object on two scenes: the prediction of each model, and a picture of DeNLL's masks."""
     print(f"\n  the same object on{'':15}" + "".join(f"{method:>10}" for method in sorted(models)))
     sheet = Image.new("RGB", (SIDE * len(SCENES), SIDE * len(OBJECTS)))
     for row, name in enumerate(OBJECTS):
-        scenes = generate.before_every_scene(generate.CLASSES.index(name), seed=DRAWING_SEED + row)
+        scenes = generate.before_every_scene(
+            generate.CLASSES.index(name), seed=DRAWING_SEED + row, image_size=pictures.side, sizes=pictures.sizes
+        )
         for column, scene in enumerate(SCENES):
             picture = io.BytesIO()
             Image.fromarray(scenes.images[generate.SCENES.index(scene)]).save(picture, "PNG")
