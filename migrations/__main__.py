@@ -13,7 +13,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from app import storage
 from app.db import session
@@ -30,14 +29,6 @@ def configuration(settings: Settings) -> Config:
     config.set_main_option("file_template", "%%(year)d-%%(month).2d-%%(day).2d_%%(slug)s")
     config.attributes["settings"] = settings
     return config
-
-
-def head() -> str:
-    """The revision of the newest schema."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("path_separator", "os")
-    return str(ScriptDirectory.from_config(config).get_current_head())
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:

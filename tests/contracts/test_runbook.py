@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 
 from app import errors, work
 from app.db import session as db
-from app.db.tables import Base, Dataset, Job, State, Worker
+from app.db.tables import Dataset, Job, State, Worker
 from app.errors import Problem
 from app.main import create_app
 from app.settings import Settings
 from app.worker_registry import ROLES
+from tests.tables import create_tables
 from worker.children import failures
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,7 +28,7 @@ def metrics(tmp_path: Path) -> str:
     """What /metrics says of a service with every process and with work in every state."""
     settings = Settings(data_dir=tmp_path, redis_url="redis://127.0.0.1:1/0", connect_timeout_s=0.5)
     engine = db.connect(settings)
-    Base.metadata.create_all(engine)
+    create_tables(engine)
     with db.transaction(engine) as session:
         for state in State:
             session.add(Dataset(name="d", upload={}, state=state))
