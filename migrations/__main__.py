@@ -33,7 +33,7 @@ def configuration(settings: Settings) -> Config:
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
     Storage(settings.data_dir).create()
-    engine = session.connect(settings)
+    engine = session.connect(settings, "command")
     try:
         session.wait_until_reachable(engine, DATABASE_WAIT_S)
     finally:

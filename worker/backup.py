@@ -91,7 +91,7 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
 
 def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a new folder; its manifest."""
-    files, engine = Storage(settings.data_dir), connect(settings)
+    files, engine = Storage(settings.data_dir), connect(settings, "command")
     before: set[str] | None = None
     try:
         for _ in range(SNAPSHOTS):
@@ -205,7 +205,7 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
     with _opened(files, source) as folder:
         manifest = verify(folder)
         upgrade(settings)
-        engine = connect(settings)
+        engine = connect(settings, "command")
         try:
             wait_until_reachable(engine, DATABASE_WAIT_S)
             with transaction(engine, read_only=True) as session:

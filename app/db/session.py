@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
@@ -20,13 +20,22 @@ __all__ = ["Engine", "Session", "connect", "is_unavailable", "transaction", "wai
 UNAVAILABLE_RETRY_S = 5
 MARGIN_S = 0.5  # the client waits this much longer than a statement may take: the server's limit comes first
 SERIALIZATION_FAILURES = {"40001", "40P01"}
+Process = Literal["api", "supervisor", "child", "dispatcher", "inference", "command"]
+# One for each thread that uses the database: a supervisor works, renews its lease and writes its heartbeat at once. The
+# threads of an API process share DENLL_POOL_SIZE.
+CONNECTIONS: dict[Process, int] = {"supervisor": 3, "child": 1, "dispatcher": 1, "inference": 1, "command": 1}
 
 
-def connect(settings: Settings) -> Engine:
-    """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys."""
+def connect(settings: Settings, process: Process = "api") -> Engine:
+    """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys.
+
+    Args:
+        settings: Address and time limits.
+        process: What this process is, which decides how many connections it opens at most.
+    """
     url = make_url(settings.database)
     pool: dict[str, Any] = {
-        "pool_size": settings.pool_size,
+        "pool_size": CONNECTIONS.get(process, settings.pool_size),
         "max_overflow": 0,
         "pool_timeout": settings.pool_timeout_s,
         "execution_options": {"schema": schema.SchemaCheck()},

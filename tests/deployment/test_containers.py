@@ -165,6 +165,8 @@ def test_every_container_is_hardened(services: dict[str, dict[str, Any]]) -> Non
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert int(service["mem_limit"]) > 0, name
         assert int(service["pids_limit"]) > 0, name
+        assert service["ulimits"].keys() == {"core", "nofile"}, name
+        assert not service["ulimits"]["core"], name  # soft and hard are 0, which Compose leaves out
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         assert {mount["type"] for mount in service["volumes"]} == {"volume"}, name  # nothing of the host
 
@@ -207,12 +209,6 @@ def test_what_dies_comes_back_and_migrations_run_once(services: dict[str, dict[s
     assert {name: services[name]["restart"] for name in services} == dict.fromkeys(
         LASTING, "unless-stopped"
     ) | dict.fromkeys(ONCE, "no")
-
-
-def test_a_supervisor_has_longer_to_end_than_it_needs(services: dict[str, dict[str, Any]]) -> None:
-    for name in ("supervisor-jobs", "supervisor-datasets"):
-        assert services[name]["stop_grace_period"] == "1m0s"
-    assert Settings().drain_s + Settings().cancel_grace_s < 60
 
 
 def test_what_must_outlive_a_container_lies_in_named_volumes(stack: dict[str, Any]) -> None:
