@@ -26,6 +26,7 @@ COPY app app
 COPY migrations migrations
 COPY ml ml
 COPY worker worker
+COPY pyproject.toml pyproject.toml
 RUN python3 -m compileall -q .
 
 # hadolint ignore=DL3006
@@ -55,6 +56,7 @@ COPY --from=source /srv/denll/migrations migrations
 COPY --from=source /srv/denll/ml/__init__.py ml/__init__.py
 COPY --from=source /srv/denll/ml/formats ml/formats
 COPY --from=source /srv/denll/worker worker
+COPY --from=source /srv/denll/pyproject.toml pyproject.toml
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "app.main"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +127,15 @@ def test_the_schema_is_looked_up_now_and_then_not_for_every_transaction(client: 
 
     assert statements
     assert not [statement for statement in statements if schema.VERSIONS.name in statement]
+
+
+def test_the_version_is_that_of_the_project_wherever_it_is_told(client: Client) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    metrics = client.get("/metrics").text.splitlines()
+
+    assert client.get("/version").json() == {"version": project["version"], "schema_revision": schema.REVISION}
+    assert client.app.openapi()["info"]["version"] == project["version"]  # type: ignore[attr-defined]
+    assert f'denll_build_info{{version="{project["version"]}"}} 1' in metrics
 
 
 @BOTH

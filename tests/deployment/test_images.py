@@ -74,6 +74,10 @@ def test_no_system_package_is_added() -> None:
     assert "apt" not in DOCKERFILE
 
 
+def test_the_image_of_the_api_knows_its_version() -> None:
+    assert "COPY --from=source /srv/denll/pyproject.toml pyproject.toml" in steps("api")
+
+
 def test_the_api_image_is_made_from_the_lock_without_torch() -> None:
     assert "worker.txt" not in stages()["api"]
     assert not re.search(r"^torch==", (ROOT / "requirements/api.txt").read_text(), re.MULTILINE)
