@@ -32,10 +32,18 @@ def resources(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return render(request.param)
 
 
+def templates(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The templates of pods, by what they run."""
+    return {
+        one["metadata"]["name"].removeprefix("denll-"): one["spec"]["template"]
+        for one in resources
+        if "template" in one["spec"]
+    }
+
+
 def pods(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods' specifications by component."""
-    templates = [one["spec"]["template"] for one in resources if "template" in one["spec"]]
-    return {t["metadata"]["labels"]["app.kubernetes.io/component"]: t["spec"] for t in templates}
+    """The specifications of pods, by what they run."""
+    return {name: template["spec"] for name, template in templates(resources).items()}
 
 
 def container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -185,17 +193,21 @@ def test_the_api_knows_every_inference_process_and_the_names_that_lead_to_it() -
 def test_every_pod_has_a_network_policy_and_only_the_api_and_inference_are_reached(
     resources: list[dict[str, Any]],
 ) -> None:
+    labels = {name: template["metadata"]["labels"].items() for name, template in templates(resources).items()}
     policies = {
-        one["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: one["spec"]
+        one["metadata"]["name"].removeprefix("denll-"): one["spec"]
         for one in resources
         if one["kind"] == "NetworkPolicy"
     }
 
-    assert policies.keys() == pods(resources).keys()
+    def chosen(selector: dict[str, Any]) -> set[str]:
+        return {name for name, its in labels.items() if selector["matchLabels"].items() <= its}
+
+    assert {name: chosen(policy["podSelector"]) for name, policy in policies.items()} == {n: {n} for n in labels}
     assert {name for name, policy in policies.items() if policy["ingress"]} == {"api", "inference"}
     assert policies["weights"]["egress"] == []
     [rule] = policies["inference"]["ingress"]
-    assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "api"
+    assert chosen(rule["from"][0]["podSelector"]) == {"api"}
 
 
 def test_keda_counts_the_jobs_that_wait_and_run(database_url: str, tmp_path: Path) -> None:
