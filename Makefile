@@ -133,11 +133,14 @@ $(BENCH_STAMP):
 	@touch $@
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+# Triton compiles kernels for `torch.compile`, which nothing of ours calls: a gigabyte.
+WORKER := pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --no-emit-package triton
 lock: install ## Resolve the dependencies of pyproject.toml anew
 	echo uv | $(COMPILE) - -o requirements/uv.txt
 	$(COMPILE) pyproject.toml -o requirements/api.txt
-	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet -c requirements/api.txt -o requirements/worker.txt
-	$(COMPILE) pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --extra dev -c requirements/worker.txt -o requirements/dev.txt
+	$(COMPILE) $(WORKER) -c requirements/api.txt -o requirements/worker.txt
+	$(COMPILE) $(WORKER) -c requirements/worker.txt $$(sed -nE 's/^((torch|torchvision|(nvidia|cuda)-[a-z0-9-]+))==.*/--no-emit-package \1/p' requirements/worker.txt) -o requirements/worker-cpu.txt
+	$(COMPILE) $(WORKER) --extra dev -c requirements/worker.txt -o requirements/dev.txt
 	echo 'pip-audit>=2.10' | $(COMPILE) - -o requirements/audit.txt
 	printf 'bentoml>=1.4\nlitserve>=0.2\ncleanlab>=2.9\n' | $(COMPILE) - -o requirements/bench.txt
 	printf 'cleanlab[datalab]>=2.9\ndatasets>=5\nlabel-studio-sdk>=2\npandas>=3\npycocotools>=2\nwebdataset>=1\n' | $(COMPILE) - -o requirements/readers.txt

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from app import retention
 from app.datasets import ingest_queue
+from app.db import schema
 from app.db.clock import UtcTime
 from app.db.tables import ENDED, Base, Dataset, Job, LoginSession, PendingLogin, State, Worker
 from app.jobs import attempt
@@ -45,8 +46,13 @@ class Snapshot(NamedTuple):
 
 
 def dump(engine: Engine, folder: Path) -> Snapshot:
-    """Write every table to `folder`, all as they are at one moment, while others go on writing."""
+    """Write every table to `folder`, all as they are at one moment, while others go on writing.
+
+    Raises:
+        DatabaseUnavailable: The database has another schema than this code.
+    """
     with _snapshot(engine) as connection:
+        schema.require(connection)
         for table in TABLES:
             with (folder / f"{table.name}.jsonl").open("w", encoding="utf-8") as file:
                 rows = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(select(table))

@@ -51,7 +51,7 @@ def heartbeat() -> bool:
     from app.db.session import connect, transaction
     from app.settings import current
 
-    engine = connect(current())
+    engine = connect(current(), "command")
     try:
         with transaction(engine, read_only=True) as session:
             return worker_registry.is_alive(session, socket.gethostname()[:100])

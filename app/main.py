@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from starlette.concurrency import run_in_threadpool
 
-from app import logs, settings, storage
+from app import logs, settings, storage, version
 from app.audit import routes as audit
 from app.catalog import Catalog
 from app.datasets import (
@@ -122,7 +122,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     """
     app = FastAPI(
         title="DeNLL",
-        version="0.1.0",
+        version=version.current(),
         description=ABOUT,
         lifespan=lifespan,
         openapi_url=None,

@@ -163,7 +163,9 @@ class Settings(BaseSettings):
         default="auto",
         description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads of a training child; 0 is all cores")
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads of a training child; 0 is one for each CPU that it may use"
+    )
     cuda_graphs: bool = Field(
         default=False, description="Repeat recorded training steps on a GPU; try `make test-gpu` on it before"
     )
@@ -272,7 +274,9 @@ class Settings(BaseSettings):
     )
     pool_timeout_s: float = Field(default=2.0, description="How long a request waits for a database connection")
     statement_timeout_s: float = Field(default=4.0, description="How long a database statement may take")
-    pool_size: int = Field(default=20, description="Database connections of a process")
+    pool_size: int = Field(
+        default=20, ge=1, description="Most database connections of an API process; every other needs up to three"
+    )
 
     @model_validator(mode="before")
     @classmethod

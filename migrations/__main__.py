@@ -13,7 +13,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from app import storage
 from app.db import session
@@ -32,17 +31,9 @@ def configuration(settings: Settings) -> Config:
     return config
 
 
-def head() -> str:
-    """The revision of the newest schema."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("path_separator", "os")
-    return str(ScriptDirectory.from_config(config).get_current_head())
-
-
 def upgrade(settings: Settings, revision: str = "head") -> None:
     Storage(settings.data_dir).create()
-    engine = session.connect(settings)
+    engine = session.connect(settings, "command")
     try:
         session.wait_until_reachable(engine, DATABASE_WAIT_S)
     finally:

@@ -23,10 +23,12 @@ from typing import Any
 
 from app import backup, storage, worker_registry
 from app.backup import Snapshot
+from app.db import schema
 from app.db.session import connect, transaction, wait_until_reachable
+from app.errors import DatabaseUnavailable
 from app.settings import Settings, current
 from app.storage import Storage
-from migrations.__main__ import head, upgrade
+from migrations.__main__ import upgrade
 from ml.formats import dataset_index, label_versions
 
 MANIFEST, ROWS, FILES = "manifest.json", "rows", "files"
@@ -89,7 +91,7 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
 
 def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a new folder; its manifest."""
-    files, engine = Storage(settings.data_dir), connect(settings)
+    files, engine = Storage(settings.data_dir), connect(settings, "command")
     before: set[str] | None = None
     try:
         for _ in range(SNAPSHOTS):
@@ -105,7 +107,7 @@ def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
         engine.dispose()
     manifest = {
         "format": FORMAT,
-        "revision": head(),
+        "revision": schema.REVISION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "missing": sorted(missing),
         "files": {
@@ -203,7 +205,7 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
     with _opened(files, source) as folder:
         manifest = verify(folder)
         upgrade(settings)
-        engine = connect(settings)
+        engine = connect(settings, "command")
         try:
             wait_until_reachable(engine, DATABASE_WAIT_S)
             with transaction(engine, read_only=True) as session:
@@ -232,10 +234,10 @@ def verify(folder: Path) -> dict[str, Any]:
         revision, listed = manifest["revision"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackupError(f"{folder} is no complete backup: {error}") from error
-    if manifest.get("format") != FORMAT or revision != head():
+    if manifest.get("format") != FORMAT or revision != schema.REVISION:
         raise BackupError(
-            f"the backup is of the schema {revision}, this version has {head()}: restore it with the version that made "
-            "it, then upgrade"
+            f"the backup is of the schema {revision}, this version has {schema.REVISION}: restore it with the version "
+            "that made it, then upgrade"
         )
     present = {str(path.relative_to(folder)) for path in storage.files_below(folder)} - {MANIFEST}
     if present != listed.keys():
@@ -291,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             manifest = create(current(), options.target)
         else:
             manifest = restore(current(), options.source, force=options.force)
-    except BackupError as error:
+    except (BackupError, DatabaseUnavailable) as error:
         sys.exit(f"nothing was done: {error}")
     size = sum(facts["size"] for facts in manifest["files"].values())
     for path in manifest["missing"]:

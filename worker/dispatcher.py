@@ -126,7 +126,7 @@ def main() -> None:
     storage.keep_private()
     logs.configure(settings.log_level, process="dispatcher")
     Storage(settings.data_dir).create()
-    engine, notifier = connect(settings), Notifier(settings)
+    engine, notifier = connect(settings, "dispatcher"), Notifier(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -17,7 +17,7 @@ from app.db.session import Engine, transaction
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 from app.worker_registry import HostFacts
-from ml.training import host_memory
+from ml.training import host_cpus, host_memory
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def host_facts(settings: Settings, cpuinfo: Path = Path("/proc/cpuinfo")) -> Hos
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     return HostFacts(
         memory_bytes=host_memory.total_bytes(),
-        cpus=settings.threads or os.cpu_count() or 1,
+        cpus=settings.threads or host_cpus.count(),
         bf16="amx" if "amx_bf16" in flags else "avx512" if "avx512_bf16" in flags else None,
     )
 

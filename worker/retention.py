@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only list what would go")
     options = parser.parse_args(arguments)
     settings = current()
-    engine, files = connect(settings), Storage(settings.data_dir)
+    engine, files = connect(settings, "command"), Storage(settings.data_dir)
     try:
         if options.dry_run:
             _print(find(settings, engine))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from app.db import postgres
+from app.db import postgres, schema
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
@@ -20,15 +20,25 @@ __all__ = ["Engine", "Session", "connect", "is_unavailable", "transaction", "wai
 UNAVAILABLE_RETRY_S = 5
 MARGIN_S = 0.5  # the client waits this much longer than a statement may take: the server's limit comes first
 SERIALIZATION_FAILURES = {"40001", "40P01"}
+Process = Literal["api", "supervisor", "child", "dispatcher", "inference", "command"]
+# One for each thread that uses the database: a supervisor works, renews its lease and writes its heartbeat at once. The
+# threads of an API process share DENLL_POOL_SIZE.
+CONNECTIONS: dict[Process, int] = {"supervisor": 3, "child": 1, "dispatcher": 1, "inference": 1, "command": 1}
 
 
-def connect(settings: Settings) -> Engine:
-    """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys."""
+def connect(settings: Settings, process: Process = "api") -> Engine:
+    """An engine that fails within seconds when the database is unavailable (DEG1) and enforces foreign keys.
+
+    Args:
+        settings: Address and time limits.
+        process: What this process is, which decides how many connections it opens at most.
+    """
     url = make_url(settings.database)
     pool: dict[str, Any] = {
-        "pool_size": settings.pool_size,
+        "pool_size": CONNECTIONS.get(process, settings.pool_size),
         "max_overflow": 0,
         "pool_timeout": settings.pool_timeout_s,
+        "execution_options": {"schema": schema.SchemaCheck()},
     }
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url, connect_args={"timeout": settings.statement_timeout_s}, **pool)
@@ -87,12 +97,20 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
         read_only: On SQLite it then takes no write lock.
 
     Raises:
-        DatabaseUnavailable: The database cannot be reached, or all connections are in use.
+        DatabaseUnavailable: The database cannot be reached, has a schema that this code does not know, or all
+            connections are in use.
     """
+    check: schema.SchemaCheck = engine.get_execution_options()["schema"]
+    bind: Any = engine.execution_options(read_only=True) if read_only else engine
+    with _unavailable_as_a_problem(), Session(bind, expire_on_commit=False) as session, session.begin():
+        check.run(session)
+        yield session
+
+
+@contextlib.contextmanager
+def _unavailable_as_a_problem() -> Iterator[None]:
     try:
-        bind: Any = engine.execution_options(read_only=True) if read_only else engine
-        with Session(bind, expire_on_commit=False) as session, session.begin():
-            yield session
+        yield
     except exc.DBAPIError as error:
         if is_unavailable(error):
             raise DatabaseUnavailable(
@@ -114,12 +132,16 @@ def is_unavailable(error: exc.DBAPIError) -> bool:
 
 
 def wait_until_reachable(engine: Engine, seconds: float) -> None:
-    """Retry with back-off until the database responds (DEG6); DatabaseUnavailable after `seconds` seconds."""
+    """Retry with back-off until the database responds, whatever its schema (DEG6).
+
+    Raises:
+        DatabaseUnavailable: It did not within so many seconds.
+    """
     deadline, pause = time.monotonic() + seconds, 0.1
     while True:
         try:
-            with transaction(engine, read_only=True) as session:
-                session.execute(text("SELECT 1"))
+            with _unavailable_as_a_problem(), engine.execution_options(read_only=True).connect() as connection:
+                connection.execute(text("SELECT 1"))
         except DatabaseUnavailable:
             if time.monotonic() + pause > deadline:
                 raise

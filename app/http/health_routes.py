@@ -1,4 +1,4 @@
-"""/livez, /readyz and /metrics. Which dependencies the service cannot work without is decided here."""
+"""/livez, /readyz, /version and /metrics. Which dependencies the service cannot work without is decided here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app import worker_registry
+from app import version, worker_registry
+from app.db import schema
 from app.db import session as db
 from app.db.tables import Dataset, Job, Model
 from app.errors import DatabaseUnavailable
@@ -47,10 +48,21 @@ class Liveness(BaseModel):
     status: Literal["ok"]
 
 
+class Version(BaseModel):
+    version: str
+    schema_revision: str
+
+
 @router.get("/livez", dependencies=[OPEN], response_model=Liveness)
 async def livez() -> Response:
     """Whether the process responds. No dependency is checked."""
     return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/version", dependencies=[READ], response_model=Version)
+async def get_version() -> Version:
+    """Which version of the service answers, and the schema that its database must have."""
+    return Version(version=version.current(), schema_revision=schema.REVISION)
 
 
 @router.get("/readyz", dependencies=[OPEN], response_model=Readiness)
@@ -126,6 +138,7 @@ def prometheus(request: Request) -> Response:
     """Counters and gauges in Prometheus' text format."""
     state = request.app.state
     gauges = [
+        Metric("denll_build_info", "gauge", "Version of the service", [({"version": version.current()}, 1.0)]),
         Metric("denll_up_seconds", "gauge", "Age of this process", [({}, time.monotonic() - state.started_at)]),
         Metric("denll_disk_free_bytes", "gauge", "Free disk below the data folder", [({}, state.storage.free_bytes())]),
         Metric(

@@ -37,43 +37,51 @@ def cgroup_free_bytes(root: Path, membership: Path) -> int:
         root: Where cgroups are mounted.
         membership: The /proc/PID/cgroup of the process.
     """
-    return _smallest(root, membership, _left_in)
+    return smallest_in_cgroups(root, membership, _left_in)
 
 
 def cgroup_limit_bytes(root: Path, membership: Path) -> int:
     """The smallest limit of a process's cgroup (v2) and of its ancestors; arguments as for `cgroup_free_bytes`."""
-    return _smallest(root, membership, _limit_of)
+    return smallest_in_cgroups(root, membership, _limit_of)
 
 
-def _smallest(root: Path, membership: Path, bytes_of: Callable[[Path], int]) -> int:
-    names = [line.removeprefix("0::") for line in _lines(membership) if line.startswith("0::")]
+def smallest_in_cgroups(root: Path, membership: Path, limit_of: Callable[[Path], int]) -> int:
+    """The smallest `limit_of` the folders of a process's cgroup (v2) and of its ancestors; UNLIMITED without any.
+
+    Args:
+        root: Where cgroups are mounted.
+        membership: The /proc/PID/cgroup of the process.
+        limit_of: The limit of one group, UNLIMITED where it has none.
+    """
+    names = [line.removeprefix("0::") for line in read_lines(membership) if line.startswith("0::")]
     smallest = UNLIMITED
     for name in names:
         parts = [part for part in name.strip("/").split("/") if part]
         for depth in range(len(parts) + 1):
-            smallest = min(smallest, bytes_of(root.joinpath(*parts[:depth])))
+            smallest = min(smallest, limit_of(root.joinpath(*parts[:depth])))
     return smallest
 
 
 def _limit_of(group: Path) -> int:
-    limit = _lines(group / "memory.max")
+    limit = read_lines(group / "memory.max")
     return int(limit[0]) if limit and limit[0].isdigit() else UNLIMITED  # no such group, or "max"
 
 
 def _left_in(group: Path) -> int:
-    limit, used = _limit_of(group), _lines(group / "memory.current")
+    limit, used = _limit_of(group), read_lines(group / "memory.current")
     if limit == UNLIMITED or not used:
         return UNLIMITED
-    facts = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat"))
+    facts = dict(line.split(maxsplit=1) for line in read_lines(group / "memory.stat"))
     cached = sum(int(facts.get(name, 0)) for name in CGROUP_FILE_CACHE)
     return max(0, limit - int(used[0]) + cached)
 
 
 def _read(meminfo: Path, name: str) -> int:
-    return next((int(line.split()[1]) * 1024 for line in _lines(meminfo) if line.startswith(name)), UNLIMITED)
+    return next((int(line.split()[1]) * 1024 for line in read_lines(meminfo) if line.startswith(name)), UNLIMITED)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel; none where there is no such file."""
     try:
         return path.read_text(encoding="ascii").splitlines()
     except OSError:

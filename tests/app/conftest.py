@@ -23,7 +23,7 @@ from sqlalchemy import Engine
 from app.catalog import Catalog
 from app.datasets import archive_check, ingest_queue
 from app.db import session as db
-from app.db.tables import Base, Job, Model
+from app.db.tables import Job, Model
 from app.http import connection
 from app.jobs import attempt
 from app.main import create_app
@@ -32,6 +32,7 @@ from app.storage import Storage
 from ml.data import ingest
 from tests import servers
 from tests.servers import eventually, free_port
+from tests.tables import create_tables
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -93,7 +94,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with every table and no row; to be copied, as making the tables takes longer."""
     path = tmp_path_factory.mktemp("tables") / "empty.sqlite"
     engine = db.connect(Settings(database_url=f"sqlite:///{path}"))
-    Base.metadata.create_all(engine)
+    create_tables(engine)
     engine.dispose()
     return path
 
@@ -131,7 +132,7 @@ def with_settings(settings: Settings, catalog: Catalog) -> Iterator[Callable[...
     """A client of an application whose settings differ in this or that."""
     opened: list[Client] = []
     engine = db.connect(settings)
-    Base.metadata.create_all(engine)
+    create_tables(engine)
     engine.dispose()
 
     def start(**changed: Any) -> Client:

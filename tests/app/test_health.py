@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import time
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
+from app.db import schema
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Worker
 from app.http import metrics
 from app.http.metrics import Metric
 from tests.app.conftest import BOTH, Client
+from tests.tables import record_revision
 
 
 @BOTH
@@ -85,6 +90,52 @@ def test_F09_DEG1_DEG3_without_a_database_we_live_but_are_not_ready(with_setting
     assert client.get("/readyz").json()["checks"]["database"]["status"] == "unavailable"
     assert "denll_database_up 0" in client.get("/metrics").text
     assert time.monotonic() - started < 20
+
+
+@BOTH
+@pytest.mark.parametrize("revision", ["of a later version", None])
+def test_F27_a_database_with_another_schema_is_left_alone_until_it_has_ours(
+    client: Client, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    monkeypatch.setattr(schema, "CHECK_S", 0.0)
+    engine = client.app.state.engine  # type: ignore[attr-defined]
+    if revision is None:
+        schema.VERSIONS.drop(engine)
+    else:
+        record_revision(engine, revision)
+    ready, jobs = client.get("/readyz"), client.get("/jobs")
+
+    assert (ready.status_code, jobs.status_code) == (503, 503)
+    assert (revision or "no schema") in ready.json()["checks"]["database"]["detail"]
+    assert schema.REVISION in jobs.json()["detail"]
+    assert jobs.json()["type"] == "/problems/schema-mismatch"
+    assert "denll_database_up 0" in client.get("/metrics").text
+    assert client.get("/livez").status_code == 200
+
+    record_revision(engine, schema.REVISION)
+    assert client.get("/jobs").status_code == 200
+    assert client.get("/readyz").json()["checks"]["database"] == {"status": "ok"}
+
+
+@BOTH
+def test_the_schema_is_looked_up_now_and_then_not_for_every_transaction(client: Client) -> None:
+    client.get("/readyz")
+    engine = client.app.state.engine  # type: ignore[attr-defined]
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    client.get("/readyz")
+
+    assert statements
+    assert not [statement for statement in statements if schema.VERSIONS.name in statement]
+
+
+def test_the_version_is_that_of_the_project_wherever_it_is_told(client: Client) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    metrics = client.get("/metrics").text.splitlines()
+
+    assert client.get("/version").json() == {"version": project["version"], "schema_revision": schema.REVISION}
+    assert client.app.openapi()["info"]["version"] == project["version"]  # type: ignore[attr-defined]
+    assert f'denll_build_info{{version="{project["version"]}"}} 1' in metrics
 
 
 @BOTH

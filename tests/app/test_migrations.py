@@ -14,8 +14,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, inspect, select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from app.db import session
+from app.db import schema, session
 from app.db.tables import Dataset, Epoch, Job, JobEvent
 from app.settings import Settings
 from migrations.__main__ import configuration, upgrade
@@ -47,6 +48,11 @@ def test_the_migrations_make_exactly_the_tables(settings: Settings, engine: Engi
 
     upgrade(settings)
     command.check(config)
+
+
+def test_this_code_knows_the_newest_schema(settings: Settings) -> None:
+    """Whoever adds a migration writes its revision into `app/db/schema.py`."""
+    assert _head(configuration(settings)) == schema.REVISION
 
 
 def test_upgrading_twice_changes_nothing(settings: Settings, engine: Engine) -> None:
@@ -190,7 +196,7 @@ def test_a_schema_change_keeps_every_row_and_its_children(settings: Settings, en
 
     command.upgrade(with_a_later_migration(settings, tmp_path / "versions"), "head")
 
-    with session.transaction(engine, read_only=True) as db:
+    with Session(engine) as db:
         assert db.scalars(select(Dataset)).one().facts == {"classes": ["a", "b"]}
         assert db.scalars(select(JobEvent)).one().data == {"status": "queued"}
         assert db.scalars(select(Epoch)).one().job_id == job.id

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from app.db import session as db
-from app.db.tables import Base, Dataset, Job, LabelVersion, State
+from app.db.tables import Dataset, Job, LabelVersion, State
 from app.main import create_app
 from app.settings import Settings
 from app.storage import ARTIFACTS, Storage
@@ -29,6 +29,7 @@ from ml.formats.image_results import ImageResult, Neighbour
 from ml.formats.label_versions import Edit, Labels
 from ml.formats.records import ImageRecord
 from tests.benchmarks._sizes import size
+from tests.tables import create_tables
 
 IMAGES = size(100_000, 500)
 CLASSES = [f"class {number:03}" for number in range(100)]
@@ -110,7 +111,7 @@ def line(id: str, benchmark: str, measured: float, most: float, **details: objec
 def main() -> int:
     with TemporaryDirectory() as temporary:
         settings = Settings(data_dir=Path(temporary))
-        Base.metadata.create_all(db.connect(settings))
+        create_tables(db.connect(settings))
         app = create_app(settings)
         with TestClient(app, base_url="http://127.0.0.1:8000") as client:
             files: Storage = app.state.storage

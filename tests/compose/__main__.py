@@ -60,7 +60,10 @@ class Stack:
         self.engine = engine
         self.port = free_port()
         keys = {name: secrets.token_hex(24) for name in SECRETS}
-        self.engine.environment |= keys | {"PUBLISH": f"127.0.0.1:{self.port}"}
+        self.engine.environment |= keys | {
+            "PUBLISH": f"127.0.0.1:{self.port}",
+            "CPU_WORKER": "worker",  # the image without CUDA needs an index that not every machine reaches
+        }
         self.client = httpx2.Client(
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Authorization": f"Bearer {keys['DENLL_ADMIN_KEY']}"},

@@ -32,7 +32,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
   createdb --username="$POSTGRES_USER" "$POSTGRES_DB"
   pg_ctl --mode=fast --wait stop > /dev/null
 fi
-exec postgres -c listen_addresses='*' -c unix_socket_directories="$PGHOST"
+exec "${@:-postgres}" -c listen_addresses='*' -c unix_socket_directories="$PGHOST"
 """
 
 INSTALL = (

@@ -5,16 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-from fastapi.testclient import TestClient
-
 from app import errors, work
-from app.db import session as db
-from app.db.tables import Base, Dataset, Job, State, Worker
+from app.db.tables import Job
 from app.errors import Problem
-from app.main import create_app
-from app.settings import Settings
 from app.worker_registry import ROLES
+from tests import published_metrics
 from worker.children import failures
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,36 +17,9 @@ RULES = (DOCS / "prometheus-rules.yml").read_text()
 RUNBOOK = (DOCS / "howto/runbook.md").read_text()
 
 
-@pytest.fixture
-def metrics(tmp_path: Path) -> str:
-    """What /metrics says of a service with every process and with work in every state."""
-    settings = Settings(data_dir=tmp_path, redis_url="redis://127.0.0.1:1/0", connect_timeout_s=0.5)
-    engine = db.connect(settings)
-    Base.metadata.create_all(engine)
-    with db.transaction(engine) as session:
-        for state in State:
-            session.add(Dataset(name="d", upload={}, state=state))
-            session.add(Job(state=state, request={}, spec={}))
-        for kind in ("supervisor", "inference", "dispatcher"):
-            session.add(Worker(id=kind, kind=kind, devices=int(kind == "supervisor")))
-        session.add(Worker(id="ingestion", kind="supervisor"))
-    engine.dispose()
-    with TestClient(create_app(settings), base_url="http://127.0.0.1:8000") as client:
-        client.get("/predict")
-        return client.get("/metrics").text
-
-
-def test_every_metric_of_the_rules_and_each_of_its_labels_exists(metrics: str) -> None:
-    series = re.findall(r"^(denll_\w+)(?:\{(.*)\})? ", metrics, re.MULTILINE)
-    used = re.findall(r"\b(denll_\w+)(?:\{([^}]*)\})?", RULES)
-
-    assert len(used) >= 10
-    for name, selector in used:
-        for label, value in re.findall(r'(\w+)="([^"]*)"', selector) or [("", "")]:
-            values = {text for metric, labels in series if metric == name for text in [f",{labels}"]}
-            assert values, name
-            if label and label != "status":  # which depends on the requests so far
-                assert any(f',{label}="{value}"' in text for text in values), (name, label, value)
+def test_every_metric_of_the_rules_and_each_of_its_labels_exists(tmp_path: Path) -> None:
+    assert len(published_metrics.used(RULES)) >= 10
+    published_metrics.check(published_metrics.published(tmp_path), RULES)
 
 
 def test_the_runbook_explains_every_alert_and_no_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import json
 import os
 import re
@@ -95,7 +96,9 @@ def test_the_stack_is_what_the_page_says(services: dict[str, dict[str, Any]]) ->
 def test_every_setting_of_a_service_is_one_that_we_have(services: dict[str, dict[str, Any]]) -> None:
     known = {f"DENLL_{name.upper()}" for name in Settings.model_fields}
     for name in OURS | ONCE:
-        variables = services[name]["environment"]
+        variables = dict(services[name]["environment"])
+        if name == "api":
+            assert ipaddress.ip_network(variables.pop("FORWARDED_ALLOW_IPS")).is_private  # uvicorn's
 
         assert variables.keys() <= known, name
         Settings(**{key.removeprefix("DENLL_").lower(): value for key, value in variables.items()})
@@ -165,6 +168,8 @@ def test_every_container_is_hardened(services: dict[str, dict[str, Any]]) -> Non
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert int(service["mem_limit"]) > 0, name
         assert int(service["pids_limit"]) > 0, name
+        assert service["ulimits"].keys() == {"core", "nofile"}, name
+        assert not service["ulimits"]["core"], name  # soft and hard are 0, which Compose leaves out
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         assert {mount["type"] for mount in service["volumes"]} == {"volume"}, name  # nothing of the host
 
@@ -177,12 +182,24 @@ def test_what_comes_from_a_registry_is_an_exact_version_and_does_not_run_as_root
         assert services[name]["user"] == name
 
 
-def test_the_two_images_are_built_here_each_once(services: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("files", "worker"), [(GPU, "worker"), (CPU, "worker-cpu")], ids=["gpu", "cpu"])
+def test_the_two_images_are_built_here_each_once(files: tuple[str, ...], worker: str) -> None:
+    services = resolved(files)["services"]
     built = {service["image"]: service["build"]["target"] for service in services.values() if "build" in service}
 
-    assert built == {"denll-api:local": "api", "denll-worker:local": "worker"}
-    assert {services[name]["image"] for name in OURS} == set(built)
+    assert built == {"denll-api:local": "api", f"denll-{worker}:local": worker}
+    assert {services[name]["image"] for name in OURS | {"weights"}} == set(built)
     assert sum("build" in service for service in services.values()) == len(built)
+
+
+def test_published_images_are_those_of_one_registry_and_one_version() -> None:
+    published = {"REGISTRY": "registry.example.org/denll/", "DENLL_VERSION": "1.2.3"}
+    for files, worker in ((GPU, "worker"), (CPU, "worker-cpu")):
+        images = {
+            service["image"] for name, service in resolved(files, **published)["services"].items() if name in OURS
+        }
+
+        assert images == {f"registry.example.org/denll/denll-{name}:1.2.3" for name in ("api", worker)}
 
 
 def test_health_is_asked_of_all_that_last_in_arguments_without_spaces(services: dict[str, dict[str, Any]]) -> None:
@@ -207,12 +224,6 @@ def test_what_dies_comes_back_and_migrations_run_once(services: dict[str, dict[s
     assert {name: services[name]["restart"] for name in services} == dict.fromkeys(
         LASTING, "unless-stopped"
     ) | dict.fromkeys(ONCE, "no")
-
-
-def test_a_supervisor_has_longer_to_end_than_it_needs(services: dict[str, dict[str, Any]]) -> None:
-    for name in ("supervisor-jobs", "supervisor-datasets"):
-        assert services[name]["stop_grace_period"] == "1m0s"
-    assert Settings().drain_s + Settings().cancel_grace_s < 60
 
 
 def test_what_must_outlive_a_container_lies_in_named_volumes(stack: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TARGETS = ("api", "worker", "worker-cpu")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -47,19 +48,21 @@ def test_the_base_is_one_exact_version_not_older_than_the_floor() -> None:
 
 
 def test_what_ships_runs_as_a_fixed_user_that_is_not_root() -> None:
-    for target in ("api", "worker"):
+    for target in TARGETS:
         assert re.findall(r"^USER (\S+)$", stages()[target], re.MULTILINE) == ["10001:10001"]
 
 
 def test_everything_installed_is_locked_by_hash() -> None:
     installs = re.findall(r"pip (?:install|sync)(?:[^\n]*\\\n)*[^\n]*", DOCKERFILE)
 
-    assert len(installs) == 3
+    assert len(installs) == 4
     assert all("--require-hashes" in line for line in installs)
+    assert len(re.findall(r"\bpip (?:install|sync) ", DOCKERFILE)) == DOCKERFILE.count("--require-hashes") == 5
+    assert "--generate-hashes" in stages()["cpu-lock"]
 
 
 def test_the_installer_and_its_cache_are_mounted_never_copied() -> None:
-    for target in ("api", "worker"):
+    for target in TARGETS:
         [install] = [step for step in steps(target) if "pip sync" in step]
 
         assert install.startswith("RUN --mount=type=bind,from=installer")
@@ -71,9 +74,42 @@ def test_no_system_package_is_added() -> None:
     assert "apt" not in DOCKERFILE
 
 
+def test_the_image_of_the_api_knows_its_version() -> None:
+    assert "COPY --from=source /srv/denll/pyproject.toml pyproject.toml" in steps("api")
+
+
 def test_the_api_image_is_made_from_the_lock_without_torch() -> None:
     assert "worker.txt" not in stages()["api"]
     assert not re.search(r"^torch==", (ROOT / "requirements/api.txt").read_text(), re.MULTILINE)
+
+
+def test_the_image_for_cpus_is_the_other_one_without_cuda() -> None:
+    cuda, cpu = locked("worker.txt"), locked("worker-cpu.txt")
+    left_out = {name: version for name, version in cuda.items() if name not in cpu}
+
+    assert cpu.items() <= cuda.items()
+    assert {"torch", "torchvision", "nvidia-cublas"} <= left_out.keys()
+    assert all(re.match(r"torch$|torchvision$|nvidia-|cuda-", name) for name in left_out)
+    assert "worker.txt" not in stages()["worker-cpu"]
+    copies = [[step for step in steps(target) if step.startswith(("COPY", "USER", "CMD"))] for target in TARGETS[1:]]
+    assert copies[0] == copies[1]
+
+
+def locked(name: str) -> dict[str, str]:
+    """The entries of a lock, hashes included, by package; a package may have one for each of several Pythons."""
+    entries = re.split(r"^(?=[a-z0-9])", (ROOT / "requirements" / name).read_text(), flags=re.MULTILINE)
+    packages: dict[str, str] = {}
+    for entry in filter(None, (re.sub(r"^ *#.*\n?", "", entry, flags=re.MULTILINE) for entry in entries)):
+        package = entry.partition("==")[0]
+        packages[package] = packages.get(package, "") + entry
+    return packages
+
+
+def test_nothing_of_ours_compiles_kernels_so_that_the_images_need_no_triton() -> None:
+    sources = "".join(path.read_text() for folder in ("ml", "worker") for path in (ROOT / folder).rglob("*.py"))
+
+    assert not re.search(r"torch\.compile\(|import triton|max_autotune", sources)
+    assert "triton" not in locked("worker.txt")
 
 
 def test_only_what_the_images_are_made_of_reaches_the_builder() -> None:

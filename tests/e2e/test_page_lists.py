@@ -13,13 +13,14 @@ from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import Engine
 
 from app.db import session as db
-from app.db.tables import Alias, Base, Dataset, Job, Model, State
+from app.db.tables import Alias, Dataset, Job, Model, State
 from app.settings import Settings
 from app.storage import ARTIFACTS, Storage
 from ml.formats import image_results
 from ml.formats.image_results import ImageResult
 from tests import pictures
 from tests.e2e.conftest import Console, launched
+from tests.tables import create_tables
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -32,7 +33,7 @@ REFRESH = "document.dispatchEvent(new Event('visibilitychange'))"  # as when the
 def engine(chromium: str, tmp_path: Path) -> Iterator[Engine]:
     """The database of the API."""
     engine = db.connect(Settings(data_dir=tmp_path))
-    Base.metadata.create_all(engine)
+    create_tables(engine)
     yield engine
     engine.dispose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch, Optimizers, Unlabelled
-from ml.training import host_memory, memory, memory_check, setup
+from ml.training import host_cpus, host_memory, memory, memory_check, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, same
@@ -205,6 +206,27 @@ def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
     assert host_memory.cgroup_limit_bytes(root, own) == 800
     limit(inner, "800", 900, 0)
     assert host_memory.cgroup_free_bytes(root, own) == 0
+
+
+def test_the_smallest_quota_of_cpus_counts_in_whole_ones(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/outer/inner\n", encoding="ascii")
+    root, inner = tmp_path / "fs", tmp_path / "fs/outer/inner"
+    inner.mkdir(parents=True)
+    allowed = len(os.sched_getaffinity(0))
+    assert host_cpus.count(root, own) == allowed  # another kind of cgroups
+
+    def count(quota: str) -> int:
+        (inner / "cpu.max").write_text(f"{quota} 100000\n", encoding="ascii")
+        return host_cpus.count(root, own)
+
+    assert [count("max"), count("99900000"), count("199999"), count("50000")] == [allowed, allowed, 1, 1]
+    first = min(os.sched_getaffinity(0))
+    script = "from ml.training import host_cpus; print(host_cpus.count())"
+    pinned = subprocess.run(
+        ["taskset", "-c", str(first), sys.executable, "-c", script], capture_output=True, check=True
+    )
+    assert int(pinned.stdout) == 1
 
 
 def test_the_machine_says_what_is_available(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.db.session import connect, transaction
-from app.db.tables import ENDED, Base, Dataset, Job, JobEvent, Model, State
+from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, State
 from app.jobs import events
 from app.settings import Settings
 from app.storage import Storage
@@ -28,6 +28,7 @@ from ml.data import ingest
 from ml.formats.records import ImageRecord, Split
 from ml.training.spec import TrainingSpec
 from tests.servers import die_with_parent, eventually
+from tests.tables import create_tables
 
 ROOT = Path(__file__).parents[2]
 SIDE = 16
@@ -81,7 +82,7 @@ class ServiceHarness:
         self.files.create()
         # This process holds no lease: its transactions may pause for longer than those of a worker.
         self.engine = connect(self.settings.model_copy(update={"lease_s": Settings.model_fields["lease_s"].default}))
-        Base.metadata.create_all(self.engine)
+        create_tables(self.engine)
         self._logs = folder / "logs"
         self._logs.mkdir()
         self.processes: list[subprocess.Popen[bytes]] = []

@@ -23,6 +23,7 @@ from app.db import audit
 from app.db.audit import Actor
 from app.db.session import transaction
 from app.db.tables import AliasChange, Dataset, Job, LabelVersion, Model
+from app.errors import DatabaseUnavailable
 from app.models import service as models
 from app.storage import Storage
 from ml.formats import dataset_index
@@ -30,6 +31,7 @@ from ml.formats.label_versions import Edit
 from ml.serving.predictor import Predictor
 from tests import servers
 from tests.servers import eventually
+from tests.tables import record_revision
 from tests.worker.harness import ROOT, SIDE, ServiceHarness, opened
 from worker import backup
 
@@ -285,3 +287,12 @@ def test_what_the_service_has_lost_is_named_and_does_not_stop_a_backup(
     manifest = backup.create(on_sqlite.settings, tmp_path / "backup")
 
     assert {Path(path).parts[1] for path in manifest["missing"]} == {str(dataset_id), str(model.id)}
+
+
+def test_F27_a_database_of_another_version_is_not_backed_up(harness: ServiceHarness, tmp_path: Path) -> None:
+    """Tables that this version does not know would be missing from it."""
+    record_revision(harness.engine, "of a later version")
+
+    with pytest.raises(DatabaseUnavailable, match="of a later version"):
+        backup.create(harness.settings, tmp_path / "backup")
+    assert not list(tmp_path.glob("*backup*"))

@@ -19,7 +19,8 @@ import pytest
 
 from tests.servers import die_with_parent, eventually, free_port
 from tests.worker.harness import ROOT, alive, children, pictures
-from worker.embedded import launcher
+from worker.embedded import launcher, processes
+from worker.embedded.processes import Process, Program
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +160,30 @@ def test_its_sudden_death_ends_every_process(launched: Launched) -> None:
     launched.process.wait()
 
     eventually(lambda: not any(map(alive, pids)), seconds=10.0, what="the end of every process")
+
+
+def test_a_log_is_cut_while_its_program_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOG_BYTES", 10_000)
+    log, before = tmp_path / "counting.log", tmp_path / "counting.log.1"
+    script = "import itertools\nfor n in itertools.count(): print(n, flush=True)"
+    process = Process(Program("counting", [sys.executable, "-c", script], grace_s=1.0), os.environ, tmp_path)
+    process.start()
+
+    def is_cut_after(number: int) -> bool:
+        process.limit_log()
+        return before.exists() and int(before.read_text().split()[-1]) > number
+
+    try:
+        eventually(lambda: is_cut_after(0), what="a first cut")
+        eventually(lambda: is_cut_after(int(before.read_text().split()[-1])), what="another")
+        eventually(lambda: log.stat().st_size > 0, what="a line after it")
+    finally:
+        process.terminate()
+        process.end(time.monotonic())
+    lines = log.read_text().split()
+    assert [int(line) for line in lines] == list(range(int(lines[0]), int(lines[0]) + len(lines)))
+    assert int(lines[0]) > int(before.read_text().split()[-1])
+    assert {path.name for path in tmp_path.iterdir()} == {log.name, before.name}
 
 
 def running(launched: Launched, name: bytes, *, besides: int) -> bool:

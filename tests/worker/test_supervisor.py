@@ -15,11 +15,13 @@ import pytest
 from sqlalchemy import Engine
 
 from app import work
+from app.db import schema
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from tests.servers import eventually
+from tests.tables import record_revision
 from tests.worker.harness import ServiceHarness, alive, forked_children, opened
 from worker.supervisor import supervise
 from worker.supervisor.supervise import Supervisor
@@ -188,6 +190,33 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
     assert (row.state, row.fence) == ("running", running.fence)
     eventually(lambda: reaped(harness), seconds=10.0, what="the end of the lease")
     assert harness.state(job) == "queued"
+
+
+def test_F27_under_a_schema_of_another_version_a_job_is_stopped_and_nothing_is_written(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "CHECK_S", 0.0)
+    job = queued(harness)
+    waiting = queued(harness)
+    run = Run(harness, "cooperative", monkeypatch)
+    running = harness.until(job, lambda row: row.state == State.running)
+    pid = eventually(lambda: next(iter(forked_children(os.getpid())), None), what="the child")
+    record_revision(harness.engine, "of a later version")
+    eventually(lambda: not alive(pid), what="the end of the child")
+    run.thread.join(20.0)
+    with pytest.raises(DatabaseUnavailable, match="of a later version"):
+        reaped(harness)
+    assert not run.supervisor.has_work()
+    run.end()
+
+    record_revision(harness.engine, schema.REVISION)
+    row = harness.job(job)
+    assert (row.state, row.fence, row.lease_owner) == ("running", running.fence, "test")
+    assert harness.state(waiting) == "queued"
+    eventually(lambda: reaped(harness), seconds=10.0, what="the end of the lease")
+    after = Run(harness, "cooperative", monkeypatch)
+    harness.until(job, lambda row: row.state == State.running)
+    after.end()
 
 
 def reaped(harness: ServiceHarness) -> int:

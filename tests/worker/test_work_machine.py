@@ -23,9 +23,10 @@ from sqlalchemy import Engine, delete, event, func, select, update
 from app import work
 from app.db.clock import now
 from app.db.session import connect, transaction
-from app.db.tables import ENDED, Base, Dataset, Job, JobEvent, Model, State
+from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, State
 from app.jobs import attempt, events
 from app.settings import Settings
+from tests.tables import create_tables
 
 LIMIT = 3
 WORKERS = ("one", "two")
@@ -231,7 +232,7 @@ def walk(database_url: str, folder: Path, examples: int) -> set[State]:
     engine = connect(Settings(data_dir=folder, database_url=database_url))
     if not database_url:  # nothing here survives a loss of power, and waiting for the disk took most of the time
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
-    Base.metadata.create_all(engine)
+    create_tables(engine)
     steps = settings(
         max_examples=examples,
         stateful_step_count=50,

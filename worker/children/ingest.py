@@ -30,6 +30,7 @@ from ml.data import ingest, parquet_shards
 from ml.errors import UnusableData
 from ml.formats import archive, dataset_index
 from ml.formats.errors import DatasetFormatError
+from ml.training import host_cpus
 from worker import control_channel
 from worker.children import failures
 from worker.control_channel import ControlChannel
@@ -76,7 +77,7 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, dataset_id=str(dataset_id), fence=str(fence)):
         limit_resources(settings)
-        engine = connect(settings)
+        engine = connect(settings, "child")
         attempt = Attempt(settings, engine, dataset_id, fence, channel)
         try:
             return attempt.run()
@@ -175,7 +176,7 @@ class Attempt:
             facts=layout.facts,
             image_size=fields.get("image_size"),
             resize=fields.get("resize") or "squash",
-            threads=settings.threads or os.cpu_count() or 1,
+            threads=settings.threads or host_cpus.count(),
             bad_fraction=settings.bad_image_fraction,
             progress=self._progress,
             votes=layout.votes,

@@ -62,7 +62,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         logs.add_file(folder / LOG_FILE, process="child")
         log.info("child runs")
-        engine = connect(settings)
+        engine = connect(settings, "child")
         reporter = JobReporter(settings, engine, job_id, fence, channel)
         try:
             with transaction(engine, read_only=True) as session:

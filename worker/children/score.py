@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from ml.data import dataset
 from ml.formats import csv_cells
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
+from ml.training import host_cpus
 from worker.children import artifacts, localize
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
@@ -36,7 +36,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
         Failure: The model or the data set cannot be used (`ml.errors`).
     """
     # Load the model, and the images at its size.
-    spec, threads = ctx.job.spec, settings.threads or os.cpu_count() or 1
+    spec, threads = ctx.job.spec, settings.threads or host_cpus.count()
     torch.set_num_threads(threads)
     predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)

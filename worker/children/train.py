@@ -7,7 +7,6 @@ cancellation.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from ml.distributed.launch import RankInfo
 from ml.distributed.process_group import ProcessGroup
 from ml.evaluation.ranking import LabelIssues
 from ml.training import devices as training_devices
+from ml.training import host_cpus
 from ml.training.events import EpochReport, Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -150,7 +150,7 @@ def train(
 
 def threads_per_process(settings: Settings, devices: Sequence[str]) -> int:
     """CPU threads of each process of an attempt, of which there is one for each device."""
-    return max(1, (settings.threads or os.cpu_count() or 1) // len(devices))
+    return max(1, (settings.threads or host_cpus.count()) // len(devices))
 
 
 def join(rank: RankInfo, devices: Sequence[str], settings: Settings) -> ProcessGroup:

@@ -200,6 +200,7 @@ class Launcher:
         while True:
             for process in self._processes:
                 process.restart_if_dead()
+                process.limit_log()
 
             # Announce the page once all processes are ready; after half of `READY_S`, once the API responds.
             if not is_ready and _is_ready(f"{page}/readyz", allow_degraded=time.monotonic() >= warn_at - READY_S / 2):

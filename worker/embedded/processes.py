@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -55,7 +58,6 @@ class Process:
         self._pause = FIRST_PAUSE_S
 
     def start(self) -> None:
-        _rotate(self._log)
         with self._log.open("ab") as output:
             self._running = subprocess.Popen(
                 self.program.command,
@@ -83,6 +85,17 @@ class Process:
             self.start()
             return True
         return False
+
+    def limit_log(self) -> None:
+        """Move a log that has grown large aside while the program goes on writing it; the one before that is lost."""
+        with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+            if self._log.stat().st_size <= LOG_BYTES:
+                return
+            # The program keeps its file open, so what it holds is copied. It appends: it goes on at the new end. What
+            # it writes between the copy and the cut is lost.
+            with contextlib.suppress(OSError):  # of a full disk, which the cut helps
+                shutil.copyfile(self._log, self._log.with_suffix(".log.1"))
+            os.truncate(self._log, 0)
 
     def terminate(self) -> None:
         if self._running is not None and self._running.poll() is None:
@@ -113,8 +126,3 @@ def end(processes: Sequence[Process]) -> None:
 def _prepare_child() -> None:
     control_channel.die_with_parent()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the launcher waits for signals with them blocked
-
-
-def _rotate(path: Path) -> None:
-    if path.exists() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))

@@ -27,6 +27,7 @@ from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
 from app.storage import Storage
+from ml.training import host_cpus
 from worker import heartbeat
 from worker.inference import prefork
 from worker.inference.batcher import Batcher, Refused, Reply, Request
@@ -199,7 +200,7 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
         batcher: Loads the model in its own thread.
         ended: Set by the process when it ends.
     """
-    engine = connect(settings)
+    engine = connect(settings, "inference")
     row = heartbeat.Heartbeat(engine, "inference", device, heartbeat.unique_name())
     models = Storage(settings.data_dir).root / "models"
     modified_ns, last_beat = 0, float("-inf")
@@ -277,5 +278,5 @@ def main() -> None:
     logs.configure(settings.log_level, process="inference")
     files = Storage(settings.data_dir)
     files.create()
-    device, threads = heartbeat.detect_device(settings), settings.threads or os.cpu_count() or 1
+    device, threads = heartbeat.detect_device(settings), settings.threads or host_cpus.count()
     run_process(settings, lambda: ModelCache(files, device, settings.models_in_memory, threads))

@@ -62,7 +62,7 @@ class WorkerProcess:
     """
 
     def __init__(self, settings: Settings, queue: QueueName) -> None:
-        self.engine: Engine = connect(settings)
+        self.engine: Engine = connect(settings, "supervisor")
         owner = unique_name()
         self.supervisor = Supervisor(settings, self.engine, queue, owner)
         self.work = WorkThread(self.supervisor, settings.queue_poll_s)
