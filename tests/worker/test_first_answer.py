@@ -6,11 +6,19 @@ import csv
 import json
 import re
 import uuid
+from pathlib import Path
 
 import pytest
+import torch
 
 from app.db.session import transaction
 from app.db.tables import Model
+from ml import methods
+from ml.data.dataset import LabeledImages, Truth
+from ml.networks import weights
+from ml.scenes import generate
+from ml.training.spec import DEFAULT_BACKBONE, TrainingSpec
+from ml.training.trainer import Trainer
 from tests.pretrained import install_small
 from tests.worker.harness import SIDE, ServiceHarness
 from tests.worker.test_children import channel, claimed, harness  # noqa: F401 - fixtures
@@ -18,6 +26,8 @@ from worker import control_channel
 from worker.children import first_answer, job
 from worker.children.first_answer import Stage
 from worker.control_channel import ControlChannel
+
+NOISES: tuple[tuple[int, generate.Noise], ...] = ((1, "confounded"), (2, "none"))  # seeds of training and test
 
 
 def submit(harness: ServiceHarness) -> uuid.UUID:  # noqa: F811 - the fixture's name
@@ -80,3 +90,28 @@ def test_without_held_out_images_the_training_is_published(
     metrics = harness.job(job_id).metrics
     assert metrics is not None
     assert metrics["published"] == "training"
+
+
+def test_held_out_labels_that_follow_the_background_do_not_decide(tmp_path: Path) -> None:
+    """They are explained better by the probe, which has learned the scenes."""
+    weights.add(tmp_path / "weights", DEFAULT_BACKBONE)
+    drawn = [generate.draw(300, seed=seed, image_size=64, noise=noise, noise_rate=0.4) for seed, noise in NOISES]
+    images, clean = zip(*((torch.from_numpy(one.images), torch.from_numpy(one.clean)) for one in drawn), strict=True)
+    labeled = LabeledImages(images[0], torch.from_numpy(drawn[0].given_labels), generate.CLASSES)
+    about = methods.load("denll").ABOUT
+    spec = TrainingSpec.model_validate(
+        {"network": DEFAULT_BACKBONE, "pretrained": True, "image_size": 64, "batch_size": 32, "seed": 1}
+        | {"params": about["presets"]["photographs"], **about["training"]["photographs"]}
+    )
+
+    def stage(name: str, settings: TrainingSpec) -> Stage:
+        truth = Truth(clean[0], images[1], clean[1])
+        trainer = Trainer.build(settings, labeled, truth=truth, weights=tmp_path / "weights", cache=tmp_path)
+        list(trainer)
+        return Stage(name, trainer, 0.0)
+
+    first, trained = stage("first answer", first_answer.probe_spec(spec)), stage("training", spec)
+    chosen, reason = first_answer.choose(first, trained)
+
+    assert trained.summary["test_accuracy"] > first.summary["test_accuracy"]
+    assert (chosen, "follow" in reason) == (trained, True)

@@ -101,8 +101,15 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     """The stage that becomes the model, and why.
 
     It is the one that explains the given labels of held-out images better, by the transition matrix of the probe;
-    without such images the trained one.
+    without such images the trained one. Where labels follow the background, so do those of held-out images: they speak
+    for a model that looks at it, and the trained one is taken, which does not.
     """
+    findings = trained.trainer.method.findings()
+    if findings.get("labels_follow_background"):
+        return (
+            trained,
+            f"does not look at the background, which labels follow (L = {findings['background_statistic']:.3f})",
+        )
     if not len(first.trainer.held_out):
         return trained, "cannot be compared: no images are held out"
     transition = first.trainer.method.get_buffer("transition")
