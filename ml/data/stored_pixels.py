@@ -111,7 +111,7 @@ class StoredPixels:
         """
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows of {len(self)} images lie in 0..{len(self) - 1}")
-        target, handle = memoryview(out.numpy().data).cast("B"), self._handle.number
+        target, handle = out.numpy().reshape(-1).data, self._handle.number
         parts = [
             (self._offset + row * self._row_bytes, target[first * self._row_bytes : stop * self._row_bytes])
             for row, first, stop in _runs(rows.numpy())

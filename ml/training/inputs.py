@@ -76,7 +76,7 @@ def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
     )
 
 
-def of_pictures(train: ImageViews, test: ImageViews | None, choice: StoreChoice) -> TrainingInputs:
+def of_pictures(train: ImageViews, test: ImageViews | None, choice: StoreChoice | None = None) -> TrainingInputs:
     """The pictures themselves."""
 
     def no_rendering(kind: str) -> Iterator[Tensor]:

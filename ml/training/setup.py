@@ -31,7 +31,7 @@ from ml.features.method_input import MethodInput
 from ml.formats.weights_folder import WeightsRecord
 from ml.method import Method, Network, TrainHyperparameters
 from ml.networks import weights as network_weights
-from ml.training import devices, layer_rates, randomness, spec_check, store_choice
+from ml.training import devices, layer_rates, memory, randomness, spec_check, store_choice
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
 from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
@@ -226,7 +226,7 @@ def pixel_inputs(
     resident_bytes: int | None,
 ) -> TrainingInputs:
     """Images and test set as they are, normalised by `mean` and `std` (3,); `resident_bytes` as of `Trainer.build`."""
-    choice = store_choice.choose(images, truth, device, resident_bytes)
+    choice = store_choice.choose(images, truth, device, memory.free_bytes(device), resident_bytes)
     train, test = store_choice.build(images, truth, mean, std, device, choice)
     return of_pictures(train, test, choice)
 

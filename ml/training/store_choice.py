@@ -15,7 +15,6 @@ from torch import Tensor
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import PADDED_BYTES, ImageStore, ImageViews
 from ml.data.streamed_store import StreamedStore
-from ml.training import memory
 
 RESIDENT_SHARE = 0.5  # of the free memory: what images may take of it. Networks, steps and results need the rest
 
@@ -27,17 +26,24 @@ class StoreChoice(NamedTuple):
     image_bytes: int  # of all N + T images
     free_bytes: int  # of the device, before anything was put there
 
+    def explain(self) -> str:
+        """Why the images are streamed, as a sentence for the user."""
+        taken, free = self.image_bytes / 1e9, self.free_bytes / 1e9
+        return f"The images take {taken:.1f} GB, {free:.1f} GB of memory are free: they are read while they are needed."
 
-def choose(images: LabeledImages, truth: Truth | None, device: torch.device, resident_bytes: int | None) -> StoreChoice:
+
+def choose(
+    images: LabeledImages, truth: Truth | None, device: torch.device, free: int, resident_bytes: int | None = None
+) -> StoreChoice:
     """Stream what takes more than `RESIDENT_SHARE` of the memory that is free.
 
     Args:
         images: The N images.
         truth: The T test images, if there are any.
         device: Where batches are needed.
+        free: Bytes of its memory.
         resident_bytes: What images may take, instead of that share; None for the share.
     """
-    free = memory.free_bytes(device)
     test = None if truth is None else truth.test_images
     image_bytes = images.images.nbytes + (0 if test is None else test.nbytes)
     most = RESIDENT_SHARE * free if resident_bytes is None else resident_bytes
