@@ -64,5 +64,9 @@ def eval_batches(store: InputStore, rows: Tensor) -> Iterator[Tensor]:
         Rows int64 (B,) on the store's device.
     """
     size = store.eval_batch_size()
-    store.read_ahead(batch for batch in torch.split(rows.cpu(), size))
+
+    def on_cpu() -> Iterator[Tensor]:  # copied only when a store asks for them
+        yield from torch.split(rows.cpu(), size)
+
+    store.read_ahead(on_cpu())
     return iter(torch.split(rows.to(store.device), size))

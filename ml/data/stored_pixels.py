@@ -64,7 +64,7 @@ class StoredPixels:
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
             if len(shape) != 4 or shape[1:] != (shape[1], shape[1], CHANNELS) or dtype != np.uint8 or is_fortran:
                 raise ValueError(f"{path} holds no square images")
-            return cls(_Handle(os.dup(file.fileno())), file.tell(), shape[0], shape[1])
+            return cls(_Handle(os.dup(file.fileno())), file.seek(0, os.SEEK_CUR), shape[0], shape[1])
 
     @classmethod
     def write_unnamed(cls, squares: Iterable[NDArray[np.uint8]], side: int, folder: Path | None) -> Self:

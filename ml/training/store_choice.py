@@ -28,8 +28,8 @@ class StoreChoice(NamedTuple):
 
     def explain(self) -> str:
         """Why the images are streamed, as a sentence for the user."""
-        taken, free = self.image_bytes / 1e9, self.free_bytes / 1e9
-        return f"The images take {taken:.1f} GB, {free:.1f} GB of memory are free: they are read while they are needed."
+        size, free = self.image_bytes / 1e9, self.free_bytes / 1e9
+        return f"The images take {size:.1f} GB, {free:.1f} GB of memory are free: they are read while they are needed."
 
 
 def choose(
