@@ -24,7 +24,7 @@ class StoreChoice(NamedTuple):
 
     streamed: bool
     image_bytes: int  # of all N + T images
-    free_bytes: int  # of the device, before anything was put there
+    free_bytes: int  # of the device, before images were put there
 
     def explain(self) -> str:
         """Why the images are streamed, as a sentence for the user."""

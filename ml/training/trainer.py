@@ -133,7 +133,7 @@ class Trainer:
             ContradictorySpec: Settings of the spec exclude each other.
             UnusableData: Images, labels, classes and spec do not fit together.
             MissingWeights: The pretrained weights are not installed.
-            OutOfMemory: The images or the networks do not fit.
+            OutOfMemory: The networks do not fit.
         """
         resolved = devices.resolve(device or spec.device)
         if threads is not None:
