@@ -67,13 +67,12 @@ class OutOfMemory(Failure):
         fitting_batch_size: A batch size that should fit; None if there is none.
     """
 
-    def __init__(
-        self, detail: str, fitting_batch_size: int | None, *, else_hint: str = "use a smaller network or image_size"
-    ) -> None:
-        """`else_hint` is the hint if no batch size fits."""
+    def __init__(self, detail: str, fitting_batch_size: int | None) -> None:
         self.fitting_batch_size = rounded_batch(fitting_batch_size)
         fits = f"batch_size {self.fitting_batch_size} should fit"
-        super().__init__(detail, hint=else_hint if self.fitting_batch_size is None else fits)
+        super().__init__(
+            detail, hint="use a smaller network or image_size" if self.fitting_batch_size is None else fits
+        )
 
 
 def rounded_batch(size: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """Which schema the database has, and which one this code knows.
 
 While the two differ, a process leaves the database alone, as if it were unavailable: a process of the previous version
-must not write rows that the next one would not understand, and a process of the next one waits for the migration (F27).
+must not write rows that the next one would not understand, and a process of the next one waits for the migration (F31).
 """
 
 from __future__ import annotations

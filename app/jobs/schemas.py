@@ -226,7 +226,8 @@ class JobOut(BaseModel):
     attempt: int
     metrics: dict[str, Any] | None = Field(
         description="Final measurements; null where unknown. `self_test`, where noise was injected: how well method "
-        "and label ranking did, judged by the labels before the noise"
+        "and label ranking did, judged by the labels before the noise; `images_streamed`: whether images were "
+        "read from disk while they were needed, because they did not fit into memory"
     )
     model_id: uuid.UUID | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and a hint what to do")
@@ -324,6 +325,10 @@ class JobEstimate(BaseModel):
     memory_bytes: int
     disk_bytes: int
     images_per_second: float = Field(description="Of its steps")
+    images_streamed: bool | None = Field(
+        description="Whether its images take more than half of the host's memory, and are read from disk while they "
+        "are needed; null where that memory is not known"
+    )
     measured: bool = Field(description="Whether a job of this kind has been finished")
     similar_jobs: list[str] = Field(
         description="Fields that the finished jobs which correct the time have in common with it; empty where any did, "

@@ -46,8 +46,14 @@ def run(options: argparse.Namespace) -> int:
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
     spec = TrainingSpec.model_validate_json((options.trained / commands.SPEC).read_bytes())
+    out: Path = options.out or options.trained / FOLDER
+    out.mkdir(parents=True, exist_ok=True)
     data = container_dataset.load_container(
-        options.data, image_size=spec.image_size, resize=spec.resize, columns=[commands.column_names(options)]
+        options.data,
+        image_size=spec.image_size,
+        resize=spec.resize,
+        columns=[commands.column_names(options)],
+        folder=out,
     )
     truth = data.truth
     trainer = Trainer.build(
@@ -71,8 +77,6 @@ def run(options: argparse.Namespace) -> int:
         wrong=measure.wrong_labels(trainer.labels, clean),
         issues=trainer.label_issues(),
     )
-    out = options.out or options.trained / FOLDER
-    out.mkdir(parents=True, exist_ok=True)
     (out / NUMBERS).write_text(json.dumps(figures.numbers, allow_nan=False), encoding="utf-8")
     drawn = plots.draw(figures.numbers, figures.pictures, out)
     print(f"{out}: {', '.join(drawn)}")

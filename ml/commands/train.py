@@ -103,11 +103,13 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
 
     training_spec = _spec(options)
     first = group is None or group.rank == 0
+    options.out.mkdir(parents=True, exist_ok=True)
     data = container_dataset.load_container(
         options.data,
         image_size=training_spec.image_size,
         resize=training_spec.resize,
         columns=[commands.column_names(options)],
+        folder=options.out,
     )
     training_spec = _with_suggested_params(training_spec, data.images)
     trainer = Trainer.build(
@@ -128,8 +130,9 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
             outcome = "left out " if line.level == "excluded" else ""
             print(f"{outcome}{line.path}: {line.detail}", file=sys.stderr)
 
+    if (choice := trainer.inputs.choice) is not None and choice.streamed:
+        print(choice.explain(), file=sys.stderr)
     out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
     (out / commands.SPEC).write_text(training_spec.model_dump_json(indent=1), encoding="utf-8")
     _resume(trainer, out, group)
     _train_to_the_end(trainer, out)

@@ -5,20 +5,20 @@ Besides what the service accepts, it reads data sets in the formats of their aut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from ml.data import decoding, ingest, pixel_file
 from ml.data.dataset import LabeledImages, Truth, join
-from ml.data.decoding import Geometry, Resize
-from ml.data.pixel_file import ReadFile
+from ml.data.decoding import Geometry, ImageArray, Resize
+from ml.data.pixel_file import DecodedImage, ReadFile
 from ml.data.published import find_published
 from ml.data.published.published_dataset import PublishedDataset
 from ml.data.published.source_files import SourceFiles
+from ml.data.stored_pixels import StoredPixels
 from ml.errors import Failure, UndecodableImage, UnusableData
 from ml.formats.container import open_container
 from ml.formats.errors import DatasetFormatError
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class LoadedDataset(NamedTuple):
-    """A data set in memory.
+    """A data set whose pixels lie in a file without a name.
 
     Args:
         images: What is learned from.
@@ -52,14 +52,16 @@ def load_container(
     image_size: int,
     resize: Resize = "squash",
     columns: Sequence[ColumnNames] = (ColumnNames(),),
+    folder: Path | None = None,
 ) -> LoadedDataset:
-    """Load the images and labels of a folder or an archive.
+    """Load the images and labels of a folder or an archive. Each image is decoded once; none stays in memory.
 
     Args:
         path: A folder, a zip, or a tar that may be compressed by gzip or zstd.
         image_size: Pixels of a side.
         resize: How an image is made square.
         columns: Choices of the columns of its table. The first whose columns are there is taken.
+        folder: Has the disk space for the pixels of all images; None takes the system's for temporary files.
 
     Raises:
         UnusableData: For the codes see `layout.resolve_labels`, `container.open_container` and `ingest.check_usable`.
@@ -69,9 +71,9 @@ def load_container(
         with container.reader() as read:
             published = find_published(SourceFiles(container.entries, read))
             if published is not None:
-                return _load_published(published, columns, image_size, resize)
+                return _load_published(published, columns, image_size, resize, folder)
             layout = _first_choice(columns, lambda names: resolve_labels(container, names))
-            return _load_layout(layout, read, image_size, resize)
+            return _load_layout(layout, read, image_size, resize, folder)
     except DatasetFormatError as error:
         raise UnusableData.from_format_error(error, path) from error
 
@@ -87,22 +89,25 @@ def _first_choice(columns: Sequence[ColumnNames], attempt: Callable[[ColumnNames
     return attempt(columns[-1])
 
 
-def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize) -> LoadedDataset:
-    images = ingest.sort_images(layout.images)
-    squares = np.empty((len(images), image_size, image_size, 3), np.uint8)
-    results = [
-        pixel_file.decode_square(read, image, square, resize) for image, square in zip(images, squares, strict=True)
-    ]
+def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize, folder: Path | None) -> LoadedDataset:
+    images, results = ingest.sort_images(layout.images), list[DecodedImage]()
+
+    def decode() -> Iterator[ImageArray]:
+        square = np.empty((image_size, image_size, 3), np.uint8)
+        for image in images:
+            results.append(pixel_file.decode_square(read, image, square, resize))
+            if results[-1].fault is None:
+                yield square[None]
+
+    squares = StoredPixels.write_unnamed(decode(), image_size, folder)
     usable, lines = ingest.split_decoded(images, results)
     ingest.check_usable(len(images), usable, lines)
-    if lines:
-        squares = squares[[result.fault is None for result in results]]
-    labeled, truth = join(usable, torch.from_numpy(squares), layout.classes)
+    labeled, truth = join(usable, squares, layout.classes, folder=folder)
     return LoadedDataset(labeled, truth, _train_paths(usable), (*lines, *layout.report))
 
 
 def _load_published(
-    dataset: PublishedDataset, columns: Sequence[ColumnNames], image_size: int, resize: Resize
+    dataset: PublishedDataset, columns: Sequence[ColumnNames], image_size: int, resize: Resize, folder: Path | None
 ) -> LoadedDataset:
     """The images in the order of their files; one without a label or that cannot be decoded is left out."""
     given, clean = _first_choice(columns, dataset.columns)
@@ -110,23 +115,26 @@ def _load_published(
     ids: dict[str, int | None] = {name: number for number, name in enumerate(classes)} | {"": None}
     report = [ReportLine(path, "missing_image", reason, "excluded") for path, reason in dataset.left_out]
     images: list[ImageRecord] = []
-    squares = np.empty((len(dataset.names), image_size, image_size, 3), np.uint8)
-    for number in sorted(range(len(dataset.names)), key=lambda index: dataset.splits[index] != "train"):
-        path, split = dataset.names[number], _split(dataset.splits[number])
-        truth = clean[number] if clean is not None else ""
-        if not (given[number] or (split == "test" and truth)):
-            report.append(ReportLine(path, "unlabelled_row", "no label", "excluded"))
-            continue
-        try:
-            pixels = dataset.pixels(number)
-        except (UndecodableImage, DatasetFormatError, OSError) as error:
-            report.append(ReportLine(path, "damaged_image", str(error), "excluded"))
-            continue
-        geometry = Geometry(pixels.shape[1], pixels.shape[0], image_size, resize)
-        squares[len(images)] = decoding.resize(pixels, geometry)
-        images.append(ImageRecord(path, split, ids[given[number]], ids[truth], 0, 0, False, 0))
+
+    def decode() -> Iterator[ImageArray]:
+        for number in sorted(range(len(dataset.names)), key=lambda index: dataset.splits[index] != "train"):
+            path, split = dataset.names[number], _split(dataset.splits[number])
+            truth = clean[number] if clean is not None else ""
+            if not (given[number] or (split == "test" and truth)):
+                report.append(ReportLine(path, "unlabelled_row", "no label", "excluded"))
+                continue
+            try:
+                pixels = dataset.pixels(number)
+            except (UndecodableImage, DatasetFormatError, OSError) as error:
+                report.append(ReportLine(path, "damaged_image", str(error), "excluded"))
+                continue
+            geometry = Geometry(pixels.shape[1], pixels.shape[0], image_size, resize)
+            images.append(ImageRecord(path, split, ids[given[number]], ids[truth], 0, 0, False, 0))
+            yield decoding.resize(pixels, geometry)[None]
+
+    squares = StoredPixels.write_unnamed(decode(), image_size, folder)
     ingest.check_usable(len(images), images, report)
-    labeled, truths = join(images, torch.from_numpy(squares[: len(images)]), classes)
+    labeled, truths = join(images, squares, classes, folder=folder)
     return LoadedDataset(labeled, truths, _train_paths(images), tuple(report))
 
 

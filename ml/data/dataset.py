@@ -6,19 +6,18 @@ on disk, memory-mapped. Knows nothing of archives, tables or how the data set ca
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ml.data import pixel_file
 from ml.data.decoding import Resize
 from ml.data.pixel_file import PixelFile, Progress
+from ml.data.stored_pixels import StoredPixels
 from ml.errors import UnusableData
 from ml.formats import archive, dataset_index, label_versions
 from ml.formats.records import ImageRecord
@@ -47,6 +46,7 @@ class LabeledImages:
         digest: Of the data set; empty where it is not known.
         confirmed: bool (N,), whether a person has confirmed the label; None where nobody has confirmed any.
         selection: How `images` were chosen; None where none are excluded.
+        stored: The file that `images` are mapped from; None where they are in memory.
     """
 
     images: Tensor
@@ -55,6 +55,7 @@ class LabeledImages:
     digest: str = ""
     confirmed: Tensor | None = None
     selection: Selection | None = None
+    stored: StoredPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,12 +70,14 @@ class Truth:
         test_images: uint8 (T, S, S, 3); None where there is no test set.
         test_labels: int64 (T,): the clean labels where known, else the given ones; None where there is no test set.
         test_selection: How the test images were chosen; None where none are excluded.
+        test_stored: The file that `test_images` are mapped from; None where they are in memory.
     """
 
     train_clean: Tensor | None
     test_images: Tensor | None
     test_labels: Tensor | None
     test_selection: Selection | None = None
+    test_stored: StoredPixels | None = None
 
 
 def load(
@@ -109,7 +112,7 @@ def load(
 
 def join(
     images: Sequence[ImageRecord],
-    squares: Tensor,
+    squares: StoredPixels,
     classes: tuple[str, ...],
     digest: str = "",
     folder: Path | None = None,
@@ -118,56 +121,47 @@ def join(
 
     Args:
         images: Those of the train split come first.
-        squares: Their pixels, uint8 (images, S, S, 3).
+        squares: Their pixels.
         classes: Names by class id.
         digest: Of the data set, where it is known.
         folder: Has the disk space for a copy of the pixels while some images are excluded; None takes the system's.
     """
     of_train = [image for image in images if image.split == "train"]
-    train, train_images, selection = _used(of_train, squares[: len(of_train)], folder)
-    test, test_images, test_selection = _used(images[len(of_train) :], squares[len(of_train) :], folder)
+    train, stored, selection = _used(of_train, squares.part(0, len(of_train)), folder)
+    test, test_stored, test_selection = _used(images[len(of_train) :], squares.part(len(of_train), len(images)), folder)
     test_labels = [image.given if image.clean is None else image.clean for image in test]
     confirmed = torch.tensor([image.status == "confirmed" for image in train])
     labeled = LabeledImages(
-        train_images,
+        stored.mapped(),
         _ids([image.given for image in train]),
         classes,
         digest,
         confirmed if bool(confirmed.any()) else None,
         selection,
+        stored,
     )
     has_clean = any(image.clean is not None for image in train)
     truth = Truth(
         train_clean=_ids([image.clean for image in train]) if has_clean else None,
-        test_images=test_images if test else None,
+        test_images=test_stored.mapped() if test else None,
         test_labels=_ids(test_labels) if test else None,
         test_selection=test_selection,
+        test_stored=test_stored if test else None,
     )
     return labeled, truth
 
 
 def _used(
-    images: Sequence[ImageRecord], squares: Tensor, folder: Path | None
-) -> tuple[Sequence[ImageRecord], Tensor, Selection | None]:
+    images: Sequence[ImageRecord], squares: StoredPixels, folder: Path | None
+) -> tuple[Sequence[ImageRecord], StoredPixels, Selection | None]:
     """The images of a split that are not excluded, and their pixels."""
     positions = [position for position, image in enumerate(images) if image.status != "excluded"]
     if len(positions) == len(images):
         return images, squares, None
-    chosen = torch.tensor(positions, dtype=torch.int64)
-    used = _copy_rows(squares, chosen, folder)
-    return [images[position] for position in positions], used, Selection(squares, chosen)
-
-
-def _copy_rows(squares: Tensor, positions: Tensor, folder: Path | None) -> Tensor:
-    """The pixels at some positions, memory-mapped from a file without a name: the disk is free when nobody needs it."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if not len(positions):
-            return squares[:0]
-        for part in torch.split(positions, pixel_file.CHUNK):
-            file.write(squares[part].numpy().data)
-        file.flush()
-        shape = (len(positions), *squares.shape[1:])
-        return torch.from_numpy(np.memmap(file, np.uint8, mode="c", shape=shape))
+    chosen, whole = torch.tensor(positions, dtype=torch.int64), squares.mapped()
+    parts = (whole[part].numpy() for part in torch.split(chosen, pixel_file.CHUNK))
+    used = StoredPixels.write_unnamed(parts, squares.shape[1], folder)
+    return [images[position] for position in positions], used, Selection(whole, chosen)
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +207,7 @@ def hold_out(images: LabeledImages, fraction: float, seed: int) -> tuple[Tensor,
 
 def _load_pixels(
     folder: Path, images: Sequence[ImageRecord], size: int, resize: Resize, threads: int, progress: Progress
-) -> Tensor:
+) -> StoredPixels:
     """The pixels of all images, made where they are not there yet."""
     target = dataset_index.pixels_path(folder, size, resize)
     if not target.exists():
@@ -221,8 +215,7 @@ def _load_pixels(
             results = pixel_file.decode_all(read, images, file, resize=resize, threads=threads, progress=progress)
             if bad := [image.path for image, result in zip(images, results, strict=True) if result.fault]:
                 raise UnusableData(f"{len(bad)} images can no longer be read, first {bad[0]}", code="dataset_corrupt")
-    # Copy on write: torch wants memory it may write to, the file must never change.
-    return torch.from_numpy(np.load(target, mmap_mode="c", allow_pickle=False))
+    return StoredPixels.open(target)
 
 
 def _ids(labels: list[int | None]) -> Tensor:

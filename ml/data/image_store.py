@@ -1,4 +1,6 @@
-"""Holds a set of images as bytes on a device, and makes batches of them: cropped, mirrored and normalised as tensors.
+"""Makes batches of stored images, cropped, mirrored and normalised as tensors; and holds a set of them on a device.
+
+`ml.data.streamed_store` makes the same batches, bit for bit, of a set that lies on disk.
 
 Shapes: `N` images, `B` rows of one batch, `S` side; stored uint8 (N, S, S, 3), delivered float (B, 3, S, S) in
 channels_last layout, normalised per channel.
@@ -7,6 +9,8 @@ channels_last layout, normalised per channel.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -21,53 +25,41 @@ SMALLEST_STD = 1 / 255  # a channel that never varies must not divide by zero
 EVAL_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
 
 
-class ImageStore:
-    """A set of N images on a device.
+class ImageViews(ABC):
+    """Views of N images, wherever these are.
 
     Attributes:
         side: S.
         shift: Pixels by which a random crop moves at most.
         mean, std: Of each channel in [0, 1], (3,).
-        device: Where the images are.
+        device: Where batches are needed.
     """
 
-    def __init__(
-        self, images: Tensor, mean: Tensor, std: Tensor, *, device: torch.device, padded_bytes: int = PADDED_BYTES
-    ) -> None:
-        """Move the images to the device.
-
-        Args:
-            images: uint8 (N, S, S, 3), maybe memory-mapped. On a CPU they are copied only when they are padded.
-            mean: Mean of each channel in [0, 1], (3,).
-            std: Standard deviation of each channel, (3,).
-            device: Where batches are needed.
-            padded_bytes: Keep a padded copy of the set if it is not larger.
-        """
-        self.side = int(images.shape[1])
+    def __init__(self, side: int, mean: Tensor, std: Tensor, device: torch.device) -> None:
+        """Bind what all views have in common; the arguments are the attributes of the same names."""
+        self.side = side
         self.shift = self.side // SHIFT_SHARE
         self.mean, self.std = mean, std
         self.device = device
-        self._padded_bytes = padded_bytes
-        self._images = images.to(device)
-        self._padded: Tensor | None = None
         # one factor for every pixel, because a broadcast over 3 channels is 20 times slower on a CPU
         self._scale = (1 / (255 * std)).float().repeat(self.side**2).to(device)
         self._offset = (-mean / std).float().repeat(self.side**2).to(device)
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self._images)
+        """N."""
 
-    def with_images(self, images: Tensor) -> ImageStore:
-        """A store of other images, uint8 (T, S, S, 3), with this one's statistics and device."""
-        return ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
+    @abstractmethod
+    def raw(self, rows: Tensor) -> Tensor:
+        """The stored bytes on the device, not to be changed: rows int64 (B,) -> uint8 (B, S, S, 3)."""
+
+    @abstractmethod
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Say which batches will be asked for next; see `ml.data.input_store.InputStore.read_ahead`."""
 
     def unaugmented(self, rows: Tensor) -> Tensor:
         """Normalised images without augmentation: rows int64 (B,) -> (B, 3, S, S)."""
-        return self._normalised(self._images[rows])
-
-    def raw(self, rows: Tensor) -> Tensor:
-        """The stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
-        return self._images[rows]
+        return self._normalised(self.raw(rows))
 
     def eval_batch_size(self) -> int:
         """Images of a batch without gradients: more than in training, with a bounded number of pixels."""
@@ -87,7 +79,7 @@ class ImageStore:
         Returns:
             (B, 3, S, S), normalised.
         """
-        started = autoaugment.auto_augment(self._images[rows], generator) if strongly else None
+        started = autoaugment.auto_augment(self.raw(rows), generator) if strongly else None
         moved = self._crop_and_flip(rows, kind, generator, instead=started)
         view = self._normalised(kind.change_pixels(moved, generator))
         return autoaugment.cut_out(view, generator) if strongly else view
@@ -107,7 +99,7 @@ class ImageStore:
             (B, 3, S, S), normalised, and masks f32 (B, 1, S, S).
         """
         mask_bytes = (255 * masks).round_().to(torch.uint8).permute(0, 2, 3, 1)
-        moved = self._crop_and_flip(rows, kind, generator, instead=torch.cat([self._images[rows], mask_bytes], dim=3))
+        moved = self._crop_and_flip(rows, kind, generator, instead=torch.cat([self.raw(rows), mask_bytes], dim=3))
         view = self._normalised(kind.change_pixels(moved[..., :3].contiguous(), generator))
         return view, moved[..., 3:].permute(0, 3, 1, 2).float() / 255
 
@@ -116,24 +108,81 @@ class ImageStore:
     ) -> Tensor:
         """Randomly cropped and mirrored: the stored images of `rows`, or `instead` uint8 (B, S, S, channels)."""
         if kind.geometry == "crop_flip":
-            pixels = self._cropped(rows, generator, instead)
+            corners = torch.randint(0, 2 * self.shift + 1, (2, len(rows)), generator=generator, device=self.device)
+            pixels = self._cropped(rows, corners, instead)
         elif kind.geometry == "resized_crop_flip":
             boxes = resized_crop.draw_boxes(len(rows), self.side, kind.crop_scale, generator)
-            places = rows if instead is None else torch.arange(len(rows), device=self.device)
-            pixels = resized_crop.crop(self._images if instead is None else instead, places, boxes)
+            pixels = self._cropped_and_resized(rows, boxes, instead)
         else:
-            pixels = self._images[rows] if instead is None else instead
+            pixels = self.raw(rows) if instead is None else instead
         return pixels if kind.geometry == "none" else augmentation.mirror(pixels, generator)
 
-    def _cropped(self, rows: Tensor, generator: torch.Generator, instead: Tensor | None) -> Tensor:
-        """Padded with zeros by `shift` and cropped at a random place: uint8 (B, S, S, channels)."""
-        corners = torch.randint(0, 2 * self.shift + 1, (2, len(rows)), generator=generator, device=self.device)
-        padded = self._all_padded() if instead is None else None
-        if padded is None:
-            padded = self._pad(self._images[rows] if instead is None else instead)
-            rows = torch.arange(len(rows), device=self.device)
+    def _cropped(self, rows: Tensor, corners: Tensor, instead: Tensor | None) -> Tensor:
+        """Padded with zeros by `shift` and cropped at `corners` int64 (2, B): uint8 (B, S, S, channels)."""
+        padded = self._pad(self.raw(rows) if instead is None else instead)
+        return self._windows(padded, torch.arange(len(rows), device=self.device), corners)
+
+    def _cropped_and_resized(self, rows: Tensor, boxes: resized_crop.Boxes, instead: Tensor | None) -> Tensor:
+        """The boxes of the images, enlarged: uint8 (B, S, S, channels)."""
+        pixels = self.raw(rows) if instead is None else instead
+        return resized_crop.crop(pixels, torch.arange(len(rows), device=self.device), boxes)
+
+    def _windows(self, padded: Tensor, rows: Tensor, corners: Tensor) -> Tensor:
         windows = padded.unfold(1, self.side, 1).unfold(2, self.side, 1)  # (N, 2p + 1, 2p + 1, channels, S, S), no copy
         return windows[rows, corners[0], corners[1]].permute(0, 2, 3, 1).contiguous()  # lies in this order already
+
+    def _pad(self, images: Tensor) -> Tensor:
+        p = self.shift
+        return torch.nn.functional.pad(images, (0, 0, p, p, p, p))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> float (B, 3, S, S), channels_last without a copy."""
+        flat = pixels.reshape(len(pixels), -1).float().mul_(self._scale).add_(self._offset)
+        return flat.view(len(pixels), self.side, self.side, 3).permute(0, 3, 1, 2)
+
+
+class ImageStore(ImageViews):
+    """A set of N images on a device. A CPU leaves memory-mapped ones where they are."""
+
+    def __init__(
+        self, images: Tensor, mean: Tensor, std: Tensor, *, device: torch.device, padded_bytes: int = PADDED_BYTES
+    ) -> None:
+        """Move the images to the device.
+
+        Args:
+            images: uint8 (N, S, S, 3), maybe memory-mapped. On a CPU they are copied only when they are padded.
+            mean: Mean of each channel in [0, 1], (3,).
+            std: Standard deviation of each channel, (3,).
+            device: Where batches are needed.
+            padded_bytes: Keep a padded copy of the set if it is not larger.
+        """
+        super().__init__(int(images.shape[1]), mean, std, device)
+        self._padded_bytes = padded_bytes
+        self._images = images.to(device)
+        self._padded: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def with_images(self, images: Tensor) -> ImageStore:
+        """A store of other images, uint8 (T, S, S, 3), with this one's statistics and device."""
+        return ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """The stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
+        return self._images[rows]
+
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Nothing is read."""
+
+    def _cropped(self, rows: Tensor, corners: Tensor, instead: Tensor | None) -> Tensor:
+        padded = self._all_padded() if instead is None else None
+        return super()._cropped(rows, corners, instead) if padded is None else self._windows(padded, rows, corners)
+
+    def _cropped_and_resized(self, rows: Tensor, boxes: resized_crop.Boxes, instead: Tensor | None) -> Tensor:
+        if instead is None:  # without a copy of whole images first
+            return resized_crop.crop(self._images, rows, boxes)
+        return super()._cropped_and_resized(rows, boxes, instead)
 
     def _all_padded(self) -> Tensor | None:
         """The whole set, padded at the first call, if it is small enough; a GPU then frees the unpadded copy."""
@@ -146,15 +195,6 @@ class ImageStore:
     def _fits_padded(self) -> bool:
         padded_bytes = len(self._images) * (self.side + 2 * self.shift) ** 2 * 3
         return padded_bytes <= self._padded_bytes
-
-    def _pad(self, images: Tensor) -> Tensor:
-        p = self.shift
-        return torch.nn.functional.pad(images, (0, 0, p, p, p, p))
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> float (B, 3, S, S), channels_last without a copy."""
-        flat = pixels.reshape(len(pixels), -1).float().mul_(self._scale).add_(self._offset)
-        return flat.view(len(pixels), self.side, self.side, 3).permute(0, 3, 1, 2)
 
 
 def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

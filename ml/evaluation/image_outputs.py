@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ml.data.input_store import InputStore
+from ml.data.input_store import InputStore, eval_batches
 from ml.method import ENSEMBLE
 from ml.networks.chain import Chain
 
@@ -46,7 +46,7 @@ def compute(
     chosen = torch.arange(len(store)) if rows is None else rows
     probabilities, embeddings = [], []
     with _recording_features(method) as seen:
-        for batch in torch.split(chosen.to(store.device), store.eval_batch_size()):
+        for batch in eval_batches(store, chosen):
             on_batch()
             seen.clear()
             predicted = heads(store.unaugmented(batch))[ENSEMBLE].float().softmax(dim=1).cpu()

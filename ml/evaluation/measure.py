@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ml.data.input_store import InputStore
+from ml.data.input_store import InputStore, eval_batches
 from ml.evaluation.ranking import LabelIssues, Vector
 
 BINS = 15  # of the expected calibration error (Guo et al. 2017)
@@ -84,10 +84,11 @@ class EvaluationSplit:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of rows (B,), images (B, 3, S, S) and labels (B,); none if the split is empty."""
-        size = self._store.eval_batch_size()
-        for start in range(0, len(self._rows), size):
-            rows = self._rows[start : start + size]
-            yield rows, self._store.unaugmented(rows), self._labels[start : start + size]
+        if not len(self):
+            return
+        labels = torch.split(self._labels, self._store.eval_batch_size())
+        for rows, of_rows in zip(eval_batches(self._store, self._rows), labels, strict=True):
+            yield rows, self._store.unaugmented(rows), of_rows
 
 
 def summary(noisy_validation: Sequence[float | None], test: Sequence[float | None]) -> dict[str, float | int | None]:

@@ -7,12 +7,14 @@ Shapes: `N` images, `B` rows of one batch, `S` side; pairs float (B, 6, S, S), t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ml.blocks import localization
 from ml.data.augmentation import Augmentation
-from ml.data.image_store import ImageStore
+from ml.data.image_store import ImageViews
 from ml.features import composites
 
 
@@ -23,7 +25,7 @@ class CompositeStore:
         device: Where the images are.
     """
 
-    def __init__(self, pictures: ImageStore, gaussians: Tensor, mean_background: Tensor) -> None:
+    def __init__(self, pictures: ImageViews, gaussians: Tensor, mean_background: Tensor) -> None:
         """Bind the parts.
 
         Args:
@@ -63,6 +65,10 @@ class CompositeStore:
     def raw(self, rows: Tensor) -> Tensor:
         """The pictures as stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
         return self._pictures.raw(rows)
+
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Announce batches to the store of the pictures."""
+        self._pictures.read_ahead(batches)
 
     def eval_batch_size(self) -> int:
         """Images of a batch without gradients."""

@@ -7,7 +7,7 @@ Shapes: `N` images, `B` rows of one batch; features float (B, D), feature maps (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -74,6 +74,9 @@ class FeatureStore:
     def raw(self, rows: Tensor) -> Tensor:
         """The images as stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
         return self._pictures.raw(self._position_of(rows).cpu())
+
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Nothing is read: the features are mapped, or on the device."""
 
     def eval_batch_size(self) -> int:
         """Images of a batch without gradients."""

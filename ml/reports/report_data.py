@@ -51,10 +51,14 @@ class JudgedImages:
     """Images that were not trained on, and the labels to judge their predictions by."""
 
     name: Literal["test", "held_out"]
-    images: Tensor  # uint8 (T, S, S, 3)
+    images: Tensor  # uint8 (T, S, S, 3), or those of the training set, of which `rows` are judged; maybe memory-mapped
     labels: Tensor  # int64 (T,)
     noisy: bool = False  # whether these are given labels, wrong ones among them
     rows: Tensor | None = None  # int64 (T,): positions in the training set; None: the whole test set in its order
+
+    def pictures(self, chosen: Tensor) -> Tensor:
+        """Some of the T images, by positions among them int64 (P,): uint8 (P, S, S, 3)."""
+        return self.images[chosen if self.rows is None else self.rows[chosen]]
 
 
 def choose_judged(
@@ -77,10 +81,10 @@ def choose_judged(
     rows = training.held_out.cpu()
     known = rows if clean is None else rows[clean[rows] >= 0]
     if clean is not None and len(known):
-        return JudgedImages("held_out", images.images[known], clean[known], rows=known)
+        return JudgedImages("held_out", images.images, clean[known], rows=known)
     if not len(rows):
         return None
-    return JudgedImages("held_out", images.images[rows], training.labels.cpu()[rows], noisy=True, rows=rows)
+    return JudgedImages("held_out", images.images, training.labels.cpu()[rows], noisy=True, rows=rows)
 
 
 def collect(
@@ -135,7 +139,7 @@ def collect(
     rows = image_store.evenly(len(labels), limit)
     numbers |= _of_backgrounds(runner, judged, rows, probabilities[rows], training)
     attended = rows[image_store.evenly(len(rows), ATTENTION_IMAGES)] if numbers["attention"] else rows[:0]
-    return ReportData(numbers, judged.images[attended].cpu().numpy())
+    return ReportData(numbers, judged.pictures(attended).cpu().numpy())
 
 
 def affordable_images(runner: BatchRunner, images: Tensor) -> int:
@@ -209,7 +213,7 @@ def _of_backgrounds(
 ) -> dict[str, Any]:
     """What predictions (T', C) for these rows of the judged images depend on."""
     labels = judged.labels[rows].cpu()
-    images = runner.normalize(judged.images[rows])
+    images = runner.normalize(judged.pictures(rows))
     set_rows = rows if judged.rows is None else judged.rows[rows]
 
     def measure_backgrounds(masks: Tensor) -> dict[str, Any]:

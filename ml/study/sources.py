@@ -229,7 +229,12 @@ def _limit(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingS
             truth.test_labels, source.test, source.test_per_class, seed_for(spec.seed, "study test images")
         )
         if rows is not None:
-            truth = replace(truth, test_images=truth.test_images[rows], test_labels=truth.test_labels[rows])
+            truth = replace(
+                truth,
+                test_images=truth.test_images[rows],
+                test_labels=truth.test_labels[rows],
+                test_stored=None,
+            )
             images = replace(images, digest="")  # that of the whole set, test images included
     return RunData(images, truth)
 
@@ -246,4 +251,4 @@ def _draw_rows(labels: Tensor, total: int | None, per_class: int | None, seed: i
 
 
 def _select_rows(images: LabeledImages, rows: Tensor) -> LabeledImages:
-    return replace(images, images=images.images[rows], labels=images.labels[rows], digest="")
+    return replace(images, images=images.images[rows], labels=images.labels[rows], digest="", stored=None)

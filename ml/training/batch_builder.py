@@ -7,7 +7,7 @@ Shapes: `N` images of the set, `M` of them trained on, `B` batch, `S` side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ml.blocks import mixup
 from ml.data import image_store
 from ml.data.augmentation import Augmentation
-from ml.data.input_store import InputStore
+from ml.data.input_store import InputStore, eval_batches
 from ml.evaluation import ranking
 from ml.method import Batch, Mixture, Phase, Unlabelled, View
 from ml.training.step_graphs import Positions
@@ -84,13 +84,27 @@ class BatchBuilder:
             mixture=mixture,
         )
 
+    def read_ahead(self, positions: Iterable[Tensor]) -> None:
+        """Say what will be built next.
+
+        Args:
+            positions: int64 (B,) on the CPU, in the order in which the images are shown: of each step the labelled
+                ones, then the unlabelled. Not consumed where the images are in memory.
+        """
+
+        def rows_of_steps() -> Iterator[Tensor]:
+            rows = self._rows.cpu()
+            yield from (rows[part] for part in positions)
+
+        self._images.read_ahead(rows_of_steps())
+
     def all_images(self, views: int) -> Iterator[list[Tensor]]:
         """All M images by position, in batches for passes without gradients: a list of views (B, 3, S, S).
 
         Args:
             views: Number of augmented views of every image; 0 gives one view, the unaugmented image.
         """
-        for rows in torch.split(self._rows, self.eval_batch_size()):
+        for rows in eval_batches(self._images, self._rows):
             yield [self._augmented(rows, SCORING, "weak") for _ in range(views)] or [self._images.unaugmented(rows)]
 
     def record_logits(self, logits: Tensor) -> None:

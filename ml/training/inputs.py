@@ -21,8 +21,8 @@ from torch import Tensor
 from ml import errors, methods
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Selection, Truth
-from ml.data.image_store import ImageStore
-from ml.data.input_store import InputStore
+from ml.data.image_store import ImageStore, ImageViews
+from ml.data.input_store import InputStore, eval_batches
 from ml.features import composites, feature_file
 from ml.features.composite_store import CompositeStore
 from ml.features.feature_file import FeatureFile, Progress
@@ -30,6 +30,7 @@ from ml.features.feature_store import FeatureStore
 from ml.features.method_input import MethodInput, Rendering
 from ml.training import devices
 from ml.training.spec import TrainingSpec
+from ml.training.store_choice import StoreChoice
 
 HASHED_ROWS = 256  # pictures hashed at a time
 VERSION = 1  # raised when the same pictures, weights and settings have other features or Gaussians
@@ -48,6 +49,7 @@ class TrainingInputs(NamedTuple):
         method_input: Makes the method's input of pictures; None where it sees the pictures themselves.
         rendered: Another rendering of the M images, batch by batch; see `ml.method.TrainContext.rendered`.
         gaussians: Where the object of each of the N images is, f32 (N, 3); None where no backbone locates it.
+        choice: How the images are held; None where the method sees no pixels.
     """
 
     train: InputStore
@@ -55,6 +57,12 @@ class TrainingInputs(NamedTuple):
     method_input: MethodInput | None
     rendered: Callable[[str], Iterator[Tensor]]
     gaussians: Tensor | None = None
+    choice: StoreChoice | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read from disk while they are needed. A step that does so cannot be recorded."""
+        return self.choice is not None and self.choice.streamed
 
 
 def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
@@ -68,13 +76,13 @@ def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
     )
 
 
-def of_pictures(train: ImageStore, test: ImageStore | None) -> TrainingInputs:
+def of_pictures(train: ImageViews, test: ImageViews | None, choice: StoreChoice | None = None) -> TrainingInputs:
     """The pictures themselves."""
 
     def no_rendering(kind: str) -> Iterator[Tensor]:
         raise LookupError(f"a training without composites has no rendering {kind!r} of its images")
 
-    return TrainingInputs(train, test, None, no_rendering)
+    return TrainingInputs(train, test, None, no_rendering, choice=choice)
 
 
 class BackboneInputs:
@@ -169,7 +177,7 @@ class BackboneInputs:
         """Locate the objects of all images, whose pixels the method sees.
 
         Args:
-            pictures: Of `of_pictures`, with image stores.
+            pictures: Of `of_pictures`.
             labels: As in `prepare`.
             rows: As in `prepare`.
         """
@@ -178,17 +186,18 @@ class BackboneInputs:
 
         def pairs(split: str, store: InputStore) -> CompositeStore:
             objects = self._of_images(located[split], split)
-            return CompositeStore(cast(ImageStore, store), objects, self._input.mean_background)
+            return CompositeStore(cast(ImageViews, store), objects, self._input.mean_background)
 
         train = pairs("train", pictures.train)
         test = None if pictures.test is None else pairs("test", pictures.test)
 
         def rendered(kind: str) -> Iterator[Tensor]:
             self._check_rendering(kind)
-            for part in torch.split(rows.to(train.device), train.eval_batch_size()):
+            for part in eval_batches(train, rows):
                 yield train.backgrounds(part)
 
-        return TrainingInputs(train, test, self._input, rendered, self._of_images(located["train"], "train"))
+        objects = self._of_images(located["train"], "train")
+        return TrainingInputs(train, test, self._input, rendered, objects, pictures.choice)
 
     def _check_rendering(self, kind: str) -> None:
         if kind != "background" or len(self._input.renderings) == 1:

@@ -8,7 +8,7 @@ Shapes: `M` images trained on, `n` of them in a pool, `B` labelled and `B'` unla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -54,7 +54,7 @@ class EpochSampler:
 
     def __init__(self, orders: Sequence[PassOrder], batch_size: int) -> None:
         """Use `draw` or `from_state`."""
-        self._orders = orders
+        self._orders, self._batch_size = orders, batch_size
         self._rows = [_labelled_rows(batch_size, order.unlabelled) for order in orders]
         self._steps = [
             image_store.step_count(len(order.labelled), rows) for order, rows in zip(orders, self._rows, strict=True)
@@ -95,6 +95,12 @@ class EpochSampler:
         labelled = image_store.batch_rows(order.labelled, step, self._rows[pass_index])
         unlabelled = None if order.unlabelled is None else order.unlabelled[step]
         return StepIndices(pass_index, labelled, unlabelled, step / self._steps[pass_index])
+
+    def positions_from(self, step: int) -> Iterator[Tensor]:
+        """The images of the steps from `step` on, on the CPU: of each step the labelled, then the unlabelled ones."""
+        on_cpu = EpochSampler.from_state(self.state(), self._batch_size, torch.device("cpu"))
+        for number in range(step, self.steps):
+            yield from on_cpu.at(number).positions
 
     def state(self) -> dict[str, Tensor]:
         """The orders that were drawn, by name, for `from_state`."""

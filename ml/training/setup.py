@@ -31,7 +31,7 @@ from ml.features.method_input import MethodInput
 from ml.formats.weights_folder import WeightsRecord
 from ml.method import Method, Network, TrainHyperparameters
 from ml.networks import weights as network_weights
-from ml.training import devices, layer_rates, memory, randomness, spec_check
+from ml.training import devices, layer_rates, memory, randomness, spec_check, store_choice
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
 from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
@@ -77,6 +77,7 @@ def prepare(
     group: process_group.ProcessGroup | None,
     cache: Path | None,
     progress: Progress,
+    resident_bytes: int | None,
 ) -> TrainingParts:
     """Build everything. The arguments are those of `Trainer.build`."""
     classes = len(images.classes)
@@ -91,11 +92,12 @@ def prepare(
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
+    pictures = functools.partial(pixel_inputs, images, truth, mean, std, device, resident_bytes)
     if record is None or (spec.tune == "all" and len(renderings(spec)) == 1):
-        inputs = pixel_inputs(images, truth, mean, std, device)
+        inputs = pictures()
     else:
         frozen = networks.build_frozen_part()
-        inputs = backbone_inputs(spec, record, frozen, images, truth, labels, rows, device, cache, progress)
+        inputs = backbone_inputs(spec, record, frozen, images, truth, labels, rows, device, cache, progress, pictures)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
     augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)
@@ -179,6 +181,7 @@ def backbone_inputs(
     device: torch.device,
     cache: Path | None,
     progress: Progress,
+    build_pictures: Callable[[], TrainingInputs],
 ) -> TrainingInputs:
     """What the frozen part of a pretrained network computes of images and test set, or locates in them.
 
@@ -193,6 +196,7 @@ def backbone_inputs(
         device: That computes.
         cache: As of `Trainer.build`, like `progress`.
         progress: See `cache`.
+        build_pictures: Of `pixel_inputs`; called for a network that is trained whole.
     """
     mean, std = normalisation(record)
     whole, trains_all = images.images if images.selection is None else images.selection.whole, spec.tune == "all"
@@ -209,45 +213,22 @@ def backbone_inputs(
         progress=progress,
     )  # fmt: skip
     if trains_all:
-        return backbone.prepare_pixels(pixel_inputs(images, truth, mean, std, device), labels, rows)
+        return backbone.prepare_pixels(build_pictures(), labels, rows)
     return backbone.prepare(labels, rows)
 
 
 def pixel_inputs(
-    images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
+    images: LabeledImages,
+    truth: Truth | None,
+    mean: Tensor,
+    std: Tensor,
+    device: torch.device,
+    resident_bytes: int | None,
 ) -> TrainingInputs:
-    """Images and test set as they are."""
-    store = build_image_store(images, truth, mean, std, device)
-    test = None if truth is None or truth.test_images is None else store.with_images(truth.test_images)
-    return of_pictures(store, test)
-
-
-def build_image_store(
-    images: LabeledImages, truth: Truth | None, mean: Tensor, std: Tensor, device: torch.device
-) -> image_store.ImageStore:
-    """The N images on the device, normalised by `mean` and `std` (3,). A CPU reads them from disk.
-
-    Raises:
-        OutOfMemory: The images, and those of the test set, do not fit on a GPU.
-    """
-    if device.type == "cpu":
-        return image_store.ImageStore(images.images, mean, std, device=device)
-    left = bytes_left_beside(images, truth, memory.free_bytes(device))
-    return image_store.ImageStore(images.images, mean, std, device=device, padded_bytes=left // 2)
-
-
-def bytes_left_beside(images: LabeledImages, truth: Truth | None, free: int) -> int:
-    """Bytes of `free` that are left when all images are stored. Raises OutOfMemory if they do not fit."""
-    sets = [images.images] if truth is None or truth.test_images is None else [images.images, truth.test_images]
-    stored = sum(stack.nbytes for stack in sets)
-    if stored > free:
-        raise errors.OutOfMemory(
-            f"the data set's {sum(map(len, sets))} images take {stored / 1e9:.1f} GB on the device, "
-            f"and {free / 1e9:.1f} GB are free",
-            None,
-            else_hint="use a smaller image_size, or set device to cpu",
-        )
-    return free - stored
+    """Images and test set as they are, normalised by `mean` and `std` (3,); `resident_bytes` as of `Trainer.build`."""
+    choice = store_choice.choose(images, truth, device, memory.free_bytes(device), resident_bytes)
+    train, test = store_choice.build(images, truth, mean, std, device, choice)
+    return of_pictures(train, test, choice)
 
 
 def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, float | None]:

@@ -110,6 +110,7 @@ class Trainer:
         group: ProcessGroup | None = None,
         cache: Path | None = None,
         progress: Progress = lambda done, total: None,
+        resident_bytes: int | None = None,
     ) -> Self:
         """A training that is ready to iterate.
 
@@ -125,13 +126,14 @@ class Trainer:
             group: The ranks of a training on several devices. All build the same training and iterate over it alike.
             cache: The folder of the data set, where features of a frozen backbone are kept.
             progress: Called while such features are computed, with the numbers of images done and in all; may raise.
+            resident_bytes: As of `ml.training.store_choice.choose`; the result is the same.
 
         Raises:
             UnknownName: No such device, method or network.
             ContradictorySpec: Settings of the spec exclude each other.
             UnusableData: Images, labels, classes and spec do not fit together.
             MissingWeights: The pretrained weights are not installed.
-            OutOfMemory: The images or the networks do not fit.
+            OutOfMemory: The networks do not fit.
         """
         resolved = devices.resolve(device or spec.device)
         if threads is not None:
@@ -139,9 +141,9 @@ class Trainer:
         devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
         setup.check_data(spec, images)
         with devices.catch_out_of_memory("preparing the training"):
-            parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress)
+            parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress, resident_bytes)
             trainer = cls(spec, parts, resolved, group)
-            if cuda_graphs and group is None and resolved.type == "cuda":
+            if cuda_graphs and group is None and resolved.type == "cuda" and not parts.inputs.streamed:
                 trainer.record_steps(step_graphs.CudaGraphs(resolved))
             return trainer
 
@@ -168,6 +170,7 @@ class Trainer:
                 phase, sampler = self.begin_epoch()
                 if self._checked_phase != self.phase_number and sampler.steps:
                     self.check_memory()
+                self.batches.read_ahead(sampler.positions_from(self.position))
 
             # Take its steps. A step reports no loss, since reading it would wait for the device.
             while self.position < sampler.steps:
@@ -242,9 +245,8 @@ class Trainer:
         batch_size = phase.images_per_step(self.spec.batch_size)
         sampler = EpochSampler.draw(passes, batch_size, self.random.order, self.device)
         if sampler.is_empty:
-            raise errors.UnusableData(
-                f"epoch {self.epoch + 1} ({phase.name}) has no image to train on", code="empty_pool"
-            )
+            detail = f"epoch {self.epoch + 1} ({phase.name}) has no image to train on"
+            raise errors.UnusableData(detail, code="empty_pool")
         self.sampler, self.position, self.seconds = sampler, 0, 0.0
         self.loss_sum.zero_()
         return phase, sampler
@@ -349,9 +351,8 @@ class Trainer:
 
     def label_issues(self) -> ranking.LabelIssues | None:
         """The ranking of all N given labels so far; None before the first epoch has ended."""
-        return ranking.label_issues(
-            self.labels, self.margins, self.held_out, self.method.noise_estimate(), self.confirmed
-        )
+        estimate = self.method.noise_estimate()
+        return ranking.label_issues(self.labels, self.margins, self.held_out, estimate, self.confirmed)
 
     def summary(self) -> dict[str, float | int | None]:
         """Last, best noisy-validation, best test and mean of the last ten test accuracies (`measure.summary`)."""

@@ -842,6 +842,26 @@ def test_a_dry_run_warns_of_memory_that_the_host_does_not_have(client: Client, d
     assert dry_run(device="cuda")["warnings"] == []
 
 
+def test_images_larger_than_the_hosts_memory_are_no_reason_to_warn(client: Client, dataset_id: str) -> None:
+    """They are streamed: what counts is what a training holds beside them."""
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        host = {"memory_bytes": 8 * 10**9, "cpus": 2, "bf16": None}
+        session.add(Worker(id="w", kind="supervisor", device="cpu", devices=1, host=host, heartbeat_at=now()))
+        dataset = session.get_one(Dataset, uuid.UUID(dataset_id))
+        dataset.facts = {**(dataset.facts or {}), "train_images": 10**6, "test_images": 0}
+    body = {"dataset_id": dataset_id, "method": "ce", "network": "small", "batch_size": 64}
+
+    def dry_run(**more: Any) -> dict[str, Any]:
+        return client.post("/jobs?dry_run=true", json={**body, **more}).json()  # type: ignore[no-any-return]
+
+    large, small = dry_run(image_size=64), dry_run(image_size=32)  # 12.3 and 3.1 GB
+    for answer, streamed in ((large, True), (small, False)):
+        assert [warning["kind"] for warning in answer["warnings"] if warning["kind"] == "memory"] == []
+        assert [job["images_streamed"] for job in answer["estimate"]["jobs"]] == [streamed]
+    assert large["estimate"]["memory_bytes"] < small["estimate"]["memory_bytes"] < 8 * 10**9
+    assert dry_run(image_size=64, device="cuda")["estimate"]["jobs"][0]["images_streamed"] is None
+
+
 def test_DEG5_a_queued_job_says_that_it_waits_for_disk(
     with_settings: Callable[..., Client], submit: Callable[..., Any], fake_worker: FakeWorker
 ) -> None:

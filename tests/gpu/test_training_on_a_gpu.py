@@ -53,6 +53,19 @@ def test_a_recorded_step_is_the_step(method: str, labeled: LabeledImages, truth:
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 
+@METHODS
+def test_images_in_the_hosts_memory_train_to_the_same_bits(method: str, labeled: LabeledImages, truth: Truth) -> None:
+    """As those on the GPU; and no step is recorded, because each waits for its images."""
+    settings = spec(method=method, deterministic=True, augmentation="crop_flip", epochs=2)
+    resident = Trainer.build(settings, labeled, truth=truth)
+    streamed = Trainer.build(settings, labeled, truth=truth, cuda_graphs=True, resident_bytes=0)
+    list(resident), list(streamed)
+
+    assert (resident.inputs.streamed, streamed.inputs.streamed) == (False, True)
+    assert not isinstance(streamed.step_runner, GraphedStep)
+    assert same(resident.state().tensors, streamed.state().tensors) == []
+
+
 @pytest.mark.parametrize(
     "weigh",
     [lambda batch: 1.0 + batch.progress, lambda batch: 1.0 if float(batch.labels.sum()) >= 0 else 2.0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from torch import Tensor
 from ml import methods
 from ml.blocks import pool_union
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_pixels import StoredPixels
 from ml.method import Batch, Method, Pass, Phase
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
-from tests.ml.conftest import EXTRA_METHODS, halves, reports, same
+from tests.ml.conftest import EXTRA_METHODS, SIDE, halves, reports, same
 
 Specs = Callable[..., TrainingSpec]
 NAMES = [*methods.names(), *(file.stem for file in EXTRA_METHODS.glob("*.py"))]
@@ -90,6 +92,31 @@ def test_a_killed_training_ends_bit_identical(
 
         assert same(expected.tensors, resumed.state().tensors) == []
         assert timeless(resumed) == timeless(whole)
+
+
+@every_method
+def test_images_from_disk_train_to_the_same_bits(method: str, spec: Specs) -> None:
+    """A streamed training, stopped in the middle and resumed, ends as one that holds its images in memory."""
+    images, labels = halves(53)
+    stored = StoredPixels.write_unnamed([images.numpy()], SIDE, None)
+    settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
+    on_disk = LabeledImages(stored.mapped()[:40], labels[:40], tuple("abcd"), stored=stored.part(0, 40))
+    test = Truth(None, stored.mapped()[40:], labels[40:], test_stored=stored.part(40, 53))
+
+    def build(resident_bytes: int | None) -> Trainer:
+        training = Trainer.build(settings, on_disk, truth=test, resident_bytes=resident_bytes)
+        assert training.inputs.streamed == (resident_bytes == 0)
+        return training
+
+    resident, stopped, resumed = build(None), build(0), build(0)
+    events = list(resident)
+    for _ in itertools.islice(stopped, len(events) // 2):
+        pass
+    resumed.restore(stopped.state())
+    list(resumed)
+
+    assert same(resident.state().tensors, resumed.state().tensors) == []
+    assert timeless(resumed) == timeless(resident)
 
 
 @every_method

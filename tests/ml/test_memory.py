@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_pixels import StoredPixels
 from ml.method import Batch, Optimizers, Unlabelled
-from ml.training import host_cpus, host_memory, memory, memory_check, setup
+from ml.training import host_cpus, host_memory, memory, memory_check, store_choice
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, same
@@ -66,18 +68,27 @@ def test_F18_a_refusal_names_need_room_and_a_batch_size() -> None:
     assert need.at(8) < 4 * GIGABYTE < need.at(32)
 
 
-def test_F18_images_that_do_not_fit_on_a_gpu_are_no_matter_of_the_batch_size() -> None:
-    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).expand(100, -1, -1, -1)
-    labeled = LabeledImages(images, torch.arange(100) % 4, tuple("abcd"))
-    truth = Truth(None, images[:20], torch.arange(20) % 4)
-    stored_bytes = 120 * 64 * 64 * 3
-    with pytest.raises(errors.OutOfMemory, match="120 images") as raised:
-        setup.bytes_left_beside(labeled, truth, stored_bytes - 1)
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_images_that_take_more_than_half_of_the_free_memory_are_streamed(device: str) -> None:
+    stored = StoredPixels.write_unnamed([np.zeros((120, 16, 16, 3), np.uint8)], 16, None)
+    images = stored.mapped()
+    labeled = LabeledImages(images[:100], torch.arange(100) % 4, tuple("abcd"), stored=stored.part(0, 100))
+    truth = Truth(None, images[100:], torch.arange(20) % 4, test_stored=stored.part(100, 120))
 
-    assert raised.value.fitting_batch_size is None
-    assert raised.value.hint == "use a smaller image_size, or set device to cpu"
-    assert setup.bytes_left_beside(labeled, truth, stored_bytes + 7) == 7
-    assert setup.bytes_left_beside(labeled, None, stored_bytes) == 20 * 64 * 64 * 3
+    def choose(free: int, of_test: Truth | None = truth, most: int | None = None) -> store_choice.StoreChoice:
+        return store_choice.choose(labeled, of_test, torch.device(device), free, most)
+
+    assert choose(2 * stored.nbytes) == (False, stored.nbytes, 2 * stored.nbytes)
+    assert choose(2 * stored.nbytes - 2).streamed
+    assert not choose(2 * stored.nbytes - 2, None).streamed
+    assert choose(2 * stored.nbytes, most=stored.nbytes - 1).streamed
+    sentence = choose(stored.nbytes).explain()
+    assert "read while they are needed" in sentence
+
+
+def test_images_in_the_hosts_memory_are_streamed_to_a_gpu_alone(labeled: LabeledImages) -> None:
+    assert not store_choice.choose(labeled, None, torch.device("cpu"), 1).streamed
+    assert store_choice.choose(labeled, None, torch.device("cuda", 0), 1).streamed
 
 
 def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:

@@ -24,6 +24,9 @@ from ml.formats.layout import resolve_labels
 from ml.formats.table_columns import ColumnNames
 from ml.noise.shared import cifar_classes
 from ml.study import plan, sources
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Trainer
+from tests.ml.conftest import same
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COARSE = tuple(f"group {number:02}" for number in range(20))
@@ -300,6 +303,23 @@ def test_clothing1m_learns_from_noisy_labels_and_tests_on_clean_ones(tmp_path: P
     assert loaded.truth.test_labels is not None
     assert loaded.truth.test_labels.tolist() == [0, 3]
     assert [(line.path, line.detail) for line in loaded.report] == [("images/5/5.jpg", "no such image")]
+
+
+def test_clothing1m_is_streamed_where_it_does_not_fit_into_memory(tmp_path: Path) -> None:
+    source = write(tmp_path, clothing)
+    scratch = tmp_path / "out"
+    scratch.mkdir()
+    loaded = load_container(source, image_size=16, folder=scratch)
+    spec = TrainingSpec(network="small", image_size=16, epochs=1, batch_size=2, validation_fraction=0.0)
+    trainings = [
+        Trainer.build(spec, loaded.images, truth=loaded.truth, device="cpu", resident_bytes=most) for most in (None, 0)
+    ]
+    for training in trainings:
+        list(training)
+
+    assert [training.inputs.streamed for training in trainings] == [False, True]
+    assert same(*(dict(training.method.state_dict()) for training in trainings)) == []
+    assert list(scratch.iterdir()) == []  # the pixels lie in a file without a name
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ from app.datasets import archive_check, ingest_queue, label_issues
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, State
 from app.errors import ArchiveRejected
-from app.jobs import attempt, results, service
+from app.jobs import attempt, estimate, results, service
 from app.settings import Settings
+from ml.data import read_ahead
 from ml.data.dataset import LabeledImages
 from ml.evaluation import measure
 from ml.features import similar_images
@@ -36,7 +37,7 @@ from ml.formats import dataset_index
 from ml.formats import image_results as stored
 from ml.serving import export_reader
 from ml.serving.predictor import Predictor
-from ml.training import checkpoint
+from ml.training import checkpoint, store_choice
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
@@ -306,6 +307,7 @@ def test_a_finished_training_leaves_its_figures_as_numbers_and_plots(
     metrics = harness.job(job_id).metrics
     assert metrics is not None
     assert metrics["background_reliance"] == numbers["backgrounds"]["background_reliance"]
+    assert metrics["images_streamed"] is False
     for name in ("backgrounds", "reliance", "losses", "confusion", "reliability", "attention"):
         assert by_name[f"figure-{name}.png"]["media_type"] == "image/png"
         assert by_name[f"figure-{name}.svg"]["media_type"] == "image/svg+xml"
@@ -324,6 +326,24 @@ def test_a_figure_that_fails_fails_no_job(
     assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
     assert harness.state(job_id) == "succeeded"
     assert any("igures" in event.data["message"] for event in harness.history(job_id, "log"))
+
+
+def test_a_job_whose_images_do_not_fit_reads_them_from_disk_and_says_so(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_choice, "RESIDENT_SHARE", 0.0)
+    job_id = harness.submit(harness.dataset(), epochs=2)
+
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    assert harness.state(job_id) == "succeeded"
+    assert (harness.job(job_id).metrics or {})["images_streamed"] is True
+    messages = [event.data["message"] for event in harness.history(job_id, "log")]
+    assert sum(message.startswith("The images take 0.0 GB") for message in messages) == 1
+
+
+def test_the_estimate_of_a_job_streams_what_its_training_will_stream() -> None:
+    assert estimate.RESIDENT_SHARE == store_choice.RESIDENT_SHARE
+    assert estimate.BATCHES_AHEAD == read_ahead.AHEAD + 2
 
 
 def test_scoring_a_data_set_leaves_a_row_for_each_picture(harness: ServiceHarness, channel: ControlChannel) -> None:

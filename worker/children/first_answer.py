@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ml.data.input_store import eval_batches
 from ml.evaluation.measure import Score
 from ml.evaluation.noisy_likelihood import noisy_likelihood
 from ml.evaluation.ranking import LabelIssues, noise_metrics
@@ -120,12 +121,10 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
 
 
 def _held_out_likelihood(trainer: Trainer, transition: Tensor) -> float:
-    rows, inputs = trainer.held_out.to(trainer.device), trainer.inputs.train
+    rows, inputs = trainer.held_out, trainer.inputs.train
     trainer.method.eval()
     with torch.no_grad():
-        logits = [
-            trainer.method.logits(inputs.unaugmented(part)) for part in torch.split(rows, inputs.eval_batch_size())
-        ]
+        logits = [trainer.method.logits(inputs.unaugmented(part)) for part in eval_batches(inputs, rows)]
     return noisy_likelihood(torch.cat(logits), trainer.labels[trainer.held_out].to(trainer.device), transition)
 
 

@@ -77,6 +77,8 @@ def run(
     if group is not None:
         group.broadcast_object(None if resumed is None else str(resumed))
 
+    facts = report_images(reporter, trainer, first)
+
     # Train. What follows needs no other rank, and may wait for disk space longer than they would wait for this one.
     train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
     if group is not None:
@@ -84,13 +86,12 @@ def run(
     checkpointer.write_last()
 
     # Publish the training, or the first answer where that is better.
-    facts: dict[str, Any] = {}
     issues: LabelIssues | None = None
     if first is not None:
         trained = first_answer.Stage("training", trainer, time.monotonic() - started)
         chosen, reason = first_answer.choose(first, trained)
         trainer = chosen.trainer
-        facts = {"stages": [first.summary, trained.summary], "published": chosen.name, "published_reason": reason}
+        facts |= {"stages": [first.summary, trained.summary], "published": chosen.name, "published_reason": reason}
         issues = first.issues  # from probes that did not learn from the image whose label they judge
     publication = publish.Publication(ctx, reporter, trainer, images, truth, facts, issues)
     checkpointer.when_there_is_space(publication.write)
@@ -146,6 +147,24 @@ def train(
         if stop.command == "drain":
             checkpointer.write()
         raise
+
+
+def report_images(reporter: JobReporter, trainer: Trainer, first: first_answer.Stage | None) -> dict[str, Any]:
+    """Say in the job's log and in its metrics that the images do not fit into memory, if they do not.
+
+    Args:
+        reporter: Where the attempt reports to.
+        trainer: The training, before its first step.
+        first: What the metrics have already; None where there was no first answer.
+
+    Returns:
+        What the job's last metrics say of it.
+    """
+    facts = {"images_streamed": trainer.inputs.streamed}
+    if (choice := trainer.inputs.choice) is not None and choice.streamed:
+        reporter.log("info", choice.explain())
+        reporter.record_metrics(facts if first is None else {**facts, "stages": [first.summary]})
+    return facts
 
 
 def threads_per_process(settings: Settings, devices: Sequence[str]) -> int:

@@ -1,0 +1,55 @@
+"""Makes batches of a set of images that does not fit into memory: its bytes are read while they are needed.
+
+The views are those of a set in memory (`ml.data.image_store`), bit for bit.
+
+Shapes: `N` images, `B` rows of one batch, `S` side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ml.data.image_store import ImageViews
+from ml.data.read_ahead import Read, ReadAhead
+from ml.data.stored_pixels import StoredPixels
+
+
+class StreamedStore(ImageViews):
+    """A set of N images on disk, or in the memory of the host while batches are needed on a GPU."""
+
+    def __init__(self, source: StoredPixels | Tensor, mean: Tensor, std: Tensor, *, device: torch.device) -> None:
+        """Read nothing yet.
+
+        Args:
+            source: The images; as a tensor, uint8 (N, S, S, 3) on the CPU.
+            mean: Mean of each channel in [0, 1], (3,).
+            std: Standard deviation of each channel, (3,).
+            device: Where batches are needed.
+        """
+        super().__init__(int(source.shape[1]), mean, std, device)
+        self._count = len(source)
+        self._batches = ReadAhead(_reader(source), self.side, pinned=device.type == "cuda")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """The stored bytes on the device: rows int64 (B,) -> uint8 (B, S, S, 3)."""
+        return self._batches.take(rows.cpu()).to(self.device, non_blocking=True)
+
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Announce batches, which are read in a thread; see `ml.data.input_store.InputStore.read_ahead`."""
+        self._batches.announce(batches)
+
+
+def _reader(source: StoredPixels | Tensor) -> Read:
+    if isinstance(source, StoredPixels):
+        return source.read
+
+    def select(rows: Tensor, out: Tensor) -> None:
+        torch.index_select(source, 0, rows, out=out)
+
+    return select

@@ -1,0 +1,163 @@
+"""P5: training on images that lie on disk, against the same ones in memory, and how much memory a large set takes.
+
+Conditions: CPU, `small` at 64 px, batch 64, all cores, crop and flip. Speed: epochs of both in turns, images a second
+by the trainer's own clock; the page cache never holds more than a tenth of the set, because all of it is dropped
+(posix_fadvise) whenever a tenth has been read. Memory: the most that a fresh process ever had, mapped files included,
+after some steps and then one view of every image of the set in random order. Disk: the folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.data.augmentation import Augmentation
+from ml.data.dataset import LabeledImages
+from ml.data.pixel_file import PixelFile
+from ml.data.stored_pixels import StoredPixels
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import EpochReport, Step, Trainer
+from tests.benchmarks._sizes import arguments, size
+
+SIDE, CLASSES, BATCH = 64, 10, 64
+IMAGE_BYTES = 3 * SIDE**2
+COUNT, ROUNDS = size(2560, 128), size(4, 1)
+SET_BYTES, STEPS = size(10 * 10**9, 10**7), size(20, 1)
+SPEED_TARGET, MEMORY_TARGET = 0.95, 1.5e9
+BLOCK = 4096  # images written at a time
+
+
+def write(path: Path, count: int) -> None:
+    """Random images, in blocks that repeat: what is in them takes no time to read."""
+    block = np.random.default_rng(0).integers(0, 256, (BLOCK, SIDE, SIDE, 3), dtype=np.uint8)
+    with PixelFile(path, SIDE) as file:
+        for start in range(0, count, BLOCK):
+            file.append(block[: min(BLOCK, count - start)])
+
+
+def training(images: Tensor, stored: StoredPixels | None) -> Trainer:
+    """One that streams from `stored`, or holds `images` in memory."""
+    spec = TrainingSpec(
+        method="ce", network="small", image_size=SIDE, batch_size=BATCH, epochs=ROUNDS + 1, validation_fraction=0.0
+    )
+    labeled = LabeledImages(images, torch.arange(len(images)) % CLASSES, tuple("abcdefghij"), stored=stored)
+    threads = os.cpu_count() or 1
+    return Trainer.build(spec, labeled, device="cpu", threads=threads, resident_bytes=None if stored is None else 0)
+
+
+def cpu_seconds_of_an_epoch(events: Iterator[Step | EpochReport], after_a_tenth: Callable[[], None]) -> float:
+    """Train to the end of an epoch, and do something whenever a tenth of it is over."""
+    started, every = time.process_time(), max(1, COUNT // BATCH // 10)
+    for event in events:
+        if isinstance(event, EpochReport):
+            break
+        if event.step % every == 0:
+            after_a_tenth()
+    return time.process_time() - started
+
+
+def speed(folder: Path) -> dict[str, object]:
+    """Epochs in turns; the first of each is not counted."""
+    path = folder / "few.npy"
+    write(path, COUNT)
+    stored = StoredPixels.open(path)
+    resident, streamed = training(stored.mapped().clone(), None), training(stored.mapped(), stored)
+    assert streamed.inputs.streamed, "the set is on disk"
+    assert not resident.inputs.streamed, "the set is in memory"
+    seconds: list[tuple[float, float]] = []  # of CPU: streamed, resident
+    with path.open("rb") as file:
+
+        def drop_cache() -> None:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        of_streamed, of_resident = iter(streamed), iter(resident)
+        for _ in range(ROUNDS + 1):
+            other = cpu_seconds_of_an_epoch(of_resident, lambda: None)
+            seconds.append((cpu_seconds_of_an_epoch(of_streamed, drop_cache), other))
+    rates = [[report.images_per_second for report in of.history[1:]] for of in (streamed, resident)]
+    ratio = statistics.median(one / other for one, other in zip(*rates, strict=True))
+    cpu = statistics.median(other / one for one, other in seconds[1:])
+    return {
+        "id": "P5",
+        "benchmark": "streamed epoch, images a second over one in memory",
+        "measured": round(ratio, 3),
+        "target": f">= {SPEED_TARGET}",
+        "met": ratio >= SPEED_TARGET,
+        "by_cpu_seconds": round(cpu, 3),
+        "images_per_second": round(statistics.median(rates[0]), 1),
+        "images": COUNT,
+        "rounds": ROUNDS,
+    }
+
+
+def memory(folder: Path) -> dict[str, object]:
+    """In a process of its own."""
+    line: dict[str, object] = {
+        "id": "P5",
+        "benchmark": f"most memory of a training on {SET_BYTES / 1e9:g} GB, in GB",
+        "target": f"< {MEMORY_TARGET / 1e9}",
+    }
+    free = shutil.disk_usage(folder).free
+    if free < 2 * SET_BYTES:
+        return line | {"measured": None, "met": None, "why": f"only {free / 1e9:.0f} GB of disk are free"}
+    path = folder / "many.npy"
+    write(path, SET_BYTES // IMAGE_BYTES)
+    command = [sys.executable, "-m", "tests.benchmarks.streaming", str(path), *sys.argv[1:]]
+    figures = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    most = figures["most_bytes"]
+    return line | {"measured": round(most / 1e9, 2), "met": most < MEMORY_TARGET, **figures}
+
+
+def train_and_show(path: Path) -> dict[str, object]:
+    """Some steps, then a view of every image in the order of an epoch."""
+    stored = StoredPixels.open(path)
+    subject = training(stored.mapped(), stored)
+    assert subject.inputs.streamed, "the set is on disk"
+    for event in subject:
+        if isinstance(event, EpochReport) or event.step + 1 == STEPS:
+            break
+    after_steps = most_bytes()
+    order, store = torch.randperm(len(stored)), subject.inputs.train
+    started, draws = time.perf_counter(), torch.Generator().manual_seed(0)
+    store.read_ahead(torch.split(order, BATCH))
+    for rows in torch.split(order, BATCH):
+        store.augmented(rows, Augmentation(), draws)
+    rate = len(order) / (time.perf_counter() - started)
+    return {
+        "most_bytes": most_bytes(),
+        "after_steps": after_steps,
+        "steps": STEPS,
+        "images": len(order),
+        "views_per_second": round(rate),
+    }
+
+
+def most_bytes() -> int:
+    """The most memory that this process has had: resident, mapped files included."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    if paths := arguments():
+        print(json.dumps(train_and_show(Path(paths[0]))), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(speed(Path(folder))), flush=True)
+        print(json.dumps(memory(Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

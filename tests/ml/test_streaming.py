@@ -1,0 +1,176 @@
+"""Images on disk make the batches that they make in memory, bit for bit, and are read before they are needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ml.data.augmentation import Augmentation, Geometry
+from ml.data.dataset import LabeledImages, Truth
+from ml.data.image_store import ImageStore
+from ml.data.input_store import eval_batches
+from ml.data.pixel_file import PixelFile
+from ml.data.read_ahead import AHEAD, ReadAhead
+from ml.data.stored_pixels import StoredPixels
+from ml.data.streamed_store import StreamedStore
+from ml.training.spec import TrainingSpec
+from ml.training.trainer import Trainer
+from tests.ml.conftest import SIDE, halves, reports
+
+Specs = Callable[..., TrainingSpec]
+CPU = torch.device("cpu")
+COUNT = 20
+MEAN, STD = torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 0.25, dtype=torch.float64)
+IMAGES = halves(COUNT)[0]
+
+
+class WatchedPixels(StoredPixels):
+    """Notes the thread that reads."""
+
+    threads: list[str] = []  # noqa: RUF012 - emptied by each test
+
+    def read(self, rows: Tensor, out: Tensor) -> None:
+        self.threads.append(threading.current_thread().name)
+        super().read(rows, out)
+
+    def part(self, start: int, stop: int) -> WatchedPixels:
+        inner = super().part(start, stop)
+        return WatchedPixels(inner._handle, inner._offset, stop - start, SIDE)
+
+
+def stored() -> StoredPixels:
+    return StoredPixels.write_unnamed([IMAGES[:7].numpy(), IMAGES[7:].numpy()], SIDE, None)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+@given(st.lists(st.integers(0, COUNT - 1), max_size=30))
+def test_rows_are_read_as_they_lie_in_memory(rows: list[int]) -> None:
+    chosen = torch.tensor(rows, dtype=torch.int64)
+    out = torch.empty((len(rows), SIDE, SIDE, 3), dtype=torch.uint8)
+    stored().read(chosen, out)
+
+    assert torch.equal(out, IMAGES[chosen])
+
+
+def test_a_part_of_a_file_has_its_own_rows() -> None:
+    part = stored().part(5, 12)
+    out = torch.empty((2, SIDE, SIDE, 3), dtype=torch.uint8)
+    part.read(torch.tensor([6, 0]), out)
+
+    assert torch.equal(out, IMAGES[[11, 5]])
+    assert torch.equal(part.mapped(), IMAGES[5:12])
+    for row in (-1, 7):
+        with pytest.raises(IndexError, match=r"0\.\.6"):
+            part.read(torch.tensor([0, row]), out)
+    assert part.part(3, 3).mapped().shape == (0, SIDE, SIDE, 3)
+
+
+def test_a_pixel_file_is_read_without_a_copy(tmp_path: Path) -> None:
+    with PixelFile(tmp_path / "p.npy", SIDE) as file:
+        file.append(IMAGES.numpy())
+    opened = StoredPixels.open(tmp_path / "p.npy")
+    (tmp_path / "p.npy").unlink()  # who has opened it can read on
+
+    assert torch.equal(opened.mapped(), IMAGES)
+    assert (opened.shape, opened.nbytes) == (tuple(IMAGES.shape), IMAGES.nbytes)
+    np.save(tmp_path / "other.npy", np.zeros((2, 4, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match="no square images"):
+        StoredPixels.open(tmp_path / "other.npy")
+
+
+def test_a_file_that_has_lost_its_end_is_an_error_where_the_batch_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "p.npy"
+    with PixelFile(path, SIDE) as file:
+        file.append(IMAGES.numpy())
+    opened = StoredPixels.open(path)
+    store = StreamedStore(opened, MEAN, STD, device=CPU)
+    with path.open("r+b") as shortened:
+        shortened.truncate(path.stat().st_size - 5)
+    store.read_ahead([torch.tensor([0, 1]), torch.tensor([COUNT - 1])])
+
+    assert torch.equal(store.raw(torch.tensor([0, 1])), IMAGES[:2])
+    with pytest.raises(OSError, match="ends at byte"):
+        store.raw(torch.tensor([COUNT - 1]))
+
+
+@pytest.mark.parametrize("source", [stored, lambda: IMAGES], ids=["disk", "memory"])
+@pytest.mark.parametrize("geometry", get_args(Geometry))
+def test_every_view_is_that_of_images_in_memory(
+    geometry: Geometry, source: Callable[[], StoredPixels | Tensor]
+) -> None:
+    resident = ImageStore(IMAGES, MEAN, STD, device=CPU)
+    streamed = StreamedStore(source(), MEAN, STD, device=CPU)
+    rows, kind = torch.tensor([5, 0, 3, 4, 19]), Augmentation(geometry, 0.3, randaugment=9, color_jitter=0.4)
+    masks = torch.rand((5, 1, SIDE, SIDE), generator=generator())
+
+    assert len(streamed) == len(resident)
+    assert torch.equal(streamed.raw(rows), resident.raw(rows))
+    assert torch.equal(streamed.unaugmented(rows), resident.unaugmented(rows))
+    for strongly in (False, True):
+        expected = resident.augmented(rows, kind, generator(), strongly=strongly)
+        assert torch.equal(streamed.augmented(rows, kind, generator(), strongly=strongly), expected)
+    with_masks = zip(
+        *(s.augmented_with_masks(rows, masks, kind, generator()) for s in (streamed, resident)), strict=True
+    )
+    assert all(torch.equal(one, other) for one, other in with_masks)
+    assert torch.equal(streamed.raw(rows), IMAGES[rows])  # no view has changed what was read
+
+
+def test_announced_batches_are_read_once_in_a_thread_and_others_at_once() -> None:
+    reads: list[tuple[list[int], bool]] = []
+
+    def read(rows: Tensor, out: Tensor) -> None:
+        reads.append((rows.tolist(), threading.current_thread() is not threading.main_thread()))
+        out.copy_(IMAGES[rows])
+
+    batches = ReadAhead(read, SIDE, pinned=False)
+    order = [torch.tensor([number, number + 1]) for number in range(AHEAD + 3)]
+    batches.announce(order)
+    for rows in order:
+        for _ in range(2):  # two views
+            assert torch.equal(batches.take(rows), IMAGES[rows])
+    assert reads == [(rows.tolist(), True) for rows in order]
+
+    batches.announce(order)
+    assert torch.equal(batches.take(torch.tensor([9])), IMAGES[[9]])
+    assert ([9], False) in reads
+    assert torch.equal(batches.take(order[0]), IMAGES[order[0]])  # still announced
+    assert reads.count((order[0].tolist(), True)) == 2
+
+
+def test_a_pass_without_gradients_is_read_ahead() -> None:
+    store = StreamedStore(stored(), MEAN, STD, device=CPU)
+    seen = [store.raw(rows) for rows in eval_batches(store, torch.arange(COUNT))]
+
+    assert torch.equal(torch.cat(seen), IMAGES)
+
+
+@pytest.mark.parametrize("method", ["ce", "dividemix"])
+def test_steps_scores_and_evaluations_wait_for_no_disk(
+    method: str, spec: Specs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the main thread reads itself is the few images by which memory is estimated."""
+    images, labels = halves(60)
+    monkeypatch.setattr(WatchedPixels, "threads", [])
+    watched = WatchedPixels.write_unnamed([images.numpy()], SIDE, None)
+    labeled = LabeledImages(watched.mapped()[:48], labels[:48], tuple("abcd"), stored=watched.part(0, 48))
+    truth = Truth(None, watched.mapped()[48:], labels[48:], test_stored=watched.part(48, 60))
+    training = Trainer.build(spec(method=method, batch_size=16), labeled, truth=truth, resident_bytes=0)
+    reports(training)
+
+    threads = WatchedPixels.threads
+    own = [thread for thread in threads if not thread.startswith("read-ahead")]
+    assert len(own) <= 8 * len(training.phases), threads
+    assert len(threads) - len(own) >= 3 * (3 + 2)  # of each epoch at least three steps and two evaluations
