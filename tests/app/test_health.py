@@ -94,7 +94,7 @@ def test_F09_DEG1_DEG3_without_a_database_we_live_but_are_not_ready(with_setting
 
 @BOTH
 @pytest.mark.parametrize("revision", ["of a later version", None])
-def test_F27_a_database_with_another_schema_is_left_alone_until_it_has_ours(
+def test_F31_a_database_with_another_schema_is_left_alone_until_it_has_ours(
     client: Client, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
     monkeypatch.setattr(schema, "CHECK_S", 0.0)

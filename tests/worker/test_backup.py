@@ -289,7 +289,7 @@ def test_what_the_service_has_lost_is_named_and_does_not_stop_a_backup(
     assert {Path(path).parts[1] for path in manifest["missing"]} == {str(dataset_id), str(model.id)}
 
 
-def test_F27_a_database_of_another_version_is_not_backed_up(harness: ServiceHarness, tmp_path: Path) -> None:
+def test_F31_a_database_of_another_version_is_not_backed_up(harness: ServiceHarness, tmp_path: Path) -> None:
     """Tables that this version does not know would be missing from it."""
     record_revision(harness.engine, "of a later version")
 

@@ -192,7 +192,7 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
     assert harness.state(job) == "queued"
 
 
-def test_F27_under_a_schema_of_another_version_a_job_is_stopped_and_nothing_is_written(
+def test_F31_under_a_schema_of_another_version_a_job_is_stopped_and_nothing_is_written(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "CHECK_S", 0.0)
