@@ -204,7 +204,7 @@ def load_pretrained(network: Chain, weights: Mapping[str, Tensor]) -> None:
 
     Args:
         network: the classifier keeps its own weights where their shape differs or they are missing.
-        weights: tensors by published names (`network.published_names`), others are ignored.
+        weights: tensors by published names (`network.published_names`) or the network's own; others are ignored.
 
     Raises:
         errors.MissingWeights: if anything but the classifier is missing or has another shape.
@@ -217,10 +217,9 @@ def load_pretrained(network: Chain, weights: Mapping[str, Tensor]) -> None:
         raise errors.MissingWeights(f"the pretrained weights do not fit: {error}", code="unfitting_weights") from error
     own = network.state_dict()
     for name, tensor in own.items():
-        published = names.get(network.published_names.get(name, name))
-        weight = None if published is None else _centre(weights[published], tensor)
-        if weight is not None and weight.shape == tensor.shape:
-            own[name] = weight  # in place: it also holds the versions of modules
+        weight = weights.get(names.get(network.published_names.get(name, name), name))
+        if weight is not None and (fitted := _centre(weight, tensor)).shape == tensor.shape:
+            own[name] = fitted  # in place: it also holds the versions of modules
     network.load_state_dict(own)
 
 
