@@ -60,6 +60,7 @@ class Catalog:
         self.noises: list[dict[str, Any]] = document.get("noises", [])
         self.default_networks: dict[str, str] = document.get("default_networks", {})  # by kind of device
         self.default_backbone: str = document.get("default_backbone", "")  # name of pretrained weights
+        self.tensor_shapes: dict[str, Any] = document["tensor_shapes"]  # of weights: `ml.formats.tensor_shapes`
         self.spec: dict[str, Any] = document["spec"]
         self._params: dict[str, type[BaseModel]] = {}
 

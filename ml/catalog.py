@@ -1,7 +1,7 @@
 """What can be trained, as one JSON document: all that the service knows of `ml`.
 
 It holds the JSON Schemas of the training spec and of every method's settings, the networks with the default for each
-kind of device, and the kinds of noise.
+kind of device, the kinds of noise, and which tensors pretrained weights of a network must have.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ml import methods, networks, noise
+from ml.formats import tensor_shapes
 from ml.training import spec
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def document() -> dict[str, Any]:
         "default_networks": spec.DEFAULT_NETWORKS,
         "default_backbone": spec.DEFAULT_BACKBONE,
         "noises": noises(),
+        "tensor_shapes": tensor_shapes.pack({name: networks.required_shapes(name) for name in networks.names()}),
     }
 
 

@@ -1,7 +1,8 @@
 """Receives weights: a safetensors file, streamed to disk, of which only the header is ever read here.
 
-Whether they fit their network is found by the first job that starts from them: the API has no tensors. A file that
-`python -m ml weights add` wrote says itself what it is; of others the request says it.
+Names and shapes of its tensors must be those of the catalog's network; networks of timm are not in the catalog, and the
+first job finds whether weights of them fit. A file that `python -m ml weights add` wrote says itself what it is; of
+others the request says it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from app.http import bodies
 from app.http.access import actor_of
 from app.networks import service
 from app.storage import Storage
-from ml.formats import weights_folder
+from ml.formats import tensor_shapes, weights_folder
+from ml.formats.tensor_shapes import UnfittingWeights
 from ml.formats.weights_folder import Header, InvalidWeights, WeightsRecord
 
 MEDIA_TYPE = "application/octet-stream"
@@ -128,20 +130,24 @@ def _record(
         faults = [Fault(f"/query/{field}", "missing", "The file does not say it itself.") for field in missing]
         raise InvalidRequest(f"Say the {' and '.join(missing)} of the images it was trained with.", errors=faults)
     network = name.partition(".")[0]
-    parameters = _count_parameters(header)
-    if (entry := catalog.networks.get(network)) and parameters < _without_classifier(entry["parameters"]):
-        raise WeightsRejected(f"The file holds {parameters:,} parameters; {network} has {entry['parameters']:,}.")
+    entry = catalog.networks.get(network)
+    if entry is not None:
+        _check_shapes(catalog, network, header)
     values = {field: known[field] for field in FACTS} | {"name": name, "network": network, "digest": sha256}
-    values |= {"parameters": entry["parameters"] if entry else parameters, "size": file.stat().st_size}
+    values |= {"parameters": entry["parameters"] if entry else _count_parameters(header), "size": file.stat().st_size}
     try:
         return WeightsRecord.from_json(values)
     except InvalidWeights as error:
         raise InvalidRequest(str(error), errors=[Fault("/query", "weights_record", str(error))]) from None
 
 
-def _without_classifier(parameters: int) -> int:
-    """The fewest parameters that weights of a network can have, whose classifier they may lack."""
-    return int(0.9 * parameters)
+def _check_shapes(catalog: Catalog, network: str, header: Header) -> None:
+    """Raise WeightsRejected for a file that lacks a tensor of the network, or has it in another shape."""
+    required = tensor_shapes.unpack(catalog.tensor_shapes, network)
+    try:
+        tensor_shapes.match(required, {name: tensor.shape for name, tensor in header.tensors.items()})
+    except UnfittingWeights as error:
+        raise WeightsRejected(f"The weights do not fit {network}: {error}.") from None
 
 
 def _count_parameters(header: Header) -> int:

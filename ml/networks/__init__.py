@@ -1,6 +1,7 @@
-"""Networks by name: `names`, `build`, `about`. A family is a file here with `summaries()` and `build(...)`.
+"""Networks by name: `names`, `build`, `about`, `required_shapes`.
 
-torchvision's family comes last, since its names are known only after importing torchvision.
+A family is a file here with `summaries()` and `build(...)`. torchvision's family comes last, since its names are
+known only after importing torchvision.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import importlib
 import math
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ml.networks import timm_zoo
+from ml.formats import tensor_shapes
+from ml.formats.tensor_shapes import Shape
+from ml.networks import chain, timm_zoo, torchvision_zoo
 from ml.networks.chain import Chain
 
 NOT_FAMILIES = ("chain", "plain", "weights", "weights_sources")
@@ -92,7 +96,7 @@ def about(name: str) -> dict[str, Any]:
     from ml.networks import weights_sources
 
     summary = _family_of(name).summaries()[architecture(name)]
-    with torch.device("meta"), _WidthsOnCpu() if name.startswith("regnet") else contextlib.nullcontext():
+    with _without_memory(name):
         built: dict[int, Chain] = {}
         for image_size in (ABOUT_IMAGE_SIZE, 64, PUBLISHED_IMAGE_SIZE):
             with contextlib.suppress(UnknownNetwork):
@@ -113,6 +117,29 @@ def about(name: str) -> dict[str, Any]:
         "min_image_size": min(built),
         "pretrained": weights_sources.offered(name),
     }
+
+
+def required_shapes(name: str) -> dict[str, Shape | None]:
+    """Names and shapes of what pretrained weights of a network must have, as `tensor_shapes.match` reads them.
+
+    Args:
+        name: One of `names()`.
+
+    Raises:
+        UnknownNetwork: for an unknown name.
+    """
+    with _without_memory(name):
+        shapes = chain.required_shapes(build(name, 10, PUBLISHED_IMAGE_SIZE, published_stem=True))
+    if positions := shapes.get(torchvision_zoo.POSITIONS):
+        shapes[torchvision_zoo.POSITIONS] = (positions[0], tensor_shapes.ANY, positions[2])
+    return shapes
+
+
+@contextlib.contextmanager
+def _without_memory(name: str) -> Iterator[None]:
+    """Networks that are built have shapes and no values; `name` says which."""
+    with torch.device("meta"), _WidthsOnCpu() if name.startswith("regnet") else contextlib.nullcontext():
+        yield
 
 
 def _cost(network: Chain, image_size: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ Shapes: `B` batch, `C` classes, `D` features; images (B, 3, H, W).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ml import errors
+from ml.formats import tensor_shapes
 from ml.method import Network
 
 SMALL_IMAGE = 64  # up to this side a network keeps full resolution in its stem; above it the ImageNet stem pays
@@ -201,32 +203,43 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_pretrained(network: nn.Module, weights: dict[str, Tensor], head: str) -> None:
+def required_shapes(network: Chain) -> dict[str, tensor_shapes.Shape | None]:
+    """What pretrained weights must have, by published names: all but the classifier and the counters of batches."""
+    return {
+        network.published_names.get(name, name): None
+        if name.startswith("classifier.") or name.endswith("num_batches_tracked")
+        else tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def load_pretrained(network: Chain, weights: Mapping[str, Tensor]) -> None:
     """Load pretrained weights in place; kernels that are larger than the network's are cropped to their centre.
 
     Args:
-        network: has the names of the published weights.
-        weights: tensors by name.
-        head: first part of the names of the classifier, which keeps its own weights where the shape differs.
+        network: the classifier keeps its own weights where their shape differs or they are missing.
+        weights: tensors by published names (`network.published_names`) or the network's own; others are ignored.
 
     Raises:
-        errors.MissingWeights: if anything but the head is missing or has another shape.
+        errors.MissingWeights: if anything but the classifier is missing or has another shape.
     """
+    try:
+        names = tensor_shapes.match(
+            required_shapes(network), {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        )
+    except tensor_shapes.UnfittingWeights as error:
+        raise errors.MissingWeights(f"the pretrained weights do not fit: {error}", code="unfitting_weights") from error
     own = network.state_dict()
-    fitting: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        weight = weights.get(name)
-        if weight is not None and weight.ndim == 4 and weight.shape[:2] == tensor.shape[:2]:
-            weight = _centre(weight, tensor.shape[-1])
-        if weight is not None and weight.shape == tensor.shape:
-            fitting[name] = weight
-        elif not name.startswith(head) and not name.endswith("num_batches_tracked"):
-            reason = "is missing from" if weight is None else "has another shape in"
-            raise errors.MissingWeights(f"{name} {reason} the pretrained weights", code="unfitting_weights")
-    own.update(fitting)  # in place: it also holds the versions of modules
+        weight = weights.get(names.get(network.published_names.get(name, name), name))
+        if weight is not None and (fitted := _centre(weight, tensor)).shape == tensor.shape:
+            own[name] = fitted  # in place: it also holds the versions of modules
     network.load_state_dict(own)
 
 
-def _centre(kernel: Tensor, side: int) -> Tensor:
-    margin = (kernel.shape[-1] - side) // 2
-    return kernel if margin <= 0 else kernel[:, :, margin : margin + side, margin : margin + side]
+def _centre(weight: Tensor, own: Tensor) -> Tensor:
+    """The middle of a kernel, of the size of the network's own; any other tensor as it is."""
+    if weight.ndim != 4 or own.ndim != 4 or (margin := (weight.shape[-1] - own.shape[-1]) // 2) <= 0:
+        return weight
+    side = own.shape[-1]
+    return weight[:, :, margin : margin + side, margin : margin + side]

@@ -112,9 +112,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     chain.initialise(network)
     network.published_names = {own: published_name(own) for own in network.state_dict()}
     if pretrained is not None:
-        weights = chain.read_weights(pretrained)
-        own_names = {own: weights[name] for own, name in network.published_names.items() if name in weights}
-        chain.load_pretrained(network, own_names, head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained))
     return network
 
 

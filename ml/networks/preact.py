@@ -63,7 +63,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     last_stage = chain.named_sequence(layer4=stages[3], **chain.pooling_layers())
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
     if pretrained is not None:
-        chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained))
     return network
 
 

@@ -62,7 +62,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     network = chain.Chain(body, last_stage, nn.Linear(WIDTHS[-1], classes), image_size)
     network.published_names = {own: _published_name(own) for own in network.state_dict()}
     if pretrained is not None:
-        chain.load_pretrained(network, _published_names(network, chain.read_weights(pretrained)), head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained))
     return network
 
 
@@ -82,14 +82,3 @@ def _stage(index: int, blocks: int) -> nn.Sequential:
 def _published_name(name: str) -> str:
     part, rest = name.split(".", 1)
     return f"fc.{rest}" if part == "classifier" else rest
-
-
-def _published_names(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published files know no parts: their `layer1.0.bn1.bias` is our `body.layer1.0.bn1.bias`, `fc` our classifier."""
-    published = {name: name.replace("classifier", "fc") for name in network.state_dict()}
-    return {
-        name: weights[key]
-        for name, known in published.items()
-        for key in (name, known, known.split(".", 1)[1])
-        if key in weights
-    }

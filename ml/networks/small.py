@@ -28,7 +28,7 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     network = chain.Chain(body, last_stage, nn.Linear(w3, classes), image_size)
     chain.initialise(network)
     if pretrained is not None:
-        chain.load_pretrained(network, chain.read_weights(pretrained), head="classifier")
+        chain.load_pretrained(network, chain.read_weights(pretrained))
     return network
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ml import errors
 from ml.networks import chain
 
+POSITIONS = "encoder.pos_embedding"  # of a vision transformer: (1, patches + 1, D)
 REPLACED_HEADS = ("vgg", "alexnet", "squeezenet")  # global average pooling and one linear layer instead
 NOT_OFFERED = {"resnet18", "resnet34", "regnet_y_128gf"}  # ours, in resnet.py; and one of 640 million parameters
 
@@ -70,12 +72,6 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
 
     family = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
     model: Any = models.get_model(name, weights=None, **_options(name, image_size))
-    if pretrained is not None:
-        weights = chain.read_weights(pretrained)
-        if family is _vit:  # its positions are those of a grid of patches
-            interpolate = models.vision_transformer.interpolate_embeddings
-            weights = interpolate(image_size, model.patch_size, weights)
-        chain.load_pretrained(model, weights, head=_head(model))
     if chain.keeps_resolution(image_size, published_stem):
         _keep_resolution(model, family)
     published, head = chain.names_of(model), _head(model)
@@ -84,7 +80,24 @@ def build(name: str, classes: int, image_size: int, pretrained: Path | None, pub
     if name.startswith(REPLACED_HEADS):
         head = "classifier.2" if name.startswith("squeezenet") else "classifier"
     published |= {id(network.classifier.weight): f"{head}.weight", id(network.classifier.bias): f"{head}.bias"}
-    return chain.set_published_names(network, published)
+    chain.set_published_names(network, published)
+    if pretrained is not None:
+        weights = chain.read_weights(pretrained)
+        chain.load_pretrained(network, _resampled(weights, model, image_size) if family is _vit else weights)
+    return network
+
+
+def _resampled(weights: dict[str, Tensor], vit: Any, image_size: int) -> dict[str, Tensor]:
+    """The weights of a vision transformer, with the positions of a grid of patches of images of this size."""
+    from torchvision import models
+
+    positions = weights.get(POSITIONS)
+    if positions is None or positions.ndim != 3:
+        return weights
+    try:
+        return dict(models.vision_transformer.interpolate_embeddings(image_size, vit.patch_size, weights))
+    except ValueError as error:  # their number is no square, or there is more than one set of them
+        raise errors.MissingWeights(f"{POSITIONS} cannot be resampled: {error}", code="unfitting_weights") from error
 
 
 def build_plain(name: str, classes: int, image_size: int, published_stem: bool) -> tuple[nn.Module, list[str]]:

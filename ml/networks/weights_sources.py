@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import pickle
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ LITE_FACTS: dict[str, Any] = {  # its input is (x - 127) / 128 for x from 0 to 2
 LITE_ORIGIN = {"source": f"package {LITE_WHEEL.replace('_', '-')}, ImageNet-1k", "licence": "Apache-2.0"}
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # where checkpoints keep the weights, the best first
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of the names, left by wrappers
+DENSE_LAYER = re.compile(r"(?<=\.)(norm|conv)\.(?=[12]\.)")  # in published names of DenseNets; ours have no such dot
 
 
 class PublishedWeights(NamedTuple):
@@ -82,6 +84,7 @@ def from_file(file: Path, name: str | None) -> PublishedWeights:
         )
     if name.partition(".")[0] == "efficientnet_lite0":
         tensors = efficientnet_lite.rename(tensors)
+    tensors = _rename_dense_layers(name, tensors)
     known = {"source": f"file {file.name}", "licence": "unknown"} | _known_facts(name)
     return PublishedWeights(name, tensors, known | {key: own[key] for key in FACTS if key in own})
 
@@ -115,7 +118,14 @@ def _from_torchvision(name: str, network: str, tag: str) -> PublishedWeights:
         tensors = _downloaded(
             name, lambda: weights.get_state_dict(check_hash=True, progress=False, model_dir=folder, weights_only=True)
         )
-    return PublishedWeights(name, tensors, _torchvision_facts(weights))
+    return PublishedWeights(name, _rename_dense_layers(name, tensors), _torchvision_facts(weights))
+
+
+def _rename_dense_layers(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a DenseNet under the names of torchvision's modules; those of other networks as they are."""
+    if not name.startswith("densenet"):
+        return tensors
+    return {DENSE_LAYER.sub(r"\1", key): tensor for key, tensor in tensors.items()}
 
 
 def _from_timm(name: str) -> PublishedWeights:

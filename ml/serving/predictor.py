@@ -9,6 +9,7 @@ Probabilities are float32 (C,) and sum to 1.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from ml.features.method_input import MethodInput, PictureMethod
 from ml.method import ENSEMBLE
 from ml.networks import chain, preact
 from ml.serving import model_archive
+from ml.serving.rounded_weights import RoundedWeights
 from ml.training import devices, inputs
 
 ENCODER_CHECK = 4  # check squares by which a faster encoder is compared with the exact one
@@ -98,7 +100,10 @@ class Predictor:
         self.device = device
         self._method = method.eval()
         self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
+        self._rounded: RoundedWeights | None = None
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
+        if self.half and not isinstance(self._method, PictureMethod):  # whose encoder has weights in bf16 already
+            self._rounded = RoundedWeights(self._method)
         if isinstance(self._method, PictureMethod) and not self.half:
             self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
         # whether predictions have a location and what it comes from, and what their maps show
@@ -250,12 +255,13 @@ class Predictor:
     ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, list[MapSource]]:
         """Logits by head, locations (B, 3); and with `maps` the best attention maps (B, 1, h, w) that there are, and
         what each is made of."""
+        weights = self._rounded.in_place() if half and self._rounded is not None else contextlib.nullcontext()
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
         if not maps:
-            with autocast:
+            with weights, autocast:
                 return *self._method.predict(batch), None, []
         if not isinstance(self._method, PictureMethod):
-            with autocast, attention.record_activations(self._method) as passes:
+            with weights, autocast, attention.record_activations(self._method) as passes:
                 logits, location = self._method.predict(batch)
             return logits, location, attention.border_contrast(passes), ["border_contrast"] * len(batch)
         with autocast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,22 +12,36 @@ from typing import Any
 
 import pytest
 
+from app.catalog import Catalog
 from app.storage import Storage
-from ml.formats import weights_folder
+from ml.formats import tensor_shapes, weights_folder
 from ml.formats.weights_folder import WeightsRecord
 from tests.app.conftest import BOTH, Client, FakeWorker
 
 BYTES = {"Content-Type": "application/octet-stream"}
 SAYS = "mean=0.1&mean=0.2&mean=0.3&std=0.4&std=0.5&std=0.6&image_size=32&resize=squash"
 FACTS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "image_size": 32, "resize": "squash"}
-PARAMETERS = 170_000  # about as many as `small` has
+Shapes = dict[str, tuple[int, ...]]
 
 
-def safetensors(count: int = PARAMETERS, **metadata: str) -> bytes:
-    """A file with one tensor of `count` bytes and this metadata."""
-    header: dict[str, Any] = {"w": {"dtype": "BOOL", "shape": [count], "data_offsets": [0, count]}}
-    text = json.dumps(({"__metadata__": metadata} if metadata else {}) | header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(count)
+def required(network: str) -> Shapes:
+    """The tensors without which weights of a network are refused; positions of a transformer are of 49 patches."""
+    shapes = tensor_shapes.unpack(Catalog.load().tensor_shapes, network)
+    return {name: tuple(size or 50 for size in shape) for name, shape in shapes.items() if shape is not None}
+
+
+SMALL = required("small")
+
+
+def safetensors(shapes: Shapes = SMALL, **metadata: str) -> bytes:
+    """A file with tensors of these shapes, a byte for each number, and this metadata."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "BOOL", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
 
 
 def put(client: Client, name: str = "small", query: str = SAYS, content: bytes | None = None) -> Any:
@@ -146,7 +161,25 @@ def test_put_takes_a_converted_file_without_any_parameter(client: Client) -> Non
         (b"", SAYS, 422, "no safetensors file"),
         (b"PK\x03\x04" + bytes(1000), SAYS, 422, "no safetensors file"),
         (safetensors()[:-1], SAYS, 422, "do not fill it"),
-        (safetensors(1000), SAYS, 422, "parameters"),
+        (safetensors({"w": (1000,)}), SAYS, 422, "body.0.weight (16x3x3x3) is missing; unexpected is w (1000)"),
+        (
+            safetensors({name: shape for name, shape in SMALL.items() if name != "body.4.running_var"}),
+            SAYS,
+            422,
+            "The weights do not fit small: body.4.running_var (32) is missing.",
+        ),
+        (
+            safetensors(SMALL | {"last_stage.0.weight": (96, 64, 1, 1)}),
+            SAYS,
+            422,
+            "last_stage.0.weight is 96x64x1x1, not 96x64x3x3",
+        ),
+        (
+            safetensors({f"module.{name}": shape for name, shape in SMALL.items()}),
+            SAYS,
+            422,
+            "body.0.weight (16x3x3x3) is missing; remove module. from the names",
+        ),
         (None, "", 422, "mean and std and image_size and resize"),
         (None, SAYS + "&digest=" + "0" * 64, 422, "has the SHA-256"),
         (None, SAYS.replace("std=0.4", "std=0"), 422, "std must be"),
@@ -166,6 +199,22 @@ def test_what_is_refused_leaves_nothing(
     assert answer.status_code == status, answer.text
     assert reason in answer.text
     assert left_over(files) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("small", SMALL | {"classifier.weight": (37, 96), "classifier.bias": (37,)}),
+        ("small", SMALL | {"body.0.weight": (16, 3, 7, 7), "auxiliary.weight": (2, 3)}),
+        ("resnet18.own_names", {f"body.{name}": shape for name, shape in required("resnet18").items()}),
+        ("vit_b_32", required("vit_b_32")),
+    ],
+    ids=["classes", "larger kernel", "own names", "positions"],
+)
+def test_put_takes_what_a_job_can_load(client: Client, name: str, shapes: Shapes) -> None:
+    answer = put(client, name, content=safetensors(shapes))
+
+    assert answer.status_code == 201, answer.text
 
 
 def test_put_refuses_other_networks_media_types_and_sizes(

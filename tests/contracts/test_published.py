@@ -13,6 +13,7 @@ import pytest
 from app import reference
 from app.settings import Settings
 from ml import catalog, methods, networks
+from ml.formats import tensor_shapes
 from ml.training import spec
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,9 @@ def test_the_catalog_is_fresh() -> None:
         "name": "small",
         **networks.about("small"),
     }, STALE
+    assert set(committed["tensor_shapes"]["networks"]) == set(networks.names()), STALE
+    for name in ("small", "preact_resnet18", "resnet18", "efficientnet_lite0"):  # those that need no torchvision
+        assert tensor_shapes.unpack(committed["tensor_shapes"], name) == networks.required_shapes(name), STALE
 
 
 @pytest.mark.parametrize("name", sorted(reference.pages()))

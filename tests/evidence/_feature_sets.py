@@ -25,6 +25,31 @@ ENCODED = 32  # pictures at a time
 
 
 @dataclass(frozen=True)
+class Enriched:
+    """A draw of rows in which a larger share of the labels is wrong; right and wrong rows are drawn uniformly each.
+
+    Attributes:
+        column: Of the labels.
+        wrong: Share of the rows whose label there is not the clean one.
+        count: Rows in all.
+    """
+
+    column: str
+    wrong: float
+    count: int
+
+    def draw(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The drawn rows in their order; the same at every call."""
+        is_wrong = np.array([row[self.column] != row["clean"] for row in rows])
+        random, wrong = np.random.default_rng(0), round(self.wrong * self.count)
+        drawn = [
+            random.choice(np.flatnonzero(members), count, replace=False)
+            for members, count in ((is_wrong, wrong), (~is_wrong, self.count - wrong))
+        ]
+        return [rows[number] for number in np.sort(np.concatenate(drawn))]
+
+
+@dataclass(frozen=True)
 class TableRows:
     """Rows of a table of pictures."""
 
@@ -34,6 +59,7 @@ class TableRows:
     last: int | None
     step: int = 1
     shuffled: bool = False  # by a fixed permutation, before rows are taken
+    enriched: Enriched | None = None  # those of the rows that are drawn
 
 
 ROWS = {
@@ -42,6 +68,8 @@ ROWS = {
     "imagenette_test": TableRows("imagenette", "test.csv", 0, None),
     "cifar10_a": TableRows("cifar10", "train.csv", 0, 4000),
     "cifar10_b": TableRows("cifar10", "train.csv", 4000, 8000),
+    "cifar10_human40_a": TableRows("cifar10", "train.csv", 0, 25_000, enriched=Enriched("random1", 0.4, 4000)),
+    "cifar10_human40_b": TableRows("cifar10", "train.csv", 25_000, None, enriched=Enriched("random1", 0.4, 4000)),
     "cifar10_test": TableRows("cifar10", "test.csv", 0, None, step=5),
     "neu_steel_train": TableRows("neu_steel", "images.csv", 0, 600, shuffled=True),
     "neu_steel_test": TableRows("neu_steel", "images.csv", 600, 900, shuffled=True),
@@ -70,6 +98,8 @@ def read(sets: Path, name: str, side: int, keep: Path) -> Features:
         rows = [rows[number] for number in np.sort(order[part.first : part.last])]
     else:
         rows = rows[part.first : part.last : part.step]
+    if part.enriched is not None:
+        rows = part.enriched.draw(rows)
     classes = sorted({row["clean"] for row in rows})
     names = [name for name in rows[0] if {row[name] for row in rows} <= set(classes)]
     labels = {name: torch.tensor([classes.index(row[name]) for row in rows]) for name in names}

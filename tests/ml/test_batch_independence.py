@@ -12,6 +12,7 @@ from ml.data import dataset
 from ml.scenes import generate
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
+from ml.serving.rounded_weights import RoundedWeights
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 
@@ -59,3 +60,19 @@ def test_bf16_arithmetic_differs_from_f32(published: Path) -> None:
     rounded = [one.probabilities for one in predictor.predict_squares(squares)]
 
     assert not np.array_equal(exact, rounded)
+
+
+def test_weights_in_bf16_change_no_bit(published: Path) -> None:
+    """They are what autocast makes of the exact ones for every batch, and are gone afterwards."""
+    method = Predictor.load(published, device="cpu", precision="f32").trained_method
+    exact = dict(method.named_parameters())
+    images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = method.predict(images)[0]
+        with RoundedWeights(method).in_place():
+            outputs = method.predict(images)[0]
+            kinds = {parameter.dtype for parameter in method.parameters()}
+
+    assert all(torch.equal(outputs[head], logits) for head, logits in expected.items())
+    assert kinds == {torch.bfloat16, torch.float32}  # of convolutions and of batch normalisation
+    assert all(parameter is exact[name] for name, parameter in method.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ml import errors, networks
+from ml.formats import tensor_shapes
 
 OURS = ("small", "resnet18", "resnet34", "preact_resnet18", "efficientnet_lite0")
 
@@ -141,6 +143,44 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(networks.build("small", 10, 32).state_dict(), file)
     with pytest.raises(errors.MissingWeights, match="pretrained weights"):
         networks.build("resnet18", 10, 32, file)
+
+
+@pytest.mark.parametrize("name", ["small", "preact_resnet18", "resnet18", "efficientnet_lite0", "squeezenet1_1"])
+def test_required_tensors_are_those_that_are_loaded(name: str, tmp_path: Path) -> None:
+    """What the catalog tells the service fits the network, and nothing less does."""
+    required = networks.required_shapes(name)
+    tensors = {key: torch.full(shape, 0.5) for key, shape in required.items() if shape is not None}
+    file = tmp_path / "weights.safetensors"
+    save_file(tensors, file)
+    loaded = networks.build(name, 5, 64, file).state_dict()
+    ours = {key: value for key, value in loaded.items() if not key.endswith("num_batches_tracked")}
+    assert all(bool((value == 0.5).all()) != key.startswith("classifier.") for key, value in ours.items())
+    assert len(ours) == len(tensors) + 2
+
+    missing = list(tensors)[-1]
+    save_file({key: value for key, value in tensors.items() if key != missing}, file)
+    with pytest.raises(errors.MissingWeights, match=re.escape(f"{missing} (")):
+        networks.build(name, 5, 64, file)
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "densenet121", "googlenet", "maxvit_t", "regnet_y_400mf", "swin_t", "vit_b_16"]
+)
+def test_published_architectures_have_the_required_tensors(name: str) -> None:
+    from torchvision import models
+
+    with torch.device("meta"), networks._WidthsOnCpu():
+        published = models.get_model(name, weights=None, **{"init_weights": False} if name == "googlenet" else {})
+    shapes = {key: tuple(tensor.shape) for key, tensor in published.state_dict().items()}
+
+    tensor_shapes.match(networks.required_shapes(name), shapes)
+
+
+@pytest.mark.parametrize(("shape", "reason"), [((2, 10, 768), "cannot be resampled"), ((1, 8, 768), "square")])
+def test_positions_that_cannot_be_resampled_are_refused(shape: tuple[int, ...], reason: str, tmp_path: Path) -> None:
+    save_file({"encoder.pos_embedding": torch.zeros(shape)}, tmp_path / "x.safetensors")
+    with pytest.raises(errors.MissingWeights, match=reason), torch.device("meta"):
+        networks.build("vit_b_32", 5, 64, tmp_path / "x.safetensors")
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

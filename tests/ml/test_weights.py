@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_what_torchvision_normalises_inside_a_network_is_normalised_outside(tmp_
     torch.testing.assert_close(ours, published._transform_input(imagenet))
 
 
+def test_tensors_of_densenets_are_renamed_as_their_library_does(tmp_path: Path) -> None:
+    """Their published files have a dot in names of modules, which torch no longer allows."""
+    state = networks.build("densenet121", 4, 224, published_stem=True)
+    own = {state.published_names[key]: value for key, value in state.state_dict().items()}
+    old = {re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", key): value for key, value in own.items()}
+    assert len(old.keys() - own.keys()) > 500
+    save_file(old, tmp_path / "x.safetensors")
+
+    assert weights_sources.from_file(tmp_path / "x.safetensors", "densenet121").tensors.keys() == own.keys()
+
+
 def test_the_bundled_weights_normalise_as_their_network_was_trained(tmp_path: Path) -> None:
     """Its input is (x - 127) / 128 for pixels x from 0 to 255."""
     record = weights.add(tmp_path, "efficientnet_lite0")
@@ -112,21 +124,34 @@ def test_bundled_weights_are_added_once_and_stay_removed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("spoil", "code"),
+    ("spoil", "code", "reason"),
     [
-        (lambda state: {k: v for k, v in state.items() if k != "body.0.weight"}, "unfitting_weights"),
-        (lambda state: state | {"body.0.weight": torch.zeros(2, 2)}, "unfitting_weights"),
-        (lambda state: state | {"body.0.weight": state["body.0.weight"] * float("nan")}, "unfitting_weights"),
+        (
+            lambda state: {k: v for k, v in state.items() if k != "body.0.weight"},
+            "unfitting_weights",
+            "body.0.weight (16x3x3x3) is missing",
+        ),
+        (
+            lambda state: state | {"body.0.weight": torch.zeros(2, 2)},
+            "unfitting_weights",
+            "body.0.weight is 2x2, not 16x3x3x3",
+        ),
+        (
+            lambda state: state | {"body.0.weight": state["body.0.weight"] * float("nan")},
+            "unfitting_weights",
+            "body.0.weight holds values that are not finite",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_leave_nothing(
-    tmp_path: Path, state: dict[str, Tensor], spoil: object, code: str
+    tmp_path: Path, state: dict[str, Tensor], spoil: object, code: str, reason: str
 ) -> None:
     save_file(spoil(state), tmp_path / "x.safetensors")  # type: ignore[operator]
     with pytest.raises(errors.MissingWeights) as raised:
         weights.add_file(tmp_path / "weights", tmp_path / "x.safetensors", "small", **FACTS)
 
     assert raised.value.code == code
+    assert reason in str(raised.value)
     assert list((tmp_path / "weights").iterdir()) == []
 
 

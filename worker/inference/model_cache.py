@@ -28,11 +28,13 @@ class ModelCache:
         device: What they run on.
         capacity: How many are in memory at a time.
         threads: CPU threads of a forward pass; set for the whole process.
+        precision: Their arithmetic, as of `Predictor.load`.
     """
 
-    def __init__(self, files: Storage, device: str, capacity: int, threads: int) -> None:
+    def __init__(self, files: Storage, device: str, capacity: int, threads: int, precision: str = "auto") -> None:
         torch.set_num_threads(threads)
         self.device = device
+        self._precision = precision
         self._files = files
         self._capacity = capacity
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
@@ -50,7 +52,7 @@ class ModelCache:
         folder = self._files.model(model_id)
         if not folder.is_dir():
             raise ModelArchiveCorrupt("the model's files are missing")
-        predictor = Predictor.load(folder, device=self.device, precision="auto")
+        predictor = Predictor.load(folder, device=self.device, precision=self._precision)
         while len(self._predictors) >= self._capacity:
             evicted, _ = self._predictors.popitem(last=False)
             log.info("model %s is evicted", evicted)

@@ -153,8 +153,15 @@ def publish(folder: Path, network: str = "resnet18") -> None:
 
 
 @contextlib.contextmanager
-def ours(scratch: Path, model: Path | str, threads: int) -> Iterator[Server]:
-    """The API process and the inference process, on a socket file as `make run` has them; no broker, no supervisor."""
+def ours(scratch: Path, model: Path | str, threads: int, inference: str = "worker.inference") -> Iterator[Server]:
+    """The API process and the inference process, on a socket file as `make run` has them; no broker, no supervisor.
+
+    Args:
+        scratch: A folder for its data folder.
+        model: The model's archive, or `FREE`.
+        threads: Of the inference process.
+        inference: The module that is run as the inference process.
+    """
     data = scratch / f"ours-{uuid.uuid4().hex[:8]}"
     address, port = f"unix://{data}.sock", free_port()
     knobs: dict[str, Any] = {
@@ -175,7 +182,6 @@ def ours(scratch: Path, model: Path | str, threads: int) -> Iterator[Server]:
     with transaction(engine) as session:
         session.execute(insert(ModelRow).values(id=model_id, size_bytes=0, metrics={}, **facts))
     engine.dispose()
-    inference = "worker.inference" if model != FREE else "tests.benchmarks._serving.free"
     roots = [_started([sys.executable, "-m", module], environment) for module in (inference, "app.main")]
     query = f"/predict?model={model_id}"
     with _ending(Server("ours", port, roots, {"multipart": query, "raw": query})) as server:
