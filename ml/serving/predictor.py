@@ -167,8 +167,9 @@ class Predictor:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         half = devices.uses_bf16(precision, torch_device)
-        method = method.to(torch_device)
-        return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
+        with devices.catch_failures("loading the model"):
+            method = method.to(torch_device)
+            return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
 
     @property
     def trained_method(self) -> method.Method:
@@ -208,7 +209,7 @@ class Predictor:
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
-        with devices.catch_out_of_memory(f"predicting {len(squares)} images at once"):
+        with devices.catch_failures(f"predicting {len(squares)} images at once"):
             outputs = self._compute(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
         arrays = {name: probabilities.numpy() for name, probabilities in outputs.heads.items()}

@@ -16,7 +16,7 @@ from torch import nn
 from ml import errors
 from ml.distributed import process_group
 from ml.method import Batch, Optimizers
-from ml.training import memory
+from ml.training import devices, memory
 
 GIGABYTE = 1e9
 MOMENTS = {"momentum": 1, "betas": 2}  # optimiser setting -> tensors like each parameter that the optimiser keeps
@@ -111,7 +111,7 @@ def estimate(
     ranks = 1 if group is None else group.size
     sizes = (2 * ranks, 3 * ranks)  # every rank has rows
     frozen = no_op_optimizers(optimizers)
-    with preserve_state(method):
+    with preserve_state(method), devices.without_search():
         build_batch(2)  # what is made for the first batch and stays, like padded images, is no part of a step
         free = memory.free_bytes(device)
         if group is not None:

@@ -138,7 +138,7 @@ class Trainer:
             torch.set_num_threads(threads)
         devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
         setup.check_data(spec, images)
-        with devices.catch_out_of_memory("preparing the training"):
+        with devices.catch_failures("preparing the training"):
             parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress)
             trainer = cls(spec, parts, resolved, group)
             if cuda_graphs and group is None and resolved.type == "cuda":
@@ -395,6 +395,6 @@ class Trainer:
             return None if self.memory is None else self.memory.fitting(self.spec.batch_size)
 
         self._clock_started = time.perf_counter()
-        with devices.catch_out_of_memory(f"{what} with batch_size {self.spec.batch_size}", fitting):
+        with devices.catch_failures(f"{what} with batch_size {self.spec.batch_size}", fitting):
             yield
         self.seconds += time.perf_counter() - self._clock_started

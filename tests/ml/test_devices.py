@@ -74,8 +74,86 @@ def test_configuring_a_cpu_changes_nothing() -> None:
 
 
 def test_F18_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shape"), devices.catch_out_of_memory("a step"):
+    with pytest.raises(RuntimeError, match="shape"), devices.catch_failures("a step"):
         torch.zeros(2, 3).view(7)  # "shape '[7]' is invalid"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
+def test_F18_libraries_without_memory_are_out_of_memory(message: str) -> None:
+    with pytest.raises(errors.OutOfMemory) as raised, devices.catch_failures("a step", lambda: 24):
+        raise RuntimeError(message)
+
+    assert raised.value.fitting_batch_size == 24
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with ..."), "unspecified launch"),
+        (RuntimeError("No CUDA GPUs are available"), "No CUDA GPUs"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "EXECUTION_FAILED"),
+    ],
+)
+def test_F27_an_error_of_the_gpu_is_the_devices(error: RuntimeError, detail: str) -> None:
+    with pytest.raises(errors.DeviceUnavailable, match=detail) as raised, devices.catch_failures("a step"):
+        raise error
+
+    assert (raised.value.code, "\n" in raised.value.detail) == ("device_unavailable", False)
+
+
+def test_F27_an_assertion_in_a_kernel_is_not_the_devices() -> None:
+    """It is raised for arguments that are wrong, such as a label that does not exist."""
+    with pytest.raises(RuntimeError, match="assert") as raised, devices.catch_failures("a step"):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    assert not isinstance(raised.value, errors.Failure)
+
+
+def test_F27_a_gpu_without_kernels_is_named_with_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GTX 1080")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.raises(errors.DeviceUnsupported) as raised, devices.catch_failures("a step"):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    assert raised.value.code == "device_unsupported"
+    assert raised.value.detail.startswith("GTX 1080 has compute capability 6.1,")
+    assert "sm_75, sm_90" in raised.value.detail
+
+
+def test_F27_what_the_driver_says_is_why_a_gpu_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update ...")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(errors.DeviceUnavailable) as raised:
+        devices.check_usable("cuda")
+
+    assert raised.value.detail.endswith("is too old (found version 11040).")
+    devices.check_usable("cpu")
+
+
+def test_F27_a_gpu_that_is_not_there_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(errors.DeviceUnavailable, match="only cuda:0"):
+        devices.check_usable("cuda:1")
+
+
+def test_algorithms_are_not_searched_for_within_a_probe() -> None:
+    before = torch.backends.cudnn.benchmark
+    with devices.without_search():
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == before
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(100, 96), (8, 8), (7, 4), (3, 2), (2, 2), (1, None), (None, None)])

@@ -509,6 +509,27 @@ def test_a_job_gets_the_first_of_its_hosts_devices(
     assert choose_devices(Settings(devices=host).device_names, job) == devices
 
 
+@pytest.mark.parametrize(
+    ("host", "status"), [("cuda", control_channel.DEVICE_FAILED), ("cpu", control_channel.FINISHED)]
+)
+def test_F27_no_job_trains_on_the_cpu_of_a_host_that_claims_a_gpu(
+    host: str, status: int, harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to another attempt. Where the host has no GPU and the job asks for one, that is the job's fault."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as where the driver is too old
+    harness.settings = harness.settings.model_copy(update={"devices": host})
+    job_id = harness.submit(harness.dataset(), device="auto" if host == "cuda" else "cuda")
+
+    assert job.main(*claimed(harness), None, channel) == status
+    row = harness.job(job_id)
+    if host == "cuda":
+        (line,) = [event.data["message"] for event in harness.history(job_id, "log")]
+        assert (row.state, row.error) == ("running", None)
+        assert line == "This attempt ended because of its host: this machine has no CUDA device, but cuda is asked for."
+    else:
+        assert (row.state, row.error and row.error["code"]) == ("failed", "no_device")
+
+
 def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:
     """A training on `TRAINED` random images of two classes."""
     spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=batch_size, epochs=epochs,

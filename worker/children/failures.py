@@ -25,7 +25,23 @@ HINTS = {
     "dataset_corrupt": "Upload the data set again.",
     "internal_error": "Look at /jobs/{id}/logs, and report it with the request id.",
 }
+# What says nothing of the job: on another host, or on this one after a repair, it may succeed.
+OF_THE_HOST = {"device_unavailable", "device_unsupported"}
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class HostFailed(Exception):
+    """The attempt failed because of this host's device, and the job goes on elsewhere or later."""
+
+
+def is_of_the_host(failure: errors.Failure, *, offers_device: bool) -> bool:
+    """Whether an attempt failed because of the host.
+
+    Args:
+        failure: What ended the attempt.
+        offers_device: Whether it used a device that the host offers, rather than one that only the job names.
+    """
+    return failure.code in OF_THE_HOST or (failure.code == "no_device" and offers_device)
 
 
 def describe_failure(failure: errors.Failure) -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 from app.storage import Storage
 from ml.errors import Failure, ModelArchiveCorrupt
 from ml.serving.predictor import Predictor
+from ml.training import devices
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +29,20 @@ class ModelCache:
         device: What they run on.
         capacity: How many are in memory at a time.
         threads: CPU threads of a forward pass; set for the whole process.
+
+    Attributes:
+        fault: Why no model can be used on the device; None while it works.
     """
 
     def __init__(self, files: Storage, device: str, capacity: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = device
+        self.fault: str | None = None
+        try:
+            devices.check_usable(device)
+        except Failure as failure:
+            self.fault = failure.detail
+            log.error("no model can be used: %s", failure)  # noqa: TRY400 - the cause is the driver's, and in the text
         self._files = files
         self._capacity = capacity
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
@@ -63,7 +73,7 @@ class ModelCache:
 
     def load_newest(self) -> None:
         """Load the newest model before the first request for it; errors are logged, and raised again by `get`."""
-        newest = self._newest()
+        newest = None if self.fault else self._newest()
         if newest is None or newest in self._predictors:
             return
         try:

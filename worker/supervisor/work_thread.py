@@ -47,6 +47,7 @@ class WorkThread:
             self._changed.wait_for(lambda: self._has_ended or not (self._is_notified or self._is_busy))
 
     def _run(self) -> None:
+        self._supervisor.check_devices()  # at once, so that the heartbeat soon says what is wrong
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_notified or self._has_ended, self._period_s)
