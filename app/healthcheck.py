@@ -2,7 +2,7 @@
 
     api        GET /livez returns 200
     inference  the inference process reads a request without an image, and its device can be used
-    heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time, and no fault
+    heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time and no fault
 
 It runs every few seconds, so each check imports no more than it needs.
 """

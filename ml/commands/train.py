@@ -150,8 +150,8 @@ def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | Non
     if group is not None:
         group.broadcast_object(None if newest.path is None else str(newest.path))
     if newest.state is not None:
-        trainer.restore(newest.state)
-        print(f"resumed after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
+        exactly = "" if trainer.restore(newest.state) else "; of another kind of device: random numbers are drawn anew"
+        print(f"resumed after epoch {trainer.epoch}, step {trainer.step}{exactly}", file=sys.stderr)
 
 
 def _train_to_the_end(trainer: Trainer, out: Path) -> None:

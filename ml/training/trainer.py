@@ -365,13 +365,17 @@ class Trainer:
         """A copy of everything that the rest of the training depends on (K1)."""
         return trainer_state.pack(self)
 
-    def restore(self, state: checkpoint.State) -> None:
+    def restore(self, state: checkpoint.State) -> bool:
         """Go on from a `state` of the same training.
+
+        Returns:
+            Whether that is exact. On another kind of device than the state's the weights and the place are kept, and
+            random numbers are drawn anew (F29).
 
         Raises:
             CheckpointInvalid: It belongs to another training: its spec or its data differ (K3).
         """
-        trainer_state.unpack(self, state)
+        return trainer_state.unpack(self, state)
 
     # Helpers of the loop
 

@@ -40,6 +40,7 @@ from ml.training import checkpoint
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
+from tests.ml.test_randomness import of_a_gpu
 from tests.worker.harness import CLASSES, SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
 from worker.children import artifacts, ingest, job, publish
@@ -528,6 +529,38 @@ def test_F27_no_job_trains_on_the_cpu_of_a_host_that_claims_a_gpu(
         assert line == "This attempt ended because of its host: this machine has no CUDA device, but cuda is asked for."
     else:
         assert (row.state, row.error and row.error["code"]) == ("failed", "no_device")
+
+
+class Drained(Disconnected):
+    """A channel on which the supervisor drains the attempt after a few steps."""
+
+    def __init__(self, beats: int) -> None:
+        super().__init__()
+        self._beats = beats
+
+    def beat(self) -> None:
+        self._beats -= 1
+        if self._beats == 0:
+            self.command = "drain"
+
+
+def test_F29_an_attempt_on_another_kind_of_device_goes_on_and_says_so(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    job_id = harness.submit(harness.dataset(), augmentation="flip")
+    first = claimed(harness)
+    assert job.main(*first, None, Drained(beats=6)) == control_channel.DRAINED
+    folder = harness.files.attempt(*first) / "checkpoints"
+    newest = max(folder.iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    checkpoint.write(folder, of_a_gpu(checkpoint.read(newest)))
+    with transaction(harness.engine) as session:
+        attempt.requeue(session, *first, counts=False, limit=3, reason="drained")
+
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    lines = [event.data["message"] for event in harness.history(job_id, "log")]
+    assert harness.state(job_id) == "succeeded"
+    assert lines[0].startswith("Resumed at step ")
+    assert lines[1].startswith("The checkpoint is of another kind of device than cpu")
 
 
 def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:

@@ -68,10 +68,16 @@ class Checkpointer:
             log.warning("checkpoint of %s not used: %s", name, skipped.detail)
             self._reporter.log("warning", f"A checkpoint of {name} is not used: {skipped.detail}.")
         if newest.state is not None:
-            _restore(trainer, newest.state)
+            is_exact = _restore(trainer, newest.state)
             self._saved_at, self._saved_step = time.monotonic(), trainer.step
             log.info("resumed at step %d", trainer.step)
             self._reporter.log("info", f"Resumed at step {trainer.step}, epoch {trainer.epoch + 1}.")
+            if not is_exact:
+                self._reporter.log(
+                    "warning",
+                    f"The checkpoint is of another kind of device than {trainer.device.type}: weights and place are "
+                    "kept, and random numbers are drawn anew.",
+                )
             for report in trainer.history:  # the killed attempt may not have written all of them to the database
                 self._reporter.record_epoch(report.to_json())
         elif newest.skipped:
@@ -141,10 +147,10 @@ class Checkpointer:
         return True
 
 
-def _restore(trainer: Trainer, state: checkpoint.State) -> None:
-    """Restore a verified state; CheckpointInvalid when it no longer fits, as one from before an update may not."""
+def _restore(trainer: Trainer, state: checkpoint.State) -> bool:
+    """Restore a verified state, exactly or not; CheckpointInvalid when it no longer fits: one from before an update."""
     try:
-        trainer.restore(state)
+        return trainer.restore(state)
     except torch.OutOfMemoryError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Whether the GPUs of this host work: probed before the first claim, and after attempts that they may have ended.
 
 A supervisor whose devices have a fault claims nothing, so that jobs are left to other hosts, and probes them again
-after a pause. A probe is a process of its own (`ml.training.device_probe`): neither this process nor the fork server may
-initialise CUDA.
+after a pause. A probe is a process of its own (`ml.training.device_probe`), because neither this process nor the fork
+server may initialise CUDA.
 """
 
 from __future__ import annotations
