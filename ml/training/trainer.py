@@ -361,9 +361,9 @@ class Trainer:
 
     # State
 
-    def state(self) -> checkpoint.State:
-        """A copy of everything that the rest of the training depends on (K1)."""
-        return trainer_state.pack(self)
+    def state(self, *, on_device: bool = False) -> checkpoint.State:
+        """A copy of everything that the rest of the training depends on (K1); see `trainer_state.pack`."""
+        return trainer_state.pack(self, on_device=on_device)
 
     def restore(self, state: checkpoint.State) -> bool:
         """Go on from a `state` of the same training.

@@ -6,6 +6,7 @@ cancellation.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -78,10 +79,11 @@ def run(
         group.broadcast_object(None if resumed is None else str(resumed))
 
     # Train. What follows needs no other rank, and may wait for disk space longer than they would wait for this one.
-    train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
-    if group is not None:
-        group.leave()
-    checkpointer.write_last()
+    with contextlib.closing(checkpointer):
+        train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
+        if group is not None:
+            group.leave()
+        checkpointer.write_last()
 
     # Publish the training, or the first answer where that is better.
     facts: dict[str, Any] = {}
