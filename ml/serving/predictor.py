@@ -97,7 +97,8 @@ class Predictor:
         self.image_size = manifest.spec.image_size
         self.device = device
         self._method = method.eval()
-        self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
+        self._store = image_store.ImageStore(check[:1], mean, std, device=device, padded_bytes=0)
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if isinstance(self._method, PictureMethod) and not self.half:
             self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
@@ -228,7 +229,7 @@ class Predictor:
 
     def _compute(self, squares: Tensor, *, half: bool, maps: bool = False) -> _Outputs:
         """What the method computes for uint8 (B, S, S, 3), chunk by chunk."""
-        images = image_store.ImageStore(squares, self._mean, self._std, device=self.device)
+        images = self._store.with_images(squares)
         heads: list[dict[str, Tensor]] = []
         locations: list[Tensor] = []
         attention_maps: list[AttentionMap] = []
@@ -287,8 +288,7 @@ class Predictor:
 
     def normalized(self, squares: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, 3, S, S) on the device, as the method sees them."""
-        store = image_store.ImageStore(squares, self._mean, self._std, device=self.device, padded_bytes=0)
-        return store.unaugmented(torch.arange(len(squares), device=self.device))
+        return self._store.with_images(squares).unaugmented(torch.arange(len(squares), device=self.device))
 
 
 def whole_network(manifest: model_archive.Manifest) -> chain.Chain:

@@ -50,7 +50,7 @@ class CheckpointWriter:
         return self._writing is not None and self._writing.done()
 
     def is_due(self, every_s: float) -> bool:
-        """Whether none is being written, and the last one was begun `every_s` seconds ago or as long as `SHARE` asks."""
+        """Whether none is being written, and the last one was begun `every_s` seconds ago, or longer for `SHARE`."""
         waited_s = time.monotonic() - self._started
         return self._writing is None and waited_s >= max(every_s, self._blocked_s / SHARE)
 

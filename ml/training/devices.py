@@ -150,7 +150,7 @@ def check_usable(name: str) -> None:
     """
     if name.startswith("cuda"):
         try:
-            torch.cuda.init()  # `is_available` has no reason
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # `is_available` has no reason
         except (RuntimeError, AssertionError) as error:
             raise errors.DeviceUnavailable(f"torch cannot use a GPU: {first_line(error)}") from error
     try:

@@ -181,9 +181,9 @@ def static_steps(training: Trainer, count: int) -> Callable[[], None]:
 def checkpoint_share() -> dict[str, object]:
     """What checkpoints of ResNet-18 cost a training whose epochs take 0.8 s, as on a GPU: steps are waits of 8 ms.
 
-    Checkpoints are due after epochs, at least 2 s apart as in a job. Measured is the loop's own time for them. Beside it:
-    the share if the loop wrote them itself, and by how much the loop became slower, which cores that are busy with other
-    work add to.
+    Checkpoints are due after epochs, at least 2 s apart as in a job. Measured is the loop's own time for them. Beside
+    it: the share if the loop wrote them itself, and by how much the loop became slower, to which cores that are busy
+    with other work add.
     """
     images = LabeledImages(pictures()[:BATCH], torch.arange(BATCH) % 10, tuple("abcdefghij"))
     training = Trainer.build(TrainingSpec(method="ce", epochs=1, precision="f32"), images, device="cpu", threads=1)
