@@ -68,13 +68,20 @@ class OutOfMemory(Failure):
 
     Attributes:
         fitting_batch_size: A batch size that should fit; None if there is none.
+        by_neighbour: Whether other processes hold so much of the GPU that without them it might have fitted.
     """
 
     def __init__(
-        self, detail: str, fitting_batch_size: int | None, *, else_hint: str = "use a smaller network or image_size"
+        self,
+        detail: str,
+        fitting_batch_size: int | None,
+        *,
+        else_hint: str = "use a smaller network or image_size",
+        by_neighbour: bool = False,
     ) -> None:
         """`else_hint` is the hint if no batch size fits."""
         self.fitting_batch_size = rounded_batch(fitting_batch_size)
+        self.by_neighbour = by_neighbour
         fits = f"batch_size {self.fitting_batch_size} should fit"
         super().__init__(detail, hint=else_hint if self.fitting_batch_size is None else fits)
 

@@ -98,6 +98,7 @@ def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) ->
 
 def _train(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
     from ml.data import container_dataset
+    from ml.training import devices
     from ml.training.trainer import Trainer
 
     training_spec = _spec(options)
@@ -130,6 +131,8 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / commands.SPEC).write_text(training_spec.model_dump_json(indent=1), encoding="utf-8")
+    if note := devices.precision_note(training_spec.precision, trainer.device):
+        print(note, file=sys.stderr)
     _resume(trainer, out, group)
     _train_to_the_end(trainer, out)
     if group is not None:

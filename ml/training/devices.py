@@ -31,6 +31,8 @@ DEVICE_FAILED = re.compile(
     re.IGNORECASE,
 )
 KERNEL_ASSERTION = "device-side assert"
+CONTEXT_BYTES = 1 << 30  # of CUDA itself in this process, an upper bound
+NEIGHBOUR_SHARE = 0.1  # of a GPU's memory: what other processes hold below this is no reason for running out of it
 CUBLAS_WORKSPACE = ":4096:8"  # one of the two with which cuBLAS repeats its results; read at its first use
 
 
@@ -131,7 +133,9 @@ def catch_failures(what: str, fitting: Callable[[], int | None] = lambda: None) 
     except (RuntimeError, MemoryError) as error:  # most of these errors have no type
         message = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or EXHAUSTED.search(message):
-            raise errors.OutOfMemory(f"{what} ran out of memory", fitting()) from error
+            held = neighbours_bytes()
+            beside = f" while other processes held {held / 1e9:.1f} GB of the GPU" if held else ""
+            raise errors.OutOfMemory(f"{what} ran out of memory{beside}", fitting(), by_neighbour=held > 0) from error
         if NO_KERNELS.search(message):
             raise _unsupported() from error
         if DEVICE_FAILED.search(message) and KERNEL_ASSERTION not in message:
@@ -161,6 +165,42 @@ def check_usable(name: str) -> None:
         image = torch.ones(1, 4, 8, 8, device=device)
         convolved = torch.nn.functional.conv2d(image, torch.ones(4, 4, 3, 3, device=device))
         float((convolved.flatten(1) @ convolved.flatten(1).T).sum())  # waits for the device
+
+
+def neighbours_bytes() -> int:
+    """Bytes of the current GPU that other processes hold; 0 below `NEIGHBOUR_SHARE`, and where none is used."""
+    if not torch.cuda.is_initialized():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    held = total - free - torch.cuda.memory_reserved() - CONTEXT_BYTES
+    return held if held > NEIGHBOUR_SHARE * total else 0
+
+
+def limit_memory(name: str, fraction: float) -> None:
+    """Let this process allocate at most a fraction of the memory of a GPU; does nothing for a CPU.
+
+    Args:
+        name: Of the device, as of `resolve`.
+        fraction: In (0, 1].
+    """
+    if fraction < 1.0 and (device := resolve(name)).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def precision_note(precision: str, device: torch.device) -> str | None:
+    """What the user of a GPU without bf16 instructions should know of the precision of a training; else None.
+
+    Args:
+        precision: As `TrainingSpec.precision`.
+        device: That trains.
+    """
+    if device.type != "cuda" or has_fast_bf16(device) or precision == "f32":
+        return None
+    if precision == "bf16":
+        return (
+            "This GPU has no instructions for bf16 and emulates it, which is many times slower: set precision to f32."
+        )
+    return "This GPU has no instructions for bf16: the network computes in f32, which is slower and takes more memory."
 
 
 def first_line(error: BaseException) -> str:

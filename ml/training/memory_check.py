@@ -36,6 +36,7 @@ class MemoryEstimate(NamedTuple):
                 f"training with batch_size {batch_size} needs about {need / GIGABYTE:.1f} GB of memory beside the data "
                 f"and the weights, and {self.free / GIGABYTE:.1f} GB are free",
                 self.need.fitting(batch_size, self.free),
+                by_neighbour=devices.neighbours_bytes() > 0,
             )
 
     def fitting(self, batch_size: int) -> int | None:

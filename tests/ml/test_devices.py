@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from ml import errors
-from ml.training import devices
+from ml.training import devices, memory
 
 
 @pytest.fixture
@@ -147,6 +147,69 @@ def test_F27_a_gpu_that_is_not_there_cannot_be_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(errors.DeviceUnavailable, match="only cuda:0"):
         devices.check_usable("cuda:1")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A driver with a GPU of 80 GB, of which so much is free, reserved by this process and allowed to it."""
+
+    def set_memory(free: float, reserved: float, fraction: float = 1.0) -> None:
+        for name, value in {
+            "is_initialized": True,
+            "mem_get_info": (int(free * 1e9), int(80e9)),
+            "memory_reserved": int(reserved * 1e9),
+            "memory_allocated": int(reserved * 1e9 / 2),
+            "get_per_process_memory_fraction": fraction,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+
+    return set_memory
+
+
+@pytest.mark.parametrize(("free", "reserved", "by_neighbour"), [(1, 78, False), (1, 40, True), (72, 0.5, False)])
+def test_F18_it_is_known_whether_other_processes_fill_the_gpu(
+    free: float, reserved: float, by_neighbour: bool, gpu: Callable[..., None]
+) -> None:
+    gpu(free, reserved)
+    with pytest.raises(errors.OutOfMemory) as raised, devices.catch_failures("a step"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    assert raised.value.by_neighbour == by_neighbour
+    assert ("other processes held 37.9 GB" in raised.value.detail) == by_neighbour
+
+
+def test_F18_a_process_counts_on_its_share_of_the_gpu_alone(gpu: Callable[..., None]) -> None:
+    gpu(free=60, reserved=10, fraction=0.5)
+    assert memory.free_bytes(torch.device("cuda", 0)) == 35e9  # 40 - 10, and half of what is reserved
+    gpu(free=20, reserved=10, fraction=0.5)
+    assert memory.free_bytes(torch.device("cuda", 0)) == 25e9
+
+
+@pytest.mark.parametrize(("fraction", "limits"), [(0.4, [(0.4, torch.device("cuda", 1))]), (1.0, [])])
+def test_the_memory_of_a_process_is_limited_where_it_is_asked_for(
+    fraction: float, limits: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: calls.append(given))
+    devices.limit_memory("cuda:1", fraction)
+    devices.limit_memory("cpu", fraction)
+
+    assert calls == limits
+
+
+@pytest.mark.parametrize(
+    ("precision", "says"),
+    [("auto", "computes in f32"), ("bf16", "emulates it"), ("f32", None)],
+)
+def test_a_gpu_without_bf16_is_told_of(precision: str, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)  # as on Turing
+    note = devices.precision_note(precision, torch.device("cuda", 0))
+
+    assert (note is None) if says is None else (says in str(note))
+    assert not devices.uses_bf16("auto", torch.device("cuda", 0))
+    assert devices.precision_note(precision, torch.device("cpu")) is None
 
 
 def test_algorithms_are_not_searched_for_within_a_probe() -> None:

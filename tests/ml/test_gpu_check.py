@@ -1,4 +1,4 @@
-"""`tests.gpu.check` runs on a CPU at its smallest size, so that a GPU's first minutes are not spent on its own faults."""
+"""`tests.gpu.check` runs on a CPU at its smallest size: a GPU's first minutes are not for mending the check itself."""
 
 from __future__ import annotations
 

@@ -531,6 +531,31 @@ def test_F27_no_job_trains_on_the_cpu_of_a_host_that_claims_a_gpu(
         assert (row.state, row.error and row.error["code"]) == ("failed", "no_device")
 
 
+def test_F18_a_gpu_that_others_fill_is_tried_again_before_the_job_fails(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    job_id = harness.submit(harness.dataset())
+    monkeypatch.setattr(torch.optim.SGD, "step", full)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(1e9), int(80e9)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(10e9))
+    statuses = []
+    for _ in range(3):
+        claim = claimed(harness)
+        statuses.append(job.main(*claim, None, channel))
+        with transaction(harness.engine) as session:
+            attempt.requeue(session, *claim, counts=True, limit=3, reason="out_of_memory")
+
+    row = harness.job(job_id)
+    assert statuses == [control_channel.OUT_OF_MEMORY, control_channel.OUT_OF_MEMORY, control_channel.FINISHED]
+    assert (row.state, row.error and row.error["code"]) == ("failed", "out_of_memory")
+    assert row.error is not None
+    assert "while other processes held 67.9 GB of the GPU" in row.error["detail"]
+
+
 class Drained(Disconnected):
     """A channel on which the supervisor drains the attempt after a few steps."""
 

@@ -73,7 +73,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
             return control_channel.DRAINED if stop.command == "drain" else control_channel.STOPPED
         except failures.HostFailed as error:
             log.error("giving up on this host: %s", error)  # noqa: TRY400 - the trace is in the log already
-            return control_channel.DEVICE_FAILED
+            return error.status
         except FencedOff:
             log.warning("another attempt has taken over")
             return control_channel.FENCED_OFF
@@ -104,10 +104,12 @@ def _attempt(
         error = failures.error_document("invalid_spec", detail, hint="Submit the job again with POST /jobs.")
     except errors.Failure as failure:
         log.warning("failed: %s", failure, exc_info=failure.__cause__)
-        if failures.is_of_the_host(failure, offers_device=devices[0] in offered):
+        may_retry = ctx.job.attempts_without_progress + 1 < settings.max_attempts_without_progress
+        status = failures.host_status(failure, offers_device=devices[0] in offered, may_retry=may_retry)
+        if status is not None:
             reporter.log("warning", f"This attempt ended because of its host: {failure.detail}.")
             reporter.sync()
-            raise failures.HostFailed(failure.detail) from failure
+            raise failures.HostFailed(failure.detail, status) from failure
         error = failures.describe_failure(failure)
     except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed

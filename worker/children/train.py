@@ -66,6 +66,8 @@ def run(
     # Join the other ranks, then resume from a checkpoint or start from the beginning; they do as this one did.
     group = None if rank is None else join(rank, devices, settings)
     trainer = build_trainer(spec, group)
+    if note := training_devices.precision_note(spec.precision, trainer.device):
+        reporter.log("warning", note)
     checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     resumed: Path | None = None
     try:
@@ -196,11 +198,13 @@ def build(
         reporter.report_progress({"phase": f"computing features, {done} of {total}", **before_the_first(spec)})
         reporter.check_cancelled()
 
+    device = devices[0 if group is None else group.rank]
+    training_devices.limit_memory(device, settings.gpu_memory_fraction)
     return Trainer.build(
         spec,
         images,
         truth=truth,
-        device=devices[0 if group is None else group.rank],
+        device=device,
         threads=threads_per_process(settings, devices),
         weights=ctx.files.weights(),
         group=group,

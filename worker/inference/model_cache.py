@@ -29,17 +29,21 @@ class ModelCache:
         device: What they run on.
         capacity: How many are in memory at a time.
         threads: CPU threads of a forward pass; set for the whole process.
+        gpu_memory_fraction: Share of a GPU's memory that the process may take, in (0, 1].
 
     Attributes:
         fault: Why no model can be used on the device; None while it works.
     """
 
-    def __init__(self, files: Storage, device: str, capacity: int, threads: int) -> None:
+    def __init__(
+        self, files: Storage, device: str, capacity: int, threads: int, gpu_memory_fraction: float = 1.0
+    ) -> None:
         torch.set_num_threads(threads)
         self.device = device
         self.fault: str | None = None
         try:
             devices.check_usable(device)
+            devices.limit_memory(device, gpu_memory_fraction)
         except Failure as failure:
             self.fault = failure.detail
             log.error("no model can be used: %s", failure)  # noqa: TRY400 - the cause is the driver's, and in the text

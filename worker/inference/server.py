@@ -288,4 +288,5 @@ def main() -> None:
     files = Storage(settings.data_dir)
     files.create()
     device, threads = host_devices.names(settings)[0], settings.threads or os.cpu_count() or 1
-    run_process(settings, lambda: ModelCache(files, device, settings.models_in_memory, threads))
+    fraction = settings.gpu_memory_fraction
+    run_process(settings, lambda: ModelCache(files, device, settings.models_in_memory, threads, fraction))

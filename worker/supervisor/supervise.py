@@ -287,6 +287,7 @@ def _exit_reason(status: int) -> str:
         control_channel.FINISHED: "finished",
         control_channel.FENCED_OFF: "fenced_off",
         control_channel.DEVICE_FAILED: DEVICE_FAILED,
+        control_channel.OUT_OF_MEMORY: "out_of_memory",
         control_channel.DRAINED: "drained",
         control_channel.STOPPED: "cancelled",
         control_channel.DATABASE_UNAVAILABLE: "database_unavailable",
