@@ -1,17 +1,19 @@
-"""Which processes are running, on all hosts together, by their heartbeat rows.
+"""Which processes are running, on all hosts together, by their heartbeat rows; and which of them has which GPU.
 
 Heartbeats are written and their ages are measured by the database's clock, so the clocks of hosts may differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
-from app.db.tables import FAULT_LENGTH, Worker
+from app.db.tables import FAULT_LENGTH, DeviceLease, Worker
 from app.notifier import QueueName
 
 HEARTBEAT_TIMEOUT_S = 30.0  # a process counts as ended after this; DENLL_WORKER_HEARTBEAT_S is 5 s, at most 10 s
@@ -78,6 +80,41 @@ def record_heartbeat(
 def remove(session: Session, name: str) -> None:
     """Delete the heartbeat row of a process that ends."""
     session.execute(delete(Worker).where(Worker.id == name))
+
+
+def lease_devices(session: Session, owner: str, devices: Sequence[str]) -> str | None:
+    """Take GPUs for `HEARTBEAT_TIMEOUT_S`, or hold them for so long again; none of them if another has one.
+
+    Args:
+        owner: Name of the supervisor.
+        devices: What identifies each GPU on all hosts.
+
+    Returns:
+        The name of another supervisor that holds one of them; None once the caller holds all.
+    """
+    expires_at = now(HEARTBEAT_TIMEOUT_S)
+    own = (DeviceLease.device.in_(devices), DeviceLease.owner == owner)
+    renewed = session.execute(update(DeviceLease).where(*own).values(expires_at=expires_at))
+    if renewed.rowcount == len(devices):  # type: ignore[attr-defined]
+        return None
+    held = (DeviceLease.device.in_(devices), DeviceLease.owner != owner, DeviceLease.expires_at >= now())
+    holder = session.scalar(select(DeviceLease.owner).where(*held).limit(1))
+    if holder is not None:
+        return holder
+    own_or_expired = or_(DeviceLease.owner == owner, DeviceLease.expires_at < now())
+    session.execute(delete(DeviceLease).where(DeviceLease.device.in_(devices), own_or_expired))
+    rows = [{"device": device, "owner": owner, "expires_at": expires_at} for device in devices]
+    try:
+        with session.begin_nested():
+            session.execute(insert(DeviceLease).values(rows))
+    except IntegrityError:
+        return "another supervisor, which was faster"
+    return None
+
+
+def release_devices(session: Session, owner: str) -> None:
+    """Give up the GPUs of a supervisor that ends."""
+    session.execute(delete(DeviceLease).where(DeviceLease.owner == owner))
 
 
 def is_alive(session: Session, host: str) -> bool:

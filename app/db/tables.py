@@ -385,3 +385,13 @@ class Worker(Base):
     fault: Mapped[str | None] = mapped_column(String(FAULT_LENGTH))  # why it can do no work
     host: Mapped[dict[str, Any] | None]  # memory_bytes, cpus, bf16 of a supervisor's host: `HostFacts`
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class DeviceLease(Base):
+    """Which supervisor computes on a GPU, so that no other does (see `app.worker_registry`)."""
+
+    __tablename__ = "device_lease"
+
+    device: Mapped[str] = mapped_column(String(100), primary_key=True)  # what identifies the GPU on all hosts
+    owner: Mapped[str] = mapped_column(String(200))  # name of the supervisor
+    expires_at: Mapped[datetime]

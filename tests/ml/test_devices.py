@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ml import errors
-from ml.training import devices, memory
+from ml.training import device_probe, devices, memory
 
 
 @pytest.fixture
@@ -210,6 +211,18 @@ def test_a_gpu_without_bf16_is_told_of(precision: str, says: str | None, monkeyp
     assert (note is None) if says is None else (says in str(note))
     assert not devices.uses_bf16("auto", torch.device("cuda", 0))
     assert devices.precision_note(precision, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "ids"),
+    [("cuda", "H200", ["GPU-1"]), ("cuda", "H200 MIG 1g.18gb", []), ("cpu", "", [])],
+)
+def test_F30_a_whole_gpu_is_identified(device: str, name: str, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name=name, uuid="GPU-1"))
+
+    assert device_probe.device_ids(device) == ids
 
 
 def test_algorithms_are_not_searched_for_within_a_probe() -> None:

@@ -15,7 +15,8 @@ from tests.worker.harness import ServiceHarness, opened
 from tests.worker.test_supervisor import Run, queued
 from worker.heartbeat import Heartbeat
 from worker.supervisor import device_health
-from worker.supervisor.device_health import DeviceHealth
+from worker.supervisor.device_health import DeviceHealth, Finding
+from worker.supervisor.supervise import Supervisor
 
 LOST = "torch cannot use a GPU: CUDA error: the device is lost"
 
@@ -23,11 +24,11 @@ LOST = "torch cannot use a GPU: CUDA error: the device is lost"
 class Gpu:
     """A GPU as a probe sees it: each answer once, the last one for ever."""
 
-    def __init__(self, *answers: str | None) -> None:
-        self.answers = list(answers)
+    def __init__(self, *faults: str | None) -> None:
+        self.answers = [Finding(fault, () if fault else ("GPU-1",)) for fault in faults]
         self.probed: list[Sequence[str]] = []
 
-    def __call__(self, devices: Sequence[str], timeout_s: float) -> str | None:
+    def __call__(self, devices: Sequence[str], timeout_s: float) -> Finding:
         self.probed.append(devices)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -82,7 +83,7 @@ def test_F28_an_attempt_that_ends_well_speaks_for_the_device() -> None:
 
 
 def test_F27_a_probe_of_a_device_that_works_finds_no_fault() -> None:
-    assert device_health.run_probe(["cpu"], 60.0) is None
+    assert device_health.run_probe(["cpu"], 60.0) == Finding(None)
 
 
 def test_F27_a_probe_that_hangs_or_dies_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_F27_a_probe_that_hangs_or_dies_is_a_fault(monkeypatch: pytest.MonkeyPat
     for script, fault in (("exec sleep 60", "did not answer within 0 s"), ("exit 134", "ended with status 134")):
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o700)
-        assert str(device_health.run_probe(["cuda"], 0.2 if "sleep" in script else 60.0)).endswith(fault)
+        assert str(device_health.run_probe(["cuda"], 0.2 if "sleep" in script else 60.0).fault).endswith(fault)
 
 
 def test_F27_a_host_whose_gpu_cannot_be_used_takes_no_job_and_says_why(
@@ -131,3 +132,17 @@ def test_F28_an_attempt_counts_only_where_the_gpu_still_works(
     assert row.attempts_without_progress == counted
     assert harness.reasons(job) == (["device_failed"] * 3 if counted else ["device_unavailable"])
     assert (row.state, fault) == (("failed", None) if counted else ("queued", LOST))
+
+
+def test_F30_a_gpu_has_one_supervisor(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, as `--scale supervisor-jobs=2` starts it, claims nothing and says whose the GPU is."""
+    monkeypatch.setattr(device_health.DeviceHealth.__init__, "__defaults__", (Gpu(None),))
+    first, second = (Supervisor(harness.settings, harness.engine, "jobs", name) for name in ("first", "second"))
+    queued(harness)
+
+    assert [one.has_work() for one in (first, second, first)] == [True, False, True]
+    assert (first.fault, second.fault) == (None, "the devices are those of first: give every supervisor its own")
+    first.close()
+    assert second.has_work()
+    assert second.fault is None
+    second.close()

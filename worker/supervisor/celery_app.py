@@ -93,6 +93,7 @@ class WorkerProcess:
 
     def _beat_until_ended(self) -> None:
         while True:
+            self.supervisor.keep_devices()
             self._heartbeat.beat(draining=self.supervisor.draining.is_set(), fault=self.supervisor.fault)
             if self._ended.wait(self._period_s):
                 return

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from app.settings import without_secrets
 from worker.supervisor.fork_server import ENVIRONMENT
@@ -28,18 +29,23 @@ KILLED_S = 1.0  # for a killed probe to end; one that waits for a broken driver 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0  # between probes of devices with a fault
 JOBS_IN_A_ROW = 3  # so many different jobs that end with an error of the device are the device's fault, not theirs
 
-Probe = Callable[[Sequence[str], float], str | None]
+
+class Finding(NamedTuple):
+    """What a probe found."""
+
+    fault: str | None  # why the devices cannot be used
+    ids: tuple[str, ...] = ()  # of the GPUs, if all can be used: the same on all hosts, and in each container
 
 
-def run_probe(devices: Sequence[str], timeout_s: float) -> str | None:
+Probe = Callable[[Sequence[str], float], Finding]
+
+
+def run_probe(devices: Sequence[str], timeout_s: float) -> Finding:
     """Have another process compute on the devices.
 
     Args:
         devices: Their names.
         timeout_s: How long that may take.
-
-    Returns:
-        Why they cannot be used; None if they can.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "ml.training.device_probe", *devices],
@@ -53,12 +59,13 @@ def run_probe(devices: Sequence[str], timeout_s: float) -> str | None:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=KILLED_S)
-        return f"{', '.join(devices)} did not answer within {timeout_s:.0f} s"
+        return Finding(f"{', '.join(devices)} did not answer within {timeout_s:.0f} s")
     try:
-        error = json.loads(output)["error"]
+        answer = json.loads(output)
     except ValueError:
-        return f"the probe of {', '.join(devices)} ended with status {process.returncode}"
-    return None if error is None else str(error["detail"])
+        return Finding(f"the probe of {', '.join(devices)} ended with status {process.returncode}")
+    error = answer["error"]
+    return Finding(None if error is None else str(error["detail"]), tuple(answer["ids"]))
 
 
 class DeviceHealth:
@@ -66,14 +73,16 @@ class DeviceHealth:
 
     Args:
         devices: Names of all its devices.
-        probe: Says why GPUs cannot be used: `run_probe`.
+        probe: Looks at GPUs: `run_probe`.
 
     Attributes:
         fault: Why nothing can be computed here; None while all is well, or not yet known.
+        ids: What identifies the GPUs, once they are known to work.
     """
 
     def __init__(self, devices: Sequence[str], probe: Probe = run_probe) -> None:
         self.fault: str | None = None
+        self.ids: tuple[str, ...] = ()
         self._gpus = [name for name in devices if name.startswith("cuda")]
         self._probe = probe
         self._is_probed = False
@@ -83,8 +92,9 @@ class DeviceHealth:
     def check(self) -> bool:
         """Whether work can be taken. Probes at the first call, and where a fault may be gone."""
         if self._gpus and (not self._is_probed or (self.fault is not None and time.monotonic() >= self._retry_at)):
-            self._set_fault(self._probe(self._gpus, PROBE_S if self._is_probed else FIRST_PROBE_S))
-            self._is_probed = True
+            finding = self._probe(self._gpus, PROBE_S if self._is_probed else FIRST_PROBE_S)
+            self._set_fault(finding.fault)
+            self._is_probed, self.ids = True, finding.ids
         return self.fault is None
 
     def record_success(self) -> None:
@@ -103,7 +113,7 @@ class DeviceHealth:
             return False
         if device_failed:
             self._failed_jobs.add(job_id)
-        fault = self._probe(self._gpus, PROBE_S)
+        fault = self._probe(self._gpus, PROBE_S).fault
         if fault is None and len(self._failed_jobs) >= JOBS_IN_A_ROW and device_failed:
             fault = f"{len(self._failed_jobs)} different jobs in a row ended with an error of the device"
         self._set_fault(fault)

@@ -6,6 +6,7 @@ over. This module imports neither torch nor Celery and writes no SQL.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app import logs
+from app import logs, worker_registry
 from app.datasets import ingest_queue
 from app.db.session import Engine, Session, transaction
 from app.db.tables import State
@@ -95,6 +96,8 @@ class Supervisor:
         self._had_disk = True
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
+        self._has_devices = False  # leased to this supervisor
+        self._taken: str | None = None  # the fault, where another one has them
         self._health = DeviceHealth(host_devices.names(settings) if self.devices else ())
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
         self._renewals = ThreadPoolExecutor(1, "lease")  # a database that hangs keeps nobody from killing the child
@@ -102,7 +105,7 @@ class Supervisor:
     @property
     def fault(self) -> str | None:
         """Why no work is taken, of the devices; None while they can be used."""
-        return self._health.fault
+        return self._health.fault or self._taken
 
     def run_queued_work(self) -> None:
         """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
@@ -132,12 +135,32 @@ class Supervisor:
             log.exception("the fork server cannot be started")
 
     def close(self) -> None:
+        if self._has_devices:
+            with contextlib.suppress(DatabaseUnavailable), transaction(self._engine) as session:
+                worker_registry.release_devices(session, self._owner)
         self._renewals.shutdown()
         self._fork_server.close()
 
     def check_devices(self) -> bool:
-        """Whether the devices can be used; the first call probes them, which takes seconds."""
-        return self._health.check()
+        """Whether the devices can be used and no other supervisor has them; the first call takes seconds."""
+        return self._health.check() and self._lease_devices()
+
+    def keep_devices(self) -> None:
+        """Renew the leases of the devices; to be called more often than they end, also while a child runs."""
+        if self._has_devices:
+            self._lease_devices()
+
+    def _lease_devices(self) -> bool:
+        if not self._health.ids:
+            return True
+        try:
+            with transaction(self._engine) as session:
+                holder = worker_registry.lease_devices(session, self._owner, self._health.ids)
+        except DatabaseUnavailable:
+            return False
+        self._has_devices = holder is None
+        self._taken = None if holder is None else f"the devices are those of {holder}: give every supervisor its own"
+        return self._has_devices
 
     def _can_take_work(self) -> bool:
         return self.check_devices() and self._has_disk()
