@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ml import errors
+from ml.distributed import process_group
 
 # Messages of errors that have no type of their own. cuDNN finds no engine where none fits into the memory that is free.
 EXHAUSTED = re.compile(
@@ -130,6 +131,8 @@ def catch_failures(what: str, fitting: Callable[[], int | None] = lambda: None) 
     """
     try:
         yield
+    except process_group.RankFailure:  # though it may quote an error of CUDA, another process had that
+        raise
     except (RuntimeError, MemoryError) as error:  # most of these errors have no type
         message = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or EXHAUSTED.search(message):
@@ -169,7 +172,7 @@ def check_usable(name: str) -> None:
 
 def neighbours_bytes() -> int:
     """Bytes of the current GPU that other processes hold; 0 below `NEIGHBOUR_SHARE`, and where none is used."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
         return 0
     free, total = torch.cuda.mem_get_info()
     held = total - free - torch.cuda.memory_reserved() - CONTEXT_BYTES

@@ -366,14 +366,9 @@ class Trainer:
         return trainer_state.pack(self, on_device=on_device)
 
     def restore(self, state: checkpoint.State) -> bool:
-        """Go on from a `state` of the same training.
+        """Go on from a `state` of the same training; False if not exactly (F29).
 
-        Returns:
-            Whether that is exact. On another kind of device than the state's the weights and the place are kept, and
-            random numbers are drawn anew (F29).
-
-        Raises:
-            CheckpointInvalid: It belongs to another training: its spec or its data differ (K3).
+        Raises CheckpointInvalid if it belongs to another training: its spec or its data differ (K3).
         """
         return trainer_state.unpack(self, state)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ml import errors
+from ml.distributed.process_group import RankFailure
 from ml.training import device_probe, devices, memory
 
 
@@ -110,6 +111,11 @@ def test_F27_an_error_of_the_gpu_is_the_devices(error: RuntimeError, detail: str
     assert (raised.value.code, "\n" in raised.value.detail) == ("device_unavailable", False)
 
 
+def test_F27_the_error_of_another_rank_is_not_this_ones() -> None:
+    with pytest.raises(RankFailure), devices.catch_failures("a step"):
+        raise RankFailure("another process has ended: NCCL error: unhandled cuda error, CUDA error: out of memory")
+
+
 def test_F27_an_assertion_in_a_kernel_is_not_the_devices() -> None:
     """It is raised for arguments that are wrong, such as a label that does not exist."""
     with pytest.raises(RuntimeError, match="assert") as raised, devices.catch_failures("a step"):
@@ -193,7 +199,7 @@ def test_the_memory_of_a_process_is_limited_where_it_is_asked_for(
     calls: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: calls.append(given))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: calls.append(arguments))
     devices.limit_memory("cuda:1", fraction)
     devices.limit_memory("cpu", fraction)
 
