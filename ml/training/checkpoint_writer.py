@@ -18,7 +18,7 @@ import torch
 from ml.training import checkpoint
 from ml.training.trainer import Trainer
 
-SHARE = 0.02  # of the time of a training loop that copying its state may take
+SHARE = 0.02  # of the time of a training loop that copying its state may take, counted in its thread's CPU time
 
 
 class Written(NamedTuple):
@@ -27,7 +27,7 @@ class Written(NamedTuple):
     path: Path
     step: int
     seconds: float  # from the copy of the state until it was verified
-    blocked_s: float  # of these, how long the training waited
+    copying_s: float  # CPU seconds of the training's thread for the copy
 
 
 class CheckpointWriter:
@@ -42,7 +42,7 @@ class CheckpointWriter:
         self._trainer, self._folder = trainer, folder
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Written] | None = None
-        self._started, self._blocked_s = time.monotonic(), 0.0  # of the latest copy
+        self._started, self._copying_s = time.monotonic(), 0.0  # of the latest copy
 
     @property
     def has_ended(self) -> bool:
@@ -52,15 +52,15 @@ class CheckpointWriter:
     def is_due(self, every_s: float) -> bool:
         """Whether none is being written, and the last one was begun `every_s` seconds ago, or longer for `SHARE`."""
         waited_s = time.monotonic() - self._started
-        return self._writing is None and waited_s >= max(every_s, self._blocked_s / SHARE)
+        return self._writing is None and waited_s >= max(every_s, self._copying_s / SHARE)
 
     def start(self) -> None:
         """Copy the state as it is now, and begin to write it. None may be being written."""
         assert self._writing is None, "collect the checkpoint before"
-        self._started = time.monotonic()
+        self._started, cpu_started = time.monotonic(), time.thread_time()
         state = self._trainer.state(on_device=True)
-        self._blocked_s = time.monotonic() - self._started
-        self._writing = self._pool.submit(self._write, state, self._started, self._blocked_s)
+        self._copying_s = time.thread_time() - cpu_started
+        self._writing = self._pool.submit(self._write, state, self._started, self._copying_s)
 
     def collect(self, *, wait: bool = False) -> Written | None:
         """The checkpoint that was being written, if it is done; with `wait`, once it is done. None if there is none.
@@ -76,11 +76,11 @@ class CheckpointWriter:
         """Wait for the thread. What it was writing is complete then, or is not there."""
         self._pool.shutdown()
 
-    def _write(self, state: checkpoint.State, started: float, blocked_s: float) -> Written:
+    def _write(self, state: checkpoint.State, started: float, copying_s: float) -> Written:
         with _beside_training(self._trainer.device):
             state = state.on_cpu()
         path = checkpoint.write(self._folder, state)
-        return Written(path, state.step, time.monotonic() - started, blocked_s)
+        return Written(path, state.step, time.monotonic() - started, copying_s)
 
 
 @contextlib.contextmanager

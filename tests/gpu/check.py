@@ -144,8 +144,8 @@ class Check:
             writer.close()
             if last is not None:
                 checkpoint.verify(last.path)
-        blocked = [one.blocked_s for one in (*written, last) if one is not None]
-        self.say(share=round(own_s / total_s, 4), blocked_s=blocked, gave_up=self.gave_up(trainer))
+        copying_s = [round(one.copying_s, 4) for one in (*written, last) if one is not None]
+        self.say(share=round(own_s / total_s, 4), copying_s=copying_s, gave_up=self.gave_up(trainer))
 
     def growth(self) -> None:
         """Whether every epoch's recording leaves memory behind."""

@@ -118,7 +118,7 @@ class Checkpointer:
         self._reporter.record_checkpoint(
             written.step, str(written.path.relative_to(self._ctx.files.job(self._ctx.job.id)))
         )
-        log.info("checkpoint at step %d in %.2f s, of it %.3f s blocked", *written[1:])
+        log.info("checkpoint at step %d in %.2f s, its copy in %.3f s", *written[1:])
         self._count += 1
         if self._count == checkpoint.KEEP_NEWEST:
             for folder in self._ctx.files.attempts(self._ctx.job.id):
