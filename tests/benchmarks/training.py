@@ -205,6 +205,7 @@ def checkpoint_share() -> dict[str, object]:
 
     with TemporaryDirectory() as folder, closing(CheckpointWriter(training, Path(folder))) as writer:
         (without_s, nothing_s), (with_s, own_s) = elapsed(None), elapsed(writer)
+        writer.collect(wait=True)
         started = time.perf_counter()
         checkpoint.write(Path(folder), training.state())
         synchronous_s = time.perf_counter() - started
