@@ -14,7 +14,7 @@ from app.db.session import transaction
 from tests.worker.harness import ServiceHarness, opened
 from tests.worker.test_supervisor import Run, queued
 from worker.heartbeat import Heartbeat
-from worker.supervisor import device_health
+from worker.supervisor import device_health, supervise
 from worker.supervisor.device_health import DeviceHealth, Finding
 from worker.supervisor.supervise import Supervisor
 
@@ -122,22 +122,22 @@ def test_F28_an_attempt_counts_only_where_the_gpu_still_works(
 ) -> None:
     """A lost GPU costs the job nothing, and its host stops; a job that always breaks a working one is poison."""
     job = queued(harness)
-    gpu = Gpu(*answers)
-    monkeypatch.setattr(device_health.DeviceHealth.__init__, "__defaults__", (gpu,))
-    run = Run(harness, "device_failed", monkeypatch)
-    run.thread.join(60.0)
-    row, fault = harness.job(job), run.supervisor.fault
-    run.end()
+    monkeypatch.setitem(supervise.CHILD_MODULES, "jobs", "tests.worker.doubles.device_failed")
+    supervisor = Supervisor(harness.settings, harness.engine, "jobs", "test", probe=Gpu(*answers))
+    supervisor.run_queued_work()
+    row, fault = harness.job(job), supervisor.fault
+    supervisor.close()
 
     assert row.attempts_without_progress == counted
     assert harness.reasons(job) == (["device_failed"] * 3 if counted else ["device_unavailable"])
     assert (row.state, fault) == (("failed", None) if counted else ("queued", LOST))
 
 
-def test_F30_a_gpu_has_one_supervisor(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_F30_a_gpu_has_one_supervisor(harness: ServiceHarness) -> None:
     """The second one, as `--scale supervisor-jobs=2` starts it, claims nothing and says whose the GPU is."""
-    monkeypatch.setattr(device_health.DeviceHealth.__init__, "__defaults__", (Gpu(None),))
-    first, second = (Supervisor(harness.settings, harness.engine, "jobs", name) for name in ("first", "second"))
+    first, second = (
+        Supervisor(harness.settings, harness.engine, "jobs", name, probe=Gpu(None)) for name in ("first", "second")
+    )
     queued(harness)
 
     assert [one.has_work() for one in (first, second, first)] == [True, False, True]

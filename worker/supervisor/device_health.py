@@ -80,7 +80,7 @@ class DeviceHealth:
         ids: What identifies the GPUs, once they are known to work.
     """
 
-    def __init__(self, devices: Sequence[str], probe: Probe = run_probe) -> None:
+    def __init__(self, devices: Sequence[str], probe: Probe) -> None:
         self.fault: str | None = None
         self.ids: tuple[str, ...] = ()
         self._gpus = [name for name in devices if name.startswith("cuda")]

@@ -27,7 +27,7 @@ from app.settings import Settings
 from app.storage import Storage
 from app.work import Claim, HolderCommand
 from worker import control_channel, host_devices
-from worker.supervisor.device_health import DeviceHealth
+from worker.supervisor.device_health import DeviceHealth, Probe, run_probe
 from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,16 @@ class Supervisor:
         engine: The database.
         queue: Which queue's work is taken.
         owner: A name no other process has; it is written into the rows that are claimed.
+        probe: Looks at GPUs.
 
     Attributes:
         devices: How many devices one piece of work may use; 0 for work that uses none.
         draining: Set to stop claiming and to have the running child write a checkpoint and stop.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, queue: QueueName, owner: str) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, queue: QueueName, owner: str, *, probe: Probe = run_probe
+    ) -> None:
         self.devices = len(settings.device_names) if queue == "jobs" else 0
         self.draining = threading.Event()
         self._settings = settings
@@ -98,7 +101,7 @@ class Supervisor:
         self._module = CHILD_MODULES[queue]
         self._has_devices = False  # leased to this supervisor
         self._taken: str | None = None  # the fault, where another one has them
-        self._health = DeviceHealth(host_devices.names(settings) if self.devices else ())
+        self._health = DeviceHealth(host_devices.names(settings) if self.devices else (), probe)
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
         self._renewals = ThreadPoolExecutor(1, "lease")  # a database that hangs keeps nobody from killing the child
 
