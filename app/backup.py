@@ -22,12 +22,12 @@ from app import retention
 from app.datasets import ingest_queue
 from app.db import schema
 from app.db.clock import UtcTime
-from app.db.tables import ENDED, Base, Dataset, Job, LoginSession, PendingLogin, State, Worker
+from app.db.tables import ENDED, Base, Dataset, DeviceLease, Job, LoginSession, PendingLogin, State, Worker
 from app.jobs import attempt
 from app.retention import ReferencedFiles
 
 ROWS_AT_ONCE = 500
-LEFT_OUT = (Worker.__table__, LoginSession.__table__, PendingLogin.__table__)
+LEFT_OUT = (Worker.__table__, DeviceLease.__table__, LoginSession.__table__, PendingLogin.__table__)
 TABLES: tuple[Table, ...] = tuple(table for table in Base.metadata.sorted_tables if table not in LEFT_OUT)
 
 

@@ -1,8 +1,8 @@
 """`python -m app.healthcheck [api | inference | heartbeat]`: exit status 0 when the process of this container works.
 
     api        GET /livez returns 200
-    inference  the inference process replies to a request without an image
-    heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time
+    inference  the inference process reads a request without an image, and its device can be used
+    heartbeat  a process with this host name (a supervisor, a dispatcher) has written its heartbeat in time and no fault
 
 It runs every few seconds, so each check imports no more than it needs.
 """
@@ -28,7 +28,7 @@ def api() -> bool:
 
 
 def inference() -> bool:
-    """Whether the inference process replies: a request without an image is refused, which is reply enough."""
+    """Whether the inference process reads a request without an image and refuses it for that, and for nothing else."""
     from app.predictions import frames, handshake
 
     secret = os.environ.get("DENLL_INFERENCE_SECRET", "")
@@ -42,11 +42,14 @@ def inference() -> bool:
                 while answer := client.answer(json.loads(replies.readline(handshake.GREETING_BYTES))):
                     connection.sendall(b"".join(frames.encode(answer)))
             connection.sendall(b"".join(frames.encode({"id": "healthcheck"})))
-            return bool(json.loads(replies.readline(frames.HEADER_BYTES))["id"] == "healthcheck")
+            error = json.loads(replies.readline(frames.HEADER_BYTES))["error"]
+    if error["code"] != "malformed":
+        raise RuntimeError(error["detail"])
+    return True
 
 
 def heartbeat() -> bool:
-    """Whether a process of this host has written its heartbeat row in time."""
+    """Whether a process of this host has written its heartbeat row in time, and no fault into it."""
     from app import worker_registry
     from app.db.session import connect, transaction
     from app.settings import current

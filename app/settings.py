@@ -163,6 +163,13 @@ class Settings(BaseSettings):
         default="auto",
         description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
     )
+    gpu_memory_fraction: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of a GPU's memory that a process which computes on it may take; for training and inference "
+        "on one GPU, set it for each",
+    )
     threads: int = Field(
         default=0, ge=0, description="CPU threads of a training child; 0 is one for each CPU that it may use"
     )

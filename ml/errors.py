@@ -5,6 +5,8 @@ This module knows no HTTP status and no job: `worker` translates.
     Failure
     +-- TrainingDiverged     the loss became NaN or infinite
     +-- OutOfMemory          a training or a prediction does not fit into memory
+    +-- DeviceUnavailable    a GPU that cannot be used, or stopped working
+    +-- DeviceUnsupported    a GPU that this build of torch has no kernels for
     +-- RankDivergence       the processes of one training no longer agree
     +-- UnknownName          no such method, network or class
     +-- ContradictorySpec    settings of a training that exclude each other
@@ -18,6 +20,7 @@ This module knows no HTTP status and no job: `worker` translates.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -65,10 +68,12 @@ class OutOfMemory(Failure):
 
     Attributes:
         fitting_batch_size: A batch size that should fit; None if there is none.
+        by_neighbour: Whether other processes hold so much of the GPU that without them it might have fitted.
     """
 
-    def __init__(self, detail: str, fitting_batch_size: int | None) -> None:
+    def __init__(self, detail: str, fitting_batch_size: int | None, *, by_neighbour: bool = False) -> None:
         self.fitting_batch_size = rounded_batch(fitting_batch_size)
+        self.by_neighbour = by_neighbour
         fits = f"batch_size {self.fitting_batch_size} should fit"
         super().__init__(
             detail, hint="use a smaller network or image_size" if self.fitting_batch_size is None else fits
@@ -80,6 +85,31 @@ def rounded_batch(size: int | None) -> int | None:
     if size is None or size < 2:
         return None
     return size // 8 * 8 if size >= 8 else size // 4 * 4 or 2
+
+
+class DeviceUnavailable(Failure):
+    """A GPU cannot be used, or stopped working: the driver is too old, the device is lost, it reports an error."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, hint="repair the GPU or its driver, or set the device to cpu")
+
+
+class DeviceUnsupported(Failure):
+    """This build of torch has no kernels for the GPU."""
+
+    def __init__(self, name: str, capability: tuple[int, int], supported: Sequence[str]) -> None:
+        """Name the GPU.
+
+        Args:
+            name: Of the GPU.
+            capability: Its compute capability, such as (6, 1).
+            supported: The architectures that torch has kernels for, such as `sm_75`.
+        """
+        super().__init__(
+            f"{name} has compute capability {capability[0]}.{capability[1]}, and this build of torch has kernels for "
+            f"{', '.join(supported)}",
+            hint="use a newer GPU or another build of torch, or set the device to cpu",
+        )
 
 
 class RankDivergence(Failure):

@@ -1,7 +1,6 @@
-"""Heartbeats: each process keeps one row with its kind, its device and when it was last alive.
+"""Heartbeats: each process keeps one row with its kind, its device, its fault and when it was last alive.
 
-The API's readiness and the dispatcher read these rows. The device is detected without torch, because supervisors do not
-import it.
+The API's readiness and the dispatcher read these rows.
 """
 
 from __future__ import annotations
@@ -25,15 +24,6 @@ log = logging.getLogger(__name__)
 def unique_name() -> str:
     """A name for this process that no other process has, now or later."""
     return f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-
-
-def detect_device(settings: Settings) -> str:
-    """This process's first device, `cpu`, `cuda` or `cuda:1`; for `auto`, what torch will choose."""
-    first = settings.device_names[0]
-    if first != "auto":
-        return first
-    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if not is_hidden and any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
 def host_facts(settings: Settings, cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFacts:
@@ -83,8 +73,13 @@ class Heartbeat:
         self._device, self._devices, self._host = device, devices, host
         self._is_written = True
 
-    def beat(self, *, draining: bool = False) -> bool:
-        """Write that this process is alive, and whether it is draining; False when the database is unavailable."""
+    def beat(self, *, draining: bool = False, fault: str | None = None) -> bool:
+        """Write that this process is alive; False when the database is unavailable.
+
+        Args:
+            draining: Whether it is about to end.
+            fault: Why it can do no work; None if it can.
+        """
         try:
             with transaction(self._engine) as session:
                 worker_registry.record_heartbeat(
@@ -94,6 +89,7 @@ class Heartbeat:
                     self._device,
                     devices=self._devices,
                     draining=draining,
+                    fault=fault,
                     host=self._host,
                 )
         except DatabaseUnavailable:

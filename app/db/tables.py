@@ -28,6 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.db.clock import UtcTime, now
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+FAULT_LENGTH = 500  # characters of `Worker.fault`
 BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite increments only INTEGER keys by itself
 
 
@@ -381,5 +382,16 @@ class Worker(Base):
     device: Mapped[str | None] = mapped_column(String(100))
     devices: Mapped[int] = mapped_column(default=0, server_default="0")  # how many it offers to jobs
     draining: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    fault: Mapped[str | None] = mapped_column(String(FAULT_LENGTH))  # why it can do no work
     host: Mapped[dict[str, Any] | None]  # memory_bytes, cpus, bf16 of a supervisor's host: `HostFacts`
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=now())
+
+
+class DeviceLease(Base):
+    """Which supervisor computes on a GPU, so that no other does (see `app.worker_registry`)."""
+
+    __tablename__ = "device_lease"
+
+    device: Mapped[str] = mapped_column(String(100), primary_key=True)  # what identifies the GPU on all hosts
+    owner: Mapped[str] = mapped_column(String(200))  # name of the supervisor
+    expires_at: Mapped[datetime]

@@ -35,7 +35,8 @@ class Check(BaseModel):
     heartbeat_age_seconds: float | None = None
     device: str | None = None
     devices: int | None = Field(default=None, description="Of this kind, on all hosts together")
-    running: int | None = Field(default=None, description="Processes of this kind, on all hosts together")
+    running: int | None = Field(default=None, description="Processes of this kind that work, on all hosts together")
+    faults: int | None = Field(default=None, description="Those that cannot work; `detail` says why one of them cannot")
     free_bytes: int | None = None
 
 
@@ -111,19 +112,23 @@ def check_disk(free: int, settings: Settings) -> Check:
 
 
 def heartbeats(session: Session) -> dict[str, Check]:
-    """For each role of a process its youngest heartbeat and how many processes run."""
+    """For each role of a process its youngest heartbeat, how many processes run, and the fault of one that has any."""
     checks: dict[str, Check] = {}
     processes = worker_registry.list_processes(session)
     for role, group in itertools.groupby(processes, key=lambda process: process.role):
         youngest, *others = group
-        running = [p for p in (youngest, *others) if p.age_s <= worker_registry.HEARTBEAT_TIMEOUT_S]
+        alive = [p for p in (youngest, *others) if p.age_s <= worker_registry.HEARTBEAT_TIMEOUT_S]
+        running = [p for p in alive if p.fault is None]
+        faults = [p.fault for p in alive if p.fault is not None]
+        detail = next(iter(faults), None if running else "no recent heartbeat")
         checks[role] = Check(
-            status="ok" if running else "degraded",
-            detail=None if running else "no recent heartbeat",
+            status="ok" if detail is None else "degraded",
+            detail=detail,
             heartbeat_age_seconds=round(youngest.age_s, 1),
             device=youngest.device,
             devices=sum(process.devices for process in running) if role == "supervisor" else None,
             running=len(running),
+            faults=len(faults),
         )
     return checks
 
@@ -168,10 +173,13 @@ def database_gauges(session: Session) -> list[Metric]:
         return [({"state": state.value}, float(n)) for state, n in rows]
 
     models = float(session.scalar(select(func.count()).select_from(Model)) or 0)
-    ages = [({"kind": k}, c.heartbeat_age_seconds or 0.0) for k, c in heartbeats(session).items()]
+    checks = heartbeats(session)
+    ages = [({"kind": kind}, check.heartbeat_age_seconds or 0.0) for kind, check in checks.items()]
+    faults = [({"kind": kind}, float(check.faults or 0)) for kind, check in checks.items()]
     return [
         Metric("denll_jobs", "gauge", "Jobs by state", by_state(Job)),
         Metric("denll_datasets", "gauge", "Data sets by state", by_state(Dataset)),
         Metric("denll_models", "gauge", "Published models", [({}, models)]),
         Metric("denll_worker_heartbeat_age_seconds", "gauge", "Age of the youngest heartbeat, by kind", ages),
+        Metric("denll_worker_faults", "gauge", "Processes that cannot work, as with a GPU that is lost", faults),
     ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ml.training.trainer import Trainer
 
 GROUP_TIMEOUT_S = 600.0  # a process that the others do not hear from for so long has failed
-CHECKPOINT_S = 60.0  # between checkpoints inside an epoch; another follows every epoch
+CHECKPOINT_S = 60.0  # between checkpoints inside an epoch
 SPEC_OPTIONS = (  # fields of the training spec that are options of the same name
     "method", "network", "tune", "image_size", "resize", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "schedule", "schedule_unit", "decay", "floor", "layer_decay", "batch_norm", "augmentation",
@@ -99,6 +99,7 @@ def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) ->
 
 def _train(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
     from ml.data import container_dataset
+    from ml.training import devices
     from ml.training.trainer import Trainer
 
     training_spec = _spec(options)
@@ -134,6 +135,8 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         print(choice.explain(), file=sys.stderr)
     out: Path = options.out
     (out / commands.SPEC).write_text(training_spec.model_dump_json(indent=1), encoding="utf-8")
+    if note := devices.precision_note(training_spec.precision, trainer.device):
+        print(note, file=sys.stderr)
     _resume(trainer, out, group)
     _train_to_the_end(trainer, out)
     if group is not None:
@@ -154,24 +157,29 @@ def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | Non
     if group is not None:
         group.broadcast_object(None if newest.path is None else str(newest.path))
     if newest.state is not None:
-        trainer.restore(newest.state)
-        print(f"resumed after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
+        exactly = "" if trainer.restore(newest.state) else "; of another kind of device: random numbers are drawn anew"
+        print(f"resumed after epoch {trainer.epoch}, step {trainer.step}{exactly}", file=sys.stderr)
 
 
 def _train_to_the_end(trainer: Trainer, out: Path) -> None:
-    """Train; `out` then holds a checkpoint of every epoch, and of every minute inside long ones."""
-    from ml.training import checkpoint
+    """Train, with checkpoints in `out`: after epochs and inside long ones, and one of the end."""
+    from ml.training.checkpoint_writer import CheckpointWriter
     from ml.training.trainer import EpochReport
 
-    saved = time.monotonic()
-    for event in trainer:
-        if isinstance(event, EpochReport):
-            print(f"\r{_describe(event)}", file=sys.stderr)
-        elif sys.stderr.isatty():
-            print(f"\repoch {event.epoch} step {event.step + 1}/{event.steps}  ", end="", file=sys.stderr, flush=True)
-        if isinstance(event, EpochReport) or time.monotonic() - saved > CHECKPOINT_S:
-            checkpoint.write(out / commands.CHECKPOINTS, trainer.state())
-            saved = time.monotonic()
+    with contextlib.closing(CheckpointWriter(trainer, out / commands.CHECKPOINTS)) as writer:
+        for event in trainer:
+            if isinstance(event, EpochReport):
+                print(f"\r{_describe(event)}", file=sys.stderr)
+            elif sys.stderr.isatty():
+                print(
+                    f"\repoch {event.epoch} step {event.step + 1}/{event.steps}  ", end="", file=sys.stderr, flush=True
+                )
+            writer.collect()
+            if writer.is_due(0.0 if isinstance(event, EpochReport) else CHECKPOINT_S):
+                writer.start()
+        writer.collect(wait=True)
+        writer.start()
+        writer.collect(wait=True)
 
 
 def _write_results(trainer: Trainer, out: Path, data: LoadedDataset) -> None:

@@ -8,6 +8,7 @@ channels_last layout, normalised per channel.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
 PADDED_BYTES = 1 << 30  # up to this size, a padded copy of the set is kept; else every batch is padded
 SAMPLE_ROWS = 2048  # enough images for a channel mean to three digits
 SMALLEST_STD = 1 / 255  # a channel that never varies must not divide by zero
-EVAL_PIXELS = 512 * 32 * 32  # pixels of one batch without gradients: large, but bounded at any image size
+EVAL_IMAGES = 512  # of one batch without gradients: more than that brings no speed
+EVAL_PIXELS = EVAL_IMAGES * 32 * 32  # of such a batch on a CPU: bounded at any image size
+EVAL_PIXEL_BYTES = 16 * 1024  # of a GPU's memory for each pixel: five times what ResNet-50, the largest tried, needs
 
 
 class ImageViews(ABC):
@@ -44,6 +47,7 @@ class ImageViews(ABC):
         # one factor for every pixel, because a broadcast over 3 channels is 20 times slower on a CPU
         self._scale = (1 / (255 * std)).float().repeat(self.side**2).to(device)
         self._offset = (-mean / std).float().repeat(self.side**2).to(device)
+        self._eval_batch_size = eval_batch_size(self.side, device_bytes(device))
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class ImageViews(ABC):
 
     def eval_batch_size(self) -> int:
         """Images of a batch without gradients: more than in training, with a bounded number of pixels."""
-        return max(2, EVAL_PIXELS // self.side**2)
+        return self._eval_batch_size
 
     def augmented(
         self, rows: Tensor, kind: Augmentation, generator: torch.Generator, *, strongly: bool = False
@@ -165,8 +169,10 @@ class ImageStore(ImageViews):
         return len(self._images)
 
     def with_images(self, images: Tensor) -> ImageStore:
-        """A store of other images, uint8 (T, S, S, 3), with this one's statistics and device."""
-        return ImageStore(images, self.mean, self.std, device=self.device, padded_bytes=self._padded_bytes)
+        """A store of other images, uint8 (T, S, S, 3), with this one's statistics and device; made in no time."""
+        store = copy.copy(self)
+        store._images, store._padded = images.to(self.device), None
+        return store
 
     def raw(self, rows: Tensor) -> Tensor:
         """The stored bytes: rows int64 (B,) -> uint8 (B, S, S, 3)."""
@@ -195,6 +201,24 @@ class ImageStore(ImageViews):
     def _fits_padded(self) -> bool:
         padded_bytes = len(self._images) * (self.side + 2 * self.shift) ** 2 * 3
         return padded_bytes <= self._padded_bytes
+
+
+def eval_batch_size(side: int, memory_bytes: int | None) -> int:
+    """Images of a batch without gradients.
+
+    Args:
+        side: Of the images, in pixels.
+        memory_bytes: Of the GPU that computes; None on a CPU, whose speed does not depend on it.
+    """
+    images = EVAL_PIXELS // side**2
+    if memory_bytes is not None:
+        images = max(images, min(EVAL_IMAGES, memory_bytes // EVAL_PIXEL_BYTES // side**2))
+    return max(2, images)
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU in bytes, free or not, so that batches are the same at each run; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def statistics(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

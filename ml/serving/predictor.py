@@ -99,7 +99,8 @@ class Predictor:
         self.image_size = manifest.spec.image_size
         self.device = device
         self._method = method.eval()
-        self._mean, self._std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
+        self._store = image_store.ImageStore(check[:1], mean, std, device=device, padded_bytes=0)
         self._rounded: RoundedWeights | None = None
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if self.half and not isinstance(self._method, PictureMethod):  # whose encoder has weights in bf16 already
@@ -172,8 +173,9 @@ class Predictor:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         half = devices.uses_bf16(precision, torch_device)
-        method = method.to(torch_device)
-        return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
+        with devices.catch_failures("loading the model"):
+            method = method.to(torch_device)
+            return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
 
     @property
     def trained_method(self) -> method.Method:
@@ -213,7 +215,7 @@ class Predictor:
         if not squares:
             return []
         stacked = torch.from_numpy(np.stack(squares))
-        with devices.catch_out_of_memory(f"predicting {len(squares)} images at once"):
+        with devices.catch_failures(f"predicting {len(squares)} images at once"):
             outputs = self._compute(stacked, half=self.half, maps=maps)
         geometry = self.geometry(self.image_size, self.image_size)
         arrays = {name: probabilities.numpy() for name, probabilities in outputs.heads.items()}
@@ -232,7 +234,7 @@ class Predictor:
 
     def _compute(self, squares: Tensor, *, half: bool, maps: bool = False) -> _Outputs:
         """What the method computes for uint8 (B, S, S, 3), chunk by chunk."""
-        images = image_store.ImageStore(squares, self._mean, self._std, device=self.device)
+        images = self._store.with_images(squares)
         heads: list[dict[str, Tensor]] = []
         locations: list[Tensor] = []
         attention_maps: list[AttentionMap] = []
@@ -292,8 +294,7 @@ class Predictor:
 
     def normalized(self, squares: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, 3, S, S) on the device, as the method sees them."""
-        store = image_store.ImageStore(squares, self._mean, self._std, device=self.device, padded_bytes=0)
-        return store.unaugmented(torch.arange(len(squares), device=self.device))
+        return self._store.with_images(squares).unaugmented(torch.arange(len(squares), device=self.device))
 
 
 def whole_network(manifest: model_archive.Manifest) -> chain.Chain:

@@ -6,6 +6,7 @@ the size and SHA-256 of both files. Nothing is pickled. `ml.training.trainer_sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -36,7 +37,7 @@ class State:
     """The state of a training between two steps.
 
     Attributes:
-        tensors: By name, on the CPU, contiguous, without shared memory.
+        tensors: By name, without shared memory; to be written, on the CPU and contiguous (`on_cpu`).
         facts: Plain JSON, with at least `step`, `score`, `config_hash` and `data_hash`.
     """
 
@@ -47,6 +48,10 @@ class State:
     def step(self) -> int:
         """Steps taken in the whole training."""
         return int(self.facts["step"])
+
+    def on_cpu(self) -> State:
+        """The state with all tensors on the CPU, contiguous."""
+        return State({name: tensor.to("cpu").contiguous() for name, tensor in self.tensors.items()}, self.facts)
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, by the rest of their names."""
@@ -208,8 +213,11 @@ def unpack_optimizers(
                     values[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def snapshot(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that later steps cannot change."""
+def snapshot(tensor: Tensor, *, on_device: bool) -> Tensor:
+    """A copy that later steps cannot change, on the CPU or on the tensor's device if it has the memory."""
+    if on_device:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return tensor.detach().clone()
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

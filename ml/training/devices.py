@@ -1,4 +1,4 @@
-"""Chooses the device and its arithmetic, and reports when its memory runs out.
+"""Chooses the device and its arithmetic, and gives its errors their types.
 
 `configure` is called once when a training or a predictor starts, since the settings hold for the whole process.
 
@@ -17,9 +17,24 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ml import errors
+from ml.distributed import process_group
 
-CPU_EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
-CUBLAS_WORKSPACE = ":4096:8"  # one of the two with which cuBLAS repeats its results; read when CUDA starts
+# Messages of errors that have no type of their own. cuDNN finds no engine where none fits into the memory that is free.
+EXHAUSTED = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|unable to find an engine"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_\w*ALLOCATION_FAILED",
+    re.IGNORECASE,
+)
+NO_KERNELS = re.compile(r"no kernel image is available", re.IGNORECASE)
+# Any other error of CUDA is the device's, but for an assertion in a kernel, which the arguments of an operation break.
+DEVICE_FAILED = re.compile(
+    r"CUDA error|CUDA driver|CUDA-capable device|CUDA unknown error|NVIDIA driver|No CUDA GPUs|cuDNN error",
+    re.IGNORECASE,
+)
+KERNEL_ASSERTION = "device-side assert"
+CONTEXT_BYTES = 1 << 30  # of CUDA itself in this process, an upper bound
+NEIGHBOUR_SHARE = 0.1  # of a GPU's memory: what other processes hold below this is no reason for running out of it
+CUBLAS_WORKSPACE = ":4096:8"  # one of the two with which cuBLAS repeats its results; read at its first use
 
 
 def resolve(name: str) -> torch.device:
@@ -60,8 +75,8 @@ def configure(device: torch.device, *, exact: bool, deterministic: bool = False,
     """
     if device.type != "cuda":
         return
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)  # too late for a CUDA that has started
+    # whether deterministic or not: a later training of this process may be, and cuBLAS reads it once
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     set_arithmetic(exact=exact, deterministic=deterministic, search=shapes_repeat)
     torch.cuda.set_device(device)
 
@@ -91,17 +106,112 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def catch_out_of_memory(what: str, fitting: Callable[[], int | None] = lambda: None) -> Iterator[None]:
-    """Turn every way of running out of memory into OutOfMemory (F18).
+def without_search() -> Iterator[None]:
+    """Inside, cuDNN does not time its algorithms: of batches that come once, that would cost more than it saves."""
+    searches = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = searches
+
+
+@contextlib.contextmanager
+def catch_failures(what: str, fitting: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+    """Turn every way of running out of memory, and the errors of a device, into failures (F18, F27).
 
     Args:
         what: What runs inside, for the message.
         fitting: Returns a batch size that should fit, or None.
+
+    Raises:
+        OutOfMemory: The memory of the device or of the host ran out.
+        DeviceUnavailable: The device reports an error.
+        DeviceUnsupported: torch has no kernels for the device.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # the CPU allocator's own complaint has no type
-        is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_typed and not CPU_EXHAUSTED.search(str(error)):
-            raise
-        raise errors.OutOfMemory(f"{what} ran out of memory", fitting()) from error
+    except process_group.RankFailure:  # though it may quote an error of CUDA, another process had that
+        raise
+    except (RuntimeError, MemoryError) as error:  # most of these errors have no type
+        message = str(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or EXHAUSTED.search(message):
+            held = neighbours_bytes()
+            beside = f" while other processes held {held / 1e9:.1f} GB of the GPU" if held else ""
+            raise errors.OutOfMemory(f"{what} ran out of memory{beside}", fitting(), by_neighbour=held > 0) from error
+        if NO_KERNELS.search(message):
+            raise _unsupported() from error
+        if DEVICE_FAILED.search(message) and KERNEL_ASSERTION not in message:
+            raise errors.DeviceUnavailable(f"{what} failed: {first_line(error)}") from error
+        raise
+
+
+def check_usable(name: str) -> None:
+    """Compute a little on the device of a name, as torch tells no other way whether it can.
+
+    On a GPU this initialises CUDA, so a process that forks others must not call it.
+
+    Raises:
+        DeviceUnavailable: The device cannot be used; the reason is the driver's or torch's.
+        DeviceUnsupported: torch has no kernels for it.
+    """
+    if name.startswith("cuda"):
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # `is_available` has no reason
+        except (RuntimeError, AssertionError) as error:
+            raise errors.DeviceUnavailable(f"torch cannot use a GPU: {first_line(error)}") from error
+    try:
+        device = resolve(name)
+    except errors.UnknownName as error:
+        raise errors.DeviceUnavailable(error.detail) from error
+    with catch_failures(f"a first computation on {device}"):
+        image = torch.ones(1, 4, 8, 8, device=device)
+        convolved = torch.nn.functional.conv2d(image, torch.ones(4, 4, 3, 3, device=device))
+        float((convolved.flatten(1) @ convolved.flatten(1).T).sum())  # waits for the device
+
+
+def neighbours_bytes() -> int:
+    """Bytes of the current GPU that other processes hold; 0 below `NEIGHBOUR_SHARE`, and where none is used."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    held = total - free - torch.cuda.memory_reserved() - CONTEXT_BYTES
+    return held if held > NEIGHBOUR_SHARE * total else 0
+
+
+def limit_memory(name: str, fraction: float) -> None:
+    """Let this process allocate at most a fraction of the memory of a GPU; does nothing for a CPU.
+
+    Args:
+        name: Of the device, as of `resolve`.
+        fraction: In (0, 1].
+    """
+    if fraction < 1.0 and (device := resolve(name)).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def precision_note(precision: str, device: torch.device) -> str | None:
+    """What the user of a GPU without bf16 instructions should know of the precision of a training; else None.
+
+    Args:
+        precision: As `TrainingSpec.precision`.
+        device: That trains.
+    """
+    if device.type != "cuda" or has_fast_bf16(device) or precision == "f32":
+        return None
+    if precision == "bf16":
+        return (
+            "This GPU has no instructions for bf16 and emulates it, which is many times slower: set precision to f32."
+        )
+    return "This GPU has no instructions for bf16: the network computes in f32, which is slower and takes more memory."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; torch appends advice."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _unsupported() -> errors.DeviceUnsupported:
+    return errors.DeviceUnsupported(
+        torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    )

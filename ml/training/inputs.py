@@ -37,7 +37,7 @@ VERSION = 1  # raised when the same pictures, weights and settings have other fe
 FLOAT32 = np.dtype(np.float32)
 CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
 RENDERED_ROWS = 256  # images of one batch of another rendering
-ENCODED_PIXELS = 32 * 128 * 128  # of one batch: maps of more images leave the caches of a CPU
+ENCODED_PIXELS = 32 * 128 * 128  # of one batch on a CPU: maps of more images leave its caches
 
 
 class TrainingInputs(NamedTuple):
@@ -266,7 +266,12 @@ class BackboneInputs:
             yield rows, pictures.unaugmented(rows).to(self._device)
 
     def _batch_size(self) -> int:
-        return max(1, ENCODED_PIXELS // self._spec.image_size**2)
+        side, memory_bytes = self._spec.image_size, image_store.device_bytes(self._device)
+        return (
+            max(1, ENCODED_PIXELS // side**2)
+            if memory_bytes is None
+            else image_store.eval_batch_size(side, memory_bytes)
+        )
 
     def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
         facts = {**self._facts, "kind": kind, "split": split, "data": self._digests.get(split, ""), **facts}

@@ -130,6 +130,8 @@ def cannot_fit(need: int, free: int) -> bool:
 def free_bytes(device: torch.device) -> int:
     """Bytes that this process may still allocate: on a GPU, or on a CPU within the limits of its cgroups."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+        return max(0, min(int(free), allowed)) + reserved - torch.cuda.memory_allocated(device)
     return host_memory.free_bytes()

@@ -16,7 +16,7 @@ from torch import nn
 from ml import errors
 from ml.distributed import process_group
 from ml.method import Batch, Optimizers
-from ml.training import memory
+from ml.training import devices, memory
 
 GIGABYTE = 1e9
 MOMENTS = {"momentum": 1, "betas": 2}  # optimiser setting -> tensors like each parameter that the optimiser keeps
@@ -36,6 +36,7 @@ class MemoryEstimate(NamedTuple):
                 f"training with batch_size {batch_size} needs about {need / GIGABYTE:.1f} GB of memory beside the data "
                 f"and the weights, and {self.free / GIGABYTE:.1f} GB are free",
                 self.need.fitting(batch_size, self.free),
+                by_neighbour=devices.neighbours_bytes() > 0,
             )
 
     def fitting(self, batch_size: int) -> int | None:
@@ -111,7 +112,7 @@ def estimate(
     ranks = 1 if group is None else group.size
     sizes = (2 * ranks, 3 * ranks)  # every rank has rows
     frozen = no_op_optimizers(optimizers)
-    with preserve_state(method):
+    with preserve_state(method), devices.without_search():
         build_batch(2)  # what is made for the first batch and stays, like padded images, is no part of a step
         free = memory.free_bytes(device)
         if group is not None:

@@ -29,10 +29,13 @@ class Randomness:
         self._seed = seed
         self._device = device
         self._concerns: dict[str, torch.Generator] = {}
-        modules = seed_for(seed, "modules")
-        self._modules = [torch.Generator().manual_seed(modules).get_state()]
-        if device.type == "cuda":
-            self._modules.append(torch.Generator(device).manual_seed(modules).get_state())
+        self._modules = self._new_modules("modules")
+
+    def _new_modules(self, name: str) -> list[Tensor]:
+        """States for torch's global generators: the CPU's and, on a GPU, the GPU's."""
+        devices = [torch.device("cpu"), *([self._device] if self._device.type == "cuda" else [])]
+        seed = seed_for(self._seed, name)
+        return [torch.Generator(device).manual_seed(seed).get_state() for device in devices]
 
     def generator(self, concern: str) -> torch.Generator:
         """The generator of one concern on the training's device, created at its first use."""
@@ -76,14 +79,32 @@ class Randomness:
         modules = {f"{MODULES}{number}": state for number, state in enumerate(self._modules)}
         return {"order": self.order.get_state()} | concerns | modules
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set all generators to what `state` returned."""
+    def restore(self, tensors: Mapping[str, Tensor], step: int = 0) -> bool:
+        """Set all generators to what `state` returned.
+
+        The state of a generator on a GPU means nothing to one on a CPU, nor the other way round: where the device is of
+        another kind, all but `order` are seeded anew, by the spec's seed, the concern and the step.
+
+        Args:
+            tensors: As `state` returned them.
+            step: Of the training at that time.
+
+        Returns:
+            Whether the states are of this kind of device, so that the training goes on exactly.
+        """
         self.order.set_state(tensors["order"])
-        self._modules = [tensors[f"{MODULES}{number}"] for number in range(len(self._modules))]
+        stored = [tensors[name] for name in sorted(name for name in tensors if name.startswith(MODULES))]
+        is_exact = [len(state) for state in stored] == [len(state) for state in self._modules]
+        self._modules = stored if is_exact else self._new_modules(f"modules/{step}")
         self._concerns = {}
         for name, tensor in tensors.items():
             if name.startswith(CONCERN):
-                self.generator(name.removeprefix(CONCERN)).set_state(tensor)
+                concern = name.removeprefix(CONCERN)
+                if is_exact:
+                    self.generator(concern).set_state(tensor)
+                else:
+                    self.generator(concern).manual_seed(seed_for(self._seed, f"{concern}/{step}"))
+        return is_exact
 
 
 @contextlib.contextmanager

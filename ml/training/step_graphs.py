@@ -162,9 +162,15 @@ def _tensor_rates(optimizers: Optimizers, rates: Sequence[Tensor]) -> Iterator[N
 
 
 class CudaGraphs:
-    """Records CUDA graphs. See `GraphRecorder`."""
+    """Records CUDA graphs. See `GraphRecorder`.
+
+    Only the latest recording may be replayed: all of them take their memory from one pool, since with a pool of its own
+    each would leave that behind.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._latest: torch.cuda.CUDAGraph | None = None  # a pool that no graph uses cannot be captured into again
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # a graph cannot be captured on the default stream
 
     def warm_up(self, work: Callable[[], object]) -> None:
@@ -182,7 +188,8 @@ class CudaGraphs:
             for generator in generators:
                 graph.register_generator_state(generator)
             with self._recording_stream():
-                graph.capture_begin()
+                # a checkpoint may be copied by another thread meanwhile
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     work()
                 finally:
@@ -191,6 +198,7 @@ class CudaGraphs:
             for generator, state in zip(used, states, strict=True):  # a broken capture leaves them unable to draw
                 generator.graphsafe_set_state(state)
             raise Unrecordable(str(error).partition("\n")[0]) from error
+        self._latest = graph
         graph.replay()
         return graph.replay
 

@@ -140,7 +140,7 @@ class Trainer:
             torch.set_num_threads(threads)
         devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
         setup.check_data(spec, images)
-        with devices.catch_out_of_memory("preparing the training"):
+        with devices.catch_failures("preparing the training"):
             parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress, resident_bytes)
             trainer = cls(spec, parts, resolved, group)
             if cuda_graphs and group is None and resolved.type == "cuda" and not parts.inputs.streamed:
@@ -362,17 +362,16 @@ class Trainer:
 
     # State
 
-    def state(self) -> checkpoint.State:
-        """A copy of everything that the rest of the training depends on (K1)."""
-        return trainer_state.pack(self)
+    def state(self, *, on_device: bool = False) -> checkpoint.State:
+        """A copy of everything that the rest of the training depends on (K1); see `trainer_state.pack`."""
+        return trainer_state.pack(self, on_device=on_device)
 
-    def restore(self, state: checkpoint.State) -> None:
-        """Go on from a `state` of the same training.
+    def restore(self, state: checkpoint.State) -> bool:
+        """Go on from a `state` of the same training; False if not exactly (F29).
 
-        Raises:
-            CheckpointInvalid: It belongs to another training: its spec or its data differ (K3).
+        Raises CheckpointInvalid if it belongs to another training: its spec or its data differ (K3).
         """
-        trainer_state.unpack(self, state)
+        return trainer_state.unpack(self, state)
 
     # Helpers of the loop
 
@@ -396,6 +395,6 @@ class Trainer:
             return None if self.memory is None else self.memory.fitting(self.spec.batch_size)
 
         self._clock_started = time.perf_counter()
-        with devices.catch_out_of_memory(f"{what} with batch_size {self.spec.batch_size}", fitting):
+        with devices.catch_failures(f"{what} with batch_size {self.spec.batch_size}", fitting):
             yield
         self.seconds += time.perf_counter() - self._clock_started

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from ml.training.trainer import Trainer
 
 
-def pack(trainer: Trainer) -> checkpoint.State:
-    """A copy of everything that the rest of the training depends on; later steps do not change it."""
+def pack(trainer: Trainer, *, on_device: bool) -> checkpoint.State:
+    """A copy of everything that the rest of the training depends on; later steps do not change it.
+
+    Args:
+        trainer: The training.
+        on_device: Leave tensors on their device: on a GPU, nothing is waited for.
+    """
     margin_tensors, margin_facts = trainer.margins.state()
     optimizer_tensors, optimizer_facts = checkpoint.pack_optimizers(trainer.optimizers.members)
     groups = {
@@ -44,11 +49,19 @@ def pack(trainer: Trainer) -> checkpoint.State:
         "config_hash": trainer.config_hash,
         "data_hash": trainer.data_hash,
     }
-    return checkpoint.State({name: checkpoint.snapshot(tensor) for name, tensor in tensors.items()}, facts)
+    copies = {name: checkpoint.snapshot(tensor, on_device=on_device) for name, tensor in tensors.items()}
+    return checkpoint.State(copies, facts)
 
 
-def unpack(trainer: Trainer, state: checkpoint.State) -> None:
-    """Restore a trainer to a state of the same training. Raises CheckpointInvalid if it is of another one."""
+def unpack(trainer: Trainer, state: checkpoint.State) -> bool:
+    """Restore a trainer to a state of the same training.
+
+    Returns:
+        Whether it goes on exactly: not where its random states are of another kind of device (F29).
+
+    Raises:
+        CheckpointInvalid: The state is of another training.
+    """
     facts = state.facts
     checkpoint.check_owner(facts, config_hash=trainer.config_hash, data_hash=trainer.data_hash)
 
@@ -60,7 +73,7 @@ def unpack(trainer: Trainer, state: checkpoint.State) -> None:
     trainer.phase_number = facts["phase_number"]
     trainer.optimizers = trainer.schedule.build_optimizers(trainer.phase_number)
     checkpoint.unpack_optimizers(trainer.optimizers.members, state.under("optimizer/"), facts["optimizers"])
-    trainer.random.restore(state.under("random/"))
+    is_exact = trainer.random.restore(state.under("random/"), state.step)
 
     # What was measured
     trainer.margins.restore(state.under("margins/"), facts["margins"])
@@ -76,3 +89,4 @@ def unpack(trainer: Trainer, state: checkpoint.State) -> None:
     trainer.step, trainer.epoch, trainer.position = facts["step"], facts["epoch"], facts["position"]
     trainer.seconds = facts["seconds"]
     trainer.step_runner.reset()
+    return is_exact

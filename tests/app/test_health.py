@@ -77,6 +77,24 @@ def test_readiness_speaks_of_all_hosts(client: Client) -> None:
     assert ingest["heartbeat_age_seconds"] >= 100
 
 
+@BOTH
+def test_F27_readiness_says_why_a_host_takes_no_work(client: Client) -> None:
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.add_all(
+            [
+                Worker(id="a", kind="supervisor", device="cuda", devices=1, fault="the driver is too old"),
+                Worker(id="b", kind="supervisor", device="cuda", devices=2),
+            ]
+        )
+    body = client.get("/readyz").json()
+    supervisor = body["checks"]["supervisor"]
+
+    assert (body["status"], supervisor["status"]) == ("degraded", "degraded")
+    assert supervisor["detail"] == "the driver is too old"
+    assert (supervisor["running"], supervisor["devices"], supervisor["faults"]) == (1, 2, 1)
+    assert 'denll_worker_faults{kind="supervisor"} 1' in client.get("/metrics").text
+
+
 @pytest.mark.alone
 def test_F09_DEG1_DEG3_without_a_database_we_live_but_are_not_ready(with_settings: Callable[..., Client]) -> None:
     client = with_settings(database_url="postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import update
 
 from app import healthcheck, settings, worker_registry
@@ -20,7 +22,8 @@ from app.settings import Settings
 from migrations.__main__ import upgrade
 from tests.servers import eventually, free_port
 from tests.worker.harness import opened
-from worker.heartbeat import unique_name
+from tests.worker.inference_server import serving
+from worker.heartbeat import Heartbeat, unique_name
 
 
 @pytest.fixture
@@ -52,6 +55,31 @@ def test_a_process_silent_for_long_is_not(database: Settings) -> None:
     seen(database, unique_name(), 2 * worker_registry.HEARTBEAT_TIMEOUT_S)
 
     assert healthcheck.main(["heartbeat"]) == 1
+
+
+def test_F27_a_process_whose_device_has_a_fault_is_not(database: Settings) -> None:
+    engine = connect(database)
+    Heartbeat(engine, "supervisor", "cuda", unique_name(), devices=1).beat(fault="the driver is too old")
+    engine.dispose()
+
+    assert healthcheck.main(["heartbeat"]) == 1
+
+
+def test_F27_an_inference_process_that_can_load_no_model_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    async def check(device: str) -> int:
+        async with serving(tmp_path, device) as port:
+            monkeypatch.setenv("DENLL_INFERENCE_LISTEN", f"tcp://127.0.0.1:{port}")
+            return await asyncio.to_thread(healthcheck.main, ["inference"])
+
+    monkeypatch.setattr(torch.cuda, "init", no_driver)
+    assert asyncio.run(check("cpu")) == 0
+    assert asyncio.run(check("cuda")) == 1
+    assert "Found no NVIDIA driver" in capsys.readouterr().err
 
 
 def test_the_heartbeat_of_another_container_does_not_count(database: Settings) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from ml.data.dataset import LabeledImages, Truth
+from ml.training import devices
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", devices.CUBLAS_WORKSPACE)  # read once, at the first product of a test
+# What `deterministic` asks for where an operation has no such algorithm; the tests compare the bits.
+NONDETERMINISTIC = "ignore:.*does not have a deterministic implementation:UserWarning"
 
 SIDE, CLASSES = 32, 10
 
@@ -16,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.filterwarnings(NONDETERMINISTIC))
             if not there:
                 item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))
 

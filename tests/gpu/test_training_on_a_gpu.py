@@ -103,6 +103,27 @@ def test_a_deterministic_training_resumes_bit_for_bit(method: str, cuda_graphs: 
     assert same(whole.state().tensors, resumed.state().tensors) == []
 
 
+def test_recordings_of_many_epochs_need_the_memory_of_one(labeled: LabeledImages) -> None:
+    training = Trainer.build(spec(precision="bf16", epochs=8), labeled, cuda_graphs=True)
+    reserved = [torch.cuda.memory_reserved() for event in training if isinstance(event, EpochReport)]
+
+    assert isinstance(training.step_runner, GraphedStep)
+    assert not training.step_runner.gave_up
+    assert reserved[-1] <= reserved[2]
+
+
+@pytest.mark.parametrize(("written", "restored"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_F29_a_training_goes_on_on_another_kind_of_device(written: str, restored: str, labeled: LabeledImages) -> None:
+    settings = spec(network="small", epochs=2, augmentation="crop_flip", precision="f32")
+    whole, resumed = (Trainer.build(settings, labeled, device=device) for device in (written, restored))
+    states = [whole.state(on_device=True) for event in whole if isinstance(event, Step)]
+    assert not resumed.restore(states[5].on_cpu())
+    assert same(resumed.state().under("method/"), states[5].on_cpu().under("method/")) == []
+    list(resumed)
+
+    assert len(resumed.history) == 2
+
+
 def test_F18_what_cannot_fit_is_refused_and_the_memory_is_free_again() -> None:
     images = torch.zeros(1, 256, 256, 3, dtype=torch.uint8).expand(8192, -1, -1, -1)
     data = LabeledImages(images, torch.arange(8192) % 10, tuple("abcdefghij"))

@@ -114,3 +114,28 @@ def test_batches_partition_the_order_and_none_is_of_one(count: int, batch_size: 
 
     assert all(2 <= len(batch) <= batch_size + 1 for batch in batches)
     assert torch.cat(batches).tolist() == (order.tolist() if count > 1 else [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("side", "memory_gb", "images"),
+    [(32, None, 512), (224, None, 10), (16, None, 2048), (2048, None, 2),
+     (224, 4, 10), (224, 24, 31), (224, 80, 104), (224, 1000, 512), (32, 80, 512), (16, 80, 2048)],
+)  # fmt: skip
+def test_batches_without_gradients_grow_with_the_memory_of_a_gpu(side: int, memory_gb: int | None, images: int) -> None:
+    """Up to 512 images, and never below what a CPU takes."""
+    memory_bytes = None if memory_gb is None else memory_gb << 30
+    assert image_store.eval_batch_size(side, memory_bytes) == images
+
+
+def test_a_store_of_other_images_repeats_no_preparation() -> None:
+    """A predictor makes one for every batch."""
+    subject = pixels()
+    subject.augmented(torch.arange(3), Augmentation("crop_flip"), generator())  # pads the set
+    other = subject.with_images(images().flip(0))
+
+    assert other._scale is subject._scale
+    assert torch.equal(other.unaugmented(torch.arange(6)), subject.unaugmented(torch.arange(6)).flip(0))
+    assert torch.equal(
+        other.augmented(torch.tensor([5]), Augmentation("crop_flip"), generator(1)),
+        subject.augmented(torch.tensor([0]), Augmentation("crop_flip"), generator(1)),
+    )

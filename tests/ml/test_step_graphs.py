@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from ml import methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch
 from ml.training.spec import TrainingSpec
-from ml.training.step_graphs import EagerStep
+from ml.training.step_graphs import CudaGraphs, EagerStep
 from ml.training.trainer import Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, same
 from tests.ml.recorder import ReplayRecorder
@@ -137,3 +141,49 @@ def test_no_step_waits_for_the_device(method: str, spec: Specs, four_steps: Labe
     list(training)
 
     assert runner.steps == training.step >= 3 * 4
+
+
+class Driver:
+    """CUDA as far as capturing needs it. A pool without a graph cannot be used again, as in torch's allocator."""
+
+    def __init__(self) -> None:
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.captured: list[tuple[object, str]] = []
+        driver = self
+
+        class Graph:
+            def register_generator_state(self, generator: torch.Generator) -> None: ...
+
+            def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+                assert not driver.captured or len(driver.users), "use_count > 0"
+                driver.captured.append((pool, capture_error_mode))
+                driver.users.add(self)
+
+            def capture_end(self) -> None: ...
+
+            def replay(self) -> None: ...
+
+        self.graph = Graph
+
+
+def test_all_recordings_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch drops its recording before it makes the next; another thread may use the GPU while one is made."""
+    driver, stream = Driver(), SimpleNamespace(device=torch.device("cuda", 0), wait_stream=lambda _: None)
+    for name, stub in {
+        "CUDAGraph": driver.graph,
+        "Stream": lambda device: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda: stream,
+        "synchronize": lambda: None,
+        "default_generators": [torch.Generator()],
+        "graph_pool_handle": lambda: (0, 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    recorder = CudaGraphs(torch.device("cuda", 0))
+    for _ in range(3):
+        replay = recorder.record(lambda: None, [])
+        del replay
+        gc.collect()
+
+    assert driver.captured == [((0, 1), "thread_local")] * 3
+    assert len(driver.users) == 1

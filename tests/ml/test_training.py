@@ -160,7 +160,7 @@ def test_F24_weights_that_the_last_step_makes_not_finite_are_refused(spec: Specs
 
 
 def test_F18_running_out_of_memory_names_a_batch_size() -> None:
-    with pytest.raises(errors.OutOfMemory) as raised, devices.catch_out_of_memory("a training step", lambda: 50):
+    with pytest.raises(errors.OutOfMemory) as raised, devices.catch_failures("a training step", lambda: 50):
         torch.empty(2**50)
 
     assert raised.value.fitting_batch_size == 48

@@ -18,11 +18,11 @@ from worker.inference.server import serve
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, **limits: Any) -> AsyncIterator[int]:
+async def serving(tmp_path: Path, device: str = "cpu", **limits: Any) -> AsyncIterator[int]:
     """The socket of an inference process without models, on the port that this yields."""
     address = f"tcp://127.0.0.1:{free_port()}"
     settings = Settings(data_dir=tmp_path, inference_listen=address, **limits)
-    batcher = Batcher(settings, ModelCache(None, "cpu", 1, 1))  # type: ignore[arg-type]  # no request reaches it
+    batcher = Batcher(settings, ModelCache(None, device, 1, 1))  # type: ignore[arg-type]  # no request reaches it
     listeners = prefork.listen(frames.parse_address(address))
     ended = asyncio.Event()
     server = asyncio.create_task(serve(settings, batcher, listeners, ended))

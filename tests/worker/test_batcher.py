@@ -69,3 +69,26 @@ def test_a_batch_without_room_is_answered_one_request_at_a_time(
     assert batch_sizes == [4, 1, 1, 2]
     assert all("error" not in by_id[name] for name in "ab")
     assert by_id["c"]["error"]["detail"] == "Predicting 2 images at once ran out of memory."
+
+
+def test_F27_a_device_that_is_lost_is_the_fault_of_the_process(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = published(harness)
+    cache = ModelCache(harness.files, "cpu", 1, 1)
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(cache.get(model).trained_method, "predict", lost)
+    batcher = Batcher(harness.settings, cache)
+    replies: queue.Queue[dict[str, Any]] = queue.Queue()
+    (_, _, image), *_ = pictures(1)
+    batcher.submit([Request("a", model, [image], {}, 60.0, lambda header, _: replies.put(header))])
+    assert batcher.fault is None
+    batcher.start()
+    error = replies.get(timeout=60)["error"]
+    batcher.end()
+
+    assert error["code"] == "model_unavailable"
+    assert batcher.fault == "predicting 1 images at once failed: CUDA error: unspecified launch failure"

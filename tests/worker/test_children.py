@@ -41,6 +41,7 @@ from ml.training import checkpoint, store_choice
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
+from tests.ml.test_randomness import of_a_gpu
 from tests.worker.harness import CLASSES, SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
 from worker.children import artifacts, ingest, job, publish
@@ -527,6 +528,84 @@ def test_a_job_gets_the_first_of_its_hosts_devices(
     job = Job(spec={"device": requested}, gpus=gpus)
 
     assert choose_devices(Settings(devices=host).device_names, job) == devices
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("cuda", control_channel.DEVICE_FAILED), ("cpu", control_channel.FINISHED)]
+)
+def test_F27_no_job_trains_on_the_cpu_of_a_host_that_claims_a_gpu(
+    host: str, status: int, harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to another attempt. Where the host has no GPU and the job asks for one, that is the job's fault."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as where the driver is too old
+    harness.settings = harness.settings.model_copy(update={"devices": host})
+    job_id = harness.submit(harness.dataset(), device="auto" if host == "cuda" else "cuda")
+
+    assert job.main(*claimed(harness), None, channel) == status
+    row = harness.job(job_id)
+    if host == "cuda":
+        (line,) = [event.data["message"] for event in harness.history(job_id, "log")]
+        assert (row.state, row.error) == ("running", None)
+        assert line == "This attempt ended because of its host: this machine has no CUDA device, but cuda is asked for."
+    else:
+        assert (row.state, row.error and row.error["code"]) == ("failed", "no_device")
+
+
+def test_F18_a_gpu_that_others_fill_is_tried_again_before_the_job_fails(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    job_id = harness.submit(harness.dataset())
+    monkeypatch.setattr(torch.optim.SGD, "step", full)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(1e9), int(80e9)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(10e9))
+    statuses = []
+    for _ in range(3):
+        claim = claimed(harness)
+        statuses.append(job.main(*claim, None, channel))
+        with transaction(harness.engine) as session:
+            attempt.requeue(session, *claim, counts=True, limit=3, reason="out_of_memory")
+
+    row = harness.job(job_id)
+    assert statuses == [control_channel.OUT_OF_MEMORY, control_channel.OUT_OF_MEMORY, control_channel.FINISHED]
+    assert (row.state, row.error and row.error["code"]) == ("failed", "out_of_memory")
+    assert row.error is not None
+    assert "while other processes held 67.9 GB of the GPU" in row.error["detail"]
+
+
+class Drained(Disconnected):
+    """A channel on which the supervisor drains the attempt after a few steps."""
+
+    def __init__(self, beats: int) -> None:
+        super().__init__()
+        self._beats = beats
+
+    def beat(self) -> None:
+        self._beats -= 1
+        if self._beats == 0:
+            self.command = "drain"
+
+
+def test_F29_an_attempt_on_another_kind_of_device_goes_on_and_says_so(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    job_id = harness.submit(harness.dataset(), augmentation="flip")
+    first = claimed(harness)
+    assert job.main(*first, None, Drained(beats=6)) == control_channel.DRAINED
+    folder = harness.files.attempt(*first) / "checkpoints"
+    newest = max(folder.iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    checkpoint.write(folder, of_a_gpu(checkpoint.read(newest)))
+    with transaction(harness.engine) as session:
+        attempt.requeue(session, *first, counts=False, limit=3, reason="drained")
+
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+    lines = [event.data["message"] for event in harness.history(job_id, "log")]
+    assert harness.state(job_id) == "succeeded"
+    assert lines[0].startswith("Resumed at step ")
+    assert lines[1].startswith("The checkpoint is of another kind of device than cpu")
 
 
 def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:

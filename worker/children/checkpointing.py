@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.storage import fence_of
 from ml import errors
 from ml.training import checkpoint
+from ml.training.checkpoint_writer import CheckpointWriter
 from ml.training.trainer import Trainer
 from worker.children import failures
 from worker.children.job_context import JobContext
@@ -40,8 +41,8 @@ class Checkpointer:
         self._settings = settings
         self._reporter = reporter
         self._trainer = trainer
-        self._folder = ctx.folder / FOLDER
-        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._writer = CheckpointWriter(trainer, ctx.folder / FOLDER)
+        self._saved_step = -1  # of the latest that is complete
         self._count = 0  # checkpoints this attempt has written
         self._disk_full_since: float | None = None
         self._pause, self._next_try = FIRST_PAUSE_S, 0.0
@@ -68,44 +69,65 @@ class Checkpointer:
             log.warning("checkpoint of %s not used: %s", name, skipped.detail)
             self._reporter.log("warning", f"A checkpoint of {name} is not used: {skipped.detail}.")
         if newest.state is not None:
-            _restore(trainer, newest.state)
-            self._saved_at, self._saved_step = time.monotonic(), trainer.step
+            is_exact = _restore(trainer, newest.state)
+            self._saved_step = trainer.step
             log.info("resumed at step %d", trainer.step)
             self._reporter.log("info", f"Resumed at step {trainer.step}, epoch {trainer.epoch + 1}.")
+            if not is_exact:
+                self._reporter.log(
+                    "warning",
+                    f"The checkpoint is of another kind of device than {trainer.device.type}: weights and place are "
+                    "kept, and random numbers are drawn anew.",
+                )
             for report in trainer.history:  # the killed attempt may not have written all of them to the database
                 self._reporter.record_epoch(report.to_json())
         elif newest.skipped:
             self._reporter.log("warning", "No checkpoint can be used: the training starts again.")
         return newest.path
 
+    def write_if_due(self, every_s: float) -> None:
+        """Begin a checkpoint when the last one is `every_s` seconds old, or older where copying the state takes long.
+
+        It is written while the training goes on. On a full disk it is tried again later.
+        """
+        if self._writer.has_ended:
+            self.try_writing(self._collect)
+        if time.monotonic() >= self._next_try and self._writer.is_due(every_s):
+            self._writer.start()
+
     def write(self) -> None:
-        """Write a checkpoint and record it.
+        """Write a checkpoint of this step, unless there is one, and wait until it is complete."""
+        self._collect(wait=True)
+        if self._trainer.step != self._saved_step:
+            self._writer.start()
+            self._collect(wait=True)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._writer.close()
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Record a checkpoint that has become complete; with `wait`, wait for one that is being written.
 
         Once this attempt has written `checkpoint.KEEP_NEWEST` of them, those of earlier attempts are deleted.
         """
-        started = time.monotonic()
-        path = checkpoint.write(self._folder, self._trainer.state())
-        self._saved_at, self._saved_step = time.monotonic(), self._trainer.step
+        written = self._writer.collect(wait=wait)
+        if written is None:
+            return
+        self._saved_step = written.step
         self._reporter.record_checkpoint(
-            self._trainer.step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id)))
+            written.step, str(written.path.relative_to(self._ctx.files.job(self._ctx.job.id)))
         )
-        log.info("checkpoint at step %d in %.2f s", self._trainer.step, time.monotonic() - started)
+        log.info("checkpoint at step %d in %.2f s, its copy in %.3f s", *written[1:])
         self._count += 1
         if self._count == checkpoint.KEEP_NEWEST:
             for folder in self._ctx.files.attempts(self._ctx.job.id):
                 if fence_of(folder) < self._ctx.fence:
                     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
-    def write_if_due(self, every_s: float) -> None:
-        """Write a checkpoint when the last one is `every_s` seconds old; on a full disk it is tried again later."""
-        now = time.monotonic()
-        if now - self._saved_at >= every_s and now >= self._next_try:
-            self.try_writing(self.write)
-
     def write_last(self) -> None:
         """Write the state at the end of the training, so that publishing can be repeated without training again."""
-        if self._trainer.step != self._saved_step:
-            self.when_there_is_space(self.write)
+        self.when_there_is_space(self.write)
 
     def when_there_is_space(self, write: Callable[[], None]) -> None:
         """Call `write` until the disk has space for it; raises what `try_writing` and `check_cancelled` raise."""
@@ -141,10 +163,10 @@ class Checkpointer:
         return True
 
 
-def _restore(trainer: Trainer, state: checkpoint.State) -> None:
-    """Restore a verified state; CheckpointInvalid when it no longer fits, as one from before an update may not."""
+def _restore(trainer: Trainer, state: checkpoint.State) -> bool:
+    """Restore a verified state, exactly or not; CheckpointInvalid when it no longer fits: one from before an update."""
     try:
-        trainer.restore(state)
+        return trainer.restore(state)
     except torch.OutOfMemoryError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from ml import errors
+from worker import control_channel
 
 TITLES = {
     "diverged": "The training diverged",
@@ -25,7 +26,36 @@ HINTS = {
     "dataset_corrupt": "Upload the data set again.",
     "internal_error": "Look at /jobs/{id}/logs, and report it with the request id.",
 }
+OF_THE_HOST = {"device_unavailable", "device_unsupported"}  # codes that say nothing of the job
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class HostFailed(Exception):
+    """The attempt failed because of this host, and the job goes on elsewhere or later.
+
+    Args:
+        detail: Why.
+        status: The exit status of the child, one of `worker.control_channel`.
+    """
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def host_status(failure: errors.Failure, *, offers_device: bool, may_retry: bool) -> int | None:
+    """The exit status of an attempt that failed because of its host; None where the job is to blame.
+
+    Args:
+        failure: What ended the attempt.
+        offers_device: Whether it used a device that the host offers, rather than one that only the job names.
+        may_retry: Whether the job has another attempt, should its GPU be too full again.
+    """
+    if failure.code in OF_THE_HOST or (failure.code == "no_device" and offers_device):
+        return control_channel.DEVICE_FAILED
+    if isinstance(failure, errors.OutOfMemory) and failure.by_neighbour and may_retry:
+        return control_channel.OUT_OF_MEMORY
+    return None
 
 
 def describe_failure(failure: errors.Failure) -> dict[str, str]:

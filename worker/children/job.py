@@ -21,7 +21,7 @@ from app.settings import Settings, current
 from app.storage import LOG_FILE, Storage
 from ml import errors, methods, networks
 from ml.reports import plots
-from worker import control_channel
+from worker import control_channel, host_devices
 from worker.children import failures, ranks, score, train
 from worker.children.job_context import JobContext, choose_devices
 from worker.children.job_reporter import FencedOff, Interrupted, JobReporter
@@ -71,6 +71,9 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
         except Interrupted as stop:
             log.info("stopped: %s", stop.command)
             return control_channel.DRAINED if stop.command == "drain" else control_channel.STOPPED
+        except failures.HostFailed as error:
+            log.error("giving up on this host: %s", error)  # noqa: TRY400 - the trace is in the log already
+            return error.status
         except FencedOff:
             log.warning("another attempt has taken over")
             return control_channel.FENCED_OFF
@@ -86,7 +89,8 @@ def _attempt(
     ctx: JobContext, settings: Settings, engine: Engine, reporter: JobReporter, channel: ControlChannel
 ) -> None:
     """Run the job to its end: it succeeds, or fails with an error. Raises what ends only this attempt."""
-    devices = choose_devices(settings.device_names, ctx.job)
+    offered = host_devices.names(settings)
+    devices = choose_devices(offered, ctx.job)
     try:
         if len(devices) > 1:
             engine.dispose()  # a connection belongs to one process, and the ranks are forked from this one
@@ -99,7 +103,13 @@ def _attempt(
         detail = f"This version of the service cannot run the job's settings: {invalid.errors()[0]['msg']}."
         error = failures.error_document("invalid_spec", detail, hint="Submit the job again with POST /jobs.")
     except errors.Failure as failure:
-        log.warning("failed: %s", failure)
+        log.warning("failed: %s", failure, exc_info=failure.__cause__)
+        may_retry = ctx.job.attempts_without_progress + 1 < settings.max_attempts_without_progress
+        status = failures.host_status(failure, offers_device=devices[0] in offered, may_retry=may_retry)
+        if status is not None:
+            reporter.log("warning", f"This attempt ended because of its host: {failure.detail}.")
+            reporter.sync()
+            raise failures.HostFailed(failure.detail, status) from failure
         error = failures.describe_failure(failure)
     except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed

@@ -14,6 +14,7 @@ from ml.data import dataset
 from ml.formats import csv_cells
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
+from ml.training import devices as training_devices
 from ml.training import host_cpus
 from worker.children import artifacts, localize
 from worker.children.job_context import JobContext
@@ -38,6 +39,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     # Load the model, and the images at its size.
     spec, threads = ctx.job.spec, settings.threads or host_cpus.count()
     torch.set_num_threads(threads)
+    training_devices.limit_memory(devices[0], settings.gpu_memory_fraction)
     predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 

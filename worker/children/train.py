@@ -6,6 +6,7 @@ cancellation.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def run(
     # Join the other ranks, then resume from a checkpoint or start from the beginning; they do as this one did.
     group = None if rank is None else join(rank, devices, settings)
     trainer = build_trainer(spec, group)
+    if note := training_devices.precision_note(spec.precision, trainer.device):
+        reporter.log("warning", note)
     checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     resumed: Path | None = None
     try:
@@ -80,10 +83,11 @@ def run(
     facts = report_images(reporter, trainer, first)
 
     # Train. What follows needs no other rank, and may wait for disk space longer than they would wait for this one.
-    train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
-    if group is not None:
-        group.leave()
-    checkpointer.write_last()
+    with contextlib.closing(checkpointer):
+        train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
+        if group is not None:
+            group.leave()
+        checkpointer.write_last()
 
     # Publish the training, or the first answer where that is better.
     issues: LabelIssues | None = None
@@ -213,11 +217,13 @@ def build(
         reporter.report_progress({"phase": f"computing features, {done} of {total}", **before_the_first(spec)})
         reporter.check_cancelled()
 
+    device = devices[0 if group is None else group.rank]
+    training_devices.limit_memory(device, settings.gpu_memory_fraction)
     return Trainer.build(
         spec,
         images,
         truth=truth,
-        device=devices[0 if group is None else group.rank],
+        device=device,
         threads=threads_per_process(settings, devices),
         weights=ctx.files.weights(),
         group=group,

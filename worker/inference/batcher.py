@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.settings import Settings
-from ml.errors import Failure, OutOfMemory
+from ml.errors import DeviceUnavailable, DeviceUnsupported, Failure, OutOfMemory
 from ml.serving.predictor import Prediction, Predictor
 from worker.inference import results
 from worker.inference.model_cache import ModelCache
@@ -96,6 +96,11 @@ class Batcher:
         self._ended = self._should_preload = False
         self._pool = ThreadPoolExecutor(max(2, settings.threads or 4), thread_name_prefix="decode")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    @property
+    def fault(self) -> str | None:
+        """Why this process can predict nothing; None while it can."""
+        return self._models.fault
 
     def start(self) -> None:
         self._thread.start()
@@ -183,6 +188,8 @@ class Batcher:
             if isinstance(error, Failure):
                 detail = results.sentence(error.detail)
                 log.warning("model %s: %s", model, error, exc_info=error.__cause__)
+                if isinstance(error, DeviceUnavailable | DeviceUnsupported):
+                    self._models.fault = error.detail
             else:
                 log.exception("model %s, a batch of %d requests", model, len(requests))
             is_models_fault = isinstance(error, Failure) and not isinstance(error, OutOfMemory)

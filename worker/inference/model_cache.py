@@ -16,6 +16,7 @@ import torch
 from app.storage import Storage
 from ml.errors import Failure, ModelArchiveCorrupt
 from ml.serving.predictor import Predictor
+from ml.training import devices
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,31 @@ class ModelCache:
         capacity: How many are in memory at a time.
         threads: CPU threads of a forward pass; set for the whole process.
         precision: Their arithmetic, as of `Predictor.load`.
+        gpu_memory_fraction: Share of a GPU's memory that the process may take, in (0, 1].
+
+    Attributes:
+        fault: Why no model can be used on the device; None while it works.
     """
 
-    def __init__(self, files: Storage, device: str, capacity: int, threads: int, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        files: Storage,
+        device: str,
+        capacity: int,
+        threads: int,
+        precision: str = "auto",
+        gpu_memory_fraction: float = 1.0,
+    ) -> None:
         torch.set_num_threads(threads)
         self.device = device
         self._precision = precision
+        self.fault: str | None = None
+        try:
+            devices.check_usable(device)
+            devices.limit_memory(device, gpu_memory_fraction)
+        except Failure as failure:
+            self.fault = failure.detail
+            log.error("no model can be used: %s", failure)  # noqa: TRY400 - the cause is the driver's, and in the text
         self._files = files
         self._capacity = capacity
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
@@ -65,7 +85,7 @@ class ModelCache:
 
     def load_newest(self) -> None:
         """Load the newest model before the first request for it; errors are logged, and raised again by `get`."""
-        newest = self._newest()
+        newest = None if self.fault else self._newest()
         if newest is None or newest in self._predictors:
             return
         try:

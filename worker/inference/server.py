@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -28,9 +29,9 @@ from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
 from app.storage import Storage
 from ml.training import host_cpus
-from worker import heartbeat
-from worker.inference import prefork
-from worker.inference.batcher import Batcher, Refused, Reply, Request
+from worker import heartbeat, host_devices
+from worker.inference import prefork, results
+from worker.inference.batcher import Batcher, Refused, Reply, Request, unavailable
 from worker.inference.model_cache import ModelCache
 from worker.inference.unfinished_frames import UnfinishedFrames
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how often the folder of models is checked
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is disconnected
+FAULT_S = 60.0  # a process whose device cannot be used ends after this, and its successor looks again
 GRACE_S = 6.0  # for the serving process to end after SIGTERM
 OPTIONS = {"top_k", "threshold", "masks", "mask_threshold", "render"}
 
@@ -116,6 +118,8 @@ class ClientConnection(frames.FrameProtocol):
                     return
                 continue
             try:
+                if self._batcher.fault is not None:  # also of a request that could not be read: the health check's
+                    raise unavailable(results.sentence(self._batcher.fault))
                 requests.append(parse_request(frame, self.reply))
             except Refused as refused:
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
@@ -194,6 +198,9 @@ async def close_all(connections: set[ClientConnection]) -> None:
 def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threading.Event) -> None:
     """Write the heartbeat, and have the newest model loaded whenever one was published, until `ended` is set.
 
+    A process whose device cannot be used ends itself, since CUDA does not recover within a process: at once where the
+    device worked before.
+
     Args:
         settings: Database, data folder and period of the heartbeat.
         device: What the models run on, for the heartbeat's row.
@@ -204,6 +211,7 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
     row = heartbeat.Heartbeat(engine, "inference", device, heartbeat.unique_name())
     models = Storage(settings.data_dir).root / "models"
     modified_ns, last_beat = 0, float("-inf")
+    end_at = time.monotonic() + (FAULT_S if batcher.fault else 0.0)
     while not ended.is_set():
         # The folder's modification time changes when a model is published or deleted.
         with contextlib.suppress(OSError):  # of a network file system
@@ -213,7 +221,9 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
                 batcher.preload()
         if time.monotonic() - last_beat >= settings.worker_heartbeat_s:
             last_beat = time.monotonic()
-            row.beat()
+            row.beat(fault=batcher.fault)
+        if batcher.fault is not None and time.monotonic() >= end_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         ended.wait(POLL_S)
     row.end()
     engine.dispose()
@@ -278,5 +288,9 @@ def main() -> None:
     logs.configure(settings.log_level, process="inference")
     files = Storage(settings.data_dir)
     files.create()
-    device, threads = heartbeat.detect_device(settings), settings.threads or host_cpus.count()
-    run_process(settings, lambda: ModelCache(files, device, settings.models_in_memory, threads))
+    device, threads = host_devices.names(settings)[0], settings.threads or host_cpus.count()
+    fraction = settings.gpu_memory_fraction
+    run_process(
+        settings,
+        lambda: ModelCache(files, device, settings.models_in_memory, threads, gpu_memory_fraction=fraction),
+    )

@@ -17,7 +17,8 @@ from app import logs, storage
 from app.db.session import Engine, connect
 from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
-from worker.heartbeat import Heartbeat, detect_device, host_facts, unique_name
+from worker import host_devices
+from worker.heartbeat import Heartbeat, host_facts, unique_name
 from worker.supervisor import transport
 from worker.supervisor.supervise import Supervisor
 from worker.supervisor.work_thread import WorkThread
@@ -70,7 +71,7 @@ class WorkerProcess:
         self._heartbeat = Heartbeat(
             self.engine,
             "supervisor",
-            detect_device(settings) if devices else None,
+            host_devices.names(settings)[0] if devices else None,
             owner,
             devices=devices,
             host=host_facts(settings) if devices else None,
@@ -92,7 +93,8 @@ class WorkerProcess:
 
     def _beat_until_ended(self) -> None:
         while True:
-            self._heartbeat.beat(draining=self.supervisor.draining.is_set())
+            self.supervisor.keep_devices()
+            self._heartbeat.beat(draining=self.supervisor.draining.is_set(), fault=self.supervisor.fault)
             if self._ended.wait(self._period_s):
                 return
 

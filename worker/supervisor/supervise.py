@@ -6,6 +6,7 @@ over. This module imports neither torch nor Celery and writes no SQL.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app import logs
+from app import logs, worker_registry
 from app.datasets import ingest_queue
 from app.db.session import Engine, Session, transaction
 from app.db.tables import State
@@ -25,7 +26,8 @@ from app.notifier import QueueName
 from app.settings import Settings
 from app.storage import Storage
 from app.work import Claim, HolderCommand
-from worker import control_channel
+from worker import control_channel, host_devices
+from worker.supervisor.device_health import DeviceHealth, Probe, run_probe
 from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,11 @@ TICK_S = 1.0  # how often drain and stall are checked while the child sends noth
 REQUEUE_TRIES = 3
 FENCED_GRACE_S = 1.0  # for a child whose claim is lost: it may not write, but it may hold the device
 CHILD_MODULES: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets": "worker.children.ingest"}
+
+
+DEVICE_FAILED = "device_failed"  # the child met an error of its device
+SUSPICIOUS = (DEVICE_FAILED, "child_failed", "child_killed", "stalled")  # ends that a broken GPU may cause
+UNCOUNTED = ("drained", "device_unavailable")  # ends that say nothing of the job
 
 
 class WorkQueue(Protocol):
@@ -73,13 +80,16 @@ class Supervisor:
         engine: The database.
         queue: Which queue's work is taken.
         owner: A name no other process has; it is written into the rows that are claimed.
+        probe: Looks at GPUs.
 
     Attributes:
         devices: How many devices one piece of work may use; 0 for work that uses none.
         draining: Set to stop claiming and to have the running child write a checkpoint and stop.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, queue: QueueName, owner: str) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, queue: QueueName, owner: str, *, probe: Probe = run_probe
+    ) -> None:
         self.devices = len(settings.device_names) if queue == "jobs" else 0
         self.draining = threading.Event()
         self._settings = settings
@@ -89,12 +99,20 @@ class Supervisor:
         self._had_disk = True
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
+        self._has_devices = False  # leased to this supervisor
+        self._taken: str | None = None  # the fault, where another one has them
+        self._health = DeviceHealth(host_devices.names(settings) if self.devices else (), probe)
         self._fork_server = ForkServer((self._module,), preload=settings.warm_fork_server)
         self._renewals = ThreadPoolExecutor(1, "lease")  # a database that hangs keeps nobody from killing the child
 
+    @property
+    def fault(self) -> str | None:
+        """Why no work is taken, of the devices; None while they can be used."""
+        return self._health.fault or self._taken
+
     def run_queued_work(self) -> None:
         """Do queued work until none is left. Failures of the database or of a child are logged, not raised."""
-        while not self.draining.is_set() and self._has_disk() and self._can_start_child():
+        while not self.draining.is_set() and self._can_take_work() and self._can_start_child():
             state = ChildState()  # before the claim: the lease begins when the database executes it
             claim = self._claim()
             if claim is None:
@@ -104,7 +122,7 @@ class Supervisor:
 
     def has_work(self) -> bool:
         """Whether anything is queued that this supervisor could take; False while the database is unavailable."""
-        if not self._has_disk():
+        if not self._can_take_work():
             return False
         try:
             with transaction(self._engine, read_only=True) as session:
@@ -120,8 +138,35 @@ class Supervisor:
             log.exception("the fork server cannot be started")
 
     def close(self) -> None:
+        if self._has_devices:
+            with contextlib.suppress(DatabaseUnavailable), transaction(self._engine) as session:
+                worker_registry.release_devices(session, self._owner)
         self._renewals.shutdown()
         self._fork_server.close()
+
+    def check_devices(self) -> bool:
+        """Whether the devices can be used and no other supervisor has them; the first call takes seconds."""
+        return self._health.check() and self._lease_devices()
+
+    def keep_devices(self) -> None:
+        """Renew the leases of the devices; to be called more often than they end, also while a child runs."""
+        if self._has_devices:
+            self._lease_devices()
+
+    def _lease_devices(self) -> bool:
+        if not self._health.ids:
+            return True
+        try:
+            with transaction(self._engine) as session:
+                holder = worker_registry.lease_devices(session, self._owner, self._health.ids)
+        except DatabaseUnavailable:
+            return False
+        self._has_devices = holder is None
+        self._taken = None if holder is None else f"the devices are those of {holder}: give every supervisor its own"
+        return self._has_devices
+
+    def _can_take_work(self) -> bool:
+        return self.check_devices() and self._has_disk()
 
     def _has_disk(self) -> bool:
         """Whether enough disk is free to begin something; what runs goes on with less."""
@@ -165,9 +210,17 @@ class Supervisor:
         finally:
             child.close()
         reason = state.stop_reason or _exit_reason(status)
+        if self._is_host_to_blame(claim, reason):
+            reason = "device_unavailable"
         log.info("child ended with %d: %s", status, reason)
         if reason != "fenced_off":
             self._requeue_unfinished(claim, reason)
+
+    def _is_host_to_blame(self, claim: Claim, reason: str) -> bool:
+        """Whether the attempt failed because of this host's devices: then it does not count, and no work is taken."""
+        if reason == "finished":
+            self._health.record_success()
+        return reason in SUSPICIOUS and self._health.is_to_blame(claim.id, device_failed=reason == DEVICE_FAILED)
 
     def _monitor(self, claim: Claim, child: Child, state: ChildState) -> int:
         """Hold the lease until the child has ended; its exit status."""
@@ -241,7 +294,7 @@ class Supervisor:
             try:
                 with transaction(self._engine) as session:
                     new_state = self._queue.requeue(
-                        session, claim.id, claim.fence, counts=reason != "drained", limit=limit, reason=reason
+                        session, claim.id, claim.fence, counts=reason not in UNCOUNTED, limit=limit, reason=reason
                     )
             except DatabaseUnavailable:
                 log.warning("not requeued: the database is unavailable")
@@ -259,6 +312,8 @@ def _exit_reason(status: int) -> str:
     return {
         control_channel.FINISHED: "finished",
         control_channel.FENCED_OFF: "fenced_off",
+        control_channel.DEVICE_FAILED: DEVICE_FAILED,
+        control_channel.OUT_OF_MEMORY: "out_of_memory",
         control_channel.DRAINED: "drained",
         control_channel.STOPPED: "cancelled",
         control_channel.DATABASE_UNAVAILABLE: "database_unavailable",

@@ -47,6 +47,10 @@ class WorkThread:
             self._changed.wait_for(lambda: self._has_ended or not (self._is_notified or self._is_busy))
 
     def _run(self) -> None:
+        try:
+            self._supervisor.check_devices()  # at once, so that the heartbeat soon says what is wrong
+        except Exception:
+            log.exception("the devices could not be checked")  # they are checked again before work is taken
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_notified or self._has_ended, self._period_s)
