@@ -15,6 +15,7 @@ from ml.data import dataset
 from ml.formats import csv_cells
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
+from ml.training import devices as training_devices
 from worker.children import artifacts, localize
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
@@ -38,6 +39,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     # Load the model, and the images at its size.
     spec, threads = ctx.job.spec, settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
+    reporter.set_hardware(training_devices.describe(devices[:1], threads))
     predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 

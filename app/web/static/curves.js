@@ -8,7 +8,8 @@ const HEIGHT = 210;
 const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
 
 /**
- * A chart of series over epochs. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows.
+ * A chart of series over epochs. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows; expect(on) says whether points are
+ * still to come: then it keeps its place without any.
  * `share` charts run from 0 to at most 1 and read as per cent.
  */
 export function chart({ title, share = false }) {
@@ -19,10 +20,17 @@ export function chart({ title, share = false }) {
   const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
   let visible = [];
   let scale = null;
+  let expected = false;
+
+  function expect(on) {
+    expected = on;
+    element.hidden = !expected && !visible.length;
+    if (!visible.length) write(at, "after the first steps");
+  }
 
   function draw(series) {
     visible = series.filter((entry) => entry.points.length);
-    element.hidden = !visible.length;
+    element.hidden = !expected && !visible.length;
     if (!visible.length) return;
     scale = scales(visible, share);
     fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), visible.map((entry, place) => line(entry, place, scale)), svg("g", { class: "cursor" }));
@@ -52,7 +60,7 @@ export function chart({ title, share = false }) {
     point(nearest(visible.flatMap((entry) => entry.points), x)[0]);
   });
   plot.addEventListener("pointerleave", () => scale && point(null));
-  return { element, draw };
+  return { element, draw, expect };
 }
 
 function nearest(points, x) {

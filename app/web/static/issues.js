@@ -9,9 +9,10 @@ import { show } from "./problems.js";
 const FIRST = 24; // cards
 const MORE = 96;
 
-export function labelIssues(job) {
+/** A promise of the section. */
+export async function labelIssues(job) {
   const place = h("section", { class: "issues", "aria-label": "Label issues" });
-  load(place, job, null, []).catch((error) => show(place, error));
+  await load(place, job, null, []).catch((error) => show(place, error));
   return place;
 }
 

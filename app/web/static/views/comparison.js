@@ -12,7 +12,13 @@ const JUDGES = { test: "test pictures", clean_validation: "held-out pictures wit
 
 /** `jobs` are ids; the first is what the others are compared with. */
 export function Comparison({ jobs }) {
-  const { data, problem } = useResource(() => get(`/comparisons?${new URLSearchParams([...jobs.map((id) => ["job", id]), ["limit", SHOWN]])}`), [jobs.join()]);
+  return html`<${Compared} ...${useResource(() => loadComparison(jobs), [jobs.join()])} />`;
+}
+
+export const loadComparison = (jobs) => get(`/comparisons?${new URLSearchParams([...jobs.map((id) => ["job", id]), ["limit", SHOWN]])}`);
+
+/** What `loadComparison` gave, or its problem. */
+export function Compared({ data, problem }) {
   if (!data) return html`<${ProblemBlock} problem=${problem} />`;
   const name = (id) => title(data.jobs.find((job) => job.id === id));
   return html`<section class="panel" aria-label="Comparison">

@@ -27,8 +27,8 @@ export default function Dataset({ id }) {
   const changed = () => (setChanges(changes + 1), reload());
   const ready = dataset?.status === "ready";
   return html`<${View} wide title=${dataset?.name ?? "Data set"} lead=${dataset ? summary(dataset) : " "}
-      actions=${ready && html`${jobs?.length > 0 && html`<a class="button primary" href=${`/ui/review/${jobs[0].id}`}>Review labels</a>`}
-        <a class="button" href=${`/ui/train?dataset=${id}`}>Train on it</a>`}>
+      actions=${ready && jobs ? html`${jobs?.length > 0 && html`<a class="button primary" href=${`/ui/review/${jobs[0].id}`}>Review labels</a>`}
+        <a class="button" href=${`/ui/train?dataset=${id}`}>Train on it</a>` : null}>
     <${ProblemBlock} problem=${problem ?? (dataset?.status === "failed" ? dataset.error : null)} />
     ${dataset?.status === "ingesting" && html`<p class="quiet">Its images are being read.</p>`}
     ${ready && html`<${Tabs} label="Parts of the data set" tabs=${TABS} chosen=${tab} />

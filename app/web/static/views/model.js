@@ -1,7 +1,7 @@
 /** One model: where it comes from, its figures, the alias default with its history, how to call it, and deleting it. */
 
 import { html } from "htm/preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 import { get, put, remove } from "../api.js";
 import { announce } from "../dom.js";
@@ -22,7 +22,7 @@ export default function Model({ id }) {
   const title = model ? model.name ?? `${model.method}${dataset ? ` on ${dataset.name}` : ""}` : "Model";
   const lead = model && html`${model.method}, ${model.network}${dataset && html`${" on "}<a href=${`/ui/datasets/${dataset.id}`}>${dataset.name}</a>`} · ${bytes(model.size_bytes)} · ${ago(model.created_at)}
     ${model.job_id && html`${" · "}<a href=${`/ui/jobs/${model.job_id}`}>its training</a>`}`;
-  return html`<${View} title=${title} lead=${lead || " "} actions=${model && html`<a class="button primary" href=${`/ui/predict?model=${id}`}>Try it</a>`}>
+  return html`<${View} title=${title} lead=${lead || " "} actions=${model ? html`<a class="button primary" href=${`/ui/predict?model=${id}`}>Try it</a>` : null}>
     <${ProblemBlock} problem=${problem} />
     ${model && html`<${Figures} model=${model} /><${Aliases} model=${model} alias=${alias} changed=${reload} /><${Snippets} model=${id} /><${Deletion} model=${model} title=${title} />`}
   <//>`;
@@ -30,7 +30,7 @@ export default function Model({ id }) {
 
 function Figures({ model }) {
   const place = useRef(null);
-  useEffect(() => place.current.replaceChildren(...[figures(model)].filter(Boolean)), [model]);
+  useLayoutEffect(() => place.current.replaceChildren(...[figures(model)].filter(Boolean)), [model]);
   return html`<div class="panel"><div class="outcome" ref=${place}></div></div>`;
 }
 
