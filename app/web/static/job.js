@@ -158,9 +158,9 @@ export function jobPanel(first, refreshList, removed) {
   return { element, ready, update, close: () => closing.abort() };
 }
 
-/** What it computes on, and how fast it was; a space, so that nothing moves when it is known. */
+/** What it computes on, and how fast it was; until that is known a space, so that nothing moves then. */
 function hardwareOf({ status, progress, metrics }) {
-  if (!progress?.hardware) return "\u00a0";
+  if (!progress?.hardware) return ENDED.includes(status) ? "" : "\u00a0";
   const speed = metrics?.images_per_second;
   return [`${ENDED.includes(status) ? "Ran" : "Runs"} on ${progress.hardware}`, speed && `${number(speed)} images/s`].filter(Boolean).join(" · ");
 }

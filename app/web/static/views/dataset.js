@@ -5,6 +5,7 @@ import { useState } from "preact/hooks";
 
 import { get } from "../api.js";
 import { bytes, number, plural } from "../format.js";
+import { namesOf } from "../names.js";
 import { ProblemBlock, useResource } from "../resource.js";
 import { address } from "../router.js";
 import { Classes } from "./classes.js";
@@ -20,7 +21,7 @@ const TABS = [["pictures", "Pictures", Pictures], ["map", "Map", MapOfPictures],
 
 export default function Dataset({ id }) {
   const { data: dataset, problem, reload } = useResource(() => get(`/datasets/${id}`), [id]);
-  const { data: jobs } = useResource(async () => (await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`)).items, [id]);
+  const { data: jobs } = useResource(() => trainings(id), [id]);
   const [changes, setChanges] = useState(0); // of the labels, made here
   const chosen = address.value.query.get("tab");
   const [tab, , Tab] = TABS.find(([name]) => name === chosen) ?? TABS[0];
@@ -34,6 +35,13 @@ export default function Dataset({ id }) {
     ${ready && html`<${Tabs} label="Parts of the data set" tabs=${TABS} chosen=${tab} />
       ${jobs && html`<${Tab} key=${changes} dataset=${dataset} jobs=${jobs} changed=${changed} />`}`}
   <//>`;
+}
+
+/** The newest trainings on it that have succeeded, each with its `title`. */
+async function trainings(id) {
+  const { items } = await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`);
+  const names = await namesOf(items);
+  return items.map((job) => ({ ...job, title: job.name ?? names.method(job) }));
 }
 
 function summary({ status, images, classes, size_bytes: size, label_version: version }) {

@@ -4,9 +4,9 @@ import { html } from "htm/preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { get } from "../api.js";
-import { catalog } from "../catalog.js";
 import { ENDED, jobPanel } from "../job.js";
-import { jobTitle, methodName } from "../jobs.js";
+import { ago, plural } from "../format.js";
+import { namesOf } from "../names.js";
 import { show } from "../problems.js";
 import { navigate } from "../router.js";
 import { Compared, loadComparison } from "./comparison.js";
@@ -16,29 +16,23 @@ const QUICK_MS = 2000;
 const LONGEST_MS = 3000; // that a panel is waited for
 
 export default function Job({ id }) {
-  const [{ job, methods, dataset, comparison }, setShown] = useState({});
+  const [{ job, names, comparison }, setShown] = useState({});
   const [place, problem] = [useRef(null), useRef(null)];
 
   useEffect(() => keepFresh(id, place.current, problem.current, setShown), [id]);
 
-  const title = job ? jobTitle(job, methods, dataset?.name) : "Job";
-  const facts = job && html`<span class="status" data-status=${job.status}>${job.status}</span>${" "}
-    ${methodName(methods, job)}${job.dataset_id && html`${" on "}<a href=${`/ui/datasets/${job.dataset_id}`}>${dataset?.name ?? "its data set"}</a>`}`;
+  const title = job ? names.title(job) : "Job";
+  const facts = job && [job.name && names.method(job), job.network, job.epochs && plural(job.epochs, "epoch"), ago(job.created_at)].filter(Boolean).join(" · ");
+  const lead = job && html`<span class="status" data-status=${job.status}>${job.status}</span>${" "}${facts}${job.dataset_id && html`${" · "}<a href=${`/ui/datasets/${job.dataset_id}`}>${names.dataset(job) ?? "its data set"}</a>`}`;
   const finished = job?.status === "succeeded" && job.type === "train";
   const actions = finished && html`${job.metrics?.label_issues > 0 && html`<a class="button primary" href=${`/ui/review/${id}`}>Review labels</a>`}
     <a class="button" href=${`/ui/compare?job=${job.retrain_of_id ?? id}${job.retrain_of_id ? `&job=${id}` : ""}`}>Compare</a>
     ${job.model_id && html`<a class="button" href=${`/ui/models/${job.model_id}`}>Model</a>`}`;
-  return html`<${View} title=${title} lead=${facts || " "} actions=${actions || null} class="job">
+  return html`<${View} title=${title} lead=${lead || " "} actions=${actions || null} class="job">
     <div ref=${problem}></div>
     ${comparison && html`<${Compared} ...${comparison} />`}
     <div class="panel" ref=${place}></div>
   <//>`;
-}
-
-/** Titles of methods and the data set of a job; without them the names serve. */
-async function namesOf(job) {
-  const [methods, dataset] = await Promise.all([catalog(), job.dataset_id && get(`/datasets/${job.dataset_id}`)].map((loaded) => Promise.resolve(loaded).catch(() => null)));
-  return { methods, dataset };
 }
 
 /** {data} or {problem}: what the corrected labels gained, of a training that repeats another one. */
@@ -59,10 +53,10 @@ function keepFresh(id, place, problem, changed) {
     clearTimeout(timer);
     try {
       const job = await get(`/jobs/${id}`);
-      names ??= await namesOf(job);
+      names ??= await namesOf([job]);
       comparison ??= await gainOf(job);
       if (stopped) return;
-      changed({ job, ...names, comparison });
+      changed({ job, names, comparison });
       show(problem, null);
       if (panel) panel.update(job);
       else await open(job);
