@@ -121,6 +121,20 @@ def test_every_row_can_be_reached_however_many_there_are(
     expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100, timeout=QUICK_MS)
 
 
+def test_of_two_hundred_trainings_one_is_found_to_compare_and_each_says_what_it_is(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    dataset = add_dataset(engine, "steel")
+    for number in range(200):
+        add_job(engine, dataset, f"experiment {number:03}")
+    page.goto(f"{api}/ui/compare")
+    rows = page.locator(".chooser .row")
+    expect(rows).to_have_count(200, timeout=QUICK_MS)
+    expect(rows.first).to_contain_text("Cross-entropy on steel")
+    page.get_by_label("Find a training").fill("experiment 11")
+    expect(rows).to_have_count(10)
+
+
 def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
     page: Page, console: Console, engine: Engine, api: str
 ) -> None:

@@ -1,6 +1,6 @@
 /** Line charts as SVG, coloured by the style sheet: they follow the colour scheme and scale with the page. Knows series of numbers only. */
 
-import { fill, h, svg, write } from "./dom.js";
+import { announce, fill, h, svg, write } from "./dom.js";
 import { percent, short } from "./format.js";
 
 const WIDTH = 460;
@@ -8,19 +8,20 @@ const HEIGHT = 210;
 const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
 
 /**
- * A chart of series over epochs. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows; expect(on) says whether points are
+ * A chart of series over epochs, or over what `over` names. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows; expect(on) says whether points are
  * still to come: then it keeps its place without any.
- * `share` charts run from 0 to at most 1 and read as per cent.
+ * `share` charts run from 0 to at most 1 and read as per cent. Values at a point are read by pointer or by the arrow keys.
  */
-export function chart({ title, share = false }) {
+export function chart({ title, share = false, over = "epoch" }) {
   const value = share ? (y) => percent(y) : short;
-  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
+  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": title });
   const legend = h("ul", { class: "legend" });
   const at = h("span", { class: "quiet" });
   const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
   let visible = [];
   let scale = null;
   let expected = false;
+  let shown = null; // where the cursor is
 
   function expect(on) {
     expected = on;
@@ -40,12 +41,13 @@ export function chart({ title, share = false }) {
   /** Values at an epoch, the last one without a pointer. */
   function point(x) {
     const last = Math.max(...visible.map((entry) => entry.points.at(-1)[0]));
-    write(at, `epoch ${short(x ?? last)}`);
+    shown = x;
+    write(at, `${over} ${short(x ?? last)}`);
     fill(legend, visible.map((entry, place) => {
       const closest = x === null ? entry.points.at(-1) : nearest(entry.points, x);
-      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
+      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), " ", h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
     }));
-    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, epoch ${short(last)}`);
+    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, ${over} ${short(last)}`);
     fill(plot.querySelector(".cursor"), x !== null && svg("line", { x1: scale.x(x), x2: scale.x(x), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
       x !== null && visible.map((entry, place) => {
         const [px, py] = nearest(entry.points, x);
@@ -60,6 +62,15 @@ export function chart({ title, share = false }) {
     point(nearest(visible.flatMap((entry) => entry.points), x)[0]);
   });
   plot.addEventListener("pointerleave", () => scale && point(null));
+  plot.addEventListener("blur", () => scale && point(null));
+  plot.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || !scale) return;
+    event.preventDefault();
+    const xs = [...new Set(visible.flatMap((entry) => entry.points.map(([x]) => x)))].sort((a, b) => a - b);
+    point(xs[shown === null ? (by > 0 ? 0 : xs.length - 1) : Math.min(xs.length - 1, Math.max(0, xs.indexOf(shown) + by))]);
+    announce(`${at.textContent}: ${[...legend.children].map((entry) => entry.textContent.trim()).join(", ")}`);
+  });
   return { element, draw, expect };
 }
 

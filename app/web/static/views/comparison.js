@@ -3,7 +3,7 @@
 import { html } from "htm/preact";
 
 import { get } from "../api.js";
-import { number, percent } from "../format.js";
+import { number, percent, plural } from "../format.js";
 import { namesOf } from "../names.js";
 import { ProblemBlock, useResource } from "../resource.js";
 import { DatasetPicture } from "../thumbnail.js";
@@ -32,7 +32,7 @@ export function Compared({ data, problem }) {
     <div class="table-scroll" tabindex="0" role="group" aria-label="Table"><table><caption class="unseen">Trainings</caption>
       <thead><tr><th scope="col">Training</th><th scope="col" class="number">Accuracy</th><th scope="col" class="number">Interval</th><th scope="col" class="number">Difference</th><th scope="col" class="number">Interval</th><th scope="col" class="number">Corrected</th><th scope="col" class="number">Broken</th></tr></thead>
       <tbody>${data.jobs.map((job) => line(job, title(job), data.differences.find((entry) => entry.job === job.id)))}</tbody></table></div>
-    <h2>${number(data.changed)} pictures whose answer changed</h2>
+    <h2>${data.changed ? `${plural(data.changed, "picture")} whose answer changed` : "No answer changed"}</h2>
     <ul class="changes">${data.items.map((item) => html`<li key=${item.index}><${DatasetPicture} dataset=${data.dataset_id} index=${item.index} alt="" />
       <span><span class="path">${item.label}: ${item.path}</span>${item.predictions.map((label, at) => html`${at > 0 && " → "}<span class=${label === item.label ? "right" : "wrong"}>${label}</span>`)}</span></li>`)}</ul>
     ${data.next_cursor && html`<p class="quiet">The first ${SHOWN}.</p>`}

@@ -37,11 +37,11 @@ export default function Dataset({ id }) {
   <//>`;
 }
 
-/** The newest trainings on it that have succeeded, each with its `title`. */
+/** The newest trainings on it that have succeeded and still have their results, each with its `title`. */
 async function trainings(id) {
   const { items } = await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`);
   const names = await namesOf(items);
-  return items.map((job) => ({ ...job, title: job.name ?? names.method(job) }));
+  return items.filter((job) => !job.files_deleted_at).map((job) => ({ ...job, title: job.name ?? names.method(job) }));
 }
 
 function summary({ status, images, classes, size_bytes: size, label_version: version }) {
