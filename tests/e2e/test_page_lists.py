@@ -59,8 +59,8 @@ def add_dataset(engine: Engine, name: str, *, ready: bool = True) -> str:
         return str(row.id)
 
 
-def add_job(engine: Engine, dataset_id: str, name: str) -> str:
-    row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset_id), name=name, state=State.succeeded)
+def add_job(engine: Engine, dataset_id: str, name: str, state: State = State.succeeded) -> str:
+    row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset_id), name=name, state=state)
     row.request, row.spec, row.metrics = {"method": "ce"}, {}, {"label_issues": 3}
     with db.transaction(engine) as session:
         session.add(row)
@@ -133,6 +133,18 @@ def test_of_two_hundred_trainings_one_is_found_to_compare_and_each_says_what_it_
     expect(rows.first).to_contain_text("Cross-entropy on steel")
     page.get_by_label("Find a training").fill("experiment 11")
     expect(rows).to_have_count(10)
+
+
+def test_the_focus_stays_in_the_view_when_what_had_it_leaves(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    add_job(engine, add_dataset(engine, "steel"), "waits", State.queued)
+    page.goto(f"{api}/ui/queue")
+    cancel = page.get_by_role("button", name="Cancel")
+    cancel.focus()
+    page.keyboard.press("Enter")
+    expect(cancel).to_have_count(0, timeout=QUICK_MS)
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
 
 
 def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(

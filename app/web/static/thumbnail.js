@@ -1,7 +1,7 @@
 /** A picture of a data set, by its number. Images cannot carry a key: with one the bytes are fetched. */
 
 import { html } from "htm/preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { hasKey, imageAddress } from "./api.js";
 
@@ -24,7 +24,7 @@ export function DatasetPicture({ dataset, index, alt, small = true, onLoad }) {
     };
   }, [path]);
   const image = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: it may leave before the next frame
     const element = image.current;
     return () => element.removeAttribute("src"); // ends the request: while one is under way, the browser keeps the element and all around it
   }, []);

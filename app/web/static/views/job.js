@@ -4,8 +4,8 @@ import { html } from "htm/preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { get } from "../api.js";
-import { ENDED, jobPanel } from "../job.js";
 import { ago, plural } from "../format.js";
+import { ENDED, jobPanel } from "../job.js";
 import { namesOf } from "../names.js";
 import { show } from "../problems.js";
 import { navigate } from "../router.js";
