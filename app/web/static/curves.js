@@ -8,8 +8,8 @@ const HEIGHT = 210;
 const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
 
 /**
- * A chart of series over epochs, or over what `over` names. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows; expect(on) says whether points are
- * still to come: then it keeps its place without any.
+ * A chart of series over epochs, or over what `over` names. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows;
+ * expect(on) says whether points are still to come: then it keeps its place without any.
  * `share` charts run from 0 to at most 1 and read as per cent. Values at a point are read by pointer or by the arrow keys.
  */
 export function chart({ title, share = false, over = "epoch" }) {
@@ -21,7 +21,7 @@ export function chart({ title, share = false, over = "epoch" }) {
   let visible = [];
   let scale = null;
   let expected = false;
-  let shown = null; // where the cursor is
+  let cursor = null; // where it is
 
   function expect(on) {
     expected = on;
@@ -41,7 +41,7 @@ export function chart({ title, share = false, over = "epoch" }) {
   /** Values at an epoch, the last one without a pointer. */
   function point(x) {
     const last = Math.max(...visible.map((entry) => entry.points.at(-1)[0]));
-    shown = x;
+    cursor = x;
     write(at, `${over} ${short(x ?? last)}`);
     fill(legend, visible.map((entry, place) => {
       const closest = x === null ? entry.points.at(-1) : nearest(entry.points, x);
@@ -68,7 +68,7 @@ export function chart({ title, share = false, over = "epoch" }) {
     if (!by || !scale) return;
     event.preventDefault();
     const xs = [...new Set(visible.flatMap((entry) => entry.points.map(([x]) => x)))].sort((a, b) => a - b);
-    point(xs[shown === null ? (by > 0 ? 0 : xs.length - 1) : Math.min(xs.length - 1, Math.max(0, xs.indexOf(shown) + by))]);
+    point(xs[cursor === null ? (by > 0 ? 0 : xs.length - 1) : Math.min(xs.length - 1, Math.max(0, xs.indexOf(cursor) + by))]);
     announce(`${at.textContent}: ${[...legend.children].map((entry) => entry.textContent.trim()).join(", ")}`);
   });
   return { element, draw, expect };

@@ -9,10 +9,10 @@ export function keepFocus(main) {
 
   addEventListener("pointerdown", ({ target }) => (last = target.closest?.(FOCUSABLE) ?? null), true); // null: the user left it
   main.addEventListener("focusin", ({ target }) => (last = target));
-  main.addEventListener("focusout", () => setTimeout(settle)); // whoever is next has it by then
-  new MutationObserver(settle).observe(main, { subtree: true, childList: true, attributeFilter: ["disabled", "hidden"] });
+  main.addEventListener("focusout", () => setTimeout(restore)); // whoever is next has it by then
+  new MutationObserver(restore).observe(main, { subtree: true, childList: true, attributeFilter: ["disabled", "hidden"] });
 
-  function settle() {
+  function restore() {
     const heading = main.querySelector("h1");
     if (back && usable(back) && [document.body, heading].includes(document.activeElement)) {
       back.focus({ preventScroll: true });

@@ -49,7 +49,7 @@ function jobRow(first, texts) {
 function summary(item, names) {
   const accuracy = item.metrics?.test_accuracy;
   return [
-    item.name && names.title({ ...item, name: null }),
+    item.name && names.work(item),
     item.compared_with_id && "for comparison", item.network, item.epochs && plural(item.epochs, "epoch"),
     accuracy && `test accuracy ${percent(accuracy.last)}`,
     ago(item.created_at),

@@ -17,7 +17,7 @@ function datasetName(id) {
   return datasets.get(id);
 }
 
-/** A promise of {method(item), dataset(item), title(item)} for these jobs or models. Without the catalog a method's own word serves. */
+/** A promise of {method(item), dataset(item), work(item), title(item)} for these jobs or models; `work` is the title of one without a name. Without the catalog a method's own word serves. */
 export async function namesOf(items) {
   const ids = [...new Set(items.map((item) => item.dataset_id))];
   const [methods, ...names] = await Promise.all([catalog().catch(() => null), ...ids.map(datasetName)]);
@@ -27,5 +27,6 @@ export async function namesOf(items) {
     return methods ? methodTitle(methods, item.method, item.request?.params ?? item.spec?.params) : item.method;
   };
   const dataset = (item) => byId.get(item.dataset_id) ?? null;
-  return { method, dataset, title: (item) => item.name || `${method(item)} on ${dataset(item) ?? "a deleted data set"}` };
+  const work = (item) => `${method(item)} on ${dataset(item) ?? "a data set"}`;
+  return { method, dataset, work, title: (item) => item.name || work(item) };
 }

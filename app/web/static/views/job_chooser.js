@@ -26,7 +26,7 @@ export function JobChooser({ chosen }) {
       ${data?.jobs.length > MOST && html`<input type="search" class="chooser-find" aria-label="Find a training" placeholder="Find a training" value=${text} onInput=${(event) => setText(event.target.value)} />`}
       ${data && html`<ul class="rows chooser" aria-label="Trainings">${data.jobs.filter(fits).map((job) => html`<li class="row" key=${job.id}><label class="check">
         <input type="checkbox" checked=${chosen.includes(job.id)} disabled=${!chosen.includes(job.id) && chosen.length >= MOST} onChange=${() => toggle(job.id)} />
-        <span><strong>${data.names.title(job)}</strong> <span class="quiet">${[job.name && data.names.title({ ...job, name: null }), job.network, `labels version ${job.label_version}`, job.metrics?.test_accuracy && percent(job.metrics.test_accuracy.last), ago(job.created_at)].filter(Boolean).join(" · ")}</span></span></label></li>`)}
+        <span><strong>${data.names.title(job)}</strong> <span class="quiet">${[job.name && data.names.work(job), job.network, `labels version ${job.label_version}`, job.metrics?.test_accuracy && percent(job.metrics.test_accuracy.last), ago(job.created_at)].filter(Boolean).join(" · ")}</span></span></label></li>`)}
         ${!data.jobs.length && html`<li class="empty">Nothing has been trained yet.</li>`}</ul>`}
     </details>`;
 }

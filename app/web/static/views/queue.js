@@ -54,6 +54,6 @@ function Entry({ job, names, reload }) {
         ${job.status === "queued" && html`<select aria-label=${`Priority of ${name}`} value=${job.priority} disabled=${busy} onChange=${(event) => change(event.target.value)}>
           ${PRIORITIES.map((entry) => html`<option value=${entry} selected=${entry === job.priority}>${entry}</option>`)}</select>`}
         <button type="button" class="small" disabled=${busy || job.status === "cancelling"} onClick=${cancel}>Cancel</button></div></div>
-    <p class="quiet">${[job.name && names.title({ ...job, name: null }), job.network, `${job.resources?.gpus ?? 1} device${job.resources?.gpus > 1 ? "s" : ""}`, `${job.priority} priority`, share !== undefined && percent(share, 0), job.progress?.eta_seconds && `${duration(job.progress.eta_seconds)} left`, waits, ago(job.created_at)].filter(Boolean).join(" · ")}</p>
+    <p class="quiet">${[job.name && names.work(job), job.network, `${job.resources?.gpus ?? 1} device${job.resources?.gpus > 1 ? "s" : ""}`, `${job.priority} priority`, share !== undefined && percent(share, 0), job.progress?.eta_seconds && `${duration(job.progress.eta_seconds)} left`, waits, ago(job.created_at)].filter(Boolean).join(" · ")}</p>
     <${ProblemBlock} problem=${problem} /></li>`;
 }
