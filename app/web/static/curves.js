@@ -26,7 +26,7 @@ export function chart({ title, share = false, over = "epoch" }) {
   function expect(on) {
     expected = on;
     element.hidden = !expected && !visible.length;
-    if (!visible.length) write(at, "after the first steps");
+    if (!visible.length) write(at, "no points yet");
   }
 
   function draw(series) {

@@ -50,9 +50,13 @@ export function jobPanel(first, refreshList, removed) {
     loss.draw(lines.loss);
   }
 
-  function update(job) {
+  function report(job) {
     live.update(job);
     write(hardware, hardwareOf(job));
+  }
+
+  function update(job) {
+    report(job);
     if (!ENDED.includes(job.status)) fill(outcome, stages(job.metrics ?? undefined)); // the first answer, while training goes on
     if (status === job.status) {
       if (unsettled) showComparison();
@@ -91,7 +95,7 @@ export function jobPanel(first, refreshList, removed) {
       reports.set(data.epoch, data);
       drawSoon();
     } else if (type === "progress") {
-      if (!ENDED.includes(status)) live.update({ status, progress: data });
+      if (!ENDED.includes(status)) report({ status, progress: data });
       if (typeof data.train_loss === "number") addStep(data.fraction * data.epochs, data.train_loss);
     } else if (type === "log") {
       log.append(h("li", { "data-level": data.level }, data.message));
