@@ -64,7 +64,7 @@ def read_command(session: Session, job_id: uuid.UUID, fence: int) -> HolderComma
 
 
 def report_progress(session: Session, job_id: uuid.UUID, fence: int, progress: Mapping[str, Any]) -> bool:
-    """Replace the job's `progress`: phase, epoch, epochs, fraction, images_per_second, eta_seconds, train_loss."""
+    """Replace the job's `progress`; its fields are those that `GET /jobs/{id}` describes."""
     if not work.update_claimed(session, Job, job_id, fence, {"progress": dict(progress)}):
         return False
     events.append(session, job_id, "progress", progress)

@@ -221,7 +221,8 @@ class JobOut(BaseModel):
     limits: dict[str, Any]
     resources: Resources
     progress: dict[str, Any] | None = Field(
-        description="phase, epoch, epochs, fraction, images_per_second, eta_seconds, train_loss"
+        description="phase, epoch, epochs, fraction, images_per_second, eta_seconds, train_loss, "
+        "and hardware: the GPUs, or the CPU and its threads, that the last attempt computed on"
     )
     attempt: int
     metrics: dict[str, Any] | None = Field(

@@ -50,8 +50,9 @@ def entry(path: str, method: str, operation: dict[str, Any], schemas: dict[str, 
         f"<li><code>{escape(status)}</code> {escape(response.get('description', ''))}{answer(response)}</li>"
         for status, response in sorted(operation["responses"].items())
     )
+    breakable = escape(path).replace("/", "/<wbr>")  # a narrow window breaks it between words
     return (
-        f"<details><summary><code>{method.upper()} {escape(path)}</code> {escape(operation.get('summary', ''))}"
+        f"<details><summary><code>{method.upper()} {breakable}</code> {escape(operation.get('summary', ''))}"
         "</summary>"
         f"<p>{escape(operation.get('description', ''))}</p>{table(rows)}{bodies}<ul>{responses}</ul></details>"
     )

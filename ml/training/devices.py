@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -62,6 +64,31 @@ def resolve_among(name: str, count: int) -> torch.device:
             f"this machine has {available}, but {name} is asked for", hint="set device to auto or cpu", code="no_device"
         )
     return torch.device("cuda", number)
+
+
+def describe(names: Sequence[str], threads: int, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What a training on these devices runs on, in words, such as `2 × NVIDIA H200` or a CPU and its threads.
+
+    Args:
+        names: One for each process of the training; as for `resolve`, which also says what is raised.
+        threads: CPU threads of each process.
+        cpuinfo: The kernel's list of processors, which names the CPU's model.
+    """
+    device, count = resolve(names[0]), len(names)
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+    else:
+        model = f"{_cpu_model(cpuinfo)}, {threads} thread{'s' * (threads > 1)}"
+    return model if count == 1 else f"{count} × {model}"
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(\S.*)$", text, re.MULTILINE)  # arm64 lists none
+    return match[1].strip() if match else f"CPU ({platform.machine()})"
 
 
 def configure(device: torch.device, *, exact: bool, deterministic: bool = False, shapes_repeat: bool = True) -> None:

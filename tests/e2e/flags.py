@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import httpx2
 
 from app.db import session as db
-from app.db.tables import Job, State
+from app.db.tables import Epoch, Job, State
+from app.jobs import events
 from app.settings import Settings
 from app.storage import ARTIFACTS, Storage
 from ml.formats import image_results
@@ -21,6 +22,7 @@ from tests.servers import eventually
 
 CLASSES = ("cat", "dog", "fox", "neu_steel")
 PER_CLASS = 30
+HARDWARE = "Xeon 6, 2 threads"
 FLAGGED = PER_CLASS  # the cats: each with dog suggested
 
 
@@ -61,11 +63,20 @@ def make(api: httpx2.Client, data: Path) -> Flags:
     body = {"dataset_id": dataset, "method": "ce", "network": "small", "epochs": 1, "image_size": 16}
     request = api.post("/jobs?dry_run=true", json=body).raise_for_status().json()["request"]
     row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset), state=State.succeeded, request=request, spec={})
-    row.metrics = {"label_issues": FLAGGED}
+    row.metrics = {"label_issues": FLAGGED, "images_per_second": 150.0}
+    row.progress = {"phase": "publishing", "epoch": 1, "epochs": 1, "fraction": 1.0, "hardware": HARDWARE}
+    report = {"epoch": 1, "train_loss": 0.7, "noisy_validation": {"answer": {"accuracy": 0.8, "loss": 0.9}}}
     engine = db.connect(Settings(data_dir=data))
     with db.transaction(engine) as session:
         session.add(row)
         job = row.id
+        session.flush()
+        for done in (0.25, 0.5, 1.0):
+            progress = {**row.progress, "phase": "train", "fraction": done, "train_loss": 1 - done / 2}
+            events.append(session, job, "progress", progress)
+        session.add(Epoch(job_id=job, number=1, report=report))
+        events.append(session, job, "metric", report)
+        events.record_state(session, job, State.succeeded)
     engine.dispose()
     folder = Storage(data).attempt(job, 1) / ARTIFACTS
     folder.mkdir(parents=True)

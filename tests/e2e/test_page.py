@@ -280,6 +280,7 @@ def test_a_rejected_archive_says_why(page: Page, console: Console, tmp_path: Pat
     problem = page.locator("#upload-problem").get_by_role("alert")
     expect(problem).to_contain_text("The archive was rejected")
     expect(problem.locator("p").nth(1)).to_be_visible()
+    expect(page.get_by_role("button", name="Upload", exact=True)).to_be_focused()
 
 
 def test_columns_of_a_refused_table_are_offered(page: Page, console: Console, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Every view by axe-core, in both themes and on a phone: no violation; and no view is wider than the window."""
+"""Every view in both themes and on a phone: axe-core finds no violation, nothing is wider than the window, and nothing
+moves while it loads.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
 AXE = Path(__file__).with_name("vendor") / "axe" / "axe.min.js"
 QUICK_MS = 60_000
+MOST_SHIFT = 0.01  # layout shift: share of the window that moved, times how far
+WATCH_SHIFTS = """
+    window.shift = 0;
+    new PerformanceObserver((list) => {
+        for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+    }).observe({ type: "layout-shift", buffered: true });
+"""
 VIEWS = {  # by what is there when the view is complete
     "/ui/datasets": ".dataset",
     "/ui/datasets/{dataset}": ".grid .cell",
@@ -35,13 +44,16 @@ VIEWS = {  # by what is there when the view is complete
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
-def test_no_view_has_a_violation(browser: Browser, service: str, flagged: Flags, theme: str, width: int) -> None:
+def test_no_view_has_a_violation_or_moves_while_it_loads(
+    browser: Browser, service: str, flagged: Flags, theme: str, width: int
+) -> None:
     scheme = "dark" if theme == "dark" else "light"
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     console = Console(page)
     console.expected = {404}  # the job that was written has no artifacts
-    violations = {}
+    page.add_init_script(WATCH_SHIFTS)
+    violations, shifts = {}, {}
     for path, part in VIEWS.items():
         page.goto(service + path.format(dataset=flagged.dataset, job=flagged.job))
         expect(page.locator(part).first).to_be_visible(timeout=QUICK_MS)
@@ -51,7 +63,11 @@ def test_no_view_has_a_violation(browser: Browser, service: str, flagged: Flags,
         broken = [(entry["id"], entry["nodes"][0]["html"]) for entry in result["violations"]]
         if broken:
             violations[path] = broken
+        shift = page.evaluate("window.shift")
+        if shift > MOST_SHIFT:
+            shifts[path] = shift
     context.close()
 
     assert violations == {}
+    assert shifts == {}
     assert console.errors == []

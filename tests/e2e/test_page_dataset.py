@@ -68,6 +68,29 @@ def test_only_pictures_near_the_window_are_in_the_document_and_all_can_be_reache
     expect(page.locator(".cell:focus")).to_be_in_viewport()
 
 
+def test_pictures_that_leave_the_page_are_no_longer_requested(page: Page, view: str) -> None:
+    """While a request is open, the browser keeps the picture's element and all around it."""
+    page.route("**/thumbnail", lambda route: None)  # none is answered
+    with page.expect_request("**/thumbnail"):
+        page.reload()
+    expect(page.locator(".grid .cell").first).to_be_visible(timeout=QUICK_MS)
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/thumbnail")):
+        page.get_by_role("link", name="Classes").click()
+
+
+def test_more_of_the_report_leaves_the_focus_on_what_is_new(page: Page, service: str) -> None:
+    files = {f"train/dog/{n}.jpg": pictures.encoded(n, 24, 24) for n in range(1, 5)}
+    files |= {f"train/cat/{n}.jpg": pictures.encoded(0, 24, 24) for n in range(25)}  # 24 are copies
+    with httpx2.Client(base_url=service, timeout=60) as api:
+        kind = {"Content-Type": "application/zip"}
+        made = api.post("/datasets?name=copies", content=pictures.zipped(files), headers=kind).raise_for_status()
+        path = f"/datasets/{made.json()['id']}"
+        eventually(lambda: api.get(path).json()["status"] == "ready", seconds=60.0)
+    page.goto(f"{service}/ui{path}?tab=report")
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".entries li").nth(20)).to_be_focused()
+
+
 def test_filters_stand_in_the_address(page: Page, view: str) -> None:
     page.get_by_label("Given label").select_option("neu_steel/rust & co")
     expect(page.get_by_role("status")).to_have_text(f"{PER_CLASS} pictures")

@@ -60,8 +60,8 @@ def add_dataset(engine: Engine, name: str, *, ready: bool = True) -> str:
         return str(row.id)
 
 
-def add_job(engine: Engine, dataset_id: str, name: str) -> str:
-    row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset_id), name=name, state=State.succeeded)
+def add_job(engine: Engine, dataset_id: str, name: str, state: State = State.succeeded) -> str:
+    row = Job(id=uuid.uuid4(), dataset_id=uuid.UUID(dataset_id), name=name, state=state)
     row.request, row.spec, row.metrics = {"method": "ce"}, {}, {"label_issues": 3}
     with db.transaction(engine) as session:
         session.add(row)
@@ -120,6 +120,32 @@ def test_every_row_can_be_reached_however_many_there_are(
     expect(page.locator("#train-dataset option")).to_have_count(ROWS, timeout=QUICK_MS)
     page.goto(f"{api}/ui/predict")
     expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100, timeout=QUICK_MS)
+
+
+def test_of_two_hundred_trainings_one_is_found_to_compare_and_each_says_what_it_is(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    dataset = add_dataset(engine, "steel")
+    for number in range(200):
+        add_job(engine, dataset, f"experiment {number:03}")
+    page.goto(f"{api}/ui/compare")
+    rows = page.locator(".chooser .row")
+    expect(rows).to_have_count(200, timeout=QUICK_MS)
+    expect(rows.first).to_contain_text("Cross-entropy on steel")
+    page.get_by_label("Find a training").fill("experiment 11")
+    expect(rows).to_have_count(10)
+
+
+def test_the_focus_stays_in_the_view_when_what_had_it_leaves(
+    page: Page, console: Console, engine: Engine, api: str
+) -> None:
+    add_job(engine, add_dataset(engine, "steel"), "waits", State.queued)
+    page.goto(f"{api}/ui/queue")
+    cancel = page.get_by_role("button", name="Cancel")
+    cancel.focus()
+    page.keyboard.press("Enter")
+    expect(cancel).to_have_count(0, timeout=QUICK_MS)
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
 
 
 def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +46,21 @@ def test_a_device_that_is_not_there_is_named(name: str, count: int, message: str
 
     assert raised.value.code == "no_device"
     assert message in raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "threads", "described"),
+    [
+        ("processor\t: 0\nmodel name\t: Xeon 6\n\nmodel name\t: Xeon 6\n", 2, "2 × Xeon 6, 2 threads"),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", 1, f"2 × CPU ({platform.machine()}), 1 thread"),
+    ],
+)
+def test_a_cpu_is_described_by_its_model_where_the_kernel_names_one(
+    tmp_path: Path, cpuinfo: str, threads: int, described: str
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(cpuinfo)
+    assert devices.describe(["cpu", "cpu"], threads, file) == described
 
 
 @pytest.mark.usefixtures("arithmetic_kept")

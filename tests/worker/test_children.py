@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -644,6 +645,17 @@ def test_the_loss_of_a_jobs_progress_is_that_of_the_steps_since_the_last_one() -
     by_epoch = np.reshape(losses, (2, TRAINED // 8)).astype(float)  # steps of as many images
     assert by_epoch.mean(axis=1) == pytest.approx(of_epochs, rel=1e-3)
     assert len(set(losses)) == len(losses)
+
+
+def test_the_last_progress_of_a_job_names_the_hardware_and_its_threads(
+    harness: ServiceHarness, channel: ControlChannel
+) -> None:
+    job_id = harness.submit(harness.dataset(), epochs=1)
+    assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+
+    ended = harness.job(job_id)
+    assert ended.progress is not None
+    assert re.fullmatch(r".+, [1-9]\d* threads?", ended.progress["hardware"])
 
 
 def test_epochs_count_from_one_in_metrics_events_progress_and_files(

@@ -56,6 +56,7 @@ class JobReporter:
         self._writes: list[Callable[[Session], bool]] = []
         self._epochs: list[Mapping[str, Any]] = []
         self._progress: Mapping[str, Any] | None = None
+        self._hardware: str | None = None
         self._last_try = self._last_write = time.monotonic()
 
     # --- Buffered reports
@@ -64,9 +65,13 @@ class JobReporter:
         """Record the report of a finished epoch; it has the epoch's number, from 1, as `epoch`."""
         self._epochs.append(report)
 
+    def set_hardware(self, hardware: str) -> None:
+        """Name what the attempt computes on; every progress from here on says it."""
+        self._hardware = hardware
+
     def report_progress(self, progress: Mapping[str, Any]) -> None:
-        """Replace the progress (fields: `attempt.report_progress`); only the latest is written."""
-        self._progress = progress
+        """Replace the progress (fields: `GET /jobs/{id}`, without `hardware`); only the latest is written."""
+        self._progress = {**progress, "hardware": self._hardware}
 
     def record_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Store metrics that are known before the job ends."""

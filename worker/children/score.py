@@ -40,6 +40,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     spec, threads = ctx.job.spec, settings.threads or host_cpus.count()
     torch.set_num_threads(threads)
     training_devices.limit_memory(devices[0], settings.gpu_memory_fraction)
+    reporter.set_hardware(training_devices.describe(devices[:1], threads))
     predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 

@@ -52,7 +52,9 @@ def run(
     """
     started = time.monotonic()
     spec = TrainingSpec.model_validate(ctx.job.spec)
-    images, truth = load(ctx, spec, threads_per_process(settings, devices), reporter)
+    threads = threads_per_process(settings, devices)
+    reporter.set_hardware(training_devices.describe(devices, threads))
+    images, truth = load(ctx, spec, threads, reporter)
 
     def build_trainer(of: TrainingSpec, group: ProcessGroup | None) -> Trainer:
         return build(of, images, truth, settings, ctx, devices, group, reporter)

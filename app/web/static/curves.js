@@ -1,6 +1,6 @@
 /** Line charts as SVG, coloured by the style sheet: they follow the colour scheme and scale with the page. Knows series of numbers only. */
 
-import { fill, h, svg, write } from "./dom.js";
+import { announce, fill, h, svg, write } from "./dom.js";
 import { percent, short } from "./format.js";
 
 const WIDTH = 460;
@@ -8,21 +8,30 @@ const HEIGHT = 210;
 const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
 
 /**
- * A chart of series over epochs. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows.
- * `share` charts run from 0 to at most 1 and read as per cent.
+ * A chart of series over epochs, or over what `over` names. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows;
+ * expect(on) says whether points are still to come: then it keeps its place without any.
+ * `share` charts run from 0 to at most 1 and read as per cent. Values at a point are read by pointer or by the arrow keys.
  */
-export function chart({ title, share = false }) {
+export function chart({ title, share = false, over = "epoch" }) {
   const value = share ? (y) => percent(y) : short;
-  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
+  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": title });
   const legend = h("ul", { class: "legend" });
   const at = h("span", { class: "quiet" });
   const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
   let visible = [];
   let scale = null;
+  let expected = false;
+  let cursor = null; // where it is
+
+  function expect(on) {
+    expected = on;
+    element.hidden = !expected && !visible.length;
+    if (!visible.length) write(at, "no points yet");
+  }
 
   function draw(series) {
     visible = series.filter((entry) => entry.points.length);
-    element.hidden = !visible.length;
+    element.hidden = !expected && !visible.length;
     if (!visible.length) return;
     scale = scales(visible, share);
     fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), visible.map((entry, place) => line(entry, place, scale)), svg("g", { class: "cursor" }));
@@ -32,12 +41,13 @@ export function chart({ title, share = false }) {
   /** Values at an epoch, the last one without a pointer. */
   function point(x) {
     const last = Math.max(...visible.map((entry) => entry.points.at(-1)[0]));
-    write(at, `epoch ${short(x ?? last)}`);
+    cursor = x;
+    write(at, `${over} ${short(x ?? last)}`);
     fill(legend, visible.map((entry, place) => {
       const closest = x === null ? entry.points.at(-1) : nearest(entry.points, x);
-      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
+      return h("li", { "data-series": place }, h("span", { class: "legend-name" }, entry.title), " ", h("span", { class: "legend-value" }, closest ? value(closest[1]) : "–"));
     }));
-    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, epoch ${short(last)}`);
+    plot.setAttribute("aria-label", `${title}: ${visible.map((entry) => `${entry.title} ${value(entry.points.at(-1)[1])}`).join(", ")}, ${over} ${short(last)}`);
     fill(plot.querySelector(".cursor"), x !== null && svg("line", { x1: scale.x(x), x2: scale.x(x), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
       x !== null && visible.map((entry, place) => {
         const [px, py] = nearest(entry.points, x);
@@ -52,7 +62,16 @@ export function chart({ title, share = false }) {
     point(nearest(visible.flatMap((entry) => entry.points), x)[0]);
   });
   plot.addEventListener("pointerleave", () => scale && point(null));
-  return { element, draw };
+  plot.addEventListener("blur", () => scale && point(null));
+  plot.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || !scale) return;
+    event.preventDefault();
+    const xs = [...new Set(visible.flatMap((entry) => entry.points.map(([x]) => x)))].sort((a, b) => a - b);
+    point(xs[cursor === null ? (by > 0 ? 0 : xs.length - 1) : Math.min(xs.length - 1, Math.max(0, xs.indexOf(cursor) + by))]);
+    announce(`${at.textContent}: ${[...legend.children].map((entry) => entry.textContent.trim()).join(", ")}`);
+  });
+  return { element, draw, expect };
 }
 
 function nearest(points, x) {

@@ -1,7 +1,7 @@
 /** Details of a ready data set: its classes, the warnings of ingest, and the report on request. */
 
 import { getItems } from "./api.js";
-import { fill, h } from "./dom.js";
+import { fill, focusItem, h } from "./dom.js";
 import { save } from "./files.js";
 import { number, plural, words } from "./format.js";
 import { show } from "./problems.js";
@@ -33,6 +33,7 @@ export function warnings({ report }) {
 
 /** Every file that was left out, with its reason, the first `most` and then twice as many; and the whole table as CSV. */
 export async function ingestReport(place, id, most = ENTRIES_SHOWN) {
+  const before = place.querySelectorAll(".entries li").length;
   try {
     const { items, more } = await getItems(`/datasets/${id}/report`, most);
     fill(place,
@@ -41,6 +42,7 @@ export async function ingestReport(place, id, most = ENTRIES_SHOWN) {
         h("li", {}, h("span", { class: "tag" }, words(entry.code).toLowerCase()), " ", entry.path && h("code", {}, entry.path), " ", h("span", { class: "quiet" }, entry.detail)))),
       more && h("button", { type: "button", class: "small", on: { click: () => ingestReport(place, id, 2 * most) } }, "Show more"), " ",
       items.length > 0 && h("button", { type: "button", class: "small", on: { click: () => save(`/datasets/${id}/report`, `report-${id}.csv`, place, "text/csv") } }, "Save as CSV"));
+    if (before) focusItem(place, ".entries li", before);
   } catch (error) {
     show(place, error);
   }

@@ -38,6 +38,13 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** After "Show more", the first of the new items gets the focus: the button that had it may be gone. */
+export function focusItem(place, selector, at) {
+  const item = place.querySelectorAll(selector)[at];
+  item?.setAttribute("tabindex", "-1");
+  item?.focus();
+}
+
 /** Write only what changed, so that a screen reader and a text selection are left alone. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -1,7 +1,7 @@
 /** The labels that look wrong, worst first, as a gallery: the picture, its given label, the predicted one. */
 
 import { getPage, imageAddress } from "./api.js";
-import { fill, h } from "./dom.js";
+import { fill, focusItem, h } from "./dom.js";
 import { save } from "./files.js";
 import { number, percent } from "./format.js";
 import { show } from "./problems.js";
@@ -9,9 +9,10 @@ import { show } from "./problems.js";
 const FIRST = 24; // cards
 const MORE = 96;
 
-export function labelIssues(job) {
+/** A promise of the section. */
+export async function labelIssues(job) {
   const place = h("section", { class: "issues", "aria-label": "Label issues" });
-  load(place, job, null, []).catch((error) => show(place, error));
+  await load(place, job, null, []).catch((error) => show(place, error));
   return place;
 }
 
@@ -26,16 +27,9 @@ async function load(place, job, cursor, before) {
     h("p", { class: "quiet" }, heading(job, page)),
     h("ul", { class: "gallery" }, all),
     h("div", { class: "actions" },
-      page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).then(() => focusCard(place, all.length)).catch((error) => show(problem, error)) } }, "Show more"),
+      page.next_cursor && h("button", { type: "button", on: { click: () => load(place, job, page.next_cursor, all).then(() => focusItem(place, ".gallery li", all.length)).catch((error) => show(problem, error)) } }, "Show more"),
       h("button", { type: "button", class: "quiet-button", on: { click: () => save(path, `label-issues-${job.id}.csv`, problem, "text/csv") } }, "Save as CSV")),
     problem);
-}
-
-/** The first of the new cards gets the focus: the button that had it is gone. */
-function focusCard(place, at) {
-  const card = place.querySelectorAll(".gallery li")[at];
-  card?.setAttribute("tabindex", "-1");
-  card?.focus();
 }
 
 function heading(job, page) {

@@ -2,10 +2,10 @@
 
 import { get, post, remove } from "./api.js";
 import { chart } from "./curves.js";
-import { announce, fill, h } from "./dom.js";
+import { announce, fill, h, write } from "./dom.js";
 import { streamEvents } from "./events.js";
 import { jobFiles } from "./files.js";
-import { plain, words } from "./format.js";
+import { number, plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
 import { comparison, comparisonOpen, figures, plots, stages } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
@@ -17,7 +17,10 @@ export const ENDED = ["succeeded", "failed", "cancelled"];
 const LOG_LINES = 200;
 const MOST_STEPS = 1000; // points of the loss within epochs: beyond, every second one goes
 
-/** {element, update(job), close()}; `refreshList` asks for the job anew, `removed` is called when it has been deleted. */
+/**
+ * {element, ready, update(job), close()}; `ready` is a promise of all that is known of a job that has ended. `refreshList` asks for the
+ * job anew, `removed` is called when it has been deleted.
+ */
 export function jobPanel(first, refreshList, removed) {
   const path = `/jobs/${first.id}`;
   const live = liveProgress();
@@ -28,9 +31,10 @@ export function jobPanel(first, refreshList, removed) {
   const outcome = h("div", { class: "outcome" });
   const compared = h("div", {});
   const log = h("ol", { class: "log" });
-  const logs = h("details", { class: "more", hidden: true }, h("summary", {}, "Log"), log);
+  const logs = h("details", { class: "more" }, h("summary", {}, "Log"), log);
   const settings = h("dl", { class: "facts" });
-  const element = h("div", { class: "job-panel" }, live.element, problem,
+  const hardware = h("p", { class: "quiet small hardware" });
+  const element = h("div", { class: "job-panel" }, live.element, hardware, problem,
     h("div", { class: "charts" }, accuracy.element, loss.element), outcome,
     h("details", { class: "more" }, h("summary", {}, "Settings"), settings), logs, actions);
   const reports = new Map(); // epoch -> report: one seen twice, after a resume, is one point
@@ -46,8 +50,13 @@ export function jobPanel(first, refreshList, removed) {
     loss.draw(lines.loss);
   }
 
-  function update(job) {
+  function report(job) {
     live.update(job);
+    write(hardware, hardwareOf(job));
+  }
+
+  function update(job) {
+    report(job);
     if (!ENDED.includes(job.status)) fill(outcome, stages(job.metrics ?? undefined)); // the first answer, while training goes on
     if (status === job.status) {
       if (unsettled) showComparison();
@@ -58,8 +67,8 @@ export function jobPanel(first, refreshList, removed) {
     fill(actions, buttons(job));
     fill(problem, job.error && problemBlock(job.error));
     fill(settings, settingsOf(job));
-    if (ENDED.includes(status)) showOutcome(job);
-    if (!watching) watch();
+    for (const part of [accuracy, loss]) part.expect(job.type === "train" && !ENDED.includes(status));
+    return Promise.all([ENDED.includes(status) && showOutcome(job), watching ? null : watch()]);
   }
 
   /** Events from the first on: what happened before this panel opened is replayed. */
@@ -86,10 +95,9 @@ export function jobPanel(first, refreshList, removed) {
       reports.set(data.epoch, data);
       drawSoon();
     } else if (type === "progress") {
-      if (!ENDED.includes(status)) live.update({ status, progress: data });
+      if (!ENDED.includes(status)) report({ status, progress: data });
       if (typeof data.train_loss === "number") addStep(data.fraction * data.epochs, data.train_loss);
     } else if (type === "log") {
-      logs.hidden = false;
       log.append(h("li", { "data-level": data.level }, data.message));
       if (log.children.length > LOG_LINES) log.firstChild.remove();
     } else if (type === "status" && data.status !== status) {
@@ -108,8 +116,8 @@ export function jobPanel(first, refreshList, removed) {
     try {
       const trained = job.status === "succeeded" && job.type === "train";
       const files = jobFiles(job);
-      fill(outcome, figures(job), selfTest(job, files), compared, trained && labelIssues(job), trained && plots(job, files));
-      await showComparison();
+      const [tested, issues] = await Promise.all([selfTest(job, files), trained && labelIssues(job), showComparison()]);
+      fill(outcome, figures(job), tested, compared, issues, trained && plots(job, files));
     } catch (error) {
       show(outcome, error);
     }
@@ -149,8 +157,16 @@ export function jobPanel(first, refreshList, removed) {
     }
   }
 
-  update(first);
-  return { element, update, close: () => closing.abort() };
+  const all = update(first);
+  const ready = ENDED.includes(first.status) ? all : Promise.resolve();
+  return { element, ready, update, close: () => closing.abort() };
+}
+
+/** What it computes on, and how fast it was; until that is known a space, so that nothing moves then. */
+function hardwareOf({ status, progress, metrics }) {
+  if (!progress?.hardware) return ENDED.includes(status) ? "" : "\u00a0";
+  const speed = metrics?.images_per_second;
+  return [`${ENDED.includes(status) ? "Ran" : "Runs"} on ${progress.hardware}`, speed && `${number(speed)} images/s`].filter(Boolean).join(" · ");
 }
 
 function settingsOf(job) {

@@ -1,33 +1,21 @@
 /** The list of jobs: one row a job, each a link to its view. */
 
-import { get } from "./api.js";
-import { catalog, methodTitle } from "./catalog.js";
 import { h, write } from "./dom.js";
 import { ago, percent, plural } from "./format.js";
 import { ENDED } from "./job.js";
 import { pagedList } from "./lists.js";
+import { namesOf } from "./names.js";
 
 /** Fills the list; returns what ends it. */
 export function jobs() {
-  const names = new Map(); // of data sets, by id: a promise becomes a name
-  let methods = null; // titles of methods
-  catalog().then((loaded) => ((methods = loaded), list.redraw()), () => {}); // without it the names serve
-
-  /** The name of a data set; undefined until it is known. */
-  function nameOf(id) {
-    if (id && !names.has(id)) {
-      names.set(id, undefined);
-      get(`/datasets/${id}`).then(({ name }) => (names.set(id, name), list.redraw()), () => {});
-    }
-    return names.get(id);
-  }
-
+  let names = null;
   const list = pagedList({
     path: "/jobs",
     list: document.getElementById("job-list"),
     more: document.getElementById("jobs-more"),
     problem: document.getElementById("jobs-problem"),
-    rows: (item) => jobRow(item, (job) => [jobTitle(job, methods, nameOf(job.dataset_id)), summary(job, methods, nameOf(job.dataset_id))]),
+    prepare: async (items) => (names = await namesOf(items)),
+    rows: (item) => jobRow(item, (job) => [names.title(job), summary(job, names)]),
     empty: () => h("li", { class: "empty" }, "Nothing has been trained yet."),
     busy: (items) => items.some((item) => !ENDED.includes(item.status)),
     quickMs: 2000,
@@ -57,22 +45,11 @@ function jobRow(first, texts) {
   return { element, update };
 }
 
-/** Its own name, or what it does; `methods` (the catalog) and the name of its data set may be unknown yet. */
-export function jobTitle(job, methods, dataset) {
-  return job.name || `${methodName(methods, job)} on ${dataset || "a data set"}`;
-}
-
-/** Its method in words. */
-export function methodName(methods, item) {
-  if (item.type === "predict") return "Scores";
-  return methods ? methodTitle(methods, item.method, item.request.params) : item.method;
-}
-
 /** What it is, in one line: with its method and data set where its own name is its title. */
-function summary(item, methods, dataset) {
+function summary(item, names) {
   const accuracy = item.metrics?.test_accuracy;
   return [
-    item.name && `${methodName(methods, item)}${dataset ? ` on ${dataset}` : ""}`,
+    item.name && names.work(item),
     item.compared_with_id && "for comparison", item.network, item.epochs && plural(item.epochs, "epoch"),
     accuracy && `test accuracy ${percent(accuracy.last)}`,
     ago(item.created_at),

@@ -8,10 +8,10 @@ const FIRST = 20; // rows; "Show older" doubles them
 const AT_ONCE = 100; // rows that are refreshed at the stated period; more are refreshed less often
 
 /**
- * rows(item) makes {element, update(item), remove?()} once per id. Returns {refresh(), redraw(), close(), row(id)}.
+ * rows(item) makes {element, update(item), remove?()} once per id; prepare(items), if there is one, is awaited before. Returns {refresh(), close(), row(id)}.
  * Rows are newest first, and every one can be reached. `busy(items)` says whether to refresh soon; nothing is requested while the page is hidden.
  */
-export function pagedList({ path, list, more, problem, rows, empty, busy, quickMs, slowMs, loaded }) {
+export function pagedList({ path, list, more, problem, rows, prepare, empty, busy, quickMs, slowMs, loaded }) {
   const rowsById = new Map();
   let items = [];
   let limit = FIRST;
@@ -23,6 +23,7 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     clearTimeout(timer);
     try {
       const loadedRows = await getItems(path, limit);
+      await prepare?.(loadedRows.items);
       if (closed) return;
       items = loadedRows.items;
       more.hidden = !loadedRows.more;
@@ -80,5 +81,5 @@ export function pagedList({ path, list, more, problem, rows, empty, busy, quickM
     document.removeEventListener("visibilitychange", again);
     for (const row of rowsById.values()) row.remove?.();
   }
-  return { close, refresh, redraw: () => items.length && draw(), row: (id) => rowsById.get(id) };
+  return { close, refresh, row: (id) => rowsById.get(id) };
 }

@@ -5,6 +5,7 @@ import { html } from "htm/preact";
 import { render } from "preact";
 
 import { keys } from "./api.js";
+import { keepFocus } from "./focus.js";
 import { keyForm } from "./key.js";
 import { address, navigate, startRouter } from "./router.js";
 import { routeOf } from "./routes.js";
@@ -33,6 +34,7 @@ async function show({ path }) {
 }
 
 keyForm();
+keepFocus(document.getElementById("main"));
 await session(); // a change by session needs its token
 startRouter();
 keys.addEventListener("key-changed", () => (keyChanges.value += 1));

@@ -2,6 +2,7 @@
 
 import { get, imageAddress } from "./api.js";
 import { catalog, methodTitle } from "./catalog.js";
+import { chart } from "./curves.js";
 import { fill, h } from "./dom.js";
 import { duration, number, percent, short, words } from "./format.js";
 import { show } from "./problems.js";
@@ -85,12 +86,22 @@ async function drawn(job, files) {
   const problem = h("div", {});
   const numbers = await files.buttons([["figures.json", "Save the numbers as JSON"], ["model.zip", "Save the model", "as a zip"]], problem);
   const available = PLOTS.filter(([name]) => names.has(`figure-${name}.png`));
-  const pairs = names.has("figures.json") && confused(job, await get(`${files.path}/figures.json`));
-  if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), pairs, numbers, problem];
-  const figures = await Promise.all(available.map(async ([name, title]) =>
+  const figures = names.has("figures.json") && await get(`${files.path}/figures.json`);
+  const read = figures && [reliability(figures), confused(job, figures)];
+  if (!available.length) return [h("p", { class: "quiet" }, "This job has no plots."), read, numbers, problem];
+  const drawings = await Promise.all(available.map(async ([name, title]) =>
     h("figure", { class: "plot" }, h("img", { src: await imageAddress(`${files.path}/figure-${name}.png`), alt: title }), h("figcaption", {}, title),
       await files.buttons(["PNG", "SVG"].map((kind) => [`figure-${name}.${kind.toLowerCase()}`, kind, `of ${title}`]), problem))));
-  return [h("div", { class: "plot-grid" }, figures), pairs, numbers, problem];
+  return [h("div", { class: "plot-grid" }, drawings), read, numbers, problem];
+}
+
+/** How often predictions are right at each confidence, to be read off by pointer or keys; null where none was measured. */
+function reliability({ reliability: bins }) {
+  const points = (bins ?? []).filter(({ count }) => count).map(({ confidence, accuracy: right }) => [confidence, right]);
+  if (!points.length) return null;
+  const { element, draw } = chart({ title: "Reliability", share: true, over: "confidence" });
+  draw([{ title: "Right", points }, { title: "As often as confident", points: [[0, 0], ...points.map(([x]) => [x, x]), [1, 1]] }]);
+  return h("div", { class: "charts" }, element);
 }
 
 /** The pairs of classes that the model takes for each other most often; each leads to its pictures, where those are test pictures. */

@@ -4,6 +4,7 @@ import { Problem, get, getItems, imageAddress, postFile } from "./api.js";
 import { decoded } from "./decoded.js";
 import { fill, h } from "./dom.js";
 import { ago, percent } from "./format.js";
+import { namesOf } from "./names.js";
 import { predictionView } from "./prediction.js";
 import { show } from "./problems.js";
 import { dropZone } from "./upload.js";
@@ -27,6 +28,7 @@ export function predict() {
   const body = h("div", { hidden: true },
     h("div", { class: "fields" }, h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model, why)), drop, strip);
   let models = [];
+  let names = null; // of them
   let byDefault = null; // id of the model behind `default`
   let pictures = []; // those tried last: {name, ask(): the answer, address(): of the picture}
   let latest = 0;
@@ -34,13 +36,16 @@ export function predict() {
   fill(panel, waiting, body, problem, several, view.element);
   dropZone(drop, (files) => fromFiles([...files]));
 
+  const modelName = (entry) => [names.title(entry), entry.network, ago(entry.created_at)].filter(Boolean).join(" · ");
+
   async function refresh() {
     try {
       models = (await getItems("/models")).items;
+      names = await namesOf(models);
       const before = model.value || new URLSearchParams(location.search).get("model");
       const follows = models.length ? await get("/aliases/default") : null;
       byDefault = follows?.model_id;
-      why.textContent = follows ? sayWhy(follows, models) : "";
+      why.textContent = follows ? sayWhy(follows, models, modelName) : "";
       fill(model, h("option", { value: "default" }, "default"),
         models.map((entry) => h("option", { value: entry.id }, modelName(entry))));
       model.value = models.some((entry) => entry.id === before) ? before : "default";
@@ -144,12 +149,10 @@ async function tried({ name, ask, address }) {
 }
 
 /** One line: which model `default` is, and why it is that one, or why it is not the newest. */
-function sayWhy({ model_id: id, pinned, reason, passed_over: passedOver }, models) {
+function sayWhy({ model_id: id, pinned, reason, passed_over: passedOver }, models, modelName) {
   const entry = models.find((one) => one.id === id);
   const name = entry ? modelName(entry) : id;
   if (pinned) return `default is pinned to ${name}.`;
   const newest = passedOver?.reason ? ` It did not move to the newest model: ${passedOver.reason}.` : "";
   return `default is ${name}${reason && !newest ? `: ${reason}` : ""}.${newest}`;
 }
-
-const modelName = (entry) => [entry.name || entry.method, entry.network, ago(entry.created_at)].filter(Boolean).join(" · ");

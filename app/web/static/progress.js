@@ -1,16 +1,23 @@
-/** How far a job is: bar, phase, epoch, speed, time left. A screen reader is told of a new epoch, not of every step. */
+/** How far a job is: bar, phase, epoch, speed, time left; of one that ends meanwhile, how it ended. A screen reader is told of a new epoch, not of every step. */
 
 import { h, write } from "./dom.js";
 import { duration, number, words } from "./format.js";
+
+const ACTIVE = ["queued", "running", "cancelling"];
 
 export function liveProgress() {
   const bar = h("progress", { max: 1, "aria-label": "Progress of the job" });
   const text = h("span", { class: "progress-text" });
   const spoken = h("span", { class: "unseen", "aria-live": "polite" });
-  const element = h("div", { class: "progress-line" }, bar, text, spoken);
+  const element = h("div", { class: "progress-line", hidden: true }, bar, text, spoken);
 
   function update({ status, progress }) {
-    element.hidden = !["queued", "running", "cancelling"].includes(status);
+    if (!ACTIVE.includes(status)) {
+      if (status === "succeeded") bar.value = 1;
+      write(text, words(status));
+      return;
+    }
+    element.hidden = false;
     if (status === "queued") {
       bar.removeAttribute("value");
       write(text, "Queued");

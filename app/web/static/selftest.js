@@ -1,6 +1,6 @@
 /** How well a job with injected noise did, by the labels before the injection. */
 
-import { fill, h } from "./dom.js";
+import { h } from "./dom.js";
 import { percent, words } from "./format.js";
 import { show } from "./problems.js";
 
@@ -16,14 +16,13 @@ const FIGURES = [
 ];
 const FILES = [["self-test.json", "Save as JSON", "the self-test"], ["injected-labels.csv", "Save the changed labels as CSV"]];
 
-/** A section, or null for a job without injected noise. */
-export function selfTest(job, files) {
+/** A promise of a section, or of null for a job without injected noise. */
+export async function selfTest(job, files) {
   const result = job.metrics?.self_test;
   if (!result) return null;
   const available = FIGURES.filter(([name]) => typeof result[name] === "number");
-  const saves = h("div", {});
   const problem = h("div", {});
-  files.buttons(FILES, problem).then((buttons) => fill(saves, buttons)).catch((error) => show(problem, error));
+  const saves = await files.buttons(FILES, problem).catch((error) => show(problem, error));
   return h("section", { "aria-label": "Self-test" },
     h("h2", {}, "Self-test"),
     h("p", { class: "quiet" }, `${words(result.noise)} noise made ${percent(result.realised_rate)} of the labels wrong. All figures here are by the labels before it.`),

@@ -1,7 +1,7 @@
 /** A picture of a data set, by its number. Images cannot carry a key: with one the bytes are fetched. */
 
 import { html } from "htm/preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { hasKey, imageAddress } from "./api.js";
 
@@ -23,5 +23,10 @@ export function DatasetPicture({ dataset, index, alt, small = true, onLoad }) {
       if (made) URL.revokeObjectURL(made);
     };
   }, [path]);
-  return html`<img src=${address ?? undefined} alt=${alt} decoding="async" onLoad=${onLoad} />`;
+  const image = useRef(null);
+  useLayoutEffect(() => { // at once: it may leave before the next frame
+    const element = image.current;
+    return () => element.removeAttribute("src"); // ends the request: while one is under way, the browser keeps the element and all around it
+  }, []);
+  return html`<img ref=${image} src=${address ?? undefined} alt=${alt} decoding="async" onLoad=${onLoad} />`;
 }

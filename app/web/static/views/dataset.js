@@ -5,6 +5,7 @@ import { useState } from "preact/hooks";
 
 import { get } from "../api.js";
 import { bytes, number, plural } from "../format.js";
+import { namesOf } from "../names.js";
 import { ProblemBlock, useResource } from "../resource.js";
 import { address } from "../router.js";
 import { Classes } from "./classes.js";
@@ -20,20 +21,27 @@ const TABS = [["pictures", "Pictures", Pictures], ["map", "Map", MapOfPictures],
 
 export default function Dataset({ id }) {
   const { data: dataset, problem, reload } = useResource(() => get(`/datasets/${id}`), [id]);
-  const { data: jobs } = useResource(async () => (await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`)).items, [id]);
+  const { data: jobs } = useResource(() => trainings(id), [id]);
   const [changes, setChanges] = useState(0); // of the labels, made here
   const chosen = address.value.query.get("tab");
   const [tab, , Tab] = TABS.find(([name]) => name === chosen) ?? TABS[0];
   const changed = () => (setChanges(changes + 1), reload());
   const ready = dataset?.status === "ready";
   return html`<${View} wide title=${dataset?.name ?? "Data set"} lead=${dataset ? summary(dataset) : " "}
-      actions=${ready && html`${jobs?.length > 0 && html`<a class="button primary" href=${`/ui/review/${jobs[0].id}`}>Review labels</a>`}
-        <a class="button" href=${`/ui/train?dataset=${id}`}>Train on it</a>`}>
+      actions=${ready && jobs ? html`${jobs?.length > 0 && html`<a class="button primary" href=${`/ui/review/${jobs[0].id}`}>Review labels</a>`}
+        <a class="button" href=${`/ui/train?dataset=${id}`}>Train on it</a>` : null}>
     <${ProblemBlock} problem=${problem ?? (dataset?.status === "failed" ? dataset.error : null)} />
     ${dataset?.status === "ingesting" && html`<p class="quiet">Its images are being read.</p>`}
     ${ready && html`<${Tabs} label="Parts of the data set" tabs=${TABS} chosen=${tab} />
       ${jobs && html`<${Tab} key=${changes} dataset=${dataset} jobs=${jobs} changed=${changed} />`}`}
   <//>`;
+}
+
+/** The newest trainings on it that have succeeded and still have their results, each with its `title`. */
+async function trainings(id) {
+  const { items } = await get(`/jobs?dataset_id=${id}&type=train&status=succeeded&limit=50`);
+  const names = await namesOf(items);
+  return items.filter((job) => !job.files_deleted_at).map((job) => ({ ...job, title: job.name ?? names.method(job) }));
 }
 
 function summary({ status, images, classes, size_bytes: size, label_version: version }) {

@@ -23,7 +23,7 @@ export function Exports({ dataset }) {
     setBusy(false);
   }
   return html`<form class="panel" onSubmit=${start}>
-    <div class="fields">
+    <div class="fields two">
       <div class="field"><label for="export-format">Format</label><select id="export-format" onChange=${(event) => setFormat(event.target.value)}>
         ${FORMATS.map(([name, title]) => html`<option value=${name}>${title}</option>`)}</select></div>
       <div class="field"><label for="export-version">Version of the labels</label>

@@ -1,10 +1,10 @@
 /** Versions of a data set's labels: what each changed, and going back to an earlier one. */
 
 import { html } from "htm/preact";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 
 import { getItems, post } from "../api.js";
-import { announce } from "../dom.js";
+import { announce, focusItem } from "../dom.js";
 import { ago, number, plural } from "../format.js";
 import { ProblemBlock, useAction, useResource } from "../resource.js";
 import { DatasetPicture } from "../thumbnail.js";
@@ -48,15 +48,21 @@ function Diff({ dataset, from, to }) {
   const [most, setMost] = useState(SHOWN);
   const path = `/datasets/${dataset.id}/labels/diff?from=${from}&to=${to}`;
   const { data, problem } = useResource(() => getItems(path, most), [path, most]);
+  const place = useRef(null);
+  const before = useRef(0); // items there were when more were asked for
+  useEffect(() => {
+    if (before.current) focusItem(place.current, ".changes li", before.current);
+    before.current = 0;
+  }, [data]);
   if (!data) return html`<${ProblemBlock} problem=${problem} /><p class="quiet">Comparing</p>`;
   const { classes_added: added, classes_removed: removed } = data.last;
-  return html`<div class="diff">
+  return html`<div class="diff" ref=${place}>
     ${added.length > 0 && html`<p>Classes added: ${added.join(", ")}</p>`}${removed.length > 0 && html`<p>Classes removed: ${removed.join(", ")}</p>`}
     <ul class="changes" aria-label=${`Changes of version ${to}`}>${data.items.map((item) => html`<li key=${item.index}>
       <${DatasetPicture} dataset=${dataset.id} index=${item.index} alt="" />
       <span><span class="path">${item.path}</span> ${change(item)}</span></li>`)}</ul>
     ${!data.items.length && html`<p class="quiet">No label differs.</p>`}
-    ${data.more && html`<button type="button" class="small" onClick=${() => setMost(most * 2)}>Show more</button>`}
+    ${data.more && html`<button type="button" class="small" onClick=${() => ((before.current = data.items.length), setMost(most * 2))}>Show more</button>`}
   </div>`;
 }
 

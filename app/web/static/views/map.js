@@ -45,7 +45,7 @@ function Points({ dataset, job, jobs, points, by }) {
       <div class="field"><label for="map-colour">Colour</label><select id="map-colour" onChange=${(event) => setQuery({ colour: event.target.value })}>
         ${COLOURS.map(([value, title]) => html`<option value=${value} selected=${value === by}>${title}</option>`)}</select></div>
       ${jobs.length > 1 && html`<div class="field"><label for="map-job">Training</label><select id="map-job" onChange=${(event) => setQuery({ job: event.target.value })}>
-        ${jobs.map((entry) => html`<option value=${entry.id} selected=${entry.id === job}>${entry.name ?? entry.method}</option>`)}</select></div>`}
+        ${jobs.map((entry) => html`<option value=${entry.id} selected=${entry.id === job}>${entry.title}</option>`)}</select></div>`}
       <label class="check"><input type="checkbox" checked=${flags} onChange=${() => setFlags(!flags)} /> Flagged only</label>
     </div>
     <div class="map">

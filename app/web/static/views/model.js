@@ -1,11 +1,12 @@
 /** One model: where it comes from, its figures, the alias default with its history, how to call it, and deleting it. */
 
 import { html } from "htm/preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 import { get, put, remove } from "../api.js";
 import { announce } from "../dom.js";
-import { ago, bytes } from "../format.js";
+import { ago, bytes, words } from "../format.js";
+import { namesOf } from "../names.js";
 import { figures } from "../outcome.js";
 import { ProblemBlock, useAction, useResource } from "../resource.js";
 import { navigate } from "../router.js";
@@ -15,14 +16,14 @@ import { View } from "./view.js";
 export default function Model({ id }) {
   const { data, problem, reload } = useResource(async () => {
     const model = await get(`/models/${id}`);
-    const [alias, dataset] = await Promise.all([get("/aliases/default").catch(() => null), model.dataset_id ? get(`/datasets/${model.dataset_id}`).catch(() => null) : null]);
-    return { model, alias, dataset };
+    const [alias, names] = await Promise.all([get("/aliases/default").catch(() => null), namesOf([model])]);
+    return { model, alias, names };
   }, [id]);
-  const { model, alias, dataset } = data ?? {};
-  const title = model ? model.name ?? `${model.method}${dataset ? ` on ${dataset.name}` : ""}` : "Model";
-  const lead = model && html`${model.method}, ${model.network}${dataset && html`${" on "}<a href=${`/ui/datasets/${dataset.id}`}>${dataset.name}</a>`} · ${bytes(model.size_bytes)} · ${ago(model.created_at)}
+  const { model, alias, names } = data ?? {};
+  const title = model ? names.title(model) : "Model";
+  const lead = model && html`${names.method(model)}, ${model.network}${names.dataset(model) && html`${" on "}<a href=${`/ui/datasets/${model.dataset_id}`}>${names.dataset(model)}</a>`} · ${bytes(model.size_bytes)} · ${ago(model.created_at)}
     ${model.job_id && html`${" · "}<a href=${`/ui/jobs/${model.job_id}`}>its training</a>`}`;
-  return html`<${View} title=${title} lead=${lead || " "} actions=${model && html`<a class="button primary" href=${`/ui/predict?model=${id}`}>Try it</a>`}>
+  return html`<${View} title=${title} lead=${lead || " "} actions=${model ? html`<a class="button primary" href=${`/ui/predict?model=${id}`}>Try it</a>` : null}>
     <${ProblemBlock} problem=${problem} />
     ${model && html`<${Figures} model=${model} /><${Aliases} model=${model} alias=${alias} changed=${reload} /><${Snippets} model=${id} /><${Deletion} model=${model} title=${title} />`}
   <//>`;
@@ -30,7 +31,7 @@ export default function Model({ id }) {
 
 function Figures({ model }) {
   const place = useRef(null);
-  useEffect(() => place.current.replaceChildren(...[figures(model)].filter(Boolean)), [model]);
+  useLayoutEffect(() => place.current.replaceChildren(...[figures(model)].filter(Boolean)), [model]);
   return html`<div class="panel"><div class="outcome" ref=${place}></div></div>`;
 }
 
@@ -48,7 +49,7 @@ function Aliases({ model, alias, changed }) {
   });
   const here = alias?.model_id === model.id;
   return html`<section class="panel" aria-label="Alias default"><h2>default</h2>
-    <p>${here ? "It points at this model" : "It points at another model"}${alias?.pinned ? ", and is pinned." : "."}${alias?.reason && !alias.pinned ? ` ${alias.reason}.` : ""}</p>
+    <p>${here ? "It points at this model" : "It points at another model"}${alias?.pinned ? ", and is pinned." : "."}${alias?.reason && !alias.pinned ? ` ${words(alias.reason)}.` : ""}</p>
     <div class="actions">
       <button type="button" disabled=${busy || (here && alias?.pinned)} onClick=${move({ model_id: model.id }, "default is pinned to this model")}>Pin default here</button>
       <button type="button" disabled=${busy || (alias?.history.length ?? 0) < 2} onClick=${move({ rollback: true }, "default points at the model before")}>Roll back</button>

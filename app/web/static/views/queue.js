@@ -5,7 +5,8 @@ import { useEffect } from "preact/hooks";
 
 import { getItems, patch, post } from "../api.js";
 import { announce } from "../dom.js";
-import { ago, duration, percent, words } from "../format.js";
+import { ago, duration, percent } from "../format.js";
+import { namesOf } from "../names.js";
 import { ProblemBlock, useAction, useResource } from "../resource.js";
 import { View } from "./view.js";
 
@@ -14,8 +15,9 @@ const PRIORITIES = ["high", "normal", "low"]; // the order in which they run
 
 export default function Queue() {
   const { data, problem, reload } = useResource(async () => {
-    const [running, queued] = await Promise.all(["running", "queued"].map(async (status) => (await getItems(`/jobs?status=${status}`, 200)).items));
-    return { running, queued: queued.reverse().sort((a, b) => PRIORITIES.indexOf(a.priority) - PRIORITIES.indexOf(b.priority)) };
+    const [running, queued] = await Promise.all(["running", "queued"].map(async (status) => (await getItems(`/jobs?status=${status}`)).items));
+    const names = await namesOf([...running, ...queued]);
+    return { names, running, queued: queued.reverse().sort((a, b) => PRIORITIES.indexOf(a.priority) - PRIORITIES.indexOf(b.priority)) };
   }, []);
   useEffect(() => {
     const timer = setInterval(() => document.hidden || reload(), REFRESH_MS);
@@ -23,19 +25,19 @@ export default function Queue() {
   }, []);
   return html`<${View} title="Queue" lead="What runs, and what waits in the order in which it will be taken. A job that needs more devices than are free may be overtaken.">
     <${ProblemBlock} problem=${problem} />
-    ${data && html`<${List} title="Running" none="Nothing runs." jobs=${data.running} reload=${reload} />
-      <${List} title="Waiting" none="Nothing waits." jobs=${data.queued} reload=${reload} />`}
+    ${data && html`<${List} title="Running" none="Nothing runs." jobs=${data.running} names=${data.names} reload=${reload} />
+      <${List} title="Waiting" none="Nothing waits." jobs=${data.queued} names=${data.names} reload=${reload} />`}
   <//>`;
 }
 
-function List({ title, none, jobs, reload }) {
+function List({ title, none, jobs, names, reload }) {
   return html`<section aria-label=${title}><h2>${title}</h2>
-    <ol class="rows queue">${jobs.map((job) => html`<${Entry} key=${job.id} job=${job} reload=${reload} />`)}${!jobs.length && html`<li class="empty">${none}</li>`}</ol></section>`;
+    <ol class="rows queue">${jobs.map((job) => html`<${Entry} key=${job.id} job=${job} names=${names} reload=${reload} />`)}${!jobs.length && html`<li class="empty">${none}</li>`}</ol></section>`;
 }
 
-function Entry({ job, reload }) {
+function Entry({ job, names, reload }) {
   const { busy, problem, run } = useAction();
-  const name = job.name ?? job.method ?? words(job.type);
+  const name = names.title(job);
   const change = (priority) => run(async () => {
     await patch(`/jobs/${job.id}`, { priority });
     reload();
@@ -52,6 +54,6 @@ function Entry({ job, reload }) {
         ${job.status === "queued" && html`<select aria-label=${`Priority of ${name}`} value=${job.priority} disabled=${busy} onChange=${(event) => change(event.target.value)}>
           ${PRIORITIES.map((entry) => html`<option value=${entry} selected=${entry === job.priority}>${entry}</option>`)}</select>`}
         <button type="button" class="small" disabled=${busy || job.status === "cancelling"} onClick=${cancel}>Cancel</button></div></div>
-    <p class="quiet">${[job.network, `${job.resources?.gpus ?? 1} device${job.resources?.gpus > 1 ? "s" : ""}`, `${job.priority} priority`, share !== undefined && percent(share, 0), job.progress?.eta_seconds && `${duration(job.progress.eta_seconds)} left`, waits, ago(job.created_at)].filter(Boolean).join(" · ")}</p>
+    <p class="quiet">${[job.name && names.work(job), job.network, `${job.resources?.gpus ?? 1} device${job.resources?.gpus > 1 ? "s" : ""}`, `${job.priority} priority`, share !== undefined && percent(share, 0), job.progress?.eta_seconds && `${duration(job.progress.eta_seconds)} left`, waits, ago(job.created_at)].filter(Boolean).join(" · ")}</p>
     <${ProblemBlock} problem=${problem} /></li>`;
 }

@@ -5,7 +5,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 
 import { address } from "../router.js";
 
-/** `title` is also the window's; `lead` a sentence below it; `actions` stand beside it; `wide` uses the whole window. */
+/** `title` is also the window's; `lead` a sentence below it; `actions` stand beside it, and have their place when they are `null`; `wide` uses the whole window. */
 export function View({ title, lead, actions, wide, class: style = "", children }) {
   const heading = useRef(null);
   useLayoutEffect(() => {
@@ -18,7 +18,7 @@ export function View({ title, lead, actions, wide, class: style = "", children }
   return html`<section class=${`view ${wide ? "wide" : ""} ${style}`}>
     <header class="view-head">
       <div><h1 tabindex="-1" ref=${heading}>${title}</h1>${lead && html`<p class="lead">${lead}</p>`}</div>
-      ${actions && html`<div class="actions">${actions}</div>`}
+      ${actions !== undefined && html`<div class="actions">${actions}</div>`}
     </header>
     ${children}
   </section>`;
