@@ -15,6 +15,8 @@ from app.db.session import transaction
 from app.db.tables import Model
 from ml import methods
 from ml.data.dataset import LabeledImages, Truth
+from ml.evaluation import measure
+from ml.evaluation.ranking import LabelIssues
 from ml.networks import weights
 from ml.scenes import generate
 from ml.training.spec import DEFAULT_BACKBONE, TrainingSpec
@@ -115,3 +117,9 @@ def test_held_out_labels_that_follow_the_background_do_not_decide(tmp_path: Path
 
     assert trained.summary["test_accuracy"] > first.summary["test_accuracy"]
     assert (chosen, "follow" in reason) == (trained, True)
+
+    def precision(issues: LabelIssues | None) -> float:
+        assert issues is not None
+        return measure.average_precision(issues.label_score, (labeled.labels != clean[0]).numpy())
+
+    assert precision(first_answer.ranking(first, trained)) > precision(first.issues)

@@ -105,12 +105,9 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     without such images the trained one. Where labels follow the background, so do those of held-out images: they speak
     for a model that looks at it, and the trained one is taken, which does not.
     """
-    findings = trained.trainer.method.findings()
-    if findings.get("labels_follow_background"):
-        return (
-            trained,
-            f"does not look at the background, which labels follow (L = {findings['background_statistic']:.3f})",
-        )
+    if _labels_follow_background(trained):
+        statistic = trained.trainer.method.findings()["background_statistic"]
+        return trained, f"does not look at the background, which labels follow (L = {statistic:.3f})"
     if not len(first.trainer.held_out):
         return trained, "cannot be compared: no images are held out"
     transition = first.trainer.method.get_buffer("transition")
@@ -118,6 +115,19 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     compared = f"{one:.3f} for the first answer, {two:.3f} after training"
     better = first if one > two else trained
     return better, f"explains the labels of held-out images best: mean log-likelihood {compared}"
+
+
+def ranking(first: Stage, trained: Stage) -> LabelIssues | None:
+    """The ranking of labels, by predictions that did not learn from the image whose label they judge.
+
+    It is that of the probe, or where labels follow the background that of the training, whose evidence knows which
+    labels speak of the object.
+    """
+    return trained.issues if _labels_follow_background(trained) else first.issues
+
+
+def _labels_follow_background(trained: Stage) -> bool:
+    return bool(trained.trainer.method.findings().get("labels_follow_background"))
 
 
 def _held_out_likelihood(trainer: Trainer, transition: Tensor) -> float:

@@ -98,7 +98,7 @@ def run(
         chosen, reason = first_answer.choose(first, trained)
         trainer = chosen.trainer
         facts |= {"stages": [first.summary, trained.summary], "published": chosen.name, "published_reason": reason}
-        issues = first.issues  # from probes that did not learn from the image whose label they judge
+        issues = first_answer.ranking(first, trained)
     publication = publish.Publication(ctx, reporter, trainer, images, truth, facts, issues)
     checkpointer.when_there_is_space(publication.write)
     reporter.finish(publication.commit)
