@@ -17,7 +17,7 @@ from tests import servers
 from tests.servers import eventually
 from tests.worker.harness import ServiceHarness
 
-EPOCHS = 20  # about two seconds on a quiet machine: long enough for a fault in the middle
+EPOCHS = 40  # about two seconds on a quiet machine: long enough for a fault in the middle
 
 
 class FaultHarness(ServiceHarness):
