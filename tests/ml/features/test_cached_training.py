@@ -83,9 +83,9 @@ def test_statistics_of_pretrained_weights_stay_where_they_are_asked_for(
         reports(training)
         return set(same(before, dict(training.method.state_dict())))
 
-    kept, moved = changed("pretrained"), changed("batch")
-    assert moved - kept == {name for name in moved if "running" in name or "num_batches" in name} != set()
-    assert kept <= moved
+    fixed, moved = changed("pretrained"), changed("batch")
+    assert moved - fixed == {name for name in moved if "running" in name or "num_batches" in name} != set()
+    assert fixed <= moved
 
 
 @every_depth
