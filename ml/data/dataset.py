@@ -60,6 +60,11 @@ class LabeledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sample_source(self) -> Tensor | StoredPixels:
+        """What some of the images are taken from, by rows: a mapping would hold large pages around each in memory."""
+        return self.images if self.stored is None else self.stored
+
 
 @dataclass(frozen=True)
 class Truth:

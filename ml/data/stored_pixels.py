@@ -98,6 +98,12 @@ class StoredPixels:
         whole = mmap.mmap(self._handle.number, 0, access=mmap.ACCESS_COPY)
         return torch.from_numpy(np.frombuffer(whole, np.uint8, self.nbytes, self._offset).reshape(self.shape))
 
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Some images, read as by `read`: rows int64 (B,) -> uint8 (B, S, S, 3)."""
+        out = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+        self.read(rows, out)
+        return out
+
     def read(self, rows: Tensor, out: Tensor) -> None:
         """Read some images. All reads are announced first, so that a disk can work on many at a time.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ml.data.augmentation import Augmentation, Geometry
 from ml.data.dataset import LabeledImages, Truth
-from ml.data.image_store import ImageStore
+from ml.data.image_store import ImageStore, statistics
 from ml.data.input_store import eval_batches
 from ml.data.pixel_file import PixelFile
 from ml.data.read_ahead import AHEAD, ReadAhead
@@ -62,6 +62,17 @@ def test_rows_are_read_as_they_lie_in_memory(rows: list[int]) -> None:
     stored().read(chosen, out)
 
     assert torch.equal(out, IMAGES[chosen])
+    assert torch.equal(stored()[chosen], IMAGES[chosen])
+
+
+def test_statistics_are_those_of_images_in_memory() -> None:
+    """And are read: touching the mapping of a large file takes gigabytes of memory for a few rows."""
+    rows = torch.arange(3, COUNT)
+    images = LabeledImages(IMAGES, torch.zeros(COUNT, dtype=torch.int64), ("a", "b"), stored=stored())
+
+    assert isinstance(images.sample_source, StoredPixels)
+    for one, other in zip(statistics(images.sample_source, rows), statistics(IMAGES, rows), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_part_of_a_file_has_its_own_rows() -> None:
