@@ -125,7 +125,7 @@ def test_every_file_is_where_its_program_looks_for_it(added: dict[str, dict[str,
 
 @pytest.mark.parametrize("expression", ALERTS + QUERIES)
 def test_every_expression_of_rules_and_dashboard_is_promql(expression: str) -> None:
-    promql_parser.parse(expression)
+    assert list(metric_names(promql_parser.parse(expression)))
 
 
 def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
