@@ -76,8 +76,8 @@ def test_kubernetes_accepts_every_resource(resources: list[dict[str, Any]]) -> N
     version = kubernetes_validate.latest_version()
     known = [resource for resource in resources if resource["kind"] not in CUSTOM]
 
-    [judge] = {kubernetes_validate.validate(resource, version, strict=True) for resource in known}
-    assert version.startswith(judge)
+    [used] = {kubernetes_validate.validate(resource, version, strict=True) for resource in known}
+    assert version.startswith(used)
 
 
 @pytest.mark.parametrize("wrong", [{"traning": {}}, {"training": {"gpus": MOST_DEVICES + 1}}, {"settings": {"X": "1"}}])
