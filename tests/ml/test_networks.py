@@ -174,9 +174,9 @@ def test_published_architectures_have_the_required_tensors(name: str) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in published.state_dict().items()}
 
     required = networks.required_shapes(name)
-    found = tensor_shapes.match(required, shapes)
+    matched = tensor_shapes.match(required, shapes)
 
-    assert {key for key, shape in required.items() if shape is not None} <= found.keys()
+    assert {key for key, shape in required.items() if shape is not None} <= matched.keys()
 
 
 @pytest.mark.parametrize(("shape", "reason"), [((2, 10, 768), "cannot be resampled"), ((1, 8, 768), "square")])
