@@ -241,7 +241,7 @@ class Settings(BaseSettings):
     slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
     slow_body_bytes: int = Field(default=30 * 1024, description="Bytes that a body must deliver in slow_body_s")
     predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")
-    predict_batch: int = Field(default=64, description="Most images of one forward pass")
+    predict_batch: int = Field(default=64, description="Most images of one forward pass, unless one request has more")
     unfinished_frame_bytes: int = Field(
         default=256 * MIB,
         description="Bytes of frames that an inference process has received in part; above, the oldest one is cut off",

@@ -5,6 +5,7 @@ Shapes: `B` batch, `C` classes, `D` features; images `(B, 3, H, W)` normalised, 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,24 +17,28 @@ from ml.networks import chain
 
 
 class ActivationRecorder:
-    """The forward passes of a branch, as long as recording is on."""
+    """The forward passes of a branch, as long as recording is on: each thread has its own."""
 
     def __init__(self) -> None:
-        self.records: list[deconfounding.Activations] = []
-        self._is_recording = False
+        self._records: dict[int, list[deconfounding.Activations]] = {}  # by thread, of those that record
+
+    @property
+    def records(self) -> list[deconfounding.Activations]:
+        """What this thread has recorded."""
+        return self._records.get(threading.get_ident(), [])
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record within the block; the records are dropped at its end."""
-        self.records, self._is_recording = [], True
+        self._records[threading.get_ident()] = []
         try:
             yield
         finally:
-            self.records, self._is_recording = [], False
+            self._records.pop(threading.get_ident(), None)  # one recording within another ends both
 
     def record(self, activations: deconfounding.Activations) -> None:
         """Add a forward pass if recording is on."""
-        if self._is_recording:
+        if threading.get_ident() in self._records:
             self.records.append(activations)
 
 

@@ -10,6 +10,7 @@ f32 (B, 1, h, w) in [0, 1], 1 at each image's largest value, row by row like the
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,23 +50,25 @@ class NetworkActivations:
 
 @contextmanager
 def record_activations(method: Method) -> Iterator[list[NetworkActivations]]:
-    """Record every forward pass of the method's networks inside the `with` block.
+    """Record every forward pass of the method's networks in this thread inside the `with` block.
 
     Yields:
         A list that grows by one entry per forward pass, in the order in which they reach their classifier.
     """
     passes: list[NetworkActivations] = []
     handles = []
+    thread = threading.get_ident()
     for network in (module for module in method.modules() if isinstance(module, Network)):
         current = NetworkActivations(network)
 
         def add_stage(module: nn.Module, _: object, output: object, current: NetworkActivations = current) -> None:
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and threading.get_ident() == thread:
                 current.stages.append(output)
 
         def end_pass(module: nn.Module, inputs: tuple[Tensor, ...], current: NetworkActivations = current) -> None:
-            passes.append(NetworkActivations(current.network, list(current.stages), inputs[0]))
-            current.stages.clear()
+            if threading.get_ident() == thread:
+                passes.append(NetworkActivations(current.network, list(current.stages), inputs[0]))
+                current.stages.clear()
 
         stages = (network.body, *network.last_stage.children())
         handles += [stage.register_forward_hook(add_stage) for stage in stages]

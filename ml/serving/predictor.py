@@ -1,7 +1,7 @@
 """Predicts with a published model: images of any size in, probabilities and a localization on each image out.
 
 The model is rebuilt from a verified archive, and images are decoded, resized and normalised as in training. A
-prediction does not depend on the other images of its batch. Not safe for several threads at a time.
+prediction depends neither on the other images of its batch nor on batches that other threads predict meanwhile.
 
 Shapes: `B` images of a call, `C` classes, `H`, `W` an image's height and width, `S` the side of the network's square.
 Probabilities are float32 (C,) and sum to 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -34,14 +35,27 @@ class RoundedWeights:
         self._rounded = [
             nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False) for *_, parameter in self._exact
         ]
+        self._lock = threading.Lock()  # guards the number of threads inside `in_place`
+        self._inside = 0
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the method has the rounded parameters; what it computes under autocast is the same to the bit."""
-        for (module, name, _), rounded in zip(self._exact, self._rounded, strict=True):
-            setattr(module, name, rounded)
+        """Inside, the method has the rounded parameters; what it computes under autocast is the same to the bit.
+
+        Any number of threads may be inside at a time.
+        """
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._set(self._rounded)
         try:
             yield
         finally:
-            for module, name, exact in self._exact:
-                setattr(module, name, exact)
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._set([exact for *_, exact in self._exact])
+
+    def _set(self, parameters: list[nn.Parameter]) -> None:
+        for (module, name, _), parameter in zip(self._exact, parameters, strict=True):
+            setattr(module, name, parameter)

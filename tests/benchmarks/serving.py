@@ -154,7 +154,7 @@ def one_round(limits: Mapping[str, Limit], started: dict[str, Server]) -> Round:
     for name, server in started.items():
         requests = multipart(name, server, limits)
         measured_round.alone[name], measured_round.few[name], measured_round.many[name], measured_round.after[name] = (
-            servers.drive(server, requests, (1, 12), (8, 64), (64, 128), (1, 12))
+            servers.drive(server, requests, (1, 24), (8, size(192, 64)), (64, size(512, 128)), (1, 24))
         )
     return measured_round
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -54,6 +55,23 @@ def test_recording_activations_changes_no_prediction(
     assert all(one.maps is not None and one.maps.shape[0] == 5 for one in passes)
     assert features.shape[0] == 5
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trained.modules()]
+
+
+def test_passes_of_other_threads_are_not_recorded() -> None:
+    """The service predicts several batches side by side, some of them with maps."""
+    method = untrained("small", 32)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def predict() -> torch.Tensor:
+        with torch.no_grad():
+            return method.logits(images[:1])
+
+    with ThreadPoolExecutor(1) as other, torch.no_grad(), attention.record_activations(method) as passes:
+        other.submit(predict).result()
+        method.logits(images)
+        other.submit(predict).result()
+
+    assert [[len(stage) for stage in one.stages] for one in passes] == [[3] * len(passes[0].stages)]
 
 
 def test_grad_cam_leaves_no_gradient_behind() -> None:

@@ -1,7 +1,9 @@
-"""A prediction does not depend on the other images of its batch, in either precision."""
+"""A prediction depends neither on the other images of its batch nor on other threads, in either precision."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,25 @@ def test_a_prediction_is_the_same_in_every_batch(published: Path, precision: str
         assert apart < TOLERANCE[precision]
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_prediction_is_the_same_beside_other_threads(published: Path, precision: str) -> None:
+    predictor = Predictor.load(published, device="cpu", precision=precision)
+    predictor.half = precision == "bf16"
+    batches = [list(generate.draw(4, seed=seed, image_size=SIDE).images) for seed in range(40)]
+    wants_maps = [n % 3 == 0 for n in range(len(batches))]
+    inputs = list(zip(batches, wants_maps, strict=True))
+    alone = [predictor.predict_squares(squares, maps=maps) for squares, maps in inputs]
+
+    with ThreadPoolExecutor(4) as threads:
+        beside = list(threads.map(lambda one: predictor.predict_squares(one[0], maps=one[1]), inputs))
+
+    for ours, expected in zip(chain.from_iterable(beside), chain.from_iterable(alone), strict=True):
+        np.testing.assert_array_equal(ours.probabilities, expected.probabilities)
+        assert (ours.map is None) == (expected.map is None)
+        if ours.map is not None:
+            np.testing.assert_array_equal(ours.map, expected.map)
+
+
 def test_bf16_arithmetic_differs_from_f32(published: Path) -> None:
     """Otherwise the test above says nothing about bf16."""
     predictor = Predictor.load(published, device="cpu", precision="f32")
@@ -75,4 +96,21 @@ def test_weights_in_bf16_change_no_bit(published: Path) -> None:
 
     assert all(torch.equal(outputs[head], logits) for head, logits in expected.items())
     assert kinds == {torch.bfloat16, torch.float32}  # of convolutions and of batch normalisation
+    assert all(parameter is exact[name] for name, parameter in method.named_parameters())
+
+
+def test_weights_in_bf16_stay_until_the_last_thread_leaves(published: Path) -> None:
+    method = Predictor.load(published, device="cpu", precision="f32").trained_method
+    exact = dict(method.named_parameters())
+    rounded = RoundedWeights(method)
+
+    def kinds() -> set[torch.dtype]:
+        return {parameter.dtype for parameter in method.parameters()}
+
+    first, second = rounded.in_place(), rounded.in_place()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kinds() == {torch.bfloat16, torch.float32}
+    second.__exit__(None, None, None)
     assert all(parameter is exact[name] for name, parameter in method.named_parameters())

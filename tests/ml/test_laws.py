@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_a_prediction_does_not_depend_on_its_companions(method: str, spec: Specs
         torch.testing.assert_close(backwards[name].flip(0), logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone[name], logits[4:5], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(training.method.logits(images), together["answer"])
+
+
+@every_method
+def test_a_prediction_does_not_depend_on_other_threads(method: str, spec: Specs, labeled: LabeledImages) -> None:
+    """An inference process predicts several batches side by side."""
+    trained = Trainer.build(spec(method=method), labeled).method.eval()
+    batches = [torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in range(24)]
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return trained.predict(images)[0]
+
+    alone = list(map(predict, batches))
+    with ThreadPoolExecutor(4) as threads:
+        beside = list(threads.map(predict, batches))
+
+    for ours, expected in zip(beside, alone, strict=True):
+        assert all(torch.equal(ours[head], logits) for head, logits in expected.items())
 
 
 @with_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,6 +70,43 @@ def test_a_batch_without_room_is_answered_one_request_at_a_time(
     assert batch_sizes == [4, 1, 1, 2]
     assert all("error" not in by_id[name] for name in "ab")
     assert by_id["c"]["error"]["detail"] == "Predicting 2 images at once ran out of memory."
+
+
+def test_batches_are_computed_side_by_side_and_share_the_cores(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = published(harness)
+    cache = ModelCache(harness.files, "cpu", 1, 2)
+    predictor = cache.get(model)
+    predict_squares, sizes = predictor.predict_squares, []
+    together = threading.Barrier(2)  # passed by two batches that are computed at the same time, or by none
+
+    def both_at_once(squares: Sequence[Any], *, maps: bool = False) -> list[Prediction]:
+        if len(squares) > 1:
+            together.wait(60)
+        sizes.append((len(squares), torch.get_num_threads()))
+        return predict_squares(squares, maps=maps)
+
+    monkeypatch.setattr(predictor, "predict_squares", both_at_once)
+    images = [image for _, _, image in pictures(5)]
+    replies: queue.Queue[dict[str, Any]] = queue.Queue()
+    batcher = Batcher(harness.settings, cache)
+
+    def submit(names: Sequence[int]) -> dict[int, Any]:
+        batcher.submit(
+            Request(str(name), model, [images[name]], {}, 60.0, lambda header, _: replies.put(header)) for name in names
+        )
+        answers = [replies.get(timeout=60) for _ in names]
+        return {int(answer["id"]): answer["results"][0] for answer in answers}
+
+    batcher.start()
+    alone = [submit([name])[name] for name in range(5)]
+    assert sizes == [(1, 2)] * 5  # a request that comes alone has all cores
+    side_by_side = submit([0, 1, 2, 3])
+    batcher.end()
+
+    assert sizes[5:] == [(2, 1)] * 2
+    assert [side_by_side[name]["label"] for name in range(4)] == [answer["label"] for answer in alone[:4]]
 
 
 def test_F27_a_device_that_is_lost_is_the_fault_of_the_process(

@@ -1,12 +1,17 @@
 """Dynamic batching: requests that arrive during a forward pass wait, and the next pass takes all of them.
 
 There is no batching timer: an idle model starts at once, a busy one with a full batch. The queue is bounded, and a
-request that does not fit is refused at once. One thread runs the model; a pool decodes images and encodes replies.
+request that does not fit is refused at once. A pool decodes images and encodes replies.
+
+On a CPU up to `MOST_BATCHES` batches are computed side by side, by one model thread each, which share the cores: a pass
+on all cores waits at every layer for the slowest of them, which a busy machine always has, while decoding and replying
+use one. A request that comes alone has all cores. On a GPU there is one model thread.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -14,7 +19,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from app.settings import Settings
 from ml.errors import DeviceUnavailable, DeviceUnsupported, Failure, OutOfMemory
@@ -28,6 +35,7 @@ log = logging.getLogger(__name__)
 QUEUE_BYTES = 256 * 1024 * 1024  # of encoded images in the queue, besides the limit on their number
 THUMBNAIL_BYTES = 8 * 1024  # a JPEG of this size is decoded in a tenth of a millisecond
 RETRY_S = 1
+MOST_BATCHES = 4  # side by side; more of them would be small
 Reply = Callable[[dict[str, Any], Sequence[bytes]], object]  # called with the header and the parts of a frame
 
 
@@ -79,12 +87,19 @@ class Request:
         self.reply({"id": self.id, "error": refused.error}, ())
 
 
+class Batch(NamedTuple):
+    """What one model thread computes next: requests, none of them when models should be preloaded; and CPU threads."""
+
+    requests: list[Request]
+    threads: int
+
+
 class Batcher:
-    """The queue, and the thread that empties it.
+    """The queue, and the threads that empty it.
 
     Args:
         settings: Limits of the queue and of a batch.
-        models: Used by the model's thread alone.
+        models: Where models come from; says on what they compute, and how many CPU threads there are.
     """
 
     def __init__(self, settings: Settings, models: ModelCache) -> None:
@@ -92,10 +107,12 @@ class Batcher:
         self._models = models
         self._queue: deque[Request] = deque()
         self._queued_images = self._queued_bytes = 0
-        self._changed = threading.Condition()  # guards the queue and the two flags
+        self._changed = threading.Condition()  # guards the queue, the two flags and the cores
         self._ended = self._should_preload = False
+        self._cores: dict[int, int] = {}  # how many each model thread that computes has, by its identity
         self._pool = ThreadPoolExecutor(max(2, settings.threads or 4), thread_name_prefix="decode")
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        count = min(models.threads, MOST_BATCHES) if models.device == "cpu" else 1
+        self._threads = [threading.Thread(target=self._run, name=f"model-{n}", daemon=True) for n in range(count)]
 
     @property
     def fault(self) -> str | None:
@@ -103,18 +120,20 @@ class Batcher:
         return self._models.fault
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """Refuse what is queued, and finish what is being computed."""
         with self._changed:
             self._ended = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
         self._pool.shutdown()
 
     def submit(self, requests: Iterable[Request]) -> None:
-        """Queue requests, waking the model's thread once for all of them; what does not fit is refused at once."""
+        """Queue requests, waking a model thread once for all of them; what does not fit is refused at once."""
         with self._changed:
             for request in requests:
                 size = sum(map(len, request.images))
@@ -128,18 +147,20 @@ class Batcher:
             self._changed.notify()
 
     def preload(self) -> None:
-        """Have the model's thread load the newest model when no request is queued."""
+        """Have a model thread load the newest model when no request is queued."""
         with self._changed:
             self._should_preload = True
             self._changed.notify()
 
     def _run(self) -> None:
-        """The model's thread: one batch after another, until the end."""
+        """A model thread: one batch after another, until the end."""
         while (batch := self._next_batch()) is not None:
-            if not batch:
+            torch.set_num_threads(batch.threads)  # of this thread alone
+            if not batch.requests:
                 self._update_models()
-            for model, requests in _by_model(self._refuse_late(batch)):
+            for model, requests in _by_model(self._refuse_late(batch.requests)):
                 self._predict(model, requests)
+            self._return_cores()
 
     def _update_models(self) -> None:
         try:
@@ -148,8 +169,8 @@ class Batcher:
         except OSError as error:  # of a network file system; a request for a model will report it
             log.warning("the models cannot be read: %s", error)
 
-    def _next_batch(self) -> list[Request] | None:
-        """All queued requests up to the batch limit; empty when models should be preloaded; None at the end."""
+    def _next_batch(self) -> Batch | None:
+        """This model thread's part of the queue; no requests when models should be preloaded; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._ended or self._should_preload)
 
@@ -157,12 +178,16 @@ class Batcher:
             if self._ended:
                 for request in self._queue:
                     request.refuse(unavailable("The inference process is ending."))
+                self._queue.clear()
                 return None
 
-            # Take whole requests while they fit; the first one always does, however many images it has.
+            # Take whole requests, as many images as leave the same to every thread that waits; the first request is
+            # taken always, however many images it has.
+            waiting = len(self._threads) - len(self._cores)
+            most = min(math.ceil(self._queued_images / waiting), self._settings.predict_batch)
             batch: list[Request] = []
             count = 0
-            while self._queue and (not batch or count + len(self._queue[0].images) <= self._settings.predict_batch):
+            while self._queue and (not batch or count + len(self._queue[0].images) <= most):
                 request = self._queue.popleft()
                 batch.append(request)
                 count += len(request.images)
@@ -170,7 +195,20 @@ class Batcher:
             self._queued_images -= count
             if not batch:
                 self._should_preload = False
-            return batch
+            if self._queue:
+                self._changed.notify()
+
+            # Take the same share of the cores that are free, and at least an equal one of all.
+            free = self._models.threads - sum(self._cores.values())
+            parts = min(waiting, 1 + len(self._queue))
+            threads = max(free // parts, self._models.threads // len(self._threads))
+            self._cores[threading.get_ident()] = threads
+            return Batch(batch, threads)
+
+    def _return_cores(self) -> None:
+        """What this model thread computed is done; to reply it needs no more than itself."""
+        with self._changed:
+            self._cores.pop(threading.get_ident(), None)
 
     def _refuse_late(self, batch: Iterable[Request]) -> Iterable[Request]:
         for request in batch:
@@ -217,6 +255,7 @@ class Batcher:
         predictions = iter(predictor.predict_squares(squares, maps=maps))
         by_image = [None if d.square is None else next(predictions) for d in decoded]
         predicted_at = time.monotonic()
+        self._return_cores()  # before clients know, whose next requests come at once
 
         # Reply to each request with its own images; what takes long to write is left to the pool.
         first = 0

@@ -1,11 +1,9 @@
-"""The most recently used models, in memory: each is verified when it is loaded, and warmed up before it is used.
-
-Used by one thread.
-"""
+"""The most recently used models, in memory: each is verified when it is loaded, and warmed up before it is used."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -22,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """A least-recently-used cache of models.
+    """A least-recently-used cache of models, for any number of threads; one that loads a model lets the others wait.
 
     Args:
         files: The data folder, with the published models.
         device: What they run on.
         capacity: How many are in memory at a time.
-        threads: CPU threads of a forward pass; set for the whole process.
+        threads: CPU threads of all forward passes together.
         precision: Their arithmetic, as of `Predictor.load`.
         gpu_memory_fraction: Share of a GPU's memory that the process may take, in (0, 1].
 
@@ -46,7 +44,7 @@ class ModelCache:
         gpu_memory_fraction: float = 1.0,
     ) -> None:
         torch.set_num_threads(threads)
-        self.device = device
+        self.device, self.threads = device, threads
         self._precision = precision
         self.fault: str | None = None
         try:
@@ -57,6 +55,7 @@ class ModelCache:
             log.error("no model can be used: %s", failure)  # noqa: TRY400 - the cause is the driver's, and in the text
         self._files = files
         self._capacity = capacity
+        self._lock = threading.RLock()  # guards the models
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
 
     def get(self, model_id: uuid.UUID) -> Predictor:
@@ -65,9 +64,13 @@ class ModelCache:
         Raises:
             ModelArchiveCorrupt: Its files are missing or damaged.
         """
-        if model_id in self._predictors:
+        with self._lock:
+            if model_id not in self._predictors:
+                self._load(model_id)
             self._predictors.move_to_end(model_id)
             return self._predictors[model_id]
+
+    def _load(self, model_id: uuid.UUID) -> None:
         started = time.monotonic()
         folder = self._files.model(model_id)
         if not folder.is_dir():
@@ -81,22 +84,23 @@ class ModelCache:
             [np.zeros((8, 8, 3), dtype=np.uint8)]
         )  # warm-up: the first pass allocates and chooses kernels
         log.info("model %s loaded and warmed up in %.2f s", model_id, time.monotonic() - started)
-        return predictor
 
     def load_newest(self) -> None:
         """Load the newest model before the first request for it; errors are logged, and raised again by `get`."""
         newest = None if self.fault else self._newest()
-        if newest is None or newest in self._predictors:
-            return
-        try:
-            self.get(newest)
-        except (Failure, OSError) as error:
-            log.warning("the newest model, %s, cannot be loaded: %s", newest, error)
+        with self._lock:
+            if newest is None or newest in self._predictors:
+                return
+            try:
+                self.get(newest)
+            except (Failure, OSError) as error:
+                log.warning("the newest model, %s, cannot be loaded: %s", newest, error)
 
     def evict_deleted(self) -> None:
         """Evict models whose folder was deleted."""
-        for model_id in [m for m in self._predictors if not self._files.model(m).is_dir()]:
-            del self._predictors[model_id]
+        with self._lock:
+            for model_id in [m for m in self._predictors if not self._files.model(m).is_dir()]:
+                del self._predictors[model_id]
 
     def _newest(self) -> uuid.UUID | None:
         models: list[tuple[float, uuid.UUID]] = []
