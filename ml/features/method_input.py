@@ -63,9 +63,14 @@ class MethodInput(nn.Module):
         return self
 
     @property
+    def prepared(self) -> Encoder:
+        """The encoder that computes."""
+        return self._prepared[0]
+
+    @property
     def uses_bf16(self) -> bool:
         """Whether the encoder computes in bf16."""
-        return self._prepared[0].uses_bf16
+        return self.prepared.uses_bf16
 
     def forward(self, pictures: Tensor) -> Rendered:
         """All renderings of pictures (B, 3, S, S)."""
@@ -80,7 +85,7 @@ class MethodInput(nn.Module):
 
     def encode(self, pictures: Tensor) -> Encoded:
         """What a network sees of pictures (B, 3, S, S), and the backbone's feature maps."""
-        encoded = cast(Encoded, self._prepared[0](pictures))
+        encoded = cast(Encoded, self.prepared(pictures))
         return encoded._replace(output=pictures) if self.shows_pixels else encoded
 
     def locate(self, encoded: Encoded) -> Tensor | None:

@@ -9,7 +9,6 @@ Probabilities are float32 (C,) and sum to 1.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +30,7 @@ from ml.features.encoder import Encoder
 from ml.features.method_input import MethodInput, PictureMethod
 from ml.method import ENSEMBLE
 from ml.networks import chain, preact
-from ml.serving import model_archive
-from ml.serving.rounded_weights import RoundedWeights
+from ml.serving import fast_layers, model_archive
 from ml.training import devices, inputs
 
 ENCODER_CHECK = 4  # check squares by which a faster encoder is compared with the exact one
@@ -101,10 +99,7 @@ class Predictor:
         self._method = method.eval()
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (manifest.mean, manifest.std))
         self._store = image_store.ImageStore(check[:1], mean, std, device=device, padded_bytes=0)
-        self._rounded: RoundedWeights | None = None
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
-        if self.half and not isinstance(self._method, PictureMethod):  # whose encoder has weights in bf16 already
-            self._rounded = RoundedWeights(self._method)
         if isinstance(self._method, PictureMethod) and not self.half:
             self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
         # whether predictions have a location and what it comes from, and what their maps show
@@ -176,6 +171,18 @@ class Predictor:
         with devices.catch_failures("loading the model"):
             method = method.to(torch_device)
             return cls(manifest, method, torch_device, half=half, check=check, trusts_activation=trusts_activation)
+
+    def optimize(self) -> Self:
+        """Lay the weights out for predictions; from now on the trained method cannot be exported."""
+        networks = [network for network in self._method.modules() if isinstance(network, chain.Chain)]
+        for network in networks:
+            if self.half:  # the classifier, which is small, stays exact: maps are made with its weights
+                classifier = set(network.classifier.modules())
+                fast_layers.round_weights(layer for layer in network.modules() if layer not in classifier)
+            fast_layers.pack_convolutions(network)
+        if isinstance(self._method, PictureMethod):
+            fast_layers.pack_convolutions(self._method.input.prepared)
+        return self
 
     @property
     def trained_method(self) -> method.Method:
@@ -257,13 +264,12 @@ class Predictor:
     ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, list[MapSource]]:
         """Logits by head, locations (B, 3); and with `maps` the best attention maps (B, 1, h, w) that there are, and
         what each is made of."""
-        weights = self._rounded.in_place() if half and self._rounded is not None else contextlib.nullcontext()
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
         if not maps:
-            with weights, autocast:
+            with autocast:
                 return *self._method.predict(batch), None, []
         if not isinstance(self._method, PictureMethod):
-            with weights, autocast, attention.record_activations(self._method) as passes:
+            with autocast, attention.record_activations(self._method) as passes:
                 logits, location = self._method.predict(batch)
             return logits, location, attention.border_contrast(passes), ["border_contrast"] * len(batch)
         with autocast:

@@ -14,7 +14,6 @@ from ml.data import dataset
 from ml.scenes import generate
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
-from ml.serving.rounded_weights import RoundedWeights
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 
@@ -42,6 +41,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_a_prediction_is_the_same_in_every_batch(published: Path, precision: str) -> None:
     predictor = Predictor.load(published, device="cpu", precision=precision)
     predictor.half = precision == "bf16"  # also where the check at load prefers f32
+    predictor.optimize()
     squares = list(generate.draw(33, seed=7, image_size=SIDE).images)
     alone = np.stack([predictor.predict_squares([square])[0].probabilities for square in squares])
 
@@ -57,6 +57,7 @@ def test_a_prediction_is_the_same_in_every_batch(published: Path, precision: str
 def test_a_prediction_is_the_same_beside_other_threads(published: Path, precision: str) -> None:
     predictor = Predictor.load(published, device="cpu", precision=precision)
     predictor.half = precision == "bf16"
+    predictor.optimize()
     batches = [list(generate.draw(4, seed=seed, image_size=SIDE).images) for seed in range(40)]
     wants_maps = [n % 3 == 0 for n in range(len(batches))]
     inputs = list(zip(batches, wants_maps, strict=True))
@@ -81,36 +82,3 @@ def test_bf16_arithmetic_differs_from_f32(published: Path) -> None:
     rounded = [one.probabilities for one in predictor.predict_squares(squares)]
 
     assert not np.array_equal(exact, rounded)
-
-
-def test_weights_in_bf16_change_no_bit(published: Path) -> None:
-    """They are what autocast makes of the exact ones for every batch, and are gone afterwards."""
-    method = Predictor.load(published, device="cpu", precision="f32").trained_method
-    exact = dict(method.named_parameters())
-    images = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = method.predict(images)[0]
-        with RoundedWeights(method).in_place():
-            outputs = method.predict(images)[0]
-            kinds = {parameter.dtype for parameter in method.parameters()}
-
-    assert all(torch.equal(outputs[head], logits) for head, logits in expected.items())
-    assert kinds == {torch.bfloat16, torch.float32}  # of convolutions and of batch normalisation
-    assert all(parameter is exact[name] for name, parameter in method.named_parameters())
-
-
-def test_weights_in_bf16_stay_until_the_last_thread_leaves(published: Path) -> None:
-    method = Predictor.load(published, device="cpu", precision="f32").trained_method
-    exact = dict(method.named_parameters())
-    rounded = RoundedWeights(method)
-
-    def kinds() -> set[torch.dtype]:
-        return {parameter.dtype for parameter in method.parameters()}
-
-    first, second = rounded.in_place(), rounded.in_place()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert kinds() == {torch.bfloat16, torch.float32}
-    second.__exit__(None, None, None)
-    assert all(parameter is exact[name] for name, parameter in method.named_parameters())

@@ -75,7 +75,7 @@ class ModelCache:
         folder = self._files.model(model_id)
         if not folder.is_dir():
             raise ModelArchiveCorrupt("the model's files are missing")
-        predictor = Predictor.load(folder, device=self.device, precision=self._precision)
+        predictor = Predictor.load(folder, device=self.device, precision=self._precision).optimize()
         while len(self._predictors) >= self._capacity:
             evicted, _ = self._predictors.popitem(last=False)
             log.info("model %s is evicted", evicted)
