@@ -28,7 +28,7 @@ PAIR_TARGET, SCORING_TARGET = 2.02, 1.05
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(json.dumps(bf16("resnet18", size(8, 2), size(3, 1))), flush=True)
+    print(json.dumps(bf16("resnet18", size(128, 2), size(3, 1))), flush=True)
     print(json.dumps(bf16("small", size(128, 4), size(5, 1))), flush=True)
     print(json.dumps(pair("small", size(640, 16), size(5, 1))), flush=True)
     print(json.dumps(pair("resnet18", size(32, 4), size(2, 1))), flush=True)
