@@ -263,9 +263,10 @@ class Settings(BaseSettings):
     )
     predict_deadline_s: float = Field(default=20.0, description="A prediction that takes longer is answered with 504")
     inference_takeover_s: float = Field(
-        default=30.0,
+        default=0.0,
+        ge=0.0,
         description="How long a process that serves predictions goes on when its parent was killed; by then the parent "
-        "must be restarted",
+        "must be restarted. 0: it ends at once; `make run` sets 30",
     )
     models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
     event_heartbeat_s: float = Field(
