@@ -633,7 +633,7 @@ def test_SEC13_no_script_and_no_other_host_reaches_the_cookies(
     start: Callable[..., Client], provider: SigningProvider, address: str, prefix: str, secure: bool
 ) -> None:
     client = start(public_url=address, session_s=3600.0)
-    client.base_url = address  # type: ignore[assignment]
+    client.base_url = address
     begun = client.get("/login", follow_redirects=False)
     finished = client.get(provider.authorize(begun.headers["location"]).removeprefix(address), follow_redirects=False)
     assert finished.status_code == 303
@@ -745,7 +745,7 @@ def test_SEC13_a_session_ends_by_itself_and_is_swept(start: Callable[..., Client
     begin(client)
     header = {"Cookie": f"denll-session={client.cookies['denll-session']}"}
     client.cookies.clear()  # a browser forgets it by then
-    ended = eventually(
+    ended: Any = eventually(
         lambda: (answer := client.get("/jobs", headers=header)).status_code == 401 and answer, seconds=3.0
     )
     assert "has ended" in ended.json()["detail"]
@@ -803,7 +803,7 @@ def test_SEC13_what_is_no_cookie_of_ours_is_a_401(
     header = cookie.format(client.cookies["denll-session"]).encode("latin-1")
     client.cookies.clear()
     for path in ("/jobs", "/session"):
-        assert client.get(path, headers={"Cookie": header}).status_code == 401  # type: ignore[dict-item]
+        assert client.get(path, headers={b"Cookie": header}).status_code == 401
 
 
 @BOTH
@@ -996,13 +996,13 @@ def test_a_provider_that_is_back_confirms_with_the_same_refresh_token(
 
 
 def test_no_request_waits_for_the_provider(start: Callable[..., Client], provider: SigningProvider) -> None:
-    """Requests are answered while the provider hangs, and it is asked once for all of them."""
+    """Requests are answered while the provider hangs, and it is requests_sent once for all of them."""
     client = start()
     sign_in(client, provider)
-    asked, answer = threading.Event(), threading.Event()
+    reached, answer = threading.Event(), threading.Event()
 
     def hang(path: str) -> None:
-        asked.set()
+        reached.set()
         assert answer.wait(60.0)
 
     provider.answer = hang
@@ -1010,7 +1010,7 @@ def test_no_request_waits_for_the_provider(start: Callable[..., Client], provide
     before = len(provider.requests)
     for _ in range(5):
         assert client.get("/methods").status_code == 200
-    assert asked.wait(60.0)
+    assert reached.wait(60.0)
     assert client.get("/methods").status_code == 200
     assert provider.requests[before:] == ["/token"]
     answer.set()
@@ -1027,8 +1027,8 @@ def test_of_two_processes_one_asks_the_provider(start: Callable[..., Client], pr
     before = len(provider.requests)
     for _ in range(3):
         assert [one.get("/methods").status_code for one in (client, other)] == [200, 200]
-    for one in (client, other):
-        eventually(lambda one=one: not one.app.state.session_cache._checks, what="the end of the check")
+    caches = [one.app.state.session_cache for one in (client, other)]  # type: ignore[attr-defined]
+    eventually(lambda: not any(cache._checks for cache in caches), what="the end of the check")
     assert [path for path in provider.requests[before:] if path == "/token"] == ["/token"]
 
 
@@ -1079,14 +1079,14 @@ def test_SEC13_the_database_tells_no_refresh_token(start: Callable[..., Client],
     """Nor does a token that was stored for another session."""
     client = start()
     sign_in(client, provider)
-    (given,) = provider._newest.values()
+    (token,) = provider._newest.values()
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
         stored = session.execute(select(LoginSession.refresh_token)).scalar_one()
     session_id = client.cookies["denll-session"]
     assert stored is not None
-    assert refresh_token.decrypt(stored, session_id) == given
+    assert refresh_token.decrypt(stored, session_id) == token
     parts = [base64.urlsafe_b64decode(part + "==") for part in stored.split(".")]
-    assert not any(given.encode() in part or session_id.encode() in part for part in parts)
+    assert not any(token.encode() in part or session_id.encode() in part for part in parts)
     for other in (session_id[::-1], callers.digest(session_id)):
         with pytest.raises(ValueError, match="no refresh token of this session"):
             refresh_token.decrypt(stored, other)
