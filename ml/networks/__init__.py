@@ -145,7 +145,7 @@ def _without_memory(name: str) -> Iterator[None]:
 
 def _cost(network: Chain, image_size: int) -> dict[str, int]:
     """`flops` of a forward pass of one image, and `activations`: the numbers that layers without children put out."""
-    # Where Triton is missing, the module warns as it is imported that kernels written in it are not counted: we have none.
+    # Where Triton is missing, the module warns as it is imported that kernels of it are not counted: we have none.
     logging.getLogger("torch.utils.flop_counter").addFilter(_is_not_of_triton)
     from torch.utils.flop_counter import FlopCounterMode
 

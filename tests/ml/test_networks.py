@@ -86,7 +86,7 @@ def test_a_size_an_architecture_cannot_read_is_named() -> None:
 
 
 def test_pretrained_weights_are_adopted_without_a_mismatched_head(tmp_path: Path) -> None:
-    from torchvision import models
+    from torchvision import models  # type: ignore[import-untyped]
 
     published = models.resnet18(weights=None)
     file = tmp_path / "resnet18.safetensors"
@@ -105,7 +105,7 @@ def test_pretrained_networks_keep_the_published_stem_and_others_the_resolution_o
     def sides(published_stem: bool) -> int:
         network = networks.build(name, 5, 64, published_stem=published_stem).eval()
         with torch.no_grad():
-            return network.body(torch.zeros(1, 3, 64, 64)).shape[-1]
+            return int(network.body(torch.zeros(1, 3, 64, 64)).shape[-1])
 
     assert sides(published_stem=True) * 2 <= sides(published_stem=False)
 
