@@ -42,6 +42,7 @@ from app.jobs.stream import EventPoller, EventReader, stream_capacity
 from app.keys import routes as keys
 from app.login import routes as login
 from app.login.provider import Provider
+from app.login.session_check import SessionCheck
 from app.models import routes as models
 from app.models.registry_cache import ModelRegistryCache
 from app.networks import routes as networks
@@ -85,8 +86,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.engine = db.connect(config)
     state.notifier = Notifier(config)
     state.key_cache = KeyCache(config, state.engine)
-    state.session_cache = SessionCache(config, state.engine, state.key_cache) if config.login_enabled else None
     state.login_provider = Provider(config)
+    check = SessionCheck(config, state.engine, state.login_provider)
+    state.session_cache = SessionCache(config, state.engine, state.key_cache, check) if config.login_enabled else None
     caches = [cache for cache in (state.key_cache, state.session_cache) if cache is not None]
     keeping_last_used = [asyncio.create_task(cache.keep_last_used(config.key_usage_s)) for cache in caches]
     state.model_registry = ModelRegistryCache(state.engine)
@@ -106,6 +108,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         for cache in caches:
             await run_in_threadpool(cache.write_last_used)
+        if state.session_cache is not None:
+            await state.session_cache.close()
         await state.login_provider.close()
         await state.event_poller.close()
         await state.event_reader.close()

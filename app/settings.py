@@ -105,6 +105,18 @@ class Settings(BaseSettings):
     session_s: float = Field(
         default=12 * 3600.0, ge=1.0, le=30 * 24 * 3600.0, description="A person must log in again after this"
     )
+    session_check_s: float = Field(
+        default=300.0,
+        ge=0.0,
+        description="How often the provider, which must give refresh tokens, is asked what a person may do now; "
+        "0: never",
+    )
+    session_grace_s: float = Field(
+        default=3600.0,
+        ge=0.0,
+        description="A session ends when the provider has not confirmed it this long after it was to be asked: it was "
+        "away, or nobody used the session",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe messages that are logged"
     )
@@ -251,9 +263,10 @@ class Settings(BaseSettings):
     )
     predict_deadline_s: float = Field(default=20.0, description="A prediction that takes longer is answered with 504")
     inference_takeover_s: float = Field(
-        default=30.0,
+        default=0.0,
+        ge=0.0,
         description="How long a process that serves predictions goes on when its parent was killed; by then the parent "
-        "must be restarted",
+        "must be restarted. 0: it ends at once; `make run` sets 30",
     )
     models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
     event_heartbeat_s: float = Field(

@@ -5,7 +5,7 @@ Imports the tables only; a migration file never does, so that it still means the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
 from sqlalchemy import JSON, Connection, create_engine, event, text
@@ -18,7 +18,7 @@ from app.settings import Settings, current
 ADVISORY_LOCK = 0x64656E6C6C  # "denll"
 
 
-def render(kind: str, thing: object, _: object) -> str | bool:
+def render(kind: str, thing: object, _: object) -> str | Literal[False]:
     """Draft migrations in portable words: they must depend neither on the application nor on one database."""
     if kind == "type":
         words = {"time": isinstance(thing, UtcTime), "json": isinstance(thing, JSON), "big_id": thing is BigId}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -9,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 SQLITE_NOW = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
-def json() -> sa.types.TypeEngine[object]:
+def json() -> sa.types.TypeEngine[Any]:
     return sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
@@ -18,7 +21,7 @@ def big_id() -> sa.types.TypeEngine[int]:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def time() -> sa.types.TypeEngine[object]:
+def time() -> sa.types.TypeEngine[datetime]:
     return sa.DateTime(timezone=True)
 
 

@@ -96,12 +96,12 @@ def names_in(lock: Path) -> list[str]:
 
 def licence_of(package: metadata.PackageMetadata) -> str:
     """The licence that a package states: as SPDX, by classifier, or in words; `unknown` where it states none."""
-    if expression := package.get("License-Expression"):
+    if expression := package.get("License-Expression"):  # type: ignore[attr-defined]
         return str(expression)
     classifiers = [line.rpartition(" :: ")[2] for line in package.get_all("Classifier", []) if line[:7] == "License"]
     if named := [name for name in classifiers if name != "OSI Approved"]:
         return ", ".join(named)
-    words = (package.get("License") or "").strip().splitlines()
+    words = (package.get("License") or "").strip().splitlines()  # type: ignore[attr-defined]
     return words[0][:LONGEST] if words else "unknown"
 
 

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     )
 
 
-class ByService(LoadFileScheduling):
+class ByService(LoadFileScheduling):  # type: ignore[misc]
     """Tests of one file, or of one service, run in one process."""
 
     def _split_scope(self, nodeid: str) -> str:

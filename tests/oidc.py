@@ -67,6 +67,7 @@ class SigningProvider:
         userinfo: What the userinfo endpoint answers.
         answer: Answers a request instead of the provider, by its path: status, headers and body; None for most.
         requests: The paths that were asked for, in their order.
+        refreshes: Whether it gives refresh tokens. A token is used once; one that is used again ends its login.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,10 @@ class SigningProvider:
         self.secret: str | None = CLIENT_SECRET  # None: the client is public
         self.by_post = False
         self.requests: list[str] = []
+        self.refreshes = True
         self._codes: dict[str, dict[str, str]] = {}
+        self._logins: dict[str, str] = {}  # by refresh token, used ones too
+        self._newest: dict[str, str] = {}  # the refresh token of a login
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self.issuer = f"http://127.0.0.1:{self._server.server_port}"
@@ -101,6 +105,10 @@ class SigningProvider:
         document = {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/jwks", **endpoints}
         return document | {"token_endpoint_auth_methods_supported": methods} | self.metadata
 
+    def end_logins(self) -> None:
+        """What an admin of the provider does: no refresh token is accepted any more."""
+        self._newest.clear()
+
     def authorize(self, location: str) -> str:
         """What the provider does once somebody has logged in: the address that it sends the browser back to."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(location).query).items()}
@@ -112,24 +120,41 @@ class SigningProvider:
         return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}"
 
     def _tokens(self, form: dict[str, str], authorization: str) -> dict[str, Any] | None:
-        """The tokens for a code; None where something about the request is wrong."""
-        query = self._codes.pop(form.get("code", ""), None)
-        if query is None or form.get("redirect_uri") != query["redirect_uri"]:
-            return None
-        challenge = encoded(hashlib.sha256(form["code_verifier"].encode()).digest())
-        if challenge.decode() != query["code_challenge"]:
-            return None
+        """The tokens for a code or a refresh token; None where something about the request is wrong."""
         client = (form.get("client_id"), form.get("client_secret"))
         if self.secret is not None and not self.by_post:
             user, _, password = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
             client = (unquote_plus(user), unquote_plus(password))
         if client != (CLIENT_ID, self.secret):
             return None
+        if form["grant_type"] == "refresh_token":
+            return self._refreshed(form["refresh_token"])
+        query = self._codes.pop(form.get("code", ""), None)
+        if query is None or form.get("redirect_uri") != query["redirect_uri"]:
+            return None
+        challenge = encoded(hashlib.sha256(form["code_verifier"].encode()).digest())
+        if challenge.decode() != query["code_challenge"]:
+            return None
+        return self._answer(secrets.token_urlsafe(8), {"nonce": query["nonce"]})
+
+    def _refreshed(self, refresh_token: str) -> dict[str, Any] | None:
+        login = self._logins.get(refresh_token, "")
+        if self._newest.get(login) != refresh_token:
+            self._newest.pop(login, None)
+            return None
+        return self._answer(login, {})
+
+    def _answer(self, login: str, claims: dict[str, Any]) -> dict[str, Any]:
         now_s = int(time.time())
-        claims = {"iss": self.issuer, "aud": CLIENT_ID, "sub": "ada", "nonce": query["nonce"], "iat": now_s}
+        claims = {"iss": self.issuer, "aud": CLIENT_ID, "sub": "ada", "iat": now_s, **claims}
         claims |= {"exp": now_s + 60, "name": "Ada", "groups": ["labellers"]} | self.claims
         claims = {name: value for name, value in claims.items() if value is not None}
-        return {"access_token": "access", "token_type": "Bearer", "id_token": self._sign(claims)}
+        tokens = {"access_token": "access", "token_type": "Bearer", "id_token": self._sign(claims)}
+        if self.refreshes:
+            tokens["refresh_token"] = secrets.token_urlsafe(32)
+            self._logins[tokens["refresh_token"]] = login
+            self._newest[login] = tokens["refresh_token"]
+        return tokens
 
     def _sign(self, claims: dict[str, Any]) -> str:
         header = {"alg": "RS256", "kid": self.key.kid, **self.header}

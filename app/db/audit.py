@@ -23,6 +23,7 @@ Action = Literal[
     "labels.edit",
     "model.delete",
     "session.begin",
+    "session.change",
     "session.end",
     "weights.delete",
     "weights.install",
@@ -38,6 +39,7 @@ class Actor(NamedTuple):
 
 
 RETENTION = Actor("retention")  # the service itself, by its settings
+PROVIDER = Actor("login provider")
 
 
 def record(session: Session, actor: Actor, action: Action, object: str, **detail: Any) -> None:

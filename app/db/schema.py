@@ -16,7 +16,7 @@ from app.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-REVISION = "20261129fc28"  # of the newest migration: the one that makes the tables of `app.db.tables`
+REVISION = "202611306a1d"  # of the newest migration: the one that makes the tables of `app.db.tables`
 VERSIONS = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))  # Alembic's own
 CHECK_S = 5.0  # how often a process that uses the database looks
 RETRY_S = 30

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Text,
     UniqueConstraint,
     false,
     true,
@@ -313,9 +314,11 @@ class LoginSession(Base):
 
     id_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     key_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("api_key.id", ondelete="CASCADE"))  # the person
-    scopes: Mapped[list[Any]]  # as the provider's claims gave them at the login
+    scopes: Mapped[list[Any]]  # as the provider's claims gave them when it was last asked
     created_at: Mapped[datetime] = mapped_column(server_default=now())
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime]  # later each time that the provider confirms the session
+    check_at: Mapped[datetime | None]  # when the provider is asked again; null: never
+    refresh_token: Mapped[str | None] = mapped_column(Text)  # the provider's, encrypted by the session's id
     last_used_at: Mapped[datetime | None]  # to the minute: written in batches
 
 

@@ -49,6 +49,7 @@ class ValidCaller(NamedTuple):
     looked_up: float
     expires_at: datetime | None
     expires: float
+    check: float = float("inf")  # when the login provider is to be asked again
 
 
 def digest(secret: str) -> str:
@@ -88,6 +89,12 @@ class CallerCache(abc.ABC):
         """What the caller of a row is called."""
         return str(row.name)
 
+    def _valid(self, row: Row[Any], looked_up: float) -> ValidCaller:
+        expires = looked_up + (row.expires_at - row.now).total_seconds() if row.expires_at else float("inf")
+        per_s = row.requests_per_s or self._requests_per_s
+        principal = Principal(str(row.id), frozenset(row.scopes), self._name(row), per_s)
+        return ValidCaller(principal, looked_up, row.expires_at, expires)
+
     async def find(self, hashed: str, before_unknown: Callable[[], None]) -> ValidCaller | None:
         """The caller with this hash, which may have expired meanwhile; None for one that is unknown or revoked.
 
@@ -110,6 +117,12 @@ class CallerCache(abc.ABC):
         """Empty the cache: after a caller lost a right, all are looked up in the database again."""
         with self._lock:
             self._callers.clear()
+
+    def look_up_again(self, hashed: str) -> None:
+        """Have the next request look this caller up."""
+        with self._lock:
+            if (valid := self._callers.get(hashed)) is not None:
+                self._callers[hashed] = valid._replace(looked_up=float("-inf"))
 
     def write_last_used(self) -> None:
         """Write what was noted; while the database is unavailable that is left to the next call."""
@@ -146,13 +159,7 @@ class CallerCache(abc.ABC):
             if cached is not None:
                 return cached
             raise
-        valid = None
-        if row is not None:
-            looked_up = time.monotonic()
-            expires = looked_up + (row.expires_at - row.now).total_seconds() if row.expires_at else float("inf")
-            per_s = row.requests_per_s or self._requests_per_s
-            principal = Principal(str(row.id), frozenset(row.scopes), self._name(row), per_s)
-            valid = ValidCaller(principal, looked_up, row.expires_at, expires)
+        valid = None if row is None else self._valid(row, time.monotonic())
         with self._lock:
             if len(self._callers) >= MOST_CACHED:
                 self._callers.clear()

@@ -1,17 +1,20 @@
 """Sessions of people who have logged in: whom a cookie names, and the CSRF token that each change must carry.
 
 The cookie holds 256 random bits, of which only the SHA-256 is stored. A valid session is cached as a key is. Sessions
-begin and end in `app.login`.
+begin and end in `app.login`, which also asks the provider from time to time what a person may do now: beside the
+request that finds that it is time, and no request waits for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import Engine, Row, Select, select
@@ -20,11 +23,13 @@ from starlette.responses import Response
 
 from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession
-from app.errors import CsrfTokenRequired
+from app.errors import CsrfTokenRequired, DatabaseUnavailable
 from app.http.access import KeyCache, unauthenticated
-from app.http.callers import CallerCache, Principal, digest
+from app.http.callers import CallerCache, Principal, ValidCaller, digest
 from app.http.security import SAFE
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SECRET = re.compile(r"[A-Za-z0-9_-]{43}")  # as `new_secret` makes it
 COOKIE = "denll-session"
@@ -89,12 +94,17 @@ class SessionCache(CallerCache):
         settings: Names the cookie, and the rate of people who have none of their own.
         engine: The database.
         keys: Learns when a person was last seen.
+        check: Asks the provider about the session with this id.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, keys: KeyCache) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, keys: KeyCache, check: Callable[[str], Awaitable[None]]
+    ) -> None:
         super().__init__(settings, engine, LoginSession.id_sha256, LoginSession.last_used_at)
         self.cookie = Cookie(settings, COOKIE)
         self._keys = keys
+        self._check = check
+        self._checks: dict[str, asyncio.Task[None]] = {}  # those that run, by the hash of the session's id
 
     async def principal(self, session_id: str, before_unknown: Callable[[], None]) -> Principal:
         """The person whose session this is.
@@ -112,9 +122,28 @@ class SessionCache(CallerCache):
         valid = await self.find(hashed, before_unknown) if session_id else None
         if valid is None or time.monotonic() >= valid.expires:
             raise unauthenticated("This session has ended: log in again.")
+        if time.monotonic() >= valid.check and hashed not in self._checks:
+            self._checks[hashed] = asyncio.create_task(self._run_check(session_id, hashed))
         self.note_use(hashed)
         self._keys.note_use(valid.principal.id)
         return valid.principal
+
+    async def close(self) -> None:
+        """End the checks that run."""
+        for task in self._checks.values():
+            task.cancel()
+        await asyncio.gather(*self._checks.values(), return_exceptions=True)
+
+    async def _run_check(self, session_id: str, hashed: str) -> None:
+        try:
+            await self._check(session_id)
+        except DatabaseUnavailable as error:
+            log.warning("a session was not checked: %s", error)
+        except Exception:
+            log.exception("a session was not checked")
+        finally:
+            del self._checks[hashed]
+            self.look_up_again(hashed)
 
     @staticmethod
     def check_csrf(request: Request, session_id: str) -> None:
@@ -128,10 +157,16 @@ class SessionCache(CallerCache):
     def _select(self, hashed: str) -> Select[Any]:
         person = (ApiKey.id, ApiKey.name, ApiKey.subject, ApiKey.requests_per_s)
         return (
-            select(*person, LoginSession.scopes, LoginSession.expires_at, now().label("now"))
+            select(*person, LoginSession.scopes, LoginSession.expires_at, LoginSession.check_at, now().label("now"))
             .join(ApiKey, ApiKey.id == LoginSession.key_id)
             .where(LoginSession.id_sha256 == hashed, LoginSession.expires_at > now(), ApiKey.revoked_at.is_(None))
         )
+
+    def _valid(self, row: Row[Any], looked_up: float) -> ValidCaller:
+        valid = super()._valid(row, looked_up)
+        if row.check_at is None:
+            return valid
+        return valid._replace(check=looked_up + (row.check_at - row.now).total_seconds())
 
     def _name(self, row: Row[Any]) -> str:
         return person_name(row.name, row.subject)

@@ -38,7 +38,7 @@ def public_keys(document: Any) -> KeySet:
 
 
 def validate(
-    token: str, keys: KeySet, *, issuer: str, client_id: str, nonce: str, leeway_s: int, now_s: int
+    token: str, keys: KeySet, *, issuer: str, client_id: str, nonce: str | None, leeway_s: int, now_s: int
 ) -> dict[str, Any]:
     """The claims of a valid ID token.
 
@@ -47,7 +47,8 @@ def validate(
         keys: The provider's.
         issuer: The provider's name of itself.
         client_id: This service's name at the provider.
-        nonce: Of the login that the token belongs to.
+        nonce: Of the login that the token belongs to; None for one that came for a refresh token, which needs none
+            (section 12.2).
         leeway_s: How far the clocks may differ.
         now_s: Seconds since 1970.
 
@@ -69,7 +70,7 @@ def validate(
         sub={"essential": True},
         exp={"essential": True},
         iat={"essential": True},
-        nonce={"essential": True, "value": nonce},
+        nonce={"essential": True, "value": nonce} if nonce is not None else {},
     )
     try:
         registry.validate(claims)
@@ -80,6 +81,7 @@ def validate(
     several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
     if (several or "azp" in claims) and claims.get("azp") != client_id:
         raise LoginNotVerified("The claim 'azp' of the ID token names another client.")
-    if not isinstance(claims["nonce"], str) or not 0 < len(claims["sub"]) <= 255 or not claims["sub"].isprintable():
+    is_text = isinstance(claims.get("nonce", ""), str)
+    if not is_text or not 0 < len(claims["sub"]) <= 255 or not claims["sub"].isprintable():
         raise LoginNotVerified("The claim 'sub' or 'nonce' of the ID token is no text of at most 255 characters.")
     return claims

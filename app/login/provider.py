@@ -33,16 +33,23 @@ log = logging.getLogger(__name__)
 CALLBACK = "/login/callback"
 FRESH_S = 3600.0
 LARGEST_BYTES = 512 * 1024  # of an answer of the provider
-LARGEST_TOKEN = 64 * 1024  # characters of an ID token
+LARGEST_TOKEN = 64 * 1024  # characters of an ID token or a refresh token
 RETRY_S = 10
 NAME_CLAIMS = ("name", "preferred_username", "email")
 
 
 class Identity(NamedTuple):
-    """What the provider says of who has logged in: the person, and the values of the claim that gives scopes."""
+    """What the provider says of who has logged in.
+
+    Attributes:
+        person: Who it is.
+        values: Of the claim that gives scopes.
+        refresh_token: For the next `refresh`; None where the provider gives none, or the one before goes on.
+    """
 
     person: Person
     values: frozenset[str]
+    refresh_token: str | None
 
 
 class Metadata(NamedTuple):
@@ -109,15 +116,35 @@ class Provider:
         metadata = await self._discover()
         if issuer != self._settings.oidc_issuer and (issuer is not None or metadata.states_issuer):
             raise LoginNotVerified("The answer comes from another provider than the one that was asked.")
-        tokens = await self._request_tokens(metadata, code, code_verifier)
-        token = tokens.get("id_token")
-        if not isinstance(token, str) or len(token) > LARGEST_TOKEN:
-            raise LoginNotVerified("The provider sent no ID token that can be read.")
-        claims = await self._validate(metadata, token, nonce)
-        if find_claim(claims, self._settings.login_claim) is None:
-            claims = await self._more_claims(metadata, tokens, claims) | claims
-        person = Person(self._settings.oidc_issuer, claims["sub"], name_of(claims))
-        return Identity(person, values_of(find_claim(claims, self._settings.login_claim)))
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._settings.public_origin + CALLBACK,
+            "code_verifier": code_verifier,
+        }
+        tokens = await self._request_tokens(metadata, form)
+        return await self._identity(metadata, tokens, await self._validate(metadata, tokens, nonce))
+
+    async def refresh(self, refresh_token: str, subject: str) -> Identity:
+        """What is true now of somebody who has logged in before (OpenID Connect Core 1.0, section 12).
+
+        Args:
+            refresh_token: Of the login, or of the refresh before.
+            subject: Who logged in.
+
+        Raises:
+            LoginDenied: The login has ended at the provider.
+            LoginNotVerified: What it sent is not valid, or of somebody else.
+            LoginUnavailable: It does not answer as it must.
+        """
+        metadata = await self._discover()
+        tokens = await self._request_tokens(metadata, {"grant_type": "refresh_token", "refresh_token": refresh_token})
+        claims: dict[str, Any] = {"sub": subject}
+        if "id_token" in tokens:  # it may leave it out
+            claims = await self._validate(metadata, tokens, None)
+        if claims["sub"] != subject:
+            raise LoginNotVerified("The ID token that came for a refresh token speaks of another person.")
+        return await self._identity(metadata, tokens, claims)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -154,27 +181,35 @@ class Provider:
             read_at=time.monotonic(),
         )
 
-    async def _request_tokens(self, metadata: Metadata, code: str, code_verifier: str) -> dict[str, Any]:
+    async def _request_tokens(self, metadata: Metadata, form: dict[str, str]) -> dict[str, Any]:
         secret = self._settings.oidc_client_secret
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": self._settings.public_origin + CALLBACK,
-            "code_verifier": code_verifier,
-        }
         headers = {}
         if secret is not None and metadata.basic:
             pair = f"{quote_plus(self._settings.oidc_client_id)}:{quote_plus(secret.get_secret_value())}"
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         else:
-            form["client_id"] = self._settings.oidc_client_id
+            form |= {"client_id": self._settings.oidc_client_id}
             if secret is not None:
-                form["client_secret"] = secret.get_secret_value()
+                form |= {"client_secret": secret.get_secret_value()}
         return await self._ask("POST", metadata.token_endpoint, form=form, headers=headers)
 
-    async def _validate(self, metadata: Metadata, token: str, nonce: str) -> dict[str, Any]:
+    async def _identity(self, metadata: Metadata, tokens: Mapping[str, Any], claims: dict[str, Any]) -> Identity:
+        """What the ID token says, and the userinfo endpoint where it lacks the claim that gives scopes."""
+        if find_claim(claims, self._settings.login_claim) is None:
+            claims = await self._more_claims(metadata, tokens, claims) | claims
+        person = Person(self._settings.oidc_issuer, claims["sub"], name_of(claims))
+        refresh_token = tokens.get("refresh_token")
+        is_token = isinstance(refresh_token, str) and 0 < len(refresh_token) <= LARGEST_TOKEN
+        values = values_of(find_claim(claims, self._settings.login_claim))
+        return Identity(person, values, refresh_token if is_token else None)
+
+    async def _validate(self, metadata: Metadata, tokens: Mapping[str, Any], nonce: str | None) -> dict[str, Any]:
         """The claims of the ID token; the provider's keys are read, and once more where they may have changed."""
         from app.login import id_token  # `_open_client` has loaded it
+
+        token = tokens.get("id_token")
+        if not isinstance(token, str) or len(token) > LARGEST_TOKEN:
+            raise LoginNotVerified("The provider sent no ID token that can be read.")
 
         def claims(keys: KeySet) -> dict[str, Any]:
             return id_token.validate(
@@ -238,7 +273,7 @@ class Provider:
             raise self._unavailable(f"{where} cannot be reached ({type(error).__name__})") from error
         document = read_object(bytes(body))
         if response.status_code == 400 and form is not None and document is not None:
-            log.warning("the provider refused a code: %s", printable(document.get("error"), 100))
+            log.warning("the provider refused a code or refresh token: %s", printable(document.get("error"), 100))
             raise LoginDenied("The provider does not accept this login: it may have expired or been used.")
         if response.status_code != 200 or document is None:
             raise self._unavailable(f"{where} answers {response.status_code}, and no JSON object as it must")
@@ -251,7 +286,7 @@ class Provider:
         def load() -> AsyncClient:
             import httpx2
 
-            from app.login import id_token  # noqa: F401 - loaded for `_validate`
+            from app.login import id_token, refresh_token  # noqa: F401 - loaded for `_validate` and for sessions
 
             return httpx2.AsyncClient(follow_redirects=False, timeout=timeout_s)
 

@@ -32,7 +32,7 @@ from app.http.sessions import Cookie, SessionCache, csrf_token, new_secret
 from app.login import pages, service
 from app.login.provider import CALLBACK, RETRY_S, Provider
 from app.login.schemas import SessionOut
-from app.settings import SCOPES, Scope, Settings
+from app.settings import Settings
 from ml.formats.errors import printable
 
 log = logging.getLogger(__name__)
@@ -97,12 +97,6 @@ def login_cookie(settings: Settings) -> Cookie:
     return Cookie(settings, "denll-login")
 
 
-def scopes_of(settings: Settings, values: frozenset[str]) -> list[Scope]:
-    """What somebody may do, sorted, by the values of the claim that the settings name."""
-    scopes = {*settings.login_default_scopes}.union(*(settings.login_scopes.get(value, ()) for value in values))
-    return sorted(scope for scope in SCOPES if scope in scopes)
-
-
 async def login(request: Request, next: ReturnTo = "/") -> Response:
     """Send the browser to the provider, to log in there."""
     state = request.app.state
@@ -155,7 +149,9 @@ async def callback(
     identity = await _provider(request).identify(
         code=code, issuer=iss, nonce=derive(secret, "nonce"), code_verifier=derive(secret, "code_verifier")
     )
-    scopes = scopes_of(settings, identity.values)
+    scopes = service.scopes_of(settings, identity.values)
+    if identity.refresh_token is None and settings.session_check_s:
+        log.warning("the provider gave no refresh token: this session is not checked before it ends")
     sessions: SessionCache = app_state.session_cache
 
     def open_session() -> str | None:
@@ -168,7 +164,8 @@ async def callback(
                 identity.person,
                 scopes,
                 replaced=sessions.cookie.read(request) or "",
-                lasts_s=settings.session_s,
+                settings=settings,
+                refresh_token=identity.refresh_token,
                 request_id=request.state.request_id,
             )
 

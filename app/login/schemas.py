@@ -16,5 +16,5 @@ class SessionOut(BaseModel):
     subject: str = Field(description="Who this is for the provider")
     scopes: list[Scope] = Field(description="What this session may do")
     created_at: datetime
-    expires_at: datetime = Field(description="When this person must log in again")
+    expires_at: datetime = Field(description="When the session ends, unless the provider confirms it before")
     csrf_token: str = Field(description="To be sent as X-CSRF-Token with every request that changes something")

@@ -1,12 +1,17 @@
-"""Logins that were begun, the people who finished one, and their sessions, as rows."""
+"""Logins that were begun, the people who finished one, and their sessions, as rows.
+
+A session whose login gave a refresh token is checked: each time that the provider confirms it, it ends later. Where the
+provider is away, or nobody uses the session, it ends after a while (`settings.session_grace_s`).
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,8 +21,10 @@ from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession, PendingLogin
 from app.errors import KeyNotFound, NoAccess
 from app.http import callers, sessions
+from app.settings import SCOPES, Scope, Settings
 
 PENDING_S = 600.0  # how long a login may take at the provider
+CHECK_AGAIN_S = 30.0  # how long the check of a session may take, and when one that failed is repeated
 
 
 class Person(NamedTuple):
@@ -32,6 +39,24 @@ class Person(NamedTuple):
     issuer: str
     subject: str
     name: str
+
+
+class Check(NamedTuple):
+    """A session that the provider is to be asked about.
+
+    Attributes:
+        person: Whose it is; the issuer is that of the login.
+        refresh_token: As it is stored.
+    """
+
+    person: Person
+    refresh_token: str
+
+
+def scopes_of(settings: Settings, values: frozenset[str]) -> list[Scope]:
+    """What somebody may do, sorted, by the values of the claim that the settings name."""
+    scopes = {*settings.login_default_scopes}.union(*(settings.login_scopes.get(value, ()) for value in values))
+    return sorted(scope for scope in SCOPES if scope in scopes)
 
 
 def begin(session: Session, secret: str, return_to: str) -> None:
@@ -56,16 +81,24 @@ def take(session: Session, secret: str) -> str | None:
 
 
 def open_session(
-    session: Session, person: Person, scopes: Sequence[str], *, replaced: str, lasts_s: float, request_id: str
+    session: Session,
+    person: Person,
+    scopes: Sequence[str],
+    *,
+    settings: Settings,
+    refresh_token: str | None,
+    replaced: str,
+    request_id: str,
 ) -> str:
     """Begin a session of a person; the id, which is not stored.
 
-    A person whose scopes are others than at their last login loses all other sessions.
+    A person whose scopes are others than before loses all other sessions.
 
     Args:
         scopes: What the session may do, sorted.
+        settings: How long it lasts, and how often it is checked.
+        refresh_token: The provider's, by which the session is checked; None where it gave none.
         replaced: The session that the browser had, which ends; "" for none.
-        lasts_s: Seconds until the person must log in again.
         request_id: For the audit table.
 
     Raises:
@@ -80,12 +113,60 @@ def open_session(
         session.execute(delete(LoginSession).where(LoginSession.id_sha256 == callers.digest(replaced)))
     row.name, row.scopes = person.name, list(scopes)
     session_id = sessions.new_secret()
-    session.add(
-        LoginSession(id_sha256=callers.digest(session_id), key_id=row.id, scopes=list(scopes), expires_at=now(lasts_s))
-    )
+    begun = LoginSession(id_sha256=callers.digest(session_id), key_id=row.id, scopes=list(scopes))
+    begun.created_at = _now(session)
+    _confirm(session, begun, session_id, refresh_token, settings)
+    session.add(begun)
     actor = Actor(sessions.person_name(person.name, person.subject), row.id, request_id)
     audit.record(session, actor, "session.begin", f"/keys/{row.id}", scopes=list(scopes))
     return session_id
+
+
+def begin_check(session: Session, session_id: str) -> Check | None:
+    """What to ask the provider with, for one caller alone; None where it is too early, or another one asks."""
+    statement = (
+        update(LoginSession)
+        .where(LoginSession.id_sha256 == callers.digest(session_id), LoginSession.check_at <= now())
+        .values(check_at=now(CHECK_AGAIN_S))
+        .returning(LoginSession.key_id, LoginSession.refresh_token)
+        .execution_options(synchronize_session=False)
+    )
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    person = session.get_one(ApiKey, row.key_id)
+    return Check(Person(person.issuer or "", person.subject or "", person.name), row.refresh_token or "")
+
+
+def confirm(
+    session: Session, session_id: str, person: Person, scopes: Sequence[str], refresh_token: str, settings: Settings
+) -> None:
+    """Store what the provider says of a session, which ends later now. Other scopes hold in all sessions of the person.
+
+    Args:
+        scopes: What the person may do now, sorted; at least one.
+        refresh_token: For the next check.
+        settings: How long the session lasts, and how often it is checked.
+    """
+    row = session.get(LoginSession, callers.digest(session_id), with_for_update=True)
+    if row is None:  # it was ended meanwhile
+        return
+    _confirm(session, row, session_id, refresh_token, settings)
+    owner = _lock_person(session, person, scopes)
+    if sorted(owner.scopes) == sorted(row.scopes) == list(scopes):
+        return
+    owner.scopes = list(scopes)
+    of_person = update(LoginSession).where(LoginSession.key_id == owner.id)
+    session.execute(of_person.values(scopes=list(scopes)).execution_options(synchronize_session=False))
+    audit.record(session, audit.PROVIDER, "session.change", f"/keys/{owner.id}", scopes=list(scopes))
+
+
+def refuse(session: Session, session_id: str, reason: str) -> None:
+    """End a session that the provider does not confirm."""
+    statement = delete(LoginSession).where(LoginSession.id_sha256 == callers.digest(session_id))
+    key_id = session.execute(statement.returning(LoginSession.key_id)).scalar_one_or_none()
+    if key_id is not None:
+        audit.record(session, audit.PROVIDER, "session.end", f"/keys/{key_id}", reason=reason)
 
 
 def end_sessions_of(session: Session, person: Person) -> None:
@@ -122,6 +203,24 @@ def get(session: Session, session_id: str) -> tuple[LoginSession, ApiKey] | None
     statement = select(LoginSession, ApiKey).join(ApiKey, ApiKey.id == LoginSession.key_id)
     row = session.execute(statement.where(LoginSession.id_sha256 == callers.digest(session_id))).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+def _confirm(
+    session: Session, row: LoginSession, session_id: str, refresh_token: str | None, settings: Settings
+) -> None:
+    """Set when a session that the provider has just confirmed is checked again, and when it ends."""
+    row.expires_at = row.created_at + timedelta(seconds=settings.session_s)
+    row.check_at = row.refresh_token = None
+    if refresh_token is not None and settings.session_check_s:
+        from app.login import refresh_token as tokens  # the provider has loaded it
+
+        row.check_at = _now(session) + timedelta(seconds=settings.session_check_s)
+        row.expires_at = min(row.expires_at, row.check_at + timedelta(seconds=settings.session_grace_s))
+        row.refresh_token = tokens.encrypt(refresh_token, session_id)
+
+
+def _now(session: Session) -> datetime:
+    return session.execute(select(now())).scalar_one()
 
 
 def _lock_person(session: Session, person: Person, scopes: Sequence[str]) -> ApiKey:

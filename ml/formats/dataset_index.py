@@ -120,8 +120,8 @@ def write_index(
         database.execute("BEGIN")
         database.executemany(
             'INSERT INTO image (path, split, given, clean, offset, stored_bytes, deflated, image_bytes, "index", width,'
-            " height, sha256, format) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?10,?11,?12,?13,?14)",  # all but the CRC, ?9
-            (image[:14] for image in images),
+            " height, sha256, format) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (image[:8] + image[9:14] for image in images),  # all but the CRC
         )
         database.executemany("INSERT INTO class VALUES (?,?)", enumerate(classes))
         database.executemany("INSERT INTO report VALUES (?,?,?,?)", (line[:4] for line in report))

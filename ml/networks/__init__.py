@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import pkgutil
 from collections.abc import Iterator
@@ -144,6 +145,8 @@ def _without_memory(name: str) -> Iterator[None]:
 
 def _cost(network: Chain, image_size: int) -> dict[str, int]:
     """`flops` of a forward pass of one image, and `activations`: the numbers that layers without children put out."""
+    # Where Triton is missing, the module warns as it is imported that kernels of it are not counted: we have none.
+    logging.getLogger("torch.utils.flop_counter").addFilter(_is_not_of_triton)
     from torch.utils.flop_counter import FlopCounterMode
 
     activations = 0
@@ -159,6 +162,10 @@ def _cost(network: Chain, image_size: int) -> dict[str, int]:
     for handle in handles:
         handle.remove()
     return {"flops": counter.get_total_flops(), "activations": activations}
+
+
+def _is_not_of_triton(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("triton not found")
 
 
 class _WidthsOnCpu(TorchFunctionMode):

@@ -217,6 +217,7 @@ def ingest_it(client: Client, dataset_id: str) -> None:
     files.upload(claim.id).rename(folder / "archive")
     settings: Settings = client.app.state.settings  # type: ignore[attr-defined]
     labels = archive_check.check_archive(folder / "archive", fields, settings)
+    assert labels is not None
     facts = ingest.ingest(
         folder / "archive",
         labels.images,

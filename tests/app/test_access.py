@@ -102,7 +102,7 @@ def test_a_key_is_shown_once_and_stored_as_a_hash(guarded: Client) -> None:
     with db.transaction(guarded.app.state.engine) as session:  # type: ignore[attr-defined]
         row = session.execute(select(ApiKey)).scalar_one()
         everything = session.execute(text("select * from api_key")).one()
-    assert len(row.key_sha256) == 64
+    assert len(row.key_sha256 or "") == 64
     assert created["key"] not in str(everything)
 
 
@@ -133,7 +133,7 @@ def test_a_key_that_expires_stops_working_and_is_named_as_expired(guarded: Clien
     assert datetime.fromisoformat(created["expires_at"]) == soon
     assert guarded.get("/jobs", headers=key).status_code == 200
 
-    refused = eventually(lambda: (r := guarded.get("/jobs", headers=key)).status_code == 401 and r, seconds=4.0)
+    refused: Any = eventually(lambda: (r := guarded.get("/jobs", headers=key)).status_code == 401 and r, seconds=4.0)
     assert datetime.now(UTC) >= soon
     assert f"expired at {soon.isoformat(timespec='seconds')}" in refused.json()["detail"]
     guarded.app.state.key_cache.clear()  # type: ignore[attr-defined]

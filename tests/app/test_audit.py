@@ -113,7 +113,8 @@ def test_the_list_is_filtered_and_paged(client: Client) -> None:
     assert len(entries(client, object="/keys")) == 6
     assert entries(client, object="/key") == []
     assert entries(client, object=f"/keys/{uuid.uuid4()}") == entries(client, actor="nobody") == []
-    pages, cursor = [], None
+    pages: list[list[Any]] = []
+    cursor = None
     while cursor or not pages:
         page = client.get("/audit", params={"limit": 4} | ({"cursor": cursor} if cursor else {})).json()
         pages.append([e["id"] for e in page["items"]])

@@ -51,7 +51,7 @@ def test_no_nonsense_is_a_server_error(client: Client, dataset_id: str) -> None:
                     method.upper(),
                     f"{filled}?{query}",
                     content=content,
-                    headers={k: v.encode("latin-1") for k, v in headers.items()},  # type: ignore[misc]
+                    headers={k: v.encode("latin-1") for k, v in headers.items()},
                 )
                 assert answer.status_code < 500 or answer.json()["type"] in AWAY, (method, filled, query, answer.text)
 

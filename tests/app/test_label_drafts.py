@@ -109,7 +109,7 @@ def test_a_change_of_a_draft_that_has_moved_on_is_refused_if_the_client_asks(cli
     add(client, draft, RELABEL)
     for method, path in (("POST", draft), ("POST", f"{draft}/undo"), ("POST", f"{draft}/publish"), ("DELETE", draft)):
         body = {"json": {"edits": [CONFIRM]}} if path == draft and method == "POST" else {}
-        assert client.request(method, path, headers={"If-Match": '"7"'}, **body).status_code == 412  # type: ignore[arg-type]
+        assert client.request(method, path, headers={"If-Match": '"7"'}, **body).status_code == 412
     assert client.post(draft, json={"edits": [CONFIRM]}, headers={"If-Match": '"1"'}).json()["sequence"] == 2
     assert client.delete(draft, headers={"If-Match": '"2"'}).status_code == 204
     assert client.get(draft).json()["images"] == 0

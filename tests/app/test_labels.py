@@ -327,7 +327,7 @@ def test_deleting_a_data_set_deletes_its_versions(client: Client, dataset_id: st
 def test_images_are_found_by_what_a_job_says_of_them(client: Client, dataset_id: str, labels: str, ranked: str) -> None:
     path = f"/datasets/{dataset_id}/images"
 
-    def indexes(**filters: object) -> list[int]:
+    def indexes(**filters: Any) -> list[int]:
         answer = client.get(path, params=filters)
         assert answer.status_code == 200, answer.text
         return [item["index"] for item in answer.json()["items"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from app import backup, retention
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession, PendingLogin
+from app.http import callers
+from app.login import refresh_token
 from app.settings import Settings, without_secrets
 from tests import oidc
 from tests.app.conftest import ADDRESS, ADMIN, BOTH, Client, bearer, ingest_it, upload
@@ -630,7 +633,7 @@ def test_SEC13_no_script_and_no_other_host_reaches_the_cookies(
     start: Callable[..., Client], provider: SigningProvider, address: str, prefix: str, secure: bool
 ) -> None:
     client = start(public_url=address, session_s=3600.0)
-    client.base_url = address  # type: ignore[assignment]
+    client.base_url = address
     begun = client.get("/login", follow_redirects=False)
     finished = client.get(provider.authorize(begun.headers["location"]).removeprefix(address), follow_redirects=False)
     assert finished.status_code == 303
@@ -742,7 +745,7 @@ def test_SEC13_a_session_ends_by_itself_and_is_swept(start: Callable[..., Client
     begin(client)
     header = {"Cookie": f"denll-session={client.cookies['denll-session']}"}
     client.cookies.clear()  # a browser forgets it by then
-    ended = eventually(
+    ended: Any = eventually(
         lambda: (answer := client.get("/jobs", headers=header)).status_code == 401 and answer, seconds=3.0
     )
     assert "has ended" in ended.json()["detail"]
@@ -800,7 +803,7 @@ def test_SEC13_what_is_no_cookie_of_ours_is_a_401(
     header = cookie.format(client.cookies["denll-session"]).encode("latin-1")
     client.cookies.clear()
     for path in ("/jobs", "/session"):
-        assert client.get(path, headers={"Cookie": header}).status_code == 401  # type: ignore[dict-item]
+        assert client.get(path, headers={b"Cookie": header}).status_code == 401
 
 
 @BOTH
@@ -853,6 +856,253 @@ def test_DEG1_a_session_that_is_known_goes_on_without_the_database(
     client.cookies.clear()
     unknown = client.get("/methods", headers={"Cookie": "denll-session=" + "a" * 43})
     assert problem_of(unknown) == (503, "database-unavailable")
+
+
+# --- What the provider says later -------------------------------------------------------------------------------------
+
+
+def make_due(client: Client) -> None:
+    """Let the time come at which the provider is asked about every session."""
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.execute(update(LoginSession).values(check_at=now(-1.0)))
+    client.app.state.session_cache.clear()  # type: ignore[attr-defined]
+
+
+def asked_in(client: Client, provider: SigningProvider) -> list[str]:
+    """One request of a person, after which the provider is asked; which of its paths were."""
+    make_due(client)
+    before = len(provider.requests)
+    assert client.get("/methods").status_code == 200, "no request waits for the provider"
+    eventually(lambda: not client.app.state.session_cache._checks, what="the end of the check")  # type: ignore[attr-defined]
+    return provider.requests[before:]
+
+
+def seconds_left(client: Client) -> float:
+    with db.transaction(client.app.state.engine, read_only=True) as session:  # type: ignore[attr-defined]
+        expires_at, at = session.execute(select(LoginSession.expires_at, now())).one()
+    return float((expires_at - at).total_seconds())
+
+
+def last_entry(client: Client) -> dict[str, Any]:
+    entry: dict[str, Any] = client.get("/audit", headers=bearer(ADMIN)).json()["items"][0]
+    return entry
+
+
+@BOTH
+def test_SEC14_a_lost_group_acts_in_every_session_once_the_provider_is_asked(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    other = {"Cookie": f"denll-session={client.cookies['denll-session']}"}
+    client.cookies.clear()
+    sign_in(client, provider)
+    token = csrf(client)
+    provider.claims = {"groups": ["readers"]}
+    client.app.state.settings.login_scopes["readers"] = ["read"]  # type: ignore[attr-defined]
+    assert client.post("/jobs", json={}, headers=token).status_code == 422, "not yet: the session is new"
+    assert asked_in(client, provider) == ["/token"]
+    assert client.get("/session").json()["scopes"] == ["read"]
+    assert problem_of(client.post("/jobs", json={}, headers=token)) == (403, "forbidden")
+    entry = last_entry(client)
+    assert (entry["actor"], entry["action"], entry["detail"]) == (
+        "login provider", "session.change", {"scopes": ["read"]},
+    )  # fmt: skip
+    client.cookies.clear()
+    assert client.get("/session", headers=other).json()["scopes"] == ["read"]
+
+
+@BOTH
+def test_SEC14_who_lost_every_group_has_no_session_any_more(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    client.cookies.clear()
+    sign_in(client, provider)
+    provider.claims = {"groups": []}
+    assert asked_in(client, provider) == ["/token"]
+    assert client.get("/methods").status_code == 401
+    assert sessions(client) == 0
+
+
+def test_SEC14_a_login_that_ended_at_the_provider_ends_here(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    provider.end_logins()
+    assert asked_in(client, provider) == ["/token"]
+    assert client.get("/methods").status_code == 401
+    entry = last_entry(client)
+    assert (entry["actor"], entry["action"]) == ("login provider", "session.end")
+
+
+def test_a_gained_group_acts_too_and_refresh_tokens_are_used_once(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    """Used again, a token of this provider would end the login."""
+    client = start()
+    sign_in(client, provider)
+    provider.claims = {"groups": ["labellers", "ml-admins"]}
+    for _ in range(3):
+        assert asked_in(client, provider) == ["/token"]
+        assert client.get("/session").json()["scopes"] == ["admin", "read", "train"]
+    (change,) = client.get("/audit?action=session.change", headers=bearer(ADMIN)).json()["items"]
+    assert change["detail"] == {"scopes": ["admin", "read", "train"]}
+
+
+@BOTH
+def test_a_confirmed_session_ends_later_but_never_after_the_longest_time(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start(session_check_s=100.0, session_grace_s=500.0, session_s=3600.0)
+    sign_in(client, provider)
+    assert 500.0 < seconds_left(client) <= 600.0
+    for age_s, left_s in ((0.0, 600.0), (3400.0, 200.0)):
+        with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+            session.execute(update(LoginSession).values(created_at=now(-age_s), expires_at=now(120.0)))
+        asked_in(client, provider)
+        assert left_s - 60.0 < seconds_left(client) <= left_s
+
+
+def test_SEC14_a_provider_that_is_away_ends_a_session_after_a_while(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    before_s = seconds_left(client)
+    provider.answer = lambda path: (503, {}, b"{}")
+    assert asked_in(client, provider) == ["/token"]
+    assert client.get("/methods").status_code == 200, "for the time of grace"
+    assert client.app.state.session_cache._checks == {}, "it is not asked again at once"  # type: ignore[attr-defined]
+    assert seconds_left(client) < before_s
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        session.execute(update(LoginSession).values(expires_at=now(-1.0)))
+    client.app.state.session_cache.clear()  # type: ignore[attr-defined]
+    assert client.get("/methods").status_code == 401
+
+
+def test_a_provider_that_is_back_confirms_with_the_same_refresh_token(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    provider.answer = lambda path: (503, {}, b"{}")
+    asked_in(client, provider)
+    provider.answer = lambda path: None
+    assert asked_in(client, provider) == ["/token"]
+    assert client.get("/methods").status_code == 200
+
+
+def test_no_request_waits_for_the_provider(start: Callable[..., Client], provider: SigningProvider) -> None:
+    """Requests are answered while the provider hangs, and it is requests_sent once for all of them."""
+    client = start()
+    sign_in(client, provider)
+    reached, answer = threading.Event(), threading.Event()
+
+    def hang(path: str) -> None:
+        reached.set()
+        assert answer.wait(60.0)
+
+    provider.answer = hang
+    make_due(client)
+    before = len(provider.requests)
+    for _ in range(5):
+        assert client.get("/methods").status_code == 200
+    assert reached.wait(60.0)
+    assert client.get("/methods").status_code == 200
+    assert provider.requests[before:] == ["/token"]
+    answer.set()
+    eventually(lambda: not client.app.state.session_cache._checks, what="the end of the check")  # type: ignore[attr-defined]
+
+
+@BOTH
+def test_of_two_processes_one_asks_the_provider(start: Callable[..., Client], provider: SigningProvider) -> None:
+    client = start()
+    other = start()
+    sign_in(client, provider)
+    other.cookies.set("denll-session", client.cookies["denll-session"])
+    make_due(client)
+    before = len(provider.requests)
+    for _ in range(3):
+        assert [one.get("/methods").status_code for one in (client, other)] == [200, 200]
+    caches = [one.app.state.session_cache for one in (client, other)]  # type: ignore[attr-defined]
+    eventually(lambda: not any(cache._checks for cache in caches), what="the end of the check")
+    assert [path for path in provider.requests[before:] if path == "/token"] == ["/token"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "header"),
+    [({"sub": "grace"}, {}), ({"iss": "https://evil.example"}, {}), ({"aud": "other"}, {}), ({}, {"alg": "none"})],
+    ids=["another person", "another issuer", "another audience", "no signature"],
+)
+def test_SEC12_a_refreshed_id_token_is_verified(
+    start: Callable[..., Client], provider: SigningProvider, claims: dict[str, Any], header: dict[str, Any]
+) -> None:
+    client = start()
+    sign_in(client, provider)
+    provider.claims, provider.header = {"groups": ["ml-admins"], **claims}, header
+    asked_in(client, provider)
+    assert client.get("/methods").status_code == 401
+    assert sessions(client) == 0
+
+
+def test_groups_of_the_userinfo_endpoint_are_read_again(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start()
+    provider.claims = {"groups": None}
+    provider.userinfo = {"sub": "ada", "groups": ["labellers"]}
+    sign_in(client, provider)
+    provider.userinfo = {"sub": "ada", "groups": ["ml-admins"]}
+    assert asked_in(client, provider) == ["/token", "/userinfo"]
+    assert client.get("/session").json()["scopes"] == ["admin"]
+
+
+def test_without_refresh_tokens_or_checks_a_session_lasts_as_long_as_it_may(
+    start: Callable[..., Client], provider: SigningProvider
+) -> None:
+    client = start(session_check_s=0.0, session_s=3600.0)
+    sign_in(client, provider)
+    assert 3500.0 < seconds_left(client) <= 3600.0
+    with_checks = start(session_s=7200.0)
+    provider.refreshes = False
+    sign_in(with_checks, provider)
+    client.cookies.clear()
+    with db.transaction(client.app.state.engine, read_only=True) as session:  # type: ignore[attr-defined]
+        rows = session.execute(select(LoginSession.check_at, LoginSession.refresh_token)).all()
+    assert rows == [(None, None)] * 2
+
+
+def test_SEC13_the_database_tells_no_refresh_token(start: Callable[..., Client], provider: SigningProvider) -> None:
+    """Nor does a token that was stored for another session."""
+    client = start()
+    sign_in(client, provider)
+    (token,) = provider._newest.values()
+    with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+        stored = session.execute(select(LoginSession.refresh_token)).scalar_one()
+    session_id = client.cookies["denll-session"]
+    assert stored is not None
+    assert refresh_token.decrypt(stored, session_id) == token
+    parts = [base64.urlsafe_b64decode(part + "==") for part in stored.split(".")]
+    assert not any(token.encode() in part or session_id.encode() in part for part in parts)
+    for other in (session_id[::-1], callers.digest(session_id)):
+        with pytest.raises(ValueError, match="no refresh token of this session"):
+            refresh_token.decrypt(stored, other)
+
+
+@BOTH
+def test_a_real_provider_is_asked_again(with_settings: Callable[..., Client], installed: str) -> None:
+    client = with_settings(**LOGIN, oidc_issuer=installed)
+    log_in(client)
+    for groups, scopes in ((["ml-admins"], ["admin"]), (ADA["groups"], ["read", "train"])):
+        changed = httpx2.put(f"{installed}/users/ada", json=ADA | {"groups": groups})
+        assert changed.status_code == 204, changed.text
+        make_due(client)
+        assert client.get("/methods").status_code == 200
+        eventually(lambda: not client.app.state.session_cache._checks, what="the end of the check")  # type: ignore[attr-defined]
+        assert client.get("/session").json()["scopes"] == scopes
 
 
 # --- People are callers -----------------------------------------------------------------------------------------------

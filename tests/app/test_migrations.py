@@ -225,7 +225,7 @@ def test_epochs_that_are_stored_from_0_count_from_1_and_back(settings: Settings,
         model = {"method": "ce", "network": "small", "classes": "[]", "digest": "d", "size_bytes": 1, "spec": "{}"}
         insert(db, "model", id=one, job_id=one, **model, metrics=best)
 
-    def numbers() -> list[object]:
+    def numbers() -> tuple[list[Any], list[Any], list[Any]]:
         with engine.begin() as db:
             rows = db.execute(text("SELECT number, report FROM epoch ORDER BY job_id, number")).all()
             events = db.execute(text("SELECT data FROM job_event ORDER BY id")).scalars().all()
@@ -236,22 +236,21 @@ def test_epochs_that_are_stored_from_0_count_from_1_and_back(settings: Settings,
         def parsed(value: Any) -> Any:
             return json.loads(value) if isinstance(value, str) else value
 
-        return [
+        return (
             [(number, parsed(report).get("epoch")) for number, report in rows],
             [parsed(data)["epoch"] for data in events],
             [parsed(metrics) for metrics in (*of_jobs, *of_models)],
-        ]
+        )
 
     before = numbers()
-    assert before[:2] == [[(0, 0), (1, 1), (2, 2), (0, None)], [0, 1, 2, 3]]
+    assert before[:2] == ([(0, 0), (1, 1), (2, 2), (0, None)], [0, 1, 2, 3])
     upgrade(settings, "20261129c4d8")
-    rows, events, metrics = numbers()
+    upgraded = numbers()
     command.downgrade(config, "20261129b7c2")
     downgraded = numbers()
     upgrade(settings)
 
-    assert rows == [(1, 1), (2, 2), (3, 3), (1, None)]
-    assert events == [1, 2, 3, 3]
+    assert upgraded[:2] == ([(1, 1), (2, 2), (3, 3), (1, None)], [1, 2, 3, 3])
     best_of = {"test_accuracy": {"last": 0.5, "best_noisy_val_epoch": 3}}
-    assert metrics == [best_of, {"test_accuracy": None}, None, best_of]
+    assert upgraded[2] == [best_of, {"test_accuracy": None}, None, best_of]
     assert downgraded == before

@@ -98,7 +98,10 @@ class FakeInference:
         if b"broken" in data:
             return {"error": {"code": "damaged_image", "status": 422, "title": "Unreadable", "detail": "Cut off."}}
         image = {"width": 40, "height": 30, "sha256": hashlib.sha256(data).hexdigest()}
-        mask = {"space": "image_pixels", "gaussian": {"cx": 1.0, "cy": 2.0, "sigma_x": 3.0, "sigma_y": 4.0}}
+        mask: dict[str, Any] = {
+            "space": "image_pixels",
+            "gaussian": {"cx": 1.0, "cy": 2.0, "sigma_x": 3.0, "sigma_y": 4.0},
+        }
         mask |= {"bbox": [0.0, 0.0, 2.0, 2.0], "threshold": 0.5, "area_fraction": 0.1}
         scored = {"label": "cat", "class_id": 0, "score": 0.9}
         return {"image": image, "label": "cat", "score": 0.9, "abstained": False, "top_k": [scored], "mask": mask}

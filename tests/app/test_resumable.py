@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -350,6 +352,10 @@ def killed_server(settings: Settings) -> Iterator[KilledServer]:
     server.kill()
 
 
+def is_longer(file: Path, size: int) -> bool:
+    return file.stat().st_size > size
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_at_any_byte_goes_on_from_there(
     killed_server: KilledServer, settings: Settings
@@ -364,7 +370,7 @@ def test_a_server_that_is_killed_at_any_byte_goes_on_from_there(
         end = offset + draw.randrange(1_100_000, 4_000_000)  # the server writes a megabyte at a time
         header = checksum(archive[offset:]) if round_ % 2 else {}
         writing = half_sent(killed_server.port, place, offset, len(archive) - offset, archive[offset:end], **header)
-        eventually(lambda begun=offset: data.stat().st_size > begun, what="it writes")
+        eventually(functools.partial(is_longer, data, offset), what="it writes")
         killed_server.kill()
         writing.close()
         killed_server.start()

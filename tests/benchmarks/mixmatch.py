@@ -175,7 +175,7 @@ class Peer:
                 u1, u2, _, _ = next(besides)
             loss = self._loss(net, other, (x1, x2), (u1, u2), labels, trust_x)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
 
     def _loss(

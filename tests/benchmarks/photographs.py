@@ -159,7 +159,7 @@ def peer(photographs: Photographs, file: Path) -> Iterator[tuple[float, float]]:
             model.train()
             loss = nn.functional.cross_entropy(model(pictures), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             steps += 1

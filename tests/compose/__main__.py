@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -206,7 +207,11 @@ def hardened(stack: Stack) -> None:
         facts = stack.engine.inspect(stack.container(service))
         assert not any(facts["HostConfig"]["PortBindings"].values()), service
     for service in (*OURS, "postgres", "redis"):
-        eventually(lambda s=service: health(stack, s) == "healthy", seconds=120, what=f"{service} healthy")
+        eventually(functools.partial(is_healthy, stack, service), seconds=120, what=f"{service} healthy")
+
+
+def is_healthy(stack: Stack, service: str) -> bool:
+    return health(stack, service) == "healthy"
 
 
 def health(stack: Stack, service: str) -> str:

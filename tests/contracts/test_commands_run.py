@@ -71,7 +71,7 @@ def test_the_other_benchmarks_run(tmp_path: Path) -> None:
     names = [name for name in BENCHMARKS if name not in WITH_SERVICE + TESTED_ELSEWHERE]
     lines = iter(run_python(tmp_path, "-c", ALL_IN_ONE, "--smallest", *names).splitlines())
     for name in names:
-        require_results(itertools.takewhile(lambda line, name=name: line != f"ended {name}", lines))
+        require_results(itertools.takewhile(f"ended {name}".__ne__, lines))
 
 
 def require_results(lines: Iterable[str]) -> None:
@@ -120,7 +120,8 @@ def test_cutouts_of_photographs_are_made(tmp_path: Path) -> None:
     source = tmp_path / "coco"
     source.mkdir()
     write_table(source / "classes.csv", [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}])
-    random, rows = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    rows: list[dict[str, object]] = []
     for number in range(8):
         pixels = random.integers(0, 255, (32, 48, 3), dtype=np.uint8)
         mask = np.zeros((32, 48), np.uint8)

@@ -139,7 +139,7 @@ def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
 def metric_names(expression: Any) -> Iterator[str]:
     """The metrics in a parsed expression."""
     if isinstance(expression, promql_parser.VectorSelector):
-        yield expression.name
+        yield expression.name or ""
     for part in ("expr", "lhs", "rhs", "vector_selector"):
         if (inner := getattr(expression, part, None)) is not None:
             yield from metric_names(inner)

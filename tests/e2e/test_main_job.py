@@ -103,7 +103,7 @@ def labels_ranked(api: httpx2.Client, job_id: str) -> int:
 
 def predicted(api: httpx2.Client, query: dict[str, str]) -> dict[str, Any]:
     """One prediction, once the inference process is there, with a mask in the picture's own pixels."""
-    answer = servers.eventually(
+    answer: Any = servers.eventually(
         lambda: (response := api.get("/predict", params=query)).status_code != 503 and response,
         seconds=60,
         what="inference",

@@ -5,6 +5,7 @@ moves while it loads.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -19,8 +20,12 @@ QUICK_MS = 60_000
 MOST_SHIFT = 0.01  # layout shift: share of the window that moved, times how far
 WATCH_SHIFTS = """
     window.shift = 0;
+    window.moved = [];
     new PerformanceObserver((list) => {
-        for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+        for (const entry of list.getEntries()) if (!entry.hadRecentInput) {
+            window.shift += entry.value;
+            for (const { node } of entry.sources) window.moved.push(`${entry.value}: ${node?.outerHTML?.slice(0, 80)}`);
+        }
     }).observe({ type: "layout-shift", buffered: true });
 """
 VIEWS = {  # by what is there when the view is complete
@@ -47,7 +52,7 @@ VIEWS = {  # by what is there when the view is complete
 def test_no_view_has_a_violation_or_moves_while_it_loads(
     browser: Browser, service: str, flagged: Flags, theme: str, width: int
 ) -> None:
-    scheme = "dark" if theme == "dark" else "light"
+    scheme: Literal["dark", "light"] = "dark" if theme == "dark" else "light"
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     console = Console(page)
@@ -70,4 +75,24 @@ def test_no_view_has_a_violation_or_moves_while_it_loads(
 
     assert violations == {}
     assert shifts == {}
+    assert console.errors == []
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_moves_while_a_job_is_watched_to_its_end(
+    browser: Browser, service: str, flagged: Flags, width: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    console = Console(page)
+    page.add_init_script(WATCH_SHIFTS)
+    training = {"dataset_id": flagged.dataset, "method": "ce", "network": "small", "pretrained": False}
+    job = flagged.api.post("/jobs", json=training | {"epochs": 4, "image_size": 16}).raise_for_status().json()["id"]
+    page.goto(f"{service}/ui/jobs/{job}")
+    expect(page.locator(".status")).to_have_text("running", timeout=QUICK_MS)
+    expect(page.locator(".gallery li").first).to_be_visible(timeout=QUICK_MS)
+    expect(page.locator(".status")).to_have_text("succeeded")
+    shift, moved = page.evaluate("[window.shift, window.moved]")
+    context.close()
+    assert shift <= MOST_SHIFT, "\n".join(moved)
     assert console.errors == []

@@ -27,7 +27,8 @@ QUICK_MS = 60_000
 def dataset(service: str) -> str:
     """A data set of three classes, with their pictures one after the other in the order of numbers."""
     named = zip(CLASSES, ("cat", "dog", "rust"), strict=True)
-    rows, files = [], {}
+    rows: list[str] = []
+    files: dict[str, bytes] = {}
     for label, folder in named:
         for number in range(PER_CLASS):
             path = f"images/{folder}/{number:03}.jpg"

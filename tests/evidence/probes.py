@@ -82,7 +82,7 @@ def margins_over_epochs(projected: Tensor, labels: Tensor, classes: int) -> NDAr
             logits = layer(projected[rows])
             tracker.record_logits(rows, logits)
             optimizer.zero_grad()
-            functional.cross_entropy(logits, labels[rows]).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(logits, labels[rows]).backward()
             optimizer.step()
         tracker.end_epoch()
     issues = ranking.label_issues(labels, tracker)

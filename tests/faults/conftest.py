@@ -8,6 +8,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -46,11 +47,12 @@ class FaultHarness(ServiceHarness):
     def busy(self) -> tuple[subprocess.Popen[bytes], int]:
         """The supervisor that works on a job, and its child; which of several it is, chance decides."""
 
-        def busy_now() -> tuple[subprocess.Popen[bytes], int] | None:
+        def busy_now() -> Any:
             running = (process for process in self.processes if process.poll() is None)
             return next(((process, pid) for process in running for pid in self.child_of(process)), None)
 
-        return eventually(busy_now, what="a training child")
+        busy: tuple[subprocess.Popen[bytes], int] = eventually(busy_now, what="a training child")
+        return busy
 
     def begin(self, **spec: object) -> uuid.UUID:
         """Submit a job that takes a while, and notify the supervisors."""

@@ -27,7 +27,7 @@ class Proxy:
         self._passing = asyncio.Event()
         self._passing.set()
         self._lag_s = 0.0
-        self._open: set[asyncio.Transport] = set()
+        self._open: set[asyncio.WriteTransport] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._listener = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port: int = self._listener.sockets[0].getsockname()[1]
@@ -67,7 +67,7 @@ class Proxy:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._server)
             ends = writer.transport, server_writer.transport
-            self._open.update(ends)
+            self._open |= set(ends)
             try:
                 await asyncio.gather(self._pass(reader, server_writer), self._pass(server_reader, writer))
             finally:

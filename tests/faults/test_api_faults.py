@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -40,7 +41,7 @@ def hanging_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def api(harness: ServiceHarness, **more: object) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def api(harness: ServiceHarness, **more: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """A real API on the harness's database: its client, and its process."""
     port = free_port()
     process = harness.start("app.main", port=port, **more)

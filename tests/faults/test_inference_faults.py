@@ -110,6 +110,20 @@ def test_predictions_go_on_within_a_second_and_a_half_when_the_serving_process_i
     assert traffic.longest_gap() < 1.5
 
 
+def test_the_serving_process_ends_with_its_parent(harness: FaultHarness) -> None:
+    """Nobody is known to start the parent again: memory and the port are free at once."""
+    port = free_port()
+    parent = harness.start("worker.inference", inference_listen=f"tcp://127.0.0.1:{port}")
+    eventually(lambda: accepts_connections(port), seconds=90.0, what="the inference process")
+    orphan = serving(parent)
+    kill(parent.pid)
+    killed = time.monotonic()
+    parent.wait()
+    eventually(lambda: not alive(orphan), what="the end of the serving process")
+    assert time.monotonic() - killed < 10.0
+    assert not accepts_connections(port)
+
+
 @pytest.mark.alone
 def test_predictions_go_on_when_the_parent_is_killed_until_the_next_has_taken_over(
     harness: FaultHarness, model: uuid.UUID
@@ -150,10 +164,8 @@ def test_no_prediction_fails_with_two_addresses_whichever_process_is_killed(
             for pid in (serving(first), serving(second)):
                 kill(pid)
                 traffic.answered(100)
-            orphan = serving(first)
             kill(first.pid)
             first.wait()
-            kill(orphan)
             traffic.answered(100)
 
     assert traffic.failed() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from sqlalchemy import select
 
 from app import work
 from app.db.session import transaction
-from app.db.tables import Job
+from app.db.tables import Job, State
 from app.jobs import events
 from tests.faults.conftest import EPOCHS, FaultHarness, kill
 from tests.servers import eventually
@@ -64,6 +65,10 @@ def test_F05_doubled_and_late_notifications_start_nothing_twice(harness: FaultHa
     assert len(running) == 1
 
 
+def ended(pid: int) -> bool:
+    return not alive(pid)
+
+
 def test_F16_a_kill_inside_a_checkpoint_write_leaves_the_one_before(harness: FaultHarness) -> None:
     worker = harness.working()
     job = harness.begin()
@@ -72,7 +77,7 @@ def test_F16_a_kill_inside_a_checkpoint_write_leaves_the_one_before(harness: Fau
     for _ in range(2):
         child = harness.child(worker)
         kill_during_a_write(folder, child)
-        eventually(lambda pid=child: not alive(pid), what="the end of the child")
+        eventually(functools.partial(ended, child), what="the end of the child")
 
     harness.succeeded(job)
 
@@ -114,7 +119,7 @@ def test_F20_cancelled_stays_cancelled_whatever_restarts(harness: FaultHarness) 
     with transaction(harness.engine) as session:
         for job in (running, queued):
             if work.request_cancel(session, Job, job) == "cancelled":
-                events.record_state(session, job, work.State.cancelled)
+                events.record_state(session, job, State.cancelled)
 
     assert harness.state(queued) == "cancelled"
     assert harness.ended(running, 10.0).state == "cancelled"

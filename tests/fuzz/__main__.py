@@ -40,7 +40,11 @@ def main() -> int:
         )
         try:
             eventually(lambda: api.poll() is None and answers(f"{url}/livez"), seconds=60.0, what="the API")
-            command = [Path(sys.executable).with_name("schemathesis"), "--config-file", HERE / "schemathesis.toml"]
+            command = [
+                str(Path(sys.executable).with_name("schemathesis")),
+                "--config-file",
+                str(HERE / "schemathesis.toml"),
+            ]
             command += ["run", f"{url}/openapi.json", "--suppress-health-check", "all", "--no-color", *how]
             return subprocess.run(
                 command, env=environment | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks"}, cwd=folder, check=False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import schemathesis
 from schemathesis import Case, GenerationMode, HookContext
 
@@ -14,7 +16,7 @@ TABLES = ("text/csv", "application/x-ndjson")
 
 
 @schemathesis.hook
-def filter_case(context: HookContext, case: Case) -> bool:
+def filter_case(context: HookContext, case: Case[Any]) -> bool:
     """No case that counts as valid although it has a value of which its schema cannot tell whether it is."""
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE:
         return True

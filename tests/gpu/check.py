@@ -199,7 +199,7 @@ class Check:
         """Every method, eager against recorded, bit for bit; which of them cannot be recorded."""
         for name in ("ce", "denll") if self.smallest else methods.names():
             started = time.perf_counter()
-            settings = {"method": name, "deterministic": True, "epochs": 6 if name in LATE else 2}
+            settings: dict[str, Any] = {"method": name, "deterministic": True, "epochs": 6 if name in LATE else 2}
             eager, recorded = (self.trainer(700, cuda_graphs=recording, **settings) for recording in (False, True))
             list(eager), list(recorded)
             differ = same(eager.state().tensors, recorded.state().tensors)

@@ -107,7 +107,7 @@ class Stochastic(nn.Module):
 def dropout_draws(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """The draws of a network with dropout, and the state of the generator afterwards."""
     network = networks.build("small", 4, 16)
-    network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))  # type: ignore[assignment]
+    network.body = nn.Sequential(Stochastic(), nn.AdaptiveAvgPool2d(4))
     network.last_stage = nn.Flatten()
     sharding.shard_network(network, group)
     torch.manual_seed(3)
@@ -168,7 +168,7 @@ def different_pools(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     training = build("dividemix", group)
     score = training.score
     if group.rank == 1:
-        training.score = lambda function, views=0: score(function, views=views).flip(0)  # type: ignore[method-assign]
+        training.score = lambda function, views=0: score(function, views=views).flip(0)  # type: ignore[method-assign,misc]
     list(training)
     return outcome(training)
 

@@ -34,7 +34,7 @@ class OneNetwork(Method):
 def untrained(name: str, side: int) -> OneNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return OneNetwork(networks.build(name, 6, side)).eval()  # type: ignore[return-value]
+        return OneNetwork(networks.build(name, 6, side)).eval()
 
 
 @pytest.mark.parametrize("method", ["ce", "dividemix", "denll"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, autoaugment
+from torchvision.transforms import InterpolationMode, autoaugment  # type: ignore[import-untyped]
 
 from ml.data import autoaugment as own
 from ml.data import image_store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -33,13 +34,13 @@ def restored_weight(accuracies: Sequence[float], since: int, epochs: int) -> flo
     """Epoch e ends with weight e + 1: the weight that is given back."""
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     copy = best_weights.BestWeights(network)
-    context = Context(accuracies)
+    context: Any = Context(accuracies)
     for epoch in range(epochs + 1):
         context.epoch = epoch
         if epoch >= since:
             copy.update(context, network, since)
-        nn.init.constant_(network[0].weight, epoch + 1.0)
-    weight = network[0].weight
+        nn.init.constant_(network[0].get_parameter("weight"), epoch + 1.0)
+    weight = network[0].get_parameter("weight")
     nn.init.constant_(weight, -5.0)
     copy.restore(network)
     assert network[0].weight is weight

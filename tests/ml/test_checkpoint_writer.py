@@ -112,7 +112,7 @@ def test_the_loop_spends_a_fiftieth_of_its_time_at_most(
 class Full(Tensor):
     """A tensor on a device without memory for another."""
 
-    def clone(self, **_: object) -> Tensor:  # type: ignore[override]
+    def clone(self, **_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

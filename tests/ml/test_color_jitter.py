@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from ml.data import color_jitter
 from ml.data.autoaugment import GREY
@@ -32,7 +32,7 @@ def factors(count: int = 4, **changed: float) -> color_jitter.Factors:
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_an_operation_is_torchvisions(name: str, factor: float) -> None:
     """Up to rounding, which torchvision does downwards, and for contrast in the grey as well."""
-    adjusted = color_jitter.adjust(images(), factors(**{name: factor})).permute(0, 3, 1, 2)
+    adjusted = color_jitter.adjust(images(), factors(**{name: factor})).permute(0, 3, 1, 2)  # type: ignore[arg-type]
     known = torch.stack([getattr(functional, f"adjust_{name}")(image.permute(2, 0, 1), factor) for image in images()])
 
     assert int((adjusted.int() - known.int()).abs().max()) <= 1

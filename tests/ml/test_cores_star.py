@@ -115,7 +115,7 @@ def test_stage_two_is_a_fresh_network_before_a_division_that_stays() -> None:
     method.train()
     method.selection.selected.copy_(torch.arange(COUNT) < 10)
     second = phases(method)[1]
-    before = method.network.classifier.weight.clone()  # type: ignore[union-attr, operator]
+    before = method.network.classifier.weight.clone()  # type: ignore[operator]
     second.enter(None)  # type: ignore[arg-type]
     second.loss(batch())
     assert second.passes is not None

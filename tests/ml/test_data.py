@@ -43,7 +43,7 @@ def items(packed: bytes, clean: Mapping[str, int] | None = None) -> list[ImageRe
             start = info.header_offset + 30 + len(info.filename)
             labels = (CLASSES.index(name), (clean or {}).get(info.filename))
             result.append(
-                ImageRecord(info.filename, (split or ["train"])[0], *labels, start, info.compress_size,
+                ImageRecord(info.filename, "test" if split == ["test"] else "train", *labels, start, info.compress_size,
                      info.compress_type == 8, info.file_size, info.CRC)
             )  # fmt: skip
     return result

@@ -66,7 +66,7 @@ def test_a_step_trains_both_networks(depth: str, host: str) -> None:
     training = TrainHyperparameters(10, 0.05, 0.9, 5e-4, lambda progress: 1.0)
 
     loss = method.phases(training)[0].loss(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
     for base in (method.base1, method.base2):
         assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in base.parameters())

@@ -18,7 +18,7 @@ from ml.training import device_probe, devices, memory
 @pytest.fixture
 def arithmetic_kept() -> Iterator[None]:
     """The flags belong to the process."""
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
     before = [part.fp32_precision for part in parts]
     yield
     for part, precision in zip(parts, before, strict=True):
@@ -72,7 +72,7 @@ def test_what_stays_f32_is_exact_where_asked(exact: bool, deterministic: bool, p
     devices.set_arithmetic(exact=exact, deterministic=deterministic, search=True)
 
     assert torch.backends.cuda.matmul.fp32_precision == precision
-    assert torch.backends.cudnn.conv.fp32_precision == precision
+    assert torch.backends.cudnn.conv.fp32_precision == precision  # type: ignore[attr-defined]
     assert torch.backends.cudnn.benchmark != deterministic
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 

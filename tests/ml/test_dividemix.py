@@ -135,7 +135,8 @@ def test_a_division_calls_small_losses_clean_and_averages_over_epochs() -> None:
     method = made(averaged_epochs=2)
     divide = phases(method)[1].begin_epoch
     method.eval()
-    divide(Bench())
+    bench: Any = Bench()
+    divide(bench)
     logits = Bench().score(method.networks[0])
     plain = losses.cross_entropies(logits, method.labels)
     scaled = (plain - plain.min()) / (plain.max() - plain.min())
@@ -147,7 +148,7 @@ def test_a_division_calls_small_losses_clean_and_averages_over_epochs() -> None:
 
     once = method.clean_probability[0].clone()
     method.losses[-1, 0] = scaled.flip(0)
-    divide(Bench())
+    divide(bench)
     assert torch.equal(method.losses[0, 0], scaled.flip(0))
     assert not torch.equal(method.clean_probability[0], once)
 

@@ -101,7 +101,7 @@ def test_it_begins_with_the_warm_ups_best_epoch_and_moves_little(spec: Specs, la
     ends, rates = [], []
     for event in training:
         if isinstance(event, EpochReport):
-            state = training.method.network.state_dict()
+            state = training.method.get_submodule("network").state_dict()
             ends.append({name: v.clone() for name, v in state.items() if name.endswith("weight")})
             rates.append(event.learning_rate)
     accuracies = training.noisy_accuracies()[:4]

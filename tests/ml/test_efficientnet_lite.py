@@ -28,7 +28,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def logits(published: Path, side: int) -> Tensor:
-    return networks.build("efficientnet_lite0", 1000, side, published).eval()(waves(side))
+    logits: Tensor = networks.build("efficientnet_lite0", 1000, side, published).eval()(waves(side))
+    return logits
 
 
 @pytest.mark.parametrize("side", SIDES)

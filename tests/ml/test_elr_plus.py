@@ -61,6 +61,7 @@ def test_a_step_moves_one_network_its_average_and_its_memory(pass_index: int) ->
     before = [[values(part) for part in (learner.network, learner.average, learner.memory)] for learner in learners]
     named = learners[1 - pass_index].network.named_parameters()
     weights = {name: learners[1 - pass_index].average.network.get_buffer(name).clone() for name, _ in named}
+    assert only.optimizers is not None
     take_gradient_step(only.loss(seen), only.optimizers())
     only.after_step(seen)
 
@@ -75,7 +76,8 @@ def test_a_step_moves_one_network_its_average_and_its_memory(pass_index: int) ->
 
 
 def test_the_others_average_answers_for_the_memory_and_for_the_ranking() -> None:
-    method, observed = made(), []
+    method = made()
+    observed: list[Tensor] = []
     method.train()
     seen = batch(record_logits=observed.append)
     phase(method).loss(seen)
@@ -152,12 +154,14 @@ def test_balanced_subsets_show_every_class_as_often_and_change_with_the_epoch(
     training = Trainer.build(spec(method="elr_plus", params={"epoch_images": 30}, epochs=2), labeled)
     counts = []
     for _ in reports(training):
-        pools = [one_pass.pool for one_pass in training.phases[0].passes()]
+        passes = training.phases[0].passes
+        assert passes is not None
+        pools = [one_pass.pool for one_pass in passes()]
         counts += [training.batches.labels[pool].bincount().tolist() for pool in pools]
         counts.append(pools[0].tolist())
 
     assert counts[:2] == [[8] * CLASSES] * 2
-    subset = training.method.one.subset
+    subset: Any = training.method.get_submodule("one").subset
     assert subset is not None
     first = subset.positions.clone()
     subset.draw(torch.Generator().manual_seed(5))

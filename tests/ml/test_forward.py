@@ -49,12 +49,12 @@ def test_the_second_stage_has_a_new_network_in_the_old_place(
     parameters = list(training.method.parameters())
     events = iter(training)
     next(event for event in events if isinstance(event, EpochReport))
-    learned = {name: value.clone() for name, value in training.method.network.state_dict().items()}
+    learned = {name: value.clone() for name, value in training.method.get_submodule("network").state_dict().items()}
     assert training.phases[1].optimizers is not None
     rate = training.phases[1].optimizers().groups[0]["lr"]
     assert rate == pytest.approx(training.spec.learning_rate * (1.0 if restart else 0.1))
     training.phases[1].enter(training)
-    begun = training.method.network.state_dict()
+    begun = training.method.get_submodule("network").state_dict()
     matrix = training.method.get_buffer("transition")
 
     assert list(map(id, training.method.parameters())) == list(map(id, parameters))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_a_batch_needs_the_same_however_much_of_it_is_unlabelled() -> None:
         pytest.fail("the estimate records no logits")
 
     optimizers = Optimizers((), lambda progress: 1.0)
-    others = {"eval_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
+    others: dict[str, Any] = {"eval_rows": 0, "optimizers": optimizers, "device": torch.device("cpu")}
     rooms = [
         memory_check.estimate(torch.nn.Identity(), show, take, fail, rows=rows, **others)
         for rows in ((16, 16), (30, 2))

@@ -17,7 +17,8 @@ LABELS = torch.tensor([0, 2])
 
 def softmax(logits: Tensor) -> np.ndarray:
     powers = np.exp(logits.double().numpy())
-    return powers / powers.sum(axis=1, keepdims=True)
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -156,7 +156,7 @@ def test_plain_torchvision_opens_it_as_its_readme_says(resize: str, tmp_path: Pa
 
 def test_the_published_architecture_takes_the_weights_unchanged(tmp_path: Path) -> None:
     """As the README of a network with the published stem says it, in one line."""
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]
 
     network = networks.build("resnet18", 5, 224).eval()
     published = {network.published_names[key]: value for key, value in network.state_dict().items()}
@@ -240,7 +240,7 @@ def test_the_same_model_makes_the_same_bytes_and_a_failed_write_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr(model_export.fsync, "flush", full)
+    monkeypatch.setattr(model_export.fsync, "flush", full)  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="space"):
         model_export.write(archive, tmp_path / "three.zip")
     assert sorted(path.name for path in tmp_path.iterdir()) == before

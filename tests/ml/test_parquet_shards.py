@@ -50,7 +50,7 @@ def test_shards_beside_images_are_other_files() -> None:
 def run(*arguments: object) -> str:
     """The last line that the script prints."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [PYTHON, Path(__file__).with_name("shards_script.py"), *map(str, arguments)]
+    command = [str(PYTHON), str(Path(__file__).with_name("shards_script.py")), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     return (done.stdout.splitlines() or [""])[-1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ml import networks
@@ -158,7 +159,8 @@ def test_the_unlabelled_weight_grows_from_the_beginning_of_mixmatch() -> None:
 
 
 def test_suspicious_labels_are_ranked_by_the_guesses() -> None:
-    method, recorded = made(), []
+    method = made()
+    recorded: list[Tensor] = []
     seen = batch()
     assert seen.unlabelled is not None
     guesses = Unlabelled(seen.unlabelled.views, seen.unlabelled.index, recorded.append)

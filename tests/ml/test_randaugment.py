@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.transforms import RandAugment
+from torchvision.transforms import RandAugment  # type: ignore[import-untyped]
 
 from ml.data import randaugment
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional
+from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from ml.data import resized_crop
 from tests.ml.recorder import ReplayRecorder

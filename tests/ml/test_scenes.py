@@ -96,7 +96,8 @@ def test_one_object_stands_before_every_scene_and_its_pixels_stay_the_same() -> 
 def _eroded(mask: np.ndarray) -> np.ndarray:
     """Without the pixels at its border, of which the scene may be a part."""
     padded = np.pad(mask, 1)
-    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    inner: np.ndarray = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inner
 
 
 def test_a_plate_hides_its_scene_and_the_scene_is_all_there_is_around_it() -> None:
@@ -162,7 +163,7 @@ def test_arguments_out_of_range_are_refused_by_name() -> None:
         ({"count": -1}, "number of images"),
     ):
         with pytest.raises(errors.UnusableData, match=message):
-            generate.draw(**({"count": 6, "seed": 1} | broken))  # type: ignore[arg-type]
+            generate.draw(**({"count": 6, "seed": 1} | broken))
 
 
 def test_the_archive_is_what_an_upload_wants_and_the_truth_lies_beside_it(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def test_a_step_that_reads_progress_is_eager(
 
         def weighted(batch: Batch, loss: Any = loss) -> torch.Tensor:
             weight = weigh(batch.progress)
-            return loss(batch) * weight
+            weighted_loss: torch.Tensor = loss(batch) * weight
+            return weighted_loss
 
         object.__setattr__(training.phases[0], "loss", weighted)
     recorder = ReplayRecorder()

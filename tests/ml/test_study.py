@@ -19,6 +19,7 @@ from ml import __main__ as command
 from ml import errors
 from ml.study import plan, results, rows, sources
 from ml.study.sources import DataPaths as At
+from ml.training.spec import TrainingSpec
 from tests.ml.conftest import halves
 
 HEAD = """
@@ -231,7 +232,7 @@ def folder(tmp_path: Path) -> Path:
 
 def limited(column: str | tuple[str, ...], seed: int, **limits: Any) -> plan.Run:
     source = plan.DataSet(label_column=column, **limits)
-    spec = plan.TrainingSpec(method="ce", network="small", image_size=16, seed=seed)
+    spec = TrainingSpec(method="ce", network="small", image_size=16, seed=seed)
     return plan.Run(spec, "set", source)
 
 
@@ -323,10 +324,10 @@ def test_results_of_other_data_never_stand_in_one_table(
     assert "| CE | 75.0 [1] |" in printed.out
     assert "2 results of other data" in printed.err
     assert command.main(tabulate) == 1
-    printed = capsys.readouterr().err
+    refused = capsys.readouterr().err
     assert "2 different data sets called 'set'" in printed
-    assert "2 of 0123456789ab" in printed
-    assert f"1 of {sources.fingerprint(At(folder))[:12]}" in printed
+    assert "2 of 0123456789ab" in refused
+    assert f"1 of {sources.fingerprint(At(folder))[:12]}" in refused
 
 
 def test_results_of_scenes_drawn_otherwise_are_not_shown(

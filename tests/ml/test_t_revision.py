@@ -61,7 +61,7 @@ def gradients(method: t_revision.Method, number: int) -> tuple[Tensor | None, Te
     """Of ΔT and of the classifier."""
     method.zero_grad()
     phases(method)[number].loss(batch()).backward()
-    grad = method.network.classifier.weight.grad
+    grad = method.network.classifier.get_parameter("weight").grad
     assert grad is not None
     return method.slack.grad, grad.clone()
 
@@ -88,11 +88,11 @@ def test_the_matrix_is_estimated_once_and_the_slack_moves_at_its_own_rate(spec: 
         if isinstance(event, EpochReport):
             slack = training.method.get_parameter("slack").detach().abs().max()
             seen.append((training.method.get_buffer("transition").clone(), float(slack), event.learning_rate))
-    matrices, slack, rates = zip(*seen, strict=True)
+    matrices, slacks, rates = zip(*seen, strict=True)
 
     assert torch.equal(matrices[0], torch.eye(CLASSES))
     assert not torch.equal(matrices[1], matrices[0])
     assert torch.equal(matrices[1], matrices[3])
-    assert slack[:2] == (0.0, 0.0)
-    assert slack[2] == pytest.approx(3e-4, rel=0.1)  # three steps
+    assert slacks[:2] == (0.0, 0.0)
+    assert slacks[2] == pytest.approx(3e-4, rel=0.1)  # three steps
     assert rates[2:] == pytest.approx((1e-4, 1e-4))

@@ -81,7 +81,7 @@ def test_the_tag_says_which_published_weights_a_file_may_hold(name: str, image_s
 
 def test_what_torchvision_normalises_inside_a_network_is_normalised_outside(tmp_path: Path) -> None:
     """Its GoogLeNet and Inception change images that are normalised as for ImageNet to the range from -1 to 1."""
-    from torchvision import models
+    from torchvision import models  # type: ignore[import-untyped]
 
     published = models.googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
     save_file(published.state_dict(), tmp_path / "x.safetensors")

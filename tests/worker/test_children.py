@@ -636,7 +636,7 @@ def test_the_speed_of_a_job_counts_an_image_once_an_epoch_however_often_it_is_re
 def test_the_loss_of_a_jobs_progress_is_that_of_the_steps_since_the_last_one() -> None:
     trainer = small_training("ce", batch_size=8, epochs=2)
     meter = ProgressMeter(trainer)
-    losses, of_epochs = list[object](), list[float]()
+    losses, of_epochs = list[Any](), list[float]()
     for event in trainer:
         if isinstance(event, Step):
             losses.append(meter.progress(event)["train_loss"])

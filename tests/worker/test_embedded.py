@@ -162,6 +162,25 @@ def test_its_sudden_death_ends_every_process(launched: Launched) -> None:
     eventually(lambda: not any(map(alive, pids)), seconds=10.0, what="the end of every process")
 
 
+def test_predictions_are_served_on_while_inference_is_started_again(launched: Launched) -> None:
+    """By the process whose parent was killed; it ends with the launcher."""
+    eventually(launched.serving, seconds=120.0, what=f"the page\n{launched.output}")
+
+    def served() -> list[tuple[int, list[int]]]:
+        """Processes that the launcher has started for it, with those that they have forked."""
+        started = [pid for pid in children(launched.process.pid) if b"worker.inference" in command(pid)]
+        return [(pid, forked) for pid in started if (forked := children(pid))]
+
+    ((parent, (serving,)),) = eventually(served, what="a serving process")
+    os.kill(parent, signal.SIGKILL)
+    eventually(lambda: [pid for pid, _ in served() if pid != parent], seconds=60.0, what="another one")
+    assert alive(serving)
+
+    launched.process.kill()
+    launched.process.wait()
+    eventually(lambda: not alive(serving), seconds=10.0, what="its end")
+
+
 def test_a_log_is_cut_while_its_program_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LOG_BYTES", 10_000)
     log, before = tmp_path / "counting.log", tmp_path / "counting.log.1"
@@ -187,13 +206,15 @@ def test_a_log_is_cut_while_its_program_writes_it(tmp_path: Path, monkeypatch: p
 
 
 def running(launched: Launched, name: bytes, *, besides: int) -> bool:
-    for pid in launched.descendants():
-        try:
-            if pid != besides and name in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
+    return any(pid != besides and name in command(pid) for pid in launched.descendants())
+
+
+def command(pid: int) -> bytes:
+    """The program and arguments of a process; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_the_scratch_of_a_killed_launcher_is_removed_and_no_other(

@@ -122,7 +122,8 @@ def test_an_answer_has_label_scores_and_a_mask_in_original_pixels(inference: Inf
 
 
 def test_a_request_for_no_masks_gets_none(inference: InferenceHarness) -> None:
-    default, without = (inference.results(photo(64, 40), **options)[0]["mask"] for options in ({}, {"masks": []}))
+    every_options: tuple[dict[str, Any], ...] = ({}, {"masks": []})
+    default, without = (inference.results(photo(64, 40), **options)[0]["mask"] for options in every_options)
     assert default["gaussian"]
     assert without is None
 
@@ -198,7 +199,8 @@ def test_models_that_cannot_be_read_for_a_while_answer_afterwards(inference: Inf
         folder.unlink()
         away.rename(folder)
 
-    assert eventually(lambda: inference.ask(picture).header.get("results"), what="its return noticed")[0]["label"]
+    results: Any = eventually(lambda: inference.ask(picture).header.get("results"), what="its return noticed")
+    assert results[0]["label"]
 
 
 def test_a_request_past_its_deadline_is_not_computed(inference: InferenceHarness) -> None:

@@ -48,7 +48,7 @@ class TwoDeviceHarness(ServiceHarness):
     def ranks(self) -> list[int]:
         """Once both compute: the launcher of the job, rank 0 and rank 1."""
         child = self.child(self.worker)
-        return [child, *eventually(lambda: pids if len(pids := sorted(children(child))) == 2 else None, what="ranks")]
+        return [child, *eventually(lambda: pids if len(pids := sorted(children(child))) == 2 else [], what="ranks")]
 
     def in_the_middle(self, job: uuid.UUID) -> list[int]:
         self.until(job, lambda row: (row.checkpoint_step or 0) >= 3)
@@ -164,5 +164,6 @@ def test_F18_what_one_rank_meets_ends_the_attempt_as_if_there_were_no_others(err
     if isinstance(error, errors.Failure):
         assert isinstance(raised.value, errors.Failure)
         assert failures.describe_failure(raised.value) == failures.describe_failure(error)
-    if isinstance(raised.value, Interrupted):
+    if isinstance(error, Interrupted):
+        assert isinstance(raised.value, Interrupted)
         assert raised.value.command == error.command

@@ -176,7 +176,7 @@ def test_F10_a_child_is_stopped_before_its_lease_ends_when_the_database_stays_aw
     settings = harness.settings = harness.settings.model_copy(update={"stall_s": 60.0, "database_grace_s": 1.5})
     run = Run(harness, "cooperative", monkeypatch)
     running = harness.until(job, lambda row: row.state == State.running)
-    pid = eventually(lambda: next(iter(forked_children(os.getpid())), None), what="the child")
+    (pid, *_) = eventually(lambda: forked_children(os.getpid()), what="the child")
     lost_at = time.monotonic()
 
     def away(engine: Engine, **_: object) -> None:
@@ -200,7 +200,7 @@ def test_F31_under_a_schema_of_another_version_a_job_is_stopped_and_nothing_is_w
     waiting = queued(harness)
     run = Run(harness, "cooperative", monkeypatch)
     running = harness.until(job, lambda row: row.state == State.running)
-    pid = eventually(lambda: next(iter(forked_children(os.getpid())), None), what="the child")
+    (pid, *_) = eventually(lambda: forked_children(os.getpid()), what="the child")
     record_revision(harness.engine, "of a later version")
     eventually(lambda: not alive(pid), what="the end of the child")
     run.thread.join(20.0)

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 END_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 TICK_S = 0.1
+TAKEOVER_S = "30"  # in which an inference process that was killed serves again
 READY_S = 120.0
 BROKER_READY_S = 10.0
 WEIGHTS_S = 60.0
@@ -134,6 +135,7 @@ class Launcher:
         self._scratch = scratch
         self._environment = dict(os.environ) | {
             "DENLL_DATA_DIR": str(self._storage.root),
+            "DENLL_INFERENCE_TAKEOVER_S": os.environ.get("DENLL_INFERENCE_TAKEOVER_S", TAKEOVER_S),
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # inference and training share the cores
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }

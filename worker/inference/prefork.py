@@ -4,7 +4,8 @@ Importing torch takes seconds, forking a process that has it some milliseconds. 
 successor has loaded the newest model within a second, and clients that connect meanwhile wait in the listening
 sockets, which stay open here. To stay safe to fork, this process has one thread and runs no tensor operator.
 
-When this process is killed, the serving one goes on until a new parent has taken over, or nobody is left to start one.
+When this process is killed, the kernel ends the serving one at once, as it ends other children; under a launcher that
+starts a new parent, it goes on until that one has taken over.
 """
 
 from __future__ import annotations
@@ -90,11 +91,15 @@ def keep_serving(serve: Callback, grace_s: float) -> None:
 
 
 def _fork(serve: Callback) -> int:
-    """The pid of a new process that runs `serve`."""
+    """The pid of a new process that runs `serve`, and that the kernel kills when this one ends."""
+    parent = os.getpid()
     if pid := os.fork():
         return pid
+    control_channel.die_with_parent()
     status = 1
     try:
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            return os._exit(status)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         serve()
         status = 0
@@ -119,20 +124,20 @@ def _end(pid: int, grace_s: float) -> None:
 def outlive_parent(loop: asyncio.AbstractEventLoop, parent: int, manager: int, seconds: float, end: Callback) -> None:
     """Have a serving process end some time after its parent was killed, and at once when nobody will start another.
 
+    Where this system cannot tell when they end, the serving process still ends with its parent.
+
     Args:
         loop: The event loop of the serving process.
         parent: The parent's pid.
-        manager: The pid of the process that started the parent: a launcher, a service manager; 0 outside its namespace.
+        manager: The pid of the process that started the parent, and that starts it again.
         seconds: How long it serves on; by then the restarted parent must listen.
         end: Called in the loop when the time has come.
     """
     try:
         parent_ended, manager_ended = os.pidfd_open(parent), os.pidfd_open(manager)
-    except (OSError, AttributeError):  # one of them has ended, or this system cannot tell
-        control_channel.die_with_parent()
-        if os.getppid() != parent:
-            end()
+    except (OSError, AttributeError):
         return
+    control_channel.die_with_parent(0)
 
     def serve_on() -> None:
         log.warning("the parent of this process was killed: it serves for %.0f s more", seconds)

@@ -230,12 +230,13 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
 
 
 async def run(settings: Settings, batcher: Batcher, listeners: Sequence[socket.socket], manager: int) -> None:
-    """Serve until SIGTERM or SIGINT, or until the parent's successor has taken over."""
+    """Serve until SIGTERM or SIGINT, or until the successor of a parent that was killed has taken over."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in prefork.END_SIGNALS:
         loop.add_signal_handler(number, ended.set)
-    prefork.outlive_parent(loop, os.getppid(), manager, settings.inference_takeover_s, ended.set)
+    if settings.inference_takeover_s:
+        prefork.outlive_parent(loop, os.getppid(), manager, settings.inference_takeover_s, ended.set)
     await serve(settings, batcher, listeners, ended)
 
 

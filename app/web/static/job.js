@@ -18,7 +18,8 @@ const LOG_LINES = 200;
 const MOST_STEPS = 1000; // points of the loss within epochs: beyond, every second one goes
 
 /**
- * {element, ready, update(job), close()}; `ready` is a promise of all that is known of a job that has ended. `refreshList` asks for the
+ * {element, outcome, ready, update(job), close()}; `outcome` is what came of it, for a place below: when it comes, nothing that is
+ * there moves. `ready` is a promise of all that is known of a job that has ended. `refreshList` asks for the
  * job anew, `removed` is called when it has been deleted.
  */
 export function jobPanel(first, refreshList, removed) {
@@ -28,15 +29,16 @@ export function jobPanel(first, refreshList, removed) {
   const loss = chart({ title: "Loss" });
   const actions = h("div", { class: "actions" });
   const problem = h("div", {});
-  const outcome = h("div", { class: "outcome" });
+  const answers = h("div", {});
+  const outcome = h("div", { class: "panel outcome" });
   const compared = h("div", {});
   const log = h("ol", { class: "log" });
   const logs = h("details", { class: "more" }, h("summary", {}, "Log"), log);
   const settings = h("dl", { class: "facts" });
   const hardware = h("p", { class: "quiet small hardware" });
   const element = h("div", { class: "job-panel" }, live.element, hardware, problem,
-    h("div", { class: "charts" }, accuracy.element, loss.element), outcome,
-    h("details", { class: "more" }, h("summary", {}, "Settings"), settings), logs, actions);
+    h("div", { class: "charts" }, accuracy.element, loss.element),
+    h("details", { class: "more" }, h("summary", {}, "Settings"), settings), logs, actions, answers);
   const reports = new Map(); // epoch -> report: one seen twice, after a resume, is one point
   let steps = []; // [epochs done, mean loss of the last steps]
   const closing = new AbortController();
@@ -57,7 +59,7 @@ export function jobPanel(first, refreshList, removed) {
 
   function update(job) {
     report(job);
-    if (!ENDED.includes(job.status)) fill(outcome, stages(job.metrics ?? undefined)); // the first answer, while training goes on
+    fill(answers, stages(job.metrics ?? undefined));
     if (status === job.status) {
       if (unsettled) showComparison();
       return;
@@ -159,7 +161,7 @@ export function jobPanel(first, refreshList, removed) {
 
   const all = update(first);
   const ready = ENDED.includes(first.status) ? all : Promise.resolve();
-  return { element, ready, update, close: () => closing.abort() };
+  return { element, outcome, ready, update, close: () => closing.abort() };
 }
 
 /** What it computes on, and how fast it was; until that is known a space, so that nothing moves then. */

@@ -33,7 +33,6 @@ export function figures(job) {
   if (!values.size) return null;
   const main = MAIN.filter(([name]) => values.has(name));
   return h("section", { "aria-label": "Figures" },
-    stages(job.metrics ?? undefined),
     h("dl", { class: "figures" }, main.map(([name, title]) => h("div", {}, h("dd", {}, formatted(name, values.get(name))), h("dt", {}, title)))),
     NOTES.filter(([name]) => values.has(name)).map(([, note]) => h("p", { class: "quiet" }, note)),
     h("details", { class: "more" }, h("summary", {}, "All figures"),

@@ -29,7 +29,7 @@ class Header(tarfile.TarInfo):
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise Refused from error

@@ -29,7 +29,7 @@ class Method(method.Method):
         self.network = network()
         self.dropout = nn.Dropout(0.2)
         self.register_buffer("memory", torch.zeros(len(labels), self.network.class_count))
-        self.register_buffer("average", torch.zeros_like(self.network.classifier.weight))
+        self.register_buffer("average", torch.zeros_like(self.network.classifier.get_parameter("weight")))
         self.register_buffer("trusted", torch.ones(len(labels), dtype=torch.bool))
 
     def phases(self, training: method.TrainHyperparameters) -> Sequence[method.Phase]:
@@ -55,7 +55,7 @@ class Method(method.Method):
                     parameter.grad.mul_(0.5)
 
         def update_average(_: method.Batch) -> None:
-            self.average.lerp_(self.network.classifier.weight.detach(), 0.1)
+            self.average.lerp_(self.network.classifier.get_parameter("weight").detach(), 0.1)
 
         def optimizers() -> method.Optimizers:
             body = [p for p in self.network.parameters() if p.requires_grad]

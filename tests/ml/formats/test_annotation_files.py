@@ -23,13 +23,13 @@ Read = Callable[..., Layout]
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
 def read(request: pytest.FixtureRequest, tmp_path: Path) -> Read:
-    def resolve(files: Mapping[str, bytes], limits: Limits = Limits(), **columns: str) -> Layout:  # noqa: B008
-        packed = {
+    def resolve(files: Mapping[str, bytes], limits: Limits = Limits(), **columns: Any) -> Layout:  # noqa: B008
+        pack: dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
             "zip": pictures.zipped,
             "tar": pictures.tarred,
             "tar.gz": lambda inner: pictures.tarred(inner, compression="gz"),
-        }[request.param](files)
-        (tmp_path / "upload").write_bytes(packed)
+        }
+        (tmp_path / "upload").write_bytes(pack[request.param](files))
         return resolve_labels(read_archive(tmp_path / "upload", limits), ColumnNames(**columns))
 
     return resolve

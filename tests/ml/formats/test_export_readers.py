@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
+import torchvision  # type: ignore[import-untyped]
 
 from ml.formats.exporters import Format
 from tests import pictures
@@ -75,7 +75,10 @@ def without_escapes(format: Format, labels: ImageLabels) -> ImageLabels:
     """As other programs read them: in CSV a label that a spreadsheet would run has an apostrophe before it (C3)."""
     if format != "csv":
         return labels
-    return {digest: (split, f"'{label}" if label[:1] == "=" else label) for digest, (split, label) in labels.items()}
+    return {
+        digest: (split, f"'{label}" if label and label[:1] == "=" else label)
+        for digest, (split, label) in labels.items()
+    }
 
 
 def test_an_export_trains_in_torchvision_with_the_same_labels(dataset: Path, unpack: Callable[[Format], Path]) -> None:

@@ -10,7 +10,7 @@ from ml.formats import dataset_index, image_query, image_results, label_versions
 from ml.formats.image_query import ImageQuery
 from ml.formats.image_results import ImageResult, Neighbour
 from ml.formats.label_versions import Edit, Labels
-from ml.formats.records import ImageRecord, ReportLine
+from ml.formats.records import ImageRecord, ReportLine, Split
 
 CLASSES = ["cat", "dog"]
 PATHS = ["b/0.png", "b/1.PNG", "a/2.png", "a/3.png", "c/4.png"]
@@ -18,7 +18,7 @@ GIVEN = [0, 1, 0, 1, 1]
 
 
 def record(number: int) -> ImageRecord:
-    split = "test" if number == 4 else "train"
+    split: Split = "test" if number == 4 else "train"
     path, given = PATHS[number], GIVEN[number]
     return ImageRecord(path, split, given, None, 0, 0, 0, 0, None, number, 8, 8, f"{number}", "PNG")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ Read = Callable[..., Layout]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    def resolve(files: Mapping[str, bytes], **columns: str) -> Layout:
+    def resolve(files: Mapping[str, bytes], **columns: Any) -> Layout:
         (tmp_path / "upload").write_bytes(pictures.zipped(files))
         return resolve_labels(read_archive(tmp_path / "upload"), ColumnNames(**columns))
 

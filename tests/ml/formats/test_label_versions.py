@@ -149,7 +149,7 @@ def test_a_training_loads_the_labels_of_its_version(folder: Path) -> None:
     before, truth_before = dataset.load(folder, image_size=SIDE)
     after, truth = dataset.load(folder, version=version, image_size=SIDE)
 
-    assert before.selection is before.confirmed is truth_before.test_selection is None
+    assert before.selection is before.confirmed is truth_before.test_selection is None  # type: ignore[comparison-overlap]
     assert after.labels.tolist() == [1, 0, 0, 1, 1, 1, 1]
     used = [0, 1, 3, 4, 5, 6, 7]
     assert torch.equal(after.images, before.images[used])

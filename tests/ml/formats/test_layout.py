@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def read(tmp_path: Path) -> Read:
     ) -> Layout:
         path = tmp_path / "upload"
         path.write_bytes(pictures.tarred(files, compression="gz") if tar else pictures.zipped(files, folders=folders))
-        names = {name.removesuffix("_column"): column for name, column in columns.items()}
+        names: dict[str, Any] = {name.removesuffix("_column"): column for name, column in columns.items()}
         return resolve_labels(read_archive(path), ColumnNames(**names))
 
     return resolve

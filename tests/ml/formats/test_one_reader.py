@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +32,7 @@ def by_service(archive: Path, folder: Path, columns: Mapping[str, str]) -> Outco
     """Check, ingest and load an archive as the API and its worker do; the code of a refusal."""
     try:
         layout = check_archive(archive, {f"{name}_column": column for name, column in columns.items()}, Settings())
+        assert layout is not None
         folder.mkdir()
         if not decompress(archive, folder / "archive"):
             (folder / "archive").write_bytes(archive.read_bytes())
@@ -43,7 +45,7 @@ def by_service(archive: Path, folder: Path, columns: Mapping[str, str]) -> Outco
 def by_command(path: Path, columns: Mapping[str, str]) -> Outcome:
     """Load a folder or an archive as `python -m ml train` does; the code of a refusal."""
     try:
-        loaded = load_container(path, image_size=SIDE, columns=[ColumnNames(**columns)])
+        loaded = load_container(path, image_size=SIDE, columns=[ColumnNames(**dict[str, Any](columns))])
     except UnusableData as error:
         return error.code
     return described(loaded.images, loaded.truth)
@@ -128,9 +130,9 @@ def test_service_and_command_line_read_the_same(name: str, compression: str, tmp
 
 
 def test_the_index_that_pandas_writes_is_no_obstacle(tmp_path: Path) -> None:
-    classes, *_ = by_command(unpack(INDEXED, tmp_path / "set"), {})
+    outcome = by_command(unpack(INDEXED, tmp_path / "set"), {})
 
-    assert classes == ("a", "b")
+    assert outcome[0] == ("a", "b")
 
 
 def test_val_beside_train_is_the_test_set_and_no_class(tmp_path: Path) -> None:

@@ -75,12 +75,13 @@ def test_a_record_returns_from_json_and_takes_no_other_fields() -> None:
     document = json.loads(json.dumps(made.as_json()))
 
     assert WeightsRecord.from_json(document) == made
-    for broken in (
+    broken_documents: list[Any] = [
         {**document, "more": 1},
         {k: v for k, v in document.items() if k != "std"},
         {**document, "std": 1},
         [],
-    ):
+    ]
+    for broken in broken_documents:
         with pytest.raises(InvalidWeights):
             WeightsRecord.from_json(broken)
 

@@ -17,9 +17,9 @@ const LONGEST_MS = 3000; // that a panel is waited for
 
 export default function Job({ id }) {
   const [{ job, names, comparison }, setShown] = useState({});
-  const [place, problem] = [useRef(null), useRef(null)];
+  const [place, results, problem] = [useRef(null), useRef(null), useRef(null)];
 
-  useEffect(() => keepFresh(id, place.current, problem.current, setShown), [id]);
+  useEffect(() => keepFresh(id, place.current, results.current, problem.current, setShown), [id]);
 
   const title = job ? names.title(job) : "Job";
   const facts = job && [job.name && names.method(job), job.network, job.epochs && plural(job.epochs, "epoch"), ago(job.created_at)].filter(Boolean).join(" · ");
@@ -30,8 +30,9 @@ export default function Job({ id }) {
     ${job.model_id && html`<a class="button" href=${`/ui/models/${job.model_id}`}>Model</a>`}`;
   return html`<${View} title=${title} lead=${lead || " "} actions=${actions || null} class="job">
     <div ref=${problem}></div>
-    ${comparison && html`<${Compared} ...${comparison} />`}
     <div class="panel" ref=${place}></div>
+    ${comparison && html`<${Compared} ...${comparison} />`}
+    <div ref=${results}></div>
   <//>`;
 }
 
@@ -42,7 +43,7 @@ async function gainOf(job) {
 }
 
 /** Show the job and keep it fresh until it has ended; returns what stops that. Nothing is shown that would move at once. */
-function keepFresh(id, place, problem, changed) {
+function keepFresh(id, place, results, problem, changed) {
   let panel = null;
   let names = null;
   let comparison = null;
@@ -71,6 +72,7 @@ function keepFresh(id, place, problem, changed) {
     panel = jobPanel(job, load, () => navigate("/ui/jobs"));
     await Promise.race([panel.ready, new Promise((resolve) => setTimeout(resolve, LONGEST_MS))]);
     place.replaceChildren(panel.element);
+    results.replaceChildren(panel.outcome);
   }
   load();
   return () => {
