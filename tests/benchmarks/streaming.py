@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ml.data.augmentation import Augmentation
 from ml.data.dataset import LabeledImages
 from ml.data.pixel_file import PixelFile
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import Rows, StoredRows
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.benchmarks._sizes import arguments, size
@@ -47,14 +46,13 @@ def write(path: Path, count: int) -> None:
             file.append(block[: min(BLOCK, count - start)])
 
 
-def training(images: Tensor, stored: StoredPixels | None) -> Trainer:
-    """One that streams from `stored`, or holds `images` in memory."""
+def training(images: Rows) -> Trainer:
+    """One that holds its images in memory, or streams them where they are in a file."""
     spec = TrainingSpec(
         method="ce", network="small", image_size=SIDE, batch_size=BATCH, epochs=ROUNDS + 1, validation_fraction=0.0
     )
-    labeled = LabeledImages(images, torch.arange(len(images)) % CLASSES, tuple("abcdefghij"), stored=stored)
-    threads = os.cpu_count() or 1
-    return Trainer.build(spec, labeled, device="cpu", threads=threads, resident_bytes=None if stored is None else 0)
+    labeled = LabeledImages(images, torch.arange(len(images)) % CLASSES, tuple("abcdefghij"))
+    return Trainer.build(spec, labeled, device="cpu", threads=os.cpu_count() or 1, resident_bytes=0)
 
 
 def cpu_seconds_of_an_epoch(events: Iterator[Step | EpochReport], after_a_tenth: Callable[[], None]) -> float:
@@ -72,8 +70,8 @@ def speed(folder: Path) -> dict[str, object]:
     """Epochs in turns; the first of each is not counted."""
     path = folder / "few.npy"
     write(path, COUNT)
-    stored = StoredPixels.open(path)
-    resident, streamed = training(stored.mapped().clone(), None), training(stored.mapped(), stored)
+    stored = StoredRows.open(path)
+    resident, streamed = training(stored.in_memory().clone()), training(stored)
     assert streamed.inputs.streamed, "the set is on disk"
     assert not resident.inputs.streamed, "the set is in memory"
     seconds: list[tuple[float, float]] = []  # of CPU: streamed, resident
@@ -122,8 +120,8 @@ def memory(folder: Path) -> dict[str, object]:
 
 def train_and_show(path: Path) -> dict[str, object]:
     """Some steps, then a view of every image in the order of an epoch."""
-    stored = StoredPixels.open(path)
-    subject = training(stored.mapped(), stored)
+    stored = StoredRows.open(path)
+    subject = training(stored)
     assert subject.inputs.streamed, "the set is on disk"
     for event in subject:
         if isinstance(event, EpochReport) or event.step + 1 == STEPS:
