@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ml.data import decoding, ingest, pixel_file
-from ml.data.dataset import LabeledImages, Truth, join
+from ml.data.dataset import LabeledImages, Truth, join, label_columns
 from ml.data.decoding import Geometry, ImageArray, Resize
 from ml.data.pixel_file import DecodedImage, ReadFile
 from ml.data.published import find_published
@@ -102,7 +102,7 @@ def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize
     squares = StoredRows.write_unnamed(decode(), image_size, folder)
     usable, lines = ingest.split_decoded(images, results)
     ingest.check_usable(len(images), usable, lines)
-    labeled, truth = join(usable, squares, layout.classes)
+    labeled, truth = join(label_columns(usable), squares, layout.classes)
     return LoadedDataset(labeled, truth, _train_paths(usable), (*lines, *layout.report))
 
 
@@ -134,7 +134,7 @@ def _load_published(
 
     squares = StoredRows.write_unnamed(decode(), image_size, folder)
     ingest.check_usable(len(images), images, report)
-    labeled, truths = join(images, squares, classes)
+    labeled, truths = join(label_columns(images), squares, classes)
     return LoadedDataset(labeled, truths, _train_paths(images), tuple(report))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +21,9 @@ from ml.data.pixel_file import PixelFile, Progress
 from ml.data.stored_rows import Rows, StoredRows
 from ml.errors import UnusableData
 from ml.formats import archive, dataset_index, label_versions
-from ml.formats.records import ImageRecord
+from ml.formats.records import NO_LABEL, ImageRecord, LabelColumns
 
-UNKNOWN = -1
+UNKNOWN = NO_LABEL
 
 
 class Selection(NamedTuple):
@@ -98,60 +99,63 @@ def load(
     Raises:
         UnusableData: dataset_corrupt, where images can no longer be read.
     """
-    images = dataset_index.read_images(folder, version=version)
-    squares = _load_pixels(folder, images, image_size, resize, threads, progress)
-    if len(squares) != len(images):
-        raise UnusableData(f"{len(squares)} squares of pixels for {len(images)} images", code="dataset_corrupt")
+    labels = dataset_index.read_label_columns(folder, version)
+    squares = _load_pixels(folder, image_size, resize, threads, progress)
+    if len(squares) != len(labels.given):
+        raise UnusableData(f"{len(squares)} squares of pixels for {len(labels.given)} images", code="dataset_corrupt")
     classes = tuple(dataset_index.read_classes(folder, version))
-    return join(images, squares, classes, dataset_index.read_facts(folder)["digest"])
+    return join(labels, squares, classes, dataset_index.read_facts(folder)["digest"])
+
+
+def label_columns(images: Sequence[ImageRecord]) -> LabelColumns:
+    """The labels of images, those of the train split first."""
+    given = [NO_LABEL if image.given is None else image.given for image in images]
+    clean = [NO_LABEL if image.clean is None else image.clean for image in images]
+    statuses = [image.status for image in images]
+    excluded, confirmed = ([int(status == which) for status in statuses] for which in ("excluded", "confirmed"))
+    return LabelColumns(given, clean, excluded, confirmed, sum(image.split == "train" for image in images))
 
 
 def join(
-    images: Sequence[ImageRecord],
-    squares: StoredRows,
-    classes: tuple[str, ...],
-    digest: str = "",
+    labels: LabelColumns, squares: StoredRows, classes: tuple[str, ...], digest: str = ""
 ) -> tuple[LabeledImages, Truth]:
-    """Images and their pixels as what is learned from and what is measured by.
+    """Labels and pixels of images as what is learned from and what is measured by.
 
     Args:
-        images: Those of the train split come first.
+        labels: Of N images.
         squares: Their pixels.
         classes: Names by class id.
         digest: Of the data set, where it is known.
     """
-    of_train = [image for image in images if image.split == "train"]
-    train, pixels, selection = _used(of_train, squares.part(0, len(of_train)))
-    test, test_pixels, test_selection = _used(images[len(of_train) :], squares.part(len(of_train), len(images)))
-    test_labels = [image.given if image.clean is None else image.clean for image in test]
-    confirmed = torch.tensor([image.status == "confirmed" for image in train])
+    given, clean = (torch.tensor(np.asarray(column, np.int64)) for column in (labels.given, labels.clean))
+    excluded, confirmed = (torch.tensor(np.asarray(column, np.bool_)) for column in (labels.excluded, labels.confirmed))
+    train, pixels, selection = _used(squares, excluded, range(labels.train))
+    test, test_pixels, test_selection = _used(squares, excluded, range(labels.train, len(squares)))
     labeled = LabeledImages(
         pixels,
-        _ids([image.given for image in train]),
+        given[train],
         classes,
         digest,
-        confirmed if bool(confirmed.any()) else None,
+        confirmed[train] if bool(confirmed[train].any()) else None,
         selection,
     )
-    has_clean = any(image.clean is not None for image in train)
+    has_clean = bool((clean[train] != UNKNOWN).any())
     truth = Truth(
-        train_clean=_ids([image.clean for image in train]) if has_clean else None,
-        test_images=test_pixels if test else None,
-        test_labels=_ids(test_labels) if test else None,
+        train_clean=clean[train] if has_clean else None,
+        test_images=test_pixels if len(test) else None,
+        test_labels=torch.where(clean[test] == UNKNOWN, given[test], clean[test]) if len(test) else None,
         test_selection=test_selection,
     )
     return labeled, truth
 
 
-def _used(
-    images: Sequence[ImageRecord], squares: StoredRows
-) -> tuple[Sequence[ImageRecord], StoredRows, Selection | None]:
-    """The images of a split that are not excluded, and their pixels."""
-    positions = [position for position, image in enumerate(images) if image.status != "excluded"]
-    if len(positions) == len(images):
-        return images, squares, None
-    chosen = torch.tensor(positions, dtype=torch.int64)
-    return [images[position] for position in positions], squares.select(chosen), Selection(squares, chosen)
+def _used(squares: StoredRows, excluded: Tensor, rows: range) -> tuple[Tensor, StoredRows, Selection | None]:
+    """The images of a split that are not excluded bool (N,): their rows int64, and their pixels."""
+    whole = squares.part(rows.start, rows.stop)
+    positions = (~excluded[rows.start : rows.stop]).nonzero()[:, 0]
+    if len(positions) == len(rows):
+        return torch.arange(rows.start, rows.stop), whole, None
+    return positions + rows.start, whole.select(positions), Selection(whole, positions)
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -195,18 +199,13 @@ def hold_out(images: LabeledImages, fraction: float, seed: int) -> tuple[Tensor,
     return split(len(images), fraction, seed)
 
 
-def _load_pixels(
-    folder: Path, images: Sequence[ImageRecord], size: int, resize: Resize, threads: int, progress: Progress
-) -> StoredRows:
+def _load_pixels(folder: Path, size: int, resize: Resize, threads: int, progress: Progress) -> StoredRows:
     """The pixels of all images, made where they are not there yet."""
     target = dataset_index.pixels_path(folder, size, resize)
     if not target.exists():
+        images = dataset_index.read_images(folder)
         with archive.reader(folder / dataset_index.ARCHIVE_FILE) as read, PixelFile(target, size) as file:
             results = pixel_file.decode_all(read, images, file, resize=resize, threads=threads, progress=progress)
             if bad := [image.path for image, result in zip(images, results, strict=True) if result.fault]:
                 raise UnusableData(f"{len(bad)} images can no longer be read, first {bad[0]}", code="dataset_corrupt")
     return StoredRows.open(target)
-
-
-def _ids(labels: list[int | None]) -> Tensor:
-    return torch.tensor([UNKNOWN if label is None else label for label in labels], dtype=torch.int64)
