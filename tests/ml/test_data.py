@@ -218,7 +218,7 @@ def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
     ]
     labeled, _ = dataset.load(folder, image_size=8)
     assert len(labeled) == 37
-    np.testing.assert_array_equal(labeled.images[-1], decoding.decode(files["dog/9.jpg"]))
+    np.testing.assert_array_equal(in_memory(labeled.images)[-1], decoding.decode(files["dog/9.jpg"]))
 
 
 def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:

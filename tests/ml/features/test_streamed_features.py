@@ -98,11 +98,12 @@ def test_features_that_do_not_fit_are_read_before_they_are_needed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_set_larger_than_the_memory_limit_is_answered_trained_and_ranked(pretrained: Path, tmp_path: Path) -> None:
     """The limit is of the process (RLIMIT_DATA), far below the images and less than what one mapping of them takes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, str(LIMIT_SCRIPT), str(pretrained), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
 
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
