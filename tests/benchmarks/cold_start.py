@@ -1,6 +1,6 @@
 """P6: how long a job on 10 GB of images takes to its first step and its first loss, and how much memory that takes.
 
-The service as in `jobs`, on a data set of 813,802 images of 64 px, with the page cache emptied of the data set's files
+Workers as in `jobs`, on a data set of 813,802 images of 64 px, with the page cache emptied of the data set's files
 (posix_fadvise) before the claim. The job is `ce` on `small`, batch 64, with a tenth of the images held out. Wall time
 from the claim to the child's own log, and to the first loss that `GET /jobs/{id}` tells; the most memory that the child
 had until then, mapped files included. Bytes are those that the child has read from disk. A job before it, on a small
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ from app.db.tables import Dataset, State
 from app.jobs import service as jobs
 from ml.formats import dataset_index
 from ml.formats.records import ImageRecord
+from tests import servers
 from tests.benchmarks import streaming
 from tests.benchmarks._sizes import size
-from tests.benchmarks.jobs import line, load, logged_at, running_service
+from tests.benchmarks.jobs import line, load, logged_at, running_workers
 from tests.worker.harness import ServiceHarness
 
 IMAGES = streaming.SET_BYTES // streaming.IMAGE_BYTES
@@ -74,14 +76,14 @@ def memory_and_reads(pid: int) -> tuple[int, int]:
     return most, next(int(row.split()[1]) for row in io if row.startswith("read_bytes"))
 
 
-def start(service: ServiceHarness, dataset_id: uuid.UUID) -> dict[str, float]:
+def start(service: ServiceHarness, supervisor: subprocess.Popen[bytes], dataset_id: uuid.UUID) -> dict[str, float]:
     """One job until its first loss; then it is cancelled."""
     folder = service.files.dataset(dataset_id)
     empty_page_cache(folder)
     job_id = service.submit(dataset_id, image_size=streaming.SIDE, batch_size=64, epochs=2, validation_fraction=0.1)
     job = service.until(job_id, lambda job: (job.progress or {}).get("train_loss") is not None, PATIENCE_S)
     loss_at = time.time()
-    memory, read = memory_and_reads(service.child(service.processes[-1]))
+    memory, read = memory_and_reads(service.child(supervisor))
     with transaction(service.engine) as session:
         jobs.cancel(session, job_id)
     service.ended(job_id, PATIENCE_S)
@@ -101,10 +103,11 @@ def main() -> None:
         facts = {"measured": None, "met": None, "why": f"only {free / 1e9:.0f} GB of disk are free"}
         print(json.dumps({"id": "P6", "benchmark": TITLE, "target": f"<= {STEP_TARGET_S:g}", **facts}), flush=True)
         return
-    with running_service() as (service, _):
-        service.ended(service.submit(service.dataset(), epochs=1))
+    with running_workers(servers.free_port()) as service:
+        [supervisor] = service.processes
+        service.ended(service.submit(service.dataset(), epochs=1), PATIENCE_S)
         dataset_id = write(service)
-        starts = [start(service, dataset_id) for _ in range(REPEATS)]
+        starts = [start(service, supervisor, dataset_id) for _ in range(REPEATS)]
     of = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
     details = {
         "loss_s": round(of["loss_s"], 2),
