@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app.db.session import transaction
+from app.db.tables import Dataset
 from ml import __main__ as command
 from ml.training import store_choice
 from tests.worker.harness import CLASSES, SIDE, ServiceHarness, pictures
@@ -56,6 +58,8 @@ def test_clothing1m_streams_to_the_same_training_on_the_command_line_and_in_the_
     assert command.main(["convert", str(folder), str(tmp_path / "set.zip")]) == 0
 
     dataset, fence = uploaded(harness, (tmp_path / "set.zip").read_bytes())
+    with transaction(harness.engine) as session:
+        session.get_one(Dataset, dataset).upload = {"clean_column": "clean"}
     assert ingest.main(dataset, fence, None, channel) == control_channel.FINISHED
     facts = row_of(harness, dataset).facts
     assert (facts["train_images"], facts["test_images"], facts["classes"]) == (TRAIN, TESTS, len(CLASSES))
