@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ml.noise.shared.sampling import NoisyLabels, Parameters, Pixels
+    from ml.noise.shared.sampling import ImageRows, NoisyLabels, Parameters
 
 
 class About(TypedDict):
@@ -61,7 +61,7 @@ def inject(
     *,
     rate: float | None = None,
     matrix: Sequence[Sequence[float]] | None = None,
-    images: Pixels,
+    images: ImageRows,
     seed: int,
 ) -> NoisyLabels:
     """Noise of one kind on labels.
@@ -72,7 +72,7 @@ def inject(
         class_names: C names. Only the asymmetric kinds read more of them than their number.
         rate: Chance in [0, 1) that a label is drawn for noise, for the kinds whose `ABOUT` needs it; 0 changes none.
         matrix: (C, C), T[i][j] = P(given label j | clean label i); for the kind `transition`.
-        images: Pixels uint8 (N, H, W, 3), read by the kinds that depend on the image.
+        images: uint8 (N, H, W, 3), read by the kinds that depend on the image.
         seed: In [0, 2**32).
 
     Returns:

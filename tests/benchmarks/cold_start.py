@@ -40,10 +40,10 @@ TITLE = "claim of a job on 10 GB to its first step, page cache empty, s"
 
 def records() -> Iterator[ImageRecord]:
     for number in range(IMAGES):
-        given = number % streaming.CLASSES
-        path = f"train/{given}/{number:07}.jpg"
+        label = number % streaming.CLASSES
+        path = f"train/{label}/{number:07}.jpg"
         yield ImageRecord(
-            path, "train", given, None, 0, 4800, False, 4800, None, number,
+            path, "train", label, None, 0, 4800, False, 4800, None, number,
             streaming.SIDE, streaming.SIDE, f"{number:064x}", "JPEG",
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """P5: training on images that lie on disk, against the same ones in memory, and how much memory a large set takes.
 
-Conditions: CPU, `small` at 64 px, batch 64, all cores, crop and flip. Speed: rounds of 40 steps of each, in turns of
-four, wall seconds around each step; what has been read leaves the page cache at once (posix_fadvise), so that it holds
+Conditions: CPU, `small` at 64 px, batch 64, all cores, crop and flip. Speed: rounds of 40 steps of each, four at a
+time, wall seconds around each step; what has been read leaves the page cache at once (posix_fadvise), so that it holds
 only what was announced: four batches, a fortieth of the set. Memory: the most that a fresh process ever had, mapped
 files included, after some steps and then one view of every image of the set in random order. Disk: the folder for
 temporary files.
@@ -68,7 +68,7 @@ class ColdRows(StoredRows):
         super().read(rows, out, announced=announced)
         self.used.append(rows)
 
-    def forget(self) -> None:
+    def evict(self) -> None:
         """Take what has been read from the page cache, with the pages at its ends."""
         while self.used:
             for row in self.used.pop().tolist():
@@ -88,7 +88,7 @@ def seconds_of_steps(events: Iterator[Step | EpochReport], after_a_step: Callabl
 
 
 def speed(folder: Path) -> dict[str, object]:
-    """Steps of both in turns, every second time in the other order; the first round is not counted."""
+    """Steps of both alternate, every second time in the other order; the first round is not counted."""
     path = folder / "few.npy"
     write(path, COUNT)
     stored = ColdRows.open(path)
@@ -96,14 +96,14 @@ def speed(folder: Path) -> dict[str, object]:
     assert streamed.inputs.streamed, "the set is on disk"
     assert not resident.inputs.streamed, "the set is in memory"
     os.posix_fadvise(stored._handle.number, 0, 0, os.POSIX_FADV_DONTNEED)
-    of = {"resident": (iter(resident), lambda: None), "streamed": (iter(streamed), stored.forget)}
+    of = {"resident": (iter(resident), lambda: None), "streamed": (iter(streamed), stored.evict)}
     rounds: list[dict[str, tuple[float, float]]] = []
     for _ in range(ROUNDS + 1):
-        turns: dict[str, list[tuple[float, float]]] = {name: [] for name in of}
+        timed: dict[str, list[tuple[float, float]]] = {name: [] for name in of}
         for number in range(TURNS):
             for name in sorted(of, reverse=bool(number % 2)):
-                turns[name].append(seconds_of_steps(*of[name]))
-        rounds.append({name: (sum(w for w, _ in some), sum(c for _, c in some)) for name, some in turns.items()})
+                timed[name].append(seconds_of_steps(*of[name]))
+        rounds.append({name: (sum(w for w, _ in some), sum(c for _, c in some)) for name, some in timed.items()})
     ratios = sorted(one["resident"][0] / one["streamed"][0] for one in rounds[1:])
     cpu = statistics.median(one["resident"][1] / one["streamed"][1] for one in rounds[1:])
     images_per_second = TURNS * TURN * BATCH / statistics.median(one["streamed"][0] for one in rounds[1:])

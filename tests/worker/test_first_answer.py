@@ -87,7 +87,7 @@ def test_a_job_on_streamed_images_and_features_answers_alike(
 ) -> None:
     """Features in files, and a second data set of the same pictures: every number of both stages is the same."""
     install_small(harness.files.weights(), SIDE)
-    told = []
+    outcomes = []
     for share in (store_choice.RESIDENT_SHARE, 0.0):
         monkeypatch.setattr(store_choice, "RESIDENT_SHARE", share)
         job_id = submit(harness)
@@ -99,9 +99,9 @@ def test_a_job_on_streamed_images_and_features_answers_alike(
         assert any(message.startswith("The features of the images take") for message in messages) is (share == 0.0)
         stages = [{name: value for name, value in of.items() if name != "seconds"} for of in metrics["stages"]]
         [folder] = harness.files.attempts(job_id)
-        told.append((stages, metrics["published"], (folder / "artifacts" / "label-issues.csv").read_text()))
+        outcomes.append((stages, metrics["published"], (folder / "artifacts" / "label-issues.csv").read_text()))
 
-    assert told[0] == told[1]
+    assert outcomes[0] == outcomes[1]
 
 
 def test_without_held_out_images_the_training_is_published(

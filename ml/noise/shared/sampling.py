@@ -20,7 +20,7 @@ Matrix = NDArray[np.float64]
 BLOCK_SIZE = 5  # CIFAR-100's asymmetric noise stays in blocks of five consecutive classes (Forward, JoCoR, ELR, CDR)
 
 
-class Pixels(Protocol):
+class ImageRows(Protocol):
     """Images uint8 (N, H, W, 3): an array, or images in a file. They are taken by numbers int64 (B,)."""
 
     @property
@@ -43,7 +43,7 @@ class Parameters:
 
     labels: Labels  # int64 (N,), in [0, C)
     class_names: Sequence[str]  # C
-    images: Pixels  # (N, H, W, 3); read only by kinds that depend on the image
+    images: ImageRows  # (N, H, W, 3); read only by kinds that depend on the image
     seed: int
     rate: float | None = None  # chance in [0, 1) that a label is drawn for noise
     matrix: Sequence[Sequence[float]] | None = None  # T, of the kind `transition`
