@@ -35,7 +35,9 @@ RUNTIME_BYTES = {"cpu": 700_000_000, "cuda": 2_500_000_000}  # torch itself, bef
 BYTES_PER_PARAMETER = 16  # f32 weight, gradient, momentum, and a copy while a checkpoint is written
 BYTES_PER_ACTIVATION = 12  # ResNet-18 at 32 px: 1.8 million and about 20 MB an image, for the backward pass
 CHECKPOINTS_KEPT = 3
-RESIDENT_SHARE = 0.5  # of a host's memory: images that take more are streamed, as `ml.training.store_choice` does
+RESIDENT_SHARE = (
+    0.5  # of a host's memory: images or features that take more are streamed, as `ml.training.store_choice` does
+)
 BATCHES_AHEAD = 6  # of streamed images: those read ahead, the one in use and the one before it
 TRAINED_SHARE = {"none": 0.0, "last": 0.3, "two": 0.5, "all": 1.0}  # of a network's operations, by `tune`
 COMPOSITES = 2  # more forward passes of the frozen part: composites and backgrounds, beside the pictures
@@ -299,10 +301,11 @@ def _estimate_job(
     copies, cost = catalog.networks_held(method, params), catalog.relative_cost(method, params)
     share = TRAINED_SHARE[request["tune"]]
     encodings = _encodings(catalog, request)
-    image_bytes = request["image_size"] ** 2 * 3
-    pixels = (images.train + images.test) * image_bytes
-    streamed = _is_streamed(pixels, share, host)
-    held = BATCHES_AHEAD * request["batch_size"] * image_bytes if streamed else pixels
+    # of an image, as the method sees it: its pixels, or what a frozen part computes of it
+    seen_bytes = request["image_size"] ** 2 * 3 if share == 1.0 else FEATURE_BYTES * encodings
+    all_bytes = (images.train + images.test) * seen_bytes
+    streamed = _is_streamed(all_bytes, host)
+    held = BATCHES_AHEAD * request["batch_size"] * seen_bytes if streamed else all_bytes
     activations = max(share, 0.05) * passes.activations * BYTES_PER_ACTIVATION * min(cost, 2.0)
     weights = parameters * BYTES_PER_PARAMETER * copies
     return JobEstimate(
@@ -322,19 +325,16 @@ def _estimate_job(
     )
 
 
-def _is_streamed(pixels: int, trained_share: float, host: Host) -> bool | None:
-    """Whether a training reads its images while they are needed, as `ml.training.store_choice` will decide.
+def _is_streamed(all_bytes: int, host: Host) -> bool | None:
+    """Whether a training reads what it sees while it is needed, as `ml.training.store_choice` will decide.
 
     Args:
-        pixels: Bytes of all images.
-        trained_share: Of the network; one with a frozen part sees features, and holds no images.
+        all_bytes: Of all images, or of the features of all.
         host: Of a GPU the memory is not known, which gives None, like a host that is not known.
     """
-    if trained_share < 1.0:
-        return False
     if host.device_kind == "cuda" or host.facts is None:
         return None
-    return pixels > RESIDENT_SHARE * host.facts.memory_bytes
+    return all_bytes > RESIDENT_SHARE * host.facts.memory_bytes
 
 
 def _gigabytes(count: int) -> str:

@@ -327,8 +327,8 @@ class JobEstimate(BaseModel):
     disk_bytes: int
     images_per_second: float = Field(description="Of its steps")
     images_streamed: bool | None = Field(
-        description="Whether its images take more than half of the host's memory, and are read from disk while they "
-        "are needed; null where that memory is not known"
+        description="Whether its images, or what a frozen network computes of them, take more than half of "
+        "the host's memory, and are read from disk while they are needed; null where that memory is not known"
     )
     measured: bool = Field(description="Whether a job of this kind has been finished")
     similar_jobs: list[str] = Field(

@@ -234,10 +234,11 @@ def _with_suggested_params(training_spec: spec.TrainingSpec, images: LabeledImag
     """With the params that the method's rules choose for these images, unless params were set."""
     from ml import methods
     from ml.data.clutter import clutter
+    from ml.data.stored_rows import ArrayRows
 
     if "params" in training_spec.model_fields_set:
         return training_spec
-    params = methods.suggested_params(training_spec.method, {"clutter": clutter(images.images.numpy())})
+    params = methods.suggested_params(training_spec.method, {"clutter": clutter(ArrayRows(images.images))})
     return training_spec.model_copy(update={"params": params})
 
 

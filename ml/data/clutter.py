@@ -7,6 +7,8 @@ Shapes: `N` images, `S` side; uint8 (N, S, S, 3).
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,18 +18,30 @@ GRID = 7  # positions of the mask's centre along each axis
 SIGMA = 0.14  # of the mask, as a share of the side: the label-free localization module's kind of mask
 
 
-def clutter(images: NDArray[np.uint8]) -> float:
+class Images(Protocol):
+    """An array, or images in a file, which are taken by numbers int64 (B,)."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Some images: (B, S, S, 3)."""
+        ...
+
+
+def clutter(images: Images) -> float:
     """Median share of an image's variance outside the small Gaussian mask that covers most of it.
 
     Args:
-        images: uint8 (N, S, S, 3).
+        images: uint8 (N, S, S, 3), of which `SAMPLE` are read.
 
     Returns:
         A number in [0, 1]: 0.71 on generated scenes, whose objects stand before even backgrounds; 0.85 and more on
         photographs.
     """
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).round().astype(int)]
-    pixels = _reduced(np.asarray(chosen)).reshape(len(chosen), -1, 3).transpose(1, 0, 2).astype(np.float32) / 255
+    pixels = _reduced(chosen).reshape(len(chosen), -1, 3).transpose(1, 0, 2).astype(np.float32) / 255
     flat = pixels.reshape(SIDE**2, -1)  # (S * S, N * 3)
     outside = 1 - _masks()  # (P, S * S)
     weights = (outside / outside.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ml.data import decoding, ingest, pixel_file
-from ml.data.dataset import LabeledImages, Truth, join
+from ml.data.dataset import LabeledImages, Truth, join, label_columns
 from ml.data.decoding import Geometry, ImageArray, Resize
 from ml.data.pixel_file import DecodedImage, ReadFile
 from ml.data.published import find_published
 from ml.data.published.published_dataset import PublishedDataset
 from ml.data.published.source_files import SourceFiles
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import StoredRows
 from ml.errors import Failure, UndecodableImage, UnusableData
 from ml.formats.container import open_container
 from ml.formats.errors import DatasetFormatError
@@ -99,10 +99,10 @@ def _load_layout(layout: Layout, read: ReadFile, image_size: int, resize: Resize
             if results[-1].fault is None:
                 yield square[None]
 
-    squares = StoredPixels.write_unnamed(decode(), image_size, folder)
+    squares = StoredRows.write_unnamed(decode(), image_size, folder)
     usable, lines = ingest.split_decoded(images, results)
     ingest.check_usable(len(images), usable, lines)
-    labeled, truth = join(usable, squares, layout.classes, folder=folder)
+    labeled, truth = join(label_columns(usable), squares, layout.classes)
     return LoadedDataset(labeled, truth, _train_paths(usable), (*lines, *layout.report))
 
 
@@ -132,9 +132,9 @@ def _load_published(
             images.append(ImageRecord(path, split, ids[given[number]], ids[truth], 0, 0, False, 0))
             yield decoding.resize(pixels, geometry)[None]
 
-    squares = StoredPixels.write_unnamed(decode(), image_size, folder)
+    squares = StoredRows.write_unnamed(decode(), image_size, folder)
     ingest.check_usable(len(images), images, report)
-    labeled, truths = join(images, squares, classes, folder=folder)
+    labeled, truths = join(label_columns(images), squares, classes)
     return LoadedDataset(labeled, truths, _train_paths(images), tuple(report))
 
 

@@ -1,7 +1,7 @@
 """A ready data set as tensors: given labels for training, the truth apart, and splits by seed.
 
 What a method may see has no field for clean labels (law 7); `Truth` is for `ml.evaluation.measure` alone. Pixels stay
-on disk, memory-mapped. Knows nothing of archives, tables or how the data set came to be.
+on disk. Knows nothing of archives, tables or how the data set came to be.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ml.data import pixel_file
 from ml.data.decoding import Resize
 from ml.data.pixel_file import PixelFile, Progress
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import Rows, StoredRows
 from ml.errors import UnusableData
 from ml.formats import archive, dataset_index, label_versions
-from ml.formats.records import ImageRecord
+from ml.formats.records import NO_LABEL, ImageRecord, LabelColumns
 
-UNKNOWN = -1
+UNKNOWN = NO_LABEL
 
 
 class Selection(NamedTuple):
@@ -31,7 +32,7 @@ class Selection(NamedTuple):
     What is computed of an image and kept is computed of all images, so that it outlives edits of labels.
     """
 
-    whole: Tensor  # uint8 (W, S, S, 3), all images of the split
+    whole: Rows  # uint8 (W, S, S, 3), all images of the split
     positions: Tensor  # int64 (N,), ascending: those that are used
 
 
@@ -40,30 +41,23 @@ class LabeledImages:
     """What is learned from.
 
     Attributes:
-        images: uint8 (N, S, S, 3), maybe memory-mapped.
+        images: uint8 (N, S, S, 3), in memory or in a file.
         labels: Given labels, int64 (N,), class ids.
         classes: Names by class id.
         digest: Of the data set; empty where it is not known.
         confirmed: bool (N,), whether a person has confirmed the label; None where nobody has confirmed any.
         selection: How `images` were chosen; None where none are excluded.
-        stored: The file that `images` are mapped from; None where they are in memory.
     """
 
-    images: Tensor
+    images: Rows
     labels: Tensor
     classes: tuple[str, ...]
     digest: str = ""
     confirmed: Tensor | None = None
     selection: Selection | None = None
-    stored: StoredPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def sample_source(self) -> Tensor | StoredPixels:
-        """What some of the images are taken from, by rows: a mapping would hold large pages around each in memory."""
-        return self.images if self.stored is None else self.stored
 
 
 @dataclass(frozen=True)
@@ -72,17 +66,15 @@ class Truth:
 
     Attributes:
         train_clean: Clean labels of the training images, int64 (N,), -1 where unknown; None if all are unknown.
-        test_images: uint8 (T, S, S, 3); None where there is no test set.
+        test_images: uint8 (T, S, S, 3), in memory or in a file; None where there is no test set.
         test_labels: int64 (T,): the clean labels where known, else the given ones; None where there is no test set.
         test_selection: How the test images were chosen; None where none are excluded.
-        test_stored: The file that `test_images` are mapped from; None where they are in memory.
     """
 
     train_clean: Tensor | None
-    test_images: Tensor | None
+    test_images: Rows | None
     test_labels: Tensor | None
     test_selection: Selection | None = None
-    test_stored: StoredPixels | None = None
 
 
 def load(
@@ -107,66 +99,63 @@ def load(
     Raises:
         UnusableData: dataset_corrupt, where images can no longer be read.
     """
-    images = dataset_index.read_images(folder, version=version)
-    squares = _load_pixels(folder, images, image_size, resize, threads, progress)
-    if len(squares) != len(images):
-        raise UnusableData(f"{len(squares)} squares of pixels for {len(images)} images", code="dataset_corrupt")
+    labels = dataset_index.read_label_columns(folder, version)
+    squares = _load_pixels(folder, image_size, resize, threads, progress)
+    if len(squares) != len(labels.given):
+        raise UnusableData(f"{len(squares)} squares of pixels for {len(labels.given)} images", code="dataset_corrupt")
     classes = tuple(dataset_index.read_classes(folder, version))
-    return join(images, squares, classes, dataset_index.read_facts(folder)["digest"], folder)
+    return join(labels, squares, classes, dataset_index.read_facts(folder)["digest"])
+
+
+def label_columns(images: Sequence[ImageRecord]) -> LabelColumns:
+    """The labels of images, those of the train split first."""
+    given = [NO_LABEL if image.given is None else image.given for image in images]
+    clean = [NO_LABEL if image.clean is None else image.clean for image in images]
+    statuses = [image.status for image in images]
+    excluded, confirmed = ([int(status == which) for status in statuses] for which in ("excluded", "confirmed"))
+    return LabelColumns(given, clean, excluded, confirmed, sum(image.split == "train" for image in images))
 
 
 def join(
-    images: Sequence[ImageRecord],
-    squares: StoredPixels,
-    classes: tuple[str, ...],
-    digest: str = "",
-    folder: Path | None = None,
+    labels: LabelColumns, squares: StoredRows, classes: tuple[str, ...], digest: str = ""
 ) -> tuple[LabeledImages, Truth]:
-    """Images and their pixels as what is learned from and what is measured by.
+    """Labels and pixels of images as what is learned from and what is measured by.
 
     Args:
-        images: Those of the train split come first.
+        labels: Of N images.
         squares: Their pixels.
         classes: Names by class id.
         digest: Of the data set, where it is known.
-        folder: Has the disk space for a copy of the pixels while some images are excluded; None takes the system's.
     """
-    of_train = [image for image in images if image.split == "train"]
-    train, stored, selection = _used(of_train, squares.part(0, len(of_train)), folder)
-    test, test_stored, test_selection = _used(images[len(of_train) :], squares.part(len(of_train), len(images)), folder)
-    test_labels = [image.given if image.clean is None else image.clean for image in test]
-    confirmed = torch.tensor([image.status == "confirmed" for image in train])
+    given, clean = (torch.tensor(np.asarray(column, np.int64)) for column in (labels.given, labels.clean))
+    excluded, confirmed = (torch.tensor(np.asarray(column, np.bool_)) for column in (labels.excluded, labels.confirmed))
+    train, pixels, selection = _used(squares, excluded, range(labels.train))
+    test, test_pixels, test_selection = _used(squares, excluded, range(labels.train, len(squares)))
     labeled = LabeledImages(
-        stored.mapped(),
-        _ids([image.given for image in train]),
+        pixels,
+        given[train],
         classes,
         digest,
-        confirmed if bool(confirmed.any()) else None,
+        confirmed[train] if bool(confirmed[train].any()) else None,
         selection,
-        stored,
     )
-    has_clean = any(image.clean is not None for image in train)
+    has_clean = bool((clean[train] != UNKNOWN).any())
     truth = Truth(
-        train_clean=_ids([image.clean for image in train]) if has_clean else None,
-        test_images=test_stored.mapped() if test else None,
-        test_labels=_ids(test_labels) if test else None,
+        train_clean=clean[train] if has_clean else None,
+        test_images=test_pixels if len(test) else None,
+        test_labels=torch.where(clean[test] == UNKNOWN, given[test], clean[test]) if len(test) else None,
         test_selection=test_selection,
-        test_stored=test_stored if test else None,
     )
     return labeled, truth
 
 
-def _used(
-    images: Sequence[ImageRecord], squares: StoredPixels, folder: Path | None
-) -> tuple[Sequence[ImageRecord], StoredPixels, Selection | None]:
-    """The images of a split that are not excluded, and their pixels."""
-    positions = [position for position, image in enumerate(images) if image.status != "excluded"]
-    if len(positions) == len(images):
-        return images, squares, None
-    chosen, whole = torch.tensor(positions, dtype=torch.int64), squares.mapped()
-    parts = (whole[part].numpy() for part in torch.split(chosen, pixel_file.CHUNK))
-    used = StoredPixels.write_unnamed(parts, squares.shape[1], folder)
-    return [images[position] for position in positions], used, Selection(whole, chosen)
+def _used(squares: StoredRows, excluded: Tensor, rows: range) -> tuple[Tensor, StoredRows, Selection | None]:
+    """The images of a split that are not excluded bool (N,): their rows int64, and their pixels."""
+    whole = squares.part(rows.start, rows.stop)
+    positions = (~excluded[rows.start : rows.stop]).nonzero()[:, 0]
+    if len(positions) == len(rows):
+        return torch.arange(rows.start, rows.stop), whole, None
+    return positions + rows.start, whole.select(positions), Selection(whole, positions)
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -210,18 +199,13 @@ def hold_out(images: LabeledImages, fraction: float, seed: int) -> tuple[Tensor,
     return split(len(images), fraction, seed)
 
 
-def _load_pixels(
-    folder: Path, images: Sequence[ImageRecord], size: int, resize: Resize, threads: int, progress: Progress
-) -> StoredPixels:
+def _load_pixels(folder: Path, size: int, resize: Resize, threads: int, progress: Progress) -> StoredRows:
     """The pixels of all images, made where they are not there yet."""
     target = dataset_index.pixels_path(folder, size, resize)
     if not target.exists():
+        images = dataset_index.read_images(folder)
         with archive.reader(folder / dataset_index.ARCHIVE_FILE) as read, PixelFile(target, size) as file:
             results = pixel_file.decode_all(read, images, file, resize=resize, threads=threads, progress=progress)
             if bad := [image.path for image, result in zip(images, results, strict=True) if result.fault]:
                 raise UnusableData(f"{len(bad)} images can no longer be read, first {bad[0]}", code="dataset_corrupt")
-    return StoredPixels.open(target)
-
-
-def _ids(labels: list[int | None]) -> Tensor:
-    return torch.tensor([UNKNOWN if label is None else label for label in labels], dtype=torch.int64)
+    return StoredRows.open(target)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ml.data import augmentation, autoaugment, resized_crop
 from ml.data.augmentation import Augmentation
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import Rows
 
 SHIFT_SHARE = 8  # random crops shift by up to S // 8: the usual 4 pixels at 32
 PADDED_BYTES = 1 << 30  # up to this size, a padded copy of the set is kept; else every batch is padded
@@ -222,7 +222,7 @@ def device_bytes(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
-def statistics(images: Tensor | StoredPixels, rows: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(images: Rows, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], of up to `SAMPLE_ROWS` evenly spread images.
 
     Args:

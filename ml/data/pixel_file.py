@@ -1,4 +1,4 @@
-"""Pixel files: every image of a data set decoded once into squares, uint8 (N, S, S, 3), memory-mapped afterwards.
+"""Pixel files: every image of a data set decoded once into squares, uint8 (N, S, S, 3), read by rows afterwards.
 
 Knows no label and no split, and no format of containers: images are read by a function.
 """

@@ -1,4 +1,4 @@
-"""Features of a whole set of images on disk: written once, row by row, and memory-mapped afterwards.
+"""Features of a whole set of images on disk: written once, row by row.
 
 Files that were left half written are continued, so a stopped job repeats at most one batch. Two jobs that need the same
 files do not compute them twice: the second waits for the first.
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ml.data.stored_rows import StoredRows
 from ml.formats import fsync
 
 FOLDER = "features"  # in the folder of a data set
@@ -67,7 +67,7 @@ def file_name(kind: str, facts: Mapping[str, Any]) -> str:
 
 def load_or_write(
     files: Sequence[FeatureFile], rows: int, encode: Encode, progress: Progress = lambda done, total: None
-) -> list[Tensor]:
+) -> list[StoredRows]:
     """The rows in `files`, which are written first unless all of them are there.
 
     Args:
@@ -77,7 +77,7 @@ def load_or_write(
         progress: Called after every batch; only while rows are computed.
 
     Returns:
-        For each file its rows (N, *shape), memory-mapped.
+        For each file its rows (N, *shape).
     """
     folder = files[0].path.parent
     if not _all_written(files):
@@ -85,8 +85,7 @@ def load_or_write(
         with _lock(files, rows, progress):
             if not _all_written(files):
                 _write(files, rows, encode, progress)
-    # Copy on write: torch wants memory it may write to, the files must never change.
-    return [torch.from_numpy(np.load(file.path, mmap_mode="c", allow_pickle=False)) for file in files]
+    return [StoredRows.open(file.path) for file in files]
 
 
 def _all_written(files: Sequence[FeatureFile]) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ml.data.stored_rows import Rows
 from ml.features import linear_probe, neighbours
 
 NEIGHBOURS = 30  # of each image
@@ -46,6 +47,11 @@ class SimilarImages(NamedTuple):
     points: Tensor
 
 
+def can_be_found(count: int) -> bool:
+    """Whether similar images are looked for among so many."""
+    return 3 <= count <= MOST
+
+
 def find(embeddings: Tensor, thumbnails: Tensor) -> SimilarImages | None:
     """Neighbours, outliers and near-duplicates.
 
@@ -54,10 +60,10 @@ def find(embeddings: Tensor, thumbnails: Tensor) -> SimilarImages | None:
         thumbnails: f32 (N, P) of the same images, by `make_thumbnails`.
 
     Returns:
-        None for fewer than three images, or more than `MOST`.
+        None where `can_be_found` says no.
     """
     count = len(embeddings)
-    if not 3 <= count <= MOST:
+    if not can_be_found(count):
         return None
     projected = linear_probe.fit_projection(embeddings, COMPONENTS)(embeddings)
     near = neighbours.nearest(projected, projected, min(NEIGHBOURS, count - 1), own=torch.arange(count))
@@ -73,18 +79,18 @@ def find(embeddings: Tensor, thumbnails: Tensor) -> SimilarImages | None:
     )
 
 
-def make_thumbnails(images: Tensor) -> Tensor:
+def make_thumbnails(images: Rows) -> Tensor:
     """Grey thumbnails whose inner products are correlations.
 
     Args:
-        images: uint8 (N, S, S, 3), maybe memory-mapped.
+        images: uint8 (N, S, S, 3).
 
     Returns:
         f32 (N, P); zeros for a picture of one colour, which is like no other.
     """
     chunks = []
-    for chunk in torch.split(images, CHUNK):
-        grey = chunk.float().mean(dim=3)
+    for rows in torch.split(torch.arange(len(images)), CHUNK) if len(images) else ():
+        grey = images[rows].float().mean(dim=3)
         pixels = functional.adaptive_avg_pool2d(grey[:, None], THUMBNAIL).flatten(1)
         pixels = pixels - pixels.mean(dim=1, keepdim=True)
         norm = pixels.norm(dim=1, keepdim=True)

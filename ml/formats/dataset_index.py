@@ -11,17 +11,19 @@ import contextlib
 import json
 import os
 import sqlite3
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml.formats import archive, label_versions, votes
-from ml.formats.records import ImageRecord, Level, ReportLine, Split
+from ml.formats.records import NO_LABEL, ImageRecord, LabelColumns, Level, ReportLine, Split
 from ml.formats.votes import ImageVotes
 
 ARCHIVE_FILE = "archive"  # a zip or a plain tar
 INDEX_FILE = "index.sqlite"
+ROWS_READ = 4096  # of the index at a time
 
 SCHEMA = """
 CREATE TABLE image ("index" INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, split TEXT NOT NULL, given INTEGER,
@@ -252,6 +254,22 @@ def read_images(
             where.append('"index" IN (SELECT number FROM requested)')
         query = f'{SELECT_IMAGES} WHERE {" AND ".join(where)} ORDER BY "index"'
         return [ImageRecord(*row) for row in index.execute(query, values)]
+
+
+def read_label_columns(folder: Path, version: int = label_versions.UPLOADED) -> LabelColumns:
+    """The labels of all images: what a training needs of the index, in a quarter of the time of `read_images`."""
+    columns = array("q"), array("q"), array("b"), array("b")
+    query = (
+        "SELECT COALESCE(given, ?1), COALESCE(clean, ?1), status = 'excluded', status = 'confirmed' FROM labelled"
+        ' ORDER BY "index"'
+    )
+    with open_index(folder, version) as index:
+        rows = index.execute(query, (NO_LABEL,))
+        while part := rows.fetchmany(ROWS_READ):
+            for column, values in zip(columns, zip(*part, strict=True), strict=True):
+                column.extend(values)
+        (train,) = index.execute("SELECT COUNT(*) FROM main.image WHERE split = 'train'").fetchone()
+    return LabelColumns(*columns, train)
 
 
 def read_included(folder: Path, version: int, split: Split | None = None) -> list[ImageRecord]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ml.noise.shared.sampling import NoisyLabels, Parameters
+    from ml.noise.shared.sampling import ImageRows, NoisyLabels, Parameters
 
 
 class About(TypedDict):
@@ -61,7 +61,7 @@ def inject(
     *,
     rate: float | None = None,
     matrix: Sequence[Sequence[float]] | None = None,
-    images: NDArray[np.uint8],
+    images: ImageRows,
     seed: int,
 ) -> NoisyLabels:
     """Noise of one kind on labels.

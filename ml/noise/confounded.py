@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from ml.noise import About
-from ml.noise.shared.sampling import Labels, Matrix, NoisyLabels, Parameters, counted
+from ml.noise.shared.sampling import ImageRows, Labels, Matrix, NoisyLabels, Parameters, counted
 
 ABOUT: About = {
     "title": "Confounded",
@@ -70,9 +70,10 @@ def suggest_classes(features: Matrix, labels: Labels, classes: int, random: Rand
     return np.asarray((scores + 1e-6 * random.random_sample(scores.shape)).argmax(axis=1), dtype=np.int64)
 
 
-def ring_features(images: NDArray[np.uint8]) -> Matrix:
+def ring_features(images: ImageRows) -> Matrix:
     """float64 (N, F): mean and deviation of the colours of the border's eight tiles, edges, and a colour histogram."""
-    chunks = [_ring_features(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+    starts = range(0, len(images), CHUNK)
+    chunks = [_ring_features(images[np.arange(start, min(start + CHUNK, len(images)))]) for start in starts]
     return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from ml.blocks import localization
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import Rows
 from ml.evaluation import attention, image_outputs
 from ml.evaluation.ranking import LabelIssues
 from ml.reports import backgrounds, label_figures
@@ -51,7 +52,7 @@ class JudgedImages:
     """Images that were not trained on, and the labels to judge their predictions by."""
 
     name: Literal["test", "held_out"]
-    images: Tensor  # uint8 (T, S, S, 3), or those of the training set, of which `rows` are judged; maybe memory-mapped
+    images: Rows  # uint8 (T, S, S, 3), or those of the training set, of which `rows` are judged
     labels: Tensor  # int64 (T,)
     noisy: bool = False  # whether these are given labels, wrong ones among them
     rows: Tensor | None = None  # int64 (T,): positions in the training set; None: the whole test set in its order
@@ -122,7 +123,7 @@ def collect(
         "noise_rate": None if issues is None else issues.noise_rate,
     }
     if judged is None:
-        return ReportData(numbers, images.images[:0].numpy())
+        return ReportData(numbers, images.images[torch.arange(0)].numpy())
 
     # Predictions for all images that were not trained on, and what a part of them depends on.
     if probabilities is None:
@@ -142,7 +143,7 @@ def collect(
     return ReportData(numbers, judged.pictures(attended).cpu().numpy())
 
 
-def affordable_images(runner: BatchRunner, images: Tensor) -> int:
+def affordable_images(runner: BatchRunner, images: Rows) -> int:
     """How many images are judged: as many as take `SECONDS` by the speed of a forward pass, in [FEWEST, MOST].
 
     Fewer than FEWEST where images are so large that `IMAGE_BYTES` would be exceeded. The speed of the training says
@@ -152,7 +153,7 @@ def affordable_images(runner: BatchRunner, images: Tensor) -> int:
         runner: Of the method as it predicts from pictures.
         images: uint8 (N, S, S, 3), of which a few are timed.
     """
-    few = runner.normalize(images[:TIMED])
+    few = runner.normalize(images[torch.arange(min(TIMED, len(images)))])
     runner.probabilities(few)  # a first pass also allocates
     started = time.perf_counter()
     runner.probabilities(few)
@@ -204,7 +205,7 @@ def predict(training: Trainer, judged: JudgedImages, on_batch: Callable[[], None
     store = training.inputs.test if judged.name == "test" else training.inputs.train
     if store is None:  # a test set that the training has not seen
         runner = BatchRunner(training.picture_method(), training.mean, training.std, training.device, on_batch)
-        return runner.probabilities(runner.normalize(judged.images))
+        return runner.probabilities(runner.normalize(judged.pictures(torch.arange(len(judged.labels)))))
     return image_outputs.compute(training.method, training.evaluator.heads, store, on_batch, judged.rows).probabilities
 
 

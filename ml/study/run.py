@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ml.data import image_store
 from ml.data.dataset import LabeledImages
+from ml.data.stored_rows import in_memory
 from ml.evaluation import measure
 from ml.reports import selftest
 from ml.study import sources
@@ -161,7 +162,7 @@ def _location_errors(trainer: Trainer, data: sources.RunData) -> dict[str, float
     distances = {"picture": _mean_distance(centres, torch.full_like(centres, (images.shape[1] - 1) / 2))}
     method = trainer.picture_method()
     with torch.no_grad():
-        batches = [method.locate(batch) for _, batch, _ in _evaluation_split(trainer, images, centres)]
+        batches = [method.locate(batch) for _, batch, _ in _evaluation_split(trainer, in_memory(images), centres)]
     locations = [location[:, :2].cpu() for location in batches if location is not None]
     return distances | ({"mask": _mean_distance(centres, torch.cat(locations))} if locations else {})
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ml import errors
-from ml.data import container_dataset, dataset, published
+from ml.data import container_dataset, dataset, published, stored_rows
 from ml.data.dataset import UNKNOWN, LabeledImages, Truth
 from ml.data.decoding import Resize
 from ml.formats import dataset_index, fsync
@@ -213,7 +213,7 @@ def _hold_out_test(images: LabeledImages, truth: Truth, share: float, seed: int)
     clean = truth.train_clean
     labels = images.labels if clean is None else torch.where(clean == UNKNOWN, images.labels, clean)
     return _select_rows(images, train_rows), Truth(
-        None if clean is None else clean[train_rows], images.images[test_rows], labels[test_rows]
+        None if clean is None else clean[train_rows], stored_rows.select(images.images, test_rows), labels[test_rows]
     )
 
 
@@ -231,9 +231,8 @@ def _limit(images: LabeledImages, truth: Truth, source: DataSet, spec: TrainingS
         if rows is not None:
             truth = replace(
                 truth,
-                test_images=truth.test_images[rows],
+                test_images=stored_rows.select(truth.test_images, rows),
                 test_labels=truth.test_labels[rows],
-                test_stored=None,
             )
             images = replace(images, digest="")  # that of the whole set, test images included
     return RunData(images, truth)
@@ -251,4 +250,4 @@ def _draw_rows(labels: Tensor, total: int | None, per_class: int | None, seed: i
 
 
 def _select_rows(images: LabeledImages, rows: Tensor) -> LabeledImages:
-    return replace(images, images=images.images[rows], labels=images.labels[rows], digest="", stored=None)
+    return replace(images, images=stored_rows.select(images.images, rows), labels=images.labels[rows], digest="")

@@ -1,7 +1,8 @@
-"""How much memory the host has and has left, within the limits of a process's cgroups (v2). Free of torch."""
+"""How much memory the host has and has left, within the limits of a process and of its cgroups (v2). Free of torch."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ CGROUP_FILE_CACHE = ("inactive_file", "active_file")  # counted as used, and giv
 
 def free_bytes() -> int:
     """Bytes that this process may still allocate."""
-    return min(available_bytes(PROC / "meminfo"), cgroup_free_bytes(CGROUPS, PROC / "self" / "cgroup"))
+    left_in_groups = cgroup_free_bytes(CGROUPS, PROC / "self" / "cgroup")
+    return min(available_bytes(PROC / "meminfo"), left_in_groups, process_free_bytes(PROC / "self" / "status"))
 
 
 def total_bytes() -> int:
@@ -28,6 +30,15 @@ def available_bytes(meminfo: Path) -> int:
 def installed_bytes(meminfo: Path) -> int:
     """MemTotal of a /proc/meminfo, in bytes; UNLIMITED if there is none."""
     return _read(meminfo, "MemTotal:")
+
+
+def process_free_bytes(status: Path) -> int:
+    """Bytes left below this process's own limit of data (RLIMIT_DATA), by its /proc/PID/status; UNLIMITED without one.
+
+    A private mapping of a file counts as data.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return UNLIMITED if limit == resource.RLIM_INFINITY else max(0, limit - _read(status, "VmData:"))
 
 
 def cgroup_free_bytes(root: Path, membership: Path) -> int:

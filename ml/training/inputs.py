@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from ml import errors, methods
-from ml.data import image_store
-from ml.data.dataset import LabeledImages, Selection, Truth
-from ml.data.image_store import ImageStore, ImageViews
+from ml.data import image_store, streamed_store
+from ml.data.dataset import LabeledImages, Truth
+from ml.data.image_store import ImageViews
 from ml.data.input_store import InputStore, eval_batches
+from ml.data.stored_rows import StoredRows
 from ml.features import composites, feature_file
 from ml.features.composite_store import CompositeStore
 from ml.features.feature_file import FeatureFile, Progress
 from ml.features.feature_store import FeatureStore
 from ml.features.method_input import MethodInput, Rendering
-from ml.training import devices
+from ml.training import devices, memory, store_choice
 from ml.training.spec import TrainingSpec
 from ml.training.store_choice import StoreChoice
 
@@ -49,7 +50,7 @@ class TrainingInputs(NamedTuple):
         method_input: Makes the method's input of pictures; None where it sees the pictures themselves.
         rendered: Another rendering of the M images, batch by batch; see `ml.method.TrainContext.rendered`.
         gaussians: Where the object of each of the N images is, f32 (N, 3); None where no backbone locates it.
-        choice: How the images are held; None where the method sees no pixels.
+        choice: How the images are held, or their features where the method sees these.
     """
 
     train: InputStore
@@ -61,7 +62,7 @@ class TrainingInputs(NamedTuple):
 
     @property
     def streamed(self) -> bool:
-        """Whether images are read from disk while they are needed. A step that does so cannot be recorded."""
+        """Whether what a step needs is read while it is needed. A step that does so cannot be recorded."""
         return self.choice is not None and self.choice.streamed
 
 
@@ -95,10 +96,12 @@ class BackboneInputs:
         facts: Mapping[str, Any],
         images: LabeledImages,
         truth: Truth | None,
-        pictures: ImageStore,
+        mean: Tensor,
+        std: Tensor,
         *,
         cache: Path | None,
         progress: Progress,
+        resident_bytes: int | None = None,
     ) -> None:
         """Bind images and backbone, and make the encoder fast.
 
@@ -106,21 +109,29 @@ class BackboneInputs:
             spec: Of the training.
             method_input: On the device that computes; it is completed by `prepare`.
             facts: What the features depend on besides the data and the rendering, as JSON values.
-            images: The N images of the set.
+            images: The N images of the set. Features are those of all images that the data set has to train on, so
+                that they outlive edits of labels. Images in a file are streamed.
             truth: The test set, if there is one.
-            pictures: Images on the CPU, normalised as the backbone's weights need it: all that the data set has to
-                train on, so that what is computed of them outlives edits of labels.
+            mean: Of each channel in [0, 1], as the backbone's weights need it, (3,).
+            std: Likewise the standard deviation.
             cache: The folder of the data set; None keeps features for as long as this object lives.
             progress: Called after every encoded batch.
+            resident_bytes: What features may take of memory, as of `store_choice.choose`.
         """
         self._spec, self._progress, self._images = spec, progress, images
+        self._resident_bytes = resident_bytes
         self._input = method_input
         self._device = method_input.mean_background.device
-        self._pictures, self._positions = {"train": pictures}, {"train": _positions(images.selection)}
+        splits = {"train": (images.images, images.selection)}
         if truth is not None and truth.test_images is not None:
-            selection = truth.test_selection
-            whole = truth.test_images if selection is None else selection.whole
-            self._pictures["test"], self._positions["test"] = pictures.with_images(whole), _positions(selection)
+            splits["test"] = truth.test_images, truth.test_selection
+        self._pictures: dict[str, ImageViews] = {}
+        self._positions: dict[str, Tensor | None] = {}  # of the images used among all of the split; None for all
+        for split, (used, selection) in splits.items():
+            whole = used if selection is None else selection.whole
+            self._pictures[split] = streamed_store.pass_over(whole, mean, std)
+            self._positions[split] = None if selection is None else selection.positions
+        pictures = self._pictures["train"]
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
         few = pictures.unaugmented(image_store.evenly(len(pictures), CHECKED_IMAGES))
         encoded = method_input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
@@ -147,20 +158,28 @@ class BackboneInputs:
             labels: Given labels int64 (N,); the mean background is an average over them.
             rows: The images that are trained on, int64 (M,).
         """
-        parts: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[StoredRows]] = {}
         located: dict[str, Tensor] = {}
         for split in self._pictures:
             pictures, *gaussians = self._encode_pictures(split)
             parts[split] = [pictures]
             if gaussians:
-                located[split] = self._input.objects(gaussians[0])
+                located[split] = self._input.objects(gaussians[0].in_memory())
         if len(self._input.renderings) > 1:
             self._set_mean_background(located["train"], labels, rows)
         for rendering in self._input.renderings[1:]:
             for split, features in parts.items():
                 features.append(self._encode_rendering(split, located[split], rendering))
+        held_bytes = sum(features.nbytes for of_split in parts.values() for features in of_split)
+        choice = store_choice.choose_for_features(held_bytes, memory.free_bytes(self._device), self._resident_bytes)
         stores = {
-            split: FeatureStore(features, self._pictures[split], device=self._device, positions=self._positions[split])
+            split: FeatureStore(
+                features,
+                self._pictures[split],
+                device=self._device,
+                positions=self._positions[split],
+                streamed=choice.streamed,
+            )
             for split, features in parts.items()
         }
 
@@ -171,7 +190,7 @@ class BackboneInputs:
                 yield features[part].float().to(self._device)
 
         objects = self._of_images(located["train"], "train") if "train" in located else None
-        return TrainingInputs(stores["train"], stores.get("test"), self._input, rendered, gaussians=objects)
+        return TrainingInputs(stores["train"], stores.get("test"), self._input, rendered, objects, choice)
 
     def prepare_pixels(self, pictures: TrainingInputs, labels: Tensor, rows: Tensor) -> TrainingInputs:
         """Locate the objects of all images, whose pixels the method sees.
@@ -216,9 +235,9 @@ class BackboneInputs:
                 yield (self._input.localizer(cast(Tensor, self._input.encode(batch).maps)),)
 
         file = self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32)
-        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0]
+        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0].in_memory()
 
-    def _encode_pictures(self, split: str) -> list[Tensor]:
+    def _encode_pictures(self, split: str) -> list[StoredRows]:
         """Features of the pictures of a split; and gaussians (n, 3) where the backbone has feature maps."""
 
         def encode(first: int) -> Iterator[Sequence[Tensor]]:
@@ -232,7 +251,7 @@ class BackboneInputs:
             files.append(self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32))
         return feature_file.load_or_write(files, len(self._pictures[split]), encode, self._progress)
 
-    def _encode_rendering(self, split: str, gaussians: Tensor, rendering: Rendering) -> Tensor:
+    def _encode_rendering(self, split: str, gaussians: Tensor, rendering: Rendering) -> StoredRows:
         """Features of another rendering, which depends on the mean background."""
 
         def encode(first: int) -> Iterator[Sequence[Tensor]]:
@@ -246,10 +265,11 @@ class BackboneInputs:
 
     def _set_mean_background(self, gaussians: Tensor, labels: Tensor, rows: Tensor) -> None:
         """b̄ of the images that are trained on (Eq. 4)."""
+        parts, of_set = (torch.split(of, self._batch_size()) for of in (rows, self._position_of(rows)))
+        self._pictures["train"].read_ahead(of_set)
         batches = (
             (self._pictures["train"].unaugmented(at), gaussians[at], labels[part])
-            for part in torch.split(rows, self._batch_size())
-            for at in (self._position_of(part),)
+            for part, at in zip(parts, of_set, strict=True)
         )
         mean = composites.mean_background(batches, len(self._images.classes))
         self._input.mean_background.copy_(mean)
@@ -262,7 +282,9 @@ class BackboneInputs:
     def _batches(self, split: str, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows from `first` on, and their pictures on the device."""
         pictures = self._pictures[split]
-        for rows in torch.split(torch.arange(first, len(pictures)), self._batch_size()):
+        batches = torch.split(torch.arange(first, len(pictures)), self._batch_size())
+        pictures.read_ahead(batches)
+        for rows in batches:
             yield rows, pictures.unaugmented(rows).to(self._device)
 
     def _batch_size(self) -> int:
@@ -278,13 +300,11 @@ class BackboneInputs:
         return FeatureFile(self._folder / feature_file.file_name(kind, facts), self._shape)
 
 
-def _positions(selection: Selection | None) -> Tensor | None:
-    return None if selection is None else selection.positions
-
-
-def _content_digest(pictures: ImageStore) -> str:
+def _content_digest(pictures: ImageViews) -> str:
     """SHA-256 (hex) of all pixels of a set that has no digest."""
     digest = hashlib.sha256()
-    for rows in torch.split(torch.arange(len(pictures)), HASHED_ROWS):
+    batches = torch.split(torch.arange(len(pictures)), HASHED_ROWS)
+    pictures.read_ahead(batches)
+    for rows in batches:
         digest.update(pictures.raw(rows).numpy().tobytes())
     return digest.hexdigest()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from ml.blocks import schedules
 from ml.data import dataset, image_store
 from ml.data.augmentation import Augmentation
 from ml.data.dataset import UNKNOWN
+from ml.data.stored_rows import ArrayRows
 from ml.distributed import process_group
 from ml.evaluation.measure import EvaluationSplit
 from ml.evaluation.ranking import MarginTracker
@@ -89,7 +89,7 @@ def prepare(
     labels, noise_rate = noisy_labels(spec, images)
     rows, held_out = dataset.hold_out(images, spec.validation_fraction, spec.seed)
     record = find_weights(spec, weights)
-    mean, std = image_store.statistics(images.sample_source, rows) if record is None else normalisation(record)
+    mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
     pictures = functools.partial(pixel_inputs, images, truth, mean, std, device, resident_bytes)
@@ -97,7 +97,9 @@ def prepare(
         inputs = pictures()
     else:
         frozen = networks.build_frozen_part()
-        inputs = backbone_inputs(spec, record, frozen, images, truth, labels, rows, device, cache, progress, pictures)
+        inputs = backbone_inputs(
+            spec, record, frozen, images, truth, labels, rows, device, cache, progress, resident_bytes, pictures
+        )
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
     augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)
@@ -181,6 +183,7 @@ def backbone_inputs(
     device: torch.device,
     cache: Path | None,
     progress: Progress,
+    resident_bytes: int | None,
     build_pictures: Callable[[], TrainingInputs],
 ) -> TrainingInputs:
     """What the frozen part of a pretrained network computes of images and test set, or locates in them.
@@ -194,13 +197,13 @@ def backbone_inputs(
         labels: Given labels int64 (N,).
         rows: The images that are trained on, int64 (M,).
         device: That computes.
-        cache: As of `Trainer.build`, like `progress`.
+        cache: As of `Trainer.build`, like `progress` and `resident_bytes`.
         progress: See `cache`.
+        resident_bytes: See `cache`.
         build_pictures: Of `pixel_inputs`; called for a network that is trained whole.
     """
     mean, std = normalisation(record)
-    whole, trains_all = images.images if images.selection is None else images.selection.whole, spec.tune == "all"
-    pictures = image_store.ImageStore(whole, mean, std, device=torch.device("cpu"), padded_bytes=0)
+    trains_all = spec.tune == "all"
     backbone = BackboneInputs(
         spec,
         MethodInput(Encoder(frozen, spec.image_size), renderings(spec), shows_pixels=trains_all).to(device),
@@ -208,9 +211,11 @@ def backbone_inputs(
          "image_size": spec.image_size},
         images,
         truth,
-        pictures,
+        mean,
+        std,
         cache=cache,
         progress=progress,
+        resident_bytes=resident_bytes,
     )  # fmt: skip
     if trains_all:
         return backbone.prepare_pixels(build_pictures(), labels, rows)
@@ -245,7 +250,7 @@ def noisy_labels(spec: TrainingSpec, images: LabeledImages) -> tuple[Tensor, flo
         images.classes,
         rate=spec.noise.rate,
         matrix=spec.noise.matrix,
-        images=np.asarray(images.images),
+        images=ArrayRows(images.images),
         seed=seed_for(spec.seed, "noise") % 2**32,
     )
     return torch.from_numpy(injected.labels), injected.rate
@@ -294,5 +299,5 @@ def data_hash(images: LabeledImages) -> str:
     sample = image_store.evenly(len(images.labels), HASHED_ROWS)
     digest = hashlib.sha256(repr((images.digest, tuple(images.classes), tuple(images.images.shape))).encode())
     digest.update(images.labels.numpy().tobytes())
-    digest.update(images.sample_source[sample].numpy().tobytes())
+    digest.update(images.images[sample].numpy().tobytes())
     return digest.hexdigest()

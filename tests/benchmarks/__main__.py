@@ -19,7 +19,7 @@ from tests.benchmarks._sizes import SMALLEST, arguments
 HERE = Path(__file__).parent
 IDS = (
     *("S1", "S2", "S4", "S5", "T1", "T2", "T3", "T4", "T5", "T6", "T7", "I1", "I2", "I3", "D1", "D2"),
-    *("P1", "P2", "P3", "P4", "P5", "Q1", "Q2", "U1", "U2", "U3", "U4"),
+    *("P1", "P2", "P3", "P4", "P5", "P6", "Q1", "Q2", "U1", "U2", "U3", "U4"),
     *("R1", "L1", "L2", "L3", "L4", "L5"),
 )
 WIDTHS = (4, 62, 10, 10)

@@ -49,9 +49,8 @@ def line(id: str, benchmark: str, measured: float, most: float, **details: objec
 
 
 @contextlib.contextmanager
-def running_service() -> Iterator[tuple[harness.ServiceHarness, str]]:
-    """A harness with everything a job needs, and the URL of its API."""
-    port = servers.free_port()
+def running_workers(port: int) -> Iterator[harness.ServiceHarness]:
+    """A harness with everything a job needs but the API, for which it has the port."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         redis = stack.enter_context(servers.redis_server())
@@ -65,8 +64,16 @@ def running_service() -> Iterator[tuple[harness.ServiceHarness, str]]:
             "checkpoint_s": 60.0,
         }
         service = stack.enter_context(harness.opened(folder, database, redis.url, port=port, **usual))
-        service.start("app.main", name="api")
         service.supervisor()
+        yield service
+
+
+@contextlib.contextmanager
+def running_service() -> Iterator[tuple[harness.ServiceHarness, str]]:
+    """The same with its API, and the API's URL."""
+    port = servers.free_port()
+    with running_workers(port) as service:
+        service.start("app.main", name="api")
         url = f"http://127.0.0.1:{port}"
         servers.eventually(lambda: answers(f"{url}/livez"), seconds=60.0)
         yield service, url

@@ -30,6 +30,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 
 from ml.blocks import gaussian_mixture
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import in_memory
 from ml.methods import dividemix
 from ml.training import devices
 from ml.training.spec import NoiseSpec, TrainingSpec
@@ -107,7 +108,7 @@ class Peer:
         self._training = training
         assert isinstance(training.method, dividemix.Method)
         self._ours = training.method
-        self._images = images.images.numpy()
+        self._images = in_memory(images.images).numpy()
         self._labels = training.labels
         self._nets = [copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in self._ours.networks]
         self._optimizers = [

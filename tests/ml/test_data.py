@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ml.data import dataset, decoding, ingest, pixel_file
 from ml.data.dataset import LabeledImages, Selection
 from ml.data.decoding import Geometry
+from ml.data.stored_rows import in_memory
 from ml.errors import UnusableData
 from ml.formats import dataset_index
 from ml.formats.records import ImageRecord, ReportLine
@@ -90,14 +91,14 @@ def test_pixels_and_labels_are_those_of_the_files(make: Make, deflated: bool) ->
     assert labeled.classes == CLASSES
     paths = sorted(path for path in files if path.startswith("train"))
     for row, path in enumerate(paths):
-        np.testing.assert_array_equal(labeled.images[row], decoding.decode(files[path]))
+        np.testing.assert_array_equal(in_memory(labeled.images)[row], decoding.decode(files[path]))
         assert labeled.labels[row] == CLASSES.index(path.split("/")[1])
     assert labeled.images.dtype == torch.uint8
     assert labeled.labels.dtype == torch.int64
     assert truth.train_clean is None
     assert truth.test_images is not None
     assert truth.test_labels is not None
-    np.testing.assert_array_equal(truth.test_images[-1], decoding.decode(files["test/dog/3.jpg"]))
+    np.testing.assert_array_equal(in_memory(truth.test_images)[-1], decoding.decode(files["test/dog/3.jpg"]))
     assert truth.test_labels.tolist() == [0] * 4 + [1] * 4
 
 
@@ -123,17 +124,17 @@ def test_another_size_is_made_once_and_kept(make: Make, resize: decoding.Resize)
     for row, path in enumerate(sorted(files)):
         picture = decoding.decode(files[path])
         geometry = Geometry(picture.shape[1], picture.shape[0], 16, resize)
-        np.testing.assert_array_equal(labeled.images[row], decoding.resize(picture, geometry))
+        np.testing.assert_array_equal(in_memory(labeled.images)[row], decoding.resize(picture, geometry))
     again, _ = dataset.load(folder, image_size=16, resize=resize, progress=lambda *pair: progress_calls.append(pair))
     assert len(progress_calls) == 1
-    assert torch.equal(again.images, labeled.images)
+    assert torch.equal(in_memory(again.images), in_memory(labeled.images))
 
 
 def test_writing_to_the_tensors_leaves_the_file_alone(make: Make) -> None:
     folder = make(pictures.class_folders())
     labeled, _ = dataset.load(folder, image_size=8)
-    labeled.images.zero_()
-    assert dataset.load(folder, image_size=8)[0].images.any()
+    in_memory(labeled.images).zero_()
+    assert in_memory(dataset.load(folder, image_size=8)[0].images).any()
 
 
 def test_packing_does_not_change_the_digest(make: Make) -> None:
@@ -217,7 +218,7 @@ def test_IMG3_bad_images_are_left_out_by_name(make: Make) -> None:
     ]
     labeled, _ = dataset.load(folder, image_size=8)
     assert len(labeled) == 37
-    np.testing.assert_array_equal(labeled.images[-1], decoding.decode(files["dog/9.jpg"]))
+    np.testing.assert_array_equal(in_memory(labeled.images)[-1], decoding.decode(files["dog/9.jpg"]))
 
 
 def test_IMG3_more_than_a_tenth_bad_is_refused(make: Make) -> None:

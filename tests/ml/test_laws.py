@@ -18,7 +18,7 @@ from torch import Tensor
 from ml import methods
 from ml.blocks import pool_union
 from ml.data.dataset import LabeledImages, Truth
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import StoredRows
 from ml.method import Batch, Method, Pass, Phase
 from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
@@ -99,10 +99,10 @@ def test_a_killed_training_ends_bit_identical(
 def test_images_from_disk_train_to_the_same_bits(method: str, spec: Specs) -> None:
     """A streamed training, stopped in the middle and resumed, ends as one that holds its images in memory."""
     images, labels = halves(53)
-    stored = StoredPixels.write_unnamed([images.numpy()], SIDE, None)
+    stored = StoredRows.write_unnamed([images.numpy()], SIDE, None)
     settings = spec(method=method, epochs=2, batch_size=16, augmentation="crop_flip")
-    on_disk = LabeledImages(stored.mapped()[:40], labels[:40], tuple("abcd"), stored=stored.part(0, 40))
-    test = Truth(None, stored.mapped()[40:], labels[40:], test_stored=stored.part(40, 53))
+    on_disk = LabeledImages(stored.part(0, 40), labels[:40], tuple("abcd"))
+    test = Truth(None, stored.part(40, 53), labels[40:])
 
     def build(resident_bytes: int | None) -> Trainer:
         training = Trainer.build(settings, on_disk, truth=test, resident_bytes=resident_bytes)

@@ -19,6 +19,7 @@ from ml import __main__ as command
 from ml import errors
 from ml.data.container_dataset import load_container
 from ml.data.published import pickles
+from ml.data.stored_rows import in_memory
 from ml.formats.archive import read_archive
 from ml.formats.layout import resolve_labels
 from ml.formats.table_columns import ColumnNames
@@ -115,7 +116,7 @@ def test_cifar10_is_read_from_its_files_in_their_order(tmp_path: Path, writer: C
 
     assert loaded.images.classes == TEN
     assert loaded.images.labels.tolist() == LABELS[:20].tolist()
-    assert np.array_equal(loaded.images.images.numpy(), PLANES[:20].reshape(20, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert np.array_equal(in_memory(loaded.images.images), PLANES[:20].reshape(20, 3, 32, 32).transpose(0, 2, 3, 1))
     assert loaded.truth.train_clean is None
     assert loaded.truth.test_labels is not None
     assert loaded.truth.test_labels.tolist() == LABELS[20:].tolist()
@@ -360,7 +361,7 @@ def test_a_converted_set_is_the_set(
     choices = [ColumnNames(label=column, clean=clean) for clean in ("clean", None)]
     before, after = (load_container(p, image_size=32, columns=choices) for p in (folder, tmp_path / "set.zip"))
 
-    assert before.images.images.equal(after.images.images)
+    assert in_memory(before.images.images).equal(in_memory(after.images.images))
     assert before.images.classes == after.images.classes
     assert before.images.labels.equal(after.images.labels)
     for one, other in (

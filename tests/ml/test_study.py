@@ -17,6 +17,7 @@ from PIL import Image
 
 from ml import __main__ as command
 from ml import errors
+from ml.data.stored_rows import in_memory
 from ml.study import plan, results, rows, sources
 from ml.study.sources import DataPaths as At
 from ml.training.spec import TrainingSpec
@@ -241,11 +242,11 @@ def test_limits_draw_by_seed_the_same_pictures_whatever_their_given_labels(folde
     other = sources.load(limited("clean", 2, train_per_class=4, test=7), At(folder))
 
     assert clean.images.labels.bincount().tolist() == [4, 4, 4, 4]
-    assert torch.equal(clean.images.images, noisy.images.images)
+    assert torch.equal(in_memory(clean.images.images), in_memory(noisy.images.images))
     assert noisy.truth.train_clean is not None
     assert torch.equal(noisy.truth.train_clean, clean.images.labels)
     assert not torch.equal(noisy.images.labels, clean.images.labels)
-    assert not torch.equal(clean.images.images, other.images.images)
+    assert not torch.equal(in_memory(clean.images.images), in_memory(other.images.images))
     assert clean.truth.test_labels is not None
     assert len(clean.truth.test_labels) == 7
     assert len(sources.load(limited("clean", 1, train=11), At(folder)).images) == 11
@@ -383,7 +384,10 @@ def test_a_test_of_scenes_shows_other_photographs_than_the_training(photographed
     [run, _] = planned(photographed).runs()
     data = sources.load(run, At(objects=tmp_path / "things", places=tmp_path / "grounds"))
     assert data.truth.test_images is not None
-    shades = [set(images[..., 2].flatten().tolist()) for images in (data.images.images, data.truth.test_images)]
+    shades = [
+        set(images[..., 2].flatten().tolist())
+        for images in map(in_memory, (data.images.images, data.truth.test_images))
+    ]
     assert shades == [{0, 1, 2}, {3}], "the last of four pictures is kept for the test"
 
 

@@ -19,6 +19,7 @@ from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues
 from ml.networks import weights
 from ml.scenes import generate
+from ml.training import store_choice
 from ml.training.spec import DEFAULT_BACKBONE, TrainingSpec
 from ml.training.trainer import Trainer
 from tests.pretrained import install_small
@@ -77,6 +78,30 @@ def test_the_answer_is_there_before_training_and_both_stages_afterwards(
         assert [model.method for model in session.query(Model)] == [better["method"]]
     messages = [event.data["message"] for event in harness.history(job_id, "log")]
     assert sum(message.startswith("First answer after") for message in messages) == 1
+
+
+def test_a_job_on_streamed_images_and_features_answers_alike(
+    harness: ServiceHarness,  # noqa: F811
+    channel: ControlChannel,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Features in files, and a second data set of the same pictures: every number of both stages is the same."""
+    install_small(harness.files.weights(), SIDE)
+    outcomes = []
+    for share in (store_choice.RESIDENT_SHARE, 0.0):
+        monkeypatch.setattr(store_choice, "RESIDENT_SHARE", share)
+        job_id = submit(harness)
+        assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+        metrics = harness.job(job_id).metrics
+        assert metrics is not None
+        assert metrics["images_streamed"] is (share == 0.0)
+        messages = [event.data["message"] for event in harness.history(job_id, "log")]
+        assert any(message.startswith("The features of the images take") for message in messages) is (share == 0.0)
+        stages = [{name: value for name, value in of.items() if name != "seconds"} for of in metrics["stages"]]
+        [folder] = harness.files.attempts(job_id)
+        outcomes.append((stages, metrics["published"], (folder / "artifacts" / "label-issues.csv").read_text()))
+
+    assert outcomes[0] == outcomes[1]
 
 
 def test_without_held_out_images_the_training_is_published(

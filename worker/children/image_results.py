@@ -81,6 +81,8 @@ def compute(trainer: Trainer, images: LabeledImages, truth: Truth, check_cancell
     )
     assert train is not None, "there are images to train on"
     outputs = Outputs(train, test, None)
+    if not similar_images.can_be_found(len(outputs.embeddings)):
+        return outputs
     thumbnails = [similar_images.make_thumbnails(images.images)]
     if test is not None and truth.test_images is not None:
         thumbnails.append(similar_images.make_thumbnails(truth.test_images))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor
+import torch
 
+from ml.data.stored_rows import Rows
 from ml.evaluation.masks import Gaussian
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
@@ -16,7 +17,7 @@ from ml.serving.predictor import Prediction, Predictor
 BATCH = 256
 
 
-def predict(predictor: Predictor, squares: Tensor, check_cancelled: Callable[[], None]) -> Iterator[Prediction]:
+def predict(predictor: Predictor, squares: Rows, check_cancelled: Callable[[], None]) -> Iterator[Prediction]:
     """Predict image by image, in order.
 
     Args:
@@ -24,13 +25,13 @@ def predict(predictor: Predictor, squares: Tensor, check_cancelled: Callable[[],
         squares: uint8 (N, S, S, 3), of the model's image size.
         check_cancelled: Called before each batch; may raise.
     """
-    for first in range(0, len(squares), BATCH):
+    for rows in torch.split(torch.arange(len(squares)), BATCH) if len(squares) else ():
         check_cancelled()
-        yield from predictor.predict_squares(list(squares[first : first + BATCH].numpy()))
+        yield from predictor.predict_squares(list(squares[rows].numpy()))
 
 
 def gaussians(
-    predictor: Predictor, squares: Tensor, images: Sequence[ImageRecord], check_cancelled: Callable[[], None]
+    predictor: Predictor, squares: Rows, images: Sequence[ImageRecord], check_cancelled: Callable[[], None]
 ) -> list[Gaussian] | None:
     """One Gaussian an image, in pixels of the original; None for a model that does not localize.
 

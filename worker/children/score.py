@@ -65,18 +65,24 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
         if (squares := squares_by_split[split]) is not None
     )
     started = time.monotonic()
-    rows = list(table_rows(predictor, labeled.classes, images, predictions, reporter))
+    labelled = agreeing = 0
 
-    # Write the table, and end the job.
+    def rows() -> Iterator[list[object]]:
+        nonlocal labelled, agreeing
+        for row in table_rows(predictor, labeled.classes, images, predictions, reporter):
+            labelled += row[3] != ""
+            agreeing += row[3] != "" and row[3] == row[4]
+            yield row
+
+    # Write the table while it is made, and end the job.
     with artifacts.replace_folder(ctx.folder) as folder:
         header = [*HEADER, *(csv_cells.GAUSSIAN_COLUMNS if predictor.localizes else ())]
-        artifacts.write_table(folder / "predictions.csv", header, rows)
-    labelled = [row for row in rows if row[3] != ""]
+        artifacts.write_table(folder / "predictions.csv", header, rows())
     reporter.succeed(
         {
-            "images": len(rows),
-            "agreement_with_given_labels": sum(r[3] == r[4] for r in labelled) / len(labelled) if labelled else None,
-            "images_per_second": len(rows) / max(1e-9, time.monotonic() - started),
+            "images": len(images),
+            "agreement_with_given_labels": agreeing / labelled if labelled else None,
+            "images_per_second": len(images) / max(1e-9, time.monotonic() - started),
         }
     )
 

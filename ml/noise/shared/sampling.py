@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.random import RandomState
@@ -20,13 +20,30 @@ Matrix = NDArray[np.float64]
 BLOCK_SIZE = 5  # CIFAR-100's asymmetric noise stays in blocks of five consecutive classes (Forward, JoCoR, ELR, CDR)
 
 
+class ImageRows(Protocol):
+    """Images uint8 (N, H, W, 3): an array, or images in a file. They are taken by numbers int64 (B,)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Some images: int64 (B,) -> (B, H, W, 3)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parameters:
     """The labels that noise is injected into, and what it is drawn by."""
 
     labels: Labels  # int64 (N,), in [0, C)
     class_names: Sequence[str]  # C
-    images: NDArray[np.uint8]  # (N, H, W, 3); read only by kinds that depend on the image
+    images: ImageRows  # (N, H, W, 3); read only by kinds that depend on the image
     seed: int
     rate: float | None = None  # chance in [0, 1) that a label is drawn for noise
     matrix: Sequence[Sequence[float]] | None = None  # T, of the kind `transition`

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ml.data.stored_rows import StoredRows
 from ml.features.feature_file import FeatureFile, file_name, load_or_write
 
 ROWS, BATCH = 50, 8
@@ -41,8 +42,8 @@ class Encoder:
                 raise KeyboardInterrupt
 
 
-def check(loaded: list[Tensor]) -> None:
-    pictures, gaussians = loaded
+def check(loaded: list[StoredRows]) -> None:
+    pictures, gaussians = (rows.in_memory() for rows in loaded)
     assert (pictures.dtype, gaussians.dtype) == (torch.float16, torch.float32)
     assert pictures.tolist() == [row(n)[0].tolist() for n in range(ROWS)]
     assert gaussians.tolist() == [row(n)[1].tolist() for n in range(ROWS)]
@@ -56,7 +57,7 @@ def test_rows_are_written_once_and_read_afterwards(tmp_path: Path) -> None:
 
     assert encoder.firsts == [0]
     assert done == [(min(n, ROWS), ROWS) for n in range(BATCH, ROWS + BATCH, BATCH)]
-    np.testing.assert_array_equal(np.load(tmp_path / "new" / "picture.npy"), written[0].numpy())
+    np.testing.assert_array_equal(np.load(tmp_path / "new" / "picture.npy"), written[0].in_memory().numpy())
 
 
 def test_a_stopped_file_is_continued_after_its_last_complete_row(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_numbers_beyond_float16_stay_finite(tmp_path: Path) -> None:
     file = FeatureFile(tmp_path / "large.npy", (2,))
     [loaded] = load_or_write([file], 1, lambda first: [(torch.tensor([[1e6, -1e6]]),)])
 
-    assert loaded.tolist() == [[65504.0, -65504.0]]
+    assert loaded.in_memory().tolist() == [[65504.0, -65504.0]]
 
 
 def _write(folder: Path, started: multiprocessing.synchronize.Barrier, log: Path) -> None:

@@ -18,6 +18,7 @@ from app.settings import Settings
 from ml.data import dataset, ingest
 from ml.data.container_dataset import load_container
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import in_memory
 from ml.errors import UnusableData
 from ml.formats.archive import decompress
 from ml.formats.table_columns import ColumnNames
@@ -53,7 +54,8 @@ def by_command(path: Path, columns: Mapping[str, str]) -> Outcome:
 
 def described(images: LabeledImages, truth: Truth) -> Outcome:
     """Classes, labels, clean labels, test labels and all pixels."""
-    tensors = (images.labels, truth.train_clean, truth.test_labels, images.images, truth.test_images)
+    test = None if truth.test_images is None else in_memory(truth.test_images)
+    tensors = (images.labels, truth.train_clean, truth.test_labels, in_memory(images.images), test)
     return images.classes, *(None if tensor is None else tensor.tolist() for tensor in tensors)
 
 
