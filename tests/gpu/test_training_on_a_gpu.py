@@ -14,6 +14,7 @@ import torch
 
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import in_memory
 from ml.method import Batch
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
@@ -153,7 +154,7 @@ def test_predicts_in_bf16(labeled: LabeledImages, truth: Truth, tmp_path: Path) 
     list(training)
     model_archive.save(tmp_path / "model", training)
     predictor = Predictor.load(tmp_path / "model", "cuda", "bf16")
-    squares = list(labeled.images[:65].numpy())
+    squares = list(in_memory(labeled.images)[:65].numpy())
     together, alone = predictor.predict_squares(squares), predictor.predict_squares(squares[7:8])[0]
 
     assert predictor.half

@@ -13,6 +13,7 @@ import torch
 from ml import errors
 from ml.data import image_store
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import in_memory
 from ml.reports import selftest
 from ml.training import devices, inputs, setup
 from ml.training.spec import TrainingSpec
@@ -35,7 +36,7 @@ def test_every_image_is_seen_once_an_epoch(spec: Specs, labeled: LabeledImages) 
 def test_held_out_images_are_never_trained_on(spec: Specs, labeled: LabeledImages) -> None:
     """Other pixels in them change no weight."""
     whole = Trainer.build(spec(), labeled)
-    repainted = labeled.images.clone()
+    repainted = in_memory(labeled.images).clone()
     repainted[whole.held_out] = 0
     other = Trainer.build(spec(), LabeledImages(repainted, labeled.labels, labeled.classes))
     list(whole), list(other)
@@ -226,7 +227,9 @@ def test_injected_noise_is_measured_by_the_labels_before_it(spec: Specs, labeled
 def test_memorised_labels_are_changed_ones_that_were_trained_on(labeled: LabeledImages) -> None:
     given_labels, held_out = labeled.labels.clone(), torch.arange(0, 97, 2)
     given_labels[:10] = (given_labels[:10] + 1) % 4
-    pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
+    pixels = image_store.ImageStore(
+        in_memory(labeled.images), torch.zeros(3), torch.ones(3), device=torch.device("cpu")
+    )
     parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), given_labels, held_out, labeled)
     rows, _, labels = next(iter(parts["memorised"]))
 
@@ -325,7 +328,9 @@ def test_injected_noise_leaves_no_label_confirmed(spec: Specs, labeled: LabeledI
 
     assert trusting.confirmed is confirmed.confirmed
     assert tested.confirmed is None
-    pixels = image_store.ImageStore(labeled.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu"))
+    pixels = image_store.ImageStore(
+        in_memory(labeled.images), torch.zeros(3), torch.ones(3), device=torch.device("cpu")
+    )
     held_out = torch.arange(20)
     parts = setup.evaluation_splits(None, inputs.of_pictures(pixels, None), tested.labels, held_out, confirmed)
     assert next(iter(parts["clean_validation"]))[2].equal(labeled.labels[held_out])

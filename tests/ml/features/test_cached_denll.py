@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_rows import in_memory
 from ml.method import ENSEMBLE
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
@@ -46,7 +47,7 @@ def test_the_published_model_predicts_of_pictures_what_was_trained_on_features(
     model_archive.save(tmp_path / "model", training)
     assert truth.test_images is not None
     predictor = Predictor.load(tmp_path / "model", "cpu", "f32")
-    published = predictor.predict_squares([square.numpy() for square in truth.test_images])
+    published = predictor.predict_squares([square.numpy() for square in in_memory(truth.test_images)])
 
     test = training.inputs.test
     assert test is not None

@@ -13,6 +13,7 @@ import torch
 from ml import errors, networks
 from ml.data.dataset import LabeledImages, Selection, Truth
 from ml.data.image_store import ImageStore
+from ml.data.stored_rows import in_memory
 from ml.features import feature_file
 from ml.features.encoder import Encoder
 from ml.networks import chain
@@ -41,7 +42,7 @@ def test_cached_inputs_are_what_a_prediction_computes(
     model_archive.save(tmp_path / "model", training)
     assert truth.test_images is not None
     predictor = Predictor.load(tmp_path / "model", "cpu", "f32")
-    published = predictor.predict_squares([square.numpy() for square in truth.test_images])
+    published = predictor.predict_squares([square.numpy() for square in in_memory(truth.test_images)])
 
     test = training.inputs.test
     assert test is not None
@@ -162,7 +163,7 @@ def test_excluded_images_are_not_encoded_again(
     rows = torch.arange(len(positions))
     assert len(training.inputs.train) == len(positions)
     assert torch.equal(training.inputs.train.unaugmented(rows), whole.inputs.train.unaugmented(positions))
-    assert torch.equal(training.inputs.train.raw(rows), fewer.images)
+    assert torch.equal(training.inputs.train.raw(rows), in_memory(fewer.images))
     assert len(reports(training)) == settings.epochs
 
 
@@ -175,9 +176,9 @@ def test_pictures_are_normalised_as_the_weights_need_it(spec: Specs, cached: Lab
 
 def test_the_encoder_agrees_with_the_network_that_it_was_cut_from(pretrained: Path, cached: LabeledImages) -> None:
     whole = networks.build("small", 4, SIDE, pretrained / "small.safetensors").eval()
-    pictures = ImageStore(cached.images, torch.zeros(3), torch.ones(3), device=torch.device("cpu")).unaugmented(
-        torch.arange(16)
-    )
+    pictures = ImageStore(
+        in_memory(cached.images), torch.zeros(3), torch.ones(3), device=torch.device("cpu")
+    ).unaugmented(torch.arange(16))
     with torch.no_grad():
         logits = whole(pictures)
         for tune in ("none", "last", "two"):
