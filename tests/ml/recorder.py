@@ -56,7 +56,7 @@ class ReplayRecorder:
     """Counts what it did."""
 
     def __init__(self) -> None:
-        self.warmed = self.recorded = self.repeated = 0
+        self.warmed = self.recorded = self.repeated = self.released = 0
 
     def warm_up(self, work: Callable[[], object]) -> None:
         self.warmed += 1
@@ -79,3 +79,6 @@ class ReplayRecorder:
             tape.again()
 
         return again
+
+    def release(self) -> None:
+        self.released += 1

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ml import methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.method import Batch
+from ml.training import step_graphs, trainer
 from ml.training.spec import TrainingSpec
-from ml.training.step_graphs import CudaGraphs, EagerStep
-from ml.training.trainer import Step, Trainer
+from ml.training.step_graphs import CudaGraphs, EagerStep, GraphedStep
+from ml.training.step_state import Snapshot, StepState
+from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, halves, same
 from tests.ml.recorder import ReplayRecorder
 
@@ -37,6 +40,8 @@ RECORDABLE = [
     {"method": "denll", "augmentation": "crop_flip"},
     {"method": "denll", "params": {"localization": "label_free", "centre": "soft_argmax", "agreement": "one_way"}},
 ]
+NEEDS_PROGRESS = {"dividemix", "elr_plus", "pes_semi"}  # in the loss of a phase
+COUNTED = [1.0]
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
 
 
@@ -58,9 +63,151 @@ def test_replayed_steps_equal_eager_steps(
     recorded.record_steps(recorder)
     list(written), list(recorded)
 
-    assert (recorder.warmed, recorder.recorded, recorder.repeated) == (8, 4, 4)
+    # of 16 steps with two batch shapes, the first of each is eager, the second recorded, the third checked; one of each
+    # is recorded anew where agreement begins
+    agrees = changes["method"] == "denll" or "params" in changes
+    assert recorder.recorded == 2 + agrees
+    assert recorded.step_runner.replayed == 16 - 6 - 2 * agrees
+    assert (recorded.step_runner.notices, recorder.released) == ([], 0)
     assert same(written.state().tensors, recorded.state().tensors) == []
     assert [r.train_loss for r in written.history] == [r.train_loss for r in recorded.history]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_recorded_steps_of_every_method_equal_eager_ones(
+    method: str, spec: Specs, four_steps: LabeledImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over epochs, phases and passes; where a step cannot be recorded, its phase is eager and says so."""
+    settings = spec(method=method, epochs=7, batch_size=24, augmentation="crop_flip")
+    written, recorded = (Trainer.build(settings, four_steps) for _ in range(2))
+    recorded.record_steps(ReplayRecorder())
+    list(written), list(recorded)
+
+    assert same(written.state().tensors, recorded.state().tensors) == []
+    runner = recorded.step_runner
+    assert isinstance(runner, GraphedStep)
+    assert len(runner.notices) == len(runner.refused)
+    assert all("changes from step to step" in reason for reason in runner.refused.values())
+    assert bool(runner.refused) == (method in NEEDS_PROGRESS)
+    assert runner.replayed > 0
+
+
+def test_recordings_serve_all_epochs(spec: Specs, four_steps: LabeledImages) -> None:
+    """However many there are; and a buffer that is replaced between epochs makes them invalid."""
+    recorders = []
+    for epochs, replaced in ((3, False), (9, False), (9, True)):
+        written, recorded = (Trainer.build(spec(epochs=epochs, batch_size=24), four_steps) for _ in range(2))
+        recorded.record_steps(recorder := ReplayRecorder())
+        recorders.append(recorder)
+        for training in (written, recorded):
+            for event in training:
+                if replaced and isinstance(event, EpochReport):
+                    normalisation = next(one for one in training.method.modules() if isinstance(one, nn.BatchNorm2d))
+                    normalisation.running_mean = normalisation.running_mean.clone()
+        assert same(written.state().tensors, recorded.state().tensors) == []
+
+    assert [recorder.recorded for recorder in recorders[:2]] == [2, 2]
+    assert recorders[2].recorded > 9
+
+
+def test_a_recording_that_repeats_a_number_wrongly_is_refused(spec: Specs, four_steps: LabeledImages) -> None:
+    """A loss that counts in Python: the check on the next images shows it, and no result changes."""
+    written, recorded = (Trainer.build(spec(epochs=2, batch_size=24), four_steps) for _ in range(2))
+    for training in (written, recorded):
+        loss = training.phases[0].loss
+
+        def weighted(batch: Batch, loss: Any = loss) -> torch.Tensor:
+            weight: torch.Tensor = loss(batch) * COUNTED[0]
+            return weight
+
+        object.__setattr__(training.phases[0], "loss", weighted)
+    recorded.record_steps(recorder := ReplayRecorder())
+    for training in (written, recorded):
+        for number, _ in enumerate(training):
+            COUNTED[0] = 1.0 + number
+
+        COUNTED[0] = 1.0
+    runner = recorded.step_runner
+
+    assert (recorder.recorded, recorder.repeated, runner.replayed, recorder.released) == (1, 1, 0, 1)
+    assert "it is not the eager step" in runner.notices[0]
+    assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+class NoisyRecorder(ReplayRecorder):
+    """What it repeats differs by a share of each weight's change, as other algorithms round."""
+
+    def __init__(self, training: Trainer, share: float) -> None:
+        super().__init__()
+        self.training, self.share = training, share
+
+    def record(self, work: Callable[[], object], generators: Any) -> Callable[[], object]:
+        before = [weight.detach().clone() for weight in self.training.method.parameters()]
+        again = super().record(work, generators)
+        with torch.no_grad():
+            for weight, old in zip(self.training.method.parameters(), before, strict=True):
+                weight.add_(self.share * (weight - old))
+        return again
+
+
+@pytest.mark.parametrize(
+    ("share", "exact", "refused"), [(1e-3, False, False), (0.1, False, True), (1e-3, True, True), (0.0, True, False)]
+)
+def test_recorded_steps_may_differ_by_rounding_alone(
+    share: float, exact: bool, refused: bool, spec: Specs, four_steps: LabeledImages
+) -> None:
+    """And where results must repeat, not by a bit."""
+    training = Trainer.build(spec(epochs=2, batch_size=24), four_steps)
+    training.record_steps(NoisyRecorder(training, share))
+    training.step_runner._exact = exact  # type: ignore[attr-defined]  # on a GPU, what the spec says of determinism
+    list(training)
+
+    assert bool(training.step_runner.notices) == refused
+    assert (training.step_runner.replayed > 0) == (not refused)
+
+
+def test_recordings_need_room(spec: Specs, four_steps: LabeledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For their own memory and for the check; without it, steps are eager."""
+    settings = spec(epochs=2, batch_size=24)
+    written = Trainer.build(settings, four_steps)
+    list(written)
+    for failing in ("room", "first copy", "second copy"):
+        recorded = Trainer.build(settings, four_steps)
+        recorded.record_steps(recorder := ReplayRecorder())
+        if failing == "room":
+            monkeypatch.setattr(trainer, "RECORDING_ROOM", 1e9)
+        else:
+            fail_at(recorded.step_runner._state, 1 + (failing == "second copy"))  # type: ignore[attr-defined]
+        list(recorded)
+        monkeypatch.undo()
+
+        assert (recorder.recorded, recorded.step_runner.replayed) == (0, 0), failing
+        assert "memory" in recorded.step_runner.notices[0]
+        assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+def fail_at(state: StepState, number: int) -> None:
+    """Let copying the state run out of memory at its `number`-th call."""
+    copy, calls = state.copy, iter(range(1, 1000))
+
+    def full() -> Snapshot:
+        if next(calls) == number:
+            raise torch.OutOfMemoryError
+        return copy()
+
+    state.copy = full  # type: ignore[method-assign]
+
+
+def test_only_the_last_recordings_are_retained(
+    spec: Specs, four_steps: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_graphs, "MOST_RECORDINGS", 1)
+    written, recorded = (Trainer.build(spec(epochs=4, batch_size=24), four_steps) for _ in range(2))
+    recorded.record_steps(ReplayRecorder())
+    list(written), list(recorded)
+
+    assert len(recorded.step_runner._recordings) <= 1  # type: ignore[attr-defined]
+    assert same(written.state().tensors, recorded.state().tensors) == []
 
 
 @pytest.mark.parametrize("method", ["ce", "denll"])
@@ -105,6 +252,7 @@ def test_a_step_that_reads_progress_is_eager(
     assert (recorder.recorded, recorder.repeated) == (0, 0)
     assert len(caplog.messages) == 1
     assert "one by one" in caplog.messages[0]
+    assert caplog.messages == recorded.step_runner.notices
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 
@@ -125,11 +273,7 @@ class NoWaiting(TorchDispatchMode):
 class NonWaitingStep(EagerStep):
     """Runs every step under `NoWaiting` and counts them."""
 
-    def __init__(self) -> None:
-        self.steps = 0
-
     def run(self, *args: Any) -> None:
-        self.steps += 1
         with NoWaiting():
             super().run(*args)
 
@@ -149,25 +293,34 @@ class Driver:
     def __init__(self) -> None:
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.captured: list[tuple[object, str]] = []
+        self.ended = self.pools = 0
+        self.restored: list[str] = []
+        self.generator = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=self.restored.append)
         driver = self
 
         class Graph:
             def register_generator_state(self, generator: torch.Generator) -> None: ...
 
             def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
-                assert not driver.captured or len(driver.users), "use_count > 0"
+                is_new = pool not in [used for used, _ in driver.captured]
+                assert is_new or len(driver.users), "use_count > 0"
                 driver.captured.append((pool, capture_error_mode))
                 driver.users.add(self)
 
-            def capture_end(self) -> None: ...
+            def capture_end(self) -> None:
+                driver.ended += 1
 
             def replay(self) -> None: ...
 
         self.graph = Graph
 
+    def new_pool(self) -> tuple[int, int]:
+        self.pools += 1
+        return (0, self.pools)
 
-def test_all_recordings_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each epoch drops its recording before it makes the next; another thread may use the GPU while one is made."""
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver, stream = Driver(), SimpleNamespace(device=torch.device("cuda", 0), wait_stream=lambda _: None)
     for name, stub in {
         "CUDAGraph": driver.graph,
@@ -175,10 +328,16 @@ def test_all_recordings_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
         "stream": lambda _: contextlib.nullcontext(),
         "current_stream": lambda: stream,
         "synchronize": lambda: None,
-        "default_generators": [torch.Generator()],
-        "graph_pool_handle": lambda: (0, 1),
+        "default_generators": [driver.generator],
+        "graph_pool_handle": driver.new_pool,
+        "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+    return driver
+
+
+def test_all_recordings_share_one_pool(driver: Driver) -> None:
+    """Whether the ones before still exist or not; another thread may use the GPU while one is made."""
     recorder = CudaGraphs(torch.device("cuda", 0))
     for _ in range(3):
         replay = recorder.record(lambda: None, [])
@@ -187,3 +346,27 @@ def test_all_recordings_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert driver.captured == [((0, 1), "thread_local")] * 3
     assert len(driver.users) == 1
+
+
+def test_a_pool_that_is_left_is_not_used_again(driver: Driver) -> None:
+    """After the recordings of a phase were refused, those of the next one have a pool of their own."""
+    recorder = CudaGraphs(torch.device("cuda", 0))
+    recorder.record(lambda: None, [])
+    recorder.release()
+    gc.collect()
+    assert len(driver.users) == 0
+    recorder.record(lambda: None, [])
+
+    assert driver.captured == [((0, 1), "thread_local"), ((0, 2), "thread_local")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), TypeError("no")])
+def test_a_broken_capture_ends_and_is_no_recording(error: Exception, driver: Driver) -> None:
+    def work() -> None:
+        raise error
+
+    recorder = CudaGraphs(torch.device("cuda", 0))
+    with pytest.raises(step_graphs.Unrecordable, match=str(error)):
+        recorder.record(work, [])
+
+    assert (driver.ended, driver.restored) == (1, ["state"])

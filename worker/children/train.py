@@ -128,11 +128,14 @@ def train(
     """
     started = time.monotonic()
     meter = ProgressMeter(trainer)
+    notices = trainer.step_runner.notices
     try:
         for number, event in enumerate(trainer):
             if number == 0:
                 log.info("first step")
             reporter.beat()
+            while notices:
+                reporter.log("warning", notices.pop(0))
 
             # Checkpoints: after each epoch unless epochs are short, within an epoch only when it is long.
             if isinstance(event, EpochReport):
