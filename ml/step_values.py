@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def _refuse(self: object, *_: object) -> Any:
+    raise TypeError("a recorded step needs a value that changes from step to step")
+
+
 class DynamicValue:
     """Stands for a number that changes from step to step. Using it raises TypeError, so recording fails."""
 
     __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:  # a plain object would compare
-        raise TypeError("a recorded step needs a value that changes from step to step")
-
-    def __bool__(self) -> bool:
-        raise TypeError("a recorded step needs a value that changes from step to step")
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # a plain object would compare
+    __bool__ = __int__ = __index__ = __float__ = __round__ = _refuse
+    __neg__ = __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = _refuse
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _refuse
 
 
 class RecordedEpoch(DynamicValue):

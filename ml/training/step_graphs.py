@@ -32,7 +32,7 @@ from ml.training import step_state
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDINGS = 16  # of a phase; the one that was not used for longest makes room
+MOST_RECORDINGS = 32  # of a phase; the one that was not used for longest makes room
 
 # int64 (B,) of the labelled images of a step, and (B',) of the unlabelled ones if there are any
 Positions = tuple[Tensor, ...]

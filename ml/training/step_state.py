@@ -103,17 +103,17 @@ def _unequal_share(pairs: Sequence[tuple[Tensor, Tensor]], *, exact: bool) -> fl
 
 
 def _relative_distance(triples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
-    """|actual - expected| / |expected - before| of all tensors together; infinite if one of them alone has a NaN."""
+    """|actual - expected| / |expected - before| of all tensors together; infinite if one of two alone has a NaN."""
     if not triples:
         return 0.0
-    distance = torch.stack([_square(actual, expected) for actual, expected, _ in triples]).sum().sqrt()
-    change = torch.stack([_square(expected, before) for _, expected, before in triples]).sum().sqrt()
+    distance = torch.stack([_square(actual, expected, torch.inf) for actual, expected, _ in triples]).sum().sqrt()
+    change = torch.stack([_square(expected, before, 0.0) for _, expected, before in triples]).sum().sqrt()
     return float((distance / change.clamp_min(torch.finfo(change.dtype).tiny)).nan_to_num(torch.inf))
 
 
-def _square(one: Tensor, two: Tensor) -> Tensor:
-    """|one - two|² in f64, a scalar; what both have alike, NaN and infinity too, counts as 0."""
-    distance = (one - two).masked_fill(_same(one, two), 0.0)
+def _square(one: Tensor, two: Tensor, missing: float) -> Tensor:
+    """|one - two|² in f64, a scalar; NaN and infinity in both count as 0, NaN in one of them as `missing`."""
+    distance = (one - two).masked_fill(_same(one, two), 0.0).nan_to_num(missing, torch.inf, -torch.inf)
     norm: Tensor = torch.linalg.vector_norm(distance.flatten(), dtype=torch.float64)
     return norm.square()
 

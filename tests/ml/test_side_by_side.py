@@ -1,8 +1,8 @@
 """Two networks side by side: in their order without streams, and with streams ordered wherever they meet.
 
 There is no GPU here. Streams are stubs with clocks: what each has done, and what it knows of the other. So a read that
-no wait has ordered after the write shows, as it would as a race on a GPU. What autograd does on streams, and whether it is
-faster, only `tests.gpu.check` can tell.
+no wait has ordered after the write shows, as it would as a race on a GPU. What autograd does on streams, and whether it
+is faster, only `tests.gpu.check` can tell.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Streams(TorchDispatchMode):
                 for reader in self._read.get(address, {}).items():
                     self._check(func, reader)
             self._read.setdefault(address, {})[self.current.name] = now
-        for address in {*written, *(storage(tensor) for tensor in tensors_in(made))}:
+        inputs = {storage(tensor) for tensor in tensors_in((args, kwargs))}  # whose views are made without a write
+        for address in {*written, *({storage(tensor) for tensor in tensors_in(made)} - inputs)}:
             self._written[address] = (self.current.name, now)
         self._alive += [tensor.untyped_storage() for tensor in tensors_in((args, kwargs, made))]
         return made
