@@ -36,7 +36,7 @@ DEVICE_FAILED = re.compile(
 KERNEL_ASSERTION = "device-side assert"
 CONTEXT_BYTES = 1 << 30  # of CUDA itself in this process, an upper bound
 NEIGHBOUR_SHARE = 0.1  # of a GPU's memory: what other processes hold below this is no reason for running out of it
-FAST_FP16 = (7, 0)  # compute capability from which matrix products in fp16 have instructions of their own
+HALF_SINCE = (7, 0)  # compute capability from which matrix products in fp16 have instructions of their own
 CUBLAS_WORKSPACE = ":4096:8"  # one of the two with which cuBLAS repeats its results; read at its first use
 
 
@@ -140,7 +140,7 @@ def network_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _has_fast_fp16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FAST_FP16
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_SINCE
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -192,6 +192,7 @@ class GraphedStep(EagerStep):
         self._exact, self._obstacle = exact, obstacle
         self._phase: int | None = None
         self._seen: OrderedDict[StepKey, None] = OrderedDict()  # keys of steps, of which the last ones are known
+        self._unsettled: set[StepKey] = set()  # keys of steps that have replaced tensors
         self._recordings: list[Recording] = []  # the one used last at the end
 
     def run(
@@ -231,6 +232,7 @@ class GraphedStep(EagerStep):
     def reset(self) -> None:
         self._phase = None
         self._seen.clear()
+        self._unsettled.clear()
         self._recordings.clear()
 
     def _find(self, key: StepKey, epoch: int) -> Recording | None:
@@ -304,7 +306,10 @@ class GraphedStep(EagerStep):
             return None
         layout = self._state.layout()
         self._recorder.warm_up(eager)
-        if self._state.layout() != layout:  # the step has made something that stays, as the first of an optimiser does
+        if self._state.layout() != layout:  # it has made something that stays, as the first step of an optimiser does
+            if key in self._unsettled:
+                self._refuse(key, "it replaces the tensors that it works on")
+            self._unsettled.add(key)
             return None
         try:
             expected = self._state.copy()

@@ -46,6 +46,7 @@ RECORDABLE = [
 ]
 NEEDS_PROGRESS = {"dividemix", "elr_plus", "pes_semi"}  # in the loss of a phase
 COUNTED = [1.0]
+COPIES = {"lift_fresh"}  # of torch.tensor and of lists of positions
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
 
 
@@ -137,6 +138,25 @@ def test_a_recording_that_repeats_a_number_wrongly_is_refused(spec: Specs, four_
 
     assert (recorder.recorded, recorder.repeated, runner.replayed, recorder.released) == (1, 1, 0, 1)
     assert "it is not the eager step" in runner.notices[0]
+    assert same(written.state().tensors, recorded.state().tensors) == []
+
+
+def test_a_step_that_replaces_its_tensors_is_refused(spec: Specs, four_steps: LabeledImages) -> None:
+    """A recording would work on the first ones for ever."""
+    written, recorded = (Trainer.build(spec(epochs=2, batch_size=24), four_steps) for _ in range(2))
+    recorded.record_steps(recorder := ReplayRecorder())
+    for training in (written, recorded):
+        normalisation = next(one for one in training.method.modules() if isinstance(one, nn.BatchNorm2d))
+
+        def replace_mean(_: Batch, layer: nn.BatchNorm2d = normalisation) -> None:
+            assert layer.running_mean is not None
+            layer.running_mean = layer.running_mean + 0.5
+
+        object.__setattr__(training.phases[0], "after_step", replace_mean)
+        list(training)
+
+    assert (recorder.recorded, recorded.step_runner.replayed) == (0, 0)
+    assert "replaces the tensors" in recorded.step_runner.notices[0]
     assert same(written.state().tensors, recorded.state().tensors) == []
 
 
@@ -276,11 +296,15 @@ def test_what_cannot_be_recorded_at_all_is_said(spec: Specs, four_steps: Labeled
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails where a GPU would have to be waited for."""
+    """Fails where a GPU would have to be waited for; with `copies`, also where numbers of Python are copied to it."""
+
+    def __init__(self, *, copies: bool = False) -> None:
+        super().__init__()
+        self.forbidden = WAITS | COPIES if copies else WAITS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        assert name not in WAITS, f"{name} waits for the device"
+        assert name not in self.forbidden, f"{name} waits for the device"
         if name.startswith("index"):
             chosen = (
                 [value for value in args[1] or () if isinstance(value, torch.Tensor)] if name != "index_add" else []
@@ -290,16 +314,23 @@ class NoWaiting(TorchDispatchMode):
 
 
 class NonWaitingStep(EagerStep):
-    """Runs every step under `NoWaiting` and counts them."""
+    """Runs every step under `NoWaiting`; the first ones may copy constants to the device, which stay there."""
 
     def run(self, *args: Any) -> None:
-        with NoWaiting():
+        with NoWaiting(copies=self.steps >= 8):
             super().run(*args)
 
 
-@pytest.mark.parametrize("method", NAMES)
-def test_no_step_waits_for_the_device(method: str, spec: Specs, four_steps: LabeledImages) -> None:
-    training = Trainer.build(spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip"), four_steps)
+@pytest.mark.parametrize(
+    ("method", "precision"), [*((name, "f32") for name in NAMES), *((name, "fp16") for name in ("ce", "denll", "sop"))]
+)
+def test_no_step_waits_for_the_device(
+    method: str, precision: str, spec: Specs, four_steps: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoaugment, "_run_stage", lambda planes, operations, stage, _: stage(planes, operations))
+    training = Trainer.build(
+        spec(method=method, epochs=3, batch_size=24, augmentation="crop_flip", precision=precision), four_steps
+    )
     training.step_runner = runner = NonWaitingStep()
     list(training)
 
