@@ -137,7 +137,7 @@ class EagerStep:
         pass
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """One recorded step."""
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ml import methods
 from ml.data import autoaugment
 from ml.data.dataset import LabeledImages, Truth
+from ml.data.stored_pixels import StoredPixels
 from ml.distributed.process_group import ProcessGroup
 from ml.method import Batch
 from ml.training import step_graphs, trainer
@@ -27,8 +29,8 @@ from ml.training.spec import TrainingSpec
 from ml.training.step_graphs import CudaGraphs, EagerStep, GraphedStep
 from ml.training.step_state import Snapshot, StepState
 from ml.training.trainer import EpochReport, Step, Trainer
-from tests.ml.conftest import EXTRA_METHODS, halves, same
-from tests.ml.recorder import ReplayRecorder
+from tests.ml.conftest import EXTRA_METHODS, SIDE, halves, same
+from tests.ml.recorder import Captured, ReplayRecorder
 
 Specs = Callable[..., TrainingSpec]
 WITHOUT_STEPS = {"probe", "forward_probe"}  # solve for their weights when an epoch begins
@@ -284,7 +286,8 @@ def test_a_step_that_reads_progress_is_eager(
 
 def test_what_cannot_be_recorded_at_all_is_said(spec: Specs, four_steps: LabeledImages, tmp_path: Path) -> None:
     """Before the first step: images that are read from disk, and several processes."""
-    streamed = Trainer.build(spec(), four_steps, resident_bytes=0)
+    stored = StoredPixels.write_unnamed([four_steps.images.numpy()], SIDE, tmp_path)
+    streamed = Trainer.build(spec(), replace(four_steps, stored=stored), resident_bytes=0)
     streamed.record_on_gpu()
     shared = Trainer.build(spec(), four_steps)
     shared._group = ProcessGroup(0, 2, torch.device("cpu"), FileStore(str(tmp_path / "store"), 1))
@@ -396,6 +399,59 @@ def test_all_recordings_share_one_pool(driver: Driver) -> None:
 
     assert driver.captured == [((0, 1), "thread_local")] * 3
     assert len(driver.users) == 1
+
+
+class CapturingGraph:
+    """A CUDA graph of operations on a CPU: see `Captured`. Generators advance when it is replayed, as on a GPU."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        self.tape, self.generators = Captured(), [torch.default_generator]
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        CapturingGraph.made += 1
+        self.states = [generator.get_state() for generator in self.generators]
+        self.tape.__enter__()
+
+    def capture_end(self) -> None:
+        self.tape.__exit__(None, None, None)
+        self.tape.undo()
+        for generator, state in zip(self.generators, self.states, strict=True):
+            generator.set_state(state)
+
+    def replay(self) -> None:
+        self.tape.again()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "ce", "params": {"networks": 2, "agreement": "both"}, "network": "efficientnet_lite0"},  # dropout
+        {"method": "denll"},
+        {"method": "ce", "precision": "fp16"},
+    ],
+    ids=["two networks", "denll", "fp16"],
+)
+def test_cuda_graphs_record_a_training(
+    changes: dict[str, Any], spec: Specs, four_steps: LabeledImages, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a driver that captures operations on a CPU: what `CudaGraphs` does around them leaves the bits alone."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", CapturingGraph)
+    monkeypatch.setattr(torch.cuda, "default_generators", [torch.default_generator])
+    monkeypatch.setattr(CapturingGraph, "made", 0)
+    settings = spec(epochs=4, batch_size=24, augmentation="crop_flip", **changes)
+    written, recorded = (Trainer.build(settings, four_steps) for _ in range(2))
+    recorded.record_on_gpu()
+    list(written), list(recorded)
+
+    assert recorded.step_runner.notices == []
+    assert recorded.step_runner.replayed > 4
+    assert 2 <= CapturingGraph.made <= 4
+    assert same(written.state().tensors, recorded.state().tensors) == []
 
 
 def test_a_pool_that_is_left_is_not_used_again(driver: Driver) -> None:
