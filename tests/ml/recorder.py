@@ -84,7 +84,7 @@ class ReplayRecorder:
         self.released += 1
 
 
-class Captured(Repeated):
+class CaptureMode(Repeated):
     """As a CUDA graph is captured: nothing that was there before is changed by it. Only a replay has effects."""
 
     def __init__(self) -> None:

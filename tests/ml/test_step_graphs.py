@@ -30,7 +30,7 @@ from ml.training.step_graphs import CudaGraphs, EagerStep, GraphedStep
 from ml.training.step_state import Snapshot, StepState
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import EXTRA_METHODS, SIDE, halves, same
-from tests.ml.recorder import Captured, ReplayRecorder
+from tests.ml.recorder import CaptureMode, ReplayRecorder
 
 Specs = Callable[..., TrainingSpec]
 WITHOUT_STEPS = {"probe", "forward_probe"}  # solve for their weights when an epoch begins
@@ -402,12 +402,12 @@ def test_all_recordings_share_one_pool(driver: Driver) -> None:
 
 
 class CapturingGraph:
-    """A CUDA graph of operations on a CPU: see `Captured`. Generators advance when it is replayed, as on a GPU."""
+    """A CUDA graph of operations on a CPU: see `CaptureMode`. Generators advance when it is replayed, as on a GPU."""
 
     made = 0
 
     def __init__(self) -> None:
-        self.tape, self.generators = Captured(), [torch.default_generator]
+        self.tape, self.generators = CaptureMode(), [torch.default_generator]
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.generators.append(generator)
