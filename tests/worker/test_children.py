@@ -633,6 +633,29 @@ def test_a_job_says_which_steps_are_not_recorded_and_why(
         assert metrics["skipped_steps"] == 0
 
 
+def test_no_steps_are_recorded_after_an_attempt_that_failed(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that recordings break must not fail a job three times; an attempt that was drained is no failure."""
+    build, recorded = Trainer.build, list[bool]()
+
+    def watched(*arguments: Any, **options: Any) -> Trainer:
+        recorded.append(options["cuda_graphs"])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "build", watched)
+    for reason, beats in (("drained", 6), ("device_unavailable", 0), ("child_killed", 0)):
+        harness.submit(harness.dataset(), epochs=2)
+        claim = claimed(harness)
+        if beats:
+            assert job.main(*claim, None, Drained(beats)) == control_channel.DRAINED
+        with transaction(harness.engine) as session:
+            attempt.requeue(session, *claim, counts=reason == "child_killed", limit=3, reason=reason)
+        assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+
+    assert recorded == [True, True, False, False]
+
+
 def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:
     """A training on `TRAINED` random images of two classes."""
     spec = TrainingSpec(method=method, network="small", image_size=SIDE, batch_size=batch_size, epochs=epochs,
