@@ -186,7 +186,9 @@ class Settings(BaseSettings):
         default=0, ge=0, description="CPU threads of a training child; 0 is one for each CPU that it may use"
     )
     cuda_graphs: bool = Field(
-        default=False, description="Repeat recorded training steps on a GPU; try `make test-gpu` on it before"
+        default=True,
+        description="Record training steps on a GPU and repeat them, where a check shows that this comes to the same; "
+        "off: take them one by one",
     )
 
     # Limits of load

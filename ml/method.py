@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from ml.step_values import RecordedEpoch
+
+T = TypeVar("T")
 
 ENSEMBLE = "answer"  # the head that predicts when training is done, by its name in reports, archives and the API
 
@@ -92,8 +96,9 @@ class Batch:
         labels: Given labels, int64 (B,).
         index: Positions of the images among the labels that the method was built with, int64 (B,).
         record_logits: Takes logits (B, C) of unmixed images, at most once a step. Labels are ranked by them.
-        epoch: Over all phases, from 0.
-        progress: Of the whole training, in [0, 1). Within an epoch every pass counts from the epoch's start.
+        epoch: Over all phases, from 0. A loss that depends on it uses `of_epoch`, or its steps cannot be recorded.
+        progress: Of the whole training, in [0, 1). Within an epoch every pass counts from the epoch's start. A step
+            whose loss depends on it cannot be recorded.
         pass_index: Which of the phase's passes this step belongs to.
         unlabelled: The images without labels, if the pass has any.
         generator: As `TrainContext.generator`.
@@ -116,6 +121,13 @@ class Batch:
     def images(self) -> Tensor:
         """The first view, (B, 3, H, W)."""
         return self.views[0]
+
+    def of_epoch(self, function: Callable[[int], T]) -> T:
+        """`function` of the epoch, from 0: a number, or what else a loss decides by it.
+
+        Steps that were recorded on a GPU are repeated in all epochs in which it has the same value.
+        """
+        return self.epoch.derive(function) if isinstance(self.epoch, RecordedEpoch) else function(self.epoch)
 
     def label_loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A loss by given labels; of mixed images by the labels of both, weighted by their shares.
@@ -422,6 +434,7 @@ def take_gradient_step(
     optimizers: Optimizers,
     clip: float | None = None,
     before: Callable[[], None] = lambda: None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """One step of every optimiser, without a wait for the device.
 
@@ -430,17 +443,30 @@ def take_gradient_step(
         optimizers: Of all parameters that the loss trains.
         clip: Limit of the joint gradient norm; None does not clip.
         before: Called after the backward pass and before clipping; may change gradients.
+        scaler: Scales the loss for the backward pass; an optimiser whose gradients overflow takes no step. None, or one
+            that is off, changes nothing.
 
     Returns:
-        The loss, detached.
+        The loss, detached and not scaled.
     """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     for optimizer in optimizers.members:
         optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    # of several networks a pass may train one, and a scaler refuses optimisers without gradients
+    trained = [one for one in optimizers.members if _has_gradients(one)]
+    for optimizer in trained:
+        scaler.unscale_(optimizer)
     before()
     if clip is not None:
         parameters = [p for group in optimizers.groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip)
-    for optimizer in optimizers.members:
-        optimizer.step()
+    for optimizer in trained:
+        scaler.step(optimizer)
+    if trained:
+        scaler.update()
     return loss.detach()
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])

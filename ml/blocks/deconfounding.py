@@ -108,6 +108,11 @@ class Deconfounder(nn.Module):
         # mask and split of the current step's images, by the identity of their tensor
         self._cached_split: dict[int, tuple[Tensor, Tensor, background.ImageSplit]] = {}
 
+    @property
+    def changes_first(self) -> bool:
+        """Whether g1 sees anything else than the image: f + b of complements is the image itself."""
+        return (self.params.fusion, self.params.split) != ("composite", "complement")
+
     def network_input(self, images: Tensor, *, second: bool) -> Tensor:
         """What g1 or g2 sees: (B, 3, H, W), or (B, 6, H, W) where foreground and background are concatenated.
 
@@ -117,7 +122,7 @@ class Deconfounder(nn.Module):
         """
         p = self.params
         own_background = not (second and p.background_intervention) or p.lm == "off"
-        if p.fusion == "composite" and p.split == "complement" and own_background:
+        if own_background and not self.changes_first:
             return images  # f + b is the image
         _, (foreground, own) = self.split(images)
         used = own if own_background else self.class_background.mean() * (p.background != "zero")
@@ -176,6 +181,7 @@ class SideBySide(nn.Module):
     """
 
     localization = None  # nothing is trained
+    changes_first = False  # each input lies ready
 
     def __init__(self, params: DeconfoundingParams) -> None:
         """Bind the readings, of which none is left open."""

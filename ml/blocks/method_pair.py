@@ -13,16 +13,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ml.blocks import pool_union, replay_rng
+from ml.blocks import pool_union, replay_rng, side_by_side
 from ml.method import Batch, Optimizers, Pass, Phase, TrainContext
 
 
 @dataclass(frozen=True)
 class PhasePair:
-    """One phase of both base methods, which are the same method on different networks."""
+    """One phase of both base methods, which are the same method on different networks.
+
+    Attributes:
+        first: Of the method that trains g1.
+        second: Of the one that trains g2.
+        apart: Neither loss reads what the other writes, so that on a GPU they may run side by side.
+    """
 
     first: Phase
     second: Phase
+    apart: bool = False
 
     def losses(self, batch: Batch, *, record_second: bool) -> Tensor:
         """The sum of both losses, a scalar with a graph, on the same random draws.
@@ -36,6 +43,7 @@ class PhasePair:
             batch.generator,
             lambda generator: self.first.loss(replace(unrecorded if record_second else batch, generator=generator)),
             lambda generator: self.second.loss(replace(batch if record_second else unrecorded, generator=generator)),
+            side_by_side.run if self.apart else side_by_side.one_after_the_other,
         )
         return one + two
 

@@ -54,10 +54,14 @@ class PredictionHistory(nn.Module):
         super().__init__()
         self.register_buffer("values", torch.full((length, samples, classes), torch.nan))
 
+    def slot(self, epoch: int) -> int:
+        """Where the predictions of an epoch go: 0 to K - 1."""
+        return epoch % len(self.values)
+
     @torch.no_grad()
-    def write(self, epoch: int, index: Tensor, probabilities: Tensor) -> None:
-        """Store one epoch's predictions (B, C) of the samples int64 (B,)."""
-        self.values[epoch % len(self.values)][index] = probabilities.float()
+    def write(self, slot: int, index: Tensor, probabilities: Tensor) -> None:
+        """Store predictions (B, C) of the samples int64 (B,) in the place of their epoch, as `slot` says it."""
+        self.values[slot][index] = probabilities.float()
 
     def mean(self) -> Tensor:
         """Mean over the stored predictions of each sample, (N, C); NaN for a sample without any."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ml.blocks import side_by_side
 from ml.method import TrainContext
 
 T = TypeVar("T")
@@ -20,7 +21,10 @@ SCORING = "scoring"  # the concern by which `TrainContext.score` draws its views
 
 
 def run_with_same_draws(
-    generators: Generators, first: Callable[[Generators], T], second: Callable[[Generators], T]
+    generators: Generators,
+    first: Callable[[Generators], T],
+    second: Callable[[Generators], T],
+    run: Callable[[Callable[[], T], Callable[[], T]], tuple[T, T]] = side_by_side.one_after_the_other,
 ) -> tuple[T, T]:
     """Results of both functions; every generator that the first one used is reset before the second one runs.
 
@@ -28,6 +32,7 @@ def run_with_same_draws(
         generators: returns the generator of a concern.
         first: is called with a function like `generators` that notes which are used.
         second: is called with `generators`.
+        run: calls both in their order, as `side_by_side.run` does.
     """
     states: dict[str, tuple[torch.Generator, Tensor]] = {}
 
@@ -36,10 +41,12 @@ def run_with_same_draws(
         states.setdefault(concern, (generator, generator.get_state()))
         return generator
 
-    first_result = first(recorded)
-    for generator, state in states.values():
-        generator.set_state(state)
-    return first_result, second(generators)
+    def again() -> T:
+        for generator, state in states.values():
+            generator.set_state(state)
+        return second(generators)
+
+    return run(lambda: first(recorded), again)
 
 
 def run_hooks_with_same_draws(

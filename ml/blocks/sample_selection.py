@@ -117,8 +117,8 @@ def selection_phase(
     def loss(batch: Batch) -> Tensor:
         logits = network(batch.images)
         batch.record_logits(logits)
-        beta = weight(batch.epoch)
-        selecting = batch.epoch >= select_from
+        beta = batch.of_epoch(weight)
+        selecting = batch.of_epoch(lambda epoch: epoch >= select_from)
         return batch.label_loss(lambda labels, index: selection.loss(logits, labels, index, beta, selecting=selecting))
 
     def divided_factor(progress: float) -> float:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ml import method
-from ml.blocks import optimizers, small_loss
+from ml.blocks import optimizers, side_by_side, small_loss
 from ml.method import ENSEMBLE, Batch, MethodParams, Network, Optimizers, Phase, TrainHyperparameters
 
 
@@ -76,9 +76,9 @@ class TwoNetworkMethod(method.Method, Generic[P]):
         """One phase over all epochs."""
 
         def loss(batch: Batch) -> Tensor:
-            one, two = (network(batch.images) for network in self.networks)
+            one, two = side_by_side.forward(self.networks, batch.images)
             batch.record_logits(mean_probability_logits([one, two]))
-            rate = forget_rate(self.params, batch.epoch, training.epochs)
+            rate = batch.of_epoch(lambda epoch: forget_rate(self.params, epoch, training.epochs))
             return batch.label_loss(lambda labels, _: self.selected_loss(one, two, labels, rate))
 
         def optimizers() -> Optimizers:

@@ -29,7 +29,7 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
     study.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     study.add_argument("--device", help="instead of the specs': cpu, cuda, cuda:1")
     commands.add_weights_option(study)
-    study.add_argument("--cuda-graphs", action="store_true", help="replay recorded steps on a GPU")
+    study.add_argument("--eager", action="store_true", help="on a GPU: record no steps, take them one by one")
     study.set_defaults(run=run)
 
 
@@ -77,7 +77,7 @@ def _train(study_plan: Plan, tasks: list[Task], out: Path, options: argparse.Nam
         ended += 1
         print(f"\r{ended}/{len(tasks)} {_title(study_plan, task)}", file=sys.stderr, flush=True)
 
-    device = RunDevice(options.device, options.threads, options.weights, options.cuda_graphs, out)
+    device = RunDevice(options.device, options.threads, options.weights, not options.eager, out)
     failed = process_pool.run_tasks(
         tasks, device, jobs=max(1, options.jobs), nice=options.nice, on_epoch=on_epoch, on_done=on_done
     )

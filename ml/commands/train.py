@@ -56,6 +56,7 @@ def add(parsers: commands.SubParsers[argparse.ArgumentParser]) -> None:
     )
     commands.add_column_options(train)
     train.add_argument("--threads", type=int, help="CPU threads, of each process")
+    train.add_argument("--eager", action="store_true", help="on a GPU: record no steps, take them one by one")
     train.add_argument("--devices", help="cuda:1, or several together: cuda:0,cuda:1; default: that of the spec")
     commands.add_weights_option(train)
     for name in SPEC_OPTIONS:
@@ -120,6 +121,7 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
         device=device,
         threads=options.threads,
         weights=options.weights,
+        cuda_graphs=not options.eager,
         group=group,
         cache=options.out,
     )
@@ -166,8 +168,11 @@ def _train_to_the_end(trainer: Trainer, out: Path) -> None:
     from ml.training.checkpoint_writer import CheckpointWriter
     from ml.training.trainer import EpochReport
 
+    notices = trainer.step_runner.notices
     with contextlib.closing(CheckpointWriter(trainer, out / commands.CHECKPOINTS)) as writer:
         for event in trainer:
+            while notices:
+                print(f"\r{notices.pop(0)}", file=sys.stderr)
             if isinstance(event, EpochReport):
                 print(f"\r{_describe(event)}", file=sys.stderr)
             elif sys.stderr.isatty():

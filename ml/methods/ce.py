@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ml import method
-from ml.blocks import losses, mutual_learning, two_networks
+from ml.blocks import losses, mutual_learning, side_by_side, two_networks
 from ml.method import ENSEMBLE
 from ml.methods import About
 
@@ -60,12 +60,12 @@ class Method(method.Method):
         """One phase over all epochs."""
 
         def loss(batch: method.Batch) -> Tensor:
-            logits = [network(batch.images) for network in self.networks]
+            logits = side_by_side.forward(self.networks, batch.images)
             batch.record_logits(two_networks.mean_probability_logits(logits))
             total = batch.label_loss(
                 lambda labels, _: torch.stack([losses.cross_entropy(one, labels) for one in logits]).sum()
             )
-            weight = mutual_learning.agreement_weight(self.params, batch.epoch, training.epochs)
+            weight = batch.of_epoch(lambda epoch: mutual_learning.agreement_weight(self.params, epoch, training.epochs))
             if weight > 0.0:
                 total = total + weight * mutual_learning.agreement_loss(self.params.agreement, logits[0], logits[1])
             return total

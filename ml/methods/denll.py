@@ -169,7 +169,7 @@ class Method(method.Method):
         training collapse whose layers have just been reinitialised.
         """
         pairs = [
-            method_pair.PhasePair(first, second)
+            method_pair.PhasePair(first, second, apart=self._are_apart)
             for first, second in zip(self.base1.phases(training), self.base2.phases(training), strict=True)
         ]
         last_begins = sum(pair.first.epochs for pair in pairs[:-1])
@@ -181,6 +181,11 @@ class Method(method.Method):
         # the epoch in which agreement begins is watched, on a base method with several phases
         watched = next((epoch for epoch in range(epochs) if agreement_weight(epoch) > 0.0), epochs)
         return [self._phase(pair, training, agreement_weight, watched if last_begins else None) for pair in pairs]
+
+    @property
+    def _are_apart(self) -> bool:
+        """Whether no part of the method belongs to both base methods' losses, so that these may run side by side."""
+        return self.params.loss == "each" and not self.deconfounder.changes_first
 
     def _phase(
         self,
@@ -195,17 +200,20 @@ class Method(method.Method):
         # the evidence has ranked them
         by_second = self.params.agreement == "one_way" or self.params.answer == "g2"
 
+        def is_watched(epoch: int) -> bool:
+            return epoch == watched_epoch
+
         # each step: both base methods' losses L(g1, y') + L(g2, y'), then the rest of Eq. 6
         def loss(batch: Batch) -> Tensor:
             batch = batch if self.evidence is None else batch.without_recording()
             with self.deconfounder.step(batch), self.recorders[0].recording(), self.recorders[1].recording():
                 base_losses = pair.losses(batch, record_second=by_second)
-                watched = batch.epoch == watched_epoch
-                return base_losses + self.interaction_loss(batch, agreement_weight(batch.epoch), watched=watched)
+                weight, watched = batch.of_epoch(agreement_weight), batch.of_epoch(is_watched)
+                return base_losses + self.interaction_loss(batch, weight, watched=watched)
 
         def before_step(batch: Batch) -> None:
             pair.before_step(batch)
-            if batch.epoch == watched_epoch:
+            if batch.of_epoch(is_watched):
                 self.damping.record_gradients(self.parameters(), CLIP)
 
         # before each epoch: damping after the watched one; images that the evidence draws; labels ranked by probes

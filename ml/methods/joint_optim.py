@@ -117,7 +117,8 @@ class Method(single_network.SingleNetworkMethod[Params]):
     def _joint_step(self, batch: Batch) -> Tensor:
         """Eq. 2; the stored predictions are those in training mode for augmented views."""
         logits = self.predict_batch(batch)
-        self.predictions.write(batch.epoch, batch.index, logits.detach().float().softmax(dim=1))
+        slot = batch.of_epoch(self.predictions.slot)
+        self.predictions.write(slot, batch.index, logits.detach().float().softmax(dim=1))
         p = self.params
         return batch.label_loss(
             lambda _, index: joint_loss(logits, self.targets[index], p.prior_weight, p.entropy_weight)

@@ -114,7 +114,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         cooling_epochs = max(1, round(p.cooling * training.epochs) - 1)
 
         def soft_step(batch: Batch) -> Tensor:
-            cooled = min(1.0, (batch.epoch - first - second) / cooling_epochs)
+            cooled = batch.of_epoch(lambda epoch: min(1.0, (epoch - first - second) / cooling_epochs))
             return self._soft_step(batch, 1.0 - (1.0 - MIN_TEMPERATURE) * cooled)
 
         last_step = self._hard_step if p.variant == "hard" else soft_step

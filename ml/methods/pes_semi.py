@@ -150,7 +150,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
         # phase 3: λ_u grows from its start, α changes at half of the training
         def mixmatch_loss(batch: Batch) -> Tensor:
             ramp = schedules.linear_ramp(batch.progress * training.epochs - begin, p.ramp * training.epochs)
-            alpha = p.alpha if batch.epoch < LATER * training.epochs else p.alpha_later
+            alpha = batch.of_epoch(lambda epoch: p.alpha if epoch < LATER * training.epochs else p.alpha_later)
             return self._mixmatch_step(batch, alpha, p.unlabelled_weight * ramp)
 
         schedule = reinitialisation.FreezeSchedule(

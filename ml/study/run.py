@@ -34,7 +34,7 @@ class RunDevice:
     device: str | None = None  # instead of the spec's: "cpu", "cuda", "cuda:1"
     threads: int = 1  # on the CPU
     weights: Path | None = None  # folder of pretrained weights
-    cuda_graphs: bool = False  # replay recorded steps on a GPU
+    cuda_graphs: bool = True  # replay recorded steps on a GPU
     cache: Path | None = None  # folder in which runs share the features of frozen backbones
 
 

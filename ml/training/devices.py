@@ -36,6 +36,7 @@ DEVICE_FAILED = re.compile(
 KERNEL_ASSERTION = "device-side assert"
 CONTEXT_BYTES = 1 << 30  # of CUDA itself in this process, an upper bound
 NEIGHBOUR_SHARE = 0.1  # of a GPU's memory: what other processes hold below this is no reason for running out of it
+HALF_SINCE = (7, 0)  # compute capability from which matrix products in fp16 have instructions of their own
 CUBLAS_WORKSPACE = ":4096:8"  # one of the two with which cuBLAS repeats its results; read at its first use
 
 
@@ -122,6 +123,24 @@ def set_arithmetic(*, exact: bool, deterministic: bool, search: bool) -> None:
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether the network computes in bf16: by `TrainingSpec.precision`, and on `auto` where the device is faster."""
     return has_fast_bf16(device) if precision == "auto" else precision == "bf16"
+
+
+def network_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the network computes in while it is trained, by `TrainingSpec.precision`.
+
+    On `auto` the fastest that keeps its quality: bf16, where a GPU has no instructions for it fp16 with loss scaling
+    (`ml.training.loss_scaling`), and f32 elsewhere.
+    """
+    chosen = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision in chosen:
+        return chosen[precision]
+    if has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if _has_fast_fp16(device) else torch.float32
+
+
+def _has_fast_fp16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_SINCE
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -228,9 +247,16 @@ def precision_note(precision: str, device: torch.device) -> str | None:
         return None
     if precision == "bf16":
         return (
-            "This GPU has no instructions for bf16 and emulates it, which is many times slower: set precision to f32."
+            "This GPU has no instructions for bf16 and emulates it, which is many times slower: set precision to auto."
         )
-    return "This GPU has no instructions for bf16: the network computes in f32, which is slower and takes more memory."
+    if _has_fast_fp16(device):
+        return "This GPU has no instructions for bf16: the network computes in fp16, with loss scaling."
+    return (
+        "This GPU has fast instructions for neither bf16 nor fp16: the network computes in f32, which is slower and "
+        "takes more memory."
+        if precision == "auto"
+        else "This GPU has no fast instructions for fp16: set precision to f32."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -52,6 +52,7 @@ class EpochReport:
         seconds: Spent in the epoch, evaluation included.
         images_per_second: Images of the training set, each counted once, by the seconds without evaluation.
         finite: Whether all scores are finite.
+        skipped_steps: Steps in which an optimiser changed nothing, because gradients overflowed in fp16.
     """
 
     epoch: int
@@ -68,6 +69,7 @@ class EpochReport:
     seconds: float
     images_per_second: float
     finite: bool
+    skipped_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As strict JSON, with null for numbers that are not finite."""

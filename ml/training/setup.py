@@ -31,7 +31,7 @@ from ml.features.method_input import MethodInput
 from ml.formats.weights_folder import WeightsRecord
 from ml.method import Method, Network, TrainHyperparameters
 from ml.networks import weights as network_weights
-from ml.training import devices, layer_rates, memory, randomness, spec_check, store_choice
+from ml.training import devices, layer_rates, loss_scaling, memory, randomness, spec_check, store_choice
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
 from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
@@ -64,6 +64,7 @@ class TrainingParts(NamedTuple):
     method: Method
     schedule: PhaseSchedule
     autocast: Callable[[], torch.autocast]  # the precision of the training
+    scaler: loss_scaling.LossScaler  # on where that is fp16
     evaluator: Evaluator
     inputs: TrainingInputs
 
@@ -82,8 +83,9 @@ def prepare(
     """Build everything. The arguments are those of `Trainer.build`."""
     classes = len(images.classes)
     random = randomness.Randomness(spec.seed, device)
-    bf16 = devices.uses_bf16(spec.precision, device)
-    autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16)
+    dtype = devices.network_dtype(spec.precision, device)
+    rounded = torch.bfloat16 if dtype == torch.float32 else dtype
+    autocast = functools.partial(torch.autocast, device.type, dtype=rounded, enabled=dtype != torch.float32)
 
     # Data: labels with their noise, what is held out, images on the device
     labels, noise_rate = noisy_labels(spec, images)
@@ -126,6 +128,7 @@ def prepare(
         method=method,
         schedule=PhaseSchedule(method.phases(hyperparameters(spec)), scale_rates),
         autocast=autocast,
+        scaler=loss_scaling.LossScaler(device, enabled=dtype == torch.float16),
         evaluator=Evaluator(method, splits, margins, autocast),
         inputs=inputs,
     )

@@ -156,9 +156,10 @@ class TrainingSpec(BaseModel):
     validation_fraction: float = Field(
         default=0.1, ge=0.0, le=0.5, description="Share of the training set held out, its labels still noisy."
     )
-    precision: Literal["auto", "f32", "bf16"] = Field(
+    precision: Literal["auto", "f32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Arithmetic of the network; auto: bf16 where the device profits. Losses are always f32.",
+        description="Arithmetic of the network; auto: bf16 where the device profits, and on GPUs that have only fp16 "
+        "that, with loss scaling. Losses are always f32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU if there is one.")
     deterministic: bool = Field(

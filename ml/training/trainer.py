@@ -26,7 +26,7 @@ from ml.evaluation import measure, ranking
 from ml.features.feature_file import Progress
 from ml.features.method_input import PictureMethod
 from ml.method import ENSEMBLE, Batch, Method, Optimizers, Pass, Phase, no_preparation, take_gradient_step
-from ml.training import checkpoint, devices, memory_check, setup, step_graphs, trainer_state
+from ml.training import checkpoint, devices, memory_check, setup, step_graphs, step_state, trainer_state
 from ml.training.events import EpochReport, Step
 from ml.training.sampler import EpochSampler, StepIndices
 from ml.training.spec import TrainingSpec
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ("EpochReport", "Step", "Trainer")
 
 FINITE_CHECK_STEPS = 50  # every so many steps the trainer waits for the device to see whether the loss is finite
+# Times what a step needs: recordings have memory of their own, eager steps theirs, and the estimate may be low
+RECORDING_ROOM = 3.0
 
 
 class Trainer:
@@ -57,6 +59,7 @@ class Trainer:
         epoch, step: The epoch that runs or comes next, and the steps taken so far, from 0.
         phase_number, optimizers: The phase entered last (-1 before the first), and its optimizers.
         step_runner: Runs steps eagerly or from recordings.
+        scaler: Scales losses where the network computes in fp16; off elsewhere.
         memory: What the phase needs; None until `check_memory` has estimated it.
         sampler, position: The order of this epoch (None between epochs), and how many of its steps are taken.
         loss_sum, seconds: Of this epoch: the sum of losses over its images, and the time spent.
@@ -75,7 +78,7 @@ class Trainer:
         self.mean, self.std = parts.mean, parts.std
         self.random, self.networks, self.method = parts.random, parts.networks, parts.method
         self.batches, self.margins, self.evaluator = parts.batches, parts.margins, parts.evaluator
-        self.inputs = parts.inputs
+        self.inputs, self.scaler = parts.inputs, parts.scaler
         self.schedule = parts.schedule
         self.phases, self.epochs = self.schedule.phases, self.schedule.epochs
         self._autocast, self._group = parts.autocast, group
@@ -106,7 +109,7 @@ class Trainer:
         device: str | None = None,
         threads: int | None = None,
         weights: Path | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         group: ProcessGroup | None = None,
         cache: Path | None = None,
         progress: Progress = lambda done, total: None,
@@ -121,8 +124,8 @@ class Trainer:
             device: Overrides the spec's device.
             threads: CPU threads of torch; None leaves them as they are.
             weights: The folder of pretrained weights.
-            cuda_graphs: Record and replay steps (`ml.training.step_graphs`) if a single process trains on a GPU. The
-                result is the same, so it is no part of the spec.
+            cuda_graphs: On a GPU, record steps and replay them where that is the same (`ml.training.step_graphs`), so
+                it is no part of the spec. Several processes, and images that are streamed, take eager steps.
             group: The ranks of a training on several devices. All build the same training and iterate over it alike.
             cache: The folder of the data set, where features of a frozen backbone are kept.
             progress: Called while such features are computed, with the numbers of images done and in all; may raise.
@@ -143,13 +146,33 @@ class Trainer:
         with devices.catch_failures("preparing the training"):
             parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress, resident_bytes)
             trainer = cls(spec, parts, resolved, group)
-            if cuda_graphs and group is None and resolved.type == "cuda" and not parts.inputs.streamed:
-                trainer.record_steps(step_graphs.CudaGraphs(resolved))
+            if cuda_graphs and resolved.type == "cuda":
+                trainer.record_on_gpu()
             return trainer
 
+    def record_on_gpu(self) -> None:
+        """Record steps as CUDA graphs from now on, unless what happens between them cannot be recorded."""
+        if self._group is not None:
+            reason = "the processes of a training exchange data within a step"
+        elif self.inputs.streamed:
+            reason = "each waits for its images"
+        else:
+            self.record_steps(step_graphs.CudaGraphs(self.device))
+            return
+        self.step_runner.notices.append(f"Steps are taken one by one, since {reason}.")
+
     def record_steps(self, recorder: step_graphs.GraphRecorder) -> None:
-        """From now on, record steps with `recorder` and replay them."""
-        self.step_runner = step_graphs.GraphedStep(recorder, self.random.generators)
+        """From now on, record steps with `recorder` and replay them, where both ways come to the same."""
+        defaults = [torch.default_generator]
+        if self.device.type == "cuda":
+            defaults.append(torch.cuda.default_generators[self.device.index])
+        self.step_runner = step_graphs.GraphedStep(
+            recorder,
+            step_state.StepState(self._step_tensors, lambda: (*self.random.generators(), *defaults)),
+            self.random.generators,
+            exact=self.spec.deterministic or self.device.type == "cpu",
+            obstacle=self._recording_obstacle,
+        )
 
     # The loop
 
@@ -159,7 +182,7 @@ class Trainer:
         Iterating again after a break goes on where the training was left.
 
         Raises:
-            TrainingDiverged: The loss or a weight is not finite any more.
+            TrainingDiverged: The loss or a weight is not finite any more; in fp16, gradients overflow at any scale.
             OutOfMemory: A phase does not fit; usually raised before its first step.
             UnusableData: A phase selects no image to train on.
             RankDivergence: The ranks of a group hold different weights.
@@ -200,26 +223,64 @@ class Trainer:
         return float(self.loss_sum), self.sampler.labelled * self.position / self.sampler.steps
 
     def _run_step(self, phase: Phase, indices: StepIndices) -> None:
-        """One step, eager or recorded; of one key, all steps launch the same operations."""
-        key = (self.epoch, indices.pass_index, *map(len, indices.positions))
+        """One step, eager or recorded."""
+        rows = tuple(map(len, indices.positions))
+        key = step_graphs.StepKey(self.phase_number, phase.name, indices.pass_index, rows)
         train = functools.partial(self._train_step, phase, indices.pass_index)
         with self.random.module_rng():
-            self.step_runner.run(key, indices.positions, self._progress(indices), self.optimizers, train)
+            progress, ranked_before = self._progress(indices), self.margins.has_recorded
+            ranks = self.step_runner.run(key, indices.positions, self.epoch, progress, self.optimizers, train)
+        self.margins.has_recorded = ranked_before or ranks
 
-    def _train_step(self, phase: Phase, pass_index: int, positions: step_graphs.Positions, progress: float) -> None:
-        batch = self.batches.build(phase, pass_index, positions, epoch=self.epoch, progress=progress)
+    def _train_step(
+        self, phase: Phase, pass_index: int, positions: step_graphs.Positions, epoch: int, progress: float
+    ) -> bool:
+        """Take a step. Returns whether it recorded logits by which labels are ranked."""
+        self.margins.has_recorded = False
+        batch = self.batches.build(phase, pass_index, positions, epoch=epoch, progress=progress)
         loss = self._optimize(phase, batch, self.optimizers)
         self.loss_sum += loss * len(batch.index)
+        return self.margins.has_recorded
 
     def _optimize(self, phase: Phase, batch: Batch, optimizers: Optimizers) -> Tensor:
         """Loss, backward, optimizer step. Returns the loss of the batch, detached."""
         self.method.train()
         with self._autocast():
             loss = phase.loss(batch)
-        loss = take_gradient_step(loss, optimizers, phase.clip, lambda: phase.before_step(batch))
+        loss = take_gradient_step(loss, optimizers, phase.clip, lambda: phase.before_step(batch), self.scaler)
         with self._autocast():
             phase.after_step(batch)
         return loss
+
+    def _step_tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, or depends on beside its images; see `step_state.StepState`."""
+        optimizer_tensors = {
+            f"optimizers/{number}/{place}/{name}": value
+            for number, member in enumerate(self.optimizers.members)
+            for place, entries in enumerate(member.state.values())
+            for name, value in entries.items()
+            if isinstance(value, Tensor) and value.device.type == self.device.type
+        }
+        return {
+            **{f"weights/{name}": parameter for name, parameter in self.method.named_parameters()},
+            **{f"buffers/{name}": buffer for name, buffer in self.method.named_buffers()},
+            **optimizer_tensors,
+            **{f"margins/{name}": tensor for name, tensor in self.margins.state()[0].items()},
+            **{f"scaler/{name}": tensor for name, tensor in self.scaler.tensors().items()},
+            "loss/sum": self.loss_sum,
+        }
+
+    def _recording_obstacle(self) -> str | None:
+        """Why the steps of this phase should not be recorded, though they may be; None: they should."""
+        if self.memory is None:
+            return None
+        need = self.memory.need.at(self.spec.batch_size)
+        if RECORDING_ROOM * need <= self.memory.free:
+            return None
+        return (
+            f"recordings need memory of their own beside the {need / memory_check.GIGABYTE:.1f} GB of a step, and "
+            f"{self.memory.free / memory_check.GIGABYTE:.1f} GB are free"
+        )
 
     def begin_epoch(self) -> tuple[Phase, EpochSampler]:
         """The phase and the sampler of this epoch. If it has begun already, nothing changes."""
@@ -249,6 +310,7 @@ class Trainer:
             raise errors.UnusableData(detail, code="empty_pool")
         self.sampler, self.position, self.seconds = sampler, 0, 0.0
         self.loss_sum.zero_()
+        self.scaler.skipped.zero_()
         return phase, sampler
 
     def check_memory(self) -> None:
@@ -266,7 +328,7 @@ class Trainer:
 
         applied = len(self.batches) if phase.begin_epoch is not no_preparation else 0  # it may call `score`
         eval_rows = min(self.batches.eval_batch_size(), max(applied, self.evaluator.largest_split))
-        with self.random.preserved(), self.random.module_rng():
+        with self.random.preserved(), self.random.module_rng(), self.scaler.preserved():
             self.memory = memory_check.estimate(
                 self.method,
                 build_batch,
@@ -303,12 +365,12 @@ class Trainer:
             seconds=self.seconds + time.perf_counter() - self._clock_started,
             images_per_second=len(self.batches) / training_seconds,
             finite=all(math.isfinite(n) for heads in scores.values() for score in heads.values() for n in score),
+            skipped_steps=int(self.scaler.skipped),
         )
 
         self.history.append(report)
         self.epoch += 1
         self.sampler, self.position = None, 0
-        self.step_runner.reset()
         return report
 
     def run_follower(self) -> None:
@@ -380,7 +442,7 @@ class Trainer:
         return (self.epoch + indices.progress) / self.epochs
 
     def _check_loss(self, phase: Phase) -> None:
-        if not bool(torch.isfinite(self.loss_sum)):
+        if not bool(torch.isfinite(self.loss_sum) & ~self.scaler.has_collapsed()):
             raise errors.TrainingDiverged(self.epoch + 1, phase.name)
 
     def _check_weights(self, phase: Phase) -> None:

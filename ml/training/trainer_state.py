@@ -28,6 +28,7 @@ def pack(trainer: Trainer, *, on_device: bool) -> checkpoint.State:
         "random/": trainer.random.state(),
         "sampler/": {} if trainer.sampler is None else trainer.sampler.state(),
         "optimizer/": optimizer_tensors,
+        "scaler/": trainer.scaler.tensors(),
     }
     tensors = {prefix + name: tensor for prefix, group in groups.items() for name, tensor in group.items()}
     tensors["loss_sum"] = trainer.loss_sum
@@ -73,6 +74,7 @@ def unpack(trainer: Trainer, state: checkpoint.State) -> bool:
     trainer.phase_number = facts["phase_number"]
     trainer.optimizers = trainer.schedule.build_optimizers(trainer.phase_number)
     checkpoint.unpack_optimizers(trainer.optimizers.members, state.under("optimizer/"), facts["optimizers"])
+    trainer.scaler.restore(state.under("scaler/"))
     is_exact = trainer.random.restore(state.under("random/"), state.step)
 
     # What was measured

@@ -10,6 +10,7 @@ one failure, or one broken CUDA context, spoils no other. The exit status counts
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import logging
@@ -27,9 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
 from ml import errors, methods
+from ml.blocks import side_by_side
 from ml.data.dataset import LabeledImages
 from ml.distributed.launch import RankInfo, launch
 from ml.distributed.process_group import ProcessGroup
@@ -60,18 +64,20 @@ class Check:
         self.part = ""  # the one that runs
 
     def parts(self) -> dict[str, tuple[Callable[[], None], int]]:
-        """Each part by name, with its limit in seconds."""
+        """Each part by name, with its limit in seconds: together ten minutes."""
         return {
-            "environment": (self.environment, 30),
-            "warnings": (self.warnings, 60),
-            "resume": (self.resume, 60),
-            "checkpoints": (self.checkpoints, 60),
-            "growth": (self.growth, 60),
-            "predict": (self.predict, 60),
-            "ranks": (self.ranks, 60),
-            "out_of_memory": (self.out_of_memory, 60),
-            "methods": (self.methods, 240),
-            "speed": (self.speed, 180),
+            "environment": (self.environment, 20),
+            "warnings": (self.warnings, 30),
+            "resume": (self.resume, 30),
+            "checkpoints": (self.checkpoints, 40),
+            "growth": (self.growth, 80),
+            "predict": (self.predict, 30),
+            "ranks": (self.ranks, 40),
+            "out_of_memory": (self.out_of_memory, 30),
+            "fp16": (self.fp16, 40),
+            "methods": (self.methods, 130),
+            "speed": (self.speed, 70),
+            "two_networks": (self.two_networks, 60),
         }
 
     def say(self, **facts: object) -> None:
@@ -145,14 +151,51 @@ class Check:
             if last is not None:
                 checkpoint.verify(last.path)
         copying_s = [round(one.copying_s, 4) for one in (*written, last) if one is not None]
-        self.say(share=round(own_s / total_s, 4), copying_s=copying_s, gave_up=self.gave_up(trainer))
+        self.say(share=round(own_s / total_s, 4), copying_s=copying_s, **self.recorded(trainer))
 
     def growth(self) -> None:
-        """Whether every epoch's recording leaves memory behind."""
-        trainer = self.trainer(1300, epochs=2 if self.smallest else 14, cuda_graphs=True)
-        ends = (event for event in trainer if isinstance(event, EpochReport))
-        reserved = [round(torch.cuda.memory_reserved() / 1e9, 2) if self.is_gpu else None for _ in ends]
-        self.say(reserved_gb_by_epoch=reserved, gave_up=self.gave_up(trainer))
+        """The memory of 200 epochs: with the recordings of the first ones, and with all made anew in each epoch."""
+        for anew in (False, True):
+            trainer = self.trainer(1300, epochs=3 if self.smallest else 200, cuda_graphs=True)
+            reserved: list[float] = []
+            for event in trainer:
+                if isinstance(event, EpochReport):
+                    reserved.append(torch.cuda.memory_reserved() / 1e9 if self.is_gpu else 0.0)
+                    if anew:  # a buffer that lies elsewhere makes them invalid
+                        normalised = next(one for one in trainer.method.modules() if isinstance(one, nn.BatchNorm2d))
+                        assert normalised.running_mean is not None
+                        normalised.running_mean = normalised.running_mean.clone()
+            settled = reserved[len(reserved) // 4]  # once both batch shapes have been recorded
+            gb = {"reserved_gb": [round(number, 2) for number in (reserved[0], settled, reserved[-1])]}
+            self.say(recorded_anew=anew, epochs=len(reserved), **gb, **self.recorded(trainer))
+            assert reserved[-1] <= 1.05 * settled
+            assert trainer.step_runner.replayed or not self.is_gpu
+
+    def fp16(self) -> None:
+        """fp16 with loss scaling, as a GPU without bf16 trains: recorded as eager, and how it learns beside bf16."""
+        ends: dict[str, Trainer] = {}
+        for name, recording in (("bf16", False), ("fp16", False), ("fp16 recorded", True)):
+            precision = name.partition(" ")[0]
+            settings: dict[str, Any] = {
+                "precision": precision,
+                "deterministic": True,
+                "epochs": 2 if self.smallest else 6,
+            }
+            ends[name] = trainer = self.trainer(4096, cuda_graphs=recording, **settings)
+            if trainer.scaler.is_enabled():  # so high that the first steps overflow
+                trainer.begin_epoch()
+                trainer.scaler.restore(trainer.scaler.tensors() | {"scale": torch.tensor(2.0**30)})
+            list(trainer)
+            self.say(
+                case=name,
+                loss=[round(report.train_loss, 4) for report in trainer.history],
+                skipped_steps=sum(report.skipped_steps for report in trainer.history),
+                scale=[float(scale) for scale in (trainer.scaler.tensors().get("scale"),) if scale is not None],
+                **self.recorded(trainer),
+            )
+        differ = same(ends["fp16"].state().tensors, ends["fp16 recorded"].state().tensors)
+        self.say(differ=differ[:4])
+        assert not differ
 
     def predict(self) -> None:
         """Milliseconds of a prediction, by the number of images."""
@@ -196,7 +239,7 @@ class Check:
             self.say(batch_size=batch_size, cuda_graphs=cuda_graphs, filled=len(filled), outcome=outcome)
 
     def methods(self) -> None:
-        """Every method, eager against recorded, bit for bit; which of them cannot be recorded."""
+        """Every method, eager against recorded, bit for bit; which of them cannot be recorded, and why."""
         for name in ("ce", "denll") if self.smallest else methods.names():
             started = time.perf_counter()
             settings: dict[str, Any] = {"method": name, "deterministic": True, "epochs": 6 if name in LATE else 2}
@@ -204,31 +247,57 @@ class Check:
             list(eager), list(recorded)
             differ = same(eager.state().tensors, recorded.state().tensors)
             seconds = round(time.perf_counter() - started, 1)
-            self.say(method=name, differ=differ[:4], gave_up=self.gave_up(recorded), seconds=seconds)
+            self.say(method=name, differ=differ[:4], seconds=seconds, **self.recorded(recorded))
 
     def speed(self) -> None:
-        """Seconds of an epoch of 50,000 images; eager and recorded, one network and two (T5, T7)."""
+        """Seconds of an epoch of 50,000 images, eager and recorded (T7)."""
         cases: list[dict[str, Any]] = [
-            {"network": network, "batch_size": batch_size, "cuda_graphs": cuda_graphs, "params": {"networks": networks}}
-            for network, batch_size, cuda_graphs, networks in (
-                ("resnet18", 128, False, 1), ("resnet18", 128, True, 1), ("resnet18", 512, True, 1),
-                ("resnet34", 128, True, 1), ("resnet18", 128, True, 2),
+            {"network": network, "batch_size": batch_size, "cuda_graphs": cuda_graphs}
+            for network, batch_size, cuda_graphs in (
+                ("resnet18", 128, False), ("resnet18", 128, True), ("resnet18", 512, True), ("resnet34", 128, True),
             )
         ]  # fmt: skip
         for case in [{"network": self.network}] if self.smallest else cases:
-            started, first_step_s, seconds = time.perf_counter(), None, []
-            for event in self.trainer(50_000, **case):
-                first_step_s = first_step_s or time.perf_counter() - started
-                if isinstance(event, EpochReport):
-                    seconds.append(event.seconds)
-            peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if self.is_gpu else None
-            epoch_s = round(statistics.median(seconds[1:]), 3)
-            self.say(**case, first_step_s=round(first_step_s or 0.0, 2), epoch_s=epoch_s, peak_gb=peak)
+            self.epoch_seconds(**case)
+
+    def two_networks(self) -> None:
+        """An epoch of two networks over one of one (T5): recorded on two streams and on one, and DeNLL's two."""
+        one_stream: Callable[..., Any] = lambda _: contextlib.nullcontext()  # noqa: E731
+        for label, method, networks, streams in (
+            ("one network", "ce", 1, 2),
+            ("two on one stream", "ce", 2, 1),
+            ("two on two streams", "ce", 2, 2),
+            ("DeNLL", "denll", None, 2),
+        ):
+            with pytest.MonkeyPatch.context() as patch:
+                if streams == 1:
+                    patch.setattr(side_by_side, "second_stream", one_stream)
+                params = {} if networks is None else {"networks": networks}
+                self.say(case=label)
+                epoch_s = self.epoch_seconds(method=method, params=params, cuda_graphs=True)
+            if label == "one network":
+                alone_s = epoch_s
+            self.say(case=label, ratio=round(epoch_s / alone_s, 2))
+
+    def epoch_seconds(self, **case: Any) -> float:
+        """Train three epochs of 50,000 images, say how fast, and return the seconds of an epoch."""
+        started, first_step_s, seconds = time.perf_counter(), None, []
+        trainer = self.trainer(50_000, **case)
+        for event in trainer:
+            first_step_s = first_step_s or time.perf_counter() - started
+            if isinstance(event, EpochReport):
+                seconds.append(event.seconds)
+        peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if self.is_gpu else None
+        epoch_s = statistics.median(seconds[1:])
+        figures = {"first_step_s": round(first_step_s or 0.0, 2), "epoch_s": round(epoch_s, 3), "peak_gb": peak}
+        self.say(**case, **figures, **self.recorded(trainer))
+        return epoch_s
 
     @staticmethod
-    def gave_up(trainer: Trainer) -> bool | None:
-        """Whether recording its steps failed; None where none were to be recorded."""
-        return getattr(trainer.step_runner, "gave_up", None)
+    def recorded(trainer: Trainer) -> dict[str, object]:
+        """Which share of its steps were replayed, and why others were not."""
+        runner = trainer.step_runner
+        return {"recorded_steps": round(runner.recorded_share(), 3), "notices": runner.notices}
 
 
 def train_as_rank(rank: RankInfo, check: Check) -> list[float] | None:

@@ -33,7 +33,9 @@ CHANGES: dict[str, dict[str, object]] = {
     "denll concat": {"method": "denll", "params": {"fusion": "concat", "gates": "joint"}},
     "dividemix": {"method": "dividemix"},
     "uneven": {"batch_size": 17},  # 97 images, 10 held out: five steps of 17 and one of 2
+    "fp16": {"precision": "fp16", "params": {"networks": 2}},
 }
+ALONE = {"uneven", "fp16"}  # have scenarios of their own
 STOP_AT = 5  # events: in the middle of the second epoch
 
 
@@ -72,7 +74,7 @@ def trainings(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """Most kinds of training to their end."""
     return {
         f"{name}: {key}": tensor
-        for name in sorted(set(CHANGES) - {"uneven"})
+        for name in sorted(set(CHANGES) - ALONE)
         for key, tensor in trained(name, group).items()
     }
 
@@ -80,6 +82,15 @@ def trainings(group: process_group.ProcessGroup, folder: Path) -> Tensors:
 def uneven(group: process_group.ProcessGroup, folder: Path) -> Tensors:
     """Batches that cannot be shared evenly, with ranks that get nothing of the last."""
     return trained("uneven", group)
+
+
+def fp16_training(group: process_group.ProcessGroup, folder: Path) -> Tensors:
+    """A training whose first steps overflow."""
+    training = build("fp16", group)
+    training.begin_epoch()
+    training.scaler.restore(training.scaler.tensors() | {"scale": torch.tensor(2.0**30)})
+    list(training)
+    return outcome(training)
 
 
 def resumed(group: process_group.ProcessGroup, folder: Path) -> Tensors:
@@ -192,6 +203,7 @@ def lost_rank(group: process_group.ProcessGroup, folder: Path) -> Tensors:
 SCENARIOS: tuple[Callable[[process_group.ProcessGroup, Path], Tensors], ...]
 SCENARIOS = (
     trainings,
+    fp16_training,
     resumed,
     dropout_draws,
     gradients,

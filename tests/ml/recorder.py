@@ -56,7 +56,7 @@ class ReplayRecorder:
     """Counts what it did."""
 
     def __init__(self) -> None:
-        self.warmed = self.recorded = self.repeated = 0
+        self.warmed = self.recorded = self.repeated = self.released = 0
 
     def warm_up(self, work: Callable[[], object]) -> None:
         self.warmed += 1
@@ -79,3 +79,38 @@ class ReplayRecorder:
             tape.again()
 
         return again
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class CaptureMode(Repeated):
+    """As a CUDA graph is captured: nothing that was there before is changed by it. Only a replay has effects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Any, Tensor]] = {}  # by storage: that storage and a copy of its bytes
+        self._own: dict[int, Any] = {}  # storages that were made meanwhile
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # the schema of batch normalisation hides that it writes its running statistics
+        writes = func._schema.is_mutable or func._schema.name.endswith("batch_norm")
+        for tensor in tensors_in((args, kwargs)) if writes else ():
+            memory = tensor.untyped_storage()
+            if memory._cdata not in self._own:
+                self._before.setdefault(memory._cdata, (memory, as_bytes(memory).clone()))
+        inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs or {}))}
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in tensors_in(made):
+            if (memory := tensor.untyped_storage())._cdata not in inputs:
+                self._own[memory._cdata] = memory
+        return made
+
+    def undo(self) -> None:
+        for memory, before in self._before.values():
+            as_bytes(memory).copy_(before)
+        self._before = {}
+
+
+def as_bytes(memory: Any) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(memory)

@@ -223,17 +223,45 @@ def test_the_memory_of_a_process_is_limited_where_it_is_asked_for(
     assert calls == limits
 
 
+PASCAL, TURING = (6, 1), (7, 5)
+
+
 @pytest.mark.parametrize(
-    ("precision", "says"),
-    [("auto", "computes in f32"), ("bf16", "emulates it"), ("f32", None)],
+    ("precision", "capability", "dtype", "says"),
+    [
+        ("auto", TURING, torch.float16, "computes in fp16, with loss scaling"),
+        ("fp16", TURING, torch.float16, "computes in fp16, with loss scaling"),
+        ("auto", PASCAL, torch.float32, "computes in f32"),
+        ("fp16", PASCAL, torch.float16, "set precision to f32"),
+        ("bf16", TURING, torch.bfloat16, "emulates it"),
+        ("f32", TURING, torch.float32, None),
+    ],
 )
-def test_a_gpu_without_bf16_is_told_of(precision: str, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)  # as on Turing
-    note = devices.precision_note(precision, torch.device("cuda", 0))
+def test_a_gpu_without_bf16_is_told_of(
+    precision: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    says: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    note = devices.precision_note(precision, gpu)
 
     assert (note is None) if says is None else (says in str(note))
-    assert not devices.uses_bf16("auto", torch.device("cuda", 0))
-    assert devices.precision_note(precision, torch.device("cpu")) is None
+    assert devices.network_dtype(precision, gpu) == dtype
+    assert not devices.uses_bf16("auto", gpu)  # for predictions and features
+    assert devices.precision_note(precision, cpu) is None
+
+
+def test_auto_takes_bf16_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    bf16 = devices.has_fast_bf16(torch.device("cpu"))
+
+    assert devices.network_dtype("auto", torch.device("cuda", 0)) == torch.bfloat16
+    assert devices.network_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if bf16 else torch.float32)
+    assert devices.precision_note("auto", torch.device("cuda", 0)) is None
 
 
 @pytest.mark.parametrize(

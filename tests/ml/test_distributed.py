@@ -64,7 +64,7 @@ def training(two: RankResults, name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in two["trainings"][0].items() if key.startswith(prefix)}
 
 
-@pytest.mark.parametrize("name", sorted(set(ranks.CHANGES) - {"uneven"}))
+@pytest.mark.parametrize("name", sorted(set(ranks.CHANGES) - ranks.ALONE))
 def test_two_processes_train_as_one_does(two: RankResults, name: str) -> None:
     """Weights, running statistics, momentum, order, the ranking of labels, and every reported loss."""
     assert (
@@ -73,9 +73,16 @@ def test_two_processes_train_as_one_does(two: RankResults, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["trainings", "resumed", "gradients", "bf16_gradients"])
+@pytest.mark.parametrize("name", ["trainings", "fp16_training", "resumed", "gradients", "bf16_gradients"])
 def test_all_processes_hold_the_same_bits(two: RankResults, name: str) -> None:
     assert same(*two[name]) == []
+
+
+def test_all_processes_skip_the_same_steps(two: RankResults) -> None:
+    """Of which each sees gradients of its own rows, until they are summed; the scale fell and weights still moved."""
+    scale = float(two["fp16_training"][0]["scaler/scale"])
+
+    assert 1.0 < scale < 2.0**30
 
 
 def test_resuming_on_two_processes_changes_no_bit(two: RankResults) -> None:

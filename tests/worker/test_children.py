@@ -42,6 +42,7 @@ from ml.training import checkpoint, store_choice
 from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
+from tests.ml.recorder import ReplayRecorder
 from tests.ml.test_randomness import of_a_gpu
 from tests.worker.harness import CLASSES, SIDE, ServiceHarness, opened, pictures
 from worker import control_channel
@@ -607,6 +608,52 @@ def test_F29_an_attempt_on_another_kind_of_device_goes_on_and_says_so(
     assert harness.state(job_id) == "succeeded"
     assert lines[0].startswith("Resumed at step ")
     assert lines[1].startswith("The checkpoint is of another kind of device than cpu")
+
+
+def test_a_job_says_which_steps_are_not_recorded_and_why(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a recorder for CPUs in place of a GPU's; the second phase of DivideMix weighs by the progress."""
+    build = Trainer.build
+
+    def recording(*arguments: Any, **options: Any) -> Trainer:
+        trainer = build(*arguments, **options)
+        trainer.record_steps(ReplayRecorder())
+        return trainer
+
+    monkeypatch.setattr(Trainer, "build", recording)
+    for method, notes in (("ce", 0), ("dividemix", 1)):
+        job_id = harness.submit(harness.dataset(), method=method, params={}, epochs=8, batch_size=8)
+        assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+        lines = [event.data["message"] for event in harness.history(job_id, "log")]
+        metrics = harness.job(job_id).metrics
+        assert metrics is not None
+        assert len([line for line in lines if "taken one by one" in line]) == notes
+        assert 0.0 < metrics["recorded_steps"] < 1.0
+        assert metrics["skipped_steps"] == 0
+
+
+def test_no_steps_are_recorded_after_an_attempt_that_failed(
+    harness: ServiceHarness, channel: ControlChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that recordings break must not fail a job three times; an attempt that was drained is no failure."""
+    build, recorded = Trainer.build, list[bool]()
+
+    def watched(*arguments: Any, **options: Any) -> Trainer:
+        recorded.append(options["cuda_graphs"])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "build", watched)
+    for reason, beats in (("drained", 6), ("device_unavailable", 0), ("child_killed", 0)):
+        harness.submit(harness.dataset(), epochs=2)
+        claim = claimed(harness)
+        if beats:
+            assert job.main(*claim, None, Drained(beats)) == control_channel.DRAINED
+        with transaction(harness.engine) as session:
+            attempt.requeue(session, *claim, counts=reason == "child_killed", limit=3, reason=reason)
+        assert job.main(*claimed(harness), None, channel) == control_channel.FINISHED
+
+    assert recorded == [True, True, False, False]
 
 
 def small_training(method: str, *, batch_size: int, epochs: int) -> Trainer:

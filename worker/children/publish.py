@@ -199,6 +199,8 @@ def summarize(trainer: Trainer, images: LabeledImages, truth: Truth, issues: Lab
             "epochs": trainer.epochs,
             "train_seconds": sum(report.seconds for report in trainer.history),
             "images_per_second": events.speed(trainer.history),
+            "recorded_steps": trainer.step_runner.recorded_share(),
+            "skipped_steps": sum(report.skipped_steps for report in trainer.history),
         }
     )
     return metrics

@@ -25,7 +25,7 @@ from ml.training import host_cpus
 from ml.training.events import EpochReport, Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
-from worker.children import first_answer, publish
+from worker.children import checkpointing, first_answer, publish
 from worker.children.checkpointing import Checkpointer
 from worker.children.job_context import JobContext
 from worker.children.job_reporter import Interrupted, JobReporter
@@ -70,6 +70,8 @@ def run(
     trainer = build_trainer(spec, group)
     if note := training_devices.precision_note(spec.precision, trainer.device):
         reporter.log("warning", note)
+    if trainer.device.type == "cuda" and settings.cuda_graphs and has_failed_before(ctx):
+        reporter.log("warning", "Steps are taken one by one, since an attempt before ended without a checkpoint.")
     checkpointer = Checkpointer(ctx, settings, reporter, trainer)
     resumed: Path | None = None
     try:
@@ -128,11 +130,14 @@ def train(
     """
     started = time.monotonic()
     meter = ProgressMeter(trainer)
+    notices = trainer.step_runner.notices
     try:
         for number, event in enumerate(trainer):
             if number == 0:
                 log.info("first step")
             reporter.beat()
+            while notices:
+                reporter.log("warning", notices.pop(0))
 
             # Checkpoints: after each epoch unless epochs are short, within an epoch only when it is long.
             if isinstance(event, EpochReport):
@@ -229,10 +234,21 @@ def build(
         threads=threads_per_process(settings, devices),
         weights=ctx.files.weights(),
         group=group,
-        cuda_graphs=settings.cuda_graphs,
+        cuda_graphs=settings.cuda_graphs and not has_failed_before(ctx),
         cache=ctx.dataset_folder,
         progress=progress,
     )
+
+
+def has_failed_before(ctx: JobContext) -> bool:
+    """Whether attempts before this one left no checkpoint, or the last one none that was new.
+
+    Recording a step is what may break a GPU's driver, and it does so in the first steps of a training or a phase.
+    """
+    if ctx.job.attempts_without_progress > 0:
+        return True
+    written = (path for folder in ctx.files.attempts(ctx.job.id) for path in (folder / checkpointing.FOLDER).glob("*"))
+    return ctx.fence > 1 and not any(True for _ in written)
 
 
 def before_the_first(spec: TrainingSpec) -> dict[str, Any]:
