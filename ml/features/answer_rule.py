@@ -45,8 +45,8 @@ class BackgroundStatistic:
     @property
     def finding(self) -> str:
         """One clause for the user."""
-        follow = "yes" if self.labels_follow_background else "no"
-        return f"labels follow the background: {follow}, L = {self.excess:.3f} ± {self.deviation:.3f}"
+        answer = "yes" if self.labels_follow_background else "no"
+        return f"labels follow the background: {answer}, L = {self.excess:.3f} ± {self.deviation:.3f}"
 
 
 @dataclass(frozen=True)
