@@ -22,6 +22,7 @@ With pretrained weights (`docs/evidence/defaults.md` measures them at 160 px on 
 | resize | as the weights were trained | same |
 | tune, epochs | those of the method's first preset for such networks; else the last stage for 6 epochs | same |
 | tune | all where the request asks for pixels that change, or for params that no frozen part goes with | same |
+| learning_rate, layer_decay, batch_norm | 0.01, 0.7, pretrained where all of the network is tuned | same |
 | params | those of the preset for this depth if the method has one | same |
 | first_answer | yes, unless the request names a method | same |
 
@@ -47,6 +48,7 @@ IMAGES_SEEN = {"cpu": (200_000, 8, 40), "cuda": (2_500_000, 30, 100)}  # budget,
 TOO_FEW_TO_VALIDATE = 100
 BACKBONE_SIDE = {"cpu": 160, "cuda": 224}  # pixels
 TUNED = {"tune": "last", "epochs": 6}  # a pretrained network, by a method without a preset of its own for it
+WHOLE = {"tune": "all", "learning_rate": 0.01, "layer_decay": 0.7, "batch_norm": "pretrained"}  # all of one
 
 
 class DataFacts(NamedTuple):
@@ -147,7 +149,7 @@ def choose_weights(
 class Tuning(NamedTuple):
     """How a pretrained network is trained by default."""
 
-    fields: Mapping[str, Any]  # `tune` and `epochs`
+    fields: Mapping[str, Any]  # `tune`, `epochs` and how fast
     params: dict[str, Any] | None  # of the method; None leaves them to its rules
 
 
@@ -171,15 +173,14 @@ def suggest_tuning(
     depth = body["tune"] if "tune" in sent else "all" if spec_rules.pixel_changes(body) else None
     if params is not None and not catalog.fits_frozen_backbone(method, params):
         depth = depth or "all"
+    deeper = {} if depth is None else WHOLE if depth == "all" else {"tune": depth}
     presets = catalog.tuned_presets(method)
     fitting = [preset for preset in presets if depth in (None, preset.training["tune"])]
     preset = next(iter(fitting or presets), None)
     if preset is None:
-        return Tuning(TUNED if depth is None else {**TUNED, "tune": depth}, params)
-    if depth == "all":  # no preset is meant for it
-        return Tuning({**preset.training, "tune": depth}, params)
-    deeper = {} if depth is None else {"tune": depth}
-    return Tuning({**preset.training, **deeper}, preset.params if params is None else params)
+        return Tuning({**TUNED, **deeper}, params)
+    fits_depth = bool(fitting) or depth != "all"  # params that are meant for a frozen part suit no other
+    return Tuning({**preset.training, **deeper}, preset.params if params is None and fits_depth else params)
 
 
 def suggest(facts: DataFacts, device: str, catalog: Catalog) -> dict[str, Any]:

@@ -22,7 +22,10 @@ MAX_LEARNING_RATE = 5e-3  # of Adam, on a reinitialised part
 
 
 def reinitialise(network: Network, fresh: Network, parts: Sequence[str]) -> None:
-    """Load the named parts' weights and batch statistics from `fresh`, a network of the same kind."""
+    """Load the named parts' weights and batch statistics from `fresh`, a network of the same kind.
+
+    Where the training starts from pretrained weights, `fresh` has them and their statistics; its classifier is new.
+    """
     for part in parts:
         getattr(network, part).load_state_dict(getattr(fresh, part).state_dict())
 

@@ -42,6 +42,12 @@ class BackgroundStatistic:
         """Whether L is above the threshold, and more than chance."""
         return self.excess > THRESHOLD and self.excess > DEVIATIONS * self.deviation
 
+    @property
+    def finding(self) -> str:
+        """One clause for the user."""
+        answer = "yes" if self.labels_follow_background else "no"
+        return f"labels follow the background: {answer}, L = {self.excess:.3f} ± {self.deviation:.3f}"
+
 
 @dataclass(frozen=True)
 class AnswerDecision:
@@ -60,14 +66,10 @@ class AnswerDecision:
     @property
     def reason(self) -> str:
         """One sentence for the user."""
-        result = f"L = {self.statistic.excess:.3f} ± {self.statistic.deviation:.3f}"
         if self.predictor == "g2":
-            return f"labels follow the background: yes, {result}; the prediction without the background answers"
+            return f"{self.statistic.finding}; the prediction without the background answers"
         first, second = self.weights
-        return (
-            f"labels follow the background: no, {result}; "
-            f"both predictions answer, with weights {first:.2f} and {second:.2f}"
-        )
+        return f"{self.statistic.finding}; both predictions answer, with weights {first:.2f} and {second:.2f}"
 
 
 def decide(first: Tensor, second: Tensor, background: Tensor, labels: Tensor) -> AnswerDecision:

@@ -140,8 +140,12 @@ class EvidenceState(nn.Module):
         weight_first, weight_second = self.answer_weights.float()
         return answer_rule.combine(first, second, weight_first, weight_second)
 
-    def findings(self) -> dict[str, Any]:
-        """In words and numbers, for the user; empty before anything is gathered."""
+    def findings(self, answer: str = "evidence") -> dict[str, Any]:
+        """In words and numbers, for the user; empty before anything is gathered.
+
+        Args:
+            answer: the prediction that is the model's (`InteractionParams.answer`); "evidence" is the decision's.
+        """
         if not bool(self.is_gathered):
             return {}
         decision = self.decision
@@ -150,8 +154,8 @@ class EvidenceState(nn.Module):
             "labels_follow_background": decision.statistic.labels_follow_background,
             "background_statistic": decision.statistic.excess,
             "background_statistic_deviation": decision.statistic.deviation,
-            "answer": decision.predictor,
-            "answer_reason": decision.reason,
+            "answer": decision.predictor if answer == "evidence" else answer,
+            "answer_reason": decision.reason if answer == "evidence" else decision.statistic.finding,
             "labels_of_object": of_object,
             "labels_of_background": of_background,
             "labels_of_neither": of_neither,

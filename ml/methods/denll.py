@@ -66,11 +66,25 @@ ABOUT: About = {
         },
         "photographs": {"localization": "backbone", "host": "elr", "gates": "off", **BY_EVIDENCE},
         "photographs frozen": {"localization": "backbone", "host": "forward_probe", "gates": "off", **BY_EVIDENCE},
+        "photographs whole": {
+            "localization": "backbone",
+            "host": "ce",
+            "gates": "off",
+            "agreement": "evidence",
+            "answer": "mean",
+        },
         "paper": {"split": "median", "fusion": "concat", "loss": "gated", "gates": "joint", "agreement": "off"},
     },
     "training": {
         "photographs": {"tune": "last", "epochs": 4},
         "photographs frozen": {"tune": "none", "epochs": 1},
+        "photographs whole": {
+            "tune": "all",
+            "epochs": 4,
+            "batch_norm": "pretrained",
+            "learning_rate": 0.01,
+            "layer_decay": 0.7,
+        },
     },
     "frozen_backbone": {"localization": "backbone"},
     "rules": [{"preset": "confounded", "fact": "clutter", "below": 0.78}],
@@ -305,4 +319,4 @@ class Method(method.Method):
 
     def findings(self) -> dict[str, Any]:
         """Whether labels follow the background, who answers, and why (`EvidenceState.findings`)."""
-        return {} if self.evidence is None else self.evidence.findings()
+        return {} if self.evidence is None else self.evidence.findings(self.params.answer)

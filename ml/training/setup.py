@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +30,7 @@ from ml.features.encoder import Encoder
 from ml.features.feature_file import Progress
 from ml.features.method_input import MethodInput
 from ml.formats.weights_folder import WeightsRecord
-from ml.method import Method, Network, TrainHyperparameters
+from ml.method import Method, Network, Phase, TrainHyperparameters
 from ml.networks import weights as network_weights
 from ml.training import devices, layer_rates, loss_scaling, memory, randomness, spec_check, store_choice
 from ml.training.batch_builder import BatchBuilder
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 MEMORISED_ROWS = 2000  # at most so many images with a wrong, injected label are evaluated
 HASHED_ROWS = 256  # images that identify a data set, besides all labels
+FIXED_STATISTICS_CLIP = 5.0  # of the joint gradient norm, where no batch statistics hold activations in bounds
 
 
 class TrainingParts(NamedTuple):
@@ -126,7 +128,7 @@ def prepare(
         batches=batches,
         networks=networks,
         method=method,
-        schedule=PhaseSchedule(method.phases(hyperparameters(spec)), scale_rates),
+        schedule=PhaseSchedule(limit_gradients(method.phases(hyperparameters(spec)), spec), scale_rates),
         autocast=autocast,
         scaler=loss_scaling.LossScaler(device, enabled=dtype == torch.float16),
         evaluator=Evaluator(method, splits, margins, autocast),
@@ -159,6 +161,17 @@ def hyperparameters(spec: TrainingSpec) -> TrainHyperparameters:
     return TrainHyperparameters(
         spec.epochs, spec.learning_rate, spec.momentum, spec.weight_decay, factor, spec.batch_size
     )
+
+
+def limit_gradients(phases: Sequence[Phase], spec: TrainingSpec) -> list[Phase]:
+    """The phases, each with a limit on its gradient if statistics are fixed (`TrainingSpec.batch_norm`).
+
+    A training whose layers do not normalise by their batches can lose all that it knows in a few steps (docs/log.md). A
+    phase's own limit stays.
+    """
+    if spec.batch_norm == "batch":
+        return list(phases)
+    return [replace(phase, clip=phase.clip or FIXED_STATISTICS_CLIP) for phase in phases]
 
 
 def check_data(spec: TrainingSpec, images: LabeledImages) -> None:

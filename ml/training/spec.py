@@ -122,7 +122,8 @@ class TrainingSpec(BaseModel):
     batch_norm: Literal["batch", "pretrained"] = Field(
         default="batch",
         description="By which statistics layers of batch normalisation normalise in training: those of every batch, "
-        "or those that pretrained weights came with, which no step changes and which suit few images.",
+        "or those that pretrained weights came with, which no step changes and which suit few images; the joint norm "
+        "of gradients is then at most 5.",
     )
     augmentation: Literal["resized_crop_flip", "crop_flip", "flip", "none"] = Field(
         default="crop_flip",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.jobs.defaults import WHOLE
 from app.storage import Storage
 from tests.app.conftest import Client
 from tests.app.test_networks import install
@@ -46,13 +47,16 @@ def test_a_job_starts_from_the_default_backbone(client: Client, dataset_id: str)
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"pretrained": False}, {"network": "small", "pretrained": False, "tune": "all"}),
+        ({"pretrained": False}, {"network": "small", "pretrained": False, "tune": "all", "batch_norm": "batch"}),
         ({"network": "small"}, {"network": "small", "pretrained": False, "tune": "all"}),
-        ({"method": "ce"}, {"tune": "last", "epochs": 6, "first_answer": False}),
+        ({"method": "ce"}, {"tune": "last", "epochs": 6, "first_answer": False, "batch_norm": "batch"}),
+        ({"method": "ce", "tune": "all"}, {"epochs": 6, **WHOLE}),
+        ({"method": "ce", "tune": "all", "batch_norm": "batch"}, {**WHOLE, "batch_norm": "batch"}),
         ({"method": "ce", "first_answer": True}, {"first_answer": True}),
         ({"method": "forward_probe"}, {"tune": "none", "epochs": 1}),
         ({"method": "denll", "params": {"split": "median"}}, {"tune": "all"}),  # learns its own masks
-        ({"tune": "all"}, {"tune": "all"}),
+        ({"tune": "all"}, {"epochs": 4, **WHOLE}),
+        ({"method": "denll", "tune": "all", "params": {"split": "median"}}, {"epochs": 4, **WHOLE}),
         ({"tune": "all", "params": {"localization": "backbone"}}, {"tune": "all", "network": BACKBONE}),
         ({"method": "ce", "color_jitter": 0.2}, {"tune": "all"}),  # a frozen part sees no pixels that change
         ({"epochs": 2, "image_size": 96}, {"epochs": 2, "image_size": 96}),
@@ -65,7 +69,7 @@ def test_what_a_client_says_goes_before(
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize(("tune", "host"), [("none", "forward_probe"), ("last", "elr"), ("two", "elr")])
+@pytest.mark.parametrize(("tune", "host"), [("none", "forward_probe"), ("last", "elr"), ("two", "elr"), ("all", "ce")])
 def test_the_preset_follows_the_depth(tune: str, host: str, client: Client, dataset_id: str) -> None:
     params = dry_run(client, dataset_id, tune=tune)["params"]
 
@@ -92,7 +96,8 @@ def test_a_baseline_follows_the_depth_that_the_request_needs(
 ) -> None:
     request = dry_run(client, dataset_id, method="ce", compare_with=["denll"], **fields)
 
-    assert request["compare_with"][0]["params"]["localization"] != "backbone"
+    presets = client.get("/methods/denll").json()["presets"]
+    assert presets["photographs whole"].items() <= request["compare_with"][0]["params"].items()
 
 
 @pytest.mark.usefixtures("installed")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ml import methods
 from ml.data.dataset import LabeledImages, Truth
 from ml.data.stored_rows import in_memory
 from ml.method import ENSEMBLE
@@ -22,8 +23,9 @@ from tests.ml.conftest import SIDE, reports, same
 Specs = Callable[..., TrainingSpec]
 PROBES = {"host": "forward_probe", "gates": "off", "agreement": "evidence", "answer": "evidence"}
 STEPS = {"host": "ce", "agreement": "evidence", "answer": "evidence"}
+WHOLE = {**STEPS, "gates": "off", "answer": "mean"}  # the preset `photographs whole`
 CASES = [("none", PROBES), ("none", STEPS), ("last", STEPS), ("all", STEPS), ("last", {"lm": "fixed"})]
-CASES += [("all", {"lm": "fixed"})]
+CASES += [("all", {"lm": "fixed"}), ("all", WHOLE)]
 
 
 def settings(spec: Specs, tune: str, params: dict[str, Any]) -> TrainingSpec:
@@ -74,6 +76,20 @@ def test_the_method_says_what_it_found_and_answers_by_it(
     heads = training.method.eval().heads(inputs)
     assert torch.equal(heads[ENSEMBLE], heads["evidence"])
     assert training.label_issues() is not None
+
+
+def test_a_network_that_is_trained_whole_answers_with_both(
+    spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    about = methods.load("denll").ABOUT
+    preset, training = about["presets"]["photographs whole"], about["training"]["photographs whole"]
+    whole = spec(method="denll", params=preset, pretrained=True, **{**training, "epochs": 2})
+    trainer = Trainer.build(whole, cached, weights=pretrained, cache=tmp_path)
+    reports(trainer)
+    assert trainer.method.findings()["answer"] == "mean"
+    heads = trainer.method.eval().heads(trainer.inputs.train.unaugmented(torch.arange(8)))
+    mean = (heads["g1"].softmax(dim=1) + heads["g2"].softmax(dim=1)) / 2
+    torch.testing.assert_close(heads[ENSEMBLE].softmax(dim=1), mean)
 
 
 @pytest.mark.parametrize("tune", ["last", "all"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ml import errors, networks
+from ml.blocks import reinitialisation
 from ml.data.dataset import LabeledImages, Selection, Truth
 from ml.data.image_store import ImageStore
 from ml.data.stored_rows import in_memory
@@ -19,7 +20,7 @@ from ml.features.encoder import Encoder
 from ml.networks import chain
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
-from ml.training import checkpoint
+from ml.training import checkpoint, setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, reports, same
@@ -70,23 +71,72 @@ def test_only_the_part_that_is_tuned_changes(
     assert bool(frozen) == (tune != "all")
 
 
-@pytest.mark.parametrize("method", ["ce", "m_correction", "denll"])
-def test_statistics_of_pretrained_weights_stay_where_they_are_asked_for(
-    method: str, spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+@pytest.mark.parametrize(("batch_norm", "is_limited"), [("pretrained", True), ("batch", False)])
+def test_gradients_are_limited_where_statistics_are_fixed(
+    batch_norm: str, is_limited: bool, spec: Specs, cached: LabeledImages, pretrained: Path
 ) -> None:
-    """Also of methods that switch their networks to evaluation and back; scales and offsets learn as before."""
-    params = {"localization": "backbone"} if method == "denll" else {}
+    """A classifier of huge weights has gradients far above the limit: one step moves the network by rate times 5."""
+    settings = spec(pretrained=True, tune="all", batch_norm=batch_norm, learning_rate=0.01, weight_decay=0.0)
+    training = Trainer.build(settings, cached, weights=pretrained)
+    with torch.no_grad():
+        training.method.networks[0].classifier.weight.mul_(1e4)
+    before = [parameter.detach().clone() for parameter in training.method.parameters()]
+
+    next(iter(training))
+
+    moves = [(old - new.detach()).norm() for old, new in zip(before, training.method.parameters(), strict=True)]
+    moved = float(torch.stack(moves).norm())
+    assert (moved == pytest.approx(0.01 * setup.FIXED_STATISTICS_CLIP, rel=0.01)) is is_limited
+    assert moved > 0.04
+
+
+def test_a_part_that_is_restarted_has_the_pretrained_weights_again(
+    spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    """PES restarts last stage and classifier: with the statistics that `batch_norm: pretrained` needs."""
+    settings = spec(method="ce", pretrained=True, tune="all", epochs=2)
+    training = Trainer.build(settings, cached, weights=pretrained, cache=tmp_path)
+    network, fresh = training.method.networks[0], training.networks()
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    reports(training)
+    moved = same(start, dict(network.state_dict()))
+    assert {name.split(".")[0] for name in moved} == set(reinitialisation.NETWORK_PARTS)
+
+    reinitialisation.reinitialise(network, fresh, reinitialisation.LATER_PARTS)
+
+    apart = set(same(start, dict(network.state_dict())))
+    assert {name for name in apart if not name.startswith("body.")} == {"classifier.weight", "classifier.bias"}
+
+
+PES = {"warm_up": 0.25, "refine_last_stage": 0.25, "refine_classifier": 0.25}  # an epoch of each of its phases
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("ce", {}), ("m_correction", {}), ("denll", {"localization": "backbone"}), ("pes", PES), ("pes_semi", {})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_statistics_of_pretrained_weights_stay_where_they_are_asked_for(
+    method: str, params: dict[str, Any], spec: Specs, cached: LabeledImages, pretrained: Path, tmp_path: Path
+) -> None:
+    """Also of methods that switch their networks to evaluation and back or restart parts; scales and offsets learn as
+    before."""
 
     def changed(batch_norm: str) -> set[str]:
-        settings = spec(method=method, params=params, pretrained=True, tune="all", epochs=2, batch_norm=batch_norm)
+        settings = spec(method=method, params=params, pretrained=True, tune="all", epochs=4, batch_norm=batch_norm)
         training = Trainer.build(settings, cached, weights=pretrained, cache=tmp_path)
         before = {name: tensor.clone() for name, tensor in training.method.state_dict().items()}
         reports(training)
         return set(same(before, dict(training.method.state_dict())))
 
+    def of_batches(names: set[str]) -> set[str]:
+        return {name for name in names if "running" in name or "num_batches" in name}
+
     fixed, moved = changed("pretrained"), changed("batch")
-    assert moved - fixed == {name for name in moved if "running" in name or "num_batches" in name} != set()
-    assert fixed <= moved
+    assert not of_batches(fixed)
+    assert of_batches(moved)
+    weights = {name for name in moved if name.endswith(("weight", "bias"))}
+    assert {name for name in fixed if name.endswith(("weight", "bias"))} == weights != set()
 
 
 @every_depth

@@ -102,6 +102,10 @@ def test_state_says_what_was_found() -> None:
     assert stated["labels_follow_background"]
     assert stated["answer"] == "g2"
     assert "labels follow the background: yes, L = 0.060" in str(stated["answer_reason"])
+    chosen = state.findings("mean")
+    assert chosen["answer"] == "mean"
+    assert chosen["answer_reason"] == "labels follow the background: yes, L = 0.060 ± 0.004"
+    assert {name for name in stated if stated[name] != chosen[name]} == {"answer", "answer_reason"}
     one, two = torch.randn(4, CLASSES), torch.randn(4, CLASSES)
     assert torch.allclose(state.answer(one, two), two.log_softmax(dim=1), atol=1e-6)
 
