@@ -13,6 +13,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from app.errors import StorageUnavailable
 from app.storage import Storage
 from ml.errors import Failure, ModelArchiveCorrupt
 from ml.serving.predictor import Predictor
@@ -60,16 +61,22 @@ class ModelCache:
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
 
     def get(self, model_id: uuid.UUID) -> Predictor:
-        """The model, from memory or from disk.
+        """The model, from memory or from where it is published.
 
         Raises:
             ModelArchiveCorrupt: Its files are missing or damaged.
+            Failure: The object store cannot be reached (code `storage_unavailable`).
         """
         if model_id in self._predictors:
             self._predictors.move_to_end(model_id)
             return self._predictors[model_id]
         started = time.monotonic()
-        folder = self._files.model(model_id)
+        try:
+            folder = self._files.fetch(self._files.model(model_id))
+        except StorageUnavailable as error:
+            raise Failure(error.detail, code=error.code) from error
+        except FileNotFoundError:
+            folder = self._files.model(model_id)
         if not folder.is_dir():
             raise ModelArchiveCorrupt("the model's files are missing")
         predictor = Predictor.load(folder, device=self.device, precision=self._precision)
@@ -95,14 +102,10 @@ class ModelCache:
 
     def evict_deleted(self) -> None:
         """Evict models whose folder was deleted."""
-        for model_id in [m for m in self._predictors if not self._files.model(m).is_dir()]:
+        published = self._files.models()
+        for model_id in [m for m in self._predictors if m not in published]:
             del self._predictors[model_id]
 
     def _newest(self) -> uuid.UUID | None:
-        models: list[tuple[float, uuid.UUID]] = []
-        for folder in (self._files.root / "models").iterdir():
-            try:
-                models.append((folder.stat().st_mtime, uuid.UUID(folder.name)))
-            except (ValueError, FileNotFoundError):
-                continue  # not a model, or just deleted
+        models = [(published, model_id) for model_id, published in self._files.models().items()]
         return max(models)[1] if models else None
