@@ -11,9 +11,11 @@ Nothing of the service is known here. A reader that holds an old manifest meets 
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -33,11 +35,12 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PART_BYTES, MOST_PARTS = 16 * 1024 * 1024, 9_000  # of an upload in parts; S3 takes 10,000
+PART_BYTES, MOST_PARTS = 8 * 1024 * 1024, 9_000  # of an upload in parts; S3 takes 10,000
 PARTS_AT_ONCE = 4
 TRIES = 2  # of a request that was not answered
 READ_TIMEOUT_S = 10.0  # without a byte
-SMALL_S, LISTING_S = 8.0, 60.0  # how long a manifest and a listing may take in all
+STALLED_S = 60.0  # without a part
+SMALL_S, PROBE_TIMEOUT_S, LISTING_S = 8.0, 4.0, 60.0  # how long a manifest, a probe and a listing may take in all
 PROGRESS_S = 0.5
 RETRY_AFTER_S, FULL_RETRY_AFTER_S = 5, 60
 PROBE_S = 2.0  # for so long the answer to a probe counts
@@ -120,19 +123,21 @@ class ObjectStore:
         else:
             names = {path: path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()}
         manifest = Manifest(key, uuid.uuid4().hex, {})
-
-        def transfer(count: Any) -> None:
-            for path, name in names.items():
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                size = path.stat().st_size
-                part = max(PART_BYTES, -(-size // MOST_PARTS))
-                remote = self._object(manifest, name)
-                self._fs.put_file(str(path), remote, callback=count, chunksize=part, max_concurrency=PARTS_AT_ONCE)
-                manifest.files[name] = PublishedFile(size, digest)
-
-        with _translated():
-            _watch(transfer, sum(path.stat().st_size for path in names), progress)
+        done, total = 0, sum(path.stat().st_size for path in names)
+        for path, name in names.items():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = path.stat().st_size
+            self._transfer(
+                "put_file",
+                str(path),
+                self._object(manifest, name),
+                progress=None if progress is None else functools.partial(_report, progress, done, total),
+                chunksize=max(PART_BYTES, -(-size // MOST_PARTS)),
+                max_concurrency=PARTS_AT_ONCE,
+            )
+            manifest.files[name] = PublishedFile(size, digest)
+            done += size
         return manifest
 
     def publish(self, manifest: Manifest) -> None:
@@ -184,12 +189,9 @@ class ObjectStore:
             OSError: The local disk is full.
         """
         expected = manifest.files[name]
-        with _translated():
-            _watch(
-                lambda count: self._fs.get_file(self._object(manifest, name), str(target), callback=count),
-                expected.size,
-                progress,
-            )
+        self._transfer(
+            "get_file", self._object(manifest, name), str(target), progress=progress, max_concurrency=PARTS_AT_ONCE
+        )
         with target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -209,7 +211,7 @@ class ObjectStore:
         asked, fault = self._probed
         if time.monotonic() - asked > PROBE_S:
             try:
-                self.read("probe", timeout_s=2 * self._settings.connect_timeout_s)
+                self.read("probe", timeout_s=PROBE_TIMEOUT_S)
                 fault = None
             except StorageUnavailable as error:
                 fault = error.detail
@@ -268,6 +270,28 @@ class ObjectStore:
                 with contextlib.suppress(FileNotFoundError):
                     self._call("rm_file", path)
         return len(paths)
+
+    def _transfer(self, method: str, source: str, target: str, progress: Progress | None, **options: Any) -> None:
+        """Copy a file to or from the store, while somebody is told how far it is and may stop it."""
+        from fsspec.callbacks import Callback
+
+        count, moved, moved_at = Callback(), 0, time.monotonic()
+        with _translated():
+            store = self._fs
+            copying = getattr(store, f"_{method}")(source, target, callback=count, **options)
+            future = asyncio.run_coroutine_threadsafe(copying, store.loop)
+            try:
+                while wait([future], PROGRESS_S).not_done:
+                    if count.value != moved:
+                        moved, moved_at = count.value, time.monotonic()
+                    elif time.monotonic() - moved_at > STALLED_S:
+                        raise _unavailable("a transfer has stalled")  # noqa: TRY301
+                    if progress is not None:
+                        progress(moved, count.size or 0)
+                future.result()
+            except BaseException:
+                future.cancel()
+                raise
 
     def _call(self, method: str, *arguments: Any, timeout_s: float = SMALL_S, **options: Any) -> Any:
         """Call a method of the file system that ends in time."""
@@ -343,38 +367,9 @@ def _code(error: BaseException) -> str | None:
     return str(code) if code else None
 
 
+def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
 def _modified(info: dict[str, Any]) -> float:
     return float(info["LastModified"].timestamp())
-
-
-def _watch(transfer: Callable[[Any], None], size: int, progress: Progress | None) -> None:
-    """Run a transfer, in a thread while somebody wants to know how far it is or may stop it.
-
-    Args:
-        transfer: Called with a callback of fsspec.
-        size: Bytes that it transfers.
-        progress: See `Progress`.
-    """
-    from fsspec.callbacks import Callback
-
-    class Count(Callback):  # type: ignore[misc]  # untyped in fsspec
-        is_stopped = False
-
-        def relative_update(self, inc: int = 1) -> None:
-            self.value += inc
-            if self.is_stopped:
-                raise OSError(errno.ECANCELED, "stopped")
-
-    count = Count()
-    if progress is None:
-        transfer(count)
-        return
-    with ThreadPoolExecutor(1, "transfer") as pool:
-        future = pool.submit(transfer, count)
-        try:
-            while wait([future], PROGRESS_S).not_done:
-                progress(count.value, size)
-        except BaseException:
-            count.is_stopped = True
-            raise
-        future.result()

@@ -352,6 +352,14 @@ class Settings(BaseSettings):
             raise ValueError("DENLL_OBJECT_STORE needs the package s3fs: install the extra `s3`, as in denll[s3]")
         return value
 
+    @field_validator("object_store_endpoint")
+    @classmethod
+    def _a_web_address(cls, value: str) -> str:
+        parts = _split_url(value)
+        if value and (parts is None or parts.username or parts.query or parts.fragment):
+            raise ValueError("DENLL_OBJECT_STORE_ENDPOINT must be an http:// or https:// URL without user and query")
+        return value
+
     @field_validator("oidc_issuer", "public_url")
     @classmethod
     def _web_addresses(cls, value: str) -> str:
