@@ -351,6 +351,13 @@ class Storage:
                 continue  # not a model, or just deleted
         return models
 
+    def find_deleted_models(self, model_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
+        """Those of the models that are not published any more."""
+        if self._cache is None:
+            return [model_id for model_id in model_ids if not self.model(model_id).is_dir()]
+        there = self.models()
+        return [model_id for model_id in model_ids if model_id not in there]
+
     # --- Publishing and deleting
 
     def stage(self, source: Path, target: Path, progress: Progress | None = None) -> Staged:

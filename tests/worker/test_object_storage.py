@@ -199,3 +199,30 @@ def test_a_job_continues_on_another_host(hosts: Hosts) -> None:
     assert any("Resumed at step" in event.data["message"] for event in hosts.history(job, "log"))
     store = hosts.storage("api")
     assert not [path for path in store.published(store.job(job)) if "checkpoints" in path.parts]
+
+
+def test_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(
+    tmp_path: Path, postgres_server: str, redis_url: str
+) -> None:
+    """One attempt that counted would fail this job. Meanwhile queued work waits, and is not tried again and again."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(servers.s3_server())
+        url = stack.enter_context(servers.fresh_database(postgres_server))
+        hosts = Hosts(tmp_path, url, redis_url, **server.settings, max_attempts_without_progress=1)
+        stack.callback(hosts.close)
+        hosts.train("one")
+        job = hosts.submit(hosts.dataset(), epochs=40)
+        hosts.until(job, lambda row: row.checkpoint_step is not None)
+        assert server.process is not None
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            hosts.until(job, lambda row: row.state == State.queued, 120.0)
+            fence = hosts.job(job).fence
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+
+        done = hosts.ended(job, 90.0)
+        assert done.state == State.succeeded, f"{done.error}\n{hosts.logs()}"
+        assert hosts.reasons(job) == ["storage_unavailable"]
+        assert done.fence == fence + 1
+        assert len(hosts.models(job)) == 1

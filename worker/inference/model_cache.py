@@ -102,8 +102,7 @@ class ModelCache:
 
     def evict_deleted(self) -> None:
         """Evict models whose folder was deleted."""
-        published = self._files.models()
-        for model_id in [m for m in self._predictors if m not in published]:
+        for model_id in self._files.find_deleted_models(list(self._predictors)):
             del self._predictors[model_id]
 
     def _newest(self) -> uuid.UUID | None:
