@@ -134,6 +134,8 @@ class Storage:
                 f"{self.root} holds {len(local)} data sets and models from before DENLL_OBJECT_STORE was set: back the "
                 "service up without it, and restore the backup with it and another data folder"
             )
+        if (fault := self._cache.store.fault()) is not None:  # its client takes a second to load
+            log.warning("%s", fault)
 
     # --- Names
 

@@ -249,7 +249,7 @@ def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, str], tmp_pa
 # --- Faults
 
 
-def test_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
+def test_F30_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
     s3: S3Server, remote: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -312,7 +312,7 @@ def test_a_store_without_space_is_told_from_one_that_is_away(folder: Path, tmp_p
         server.server_close()
 
 
-def test_an_upload_that_cannot_be_published_leaves_nothing(
+def test_F30_an_upload_that_cannot_be_published_leaves_nothing(
     with_settings: Callable[..., Client], s3: S3Server, remote: dict[str, str], settings: Settings
 ) -> None:
     proxy = Proxy(LOOPBACK, s3.port)

@@ -201,7 +201,7 @@ def test_a_job_continues_on_another_host(hosts: Hosts) -> None:
     assert not [path for path in store.published(store.job(job)) if "checkpoints" in path.parts]
 
 
-def test_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(
+def test_F30_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(
     tmp_path: Path, postgres_server: str, redis_url: str
 ) -> None:
     """One attempt that counted would fail this job. Meanwhile queued work waits, and is not tried again and again."""

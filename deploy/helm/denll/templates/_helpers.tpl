@@ -72,8 +72,12 @@ securityContext:
 {{- define "denll.objectStore" -}}
 {{- with .Values.objectStore }}{{ if .url }}
 - { name: DENLL_OBJECT_STORE, value: {{ .url | quote }} }
-- { name: DENLL_OBJECT_STORE_ENDPOINT, value: {{ .endpoint | quote }} }
-- { name: DENLL_OBJECT_STORE_REGION, value: {{ .region | quote }} }
+{{- with .endpoint }}
+- { name: DENLL_OBJECT_STORE_ENDPOINT, value: {{ . | quote }} }
+{{- end }}
+{{- with .region }}
+- { name: DENLL_OBJECT_STORE_REGION, value: {{ . | quote }} }
+{{- end }}
 {{- if .key }}
 - { name: DENLL_OBJECT_STORE_KEY, value: {{ .key | quote }} }
 {{ include "denll.secret" (list $ "DENLL_OBJECT_STORE_SECRET" "object-store-secret") }}
