@@ -208,8 +208,8 @@ class ObjectStore:
 
     def fault(self) -> str | None:
         """Why the store cannot be used, a sentence without secrets; None while it can. Asked every two seconds."""
-        asked, fault = self._probed
-        if time.monotonic() - asked > PROBE_S:
+        probed, fault = self._probed
+        if time.monotonic() - probed > PROBE_S:
             try:
                 self.read("probe", timeout_s=PROBE_TIMEOUT_S)
                 fault = None

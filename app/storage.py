@@ -229,7 +229,7 @@ class Storage:
         self,
         dataset_id: uuid.UUID,
         *versions: int,
-        whole: bool = False,
+        with_images: bool = False,
         hold: bool = False,
         progress: Progress | None = None,
     ) -> Path:
@@ -238,7 +238,7 @@ class Storage:
         Args:
             dataset_id: The data set, which has a row.
             versions: Of the labels, which have rows.
-            whole: Whether its images and pixels are needed as well.
+            with_images: Whether its images and pixels are needed as well.
             hold: As of `fetch`.
             progress: As of `fetch`.
 
@@ -249,7 +249,7 @@ class Storage:
         folder = self.dataset(dataset_id)
         if self._cache is None:
             return folder
-        names = () if whole else (dataset_index.INDEX_FILE,)
+        names = () if with_images else (dataset_index.INDEX_FILE,)
         try:
             copy = self.fetch(folder, *names, hold=hold, progress=progress)
             for version in versions:

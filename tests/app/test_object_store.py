@@ -180,10 +180,10 @@ def test_a_file_is_downloaded_by_one_process_at_a_time(store: ObjectStore, folde
     entry.mkdir()
     descriptor = os.open(entry, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process downloads it
-    waiting, found = threading.Event(), list[bytes]()
+    waiting, contents = threading.Event(), list[bytes]()
 
     def fetch() -> None:
-        found.append((cache.fetch(manifest, progress=lambda done, total: waiting.set()) / "a").read_bytes())
+        contents.append((cache.fetch(manifest, progress=lambda done, total: waiting.set()) / "a").read_bytes())
 
     thread = threading.Thread(target=fetch)
     thread.start()
@@ -192,7 +192,7 @@ def test_a_file_is_downloaded_by_one_process_at_a_time(store: ObjectStore, folde
     (entry / "a").write_bytes(FILE)
     os.close(descriptor)
     thread.join(20.0)
-    assert found == [FILE]
+    assert contents == [FILE]
 
 
 def test_copies_of_what_is_gone_are_swept(store: ObjectStore, folder: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, str], tmp_pa
 # --- Faults
 
 
-def test_F30_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
+def test_F32_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
     s3: S3Server, remote: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -274,8 +274,8 @@ def test_F30_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
     proxy.close()
 
     assert all(problem.headers["Retry-After"] for problem in problems)
-    told = caplog.text + "".join(f"{p.detail}{p.members}" for p in problems) + repr(Settings(**remote))
-    assert s3.secret not in told
+    messages = caplog.text + "".join(f"{p.detail}{p.members}" for p in problems) + repr(Settings(**remote))
+    assert s3.secret not in messages
 
 
 def test_a_store_without_space_is_told_from_one_that_is_away(folder: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_store_without_space_is_told_from_one_that_is_away(folder: Path, tmp_p
         server.server_close()
 
 
-def test_F30_an_upload_that_cannot_be_published_leaves_nothing(
+def test_F32_an_upload_that_cannot_be_published_leaves_nothing(
     with_settings: Callable[..., Client], s3: S3Server, remote: dict[str, str], settings: Settings
 ) -> None:
     proxy = Proxy(LOOPBACK, s3.port)

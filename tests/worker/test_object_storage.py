@@ -18,8 +18,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
-from app.db.tables import State
+from app.db.session import transaction
+from app.db.tables import Dataset, Job, LabelVersion, Model, State
+from app.settings import Settings
 from app.storage import CACHE, Storage
 from tests import servers
 from tests.servers import S3Server, eventually, free_port
@@ -201,7 +204,7 @@ def test_a_job_continues_on_another_host(hosts: Hosts) -> None:
     assert not [path for path in store.published(store.job(job)) if "checkpoints" in path.parts]
 
 
-def test_F30_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(
+def test_F32_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(
     tmp_path: Path, postgres_server: str, redis_url: str
 ) -> None:
     """One attempt that counted would fail this job. Meanwhile queued work waits, and is not tried again and again."""
@@ -226,3 +229,73 @@ def test_F30_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_th
         assert hosts.reasons(job) == ["storage_unavailable"]
         assert done.fence == fence + 1
         assert len(hosts.models(job)) == 1
+
+
+def test_a_backup_moves_a_service_into_an_object_store_and_out_of_it(
+    tmp_path: Path, s3: S3Server, postgres_server: str, redis_url: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(servers.fresh_database(postgres_server)) for _ in range(2)]
+        local = ServiceHarness(tmp_path / "one", urls[0], redis_url)
+        stack.callback(local.close)
+        fill(local)
+        backup.create(local.settings, tmp_path / "first")
+
+        shared = local.settings.model_copy(
+            update={"data_dir": tmp_path / "two", "database_url": urls[1], **settings_of(s3)}
+        )
+        backup.restore(shared, tmp_path / "first", force=False)
+        backup.create(shared, tmp_path / "second")
+
+        assert files_of(tmp_path / "second") == files_of(tmp_path / "first")
+        with pytest.raises(backup.BackupError, match="not empty"):
+            backup.restore(shared, tmp_path / "second", force=False)
+        backup.restore(shared, tmp_path / "second", force=True)
+        files = Storage.of(shared)
+        folders = ("datasets", "jobs", "models", "uploads", "weights")
+        assert [len(files.published(files.root / name)) for name in folders] == [2, 3, 1, 1, 2]
+        (dataset,) = {path.name for path in files.published(files.root / "datasets") if len(path.name) == 36}
+        assert (files.fetch_dataset(uuid.UUID(dataset), 2) / "labels" / "2.sqlite").read_bytes() == b"labels"
+
+
+def settings_of(server: S3Server) -> dict[str, object]:
+    """Settings of the store, as they are in `Settings`."""
+    known = Settings(**server.settings)  # type: ignore[arg-type]  # of secrets as texts
+    return {name: getattr(known, name) for name in server.settings}
+
+
+def fill(harness: ServiceHarness) -> None:
+    """One of everything that a backup has; files that nobody reads have any content."""
+    dataset = harness.dataset()
+    job = harness.submit(dataset)
+    attempt = harness.files.attempt(job, 1)
+    model = uuid.uuid4()
+    with transaction(harness.engine) as session:
+        session.execute(update(Job).where(Job.id == job).values(state=State.succeeded))
+        session.add(
+            LabelVersion(dataset_id=dataset, version=2, parent=1, source="edits", edits=1, counts={}, digest="0")
+        )
+        session.add(Dataset(id=uuid.UUID(int=1), name="waits", upload={}))
+        session.add(
+            Model(
+                id=model, job_id=job, dataset_id=dataset, method="ce", network="small", classes=["a"], digest="0",
+                size_bytes=1, metrics={}, spec={},
+            )
+        )  # fmt: skip
+    for path, content in (
+        (harness.files.dataset(dataset) / "labels" / "2.sqlite", b"labels"),
+        (harness.files.upload(uuid.UUID(int=1)), b"upload"),
+        (harness.files.model(model) / "model.zip", b"model"),
+        (attempt / "artifacts" / "metrics.jsonl", b"artifact"),
+        (attempt / "log.jsonl", b"log"),
+        (attempt / "checkpoints" / "step-5" / "facts.json", b"checkpoint"),
+        (harness.files.weights() / "small.safetensors", b"weights"),
+        (harness.files.weights() / "small.json", b"record"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    root = folder / "files"
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

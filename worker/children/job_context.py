@@ -53,7 +53,7 @@ class JobContext:
         assert self.job.dataset_id is not None, "a data set in use is not deleted"
         try:
             return self.files.fetch_dataset(
-                self.job.dataset_id, self.job.label_version, whole=True, hold=True, progress=progress
+                self.job.dataset_id, self.job.label_version, with_images=True, hold=True, progress=progress
             )
         except DatasetUnavailable as error:
             raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
