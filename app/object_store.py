@@ -149,6 +149,15 @@ class ObjectStore:
             with contextlib.suppress(StorageUnavailable):  # then it is collected later
                 self._delete_objects(f"{before.key}/{before.id}")
 
+    def withdraw(self, key: str) -> None:
+        """Delete what is published under a key, and nothing that is about to be."""
+        manifest = self.read(key)
+        if manifest is None:
+            return
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            self._call("rm_file", self._manifest(key))
+        self._delete_objects(f"{key}/{manifest.id}")
+
     def delete(self, key: str) -> int:
         """Delete what is published under a key and below it, the manifests first; how many bytes."""
         keys = [key, *self.keys(key)]

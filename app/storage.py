@@ -430,7 +430,7 @@ class Storage:
         freed = remove(path)
         if self._cache is not None:
             key = self._key(path)
-            for known in [k for k in self._manifests if k == key or k.startswith(f"{key}/")]:
+            for known in [k for k in list(self._manifests) if k == key or k.startswith(f"{key}/")]:
                 self._manifests.pop(known, None)
             try:
                 freed += self._cache.store.delete(key)
@@ -577,7 +577,7 @@ class Storage:
             written.write_text(json.dumps(record.as_json()), encoding="utf-8")
             described = folder / f"{record.name}{weights_folder.RECORD}"
             staged = self.stage(file, weights_folder.weights_path(folder, record.name)), self.stage(written, described)
-            self._cache.store.delete(self._key(described))  # as in a folder: first to go, last to come
+            self._cache.store.withdraw(self._key(described))  # as in a folder: first to go, last to come
             for one in staged:
                 one.publish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.server
 import logging
 import os
@@ -21,6 +22,8 @@ from app.object_cache import IDLE_S, KEY, ObjectCache
 from app.object_store import Manifest, ObjectStore
 from app.settings import Settings, without_secrets
 from app.storage import CACHE, MixedStorage, Storage
+from ml.formats import weights_folder
+from ml.formats.weights_folder import WeightsRecord
 from tests import servers
 from tests.app.conftest import Client, class_folders, upload
 from tests.faults.proxy import Proxy
@@ -244,6 +247,30 @@ def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, str], tmp_pa
     files.sweep(500.0, 500.0)
 
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_weights_of_one_host_are_installed_on_the_others_and_replaced_there(
+    remote: dict[str, str], tmp_path: Path
+) -> None:
+    one, two = (Storage.of(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
+    for files in (one, two):
+        files.create()
+    for content in (b"weights", b"other weights"):
+        file = one.new_weights()
+        file.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        record = WeightsRecord(
+            "small", "small", "test", "none", (0.5,) * 3, (0.5,) * 3, 32, "squash", 1, digest, len(content)
+        )  # type: ignore[arg-type]  # three numbers
+        one.install_weights(file, record)
+
+        assert two.installed_weights() == [record]
+        folder = two.fetch_weights("small")
+        assert weights_folder.read_record(folder, "small") == record
+        assert weights_folder.weights_path(folder, "small").read_bytes() == content
+
+    assert two.remove_weights("small")
+    assert (one.installed_weights(), one.weights_record("small")) == ([], None)
 
 
 # --- Faults

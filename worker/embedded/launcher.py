@@ -28,6 +28,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app import storage
+from app.errors import Problem
 from app.settings import SECRETS, Settings, without_secrets
 from app.storage import Storage
 from ml.formats import weights_folder
@@ -188,7 +189,10 @@ class Launcher:
         if weights_folder.bundled_names(self._storage.weights()):
             print(f"pretrained weights could not be added; see {self._logs / 'weights.log'}", file=sys.stderr)
         if self._settings.object_store:
-            publish_weights.publish(self._storage)
+            try:
+                publish_weights.publish(self._storage)
+            except Problem as problem:
+                print(f"pretrained weights were not published: {problem.detail}", file=sys.stderr)
         for program in programs(self._settings):
             self._launch(program)
         return True
