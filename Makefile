@@ -134,10 +134,10 @@ $(BENCH_STAMP):
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 # Triton compiles kernels for `torch.compile`, which nothing of ours calls: a gigabyte.
-WORKER := pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --no-emit-package triton
+WORKER := pyproject.toml --extra worker --extra embedded --extra backbone --extra timm --extra parquet --extra s3 --no-emit-package triton
 lock: install ## Resolve the dependencies of pyproject.toml anew
 	echo uv | $(COMPILE) - -o requirements/uv.txt
-	$(COMPILE) pyproject.toml -o requirements/api.txt
+	$(COMPILE) pyproject.toml --extra s3 -o requirements/api.txt
 	$(COMPILE) $(WORKER) -c requirements/api.txt -o requirements/worker.txt
 	$(COMPILE) $(WORKER) -c requirements/worker.txt $$(sed -nE 's/^((torch|torchvision|(nvidia|cuda)-[a-z0-9-]+))==.*/--no-emit-package \1/p' requirements/worker.txt) -o requirements/worker-cpu.txt
 	$(COMPILE) $(WORKER) --extra dev -c requirements/worker.txt -o requirements/dev.txt

@@ -14,7 +14,7 @@
     ├── 416 RangeNotSatisfiable
     ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
     ├── 429 QueueFull · Overloaded · TooManyEventStreams · QuotaExceeded · RateLimited
-    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable · LoginUnavailable
+    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable · LoginUnavailable · StorageUnavailable
     ├── 504 DeadlineExceeded
     └── 507 InsufficientStorage
 
@@ -328,6 +328,10 @@ class ModelUnavailable(Problem):
 
 class DatasetUnavailable(Problem):
     status, title = 503, "The data set's files cannot be read"
+
+
+class StorageUnavailable(Problem):
+    status, title = 503, "The object store cannot be reached"
 
 
 class LoginUnavailable(Problem):

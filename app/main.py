@@ -90,7 +90,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     check = SessionCheck(config, state.engine, state.login_provider)
     state.session_cache = SessionCache(config, state.engine, state.key_cache, check) if config.login_enabled else None
     caches = [cache for cache in (state.key_cache, state.session_cache) if cache is not None]
-    keeping_last_used = [asyncio.create_task(cache.keep_last_used(config.key_usage_s)) for cache in caches]
+    tasks = [asyncio.create_task(cache.keep_last_used(config.key_usage_s)) for cache in caches]
+    if state.storage.is_shared:
+        tasks.append(asyncio.create_task(sweep_files(state.storage, config)))
     state.model_registry = ModelRegistryCache(state.engine)
     state.event_reader = EventReader(state.engine)
     state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
@@ -104,7 +106,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in keeping_last_used:
+        for task in tasks:
             task.cancel()
         for cache in caches:
             await run_in_threadpool(cache.write_last_used)
@@ -116,6 +118,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.gateway.close()
         state.notifier.close()
         state.engine.dispose()
+
+
+async def sweep_files(files: Storage, config: Settings) -> None:
+    """Keep this host's copies of files from the object store in order, until the task is cancelled."""
+    while True:
+        await asyncio.sleep(storage.SWEEP_S)
+        await run_in_threadpool(files.sweep, config.orphan_files_s, config.upload_expires_s)
 
 
 def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
@@ -136,7 +145,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = JobRequestParser(app.state.catalog)
-    app.state.storage = Storage(config.data_dir)
+    app.state.storage = Storage.of(config)
     app.state.upload_capacity = upload_service.upload_capacity(config)
     app.state.rate_limiter = RateLimiter(config)
     app.state.prediction_memory = memory_capacity(config)

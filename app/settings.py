@@ -6,6 +6,7 @@ Experiments are configured by the training spec, not here.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import ipaddress
 import json
 import os
@@ -36,7 +37,14 @@ RENAMED = {
     "IDEMPOTENCY_KEPT_S": "IDEMPOTENCY_TTL_S",
 }
 # settings that are a key or hold a password
-SECRETS = ("admin_key", "database_url", "inference_secret", "oidc_client_secret", "redis_url")
+SECRETS = (
+    "admin_key",
+    "database_url",
+    "inference_secret",
+    "object_store_secret",
+    "oidc_client_secret",
+    "redis_url",
+)
 DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
@@ -62,6 +70,26 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         default="", description="Host names answered besides loopback, `host` and `public_url`, comma-separated"
+    )
+
+    # Files that several hosts share without a common folder
+    object_store: str = Field(
+        default="",
+        description="S3-compatible store of all finished files, as s3://BUCKET/PREFIX; empty: they stay in data_dir, "
+        "which all hosts then mount",
+    )
+    object_store_endpoint: str = Field(
+        default="", description="Address of that store, such as https://minio.example.org; empty: Amazon's"
+    )
+    object_store_region: str = Field(default="", description="Its region; empty: as the provider's own tools find it")
+    object_store_key: str = Field(
+        default="", description="Id of the access key; empty: as the provider's own tools find it, such as a role"
+    )
+    object_store_secret: SecretStr | None = Field(default=None, description="The secret of that key")
+    cache_bytes: int = Field(
+        default=100 * GIB,
+        ge=0,
+        description="Files from the object store that this host keeps at a time; those in use are never removed",
     )
 
     # Access and logging
@@ -323,10 +351,29 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError('DENLL_LOGIN_SCOPES must be JSON such as {"labellers": ["read", "train"]}') from None
 
-    @field_validator("oidc_client_secret", mode="before")
+    @field_validator("oidc_client_secret", "object_store_secret", mode="before")
     @classmethod
     def _empty_is_no_secret(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("object_store")
+    @classmethod
+    def _a_bucket(cls, value: str) -> str:
+        if not value:
+            return value
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._-]+)*/?", value):
+            raise ValueError("DENLL_OBJECT_STORE must read s3://BUCKET or s3://BUCKET/PREFIX")
+        if importlib.util.find_spec("s3fs") is None:
+            raise ValueError("DENLL_OBJECT_STORE needs the package s3fs: install the extra `s3`, as in denll[s3]")
+        return value
+
+    @field_validator("object_store_endpoint")
+    @classmethod
+    def _a_web_address(cls, value: str) -> str:
+        parts = _split_url(value)
+        if value and (parts is None or parts.username or parts.query or parts.fragment):
+            raise ValueError("DENLL_OBJECT_STORE_ENDPOINT must be an http:// or https:// URL without user and query")
+        return value
 
     @field_validator("oidc_issuer", "public_url")
     @classmethod
@@ -393,6 +440,12 @@ class Settings(BaseSettings):
                 )
         if self.inference_secret and len(self.inference_secret.get_secret_value()) < 16:
             raise ValueError("DENLL_INFERENCE_SECRET must have at least 16 characters")
+        return self
+
+    @model_validator(mode="after")
+    def _a_key_of_the_store_has_two_parts(self) -> Settings:
+        if self.object_store and bool(self.object_store_key) != bool(self.object_store_secret):
+            raise ValueError("DENLL_OBJECT_STORE_KEY and DENLL_OBJECT_STORE_SECRET are set together, or neither is")
         return self
 
     @model_validator(mode="after")
@@ -465,6 +518,8 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
     if "admin_key" not in needed:
         # which the API alone binds, and where it alone lets people log in; both are refused without the key
         hidden |= {f"{PREFIX}HOST", f"{PREFIX}OIDC_ISSUER"}
+    if "object_store_secret" not in needed:
+        hidden |= {f"{PREFIX}OBJECT_STORE", f"{PREFIX}OBJECT_STORE_KEY"}  # which is refused without the other
     if "inference_secret" not in needed:
         hidden |= {f"{PREFIX}INFERENCE_ADDRESSES", f"{PREFIX}INFERENCE_LISTEN"}  # as the host
     return {name: value for name, value in environment.items() if name.upper() not in hidden}

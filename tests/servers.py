@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,68 @@ class RedisServer:
 @contextlib.contextmanager
 def redis_server(address: str = LOOPBACK) -> Iterator[RedisServer]:
     server = RedisServer(address)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+# --- S3 -------------------------------------------------------------------------------------------------------------
+
+
+class S3Server:
+    """A private S3 server (moto's, over HTTP) with one empty bucket; its objects are gone when it ends.
+
+    Args:
+        address: Where it listens.
+    """
+
+    def __init__(self, address: str = LOOPBACK) -> None:
+        self.port = free_port()
+        self.endpoint, self.bucket = f"http://{address}:{self.port}", f"denll-{secrets.token_hex(4)}"
+        self.key, self.secret = "test-key", secrets.token_hex(16)
+        self._address = address
+        self._stack = contextlib.ExitStack()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a service is told of it, a prefix of its own included."""
+        return {
+            "object_store": f"s3://{self.bucket}/{secrets.token_hex(4)}",
+            "object_store_endpoint": self.endpoint,
+            "object_store_region": "us-east-1",
+            "object_store_key": self.key,
+            "object_store_secret": self.secret,
+        }
+
+    def start(self) -> None:
+        arguments = [sys.executable, "-m", "moto.server", "-H", self._address, "-p", str(self.port)]
+        self.process = self._stack.enter_context(running(arguments, self._make_bucket))
+
+    def _make_bucket(self) -> bool:
+        """Whether the server takes requests; the first is for the bucket."""
+        request = urllib.request.Request(f"{self.endpoint}/{self.bucket}", method="PUT")
+        try:
+            with urllib.request.urlopen(request, timeout=1) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+def missing_for_s3() -> str | None:
+    """Why no S3 server can be tested against; None where one can."""
+    missing = [name for name in ("s3fs", "moto", "flask_cors") if importlib.util.find_spec(name) is None]
+    return f"NOT RUN: object storage was not tested: no {', '.join(missing)}" if missing else None
+
+
+@contextlib.contextmanager
+def s3_server(address: str = LOOPBACK) -> Iterator[S3Server]:
+    server = S3Server(address)
     server.start()
     try:
         yield server

@@ -25,7 +25,7 @@ from app import backup, storage, worker_registry
 from app.backup import Snapshot
 from app.db import schema
 from app.db.session import connect, transaction, wait_until_reachable
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.settings import Settings, current
 from app.storage import Storage
 from migrations.__main__ import upgrade
@@ -91,7 +91,7 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
 
 def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a new folder; its manifest."""
-    files, engine = Storage(settings.data_dir), connect(settings, "command")
+    files, engine = Storage.of(settings), connect(settings, "command")
     before: set[str] | None = None
     try:
         for _ in range(SNAPSHOTS):
@@ -122,6 +122,8 @@ def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
 def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
     """Copy the files that rows refer to; the paths of those that should be there and are not."""
     target.mkdir()
+    if files.is_shared:
+        return _download_files(files, snapshot, target)
     missing: set[str] = set()
     for dataset_id in snapshot.ready_datasets:
         for name in OF_DATASET:
@@ -138,6 +140,19 @@ def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
         _copy(files, files.job(uuid.UUID(job_id)), target, link=job_id in snapshot.ended_jobs)
     _copy(files, files.weights(), target, link=True)
     return missing
+
+
+def _download_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
+    """As `_copy_files`, from the object store."""
+    datasets = {files.dataset(uuid.UUID(dataset_id)): OF_DATASET for dataset_id in snapshot.ready_datasets}
+    required = [files.model(uuid.UUID(model_id)) for model_id in snapshot.files.models]
+    required += [files.root / "uploads" / name for name in snapshot.files.uploads]
+    missing = {path for path, names in datasets.items() if not files.download(path, target, names)}
+    missing |= {path for path in required if not files.download(path, target)}
+    for job_id in snapshot.files.jobs:  # one that waits has no files
+        files.download(files.job(uuid.UUID(job_id)), target)
+    files.download(files.weights(), target)
+    return {str(path.relative_to(files.root)) for path in missing}
 
 
 def _copy(files: Storage, source: Path, target: Path, *, link: bool) -> bool:
@@ -200,7 +215,7 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
     Raises:
         BackupError: The backup is damaged or of another version, a process runs, or the service holds something.
     """
-    files = Storage(settings.data_dir)
+    files = Storage.of(settings)
     files.create()
     with _opened(files, source) as folder:
         manifest = verify(folder)
@@ -212,13 +227,17 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
                 if worker_registry.is_any_alive(session):
                     raise BackupError("the service is running; stop it, and wait half a minute if it was killed")
                 holds = not backup.is_empty(session)
-            old = [path for name in ("datasets", "jobs", "models", "uploads") for path in (files.root / name).iterdir()]
+            folders = [files.root / name for name in ("datasets", "jobs", "models", "uploads")]
+            old = [path for folder in folders for path in (*folder.iterdir(), *files.published(folder))]
             if (holds or old) and not force:
                 raise BackupError("the service is not empty; --force replaces what it holds")
             for path in old:
-                storage.remove(path)
-            _place_files(folder / FILES, files.root)
-            os.sync()
+                files.remove(path)
+            if files.is_shared:
+                files.publish_tree(folder / FILES)
+            else:
+                _place_files(folder / FILES, files.root)
+                os.sync()
             with transaction(engine) as session:
                 backup.clear(session)
                 backup.load(session, folder / ROWS, limit=settings.max_attempts_without_progress)
@@ -293,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             manifest = create(current(), options.target)
         else:
             manifest = restore(current(), options.source, force=options.force)
-    except (BackupError, DatabaseUnavailable) as error:
+    except (BackupError, DatabaseUnavailable, StorageUnavailable) as error:
         sys.exit(f"nothing was done: {error}")
     size = sum(facts["size"] for facts in manifest["files"].values())
     for path in manifest["missing"]:

@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1
 _COMMANDS: dict[bytes, StopCommand] = {b"d": "drain", b"c": "cancel"}
 
 # Exit statuses of a child; any other is a crash. The row says whether the work is done, not the status.
-FINISHED, FENCED_OFF, DEVICE_FAILED, OUT_OF_MEMORY = 0, 70, 71, 72
+FINISHED, FENCED_OFF, DEVICE_FAILED, OUT_OF_MEMORY, STORAGE_UNAVAILABLE = 0, 70, 71, 72, 73
 DRAINED, STOPPED, DATABASE_UNAVAILABLE = 75, 76, 69
 
 

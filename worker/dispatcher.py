@@ -16,7 +16,7 @@ from app import logs, retention, storage, work, worker_registry
 from app.datasets import ingest_queue
 from app.db.session import Engine, connect, transaction
 from app.db.tables import Dataset, Job
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.jobs import attempt
 from app.notifier import TASKS, Notifier, QueueName
 from app.settings import Settings, current
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TABLES: dict[QueueName, work.WorkTable] = {"jobs": Job, "datasets": Dataset}
 CLEAN_UP_EVERY_S = 60.0
+COLLECT_EVERY_S = 3600.0
 HEARTBEAT_RETENTION_S = 3600.0  # the row of a process without a heartbeat for this long is deleted
 MAX_WAITING = 16  # pending notifications of a queue; more of them would have no effect
 
@@ -46,8 +47,8 @@ class Dispatcher:
         self._settings = settings
         self._engine = engine
         self._notifier = notifier
-        self._storage = Storage(settings.data_dir)
-        self._last_clean_up = float("-inf")
+        self._storage = Storage.of(settings)
+        self._last_clean_up = self._last_collection = float("-inf")
 
     def run_once(self) -> None:
         """Do each task once. A task that fails does not stop the others, and is done again in the next round."""
@@ -56,6 +57,8 @@ class Dispatcher:
                 task()
             except DatabaseUnavailable:
                 log.warning("%s: the database is unavailable", task.__name__)
+            except StorageUnavailable as error:
+                log.warning("%s: %s", task.__name__, error.detail)
             except OSError:
                 log.exception("%s: a file could not be read or deleted", task.__name__)
 
@@ -102,15 +105,25 @@ class Dispatcher:
         expiry.delete_batch(self._settings, self._engine, self._storage)
         with transaction(self._engine, read_only=True) as session:
             referenced = retention.referenced_files(session)
-        removed = orphan_cleanup.remove(
-            self._storage,
-            referenced,
-            older_than_s=self._settings.orphan_files_s,
-            resumable_older_than_s=self._settings.upload_expires_s,
-        )
+        ages = {
+            "older_than_s": self._settings.orphan_files_s,
+            "resumable_older_than_s": self._settings.upload_expires_s,
+        }
+        if self._storage.is_shared:
+            self._storage.sweep(**ages)
+            removed = self._collect(referenced)
+        else:
+            removed = orphan_cleanup.remove(self._storage, referenced, **ages)
         if removed:
             log.info("%d orphaned files removed", removed)
         self._last_clean_up = time.monotonic()
+
+    def _collect(self, referenced: retention.ReferencedFiles) -> int:
+        """Delete what nobody needs from the object store, at most once in `COLLECT_EVERY_S`: it lists all objects."""
+        if time.monotonic() - self._last_collection < COLLECT_EVERY_S:
+            return 0
+        self._last_collection = time.monotonic()
+        return orphan_cleanup.collect(self._storage, referenced, older_than_s=self._settings.orphan_files_s)
 
 
 def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended: threading.Event) -> None:
@@ -125,7 +138,7 @@ def main() -> None:
     settings = current()
     storage.keep_private()
     logs.configure(settings.log_level, process="dispatcher")
-    Storage(settings.data_dir).create()
+    Storage.of(settings).create()
     engine, notifier = connect(settings, "dispatcher"), Notifier(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -57,6 +57,31 @@ def remove(
     return removed
 
 
+def collect(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
+    """Delete from the object store what no row refers to, and what was uploaded and never published.
+
+    Args:
+        files: With an object store.
+        referenced: What rows refer to; when it is empty nothing is deleted, as in `remove`.
+        older_than_s: Only what was written so many seconds ago is deleted.
+
+    Returns:
+        How many publications and objects without one were deleted.
+
+    Raises:
+        StorageUnavailable: The object store cannot be reached.
+    """
+    if not any(referenced):
+        return 0
+
+    def is_referenced(key: str) -> bool:
+        folder, _, rest = key.partition("/")
+        names = getattr(referenced, folder, None)
+        return names is None or rest.partition("/")[0] in names  # weights have no row
+
+    return sum(files.collect(is_referenced, older_than_s))
+
+
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app import retention, storage
+from app import retention
 from app.db.session import Engine, connect, transaction
 from app.settings import Settings, current
 from app.storage import Storage
@@ -46,12 +46,12 @@ def delete_batch(settings: Settings, engine: Engine, files: Storage) -> Deleted:
         with transaction(engine) as session:
             jobs = retention.delete_jobs(session, settings.retain_jobs_s, BATCH)
         for job_id in jobs:
-            storage.remove(files.job(job_id))
+            files.remove(files.job(job_id))
     if settings.retain_label_versions_s is not None:
         with transaction(engine) as session:
             versions = retention.delete_label_versions(session, settings.retain_label_versions_s, BATCH)
         for dataset_id, version in versions:
-            label_versions.path_of(files.dataset(dataset_id), version).unlink(missing_ok=True)
+            files.remove(label_versions.path_of(files.dataset(dataset_id), version))
     if settings.retain_job_files_s is not None:
         while emptied < BATCH and _delete_files_of_one(engine, files, settings.retain_job_files_s):
             emptied += 1
@@ -69,7 +69,7 @@ def _delete_files_of_one(engine: Engine, files: Storage, age_s: float) -> bool:
         job_id = retention.lock_job_with_old_files(session, age_s)
         if job_id is None:
             return False
-        storage.remove(files.job(job_id))
+        files.remove(files.job(job_id))
         retention.record_deleted_files(session, job_id)
     return True
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only list what would go")
     options = parser.parse_args(arguments)
     settings = current()
-    engine, files = connect(settings, "command"), Storage(settings.data_dir)
+    engine, files = connect(settings, "command"), Storage.of(settings)
     try:
         if options.dry_run:
             _print(find(settings, engine))

@@ -9,17 +9,21 @@ import contextlib
 import re
 import sqlite3
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import DatasetUnavailable, ImageNotFound
+from app.storage import Storage
 from ml.formats import dataset_index, label_versions
+from ml.formats.entries import restore
 from ml.formats.errors import printable
 from ml.formats.records import ImageRecord
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 NPY_PREFIX_BYTES = 10  # magic, version and the length of the header that follows
+NPY_START_BYTES = 1024  # more than prefix and header of such an array
 
 
 @contextlib.contextmanager
@@ -52,19 +56,32 @@ def find_image(folder: Path, reference: int | str, version: int = label_versions
     return image
 
 
-def thumbnail(folder: Path, image: ImageRecord) -> bytes:
-    """A PNG of the image as a network sees it, cut from the pixels that ingest stored."""
-    facts = dataset_index.read_facts(folder)
-    path = dataset_index.pixels_path(folder, facts["image_size"], facts["resize"])
-    with path.open("rb") as pixels:
-        prefix = pixels.read(NPY_PREFIX_BYTES)
-        header_bytes = struct.unpack_from("<H", prefix, 8)[0]
-        shape = re.search(rb"'shape': \((\d+), (\d+), (\d+), 3\)", pixels.read(header_bytes))
-        if shape is None:
-            raise ValueError(f"{path.name} is not an array of pixels")
-        height, width = int(shape[2]), int(shape[3])
-        pixels.seek(NPY_PREFIX_BYTES + header_bytes + image.number * height * width * 3)
-        return _encode_png(pixels.read(height * width * 3), width, height)
+def original(files: Storage, dataset_id: uuid.UUID, image: ImageRecord) -> bytes:
+    """The bytes of an image as they were uploaded.
+
+    Raises:
+        DatasetUnavailable: The archive is gone.
+        StorageUnavailable: The object store cannot be reached.
+    """
+    with reading(files.dataset(dataset_id)), files.reading(dataset_id, dataset_index.ARCHIVE_FILE) as read:
+        return restore(read(image.offset, image.stored_bytes), image)
+
+
+def thumbnail(files: Storage, dataset_id: uuid.UUID, image: ImageRecord) -> bytes:
+    """A PNG of the image as a network sees it, cut from the pixels that ingest stored; raises as `original` does."""
+    with reading(files.dataset(dataset_id)):
+        folder = files.fetch_dataset(dataset_id)
+        facts = dataset_index.read_facts(folder)
+        name = dataset_index.pixels_path(folder, facts["image_size"], facts["resize"]).name
+        with files.reading(dataset_id, name) as read:
+            start = read(0, NPY_START_BYTES)
+            header_bytes = struct.unpack_from("<H", start, NPY_PREFIX_BYTES - 2)[0]
+            shape = re.search(rb"'shape': \((\d+), (\d+), (\d+), 3\)", start[: NPY_PREFIX_BYTES + header_bytes])
+            if shape is None:
+                raise ValueError(f"{name} is not an array of pixels")
+            height, width = int(shape[2]), int(shape[3])
+            size = height * width * 3
+            return _encode_png(read(NPY_PREFIX_BYTES + header_bytes + image.number * size, size), width, height)
 
 
 def _encode_png(rgb: bytes, width: int, height: int) -> bytes:

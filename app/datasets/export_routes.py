@@ -55,7 +55,7 @@ def export(
     """
     dataset = service.get_ready(session, dataset_id)
     labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
-    folder = files.dataset(dataset.id)
+    folder = files.fetch_dataset(dataset.id, labels, with_images=True)
     archive = Export(folder, read_version(folder, labels), format)
     headers = {
         "ETag": f'"{archive.tag}"',

@@ -62,8 +62,8 @@ def find_states(session: Session, files: Storage, dataset: Dataset, image: int) 
         dataset: A ready data set.
         image: Number of one of its images.
     """
-    folder = files.dataset(dataset.id)
     rows = label_service.list_versions(session, dataset.id, below=dataset.label_version + 1, limit=VERSIONS)
+    folder = files.fetch_dataset(dataset.id, *(row.version for row in rows))
     states: list[LabelState] = []
     for row in (None, *reversed(rows)):
         version = label_versions.UPLOADED if row is None else row.version
@@ -86,7 +86,7 @@ def history(
 ) -> ImageHistory:
     """The versions that have changed the label of an image, newest first."""
     dataset = service.get_ready(session, dataset_id)
-    image = contents.find_image(files.dataset(dataset.id), index)
+    image = contents.find_image(files.fetch_dataset(dataset.id), index)
     states = find_states(session, files, dataset, image.number)
     return ImageHistory(index=image.number, path=image.path, changes=[state_out(state, dataset) for state in states])
 

@@ -141,7 +141,7 @@ def _advance(session: Session, draft: LabelDraft, edits: int) -> None:
 
 
 def _check(files: Storage, dataset: Dataset, edits: Sequence[Edit]) -> None:
-    folder = files.dataset(dataset.id)
+    folder = files.fetch_dataset(dataset.id, dataset.label_version)
     numbers = [edit.image for edit in edits if edit.image is not None]
     labels = dataset_index.read_labels(folder, numbers, dataset.label_version)
     classes = set(dataset_index.read_classes(folder, dataset.label_version))

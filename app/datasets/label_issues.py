@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import Job, State
 from app.errors import ArtifactNotFound, JobNotFound
-from app.storage import ARTIFACTS, Storage
+from app.storage import Storage
 from ml.formats import csv_cells, image_query, image_results, label_versions
 from ml.formats.image_query import ImageMatch, ImageQuery
 from ml.formats.image_results import ImageResult
@@ -75,11 +75,10 @@ class LabelIssue(ImageFindings):
 
 def find_results(storage: Storage, job_id: uuid.UUID) -> Path:
     """The file of the newest attempt at a job that has results of images; ArtifactNotFound."""
-    for attempt in storage.attempts(job_id):
-        path = attempt / ARTIFACTS / image_results.FILE_NAME
-        if path.is_file():
-            return path
-    raise ArtifactNotFound("This job has no label ranking; a finished training has one.")
+    path = storage.find_artifact(job_id, image_results.FILE_NAME)
+    if path is None:
+        raise ArtifactNotFound("This job has no label ranking; a finished training has one.")
+    return path
 
 
 def results_of(session: Session, storage: Storage, job_id: uuid.UUID, dataset_id: uuid.UUID) -> Path:

@@ -210,9 +210,9 @@ def diff(
 ) -> Any:
     """Images whose label or action differs between two versions, in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
-    folder = files.dataset(dataset.id)
     for version in (before, after):
         label_service.check_version(session, dataset, version)
+    folder = files.fetch_dataset(dataset.id, before, after)
     if file_responses.wants_csv(request):
         header = ("index", "path", "from", "to", "action_before", "action")
         rows = dataset_index.compare_labels(folder, before, after)
@@ -247,8 +247,8 @@ def get(
 ) -> Any:
     """Labels of a version in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
-    folder = files.dataset(dataset.id)
     label_service.check_version(session, dataset, version)
+    folder = files.fetch_dataset(dataset.id, version)
     classes = dataset_index.read_classes(folder, version)
     if file_responses.wants_csv(request):
         images = dataset_index.read_images(folder, split=split, status=action, version=version)
@@ -365,7 +365,7 @@ def uploaded_out(files: Storage, dataset: Dataset) -> LabelVersionOut:
         note="",
         edits=0,
         counts={"relabelled": 0, "confirmed": 0, "excluded": 0},
-        digest=label_service.uploaded_digest(files.dataset(dataset.id)),
+        digest=label_service.uploaded_digest(files.fetch_dataset(dataset.id)),
         created_at=dataset.finished_at or dataset.created_at,
     )
 

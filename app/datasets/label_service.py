@@ -163,7 +163,7 @@ def propose_consensus(
         InvalidRequest: The data set has no votes.
     """
     dataset = _ready(session, dataset_id, parent, if_match, lock=lock)
-    agreed = votes.read_consensus(files.dataset(dataset.id) / dataset_index.INDEX_FILE)
+    agreed = votes.read_consensus(files.fetch_dataset(dataset.id) / dataset_index.INDEX_FILE)
     if not agreed:
         detail = "The data set has no votes: upload it with annotator_columns."
         raise InvalidRequest(detail, errors=[Fault("/consensus", "no_votes", detail)])
@@ -178,8 +178,9 @@ def propose_revert(
 ) -> Proposal:
     """The labels of an earlier version again; raises as `propose_edits` does."""
     dataset = _ready(session, dataset_id, version, if_match, lock=True)
-    uploaded = dataset_index.uploaded_labels(files.dataset(dataset.id))
-    labels = label_versions.read(files.dataset(dataset.id), version, uploaded)
+    folder = files.fetch_dataset(dataset.id, version)
+    uploaded = dataset_index.uploaded_labels(folder)
+    labels = label_versions.read(folder, version, uploaded)
     return Proposal(dataset, uploaded, labels, (), {}, "revert", {"version": version})
 
 
@@ -203,7 +204,8 @@ def write(session: Session, files: Storage, proposal: Proposal, *, author: str |
         pointer = "/consensus" if by_consensus else "/accept/where"
         raise InvalidRequest(detail, errors=[Fault(pointer, "nothing_to_change", detail)])
     version = dataset.label_version + 1
-    label_versions.write(files.dataset(dataset.id), version, labels, proposal.uploaded)
+    with files.new_labels(dataset.id, version) as folder:
+        label_versions.write(folder, version, labels, proposal.uploaded)
     row = LabelVersion(
         dataset_id=dataset.id,
         version=version,
@@ -256,7 +258,7 @@ def _ready(session: Session, dataset_id: uuid.UUID, parent: int | None, if_match
 
 
 def _read_newest(files: Storage, dataset: Dataset) -> tuple[UploadedLabels, Labels]:
-    folder = files.dataset(dataset.id)
+    folder = files.fetch_dataset(dataset.id, dataset.label_version)
     uploaded = dataset_index.uploaded_labels(folder)
     return uploaded, label_versions.read(folder, dataset.label_version, uploaded)
 

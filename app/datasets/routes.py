@@ -12,7 +12,6 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import storage
 from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service, uploads
 from app.datasets.image_filters import Filters
 from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, ReportLine, Status
@@ -166,9 +165,13 @@ def get(session: ReadSession, files: Files, dataset_id: uuid.UUID) -> DatasetOut
 
 def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
     """What the files of a data set hold; None unless it is ready."""
-    folder = files.dataset(row.id)
-    ready = row.state == State.succeeded and folder.is_dir()  # a deletion may be removing it at this moment
-    return schemas.read_contents(folder, row.label_version) if ready else None
+    if row.state != State.succeeded:
+        return None
+    try:
+        folder = files.fetch_dataset(row.id, row.label_version)
+    except DatasetUnavailable:  # a deletion may be removing it at this moment
+        return None
+    return schemas.read_contents(folder, row.label_version) if folder.is_dir() else None
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
@@ -176,8 +179,8 @@ def delete(session: Transaction, by: By, files: Files, background: BackgroundTas
     """Free the disk; 409 while a job uses it. Finished jobs and their models stay."""
     name = service.delete(session, dataset_id)
     audit.record(session, by, "dataset.delete", f"/datasets/{dataset_id}", name=name)
-    background.add_task(storage.remove, files.dataset(dataset_id))
-    background.add_task(storage.remove, files.upload(dataset_id))
+    background.add_task(files.remove, files.dataset(dataset_id))
+    background.add_task(files.remove, files.upload(dataset_id))
 
 
 @router.get(
@@ -202,7 +205,7 @@ def report(
     ] = None,
 ) -> Any:
     """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
-    folder = files.dataset(service.get_ready(session, dataset_id).id)
+    folder = files.fetch_dataset(service.get_ready(session, dataset_id).id)
     read: Callable[..., list[records.ReportLine]] = functools.partial(dataset_index.read_report, folder)
     if job is not None:
         read = functools.partial(image_results.read_report, label_issues.results_of(session, files, job, dataset_id))
@@ -238,8 +241,8 @@ def images(
 ) -> Page[ImageOut]:
     """Images in index order, or as `order_by` says; with `job` also what that job found out about them."""
     dataset = service.get_ready(session, dataset_id)
-    folder = files.dataset(dataset.id)
     labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    folder = files.fetch_dataset(dataset.id, labels)
     query = filters.query(default_order="index")
     results = None
     if job is not None:
@@ -263,10 +266,9 @@ def images(
 )
 def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The original bytes, as they were uploaded."""
-    folder = files.dataset(service.get_ready(session, dataset_id).id)
-    record = contents.find_image(folder, index)
-    with contents.reading(folder):
-        original = dataset_index.read_original(folder, record)
+    service.get_ready(session, dataset_id)
+    record = contents.find_image(files.fetch_dataset(dataset_id), index)
+    original = contents.original(files, dataset_id, record)
     media_type = contents.CONTENT_TYPES[record.format]
     return image_response(original, media_type, f"{index}.{record.format.lower()}", record.sha256)
 
@@ -279,10 +281,9 @@ def image(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Imag
 )
 def thumbnail(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> Response:
     """The image as a network sees it."""
-    folder = files.dataset(service.get_ready(session, dataset_id).id)
-    record = contents.find_image(folder, index)
-    with contents.reading(folder):
-        picture = contents.thumbnail(folder, record)
+    service.get_ready(session, dataset_id)
+    record = contents.find_image(files.fetch_dataset(dataset_id), index)
+    picture = contents.thumbnail(files, dataset_id, record)
     return image_response(picture, "image/png", f"{index}.png", "t" + record.sha256)
 
 

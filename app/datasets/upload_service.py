@@ -137,12 +137,14 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
         received = ReceivedUpload(fields, _filename(upload.metadata), storage.sha256_file(upload.data), upload.length)
         dataset_id = uuid.uuid4()
         target = files.upload(dataset_id)
+        temporary = target.with_suffix(".part")
         try:
-            target.hardlink_to(upload.data)
-            storage.sync_folder(target.parent)
+            temporary.hardlink_to(upload.data)
+            files.stage(temporary, target).publish()
             response = _insert(request, dataset_id, received, key, hashed)
         except BaseException:
-            target.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+            files.remove(target)
             raise
         storage.remove(upload.folder)
     return response
@@ -167,11 +169,11 @@ def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, h
         archive_check.check_upload(temporary, body.fields, settings)
         size_bytes, sha256 = temporary.stat().st_size, storage.sha256_file(temporary)
         received = ReceivedUpload(body.fields, body.server_folder, sha256, size_bytes)
-        storage.publish(temporary, target)
+        files.stage(temporary, target).publish()
         return _insert(request, dataset_id, received, key, hashed)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
+        files.remove(target)
         raise
 
 
@@ -192,18 +194,21 @@ async def _create_dataset(
     dataset_id = uuid.uuid4()
     target = files.upload(dataset_id)
     temporary = target.with_suffix(".part")
-    is_queued = False
+    is_published = is_queued = False
     try:
         received = await _receive(request, temporary, query)
         settings = request.app.state.settings
         await run_in_threadpool(archive_check.check_upload, temporary, received.fields, settings)
-        await run_in_threadpool(storage.publish, temporary, target)
+        staged = await run_in_threadpool(files.stage, temporary, target)
+        is_published = True
+        await run_in_threadpool(staged.publish)
         response = await run_in_threadpool(_insert, request, dataset_id, received, key, _hash(received))
         is_queued = True
     finally:
         if not is_queued:
             temporary.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
+            if is_published:
+                await asyncio.shield(run_in_threadpool(files.remove, target))
     return response
 
 

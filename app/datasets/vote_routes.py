@@ -79,8 +79,8 @@ def list_(
     Images without a vote are left out. Who agrees how often with the consensus: `annotators` of the data set.
     """
     dataset = service.get_ready(session, dataset_id)
-    folder = files.dataset(dataset.id)
     labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    folder = files.fetch_dataset(dataset.id, labels)
     index = folder / dataset_index.INDEX_FILE
     annotators = votes.read_annotators(index)
     classes = dataset_index.read_classes(folder, labels)
@@ -112,8 +112,8 @@ def get(
 ) -> VotesOut:
     """What each annotator says of an image, and what they agree on; `votes` is empty without annotators."""
     dataset = service.get_ready(session, dataset_id)
-    folder = files.dataset(dataset.id)
     labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    folder = files.fetch_dataset(dataset.id, labels)
     image = contents.find_image(folder, index, labels)
     path = folder / dataset_index.INDEX_FILE
     rows = votes.read(path, numbers=[index])

@@ -96,6 +96,10 @@ def check(state: Any) -> dict[str, Check]:
     checks["broker"] = (
         Check(status="ok") if reachable else Check(status="degraded", detail="work starts when it is back")
     )
+    if state.storage.is_shared:
+        fault = state.storage.fault()
+        detail = None if fault is None else f"{fault} Data sets cannot be read, and work waits."
+        checks["storage"] = Check(status="ok" if fault is None else "degraded", detail=detail)
     checks["disk"] = check_disk(state.storage.free_bytes(), state.settings)
     return checks
 

@@ -93,7 +93,8 @@ def compare(session: Session, storage: Storage, job_ids: Sequence[uuid.UUID]) ->
         if job.request.get("dataset_id") != of_first:
             raise _unusable(number, "other_dataset", "These jobs are not of the same data set.")
     dataset = datasets.get_ready(session, uuid.UUID(str(of_first)))
-    comparison = _compare(storage.dataset(dataset.id), sources)
+    versions = {source.label_version for source in sources}
+    comparison = _compare(storage.fetch_dataset(dataset.id, *versions), sources)
     if comparison is None:
         detail = (
             "These jobs have no judged images in common: the data set has no test split, and they held out other "

@@ -7,11 +7,10 @@ import json
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactNotFound
-from app.storage import ARTIFACTS, EXPORT, LOG_FILE, Storage, fence_of
+from app.storage import EXPORT, DownloadableFile, Storage
 
 
 def to_columns(reports: list[tuple[int, dict[str, Any]]], max_points: int) -> tuple[list[int], dict[str, list[Any]]]:
@@ -52,10 +51,9 @@ def log_lines(storage: Storage, job_id: uuid.UUID, attempt: int | None, last: in
         attempt: The fence of the attempt whose log is read; None for those of all attempts.
         last: The most lines.
     """
-    folders = [folder for folder in reversed(storage.attempts(job_id)) if attempt in (None, fence_of(folder))]
     lines: deque[str] = deque(maxlen=last)
-    for path in (folder / LOG_FILE for folder in folders):
-        if path.is_file():
+    for fence, path in storage.log_files(job_id).items():
+        if attempt in (None, fence) and path.is_file():
             with path.open(encoding="utf-8", errors="replace") as file:
                 lines.extend(line.rstrip("\n") for line in file if line.strip())
     yield from lines
@@ -70,21 +68,15 @@ def format_log_line(line: str) -> str:
         return line
 
 
-def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, Path]:
+def artifacts(storage: Storage, job_id: uuid.UUID, model_id: uuid.UUID | None) -> dict[str, DownloadableFile]:
     """Files to download, by name: artifacts of the newest attempt that has any, and the exported model."""
-    artifacts: dict[str, Path] = {}
-    if model_id is not None and (path := storage.model(model_id) / EXPORT).is_file():
-        artifacts[EXPORT] = path
-    for attempt in storage.attempts(job_id):
-        folder = attempt / ARTIFACTS
-        files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
-        if files:
-            artifacts |= {p.name: p for p in files if not p.name.startswith(".") and ".tmp" not in p.name}
-            break
-    return dict(sorted(artifacts.items()))
+    artifacts: dict[str, DownloadableFile] = {}
+    if model_id is not None and (file := storage.find_model_file(model_id, EXPORT)) is not None:
+        artifacts[EXPORT] = file
+    return dict(sorted((artifacts | storage.artifacts(job_id)).items()))
 
 
-def artifact(artifacts: dict[str, Path], name: str) -> Path:
+def artifact(artifacts: dict[str, DownloadableFile], name: str) -> DownloadableFile:
     """The artifact of this name among `artifacts`; ArtifactNotFound. A name that is not listed opens no file."""
     if name not in artifacts:
         raise ArtifactNotFound("This job has no such artifact; GET /jobs/{id}/artifacts lists them.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -23,7 +24,7 @@ from app.http.openapi import problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import results, service
-from ml.formats import dataset_index, image_results, label_versions
+from ml.formats import image_results, label_versions
 
 router = Router(tags=["jobs"])
 KINDS = {kind.split(";")[0] for kind in file_responses.MEDIA_TYPES.values()} | {"application/octet-stream"}
@@ -109,8 +110,8 @@ def list_label_issues(
     query = filters.query(default_order="score", judged=True)
     dataset = None if job.dataset_id is None else session.get(Dataset, job.dataset_id)
     folder, version = None, label_versions.UPLOADED
-    if dataset is not None and dataset_index.is_ready(files.dataset(dataset.id)):
-        folder, version = files.dataset(dataset.id), dataset.label_version
+    if dataset is not None and files.find_dataset(dataset.id) is not None:
+        folder, version = files.fetch_dataset(dataset.id, dataset.label_version), dataset.label_version
     if file_responses.wants_csv(request):
         return file_responses.csv_table(f"label-issues-{job_id}", *label_issues.table(file, query, folder, version))
     matches, cursor = image_filters.page(folder, query, paging, version=version, results=file)
@@ -135,11 +136,11 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
     items = [
         Artifact(
             name=name,
-            size_bytes=path.stat().st_size,
-            sha256=file_responses.sha256(path),
-            media_type=file_responses.MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+            size_bytes=file.size,
+            sha256=file.sha256 or file_responses.sha256(file.fetch()),
+            media_type=file_responses.MEDIA_TYPES.get(PurePath(name).suffix, "application/octet-stream"),
         )
-        for name, path in page
+        for name, file in page
     ]
     return Page(items=items, next_cursor=cursor)
 
@@ -158,4 +159,4 @@ def artifact(request: Request, session: ReadSession, files: Files, job_id: uuid.
     """Download one file: `Range` for a part, `Repr-Digest` and ETag to check it."""
     job = service.get(session, job_id)
     available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
-    return file_responses.download(request, results.artifact(available, name))
+    return file_responses.download(request, results.artifact(available, name).fetch())

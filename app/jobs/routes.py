@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app import quotas, storage
+from app import quotas
 from app.db import audit
 from app.db.tables import Job
 from app.errors import (
@@ -191,7 +191,7 @@ def delete(session: Transaction, by: By, files: Files, background: BackgroundTas
     """Delete a job that has ended, with its files; its model stays."""
     name = service.delete(session, job_id)
     audit.record(session, by, "job.delete", f"/jobs/{job_id}", name=name)
-    background.add_task(storage.remove, files.job(job_id))
+    background.add_task(files.remove, files.job(job_id))
 
 
 @router.post(

@@ -85,10 +85,10 @@ def export(
     It has no image of the training set, and is there as long as the model, also when its job was deleted.
     """
     service.get(session, model_id)
-    path = files.model(model_id) / storage.EXPORT
-    if not path.is_file():
+    file = files.find_model_file(model_id, storage.EXPORT)
+    if file is None:
         raise ArtifactNotFound("This model has no export; `python -m ml export` makes one from its folder.")
-    return file_responses.download(request, path, f"model-{model_id}.zip")
+    return file_responses.download(request, file.fetch(), f"model-{model_id}.zip")
 
 
 @router.delete("/models/{model_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
@@ -100,7 +100,7 @@ def delete(
     detail = {"name": model.name, "digest": model.digest, "job_id": model.job_id and str(model.job_id)}
     audit.record(session, by, "model.delete", f"/models/{model_id}", **detail)
     background.add_task(request.app.state.model_registry.clear)
-    background.add_task(storage.remove, files.model(model_id))
+    background.add_task(files.remove, files.model(model_id))
 
 
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])

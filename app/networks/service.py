@@ -11,7 +11,6 @@ from app.catalog import TIMM, Catalog
 from app.db.tables import Job, State
 from app.errors import Fault, InUse, InvalidRequest, WeightsNotFound
 from app.storage import Storage
-from ml.formats import weights_folder
 from ml.formats.weights_folder import WeightsRecord
 
 TOO_SMALL = {64: 32, 224: 64}  # px that a network was seen to fail at, by the smallest of 32, 64 and 224 that it reads
@@ -19,12 +18,12 @@ TOO_SMALL = {64: 32, 224: 64}  # px that a network was seen to fail at, by the s
 
 def installed_weights(files: Storage) -> dict[str, WeightsRecord]:
     """The records of all installed weights by name, in the order of names."""
-    return {record.name: record for record in weights_folder.installed(files.weights())}
+    return {record.name: record for record in files.installed_weights()}
 
 
 def get_weights(files: Storage, name: str) -> WeightsRecord:
     """The record of installed weights; WeightsNotFound."""
-    record = weights_folder.read_record(files.weights(), name)
+    record = files.weights_record(name)
     if record is None:
         raise WeightsNotFound("No weights of this name are installed.")
     return record
@@ -39,7 +38,7 @@ def remove_weights(session: Session, files: Storage, name: str) -> None:
     """
     get_weights(files, name)
     check_unused(session, name)
-    weights_folder.remove(files.weights(), name)
+    files.remove_weights(name)
 
 
 def check_unused(session: Session, name: str) -> None:

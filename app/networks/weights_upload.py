@@ -105,7 +105,7 @@ def _read_record(catalog: Catalog, file: Path, name: str, facts: dict[str, Any],
 
 def _install(engine: Any, files: Storage, file: Path, record: WeightsRecord, by: Actor) -> bool:
     """Install the file; whether there were no weights of its name before."""
-    is_new = weights_folder.read_record(files.weights(), record.name) is None
+    is_new = files.weights_record(record.name) is None
     with db.transaction(engine) as session:
         service.check_unused(session, record.name)  # again: receiving the file took its time
         audit.record(
@@ -117,7 +117,7 @@ def _install(engine: Any, files: Storage, file: Path, record: WeightsRecord, by:
             size=record.size,
         )
         session.flush()  # whatever the database refuses, it refuses before the file is there
-        weights_folder.install(files.weights(), file, record)
+        files.install_weights(file, record)
     return is_new
 
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from app.datasets import contents
@@ -26,7 +25,6 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.storage import Storage
-from ml.formats import dataset_index
 from ml.formats.errors import printable
 from ml.formats.records import ImageRecord
 
@@ -154,30 +152,31 @@ def resolve_reference(reference: str, storage: Storage, pointer: str, most_bytes
 
 def read_dataset_image(reference: str, storage: Storage, pointer: str, most_bytes: int) -> bytes:
     """The bytes of an image of a ready data set; raises as `resolve_reference` does."""
-    folder, image = find_dataset_image(reference, storage, pointer)
+    dataset_id, image = find_dataset_image(reference, storage, pointer)
     if image.image_bytes > most_bytes:
         raise too_large(most_bytes)
-    return dataset_index.read_original(folder, image)
+    return contents.original(storage, dataset_id, image)
 
 
-def find_dataset_image(reference: str, storage: Storage, pointer: str) -> tuple[Path, ImageRecord]:
-    """Folder and record of the image that `<id>/<index or path>` names; raises as `resolve_reference` does.
+def find_dataset_image(reference: str, storage: Storage, pointer: str) -> tuple[uuid.UUID, ImageRecord]:
+    """Data set and record of the image that `<id>/<index or path>` names; raises as `resolve_reference` does.
 
-    The folder of a data set exists only while it is ready, so the database is not read.
+    The files of a data set exist only while it is ready, so the database is not read.
     """
     dataset, slash, name = reference.partition("/")
     try:
-        folder = storage.dataset(uuid.UUID(dataset))
+        dataset_id = uuid.UUID(dataset)
     except ValueError:
         raise invalid_reference(pointer, "The data set's id is not a UUID.") from None
     if not slash or not name or len(name) > REFERENCE_CHARS or "\0" in name:
         raise invalid_reference(
             pointer, "Name an image behind the data set's id: its index, or its path in the archive."
         )
-    if not dataset_index.is_ready(folder):
+    folder = storage.find_dataset(dataset_id)
+    if folder is None:
         raise DatasetNotFound("There is no ready data set with this id.")
     is_number = name.isascii() and name.isdigit() and len(name) <= 15
-    return folder, contents.find_image(folder, int(name) if is_number else name)
+    return dataset_id, contents.find_image(folder, int(name) if is_number else name)
 
 
 def decode_base64(encoded: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from app.datasets import contents
 from app.errors import ImageNotFound
+from app.storage import Storage
 from ml.data import ingest
 from ml.formats import dataset_index, image_query
 from ml.formats.archive import decompress, read_archive
@@ -80,9 +82,12 @@ def test_an_unknown_image_is_not_found(folder: Path, reference: int | str) -> No
         contents.find_image(folder, reference)
 
 
-def test_a_thumbnail_is_a_png_of_the_packed_pixels(folder: Path) -> None:
+def test_a_thumbnail_is_a_png_of_the_packed_pixels(folder: Path, tmp_path: Path) -> None:
     row = contents.find_image(folder, "test/dog/3.jpg")
-    with Image.open(io.BytesIO(contents.thumbnail(folder, row))) as picture:
+    files, dataset_id = Storage(tmp_path), uuid.uuid4()
+    files.create()
+    files.dataset(dataset_id).symlink_to(folder)
+    with Image.open(io.BytesIO(contents.thumbnail(files, dataset_id, row))) as picture:
         assert picture.format == "PNG"
         expected = np.load(next(folder.glob("pixels-*.npy")))[row.number]
         np.testing.assert_array_equal(np.asarray(picture), expected)

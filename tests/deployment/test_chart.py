@@ -17,7 +17,7 @@ from app.db.tables import Dataset, Job, State
 from app.settings import MOST_DEVICES, Settings
 from tests.deployment.chart import ALL, CHART, RENDERED, ROOT, render
 from tests.deployment.test_agreements import seconds_of
-from tests.deployment.test_containers import GPU, resolved
+from tests.deployment.test_containers import GPU, STORE, STORE_SETTINGS, resolved
 from tests.tables import create_tables
 
 helm = pytest.importorskip("helm_python", reason="Helm's library has wheels for some platforms alone")
@@ -232,3 +232,37 @@ def test_keda_counts_the_jobs_that_wait_and_run(database_url: str, tmp_path: Pat
     assert "replicas" not in scaled["spec"]  # who scales it decides
     assert everything["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == scaled["metadata"]["name"]
     assert not CUSTOM & {one["kind"] for one in render({})}
+
+
+OBJECT_STORE = {
+    "objectStore": {"url": "s3://denll/x", "endpoint": "https://minio.example.org", "key": "service"},
+    "networkPolicy": {"serverPorts": [5432, 6379, 9000]},
+}
+
+
+def test_with_an_object_store_pods_share_no_volume() -> None:
+    resources = render(OBJECT_STORE)
+    services = resolved(STORE, **STORE_SETTINGS)["services"]
+    publishing = {name for name, service in services.items() if "DENLL_OBJECT_STORE" in service["environment"]}
+
+    assert not [one for one in resources if one["kind"] == "PersistentVolumeClaim"]
+    with_store = set()
+    for name, pod in pods(resources).items():
+        assert [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "data"], name
+        chosen = variables(pod)
+        if chosen.get("DENLL_OBJECT_STORE") == "s3://denll/x":
+            with_store.add(name)
+            assert chosen["DENLL_OBJECT_STORE_SECRET"] == "object-store-secret", name
+            keys = [e["name"] for e in container(pod)["env"] if "valueFrom" in e]
+            assert "DENLL_OBJECT_STORE_SECRET" in keys, name
+            Settings(**{f: chosen[f"DENLL_{f.upper()}"] for f in ("object_store_endpoint", "object_store_key")})
+    assert with_store == pods(resources).keys() - {"migrate"}
+    assert with_store - {"weights"} == publishing - {"publish-weights"}
+    version = kubernetes_validate.latest_version()
+    assert {kubernetes_validate.validate(one, version, strict=True) for one in resources}
+
+
+def test_a_role_of_the_pods_needs_no_key() -> None:
+    pod = pods(render({"objectStore": {"url": "s3://denll"}}))["api"]
+
+    assert not {"DENLL_OBJECT_STORE_KEY", "DENLL_OBJECT_STORE_SECRET"} & variables(pod).keys()

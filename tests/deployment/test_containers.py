@@ -26,6 +26,8 @@ SECRETS = {
 }
 GPU = ("docker-compose.yml",)
 CPU = (*GPU, "docker-compose.cpu.yml")
+STORE = (*GPU, "docker-compose.object-store.yml")
+STORE_SETTINGS = {"OBJECT_STORE": "s3://denll/x", "OBJECT_STORE_ENDPOINT": "https://minio.example.org"}
 OURS = {"migrate", "api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inference"}
 LASTING = OURS - {"migrate"} | {"postgres", "redis"}
 ONCE = {"migrate", "weights"}
@@ -83,10 +85,29 @@ def test_compose_refuses_without_a_secret(secret: str, is_set: bool) -> None:
 def test_the_example_sets_no_secret_and_names_every_variable_that_the_files_read() -> None:
     example = (ROOT / ".env.example").read_text()
     offered = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
-    read = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in CPU)))
+    read = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in {*CPU, *STORE})))
 
     assert offered.keys() == read
     assert {name for name, value in offered.items() if name in SECRETS and value} == set()
+
+
+def test_an_object_store_reaches_who_reads_or_publishes_files_and_is_reached_by_them() -> None:
+    done = compose(STORE, SECRETS, "--quiet")
+    assert done.returncode != 0
+    assert "OBJECT_STORE is missing a value" in done.stderr
+
+    secret = {"OBJECT_STORE_KEY": "service", "OBJECT_STORE_SECRET": "a-secret"}
+    services = resolved(STORE, **STORE_SETTINGS, **secret)["services"]
+    with_store = {name for name, service in services.items() if "DENLL_OBJECT_STORE" in service["environment"]}
+    assert with_store == OURS - {"migrate"} | {"publish-weights"}
+    for name in with_store:
+        assert "outside" in services[name]["networks"], name
+        stores = {
+            k: v for k, v in services[name]["environment"].items() if k.startswith(("DENLL_OBJECT", "DENLL_CACHE"))
+        }
+        Settings(**{key.removeprefix("DENLL_").lower(): value for key, value in stores.items() if "STORE" not in key})
+        assert stores["DENLL_OBJECT_STORE_SECRET"] == "a-secret", name
+    assert not {"DENLL_DATABASE_URL", "DENLL_REDIS_URL"} & services["publish-weights"]["environment"].keys()
 
 
 def test_the_stack_is_what_the_page_says(services: dict[str, dict[str, Any]]) -> None:

@@ -30,13 +30,17 @@ KNOBS = {
 
 
 class MultiHostHarness(ServiceHarness):
-    """A service whose supervisors run on other hosts, with the same data folder."""
+    """A service whose supervisors run on other hosts, with the same data folder or the same object store."""
 
     network: Network
     data: uuid.UUID
     undisturbed: str  # digest of the model of a job that nothing happens to
     supervisors: dict[str, subprocess.Popen[bytes]]
     client: httpx.Client
+
+    def files_of(self, host: str) -> dict[str, object]:
+        """Settings by which a host shares nothing but an object store, where there is one."""
+        return {"data_dir": self.folder.parent / host} if self.files.is_shared else {}
 
     def environment(self, **more: object) -> dict[str, str]:
         return super().environment(admin_key=KEY, **more)
@@ -76,8 +80,10 @@ class MultiHostHarness(ServiceHarness):
         return job
 
 
-@pytest.fixture(scope="package")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MultiHostHarness]:
+@pytest.fixture(scope="package", params=["shared folder", "object store"])
+def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MultiHostHarness]:
+    if request.param == "object store" and (missing := servers.missing_for_s3()) is not None:
+        pytest.skip(missing)
     with contextlib.ExitStack() as stack:
         try:
             network = Network()
@@ -87,14 +93,19 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MultiHostHarne
         server = stack.enter_context(servers.postgres(network.address))
         url = stack.enter_context(servers.fresh_database(server))
         redis = stack.enter_context(servers.redis_server(network.address))
-        harness = MultiHostHarness(tmp_path_factory.mktemp("service"), url, redis.url, **KNOBS)
+        store = {}
+        if request.param == "object store":
+            store = stack.enter_context(servers.s3_server(network.address)).settings
+        harness = MultiHostHarness(tmp_path_factory.mktemp("service"), url, redis.url, **KNOBS, **store)
         stack.callback(harness.close)
         harness.network = network
         harness.data = harness.dataset()
         harness.client = stack.enter_context(serving(harness))
         harness.dispatcher()
         harness.supervisors = {
-            host.name: harness.start("worker.supervisor", "-Q", "jobs", name=host.name, within=host.within)
+            host.name: harness.start(
+                "worker.supervisor", "-Q", "jobs", name=host.name, within=host.within, **harness.files_of(host.name)
+            )
             for host in network.hosts
         }
         first = harness.begin()

@@ -78,7 +78,7 @@ class ServiceHarness:
         self.folder = folder / "data"
         settings = {"data_dir": self.folder, "database_url": database_url, "redis_url": redis_url, "devices": "cpu"}
         self.settings = Settings(**(settings | QUICK | knobs))  # type: ignore[arg-type]
-        self.files = Storage(self.folder)
+        self.files = Storage.of(self.settings)
         self.files.create()
         # This process holds no lease: its transactions may pause for longer than those of a worker.
         self.engine = connect(self.settings.model_copy(update={"lease_s": Settings.model_fields["lease_s"].default}))
@@ -119,7 +119,7 @@ class ServiceHarness:
     def dataset(self, count: int = 48, tests: int = 8) -> uuid.UUID:
         """A ready data set of small pictures."""
         dataset_id = uuid.uuid4()
-        folder = self.files.dataset(dataset_id)
+        folder = self.files.dataset(dataset_id).with_suffix(".tmp-1")
         folder.mkdir()
         items = []
         images = pictures(count + tests)
@@ -134,6 +134,7 @@ class ServiceHarness:
                 size = len(data)
                 items.append(ImageRecord(name, split, label, label, member.offset_data, size, False, size, None))
         facts = ingest.ingest(folder / "archive", items, CLASSES, folder, image_size=SIDE)
+        self.files.stage(folder, self.files.dataset(dataset_id)).publish()
         with transaction(self.engine) as session:
             session.add(Dataset(id=dataset_id, name="test", upload={}, state=State.succeeded, facts=facts))
         return dataset_id

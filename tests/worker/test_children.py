@@ -30,6 +30,7 @@ from app.db.tables import Dataset, Job, State
 from app.errors import ArchiveRejected
 from app.jobs import attempt, estimate, results, service
 from app.settings import Settings
+from app.storage import Storage
 from ml.data import read_ahead
 from ml.data.dataset import LabeledImages
 from ml.evaluation import measure
@@ -259,15 +260,15 @@ def test_datalab_finds_wrong_labels_by_the_arrays_of_a_job(harness: ServiceHarne
 
 
 def test_INV4_artifacts_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    with artifacts.replace_folder(tmp_path) as folder:
+    with artifacts.replace_folder(Storage(tmp_path), tmp_path) as folder:
         (folder / "label-issues.csv").write_text("whole")
 
-    with pytest.raises(OSError, match="cut"), artifacts.replace_folder(tmp_path) as folder:  # noqa: PT012  # half of it
+    with pytest.raises(OSError, match="cut"), artifacts.replace_folder(Storage(tmp_path), tmp_path) as folder:  # noqa: PT012  # half of it
         (folder / "label-issues.csv").write_text("hal")
         raise OSError("cut")
 
     assert (tmp_path / "artifacts" / "label-issues.csv").read_text() == "whole"
-    with artifacts.replace_folder(tmp_path) as folder:
+    with artifacts.replace_folder(Storage(tmp_path), tmp_path) as folder:
         assert list(folder.iterdir()) == []
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["manifest.json"]
 

@@ -24,12 +24,13 @@ MEDIA_TYPES = {
 
 
 @contextlib.contextmanager
-def replace_folder(attempt: Path) -> Iterator[Path]:
+def replace_folder(files: storage.Storage, attempt: Path) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes the attempt's artifacts.
 
     Until then a reader sees the earlier artifacts, or none.
 
     Args:
+        files: Where they are published.
         attempt: Folder of the attempt.
     """
     target, temporary = attempt / storage.ARTIFACTS, attempt / f".{storage.ARTIFACTS}"
@@ -37,8 +38,7 @@ def replace_folder(attempt: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     write_manifest(temporary)
-    storage.remove(target)
-    storage.publish(temporary, target)
+    files.stage(temporary, target).publish()
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from app import storage
+from app.errors import Problem
 from app.settings import Settings
-from app.storage import fence_of
+from app.storage import CHECKPOINTS, Storage, fence_of
 from ml import errors
 from ml.training import checkpoint
 from ml.training.checkpoint_writer import CheckpointWriter
@@ -23,7 +28,7 @@ from worker.children.job_reporter import JobReporter
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries to write to a full disk
-FOLDER = "checkpoints"
+PUBLISHED_NEWEST = 2  # checkpoints of an attempt that stay in the object store
 
 
 class Checkpointer:
@@ -41,9 +46,11 @@ class Checkpointer:
         self._settings = settings
         self._reporter = reporter
         self._trainer = trainer
-        self._writer = CheckpointWriter(trainer, ctx.folder / FOLDER)
+        self._writer = CheckpointWriter(trainer, ctx.folder / CHECKPOINTS)
         self._saved_step = -1  # of the latest that is complete
         self._count = 0  # checkpoints this attempt has written
+        self._publisher = Publisher(ctx, settings.checkpoint_s) if ctx.files.is_shared else None
+        self._newest: Path | None = None  # that this attempt has written
         self._disk_full_since: float | None = None
         self._pause, self._next_try = FIRST_PAUSE_S, 0.0
 
@@ -59,10 +66,11 @@ class Checkpointer:
         ctx, trainer = self._ctx, self._trainer
         # Oldest first. A retry from scratch ignores the attempts up to `restart_from`.
         folders = [
-            attempt / FOLDER
+            attempt / CHECKPOINTS
             for attempt in reversed(ctx.files.attempts(ctx.job.id))
             if ctx.job.restart_from < fence_of(attempt) < ctx.fence
         ]
+        folders += self._fetch_published()
         newest = checkpoint.newest(folders, config_hash=trainer.config_hash, data_hash=trainer.data_hash)
         for skipped in newest.skipped:
             name = skipped.path.parent.parent.name
@@ -90,13 +98,21 @@ class Checkpointer:
 
         It is written while the training goes on. On a full disk it is tried again later.
         """
+        if self._publisher is not None:
+            self._record_published()
         if self._writer.has_ended:
             self.try_writing(self._collect)
         if time.monotonic() >= self._next_try and self._writer.is_due(every_s):
             self._writer.start()
 
     def write(self) -> None:
-        """Write a checkpoint of this step, unless there is one, and wait until it is complete."""
+        """Write a checkpoint of this step, unless there is one, and wait until every host can read it."""
+        self._write()
+        if self._publisher is not None and self._newest is not None:
+            self._publisher.publish(self._newest, wait=True)
+            self._record_published()
+
+    def _write(self) -> None:
         self._collect(wait=True)
         if self._trainer.step != self._saved_step:
             self._writer.start()
@@ -105,6 +121,8 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for what is being written."""
         self._writer.close()
+        if self._publisher is not None:
+            self._publisher.close()
 
     def _collect(self, *, wait: bool = False) -> None:
         """Record a checkpoint that has become complete; with `wait`, wait for one that is being written.
@@ -115,19 +133,51 @@ class Checkpointer:
         if written is None:
             return
         self._saved_step = written.step
-        self._reporter.record_checkpoint(
-            written.step, str(written.path.relative_to(self._ctx.files.job(self._ctx.job.id)))
-        )
+        if self._publisher is None:
+            self._record(written.path)
+        else:
+            self._newest = written.path
+            self._publisher.publish(written.path)
+            self._record_published()
         log.info("checkpoint at step %d in %.2f s, its copy in %.3f s", *written[1:])
         self._count += 1
         if self._count == checkpoint.KEEP_NEWEST:
             for folder in self._ctx.files.attempts(self._ctx.job.id):
                 if fence_of(folder) < self._ctx.fence:
-                    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+                    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+    def _record(self, path: Path) -> None:
+        """Record a checkpoint that is complete where every host can read it."""
+        step = step_of(path)
+        self._reporter.record_checkpoint(step, str(path.relative_to(self._ctx.files.job(self._ctx.job.id))))
+
+    def _record_published(self) -> None:
+        assert self._publisher is not None
+        for path in self._publisher.collect():
+            self._record(path)
+
+    def _fetch_published(self) -> list[Path]:
+        """The newest checkpoints that earlier attempts have published, on this host; as of `checkpoint.newest`."""
+        ctx, folders = self._ctx, list[Path]()
+        if self._publisher is None:
+            return folders
+        paths = [
+            path
+            for path in published(ctx.files, ctx.job.id)
+            if ctx.job.restart_from < fence_of(path.parent.parent) < ctx.fence
+        ]
+        newest_first = sorted(paths, key=lambda path: (step_of(path), fence_of(path.parent.parent)), reverse=True)
+        for path in newest_first[:PUBLISHED_NEWEST]:
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                folders.append(ctx.files.fetch(path, hold=True, progress=self._fetching))
+        return folders[::-1]
+
+    def _fetching(self, done: int, total: int) -> None:
+        self._reporter.check_cancelled()
 
     def write_last(self) -> None:
         """Write the state at the end of the training, so that publishing can be repeated without training again."""
-        self.when_there_is_space(self.write)
+        self.when_there_is_space(self._write)
 
     def when_there_is_space(self, write: Callable[[], None]) -> None:
         """Call `write` until the disk has space for it; raises what `try_writing` and `check_cancelled` raise."""
@@ -161,6 +211,90 @@ class Checkpointer:
             return False
         self._disk_full_since, self._pause, self._next_try = None, FIRST_PAUSE_S, 0.0
         return True
+
+
+class Publisher:
+    """Publishes checkpoints to the object store in a thread, one at a time and the newest at that, so that another host
+    can resume. A store that cannot be reached costs the training nothing.
+
+    Args:
+        ctx: The attempt.
+        period_s: Seconds between two.
+    """
+
+    def __init__(self, ctx: JobContext, period_s: float) -> None:
+        self._ctx = ctx
+        self._period_s = period_s
+        self._pool = ThreadPoolExecutor(1, "publish-checkpoint")
+        self._running: Future[None] | None = None
+        self._next = float("-inf")
+        self._latest: Path | None = None  # that is there
+        self._done: list[Path] = []
+        self._count = 0
+
+    def publish(self, path: Path, *, wait: bool = False) -> None:
+        """Publish a checkpoint if it is time; with `wait`, at once, and return when it is there or has failed."""
+        is_busy = self._running is not None and not self._running.done()
+        if not wait and (is_busy or time.monotonic() < self._next):
+            return
+        if wait and self._running is not None:
+            self._running.result()
+        if path == self._latest:
+            return
+        self._next = time.monotonic() + self._period_s
+        self._running = self._pool.submit(self._publish, path)
+        if wait:
+            self._running.result()
+
+    def collect(self) -> list[Path]:
+        """The checkpoints that became visible since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        """Wait for what is being published."""
+        self._pool.shutdown()
+
+    def _publish(self, path: Path) -> None:
+        try:
+            self._ctx.files.publish_copy(path, path)
+        except FileNotFoundError:
+            return  # a newer one has replaced it
+        except (Problem, OSError) as error:
+            log.warning("a checkpoint was not published: %s", error)
+            return
+        self._latest = path
+        self._done.append(path)
+        self._count += 1
+        self._prune()
+
+    def _prune(self) -> None:
+        """Delete older checkpoints of this attempt, and those of earlier ones once it has enough of its own."""
+        others = published(self._ctx.files, self._ctx.job.id)
+        own = sorted((p for p in others if p.parent.parent == self._ctx.folder), key=step_of)
+        old = own[:-PUBLISHED_NEWEST]
+        if self._count >= PUBLISHED_NEWEST:
+            old += [path for path in others if fence_of(path.parent.parent) < self._ctx.fence]
+        for path in old:
+            self._ctx.files.remove_published(path)
+
+
+def published(files: Storage, job_id: uuid.UUID) -> list[Path]:
+    """The checkpoints of a job in the object store; none without one."""
+    return [path for path in files.published(files.job(job_id)) if path.parent.name == CHECKPOINTS]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from the name of its folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def remove(files: Storage, job_id: uuid.UUID) -> None:
+    """Delete the checkpoints of all attempts at a job."""
+    for attempt in files.attempts(job_id):
+        storage.remove(attempt / CHECKPOINTS)
+    for path in published(files, job_id):
+        files.remove_published(path)
 
 
 def _restore(trainer: Trainer, state: checkpoint.State) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from app.errors import InsufficientStorage
 from ml import errors
 from worker import control_channel
 
@@ -78,6 +79,8 @@ def error_document(code: str, detail: str, *, hint: str | None = None) -> dict[s
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether writing failed because the disk is full; safetensors has the error number only in its message."""
+    if isinstance(error, InsufficientStorage):
+        return True  # of the object store
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in NO_SPACE)

@@ -87,7 +87,7 @@ def train(trainer: Trainer, reporter: JobReporter, started: float) -> Stage:
 def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
     """Let users see the answer while the job goes on: its metrics, a line of the log, and the ranking of labels."""
     summary = stage.summary
-    with artifacts.replace_folder(ctx.folder) as folder:
+    with artifacts.replace_folder(ctx.files, ctx.folder) as folder:
         if (issues := stage.issues) is not None:
             images = ctx.read_images("train")
             gaussians = image_results.cached_gaussians(stage.trainer, images)

@@ -1,6 +1,6 @@
 """One attempt at checking a data set: archive structure, layout, every image decoded, packed; then ready or rejected.
 
-Everything is written into a temporary folder beside the data sets and renamed in the transaction that makes it ready,
+Everything is written into a temporary folder beside the data sets and published in the transaction that makes it ready,
 so nobody sees an incomplete data set (INV4). Decoders run in this process, under limits of memory and time (SEC5).
 """
 
@@ -23,7 +23,7 @@ from app import logs, storage
 from app.datasets import ingest_queue
 from app.datasets.archive_check import archive_limits, check_archive
 from app.db.session import Engine, Session, connect, transaction
-from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage
+from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage, StorageUnavailable
 from app.settings import Settings, current
 from app.storage import Storage
 from ml.data import ingest, parquet_shards
@@ -86,6 +86,9 @@ def main(dataset_id: uuid.UUID, fence: int, request_id: str | None, channel: Con
         except DatabaseUnavailable:
             log.warning("giving up: the database stays unavailable")
             return control_channel.DATABASE_UNAVAILABLE
+        except StorageUnavailable as error:
+            log.warning("giving up: %s", error.detail)
+            return control_channel.STORAGE_UNAVAILABLE
         finally:
             shutil.rmtree(attempt.folder, ignore_errors=True)
             engine.dispose()
@@ -125,7 +128,7 @@ class Attempt:
         self._engine = engine
         self._claim = (dataset_id, fence)
         self._channel = channel
-        self._files = Storage(settings.data_dir)
+        self._files = Storage.of(settings)
         self._target = self._files.dataset(dataset_id)
         self.folder = self._target.with_name(f"{dataset_id}.tmp-{fence}")
         self._reported_at = time.monotonic()
@@ -136,11 +139,13 @@ class Attempt:
         for earlier in range(1, self._claim[1]):
             shutil.rmtree(self._target.with_name(f"{self._claim[0]}.tmp-{earlier}"), ignore_errors=True)
         self.folder.mkdir(mode=0o700)
-        upload = self._files.upload(self._claim[0])
+        upload = self._fetch_upload()
         with transaction(self._engine, read_only=True) as session:
             fields = ingest_queue.upload_options(session, self._claim[0])
         try:
             facts = self._check(upload, fields)
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            staged = self._files.stage(self.folder, self._target, self._transferred)
         except Exception as refusal:
             if not isinstance(refusal, REFUSALS) and not failures.is_disk_full(refusal):
                 raise
@@ -148,10 +153,24 @@ class Attempt:
             error = describe_rejection(refusal, self._settings)
             self._finish(lambda session: ingest_queue.reject(session, *self._claim, error))
         else:
-            self._finish(lambda session: self._publish(session, facts))
+            self._finish(lambda session: self._publish(session, facts, staged))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        upload.unlink(missing_ok=True)
+        self._files.remove(self._files.upload(self._claim[0]))
         return control_channel.FINISHED
+
+    def _fetch_upload(self) -> Path:
+        """The uploaded file on this host; the time that checking may take begins when it is there."""
+        upload = self._files.upload(self._claim[0])
+        try:
+            upload = self._files.fetch(upload, hold=True, progress=self._transferred)
+        except FileNotFoundError:
+            log.warning("the upload is missing")
+        signal.setitimer(signal.ITIMER_REAL, self._settings.ingest_s)
+        return upload
+
+    def _transferred(self, done: int, total: int) -> None:
+        self._channel.beat()
+        self._stop_on_command()
 
     def _check(self, upload: Path, fields: Mapping[str, Any]) -> dict[str, object]:
         settings = self._settings
@@ -187,18 +206,16 @@ class Attempt:
         storage.sync_folder(self.folder)
         return {**facts, "class_names": list(layout.classes)}
 
-    def _publish(self, session: Session, facts: Mapping[str, Any]) -> bool:
-        """Make the data set ready and rename its folder together: the fenced update locks the row meanwhile."""
+    def _publish(self, session: Session, facts: Mapping[str, Any], staged: storage.Staged) -> bool:
+        """Make the data set ready and visible together: the fenced update locks the row meanwhile."""
         done = ingest_queue.succeed(session, *self._claim, facts)
-        if done and self.folder.exists():
-            storage.remove(self._target)  # of an attempt that ended between rename and commit
-            storage.publish(self.folder, self._target)
+        if done:
+            staged.publish()  # in place of what an attempt left that ended between this and the commit
         return done
 
     def _progress(self, done: int, total: int) -> None:
         self._channel.beat()
-        if self._channel.command is not None:
-            raise Stopped(control_channel.DRAINED if self._channel.command == "drain" else control_channel.STOPPED)
+        self._stop_on_command()
         if time.monotonic() - self._reported_at < PROGRESS_S:
             return
         self._reported_at = time.monotonic()
@@ -209,6 +226,10 @@ class Attempt:
                     raise Stopped(control_channel.FENCED_OFF)
         except DatabaseUnavailable:
             log.warning("progress not written: the database is unavailable")  # the supervisor watches the lease
+
+    def _stop_on_command(self) -> None:
+        if self._channel.command is not None:
+            raise Stopped(control_channel.DRAINED if self._channel.command == "drain" else control_channel.STOPPED)
 
     def _finish(self, end: Callable[[Session], bool]) -> None:
         """End the attempt in a transaction, waiting for the database; `end` returns False when the claim is lost."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.db.session import Engine, connect, transaction
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.jobs import service
 from app.settings import Settings, current
 from app.storage import LOG_FILE, Storage
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 def preload() -> None:
     """Import what an attempt would import later: methods, networks, plots, the launcher of ranks, `torch._dynamo`."""
-    current()
+    if current().object_store:
+        importlib.import_module("s3fs")
     plots.import_matplotlib()
     importlib.import_module("torch._dynamo")
     importlib.import_module("torch.distributed.launcher.api")
@@ -57,7 +58,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
     settings = current()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
-        files = Storage(settings.data_dir)
+        files = Storage.of(settings)
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         logs.add_file(folder / LOG_FILE, process="child")
@@ -71,6 +72,9 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
         except Interrupted as stop:
             log.info("stopped: %s", stop.command)
             return control_channel.DRAINED if stop.command == "drain" else control_channel.STOPPED
+        except StorageUnavailable as error:
+            log.warning("giving up: %s", error.detail)
+            return control_channel.STORAGE_UNAVAILABLE
         except failures.HostFailed as error:
             log.error("giving up on this host: %s", error)  # noqa: TRY400 - the trace is in the log already
             return error.status
@@ -111,7 +115,7 @@ def _attempt(
             reporter.sync()
             raise failures.HostFailed(failure.detail, status) from failure
         error = failures.describe_failure(failure)
-    except (Interrupted, FencedOff, DatabaseUnavailable, OSError, RuntimeError, MemoryError):
+    except (Interrupted, FencedOff, DatabaseUnavailable, StorageUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed
     except Exception:
         log.exception("unexpected error")

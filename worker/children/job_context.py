@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.db.tables import Job
+from app.errors import DatasetUnavailable
+from app.object_store import Progress
 from app.storage import Storage
+from ml import errors
 from ml.formats import dataset_index
 from ml.formats.records import ImageRecord, Split
 
@@ -34,8 +38,33 @@ class JobContext:
     @property
     def dataset_folder(self) -> Path:
         """The folder of the job's data set."""
+        return self.fetch_dataset()
+
+    def fetch_dataset(self, progress: Progress | None = None) -> Path:
+        """The folder of the job's data set, on this host and in use from now on.
+
+        Args:
+            progress: Told how many bytes are there while they come from an object store; what it raises ends the wait.
+
+        Raises:
+            UnusableData: Its files are gone (code `dataset_corrupt`).
+            StorageUnavailable: The object store cannot be reached.
+        """
         assert self.job.dataset_id is not None, "a data set in use is not deleted"
-        return self.files.dataset(self.job.dataset_id)
+        try:
+            return self.files.fetch_dataset(
+                self.job.dataset_id, self.job.label_version, with_images=True, hold=True, progress=progress
+            )
+        except DatasetUnavailable as error:
+            raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
+
+    def fetch_model(self, model_id: uuid.UUID) -> Path:
+        """The folder of a published model, on this host and in use from now on."""
+        model = self.files.model(model_id)
+        try:
+            return self.files.fetch(model, hold=True)
+        except FileNotFoundError:
+            return model  # which is not there, as its reader will say
 
     def read_images(self, split: Split | None = None) -> list[ImageRecord]:
         """The images that the job uses, with the labels of its version; in the order of `ml.data.dataset.load`."""

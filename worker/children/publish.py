@@ -1,6 +1,6 @@
 """Publishes a finished training: model archive, artifacts, metrics, and the transaction that ends the job.
 
-Everything is written below the attempt's folder and verified. The model archive is renamed to the models' folder in the
+Everything is written below the attempt's folder and verified. The model archive is published in the
 transaction that inserts its row. What the archive contains is defined in `ml.serving.model_archive`.
 """
 
@@ -21,7 +21,6 @@ from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
 from ml.evaluation.ranking import LabelIssues, noise_metrics
-from ml.formats import weights_folder
 from ml.method import ENSEMBLE
 from ml.reports import report_data, selftest
 from ml.serving import model_archive, model_export
@@ -67,6 +66,7 @@ class Publication:
         self._issues = issues or trainer.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
+        self._staged: storage.Staged | None = None
         self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)
         self.metrics["label_version"] = ctx.job.label_version
         self._truth = truth
@@ -87,7 +87,9 @@ class Publication:
         manifest = model_archive.save(self._archive, self._trainer, metrics=self.metrics)
         self._write_export()
         self._model = self._row(manifest)
-        with artifacts.replace_folder(self._ctx.folder) as folder:
+        target = self._ctx.files.model(self._model_id)
+        self._staged = self._ctx.files.stage(self._archive, target, self._check_cancelled)
+        with artifacts.replace_folder(self._ctx.files, self._ctx.folder) as folder:
             self._write_artifacts(folder)
 
     def commit(self, session: Session) -> bool:
@@ -96,19 +98,22 @@ class Publication:
         The fenced update locks the row while the archive is renamed to the models' folder.
         """
         done = attempt.publish(session, self._ctx.job.id, self._ctx.fence, metrics=self.metrics, model=self._model)
-        if done and self._archive.exists():  # it was renamed already if an earlier commit succeeded without a reply
-            storage.publish(self._archive, self._ctx.files.model(self._model_id))
+        if done:
+            assert self._staged is not None, "it was written"
+            self._staged.publish()  # again, if an earlier commit succeeded without a reply
         return done
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of all attempts: a job that succeeded is not resumed."""
-        for folder in self._ctx.files.attempts(self._ctx.job.id):
-            storage.remove(folder / checkpointing.FOLDER)
+        checkpointing.remove(self._ctx.files, self._ctx.job.id)
+
+    def _check_cancelled(self, done: int, total: int) -> None:
+        self._reporter.check_cancelled()
 
     def _write_export(self) -> None:
         """Write what is downloaded of the model. A training does not fail by what this finds: its model predicts."""
         spec = self._trainer.spec
-        record = weights_folder.read_record(self._ctx.files.weights(), spec.network) if spec.pretrained else None
+        record = self._ctx.files.weights_record(spec.network) if spec.pretrained else None
         try:
             model_export.write(self._archive, self._archive / storage.EXPORT, name=self._ctx.job.name, backbone=record)
         except errors.ModelArchiveCorrupt as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.settings import Settings
 from ml import errors
 from ml.data import dataset
@@ -117,8 +117,8 @@ def relay_line(rank: int, error: BaseException) -> dict[str, Any]:
     """How a rank ended, as JSON for `raise_relayed`.
 
     Returns:
-        `rank`, and `outcome`: one of interrupted, fenced_off, database_unavailable and failure, with its value. It is
-        None for an error that another attempt may not meet.
+        `rank`, and `outcome`: one of interrupted, fenced_off, database_unavailable, storage_unavailable and failure,
+        with its value. It is None for an error that another attempt may not meet.
     """
     return {"rank": rank, "outcome": _outcome(error)}
 
@@ -130,6 +130,8 @@ def _outcome(error: BaseException) -> dict[str, Any] | None:
         return {"fenced_off": True}
     if isinstance(error, DatabaseUnavailable):
         return {"database_unavailable": True}
+    if isinstance(error, StorageUnavailable):
+        return {"storage_unavailable": error.detail}
     if isinstance(error, errors.Failure):
         return {"failure": failures.describe_failure(error)}
     if isinstance(error, OSError | RuntimeError | MemoryError):
@@ -153,6 +155,8 @@ def raise_relayed(lines: Sequence[dict[str, Any]], ended: launch.RankEnded) -> N
         raise FencedOff
     if "database_unavailable" in outcome:
         raise DatabaseUnavailable("the first rank could not reach the database")
+    if "storage_unavailable" in outcome:
+        raise StorageUnavailable(outcome["storage_unavailable"])
     if "failure" in outcome:
         failure = outcome["failure"]
         raise errors.Failure(failure["detail"], hint=failure["hint"], code=failure["code"])

@@ -41,7 +41,10 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     torch.set_num_threads(threads)
     training_devices.limit_memory(devices[0], settings.gpu_memory_fraction)
     reporter.set_hardware(training_devices.describe(devices[:1], threads))
-    predictor = Predictor.load(ctx.files.model(uuid.UUID(spec["model_id"])), devices[0])
+    ctx.fetch_dataset(
+        lambda done, total: report(reporter, f"fetching images, {done >> 20} of {total >> 20} MiB", 0.0, None)
+    )
+    predictor = Predictor.load(ctx.fetch_model(uuid.UUID(spec["model_id"])), devices[0])
     splits = ("train", "test") if spec.get("split", "all") == "all" else (str(spec["split"]),)
 
     def report_preparing(done: int, total: int) -> None:
@@ -75,7 +78,7 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
             yield row
 
     # Write the table while it is made, and end the job.
-    with artifacts.replace_folder(ctx.folder) as folder:
+    with artifacts.replace_folder(ctx.files, ctx.folder) as folder:
         header = [*HEADER, *(csv_cells.GAUSSIAN_COLUMNS if predictor.localizes else ())]
         artifacts.write_table(folder / "predictions.csv", header, rows())
     reporter.succeed(

@@ -232,7 +232,7 @@ def build(
         truth=truth,
         device=device,
         threads=threads_per_process(settings, devices),
-        weights=ctx.files.weights(),
+        weights=ctx.files.fetch_weights(spec.network if spec.pretrained else None),
         group=group,
         cuda_graphs=settings.cuda_graphs and not has_failed_before(ctx),
         cache=ctx.dataset_folder,
@@ -268,7 +268,13 @@ def load(ctx: JobContext, spec: TrainingSpec, threads: int, reporter: JobReporte
         reporter.report_progress({"phase": f"preparing images, {done} of {total}", **progress_fields})
         reporter.check_cancelled()
 
+    def fetching(done: int, total: int) -> None:
+        phase = f"fetching the data set, {done >> 20} of {total >> 20} MiB"
+        reporter.report_progress({"phase": phase, **progress_fields})
+        reporter.check_cancelled()
+
     reporter.report_progress({"phase": "loading", **progress_fields})
+    ctx.fetch_dataset(fetching)
     try:
         return dataset.load(
             ctx.dataset_folder,

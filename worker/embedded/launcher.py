@@ -28,9 +28,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app import storage
+from app.errors import Problem
 from app.settings import SECRETS, Settings, without_secrets
 from app.storage import Storage
 from ml.formats import weights_folder
+from worker import publish_weights
 from worker.embedded.processes import Process, Program, end
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ READY_S = 120.0
 BROKER_READY_S = 10.0
 WEIGHTS_S = 60.0
 ROOT = Path(__file__).parents[2]
-ROWS, QUEUES = ("database_url",), ("database_url", "redis_url")  # secrets that programs need
+ROWS, FILES = ("database_url",), ("object_store_secret",)  # secrets that programs need
+QUEUES = (*ROWS, "redis_url", *FILES)
 
 
 def broker_binary() -> str:
@@ -84,7 +87,7 @@ def programs(settings: Settings) -> list[Program]:
         Program(
             "supervisor-datasets", [*python, "worker.supervisor", "-Q", "datasets"], grace_s=drain_s, secrets=QUEUES
         ),
-        Program("inference", [*python, "worker.inference"], grace_s=8.0, secrets=(*ROWS, "inference_secret")),
+        Program("inference", [*python, "worker.inference"], grace_s=8.0, secrets=(*ROWS, *FILES, "inference_secret")),
     ]
 
 
@@ -130,7 +133,7 @@ class Launcher:
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
         self._settings = settings
-        self._storage = Storage(settings.data_dir)
+        self._storage = Storage.of(settings)
         self._logs = self._storage.root / "logs"
         self._scratch = scratch
         self._environment = dict(os.environ) | {
@@ -187,6 +190,11 @@ class Launcher:
         weights.end(time.monotonic() + WEIGHTS_S)
         if weights_folder.bundled_names(self._storage.weights()):
             print(f"pretrained weights could not be added; see {self._logs / 'weights.log'}", file=sys.stderr)
+        if self._settings.object_store:
+            try:
+                publish_weights.publish(self._storage)
+            except Problem as problem:
+                print(f"pretrained weights were not published: {problem.detail}", file=sys.stderr)
         for program in programs(self._settings):
             self._launch(program)
         return True
@@ -240,6 +248,9 @@ def main() -> None:
     except ValidationError as error:
         sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
     storage.keep_private()
-    Storage(settings.data_dir).create()
+    try:
+        Storage.of(settings).create()
+    except storage.MixedStorage as error:
+        sys.exit(str(error))
     with locked(settings.data_dir), scratch_folder() as folder:
         sys.exit(Launcher(settings, folder).run())

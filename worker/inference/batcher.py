@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from app.errors import StorageUnavailable
 from app.settings import Settings
 from ml.errors import DeviceUnavailable, DeviceUnsupported, Failure, OutOfMemory
 from ml.serving.predictor import Prediction, Predictor
@@ -166,7 +167,7 @@ class Batcher:
         try:
             self._models.evict_deleted()
             self._models.load_newest()
-        except OSError as error:  # of a network file system; a request for a model will report it
+        except (OSError, StorageUnavailable) as error:  # a request for a model will report it
             log.warning("the models cannot be read: %s", error)
 
     def _next_batch(self) -> Batch | None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from app.errors import StorageUnavailable
 from app.storage import Storage
 from ml.errors import Failure, ModelArchiveCorrupt
 from ml.serving.predictor import Predictor
@@ -59,10 +60,11 @@ class ModelCache:
         self._predictors: OrderedDict[uuid.UUID, Predictor] = OrderedDict()
 
     def get(self, model_id: uuid.UUID) -> Predictor:
-        """The model, from memory or from disk.
+        """The model, from memory or from where it is published.
 
         Raises:
             ModelArchiveCorrupt: Its files are missing or damaged.
+            Failure: The object store cannot be reached (code `storage_unavailable`).
         """
         with self._lock:
             if model_id not in self._predictors:
@@ -72,7 +74,12 @@ class ModelCache:
 
     def _load(self, model_id: uuid.UUID) -> None:
         started = time.monotonic()
-        folder = self._files.model(model_id)
+        try:
+            folder = self._files.fetch(self._files.model(model_id))
+        except StorageUnavailable as error:
+            raise Failure(error.detail, code=error.code) from error
+        except FileNotFoundError:
+            folder = self._files.model(model_id)
         if not folder.is_dir():
             raise ModelArchiveCorrupt("the model's files are missing")
         predictor = Predictor.load(folder, device=self.device, precision=self._precision).optimize()
@@ -99,14 +106,12 @@ class ModelCache:
     def evict_deleted(self) -> None:
         """Evict models whose folder was deleted."""
         with self._lock:
-            for model_id in [m for m in self._predictors if not self._files.model(m).is_dir()]:
-                del self._predictors[model_id]
+            loaded = list(self._predictors)
+        deleted = self._files.find_deleted_models(loaded)  # may ask an object store, while others predict
+        with self._lock:
+            for model_id in deleted:
+                self._predictors.pop(model_id, None)
 
     def _newest(self) -> uuid.UUID | None:
-        models: list[tuple[float, uuid.UUID]] = []
-        for folder in (self._files.root / "models").iterdir():
-            try:
-                models.append((folder.stat().st_mtime, uuid.UUID(folder.name)))
-            except (ValueError, FileNotFoundError):
-                continue  # not a model, or just deleted
+        models = [(published, model_id) for model_id, published in self._files.models().items()]
         return max(models)[1] if models else None

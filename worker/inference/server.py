@@ -24,6 +24,7 @@ import uvloop
 
 from app import logs
 from app.db.session import connect
+from app.errors import StorageUnavailable
 from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
@@ -38,6 +39,7 @@ from worker.inference.unfinished_frames import UnfinishedFrames
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how often the folder of models is checked
+SHARED_POLL_S = 3.0  # how often an object store is asked for its models
 OUTBOX_BYTES = 64 * 1024 * 1024  # a client that does not read its replies is disconnected
 FAULT_S = 60.0  # a process whose device cannot be used ends after this, and its successor looks again
 GRACE_S = 6.0  # for the serving process to end after SIGTERM
@@ -195,6 +197,39 @@ async def close_all(connections: set[ClientConnection]) -> None:
         connection.close()
 
 
+class PublishedModels:
+    """Sees when a model is published or deleted, and then has a copy of the newest on this host.
+
+    Args:
+        files: Where models are.
+    """
+
+    def __init__(self, files: Storage) -> None:
+        self._files = files
+        self._seen: object = None
+        self._look_at = float("-inf")
+
+    def have_changed(self) -> bool:
+        """Whether models came or went since the last call; False while nobody can tell."""
+        if time.monotonic() < self._look_at:
+            return False
+        try:
+            seen: object
+            if self._files.is_shared:
+                self._look_at = time.monotonic() + SHARED_POLL_S
+                models = self._files.models()
+                seen = frozenset(models.items())
+                if seen != self._seen and models:  # before the model's thread waits for it
+                    self._files.fetch(self._files.model(max(models, key=lambda one: models[one])))
+            else:
+                # The folder's modification time changes when a model is published or deleted.
+                seen = (self._files.root / "models").stat().st_mtime_ns
+        except (OSError, StorageUnavailable):
+            return False
+        has_changed, self._seen = seen != self._seen, seen
+        return has_changed
+
+
 def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threading.Event) -> None:
     """Write the heartbeat, and have the newest model loaded whenever one was published, until `ended` is set.
 
@@ -209,19 +244,17 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
     """
     engine = connect(settings, "inference")
     row = heartbeat.Heartbeat(engine, "inference", device, heartbeat.unique_name())
-    models = Storage(settings.data_dir).root / "models"
-    modified_ns, last_beat = 0, float("-inf")
+    files = Storage.of(settings)
+    models = PublishedModels(files)
+    last_beat = float("-inf")
     end_at = time.monotonic() + (FAULT_S if batcher.fault else 0.0)
     while not ended.is_set():
-        # The folder's modification time changes when a model is published or deleted.
-        with contextlib.suppress(OSError):  # of a network file system
-            now_ns = models.stat().st_mtime_ns
-            if now_ns != modified_ns:
-                modified_ns = now_ns
-                batcher.preload()
+        if models.have_changed():
+            batcher.preload()
         if time.monotonic() - last_beat >= settings.worker_heartbeat_s:
             last_beat = time.monotonic()
             row.beat(fault=batcher.fault)
+            files.sweep(settings.orphan_files_s, settings.upload_expires_s)
         if batcher.fault is not None and time.monotonic() >= end_at:
             os.kill(os.getpid(), signal.SIGTERM)
         ended.wait(POLL_S)
@@ -251,7 +284,7 @@ def serve_models(settings: Settings, models: ModelCache, listeners: Sequence[soc
     """
     gc.enable()
     gc.set_threshold(20_000, 20, 20)  # objects are searched less often
-    with contextlib.suppress(OSError):  # of a network file system; a request for a model will report it
+    with contextlib.suppress(OSError, StorageUnavailable):  # a request for a model will report it
         models.load_newest()
     batcher = Batcher(settings, models)
     ended = threading.Event()
@@ -287,7 +320,7 @@ def run_process(settings: Settings, open_models: Callable[[], ModelCache]) -> No
 def main() -> None:
     settings = current()
     logs.configure(settings.log_level, process="inference")
-    files = Storage(settings.data_dir)
+    files = Storage.of(settings)
     files.create()
     device, threads = host_devices.names(settings)[0], settings.threads or host_cpus.count()
     fraction = settings.gpu_memory_fraction

@@ -216,7 +216,7 @@ class ForkServer:
                 str(theirs.fileno()),
                 *(self._modules if self._preload else ()),
             ]
-            environment = without_secrets(os.environ, "database_url")  # children write rows, and send nothing
+            environment = without_secrets(os.environ, "database_url", "object_store_secret")  # they notify nobody
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=ENVIRONMENT | environment, start_new_session=True
             )

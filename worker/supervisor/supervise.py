@@ -29,6 +29,7 @@ from app.work import Claim, HolderCommand
 from worker import control_channel, host_devices
 from worker.supervisor.device_health import DeviceHealth, Probe, run_probe
 from worker.supervisor.fork_server import Child, ChildRequest, ForkServer
+from worker.supervisor.log_publisher import LogPublisher
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ CHILD_MODULES: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets"
 
 DEVICE_FAILED = "device_failed"  # the child met an error of its device
 SUSPICIOUS = (DEVICE_FAILED, "child_failed", "child_killed", "stalled")  # ends that a broken GPU may cause
-UNCOUNTED = ("drained", "device_unavailable")  # ends that say nothing of the job
+STORAGE_UNAVAILABLE = "storage_unavailable"
+UNCOUNTED = ("drained", "device_unavailable", STORAGE_UNAVAILABLE)  # ends that say nothing of the job
 
 
 class WorkQueue(Protocol):
@@ -95,8 +97,12 @@ class Supervisor:
         self._settings = settings
         self._engine = engine
         self._owner = owner
-        self._storage = Storage(settings.data_dir)
+        self._storage = Storage.of(settings)
+        if self._storage.is_shared:
+            self._storage.create()  # nobody else of this host may have done it
         self._had_disk = True
+        self._storage_fault: str | None = None
+        self._log_publisher = LogPublisher(self._storage) if queue == "jobs" and self._storage.is_shared else None
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
         self._has_devices = False  # leased to this supervisor
@@ -131,7 +137,8 @@ class Supervisor:
             return False
 
     def keep_ready(self) -> None:
-        """Have a fork server that was killed while no work was queued started again, before a job waits for it."""
+        """Start a fork server again that was killed while no work was queued, and delete old files of this host."""
+        self._storage.sweep(self._settings.orphan_files_s, self._settings.upload_expires_s)
         try:
             self._fork_server.restart_if_dead()
         except OSError:
@@ -142,6 +149,8 @@ class Supervisor:
             with contextlib.suppress(DatabaseUnavailable), transaction(self._engine) as session:
                 worker_registry.release_devices(session, self._owner)
         self._renewals.shutdown()
+        if self._log_publisher is not None:
+            self._log_publisher.close()
         self._fork_server.close()
 
     def check_devices(self) -> bool:
@@ -166,7 +175,7 @@ class Supervisor:
         return self._has_devices
 
     def _can_take_work(self) -> bool:
-        return self.check_devices() and self._has_disk()
+        return self.check_devices() and self._has_disk() and self._has_storage()
 
     def _has_disk(self) -> bool:
         """Whether enough disk is free to begin something; what runs goes on with less."""
@@ -175,6 +184,14 @@ class Supervisor:
             log.warning("free disk: %s", "work is taken again" if has_disk else "too little, queued work waits")
         self._had_disk = has_disk
         return has_disk
+
+    def _has_storage(self) -> bool:
+        """Whether the object store can be used, if there is one; what runs goes on without for a while."""
+        fault = self._storage.fault()
+        if fault != self._storage_fault:
+            log.warning("%s", "the object store serves again" if fault is None else f"{fault} Queued work waits.")
+        self._storage_fault = fault
+        return fault is None
 
     def _can_start_child(self) -> bool:
         """Whether the fork server is ready; while it is not, work is left to other supervisors."""
@@ -209,6 +226,8 @@ class Supervisor:
             raise
         finally:
             child.close()
+        if self._log_publisher is not None:
+            self._log_publisher.publish(claim.id, claim.fence, last=True)
         reason = state.stop_reason or _exit_reason(status)
         if self._is_host_to_blame(claim, reason):
             reason = "device_unavailable"
@@ -241,6 +260,9 @@ class Supervisor:
             if self._should_kill(state):
                 log.warning("child is killed: %s", state.stop_reason)
                 return child.kill()
+
+            if self._log_publisher is not None:
+                self._log_publisher.publish(claim.id, claim.fence)
 
             # Pass on a command, once: cancelled or fenced off by the database, or drained by a signal to this process.
             self._forward_command(child, state, command)
@@ -314,6 +336,7 @@ def _exit_reason(status: int) -> str:
         control_channel.FENCED_OFF: "fenced_off",
         control_channel.DEVICE_FAILED: DEVICE_FAILED,
         control_channel.OUT_OF_MEMORY: "out_of_memory",
+        control_channel.STORAGE_UNAVAILABLE: STORAGE_UNAVAILABLE,
         control_channel.DRAINED: "drained",
         control_channel.STOPPED: "cancelled",
         control_channel.DATABASE_UNAVAILABLE: "database_unavailable",

@@ -59,9 +59,30 @@ securityContext:
 - { name: {{ $name }}, value: {{ $value | quote }} }
 {{- end }}
 {{- end }}
-{{- define "denll.settings" -}}
+{{- define "denll.files" -}}
 {{ include "denll.rows" . }}
+{{- include "denll.objectStore" . }}
+{{- end }}
+{{- define "denll.settings" -}}
+{{ include "denll.files" . }}
 {{ include "denll.secret" (list . "DENLL_REDIS_URL" "redis-url") }}
+{{- end }}
+
+{{/* Where files are published, for every process but the migration. */}}
+{{- define "denll.objectStore" -}}
+{{- with .Values.objectStore }}{{ if .url }}
+- { name: DENLL_OBJECT_STORE, value: {{ .url | quote }} }
+{{- with .endpoint }}
+- { name: DENLL_OBJECT_STORE_ENDPOINT, value: {{ . | quote }} }
+{{- end }}
+{{- with .region }}
+- { name: DENLL_OBJECT_STORE_REGION, value: {{ . | quote }} }
+{{- end }}
+{{- if .key }}
+- { name: DENLL_OBJECT_STORE_KEY, value: {{ .key | quote }} }
+{{ include "denll.secret" (list $ "DENLL_OBJECT_STORE_SECRET" "object-store-secret") }}
+{{- end }}
+{{- end }}{{ end }}
 {{- end }}
 
 {{/* The devices of so many GPUs. */}}
@@ -83,8 +104,12 @@ securityContext:
 - { name: tmp, mountPath: /tmp }
 {{- end }}
 {{- define "denll.volumes" -}}
+{{- if .Values.objectStore.url }}
+- { name: data, emptyDir: { sizeLimit: {{ .Values.objectStore.folderSize }} } }
+{{- else }}
 - name: data
   persistentVolumeClaim: { claimName: {{ .Values.data.existingClaim | default (printf "%s-data" (include "denll.name" .)) }} }
+{{- end }}
 - { name: tmp, emptyDir: { sizeLimit: 1Gi } }
 {{- end }}
 
