@@ -24,7 +24,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import redis
@@ -268,7 +268,7 @@ class S3Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """What a service is told of it, a prefix of its own included."""
         return {
             "object_store": f"s3://{self.bucket}/{secrets.token_hex(4)}",

@@ -41,13 +41,13 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def remote(s3: S3Server) -> dict[str, str]:
+def remote(s3: S3Server) -> dict[str, Any]:
     """Settings of a store that is empty."""
     return s3.settings
 
 
 @pytest.fixture
-def store(remote: dict[str, str], tmp_path: Path) -> ObjectStore:
+def store(remote: dict[str, Any], tmp_path: Path) -> ObjectStore:
     return ObjectStore(Settings(data_dir=tmp_path, **remote))
 
 
@@ -125,7 +125,7 @@ def test_only_what_nobody_needs_and_is_old_is_collected(store: ObjectStore, fold
 
 
 def test_a_damaged_object_is_never_read(
-    store: ObjectStore, remote: dict[str, str], folder: Path, tmp_path: Path
+    store: ObjectStore, remote: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     published(store, "models/a", folder)
     other = published(store, "models/b", folder)
@@ -213,7 +213,7 @@ def test_copies_of_what_is_gone_are_swept(store: ObjectStore, folder: Path, tmp_
 # --- The storage
 
 
-def test_a_file_that_was_replaced_is_read_anew(remote: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_is_read_anew(remote: dict[str, Any], tmp_path: Path) -> None:
     one, two = (Storage.of(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
     for files in (one, two):
         files.create()
@@ -225,7 +225,7 @@ def test_a_file_that_was_replaced_is_read_anew(remote: dict[str, str], tmp_path:
         assert [file.read_text() for file in two.log_files(uuid.UUID(int=1)).values()] == [text]
 
 
-def test_an_installation_without_an_object_store_is_not_taken_over(remote: dict[str, str], tmp_path: Path) -> None:
+def test_an_installation_without_an_object_store_is_not_taken_over(remote: dict[str, Any], tmp_path: Path) -> None:
     local = Storage(tmp_path)
     local.create()
     local.model(uuid.uuid4()).mkdir()
@@ -234,7 +234,7 @@ def test_an_installation_without_an_object_store_is_not_taken_over(remote: dict[
         Storage.of(Settings(data_dir=tmp_path, **remote)).create()
 
 
-def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, str], tmp_path: Path) -> None:
+def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, Any], tmp_path: Path) -> None:
     files = Storage.of(Settings(data_dir=tmp_path, **remote))
     files.create()
     old, young = files.attempt(uuid.UUID(int=1), 1), files.attempt(uuid.UUID(int=2), 1)
@@ -250,7 +250,7 @@ def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, str], tmp_pa
 
 
 def test_weights_of_one_host_are_installed_on_the_others_and_replaced_there(
-    remote: dict[str, str], tmp_path: Path
+    remote: dict[str, Any], tmp_path: Path
 ) -> None:
     one, two = (Storage.of(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
     for files in (one, two):
@@ -261,7 +261,7 @@ def test_weights_of_one_host_are_installed_on_the_others_and_replaced_there(
         digest = hashlib.sha256(content).hexdigest()
         record = WeightsRecord(
             "small", "small", "test", "none", (0.5,) * 3, (0.5,) * 3, 32, "squash", 1, digest, len(content)
-        )  # type: ignore[arg-type]  # three numbers
+        )
         one.install_weights(file, record)
 
         assert two.installed_weights() == [record]
@@ -277,7 +277,7 @@ def test_weights_of_one_host_are_installed_on_the_others_and_replaced_there(
 
 
 def test_F32_a_store_that_refuses_or_hangs_is_a_problem_and_no_secret_is_told(
-    s3: S3Server, remote: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    s3: S3Server, remote: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     proxy = Proxy(LOOPBACK, s3.port)
@@ -340,7 +340,7 @@ def test_a_store_without_space_is_told_from_one_that_is_away(folder: Path, tmp_p
 
 
 def test_F32_an_upload_that_cannot_be_published_leaves_nothing(
-    with_settings: Callable[..., Client], s3: S3Server, remote: dict[str, str], settings: Settings
+    with_settings: Callable[..., Client], s3: S3Server, remote: dict[str, Any], settings: Settings
 ) -> None:
     proxy = Proxy(LOOPBACK, s3.port)
     client = with_settings(**{**remote, "object_store_endpoint": f"http://{LOOPBACK}:{proxy.port}"})
@@ -374,14 +374,14 @@ def test_F32_an_upload_that_cannot_be_published_leaves_nothing(
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_start(
-    remote: dict[str, str], changed: dict[str, Any], message: str
+    remote: dict[str, Any], changed: dict[str, Any], message: str
 ) -> None:
     assert Settings(**remote).object_store
     with pytest.raises(ValidationError, match=message):
         Settings(**{**remote, **changed})
 
 
-def test_SEC9_the_secret_reaches_only_who_reads_and_publishes_files(remote: dict[str, str]) -> None:
+def test_SEC9_the_secret_reaches_only_who_reads_and_publishes_files(remote: dict[str, Any]) -> None:
     environment = {f"DENLL_{name.upper()}": value for name, value in remote.items()}
     assert without_secrets(environment, "object_store_secret") == environment
     assert without_secrets(environment, "database_url").keys() == {

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ml import methods
 from ml.data import autoaugment
 from ml.data.dataset import LabeledImages, Truth
-from ml.data.stored_pixels import StoredPixels
+from ml.data.stored_rows import StoredRows, in_memory
 from ml.distributed.process_group import ProcessGroup
 from ml.method import Batch
 from ml.training import step_graphs, trainer
@@ -112,6 +112,7 @@ def test_recordings_serve_all_epochs(spec: Specs, four_steps: LabeledImages) -> 
             for event in training:
                 if replaced and isinstance(event, EpochReport):
                     normalisation = next(one for one in training.method.modules() if isinstance(one, nn.BatchNorm2d))
+                    assert normalisation.running_mean is not None
                     normalisation.running_mean = normalisation.running_mean.clone()
         assert same(written.state().tensors, recorded.state().tensors) == []
 
@@ -287,8 +288,8 @@ def test_a_step_that_reads_progress_is_eager(
 
 def test_what_cannot_be_recorded_at_all_is_said(spec: Specs, four_steps: LabeledImages, tmp_path: Path) -> None:
     """Before the first step: images that are read from disk, and several processes."""
-    stored = StoredPixels.write_unnamed([four_steps.images.numpy()], SIDE, tmp_path)
-    streamed = Trainer.build(spec(), replace(four_steps, stored=stored), resident_bytes=0)
+    stored = StoredRows.write_unnamed([in_memory(four_steps.images).numpy()], SIDE, tmp_path)
+    streamed = Trainer.build(spec(), replace(four_steps, images=stored), resident_bytes=0)
     streamed.record_on_gpu()
     shared = Trainer.build(spec(), four_steps)
     shared._group = ProcessGroup(0, 2, torch.device("cpu"), FileStore(str(tmp_path / "store"), 1))

@@ -260,7 +260,7 @@ def test_a_backup_moves_a_service_into_an_object_store_and_out_of_it(
 
 def settings_of(server: S3Server) -> dict[str, object]:
     """Settings of the store, as they are in `Settings`."""
-    known = Settings(**server.settings)  # type: ignore[arg-type]  # of secrets as texts
+    known = Settings(**server.settings)
     return {name: getattr(known, name) for name in server.settings}
 
 

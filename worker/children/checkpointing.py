@@ -289,6 +289,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def any_written(files: Storage, job_id: uuid.UUID) -> bool:
+    """Whether an attempt at a job has left a checkpoint, on this host or in the object store."""
+    here = (path for attempt in files.attempts(job_id) for path in (attempt / CHECKPOINTS).glob("*"))
+    return any(True for _ in here) or bool(published(files, job_id))
+
+
 def remove(files: Storage, job_id: uuid.UUID) -> None:
     """Delete the checkpoints of all attempts at a job."""
     for attempt in files.attempts(job_id):

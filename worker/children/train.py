@@ -247,8 +247,7 @@ def has_failed_before(ctx: JobContext) -> bool:
     """
     if ctx.job.attempts_without_progress > 0:
         return True
-    written = (path for folder in ctx.files.attempts(ctx.job.id) for path in (folder / checkpointing.FOLDER).glob("*"))
-    return ctx.fence > 1 and not any(True for _ in written)
+    return ctx.fence > 1 and not checkpointing.any_written(ctx.files, ctx.job.id)
 
 
 def before_the_first(spec: TrainingSpec) -> dict[str, Any]:

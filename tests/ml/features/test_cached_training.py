@@ -18,6 +18,7 @@ from ml.data.stored_rows import in_memory
 from ml.features import feature_file
 from ml.features.encoder import Encoder
 from ml.networks import chain
+from ml.networks.chain import Chain
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
 from ml.training import checkpoint, setup
@@ -71,6 +72,11 @@ def test_only_the_part_that_is_tuned_changes(
     assert bool(frozen) == (tune != "all")
 
 
+def first_network(training: Trainer) -> Chain:
+    """Of a method that has networks."""
+    return next(module for module in training.method.modules() if isinstance(module, Chain))
+
+
 @pytest.mark.parametrize(("batch_norm", "is_limited"), [("pretrained", True), ("batch", False)])
 def test_gradients_are_limited_where_statistics_are_fixed(
     batch_norm: str, is_limited: bool, spec: Specs, cached: LabeledImages, pretrained: Path
@@ -79,7 +85,7 @@ def test_gradients_are_limited_where_statistics_are_fixed(
     settings = spec(pretrained=True, tune="all", batch_norm=batch_norm, learning_rate=0.01, weight_decay=0.0)
     training = Trainer.build(settings, cached, weights=pretrained)
     with torch.no_grad():
-        training.method.networks[0].classifier.weight.mul_(1e4)
+        first_network(training).classifier.weight.mul_(1e4)
     before = [parameter.detach().clone() for parameter in training.method.parameters()]
 
     next(iter(training))
@@ -96,7 +102,7 @@ def test_a_part_that_is_restarted_has_the_pretrained_weights_again(
     """PES restarts last stage and classifier: with the statistics that `batch_norm: pretrained` needs."""
     settings = spec(method="ce", pretrained=True, tune="all", epochs=2)
     training = Trainer.build(settings, cached, weights=pretrained, cache=tmp_path)
-    network, fresh = training.method.networks[0], training.networks()
+    network, fresh = first_network(training), training.networks()
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     reports(training)
     moved = same(start, dict(network.state_dict()))
