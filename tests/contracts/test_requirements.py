@@ -16,26 +16,8 @@ ID = re.compile(r"(?<![A-Za-z0-9])[A-Z]{1,4}[0-9]{1,2}(?![A-Za-z0-9])")
 ENTRY = re.compile(r"^- \*\*(?P<id>[A-Z]+[0-9]+)\*\* (?P<sentence>.+)$", re.MULTILINE)
 RANGE = re.compile(r"\b([A-Z]+)(\d+)-\1(\d+)\b")  # "INV1-INV3" cites three
 # Names of the same form that are no requirements: formats, a byte, a lint rule, the protocol of object stores
-FORMATS = set(
-    [
-        "BF16",
-        "CE1",
-        "CE2",
-        "END64",
-        "F0",
-        "INET6",
-        "IPV6",
-        "S3",
-        "SOF0",
-        "SOF15",
-        "T20",
-        "TF32",
-        "UTF8",
-        "UTF16",
-        "VP8",
-        "ZIP64",
-    ]
-)
+FORMATS = {"BF16", "CE1", "CE2", "END64", "F0", "S3", "SOF0", "SOF15", "T20", "TF32", "UTF8", "UTF16", "VP8", "ZIP64"}
+FORMATS |= {"INET6", "IPV6"}
 NOISE_COLUMN = re.compile(r"[SPI](20|40|45|50|80)")  # columns of the paper's tables: symmetric, pairflip, instance
 # T1 to T3 are phases of the paper there; L1 and L2 are norms.
 NOTATION = {"T1": "pes", "T2": "pes", "T3": "pes", "L2": "weight decay|penalty|L2 norm"}

@@ -255,10 +255,10 @@ def test_with_an_object_store_pods_share_no_volume() -> None:
             assert chosen["DENLL_OBJECT_STORE_SECRET"] == "object-store-secret", name
             keys = [e["name"] for e in container(pod)["env"] if "valueFrom" in e]
             assert "DENLL_OBJECT_STORE_SECRET" in keys, name
-            given: dict[str, Any] = {
+            store: dict[str, Any] = {
                 f: chosen[f"DENLL_{f.upper()}"] for f in ("object_store_endpoint", "object_store_key")
             }
-            Settings(**given)
+            Settings(**store)
     assert with_store == pods(resources).keys() - {"migrate"}
     assert with_store - {"weights"} == publishing - {"publish-weights"}
     version = kubernetes_validate.latest_version()
