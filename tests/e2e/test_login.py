@@ -54,7 +54,7 @@ def log_in(page: Page, sub: str) -> None:
     page.get_by_role("link", name="Log in").click()
     expect(page.get_by_role("heading", name="Authorize Client")).to_be_visible()
     page.get_by_placeholder("sub").fill(sub)
-    page.get_by_role("button", name="Authorize").click()
+    page.get_by_role("button", name="Authorize", exact=True).click()
 
 
 def test_a_person_logs_in_uploads_and_logs_out(page: Page, with_login: str, tmp_path: Path) -> None:

@@ -257,6 +257,13 @@ def test_symmetric_draws_are_those_of_the_reference_code() -> None:
     assert noisy.labels.tolist() == expected == [8, 1, 8, 1, 4, 7, 5, 7, 8, 9]
 
 
+def test_classes_that_cannot_be_drawn_use_up_no_random_number() -> None:
+    """Golden: what numpy 2.4 draws from the whole row. numpy 2.5 asks classes of probability 0 as well."""
+    noisy = inject("pairflip", np.tile(np.arange(4, dtype=np.int64), 6), rate=0.4, seed=3)
+
+    assert noisy.labels.tolist() == [0, 2, 2, 4, 0, 1, 2, 3, 0, 1, 3, 4, 0, 1, 2, 3, 0, 2, 2, 3, 1, 1, 2, 4]
+
+
 def test_a_kind_is_a_file_and_listing_them_imports_no_numpy() -> None:
     script = "import sys; from ml import noise; sys.exit('numpy' in sys.modules or len(noise.kinds()) < 11)"
 

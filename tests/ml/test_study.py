@@ -326,7 +326,7 @@ def test_results_of_other_data_never_stand_in_one_table(
     assert "2 results of other data" in printed.err
     assert command.main(tabulate) == 1
     refused = capsys.readouterr().err
-    assert "2 different data sets called 'set'" in printed
+    assert "2 different data sets called 'set'" in refused
     assert "2 of 0123456789ab" in refused
     assert f"1 of {sources.fingerprint(At(folder))[:12]}" in refused
 

@@ -81,9 +81,13 @@ def sample_transition(labels: Labels, transition: Matrix, random: RandomState) -
         transition: T (C, C).
         random: `RandomState(seed)` repeats the draws of the reference code.
     """
+    # Whether a class that cannot be drawn uses up a random number depends on the version of numpy: such classes are
+    # left out. The last one is never decided by a number of its own.
+    possible = [np.flatnonzero(np.append(row[:-1] > 0, True)) for row in transition]
     noisy = np.empty_like(labels)
     for row, label in enumerate(labels):
-        noisy[row] = random.multinomial(1, transition[label]).argmax()
+        classes = possible[label]
+        noisy[row] = classes[random.multinomial(1, transition[label, classes]).argmax()]
     return counted(labels, noisy)
 
 
