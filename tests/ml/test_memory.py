@@ -219,6 +219,26 @@ def test_the_smallest_limit_around_a_process_counts(tmp_path: Path) -> None:
     assert host_memory.cgroup_free_bytes(root, own) == 0
 
 
+def test_the_limit_of_a_process_counts() -> None:
+    """In a process of its own, which has as much left as it has been allowed beyond what it uses."""
+    script = """
+import resource
+from pathlib import Path
+from ml.training import host_memory
+status = Path("/proc/self/status")
+used = next(int(row.split()[1]) * 1024 for row in status.read_text().splitlines() if row.startswith("VmData"))
+print(host_memory.process_free_bytes(status) == host_memory.UNLIMITED)
+resource.setrlimit(resource.RLIMIT_DATA, (used + (64 << 20), resource.RLIM_INFINITY))
+print(host_memory.process_free_bytes(status), host_memory.free_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    unlimited, left, free = done.stdout.split()
+
+    assert unlimited == "True"
+    assert 60 << 20 <= int(left) <= 64 << 20
+    assert int(free) <= 64 << 20
+
+
 def test_the_smallest_quota_of_cpus_counts_in_whole_ones(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
     own.write_text("0::/outer/inner\n", encoding="ascii")

@@ -16,6 +16,7 @@ from ml.formats import dataset_index, label_versions
 from ml.formats.archive import read_archive
 from ml.formats.label_versions import Edit, Labels, UploadedLabels
 from ml.formats.layout import resolve_labels
+from ml.formats.records import NO_LABEL
 from tests import pictures
 
 SIDE = 8
@@ -166,6 +167,23 @@ def test_a_training_loads_the_labels_of_its_version(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         "archive", "index.sqlite", f"pixels-{SIDE}-squash.npy",
     ]  # fmt: skip
+
+
+def test_the_columns_of_labels_are_those_of_the_images(folder: Path) -> None:
+    version = edited(
+        folder, 1, relabel(0, "cat", "dog"), Edit("exclude", 2, "cat", None), Edit("confirm", 4, "dog", None)
+    )
+    for number in (1, version):
+        images = dataset_index.read_images(folder, version=number)
+        given, clean, excluded, confirmed, train = dataset_index.read_label_columns(folder, number)
+
+        assert [list(given), list(clean)] == [
+            [NO_LABEL if label is None else label for label in labels]
+            for labels in ([image.given for image in images], [image.clean for image in images])
+        ]
+        assert [image.status == "excluded" for image in images] == list(map(bool, excluded))
+        assert [image.status == "confirmed" for image in images] == list(map(bool, confirmed))
+        assert [image.split for image in images] == ["train"] * train + ["test"] * (len(images) - train)
 
 
 def test_a_version_that_was_left_half_written_is_replaced(folder: Path, uploaded: UploadedLabels) -> None:
