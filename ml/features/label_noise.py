@@ -4,9 +4,11 @@ The steps, each of which gives the next a better start (`ml.features.transition_
 
 1. T from the consensus of nearest neighbours; and a second start with fewer mistakes, since consensus overestimates.
 2. Forward-corrected classifiers with these T. The given labels say which explains them best out of fold, and how T is
-   refined; with the refined T the fit is repeated for as long as it explains them better.
-3. What the classifiers predict for an image out of fold is multiplied with what its neighbours probably are. T, noise
-   rate and the ranking of labels are those of this product.
+   refined; with the refined T the fit is repeated for as long as it explains them better. Of few images folds are drawn
+   several times, and the mean of the logits is taken.
+3. Three predictions of an image, none of which has learned its own label, are multiplied: that of the classifiers out
+   of fold, that of a linear discriminant of the probable classes (`ml.features.discriminant`), and the probable classes
+   of its neighbours. T, noise rate and the ranking of labels are those of this product.
 
 No clean label is used. The same numbers come out on every run. Beyond `cross_validation.ROWS` images a part of them
 chooses, and beyond `REFERENCES` a part of them is searched for neighbours.
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ml.data import image_store
-from ml.features import cross_validation, linear_probe, neighbours, transition_estimate
+from ml.features import cross_validation, discriminant, linear_probe, neighbours, transition_estimate
 from ml.features.cross_validation import Candidate, CrossValidated
 from ml.features.linear_probe import Classifier, Projection
 from ml.features.transition_estimate import Refined
@@ -33,10 +35,14 @@ CONSENSUS_NEIGHBOURS = 4  # of each image, whose labels are compared with its ow
 REFERENCES = 16_384  # images among which neighbours are searched, evenly spread
 SOFTENED = 0.8  # of the mistakes of the first T, in the second start
 ROUNDS = 2  # of fits with a refined T
+REPEATED_IMAGES = 8000  # in all draws of folds: few images are ranked by whom they were drawn with
+MOST_DRAWS = 20  # of folds
 NEIGHBOURS = 10  # of each image, whose probable classes are averaged
 NEIGHBOUR_WEIGHT = 0.6  # of their logarithm: best likelihood of given labels on four development sets
+DISCRIMINANT_IMAGES = 2000  # where the discriminant's logarithm weighs one half: it needs more images than the others
 CORRECTED_PENALTY = 3e-4  # of the classifier of corrected labels: that of a clean set of some thousands
 LEAST_SHARE = 0.01  # of neighbours in a class: they exclude none
+LARGEST_GAP = 25.0  # between the logarithms of the two likeliest classes: beyond it posteriors round to 1 and tie
 
 
 @dataclass(frozen=True)
@@ -115,13 +121,18 @@ def _fit_clean(
     projection = linear_probe.fit_projection(features, components)
     projected = projection(features)
     best = _fit(projected, labels, classes, generator, folds)
-    logits = _with_neighbours(projected, labels, best)
-    refined = transition_estimate.refine(logits, labels, best.estimate.transition)
+    best = _repeat(projected, labels, classes, best, generator, folds)
+    logits, refined = _multiply(projected, labels, best, generator)
     return _CleanFit(projection, projected, best, logits, refined)
 
 
 def _log_probabilities(logits: Tensor, refined: Refined) -> Tensor:
-    return (refined.scale * logits).log_softmax(dim=1).float()
+    """Calibrated, f32 (N, C); as much less certain as it takes to tell the most certain labels apart."""
+    scaled = refined.scale * logits
+    if scaled.shape[1] > 1:
+        largest, second = scaled.topk(2, dim=1).values.unbind(dim=1)
+        scaled *= LARGEST_GAP / max(float((largest - second).max()), LARGEST_GAP)
+    return scaled.log_softmax(dim=1).float()
 
 
 def consensus(projected: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -170,17 +181,62 @@ def _final(projected: Tensor, labels: Tensor, classes: int, fitted: CrossValidat
     return Classifier(scale * (forward.weight + corrected.weight), scale * (forward.bias + corrected.bias))
 
 
-def _with_neighbours(projected: Tensor, labels: Tensor, fitted: CrossValidated) -> Tensor:
-    """Logits f64 (N, C) of clean classes: an image's own out of fold, and the mean posterior of its neighbours."""
+def _repeat(
+    projected: Tensor, labels: Tensor, classes: int, fitted: CrossValidated, generator: torch.Generator, folds: int
+) -> CrossValidated:
+    """`fitted` with mean logits over more draws of folds, where images are few."""
+    draws = min(MOST_DRAWS, REPEATED_IMAGES // len(labels))
+    if draws <= 1:
+        return fitted
+    logits = fitted.logits.clone()
+    for _ in range(draws - 1):
+        parts = cross_validation.assign_folds(labels, folds, generator)
+        logits += cross_validation.out_of_fold(projected, labels, classes, fitted.candidate, parts)
+    logits /= draws
+    estimate = transition_estimate.refine(logits, labels, fitted.estimate.transition)
+    return fitted._replace(logits=logits, estimate=estimate)
+
+
+def _multiply(
+    projected: Tensor, labels: Tensor, fitted: CrossValidated, generator: torch.Generator
+) -> tuple[Tensor, Refined]:
+    """Step 3: logits f64 (N, C) of clean classes, and T and their scale."""
+    start = fitted.estimate.transition
     own = (fitted.estimate.scale * fitted.logits.double()).log_softmax(dim=1)
-    references = image_store.evenly(len(labels), REFERENCES).to(labels.device)
+
+    # Probable classes, by the classifiers and neighbours, are what the discriminant learns
+    posterior = transition_estimate.log_posterior(fitted.logits, labels, fitted.estimate).exp()
+    logits = own + NEIGHBOUR_WEIGHT * _of_neighbours(projected, posterior)
+    posterior = transition_estimate.log_posterior(
+        logits, labels, transition_estimate.refine(logits, labels, start)
+    ).exp()
+    parts = cross_validation.assign_folds(labels, discriminant.FOLDS, generator)
+    discriminating = discriminant.out_of_fold(projected, posterior, parts)
+    scale = transition_estimate.refine(discriminating, labels, start).scale
+
+    weight = len(labels) / (len(labels) + DISCRIMINANT_IMAGES)
+    # Neighbours by the mean of two cosines: as they are, and where directions within classes count little
+    whitened = discriminant.fit(discriminant.gather(projected, posterior)).whiten(projected)
+    coordinates = torch.cat([functional.normalize(part, dim=1) for part in (projected, whitened)], dim=1)
+    logits = (
+        own
+        + weight * (scale * discriminating).log_softmax(dim=1)
+        + NEIGHBOUR_WEIGHT * _of_neighbours(coordinates, posterior)
+    )
+    return logits, transition_estimate.refine(logits, labels, start)
+
+
+def _of_neighbours(coordinates: Tensor, posterior: Tensor) -> Tensor:
+    """log of the mean of `posterior` (N, C) over each image's neighbours by the angle of coordinates (N, K)."""
+    count_all = len(posterior)
+    references = image_store.evenly(count_all, REFERENCES).to(posterior.device)
+    mean = torch.zeros_like(posterior)
     if (count := min(NEIGHBOURS, len(references) - 1)) < 1:
-        return own
-    position = torch.full_like(labels, -1)
-    position[references] = torch.arange(len(references), device=labels.device)
-    near = neighbours.nearest(projected, projected[references], count, own=position).positions
-    posterior = transition_estimate.log_posterior(fitted.logits[references], labels[references], fitted.estimate).exp()
-    mean = torch.zeros_like(own)
+        return mean
+    position = torch.full((count_all,), -1, device=posterior.device)
+    position[references] = torch.arange(len(references), device=posterior.device)
+    near = neighbours.nearest(coordinates, coordinates[references], count, own=position).positions
+    of_references = posterior[references]
     for column in near.t():  # one neighbour at a time: (N, k, C) of all may be large
-        mean += posterior[column] / count
-    return own + NEIGHBOUR_WEIGHT * (mean + LEAST_SHARE).log()
+        mean += of_references[column] / count
+    return (mean + LEAST_SHARE).log()

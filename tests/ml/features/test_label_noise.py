@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ml.evaluation import label_posterior, measure
-from ml.features import label_noise
+from ml.features import cross_validation, label_noise, linear_probe, neighbours, transition_estimate
+from ml.features.neighbours import Neighbours
 
 CLASSES, COUNT, DIMENSION = 4, 600, 12
 
@@ -90,3 +93,63 @@ def test_a_part_of_many_images_is_searched_for_neighbours(monkeypatch: pytest.Mo
     noise = estimate(features, pairflip(clean, 0.3))
 
     assert (noise.log_probabilities.argmax(dim=1) == clean).double().mean() > 0.95
+
+
+def labels_of_pairs(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features whose largest directions are of no class, the classes, and labels of which 30 % are wrong."""
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.arange(count) % CLASSES
+    centres = torch.randn(CLASSES, DIMENSION, generator=generator)
+    nuisance = 3 * torch.randn(count, 4, generator=generator) @ torch.randn(4, DIMENSION, generator=generator)
+    features = centres[clean] + nuisance + 0.4 * torch.randn(count, DIMENSION, generator=generator)
+    moved = torch.randint(1, CLASSES, (count,), generator=generator)
+    wrong = torch.rand(count, generator=generator) < 0.3
+    return features, clean, torch.where(wrong, (clean + moved) % CLASSES, clean)
+
+
+def test_neighbours_are_searched_where_directions_within_classes_count_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, clean, labels = labels_of_pairs(300)
+    spaces = []
+
+    def record(coordinates: Tensor, *arguments: Any, **named: Any) -> Neighbours:
+        near = nearest(coordinates, *arguments, **named)
+        spaces.append(float((clean[near.positions] == clean[:, None]).double().mean()))
+        return near
+
+    nearest = neighbours.nearest
+    monkeypatch.setattr(neighbours, "nearest", record)
+    estimate(features, labels)
+    _, first, last = spaces  # the first search is that of the consensus
+
+    assert last > first + 0.05
+
+
+@pytest.mark.parametrize(("count", "draws"), [(120, 3), (121, 2), (240, 1), (250, 1)])
+def test_logits_of_few_images_are_means_over_draws_of_folds(
+    count: int, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, _, labels = labels_of_pairs(count)
+    projected = linear_probe.fit_projection(features)(features)
+    candidate = cross_validation.PLAIN[0]
+    one = cross_validation.cross_validate(projected, labels, CLASSES, [candidate], torch.Generator().manual_seed(1))
+    monkeypatch.setattr(label_noise, "REPEATED_IMAGES", 360)
+    repeated = label_noise._repeat(projected, labels, CLASSES, one, torch.Generator().manual_seed(2), 5)
+
+    generator = torch.Generator().manual_seed(2)
+    all_logits = [one.logits]
+    for _ in range(draws - 1):
+        folds = cross_validation.assign_folds(labels, 5, generator)
+        all_logits.append(cross_validation.out_of_fold(projected, labels, CLASSES, candidate, folds))
+    torch.testing.assert_close(repeated.logits, torch.stack(all_logits).mean(dim=0))
+    assert (repeated is one) == (draws == 1)
+
+
+def test_certain_labels_are_told_apart() -> None:
+    """Classes far apart make a scale at which posteriors would round to 1."""
+    logits = torch.tensor([[900.0, 0.0, 0.0], [600.0, 0.0, 0.0], [3.0, 0.0, 0.0]]).double()
+    refined = transition_estimate.Refined(torch.eye(3).double(), 30.0, 0.0)
+    log_p = label_noise._log_probabilities(logits, refined)
+    posterior = label_posterior.posterior(np.zeros(3, np.int64), log_p.exp().double().numpy(), np.eye(3))[:, 0]
+
+    assert log_p.exp().sum(dim=1).numpy() == pytest.approx(np.ones(3), abs=1e-6)
+    assert posterior[0] > posterior[1] > posterior[2] > 0.3
