@@ -16,7 +16,22 @@ ID = re.compile(r"(?<![A-Za-z0-9])[A-Z]{1,4}[0-9]{1,2}(?![A-Za-z0-9])")
 ENTRY = re.compile(r"^- \*\*(?P<id>[A-Z]+[0-9]+)\*\* (?P<sentence>.+)$", re.MULTILINE)
 RANGE = re.compile(r"\b([A-Z]+)(\d+)-\1(\d+)\b")  # "INV1-INV3" cites three
 # Names of the same form that are no requirements: formats, a byte, a lint rule, the protocol of object stores.
-FORMATS = {"BF16", "CE1", "CE2", "END64", "F0", "S3", "SOF0", "SOF15", "T20", "TF32", "UTF8", "UTF16", "VP8", "ZIP64"} | {
+FORMATS = {
+    "BF16",
+    "CE1",
+    "CE2",
+    "END64",
+    "F0",
+    "S3",
+    "SOF0",
+    "SOF15",
+    "T20",
+    "TF32",
+    "UTF8",
+    "UTF16",
+    "VP8",
+    "ZIP64",
+} | {
     "INET6",
     "IPV6",
 }
