@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.db.session import Engine, connect, transaction
-from app.errors import DatabaseUnavailable, StorageUnavailable
+from app.errors import DatabaseUnavailable, InsufficientStorage, StorageUnavailable
 from app.jobs import service
 from app.settings import Settings, current
 from app.storage import LOG_FILE, Storage
@@ -117,6 +117,8 @@ def _attempt(
         error = failures.describe_failure(failure)
     except (Interrupted, FencedOff, DatabaseUnavailable, StorageUnavailable, OSError, RuntimeError, MemoryError):
         raise  # of this attempt, not of the job: another may succeed
+    except InsufficientStorage:
+        raise  # as a full disk, which is an OSError
     except Exception:
         log.exception("unexpected error")
         error = failures.error_document("internal_error", "An unexpected error ended the job.")
