@@ -201,7 +201,10 @@ def test_a_job_continues_on_another_host(hosts: Hosts) -> None:
     assert [model.digest for model in hosts.models(job)] == [digest]
     assert any("Resumed at step" in event.data["message"] for event in hosts.history(job, "log"))
     store = hosts.storage("api")
-    assert not [path for path in store.published(store.job(job)) if "checkpoints" in path.parts]
+    eventually(  # they are deleted when the job has ended
+        lambda: not [path for path in store.published(store.job(job)) if "checkpoints" in path.parts],
+        what="the end of the checkpoints",
+    )
 
 
 def test_F32_an_attempt_that_loses_the_store_is_repeated_and_not_held_against_the_job(

@@ -109,7 +109,7 @@ def labels_of_pairs(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_neighbours_are_searched_where_directions_within_classes_count_little(monkeypatch: pytest.MonkeyPatch) -> None:
     features, clean, labels = labels_of_pairs(300)
-    spaces = []
+    spaces: list[float] = []
 
     def record(coordinates: Tensor, *arguments: Any, **named: Any) -> Neighbours:
         near = nearest(coordinates, *arguments, **named)
