@@ -29,6 +29,18 @@ from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
+# What ends an attempt and says nothing of its job; a full disk is an OSError.
+OF_THE_ATTEMPT = (
+    Interrupted,
+    FencedOff,
+    DatabaseUnavailable,
+    StorageUnavailable,
+    InsufficientStorage,
+    OSError,
+    RuntimeError,
+    MemoryError,
+)
+
 
 def preload() -> None:
     """Import what an attempt would import later: methods, networks, plots, the launcher of ranks, `torch._dynamo`."""
@@ -115,10 +127,8 @@ def _attempt(
             reporter.sync()
             raise failures.HostFailed(failure.detail, status) from failure
         error = failures.describe_failure(failure)
-    except (Interrupted, FencedOff, DatabaseUnavailable, StorageUnavailable, OSError, RuntimeError, MemoryError):
-        raise  # of this attempt, not of the job: another may succeed
-    except InsufficientStorage:
-        raise  # as a full disk, which is an OSError
+    except OF_THE_ATTEMPT:
+        raise  # and not of the job: another attempt may succeed
     except Exception:
         log.exception("unexpected error")
         error = failures.error_document("internal_error", "An unexpected error ended the job.")
