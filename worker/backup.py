@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ml.formats import dataset_index, label_versions
 MANIFEST, ROWS, FILES = "manifest.json", "rows", "files"
 FORMAT = 1
 SNAPSHOTS = 5  # files of a row may be deleted before they are copied: then the rows are read again
+COPIES = 10  # of a folder that changes meanwhile, at most
 DATABASE_WAIT_S = 60.0
 OF_DATASET = (dataset_index.ARCHIVE_FILE, dataset_index.INDEX_FILE, label_versions.FOLDER)
 TEMPORARY = (".tmp", ".trash", ".part")
@@ -137,7 +138,10 @@ def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
         if not _copy(files, required, target, link=True):
             missing.add(str(required.relative_to(files.root)))
     for job_id in snapshot.files.jobs:  # one that waits has no files
-        _copy(files, files.job(uuid.UUID(job_id)), target, link=job_id in snapshot.ended_jobs)
+        if job_id in snapshot.ended_jobs:
+            _copy(files, files.job(uuid.UUID(job_id)), target, link=True)
+        else:
+            _copy_changing(files, files.job(uuid.UUID(job_id)), target)
     _copy(files, files.weights(), target, link=True)
     return missing
 
@@ -163,25 +167,36 @@ def _copy(files: Storage, source: Path, target: Path, *, link: bool) -> bool:
     """
     if not source.exists():
         return False
-    is_whole = True
-    for path in _walk(source):
-        if any(mark in part for part in path.relative_to(files.root).parts for mark in TEMPORARY):
-            continue
+    gone: list[OSError] = []
+    for path in _walk(source, gone.append):
         copy = target / path.relative_to(files.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             place(path, copy, link=link)
-        except FileNotFoundError:
-            is_whole = False
-    return is_whole and source.exists()
+        except FileNotFoundError as error:
+            gone.append(error)
+    return not gone and source.exists()
 
 
-def _walk(source: Path) -> Iterator[Path]:
-    """The file, or the files below the folder; one that is deleted meanwhile ends early."""
+def _copy_changing(files: Storage, source: Path, target: Path) -> None:
+    """Copy the folder of a job that runs, which replaces its checkpoints meanwhile: one of them comes along whole."""
+    for _ in range(COPIES):
+        if _copy(files, source, target, link=False) or not source.exists():
+            return
+
+
+def _walk(source: Path, note: Callable[[OSError], None]) -> Iterator[Path]:
+    """The file, or the complete files below the folder; folders that are deleted meanwhile are noted."""
     if source.is_file():
         yield source
-    for folder, _, names in os.walk(source):
-        yield from (Path(folder) / name for name in names)
+        return
+    for folder, below, names in os.walk(source, onerror=note):
+        below[:] = [name for name in below if not _is_temporary(name)]
+        yield from (Path(folder) / name for name in names if not _is_temporary(name))
+
+
+def _is_temporary(name: str) -> bool:
+    return any(mark in name for mark in TEMPORARY)
 
 
 def place(source: Path, target: Path, *, link: bool = True) -> None:

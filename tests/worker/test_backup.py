@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +151,41 @@ def check_restored(other: ServiceHarness, held: Contents) -> None:
         models.pin(session, "best", held.model)  # numbers go on after those that were restored
     with transaction(other.engine, read_only=True) as session:
         assert len(session.scalars(select(AliasChange)).all()) == 2
+
+
+def test_a_checkpoint_of_a_running_job_comes_along_whole(tmp_path: Path) -> None:
+    """Its process replaces checkpoints while they are copied."""
+    files = Storage(tmp_path / "data")
+    job = uuid.uuid4()
+    checkpoints = files.job(job) / "attempt-1" / "checkpoints"
+    names = [f"rank-{rank}" for rank in range(20)]
+    ended = threading.Event()
+
+    def train() -> None:
+        for step in itertools.count():
+            folder = checkpoints / f"step-{step}"
+            begun = folder.with_name(f"{folder.name}.tmp")
+            begun.mkdir(parents=True)
+            for name in names:
+                (begun / name).write_bytes(b"state")
+            begun.rename(folder)
+            if step >= 2:
+                shutil.rmtree(checkpoints / f"step-{step - 2}")
+            if ended.wait(0.001):  # a fast training
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        eventually(lambda: any(checkpoints.glob("step-*1")), what="checkpoints")
+        try:
+            for number in range(30):
+                target = tmp_path / str(number)
+                backup._copy_changing(files, files.job(job), target)
+                copies = (target / checkpoints.relative_to(files.root)).iterdir()
+                assert any(sorted(path.name for path in copy.iterdir()) == sorted(names) for copy in copies)
+        finally:
+            ended.set()
+        training.result()
 
 
 @pytest.mark.timeout(900)
