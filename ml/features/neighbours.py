@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_ENTRIES = 1 << 24  # similarities at a time
+CHUNK_ENTRIES = 1 << 22  # similarities at a time
 
 
 class Neighbours(NamedTuple):
