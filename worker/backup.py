@@ -171,8 +171,11 @@ def _copy(files: Storage, source: Path, target: Path, *, link: bool) -> bool:
     for path in _walk(source, gone.append):
         copy = target / path.relative_to(files.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
+        is_final = link or storage.CHECKPOINTS in path.parts  # a checkpoint appears by rename and never changes
+        if is_final and copy.exists():
+            continue
         try:
-            place(path, copy, link=link)
+            place(path, copy, link=is_final)
         except FileNotFoundError as error:
             gone.append(error)
     return not gone and source.exists()

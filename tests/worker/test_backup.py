@@ -171,7 +171,7 @@ def test_a_checkpoint_of_a_running_job_comes_along_whole(tmp_path: Path) -> None
             begun.rename(folder)
             if step >= 2:
                 shutil.rmtree(checkpoints / f"step-{step - 2}")
-            if ended.wait(0.001):  # a fast training
+            if ended.wait(0.002):  # a fast training
                 return
 
     with ThreadPoolExecutor(1) as pool:
