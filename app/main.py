@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from starlette.concurrency import run_in_threadpool
 
-from app import logs, settings, storage, version
+from app import local_files, logs, settings, version
 from app.audit import routes as audit
 from app.catalog import Catalog
 from app.datasets import (
@@ -51,6 +51,7 @@ from app.predictions import routes as predictions
 from app.predictions.gateway import Gateway
 from app.predictions.requests import memory_capacity
 from app.settings import Settings
+from app.shared_storage import SWEEP_S, open_storage
 from app.storage import Storage
 from app.web import routes as web
 
@@ -91,8 +92,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.session_cache = SessionCache(config, state.engine, state.key_cache, check) if config.login_enabled else None
     caches = [cache for cache in (state.key_cache, state.session_cache) if cache is not None]
     tasks = [asyncio.create_task(cache.keep_last_used(config.key_usage_s)) for cache in caches]
-    if state.storage.is_shared:
-        tasks.append(asyncio.create_task(sweep_files(state.storage, config)))
+    tasks.append(asyncio.create_task(sweep_files(state.storage, config)))
     state.model_registry = ModelRegistryCache(state.engine)
     state.event_reader = EventReader(state.engine)
     state.event_poller = EventPoller(state.event_reader, config.event_poll_s)
@@ -123,7 +123,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def sweep_files(files: Storage, config: Settings) -> None:
     """Keep this host's copies of files from the object store in order, until the task is cancelled."""
     while True:
-        await asyncio.sleep(storage.SWEEP_S)
+        await asyncio.sleep(SWEEP_S)
         await run_in_threadpool(files.sweep, config.orphan_files_s, config.upload_expires_s)
 
 
@@ -145,7 +145,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
     app.state.job_parser = JobRequestParser(app.state.catalog)
-    app.state.storage = Storage.of(config)
+    app.state.storage = open_storage(config)
     app.state.upload_capacity = upload_service.upload_capacity(config)
     app.state.rate_limiter = RateLimiter(config)
     app.state.prediction_memory = memory_capacity(config)
@@ -173,7 +173,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
 
 def main() -> None:
     config = settings.current()
-    storage.keep_private()
+    local_files.keep_private()
     logs.configure(config.log_level, process="api")
     app = create_app(config)
     # Searching for garbage took a fifth of the CPU (docs/log.md): leave out what was imported, and search less often.

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.object_store import Manifest, ObjectStore, Progress
+from ml.formats import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +173,7 @@ class ObjectCache:
         except FileNotFoundError:
             return False
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not file_lock.try_lock(descriptor):
                 return False
             trash = self.folder / f".{name}.{uuid.uuid4().hex}.trash"
             with contextlib.suppress(FileNotFoundError):
@@ -193,7 +192,7 @@ class ObjectCache:
             if progress is None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             else:
-                while not _try_lock(descriptor):
+                while not file_lock.try_lock(descriptor):
                     progress(0, 1)
                     time.sleep(WAIT_S)
             yield
@@ -220,14 +219,6 @@ class ObjectCache:
             temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _size(entry: Path) -> int:

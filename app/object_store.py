@@ -16,7 +16,6 @@ import collections
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from urllib.parse import urlsplit
 
 from app.errors import InsufficientStorage, StorageUnavailable
 from app.settings import Settings
+from ml.formats import fsync
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,7 @@ class ObjectStore:
         manifest = Manifest(key, uuid.uuid4().hex, {})
         done, total = 0, sum(path.stat().st_size for path in names)
         for path, name in names.items():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = path.stat().st_size
+            size, digest = fsync.hash_file(path)
             self._transfer(
                 "put_file",
                 str(path),
@@ -201,10 +199,9 @@ class ObjectStore:
         self._transfer(
             "get_file", self._object(manifest, name), str(target), progress=progress, max_concurrency=PARTS_AT_ONCE
         )
-        with target.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        if (target.stat().st_size, digest) != expected:
+        size, digest = fsync.hash_file(target)
+        fsync.flush(target)
+        if (size, digest) != expected:
             raise StorageUnavailable("A file from the object store is damaged.", retry_after_s=RETRY_AFTER_S)
 
     def read_range(self, manifest: Manifest, name: str, start: int, length: int) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from app import storage
+from app import local_files
 from app.db import session
 from app.settings import Settings, current
 from app.storage import Storage
@@ -42,7 +42,7 @@ def upgrade(settings: Settings, revision: str = "head") -> None:
 
 
 def main(arguments: list[str]) -> None:
-    storage.keep_private()
+    local_files.keep_private()
     config = configuration(current())
     match arguments:
         case []:

@@ -21,15 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app import backup, storage, worker_registry
+from app import backup, local_files, worker_registry
 from app.backup import Snapshot
 from app.db import schema
 from app.db.session import connect, transaction, wait_until_reachable
 from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.settings import Settings, current
-from app.storage import Storage
+from app.shared_storage import SharedStorage, open_storage
+from app.storage import CHECKPOINTS, Storage
 from migrations.__main__ import upgrade
-from ml.formats import dataset_index, label_versions
+from ml.formats import dataset_index, fsync, label_versions
 
 MANIFEST, ROWS, FILES = "manifest.json", "rows", "files"
 FORMAT = 1
@@ -69,7 +70,7 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
         try:
             manifest = _collect(settings, temporary)
             os.sync()
-            storage.publish(temporary, target)
+            local_files.publish(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return manifest
@@ -83,8 +84,8 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             try:
                 _write_tar(folder, name=temporary, mode="w")
-                storage.sync_file(temporary)
-                storage.publish(temporary, target)
+                fsync.flush(temporary)
+                local_files.publish(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
     return manifest
@@ -92,7 +93,7 @@ def create(settings: Settings, target: Path) -> dict[str, Any]:
 
 def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a new folder; its manifest."""
-    files, engine = Storage.of(settings), connect(settings, "command")
+    files, engine = open_storage(settings), connect(settings, "command")
     before: set[str] | None = None
     try:
         for _ in range(SNAPSHOTS):
@@ -112,18 +113,18 @@ def _collect(settings: Settings, folder: Path) -> dict[str, Any]:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "missing": sorted(missing),
         "files": {
-            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": storage.sha256_file(path)}
-            for path in sorted(storage.files_below(folder))
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": fsync.hash_file(path).sha256}
+            for path in sorted(local_files.files_below(folder))
         },
     }
-    storage.write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    local_files.write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
 def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
     """Copy the files that rows refer to; the paths of those that should be there and are not."""
     target.mkdir()
-    if files.is_shared:
+    if isinstance(files, SharedStorage):
         return _download_files(files, snapshot, target)
     missing: set[str] = set()
     for dataset_id in snapshot.ready_datasets:
@@ -146,7 +147,7 @@ def _copy_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
     return missing
 
 
-def _download_files(files: Storage, snapshot: Snapshot, target: Path) -> set[str]:
+def _download_files(files: SharedStorage, snapshot: Snapshot, target: Path) -> set[str]:
     """As `_copy_files`, from the object store."""
     datasets = {files.dataset(uuid.UUID(dataset_id)): OF_DATASET for dataset_id in snapshot.ready_datasets}
     required = [files.model(uuid.UUID(model_id)) for model_id in snapshot.files.models]
@@ -171,11 +172,14 @@ def _copy(files: Storage, source: Path, target: Path, *, link: bool) -> bool:
     for path in _walk(source, gone.append):
         copy = target / path.relative_to(files.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        is_final = link or storage.CHECKPOINTS in path.parts  # a checkpoint appears by rename and never changes
+        is_final = link or CHECKPOINTS in path.parts  # a checkpoint appears by rename and never changes
         if is_final and copy.exists():
             continue
         try:
-            place(path, copy, link=is_final)
+            if is_final:
+                local_files.link_or_copy(path, copy)
+            else:
+                shutil.copyfile(path, copy)
         except FileNotFoundError as error:
             gone.append(error)
     return not gone and source.exists()
@@ -202,18 +206,9 @@ def _is_temporary(name: str) -> bool:
     return any(mark in name for mark in TEMPORARY)
 
 
-def place(source: Path, target: Path, *, link: bool = True) -> None:
-    """Give a file a second name, or copy it where that is not possible."""
-    if link:
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)
-
-
 def _write_tar(folder: Path, **arguments: Any) -> None:
     with tarfile.open(**arguments, format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(storage.files_below(folder), key=lambda p: (p.name != MANIFEST, p)):
+        for path in sorted(local_files.files_below(folder), key=lambda p: (p.name != MANIFEST, p)):
             tar.add(path, str(path.relative_to(folder)), recursive=False)
 
 
@@ -233,7 +228,7 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
     Raises:
         BackupError: The backup is damaged or of another version, a process runs, or the service holds something.
     """
-    files = Storage.of(settings)
+    files = open_storage(settings)
     files.create()
     with _opened(files, source) as folder:
         manifest = verify(folder)
@@ -251,7 +246,7 @@ def restore(settings: Settings, source: Path, *, force: bool) -> dict[str, Any]:
                 raise BackupError("the service is not empty; --force replaces what it holds")
             for path in old:
                 files.remove(path)
-            if files.is_shared:
+            if isinstance(files, SharedStorage):
                 files.publish_tree(folder / FILES)
             else:
                 _place_files(folder / FILES, files.root)
@@ -276,11 +271,11 @@ def verify(folder: Path) -> dict[str, Any]:
             f"the backup is of the schema {revision}, this version has {schema.REVISION}: restore it with the version "
             "that made it, then upgrade"
         )
-    present = {str(path.relative_to(folder)) for path in storage.files_below(folder)} - {MANIFEST}
+    present = {str(path.relative_to(folder)) for path in local_files.files_below(folder)} - {MANIFEST}
     if present != listed.keys():
         raise BackupError(f"files are missing from the backup or too many: {sorted(present ^ listed.keys())[:5]}")
     for name, facts in listed.items():
-        if storage.sha256_file(folder / name) != facts["sha256"]:
+        if fsync.hash_file(folder / name).sha256 != facts["sha256"]:
             raise BackupError(f"{name} is damaged: its SHA-256 is not that of the manifest")
     return manifest
 
@@ -304,11 +299,11 @@ def _opened(files: Storage, source: Path) -> Iterator[Path]:
 
 
 def _place_files(source: Path, root: Path) -> None:
-    for path in storage.files_below(source):
+    for path in local_files.files_below(source):
         target = root / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        place(path, target)
+        local_files.link_or_copy(path, target)
         target.chmod(0o600)
 
 
@@ -324,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     restoring.add_argument("source", type=Path, help="what create made; - is standard input")
     restoring.add_argument("--force", action="store_true", help="replace what the service holds")
     options = parser.parse_args(arguments)
-    storage.keep_private()
+    local_files.keep_private()
     try:
         if options.action == "create":
             manifest = create(current(), options.target)

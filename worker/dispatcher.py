@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from app import logs, retention, storage, work, worker_registry
+from app import local_files, logs, retention, work, worker_registry
 from app.datasets import ingest_queue
 from app.db.session import Engine, connect, transaction
 from app.db.tables import Dataset, Job
@@ -20,7 +20,7 @@ from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.jobs import attempt
 from app.notifier import TASKS, Notifier, QueueName
 from app.settings import Settings, current
-from app.storage import Storage
+from app.shared_storage import SharedStorage, open_storage
 from worker import orphan_cleanup
 from worker import retention as expiry
 from worker.heartbeat import Heartbeat, unique_name
@@ -47,7 +47,7 @@ class Dispatcher:
         self._settings = settings
         self._engine = engine
         self._notifier = notifier
-        self._storage = Storage.of(settings)
+        self._storage = open_storage(settings)
         self._last_clean_up = self._last_collection = float("-inf")
 
     def run_once(self) -> None:
@@ -109,21 +109,21 @@ class Dispatcher:
             "older_than_s": self._settings.orphan_files_s,
             "resumable_older_than_s": self._settings.upload_expires_s,
         }
-        if self._storage.is_shared:
+        if isinstance(self._storage, SharedStorage):
             self._storage.sweep(**ages)
-            removed = self._collect(referenced)
+            removed = self._collect(self._storage, referenced)
         else:
             removed = orphan_cleanup.remove(self._storage, referenced, **ages)
         if removed:
             log.info("%d orphaned files removed", removed)
         self._last_clean_up = time.monotonic()
 
-    def _collect(self, referenced: retention.ReferencedFiles) -> int:
+    def _collect(self, files: SharedStorage, referenced: retention.ReferencedFiles) -> int:
         """Delete what nobody needs from the object store, at most once in `COLLECT_EVERY_S`: it lists all objects."""
         if time.monotonic() - self._last_collection < COLLECT_EVERY_S:
             return 0
         self._last_collection = time.monotonic()
-        return orphan_cleanup.collect(self._storage, referenced, older_than_s=self._settings.orphan_files_s)
+        return orphan_cleanup.collect(files, referenced, older_than_s=self._settings.orphan_files_s)
 
 
 def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended: threading.Event) -> None:
@@ -136,9 +136,9 @@ def run(dispatcher: Dispatcher, beat: Callable[[], bool], period_s: float, ended
 
 def main() -> None:
     settings = current()
-    storage.keep_private()
+    local_files.keep_private()
     logs.configure(settings.log_level, process="dispatcher")
-    Storage.of(settings).create()
+    open_storage(settings).create()
     engine, notifier = connect(settings, "dispatcher"), Notifier(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,8 +11,9 @@ import time
 import uuid
 from pathlib import Path
 
-from app import storage
+from app import local_files
 from app.retention import ReferencedFiles
+from app.shared_storage import SharedStorage
 from app.storage import Storage
 
 
@@ -43,7 +44,7 @@ def remove(
             is_resumable = folder == "uploads" and path.is_dir()
             limit = min(before, time.time() - resumable_older_than_s) if is_resumable else before
             if path.name not in names and _is_ours(path) and _modified_at(path) < limit:
-                storage.remove(path)
+                local_files.remove(path)
                 removed += 1
 
     # Temporary files inside the folders of rows, and of pretrained weights.
@@ -52,16 +53,16 @@ def remove(
     inside.append(files.weights().glob(".*.tmp"))
     for path in itertools.chain.from_iterable(inside):
         if _modified_at(path) < before:
-            storage.remove(path)
+            local_files.remove(path)
             removed += 1
     return removed
 
 
-def collect(files: Storage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
+def collect(files: SharedStorage, referenced: ReferencedFiles, *, older_than_s: float) -> int:
     """Delete from the object store what no row refers to, and what was uploaded and never published.
 
     Args:
-        files: With an object store.
+        files: Has the object store.
         referenced: What rows refer to; when it is empty nothing is deleted, as in `remove`.
         older_than_s: Only what was written so many seconds ago is deleted.
 

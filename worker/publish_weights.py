@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
-from app import storage
+from app import local_files
 from app.errors import Problem
 from app.settings import current
+from app.shared_storage import SharedStorage, open_storage
 from app.storage import Storage
 from ml.formats import weights_folder
 
@@ -21,7 +22,7 @@ def publish(files: Storage) -> list[str]:
     Raises:
         StorageUnavailable, InsufficientStorage: The object store cannot be reached, or is full.
     """
-    if not files.is_shared:
+    if not isinstance(files, SharedStorage):
         return []
     known = {record.name for record in files.installed_weights()}
     published = []
@@ -39,8 +40,8 @@ def publish(files: Storage) -> list[str]:
 
 
 def main() -> None:
-    storage.keep_private()
-    files = Storage.of(current())
+    local_files.keep_private()
+    files = open_storage(current())
     files.create()
     try:
         for name in publish(files):

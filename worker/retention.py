@@ -15,6 +15,7 @@ from typing import NamedTuple
 from app import retention
 from app.db.session import Engine, connect, transaction
 from app.settings import Settings, current
+from app.shared_storage import open_storage
 from app.storage import Storage
 from ml.formats import label_versions
 
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only list what would go")
     options = parser.parse_args(arguments)
     settings = current()
-    engine, files = connect(settings, "command"), Storage.of(settings)
+    engine, files = connect(settings, "command"), open_storage(settings)
     try:
         if options.dry_run:
             _print(find(settings, engine))

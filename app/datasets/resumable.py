@@ -9,7 +9,6 @@ checksum agrees: until then `unverified` holds the offset at which it began. The
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -18,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app import storage
+from app import local_files
 from app.errors import NotReady, QueueFull, UploadLocked, UploadNotFound
 from app.storage import Storage
+from ml.formats import file_lock, fsync
 
 FACTS, DATA, UNVERIFIED = "facts.json", "data", "unverified"
 RETRY_S = 10
@@ -73,10 +73,10 @@ def create(files: Storage, length: int, metadata: str, *, ttl_s: float, most: in
     temporary.mkdir(mode=0o700)
     try:
         (temporary / DATA).touch(0o600)
-        storage.write_atomic(temporary / FACTS, json.dumps({"length": length, "metadata": metadata}).encode())
-        storage.publish(temporary, folder)
+        local_files.write_atomic(temporary / FACTS, json.dumps({"length": length, "metadata": metadata}).encode())
+        local_files.publish(temporary, folder)
     except BaseException:
-        storage.remove(temporary)
+        local_files.remove(temporary)
         raise
     return read(files, upload_id, ttl_s)
 
@@ -98,14 +98,14 @@ def read(files: Storage, upload_id: uuid.UUID, ttl_s: float) -> ResumableUpload:
     )
     if upload.expires_at <= time.time():
         with contextlib.suppress(UploadLocked, UploadNotFound), lock(files, upload_id):
-            storage.remove(folder)
+            local_files.remove(folder)
         raise UploadNotFound("This upload has expired; begin it again.")
     return upload
 
 
 def sync(upload: ResumableUpload) -> None:
     """Return when what the offset counts is on the disk, so that it may be told."""
-    storage.sync_file(upload.data)
+    fsync.flush(upload.data)
 
 
 @contextlib.contextmanager
@@ -123,11 +123,9 @@ def lock(files: Storage, upload_id: uuid.UUID) -> Iterator[None]:
             "There is no upload with this id; it may have been finished, deleted or expired."
         ) from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not file_lock.try_lock(descriptor):
             detail = "Another request is writing to this upload, or finishing it."
-            raise UploadLocked(detail, retry_after_s=1) from None
+            raise UploadLocked(detail, retry_after_s=1)
         if not os.fstat(descriptor).st_nlink or not files.resumable(upload_id).is_dir():
             raise UploadNotFound("This upload was finished or deleted.")
         yield
@@ -140,19 +138,19 @@ def drop_unverified(folder: Path) -> None:
     offset = _unverified_from(folder)
     if offset is not None:
         os.truncate(folder / DATA, offset)
-        storage.sync_file(folder / DATA)
+        fsync.flush(folder / DATA)
         mark_verified(folder)
 
 
 def mark_unverified(folder: Path, offset: int) -> None:
     """Under the lock: bytes from `offset` on do not count until `mark_verified`."""
-    storage.write_atomic(folder / UNVERIFIED, str(offset).encode())
+    local_files.write_atomic(folder / UNVERIFIED, str(offset).encode())
 
 
 def mark_verified(folder: Path) -> None:
     """Under the lock: all bytes count."""
     (folder / UNVERIFIED).unlink(missing_ok=True)
-    storage.sync_folder(folder)
+    fsync.flush(folder)
 
 
 def check_complete(upload: ResumableUpload) -> None:

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from app import storage
+from app import local_files
 from app.datasets import resumable, upload_service
 from app.datasets.resumable import ResumableUpload
 from app.datasets.uploads import UploadWriter
@@ -47,6 +47,7 @@ from app.http.openapi import problems
 from app.http.problems import from_validation
 from app.http.routing import Route, Router
 from app.settings import Settings
+from app.storage import Storage
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"
@@ -240,13 +241,13 @@ def delete(config: Config, files: Files, upload_id: uuid.UUID) -> None:
     """Give an upload up and free its disk space."""
     resumable.read(files, upload_id, config.upload_expires_s)
     with resumable.lock(files, upload_id):
-        storage.remove(files.resumable(upload_id))
+        local_files.remove(files.resumable(upload_id))
 
 
 async def _append(
     request: Request,
     config: Settings,
-    files: storage.Storage,
+    files: Storage,
     upload_id: uuid.UUID,
     offset: int,
     checksum: Checksum | None,
@@ -294,17 +295,17 @@ async def _receive(request: Request, writer: UploadWriter) -> str:
     return await writer.finish()
 
 
-def _create(files: storage.Storage, config: Settings, length: int, metadata: str) -> ResumableUpload:
+def _create(files: Storage, config: Settings, length: int, metadata: str) -> ResumableUpload:
     return resumable.create(files, length, metadata, ttl_s=config.upload_expires_s, most=config.max_unfinished_uploads)
 
 
-def _read_synced(files: storage.Storage, upload_id: uuid.UUID, ttl_s: float) -> ResumableUpload:
+def _read_synced(files: Storage, upload_id: uuid.UUID, ttl_s: float) -> ResumableUpload:
     upload = resumable.read(files, upload_id, ttl_s)
     resumable.sync(upload)
     return upload
 
 
-def _prepare(files: storage.Storage, upload_id: uuid.UUID, config: Settings, offset: int) -> ResumableUpload:
+def _prepare(files: Storage, upload_id: uuid.UUID, config: Settings, offset: int) -> ResumableUpload:
     """Under the lock: the upload, which is at this offset; OffsetConflict otherwise."""
     files.require(config.min_free_bytes)
     resumable.drop_unverified(files.resumable(upload_id))

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge
-from app.storage import ENOSPC_RETRY_S, Storage, sync_file
+from app.storage import ENOSPC_RETRY_S, Storage
+from ml.formats import fsync
 
 CHECK_SPACE_FILES = 1000  # free space is checked after so many files
 BLOCK_BYTES = 512  # of a tar
@@ -58,7 +59,7 @@ def pack(
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise InsufficientStorage("The disk is full.", retry_after_s=ENOSPC_RETRY_S) from error
             raise _refused("unreadable_folder", f"A file of the folder cannot be read: {error.strerror}.") from error
-    sync_file(target)
+    fsync.flush(target)
 
 
 @contextmanager

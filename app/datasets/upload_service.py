@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from app import quotas, storage
+from app import local_files, quotas
 from app.datasets import archive_check, resumable, schemas, server_folders, service, uploads
 from app.datasets.uploads import FinishedUpload, ReceivedUpload, ServerFolder, UploadWriter
 from app.db import session as db
@@ -25,6 +25,8 @@ from app.http import access, bodies, problems
 from app.http.capacity import Capacity
 from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
+from app.storage import Storage
+from ml.formats import fsync
 
 RETRY_S = 10
 
@@ -125,7 +127,7 @@ async def _accept(
 
 def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
     """The archive gets a second name, to which the row refers, before the upload goes: no crash loses it."""
-    files: storage.Storage = request.app.state.storage
+    files: Storage = request.app.state.storage
     settings: Settings = request.app.state.settings
     fields = body.fields
     with resumable.lock(files, body.upload_id):
@@ -134,7 +136,9 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
         resumable.check_complete(upload)
         resumable.sync(upload)
         archive_check.check_upload(upload.data, fields, settings)
-        received = ReceivedUpload(fields, _filename(upload.metadata), storage.sha256_file(upload.data), upload.length)
+        received = ReceivedUpload(
+            fields, _filename(upload.metadata), fsync.hash_file(upload.data).sha256, upload.length
+        )
         dataset_id = uuid.uuid4()
         target = files.upload(dataset_id)
         temporary = target.with_suffix(".part")
@@ -146,13 +150,13 @@ def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | Non
             temporary.unlink(missing_ok=True)
             files.remove(target)
             raise
-        storage.remove(upload.folder)
+        local_files.remove(upload.folder)
     return response
 
 
 def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
     """Pack the folder; a failure leaves nothing."""
-    files: storage.Storage = request.app.state.storage
+    files: Storage = request.app.state.storage
     settings: Settings = request.app.state.settings
     dataset_id = uuid.uuid4()
     target = files.upload(dataset_id)
@@ -167,7 +171,7 @@ def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, h
             min_free=settings.min_free_bytes,
         )
         archive_check.check_upload(temporary, body.fields, settings)
-        size_bytes, sha256 = temporary.stat().st_size, storage.sha256_file(temporary)
+        size_bytes, sha256 = fsync.hash_file(temporary)
         received = ReceivedUpload(body.fields, body.server_folder, sha256, size_bytes)
         files.stage(temporary, target).publish()
         return _insert(request, dataset_id, received, key, hashed)
@@ -190,7 +194,7 @@ def _filename(metadata: str) -> str | None:
 async def _create_dataset(
     request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
 ) -> StoredResponse:
-    files: storage.Storage = request.app.state.storage
+    files: Storage = request.app.state.storage
     dataset_id = uuid.uuid4()
     target = files.upload(dataset_id)
     temporary = target.with_suffix(".part")

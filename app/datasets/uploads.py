@@ -20,11 +20,12 @@ from app.errors import Fault, InsufficientStorage, InvalidRequest, TooLarge, Uns
 from app.http import bodies, problems
 from app.http.fields import Id, Name, Strict, plain
 from app.http.multipart import MultipartReader, PartBegin, PartData
-from app.storage import CHUNK_BYTES, ENOSPC_RETRY_S, Storage
+from app.storage import ENOSPC_RETRY_S, Storage
 
 RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/zstd")
 FIELDS = ("name", *COLUMN_FIELDS)
 FIELD_BYTES = 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 CHECK_SPACE_BYTES = 64 * 1024 * 1024  # free space is checked after this many bytes
 MAX_PARTS = 16
 FIELD_TEXT = TypeAdapter(Name)

@@ -16,10 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app import storage
 from app.errors import RangeNotSatisfiable
 from app.http import routing
-from ml.formats import csv_cells
+from ml.formats import csv_cells, fsync
 
 CHUNK_BYTES = 256 * 1024
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -37,7 +36,7 @@ MEDIA_TYPES = {
 
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    return storage.sha256_file(path)
+    return fsync.hash_file(path).sha256
 
 
 def sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from app.http.access import OPEN, READ
 from app.http.metrics import Metric
 from app.http.routing import Router
 from app.settings import Settings
+from app.shared_storage import SharedStorage
 
 router = Router(tags=["service"])
 
@@ -96,7 +97,7 @@ def check(state: Any) -> dict[str, Check]:
     checks["broker"] = (
         Check(status="ok") if reachable else Check(status="degraded", detail="work starts when it is back")
     )
-    if state.storage.is_shared:
+    if isinstance(state.storage, SharedStorage):
         fault = state.storage.fault()
         detail = None if fault is None else f"{fault} Data sets cannot be read, and work waits."
         checks["storage"] = Check(status="ok" if fault is None else "degraded", detail=detail)

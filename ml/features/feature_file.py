@@ -7,7 +7,6 @@ files do not compute them twice: the second waits for the first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from ml.data.stored_rows import StoredRows
-from ml.formats import fsync
+from ml.formats import file_lock, fsync
 
 FOLDER = "features"  # in the folder of a data set
 WAIT_S = 0.5  # between two looks at a file that another process writes
@@ -132,16 +131,8 @@ def _open(path: Path) -> int:
 def _lock(files: Sequence[FeatureFile], rows: int, progress: Progress) -> Iterator[None]:
     """Only one process of a host writes these files at a time; who waits reports how far the other is."""
     with files[0].path.with_suffix(".lock").open("w") as lock:
-        while not _try_lock(lock.fileno()):
+        while not file_lock.try_lock(lock.fileno()):
             with contextlib.suppress(FileNotFoundError):
                 progress(min(rows, files[0].partial.stat().st_size // files[0].row_bytes), rows)
             time.sleep(WAIT_S)
         yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

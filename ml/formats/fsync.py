@@ -18,7 +18,7 @@ class FileHash(NamedTuple):
 def hash_file(path: Path) -> FileHash:
     """Read a file and return its size and hash."""
     with path.open("rb") as file:
-        return FileHash(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return FileHash(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def flush(path: Path) -> None:

@@ -1,14 +1,14 @@
 """The folder of pretrained weights: `NAME.safetensors`, and beside it `NAME.json` that says what they are.
 
-The record is written last and removed first: weights without one are not installed. Nothing here opens a pickle, and of
-a safetensors file only the header is read, which is JSON.
+The record is written last and removed first: weights without one are not installed. Only one process of a host changes
+the folder at a time, so that a record never stands beside another's file. Nothing here opens a pickle, and of a
+safetensors file only the header is read, which is JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import math
@@ -16,12 +16,11 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from ml.formats import fsync
+from ml.formats import file_lock, fsync
 from ml.formats.errors import printable
 
 WEIGHTS, RECORD = ".safetensors", ".json"
@@ -166,7 +165,7 @@ def install(folder: Path, file: Path, record: WeightsRecord) -> None:
     try:
         written.write_text(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         fsync.flush(written)
-        with _lock(folder):
+        with file_lock.lock_folder(folder):
             _delete(folder, record.name)
             file.rename(weights_path(folder, record.name))
             written.rename(folder / f"{record.name}{RECORD}")
@@ -188,7 +187,7 @@ def remove(folder: Path, name: str) -> bool:
     check_name(name)
     if not folder.is_dir():
         return False
-    with _lock(folder):
+    with file_lock.lock_folder(folder):
         return _delete(folder, name)
 
 
@@ -200,17 +199,6 @@ def _delete(folder: Path, name: str) -> bool:
             was_installed = True
             fsync.flush(folder)
     return was_installed
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Only one process of a host changes the folder at a time, so that a record never stands beside another's file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def bundled_names(folder: Path) -> list[str]:

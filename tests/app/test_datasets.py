@@ -21,7 +21,6 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
-from app import storage
 from app.datasets import ingest_queue
 from app.db import session as db
 from app.db.tables import Dataset, IdempotencyKey
@@ -396,10 +395,3 @@ def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., LiveServer]
     tracemalloc.stop()
     assert answer.status_code == 422
     assert peak < 8 << 20
-
-
-def test_files_removed_are_gone_at_once(tmp_path: Path) -> None:
-    (tmp_path / "x" / "y").mkdir(parents=True)
-    (tmp_path / "x" / "y" / "z").write_bytes(b"123")
-    assert storage.remove(tmp_path / "x") == 3
-    assert list(tmp_path.iterdir()) == []

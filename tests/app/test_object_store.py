@@ -21,7 +21,8 @@ from app.errors import InsufficientStorage, StorageUnavailable
 from app.object_cache import IDLE_S, KEY, ObjectCache
 from app.object_store import Manifest, ObjectStore
 from app.settings import Settings, without_secrets
-from app.storage import CACHE, MixedStorage, Storage
+from app.shared_storage import CACHE, MixedStorage, SharedStorage
+from app.storage import Storage
 from ml.formats import weights_folder
 from ml.formats.weights_folder import WeightsRecord
 from tests import servers
@@ -214,7 +215,7 @@ def test_copies_of_what_is_gone_are_swept(store: ObjectStore, folder: Path, tmp_
 
 
 def test_a_file_that_was_replaced_is_read_anew(remote: dict[str, Any], tmp_path: Path) -> None:
-    one, two = (Storage.of(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
+    one, two = (SharedStorage(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
     for files in (one, two):
         files.create()
     path = one.attempt(uuid.UUID(int=1), 1) / "log.jsonl"
@@ -231,11 +232,11 @@ def test_an_installation_without_an_object_store_is_not_taken_over(remote: dict[
     local.model(uuid.uuid4()).mkdir()
 
     with pytest.raises(MixedStorage, match="back the service up"):
-        Storage.of(Settings(data_dir=tmp_path, **remote)).create()
+        SharedStorage(Settings(data_dir=tmp_path, **remote)).create()
 
 
 def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, Any], tmp_path: Path) -> None:
-    files = Storage.of(Settings(data_dir=tmp_path, **remote))
+    files = SharedStorage(Settings(data_dir=tmp_path, **remote))
     files.create()
     old, young = files.attempt(uuid.UUID(int=1), 1), files.attempt(uuid.UUID(int=2), 1)
     for attempt, age in ((old, 1000.0), (young, 0.0)):
@@ -252,7 +253,7 @@ def test_abandoned_work_is_swept_and_nothing_else(remote: dict[str, Any], tmp_pa
 def test_weights_of_one_host_are_installed_on_the_others_and_replaced_there(
     remote: dict[str, Any], tmp_path: Path
 ) -> None:
-    one, two = (Storage.of(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
+    one, two = (SharedStorage(Settings(data_dir=tmp_path / name, **remote)) for name in ("one", "two"))
     for files in (one, two):
         files.create()
     for content in (b"weights", b"other weights"):

@@ -13,6 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from app.db.tables import Job
+from app.shared_storage import SharedStorage
 from tests import servers
 from tests.hosts.network import Host, Missing, Network
 from tests.servers import eventually, free_port
@@ -40,7 +41,7 @@ class MultiHostHarness(ServiceHarness):
 
     def files_of(self, host: str) -> dict[str, object]:
         """Settings by which a host shares nothing but an object store, where there is one."""
-        return {"data_dir": self.folder.parent / host} if self.files.is_shared else {}
+        return {"data_dir": self.folder.parent / host} if isinstance(self.files, SharedStorage) else {}
 
     def environment(self, **more: object) -> dict[str, str]:
         return super().environment(admin_key=KEY, **more)

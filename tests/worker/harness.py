@@ -23,7 +23,7 @@ from app.db.session import connect, transaction
 from app.db.tables import ENDED, Dataset, Job, JobEvent, Model, State
 from app.jobs import events
 from app.settings import Settings
-from app.storage import Storage
+from app.shared_storage import open_storage
 from ml.data import ingest
 from ml.formats.records import ImageRecord, Split
 from ml.training.spec import TrainingSpec
@@ -78,7 +78,7 @@ class ServiceHarness:
         self.folder = folder / "data"
         settings = {"data_dir": self.folder, "database_url": database_url, "redis_url": redis_url, "devices": "cpu"}
         self.settings = Settings(**(settings | QUICK | knobs))  # type: ignore[arg-type]
-        self.files = Storage.of(self.settings)
+        self.files = open_storage(self.settings)
         self.files.create()
         # This process holds no lease: its transactions may pause for longer than those of a worker.
         self.engine = connect(self.settings.model_copy(update={"lease_s": Settings.model_fields["lease_s"].default}))

@@ -23,7 +23,8 @@ from sqlalchemy import update
 from app.db.session import transaction
 from app.db.tables import Dataset, Job, LabelVersion, Model, State
 from app.settings import Settings
-from app.storage import CACHE, Storage
+from app.shared_storage import CACHE, open_storage
+from app.storage import Storage
 from tests import servers
 from tests.servers import S3Server, eventually, free_port
 from tests.worker.harness import SIDE, ServiceHarness, pictures
@@ -50,7 +51,7 @@ class Hosts(ServiceHarness):
 
     def storage(self, name: str) -> Storage:
         """The storage as a process of this host sees it."""
-        return Storage.of(self.settings.model_copy(update={"data_dir": self.host(name)}))
+        return open_storage(self.settings.model_copy(update={"data_dir": self.host(name)}))
 
     def train(self, name: str) -> Any:
         """Have a host train."""
@@ -254,7 +255,7 @@ def test_a_backup_moves_a_service_into_an_object_store_and_out_of_it(
         with pytest.raises(backup.BackupError, match="not empty"):
             backup.restore(shared, tmp_path / "second", force=False)
         backup.restore(shared, tmp_path / "second", force=True)
-        files = Storage.of(shared)
+        files = open_storage(shared)
         folders = ("datasets", "jobs", "models", "uploads", "weights")
         assert [len(files.published(files.root / name)) for name in folders] == [2, 3, 1, 1, 2]
         (dataset,) = {path.name for path in files.published(files.root / "datasets") if len(path.name) == 36}

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from app import storage
+from app import local_files
+from app.storage import ARTIFACTS, Storage
 from ml.evaluation.masks import Gaussian
-from ml.formats import csv_cells
+from ml.formats import csv_cells, fsync
 
 MANIFEST = "manifest.json"
 MEDIA_TYPES = {
@@ -24,7 +25,7 @@ MEDIA_TYPES = {
 
 
 @contextlib.contextmanager
-def replace_folder(files: storage.Storage, attempt: Path) -> Iterator[Path]:
+def replace_folder(files: Storage, attempt: Path) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error, it becomes the attempt's artifacts.
 
     Until then a reader sees the earlier artifacts, or none.
@@ -33,7 +34,7 @@ def replace_folder(files: storage.Storage, attempt: Path) -> Iterator[Path]:
         files: Where they are published.
         attempt: Folder of the attempt.
     """
-    target, temporary = attempt / storage.ARTIFACTS, attempt / f".{storage.ARTIFACTS}"
+    target, temporary = attempt / ARTIFACTS, attempt / f".{ARTIFACTS}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
@@ -60,10 +61,10 @@ def write_manifest(folder: Path) -> None:
         {
             "name": path.name,
             "bytes": path.stat().st_size,
-            "sha256": storage.sha256_file(path),
+            "sha256": fsync.hash_file(path).sha256,
             "media_type": MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
         }
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     ]
-    storage.write_atomic(folder / MANIFEST, json.dumps({"artifacts": entries}, indent=1).encode())
+    local_files.write_atomic(folder / MANIFEST, json.dumps({"artifacts": entries}, indent=1).encode())

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from app import storage
+from app import local_files
 from app.errors import Problem
 from app.settings import Settings
+from app.shared_storage import SharedStorage
 from app.storage import CHECKPOINTS, Storage, fence_of
 from ml import errors
 from ml.training import checkpoint
@@ -49,7 +50,9 @@ class Checkpointer:
         self._writer = CheckpointWriter(trainer, ctx.folder / CHECKPOINTS)
         self._saved_step = -1  # of the latest that is complete
         self._count = 0  # checkpoints this attempt has written
-        self._publisher = Publisher(ctx, settings.checkpoint_s) if ctx.files.is_shared else None
+        self._publisher = (
+            Publisher(ctx, ctx.files, settings.checkpoint_s) if isinstance(ctx.files, SharedStorage) else None
+        )
         self._newest: Path | None = None  # that this attempt has written
         self._disk_full_since: float | None = None
         self._pause, self._next_try = FIRST_PAUSE_S, 0.0
@@ -219,11 +222,13 @@ class Publisher:
 
     Args:
         ctx: The attempt.
+        files: Has the object store.
         period_s: Seconds between two.
     """
 
-    def __init__(self, ctx: JobContext, period_s: float) -> None:
+    def __init__(self, ctx: JobContext, files: SharedStorage, period_s: float) -> None:
         self._ctx = ctx
+        self._files = files
         self._period_s = period_s
         self._pool = ThreadPoolExecutor(1, "publish-checkpoint")
         self._running: Future[None] | None = None
@@ -257,7 +262,7 @@ class Publisher:
 
     def _publish(self, path: Path) -> None:
         try:
-            self._ctx.files.publish_copy(path, path)
+            self._files.publish_copy(path, path)
         except FileNotFoundError:
             return  # a newer one has replaced it
         except (Problem, OSError) as error:
@@ -270,13 +275,13 @@ class Publisher:
 
     def _prune(self) -> None:
         """Delete older checkpoints of this attempt, and those of earlier ones once it has enough of its own."""
-        others = published(self._ctx.files, self._ctx.job.id)
+        others = published(self._files, self._ctx.job.id)
         own = sorted((p for p in others if p.parent.parent == self._ctx.folder), key=step_of)
         old = own[:-PUBLISHED_NEWEST]
         if self._count >= PUBLISHED_NEWEST:
             old += [path for path in others if fence_of(path.parent.parent) < self._ctx.fence]
         for path in old:
-            self._ctx.files.remove_published(path)
+            self._files.remove_published(path)
 
 
 def published(files: Storage, job_id: uuid.UUID) -> list[Path]:
@@ -298,7 +303,7 @@ def any_written(files: Storage, job_id: uuid.UUID) -> bool:
 def remove(files: Storage, job_id: uuid.UUID) -> None:
     """Delete the checkpoints of all attempts at a job."""
     for attempt in files.attempts(job_id):
-        storage.remove(attempt / CHECKPOINTS)
+        local_files.remove(attempt / CHECKPOINTS)
     for path in published(files, job_id):
         files.remove_published(path)
 

@@ -19,16 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from app import logs, storage
+from app import logs
 from app.datasets import ingest_queue
 from app.datasets.archive_check import archive_limits, check_archive
 from app.db.session import Engine, Session, connect, transaction
 from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage, StorageUnavailable
 from app.settings import Settings, current
-from app.storage import Storage
+from app.shared_storage import open_storage
+from app.storage import Staged
 from ml.data import ingest, parquet_shards
 from ml.errors import UnusableData
-from ml.formats import archive, dataset_index
+from ml.formats import archive, dataset_index, fsync
 from ml.formats.errors import DatasetFormatError
 from ml.training import host_cpus
 from worker import control_channel
@@ -128,7 +129,7 @@ class Attempt:
         self._engine = engine
         self._claim = (dataset_id, fence)
         self._channel = channel
-        self._files = Storage.of(settings)
+        self._files = open_storage(settings)
         self._target = self._files.dataset(dataset_id)
         self.folder = self._target.with_name(f"{dataset_id}.tmp-{fence}")
         self._reported_at = time.monotonic()
@@ -202,11 +203,11 @@ class Attempt:
         )
         for path in self.folder.iterdir():
             path.chmod(0o600)
-            storage.sync_file(path)
-        storage.sync_folder(self.folder)
+            fsync.flush(path)
+        fsync.flush(self.folder)
         return {**facts, "class_names": list(layout.classes)}
 
-    def _publish(self, session: Session, facts: Mapping[str, Any], staged: storage.Staged) -> bool:
+    def _publish(self, session: Session, facts: Mapping[str, Any], staged: Staged) -> bool:
         """Make the data set ready and visible together: the fenced update locks the row meanwhile."""
         done = ingest_queue.succeed(session, *self._claim, facts)
         if done:

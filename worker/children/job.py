@@ -18,7 +18,8 @@ from app.db.session import Engine, connect, transaction
 from app.errors import DatabaseUnavailable, InsufficientStorage, StorageUnavailable
 from app.jobs import service
 from app.settings import Settings, current
-from app.storage import LOG_FILE, Storage
+from app.shared_storage import open_storage
+from app.storage import LOG_FILE
 from ml import errors, methods, networks
 from ml.reports import plots
 from worker import control_channel, host_devices
@@ -70,7 +71,7 @@ def main(job_id: uuid.UUID, fence: int, request_id: str | None, channel: Control
     settings = current()
     logs.configure(settings.log_level, process="child")
     with logs.bound(request_id=request_id, job_id=str(job_id), fence=str(fence)):
-        files = Storage.of(settings)
+        files = open_storage(settings)
         folder = files.attempt(job_id, fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         logs.add_file(folder / LOG_FILE, process="child")

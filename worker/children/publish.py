@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app import storage
+from app import local_files
 from app.db.session import Session
 from app.jobs import attempt
+from app.storage import EXPORT, Staged
 from ml import errors
 from ml.data.dataset import LabeledImages, Truth
 from ml.evaluation import measure
@@ -66,7 +67,7 @@ class Publication:
         self._issues = issues or trainer.label_issues()
         self._model_id = uuid.uuid4()
         self._model: dict[str, Any] = {}
-        self._staged: storage.Staged | None = None
+        self._staged: Staged | None = None
         self.metrics = summarize(trainer, images, truth, self._issues) | dict(facts)
         self.metrics["label_version"] = ctx.job.label_version
         self._truth = truth
@@ -115,7 +116,7 @@ class Publication:
         spec = self._trainer.spec
         record = self._ctx.files.weights_record(spec.network) if spec.pretrained else None
         try:
-            model_export.write(self._archive, self._archive / storage.EXPORT, name=self._ctx.job.name, backbone=record)
+            model_export.write(self._archive, self._archive / EXPORT, name=self._ctx.job.name, backbone=record)
         except errors.ModelArchiveCorrupt as error:
             self._reporter.log("warning", f"The model has no file to download: {error.detail}.")
 
@@ -129,7 +130,7 @@ class Publication:
             "network": spec.network,
             "classes": list(self._images.classes),
             "digest": manifest.digest,
-            "size_bytes": sum(path.stat().st_size for path in storage.files_below(self._archive)),
+            "size_bytes": sum(path.stat().st_size for path in local_files.files_below(self._archive)),
             "metrics": self.metrics,
             "spec": spec.model_dump(mode="json"),
         }
@@ -146,8 +147,8 @@ class Publication:
 
         # Figures, and the exported model by a hard link: the same bytes under a second name.
         figures.write(self._report, folder, self._reporter)
-        if (self._archive / storage.EXPORT).exists():
-            os.link(self._archive / storage.EXPORT, folder / storage.EXPORT)
+        if (self._archive / EXPORT).exists():
+            os.link(self._archive / EXPORT, folder / EXPORT)
 
     def _write_injected(self, path: Path) -> None:
         """The images whose label the injected noise changed."""

@@ -27,11 +27,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app import storage
+from app import local_files
 from app.errors import Problem
 from app.settings import SECRETS, Settings, without_secrets
-from app.storage import Storage
-from ml.formats import weights_folder
+from app.shared_storage import MixedStorage, open_storage
+from ml.formats import file_lock, weights_folder
 from worker import publish_weights
 from worker.embedded.processes import Process, Program, end
 
@@ -95,9 +95,7 @@ def programs(settings: Settings) -> list[Program]:
 def locked(data_dir: Path) -> Iterator[None]:
     """Hold the lock of a data folder; exits when another launcher holds it."""
     with (data_dir / "launcher.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not file_lock.try_lock(file.fileno()):
             file.seek(0)
             sys.exit(f"{data_dir} is already served by process {file.read().strip() or '?'}.")
         file.truncate(0)
@@ -133,7 +131,7 @@ class Launcher:
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
         self._settings = settings
-        self._storage = Storage.of(settings)
+        self._storage = open_storage(settings)
         self._logs = self._storage.root / "logs"
         self._scratch = scratch
         self._environment = dict(os.environ) | {
@@ -247,10 +245,10 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
-    storage.keep_private()
+    local_files.keep_private()
     try:
-        Storage.of(settings).create()
-    except storage.MixedStorage as error:
+        open_storage(settings).create()
+    except MixedStorage as error:
         sys.exit(str(error))
     with locked(settings.data_dir), scratch_folder() as folder:
         sys.exit(Launcher(settings, folder).run())

@@ -28,6 +28,7 @@ from app.errors import StorageUnavailable
 from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
+from app.shared_storage import SharedStorage, open_storage
 from app.storage import Storage
 from ml.training import host_cpus
 from worker import heartbeat, host_devices
@@ -215,7 +216,7 @@ class PublishedModels:
             return False
         try:
             seen: object
-            if self._files.is_shared:
+            if isinstance(self._files, SharedStorage):
                 self._look_at = time.monotonic() + SHARED_POLL_S
                 models = self._files.models()
                 seen = frozenset(models.items())
@@ -244,7 +245,7 @@ def watch_models(settings: Settings, device: str, batcher: Batcher, ended: threa
     """
     engine = connect(settings, "inference")
     row = heartbeat.Heartbeat(engine, "inference", device, heartbeat.unique_name())
-    files = Storage.of(settings)
+    files = open_storage(settings)
     models = PublishedModels(files)
     last_beat = float("-inf")
     end_at = time.monotonic() + (FAULT_S if batcher.fault else 0.0)
@@ -320,7 +321,7 @@ def run_process(settings: Settings, open_models: Callable[[], ModelCache]) -> No
 def main() -> None:
     settings = current()
     logs.configure(settings.log_level, process="inference")
-    files = Storage.of(settings)
+    files = open_storage(settings)
     files.create()
     device, threads = host_devices.names(settings)[0], settings.threads or host_cpus.count()
     fraction = settings.gpu_memory_fraction

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from celery import Celery, signals
 
-from app import logs, storage
+from app import local_files, logs
 from app.db.session import Engine, connect
 from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
@@ -161,6 +161,6 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: Command-line arguments for `celery worker`, such as `-Q jobs`.
     """
-    storage.keep_private()
+    local_files.keep_private()
     flags = ["--pool=threads", "--concurrency=1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     create(current()).worker_main(["--quiet", "worker", *flags, *arguments])

@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from app.errors import Problem
-from app.storage import LOG_FILE, Storage
+from app.shared_storage import SharedStorage
+from app.storage import LOG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class LogPublisher:
         files: Has the object store.
     """
 
-    def __init__(self, files: Storage) -> None:
+    def __init__(self, files: SharedStorage) -> None:
         self._files = files
         self._pool = ThreadPoolExecutor(1, "job-log")
         self._running: Future[None] | None = None

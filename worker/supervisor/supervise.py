@@ -24,7 +24,7 @@ from app.errors import DatabaseUnavailable
 from app.jobs import attempt
 from app.notifier import QueueName
 from app.settings import Settings
-from app.storage import Storage
+from app.shared_storage import SharedStorage, open_storage
 from app.work import Claim, HolderCommand
 from worker import control_channel, host_devices
 from worker.supervisor.device_health import DeviceHealth, Probe, run_probe
@@ -97,12 +97,14 @@ class Supervisor:
         self._settings = settings
         self._engine = engine
         self._owner = owner
-        self._storage = Storage.of(settings)
-        if self._storage.is_shared:
+        self._storage = open_storage(settings)
+        self._log_publisher: LogPublisher | None = None
+        if isinstance(self._storage, SharedStorage):
             self._storage.create()  # nobody else of this host may have done it
+            if queue == "jobs":
+                self._log_publisher = LogPublisher(self._storage)
         self._had_disk = True
         self._storage_fault: str | None = None
-        self._log_publisher = LogPublisher(self._storage) if queue == "jobs" and self._storage.is_shared else None
         self._queue = WORK_QUEUES[queue]
         self._module = CHILD_MODULES[queue]
         self._has_devices = False  # leased to this supervisor
