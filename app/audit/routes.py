@@ -35,5 +35,5 @@ def list_(
     aliases, installed weights and cancelled jobs; newest first. An entry is written with the act, or neither is."""
     below = pages.page_start(paging, LARGEST)
     rows = service.list_entries(session, action, actor, object, below=below, limit=paging.limit + 1)
-    page = [AuditEntryOut.model_validate(row, from_attributes=True) for row in rows[: paging.limit]]
-    return Page(items=page, next_cursor=pages.encode([page[-1].id]) if len(rows) > len(page) else None)
+    page, cursor = pages.cut_page(rows, paging, lambda row: [row.id])
+    return Page(items=[AuditEntryOut.model_validate(row, from_attributes=True) for row in page], next_cursor=cursor)

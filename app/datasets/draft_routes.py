@@ -84,19 +84,11 @@ class UndoneStep(DraftSummary):
 def get(session: ReadSession, caller: Caller, paging: Paging, dataset_id: uuid.UUID, response: Response) -> Draft:
     """The caller's draft of edits of the labels: every key has its own. It stays until it is published or discarded."""
     dataset = service.get_ready(session, dataset_id)
-    draft = label_drafts.find(session, dataset_id, caller.id)
-    if draft is None:
-        draft = LabelDraft(dataset_id=dataset_id, owner=caller.id, label_version=dataset.label_version, sequence=0)
+    draft = label_drafts.find(session, dataset_id, caller.id) or label_drafts.begin(dataset, caller.id)
     after = pages.page_start(paging, 0)
     statement = label_drafts.select_current(draft).where(LabelDraftEdit.sequence > after).limit(paging.limit + 1)
-    rows = list(session.scalars(statement))
-    more = len(rows) > paging.limit
-    page = rows[: paging.limit]
-    return Draft(
-        items=[edit_out(row) for row in page],
-        next_cursor=pages.encode([page[-1].sequence]) if more else None,
-        **summary(session, draft),
-    )
+    page, cursor = pages.cut_page(session.scalars(statement).all(), paging, lambda row: [row.sequence])
+    return Draft(items=[edit_out(row) for row in page], next_cursor=cursor, **summary(session, draft))
 
 
 @router.post(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from fastapi import Path
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.datasets import contents, label_service, service
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_routes import Source
+from app.datasets.routes import ImageIndex
 from app.db.tables import Dataset, LabelVersion
 from app.errors import ImageNotFound, NotReady
 from app.http.access import READ
@@ -81,9 +81,7 @@ def find_states(session: Session, files: Storage, dataset: Dataset, image: int) 
     response_model=ImageHistory,
     responses=problems(NotReady, ImageNotFound),
 )
-def history(
-    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Annotated[int, Path(ge=0, le=2**53)]
-) -> ImageHistory:
+def history(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> ImageHistory:
     """The versions that have changed the label of an image, newest first."""
     dataset = service.get_ready(session, dataset_id)
     image = contents.find_image(files.fetch_dataset(dataset.id), index)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, mo
 
 from app.errors import Fault, InvalidRequest, LabelsMovedOn, Malformed, UnsupportedMediaType
 from app.http import json_text, problems
-from app.http.fields import Id, Strict, Text
+from app.http.fields import Id, Strict, Text, VersionNumber
 from ml.formats import csv_cells, label_versions
 from ml.formats.errors import printable
 from ml.formats.label_versions import Edit
@@ -24,7 +24,7 @@ NDJSON, CSV = "application/x-ndjson", "text/csv"
 COLUMNS = ("image", "from", "to", "action")
 
 Note = Annotated[str, Field(max_length=2000, description="Why; shown with the version")]
-Parent = Annotated[int, Field(ge=1, le=2**31 - 1, description="The version that the edits were made of")]
+Parent = Annotated[VersionNumber, Field(description="The version that the client has seen")]
 
 
 class LabelEdit(Strict):

@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Path, Query
+from fastapi import Header, Query
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -33,8 +33,9 @@ from app.http import bodies, pages
 from app.http import files as file_responses
 from app.http.access import READ, TRAIN, actor_of
 from app.http.deps import Files, ReadSession, Transaction
+from app.http.fields import VersionNumber
 from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
-from app.http.openapi import problems
+from app.http.openapi import CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
@@ -45,11 +46,9 @@ from ml.formats.records import ImageRecord, Split
 
 router = Router(tags=["labels"])
 Source = Literal["upload", "edits", "accept", "consensus", "revert"]
-Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
 IfMatch = Annotated[
     str | None, Header(max_length=200, description='The newest version, as "3": otherwise nothing is changed (412)')
 ]
-CSV_RESPONSE: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SAMPLE = 20  # edits that a preview shows
 
 
@@ -163,8 +162,8 @@ async def edit(
     idempotency: Idempotency,
     if_match: IfMatch = None,
     dry_run: Annotated[bool, Query(description="Only check, and count what would change")] = False,
-    parent: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of edits that are not JSON")] = None,
-    note: Annotated[str, Query(max_length=2000, description="Of edits that are not JSON")] = "",
+    parent: Annotated[VersionNumber | None, Query(description="`parent` of edits that are not JSON")] = None,
+    note: Annotated[str, Query(max_length=2000, description="`note` of edits that are not JSON")] = "",
 ) -> Response:
     """Make a new version of the labels: by `edits`, by accepting the flags of a job, or by what annotators agree on.
 
@@ -197,7 +196,7 @@ async def edit(
     "/datasets/{dataset_id}/labels/diff",
     dependencies=[READ],
     response_model=LabelDiff,
-    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+    responses={200: CSV, **problems(LabelVersionNotFound, NotReady)},
 )
 def diff(
     request: Request,
@@ -205,8 +204,8 @@ def diff(
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
-    before: Annotated[int, Query(alias="from", ge=1, le=2**31 - 1)],
-    after: Annotated[int, Query(alias="to", ge=1, le=2**31 - 1)],
+    before: Annotated[VersionNumber, Query(alias="from")],
+    after: Annotated[VersionNumber, Query(alias="to")],
 ) -> Any:
     """Images whose label or action differs between two versions, in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
@@ -219,7 +218,7 @@ def diff(
         return file_responses.csv_table(f"labels-{dataset_id}-{before}-{after}", header, rows)
     start = pages.page_start(paging, -1)
     changes = dataset_index.compare_labels(folder, before, after, start=start, limit=paging.limit + 1)
-    page, cursor = pages.numbered_page(changes, paging)
+    page, cursor = pages.cut_page(changes, paging, lambda change: [change.number])
     one, two = (set(dataset_index.read_classes(folder, version)) for version in (before, after))
     return LabelDiff(
         items=[change_out(change) for change in page],
@@ -233,7 +232,7 @@ def diff(
     "/datasets/{dataset_id}/labels/{version}",
     dependencies=[READ],
     response_model=ImageLabelPage,
-    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+    responses={200: CSV, **problems(LabelVersionNotFound, NotReady)},
 )
 def get(
     request: Request,
@@ -241,7 +240,7 @@ def get(
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
-    version: Version,
+    version: VersionNumber,
     split: Split | None = None,
     action: Annotated[list[ImageAction] | None, Query(description="Only these; repeat it for several")] = None,
 ) -> Any:
@@ -277,7 +276,7 @@ def revert(
     session: Transaction,
     files: Files,
     dataset_id: uuid.UUID,
-    version: Version,
+    version: VersionNumber,
     idempotency: Idempotency,
     if_match: IfMatch = None,
     note: Annotated[str, Query(max_length=2000)] = "",

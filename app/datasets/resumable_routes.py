@@ -43,7 +43,7 @@ from app.errors import (
 from app.http import bodies
 from app.http.access import OPEN, READ, TRAIN
 from app.http.deps import Config, Files
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.problems import from_validation
 from app.http.routing import Route, Router
 from app.settings import Settings
@@ -66,7 +66,7 @@ METADATA_BYTES = 4096
 CHUNK_BODY = {
     "requestBody": {
         "required": False,
-        "content": {CHUNK: {"schema": {"type": "string", "format": "binary"}}},
+        "content": {CHUNK: BINARY},
     }
 }
 
@@ -84,7 +84,7 @@ async def _check_version(
         raise TusVersionUnsupported(detail, headers={"Tus-Version": VERSION})
 
 
-SPEAKS_TUS = Depends(_check_version)
+TUS_VERSION = Depends(_check_version)
 
 
 class TusRoute(Route):
@@ -151,7 +151,7 @@ async def options(config: Config) -> Response:
     "/uploads",
     status_code=201,
     response_class=Response,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         TooLarge, QueueFull, InsufficientStorage, TusVersionUnsupported, ChecksumMismatch, UploadLocked, UploadNotFound
@@ -189,7 +189,7 @@ async def create(
 @router.get(
     "/uploads/{upload_id}",
     response_model=UploadOut,
-    dependencies=[READ, SPEAKS_TUS],
+    dependencies=[READ, TUS_VERSION],
     responses=problems(UploadNotFound, TusVersionUnsupported),
 )
 async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
@@ -206,7 +206,7 @@ async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
 @router.patch(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         UploadNotFound, OffsetConflict, TusVersionUnsupported, UploadLocked, QueueFull, InsufficientStorage,
@@ -233,7 +233,7 @@ async def append(
 @router.delete(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     responses=problems(UploadNotFound, TusVersionUnsupported, UploadLocked),
 )
 def delete(config: Config, files: Files, upload_id: uuid.UUID) -> None:

@@ -20,7 +20,7 @@ from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
-from app.http.openapi import problems
+from app.http.openapi import BINARY, CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import results, service
@@ -28,7 +28,7 @@ from ml.formats import image_results, label_versions
 
 router = Router(tags=["jobs"])
 KINDS = {kind.split(";")[0] for kind in file_responses.MEDIA_TYPES.values()} | {"application/octet-stream"}
-BINARY = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(KINDS)}
+FILES = dict.fromkeys(sorted(KINDS), BINARY)
 
 
 class Series(BaseModel):
@@ -94,7 +94,7 @@ class LabelIssues(Page[LabelIssue]):
     "/jobs/{job_id}/label-issues",
     dependencies=[READ],
     response_model=LabelIssues,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(ArtifactNotFound)},
+    responses={200: CSV, **problems(ArtifactNotFound)},
 )
 def list_label_issues(
     request: Request, session: ReadSession, files: Files, paging: Paging, filters: Filters, job_id: uuid.UUID
@@ -150,8 +150,8 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
     dependencies=[READ],
     response_class=Response,
     responses={
-        200: {"content": BINARY},
-        206: {"description": "The requested range", "content": BINARY},
+        200: {"content": FILES},
+        206: {"description": "The requested range", "content": FILES},
         **problems(RangeNotSatisfiable, ArtifactNotFound),
     },
 )

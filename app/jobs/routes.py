@@ -155,7 +155,7 @@ def list_(
     rows, cursor = pages.newest_page(session, service.select_jobs(status, type, dataset_id), Job, paging)
     models = service.model_ids(session, rows)
     jobs = [schemas.job_out(job, models.get(job.id)) for job in rows]
-    schemas.say_what_is_missing(jobs, files.free_bytes(), config.min_free_bytes)
+    schemas.set_waiting_for(jobs, files.free_bytes(), config.min_free_bytes)
     return Page(items=jobs, next_cursor=cursor)
 
 
@@ -163,7 +163,7 @@ def list_(
 def get(session: ReadSession, files: Files, config: Config, job_id: uuid.UUID) -> JobOut:
     """A job, with those it is compared with."""
     job = job_detail(session, service.get(session, job_id))
-    schemas.say_what_is_missing([job], files.free_bytes(), config.min_free_bytes)
+    schemas.set_waiting_for([job], files.free_bytes(), config.min_free_bytes)
     return job
 
 

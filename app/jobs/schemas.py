@@ -13,7 +13,7 @@ from app.catalog import Catalog, UnknownChoice, schema_of
 from app.db.tables import Job, State
 from app.errors import Fault, InvalidRequest, type_of
 from app.http import problems
-from app.http.fields import Id, Name, Strict, Tags, Text
+from app.http.fields import Id, Name, Strict, Tags, Text, VersionNumber
 from app.settings import MOST_DEVICES
 
 Priority = Literal["low", "normal", "high"]
@@ -61,7 +61,7 @@ class TrainingRequest(Common):
 
     type: Literal["train"] = "train"
     dataset_id: Id = Field(description="A data set that is ready")
-    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+    label_version: VersionNumber | None = Field(
         default=None, description="Version of the labels; the newest by default"
     )
     method: Name = Field(default="denll", description="The strategy against noisy labels; see GET /methods")
@@ -94,7 +94,7 @@ class Retry(Strict):
 
 
 class Retrain(Strict):
-    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+    label_version: VersionNumber | None = Field(
         default=None, description="Of the labels to learn from; by default the newest"
     )
     name: str | None = Field(default=None, max_length=200, description="By default that of the job")
@@ -298,7 +298,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
     )
 
 
-def say_what_is_missing(jobs: Sequence[JobOut], free_bytes: int, min_free_bytes: int) -> None:
+def set_waiting_for(jobs: Sequence[JobOut], free_bytes: int, min_free_bytes: int) -> None:
     """Set `waiting_for` of queued jobs, with so much free disk."""
     if free_bytes < min_free_bytes:
         for job in jobs:

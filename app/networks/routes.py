@@ -13,7 +13,7 @@ from app.errors import InsufficientStorage, InUse, QueueFull, WeightsNotFound, W
 from app.http import pages
 from app.http.access import ADMIN, READ, By
 from app.http.deps import Files, TrainingCatalog, Transaction
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.networks import schemas, service, weights_upload
@@ -27,7 +27,7 @@ Triple = Annotated[
 ]
 BODY = {
     "required": True,
-    "content": {weights_upload.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    "content": {weights_upload.MEDIA_TYPE: BINARY},
 }
 
 

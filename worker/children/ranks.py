@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from app.errors import DatabaseUnavailable, InsufficientStorage, StorageUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.settings import Settings
 from ml import errors
 from ml.data import dataset
@@ -134,7 +134,7 @@ def _outcome(error: BaseException) -> dict[str, Any] | None:
         return {"storage_unavailable": error.detail}
     if isinstance(error, errors.Failure):
         return {"failure": failures.describe_failure(error)}
-    if isinstance(error, OSError | RuntimeError | MemoryError | InsufficientStorage):
+    if isinstance(error, failures.RETRIED):
         return None
     log.exception("unexpected error")
     return {"failure": failures.error_document("internal_error", "An unexpected error ended the job.")}

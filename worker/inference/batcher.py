@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from app.errors import StorageUnavailable
+from app.errors import StorageUnavailable, sentence
 from app.settings import Settings
 from ml.errors import DeviceUnavailable, DeviceUnsupported, Failure, OutOfMemory
 from ml.serving.predictor import Prediction, Predictor
@@ -225,7 +225,7 @@ class Batcher:
         except Exception as error:
             detail = "The prediction failed."
             if isinstance(error, Failure):
-                detail = results.sentence(error.detail)
+                detail = sentence(error.detail)
                 log.warning("model %s: %s", model, error, exc_info=error.__cause__)
                 if isinstance(error, DeviceUnavailable | DeviceUnsupported):
                     self._models.fault = error.detail

@@ -24,14 +24,14 @@ import uvloop
 
 from app import logs
 from app.db.session import connect
-from app.errors import StorageUnavailable
+from app.errors import StorageUnavailable, sentence
 from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
 from app.storage import Storage
 from ml.training import host_cpus
 from worker import heartbeat, host_devices
-from worker.inference import prefork, results
+from worker.inference import prefork
 from worker.inference.batcher import Batcher, Refused, Reply, Request, unavailable
 from worker.inference.model_cache import ModelCache
 from worker.inference.unfinished_frames import UnfinishedFrames
@@ -121,7 +121,7 @@ class ClientConnection(frames.FrameProtocol):
                 continue
             try:
                 if self._batcher.fault is not None:  # also of a request that could not be read: the health check's
-                    raise unavailable(results.sentence(self._batcher.fault))
+                    raise unavailable(sentence(self._batcher.fault))
                 requests.append(parse_request(frame, self.reply))
             except Refused as refused:
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
