@@ -1,7 +1,7 @@
 """Which rows may be deleted, and what files rows refer to. Files are deleted in `worker`.
 
-Nothing goes that something else needs: a job goes only without a model and while no job that waits or runs refers to
-it, a version of labels only when it is neither the newest nor one that a job or a model has learned from.
+Nothing is deleted that is still needed. A job is deleted only if it has no model and no queued or running job refers
+to it; a label version only if it is not the newest and no job or model has learned from it.
 """
 
 from __future__ import annotations

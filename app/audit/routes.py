@@ -25,10 +25,10 @@ def list_(
     paging: Paging,
     action: Action | None = None,
     actor: Annotated[
-        str | None, Query(max_length=200, description="Name of an API key, or of a person as entries show it")
+        str | None, Query(max_length=200, description="Name of an API key or a person, as entries show it")
     ] = None,
     object: Annotated[
-        str | None, Query(max_length=300, description="Path of a resource: acts on it, and on what is below it")
+        str | None, Query(max_length=300, description="Path of a resource: entries about it and what is below it")
     ] = None,
 ) -> Page[AuditEntryOut]:
     """Who created and revoked keys, logged in and out, deleted data sets, jobs and models, edited labels, moved

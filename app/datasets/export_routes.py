@@ -43,7 +43,9 @@ def export(
     session: ReadSession,
     files: Files,
     dataset_id: uuid.UUID,
-    format: Annotated[Format, Query(description="What reads it: docs/howto/export-data.md")] = "imagefolder",
+    format: Annotated[
+        Format, Query(description="Which programs read which format: docs/howto/export-data.md")
+    ] = "imagefolder",
     version: LabelVersionQuery = None,
 ) -> Response:
     """Download the images, with their original bytes, and a version of their labels.

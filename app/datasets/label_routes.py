@@ -47,7 +47,11 @@ from ml.formats.records import ImageRecord, Split
 router = Router(tags=["labels"])
 Source = Literal["upload", "edits", "accept", "consensus", "revert"]
 IfMatch = Annotated[
-    str | None, Header(max_length=200, description='The newest version, as "3": otherwise nothing is changed (412)')
+    str | None,
+    Header(
+        max_length=200,
+        description='The ETag of the newest version, such as "3"; with another one nothing is changed (412)',
+    ),
 ]
 SAMPLE = 20  # edits that a preview shows
 
@@ -73,9 +77,11 @@ class LabelVersionOut(BaseModel):
     )
     author: str | None = Field(description="Name of the API key")
     note: str
-    edits: int = Field(description="Edits against the version before")
-    counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(description="Images, over all versions")
-    digest: str = Field(description="Of all labels and actions; equal for equal ones")
+    edits: int = Field(description="How many edits made it of the version before")
+    counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(
+        description="Images by action, over all versions"
+    )
+    digest: str = Field(description="Hash of all labels and actions")
     skipped: dict[str, int] | None = Field(default=None, description="Flags or votes that were not taken, by reason")
     created_at: datetime
 
@@ -88,11 +94,11 @@ class EditOut(BaseModel):
 
 
 class LabelPreview(BaseModel):
-    """What a dry run answers."""
+    """The response to a dry run."""
 
     edits: int
     skipped: dict[str, int] = Field(description="Flags or votes that would not be taken, by reason")
-    counts: dict[str, int] = Field(description="Images, over all versions, as they would be")
+    counts: dict[str, int] = Field(description="Images by action, over all versions, with these edits")
     sample: list[EditOut] = Field(description=f"The first {SAMPLE} edits")
 
 
@@ -134,7 +140,7 @@ class LabelDiff(Page[ImageLabelChange]):
     responses=problems(NotReady),
 )
 def list_(session: ReadSession, files: Files, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersionOut]:
-    """Versions of the labels, newest first. The images never change, and every version stays."""
+    """Versions of the labels, newest first. Old ones may be deleted (`DENLL_RETAIN_LABEL_VERSIONS_S`)."""
     dataset = service.get_ready(session, dataset_id)
     below = pages.page_start(paging, dataset.label_version + 1)
     rows = label_service.list_versions(session, dataset.id, below=below, limit=paging.limit)
@@ -167,8 +173,8 @@ async def edit(
 ) -> Response:
     """Make a new version of the labels: by `edits`, by accepting the flags of a job, or by what annotators agree on.
 
-    All edits apply or none. The `from` of each must be the label that the image has in the newest version; 409 names
-    those that have moved on. Excluded images leave training; confirmed labels are never flagged again.
+    Either all edits apply or none. The `from` of each must be the label that the image has in the newest version; a
+    409 lists the images that have another one. Excluded images leave training; confirmed labels are not flagged again.
     """
     bodies.allow(request.scope, label_edits.MAX_BYTES)
     data = await request.body()
@@ -329,7 +335,7 @@ def write(session: Session, request: Request, proposal: Proposal, note: str) -> 
 
 
 def preview(proposal: Proposal) -> dict[str, Any]:
-    """The representation of labels that were not written."""
+    """The representation of a proposal that is not written."""
     sample = [EditOut(action=e.action, image=e.image, from_=e.old, to=e.new) for e in proposal.edits[:SAMPLE]]
     return LabelPreview(
         edits=len(proposal.edits),

@@ -51,7 +51,7 @@ COLUMNS = {
     "label_column": (
         "Column to learn from; empty: label, class, category, target, given or choice, or the only other column"
     ),
-    "clean_column": "Column of true labels, used for measurement alone",
+    "clean_column": "Column of true labels; they are used only to measure",
     "annotator_columns": "Columns with the votes of one annotator each, separated by commas. Without "
     "`label_column`, or with `label_column=consensus`, the label to learn from is the majority of the votes",
 }
@@ -175,7 +175,7 @@ def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
 def delete(session: Transaction, by: By, files: Files, background: BackgroundTasks, dataset_id: uuid.UUID) -> None:
-    """Free the disk; 409 while a job uses it. Finished jobs and their models stay."""
+    """Delete a data set and its files; 409 while a job uses it. Finished jobs and their models stay."""
     name = service.delete(session, dataset_id)
     audit.record(session, by, "dataset.delete", f"/datasets/{dataset_id}", name=name)
     background.add_task(files.remove, files.dataset(dataset_id))
@@ -200,10 +200,10 @@ def report(
     level: Level | None = None,
     code: Annotated[str | None, Query(max_length=100)] = None,
     job: Annotated[
-        uuid.UUID | None, Query(description="What this job found instead: near-duplicates, outliers")
+        uuid.UUID | None, Query(description="The report of this job instead: near-duplicates, outliers")
     ] = None,
 ) -> Any:
-    """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
+    """Every file left out, with the reason; duplicates, leakage, tiny classes. A page as JSON, or all lines as CSV."""
     folder = files.fetch_dataset(service.get_ready(session, dataset_id).id)
     read: Callable[..., list[records.ReportLine]] = functools.partial(dataset_index.read_report, folder)
     if job is not None:
@@ -232,11 +232,13 @@ def images(
     filters: Filters,
     job: Annotated[
         uuid.UUID | None,
-        Query(description="Whose results; by default the newest training's where a filter or the order needs one"),
+        Query(
+            description="Job whose results are used; by default the newest training if a filter or the order needs one"
+        ),
     ] = None,
     version: LabelVersionQuery = None,
 ) -> Page[ImageOut]:
-    """Images in index order, or as `order_by` says; with `job` also what that job found out about them."""
+    """Images in index order, or as `order_by` says; with `job` also that job's findings."""
     dataset = service.get_ready(session, dataset_id)
     labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels)

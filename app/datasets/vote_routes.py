@@ -1,7 +1,6 @@
-"""/datasets/{id}/votes and /datasets/{id}/images/{index}/votes: what several annotators say of images.
+"""/datasets/{id}/votes and /datasets/{id}/images/{index}/votes: the votes of several annotators.
 
-The original bytes of an image are at /datasets/{id}/images/{index}, with a tag and a media type of their own, so its
-votes have an address of their own.
+/datasets/{id}/images/{index} serves the bytes of an image, so its votes have another address.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ class VotesOut(BaseModel):
     index: int
     path: str
     split: Split
-    given_label: str | None = Field(description="By the version of the labels that was asked for")
-    votes: list[Vote] = Field(description="One of each annotator, as they were uploaded")
+    given_label: str | None = Field(description="In the requested version of the labels")
+    votes: list[Vote] = Field(description="One for each annotator, as uploaded")
     majority: ConsensusLabel | None = Field(
-        description="The label with most votes; of several, that of the annotator who was named first. null without "
-        "votes"
+        description="The label with most votes; in a tie, the vote of the annotator whose column was named first. null "
+        "without votes"
     )
     dawid_skene: ConsensusLabel | None = Field(description="The most probable label, given how each annotator errs")
 
@@ -73,7 +72,7 @@ def list_(
 ) -> Any:
     """Votes in index order: a page as JSON, or all as CSV with a column for each annotator.
 
-    Images without a vote are left out. Who agrees how often with the consensus: `annotators` of the data set.
+    Images without a vote are left out. `annotators` of the data set tells how often each agrees with the consensus.
     """
     dataset = service.get_ready(session, dataset_id)
     labels = label_service.resolve_version(session, dataset, version)

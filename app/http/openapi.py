@@ -41,17 +41,17 @@ PROBLEM_SCHEMA: dict[str, Any] = {
                 },
             },
         },
-        "hint": {"type": "string", "description": "What to do about it, where a command or a setting helps"},
+        "hint": {"type": "string", "description": "What to do about it, if a command or a setting helps"},
         "violated-policies": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "The limits of this client that are reached: requests, queued-jobs, stored-bytes ...",
+            "description": "The limits that this client has reached: requests, queued-jobs, stored-bytes ...",
         },
         "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
         "columns": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "Of an uploaded table whose columns are not clear: its columns",
+            "description": "The columns of an uploaded table whose columns are not clear",
         },
         "sample_row": {
             "type": "object",

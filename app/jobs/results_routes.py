@@ -43,7 +43,9 @@ class Series(BaseModel):
 def metrics(
     session: ReadSession,
     job_id: uuid.UUID,
-    max_points: Annotated[int, Query(ge=1, le=100_000, description="Evenly spaced; first and last are kept")] = 1000,
+    max_points: Annotated[
+        int, Query(ge=1, le=100_000, description="Most points, evenly spaced; the first and the last are among them")
+    ] = 1000,
 ) -> Series:
     """Epoch reports as columns."""
     service.get(session, job_id)
@@ -70,8 +72,10 @@ def logs(
     session: ReadSession,
     files: Files,
     job_id: uuid.UUID,
-    format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt only")] = None,
+    format: Annotated[
+        Literal["text", "ndjson"] | None, Query(description="By default the Accept header decides")
+    ] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only lines of this attempt")] = None,
     last: Annotated[int, Query(ge=1, le=100_000, description="Number of lines, counted from the end")] = 1000,
 ) -> Response:
     """Log lines of the attempts, oldest first."""
@@ -84,10 +88,10 @@ def logs(
 
 
 class LabelIssues(Page[LabelIssue]):
-    """Ranked labels."""
+    """The labels of a job, ranked."""
 
-    total: int = Field(description="Ranked images")
-    issues: int = Field(description="Of them, those whose label is an issue")
+    total: int = Field(description="How many images are ranked")
+    issues: int = Field(description="How many of them are flagged")
 
 
 @router.get(
@@ -101,7 +105,7 @@ def list_label_issues(
 ) -> Any:
     """Training images, the most suspicious label first: a page as JSON, all of them as CSV.
 
-    `label` is the label that the job has judged; `action` is what the newest version of the labels says.
+    The filter `label` means the label that the job has judged; `action` is that of the newest label version.
     """
     job = service.get(session, job_id)
     file = label_issues.find_results(files, job_id)
@@ -129,7 +133,7 @@ class Artifact(BaseModel):
 
 @router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Page[Artifact])
 def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
-    """Files of the newest attempt, and the published weights and manifest."""
+    """Files of the newest attempt, and the exported model."""
     job = service.get(session, job_id)
     available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
     page, cursor = pages.slice_page(list(available.items()), paging)

@@ -81,7 +81,7 @@ def export(
     """The model as one zip, for use elsewhere: `weights.safetensors` under the names of the published architecture,
     which torchvision or timm opens, `manifest.json` with classes, normalisation and how to open it, and a README.
 
-    It has no image of the training set, and is there as long as the model, also when its job was deleted.
+    It contains no training image, and is available as long as the model exists, even if its job was deleted.
     """
     service.get(session, model_id)
     file = files.find_model_file(model_id, storage.EXPORT)
@@ -104,7 +104,7 @@ def delete(
 
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
 def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
-    """Every alias; `default` is there as soon as there is a model."""
+    """Every alias; `default` exists as soon as there is a model."""
     statement = select(Alias, Model).join(Model, Model.id == Alias.model_id).order_by(Alias.name)
     listed: list[tuple[Alias | None, Model]] = [(row, model) for row, model in session.execute(statement)]
     if all(row is None or row.name != service.DEFAULT for row, _ in listed):
@@ -121,7 +121,7 @@ def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
 def get_alias(session: ReadSession, alias: Name) -> AliasOut:
-    """The model behind an alias; of `default` while it is not pinned also why it is that one."""
+    """The model behind an alias; for `default`, while it is not pinned, also why."""
     row, model = session.get(Alias, alias), service.resolve_alias(session, alias)
     return _unpinned(session, model) if row is None else _pinned(session, row, model)
 

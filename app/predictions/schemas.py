@@ -45,7 +45,9 @@ class PredictRequest(Strict):
     top_k: TopK = 5
     threshold: Threshold | None = None
     masks: Annotated[list[MaskKind], Field(max_length=5)] = Field(default=["gaussian"], description=MASKS_DESCRIPTION)
-    mask_threshold: MaskThreshold = Field(default=0.5, description="A mask is where its field is at least this")
+    mask_threshold: MaskThreshold = Field(
+        default=0.5, description="A mask covers the pixels where its field is at least this"
+    )
     format: Format = "json"
 
 
@@ -54,7 +56,7 @@ class PredictQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias")] = "default"
+    model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias of a model")] = "default"
     top_k: TopK = 5
     threshold: Annotated[Threshold | None, Field(description="Abstain below this score")] = None
     masks: Annotated[
@@ -138,7 +140,7 @@ class MapMask(BaseModel):
     values: list[list[float]] = Field(description="The field over the square that the network saw, row by row")
     square: list[float] = Field(description="x, y, width, height of that square on the picture")
     peak: list[float] = Field(description="x, y of its largest value")
-    bbox: list[float] = Field(description="x, y, width, height of all that is at least `threshold`")
+    bbox: list[float] = Field(description="x, y, width, height of the part that is at least `threshold`")
     area_fraction: float
     rle: Rle | None = None
     png: str | None = Field(default=None, description="The field in grey, base64")
