@@ -125,11 +125,11 @@ class Rle(BaseModel):
 
 
 class MapMask(BaseModel):
-    """Where the picture differs, to the networks, from its own border: a coarse, smooth field with its largest value 1.
+    """Where, for the networks, the picture differs from its own border: a coarse, smooth field of at most 1.
 
-    It needs no localization module and knows no class: it finds what stands out, be it the labelled object, another
-    one or a flaw, and marks several at once. It is no probability and no outline, and it is blind to an object that
-    fills the picture or lies on its border. Made from features before and behind the last stage.
+    It needs no localization module and no class. It marks whatever stands out: the labelled object, another one or a
+    flaw, and several at once. It is neither a probability nor an outline, and it misses an object that fills the
+    picture or lies on its border. It is made from features before and after the last stage.
     """
 
     source: Literal["border_contrast", "class_activation"] | None = Field(
@@ -149,13 +149,13 @@ class MapMask(BaseModel):
 class Mask(BaseModel):
     """In the pixels of the original picture.
 
-    Wherever the method has a localization module and any mask is asked for, `gaussian`, `bbox` and `area_fraction` are
-    there; every other representation where it is asked for by name, and otherwise absent.
+    If the method has a localization module and the request names any mask, there are `gaussian`, `bbox` and
+    `area_fraction`; the other representations are there only if the request names them.
 
-    The Gaussian, and the forms beside it, say where the localization module points, and roughly how far it reaches. It
-    is one ellipse: no outline, one for several objects, and with a fixed sigma its size says nothing about the
-    object's. It was trained without boxes or masks, and where the label-free module finds an even background it is
-    right; where the loss on the labels trains it, it stays near the middle. `map` is made in another way.
+    The Gaussian says where the localization module points, and roughly how far that reaches. It is one ellipse, not an
+    outline: several objects share it, and with a fixed sigma its size says nothing about the size of the object. The
+    module was trained without boxes or masks. The label-free module is right where the background is even; a module
+    that the loss on the labels trains stays near the middle. `map` is made in another way.
     """
 
     space: Literal["image_pixels"]

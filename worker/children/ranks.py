@@ -29,9 +29,8 @@ from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
-RANK_LOST_S = (
-    10  # after the loss of another rank a rank waits this long to be killed: the launcher knows which one ended first
-)
+# A rank that has lost another one waits this long to be killed: the launcher knows which of them ended first.
+RANK_LOST_S = 10
 
 
 def run(

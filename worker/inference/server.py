@@ -1,7 +1,7 @@
 """The inference process: frames in, micro-batches through `ml.serving.predictor`, frames out.
 
-It needs neither database nor broker. A client can neither end it nor harm another client: a bad frame costs its
-connection, a bad image its own result. Batches are built in `worker.inference.batcher`.
+Predictions need neither database nor Redis. A client can neither end the process nor harm another client: a bad frame
+closes its connection, a bad image has an error as its result. `worker.inference.batcher` builds the batches.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ async def close_all(connections: set[ClientConnection]) -> None:
 
 
 class PublishedModels:
-    """Sees when a model is published or deleted, and then has a copy of the newest on this host.
+    """Notices when a model is published or deleted, and fetches the newest one to this host.
 
     Args:
         files: Where models are.
