@@ -1,8 +1,8 @@
 # Three images from one file: `api` (API, dispatcher, migrations; no torch), `worker` (supervisors, inference; CUDA 13)
 # and `worker-cpu` (the same without CUDA).
-# Neither holds uv, pip or a compiler: the installer is only mounted while it works, and each environment is one layer.
-# There is no HEALTHCHECK: one image runs several processes, and Compose knows which.
-# 3.11 is the version that everything was tested with.
+# None of them holds uv, pip or a compiler: the installer is only mounted while it works, and each environment is one layer.
+# There is no HEALTHCHECK: one image runs several processes, and Compose has a check for each.
+# Everything was tested with Python 3.11.
 ARG PYTHON_IMAGE=python:3.11.16-slim-trixie
 
 # hadolint ignore=DL3006
@@ -11,8 +11,8 @@ COPY requirements/uv.txt /opt/uv.txt
 RUN python3 -m venv /opt/uv \
  && /opt/uv/bin/python -m pip install --quiet --no-cache-dir --require-hashes -r /opt/uv.txt
 
-# PyPI has no torchvision without CUDA, so that no lock of ours has its hash. They are read from PyTorch's own index, which
-# is asked for these two packages alone, when the image is built.
+# PyPI has no torchvision without CUDA, so our locks cannot have the hashes of torch and torchvision without it. They are
+# read from PyTorch's own index when the image is built; nothing else comes from there.
 FROM installer AS cpu-lock
 RUN --mount=type=bind,source=requirements,target=/requirements \
     grep -oE '^(torch|torchvision)==[0-9.]+' /requirements/worker.txt > /opt/torch.in \
@@ -62,8 +62,8 @@ EXPOSE 8000
 CMD ["python", "-m", "app.main"]
 
 FROM base AS worker
-# Threads that spin while they wait take the cores from other processes. The driver needs its compute capability alone; one
-# that is too old for CUDA 13 is refused when the container starts, not when the first job does.
+# Threads that spin while they wait take the cores from other processes. Only the driver's compute libraries are mounted; a
+# driver too old for CUDA 13 is refused when the container starts, not when the first job does.
 ENV OMP_WAIT_POLICY=PASSIVE \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_REQUIRE_CUDA=cuda>=13.0

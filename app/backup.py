@@ -1,7 +1,7 @@
 """The rows of a backup: one file of JSON lines a table, the same from SQLite and Postgres, and into either.
 
-Heartbeats stay out: a restored service would report processes that never started. So do logins: a session that has
-ended since must not begin again. Files are `worker.backup`'s.
+Heartbeats are left out: a restored service would report processes that never started. So are logins: a session that
+has ended since must not begin again. `worker.backup` copies the files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TABLES: tuple[Table, ...] = tuple(table for table in Base.metadata.sorted_tables
 
 
 class Snapshot(NamedTuple):
-    """What the files of a backup must fit to.
+    """What the rows of a backup say of files.
 
     Attributes:
         files: What its rows refer to.

@@ -1,26 +1,8 @@
-"""Every problem that the API responds with, on one page. Plain exceptions: no framework, no database.
-
-    Problem
-    ├── 400 Malformed · HostNotAllowed · LoginExpired
-    ├── 401 Unauthenticated
-    ├── 403 Forbidden · CrossSite · RemoteImagesDisabled · CsrfTokenRequired · LoginDenied · LoginNotVerified · NoAccess
-    ├── 404 NotFound · DatasetNotFound · ImageNotFound · JobNotFound · ArtifactNotFound · ModelNotFound · AliasNotFound
-    │       KeyNotFound
-    ├── 405 MethodNotAllowed
-    ├── 408 BodyTooSlow
-    ├── 409 JobFinished · JobNotFinished · InUse · NotReady · RequestInFlight
-    ├── 413 TooLarge
-    ├── 415 UnsupportedMediaType
-    ├── 416 RangeNotSatisfiable
-    ├── 422 InvalidRequest · ArchiveRejected · IdempotencyMismatch · UndecodableInput
-    ├── 429 QueueFull · Overloaded · TooManyEventStreams · QuotaExceeded · RateLimited
-    ├── 503 DatabaseUnavailable · InferenceUnavailable · ModelUnavailable · LoginUnavailable · StorageUnavailable
-    ├── 504 DeadlineExceeded
-    └── 507 InsufficientStorage
+"""Every problem that the API responds with, by HTTP status. Plain exceptions: no framework, no database.
 
 `code` is the class name in snake_case unless the instance names a finer one; `type` is `/problems/` and the code in
-kebab-case, which `app/web/problems.toml` explains. Anything else that is raised is a bug and becomes a 500 that names
-only the request.
+kebab-case, which `app/web/problems.toml` explains. Any other exception is a bug: it becomes a 500 that names only the
+request.
 """
 
 from __future__ import annotations
@@ -88,6 +70,12 @@ class Problem(Exception):
 def type_of(code: str) -> str:
     """The `type` of the problem document for a code in snake_case."""
     return "/problems/" + code.replace("_", "-")
+
+
+def sentence(text: str) -> str:
+    """A detail as a sentence for the client: with a capital, and a full stop unless it ends in a mark already."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def snake(name: str) -> str:
@@ -214,12 +202,12 @@ class LabelsMovedOn(Problem):
     status, title = 409, "Labels have changed meanwhile"
 
 
-class PreconditionFailed(Problem):
-    status, title = 412, "There is a newer version"
-
-
 class OffsetConflict(Problem):
     status, title = 409, "The upload is at another offset"
+
+
+class PreconditionFailed(Problem):
+    status, title = 412, "There is a newer version"
 
 
 class TusVersionUnsupported(Problem):
@@ -270,12 +258,12 @@ class UndecodableInput(Problem):
     status, title = 422, "The image cannot be read"
 
 
-class UploadLocked(Problem):
-    status, title = 423, "The upload is in use"
-
-
 class IdempotencyMismatch(Problem):
     status, title = 422, "This idempotency key was used for another request"
+
+
+class UploadLocked(Problem):
+    status, title = 423, "The upload is in use"
 
 
 class QueueFull(Problem):

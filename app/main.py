@@ -140,7 +140,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,
         redirect_slashes=False,  # every response but 2xx, 304 and that of a login is a problem document
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # nobody collects it, every request would check
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # not collected, and checked in every request
     )
     app.state.settings = config
     app.state.catalog = catalog or Catalog.load()
@@ -176,7 +176,7 @@ def main() -> None:
     local_files.keep_private()
     logs.configure(config.log_level, process="api")
     app = create_app(config)
-    # Searching for garbage took a fifth of the CPU (docs/log.md): leave out what was imported, and search less often.
+    # Garbage collection took a fifth of the CPU (docs/log.md): exclude what was imported, and collect less often.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     uvicorn.run(

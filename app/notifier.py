@@ -1,7 +1,7 @@
 """Notifications: empty messages over Redis that ask a supervisor to look for work in the database.
 
-They are best effort, and may arrive twice, late or never: the work itself is in the tables, and the dispatcher notifies
-again. So nothing here raises when Redis is unavailable, waits for long, or carries data.
+A notification may arrive twice, late or never: the work itself is in the tables, and the dispatcher notifies again. So
+nothing here raises or waits for long when Redis is unavailable, and no message carries data.
 """
 
 from __future__ import annotations

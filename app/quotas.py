@@ -1,7 +1,7 @@
 """Quotas of API keys: what a key may have queued, stored and computed. Each is counted from the rows themselves.
 
-That is done in the transaction that adds to them, with the key's row locked, so no two requests of a key take the same
-last place and no counter can go wrong. Who has no key of its own, the loopback user and the admin key, has no quotas.
+This happens in the transaction that adds rows, with the key's row locked: two requests of a key cannot both take its
+last place, and there is no counter that could go wrong. The loopback user and the admin key have no quotas.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.settings import Settings
 
 DAY_S = 24 * 3600
 QUEUE_RETRY_S, DEVICE_RETRY_S, STORAGE_RETRY_S = 60, 600, 3600
-LEFT_OUT = (State.failed, State.cancelled)  # data sets that were rejected: their files are gone
+REJECTED = (State.failed, State.cancelled)  # data sets whose files are gone
 
 
 def check_jobs(session: Session, settings: Settings, key_id: uuid.UUID | None, count: int) -> None:
@@ -57,7 +57,7 @@ def check_storage(session: Session, settings: Settings, key_id: uuid.UUID | None
     if key is None or not (most := key.stored_bytes or settings.key_stored_bytes):
         return
     size = cast(Dataset.upload["size_bytes"].as_string(), BigInteger)
-    statement = select(func.sum(size)).where(Dataset.key_id == key.id, Dataset.state.not_in(LEFT_OUT))
+    statement = select(func.sum(size)).where(Dataset.key_id == key.id, Dataset.state.not_in(REJECTED))
     stored = int(session.scalar(statement) or 0)
     if stored + size_bytes > most:
         detail = f"stores {stored} of {most} bytes; delete data sets to make room for {size_bytes}"
@@ -86,8 +86,8 @@ def device_seconds(session: Session, key_id: uuid.UUID) -> float:
     return deleted_s + _device_seconds(session, Job.key_id == key_id)
 
 
-def keep_use(session: Session, job: Job) -> None:
-    """Keep the device seconds of a job that is about to be deleted, and drop those that no longer count."""
+def record_deleted_use(session: Session, job: Job) -> None:
+    """Record the device seconds of a job that is about to be deleted, and delete records that no longer count."""
     if job.key_id is None or job.finished_at is None:
         return
     old = (DeletedJobUse.key_id == job.key_id, DeletedJobUse.finished_at <= now(-DAY_S))
@@ -97,7 +97,7 @@ def keep_use(session: Session, job: Job) -> None:
 
 
 def _device_seconds(session: Session, *jobs: ColumnElement[bool]) -> float:
-    """The same of jobs that fulfil these conditions and exist."""
+    """As `device_seconds`, for the existing jobs that fulfil these conditions."""
     recent = or_(Job.finished_at.is_(None), Job.finished_at > now(-DAY_S))
     statement = (
         select(JobEvent.job_id, JobEvent.data["status"].as_string(), JobEvent.created_at, Job.gpus)

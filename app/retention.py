@@ -1,7 +1,7 @@
 """Which rows may be deleted, and what files rows refer to. Files are deleted in `worker`.
 
-Nothing goes that something else needs: a job goes only without a model and while no job that waits or runs refers to
-it, a version of labels only when it is neither the newest nor one that a job or a model has learned from.
+Nothing is deleted that is still needed. A job is deleted only if it has no model and no queued or running job refers
+to it; a label version only if it is not the newest and no job or model has learned from it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, aliased
 from app.db import audit
 from app.db.clock import now
 from app.db.tables import (
+    ACTIVE,
     ENDED,
     AuditEntry,
     Dataset,
@@ -25,7 +26,6 @@ from app.db.tables import (
     LoginSession,
     Model,
     PendingLogin,
-    State,
     Worker,
 )
 
@@ -46,7 +46,7 @@ def referenced_files(session: Session) -> ReferencedFiles:
         datasets={str(dataset_id) for dataset_id, _ in datasets},
         jobs={str(job_id) for job_id in session.scalars(select(Job.id))},
         models={str(model_id) for model_id in session.scalars(select(Model.id))},
-        uploads={f"{dataset_id}.archive" for dataset_id, state in datasets if state in (State.queued, State.running)},
+        uploads={f"{dataset_id}.archive" for dataset_id, state in datasets if state in ACTIVE},
     )
 
 

@@ -26,7 +26,7 @@ GIB = 1024 * MIB
 ADDRESS_REQUESTS_PER_S = 20.0
 MOST_DEVICES = 8  # of one host, for one job
 PREFIX = "DENLL_"
-# Former names of settings and their names now. A former name in the environment is refused: it would be ignored.
+# Former names of settings and their present names. A former name in the environment is refused, not ignored.
 RENAMED = {
     "RING_AGAIN_S": "RENOTIFY_S",
     "DEAF_S": "QUEUE_POLL_S",
@@ -66,63 +66,69 @@ class Settings(BaseSettings):
     inference_listen: str = Field(default="tcp://127.0.0.1:8001", description="Where this inference process listens")
     inference_secret: SecretStr | None = Field(
         default=None,
-        description="Known to API and inference processes; needed where they meet on any address but loopback",
+        description="Secret that API and inference processes share; required unless they use loopback or a Unix socket",
     )
     allowed_hosts: str = Field(
-        default="", description="Host names answered besides loopback, `host` and `public_url`, comma-separated"
+        default="",
+        description="Host names that requests may use besides loopback, `host` and `public_url`, comma-separated",
     )
 
     # Files that several hosts share without a common folder
     object_store: str = Field(
         default="",
         description="S3-compatible store of all finished files, as s3://BUCKET/PREFIX; empty: they stay in data_dir, "
-        "which all hosts then mount",
+        "which all hosts must mount",
     )
     object_store_endpoint: str = Field(
-        default="", description="Address of that store, such as https://minio.example.org; empty: Amazon's"
+        default="", description="Address of the object store, such as https://minio.example.org; empty: Amazon's"
     )
-    object_store_region: str = Field(default="", description="Its region; empty: as the provider's own tools find it")
+    object_store_region: str = Field(
+        default="", description="Region of the object store; empty: from the environment, as Amazon's tools find it"
+    )
     object_store_key: str = Field(
-        default="", description="Id of the access key; empty: as the provider's own tools find it, such as a role"
+        default="",
+        description="Id of its access key; empty: from the environment, as Amazon's tools find it, such as a role",
     )
-    object_store_secret: SecretStr | None = Field(default=None, description="The secret of that key")
+    object_store_secret: SecretStr | None = Field(default=None, description="Secret of that access key")
     cache_bytes: int = Field(
         default=100 * GIB,
         ge=0,
-        description="Files from the object store that this host keeps at a time; those in use are never removed",
+        description="Size limit of this host's copies of files from the object store; copies in use are never removed",
     )
 
     # Access and logging
     admin_key: SecretStr | None = Field(default=None, description="Bootstrap key with every scope")
-    key_usage_s: float = Field(default=60.0, gt=0.0, description="How often it is written when API keys were last used")
+    key_usage_s: float = Field(
+        default=60.0, gt=0.0, description="How often the times at which API keys were last used are written"
+    )
     oidc_issuer: str = Field(
         default="",
-        description="OpenID Connect provider at which people log in, exactly as it names itself; empty: no login",
+        description="Issuer of the OpenID Connect provider of logins, exactly as it names itself; empty: no login",
     )
     oidc_client_id: str = Field(default="", description="Id of this service at the provider")
     oidc_client_secret: SecretStr | None = Field(
-        default=None, description="Its secret at the provider; empty where it is a public client"
+        default=None, description="Secret of this service at the provider; empty for a public client"
     )
     oidc_scopes: str = Field(
         default="openid profile email",
-        description="What is requested of the provider, separated by spaces; some need one more for groups",
+        description="Scopes requested from the provider, separated by spaces; some need another one for groups",
     )
     oidc_timeout_s: float = Field(
         default=4.0,
         gt=0.0,
         le=7.0,
-        description="How long each answer of the provider may take; a login needs up to four",
+        description="How long each response of the provider may take; a login needs up to four",
     )
     oidc_leeway_s: int = Field(
-        default=30, ge=0, le=300, description="How far the clocks of the provider and this service may differ"
+        default=30, ge=0, le=300, description="Seconds by which the clocks of the provider and this service may differ"
     )
     public_url: str = Field(
         default="",
-        description="Where browsers reach this service, such as https://denll.example.org; needed for a login",
+        description="Address of this service for browsers, such as https://denll.example.org; required for a login",
     )
     login_claim: str = Field(
         default="groups",
-        description="Claim of the provider that decides what a person may do; dots lead into objects",
+        description="Claim whose values decide what a person may do; dots lead into objects, as in realm_access.roles",
     )
     login_scopes: Annotated[dict[str, list[Scope]], NoDecode] = Field(
         default={}, description='Scopes by values of that claim, as JSON: {"labellers": ["read", "train"]}'
@@ -131,40 +137,42 @@ class Settings(BaseSettings):
         default=[], description='Scopes of everybody who can log in, as JSON: ["predict"]; by default none'
     )
     session_s: float = Field(
-        default=12 * 3600.0, ge=1.0, le=30 * 24 * 3600.0, description="A person must log in again after this"
+        default=12 * 3600.0,
+        ge=1.0,
+        le=30 * 24 * 3600.0,
+        description="Longest time after which a person must log in again",
     )
     session_check_s: float = Field(
         default=300.0,
         ge=0.0,
-        description="How often the provider, which must give refresh tokens, is asked what a person may do now; "
-        "0: never",
+        description="How often the provider is asked what a person may do now, if it gives refresh tokens; 0: never",
     )
     session_grace_s: float = Field(
         default=3600.0,
         ge=0.0,
-        description="A session ends when the provider has not confirmed it this long after it was to be asked: it was "
-        "away, or nobody used the session",
+        description="A session ends if the provider has not confirmed it this long after a check was due, because the "
+        "provider was unavailable or nobody used the session",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe messages that are logged"
     )
 
     # Work: leases, attempts, loops
-    lease_s: float = Field(default=30.0, description="A claim that is not renewed ends after this")
+    lease_s: float = Field(default=30.0, description="A claim on queued work ends this long after its last renewal")
     heartbeat_s: float = Field(default=5.0, description="How often a supervisor renews its lease")
     database_grace_s: float = Field(
-        default=25.0, description="A supervisor that cannot reach the database stops its child after this"
+        default=25.0, description="A supervisor that cannot reach the database kills its child after this"
     )
     poll_s: float = Field(
-        default=1.0, description="How often a child reads commands (cancel, fenced off) from the database"
+        default=1.0, description="How often a child writes its reports and reads commands (cancel, fenced off)"
     )
-    stall_s: float = Field(default=600.0, description="A child without progress this long is killed")
+    stall_s: float = Field(default=600.0, description="A child that makes no progress for this long is killed")
     drain_s: float = Field(default=20.0, description="How long a child may take to checkpoint and stop on SIGTERM")
     cancel_grace_s: float = Field(default=3.0, description="How long a child may take to stop after a cancellation")
     checkpoint_min_s: float = Field(default=2.0, description="Epochs shorter than this share a checkpoint")
     checkpoint_s: float = Field(default=60.0, description="Longest training time without a checkpoint")
     dispatch_s: float = Field(default=5.0, description="Period of the dispatcher's loop")
-    renotify_s: float = Field(default=10.0, description="Workers are notified again of a queued row after this")
+    renotify_s: float = Field(default=10.0, description="Supervisors are notified again of a queued row after this")
     queue_poll_s: float = Field(
         default=5.0, gt=0.0, description="How often an idle supervisor looks for queued work without a notification"
     )
@@ -175,7 +183,7 @@ class Settings(BaseSettings):
         description="How often a process writes its heartbeat; a process without one for 30 s counts as ended",
     )
     orphan_files_s: float = Field(
-        default=24 * 3600.0, description="Files without a database row are removed when unchanged this long"
+        default=24 * 3600.0, description="Files without a database row are deleted when unchanged for this long"
     )
     retain_jobs_s: float | None = Field(
         default=None, ge=0.0, description="Finished jobs that have no model are deleted after this; empty: never"
@@ -201,35 +209,41 @@ class Settings(BaseSettings):
     warm_fork_server: bool = Field(default=True, description="Fork children from a process that has imported torch")
     devices: str = Field(
         default="auto",
-        description="What this process may compute on: auto (a GPU if there is one), cpu, cuda, or cuda:0,cuda:1",
+        description="Devices of this process: auto (a GPU if there is one), cpu, cuda, or a list such as cuda:0,cuda:1",
     )
     gpu_memory_fraction: float = Field(
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="Share of a GPU's memory that a process which computes on it may take; for training and inference "
-        "on one GPU, set it for each",
+        description="Share of a GPU's memory that each process on it may take; to train and predict on one GPU, set it "
+        "for both processes",
     )
     threads: int = Field(
-        default=0, ge=0, description="CPU threads of a training child; 0 is one for each CPU that it may use"
+        default=0,
+        ge=0,
+        description="CPU threads of a training, a check of a data set or an inference process; 0: one for each CPU",
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="Record training steps on a GPU and repeat them, where a check shows that this comes to the same; "
-        "off: take them one by one",
+        description="Record training steps on a GPU and repeat them, if a check shows that the results are the same; "
+        "false: run each step by itself",
     )
 
     # Limits of load
     max_queued: int = Field(default=1000, description="Jobs in the queue; more are refused with 429")
     max_uploads: int = Field(default=4, ge=1, description="Uploads at the same time; more are refused with 429")
     contended_wait_s: float = Field(
-        default=2.0, ge=0.0, description="How long an upload or a prediction waits for a place or memory before a 429"
+        default=2.0,
+        ge=0.0,
+        description="How long an upload or a prediction waits for a free place or memory before it gets a 429",
     )
     contended_grace_s: float = Field(
-        default=10.0, gt=0.0, description="Bodies may be slow this long before others that wait take their place (408)"
+        default=10.0,
+        gt=0.0,
+        description="A slow body keeps its place for this long while others wait; then it gets a 408",
     )
     contended_bytes_per_s: int = Field(
-        default=32 * 1024, ge=0, description="A body slower than this loses its place to others that wait"
+        default=32 * 1024, ge=0, description="Bodies slower than this are slow: they lose their place when others wait"
     )
     key_requests_per_s: float = Field(
         default=200.0, ge=0.0, description="Requests a second of a key without a limit of its own; 0: any number"
@@ -246,26 +260,26 @@ class Settings(BaseSettings):
     address_requests_per_s: float | None = Field(
         default=None,
         ge=0.0,
-        description="Requests a second of one address without a valid key; 0: any number; by default 20 where keys are "
+        description="Requests a second of one address without a valid key; 0: any number; by default 20 if keys are "
         "required",
     )
     max_event_streams: int = Field(default=256, ge=1, description="Open event streams; more are refused with 429")
     event_streams_per_key: int = Field(default=64, ge=1, description="Open event streams of one API key")
     max_unfinished_uploads: int = Field(
-        default=32, description="Resumable uploads that are not finished; more are refused with 429"
+        default=32, description="Unfinished resumable uploads; more are refused with 429"
     )
     upload_expires_s: float = Field(
         default=24 * 3600.0, gt=0.0, description="A resumable upload is deleted this long after its last byte"
     )
     server_folders: dict[str, Path] = Field(
         default={},
-        description='Folders of this host that may become data sets, as JSON by name: {"photos": "/srv/photos"}',
+        description='Folders of this host that clients may make data sets of, as JSON: {"photos": "/srv/photos"}',
     )
     warn_free_bytes: int = Field(default=8 * GIB, ge=0, description="`/readyz` is degraded below this much free disk")
     min_free_bytes: int = Field(
         default=2 * GIB,
         ge=0,
-        description="Below this much free disk uploads are refused with 507 and queued work waits; what runs goes on",
+        description="Below this much free disk uploads get a 507 and queued work waits; running work continues",
     )
     json_bytes: int = Field(default=MIB, description="Largest JSON body")
     upload_bytes: int = Field(default=2 * GIB, description="Largest uploaded archive")
@@ -275,18 +289,20 @@ class Settings(BaseSettings):
     predict_body_bytes: int = Field(default=64 * MIB, description="Largest body of a prediction request")
     predict_memory_bytes: int = Field(
         default=256 * MIB,
-        description="Bytes of bodies and stored images of all predictions at once; more wait, then are a 429",
+        description="Memory for bodies and stored images of all predictions at once; others wait, then get a 429",
     )
-    predict_memory_bytes_per_key: int = Field(default=128 * MIB, description="Those of one API key")
+    predict_memory_bytes_per_key: int = Field(default=128 * MIB, description="Memory for predictions of one API key")
     header_bytes: int = Field(default=128 * 1024, description="Largest headers of a request")
-    slow_header_s: float = Field(default=30.0, description="A request that has not begun in this time is closed")
+    slow_header_s: float = Field(
+        default=30.0, description="A connection whose request headers do not arrive in this time is closed"
+    )
     slow_body_s: float = Field(default=30.0, description="A body slower than slow_body_bytes in this time is closed")
     slow_body_bytes: int = Field(default=30 * 1024, description="Bytes that a body must deliver in slow_body_s")
-    predict_queue: int = Field(default=256, description="Images waiting for the model; more is 429")
+    predict_queue: int = Field(default=256, description="Images that wait for the model; more get a 429")
     predict_batch: int = Field(default=64, description="Most images of one forward pass, unless one request has more")
     unfinished_frame_bytes: int = Field(
         default=256 * MIB,
-        description="Bytes of frames that an inference process has received in part; above, the oldest one is cut off",
+        description="Memory for frames that an inference process has received in part; above, the oldest is cut off",
     )
     unfinished_frame_s: float = Field(
         default=10.0, gt=0.0, description="How long a frame may take to arrive at an inference process"
@@ -295,8 +311,8 @@ class Settings(BaseSettings):
     inference_takeover_s: float = Field(
         default=0.0,
         ge=0.0,
-        description="How long a process that serves predictions goes on when its parent was killed; by then the parent "
-        "must be restarted. 0: it ends at once; `make run` sets 30",
+        description="How long predictions are served after the parent of the serving process was killed, until the "
+        "restarted parent takes over; 0: not at all. `make run` sets 30",
     )
     models_in_memory: int = Field(default=4, description="Models that an inference process keeps loaded")
     event_heartbeat_s: float = Field(
@@ -304,7 +320,7 @@ class Settings(BaseSettings):
     )
     event_poll_s: float = Field(default=0.5, description="How often an event stream looks for new events")
     idempotency_ttl_s: float = Field(
-        default=7 * 24 * 3600.0, description="How long the answer to an Idempotency-Key is stored"
+        default=7 * 24 * 3600.0, description="How long the response to an Idempotency-Key is stored"
     )
 
     # Limits of archives: Z3
@@ -325,7 +341,7 @@ class Settings(BaseSettings):
     pool_timeout_s: float = Field(default=2.0, description="How long a request waits for a database connection")
     statement_timeout_s: float = Field(default=4.0, description="How long a database statement may take")
     pool_size: int = Field(
-        default=20, ge=1, description="Most database connections of an API process; every other needs up to three"
+        default=20, ge=1, description="Most database connections of an API process; other processes need up to three"
     )
 
     @model_validator(mode="before")
@@ -516,12 +532,15 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
     """
     hidden = {f"{PREFIX}{name.upper()}" for name in SECRETS if name not in needed}
     if "admin_key" not in needed:
-        # which the API alone binds, and where it alone lets people log in; both are refused without the key
+        # Only the API binds the host and lets people log in; settings with either are refused without the key.
         hidden |= {f"{PREFIX}HOST", f"{PREFIX}OIDC_ISSUER"}
     if "object_store_secret" not in needed:
-        hidden |= {f"{PREFIX}OBJECT_STORE", f"{PREFIX}OBJECT_STORE_KEY"}  # which is refused without the other
+        hidden |= {f"{PREFIX}OBJECT_STORE", f"{PREFIX}OBJECT_STORE_KEY"}  # refused without the secret
     if "inference_secret" not in needed:
-        hidden |= {f"{PREFIX}INFERENCE_ADDRESSES", f"{PREFIX}INFERENCE_LISTEN"}  # as the host
+        hidden |= {
+            f"{PREFIX}INFERENCE_ADDRESSES",
+            f"{PREFIX}INFERENCE_LISTEN",
+        }  # refused without the secret, except on loopback
     return {name: value for name, value in environment.items() if name.upper() not in hidden}
 
 

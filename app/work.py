@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Row, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
-from app.db.tables import Dataset, Job, State
+from app.db.tables import ACTIVE, Dataset, Job, State
 
 WorkTable = type[Dataset] | type[Job]
 HolderCommand = Literal["cancel", "fenced_off"]
@@ -241,7 +241,7 @@ def request_cancel(session: Session, table: WorkTable, row_id: uuid.UUID) -> Sta
     """
     statement = (
         update(table)
-        .where(table.id == row_id, table.state.in_((State.queued, State.running)))
+        .where(table.id == row_id, table.state.in_(ACTIVE))
         .values(
             state=case((table.state == State.queued, State.cancelled.value), else_=table.state),
             finished_at=case((table.state == State.queued, now()), else_=None),

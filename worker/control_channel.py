@@ -24,7 +24,7 @@ BEAT_S = 0.5  # a child reports that it advances at most this often
 PR_SET_PDEATHSIG = 1
 _COMMANDS: dict[bytes, StopCommand] = {b"d": "drain", b"c": "cancel"}
 
-# Exit statuses of a child; any other is a crash. The row says whether the work is done, not the status.
+# Exit statuses of a child; any other is a crash. Whether the work is done stands in its row.
 FINISHED, FENCED_OFF, DEVICE_FAILED, OUT_OF_MEMORY, STORAGE_UNAVAILABLE = 0, 70, 71, 72, 73
 DRAINED, STOPPED, DATABASE_UNAVAILABLE = 75, 76, 69
 

@@ -9,14 +9,11 @@ import logging
 import os
 import socket
 import uuid
-from pathlib import Path
 
 from app import worker_registry
 from app.db.session import Engine, transaction
 from app.errors import DatabaseUnavailable
-from app.settings import Settings
 from app.worker_registry import HostFacts
-from ml.training import host_cpus, host_memory
 
 log = logging.getLogger(__name__)
 
@@ -24,25 +21,6 @@ log = logging.getLogger(__name__)
 def unique_name() -> str:
     """A name for this process that no other process has, now or later."""
     return f"{socket.gethostname()[:100]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-
-
-def host_facts(settings: Settings, cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFacts:
-    """What the cost of a training on this host depends on.
-
-    Args:
-        settings: For the number of threads.
-        cpuinfo: The kernel's list of processors and their instructions.
-    """
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        text = ""
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    return HostFacts(
-        memory_bytes=host_memory.total_bytes(),
-        cpus=settings.threads or host_cpus.count(),
-        bf16="amx" if "amx_bf16" in flags else "avx512" if "avx512_bf16" in flags else None,
-    )
 
 
 class Heartbeat:

@@ -1,6 +1,7 @@
-"""`python -m worker.publish_weights`: has every host use the pretrained weights that lie in this data folder.
+"""`python -m worker.publish_weights` publishes the pretrained weights of this data folder for every host.
 
-`python -m ml weights add` installs weights there and knows no object store. Without one nothing is to be done.
+`python -m ml weights add` installs weights in the data folder and knows no object store. Without an object store this
+command does nothing.
 """
 
 from __future__ import annotations

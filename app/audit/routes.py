@@ -25,15 +25,15 @@ def list_(
     paging: Paging,
     action: Action | None = None,
     actor: Annotated[
-        str | None, Query(max_length=200, description="Name of an API key, or of a person as entries show it")
+        str | None, Query(max_length=200, description="Name of an API key or a person, as entries show it")
     ] = None,
     object: Annotated[
-        str | None, Query(max_length=300, description="Path of a resource: acts on it, and on what is below it")
+        str | None, Query(max_length=300, description="Path of a resource: entries about it and what is below it")
     ] = None,
 ) -> Page[AuditEntryOut]:
     """Who created and revoked keys, logged in and out, deleted data sets, jobs and models, edited labels, moved
     aliases, installed weights and cancelled jobs; newest first. An entry is written with the act, or neither is."""
     below = pages.page_start(paging, LARGEST)
     rows = service.list_entries(session, action, actor, object, below=below, limit=paging.limit + 1)
-    page = [AuditEntryOut.model_validate(row, from_attributes=True) for row in rows[: paging.limit]]
-    return Page(items=page, next_cursor=pages.encode([page[-1].id]) if len(rows) > len(page) else None)
+    page, cursor = pages.cut_page(rows, paging, lambda row: [row.id])
+    return Page(items=[AuditEntryOut.model_validate(row, from_attributes=True) for row in page], next_cursor=cursor)

@@ -52,7 +52,7 @@ def find_image(folder: Path, reference: int | str, version: int = label_versions
     with reading(folder):
         image = dataset_index.find_image(folder, reference, version)
     if image is None:
-        raise ImageNotFound(f"the data set has no image {printable(reference)!r}")
+        raise ImageNotFound(f"The data set has no image {printable(reference)!r}.")
     return image
 
 

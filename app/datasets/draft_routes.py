@@ -43,35 +43,36 @@ from ml.formats.label_versions import Edit
 router = Router(tags=["labels"])
 PATH = "/datasets/{dataset_id}/labels/draft"
 IfMatch = Annotated[
-    str | None, Header(max_length=200, description='The last edit, as "84": otherwise nothing is changed (412)')
+    str | None,
+    Header(max_length=200, description='The draft\'s ETag, such as "84"; with another one nothing is changed (412)'),
 ]
 
 
 class DraftEditOut(BaseModel):
     sequence: int
     image: int
-    action: ImageAction = Field(description="What the draft makes of the image")
+    action: ImageAction = Field(description="What the edit does with the image")
     from_: str | None = Field(serialization_alias="from")
     to: str | None
 
 
 class DraftSummary(BaseModel):
-    """A draft of edits; without any edit it is empty."""
+    """A draft of edits."""
 
-    sequence: int = Field(description="Number of the last change; 0 where there was none. Also the ETag")
+    sequence: int = Field(description="Number of the last change, 0 without one; also the ETag")
     label_version: int = Field(description="The newest version when the draft was begun")
-    images: int = Field(description="That it edits")
-    counts: dict[str, int] = Field(description="Images by what it makes of them")
+    images: int = Field(description="How many images the draft edits")
+    counts: dict[str, int] = Field(description="Images by their last edit")
     updated_at: datetime | None
 
 
 class Draft(Page[DraftEditOut], DraftSummary):
-    """A draft with the edits that count, the last one of each image, in the order in which they were made."""
+    """A draft with the last edit of each image, in the order in which they were made."""
 
 
 class UndoneEdit(BaseModel):
     image: int
-    now: DraftEditOut | None = Field(description="The edit of this image that counts now; null: none")
+    now: DraftEditOut | None = Field(description="The edit of this image that counts now; null if none is left")
 
 
 class UndoneStep(DraftSummary):
@@ -82,21 +83,13 @@ class UndoneStep(DraftSummary):
 
 @router.get(PATH, dependencies=[READ], response_model=Draft, responses=problems(NotReady))
 def get(session: ReadSession, caller: Caller, paging: Paging, dataset_id: uuid.UUID, response: Response) -> Draft:
-    """The caller's draft of edits of the labels: every key has its own. It stays until it is published or discarded."""
+    """The caller's draft of label edits. Every key has its own; it stays until it is published or discarded."""
     dataset = service.get_ready(session, dataset_id)
-    draft = label_drafts.find(session, dataset_id, caller.id)
-    if draft is None:
-        draft = LabelDraft(dataset_id=dataset_id, owner=caller.id, label_version=dataset.label_version, sequence=0)
+    draft = label_drafts.find(session, dataset_id, caller.id) or label_drafts.begin(dataset, caller.id)
     after = pages.page_start(paging, 0)
     statement = label_drafts.select_current(draft).where(LabelDraftEdit.sequence > after).limit(paging.limit + 1)
-    rows = list(session.scalars(statement))
-    more = len(rows) > paging.limit
-    page = rows[: paging.limit]
-    return Draft(
-        items=[edit_out(row) for row in page],
-        next_cursor=pages.encode([page[-1].sequence]) if more else None,
-        **summary(session, draft),
-    )
+    page, cursor = pages.cut_page(session.scalars(statement).all(), paging, lambda row: [row.sequence])
+    return Draft(items=[edit_out(row) for row in page], next_cursor=cursor, **summary(session, draft))
 
 
 @router.post(
@@ -111,8 +104,8 @@ async def append(
 ) -> Response:
     """Add edits to the draft, as one step that can be undone: `edits` of images, or flags of a job to accept.
 
-    `from` is the label by the newest version; of several edits of one image the last counts. `parent` and `note` are
-    not used: a note is given when the draft is published.
+    `from` must be the label in the newest version. Of several edits of one image the last counts. `parent` and `note`
+    are ignored: give the note when you publish the draft.
     """
     bodies.allow(request.scope, label_edits.MAX_BYTES)
     data = await request.body()
@@ -149,7 +142,7 @@ async def append(
     f"{PATH}/undo", dependencies=[TRAIN], response_model=UndoneStep, responses=problems(NotReady, PreconditionFailed)
 )
 def undo(session: Transaction, caller: Caller, dataset_id: uuid.UUID, if_match: IfMatch = None) -> Response:
-    """Take back the last step; what was sent together is one. Where there is none, nothing is changed."""
+    """Undo the last step: all edits that were sent in one request. Without a step nothing is changed."""
     _, draft = label_drafts.lock(session, dataset_id, caller.id, if_match)
     undone = [
         UndoneEdit(image=image, now=None if now is None else edit_out(now))
@@ -185,7 +178,7 @@ def publish(
         bool, Query(description="Leave out edits of images whose label has changed since, instead of a 409")
     ] = False,
 ) -> Response:
-    """Make the draft a new version of the labels, with the checks of `POST /datasets/{id}/labels`; then it is empty."""
+    """Make the draft a new label version, with the checks of `POST /datasets/{id}/labels`, and empty it."""
 
     def create() -> StoredResponse:
         files.require(request.app.state.settings.min_free_bytes)

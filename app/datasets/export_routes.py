@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.datasets import label_service, service
+from app.datasets.image_filters import LabelVersionQuery
 from app.errors import LabelVersionNotFound, NotReady
 from app.http import files as file_responses
 from app.http import routing
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.routing import Router
 from ml.formats.export import Export
 from ml.formats.export_source import read_version
@@ -25,7 +26,6 @@ from ml.formats.exporters import Format
 
 router = Router(tags=["datasets"])
 MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -43,10 +43,10 @@ def export(
     session: ReadSession,
     files: Files,
     dataset_id: uuid.UUID,
-    format: Annotated[Format, Query(description="What reads it: docs/howto/export-data.md")] = "imagefolder",
-    version: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")
-    ] = None,
+    format: Annotated[
+        Format, Query(description="Which programs read which format: docs/howto/export-data.md")
+    ] = "imagefolder",
+    version: LabelVersionQuery = None,
 ) -> Response:
     """Download the images, with their original bytes, and a version of their labels.
 
@@ -54,7 +54,7 @@ def export(
     and `Content-Length` is known from the start: a download that ends earlier is not complete.
     """
     dataset = service.get_ready(session, dataset_id)
-    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels, with_images=True)
     archive = Export(folder, read_version(folder, labels), format)
     headers = {

@@ -1,18 +1,18 @@
-"""/datasets/{id}/images/{index}/history: what versions have made of the label of one image."""
+"""/datasets/{id}/images/{index}/history: how versions have changed the label of one image."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from fastapi import Path
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.datasets import contents, label_service, service
 from app.datasets.label_issues import ImageAction
 from app.datasets.label_routes import Source
+from app.datasets.routes import ImageIndex
 from app.db.tables import Dataset, LabelVersion
 from app.errors import ImageNotFound, NotReady
 from app.http.access import READ
@@ -23,11 +23,11 @@ from app.storage import Storage
 from ml.formats import dataset_index, label_versions
 
 router = Router(tags=["labels"])
-VERSIONS = 100  # the newest ones, in which changes are looked for
+VERSIONS = 100  # only the newest ones are searched for changes
 
 
 class ImageLabelState(BaseModel):
-    version: int = Field(description="That made it so; 1 is the upload")
+    version: int = Field(description="The version that set this label; 1 is the upload")
     label: str | None
     action: ImageAction
     source: Source
@@ -37,7 +37,7 @@ class ImageLabelState(BaseModel):
 
 
 class ImageHistory(BaseModel):
-    """What became of the label of one image."""
+    """The history of the label of one image."""
 
     index: int
     path: str
@@ -45,7 +45,7 @@ class ImageHistory(BaseModel):
 
 
 class LabelState(NamedTuple):
-    """What a version has made of an image's label; `row` is None for the uploaded labels."""
+    """The label of an image as a version has set it; `row` is None for the uploaded labels."""
 
     version: int
     label: str | None
@@ -81,9 +81,7 @@ def find_states(session: Session, files: Storage, dataset: Dataset, image: int) 
     response_model=ImageHistory,
     responses=problems(NotReady, ImageNotFound),
 )
-def history(
-    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: Annotated[int, Path(ge=0, le=2**53)]
-) -> ImageHistory:
+def history(session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex) -> ImageHistory:
     """The versions that have changed the label of an image, newest first."""
     dataset = service.get_ready(session, dataset_id)
     image = contents.find_image(files.fetch_dataset(dataset.id), index)
@@ -92,7 +90,7 @@ def history(
 
 
 def state_out(state: LabelState, dataset: Dataset) -> ImageLabelState:
-    """The representation of what a version has made of an image's label."""
+    """The representation of a state of an image's label."""
     uploaded_at = dataset.finished_at or dataset.created_at
     row = state.row
     return ImageLabelState.model_validate(

@@ -11,11 +11,13 @@ from pydantic import Field
 from app.datasets.label_issues import ImageAction
 from app.errors import Fault, InvalidRequest
 from app.http import pages
+from app.http.fields import VersionNumber
 from app.http.pages import PageParams
 from ml.formats import dataset_index, image_query, image_results
 from ml.formats.image_query import ImageMatch, ImageQuery, Order
 from ml.formats.records import Split
 
+LabelVersionQuery = Annotated[VersionNumber | None, Query(description="Version of the labels; by default the newest")]
 ClassName = Annotated[str | None, Query(max_length=200, description="Name of a class")]
 
 
@@ -131,8 +133,7 @@ def page(
     if paging.cursor is not None:
         after = pages.decode(paging.cursor, lambda values: _position(values, query.order))
     matches = image_query.find(folder, query, version=version, results=results, after=after, limit=paging.limit + 1)
-    more = len(matches) > paging.limit
-    return matches[: paging.limit], pages.encode([query.order, *matches[paging.limit - 1].position]) if more else None
+    return pages.cut_page(matches, paging, lambda match: [query.order, *match.position])
 
 
 def _position(values: Any, order: Order) -> list[Any]:

@@ -37,6 +37,11 @@ def find(session: Session, dataset_id: uuid.UUID, owner: str) -> LabelDraft | No
     return session.get(LabelDraft, (dataset_id, owner))
 
 
+def begin(dataset: Dataset, owner: str) -> LabelDraft:
+    """An empty draft, which is not in a session yet."""
+    return LabelDraft(dataset_id=dataset.id, owner=owner, label_version=dataset.label_version, sequence=0)
+
+
 def lock(session: Session, dataset_id: uuid.UUID, owner: str, if_match: str | None) -> tuple[Dataset, LabelDraft]:
     """A ready data set and the caller's draft of its labels, begun if there is none; nobody else changes either now.
 
@@ -51,7 +56,7 @@ def lock(session: Session, dataset_id: uuid.UUID, owner: str, if_match: str | No
     dataset = service.get_ready(session, dataset_id)
     draft = find(session, dataset_id, owner)
     if draft is None:
-        draft = LabelDraft(dataset_id=dataset_id, owner=owner, label_version=dataset.label_version, sequence=0)
+        draft = begin(dataset, owner)
         session.add(draft)
         session.flush()
     routing.require_number(if_match, draft.sequence, "The last edit of the draft")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, mo
 
 from app.errors import Fault, InvalidRequest, LabelsMovedOn, Malformed, UnsupportedMediaType
 from app.http import json_text, problems
-from app.http.fields import Id, Strict, Text
+from app.http.fields import Id, Strict, Text, VersionNumber
 from ml.formats import csv_cells, label_versions
 from ml.formats.errors import printable
 from ml.formats.label_versions import Edit
@@ -24,11 +24,11 @@ NDJSON, CSV = "application/x-ndjson", "text/csv"
 COLUMNS = ("image", "from", "to", "action")
 
 Note = Annotated[str, Field(max_length=2000, description="Why; shown with the version")]
-Parent = Annotated[int, Field(ge=1, le=2**31 - 1, description="The version that the edits were made of")]
+Parent = Annotated[VersionNumber, Field(description="The version that the client has seen")]
 
 
 class LabelEdit(Strict):
-    """A change of one image, or of the classes; those of classes apply to the edits after them."""
+    """A change of one image, or of the classes. A change of classes applies to the edits after it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -76,7 +76,7 @@ class LabelEdit(Strict):
 class IssueFilter(Strict):
     """Which labels of a job's ranking are meant; all conditions must hold."""
 
-    is_label_issue: bool | None = Field(default=True, description="Flagged ones; null for all")
+    is_label_issue: bool | None = Field(default=True, description="true: flagged labels; null: all")
     label_score_below: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="Only labels with a lower score"
     )
@@ -85,7 +85,7 @@ class IssueFilter(Strict):
 
 
 class AcceptedIssues(Strict):
-    """Flags of a job that are taken for right."""
+    """Flags of a job that are accepted."""
 
     job: Id
     where: IssueFilter = IssueFilter()
@@ -95,7 +95,7 @@ class AcceptedIssues(Strict):
 
 
 class ConsensusRule(Strict):
-    """What annotators agree on, by one rule."""
+    """A rule by which votes become one label."""
 
     rule: Literal["majority", "dawid_skene"] = Field(
         description="majority: the label with most votes; dawid_skene: the most probable one, given how each annotator "
@@ -105,12 +105,13 @@ class ConsensusRule(Strict):
         default=0.0, description="Only labels with at least this share of the votes, or this probability"
     )
     include_relabelled: bool = Field(
-        default=False, description="Also of images that a version has relabelled, such as one by another rule"
+        default=False,
+        description="Also change images that an earlier version has relabelled, such as one by another rule",
     )
 
 
 class LabelConsensus(Strict):
-    """Makes what annotators agree on the labels to learn from, as a new version."""
+    """Makes a new version whose labels are what annotators agree on."""
 
     consensus: ConsensusRule
     parent: Parent | None = None
@@ -171,7 +172,7 @@ def parse(data: bytes, media_type: str, *, parent: int | None, note: str) -> Lab
 
 
 def _body(edits: Iterable[Any], parent: int | None, note: str) -> dict[str, Any]:
-    """The body in JSON that has these edits, of which no more are read than show that there are too many."""
+    """The JSON body with these edits; reading stops when there are too many."""
     return {"edits": list(itertools.islice(edits, MAX_EDITS + 1)), "parent": parent, "note": note}
 
 
@@ -217,7 +218,7 @@ def body_schemas() -> dict[str, dict[str, Any]]:
 
 
 def refuse(faults: list[Fault]) -> None:
-    """Raise for edits that do not fit: what moved on is a conflict, unless something else is wrong as well.
+    """Raise for edits that do not fit. Labels that have changed meanwhile are a conflict, everything else is invalid.
 
     Raises:
         InvalidRequest, LabelsMovedOn: There are faults.

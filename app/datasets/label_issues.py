@@ -1,4 +1,4 @@
-"""What jobs found out about the images of a data set, as the API shows it; named in cleanlab's terms.
+"""What jobs found out about the images of a data set, as the API shows it. The names are cleanlab's.
 
 `ml.formats.image_results` holds it, `ml.formats.image_query` finds images by it.
 """
@@ -29,7 +29,7 @@ COLUMNS = (
     "second_label", "second_confidence", "third_label", "third_confidence",
 )  # fmt: skip
 ImageAction = LabelStatus
-"""What edits have made of an image's label: the API's word for `label_versions.LabelStatus`."""
+"""What edits have done with an image's label. The API calls a `label_versions.LabelStatus` an action."""
 
 
 class Gaussian(BaseModel):
@@ -54,10 +54,10 @@ class Suggestion(BaseModel):
 class ImageFindings(BaseModel):
     """What a job found out about an image; null where it does not know."""
 
-    predicted_label: str | None = Field(description="The class that is suggested")
-    suggestions: list[Suggestion] = Field(description="The likeliest classes, the first is `predicted_label`")
+    predicted_label: str | None = Field(description="The suggested class")
+    suggestions: list[Suggestion] = Field(description="The likeliest classes; the first is `predicted_label`")
     model_label: str | None = Field(description="What the finished model predicts")
-    label_score: float | None = Field(description="In [0, 1], low is suspicious; of training images")
+    label_score: float | None = Field(description="In [0, 1]; low is suspicious. Only training images have one")
     is_label_issue: bool | None
     held_out: bool = Field(description="Held out of training for validation")
     is_outlier: bool | None = Field(description="Far from all other images")
@@ -70,7 +70,7 @@ class LabelIssue(ImageFindings):
     path: str
     split: Split
     given_label: str | None = Field(description="The label that the job has judged")
-    action: ImageAction = Field(description="By the newest version of the labels")
+    action: ImageAction = Field(description="In the newest version of the labels")
 
 
 def find_results(storage: Storage, job_id: uuid.UUID) -> Path:

@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Path, Query
+from fastapi import Header, Query
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -33,8 +33,9 @@ from app.http import bodies, pages
 from app.http import files as file_responses
 from app.http.access import READ, TRAIN, actor_of
 from app.http.deps import Files, ReadSession, Transaction
+from app.http.fields import VersionNumber
 from app.http.idempotency import Idempotency, StoredResponse, request_hash, respond_once
-from app.http.openapi import problems
+from app.http.openapi import CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
@@ -45,11 +46,13 @@ from ml.formats.records import ImageRecord, Split
 
 router = Router(tags=["labels"])
 Source = Literal["upload", "edits", "accept", "consensus", "revert"]
-Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
 IfMatch = Annotated[
-    str | None, Header(max_length=200, description='The newest version, as "3": otherwise nothing is changed (412)')
+    str | None,
+    Header(
+        max_length=200,
+        description='The ETag of the newest version, such as "3"; with another one nothing is changed (412)',
+    ),
 ]
-CSV_RESPONSE: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 SAMPLE = 20  # edits that a preview shows
 
 
@@ -74,9 +77,11 @@ class LabelVersionOut(BaseModel):
     )
     author: str | None = Field(description="Name of the API key")
     note: str
-    edits: int = Field(description="Edits against the version before")
-    counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(description="Images, over all versions")
-    digest: str = Field(description="Of all labels and actions; equal for equal ones")
+    edits: int = Field(description="How many edits made it of the version before")
+    counts: dict[Literal["relabelled", "confirmed", "excluded"], int] = Field(
+        description="Images by action, over all versions"
+    )
+    digest: str = Field(description="Hash of all labels and actions")
     skipped: dict[str, int] | None = Field(default=None, description="Flags or votes that were not taken, by reason")
     created_at: datetime
 
@@ -89,11 +94,11 @@ class EditOut(BaseModel):
 
 
 class LabelPreview(BaseModel):
-    """What a dry run answers."""
+    """The response to a dry run."""
 
     edits: int
     skipped: dict[str, int] = Field(description="Flags or votes that would not be taken, by reason")
-    counts: dict[str, int] = Field(description="Images, over all versions, as they would be")
+    counts: dict[str, int] = Field(description="Images by action, over all versions, with these edits")
     sample: list[EditOut] = Field(description=f"The first {SAMPLE} edits")
 
 
@@ -135,7 +140,7 @@ class LabelDiff(Page[ImageLabelChange]):
     responses=problems(NotReady),
 )
 def list_(session: ReadSession, files: Files, paging: Paging, dataset_id: uuid.UUID) -> Page[LabelVersionOut]:
-    """Versions of the labels, newest first. The images never change, and every version stays."""
+    """Versions of the labels, newest first. Old ones may be deleted (`DENLL_RETAIN_LABEL_VERSIONS_S`)."""
     dataset = service.get_ready(session, dataset_id)
     below = pages.page_start(paging, dataset.label_version + 1)
     rows = label_service.list_versions(session, dataset.id, below=below, limit=paging.limit)
@@ -163,13 +168,13 @@ async def edit(
     idempotency: Idempotency,
     if_match: IfMatch = None,
     dry_run: Annotated[bool, Query(description="Only check, and count what would change")] = False,
-    parent: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of edits that are not JSON")] = None,
-    note: Annotated[str, Query(max_length=2000, description="Of edits that are not JSON")] = "",
+    parent: Annotated[VersionNumber | None, Query(description="`parent` of edits that are not JSON")] = None,
+    note: Annotated[str, Query(max_length=2000, description="`note` of edits that are not JSON")] = "",
 ) -> Response:
     """Make a new version of the labels: by `edits`, by accepting the flags of a job, or by what annotators agree on.
 
-    All edits apply or none. The `from` of each must be the label that the image has in the newest version; 409 names
-    those that have moved on. Excluded images leave training; confirmed labels are never flagged again.
+    Either all edits apply or none. The `from` of each must be the label that the image has in the newest version; a
+    409 lists the images that have another one. Excluded images leave training; confirmed labels are not flagged again.
     """
     bodies.allow(request.scope, label_edits.MAX_BYTES)
     data = await request.body()
@@ -197,7 +202,7 @@ async def edit(
     "/datasets/{dataset_id}/labels/diff",
     dependencies=[READ],
     response_model=LabelDiff,
-    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+    responses={200: CSV, **problems(LabelVersionNotFound, NotReady)},
 )
 def diff(
     request: Request,
@@ -205,8 +210,8 @@ def diff(
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
-    before: Annotated[int, Query(alias="from", ge=1, le=2**31 - 1)],
-    after: Annotated[int, Query(alias="to", ge=1, le=2**31 - 1)],
+    before: Annotated[VersionNumber, Query(alias="from")],
+    after: Annotated[VersionNumber, Query(alias="to")],
 ) -> Any:
     """Images whose label or action differs between two versions, in index order: a page as JSON, all of them as CSV."""
     dataset = service.get_ready(session, dataset_id)
@@ -219,7 +224,7 @@ def diff(
         return file_responses.csv_table(f"labels-{dataset_id}-{before}-{after}", header, rows)
     start = pages.page_start(paging, -1)
     changes = dataset_index.compare_labels(folder, before, after, start=start, limit=paging.limit + 1)
-    page, cursor = pages.numbered_page(changes, paging)
+    page, cursor = pages.cut_page(changes, paging, lambda change: [change.number])
     one, two = (set(dataset_index.read_classes(folder, version)) for version in (before, after))
     return LabelDiff(
         items=[change_out(change) for change in page],
@@ -233,7 +238,7 @@ def diff(
     "/datasets/{dataset_id}/labels/{version}",
     dependencies=[READ],
     response_model=ImageLabelPage,
-    responses={200: CSV_RESPONSE, **problems(LabelVersionNotFound, NotReady)},
+    responses={200: CSV, **problems(LabelVersionNotFound, NotReady)},
 )
 def get(
     request: Request,
@@ -241,7 +246,7 @@ def get(
     files: Files,
     paging: Paging,
     dataset_id: uuid.UUID,
-    version: Version,
+    version: VersionNumber,
     split: Split | None = None,
     action: Annotated[list[ImageAction] | None, Query(description="Only these; repeat it for several")] = None,
 ) -> Any:
@@ -277,7 +282,7 @@ def revert(
     session: Transaction,
     files: Files,
     dataset_id: uuid.UUID,
-    version: Version,
+    version: VersionNumber,
     idempotency: Idempotency,
     if_match: IfMatch = None,
     note: Annotated[str, Query(max_length=2000)] = "",
@@ -330,7 +335,7 @@ def write(session: Session, request: Request, proposal: Proposal, note: str) -> 
 
 
 def preview(proposal: Proposal) -> dict[str, Any]:
-    """The representation of labels that were not written."""
+    """The representation of a proposal that is not written."""
     sample = [EditOut(action=e.action, image=e.image, from_=e.old, to=e.new) for e in proposal.edits[:SAMPLE]]
     return LabelPreview(
         edits=len(proposal.edits),

@@ -65,6 +65,11 @@ def check_version(session: Session, dataset: Dataset, version: int) -> int:
     return version
 
 
+def resolve_version(session: Session, dataset: Dataset, version: int | None) -> int:
+    """The version that a client has named, or the newest; raises as `check_version` does."""
+    return dataset.label_version if version is None else check_version(session, dataset, version)
+
+
 def propose_edits(
     session: Session,
     files: Storage,

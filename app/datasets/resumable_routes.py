@@ -43,7 +43,7 @@ from app.errors import (
 from app.http import bodies
 from app.http.access import OPEN, READ, TRAIN
 from app.http.deps import Config, Files
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.problems import from_validation
 from app.http.routing import Route, Router
 from app.settings import Settings
@@ -67,7 +67,7 @@ METADATA_BYTES = 4096
 CHUNK_BODY = {
     "requestBody": {
         "required": False,
-        "content": {CHUNK: {"schema": {"type": "string", "format": "binary"}}},
+        "content": {CHUNK: BINARY},
     }
 }
 
@@ -75,21 +75,21 @@ CHUNK_BODY = {
 async def _check_version(
     request: Request,
     tus_resumable: Annotated[
-        str | None, Header(description="Not needed by GET", json_schema_extra={"const": VERSION})
+        str | None, Header(description="Required by all methods but GET", json_schema_extra={"const": VERSION})
     ] = None,
 ) -> None:
-    """Refuse other versions of tus, once the caller may use the route."""
+    """Refuse other versions of tus."""
     method = request.scope.get("original_method", request.method)
     if method != "GET" and tus_resumable != VERSION:
         detail = f"Send the header Tus-Resumable: {VERSION}."
         raise TusVersionUnsupported(detail, headers={"Tus-Version": VERSION})
 
 
-SPEAKS_TUS = Depends(_check_version)
+TUS_VERSION = Depends(_check_version)
 
 
 class TusRoute(Route):
-    """A route whose every answer, problems among them, has `Tus-Resumable`."""
+    """A route whose responses, problems included, have the header `Tus-Resumable`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler of the route."""
@@ -138,7 +138,7 @@ class Checksum(NamedTuple):
 
 @router.options("/uploads", status_code=204, dependencies=[OPEN])
 async def options(config: Config) -> Response:
-    """What this server supports of tus."""
+    """The version and extensions of tus that this server supports."""
     headers = {
         "Tus-Version": VERSION,
         "Tus-Max-Size": str(config.upload_bytes),
@@ -152,7 +152,7 @@ async def options(config: Config) -> Response:
     "/uploads",
     status_code=201,
     response_class=Response,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         TooLarge, QueueFull, InsufficientStorage, TusVersionUnsupported, ChecksumMismatch, UploadLocked, UploadNotFound
@@ -163,7 +163,7 @@ async def create(
     config: Config,
     files: Files,
     upload_length: Annotated[str, Header(description="Bytes of the archive", json_schema_extra=IS_NUMBER)],
-    upload_metadata: Annotated[str, Header(description="As tus has it; `filename` names the data set")] = "",
+    upload_metadata: Annotated[str, Header(description="Pairs as in tus; `filename` names the data set")] = "",
     upload_checksum: ChecksumHeader = None,
 ) -> Response:
     """Begin a resumable upload of an archive (tus 1.0.0); the body may be its first bytes.
@@ -190,7 +190,7 @@ async def create(
 @router.get(
     "/uploads/{upload_id}",
     response_model=UploadOut,
-    dependencies=[READ, SPEAKS_TUS],
+    dependencies=[READ, TUS_VERSION],
     responses=problems(UploadNotFound, TusVersionUnsupported),
 )
 async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
@@ -207,7 +207,7 @@ async def get(config: Config, files: Files, upload_id: uuid.UUID) -> Response:
 @router.patch(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     openapi_extra=CHUNK_BODY,
     responses=problems(
         UploadNotFound, OffsetConflict, TusVersionUnsupported, UploadLocked, QueueFull, InsufficientStorage,
@@ -220,11 +220,11 @@ async def append(
     files: Files,
     upload_id: uuid.UUID,
     upload_offset: Annotated[
-        str, Header(description="Where the bytes begin: what HEAD answers", json_schema_extra=IS_NUMBER)
+        str, Header(description="Where the body begins: `Upload-Offset` of HEAD", json_schema_extra=IS_NUMBER)
     ],
     upload_checksum: ChecksumHeader = None,
 ) -> Response:
-    """Append the body to an upload, at `Upload-Offset`. What arrived before a connection broke stays."""
+    """Append the body to an upload, at `Upload-Offset`. Bytes that arrived before a connection broke count."""
     if bodies.media_type(request) != CHUNK:
         raise UnsupportedMediaType(f"Send the bytes as {CHUNK}.")
     offset, checksum = _number(upload_offset, "Upload-Offset"), _checksum(upload_checksum)
@@ -234,11 +234,11 @@ async def append(
 @router.delete(
     "/uploads/{upload_id}",
     status_code=204,
-    dependencies=[TRAIN, SPEAKS_TUS],
+    dependencies=[TRAIN, TUS_VERSION],
     responses=problems(UploadNotFound, TusVersionUnsupported, UploadLocked),
 )
 def delete(config: Config, files: Files, upload_id: uuid.UUID) -> None:
-    """Give an upload up and free its disk space."""
+    """Delete an unfinished upload."""
     resumable.read(files, upload_id, config.upload_expires_s)
     with resumable.lock(files, upload_id):
         local_files.remove(files.resumable(upload_id))

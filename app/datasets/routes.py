@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.datasets import contents, image_filters, label_issues, label_service, schemas, service, upload_service, uploads
-from app.datasets.image_filters import Filters
+from app.datasets.image_filters import Filters, LabelVersionQuery
 from app.datasets.schemas import DatasetContents, DatasetOut, ImageOut, ReportLine, Status
 from app.db import audit
 from app.db.tables import Dataset, State
@@ -37,7 +37,7 @@ from app.http import files as file_responses
 from app.http.access import READ, TRAIN, By
 from app.http.deps import Files, ReadSession, Transaction
 from app.http.idempotency import Idempotency
-from app.http.openapi import problems
+from app.http.openapi import BINARY, CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.storage import Storage
@@ -46,13 +46,12 @@ from ml.formats.records import Level
 
 router = Router(tags=["datasets"])
 ImageIndex = Annotated[int, Path(ge=0, le=2**53)]
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 COLUMNS = {
     "path_column": "Column with the paths of the images; empty: file, file_name, filename, path, image_path or image",
     "label_column": (
         "Column to learn from; empty: label, class, category, target, given or choice, or the only other column"
     ),
-    "clean_column": "Column of true labels, used for measurement alone",
+    "clean_column": "Column of true labels; they are used only to measure",
     "annotator_columns": "Columns with the votes of one annotator each, separated by commas. Without "
     "`label_column`, or with `label_column=consensus`, the label to learn from is the majority of the votes",
 }
@@ -176,7 +175,7 @@ def read_contents(files: Storage, row: Dataset) -> DatasetContents | None:
 
 @router.delete("/datasets/{dataset_id}", status_code=204, dependencies=[TRAIN], responses=problems(InUse))
 def delete(session: Transaction, by: By, files: Files, background: BackgroundTasks, dataset_id: uuid.UUID) -> None:
-    """Free the disk; 409 while a job uses it. Finished jobs and their models stay."""
+    """Delete a data set and its files; 409 while a job uses it. Finished jobs and their models stay."""
     name = service.delete(session, dataset_id)
     audit.record(session, by, "dataset.delete", f"/datasets/{dataset_id}", name=name)
     background.add_task(files.remove, files.dataset(dataset_id))
@@ -188,7 +187,7 @@ def delete(session: Transaction, by: By, files: Files, background: BackgroundTas
     dependencies=[READ],
     response_model=Page[ReportLine],
     responses={
-        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        200: CSV,
         **problems(NotReady, JobNotFound, ArtifactNotFound),
     },
 )
@@ -201,10 +200,10 @@ def report(
     level: Level | None = None,
     code: Annotated[str | None, Query(max_length=100)] = None,
     job: Annotated[
-        uuid.UUID | None, Query(description="What this job found instead: near-duplicates, outliers")
+        uuid.UUID | None, Query(description="The report of this job instead: near-duplicates, outliers")
     ] = None,
 ) -> Any:
-    """Every file left out, with its reason; duplicates, leakage, tiny classes. Pages of JSON, or all as `text/csv`."""
+    """Every file left out, with the reason; duplicates, leakage, tiny classes. A page as JSON, or all lines as CSV."""
     folder = files.fetch_dataset(service.get_ready(session, dataset_id).id)
     read: Callable[..., list[records.ReportLine]] = functools.partial(dataset_index.read_report, folder)
     if job is not None:
@@ -215,7 +214,7 @@ def report(
         return file_responses.csv_table(f"report-{dataset_id}", ("path", "code", "detail", "level"), table)
     after = pages.page_start(paging, 0)
     lines = read(level=level, code=code, after=after, limit=paging.limit + 1)
-    page, cursor = pages.numbered_page(lines, paging)
+    page, cursor = pages.cut_page(lines, paging, lambda line: [line.number])
     return Page(items=[schemas.report_line(line) for line in page], next_cursor=cursor)
 
 
@@ -233,15 +232,15 @@ def images(
     filters: Filters,
     job: Annotated[
         uuid.UUID | None,
-        Query(description="Whose results; by default the newest training's where a filter or the order needs one"),
+        Query(
+            description="Job whose results are used; by default the newest training if a filter or the order needs one"
+        ),
     ] = None,
-    version: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")
-    ] = None,
+    version: LabelVersionQuery = None,
 ) -> Page[ImageOut]:
-    """Images in index order, or as `order_by` says; with `job` also what that job found out about them."""
+    """Images in index order, or as `order_by` says; with `job` also that job's findings."""
     dataset = service.get_ready(session, dataset_id)
-    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels)
     query = filters.query(default_order="index")
     results = None

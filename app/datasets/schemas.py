@@ -34,14 +34,14 @@ class ReportSummary(BaseModel):
     """Counts of the report and its first warnings; the whole report is at /datasets/{id}/report."""
 
     excluded: int = Field(description="Images left out")
-    ignored: int = Field(description="Files that are no images")
+    ignored: int = Field(description="Files that are not images")
     by_code: dict[Level, dict[str, int]] = Field(description="Lines by level and code")
     warnings: list[ReportLine] = Field(description="The first hundred")
     total_warnings: int
 
 
 class Agreement(BaseModel):
-    """Shares of an annotator's votes that are what all of them agree on; null without votes."""
+    """Shares of an annotator's votes that equal the consensus, by each rule; null without votes."""
 
     majority: float | None
     dawid_skene: float | None
@@ -61,18 +61,18 @@ class DatasetOut(BaseModel):
     label_column: str | None
     clean_column: str | None
     annotators: list[AnnotatorOut] | None = Field(
-        description="Those whose votes were uploaded (`annotator_columns`); null without any"
+        description="Annotators whose votes were uploaded (`annotator_columns`); null without any"
     )
-    size_bytes: int = Field(description="Of the upload")
-    sha256: str = Field(description="Of the upload")
-    digest: str | None = Field(description="Of images, labels and splits; the same however they were packed")
+    size_bytes: int = Field(description="Size of the upload")
+    sha256: str = Field(description="SHA-256 of the upload")
+    digest: str | None = Field(description="Hash of images, labels and splits, whatever archive they came in")
     classes: list[str] | None = Field(description="Sorted; the position is the class id")
     counts: dict[Split, dict[str, int]] | None = Field(
-        description="Images by split and class, by the newest labels and without excluded ones"
+        description="Images by split and class, in the newest label version; excluded images do not count"
     )
     images: int | None
     image_size: int | None = Field(description="Suggested side for training")
-    facts: dict[str, Any] | None = Field(description="What else ingest measured")
+    facts: dict[str, Any] | None = Field(description="All measurements of the ingest")
     report: ReportSummary | None
     progress: dict[str, Any] | None
     error: dict[str, Any] | None = Field(description="A problem: type, code, title, detail, and errors naming entries")
@@ -149,7 +149,7 @@ class ImageOut(BaseModel):
     index: int
     path: str
     split: Split
-    given_label: str | None = Field(description="By the version of the labels that was asked for")
+    given_label: str | None = Field(description="In the requested version of the labels")
     action: ImageAction
     clean_label: str | None
     width: int = Field(description="Upright, after EXIF orientation")
@@ -157,7 +157,7 @@ class ImageOut(BaseModel):
     sha256: str
     size_bytes: int
     media_type: str
-    findings: ImageFindings | None = Field(description="By the job that was asked for; null without one")
+    findings: ImageFindings | None = Field(description="Of the requested job; null without one")
     similarity: float | None = Field(description="Cosine to the image of `like`, in [-1, 1]; null without it")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.db.tables import Dataset, Job, LabelVersion, State
+from app.db.tables import ACTIVE, Dataset, Job, LabelVersion, State
 from app.errors import DatasetNotFound, InUse, NotReady
 from ml.formats import label_versions
 
@@ -97,7 +97,7 @@ def delete(session: Session, dataset_id: uuid.UUID) -> str:
         raise DatasetNotFound("There is no data set with this id.")
     if row.state == State.running:
         raise InUse("The data set is being read; try again when it is ready or failed.")
-    active = (Job.dataset_id == dataset_id, Job.state.in_((State.queued, State.running)))
+    active = (Job.dataset_id == dataset_id, Job.state.in_(ACTIVE))
     jobs = session.scalar(select(func.count()).select_from(Job).where(*active)) or 0
     if jobs:
         raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} need it; cancel or wait.")

@@ -50,13 +50,13 @@ class JsonUpload(Strict):
 
 
 class FinishedUpload(JsonUpload):
-    """A resumable upload that is to become a data set."""
+    """A complete resumable upload to make a data set of."""
 
-    upload_id: Id = Field(description="Of `POST /uploads`; every byte has arrived")
+    upload_id: Id = Field(description="Id from `POST /uploads`; the upload must be complete")
 
 
 class ServerFolder(JsonUpload):
-    """A folder of the service's host that is to become a data set."""
+    """A folder of the service's host to make a data set of."""
 
     server_folder: Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(plain)] = Field(
         description="A name of `DENLL_SERVER_FOLDERS`, or a folder below it: `photos/2024`"

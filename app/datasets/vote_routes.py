@@ -1,7 +1,6 @@
-"""/datasets/{id}/votes and /datasets/{id}/images/{index}/votes: what several annotators say of images.
+"""/datasets/{id}/votes and /datasets/{id}/images/{index}/votes: the votes of several annotators.
 
-The original bytes of an image are at /datasets/{id}/images/{index}, with a tag and a media type of their own, so its
-votes have an address of their own.
+/datasets/{id}/images/{index} serves the bytes of an image, so its votes have another address.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from app.datasets import contents, label_service, service
+from app.datasets.image_filters import LabelVersionQuery
 from app.datasets.routes import ImageIndex
 from app.errors import ImageNotFound, LabelVersionNotFound, NotReady
 from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
-from app.http.openapi import problems
+from app.http.openapi import CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from ml.formats import dataset_index, votes
@@ -30,7 +30,6 @@ from ml.formats.records import ImageRecord, Split
 from ml.formats.votes import ImageVotes
 
 router = Router(tags=["votes"])
-Version = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of the labels; by default the newest")]
 
 
 class Vote(BaseModel):
@@ -47,11 +46,11 @@ class VotesOut(BaseModel):
     index: int
     path: str
     split: Split
-    given_label: str | None = Field(description="By the version of the labels that was asked for")
-    votes: list[Vote] = Field(description="One of each annotator, as they were uploaded")
+    given_label: str | None = Field(description="In the requested version of the labels")
+    votes: list[Vote] = Field(description="One for each annotator, as uploaded")
     majority: ConsensusLabel | None = Field(
-        description="The label with most votes; of several, that of the annotator who was named first. null without "
-        "votes"
+        description="The label with most votes; in a tie, the vote of the annotator whose column was named first. null "
+        "without votes"
     )
     dawid_skene: ConsensusLabel | None = Field(description="The most probable label, given how each annotator errs")
 
@@ -60,10 +59,7 @@ class VotesOut(BaseModel):
     "/datasets/{dataset_id}/votes",
     dependencies=[READ],
     response_model=Page[VotesOut],
-    responses={
-        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
-        **problems(NotReady, LabelVersionNotFound),
-    },
+    responses={200: CSV, **problems(NotReady, LabelVersionNotFound)},
 )
 def list_(
     request: Request,
@@ -72,14 +68,14 @@ def list_(
     paging: Paging,
     dataset_id: uuid.UUID,
     disagreeing: Annotated[bool | None, Query(description="Only images whose votes differ, or do not")] = None,
-    version: Version = None,
+    version: LabelVersionQuery = None,
 ) -> Any:
     """Votes in index order: a page as JSON, or all as CSV with a column for each annotator.
 
-    Images without a vote are left out. Who agrees how often with the consensus: `annotators` of the data set.
+    Images without a vote are left out. `annotators` of the data set tells how often each agrees with the consensus.
     """
     dataset = service.get_ready(session, dataset_id)
-    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels)
     index = folder / dataset_index.INDEX_FILE
     annotators = votes.read_annotators(index)
@@ -93,12 +89,8 @@ def list_(
         return file_responses.csv_table(f"votes-{dataset_id}", header, lines)
     after = pages.page_start(paging, -1)
     rows = votes.read(index, disagreeing=disagreeing, after=after, limit=paging.limit + 1)
-    more = len(rows) > paging.limit
-    rows = rows[: paging.limit]
-    return Page(
-        items=list(votes_out(folder, labels, classes, annotators, rows)),
-        next_cursor=pages.encode([rows[-1].consensus.image]) if more else None,
-    )
+    page, cursor = pages.cut_page(rows, paging, lambda row: [row.consensus.image])
+    return Page(items=votes_out(folder, labels, classes, annotators, page), next_cursor=cursor)
 
 
 @router.get(
@@ -108,11 +100,11 @@ def list_(
     responses=problems(NotReady, ImageNotFound, LabelVersionNotFound),
 )
 def get(
-    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex, version: Version = None
+    session: ReadSession, files: Files, dataset_id: uuid.UUID, index: ImageIndex, version: LabelVersionQuery = None
 ) -> VotesOut:
     """What each annotator says of an image, and what they agree on; `votes` is empty without annotators."""
     dataset = service.get_ready(session, dataset_id)
-    labels = dataset.label_version if version is None else label_service.check_version(session, dataset, version)
+    labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels)
     image = contents.find_image(folder, index, labels)
     path = folder / dataset_index.INDEX_FILE

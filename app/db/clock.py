@@ -1,4 +1,4 @@
-"""The database's clock in SQL, the only clock that leases are measured by; and UTC datetimes on both databases."""
+"""The database's clock in SQL, which alone measures leases; and UTC datetimes on both databases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which schema the database has, and which one this code knows.
+"""Compares the schema of the database with the one that this code knows.
 
-While the two differ, a process leaves the database alone, as if it were unavailable: a process of the previous version
-must not write rows that the next one would not understand, and a process of the next one waits for the migration (F31).
+While they differ, a process does not use the database, as if it were unavailable. So a process of the previous version
+writes no rows that the next version would not understand, and one of the next version waits for the migration (F31).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 REVISION = "202611306a1d"  # of the newest migration: the one that makes the tables of `app.db.tables`
 VERSIONS = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))  # Alembic's own
-CHECK_S = 5.0  # how often a process that uses the database looks
+CHECK_S = 5.0  # a result is repeated for this long
 RETRY_S = 30
 
 
@@ -34,7 +34,7 @@ class SchemaCheck:
         if time.monotonic() >= self._check_at:
             mismatch = _mismatch(session.connection())
             if mismatch is not None and mismatch != self._mismatch:
-                log.error("the database is left alone: %s", mismatch)
+                log.error("the database is not used: %s", mismatch)
             self._mismatch, self._check_at = mismatch, time.monotonic() + CHECK_S
         _refuse(self._mismatch)
 

@@ -15,7 +15,7 @@ from app.db import postgres, schema
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
-__all__ = ["Engine", "Session", "connect", "is_unavailable", "transaction", "wait_until_reachable"]
+__all__ = ["Engine", "Session", "connect", "transaction", "wait_until_reachable"]
 
 UNAVAILABLE_RETRY_S = 5
 MARGIN_S = 0.5  # the client waits this much longer than a statement may take: the server's limit comes first
@@ -112,7 +112,7 @@ def _unavailable_as_a_problem() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if is_unavailable(error):
+        if _is_unavailable(error):
             raise DatabaseUnavailable(
                 "The database does not answer; try again in a few seconds.", retry_after_s=UNAVAILABLE_RETRY_S
             ) from error
@@ -123,7 +123,7 @@ def _unavailable_as_a_problem() -> Iterator[None]:
         ) from error
 
 
-def is_unavailable(error: exc.DBAPIError) -> bool:
+def _is_unavailable(error: exc.DBAPIError) -> bool:
     """Whether the database was unavailable or overloaded, as opposed to a wrong statement."""
     if error.connection_invalidated or isinstance(error, exc.OperationalError):
         return True

@@ -58,6 +58,7 @@ class State(enum.StrEnum):
     cancelled = "cancelled"
 
 
+ACTIVE = (State.queued, State.running)
 ENDED = (State.succeeded, State.failed, State.cancelled)
 
 
@@ -77,7 +78,7 @@ def state_column(name: str) -> Any:
 
 
 class WorkColumns:
-    """Columns of a row that workers claim (see `app.work`, which alone sets them)."""
+    """Columns of a row that workers claim; `app.work` sets those of claims, leases and ends."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
@@ -96,7 +97,7 @@ class WorkColumns:
 
 
 class Dataset(WorkColumns, Base):
-    """A data set: an upload that waits to be checked, is being checked, is ready (`succeeded`) or was rejected."""
+    """An uploaded data set: it waits to be checked, is being checked, is ready (`succeeded`) or was rejected."""
 
     __tablename__ = "dataset"
     __table_args__ = (
@@ -111,7 +112,7 @@ class Dataset(WorkColumns, Base):
     key_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id", ondelete="SET NULL"))
     name: Mapped[str] = mapped_column(String(200))
     label_version: Mapped[int] = mapped_column(default=1)  # the newest
-    upload: Mapped[dict[str, Any]]  # label_column, clean_column, sha256, bytes: how to read the archive
+    upload: Mapped[dict[str, Any]]  # columns that the client named, sha256, size_bytes
     progress: Mapped[dict[str, Any] | None]
     facts: Mapped[dict[str, Any] | None]  # classes, counts, digest, image_size, warnings: set when ready
 
@@ -124,8 +125,8 @@ class LabelVersion(Base):
     dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     parent: Mapped[int]
-    source: Mapped[str] = mapped_column(String(16))  # edits, accept or revert
-    origin: Mapped[dict[str, Any] | None]  # what was accepted, or the version reverted to
+    source: Mapped[str] = mapped_column(String(16))  # edits, accept, consensus or revert
+    origin: Mapped[dict[str, Any] | None]  # what was accepted, the rule, or the version reverted to
     author: Mapped[str | None] = mapped_column(String(200))  # as the actor of an audit entry
     note: Mapped[str] = mapped_column(String(2000), default="")
     edits: Mapped[int]
@@ -142,7 +143,7 @@ class LabelDraft(Base):
     dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True)
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)  # which API key; "" is the loopback user
     label_version: Mapped[int]  # the newest version when it was begun
-    sequence: Mapped[int] = mapped_column(default=0)  # the last number given to an edit; undoing gives none back
+    sequence: Mapped[int] = mapped_column(default=0)  # of the last change; it only grows
     created_at: Mapped[datetime] = mapped_column(server_default=now())
     updated_at: Mapped[datetime] = mapped_column(server_default=now())
 
@@ -202,9 +203,8 @@ class Job(WorkColumns, Base):
     checkpoint_step: Mapped[int | None]
     checkpoint_path: Mapped[str | None] = mapped_column(String(400))  # relative to the job's folder
     files_deleted_at: Mapped[datetime | None]  # by retention
-    restart_from: Mapped[int] = mapped_column(
-        default=0
-    )  # attempts up to this fence are not resumed from (retry from scratch)
+    # checkpoints of attempts up to this fence are not used (retry from scratch)
+    restart_from: Mapped[int] = mapped_column(default=0)
 
 
 class JobEvent(Base):
@@ -276,9 +276,9 @@ class AliasChange(Base):
 
 
 class ApiKey(Base):
-    """An API key, of which only the SHA-256 is stored (256 random bits need no slow hash), or a person who logs in.
+    """A caller: an API key, stored as its SHA-256 (256 random bits need no slow hash), or a person who logs in.
 
-    A person has `issuer` and `subject` instead of a key: limits, and what they own, are those of any caller.
+    A person has `issuer` and `subject` instead of a key. Both have the same limits and own jobs and data sets alike.
     """
 
     __tablename__ = "api_key"

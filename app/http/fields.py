@@ -42,4 +42,5 @@ Text = Annotated[str, StringConstraints(max_length=200), AfterValidator(plain)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(plain)]
 Id = Annotated[uuid.UUID, read_text(uuid.UUID, "a UUID")]
 Time = Annotated[AwareDatetime, read_text(datetime.fromisoformat, "a time as in RFC 3339")]
+VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]  # of a data set's labels
 Tags = Annotated[dict[Name, Text], Field(max_length=32)]

@@ -35,9 +35,11 @@ class Check(BaseModel):
     detail: str | None = None
     heartbeat_age_seconds: float | None = None
     device: str | None = None
-    devices: int | None = Field(default=None, description="Of this kind, on all hosts together")
-    running: int | None = Field(default=None, description="Processes of this kind that work, on all hosts together")
-    faults: int | None = Field(default=None, description="Those that cannot work; `detail` says why one of them cannot")
+    devices: int | None = Field(default=None, description="Devices of running processes of this kind, on all hosts")
+    running: int | None = Field(default=None, description="Processes of this kind without a fault, on all hosts")
+    faults: int | None = Field(
+        default=None, description="Processes of this kind with a fault; `detail` says which fault one of them has"
+    )
     free_bytes: int | None = None
 
 
@@ -63,14 +65,14 @@ async def livez() -> Response:
 
 @router.get("/version", dependencies=[READ], response_model=Version)
 async def get_version() -> Version:
-    """Which version of the service answers, and the schema that its database must have."""
+    """The version of the service, and the schema that its database must have."""
     return Version(version=version.current(), schema_revision=schema.REVISION)
 
 
 @router.get("/readyz", dependencies=[OPEN], response_model=Readiness)
 async def readyz(request: Request) -> Response:
-    """The state of every dependency. A `degraded` service responds, while its work waits for Redis or a worker;
-    without the database it is `unavailable`."""
+    """The state of every dependency. `degraded`: the service responds, but some work waits, for example for a worker.
+    Without the database the response is a 503."""
     checks = await run_in_threadpool(check, request.app.state)
     details = {name: c.model_dump(mode="json", exclude_none=True) for name, c in checks.items()}
     worst = {c.status for c in checks.values()}

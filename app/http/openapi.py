@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from app.errors import Problem
 from app.http import sessions
 from app.http.problems import MEDIA_TYPE
+from app.http.routing import Route
 from app.settings import Settings
 
 PROBLEM_SCHEMA: dict[str, Any] = {
@@ -40,17 +41,17 @@ PROBLEM_SCHEMA: dict[str, Any] = {
                 },
             },
         },
-        "hint": {"type": "string", "description": "What to do about it, where a command or a setting helps"},
+        "hint": {"type": "string", "description": "What to do about it, if a command or a setting helps"},
         "violated-policies": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "The limits of this client that are reached: requests, queued-jobs, stored-bytes ...",
+            "description": "The limits that this client has reached: requests, queued-jobs, stored-bytes ...",
         },
         "total_errors": {"type": "integer", "description": "How many there are; the first 100 are shown"},
         "columns": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "Of an uploaded table whose columns are not clear: its columns",
+            "description": "The columns of an uploaded table whose columns are not clear",
         },
         "sample_row": {
             "type": "object",
@@ -59,9 +60,9 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         },
     },
 }
-# Routes that anybody may call, and those that only a session opens.
-PUBLIC = frozenset({"/livez", "/readyz", "/login", "/login/callback"})
-OF_SESSIONS = frozenset({"/session", "/logout"})
+BINARY = {"schema": {"type": "string", "format": "binary"}}  # content of a file
+CSV: dict[str, Any] = {"content": {"text/csv": {"schema": {"type": "string"}}}}  # a response beside JSON
+OF_SESSIONS = frozenset({"/session", "/logout"})  # open to every caller, but nothing without a session
 TITLES = {
     400: "Malformed request",
     401: "No valid API key",
@@ -108,18 +109,35 @@ def install(app: FastAPI, bodies: Callable[[], dict[str, dict[str, Any]]]) -> No
             if not finished:
                 settings: Settings = app.state.settings
                 cookie = sessions.Cookie(settings, sessions.COOKIE).name if settings.login_enabled else None
-                finished.append(complete_document(generate(), bodies(), key=settings.key_required, cookie=cookie))
+                finished.append(
+                    complete_document(
+                        generate(), bodies(), open_operations(app), key=settings.key_required, cookie=cookie
+                    )
+                )
         return finished[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def open_operations(app: FastAPI) -> set[tuple[str, str]]:
+    """Path and method, in lower case, of the operations that anybody may call."""
+    routes = [route for route in app.routes if isinstance(route, Route) and route.required_scope.scope is None]
+    return {(route.path_format, method.lower()) for route in routes for method in route.methods}
+
+
 def complete_document(
-    document: dict[str, Any], bodies: dict[str, dict[str, Any]], *, key: bool, cookie: str | None
+    document: dict[str, Any],
+    bodies: dict[str, dict[str, Any]],
+    public: set[tuple[str, str]],
+    *,
+    key: bool,
+    cookie: str | None,
 ) -> dict[str, Any]:
     """The generated OpenAPI document with problems, bodies and security added.
 
     Args:
+        bodies: JSON Schemas of request bodies by component name.
+        public: Of `open_operations`.
         key: Whether a key is required.
         cookie: The name of the cookie of a session; None where nobody can log in.
     """
@@ -142,7 +160,8 @@ def complete_document(
         }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            add_problems(path, method, operation, key=key, session=cookie is not None)
+            is_open = (path, method) in public and path not in OF_SESSIONS
+            add_problems(path, method, operation, key=key and not is_open, session=cookie is not None)
     return document
 
 
@@ -161,7 +180,7 @@ def add_problems(path: str, method: str, operation: dict[str, Any], *, key: bool
     if default_422.get("$ref", "").endswith("HTTPValidationError"):
         del responses["422"]
     statuses = {400, 415, 422, 500, 503}
-    if key and path not in PUBLIC:
+    if key:
         statuses |= {401, 403}
         by_session: list[dict[str, list[str]]] = [{"session": []}] if session else []
         operation["security"] = by_session if path in OF_SESSIONS else [{"key": []}, *by_session]

@@ -6,9 +6,9 @@ import base64
 import binascii
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
@@ -20,16 +20,6 @@ from app.errors import Fault, InvalidRequest
 MOST_ITEMS = 200  # of one page
 Element = TypeVar("Element")
 Source = TypeVar("Source")
-
-
-class HasNumber(Protocol):
-    """A row with a number that orders its collection."""
-
-    @property
-    def number(self) -> int: ...
-
-
-Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
 class Page(BaseModel, Generic[Element]):
@@ -74,9 +64,7 @@ def newest_page(
         statement = statement.where(or_(table.created_at < at, and_(table.created_at == at, table.id < last)))
     statement = statement.order_by(table.created_at.desc(), table.id.desc()).limit(params.limit + 1)
     rows = list(session.scalars(statement))
-    more = len(rows) > params.limit
-    rows = rows[: params.limit]
-    return rows, encode([rows[-1].created_at.isoformat(), str(rows[-1].id)]) if more else None  # type: ignore[attr-defined]
+    return cut_page(rows, params, lambda row: [row.created_at.isoformat(), str(row.id)])  # type: ignore[attr-defined]
 
 
 def slice_page(items: Sequence[Source], params: PageParams) -> tuple[list[Source], str | None]:
@@ -86,14 +74,17 @@ def slice_page(items: Sequence[Source], params: PageParams) -> tuple[list[Source
     return list(items[start:end]), encode([end]) if end < len(items) else None
 
 
-def numbered_page(rows: Sequence[Numbered], params: PageParams) -> tuple[Sequence[Numbered], str | None]:
-    """One page of rows ordered by their numbers, and the cursor of the next page.
+def cut_page(
+    rows: Sequence[Source], params: PageParams, position: Callable[[Source], list[Any]]
+) -> tuple[list[Source], str | None]:
+    """One page of rows, and the cursor of the next page.
 
     Args:
-        rows: The rows after `page_start(params, ...)`: one more than `params.limit` if there are as many.
+        rows: The rows after the cursor: one more than `params.limit` if there are as many.
+        position: What the cursor says of the last row of the page.
     """
-    page = rows[: params.limit]
-    return page, encode([page[-1].number]) if len(rows) > len(page) else None
+    page = list(rows[: params.limit])
+    return page, encode(position(page[-1])) if len(rows) > len(page) else None
 
 
 def page_start(params: PageParams, start: int) -> int:
@@ -130,7 +121,7 @@ def parse_time_and_id(values: Any) -> tuple[datetime, uuid.UUID]:
 
 
 def parse_offset(values: Any) -> int:
-    """The value of a cursor of `slice_page` or `numbered_page`; ValueError or TypeError for others."""
+    """The value of a cursor of `slice_page`, or of `cut_page` with one number; ValueError or TypeError for others."""
     (offset,) = values
     if type(offset) is not int or not 0 <= offset < 2**53:
         raise ValueError(offset)

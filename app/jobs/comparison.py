@@ -31,7 +31,7 @@ CACHED = 4
 
 
 class ChangedImage(NamedTuple):
-    """An image that not all jobs predict the same of; names of classes."""
+    """An image that the jobs predict differently; labels are names of classes."""
 
     number: int
     path: str
@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
         label_version: Of these labels.
         labels: Names of classes, one for each image.
         predictions: For each job the names of classes, one for each image.
-        changed: The images that not all jobs predict the same of, by their numbers.
+        changed: The images that the jobs predict differently, in the order of their numbers.
     """
 
     judged_by: JudgedBy
@@ -91,7 +91,7 @@ def compare(session: Session, storage: Storage, job_ids: Sequence[uuid.UUID]) ->
     of_first = jobs[0].request.get("dataset_id")
     for number, job in enumerate(jobs):
         if job.request.get("dataset_id") != of_first:
-            raise _unusable(number, "other_dataset", "These jobs are not of the same data set.")
+            raise _unusable(number, "other_dataset", "These jobs were trained on different data sets.")
     dataset = datasets.get_ready(session, uuid.UUID(str(of_first)))
     versions = {source.label_version for source in sources}
     comparison = _compare(storage.fetch_dataset(dataset.id, *versions), sources)

@@ -49,7 +49,7 @@ class Difference(BaseModel):
     job: uuid.UUID
     difference: float = Field(description="Accuracy less that of the first job, in [-1, 1]")
     interval: Interval
-    p_value: float = Field(description="Of equal accuracies (McNemar 1947)")
+    p_value: float = Field(description="Of the hypothesis that both accuracies are equal (McNemar 1947)")
     corrected: int = Field(description="Images that this job has right and the first has wrong")
     broken: int = Field(description="Images that this job has wrong and the first has right")
     classes: list[ClassDifference]
@@ -63,19 +63,19 @@ class ChangedImageOut(BaseModel):
 
 
 class ComparisonOut(Page[ChangedImageOut]):
-    """Jobs on the same images; `items` are those that not all jobs predict the same of."""
+    """Jobs on the same images; `items` are the images that the jobs predict differently."""
 
     dataset_id: uuid.UUID
-    label_version: int = Field(description="Whose labels judge: the newest that one of the jobs has learned from")
+    label_version: int = Field(description="Version of the labels that judge: the newest that a job has learned from")
     judged_by: JudgedBy = Field(
         description="test: images of the test split; clean_validation: held-out images with a clean or confirmed "
         "label; noisy_validation: held-out images and their given labels"
     )
     labels: Literal["true", "given"] = Field(description="given: some of the labels may be wrong")
-    images: int = Field(description="That all jobs have in common")
-    changed: int = Field(description="Images that not all jobs predict the same of")
+    images: int = Field(description="How many images all jobs have in common")
+    changed: int = Field(description="How many of them the jobs predict differently")
     jobs: list[ComparedTraining]
-    differences: list[Difference] = Field(description="Of each further job from the first")
+    differences: list[Difference] = Field(description="Differences of the other jobs from the first")
 
 
 @router.get(
@@ -94,7 +94,7 @@ def compare(
 ) -> ComparisonOut:
     """Compare trainings on one data set, whatever their settings and label versions."""
     if len(set(job)) < len(job):
-        detail = "A job is compared with others."
+        detail = "Name each job once."
         raise InvalidRequest(detail, errors=[Fault("/query/job", "repeated", detail)])
     jobs, compared = comparison.compare(session, files, job)
     page, cursor = pages.slice_page(compared.changed, paging)

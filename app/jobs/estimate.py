@@ -1,8 +1,8 @@
-"""Estimates time, memory and disk of trainings, by arithmetic that finished jobs correct.
+"""Estimates time, memory and disk of trainings: a formula, corrected by finished jobs.
 
-The arithmetic knows a network's operations and activations, how much of it is trained, and what the host is. It cannot
-know how fast the host really is, or what a method does beside its steps. So its time is multiplied by what the most
-similar finished jobs took, relative to what the arithmetic says of them. It is rough: meant to be within a factor of 2.
+The formula uses a network's operations and activations, how much of it is trained, and the host's CPUs or GPU. It does
+not know how fast the host really is, or what a method does beside its steps. So the time is multiplied by the ratio of
+measured to computed time of the most similar finished jobs. An estimate should be right within a factor of 2.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ RUNTIME_BYTES = {"cpu": 700_000_000, "cuda": 2_500_000_000}  # torch itself, bef
 BYTES_PER_PARAMETER = 16  # f32 weight, gradient, momentum, and a copy while a checkpoint is written
 BYTES_PER_ACTIVATION = 12  # ResNet-18 at 32 px: 1.8 million and about 20 MB an image, for the backward pass
 CHECKPOINTS_KEPT = 3
-RESIDENT_SHARE = (
-    0.5  # of a host's memory: images or features that take more are streamed, as `ml.training.store_choice` does
-)
+RESIDENT_SHARE = 0.5  # of a host's memory: more images or features are streamed, as `ml.training.store_choice` does
 BATCHES_AHEAD = 6  # of streamed images: those read ahead, the one in use and the one before it
 TRAINED_SHARE = {"none": 0.0, "last": 0.3, "two": 0.5, "all": 1.0}  # of a network's operations, by `tune`
 COMPOSITES = 2  # more forward passes of the frozen part: composites and backgrounds, beside the pictures

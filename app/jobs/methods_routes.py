@@ -21,7 +21,7 @@ class Rule(BaseModel):
     """A preset that is chosen where a fact of the data set is below a bound."""
 
     preset: str
-    fact: str = Field(description="Among the `facts` of a data set")
+    fact: str = Field(description="Name of one of the `facts` of a data set")
     below: float
 
 
@@ -30,7 +30,7 @@ class Method(BaseModel):
     title: str
     paper: str
     idea: str
-    relative_cost: float = Field(description="Of an epoch; plain cross-entropy is 1")
+    relative_cost: float = Field(description="Cost of an epoch; plain cross-entropy is 1")
     mixes: bool = Field(description="Whether it mixes images itself, so that `mixup` must be 0")
     needs: list[str] = Field(description="What the method must know, such as the noise rate")
     presets: dict[str, dict[str, Any]] = Field(description="Named settings")

@@ -20,7 +20,7 @@ from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
-from app.http.openapi import problems
+from app.http.openapi import BINARY, CSV, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.jobs import results, service
@@ -28,7 +28,7 @@ from ml.formats import image_results, label_versions
 
 router = Router(tags=["jobs"])
 KINDS = {kind.split(";")[0] for kind in file_responses.MEDIA_TYPES.values()} | {"application/octet-stream"}
-BINARY = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(KINDS)}
+FILES = dict.fromkeys(sorted(KINDS), BINARY)
 
 
 class Series(BaseModel):
@@ -43,7 +43,9 @@ class Series(BaseModel):
 def metrics(
     session: ReadSession,
     job_id: uuid.UUID,
-    max_points: Annotated[int, Query(ge=1, le=100_000, description="Evenly spaced; first and last are kept")] = 1000,
+    max_points: Annotated[
+        int, Query(ge=1, le=100_000, description="Most points, evenly spaced; the first and the last are among them")
+    ] = 1000,
 ) -> Series:
     """Epoch reports as columns."""
     service.get(session, job_id)
@@ -70,8 +72,10 @@ def logs(
     session: ReadSession,
     files: Files,
     job_id: uuid.UUID,
-    format: Annotated[Literal["text", "ndjson"] | None, Query(description="Or by the Accept header")] = None,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt only")] = None,
+    format: Annotated[
+        Literal["text", "ndjson"] | None, Query(description="By default the Accept header decides")
+    ] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only lines of this attempt")] = None,
     last: Annotated[int, Query(ge=1, le=100_000, description="Number of lines, counted from the end")] = 1000,
 ) -> Response:
     """Log lines of the attempts, oldest first."""
@@ -84,24 +88,24 @@ def logs(
 
 
 class LabelIssues(Page[LabelIssue]):
-    """Ranked labels."""
+    """The labels of a job, ranked."""
 
-    total: int = Field(description="Ranked images")
-    issues: int = Field(description="Of them, those whose label is an issue")
+    total: int = Field(description="How many images are ranked")
+    issues: int = Field(description="How many of them are flagged")
 
 
 @router.get(
     "/jobs/{job_id}/label-issues",
     dependencies=[READ],
     response_model=LabelIssues,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(ArtifactNotFound)},
+    responses={200: CSV, **problems(ArtifactNotFound)},
 )
 def list_label_issues(
     request: Request, session: ReadSession, files: Files, paging: Paging, filters: Filters, job_id: uuid.UUID
 ) -> Any:
     """Training images, the most suspicious label first: a page as JSON, all of them as CSV.
 
-    `label` is the label that the job has judged; `action` is what the newest version of the labels says.
+    The filter `label` means the label that the job has judged; `action` is that of the newest label version.
     """
     job = service.get(session, job_id)
     file = label_issues.find_results(files, job_id)
@@ -129,7 +133,7 @@ class Artifact(BaseModel):
 
 @router.get("/jobs/{job_id}/artifacts", dependencies=[READ], response_model=Page[Artifact])
 def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.UUID) -> Page[Artifact]:
-    """Files of the newest attempt, and the published weights and manifest."""
+    """Files of the newest attempt, and the exported model."""
     job = service.get(session, job_id)
     available = results.artifacts(files, job_id, service.model_ids(session, [job]).get(job_id))
     page, cursor = pages.slice_page(list(available.items()), paging)
@@ -150,8 +154,8 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
     dependencies=[READ],
     response_class=Response,
     responses={
-        200: {"content": BINARY},
-        206: {"description": "The requested range", "content": BINARY},
+        200: {"content": FILES},
+        206: {"description": "The requested range", "content": FILES},
         **problems(RangeNotSatisfiable, ArtifactNotFound),
     },
 )

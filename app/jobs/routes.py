@@ -81,7 +81,7 @@ class JobSubmission:
         self._notifier, self._background = notifier, background
 
     def parse(self, body: Any) -> JobRequest:
-        """The request that a body of `POST /jobs` is; InvalidRequest."""
+        """The request in a body of `POST /jobs`; InvalidRequest."""
         return self._parser.parse(body)
 
     def dry_run(self, job: JobRequest) -> DryRun:
@@ -92,7 +92,7 @@ class JobSubmission:
         """Queue a job and its baselines; workers are notified after the commit and after the response.
 
         Args:
-            job: What is asked for.
+            job: The request.
             retrain_of: The job whose settings it repeats.
         """
         jobs = submit.create(
@@ -151,19 +151,19 @@ def list_(
     type: Literal["train", "predict"] | None = None,
     dataset_id: uuid.UUID | None = None,
 ) -> Page[JobOut]:
-    """Jobs, newest first. `comparison` is shown by GET /jobs/{id} alone."""
+    """Jobs, newest first. Only GET /jobs/{id} has `comparison`."""
     rows, cursor = pages.newest_page(session, service.select_jobs(status, type, dataset_id), Job, paging)
     models = service.model_ids(session, rows)
     jobs = [schemas.job_out(job, models.get(job.id)) for job in rows]
-    schemas.say_what_is_missing(jobs, files.free_bytes(), config.min_free_bytes)
+    schemas.set_waiting_for(jobs, files.free_bytes(), config.min_free_bytes)
     return Page(items=jobs, next_cursor=cursor)
 
 
 @router.get("/jobs/{job_id}", dependencies=[READ], response_model=JobOut)
 def get(session: ReadSession, files: Files, config: Config, job_id: uuid.UUID) -> JobOut:
-    """A job, with those it is compared with."""
+    """A job, and the jobs that it is compared with."""
     job = job_detail(session, service.get(session, job_id))
-    schemas.say_what_is_missing([job], files.free_bytes(), config.min_free_bytes)
+    schemas.set_waiting_for([job], files.free_bytes(), config.min_free_bytes)
     return job
 
 
@@ -250,7 +250,7 @@ def retrain(
     job_id: uuid.UUID,
     body: Retrain | None = None,
 ) -> Response:
-    """Repeat a training with all of its settings on the newest labels; `/comparisons` then shows what they gained."""
+    """Repeat a training with its settings on the newest labels; `/comparisons` then compares the two."""
     changes = body or Retrain()
 
     def queue() -> StoredResponse:
@@ -284,7 +284,9 @@ async def events(
     config: Config,
     _: EventStreamPlace,
     job_id: uuid.UUID,
-    last_event_id: Annotated[int | None, Header(ge=0, le=LARGEST_ID, description="Replay what came after")] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=LARGEST_ID, description="Replay the events after this one")
+    ] = None,
 ) -> Response:
     """Server-sent events `status`, `progress`, `metric`, `log`, `done`; from the first one, or after Last-Event-ID."""
     reader = request.app.state.event_reader

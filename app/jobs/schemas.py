@@ -13,7 +13,7 @@ from app.catalog import Catalog, UnknownChoice, schema_of
 from app.db.tables import Job, State
 from app.errors import Fault, InvalidRequest, type_of
 from app.http import problems
-from app.http.fields import Id, Name, Strict, Tags, Text
+from app.http.fields import Id, Name, Strict, Tags, Text, VersionNumber
 from app.settings import MOST_DEVICES
 
 Priority = Literal["low", "normal", "high"]
@@ -61,7 +61,7 @@ class TrainingRequest(Common):
 
     type: Literal["train"] = "train"
     dataset_id: Id = Field(description="A data set that is ready")
-    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+    label_version: VersionNumber | None = Field(
         default=None, description="Version of the labels; the newest by default"
     )
     method: Name = Field(default="denll", description="The strategy against noisy labels; see GET /methods")
@@ -94,10 +94,10 @@ class Retry(Strict):
 
 
 class Retrain(Strict):
-    label_version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        default=None, description="Of the labels to learn from; by default the newest"
+    label_version: VersionNumber | None = Field(
+        default=None, description="Version of the labels to learn from; by default the newest"
     )
-    name: str | None = Field(default=None, max_length=200, description="By default that of the job")
+    name: str | None = Field(default=None, max_length=200, description="By default the name of the job")
 
 
 def build_training_type(catalog: Catalog) -> type[TrainingRequest]:
@@ -235,7 +235,7 @@ class JobOut(BaseModel):
     compared_with_id: uuid.UUID | None
     comparison: list[ComparedJob] | None
     retrain_of_id: uuid.UUID | None = Field(
-        description="The job whose settings it repeats on other labels; GET /comparisons has both side by side"
+        description="The job whose settings this one repeats on other labels; GET /comparisons compares the two"
     )
     request_id: str | None
     created_at: datetime
@@ -298,7 +298,7 @@ def job_out(job: Job, model_id: uuid.UUID | None, comparison: list[ComparedJob] 
     )
 
 
-def say_what_is_missing(jobs: Sequence[JobOut], free_bytes: int, min_free_bytes: int) -> None:
+def set_waiting_for(jobs: Sequence[JobOut], free_bytes: int, min_free_bytes: int) -> None:
     """Set `waiting_for` of queued jobs, with so much free disk."""
     if free_bytes < min_free_bytes:
         for job in jobs:
@@ -325,30 +325,32 @@ class JobEstimate(BaseModel):
     seconds: float = Field(description="From its start to its end, on the device that jobs are trained on")
     memory_bytes: int
     disk_bytes: int
-    images_per_second: float = Field(description="Of its steps")
+    images_per_second: float = Field(description="In its training steps")
     images_streamed: bool | None = Field(
         description="Whether its images, or what a frozen network computes of them, take more than half of "
         "the host's memory, and are read from disk while they are needed; null where that memory is not known"
     )
     measured: bool = Field(description="Whether a job of this kind has been finished")
     similar_jobs: list[str] = Field(
-        description="Fields that the finished jobs which correct the time have in common with it; empty where any did, "
-        "or none has been finished"
+        description="The finished jobs that correct the time have these fields in common with the request; empty if "
+        "none has been finished, or only different ones"
     )
 
 
 class Estimate(BaseModel):
     """What a request costs, its baselines included."""
 
-    seconds: float = Field(description="Of all trainings, one after another")
-    memory_bytes: int = Field(description="Of the training that needs most")
+    seconds: float = Field(description="Sum over all trainings")
+    memory_bytes: int = Field(description="Memory of the training that needs most")
     disk_bytes: int
-    images_per_second: float = Field(description="Of the job itself")
+    images_per_second: float = Field(description="In the training steps of the job itself")
     measured: bool = Field(description="Whether jobs of each of these kinds have been finished")
     jobs: list[JobEstimate] = Field(description="The job, then its baselines")
-    exceeds_limits: bool | None = Field(description="Whether one takes longer than `limits`; null without a limit")
+    exceeds_limits: bool | None = Field(
+        description="Whether a training takes longer than `limits`; null without a limit"
+    )
     host_memory_bytes: int | None = Field(
-        description="Of the largest host that trains, within the limit of its container; null where none is running"
+        description="Memory of the largest host that trains, or the limit of its container; null while none is running"
     )
 
 

@@ -27,7 +27,7 @@ def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: i
         max_queued: The most jobs that may wait at once.
 
     Raises:
-        QueueFull: With these rows more would wait.
+        QueueFull: With these jobs more than `max_queued` would wait.
     """
     if work.count_queued(session, Job) + len(rows) > max_queued:
         raise QueueFull(f"{max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
@@ -118,7 +118,8 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, settings: Setti
         JobFinished: It has succeeded.
         JobNotFinished: It is queued or running.
         NotReady: Its data set was deleted.
-        QueueFull, QuotaExceeded: With this job more would wait, in all or of its key, or that has used its device time.
+        QueueFull: Too many jobs wait.
+        QuotaExceeded: Too many jobs of its key wait, or the key has used its device time.
     """
     if work.count_queued(session, Job) >= settings.max_queued:
         raise QueueFull(f"{settings.max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
@@ -150,7 +151,7 @@ def delete(session: Session, job_id: uuid.UUID) -> str | None:
         raise JobNotFound("There is no job with this id.")
     if job.state not in ENDED:
         raise JobNotFinished(f"The job is {job.state}; cancel it first.")
-    quotas.keep_use(session, job)
+    quotas.record_deleted_use(session, job)
     session.delete(job)
     return job.name
 

@@ -1,4 +1,4 @@
-"""/keys: create, list and revoke API keys, and list and shut out people who log in."""
+"""/keys: create, list, change and revoke API keys, and the access of people who log in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = Router(tags=["keys"])
 
 @router.post("/keys", status_code=201, dependencies=[ADMIN], response_model=CreatedKey)
 def create(session: Transaction, by: By, body: NewKey, response: Response) -> CreatedKey:
-    """Create a key. Only this response contains it; an Idempotency-Key is ignored, as it would store the key."""
+    """Create a key. Only this response contains it, so an Idempotency-Key is ignored: it would store the response."""
     limits = body.model_dump(include=set(Limits.model_fields))
     row, key = service.create(session, body.name, body.scopes, body.expires_at, limits)
     known = KeyOut.model_validate(row, from_attributes=True)
@@ -51,7 +51,7 @@ def get(session: ReadSession, key_id: uuid.UUID) -> KeyOut:
 def change(
     session: Transaction, by: By, request: Request, background: BackgroundTasks, key_id: uuid.UUID, body: KeyChange
 ) -> KeyOut:
-    """Change limits of a key; null is the default. They hold at once in this process, within five seconds in others."""
+    """Change limits of a key; null restores the default. At once in this process, within five seconds in others."""
     values = body.model_dump(exclude_unset=True)
     row = service.change(session, key_id, values)
     audit.record(session, by, "key.change", f"/keys/{key_id}", **values)
@@ -61,7 +61,7 @@ def change(
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[ADMIN])
 def revoke(session: Transaction, by: By, request: Request, background: BackgroundTasks, key_id: uuid.UUID) -> None:
-    """Revoke a key, or shut a person out: at once in this process, within five seconds in any other."""
+    """Revoke a key, or the access of a person: at once in this process, within five seconds in others."""
     service.revoke(session, key_id)
     audit.record(session, by, "key.revoke", f"/keys/{key_id}")
     background.add_task(access.clear_caches, request)

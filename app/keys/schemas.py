@@ -15,9 +15,9 @@ LONGEST = timedelta(days=3653)
 
 
 def within_reach(expires_at: datetime) -> datetime:
-    """The same time; ValueError unless it lies ahead, and at most ten years."""
+    """The same time; ValueError unless it is in the future, within ten years."""
     if not timedelta(0) < expires_at - datetime.now(UTC) <= LONGEST:
-        raise ValueError("must lie ahead, and at most ten years")
+        raise ValueError("must be in the future, within ten years")
     return expires_at
 
 
@@ -28,13 +28,13 @@ class Limits(BaseModel):
         default=None, description="Requests a second; ten times as many at once"
     )
     queued_jobs: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        default=None, description="Its jobs that wait at the same time"
+        default=None, description="Queued jobs at the same time"
     )
     stored_bytes: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
         default=None, description="Bytes of the archives of its data sets"
     )
     device_s_per_day: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
-        default=None, description="Seconds that devices work on its jobs within 24 hours; then it can queue none"
+        default=None, description="Device seconds of its jobs in 24 hours; above, it can queue no job"
     )
     high_priority: bool = Field(default=False, description="Whether its jobs may have the priority `high`")
 
@@ -54,9 +54,9 @@ class NewKey(Limits, Strict):
 class KeyOut(BaseModel):
     id: uuid.UUID
     name: str
-    issuer: str | None = Field(description="Of a person who logs in: their provider; null for a key")
-    subject: str | None = Field(description="Of a person who logs in: who they are for that provider; null for a key")
-    scopes: list[Scope] = Field(description="What it may do; of a person as of their last login")
+    issuer: str | None = Field(description="Login provider of a person; null for a key")
+    subject: str | None = Field(description="Id of a person at that provider; null for a key")
+    scopes: list[Scope] = Field(description="What it may do; for a person, as of their last login")
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute")

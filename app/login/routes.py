@@ -82,7 +82,7 @@ def not_login(path: str) -> str:
 
 ReturnTo = Annotated[
     str,
-    Query(max_length=500, pattern=LOCAL_PATH, description="A path of this service, where the browser ends"),
+    Query(max_length=500, pattern=LOCAL_PATH, description="Path of this service to which the browser returns"),
     AfterValidator(not_login),
 ]
 
@@ -124,7 +124,7 @@ async def callback(
     error_description: Annotated[str | None, Query(max_length=2000)] = None,
     iss: Annotated[str | None, Query(max_length=500)] = None,
 ) -> Response:
-    """Where the provider sends the browser back: begins a session, and leads to where the login was begun."""
+    """The provider sends the browser here: begin a session, and return to where the login was begun."""
     app_state = request.app.state
     settings: Settings = app_state.settings
     app_state.rate_limiter.limit_address(request)
@@ -201,7 +201,7 @@ router.add_api_route(
 
 @router.get("/session", dependencies=[OPEN], response_model=SessionOut)
 async def current(request: Request, response: Response) -> SessionOut:
-    """Who is logged in here, and the token that requests which change something must carry; a 401 without a session."""
+    """Who is logged in, and the token that changing requests must carry; 401 without a session."""
     session_id = await _authenticate(request)
 
     def get() -> SessionOut:
@@ -248,10 +248,10 @@ def end_all(
     request: Request,
     background: BackgroundTasks,
     person_id: Annotated[
-        uuid.UUID | None, Query(description="Of the person whose sessions end; without it all")
+        uuid.UUID | None, Query(description="Person whose sessions end; by default everybody's")
     ] = None,
 ) -> None:
-    """End every session: at once in this process, within five seconds in any other. Who may log in can do so again."""
+    """End sessions: at once in this process, within five seconds in others. People can log in again."""
     service.end_all(session, person_id, by)
     background.add_task(_sessions(request).clear)
 

@@ -27,14 +27,13 @@ from app.http import files as file_responses
 from app.http import pages
 from app.http.access import READ, TRAIN, By
 from app.http.deps import Files, ReadSession, Transaction
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.models import following, service
 from app.models.schemas import AliasName, AliasOut, ModelOut, Pin, alias_out, model_out
 
 router = Router(tags=["models"])
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 Name = Annotated[AliasName, Path(description="Lower case, digits, dot, dash, underscore")]
 
 
@@ -82,7 +81,7 @@ def export(
     """The model as one zip, for use elsewhere: `weights.safetensors` under the names of the published architecture,
     which torchvision or timm opens, `manifest.json` with classes, normalisation and how to open it, and a README.
 
-    It has no image of the training set, and is there as long as the model, also when its job was deleted.
+    It contains no training image, and is available as long as the model exists, even if its job was deleted.
     """
     service.get(session, model_id)
     file = files.find_model_file(model_id, storage.EXPORT)
@@ -105,26 +104,35 @@ def delete(
 
 @router.get("/aliases", dependencies=[READ], response_model=Page[AliasOut])
 def aliases(session: ReadSession, paging: Paging) -> Page[AliasOut]:
-    """Every alias; `default` is there as soon as there is a model."""
-    rows = list(session.execute(select(Alias, Model).join(Model, Model.id == Alias.model_id).order_by(Alias.name)))
-    items = [alias_out(row.name, model, row, service.history(session, row.name)) for row, model in rows]
-    follows = None if any(row.name == service.DEFAULT for row, _ in rows) else following.present_model(session)
-    if follows is not None:
-        items.insert(0, _unpinned(session, follows))
-    items, cursor = pages.slice_page(items, paging)
+    """Every alias; `default` exists as soon as there is a model."""
+    statement = select(Alias, Model).join(Model, Model.id == Alias.model_id).order_by(Alias.name)
+    listed: list[tuple[Alias | None, Model]] = [(row, model) for row, model in session.execute(statement)]
+    if all(row is None or row.name != service.DEFAULT for row, _ in listed):
+        follows = following.present_model(session)
+        listed[:0] = [] if follows is None else [(None, follows)]
+    page, cursor = pages.slice_page(listed, paging)
+    changes = service.histories(session, [row.name for row, _ in page if row is not None])
+    items = [
+        _unpinned(session, model) if row is None else alias_out(row.name, model, row, changes[row.name])
+        for row, model in page
+    ]
     return Page(items=items, next_cursor=cursor)
 
 
 @router.get("/aliases/{alias}", dependencies=[READ], response_model=AliasOut)
 def get_alias(session: ReadSession, alias: Name) -> AliasOut:
-    """The model behind an alias; of `default` while it is not pinned also why it is that one."""
+    """The model behind an alias; for `default`, while it is not pinned, also why."""
     row, model = session.get(Alias, alias), service.resolve_alias(session, alias)
-    return _unpinned(session, model) if row is None else alias_out(alias, model, row, service.history(session, alias))
+    return _unpinned(session, model) if row is None else _pinned(session, row, model)
+
+
+def _pinned(session: Session, row: Alias, model: Model) -> AliasOut:
+    return alias_out(row.name, model, row, service.histories(session, [row.name])[row.name])
 
 
 def _unpinned(session: Session, model: Model) -> AliasOut:
     """`default` while nobody has set it."""
-    changes = service.history(session, service.DEFAULT)
+    changes = service.histories(session, [service.DEFAULT])[service.DEFAULT]
     return alias_out(service.DEFAULT, model, None, changes, following.passed_over(session, model))
 
 
@@ -156,7 +164,7 @@ def put_alias(
     audit.record(
         session, by, "alias.move", f"/aliases/{alias}", model_id=str(row.model_id), rollback=body.model_id is None
     )
-    return alias_out(alias, service.get(session, row.model_id), row, service.history(session, alias))
+    return _pinned(session, row, service.get(session, row.model_id))
 
 
 @router.delete("/aliases/{alias}", status_code=204, dependencies=[TRAIN], responses=problems(AliasNotFound))

@@ -28,8 +28,10 @@ class ModelOut(BaseModel):
     metrics: dict[str, Any]
     spec: dict[str, Any]
     aliases: list[str]
-    moved_default: bool = Field(description="Whether `default` moved to it when it was published, unless it was pinned")
-    default_reason: str | None = Field(description="Why; null for models of before this was decided by figures")
+    moved_default: bool = Field(
+        description="Whether `default` moved to this model when it was published, or would have if it was not pinned"
+    )
+    default_reason: str | None = Field(description="Why it did or did not; null for models from before figures decided")
     created_at: datetime
 
 
@@ -76,7 +78,7 @@ class AliasOut(BaseModel):
         description="false: `default` follows the newest model whose figures are not below those of the one before, on "
         "the same data set and version of its labels; self-tests and baselines never move it"
     )
-    reason: str | None = Field(description="Why it points there: of `default` while it is not pinned")
+    reason: str | None = Field(description="Why `default` points there while it is not pinned; null for other aliases")
     passed_over: PassedOver | None = Field(description="The newest model, where `default` did not move to it, and why")
     updated_at: datetime | None
     history: list[Change] = Field(description="Newest first")

@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
-from app.db.tables import Alias, AliasChange, Job, Model, State
+from app.db.tables import ACTIVE, Alias, AliasChange, Job, Model
 from app.errors import AliasNotFound, InUse, ModelNotFound, NotReady
 from app.models import following
 
@@ -96,8 +96,8 @@ def remove(session: Session, model_id: uuid.UUID) -> Model:
     names = list(session.scalars(select(Alias.name).where(Alias.model_id == model_id)))
     if names:
         raise InUse(f"The alias {', '.join(names)} points at this model; move it first.")
-    scoring = (Job.type == "predict", Job.state.in_((State.queued, State.running)))
-    if any(spec.get("model_id") == str(model_id) for spec in session.scalars(select(Job.spec).where(*scoring))):
+    scoring = (Job.type == "predict", Job.state.in_(ACTIVE), Job.spec["model_id"].as_string() == str(model_id))
+    if session.scalar(select(exists().where(*scoring))):
         raise InUse("A queued or running job scores a data set with this model; cancel or wait.")
     session.delete(model)
     return model
@@ -149,7 +149,12 @@ def unpin(session: Session, name: str) -> None:
     session.add(AliasChange(alias=name, model_id=None))
 
 
-def history(session: Session, name: str, limit: int = 50) -> Sequence[AliasChange]:
-    """The last `limit` changes of an alias, newest first."""
-    changes = select(AliasChange).where(AliasChange.alias == name).order_by(AliasChange.id.desc()).limit(limit)
-    return session.scalars(changes).all()
+def histories(session: Session, names: Sequence[str], limit: int = 50) -> dict[str, list[AliasChange]]:
+    """The last `limit` changes of each alias, newest first, by its name."""
+    place = func.row_number().over(partition_by=AliasChange.alias, order_by=AliasChange.id.desc())
+    numbered = select(AliasChange.id, place.label("place")).where(AliasChange.alias.in_(names)).subquery()
+    newest = select(AliasChange).join(numbered, numbered.c.id == AliasChange.id).where(numbered.c.place <= limit)
+    changes: dict[str, list[AliasChange]] = {name: [] for name in names}
+    for change in session.scalars(newest.order_by(AliasChange.id.desc())):
+        changes[change.alias].append(change)
+    return changes

@@ -13,7 +13,7 @@ from app.errors import InsufficientStorage, InUse, QueueFull, WeightsNotFound, W
 from app.http import pages
 from app.http.access import ADMIN, READ, By
 from app.http.deps import Files, TrainingCatalog, Transaction
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.pages import Page, Paging
 from app.http.routing import Router
 from app.networks import schemas, service, weights_upload
@@ -23,11 +23,11 @@ from ml.formats import weights_folder
 router = Router(tags=["networks"])
 Name = Annotated[str, Path(pattern=f"^{weights_folder.NAME}$", max_length=200, description="NETWORK or NETWORK.TAG")]
 Triple = Annotated[
-    list[float] | None, Query(min_length=3, max_length=3, description="Of each channel in [0, 1]: three times")
+    list[float] | None, Query(min_length=3, max_length=3, description="Of each channel in [0, 1]: three values")
 ]
 BODY = {
     "required": True,
-    "content": {weights_upload.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    "content": {weights_upload.MEDIA_TYPE: BINARY},
 }
 
 
@@ -66,8 +66,11 @@ async def put(
     name: Name,
     mean: Triple = None,
     std: Triple = None,
-    image_size: Annotated[int | None, Query(ge=8, le=weights_folder.MAX_SIDE, description="Of its training")] = None,
-    resize: Annotated[Literal["crop", "squash"] | None, Query(description="How its images were made square")] = None,
+    image_size: Annotated[
+        int | None,
+        Query(ge=8, le=weights_folder.MAX_SIDE, description="Side in pixels of the images that they were trained with"),
+    ] = None,
+    resize: Annotated[Literal["crop", "squash"] | None, Query(description="How those images were made square")] = None,
     source: Annotated[str | None, Query(min_length=1, max_length=weights_folder.MAX_TEXT)] = None,
     licence: Annotated[str | None, Query(min_length=1, max_length=weights_folder.MAX_TEXT)] = None,
     digest: Annotated[
@@ -76,9 +79,9 @@ async def put(
 ) -> Response:
     """Install weights: the body is a safetensors file (201 where there were none of this name).
 
-    A file that `python -m ml weights add` wrote says itself what it is; query parameters say it for others, and
-    override it. Pickles (`.pth`) are not accepted here: that command converts them. 409 while a job uses the weights
-    that these would replace.
+    A file that `python -m ml weights add` wrote contains these facts; for any other file give them as query parameters,
+    which override the file's. Pickles (`.pth`) are not accepted: that command converts them. 409 while a job uses the
+    weights that would be replaced.
     """
     facts = {"mean": mean, "std": std, "image_size": image_size, "resize": resize, "source": source, "licence": licence}
     expected = digest.removeprefix("sha256:") if digest is not None else None

@@ -20,12 +20,14 @@ class WeightsOut(BaseModel):
     name: str = Field(description="What a job names as its `network`, with `pretrained: true`")
     network: str = Field(description="The architecture: the name without its tag")
     source: str
-    licence: str = Field(description="Of the weights, as their source states it")
-    mean: Triple = Field(description="Of each channel in [0, 1]; images of a job with these weights are normalised so")
-    std: Triple
+    licence: str = Field(description="Licence of the weights, as their source states it")
+    mean: Triple = Field(
+        description="Mean of each channel in [0, 1], by which a job with these weights normalises images"
+    )
+    std: Triple = Field(description="Standard deviation of each channel")
     image_size: int = Field(description="Side in pixels of the images that they were trained with")
-    resize: Literal["crop", "squash"] = Field(description="How those were made square")
-    parameters: int = Field(description="Of the network with ten classes")
+    resize: Literal["crop", "squash"] = Field(description="How those images were made square")
+    parameters: int = Field(description="Parameters of the network with ten classes")
     digest: str = Field(description="SHA-256 of the file", examples=["sha256:..."])
     size_bytes: int
 
@@ -43,8 +45,10 @@ class NetworkOut(BaseModel):
 
     name: str
     summary: str
-    parameters: int = Field(description="With ten classes")
-    flops_per_image: int | None = Field(description="Of one forward pass at 32 px; null where it cannot read those")
+    parameters: int = Field(description="Parameters with ten classes")
+    flops_per_image: int | None = Field(
+        description="Operations of one forward pass at 32 px; null if it cannot read such images"
+    )
     min_image_size: int | None = Field(description="The smallest of 32, 64 and 224 px that it reads; null if unknown")
     weights: WeightsOut | None = Field(description="Its installed weights; with them it takes `pretrained: true`")
     published: PublishedWeights | None = Field(description="Weights that can be installed; null if there are none")

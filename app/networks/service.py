@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.catalog import TIMM, Catalog
-from app.db.tables import Job, State
+from app.db.tables import ACTIVE, Job
 from app.errors import Fault, InUse, InvalidRequest, WeightsNotFound
 from app.storage import Storage
 from ml.formats.weights_folder import WeightsRecord
@@ -43,8 +43,9 @@ def remove_weights(session: Session, files: Storage, name: str) -> None:
 
 def check_unused(session: Session, name: str) -> None:
     """Raise InUse where a queued or running job starts from the weights of this name."""
-    active = select(Job.spec).where(Job.type == "train", Job.state.in_((State.queued, State.running)))
-    jobs = sum(bool(spec.get("pretrained")) and spec.get("network") == name for spec in session.scalars(active))
+    active = (Job.type == "train", Job.state.in_(ACTIVE))
+    uses_weights = (Job.spec["pretrained"].as_boolean(), Job.spec["network"].as_string() == name)
+    jobs = session.scalar(select(func.count()).select_from(Job).where(*active, *uses_weights)) or 0
     if jobs:
         raise InUse(f"{jobs} queued or running job{'s' if jobs > 1 else ''} start from them; cancel or wait.")
 

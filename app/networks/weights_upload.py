@@ -20,7 +20,7 @@ from app.datasets.uploads import UploadWriter
 from app.db import audit
 from app.db import session as db
 from app.db.audit import Actor
-from app.errors import Fault, InvalidRequest, UnsupportedMediaType, WeightsRejected
+from app.errors import Fault, InvalidRequest, UnsupportedMediaType, WeightsRejected, sentence
 from app.http import bodies
 from app.http.access import actor_of
 from app.networks import service
@@ -99,7 +99,7 @@ def _read_record(catalog: Catalog, file: Path, name: str, facts: dict[str, Any],
     try:
         header = weights_folder.read_header(file)
     except InvalidWeights as error:
-        raise WeightsRejected(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+        raise WeightsRejected(sentence(str(error))) from None
     return _record(catalog, header, file, name, facts, sha256)
 
 

@@ -28,7 +28,7 @@ from app.errors import (
 from app.http import routing
 from app.http.access import PREDICT
 from app.http.callers import Principal
-from app.http.openapi import problems
+from app.http.openapi import BINARY, problems
 from app.http.routing import CachedQueryRoute, Router
 from app.models.registry_cache import ResolvedModel
 from app.predictions import images, requests
@@ -37,9 +37,8 @@ from app.predictions.schemas import ImagesQuery, Options, Predictions, PredictQu
 from app.settings import Settings
 
 router = Router(tags=["predictions"])
-IMAGE_FILE = {"schema": {"type": "string", "format": "binary"}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": IMAGE_FILE}},
+    200: {"content": {"image/png": BINARY}},
     **problems(
         RemoteImagesDisabled,
         ModelNotFound,
@@ -53,12 +52,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 BODY = {
     "required": True,
     "content": {
-        "image/*": IMAGE_FILE,
+        "image/*": BINARY,
         "multipart/form-data": {
             "schema": {
                 "type": "object",
                 "required": ["file"],
-                "properties": {"file": {"type": "array", "items": IMAGE_FILE["schema"], "minItems": 1, "maxItems": 32}},
+                "properties": {"file": {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": 32}},
             }
         },
         "application/json": {"schema": {"$ref": "#/components/schemas/PredictRequest"}},

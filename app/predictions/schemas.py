@@ -45,7 +45,9 @@ class PredictRequest(Strict):
     top_k: TopK = 5
     threshold: Threshold | None = None
     masks: Annotated[list[MaskKind], Field(max_length=5)] = Field(default=["gaussian"], description=MASKS_DESCRIPTION)
-    mask_threshold: MaskThreshold = Field(default=0.5, description="A mask is where its field is at least this")
+    mask_threshold: MaskThreshold = Field(
+        default=0.5, description="A mask covers the pixels where its field is at least this"
+    )
     format: Format = "json"
 
 
@@ -54,7 +56,7 @@ class PredictQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias")] = "default"
+    model: Annotated[str, Field(min_length=1, max_length=200, description="Id or alias of a model")] = "default"
     top_k: TopK = 5
     threshold: Annotated[Threshold | None, Field(description="Abstain below this score")] = None
     masks: Annotated[
@@ -123,11 +125,11 @@ class Rle(BaseModel):
 
 
 class MapMask(BaseModel):
-    """Where the picture differs, to the networks, from its own border: a coarse, smooth field with its largest value 1.
+    """Where, for the networks, the picture differs from its own border: a coarse, smooth field of at most 1.
 
-    It needs no localization module and knows no class: it finds what stands out, be it the labelled object, another
-    one or a flaw, and marks several at once. It is no probability and no outline, and it is blind to an object that
-    fills the picture or lies on its border. Made from features before and behind the last stage.
+    It needs no localization module and no class. It marks whatever stands out: the labelled object, another one or a
+    flaw, and several at once. It is neither a probability nor an outline, and it misses an object that fills the
+    picture or lies on its border. It is made from features before and after the last stage.
     """
 
     source: Literal["border_contrast", "class_activation"] | None = Field(
@@ -138,7 +140,7 @@ class MapMask(BaseModel):
     values: list[list[float]] = Field(description="The field over the square that the network saw, row by row")
     square: list[float] = Field(description="x, y, width, height of that square on the picture")
     peak: list[float] = Field(description="x, y of its largest value")
-    bbox: list[float] = Field(description="x, y, width, height of all that is at least `threshold`")
+    bbox: list[float] = Field(description="x, y, width, height of the part that is at least `threshold`")
     area_fraction: float
     rle: Rle | None = None
     png: str | None = Field(default=None, description="The field in grey, base64")
@@ -147,13 +149,13 @@ class MapMask(BaseModel):
 class Mask(BaseModel):
     """In the pixels of the original picture.
 
-    Wherever the method has a localization module and any mask is asked for, `gaussian`, `bbox` and `area_fraction` are
-    there; every other representation where it is asked for by name, and otherwise absent.
+    If the method has a localization module and the request names any mask, there are `gaussian`, `bbox` and
+    `area_fraction`; the other representations are there only if the request names them.
 
-    The Gaussian, and the forms beside it, say where the localization module points, and roughly how far it reaches. It
-    is one ellipse: no outline, one for several objects, and with a fixed sigma its size says nothing about the
-    object's. It was trained without boxes or masks, and where the label-free module finds an even background it is
-    right; where the loss on the labels trains it, it stays near the middle. `map` is made in another way.
+    The Gaussian says where the localization module points, and roughly how far that reaches. It is one ellipse, not an
+    outline: several objects share it, and with a fixed sigma its size says nothing about the size of the object. The
+    module was trained without boxes or masks. The label-free module is right where the background is even; a module
+    that the loss on the labels trains stays near the middle. `map` is made in another way.
     """
 
     space: Literal["image_pixels"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from app.models import following
 from app.storage import Storage
@@ -163,6 +164,26 @@ def test_an_alias_moves_remembers_and_rolls_back(client: Client, published: list
     assert client.delete("/aliases/champion").status_code == 204
     assert client.get("/aliases/champion").status_code == 404
     assert client.delete("/aliases/champion").status_code == 404
+
+
+@BOTH
+def test_a_page_of_aliases_reads_all_their_histories_at_once(client: Client, published: list[str]) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        for model_id in published:
+            client.put(f"/aliases/{name}", json={"model_id": model_id})
+    statements: list[str] = []
+    engine = client.app.state.engine  # type: ignore[attr-defined]
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+
+    page = client.get("/aliases?limit=3").json()
+    reads = sum("FROM alias_change" in statement for statement in statements)
+    last = client.get(f"/aliases?limit=3&cursor={page['next_cursor']}").json()
+
+    assert [alias["name"] for alias in page["items"] + last["items"]] == ["default", *names]
+    assert reads == 2  # of those that are pinned, and of `default`
+    for alias in page["items"][1:] + last["items"]:
+        assert [change["model_id"] for change in alias["history"]] == published[::-1]
 
 
 def test_there_must_be_something_to_roll_back_to(client: Client, published: list[str]) -> None:

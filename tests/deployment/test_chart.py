@@ -265,6 +265,14 @@ def test_with_an_object_store_pods_share_no_volume() -> None:
     assert {kubernetes_validate.validate(one, version, strict=True) for one in resources}
 
 
+def test_every_pod_with_an_object_store_may_reach_it() -> None:
+    resources = render(OBJECT_STORE)
+    for policy in (one for one in resources if one["kind"] == "NetworkPolicy"):
+        ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+        assert {53, 9000} <= ports, policy["metadata"]["name"]
+
+
 def test_a_role_of_the_pods_needs_no_key() -> None:
     pod = pods(render({"objectStore": {"url": "s3://denll"}}))["api"]
 

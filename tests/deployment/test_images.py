@@ -7,9 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.deployment.test_containers import GPU, resolved
+from worker.supervisor.supervise import CHILD_MODULES
+
 ROOT = Path(__file__).parents[2]
 TARGETS = ("api", "worker", "worker-cpu")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+# What runs in each image: the services of Compose, children of supervisors, and the commands of the operator's page.
+RUNS = {
+    "api": (
+        "app.main",
+        "worker.dispatcher",
+        "migrations.__main__",
+        "app.healthcheck",
+        "worker.backup",
+        "worker.retention",
+    ),
+    "worker": (
+        "worker.supervisor.celery_app",
+        *CHILD_MODULES.values(),
+        "worker.inference.server",
+        "app.healthcheck",
+        "worker.publish_weights",
+        "ml.__main__",
+    ),
+}
 
 
 def stages() -> dict[str, str]:
@@ -118,3 +142,31 @@ def test_only_what_the_images_are_made_of_reaches_the_builder() -> None:
 
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == copied
+
+
+@pytest.mark.parametrize("target", ["api", pytest.param("worker", marks=pytest.mark.slow)])
+def test_an_image_has_every_module_that_its_processes_import(target: str, tmp_path: Path) -> None:
+    for source, place in re.findall(r"^COPY --from=source /srv/denll/(\S+) (\S+)$", stages()[target], re.MULTILINE):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).symlink_to(ROOT / source)
+    program = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *RUNS[target]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_every_process_that_compose_runs_in_an_image_is_known(target: str) -> None:
+    services = [one for one in resolved(GPU)["services"].values() if one["image"].startswith(f"denll-{target}:")]
+    commands = [[*(one["entrypoint"] or ()), *(one["command"] or ())] for one in services]
+    modules = {command[command.index("-m") + 1] for command in commands if command}
+
+    assert modules
+    assert all(any(f"{run}.".startswith(f"{module}.") for run in RUNS[target]) for module in modules)

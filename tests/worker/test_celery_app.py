@@ -22,7 +22,7 @@ from app.notifier import TASKS, Notifier
 from app.settings import Settings
 from tests.servers import RedisServer, eventually
 from tests.worker.harness import ServiceHarness, opened
-from worker.heartbeat import host_facts
+from worker import host_facts
 
 GARBAGE = [
     b"{",
@@ -56,7 +56,7 @@ def test_its_row_says_what_its_host_is(harness: ServiceHarness) -> None:
 
     with transaction(harness.engine, read_only=True) as session:
         (host,) = worker_registry.training_hosts(session, "cpu")
-    assert host == host_facts(harness.settings)
+    assert host == host_facts.read(harness.settings)
     assert 0 < host.memory_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -153,5 +153,5 @@ def test_a_host_says_which_instructions_it_has(tmp_path: Path, flags: str, bf16:
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="ascii")
     settings = Settings(data_dir=tmp_path, threads=3)
 
-    assert host_facts(settings, cpuinfo)[1:] == (3, bf16)
-    assert host_facts(settings, tmp_path / "nothing").bf16 is None
+    assert host_facts.read(settings, cpuinfo)[1:] == (3, bf16)
+    assert host_facts.read(settings, tmp_path / "nothing").bf16 is None

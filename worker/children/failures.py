@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from app.errors import InsufficientStorage
+from app.errors import InsufficientStorage, sentence
 from ml import errors
 from worker import control_channel
 
@@ -27,7 +27,8 @@ HINTS = {
     "dataset_corrupt": "Upload the data set again.",
     "internal_error": "Look at /jobs/{id}/logs, and report it with the request id.",
 }
-OF_THE_HOST = {"device_unavailable", "device_unsupported"}  # codes that say nothing of the job
+OF_THE_HOST = {"device_unavailable", "device_unsupported"}  # codes of failures that another host may not have
+RETRIED = (InsufficientStorage, OSError, RuntimeError, MemoryError)  # errors that another attempt may not meet
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -62,7 +63,7 @@ def host_status(failure: errors.Failure, *, offers_device: bool, may_retry: bool
 def describe_failure(failure: errors.Failure) -> dict[str, str]:
     """The error of a job that ended with this failure."""
     code = "diverged" if isinstance(failure, errors.TrainingDiverged) else failure.code
-    return error_document(code, _sentence(failure.detail), hint=failure.hint)
+    return error_document(code, sentence(failure.detail), hint=failure.hint)
 
 
 def error_document(code: str, detail: str, *, hint: str | None = None) -> dict[str, str]:
@@ -73,7 +74,7 @@ def error_document(code: str, detail: str, *, hint: str | None = None) -> dict[s
         detail: One or more sentences.
         hint: What the user can do; without one, that of `HINTS`.
     """
-    hint = _sentence(hint) if hint else HINTS.get(code, "Change the request, and submit it again.")
+    hint = sentence(hint) if hint else HINTS.get(code, "Change the request, and submit it again.")
     return {"code": code, "title": TITLES.get(code, "The job failed"), "detail": detail, "hint": hint}
 
 
@@ -84,8 +85,3 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in NO_SPACE)
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

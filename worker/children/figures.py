@@ -1,7 +1,7 @@
 """The figures of a finished training: numbers for the job's metrics, files for its artifacts.
 
-A figure that fails does not fail the job, whose model is trained. Commands to stop are obeyed and a full disk is waited
-for, as everywhere.
+A figure that fails does not fail the job: its model is trained. Commands to stop and a full disk are handled as
+everywhere else in a job.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Stage:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the job's metrics say of it, as strict JSON."""
+        """Its entry in the job's metrics, as strict JSON."""
         last, issues = self.trainer.history[-1], self.issues
         noisy, clean, test = (_of(scores) for scores in (last.noisy_validation, last.clean_validation, last.test))
         summary: dict[str, Any] = events.to_strict_json(
@@ -101,9 +101,9 @@ def report(ctx: JobContext, reporter: JobReporter, stage: Stage) -> None:
 def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
     """The stage that becomes the model, and why.
 
-    It is the one that explains the given labels of held-out images better, by the transition matrix of the probe;
-    without such images the trained one. Where labels follow the background, so do those of held-out images: they speak
-    for a model that looks at it, and the trained one is taken, which does not.
+    It is the stage that explains the given labels of held-out images better, by the transition matrix of the probe;
+    without held-out images it is the training. Where labels follow the background, the labels of held-out images do so
+    too, and favour a model that looks at the background: then it is the training, which does not.
     """
     if _labels_follow_background(trained):
         statistic = trained.trainer.method.findings()["background_statistic"]
@@ -120,8 +120,8 @@ def choose(first: Stage, trained: Stage) -> tuple[Stage, str]:
 def ranking(first: Stage, trained: Stage) -> LabelIssues | None:
     """The ranking of labels, by predictions that did not learn from the image whose label they judge.
 
-    It is that of the probe, or where labels follow the background that of the training, whose evidence knows which
-    labels speak of the object.
+    It is that of the probe; where labels follow the background, it is that of the training, which tells labels of the
+    object from labels of the background.
     """
     return trained.issues if _labels_follow_background(trained) else first.issues
 

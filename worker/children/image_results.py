@@ -1,4 +1,4 @@
-"""What a finished training says of every image: the results file, the table of label issues, arrays and a map.
+"""The results of a finished training for every image: results file, table of label issues, arrays and a map.
 
 The arrays have a row for each image that the job has used, in the order of their numbers: training images first, so
 that row i belongs to line i of the table of label issues, which is written in this order too.
@@ -39,7 +39,7 @@ PRED_PROBS, EMBEDDINGS, MAP = "pred_probs.npy", "embeddings.npy", "map.json"
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says of the images of each split, and which of them look alike.
+    """The model's outputs for the images of each split, and which images look alike.
 
     Attributes:
         train: Of the N training images.

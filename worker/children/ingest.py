@@ -23,7 +23,7 @@ from app import logs
 from app.datasets import ingest_queue
 from app.datasets.archive_check import archive_limits, check_archive
 from app.db.session import Engine, Session, connect, transaction
-from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage, StorageUnavailable
+from app.errors import ArchiveRejected, DatabaseUnavailable, InsufficientStorage, StorageUnavailable, sentence
 from app.settings import Settings, current
 from app.shared_storage import open_storage
 from app.storage import Staged
@@ -258,8 +258,8 @@ def describe_rejection(refusal: BaseException, settings: Settings) -> dict[str, 
         problem = {"code": refusal.code, "title": refusal.title, "detail": refusal.detail, "errors": errors}
         return {**problem, **refusal.members}
     if isinstance(refusal, UnusableData):
-        detail = refusal.detail[:1].upper() + refusal.detail[1:] + "."
-        return {"code": refusal.code, "title": ArchiveRejected.title, "detail": detail, "hint": refusal.hint}
+        title, detail = ArchiveRejected.title, sentence(refusal.detail)
+        return {"code": refusal.code, "title": title, "detail": detail, "hint": refusal.hint}
     if isinstance(refusal, TooSlow):
         detail = f"Checking the images took longer than {settings.ingest_s:.0f} s."
         return {"code": "ingest_too_slow", "title": ArchiveRejected.title, "detail": detail}

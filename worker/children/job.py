@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.db.session import Engine, connect, transaction
-from app.errors import DatabaseUnavailable, InsufficientStorage, StorageUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.jobs import service
 from app.settings import Settings, current
 from app.shared_storage import open_storage
@@ -30,17 +30,8 @@ from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
-# What ends an attempt and says nothing of its job; a full disk is an OSError.
-OF_THE_ATTEMPT = (
-    Interrupted,
-    FencedOff,
-    DatabaseUnavailable,
-    StorageUnavailable,
-    InsufficientStorage,
-    OSError,
-    RuntimeError,
-    MemoryError,
-)
+# What ends only this attempt; a full disk is an OSError.
+OF_THE_ATTEMPT = (Interrupted, FencedOff, DatabaseUnavailable, StorageUnavailable, *failures.RETRIED)
 
 
 def preload() -> None:
@@ -129,7 +120,7 @@ def _attempt(
             raise failures.HostFailed(failure.detail, status) from failure
         error = failures.describe_failure(failure)
     except OF_THE_ATTEMPT:
-        raise  # and not of the job: another attempt may succeed
+        raise
     except Exception:
         log.exception("unexpected error")
         error = failures.error_document("internal_error", "An unexpected error ended the job.")

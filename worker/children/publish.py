@@ -112,7 +112,7 @@ class Publication:
         self._reporter.check_cancelled()
 
     def _write_export(self) -> None:
-        """Write what is downloaded of the model. A training does not fail by what this finds: its model predicts."""
+        """Write the exported model. If that fails the training does not: its model predicts all the same."""
         spec = self._trainer.spec
         record = self._ctx.files.weights_record(spec.network) if spec.pretrained else None
         try:
@@ -162,7 +162,7 @@ class Publication:
         artifacts.write_table(path, ["index", "path", "label_before", "given_label"], rows)
 
     def _write_results(self, folder: Path) -> None:
-        """What is known of every image; label issues are those flagged."""
+        """Write the results of every image, and the table of label issues."""
         images = self._ctx.read_images()
         gaussians = image_results.cached_gaussians(self._trainer, images)
         if gaussians is None:

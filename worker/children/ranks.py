@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from app.errors import DatabaseUnavailable, InsufficientStorage, StorageUnavailable
+from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.settings import Settings
 from ml import errors
 from ml.data import dataset
@@ -29,9 +29,8 @@ from worker.control_channel import ControlChannel
 
 log = logging.getLogger(__name__)
 
-RANK_LOST_S = (
-    10  # after the loss of another rank a rank waits this long to be killed: the launcher knows which one ended first
-)
+# A rank that has lost another one waits this long to be killed: the launcher knows which of them ended first.
+RANK_LOST_S = 10
 
 
 def run(
@@ -134,7 +133,7 @@ def _outcome(error: BaseException) -> dict[str, Any] | None:
         return {"storage_unavailable": error.detail}
     if isinstance(error, errors.Failure):
         return {"failure": failures.describe_failure(error)}
-    if isinstance(error, OSError | RuntimeError | MemoryError | InsufficientStorage):
+    if isinstance(error, failures.RETRIED):
         return None
     log.exception("unexpected error")
     return {"failure": failures.error_document("internal_error", "An unexpected error ended the job.")}

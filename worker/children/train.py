@@ -1,7 +1,7 @@
 """One attempt at training: load the data set, resume, train with checkpoints, publish.
 
-`ml` trains and yields events; what follows from an event for the job is decided here. `ml` knows neither database nor
-cancellation.
+`ml` trains and yields events, and knows neither database nor cancellation. This module decides what an event means for
+the job.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def run(
     def build_trainer(of: TrainingSpec, group: ProcessGroup | None) -> Trainer:
         return build(of, images, truth, settings, ctx, devices, group, reporter)
 
-    # Answer in seconds, if that was asked for.
+    # The first answer, within seconds, if the spec has one.
     first: first_answer.Stage | None = None
     if spec.first_answer:
         first = first_answer.train(build_trainer(first_answer.probe_spec(spec), None), reporter, started)
         first_answer.report(ctx, reporter, first)
 
-    # Join the other ranks, then resume from a checkpoint or start from the beginning; they do as this one did.
+    # Join the other ranks, then resume from a checkpoint or start from the beginning; they do the same as this one.
     group = None if rank is None else join(rank, devices, settings)
     trainer = build_trainer(spec, group)
     if note := training_devices.precision_note(spec.precision, trainer.device):
@@ -86,7 +86,7 @@ def run(
 
     facts = report_images(reporter, trainer, first)
 
-    # Train. What follows needs no other rank, and may wait for disk space longer than they would wait for this one.
+    # Train. After that the other ranks leave: waiting for disk space may take longer than they would wait for this one.
     with contextlib.closing(checkpointer):
         train(trainer, checkpointer, reporter, settings, max_seconds=ctx.job.limits.get("max_seconds"))
         if group is not None:

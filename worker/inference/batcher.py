@@ -3,9 +3,9 @@
 There is no batching timer: an idle model starts at once, a busy one with a full batch. The queue is bounded, and a
 request that does not fit is refused at once. A pool decodes images and encodes replies.
 
-On a CPU up to `MOST_BATCHES` batches are computed side by side, by one model thread each, which share the cores: a pass
-on all cores waits at every layer for the slowest of them, which a busy machine always has, while decoding and replying
-use one. A request that comes alone has all cores. On a GPU there is one model thread.
+On a CPU up to `MOST_BATCHES` batches are computed at the same time, each by a model thread with a share of the cores: a
+pass on all cores would wait at every layer for the slowest core, and on a busy machine one is always slow. A request
+that comes alone gets all cores. On a GPU there is one model thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from app.errors import StorageUnavailable
+from app.errors import StorageUnavailable, sentence
 from app.settings import Settings
 from ml.errors import DeviceUnavailable, DeviceUnsupported, Failure, OutOfMemory
 from ml.serving.predictor import Prediction, Predictor
@@ -89,7 +89,7 @@ class Request:
 
 
 class Batch(NamedTuple):
-    """What one model thread computes next: requests, none of them when models should be preloaded; and CPU threads."""
+    """What a model thread does next: its requests, or none to preload models; and its number of CPU threads."""
 
     requests: list[Request]
     threads: int
@@ -207,7 +207,7 @@ class Batcher:
             return Batch(batch, threads)
 
     def _return_cores(self) -> None:
-        """What this model thread computed is done; to reply it needs no more than itself."""
+        """Free the cores of this model thread; replying needs none of them."""
         with self._changed:
             self._cores.pop(threading.get_ident(), None)
 
@@ -225,7 +225,7 @@ class Batcher:
         except Exception as error:
             detail = "The prediction failed."
             if isinstance(error, Failure):
-                detail = results.sentence(error.detail)
+                detail = sentence(error.detail)
                 log.warning("model %s: %s", model, error, exc_info=error.__cause__)
                 if isinstance(error, DeviceUnavailable | DeviceUnsupported):
                     self._models.fault = error.detail

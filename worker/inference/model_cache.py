@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """A least-recently-used cache of models, for any number of threads; one that loads a model lets the others wait.
+    """A least-recently-used cache of models, for any number of threads; while one loads a model, the others wait.
 
     Args:
         files: The data folder, with the published models.
@@ -87,9 +87,8 @@ class ModelCache:
             evicted, _ = self._predictors.popitem(last=False)
             log.info("model %s is evicted", evicted)
         self._predictors[model_id] = predictor
-        predictor.predict(
-            [np.zeros((8, 8, 3), dtype=np.uint8)]
-        )  # warm-up: the first pass allocates and chooses kernels
+        # Warm up: the first pass allocates memory and chooses kernels.
+        predictor.predict([np.zeros((8, 8, 3), dtype=np.uint8)])
         log.info("model %s loaded and warmed up in %.2f s", model_id, time.monotonic() - started)
 
     def load_newest(self) -> None:

@@ -1,11 +1,11 @@
-"""The parent of the process that serves predictions: it has imported everything, listens, and forks the other.
+"""The parent of the process that serves predictions: it imports everything, listens, and forks the serving process.
 
 Importing torch takes seconds, forking a process that has it some milliseconds. When the serving process is killed, its
 successor has loaded the newest model within a second, and clients that connect meanwhile wait in the listening
 sockets, which stay open here. To stay safe to fork, this process has one thread and runs no tensor operator.
 
-When this process is killed, the kernel ends the serving one at once, as it ends other children; under a launcher that
-starts a new parent, it goes on until that one has taken over.
+When this process is killed, the kernel kills the serving process at once. Under a launcher that starts a new parent,
+the serving process continues until the new one has taken over.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def listen(address: Address) -> list[socket.socket]:
 
 
 def hold_signals() -> None:
-    """Have signals wait for `keep_serving`; to be called before anybody can take this process for one that serves."""
+    """Block signals until `keep_serving`; to be called before clients or a launcher can see this process listen."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*END_SIGNALS, signal.SIGCHLD})
 
 

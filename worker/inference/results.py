@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from app.errors import sentence
 from ml.data import decoding
 from ml.data.decoding import Geometry, ImageArray
 from ml.errors import UndecodableImage
@@ -108,11 +109,6 @@ def image_error(failure: UndecodableImage | MemoryError) -> dict[str, Any]:
         failure = UndecodableImage("image_too_large", "the image does not fit into memory")
     status, detail = STATUS.get(failure.code, 422), sentence(failure.detail)
     return {"code": failure.code, "status": status, "title": "The image cannot be read", "detail": detail}
-
-
-def sentence(detail: str) -> str:
-    """A detail as a sentence: with a capital and a full stop."""
-    return detail[:1].upper() + detail[1:] + "."
 
 
 def _body(

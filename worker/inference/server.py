@@ -1,7 +1,7 @@
 """The inference process: frames in, micro-batches through `ml.serving.predictor`, frames out.
 
-It needs neither database nor broker. A client can neither end it nor harm another client: a bad frame costs its
-connection, a bad image its own result. Batches are built in `worker.inference.batcher`.
+Predictions need neither database nor Redis. A client can neither end the process nor harm another client: a bad frame
+closes its connection, a bad image has an error as its result. `worker.inference.batcher` builds the batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import uvloop
 
 from app import logs
 from app.db.session import connect
-from app.errors import StorageUnavailable
+from app.errors import StorageUnavailable, sentence
 from app.predictions import frames
 from app.predictions.handshake import GREETING_BYTES, ServerHandshake
 from app.settings import Settings, current
@@ -32,7 +32,7 @@ from app.shared_storage import SharedStorage, open_storage
 from app.storage import Storage
 from ml.training import host_cpus
 from worker import heartbeat, host_devices
-from worker.inference import prefork, results
+from worker.inference import prefork
 from worker.inference.batcher import Batcher, Refused, Reply, Request, unavailable
 from worker.inference.model_cache import ModelCache
 from worker.inference.unfinished_frames import UnfinishedFrames
@@ -122,7 +122,7 @@ class ClientConnection(frames.FrameProtocol):
                 continue
             try:
                 if self._batcher.fault is not None:  # also of a request that could not be read: the health check's
-                    raise unavailable(results.sentence(self._batcher.fault))
+                    raise unavailable(sentence(self._batcher.fault))
                 requests.append(parse_request(frame, self.reply))
             except Refused as refused:
                 self.reply({"id": frame.header.get("id"), "error": refused.error}, ())
@@ -199,7 +199,7 @@ async def close_all(connections: set[ClientConnection]) -> None:
 
 
 class PublishedModels:
-    """Sees when a model is published or deleted, and then has a copy of the newest on this host.
+    """Notices when a model is published or deleted, and fetches the newest one to this host.
 
     Args:
         files: Where models are.

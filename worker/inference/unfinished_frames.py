@@ -35,7 +35,7 @@ class UnfinishedFrame:
 class UnfinishedFrames:
     """The unfinished frames of all connections, one each; the oldest loses its connection when a limit is reached.
 
-    A frame of a client that sends is complete in an instant, so the oldest is that of a client that does not.
+    A client that keeps sending completes its frame in an instant, so the oldest frame belongs to one that does not.
 
     Args:
         most_bytes: Of all of them together.
@@ -49,7 +49,7 @@ class UnfinishedFrames:
         self._timer: asyncio.TimerHandle | None = None
 
     def update(self, connection: Connection, number: int, size: int) -> None:
-        """Say what a connection has received.
+        """Note what a connection has received.
 
         Args:
             number: Its complete frames so far.
@@ -72,7 +72,7 @@ class UnfinishedFrames:
             self._cut_off(next(iter(self._frames)), "unfinished frames take too much memory")
 
     def discard(self, connection: Connection) -> None:
-        """Drop what is known of a connection."""
+        """Forget the unfinished frame of a connection."""
         frame = self._frames.pop(connection, None)
         if frame is not None:
             self._bytes -= frame.bytes

@@ -17,8 +17,8 @@ from app import local_files, logs
 from app.db.session import Engine, connect
 from app.notifier import TASKS, QueueName, transport_options
 from app.settings import Settings, current
-from worker import host_devices
-from worker.heartbeat import Heartbeat, host_facts, unique_name
+from worker import host_devices, host_facts
+from worker.heartbeat import Heartbeat, unique_name
 from worker.supervisor import transport
 from worker.supervisor.supervise import Supervisor
 from worker.supervisor.work_thread import WorkThread
@@ -74,7 +74,7 @@ class WorkerProcess:
             host_devices.names(settings)[0] if devices else None,
             owner,
             devices=devices,
-            host=host_facts(settings) if devices else None,
+            host=host_facts.read(settings) if devices else None,
         )
         self._period_s = settings.worker_heartbeat_s
         self._ended = threading.Event()

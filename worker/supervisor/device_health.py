@@ -69,14 +69,14 @@ def run_probe(devices: Sequence[str], timeout_s: float) -> Finding:
 
 
 class DeviceHealth:
-    """The state of the GPUs that a supervisor computes on. CPUs are always well.
+    """The state of the GPUs that a supervisor uses. CPUs never have a fault.
 
     Args:
         devices: Names of all its devices.
-        probe: Looks at GPUs: `run_probe`.
+        probe: Checks GPUs; `run_probe` outside of tests.
 
     Attributes:
-        fault: Why nothing can be computed here; None while all is well, or not yet known.
+        fault: Why the devices cannot be used; None while they can, or before the first probe.
         ids: What identifies the GPUs, once they are known to work.
     """
 
@@ -87,7 +87,7 @@ class DeviceHealth:
         self._probe = probe
         self._is_probed = False
         self._retry_at, self._pause = 0.0, FIRST_PAUSE_S
-        self._failed_jobs: set[uuid.UUID] = set()  # that ended with an error of the device, since one did not
+        self._failed_jobs: set[uuid.UUID] = set()  # that failed with an error of the device, since the last success
 
     def check(self) -> bool:
         """Whether work can be taken. Probes at the first call, and where a fault may be gone."""
@@ -107,7 +107,7 @@ class DeviceHealth:
 
         Args:
             job_id: Of the job.
-            device_failed: Whether the attempt ended with an error of its device, and not just somehow.
+            device_failed: Whether the attempt ended with an error of its device, and not with any other.
         """
         if not self._gpus:
             return False

@@ -19,7 +19,7 @@ PERIOD_S = 5.0
 
 
 class LogPublisher:
-    """One thread, so that an object store that hangs holds up nobody.
+    """Publishes in a thread of its own, so that an object store that hangs delays nothing else.
 
     Args:
         files: Has the object store.

@@ -42,7 +42,7 @@ CHILD_MODULES: dict[QueueName, str] = {"jobs": "worker.children.job", "datasets"
 DEVICE_FAILED = "device_failed"  # the child met an error of its device
 SUSPICIOUS = (DEVICE_FAILED, "child_failed", "child_killed", "stalled")  # ends that a broken GPU may cause
 STORAGE_UNAVAILABLE = "storage_unavailable"
-UNCOUNTED = ("drained", "device_unavailable", STORAGE_UNAVAILABLE)  # ends that say nothing of the job
+UNCOUNTED = ("drained", "device_unavailable", STORAGE_UNAVAILABLE)  # ends that the job did not cause
 
 
 class WorkQueue(Protocol):
@@ -82,7 +82,7 @@ class Supervisor:
         engine: The database.
         queue: Which queue's work is taken.
         owner: A name no other process has; it is written into the rows that are claimed.
-        probe: Looks at GPUs.
+        probe: Checks GPUs.
 
     Attributes:
         devices: How many devices one piece of work may use; 0 for work that uses none.
@@ -115,7 +115,7 @@ class Supervisor:
 
     @property
     def fault(self) -> str | None:
-        """Why no work is taken, of the devices; None while they can be used."""
+        """The fault of the devices for which no work is taken; None while they can be used."""
         return self._health.fault or self._taken
 
     def run_queued_work(self) -> None:

@@ -1,4 +1,4 @@
-"""The thread of a supervisor that does the work: woken by a notification, and by a clock when none arrives.
+"""The thread of a supervisor that does the work. A notification wakes it, and without one a timer does.
 
 A notification only saves time. Messages may be lost, the broker may hang, and Celery may stop consuming after a
 reconnect (celery #8091): queued work starts all the same, after at most one period.

@@ -51,7 +51,7 @@ securityContext:
   valueFrom: { secretKeyRef: { name: {{ (index . 0).Values.secret }}, key: {{ index . 2 }} } }
 {{- end }}
 
-{{/* Variables of every process, and of those that also send or receive notifications. */}}
+{{/* Variables of processes that use the database; with `files` also the object store, with `settings` also Redis. */}}
 {{- define "denll.rows" -}}
 - { name: DENLL_DATA_DIR, value: /data }
 {{ include "denll.secret" (list . "DENLL_DATABASE_URL" "database-url") }}
@@ -113,7 +113,7 @@ securityContext:
 - { name: tmp, emptyDir: { sizeLimit: 1Gi } }
 {{- end }}
 
-{{/* Whether the process of this pod wrote its heartbeat. No liveness: an outage of the database must end no training. */}}
+{{/* Whether the process of this pod wrote its heartbeat. There is no liveness probe: an outage of the database must not end a training. */}}
 {{- define "denll.heartbeat" -}}
 readinessProbe:
   exec: { command: [python, -m, app.healthcheck, heartbeat] }
