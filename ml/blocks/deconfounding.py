@@ -197,7 +197,7 @@ class PairedInputs(nn.Module):
         return nullcontext()
 
     def label_free_loss(self, images: Tensor) -> None:
-        """Nothing has such a loss."""
+        """None: nothing here is trained."""
 
 
 def make_deconfounder(params: DeconfoundingParams, class_count: int, image_size: int) -> Deconfounder | PairedInputs:
