@@ -7,6 +7,7 @@ Folders, in the order in which a training uses them:
     noise/         kinds of label noise to inject, one file each
     scenes/        synthetic images whose background may give the label away
     networks/      network architectures, one file a family
+    features/      what the frozen part of a pretrained network computes of every image, and what follows from it
     methods/       strategies against label noise, one file each; `method.py` is their interface
     blocks/        losses, mixtures, schedules and other parts that several methods share
     training/      the training loop, its schedule, sampler, checkpoints, randomness and memory

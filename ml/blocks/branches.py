@@ -64,9 +64,8 @@ class DebiasedBranch(chain.Chain):
         super().__init__(network.body, network.last_stage, network.classifier, network.image_size)
         self.make_input = make_input
 
-        def record(
-            activations: deconfounding.Activations,
-        ) -> None:  # no bound method: a copy of the branch shares the recorder
+        # a function and no bound method, so that a copy of the branch shares the recorder
+        def record(activations: deconfounding.Activations) -> None:
             recorder.record(activations)
 
         self.record: Callable[[deconfounding.Activations], None] = record
@@ -94,7 +93,7 @@ def find_branches(method: nn.Module) -> list[DebiasedBranch]:
 
 def make_branch(
     network: chain.Chain,
-    deconfounder: deconfounding.Deconfounder | deconfounding.SideBySide,
+    deconfounder: deconfounding.Deconfounder | deconfounding.PairedInputs,
     recorder: ActivationRecorder,
     *,
     second: bool,

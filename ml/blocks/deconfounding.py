@@ -174,17 +174,17 @@ class Deconfounder(nn.Module):
         return localization.gaussian_mask(gaussians, images.shape[2], images.shape[3])
 
 
-class SideBySide(nn.Module):
-    """The inputs of both networks, made before: what the frozen backbone says of f + b and of f + b̄, side by side.
+class PairedInputs(nn.Module):
+    """The inputs of both networks where they come as pairs: those of g1 and of g2, side by side on axis 1.
 
-    It has the interface of `Deconfounder`. Objects are located, and composites made, by `ml.features.method_input`.
+    It has the interface of `Deconfounder`. `ml.features.method_input` locates objects and makes the composites.
     """
 
     localization = None  # nothing is trained
-    changes_first = False  # each input lies ready
+    changes_first = False  # g1 sees the image
 
     def __init__(self, params: DeconfoundingParams) -> None:
-        """Bind the readings, of which none is left open."""
+        """Keep the readings, which `branches.make_branch` asks for."""
         super().__init__()
         self.params = params
 
@@ -197,13 +197,13 @@ class SideBySide(nn.Module):
         return nullcontext()
 
     def label_free_loss(self, images: Tensor) -> None:
-        """Nothing has such a loss."""
+        """None: nothing here is trained."""
 
 
-def make_deconfounder(params: DeconfoundingParams, class_count: int, image_size: int) -> Deconfounder | SideBySide:
+def make_deconfounder(params: DeconfoundingParams, class_count: int, image_size: int) -> Deconfounder | PairedInputs:
     """What makes the inputs of both networks, as the params say; arguments as of `Deconfounder`."""
     if params.localization == "backbone":
-        return SideBySide(params)
+        return PairedInputs(params)
     return Deconfounder(params, class_count, image_size)
 
 

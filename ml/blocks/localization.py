@@ -91,9 +91,13 @@ def soft_argmax(heat: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
     """
     height, width = heat.shape[-2:]
     weight = heat.flatten(1).softmax(dim=1).view(-1, height, width)
-    x = (torch.arange(width, device=heat.device) + 0.5) * (image_size / width) - 0.5
-    y = (torch.arange(height, device=heat.device) + 0.5) * (image_size / height) - 0.5
+    x, y = (cell_centres(cells, image_size, heat.device) for cells in (width, height))
     return (weight.sum(dim=1) * x).sum(dim=1), (weight.sum(dim=2) * y).sum(dim=1)
+
+
+def cell_centres(cells: int, image_size: int, device: torch.device) -> Tensor:
+    """Where the middles of `cells` equal parts of a side of `image_size` pixels are: f32 (cells,) in pixels."""
+    return (torch.arange(cells, device=device) + 0.5) * (image_size / cells) - 0.5
 
 
 def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:

@@ -37,18 +37,18 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """The mean of `symmetric_kls` over the batch: a scalar (JoCoR's term); see there for `first` and `second`."""
+    """Mean of `symmetric_kls` over the batch, a scalar; `first` and `second` as there."""
     return symmetric_kls(first, second).mean()
 
 
 def symmetric_kls(first: Tensor, second: Tensor) -> Tensor:
-    """KL(p‖q) + KL(q‖p) of every row, (B,), p and q the softmax of the logits `first` and `second` (B, C)."""
+    """KL(p‖q) + KL(q‖p) of every row, (B,); p and q are the softmax of the logits `first` and `second`, (B, C)."""
     p, q = functional.log_softmax(first.float(), dim=1), functional.log_softmax(second.float(), dim=1)
     return ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
 
 
 def consistency_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean KL(p‖q), p the softmax of `teacher` logits (B, C), without gradient, q of `student` ones: a scalar."""
+    """Mean KL(p‖q), a scalar; p and q are the softmax of `teacher` and `student` logits (B, C), p without gradient."""
     log_p, log_q = (functional.log_softmax(logits.float(), dim=1) for logits in (teacher.detach(), student))
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 

@@ -18,7 +18,7 @@ from ml.blocks import losses
 
 
 def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Mean softmax over views and networks (DivideMix Eq. 5, Alg. 1 line 15): logits (B, C) each -> (B, C)."""
+    """Mean softmax over views and networks (co-guessing, DivideMix Alg. 1): logits (B, C) each -> (B, C)."""
     return torch.stack([one.float().softmax(dim=1) for one in logits]).mean(dim=0)
 
 

@@ -11,6 +11,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MIXING = "mixing"  # the concern by whose generator methods draw λ and partners
+
+
+def draw_mixing(
+    alpha: float, index: Tensor, generator: torch.Generator, *, folded: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Draw how the rows of a batch are mixed: λ, one for all of them, and the partner of each.
+
+    Args:
+        alpha: as of `draw_lambda`.
+        index: ids of the rows, as of `draw_partners`.
+        generator: on the device of `index`.
+        folded: fold λ by `fold_lambda`.
+
+    Returns:
+        λ, an f32 scalar, and partners int64 (R,).
+    """
+    share = draw_lambda(alpha, generator)
+    return fold_lambda(share) if folded else share, draw_partners(index, generator)
+
 
 def draw_lambda(alpha: float, generator: torch.Generator) -> Tensor:
     """Draw λ ~ Beta(alpha, alpha), one for a whole batch: an f32 scalar on the generator's device.

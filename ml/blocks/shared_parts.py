@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from ml.blocks import branches, method_pair
-from ml.blocks.deconfounding import Deconfounder, Gates, SideBySide
+from ml.blocks.deconfounding import Deconfounder, Gates, PairedInputs
 from ml.method import TrainContext, TrainHyperparameters
 
 
 def enter_phase(
     method: nn.Module,
     pair: method_pair.PhasePair,
-    deconfounder: Deconfounder | SideBySide,
+    deconfounder: Deconfounder | PairedInputs,
     gates: Gates | None,
     context: TrainContext,
 ) -> None:
@@ -45,7 +45,7 @@ def enter_phase(
 
 
 def optimizers(
-    deconfounder: Deconfounder | SideBySide, gates: Gates | None, training: TrainHyperparameters
+    deconfounder: Deconfounder | PairedInputs, gates: Gates | None, training: TrainHyperparameters
 ) -> list[torch.optim.Optimizer]:
     """SGD without weight decay for the localization module and the gates; arguments as of `enter_phase`."""
     shared = []

@@ -1,4 +1,4 @@
-"""The common base of methods with one network: the network, its prediction, its SGD, and a cross-entropy step.
+"""The common base of methods with one network: the network, its prediction, its SGD, and plain and MixUp steps.
 
 Shapes: `N` images, `B` batch, `C` classes.
 """
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ml import method
-from ml.blocks import losses
+from ml.blocks import losses, mixup
 from ml.method import Batch, MethodParams, Network, Optimizers, TrainHyperparameters
 
 P = TypeVar("P", bound=MethodParams)
@@ -70,6 +70,21 @@ class SingleNetworkMethod(method.Method, Generic[P]):
         """The loss of a plain step: mean cross-entropy on the given labels, a scalar."""
         logits = self.predict_batch(batch)
         return batch.label_loss(lambda labels, _: losses.cross_entropy(logits, labels))
+
+    def mixup_step(self, batch: Batch, alpha: float) -> Tensor:
+        """The loss of a MixUp step, a scalar: cross-entropy of mixed images with mixed labels (Zhang et al., Eq. 1).
+
+        Labels are ranked by the mixture in which an image has the larger share, as no image is unmixed.
+
+        Args:
+            batch: of the step.
+            alpha: of λ ~ Beta(alpha, alpha), one for the batch.
+        """
+        share, partner = mixup.draw_mixing(alpha, batch.index, batch.generator(mixup.MIXING))
+        logits = self.network(mixup.mix(batch.images, share, partner))
+        batch.record_logits(logits[mixup.dominant_rows(share, partner)])
+        label_targets = losses.one_hot(batch.labels, self.network.class_count)
+        return losses.soft_cross_entropy(logits, mixup.mix(label_targets, share, partner))
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits: what a method learns about labels is no part of the prediction."""

@@ -27,11 +27,11 @@ def forget_rate(epoch: int, full: float, gradual: int) -> float:
     return full * min(1.0, epoch / max(gradual - 1, 1))
 
 
-def kept_count(rate: float, size: int) -> int:
+def selected_count(rate: float, size: int) -> int:
     """⌊(1 - rate) · size⌋, at least 1: how many of `size` samples are selected."""
     return max(1, math.floor((1.0 - rate) * size + ROUNDING))
 
 
 def smallest_losses(losses: Tensor, rate: float) -> Tensor:
     """Positions int64 (k,) of the losses (B,) that remain when the share `rate` with the largest ones is left out."""
-    return losses.detach().topk(kept_count(rate, len(losses)), largest=False).indices
+    return losses.detach().topk(selected_count(rate, len(losses)), largest=False).indices

@@ -11,17 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCALES = (
-    0.1,
-    0.2,
-    0.3,
-    0.5,
-    0.7,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-)  # of logits: confidence is fitted (temperature scaling)
+SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # of logits: the best is taken (temperature scaling)
 LEAST = 1e-4  # probability: one image that contradicts T does not decide
 
 

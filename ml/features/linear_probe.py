@@ -24,9 +24,7 @@ COMPONENTS = 256
 ITERATIONS = 60  # of L-BFGS
 TOLERANCE = 1e-6  # change of the loss at which it ends
 SMALLEST_DEVIATION = 1e-6  # of a feature that is the same for all images
-MIN_PROBABILITY = (
-    1e-6  # of a label under a transition matrix: is added, so that one impossible label costs a finite loss
-)
+MIN_PROBABILITY = 1e-6  # added to that of a label under a transition matrix: an impossible label costs a finite loss
 CHUNK_ENTRIES = 1 << 22  # of the arrays that a chunk of rows needs
 
 

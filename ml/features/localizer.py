@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ml.blocks import localization
 from ml.evaluation import attention
 
 FINEST = (1 / 32,)  # smoothing of the map whose moments count: the wider ones draw the centre towards the middle
@@ -26,9 +27,7 @@ class BorderLocalizer(nn.Module):
     """Feature maps of stride 16 -> the Gaussian of the object; without parameters, the same in training and at test."""
 
     def __init__(self, image_size: int) -> None:
-        """Args:
-        image_size: S, in whose pixels the Gaussians are.
-        """
+        """`image_size` is S, in whose pixels the Gaussians are."""
         super().__init__()
         self.image_size = image_size
 
@@ -53,8 +52,7 @@ def gaussian_of_map(masks: Tensor, image_size: int) -> Tensor:
     """
     weights = _above_threshold(masks.float())
     height, width = masks.shape[2:]
-    x = (torch.arange(width, device=masks.device) + 0.5) * (image_size / width) - 0.5
-    y = (torch.arange(height, device=masks.device) + 0.5) * (image_size / height) - 0.5
+    x, y = (localization.cell_centres(cells, image_size, masks.device) for cells in (width, height))
 
     # mean and variance along both axes; the Gaussian is isotropic, so its variance is their mean
     across, down = weights.sum(dim=1), weights.sum(dim=2)  # (B, w), (B, h)

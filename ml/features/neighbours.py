@@ -1,8 +1,7 @@
 """Nearest neighbours of images by the angle between their features.
 
 The search is exact and works on chunks of rows: beside its result it needs the normalised references and
-`CHUNK_ENTRIES` similarities, however many images there are. Where the references are very many, a part of them says as
-much at a part of the cost (`spread`).
+`CHUNK_ENTRIES` similarities, however many images there are. Among very many references, callers search a sample.
 
 Shapes: `N` images, `R` references, `D` features, `C` classes, `k` neighbours.
 """

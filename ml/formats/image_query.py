@@ -149,10 +149,10 @@ def find(
         columns = f"{IMAGE_COLUMNS}, {result_columns}, {similarity}, {', '.join(order)}"
         where = f"{' AND '.join(conditions)} ORDER BY {', '.join(order)} LIMIT ?"
         select = f"SELECT {columns} FROM {tables} WHERE {where}"  # noqa: S608  # of names of our own
-        return [_found(row) for row in database.execute(select, (*values, limit))]
+        return [_to_match(row) for row in database.execute(select, (*values, limit))]
 
 
-def _found(row: tuple[Any, ...]) -> ImageMatch:
+def _to_match(row: tuple[Any, ...]) -> ImageMatch:
     image, result = row[:IMAGE_FIELDS], row[IMAGE_FIELDS : IMAGE_FIELDS + len(image_results.COLUMNS)]
     similarity, *position = row[IMAGE_FIELDS + len(image_results.COLUMNS) :]
     return ImageMatch(

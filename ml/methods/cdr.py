@@ -85,7 +85,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 def keep_critical(parameters: Iterable[nn.Parameter], noise_rate: float) -> None:
     """Multiply the gradients of critical weights by 1 - noise_rate, and set those of the other weights to 0, in place.
 
-    Nothing waits for the device, where the threshold stays.
+    The threshold stays on the device, so nothing waits for it.
 
     Args:
         parameters: of the network; those of rank 2 and 4 are scored, the others stay as they are.
@@ -96,7 +96,7 @@ def keep_critical(parameters: Iterable[nn.Parameter], noise_rate: float) -> None
     scores = [(parameter * gradient).abs() for parameter, gradient in scored]
     # 2. the score at which the critical share begins
     all_scores = torch.cat([score.flatten() for score in scores])  # (n,)
-    dropped = len(all_scores) - small_loss.kept_count(noise_rate, len(all_scores))
+    dropped = len(all_scores) - small_loss.selected_count(noise_rate, len(all_scores))
     threshold = all_scores.topk(dropped + 1, largest=False, sorted=False).values.max()
     # 3. masked gradients
     for (_, gradient), score in zip(scored, scores, strict=True):

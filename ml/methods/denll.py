@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ml import method, methods
-from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning, shared_parts
+from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning, shared_parts, two_networks
 from ml.features import evidence_state
 from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
@@ -300,8 +300,7 @@ class Method(method.Method):
         pair = (l1, l2)
         if self.gates is not None and self.params.loss == "each":
             pair = self.gates(one, two)
-        mean = (0.5 * (pair[0].softmax(dim=1) + pair[1].softmax(dim=1))).clamp_min(1e-30).log()
-        heads = {"g1": l1, "g2": l2, "mean": mean}
+        heads = {"g1": l1, "g2": l2, "mean": two_networks.mean_probability_logits(pair)}
         if self.evidence is not None:
             heads["evidence"] = self.evidence.answer(l1, l2)
         return {ENSEMBLE: heads[self.params.answer], **heads}

@@ -37,7 +37,6 @@ from ml.method import (
 )
 from ml.methods import About
 
-MIXING = "mixing"  # the generator of λ and of the permutation
 WARM_UP = 1 / 30  # 10 of 300 epochs on CIFAR-10
 CIFAR_100 = {"warm_up": 0.1}  # 30 of 300
 
@@ -231,10 +230,9 @@ class Method(method.Method):
         images = torch.cat([*batch.views, *unlabelled.views])
 
         # mix all rows with each other (Eq. 6)
-        generator = batch.generator(MIXING)
-        share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
+        generator = batch.generator(mixup.MIXING)
         index = mixup.row_ids([batch.index] * len(batch.views) + [unlabelled.index] * len(unlabelled.views))
-        partner = mixup.draw_partners(index, generator)
+        share, partner = mixup.draw_mixing(self.params.alpha, index, generator, folded=True)
         logits = self.networks[batch.pass_index](mixup.mix(images, share, partner))
 
         # the loss (Eq. 9 and 10)
@@ -258,7 +256,7 @@ class Method(method.Method):
         unlabelled_logits += other(torch.cat(unlabelled.views)).chunk(len(unlabelled.views))
         other.train()
 
-        # Eq. 5: co-guessing by both networks; Eq. 3: co-refinement by the other one's clean probability
+        # co-guessing by both networks (Alg. 1); Eq. 3: co-refinement by the other one's clean probability
         guessed = mixmatch.average_probabilities(unlabelled_logits)
         clean_probability = self._clean_probability_for(batch.pass_index)[batch.index]
         own_average = mixmatch.average_probabilities(labelled_logits)

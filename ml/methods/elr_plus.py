@@ -28,7 +28,7 @@ from ml.blocks import balanced_subset, early_learning, ema, losses, mixup, predi
 from ml.method import ENSEMBLE, Batch, Network, Optimizers, Pass, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
-MIXING, SUBSET = "mixing", "subset"  # generators: of λ and the permutation; of the samples of an epoch
+SUBSET = "subset"  # the concern by whose generator the samples of an epoch are drawn
 RAMP_STEPS = 40_000
 CIFAR_10_RAMP = RAMP_STEPS / (200 * 352)  # 200 epochs of 45,000 images in batches of 128
 CIFAR_100_RAMP = RAMP_STEPS / (250 * 352)
@@ -174,9 +174,8 @@ class Method(method.Method):
         averages = learner.memory.update(batch.index, teacher_logits.float().softmax(dim=1))
 
         # MixUp of images, labels and targets
-        generator = batch.generator(MIXING)
-        share = mixup.fold_lambda(mixup.draw_lambda(self.params.alpha, generator))
-        partner = mixup.draw_partners(batch.index, generator)
+        generator = batch.generator(mixup.MIXING)
+        share, partner = mixup.draw_mixing(self.params.alpha, batch.index, generator, folded=True)
         logits = learner.network(mixup.mix(batch.images, share, partner))
         label_targets = mixup.mix(losses.one_hot(batch.labels, logits.shape[1]), share, partner)
         targets = mixup.mix(averages, share, partner)

@@ -22,6 +22,7 @@ Shapes: `B` batch, `C` classes, targets and logits (B, C), noisy and clean proba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,7 +33,6 @@ from ml.blocks import beta_mixture, losses, mixup, schedules, single_network
 from ml.method import Batch, MethodParams, Network, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 
-MIXING = "mixing"  # the generator of λ and of the permutation
 MIN_TEMPERATURE = 1e-3  # where that of soft predictions ends
 
 ABOUT: About = {
@@ -117,9 +117,10 @@ class Method(single_network.SingleNetworkMethod[Params]):
             cooled = batch.of_epoch(lambda epoch: min(1.0, (epoch - first - second) / cooling_epochs))
             return self._soft_step(batch, 1.0 - (1.0 - MIN_TEMPERATURE) * cooled)
 
+        mixup_step = partial(self.mixup_step, alpha=p.alpha)
         last_step = self._hard_step if p.variant == "hard" else soft_step
         phases = [
-            Phase(first, self._mixup_step, lambda: self.optimizers(training), name="mixup"),
+            Phase(first, mixup_step, lambda: self.optimizers(training), name="mixup"),
             Phase(second, self._guided_step, None, begin_epoch=self._fit_mixture, name="guided"),
             Phase(rest, last_step, None, begin_epoch=self._fit_mixture, name="bootstrapping"),
         ]
@@ -130,14 +131,6 @@ class Method(single_network.SingleNetworkMethod[Params]):
         self.mixture.fit(losses.cross_entropies(context.score(self.network, views=1), self.labels))
 
     # --- steps ---
-
-    def _mixup_step(self, batch: Batch) -> Tensor:
-        """MixUp on given labels, which are ranked by the mixture in which each image has the larger share."""
-        share, partner = self._draw_mixing(batch)
-        logits = self.network(mixup.mix(batch.images, share, partner))
-        batch.record_logits(logits[mixup.dominant_rows(share, partner)])
-        label_targets = losses.one_hot(batch.labels, self.network.class_count)
-        return losses.soft_cross_entropy(logits, mixup.mix(label_targets, share, partner))
 
     def _hard_step(self, batch: Batch) -> Tensor:
         """Dynamic hard bootstrapping with MixUp (Eq. 10)."""
@@ -168,8 +161,7 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def _draw_mixing(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """λ, one for the batch, and each image's partner."""
-        generator = batch.generator(MIXING)
-        return mixup.draw_lambda(self.params.alpha, generator), mixup.draw_partners(batch.index, generator)
+        return mixup.draw_mixing(self.params.alpha, batch.index, batch.generator(mixup.MIXING))
 
     @torch.no_grad()
     def _predict(self, batch: Batch) -> Tensor:

@@ -12,15 +12,13 @@ Shapes: `B` batch, `C` classes, logits and targets (B, C).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from pydantic import Field
-from torch import Tensor
 
-from ml.blocks import losses, mixup, single_network
-from ml.method import Batch, MethodParams, Phase, TrainHyperparameters
+from ml.blocks import single_network
+from ml.method import MethodParams, Phase, TrainHyperparameters
 from ml.methods import About
-
-MIXING = "mixing"  # the generator of λ and of the permutation
 
 ABOUT: About = {
     "title": "MixUp",
@@ -64,14 +62,5 @@ class Method(single_network.SingleNetworkMethod[Params]):
 
     def phases(self, training: TrainHyperparameters) -> Sequence[Phase]:
         """One phase over all epochs."""
-        return [Phase(training.epochs, self._loss, lambda: self.optimizers(training))]
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """Eq. 1: λ · CE(f(x̃), y) + (1 - λ) · CE(f(x̃), y_π), as cross-entropy with mixed labels."""
-        generator = batch.generator(MIXING)
-        share = mixup.draw_lambda(self.params.alpha, generator)
-        partner = mixup.draw_partners(batch.index, generator)
-        logits = self.network(mixup.mix(batch.images, share, partner))
-        batch.record_logits(logits[mixup.dominant_rows(share, partner)])
-        label_targets = losses.one_hot(batch.labels, self.network.class_count)
-        return losses.soft_cross_entropy(logits, mixup.mix(label_targets, share, partner))
+        loss = partial(self.mixup_step, alpha=self.params.alpha)
+        return [Phase(training.epochs, loss, lambda: self.optimizers(training))]

@@ -32,7 +32,6 @@ from ml.blocks import confidence, losses, mixmatch, mixup, pool_union, reinitial
 from ml.method import Batch, MethodParams, Network, Pass, Phase, TrainContext, TrainHyperparameters, Unlabelled
 from ml.methods import About
 
-MIXING = "mixing"  # the generator of λ and of the permutation
 MAX_CLASS_WEIGHT = 3.0
 LATER = 0.5  # share of the epochs after which `alpha_later` holds: 150 of 300
 CLASSIFIER = ("classifier",)
@@ -203,9 +202,8 @@ class Method(single_network.SingleNetworkMethod[Params]):
             index += [batch.unlabelled.index] * len(batch.unlabelled.views)
 
         # mix all rows with each other
-        generator = batch.generator(MIXING)
-        share = mixup.fold_lambda(mixup.draw_lambda(alpha, generator))
-        partner = mixup.draw_partners(mixup.row_ids(index), generator)
+        generator = batch.generator(mixup.MIXING)
+        share, partner = mixup.draw_mixing(alpha, mixup.row_ids(index), generator, folded=True)
         logits = self.network(mixup.mix(images, share, partner))
         mixed_targets = mixup.mix(targets, share, partner)
 

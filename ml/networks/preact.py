@@ -1,8 +1,8 @@
 """PreAct ResNet-18 (He et al., ECCV 2016) as the noisy-label literature uses it.
 
-conv1 is followed by BN and ReLU, there is no final BN before pooling, and every shortcut, an identity too, starts
-behind the block's first BN and ReLU: so in the released code of DivideMix, ELR+, PES and SOP. In He et al. an identity
-starts at the block's input. Initial weights are PyTorch's default, as those of the papers' networks.
+As in the released code of DivideMix, ELR+, PES and SOP, conv1 is followed by BN and ReLU, there is no final BN before
+pooling, and every shortcut, an identity too, starts behind the block's first BN and ReLU. In He et al. an identity
+starts at the block's input. Initial weights are PyTorch's default, as in that code.
 """
 
 from __future__ import annotations

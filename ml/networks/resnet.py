@@ -1,9 +1,9 @@
 """ResNet-18 and ResNet-34 (He et al., CVPR 2016), post-activation, with the stem the image size asks for.
 
-Up to 64 px the CIFAR stem (3x3, stride 1, no max-pool), above it, and with pretrained weights, the ImageNet stem (7x7,
-stride 2, max-pool).
-Module names are those of published ImageNet weights, so that such a file can be adopted. Initial weights are PyTorch's
-default, as those of the papers' networks; He et al.'s were behind it in a small study (docs/log.md).
+Up to 64 px the stem is that for CIFAR (3x3, stride 1, no max-pool); above it, and with pretrained weights, that for
+ImageNet (7x7, stride 2, max-pool). Modules have the names of published ImageNet weights, so that such a file can be
+loaded. Initial weights are PyTorch's default, as in the papers on noisy labels; those of He et al. gave lower accuracy
+in a small study (docs/log.md).
 """
 
 from __future__ import annotations

@@ -26,14 +26,12 @@ from ml.data.decoding import Geometry, ImageArray
 from ml.evaluation import attention
 from ml.evaluation.masks import Gaussian
 from ml.features import picture_mask
-from ml.features.encoder import Encoder
+from ml.features.encoder import CHECKED_IMAGES, Encoder
 from ml.features.method_input import MethodInput, PictureMethod
 from ml.method import ENSEMBLE
 from ml.networks import chain, preact
 from ml.serving import fast_layers, model_archive
 from ml.training import devices, inputs
-
-ENCODER_CHECK = 4  # check squares by which a faster encoder is compared with the exact one
 
 Probabilities = NDArray[np.float32]
 AttentionMap = NDArray[np.float32]  # (h, w) in [0, 1], coarser than the square
@@ -101,7 +99,7 @@ class Predictor:
         self._store = image_store.ImageStore(check[:1], mean, std, device=device, padded_bytes=0)
         self.half = half and self._agrees_in_bf16(check)  # whether it computes in bf16
         if isinstance(self._method, PictureMethod) and not self.half:
-            self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=False)
+            self._method.input.prepare(self.normalized(check[:CHECKED_IMAGES]), half=False)
         # whether predictions have a location and what it comes from, and what their maps show
         self._location_source: LocationSource = (
             "border_contrast" if isinstance(self._method, PictureMethod) else "localization_module"
@@ -295,7 +293,7 @@ class Predictor:
         """Whether bf16 predicts the same class as f32 for every check square."""
         exact = self._compute(check, half=False).heads[ENSEMBLE].argmax(dim=1)
         if isinstance(self._method, PictureMethod):
-            self._method.input.prepare(self.normalized(check[:ENCODER_CHECK]), half=True)
+            self._method.input.prepare(self.normalized(check[:CHECKED_IMAGES]), half=True)
         return bool((exact == self._compute(check, half=True).heads[ENSEMBLE].argmax(dim=1)).all())
 
     def normalized(self, squares: Tensor) -> Tensor:

@@ -126,9 +126,7 @@ class BatchBuilder:
 
     def _draw_mixture(self, positions: Tensor) -> Mixture:
         """One share for the whole batch, and a partner for each position int64 (B,)."""
-        generator = self._generator(MIXTURES)
-        share = mixup.fold_lambda(mixup.draw_lambda(self._mixup, generator))
-        return Mixture(share, mixup.draw_partners(positions, generator))
+        return Mixture(*mixup.draw_mixing(self._mixup, positions, self._generator(MIXTURES), folded=True))
 
     def _unlabelled(self, kinds: tuple[View, ...], positions: Tensor) -> Unlabelled:
         views, record_logits = self._views(kinds, positions)

@@ -24,7 +24,7 @@ from ml.data.dataset import LabeledImages, Truth
 from ml.data.image_store import ImageViews
 from ml.data.input_store import InputStore, eval_batches
 from ml.data.stored_rows import StoredRows
-from ml.features import composites, feature_file
+from ml.features import composites, encoder, feature_file
 from ml.features.composite_store import CompositeStore
 from ml.features.feature_file import FeatureFile, Progress
 from ml.features.feature_store import FeatureStore
@@ -36,7 +36,6 @@ from ml.training.store_choice import StoreChoice
 HASHED_ROWS = 256  # pictures hashed at a time
 VERSION = 1  # raised when the same pictures, weights and settings have other features or Gaussians
 FLOAT32 = np.dtype(np.float32)
-CHECKED_IMAGES = 4  # by which a faster encoder is compared with the exact one
 RENDERED_ROWS = 256  # images of one batch of another rendering
 ENCODED_PIXELS = 32 * 128 * 128  # of one batch on a CPU: maps of more images leave its caches
 
@@ -70,11 +69,9 @@ def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
     """What the spec's method sees of every image, side by side: the picture, unless the method says more."""
     module = methods.load(spec.method)
     declared = getattr(module, "renderings", None)
-    return (
-        ("picture",)
-        if declared is None
-        else cast("tuple[Rendering, ...]", declared(module.Params.model_validate(spec.params)))
-    )
+    if declared is None:
+        return ("picture",)
+    return cast("tuple[Rendering, ...]", declared(module.Params.model_validate(spec.params)))
 
 
 def of_pictures(train: ImageViews, test: ImageViews | None, choice: StoreChoice | None = None) -> TrainingInputs:
@@ -133,7 +130,7 @@ class BackboneInputs:
             self._positions[split] = None if selection is None else selection.positions
         pictures = self._pictures["train"]
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
-        few = pictures.unaugmented(image_store.evenly(len(pictures), CHECKED_IMAGES))
+        few = pictures.unaugmented(image_store.evenly(len(pictures), encoder.CHECKED_IMAGES))
         encoded = method_input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
         self._shape, self._has_maps = tuple(encoded.output.shape[1:]), encoded.maps is not None
         if len(method_input.renderings) > 1 and not self._has_maps:

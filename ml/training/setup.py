@@ -213,9 +213,7 @@ def backbone_inputs(
         labels: Given labels int64 (N,).
         rows: The images that are trained on, int64 (M,).
         device: That computes.
-        cache: As of `Trainer.build`, like `progress` and `resident_bytes`.
-        progress: See `cache`.
-        resident_bytes: See `cache`.
+        cache, progress, resident_bytes: As of `Trainer.build`.
         build_pictures: Of `pixel_inputs`; called for a network that is trained whole.
     """
     mean, std = normalisation(record)

@@ -24,7 +24,7 @@ MAX_CLASSES = 256  # of a transition matrix, because it travels in a request
 DEFAULT_BACKBONE = "efficientnet_lite0"  # pretrained weights that a job takes where nobody chooses, if installed
 # fields by which images are shown as they are
 PLAIN_IMAGES: dict[str, Any] = {"augmentation": "none", "randaugment": 0, "color_jitter": 0.0, "mixup": 0.0}
-LATER_FIELDS = (  # came when checkpoints had format 2 already
+LATER_FIELDS = (  # added since checkpoints have format 2
     "tune", "first_answer", "schedule_unit", "layer_decay", "crop_scale", "randaugment", "color_jitter", "mixup",
     "batch_norm",
 )  # fmt: skip

@@ -13,8 +13,6 @@ import copy
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,15 +25,10 @@ from ml.features.feature_store import FeatureStore
 from ml.networks import chain, weights
 from ml.training import devices
 from tests.benchmarks._sizes import size
+from tests.benchmarks._timing import cpu_seconds
 
 NETWORK, SIDE, BATCH = "efficientnet_lite0", 128, 32
 TARGET, READ_TARGET = 2.5, 1.0
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 def encoder(repeats: int) -> dict[str, object]:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,8 +32,9 @@ from ml.data.stored_rows import in_memory
 from ml.methods import dividemix
 from ml.training import devices
 from ml.training.spec import NoiseSpec, TrainingSpec
-from ml.training.trainer import EpochReport, Trainer
+from ml.training.trainer import Trainer
 from tests.benchmarks._sizes import arguments, size
+from tests.benchmarks._timing import cpu_seconds, train_epoch
 
 SIDE, BATCH, CLASSES, TARGET = 32, 128, 10, 2.2
 THRESHOLD = dividemix.Params().clean_threshold
@@ -49,12 +48,6 @@ def pictures(count: int) -> LabeledImages:
     tints = torch.randint(0, 120, (CLASSES, 1, 1, 3), generator=generator)
     images = torch.randint(0, 136, (count, SIDE, SIDE, 3), generator=generator) + tints[labels]
     return LabeledImages(images.to(torch.uint8), labels, tuple("abcdefghij"))
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 # --- ours ---
@@ -71,11 +64,6 @@ def ours(images: LabeledImages, network: str, epochs: int) -> Trainer:
         noise=NoiseSpec(kind="symmetric", rate=0.4),
     )
     return Trainer.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
-
-
-def whole_epoch(events: Iterator[object]) -> None:
-    while not isinstance(next(events), EpochReport):
-        pass
 
 
 # --- the peer ---
@@ -208,10 +196,10 @@ def epochs(network: str, count: int, repeats: int) -> dict[str, object]:
     images = pictures(count)
     training = ours(images, network, repeats + 1)
     events = iter(training)
-    whole_epoch(events)
+    train_epoch(events)
     peer = Peer(training, images)
-    whole_epoch(events)  # warm
-    pairs = [(cpu_seconds(lambda: whole_epoch(events)), cpu_seconds(peer.epoch)) for _ in range(repeats)]
+    train_epoch(events)  # warm
+    pairs = [(cpu_seconds(lambda: train_epoch(events)), cpu_seconds(peer.epoch)) for _ in range(repeats)]
     ratio = statistics.median(theirs / own for own, theirs in pairs)
     half = devices.uses_bf16("auto", torch.device("cpu"))
     trusted = peer.division() > THRESHOLD

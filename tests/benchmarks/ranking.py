@@ -96,7 +96,7 @@ def training(of: Set, labeled: LabeledImages, seed: int, held_out: float) -> Tra
 
 
 def ours(of: Set, labeled: LabeledImages) -> tuple[LabelIssues, float, float]:
-    """The ranking, CPU seconds of the training, and how many of them went into listening and ranking."""
+    """The ranking, CPU seconds of the training, and how many of them went into recording logits and ranking."""
     spent = [0.0]
 
     def clocked(work: Callable[..., Any]) -> Callable[..., Any]:

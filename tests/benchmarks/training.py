@@ -6,9 +6,10 @@ Conditions: CPU, torch with one thread, f32, batch 128, 32 px, crop and flip. Ra
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,25 +30,21 @@ from ml.method import Optimizers, take_gradient_step
 from ml.training import checkpoint
 from ml.training.checkpoint_writer import CheckpointWriter
 from ml.training.spec import TrainingSpec
-from ml.training.trainer import EpochReport, Step, Trainer
+from ml.training.trainer import Trainer
 from tests.benchmarks._sizes import size
+from tests.benchmarks._timing import cpu_seconds, train_epoch
 
 SIDE = 32
 COUNT, BATCH = size(2560, 64), size(128, 16)
 PHOTOGRAPH_SIDE, PHOTOGRAPHS, PHOTOGRAPH_BATCH = 160, size(256, 4), size(32, 2)
 SIMULATED_EPOCHS = size(15, 1)
+EPOCH_STEPS, STEP_S, CHECKPOINT_S = 100, 0.008, 2.0  # of the simulated loop; a checkpoint is due after an epoch
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.2, 0.2, 0.2])
 
 
 def pictures() -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 class SingleImages(Dataset[Tensor]):
@@ -142,9 +139,9 @@ def epoch(network: str, count: int, repeats: int) -> dict[str, object]:
     )
     training = Trainer.build(spec, images, truth=Truth(None, None, None), device="cpu", threads=1)
     events = iter(training)
-    whole_epoch(events)  # warm
+    train_epoch(events)  # warm
     static = static_steps(training, count)
-    pairs = [(cpu_seconds(static), cpu_seconds(lambda: whole_epoch(events))) for _ in range(repeats)]
+    pairs = [(cpu_seconds(static), cpu_seconds(lambda: train_epoch(events))) for _ in range(repeats)]
     ratio = statistics.median(bare / whole for bare, whole in pairs)
     return {
         "id": "T2",
@@ -154,11 +151,6 @@ def epoch(network: str, count: int, repeats: int) -> dict[str, object]:
         "met": ratio >= 0.97,
         "images_per_cpu_second": round(count / statistics.median(whole for _, whole in pairs)),
     }
-
-
-def whole_epoch(events: Iterator[Step | EpochReport]) -> None:
-    while not isinstance(next(events), EpochReport):
-        pass
 
 
 def static_steps(training: Trainer, count: int) -> Callable[[], None]:
@@ -192,13 +184,13 @@ def checkpoint_share() -> dict[str, object]:
     def elapsed(writer: CheckpointWriter | None) -> tuple[float, float]:
         started, own_s = time.perf_counter(), 0.0
         for _ in range(SIMULATED_EPOCHS):
-            for step in range(100):
-                time.sleep(0.008)
+            for step in range(EPOCH_STEPS):
+                time.sleep(STEP_S)
                 training.step += 1
                 called = time.perf_counter()
                 if writer is not None:
                     writer.collect()
-                    if step == 99 and writer.is_due(2.0):
+                    if step + 1 == EPOCH_STEPS and writer.is_due(CHECKPOINT_S):
                         writer.start()
                 own_s += time.perf_counter() - called
         return time.perf_counter() - started, own_s
@@ -210,13 +202,15 @@ def checkpoint_share() -> dict[str, object]:
         checkpoint.write(Path(folder), training.state())
         synchronous_s = time.perf_counter() - started
     share = round((own_s - nothing_s) / with_s, 4)
+    epoch_s = EPOCH_STEPS * STEP_S
+    between_s = math.ceil(CHECKPOINT_S / epoch_s) * epoch_s
     return {
         "id": "P4",
         "benchmark": "checkpoints of resnet18, share of a loop of 0.8 s epochs",
         "measured": share,
         "target": "<= 0.02",
         "met": share <= 0.02,
-        "share_if_synchronous": round(synchronous_s / (2.4 + synchronous_s), 3),
+        "share_if_synchronous": round(synchronous_s / (between_s + synchronous_s), 3),
         "slower": round(with_s / without_s - 1, 3),
     }
 

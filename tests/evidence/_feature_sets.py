@@ -1,4 +1,4 @@
-"""TableRows of the development sets, their features and their noise, for the evidence on probes."""
+"""Parts of the development sets, their features and their noise, for the evidence on probes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ROWS = {
 
 
 class Features(NamedTuple):
-    """Of a part, with its labels by column, and small pictures by which noise may go."""
+    """Features of a part, its labels by column, and small pictures, on which instance-dependent noise is drawn."""
 
     features: Tensor  # f32 (N, D)
     labels: dict[str, Tensor]  # int64 (N,) each
@@ -89,7 +89,7 @@ class Features(NamedTuple):
 
 
 def read(sets: Path, name: str, side: int, keep: Path) -> Features:
-    """The features of a part; encoded where FOLDER has them not."""
+    """The features of a part, encoded unless the folder `keep` has them."""
     part = ROWS[name]
     with (sets / part.folder / part.table).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -21,10 +21,8 @@ LEAST_SHARE, LEAST_PIECES = 0.01, 4  # of a COCO photograph, and of a class, tha
 LEAST_FULL = 0.25  # of its box: less is scattered over the photograph
 CROWD = 255  # a region that COCO's masks leave open
 SIDE = 256  # pixels that are kept of a COCO photograph's longer side
-GRAIN, BLIND = (
-    3,
-    0.02,
-)  # of the fill behind a removed object: its finest, in pixels, and what is too far from anything known
+FINEST_RADIUS = 3  # pixels of the blur that fills a removed object nearest to its edge; it doubles inwards
+LEAST_WEIGHT = 0.02  # of known pixels within the blur; a pixel with less waits for a larger radius
 SMALLEST_BOX = 8  # pixels
 # Objects that a box cuts out well, and classes that are places: as many of one as of the other.
 TINY_OBJECTS = ("goldfish", "ladybug", "orange", "teapot", "monarch", "sunglasses")
@@ -97,10 +95,10 @@ def removed(picture: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
     """The picture with the colours around the mask (H, W) in place of what it covers, coarser the deeper inside."""
     known = (~mask).astype(np.float64)
     pixels = np.asarray(picture, np.float64)
-    filled, missing, radius = pixels * known[:, :, None], mask.copy(), GRAIN
+    filled, missing, radius = pixels * known[:, :, None], mask.copy(), FINEST_RADIUS
     while missing.any() and radius < max(picture.size):
         weight = blurred(known, radius)
-        reached = missing & (weight > BLIND)
+        reached = missing & (weight > LEAST_WEIGHT)
         for channel in range(3):
             near = blurred(pixels[:, :, channel] * known, radius)
             filled[:, :, channel][reached] = near[reached] / weight[reached]

@@ -111,7 +111,7 @@ def measure_cell(sets: Path, cell: str, keep: Path) -> dict[str, Any]:
         cross_validation.cross_validate(projected, labels, classes, candidates, torch.Generator().manual_seed(1))
         for candidates in (
             cross_validation.PLAIN,
-            [Candidate(penalty, label_noise.consensus(projected, labels, classes)) for penalty in (3e-4,)],
+            [Candidate(3e-4, label_noise.consensus(projected, labels, classes))],
         )
     )
     probabilities = (plain.estimate.scale * plain.logits).softmax(dim=1)
@@ -201,7 +201,7 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Probes of frozen features\n",
         "`python -m tests.evidence.probes SETS --keep FOLDER` writes this page; cleanlab needs the environment that\n"
-        "`make bench` builds.\n",
+        "`make bench-ranking` builds.\n",
         f"{about}\n",
         *([f"{comparison(results)}\n"] if any("cleanlab" in result["ap"] for result in results) else []),
         f"| set | px, images | {columns} | wrong labels | T | CPU s | |",

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ml import method
 from ml.blocks import best_weights
-
-
-class Context:
-    """A context that knows how well every epoch did."""
-
-    def __init__(self, accuracies: Sequence[float]) -> None:
-        self.accuracies = accuracies
-        self.epoch, self.epochs = 0, 10
-
-    def generator(self, concern: str) -> torch.Generator:
-        return method.no_generator(concern)
-
-    def noisy_accuracies(self) -> Sequence[float]:
-        return self.accuracies[: self.epoch]
-
-    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        raise LookupError("nothing to score")
+from tests.ml.context import FixedContext
 
 
 def restored_weight(accuracies: Sequence[float], since: int, epochs: int) -> float:
     """Epoch e ends with weight e + 1: the weight that is given back."""
     network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
     copy = best_weights.BestWeights(network)
-    context: Any = Context(accuracies)
+    context = FixedContext(accuracies=accuracies)
     for epoch in range(epochs + 1):
         context.epoch = epoch
         if epoch >= since:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ml import networks
 from ml.blocks import mutual_learning, pool_union, schedules
@@ -22,6 +21,7 @@ from ml.training.events import Step
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import halves, same
+from tests.ml.context import FixedContext
 
 SIDE, CLASSES, COUNT = 16, 3, 24
 AT_ONCE = {"agreement_start": 0.0, "agreement_ramp": 0.0}
@@ -39,25 +39,9 @@ def phases(method: denll.Method, epochs: int = 40) -> list[Phase]:
     return list(method.phases(TrainHyperparameters(epochs, 0.05, 0.9, 5e-4, schedules.constant)))
 
 
-class Bench:
-    """The part of a `TrainContext` that PES uses: every given label is predicted."""
-
-    epoch, epochs = 0, 40
-
-    def generator(self, concern: str) -> torch.Generator:
-        return torch.Generator()
-
-    def noisy_accuracies(self) -> list[float]:
-        return []
-
-    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        return nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float()
-
-    def rendered(self, kind: str) -> Iterator[Tensor]:
-        raise LookupError(kind)
-
-    def record_logits(self, logits: Tensor) -> None:
-        pass
+def all_predicted(epoch: int = 0) -> FixedContext:
+    """Every given label is predicted."""
+    return FixedContext(nn.functional.one_hot(torch.arange(COUNT) % CLASSES).float(), epoch=epoch)
 
 
 def batch(epoch: int = 0, views: int = 1) -> Batch:
@@ -81,7 +65,7 @@ def test_the_localization_module_is_frozen_while_the_body_is() -> None:
     assert method.deconfounder.localization is not None
     learning = []
     for phase in phases(method):
-        phase.enter(Bench())
+        phase.enter(all_predicted())
         learning.append({p.requires_grad for p in method.deconfounder.localization.parameters()})
 
     assert learning == [{True}, {False}, {False}, {True}]
@@ -93,7 +77,7 @@ def test_gates_are_reset_with_the_classifier_and_not_otherwise() -> None:
     reset = []
     for phase in phases(method):
         nn.init.ones_(method.gates.linear.weight)
-        phase.enter(Bench())
+        phase.enter(all_predicted())
         reset.append(not method.gates.linear.weight.any())
 
     assert reset == [False, True, True, False]
@@ -105,7 +89,7 @@ def test_gates_are_frozen_while_the_classifier_is_and_frozen_parts_are_not_clipp
     assert method.gates is not None
     learning = []
     for phase in phases(method):
-        phase.enter(Bench())
+        phase.enter(all_predicted())
         learning.append({p.requires_grad for p in method.gates.parameters()})
     assert learning == [{True}, {True}, {True}, {False}]
 
@@ -119,7 +103,7 @@ def test_gates_are_frozen_while_the_classifier_is_and_frozen_parts_are_not_clipp
 def test_both_branches_reinitialise_and_train_the_same_parts(host: str) -> None:
     method = made(host)
     for phase in phases(method)[:2]:
-        phase.enter(Bench())
+        phase.enter(all_predicted())
     phase.loss(batch()).backward()
     moving = [{n for n, p in base.named_parameters() if p.grad is not None} for base in (method.base1, method.base2)]
 
@@ -168,9 +152,7 @@ def test_damping_is_updated_once_after_the_first_epoch_of_agreement() -> None:
     begun = sum(phase.epochs for phase in phases(method)[:-1])
     method.damping.record_gradients([leaf_with_gradient(9.0)], 5.0)
     for epoch, factor in ((begun, 1.0), (begun + 1, 0.5), (begun + 2, 0.5)):
-        bench = Bench()
-        bench.epoch = epoch
-        last.begin_epoch(bench)
+        last.begin_epoch(all_predicted(epoch))
         assert float(method.damping.factor) == factor
 
 

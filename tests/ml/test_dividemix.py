@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import losses
 from ml.data.dataset import LabeledImages
 from ml.method import Batch, Phase, TrainHyperparameters, Unlabelled
@@ -18,6 +18,7 @@ from ml.methods import dividemix
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Step, Trainer
 from tests.ml.conftest import CLASSES, SIDE, halves, reports
+from tests.ml.context import FixedContext
 
 Specs = Callable[..., TrainingSpec]
 COUNT = 40
@@ -53,13 +54,8 @@ def batch(pass_index: int = 0, **changes: Any) -> Batch:
     return Batch(**settings | changes)
 
 
-class Bench:
-    """The part of a lab that a division asks for: images that are their own number."""
-
-    epoch, epochs = 1, 30
-
-    def generator(self, concern: str) -> torch.Generator:
-        return method.no_generator(concern)
+class RandomImages(FixedContext):
+    """A context that scores images of random pixels, the same each time."""
 
     def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
         with torch.no_grad():
@@ -135,9 +131,9 @@ def test_a_division_calls_small_losses_clean_and_averages_over_epochs() -> None:
     method = made(averaged_epochs=2)
     divide = phases(method)[1].begin_epoch
     method.eval()
-    bench: Any = Bench()
-    divide(bench)
-    logits = Bench().score(method.networks[0])
+    context = RandomImages()
+    divide(context)
+    logits = context.score(method.networks[0])
     plain = losses.cross_entropies(logits, method.labels)
     scaled = (plain - plain.min()) / (plain.max() - plain.min())
 
@@ -148,7 +144,7 @@ def test_a_division_calls_small_losses_clean_and_averages_over_epochs() -> None:
 
     once = method.clean_probability[0].clone()
     method.losses[-1, 0] = scaled.flip(0)
-    divide(bench)
+    divide(context)
     assert torch.equal(method.losses[0, 0], scaled.flip(0))
     assert not torch.equal(method.clean_probability[0], once)
 

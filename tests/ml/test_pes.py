@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml import method, networks
+from ml import networks
 from ml.blocks import confidence, losses, reinitialisation, schedules
 from ml.data.dataset import LabeledImages
 from ml.method import Phase, TrainHyperparameters
@@ -19,28 +19,9 @@ from ml.methods import pes
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import EpochReport, Trainer
 from tests.ml.conftest import CLASSES, SIDE, halves
+from tests.ml.context import FixedContext
 
 COUNT = 40
-
-
-class Bench:
-    """The part of a lab that a selection asks for: it answers with fixed probabilities (N, C)."""
-
-    epoch, epochs = 30, 200
-
-    def __init__(self, answers: Tensor) -> None:
-        self.answers = answers
-        self.views = 0
-
-    def generator(self, concern: str) -> torch.Generator:
-        return method.no_generator(concern)
-
-    def noisy_accuracies(self) -> Sequence[float]:
-        return []
-
-    def score(self, function: Callable[[Tensor], Tensor], *, views: int = 0) -> Tensor:
-        self.views = views
-        return self.answers
 
 
 def made(**params: Any) -> pes.Method:
@@ -70,8 +51,9 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def lab() -> Any:
-    return Bench(losses.one_hot(torch.arange(COUNT) % CLASSES, CLASSES))
+def all_predicted() -> FixedContext:
+    """Every given label is predicted."""
+    return FixedContext(losses.one_hot(torch.arange(COUNT) % CLASSES, CLASSES))
 
 
 # --- phases ---
@@ -97,7 +79,7 @@ def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
         all_phases, ((), reinitialisation.LATER_PARTS, reinitialisation.LATER_PARTS[1:], ()), strict=True
     ):
         before = {part: state(method, part) for part in reinitialisation.NETWORK_PARTS}
-        phase.enter(lab())
+        phase.enter(all_predicted())
 
         assert {part for part in reinitialisation.NETWORK_PARTS if differing(before[part], state(method, part))} == set(
             renewed
@@ -110,7 +92,7 @@ def test_each_stage_renews_its_parts_and_trains_them_alone() -> None:
 def test_a_renewed_part_forgets_its_batch_statistics() -> None:
     method = made()
     method.network.last_stage[1].running_mean.fill_(7.0)  # type: ignore[index]
-    phases(method)[1].enter(lab())
+    phases(method)[1].enter(all_predicted())
 
     assert not method.network.last_stage[1].running_mean.any()  # type: ignore[index]
 
@@ -119,7 +101,7 @@ def test_the_released_codes_tail_rests_after_its_renewal() -> None:
     method = made(after_refine="frozen_tail")
     all_phases = phases(method)
     for phase in all_phases:
-        phase.enter(lab())
+        phase.enter(all_predicted())
 
     assert owned(all_phases[-1]) == of(method, "body")
     assert {p for p in method.network.parameters() if p.requires_grad} == of(method, "body")
@@ -130,7 +112,7 @@ def test_without_a_new_last_stage_only_the_classifier_is_renewed() -> None:
     all_phases = phases(method)
     before = state(method, "last_stage")
     for phase in all_phases:
-        phase.enter(lab())
+        phase.enter(all_predicted())
 
     assert [phase.name for phase in all_phases] == ["warm-up", "refine classifier", "confident"]
     assert not differing(before, state(method, "last_stage"))
@@ -163,11 +145,11 @@ def test_adam_has_the_published_rate_in_the_published_steps_and_more_in_fewer() 
 def test_confident_are_the_images_whose_given_label_is_predicted() -> None:
     method = made()
     answers = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(1))
-    bench: Any = Bench(answers)
-    phases(method)[-1].begin_epoch(bench)
+    context = FixedContext(answers)
+    phases(method)[-1].begin_epoch(context)
     expected = answers.argmax(dim=1) == method.confident.labels
 
-    assert bench.views == 2
+    assert context.views == 2
     assert torch.equal(method.confident.mask, expected)
     passes = phases(method)[-1].passes
     assert passes is not None
@@ -184,7 +166,7 @@ def test_a_class_that_would_starve_keeps_its_last_confident_images() -> None:
 
 def test_nothing_confident_at_first_falls_back_to_all_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
     chosen = confidence.ConfidentSamples(torch.arange(COUNT) % CLASSES, CLASSES)
-    context: Any = Bench(losses.one_hot((chosen.labels + 1) % CLASSES, CLASSES))
+    context = FixedContext(losses.one_hot((chosen.labels + 1) % CLASSES, CLASSES))
     with caplog.at_level(logging.INFO, logger=confidence.log.name):
         chosen.select(context, networks.build("small", CLASSES, SIDE))
 
@@ -217,7 +199,7 @@ def test_weights_follow_the_confident_images() -> None:
     answers = losses.one_hot(method.confident.labels, CLASSES)
     answers[:20] = answers[:20].roll(1, dims=1)  # half of every class is predicted wrongly
     answers[:2] = losses.one_hot(method.confident.labels[:2], CLASSES)
-    context: Any = Bench(answers)
+    context = FixedContext(answers)
     phases(method)[-1].begin_epoch(context)
     counts = torch.tensor([6.0, 6.0, 5.0, 5.0])
 

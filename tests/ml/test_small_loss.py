@@ -20,7 +20,7 @@ def test_the_forget_rate_grows_in_equal_steps_and_then_stays() -> None:
     ("rate", "size", "count"), [(0.0, 128, 128), (0.45, 128, 70), (0.45, 100, 55), (0.2, 10, 8), (0.95, 8, 1)]
 )
 def test_a_share_is_rounded_down_and_something_is_kept(rate: float, size: int, count: int) -> None:
-    assert small_loss.kept_count(rate, size) == count
+    assert small_loss.selected_count(rate, size) == count
 
 
 def test_the_smallest_losses_are_chosen_without_a_gradient() -> None:

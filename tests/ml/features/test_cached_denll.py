@@ -15,10 +15,10 @@ from ml.data.stored_rows import in_memory
 from ml.method import ENSEMBLE
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
-from ml.training import checkpoint
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
-from tests.ml.conftest import SIDE, reports, same
+from tests.ml.conftest import SIDE, reports
+from tests.ml.features.conftest import check_resuming
 
 Specs = Callable[..., TrainingSpec]
 PROBES = {"host": "forward_probe", "gates": "off", "agreement": "evidence", "answer": "evidence"}
@@ -99,19 +99,7 @@ def test_a_resumed_training_draws_and_answers_the_same(
     def build(cache: str) -> Trainer:
         return Trainer.build(settings(spec, tune, STEPS), cached, weights=pretrained, cache=tmp_path / cache)
 
-    whole, stopped = build("one"), build("one")
-    reports(whole)
-    events = iter(stopped)
-    for _ in range(4):
-        next(events)
-    checkpoint.write(tmp_path / "checkpoints", stopped.state())
-    newest = checkpoint.newest([tmp_path / "checkpoints"], config_hash=stopped.config_hash, data_hash=stopped.data_hash)
-    assert newest.state is not None
-    resumed = build("two")
-    resumed.restore(newest.state)
-    reports(resumed)
-
-    assert same(dict(whole.method.state_dict()), dict(resumed.method.state_dict())) == []
+    check_resuming(build, tmp_path / "checkpoints")
 
 
 def test_the_control_composes_at_the_middle_of_every_picture(

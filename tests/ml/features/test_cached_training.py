@@ -21,10 +21,11 @@ from ml.networks import chain
 from ml.networks.chain import Chain
 from ml.serving import model_archive
 from ml.serving.predictor import Predictor
-from ml.training import checkpoint, setup
+from ml.training import setup
 from ml.training.spec import TrainingSpec
 from ml.training.trainer import Trainer
 from tests.ml.conftest import SIDE, reports, same
+from tests.ml.features.conftest import check_resuming
 
 Specs = Callable[..., TrainingSpec]
 DEPTHS = ("none", "last", "two", "all")
@@ -155,19 +156,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
     def build(cache: str) -> Trainer:
         return Trainer.build(settings, cached, weights=pretrained, cache=tmp_path / cache)
 
-    whole, stopped = build("one"), build("one")
-    reports(whole)
-    events = iter(stopped)
-    for _ in range(4):
-        next(events)
-    checkpoint.write(tmp_path / "checkpoints", stopped.state())
-    newest = checkpoint.newest([tmp_path / "checkpoints"], config_hash=stopped.config_hash, data_hash=stopped.data_hash)
-    assert newest.state is not None
-    resumed = build("two")
-    resumed.restore(newest.state)
-    reports(resumed)
-
-    assert same(dict(whole.method.state_dict()), dict(resumed.method.state_dict())) == []
+    check_resuming(build, tmp_path / "checkpoints")
 
 
 def test_trainings_of_one_depth_share_their_features(
