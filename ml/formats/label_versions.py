@@ -165,12 +165,13 @@ class _Class:
     into: _Class | None = None
 
     def current(self) -> _Class:
-        """The class that its images have now."""
+        """The class that its images have now; all on the way point at it from now on, so that no way is gone twice."""
         last = self
         while last.into is not None:
             last = last.into
-        if last is not self:
-            self.into = last
+        passed = self
+        while passed.into is not None:
+            passed.into, passed = last, passed.into
         return last
 
 
