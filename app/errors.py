@@ -317,6 +317,11 @@ class ModelUnavailable(Problem):
 class DatasetUnavailable(Problem):
     status, title = 503, "The data set's files cannot be read"
 
+    @classmethod
+    def missing_files(cls) -> Self:
+        """Files are gone, for good or because the data set is being deleted, or are damaged."""
+        return cls("Files of the data set are missing or damaged.", retry_after_s=10)
+
 
 class StorageUnavailable(Problem):
     status, title = 503, "The object store cannot be reached"

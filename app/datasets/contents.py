@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sqlite3
 import struct
 import uuid
 import zlib
@@ -18,7 +17,7 @@ from app.errors import DatasetUnavailable, ImageNotFound
 from app.storage import Storage
 from ml.formats import dataset_index, label_versions
 from ml.formats.entries import restore
-from ml.formats.errors import printable
+from ml.formats.errors import UnreadableFile, printable
 from ml.formats.records import ImageRecord
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
@@ -27,14 +26,12 @@ NPY_START_BYTES = 1024  # more than prefix and header of such an array
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turn missing files of the data set in a folder into DatasetUnavailable."""
+def reading() -> Iterator[None]:
+    """Turn missing and damaged files of a data set into DatasetUnavailable."""
     try:
         yield
-    except (FileNotFoundError, sqlite3.OperationalError) as error:
-        if isinstance(error, sqlite3.OperationalError) and dataset_index.is_ready(folder):
-            raise  # another fault of the query
-        raise DatasetUnavailable("Files of the data set are missing.") from error
+    except (FileNotFoundError, UnreadableFile) as error:
+        raise DatasetUnavailable.missing_files() from error
 
 
 def find_image(folder: Path, reference: int | str, version: int = label_versions.UPLOADED) -> ImageRecord:
@@ -49,7 +46,7 @@ def find_image(folder: Path, reference: int | str, version: int = label_versions
         ImageNotFound: The data set has no such image.
         DatasetUnavailable: Its index is gone.
     """
-    with reading(folder):
+    with reading():
         image = dataset_index.find_image(folder, reference, version)
     if image is None:
         raise ImageNotFound(f"The data set has no image {printable(reference)!r}.")
@@ -63,13 +60,13 @@ def original(files: Storage, dataset_id: uuid.UUID, image: ImageRecord) -> bytes
         DatasetUnavailable: The archive is gone.
         StorageUnavailable: The object store cannot be reached.
     """
-    with reading(files.dataset(dataset_id)), files.reading(dataset_id, dataset_index.ARCHIVE_FILE) as read:
+    with reading(), files.reading(dataset_id, dataset_index.ARCHIVE_FILE) as read:
         return restore(read(image.offset, image.stored_bytes), image)
 
 
 def thumbnail(files: Storage, dataset_id: uuid.UUID, image: ImageRecord) -> bytes:
     """A PNG of the image as a network sees it, cut from the pixels that ingest stored; raises as `original` does."""
-    with reading(files.dataset(dataset_id)):
+    with reading():
         folder = files.fetch_dataset(dataset_id)
         facts = dataset_index.read_facts(folder)
         name = dataset_index.pixels_path(folder, facts["image_size"], facts["resize"]).name

@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from app.datasets import label_service, service
 from app.datasets.image_filters import LabelVersionQuery
-from app.errors import LabelVersionNotFound, NotReady
+from app.errors import DatasetUnavailable, LabelVersionNotFound, NotReady
 from app.http import files as file_responses
 from app.http import routing
 from app.http.access import READ
 from app.http.deps import Files, ReadSession
 from app.http.openapi import BINARY, problems
 from app.http.routing import Router
+from ml.formats import dataset_index
 from ml.formats.export import Export
 from ml.formats.export_source import read_version
 from ml.formats.exporters import Format
@@ -35,7 +36,7 @@ UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
     response_class=Response,
     responses={
         200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)},
-        **problems(NotReady, LabelVersionNotFound),
+        **problems(NotReady, LabelVersionNotFound, DatasetUnavailable),
     },
 )
 def export(
@@ -56,6 +57,8 @@ def export(
     dataset = service.get_ready(session, dataset_id)
     labels = label_service.resolve_version(session, dataset, version)
     folder = files.fetch_dataset(dataset.id, labels, with_images=True)
+    if not (folder / dataset_index.ARCHIVE_FILE).is_file():
+        raise DatasetUnavailable.missing_files()  # before an export that would end in the middle
     archive = Export(folder, read_version(folder, labels), format)
     headers = {
         "ETag": f'"{archive.tag}"',

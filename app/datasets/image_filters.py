@@ -146,7 +146,7 @@ def _position(values: Any, order: Order) -> list[Any]:
         or len(position) != (2 if order == "score" else 1)
         or not all(type(number) is int and 0 <= number < 2**53 for number in numbers)
         or (order == "path" and type(position[0]) is not str)
-        or (order == "score" and type(position[0]) not in (int, float))
+        or (order == "score" and (type(position[0]) not in (int, float) or not 0 <= position[0] <= 1))
     ):
         raise ValueError(values)
     return position

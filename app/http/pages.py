@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from pydantic import BaseModel
 from sqlalchemy import Select, and_, or_
 from sqlalchemy.orm import Session
 
-from app.errors import Fault, InvalidRequest
+from app.errors import Fault, InvalidRequest, Problem
+from app.http import json_text
 
 MOST_ITEMS = 200  # of one page
 Element = TypeVar("Element")
@@ -102,14 +102,15 @@ def decode(cursor: str, parse: Any) -> Any:
     """The values in a cursor.
 
     Args:
-        parse: Checks and converts the values that `encode` was called with; raises ValueError or TypeError for others.
+        parse: Checks and converts the values that `encode` was called with; raises ValueError, TypeError or
+            OverflowError for others. It gets only what a database can store: the text is read as that of a body is.
 
     Raises:
         InvalidRequest: It is no cursor, or `parse` refused its values.
     """
     try:
-        return parse(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):
+        return parse(json_text.parse(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
+    except (Problem, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         detail = "Not a cursor of this collection."
         raise InvalidRequest(detail, errors=[Fault("/query/cursor", "cursor", detail)]) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import http
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from app.errors import Fault, InvalidRequest, Malformed, Problem, snake
-from ml.formats.errors import printable
+from app.errors import DatasetUnavailable, Fault, InvalidRequest, Malformed, Problem, snake
+from ml.formats.errors import UnreadableFile, printable
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 FAULTS_LISTED = 100  # of however many there are
@@ -63,6 +66,10 @@ def install(app: FastAPI) -> None:
     async def respond_to_problem(request: Request, error: Exception) -> Response:
         return respond(request, error if isinstance(error, Problem) else internal_error())
 
+    async def respond_to_unreadable(request: Request, error: Exception) -> Response:
+        log.error("a file of a data set cannot be read", exc_info=error)
+        return respond(request, DatasetUnavailable.missing_files())
+
     async def respond_to_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         return respond(request, from_validation(error.errors(), body_model(request)))
@@ -72,6 +79,7 @@ def install(app: FastAPI) -> None:
         return respond(request, from_framework(request, error))
 
     app.add_exception_handler(Problem, respond_to_problem)
+    app.add_exception_handler(UnreadableFile, respond_to_unreadable)
     app.add_exception_handler(RequestValidationError, respond_to_validation)
     app.add_exception_handler(HTTPException, respond_to_framework)
     app.add_exception_handler(Exception, respond_to_problem)

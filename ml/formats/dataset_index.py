@@ -139,8 +139,12 @@ def write_index(
 
 @contextlib.contextmanager
 def open_index(folder: Path, version: int = label_versions.UPLOADED) -> Iterator[sqlite3.Connection]:
-    """The index of a data set, read-only; its views `labelled` and `labelled_class` have a version of the labels."""
-    with contextlib.closing(sqlite3.connect(label_versions.read_only(folder / INDEX_FILE), uri=True)) as index:
+    """The index of a data set, read-only; its views `labelled` and `labelled_class` have a version of the labels.
+
+    Raises:
+        UnreadableFile: The index, or the file of the version, is missing or damaged.
+    """
+    with label_versions.opened(folder / INDEX_FILE) as index:
         if version != label_versions.UPLOADED:
             index.execute("ATTACH ? AS version", (label_versions.read_only(label_versions.path_of(folder, version)),))
         index.executescript(UPLOADED_VIEWS if version == label_versions.UPLOADED else VERSION_VIEWS)

@@ -1,4 +1,4 @@
-"""The one exception of this package, and how it repeats a user's text in a message."""
+"""The exceptions of this package, and how it repeats a user's text in a message."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class DatasetFormatError(Exception):
         self.location = location
         self.columns = tuple(columns)
         self.sample_row = dict(sample_row or {})
+
+
+class UnreadableFile(Exception):
+    """A file of a data set, or of what a job found out about one, is missing or damaged."""
 
 
 def printable(text: object, limit: int = TEXT_CHARS) -> str:

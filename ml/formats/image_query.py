@@ -107,6 +107,7 @@ def _open(folder: Path | None, version: int, results: Path | None) -> Iterator[s
     """The views `labelled` and `labelled_class`, and with results the schema `job`."""
     with contextlib.ExitStack() as stack:
         if folder is None:
+            stack.enter_context(label_versions.checked_reads())
             database = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", uri=True)))
         else:
             database = stack.enter_context(dataset_index.open_index(folder, version))

@@ -142,7 +142,7 @@ def write(
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(label_versions.read_only(path), uri=True)) as file:
+    with label_versions.opened(path) as file:
         yield file
 
 

@@ -10,16 +10,17 @@ import contextlib
 import hashlib
 import sqlite3
 import uuid
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from ml.formats import fsync
-from ml.formats.errors import printable
+from ml.formats.errors import UnreadableFile, printable
 from ml.formats.tables import check_label
 
 FOLDER = "labels"  # in the folder of a data set
+UNREADABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR}
 UPLOADED = 1  # the version of the uploaded labels, which has no file
 
 ImageAction = Literal["relabel", "confirm", "exclude"]
@@ -165,12 +166,13 @@ class _Class:
     into: _Class | None = None
 
     def current(self) -> _Class:
-        """The class that its images have now."""
+        """The class that its images have now; all on the way point at it from now on, so that no way is gone twice."""
         last = self
         while last.into is not None:
             last = last.into
-        if last is not self:
-            self.into = last
+        passed = self
+        while passed.into is not None:
+            passed.into, passed = last, passed.into
         return last
 
 
@@ -227,6 +229,24 @@ def read_only(path: Path) -> str:
     return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
+@contextlib.contextmanager
+def checked_reads() -> Iterator[None]:
+    """Raise UnreadableFile where SQLite finds a file missing or damaged: when it is opened, attached or read."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in UNREADABLE:
+            raise
+        raise UnreadableFile(str(error)) from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """An SQLite file that never changes; UnreadableFile where it, or one that is attached, is missing or damaged."""
+    with checked_reads(), contextlib.closing(sqlite3.connect(read_only(path), uri=True)) as database:
+        yield database
+
+
 def read(folder: Path, version: int, uploaded: UploadedLabels) -> Labels:
     """The labels of a version.
 
@@ -237,9 +257,7 @@ def read(folder: Path, version: int, uploaded: UploadedLabels) -> Labels:
     """
     if version == UPLOADED:
         return Labels.of_upload(uploaded)
-    with contextlib.closing(
-        sqlite3.connect(f"{path_of(folder, version).absolute().as_uri()}?mode=ro", uri=True)
-    ) as file:
+    with opened(path_of(folder, version)) as file:
         classes = [name for (name,) in file.execute('SELECT name FROM class ORDER BY "index"')]
         renamed = {
             uploaded.classes[old]: classes[now] for old, now in file.execute('SELECT "index", now FROM uploaded_class')

@@ -8,7 +8,6 @@ annotator writes need not be a class of the data set.
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -136,7 +135,7 @@ def read_annotators(index: Path) -> list[str]:
     Args:
         index: Its index; one that was written before there were votes has no tables for them.
     """
-    with _open(index) as database:
+    with label_versions.opened(index) as database:
         if not _has_votes(database):
             return []
         return [name for (name,) in database.execute('SELECT name FROM annotator ORDER BY "index"')]
@@ -159,7 +158,7 @@ def read(
         after: Only of images with a higher number.
         limit: Of at most so many images; -1 for all.
     """
-    with _open(index) as database:
+    with label_versions.opened(index) as database:
         if not _has_votes(database):
             return []
         where, values = ["image > ?"], list[object]([after])
@@ -185,7 +184,7 @@ def read(
 
 def read_consensus(index: Path) -> list[Consensus]:
     """What the annotators agree on, for every image with a vote, in the order of their numbers."""
-    with _open(index) as database:
+    with label_versions.opened(index) as database:
         if not _has_votes(database):
             return []
         return [Consensus(*row) for row in database.execute(f"{SELECT_CONSENSUS} ORDER BY image")]
@@ -215,10 +214,6 @@ def agreement(annotators: Sequence[str], images: Iterable[ImageVotes]) -> list[d
         }
         for n, name in enumerate(annotators)
     ]
-
-
-def _open(index: Path) -> contextlib.closing[sqlite3.Connection]:
-    return contextlib.closing(sqlite3.connect(label_versions.read_only(index), uri=True))
 
 
 def _has_votes(database: sqlite3.Connection) -> bool:

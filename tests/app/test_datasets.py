@@ -395,3 +395,40 @@ def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., LiveServer]
     tracemalloc.stop()
     assert answer.status_code == 422
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("damaged", ["index.sqlite", "labels/2.sqlite"])
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_data_set_whose_files_are_missing_or_damaged_is_unavailable(
+    client: Client, dataset_id: str, files: Storage, damaged: str, how: str
+) -> None:
+    path = f"/datasets/{dataset_id}"
+    edits = {"edits": [{"action": "confirm", "image": 0, "from": "cat"}]}
+    assert client.post(f"{path}/labels", json=edits).status_code == 201
+    assert client.post(f"{path}/labels/draft", json=edits).status_code == 200
+    file = files.dataset(uuid.UUID(dataset_id)) / damaged
+    file.write_bytes(b"no database" * 1000) if how == "damaged" else file.unlink()
+
+    paths = ["", "/images", "/labels/2", "/labels/diff?from=1&to=2", "/export"]
+    paths += ["/images/0", "/images/0/thumbnail", "/report", "/labels/1", "/votes", "/export?version=1"]
+    answers = [client.get(path + end) for end in (paths if damaged == "index.sqlite" else paths[:5])]
+    answers += [
+        client.post(f"{path}/labels", json=edits),
+        client.post(f"{path}/labels?dry_run=true", json=edits),
+        client.post(f"{path}/labels/draft", json=edits),
+        client.post(f"{path}/labels/draft/publish"),
+    ]
+
+    for answer in answers:
+        assert answer.json()["type"] == "/problems/dataset-unavailable", answer.request.url
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+
+
+def test_an_export_without_its_images_is_refused_before_it_begins(
+    client: Client, dataset_id: str, files: Storage
+) -> None:
+    (files.dataset(uuid.UUID(dataset_id)) / "archive").unlink()
+
+    answer = client.get(f"/datasets/{dataset_id}/export")
+
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/dataset-unavailable")

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, update
 
 from app.db import session as db
 from app.db.tables import Job
+from app.http import pages
 from app.storage import Storage
 from ml.formats import dataset_index, image_results, label_versions
 from ml.formats.image_results import ImageResult
@@ -366,6 +367,9 @@ def test_images_are_found_by_what_a_job_says_of_them(client: Client, dataset_id:
         ("score_below=2", "/query/score_below"),
         ("cursor=WyJpbmRleCIsLTFd", "/query/cursor"),
         ("order_by=path&cursor=WyJpbmRleCIsMV0", "/query/cursor"),
+        ("order_by=path&cursor=" + pages.encode(["path", "\ud800"]), "/query/cursor"),
+        ("order_by=score&cursor=" + pages.encode(["score", 10**30, 1]), "/query/cursor"),
+        ("order_by=score&cursor=" + pages.encode(["score", float("nan"), 1]), "/query/cursor"),
         ("q=", "/query/q"),
     ],
 )

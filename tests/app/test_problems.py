@@ -8,6 +8,7 @@ import time
 import pytest
 
 from app.errors import type_of
+from app.http import pages
 from app.web import problem_pages
 from ml.formats.errors import printable
 from tests.app.conftest import Client
@@ -104,6 +105,13 @@ def test_PRED2_a_bad_limit_is_a_422(client: Client, value: str) -> None:
 @pytest.mark.parametrize("cursor", ["x", "e30", "WzFd", "%00", "WyIxIiwiMiJd", "a" * 399, "bnVsbA"])
 def test_a_cursor_of_somebody_elses_making_is_a_422(client: Client, cursor: str) -> None:
     assert client.get("/jobs", params={"cursor": cursor}).status_code == 422
+
+
+@pytest.mark.parametrize("time_", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "\ud800", "\0"])
+def test_a_cursor_with_a_time_that_cannot_be_stored_is_a_422(client: Client, time_: str) -> None:
+    cursor = pages.encode([time_, "00000000-0000-4000-8000-000000000000"])
+    for path in ("/datasets", "/jobs", "/models", "/keys"):
+        assert client.get(path, params={"cursor": cursor}).status_code == 422, path
 
 
 @pytest.mark.parametrize("thing", ["datasets", "jobs", "models", "keys"])

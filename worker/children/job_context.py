@@ -13,6 +13,7 @@ from app.object_store import Progress
 from app.storage import Storage
 from ml import errors
 from ml.formats import dataset_index
+from ml.formats.errors import UnreadableFile
 from ml.formats.records import ImageRecord, Split
 
 
@@ -47,16 +48,19 @@ class JobContext:
             progress: Told how many bytes are there while they come from an object store; what it raises ends the wait.
 
         Raises:
-            UnusableData: Its files are gone (code `dataset_corrupt`).
+            UnusableData: Its files are gone or damaged (code `dataset_corrupt`).
             StorageUnavailable: The object store cannot be reached.
         """
         assert self.job.dataset_id is not None, "a data set in use is not deleted"
         try:
-            return self.files.fetch_dataset(
+            folder = self.files.fetch_dataset(
                 self.job.dataset_id, self.job.label_version, with_images=True, hold=True, progress=progress
             )
-        except DatasetUnavailable as error:
-            raise errors.UnusableData("the data set's files are missing", code="dataset_corrupt") from error
+            dataset_index.read_classes(folder, self.job.label_version)
+        except (DatasetUnavailable, UnreadableFile) as error:
+            detail = "the data set's files are missing or damaged"
+            raise errors.UnusableData(detail, code="dataset_corrupt") from error
+        return folder
 
     def fetch_model(self, model_id: uuid.UUID) -> Path:
         """The folder of a published model, on this host and in use from now on."""

@@ -6,20 +6,26 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from ml.formats.export_archive import ExportFile
+from ml.formats.export_names import beside
 from ml.formats.export_source import ExportImage, ExportSource
 from ml.formats.export_tables import json_document, label_facts, to_json
-from ml.formats.records import Split
+from ml.formats.records import ImageRecord, Split
 
 ABOUT = "annotations/train.json, annotations/test.json and images; read by pycocotools and by this service."
 CONTAINER: Literal["zip", "tar"] = "zip"
+TABLES: dict[Split, str] = {"train": "annotations/train.json", "test": "annotations/test.json"}
 
 
 def files(source: ExportSource) -> Iterator[ExportFile]:
     """The annotations of each split, then all images."""
     for split in source.splits:
-        yield ExportFile(f"annotations/{split}.json", _annotations(source, split))
+        yield ExportFile(TABLES[split], _annotations(source, split))
     for image in source.images():
-        yield ExportFile(image.record.path, image.record)
+        yield ExportFile(_path(image.record), image.record)
+
+
+def _path(image: ImageRecord) -> str:
+    return beside(TABLES.values(), image.path, image)
 
 
 def _annotations(source: ExportSource, split: Split) -> Callable[[], Iterator[bytes]]:
@@ -29,7 +35,7 @@ def _annotations(source: ExportSource, split: Split) -> Callable[[], Iterator[by
         for image in source.of_split(split):
             record = image.record
             size = {"width": record.width, "height": record.height}
-            yield to_json({"id": record.number, "file_name": record.path, **size})
+            yield to_json({"id": record.number, "file_name": _path(record), **size})
 
     def annotation(image: ExportImage) -> dict[str, object]:
         record = image.record

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ml.formats.entry_names import MAX_LEVELS
 from ml.formats.export_archive import ExportFile
-from ml.formats.export_names import split_ending
+from ml.formats.export_names import beside, split_ending
 from ml.formats.export_source import ExportImage, ExportSource
 from ml.formats.export_tables import json_lines, label_facts
 from ml.formats.records import SPLITS, Split
@@ -16,6 +16,7 @@ from ml.formats.table_columns import UPLOADED_COLUMN
 
 ABOUT = "metadata.jsonl beside the images of each split; read by datasets.load_dataset(folder) and by this service."
 CONTAINER: Literal["zip", "tar"] = "zip"
+CARD, TABLE = "README.md", "metadata.jsonl"
 
 Layout = Literal["one folder", "split folders of the upload", "split folders around the upload"]
 
@@ -24,10 +25,10 @@ def files(source: ExportSource) -> Iterator[ExportFile]:
     """The card, a table for each split, then the images."""
     layout = _choose_layout(source)
     folders = {split: "" if layout == "one folder" else f"{split}/" for split in source.splits}
-    yield ExportFile("README.md", _card(source, folders).encode())
+    yield ExportFile(CARD, _card(source, folders).encode())
     for split, folder in folders.items():
         images = functools.partial(source.of_split, split)
-        yield ExportFile(f"{folder}metadata.jsonl", _table(source, folder, images, layout))
+        yield ExportFile(folder + TABLE, _table(source, folder, images, layout))
     for image in source.images():
         yield ExportFile(_path(image, layout), image.record)
 
@@ -44,11 +45,14 @@ def _choose_layout(source: ExportSource) -> Layout:
 def _path(image: ExportImage, layout: Layout) -> str:
     """The path of an image in the archive. Where a folder more would be too deep, the hash names the image."""
     record = image.record
-    if layout != "split folders around the upload":
-        return record.path
-    if record.path.count("/") + 2 > MAX_LEVELS:
-        return f"{record.split}/{record.number}-{record.sha256}{split_ending(record.path)[1]}"
-    return f"{record.split}/{record.path}"
+    if layout == "one folder":
+        return beside([CARD, TABLE], record.path, record)
+    path = record.path
+    if layout == "split folders of the upload":
+        path = path.partition("/")[2]
+    elif path.count("/") + 2 > MAX_LEVELS:
+        path = f"{record.number}-{record.sha256}{split_ending(path)[1]}"
+    return f"{record.split}/{beside([TABLE], path, record)}"
 
 
 def _table(

@@ -19,6 +19,7 @@ from ml.formats.records import SPLITS
 
 ABOUT = "Class folders below train and test; read by this service, torchvision's ImageFolder, timm and Keras."
 CONTAINER: Literal["zip", "tar"] = "zip"
+TABLE = "labels.csv"
 
 
 class ClassFolders(NamedTuple):
@@ -48,10 +49,10 @@ class ClassFolders(NamedTuple):
 
 def files(source: ExportSource) -> Iterator[ExportFile]:
     """The images; and first a table with the exact labels where a class cannot name a folder."""
-    folders = name_folders(source.classes)
+    folders = name_folders(source.classes, [TABLE])
     if any(folder != name for name, folder in folders.items()):
         named = functools.partial(_name_images, source, folders)
-        yield ExportFile("labels.csv", export_tables.csv_table(source, named))
+        yield ExportFile(TABLE, export_tables.csv_table(source, named))
     for path, image in _name_images(source, folders):
         yield ExportFile(path, image.record)
 
@@ -69,7 +70,7 @@ def _name_images(source: ExportSource, folders: Mapping[str, str]) -> Iterator[t
         if image.label == image.uploaded and folders[image.label or ""] == image.label:
             yield image.record.path, image
             continue
-        moved = moved or UniqueNames(image.record.path for image in source.images())
+        moved = moved or UniqueNames((image.record.path for image in source.images()), are_files=True)
         parts = layout.parts(image)
         parts[layout.level] = folders[image.target or ""]
         yield moved.add(layout.root + "/".join(parts), image.record.number), image

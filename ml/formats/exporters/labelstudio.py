@@ -9,24 +9,33 @@ from typing import Literal
 from urllib.parse import quote
 
 from ml.formats.export_archive import ExportFile
+from ml.formats.export_names import beside
 from ml.formats.export_source import ExportImage, ExportSource
 from ml.formats.export_tables import joined, json_array, label_facts, to_json
+from ml.formats.records import ImageRecord
 
 ABOUT = "tasks.json, config.xml and images; imported by Label Studio with local file serving, and by this service."
 CONTAINER: Literal["zip", "tar"] = "zip"
+CONFIGURATION, TASKS = "config.xml", "tasks.json"
+NOT_IN_XML = dict.fromkeys((0xFFFE, 0xFFFF), "\ufffd")  # of what a class name may hold
 LOCAL_FILES = "/data/local-files/?d="
 
 
 def files(source: ExportSource) -> Iterator[ExportFile]:
     """The configuration, the tasks, then the images."""
-    yield ExportFile("config.xml", _configuration(source).encode())
-    yield ExportFile("tasks.json", functools.partial(_tasks, source))
+    yield ExportFile(CONFIGURATION, _configuration(source).encode())
+    yield ExportFile(TASKS, functools.partial(_tasks, source))
     for image in source.images():
-        yield ExportFile(image.record.path, image.record)
+        yield ExportFile(_path(image.record), image.record)
+
+
+def _path(image: ImageRecord) -> str:
+    return beside([CONFIGURATION, TASKS], image.path, image)
 
 
 def _configuration(source: ExportSource) -> str:
-    choices = (f"    <Choice value={xml.sax.saxutils.quoteattr(name)}/>\n" for name in source.classes)
+    values = (xml.sax.saxutils.quoteattr(name.translate(NOT_IN_XML)) for name in source.classes)
+    choices = (f"    <Choice value={value}/>\n" for value in values)
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
         f'  <Choices name="label" toName="image" choice="single">\n{"".join(choices)}  </Choices>\n</View>\n'
@@ -44,7 +53,7 @@ def _task(source: ExportSource, image: ExportImage) -> dict[str, object]:
     return {
         "id": record.number + 1,
         "data": {
-            "image": LOCAL_FILES + quote(record.path),
+            "image": LOCAL_FILES + quote(_path(record)),
             "index": record.number,
             "split": record.split,
             **label_facts(source, image),

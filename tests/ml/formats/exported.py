@@ -128,13 +128,15 @@ Rows = Iterator[tuple[str, str, str | None]]
 
 def _imagefolder(files: Mapping[str, bytes], images: Mapping[str, bytes]) -> Rows:
     exact = {row[0]: row[2] for row in _csv(files, images)} if "labels.csv" in files else {}
+    labels: dict[str, str | None] = {}
     for name in images:
         inner = name.removeprefix("a/b/")  # folders around everything
         first, _, below = inner.partition("/")
         split = {"train": "train", "test": "test", "val": "train"}.get(first)
-        yield name, split or "train", exact.get(name, (below if split else inner).partition("/")[0])
-    folders = {(name.split("/")[1], label) for name, label in exact.items()}
-    assert len({folder.casefold() for folder, _ in folders}) == len({label for _, label in folders})  # no two merged
+        folder = (below if split else inner).partition("/")[0]
+        label = exact.get(name, folder)
+        yield name, split or "train", label
+        assert labels.setdefault(folder.casefold(), label) == label  # no two classes share a folder
 
 
 def _csv(files: Mapping[str, bytes], images: Mapping[str, bytes]) -> Rows:

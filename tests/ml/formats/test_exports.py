@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import tracemalloc
+import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,43 @@ def test_class_folders_keep_paths_and_move_only_what_was_relabelled(tmp_path: Pa
 
     before = {image.path for image in dataset_index.read_images(tmp_path / "set")}
     assert (before - names, names - before) == ({"train/cat/0.jpg"}, {"train/dog/0-0.jpg"})
+
+
+@pytest.mark.parametrize("format", [format for format in exporters.FORMATS if format != "fiftyone"])
+def test_no_image_lies_in_a_folder_that_is_a_file_of_the_export(format: Format, tmp_path: Path) -> None:
+    tables = ("labels.csv", "README.md", "Metadata.jsonl", "config.xml", "tasks.json", "annotations/train.json")
+    files = pictures.class_folders((*tables, "annotations/test.json", "cat"), per_class=2)
+    ready(tmp_path / "set", pictures.zipped(files))
+    edit(tmp_path / "set", Edit("rename_class", None, "cat", "a/b"))  # no name of a folder: there is a table as well
+
+    archive = exported(tmp_path / "set", format, 2)
+
+    assert read_back(format, archive) == labels_of(tmp_path / "set", 2)
+    ready(tmp_path / "again", archive)  # which refuses a file that is a folder as well
+    assert labels_of(tmp_path / "again") == labels_of(tmp_path / "set", 2)
+
+
+def test_an_image_that_moves_to_another_class_makes_no_folder_of_an_image(tmp_path: Path) -> None:
+    files = pictures.class_folders(per_class=2)
+    files |= {"cat/0.jpg": pictures.encoded(7), "dog/0.jpg/1.png": pictures.encoded(8, kind="PNG", hue=1)}
+    del files["dog/0.jpg"]
+    ready(tmp_path / "set", pictures.zipped(files))
+    (moved,) = (image for image in dataset_index.read_images(tmp_path / "set") if image.path.endswith(".png"))
+    edit(tmp_path / "set", Edit("relabel", moved.number, "dog", "cat"))
+
+    archive = exported(tmp_path / "set", "imagefolder", 2)
+
+    assert f"cat/0.jpg-{moved.number}/1.png" in unpacked(archive)
+    ready(tmp_path / "again", archive)
+    assert labels_of(tmp_path / "again") == labels_of(tmp_path / "set", 2)
+
+
+def test_the_configuration_for_label_studio_is_xml_whatever_classes_are_called(tmp_path: Path) -> None:
+    ready(tmp_path / "set", pictures.zipped(pictures.class_folders(("\ufffe", 'a"<b>&'), per_class=2)))
+
+    files = unpacked(exported(tmp_path / "set", "labelstudio"))
+
+    assert [choice.get("value") for choice in ET.fromstring(files["config.xml"]).iter("Choice")] == ['a"<b>&', "\ufffd"]
 
 
 @EACH_FORMAT

@@ -193,6 +193,20 @@ def test_a_version_that_was_left_half_written_is_replaced(folder: Path, uploaded
     assert label_versions.read(folder, 2, uploaded).images == {0: ("dog", "relabelled", 2)}
 
 
+def test_I3_classes_merged_one_into_the_other_take_no_minutes() -> None:
+    count = 20_000
+    labels = Labels([f"a{n}" for n in range(count)], {})
+    merged = [Edit("merge_class", None, f"a{n}", "b1") for n in range(count)]
+    added = [Edit("add_class", None, None, f"b{n}") for n in range(1, count)]
+    chained = [Edit("merge_class", None, f"b{n}", f"b{n + 1}") for n in range(1, count - 1)]
+
+    started = time.process_time()
+    faults = labels.apply([*added, *merged, *chained], 2, UploadedLabels([], {}))
+
+    assert (faults, labels.classes) == ([], [f"b{count - 1}"])
+    assert time.process_time() - started < 5  # as a chain that is gone for every class it is half a minute
+
+
 WRITER = """
 import sys
 from pathlib import Path
