@@ -105,8 +105,8 @@ class SecurityMiddleware:
         kind = headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if kind in SIMPLE_TYPES:
             raise UnsupportedMediaType(
-                f"The Content-Type is {kind}. Send JSON as application/json (curl: -H 'Content-Type: application/json'), a "
-                "form as multipart/form-data, or a file under its own type."
+                f"This is {kind}. Send JSON as application/json (curl: -H 'Content-Type: application/json'), "
+                "a form as multipart/form-data, or a file under its own type."
             )
 
     def _host(self, values: list[str]) -> str:
