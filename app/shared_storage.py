@@ -129,7 +129,7 @@ class SharedStorage(Storage):
                     with contextlib.suppress(FileExistsError):  # another process was faster
                         os.link(file, labels)
         except FileNotFoundError as error:
-            raise DatasetUnavailable("Files of the data set are missing.") from error
+            raise DatasetUnavailable.missing_files() from error
         return copy
 
     def find_dataset(self, dataset_id: uuid.UUID) -> Path | None:

@@ -196,4 +196,7 @@ def draw_masks(api: httpx2.Client, models: dict[str, str], pictures: Pictures) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nEnded. A job that ran goes on when the service is started again.")

@@ -170,7 +170,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
 
     It is slow: use it only for the faults that a response lists.
     """
-    close = difflib.get_close_matches(str(name)[:NAME_CHARS], list(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name)[:NAME_CHARS], list(names), n=1, cutoff=0.7)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

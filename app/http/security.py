@@ -104,7 +104,10 @@ class SecurityMiddleware:
             raise CrossSite("The Origin of this request is another site.")
         kind = headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if kind in SIMPLE_TYPES:
-            raise UnsupportedMediaType("Send application/json, multipart/form-data or a raw file.")
+            raise UnsupportedMediaType(
+                f"This is {kind}. Send JSON as application/json (curl: -H 'Content-Type: application/json'), "
+                "a form as multipart/form-data, or a file under its own type."
+            )
 
     def _host(self, values: list[str]) -> str:
         """The Host header, checked against DNS rebinding: any IP address is allowed, a name only from the list."""

@@ -132,17 +132,21 @@ def estimate_jobs(
 
 
 def find_warnings(
-    estimate: Estimate, request: Mapping[str, Any], device: str, free_disk_bytes: int
+    estimate: Estimate, request: Mapping[str, Any], device: str, free_disk_bytes: int, trained_on: str | None
 ) -> list[DryRunWarning]:
-    """What of an estimate does not fit: the limits of the request, the memory of the host, the disk.
+    """What of an estimate does not fit: the limits of the request, the memory of the host, the disk, the device.
 
     Args:
         estimate: Of the request and its baselines.
         request: The resolved request.
         device: `cpu` or a CUDA device, whose memory is not known here.
         free_disk_bytes: Of the data folder.
+        trained_on: The device that supervisors train on, a CUDA device where any has one; None while none runs.
     """
     warnings = []
+    if device.startswith("cuda") and trained_on is not None and not trained_on.startswith("cuda"):
+        detail, hint = "No host has a GPU, so the job would fail.", "set device to auto or cpu"
+        warnings.append(DryRunWarning(pointer="/device", kind="device", detail=detail, hint=hint))
     limit = request["limits"].get("max_seconds")
     for job in estimate.jobs if limit is not None else ():
         if job.seconds > limit:

@@ -358,7 +358,7 @@ class DryRunWarning(BaseModel):
     """Why a job that would be accepted will probably fail."""
 
     pointer: str = Field(description="The field of the request, as a JSON Pointer")
-    kind: Literal["time_limit", "memory", "disk"]
+    kind: Literal["time_limit", "memory", "disk", "device"]
     detail: str
     hint: str
 

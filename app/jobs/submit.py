@@ -108,9 +108,9 @@ def dry_run(session: Session, catalog: Catalog, files: Storage, request: Trainin
         return DryRun(request=first, estimate=None, warnings=[])
     hosts = worker_registry.training_hosts(session, device)
     cost = estimate.estimate_jobs(session, catalog, [job.request for job in jobs], images, device, hosts)
-    return DryRun(
-        request=first, estimate=cost, warnings=estimate.find_warnings(cost, first, device, files.free_bytes())
-    )
+    trained_on = None if worker_registry.max_devices(session) is None else worker_registry.training_device(session)
+    warnings = estimate.find_warnings(cost, first, device, files.free_bytes(), trained_on)
+    return DryRun(request=first, estimate=cost, warnings=warnings)
 
 
 def resolve(

@@ -842,6 +842,24 @@ def test_a_dry_run_warns_of_memory_that_the_host_does_not_have(client: Client, d
     assert dry_run(device="cuda")["warnings"] == []
 
 
+def test_a_dry_run_warns_of_a_gpu_that_no_host_has(client: Client, dataset_id: str) -> None:
+    def warnings() -> list[dict[str, str]]:
+        body = {"dataset_id": dataset_id, "method": "ce", "network": "small", "device": "cuda"}
+        return client.post("/jobs?dry_run=true", json=body).json()["warnings"]  # type: ignore[no-any-return]
+
+    def add_supervisor(device: str) -> None:
+        with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]
+            session.add(Worker(id=device, kind="supervisor", device=device, devices=1, heartbeat_at=now()))
+
+    assert warnings() == []  # while no supervisor runs, nothing is known
+    add_supervisor("cpu")
+    (warning,) = warnings()
+    assert (warning["kind"], warning["pointer"]) == ("device", "/device")
+    assert "auto" in warning["hint"]
+    add_supervisor("cuda:0")
+    assert warnings() == []
+
+
 def test_images_larger_than_the_hosts_memory_are_no_reason_to_warn(client: Client, dataset_id: str) -> None:
     """They are streamed: what counts is what a training holds beside them."""
     with db.transaction(client.app.state.engine) as session:  # type: ignore[attr-defined]

@@ -53,7 +53,9 @@ def test_H5_our_own_page_may_change_things(client: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "text/plain; charset=utf-8"])
 def test_H5_what_a_form_can_send_is_a_415(client: Client, kind: str) -> None:
-    assert client.post("/jobs", content=b"{}", headers={"Content-Type": kind}).status_code == 415
+    refused = client.post("/jobs", content=b"{}", headers={"Content-Type": kind})
+    assert refused.status_code == 415
+    assert "Content-Type: application/json" in refused.json()["detail"]  # `curl -d` alone sends a form
     assert client.post("/datasets", content=b"a=1", headers={"Content-Type": kind}).status_code == 415
 
 

@@ -299,6 +299,23 @@ def test_columns_of_a_refused_table_are_offered(page: Page, console: Console, tm
     expect(dataset.locator(".status")).to_have_text("ready", timeout=QUICK_MS)
 
 
+def test_columns_of_a_table_that_a_worker_refuses_are_offered_too(page: Page, console: Console, tmp_path: Path) -> None:
+    """A long table is read after the answer; the reason also stands on the data set's own page."""
+    files = {f"images/{number}.jpg": pictures.encoded(number) for number in range(4)}
+    note = "x" * 30_000
+    rows = [f"images/{number}.jpg,{'cd'[number % 2]},{'dc'[number % 2]},{note}" for number in range(4)]
+    archive = tmp_path / "long.zip"
+    archive.write_bytes(pictures.zipped({**files, "photos.csv": pictures.table("file,worker,expert,note", rows)}))
+    dataset = upload(page, archive, "long table")
+    expect(dataset.locator(".status")).to_have_text("failed", timeout=QUICK_MS)
+    expect(page.locator("#upload-sample")).to_contain_text("worker: c")
+
+    dataset.get_by_role("link", name="long table").click()
+    problem = page.get_by_role("alert")
+    expect(problem).to_contain_text("name the one to learn from by label_column", timeout=QUICK_MS)
+    expect(problem.get_by_role("listitem")).to_have_count(0)  # the only error says the same
+
+
 def test_a_value_out_of_bounds_is_said_beside_its_field(page: Page, console: Console, archive: Path) -> None:
     expect(upload(page, archive, "bounds").locator(".status")).to_have_text("ready", timeout=QUICK_MS)
     go(page, "Train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from app.settings import Settings
 from tests.servers import die_with_parent, eventually, free_port
 from tests.worker.harness import ROOT, alive, children, pictures
 from worker.embedded import launcher, processes
@@ -229,3 +231,44 @@ def test_the_scratch_of_a_killed_launcher_is_removed_and_no_other(
     with launcher.scratch_folder() as living, launcher.scratch_folder() as own:
         assert set(tmp_path.iterdir()) == {foreign, living, own}
     assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_port_that_is_in_use_is_refused_and_not_taken_for_its_own(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launcher, "PORT_FREE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        data.mkdir()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            status = launcher.Launcher(Settings(data_dir=data, port=port), tmp_path).run()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert status == 1
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert errors == f"port {port} of 127.0.0.1 is in use: end what listens there, or set DENLL_PORT\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DENLL_PORT", "http", "DENLL_PORT: Input should be a valid integer"),
+        ("DENLL_OIDC_ISSUER", "sso", "DENLL_OIDC_ISSUER: this must be an https:// URL"),
+        ("DENLL_DEVICES", "gpu", "DENLL_DEVICES must be auto"),
+        ("DENLL_ADMIN_KEY", "short", "DENLL_ADMIN_KEY must have at least 16 characters"),
+        ("DENLL_LOGIN_DEFAULT_SCOPES", "read", "login_default_scopes"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(
+    name: str, value: str, message: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DENLL_DATA_DIR", str(data))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        launcher.main()
+
+    (line,) = str(ended.value.code).splitlines()
+    assert message in line

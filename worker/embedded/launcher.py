@@ -8,6 +8,7 @@ process that dies, and ends all in order. The processes are those of a deploymen
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import json
@@ -16,6 +17,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,10 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from app import local_files
 from app.errors import Problem
-from app.settings import SECRETS, Settings, without_secrets
+from app.settings import PREFIX, SECRETS, Settings, without_secrets
 from app.shared_storage import MixedStorage, open_storage
 from ml.formats import file_lock, weights_folder
 from worker import publish_weights
@@ -42,6 +45,7 @@ TICK_S = 0.1
 TAKEOVER_S = "30"  # in which an inference process that was killed serves again
 READY_S = 120.0
 BROKER_READY_S = 10.0
+PORT_FREE_S = 10.0  # in which the API of a launcher that was killed ends
 WEIGHTS_S = 60.0
 ROOT = Path(__file__).parents[2]
 ROWS, FILES = ("database_url",), ("object_store_secret",)  # secrets that programs need
@@ -151,12 +155,19 @@ class Launcher:
                 return 1
             return self._monitor()
         finally:
-            print("denll is ending: running jobs are checkpointed and continue at the next start", flush=True)
+            if self._processes:
+                print("denll is ending: running jobs are checkpointed and continue at the next start", flush=True)
             # Each ends after those that need it: the API and the others first, then inference, then the broker.
             for still_needed in ({"inference", "broker"}, {"broker"}, set[str]()):
                 end([p for p in self._processes if p.program.name not in still_needed])
 
     def _start(self) -> bool:
+        host, port = self._settings.host, self._settings.port
+        # Another service that answers at the address would be taken for this one.
+        if not _wait(lambda: _can_bind(host, port), PORT_FREE_S):
+            print(f"port {port} of {host} is in use: end what listens there, or set DENLL_PORT", file=sys.stderr)
+            return False
+
         if "DENLL_INFERENCE_ADDRESSES" not in os.environ and "DENLL_INFERENCE_LISTEN" not in os.environ:
             address = f"unix://{self._scratch / 'inference.sock'}"
             self._environment |= {"DENLL_INFERENCE_ADDRESSES": address, "DENLL_INFERENCE_LISTEN": address}
@@ -229,6 +240,17 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def _can_bind(host: str, port: int) -> bool:
+    """Whether nothing listens at this address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # what else is wrong with the address the API's log says
+    return True
+
+
 def _is_ready(url: str, *, allow_degraded: bool) -> bool:
     """Whether the API responds and, unless `allow_degraded`, reports that nothing but the disk is degraded."""
     try:
@@ -239,12 +261,24 @@ def _is_ready(url: str, *, allow_degraded: bool) -> bool:
         return False
 
 
+def wrong_settings(error: ValidationError) -> str:
+    """One line for each fault, with the name of the variable."""
+    lines = []
+    for fault in error.errors(include_input=False, include_url=False):
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        name = PREFIX + str(fault["loc"][0]).upper() if fault["loc"] else PREFIX
+        lines.append(message if name in message else f"{name}: {message}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         settings = Settings()
     except ValidationError as error:
-        sys.exit("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()))
+        sys.exit(wrong_settings(error))
+    except SettingsError as error:  # a list or an object that is no JSON
+        sys.exit(str(error))
     local_files.keep_private()
     try:
         open_storage(settings).create()

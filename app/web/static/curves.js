@@ -1,7 +1,7 @@
 /** Line charts as SVG, coloured by the style sheet: they follow the colour scheme and scale with the page. Knows series of numbers only. */
 
 import { announce, fill, h, svg, write } from "./dom.js";
-import { percent, short } from "./format.js";
+import { measured, percent, short } from "./format.js";
 
 const WIDTH = 460;
 const HEIGHT = 210;
@@ -13,7 +13,7 @@ const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
  * `share` charts run from 0 to at most 1 and read as per cent. Values at a point are read by pointer or by the arrow keys.
  */
 export function chart({ title, share = false, over = "epoch" }) {
-  const value = share ? (y) => percent(y) : short;
+  const value = share ? (y) => percent(y) : measured;
   const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": title });
   const legend = h("ul", { class: "legend" });
   const at = h("span", { class: "quiet" });

@@ -11,23 +11,23 @@ import { uploadForm } from "./upload.js";
 const BUSY = ["ingesting"];
 
 export function datasets() {
+  const form = uploadForm(() => list.refresh());
   const list = pagedList({
     path: "/datasets",
     list: document.getElementById("dataset-list"),
     more: document.getElementById("datasets-more"),
     problem: document.getElementById("datasets-problem"),
-    rows: (item) => datasetRow(item, () => list.refresh()),
+    rows: (item) => datasetRow(item, () => list.refresh(), form.offerColumns),
     empty: () => h("li", { class: "empty" }, "No data sets yet. Upload one above; it takes a minute."),
     busy: (items) => items.some((item) => BUSY.includes(item.status)),
     quickMs: 1000,
     slowMs: 30000,
   });
-  uploadForm(() => list.refresh());
   list.refresh();
   return list.close;
 }
 
-function datasetRow(first, refresh) {
+function datasetRow(first, refresh, offerColumns) {
   const name = h("a", { href: `/ui/datasets/${first.id}` });
   const status = h("span", { class: "status" });
   const facts = h("p", { class: "quiet" });
@@ -61,6 +61,7 @@ function datasetRow(first, refresh) {
     if (previous && previous !== item.status) announce(`${item.name}: ${item.status}`);
     if (previous !== item.status) fill(body, item.status === "ready" && classBars(item), item.status === "ready" && warnings(item));
     if (item.status === "failed" && previous !== "failed") fill(body, problemBlock(item.error || { title: "The data set could not be read" }));
+    if (item.status === "failed" && BUSY.includes(previous) && item.error?.columns) offerColumns(item.error.columns, item.error.sample_row);
     if (BUSY.includes(item.status)) fill(body, ingestProgress(item));
     details.hidden = item.status !== "ready";
     previous = item.status;

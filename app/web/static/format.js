@@ -20,6 +20,12 @@ export function short(value) {
   return Number(value.toPrecision(3)).toLocaleString(LOCALE, { maximumFractionDigits: 6 });
 }
 
+/** Three significant digits, zeros at the end included: what is measured again and again stays as wide. */
+export function measured(value) {
+  const size = Math.abs(value);
+  return size >= 0.001 && size < 100 ? number(value, 2 - Math.floor(Math.log10(size))) : short(value);
+}
+
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];

@@ -4,7 +4,8 @@ import { Problem } from "./api.js";
 import { fill, h } from "./dom.js";
 
 /** The block that shows a problem; errors already shown beside their field are left out by the caller. */
-export function problemBlock(problem, errors = problem.errors || []) {
+export function problemBlock(problem, allErrors = problem.errors || []) {
+  const errors = allErrors.filter((error) => ![error.detail, `${error.pointer}: ${error.detail}`].includes(problem.detail));
   return h("div", { class: "problem", role: "alert" },
     h("p", { class: "problem-title" }, problem.title),
     problem.detail && problem.detail !== problem.title && h("p", {}, problem.detail),

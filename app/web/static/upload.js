@@ -1,4 +1,7 @@
-/** The upload form: one archive or folder, its name and columns, a progress bar, a way to stop. Knows nothing of the list. */
+/**
+ * The upload form: one archive or folder, its name and columns, a progress bar, a way to stop. Knows nothing of the list.
+ * {offerColumns(columns, sampleRow)} offers the columns of a table that a worker has refused.
+ */
 
 import { Problem, upload } from "./api.js";
 import { announce, fill, h, write } from "./dom.js";
@@ -91,6 +94,8 @@ export function uploadForm(uploaded) {
       write(part("text"), text);
     };
   }
+
+  return { offerColumns };
 }
 
 /** Files dropped on an element; the page itself never navigates to a dropped file. */
