@@ -23,7 +23,7 @@ from ml.formats.errors import DatasetFormatError
 from ml.formats.records import ImageRecord
 
 CHUNK = 128  # images between two reports of progress, and the rows of the one buffer
-NPY_HEADER_BYTES = 128  # fixed, so that the row count can be written last
+NPY_HEADER_BYTES = 4096  # fixed, so that the row count can be written last; a page, so that rows share none
 THREADED_FROM_BYTES = 8192  # a smaller image is decoded in less time than it takes to pass it to a thread
 
 ReadFile = Callable[[ImageRecord], bytes]

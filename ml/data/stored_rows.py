@@ -133,8 +133,7 @@ class StoredRows:
         Raises:
             IndexError: There is no such row.
         """
-        for row, first, stop in _runs(self._in_file(rows)):
-            begin, end = self._offset + row * self._row_bytes, self._offset + (row + stop - first) * self._row_bytes
+        for begin, end in self._ranges(rows):
             for start in range(begin, end, PIECE):
                 os.posix_fadvise(self._handle.number, start, min(PIECE, end - start), os.POSIX_FADV_WILLNEED)
 
@@ -152,20 +151,31 @@ class StoredRows:
         """
         if not announced:
             self.announce(rows)
-        target, size, handle = out.numpy().reshape(-1).view(np.uint8).data, self._row_bytes, self._handle.number
-        for row, first, stop in _runs(self._in_file(rows)):
-            part, offset, done = target[first * size : stop * size], self._offset + row * size, 0
-            while done < len(part):
-                count = os.preadv(handle, [part[done:]], offset + done)
+        target, handle, done = out.numpy().reshape(-1).view(np.uint8).data, self._handle.number, 0
+        for begin, end in self._ranges(rows):
+            first = done
+            while (at := begin + done - first) < end:
+                count = os.preadv(handle, [target[done : first + end - begin]], at)
                 if not count:
-                    raise OSError(f"the file of rows ends at byte {offset + done}")
+                    raise OSError(f"the file of rows ends at byte {at}")
                 done += count
 
-    def _in_file(self, rows: Tensor) -> NDArray[np.int64]:
-        """Where some rows are in the file."""
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+    def _ranges(self, rows: Tensor) -> list[tuple[int, int]]:
+        """Bytes of the file where runs of consecutive rows begin and end, in the order of `rows`.
+
+        A plain loop: between two batches a step replaces what the processor had cached, and then ten calls of numpy
+        take as long as all announcements.
+        """
+        numbers = rows.tolist()
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
             raise IndexError(f"rows of {len(self)} lie in 0..{len(self) - 1}")
-        return (rows if self._positions is None else self._positions[rows]).numpy()
+        ranges: list[tuple[int, int]] = []
+        for number in numbers if self._positions is None else self._positions[rows].tolist():
+            begin = self._offset + number * self._row_bytes
+            if ranges and ranges[-1][1] == begin:
+                begin = ranges.pop()[0]
+            ranges.append((begin, self._offset + (number + 1) * self._row_bytes))
+        return ranges
 
 
 Rows = Tensor | StoredRows
@@ -196,10 +206,3 @@ class ArrayRows:
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Some rows: int64 (B,) -> (B, *R)."""
         return self._source[torch.from_numpy(rows)].numpy()
-
-
-def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Runs of consecutive rows: the first row of each, and where in `rows` the run begins and ends."""
-    begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
-    ends = np.append(begins, len(rows))[1:]
-    return list(zip(rows[begins].tolist(), begins.tolist(), ends.tolist(), strict=True))

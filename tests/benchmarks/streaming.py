@@ -69,11 +69,12 @@ class ColdRows(StoredRows):
         self.used.append(rows)
 
     def evict(self) -> None:
-        """Take what has been read from the page cache, with the pages at its ends."""
+        """Take what has been read from the page cache, and no page of a row that is announced: none is shared."""
+        assert self._offset % PAGE == IMAGE_BYTES % PAGE == 0, "a row is whole pages"
         while self.used:
             for row in self.used.pop().tolist():
-                first = (self._offset + row * IMAGE_BYTES) // PAGE * PAGE
-                os.posix_fadvise(self._handle.number, first, IMAGE_BYTES + PAGE, os.POSIX_FADV_DONTNEED)
+                first = self._offset + row * IMAGE_BYTES
+                os.posix_fadvise(self._handle.number, first, IMAGE_BYTES, os.POSIX_FADV_DONTNEED)
 
 
 def seconds_of_steps(events: Iterator[Step | EpochReport], after_a_step: Callable[[], None]) -> tuple[float, float]:
