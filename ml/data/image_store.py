@@ -56,7 +56,7 @@ class ImageViews(ABC):
 
     @abstractmethod
     def raw(self, rows: Tensor) -> Tensor:
-        """The stored bytes on the device: rows int64 (B,) -> uint8 (B, S, S, 3); see `input_store.InputStore.raw`."""
+        """The stored bytes on the device, not to be changed: rows int64 (B,) -> uint8 (B, S, S, 3)."""
 
     @abstractmethod
     def read_ahead(self, batches: Iterable[Tensor]) -> None:

@@ -37,7 +37,7 @@ class InputStore(Protocol):
         ...
 
     def raw(self, rows: Tensor) -> Tensor:
-        """The images as stored bytes, uint8 (B, S, S, 3), not to be changed; the next batch may overwrite them."""
+        """The images as stored bytes, uint8 (B, S, S, 3)."""
         ...
 
     def eval_batch_size(self) -> int:

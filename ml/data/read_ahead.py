@@ -74,7 +74,6 @@ class ReadAhead:
         self._coming: Iterator[Tensor] = iter(())
         self._announced: deque[_Announced] = deque()
         self._latest: tuple[Tensor, Tensor] | None = None  # numbers of rows, and the rows
-        self._buffer = torch.empty((0, *source.shape[1:]), dtype=source.dtype)  # of batches without a thread
 
     def announce(self, batches: Iterable[Tensor]) -> None:
         """Say which batches come next, in their order; what was announced before is forgotten.
@@ -92,9 +91,6 @@ class ReadAhead:
     def take(self, rows: Tensor) -> Tensor:
         """The rows of one batch, read already if it was announced. They must not be changed.
 
-        Without a thread, they lie in a buffer that the next batch overwrites. Memory that is freed goes back to the
-        system, and each of its pages costs a fault when it is taken anew.
-
         Several views of a batch are made one after the other: the latest batch is not read again.
 
         Args:
@@ -110,10 +106,10 @@ class ReadAhead:
             return self._latest[1]
         if self._announced and torch.equal(self._announced[0].rows, rows):
             coming = self._announced.popleft().values
-            values = self._read_now(rows, announced=True) if coming is None else coming.result()
+            values = self._read(rows, announced=True) if coming is None else coming.result()
             self._fill()
         else:
-            values = self._read_now(rows, announced=False)
+            values = self._read(rows, announced=False)
         self._latest = rows.clone(), values
         return values
 
@@ -123,20 +119,10 @@ class ReadAhead:
                 self._source.announce(rows)
                 self._announced.append(_Announced(rows, None))
             else:
-                self._announced.append(_Announced(rows, self._thread.submit(self._read_new, rows)))
+                self._announced.append(_Announced(rows, self._thread.submit(self._read, rows, announced=False)))
 
-    def _read_new(self, rows: Tensor) -> Tensor:
+    def _read(self, rows: Tensor, *, announced: bool) -> Tensor:
         out = torch.empty((len(rows), *self._source.shape[1:]), dtype=self._source.dtype, pin_memory=self._pinned)
-        self._source.read(rows, out)
-        return out
-
-    def _read_now(self, rows: Tensor, *, announced: bool) -> Tensor:
-        if self._thread is not None:
-            return self._read_new(rows)
-        self._latest = None  # it is overwritten
-        if len(rows) > len(self._buffer):
-            self._buffer = torch.empty((len(rows), *self._source.shape[1:]), dtype=self._source.dtype)
-        out = self._buffer[: len(rows)]
         self._source.read(rows, out, announced=announced)
         return out
 

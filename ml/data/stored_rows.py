@@ -163,8 +163,8 @@ class StoredRows:
     def _ranges(self, rows: Tensor) -> list[tuple[int, int]]:
         """Bytes of the file where runs of consecutive rows begin and end, in the order of `rows`.
 
-        A plain loop: between two batches a step replaces what the processor had cached, and then ten calls of numpy
-        take as long as all announcements.
+        A plain loop: after a training step nothing of numpy is in the caches of the processor, and ten calls of it
+        take longer.
         """
         numbers = rows.tolist()
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):

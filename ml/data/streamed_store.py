@@ -32,7 +32,6 @@ class StreamedStore(ImageViews):
         super().__init__(int(source.shape[1]), mean, std, device)
         self._count = len(source)
         self._batches = read_ahead.of(source, device)
-        self._padded = torch.empty(0)  # the latest padded batch of a CPU
 
     def __len__(self) -> int:
         return self._count
@@ -44,18 +43,6 @@ class StreamedStore(ImageViews):
     def read_ahead(self, batches: Iterable[Tensor]) -> None:
         """Announce batches, which are read meanwhile; see `ml.data.input_store.InputStore.read_ahead`."""
         self._batches.announce(batches)
-
-    def _pad(self, images: Tensor) -> Tensor:
-        """A batch with zeros around it; on a CPU in a buffer that the next batch overwrites: see `ReadAhead.take`."""
-        if self.device.type != "cpu":  # frees memory without giving it back
-            return super()._pad(images)
-        count, side, _, channels = images.shape
-        if len(self._padded) < count or self._padded.shape[3] != channels:
-            self._padded = super()._pad(images)
-            return self._padded
-        inner = slice(self.shift, self.shift + side)
-        self._padded[:count, inner, inner] = images
-        return self._padded[:count]
 
 
 def pass_over(source: Rows, mean: Tensor, std: Tensor) -> ImageViews:

@@ -122,7 +122,7 @@ class BatchBuilder:
     def sample(self, count: int) -> Tensor:
         """Up to `count` evenly spread images as they are stored: uint8 (count, S, S, 3) on the CPU."""
         spread = image_store.evenly(len(self), count).to(self._rows.device)
-        return self._images.raw(self._rows[spread]).cpu().clone(memory_format=torch.contiguous_format)
+        return self._images.raw(self._rows[spread]).cpu().contiguous()
 
     def _draw_mixture(self, positions: Tensor) -> Mixture:
         """One share for the whole batch, and a partner for each position int64 (B,)."""
