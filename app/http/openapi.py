@@ -122,7 +122,7 @@ def install(app: FastAPI, bodies: Callable[[], dict[str, dict[str, Any]]]) -> No
 def open_operations(app: FastAPI) -> set[tuple[str, str]]:
     """Path and method, in lower case, of the operations that anybody may call."""
     routes = [route for route in app.routes if isinstance(route, Route) and route.required_scope.scope is None]
-    return {(route.path_format, method.lower()) for route in routes for method in route.methods}
+    return {(route.path_format, method.lower()) for route in routes for method in route.methods or ()}
 
 
 def complete_document(
