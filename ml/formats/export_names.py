@@ -46,11 +46,11 @@ class UniqueNames:
         self._take(fold(candidate))
         return candidate
 
-    def _free(self, folder: str, stem: str, ending: str, number: int, *taken: Container[str]) -> str:
+    def _free(self, folder: str, stem: str, ending: str, number: int, *used: Container[str]) -> str:
         """The last part of a name in a folder, with the number as often as names are taken."""
         start = f"{folder}/" if folder else ""
         leaf, suffix = stem + ending, f"-{number}"
-        while any(fold(start + leaf) in names for names in taken):
+        while any(fold(start + leaf) in names for names in used):
             leaf = cut(stem, MAX_COMPONENT_BYTES - len((suffix + ending).encode())) + suffix + ending
             suffix += f"-{number}"
         return leaf
