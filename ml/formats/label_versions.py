@@ -235,7 +235,8 @@ def checked_reads() -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in UNREADABLE:
+        is_empty = str(error).startswith("no such table")  # a file without content is a database without tables
+        if not is_empty and getattr(error, "sqlite_errorcode", 0) & 0xFF not in UNREADABLE:
             raise
         raise UnreadableFile(str(error)) from error
 

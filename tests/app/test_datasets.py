@@ -398,7 +398,7 @@ def test_I1_memory_does_not_grow_with_the_upload(live: Callable[..., LiveServer]
 
 
 @pytest.mark.parametrize("damaged", ["index.sqlite", "labels/2.sqlite"])
-@pytest.mark.parametrize("how", ["missing", "damaged"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "empty"])
 def test_a_data_set_whose_files_are_missing_or_damaged_is_unavailable(
     client: Client, dataset_id: str, files: Storage, damaged: str, how: str
 ) -> None:
@@ -407,7 +407,9 @@ def test_a_data_set_whose_files_are_missing_or_damaged_is_unavailable(
     assert client.post(f"{path}/labels", json=edits).status_code == 201
     assert client.post(f"{path}/labels/draft", json=edits).status_code == 200
     file = files.dataset(uuid.UUID(dataset_id)) / damaged
-    file.write_bytes(b"no database" * 1000) if how == "damaged" else file.unlink()
+    file.unlink()
+    if how != "missing":
+        file.write_bytes(b"no database" * 1000 if how == "damaged" else b"")
 
     paths = ["", "/images", "/labels/2", "/labels/diff?from=1&to=2", "/export"]
     paths += ["/images/0", "/images/0/thumbnail", "/report", "/labels/1", "/votes", "/export?version=1"]
