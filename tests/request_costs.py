@@ -45,9 +45,6 @@ MOST_BYTES = {
     ("POST /datasets/{dataset_id}/labels", ""): 2 * MIB,
 }
 
-# `make test` keeps memory in large pages; a service that is deployed does not.
-AS_DEPLOYED = ("env", "--unset=GLIBC_TUNABLES", "--unset=PYTHONMALLOC")
-
 Body = Callable[[int], bytes]
 
 
@@ -326,7 +323,7 @@ def api(folder: Path) -> Iterator[Api]:
     knobs = {"port": port, "min_free_bytes": 0, "max_unfinished_uploads": 10_000}
     with harness.opened(folder, "", f"redis://127.0.0.1:{servers.free_port()}/0", **knobs) as made:
         dataset_id = made.dataset()
-        process = made.start("app.main", name="api", within=AS_DEPLOYED)
+        process = made.start("app.main", name="api", within=servers.AS_DEPLOYED)
         service = Api(process, port, str(dataset_id))
         servers.eventually(lambda: _answers(port), seconds=60.0)
         service.document()

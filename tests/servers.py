@@ -34,6 +34,8 @@ from sqlalchemy.engine import make_url
 PATIENCE = 3.0
 READY_S = 30.0 * PATIENCE
 LOOPBACK = "127.0.0.1"
+# `make test` keeps memory in large pages; a service that is deployed does not, and needs less of it.
+AS_DEPLOYED = ("env", "--unset=GLIBC_TUNABLES", "--unset=PYTHONMALLOC")
 T = TypeVar("T")
 
 

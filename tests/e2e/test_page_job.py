@@ -21,7 +21,7 @@ def test_a_job_says_what_it_ran_on_and_its_curves_are_read_by_keys(page: Page, s
 
     loss = page.locator("figure", has_text="Loss")
     expect(loss.get_by_role("img")).to_have_accessible_name(
-        "Loss: Training, within epochs 0.5, Training 0.7, Noisy validation 0.9, epoch 1"
+        "Loss: Training, within epochs 0.500, Training 0.700, Noisy validation 0.900, epoch 1"
     )
     loss.get_by_role("img").focus()
     page.keyboard.press("ArrowRight")
