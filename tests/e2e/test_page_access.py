@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.e2e.conftest import Console
 from tests.e2e.flags import Flags
@@ -28,6 +28,14 @@ WATCH_SHIFTS = """
         }
     }).observe({ type: "layout-shift", buffered: true });
 """
+LONG_NAME_GROWS_BY = """() => {
+    const line = document.querySelector(".hardware");
+    const [text, height] = [line.textContent, line.offsetHeight];
+    line.textContent = "Ran on AMD EPYC 9R14 96-Core Processor, 16 threads";
+    const longer = line.offsetHeight - height;
+    line.textContent = text;
+    return longer;
+}"""
 VIEWS = {  # by what is there when the view is complete
     "/ui/datasets": ".dataset",
     "/ui/datasets/{dataset}": ".grid .cell",
@@ -79,8 +87,9 @@ def test_no_view_has_a_violation_or_moves_while_it_loads(
 
 
 @pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("events", ["at once", "after the job has ended"])
 def test_nothing_moves_while_a_job_is_watched_to_its_end(
-    browser: Browser, service: str, flagged: Flags, width: int
+    browser: Browser, service: str, flagged: Flags, width: int, events: str
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
@@ -88,10 +97,21 @@ def test_nothing_moves_while_a_job_is_watched_to_its_end(
     page.add_init_script(WATCH_SHIFTS)
     training = {"dataset_id": flagged.dataset, "method": "ce", "network": "small", "pretrained": False}
     job = flagged.api.post("/jobs", json=training | {"epochs": 4, "image_size": 16}).raise_for_status().json()["id"]
+    late: list[Route] = []
+
+    def hold(request: Route) -> None:
+        late.append(request)
+
+    if events == "after the job has ended":
+        page.route(f"**/jobs/{job}/events", hold)
     page.goto(f"{service}/ui/jobs/{job}")
     expect(page.locator(".status")).to_have_text("running", timeout=QUICK_MS)
     expect(page.locator(".gallery li").first).to_be_visible(timeout=QUICK_MS)
     expect(page.locator(".status")).to_have_text("succeeded")
+    assert page.evaluate(LONG_NAME_GROWS_BY) == 0
+    for request in late:
+        request.continue_()
+    expect(page.locator(".chart .legend li").first).to_be_visible()
     shift, moved = page.evaluate("[window.shift, window.moved]")
     context.close()
     assert shift <= MOST_SHIFT, "\n".join(moved)

@@ -9,7 +9,7 @@ const MARGIN = { left: 44, right: 12, top: 10, bottom: 26 };
 
 /**
  * A chart of series over epochs, or over what `over` names. draw([{name, title, points: [[x, y], ...]}]) replaces what it shows;
- * expect(on) says whether points are still to come: then it keeps its place without any.
+ * expect(on) says whether points are still to come: from then on it keeps its place, with or without any.
  * `share` charts run from 0 to at most 1 and read as per cent. Values at a point are read by pointer or by the arrow keys.
  */
 export function chart({ title, share = false, over = "epoch" }) {
@@ -20,18 +20,18 @@ export function chart({ title, share = false, over = "epoch" }) {
   const element = h("figure", { class: "chart", hidden: true }, h("figcaption", {}, h("strong", {}, title), at), plot, legend);
   let visible = [];
   let scale = null;
-  let expected = false;
+  let placed = false; // what has a place on the page keeps it
   let cursor = null; // where it is
 
   function expect(on) {
-    expected = on;
-    element.hidden = !expected && !visible.length;
-    if (!visible.length) write(at, "no points yet");
+    placed ||= on;
+    element.hidden = !placed && !visible.length;
+    if (!visible.length) write(at, on ? "no points yet" : "no points");
   }
 
   function draw(series) {
     visible = series.filter((entry) => entry.points.length);
-    element.hidden = !expected && !visible.length;
+    element.hidden = !placed && !visible.length;
     if (!visible.length) return;
     scale = scales(visible, share);
     fill(plot, axes(scale, share ? (y) => percent(y, 0) : short), visible.map((entry, place) => line(entry, place, scale)), svg("g", { class: "cursor" }));

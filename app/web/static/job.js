@@ -5,7 +5,7 @@ import { chart } from "./curves.js";
 import { announce, fill, h, write } from "./dom.js";
 import { streamEvents } from "./events.js";
 import { jobFiles } from "./files.js";
-import { number, plain, words } from "./format.js";
+import { plain, words } from "./format.js";
 import { labelIssues } from "./issues.js";
 import { comparison, comparisonOpen, figures, plots, stages } from "./outcome.js";
 import { problemBlock, show } from "./problems.js";
@@ -164,11 +164,10 @@ export function jobPanel(first, refreshList, removed) {
   return { element, outcome, ready, update, close: () => closing.abort() };
 }
 
-/** What it computes on, and how fast it was; until that is known a space, so that nothing moves then. */
-function hardwareOf({ status, progress, metrics }) {
+/** What it computes on; until that is known a space, so that nothing moves then. */
+function hardwareOf({ status, progress }) {
   if (!progress?.hardware) return ENDED.includes(status) ? "" : "\u00a0";
-  const speed = metrics?.images_per_second;
-  return [`${ENDED.includes(status) ? "Ran" : "Runs"} on ${progress.hardware}`, speed && `${number(speed)} images/s`].filter(Boolean).join(" · ");
+  return `${ENDED.includes(status) ? "Ran" : "Runs"} on ${progress.hardware}`;
 }
 
 function settingsOf(job) {

@@ -19,6 +19,7 @@ const MAIN = [
   ["estimated_noise_rate", "Estimated noise rate"],
   ["label_issues", "Label issues"],
   ["train_seconds", "Training time"],
+  ["images_per_second", "Images a second"],
 ];
 /** Explanations of figures whose names do not explain them. */
 const NOTES = [
@@ -124,7 +125,7 @@ function flat(metrics, prefix = "") {
 
 function formatted(name, value) {
   if (name.endsWith("_epoch")) return number(value);
-  if (name.endsWith("epochs")) return number(value);
+  if (name.endsWith("epochs") || name === "images_per_second") return number(value);
   if (name.endsWith("seconds")) return duration(value);
   return SHARES.test(name) ? percent(value) : short(value);
 }
