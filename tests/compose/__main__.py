@@ -1,8 +1,9 @@
 """`make test-compose`: the deployment as an operator meets it, on a machine without a Docker engine.
 
 Builds both images from the Dockerfile, brings the stack up with the real Compose, and walks the demo, upload, job and
-prediction through it with the key. The training container is killed in mid-job; the stack is taken down and up again,
-and once restored from a backup with the commands of docs/deployment.md.
+prediction through it with the key. The training container is killed in mid-job; Caddy serves the stack over TLS and
+Prometheus reads it (profiles `tls` and `monitoring`, without Grafana); the stack is taken down and up again, and once
+restored from a backup with the commands of docs/deployment.md.
 
 Needs root and Debian's packages buildah, podman, runc, netavark, aardvark-dns, catatonit, iptables and debootstrap; the
 package indexes of pip and apt; 30 GB below TMPDIR (/var/tmp), which are given back. `--keep FOLDER` works there, keeps
@@ -22,6 +23,7 @@ import re
 import secrets
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 import time
@@ -30,10 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import yaml
 
 from ml.scenes import generate
 from tests.compose import images
-from tests.compose.engine import NEEDED, Engine
+from tests.compose.engine import MOST_PROCESSES, NEEDED, Engine
 from tests.servers import eventually, free_port
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
@@ -44,6 +47,8 @@ OURS = ("api", "dispatcher", "supervisor-jobs", "supervisor-datasets", "inferenc
 EPOCHS = 12
 TRAINING = {"method": "ce", "network": "small", "epochs": EPOCHS, "batch_size": 64, "image_size": 32, "seed": 3}
 BEFORE_KILL = 3  # epochs
+ALL = ("--profile=*",)  # what is taken down
+ROOT_CERTIFICATE = "/data/caddy/pki/authorities/local/root.crt"
 # User, effective capabilities, first process; then whatever should not be: a writable root, tools to build with.
 LOOK = """
 id -u
@@ -71,21 +76,35 @@ class Stack:
             timeout=60.0,
         )
 
+    def _files(self) -> list[Path]:
+        """The project's files, and one for this engine: it would raise the processes that a container may have where a
+        service has limits of its own, which not every machine allows."""
+        file = self.engine.folder / "temporary" / "limits.yml"
+        names = yaml.safe_load((images.ROOT / FILES[0]).read_text())["services"]
+        file.write_text(yaml.safe_dump({"services": {name: {"ulimits": {"nproc": MOST_PROCESSES}} for name in names}}))
+        return [*(images.ROOT / name for name in FILES), file]
+
     def compose(self, *arguments: str) -> str:
-        files = [part for name in FILES for part in ("--file", str(images.ROOT / name))]
+        files = [part for file in self._files() for part in ("--file", str(file))]
         return self.engine.run(COMPOSE, "--project-name", PROJECT, *files, *arguments, timeout=600)
 
     def shell(self, script: str) -> None:
         """Commands as an operator types them; `docker compose` is this stack's."""
         folder = self.engine.folder / "temporary"
-        files = " ".join(f"--file {images.ROOT / name}" for name in FILES)
+        files = " ".join(f"--file {file}" for file in self._files())
         docker = folder / "docker"
         docker.write_text(f'#!/bin/sh\nshift\nexec {COMPOSE} --project-name {PROJECT} {files} "$@"\n')
         docker.chmod(0o755)
         self.engine.run("env", f"--chdir={folder}", f"PATH={folder}:{os.environ['PATH']}", "bash", "-ec", script)
 
+    def start(self, *services: str) -> None:
+        """All services that need no profile, or only those that are named."""
+        self.compose(
+            *(ALL if services else ()), "up", "--detach", "--no-build", "--pull=never", "--quiet-pull", *services
+        )
+
     def up(self) -> None:
-        self.compose("up", "--detach", "--no-build", "--pull=never", "--quiet-pull")
+        self.start()
         eventually(self.ready, seconds=180, what="/readyz without anything missing")
 
     def ready(self) -> bool:
@@ -167,8 +186,12 @@ def story(stack: Stack) -> None:
         with step("predict"):
             before = snapshot(stack, dataset, job)
         print(stack.engine.podman("stats", "--no-stream", "--format={{.Name}} {{.MemUsage}}"))
+        with step("profile tls"):
+            over_tls(stack, job)
+        with step("profile monitoring"):
+            monitored(stack)
         with step("down"):
-            stack.compose("down")
+            stack.compose(*ALL, "down")
         with step("up again"):
             stack.up()
         with step("nothing lost"):
@@ -177,7 +200,7 @@ def story(stack: Stack) -> None:
         with step("backup, as the page says"):
             stack.shell(save)
         with step("everything gone"):
-            stack.compose("down", "--volumes")
+            stack.compose(*ALL, "down", "--volumes")
         with step("restore, as the page says"):
             stack.shell(restore)
             eventually(stack.ready, seconds=180, what="/readyz without anything missing")
@@ -188,7 +211,7 @@ def story(stack: Stack) -> None:
         raise
     finally:
         stack.client.close()
-        stack.compose("down", "--volumes", "--timeout=5")
+        stack.compose(*ALL, "down", "--volumes", "--timeout=5")
 
 
 def hardened(stack: Stack) -> None:
@@ -260,6 +283,50 @@ def train_through_a_kill(stack: Stack, dataset: str) -> str:
     assert restarted["Running"], "the engine did not restart the killed container"
     assert restarted["Pid"] != pid
     return path
+
+
+def over_tls(stack: Stack, job: str) -> None:
+    """The API through Caddy, by a certificate of its own authority; the address of the client is the client's."""
+    port = free_port()
+    published = {"TLS_PUBLISH": f"127.0.0.1:{port}", "TLS_REDIRECT_PUBLISH": f"127.0.0.1:{free_port()}"}
+    stack.engine.environment |= published
+    stack.start("caddy")
+    caddy = stack.container("caddy")
+    reads = ("cat", ROOT_CERTIFICATE)
+    eventually(lambda: stack.engine.execute(caddy, *reads).returncode == 0, seconds=60, what="Caddy's authority")
+    trusted = ssl.create_default_context(cadata=stack.engine.execute(caddy, *reads).stdout)
+    with httpx2.Client(base_url=f"https://localhost:{port}", headers=stack.client.headers, verify=trusted) as client:
+        eventually(lambda: serves(client), seconds=60, what="the API over TLS")
+        assert answered(client.get(job)) == stack.get(job)
+        events = client.get(f"{job}/events", timeout=60.0)
+        assert events.headers["Content-Type"].startswith("text/event-stream"), events.headers
+        assert "event: status" in events.text, "the events of a job that has ended end"
+        crossing = client.post("/datasets", headers={"Origin": "https://elsewhere.example"})
+        assert (crossing.status_code, crossing.json()["type"]) == (403, "/problems/cross-site")
+
+
+def serves(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def monitored(stack: Stack) -> None:
+    """Prometheus reads the API with a key of its own, and its rules give values."""
+    key = answered(stack.client.post("/keys", json={"name": "prometheus", "scopes": ["read"]}))["key"]
+    stack.engine.environment["METRICS_KEY"] = key
+    stack.start("prometheus")
+    prometheus = stack.container("prometheus")
+    asks = ("promtool", "query", "instant", "http://localhost:9090")
+
+    def value(expression: str) -> str:
+        return stack.engine.execute(prometheus, *asks, expression).stdout
+
+    eventually(lambda: value('up{job="denll"} == 1') != "", seconds=90, what="the API among Prometheus' targets")
+    eventually(lambda: value('denll_jobs{state="succeeded"} > 0') != "", seconds=60, what="the job that has ended")
+    rules = stack.engine.execute(prometheus, "promtool", "check", "rules", "/etc/prometheus/rules.yml")
+    assert rules.returncode == 0, rules.stderr
 
 
 def epochs(stack: Stack, job: str) -> list[int]:

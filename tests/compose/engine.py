@@ -21,6 +21,7 @@ from tests.servers import die_with_parent, eventually
 
 NEEDED = ("buildah", "podman", "runc", "debootstrap", "catatonit", "iptables")
 BEAT_S = 1.0  # between two looks for containers whose health is due
+MOST_PROCESSES = 8192  # of one user, which no container may raise
 RECHECK_S = 20.0  # of a healthy container
 
 
@@ -40,7 +41,7 @@ class Engine:
             "storage.conf": f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/storage"\nrunroot = "{root}/run"\n',
             "registries.conf": 'unqualified-search-registries = ["docker.io"]\n',
             "containers.conf": (
-                '[containers]\ndefault_ulimits = ["nofile=8192:8192", "nproc=8192:8192"]\n'
+                f'[containers]\ndefault_ulimits = ["nofile=8192:8192", "nproc={MOST_PROCESSES}:{MOST_PROCESSES}"]\n'
                 f'[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
                 f'tmp_dir = "{root}/state"\nvolume_path = "{root}/volumes"\n'
                 f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{root}/networks"\n'

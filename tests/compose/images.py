@@ -1,7 +1,8 @@
-"""Images: stand-ins for the three that the stack takes from a registry, and ours, really built from the Dockerfile.
+"""Images: stand-ins for those that the stack takes from a registry, and ours, really built from the Dockerfile.
 
-The stand-ins are this machine's Debian release with its own Python, Postgres and Redis, under the names that the
-Dockerfile and Compose ask for. So the base's patch version and the entrypoints of the official images are not tested.
+The stand-ins are this machine's Debian release with its own Python, Postgres, Redis and Prometheus, and the Caddy that
+the tests use, under the names that the Dockerfile and Compose ask for. So the base's patch version and the entrypoints
+of the official images are not tested. Grafana has none: Debian does not package it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from tests.compose.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
-HUB = "docker.io/library/"  # where an engine looks for a name without a host
+CADDY = Path(sys.executable).with_name("caddy")
+HUB = "docker.io/"  # where an engine looks for a name without a host
+LIBRARY = f"{HUB}library/"  # and for one without an owner
 
 POSTGRES_ENTRYPOINT = """\
 #!/bin/sh
@@ -35,30 +39,32 @@ fi
 exec "${@:-postgres}" -c listen_addresses='*' -c unix_socket_directories="$PGHOST"
 """
 
+STAND_INS = ("python", "postgres", "redis", "caddy", "prometheus")
 INSTALL = (
     "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d",  # no service starts inside a build
     "chmod +x /usr/sbin/policy-rc.d",
     "mkdir -p /etc/postgresql-common",
     "echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf",
     "apt-get update -q",
-    "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql redis-server",
+    "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql redis-server prometheus",
     "apt-get clean",
     "ln -s /usr/lib/postgresql/*/bin/* /usr/local/bin/",
     "install -d -o redis -g redis /data",
+    "install -d -o nobody -g nogroup /prometheus",
 )
 
 
 def names() -> dict[str, str]:
-    """The images that the container files name: python, postgres, redis."""
+    """The images that the container files name and that have a stand-in, by the program that they are for."""
     text = (ROOT / "Dockerfile").read_text() + (ROOT / "docker-compose.yml").read_text()
-    matches = re.findall(r"(?:PYTHON_IMAGE=|image: )((python|postgres|redis):\S+)", text)
-    return {kind: HUB + image for image, kind in matches}
+    matches = re.findall(rf"(?:PYTHON_IMAGE=|image: )((?:prom/)?({'|'.join(STAND_INS)}):\S+)", text)
+    return {program: (HUB if "/" in image else LIBRARY) + image for image, program in matches}
 
 
 def stand_ins(engine: Engine) -> None:
     """Build what a registry would have given, unless a kept folder still has it."""
     image_names = names()
-    assert image_names.keys() == {"python", "postgres", "redis"}, image_names
+    assert image_names.keys() == set(STAND_INS), image_names
     if all(_known(engine, image) for image in image_names.values()):
         return
     rootfs = engine.folder / "rootfs"
@@ -90,12 +96,21 @@ def _servers(engine: Engine, image_names: dict[str, str]) -> None:
     )
     engine.run("buildah", "commit", "--quiet", container, image_names["postgres"])
     engine.run("buildah", "config", "--entrypoint", "[]", "--cmd", "redis-server", container)
-    engine.run("buildah", "commit", "--quiet", "--rm", container, image_names["redis"])
+    engine.run("buildah", "commit", "--quiet", container, image_names["redis"])
+    engine.run("buildah", "config", "--user", "nobody", "--workingdir", "/prometheus", "--cmd", "prometheus", container)
+    engine.run("buildah", "commit", "--quiet", "--rm", container, image_names["prometheus"])
+    container = engine.run("buildah", "from", "--pull-never", image_names["python"])
+    engine.run("buildah", "copy", "--quiet", container, CADDY, "/usr/bin/caddy")
+    for variable in ("XDG_CONFIG_HOME=/config", "XDG_DATA_HOME=/data"):
+        engine.run("buildah", "config", "--env", variable, container)
+    command = "caddy run --config /etc/caddy/Caddyfile --adapter caddyfile"
+    engine.run("buildah", "config", "--workingdir", "/srv", "--cmd", command, container)
+    engine.run("buildah", "commit", "--quiet", "--rm", container, image_names["caddy"])
 
 
 def build(engine: Engine, target: str) -> str:
     """One target of our Dockerfile, as an engine's own builder would; the image's name."""
-    image = f"{HUB}denll-{target}:local"
+    image = f"{LIBRARY}denll-{target}:local"
     engine.run(
         *("buildah", "build", "--quiet", "--isolation=chroot", "--pull-never", "--format=docker"),
         *("--target", target, "--tag", image, "--file", ROOT / "Dockerfile", ROOT),
