@@ -278,6 +278,10 @@ class TooManyEventStreams(Problem):
     status, title = 429, "Too many event streams are open"
 
 
+class TooManyExports(Problem):
+    status, title = 429, "Too many exports are being downloaded"
+
+
 class QuotaExceeded(Problem):
     """A limit of the caller's own, as draft-ietf-httpapi-ratelimit-headers describes it: `violated-policies` names it.
 

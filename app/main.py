@@ -150,6 +150,7 @@ def create_app(config: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.rate_limiter = RateLimiter(config)
     app.state.prediction_memory = memory_capacity(config)
     app.state.event_streams = stream_capacity(config)
+    app.state.exports = export_routes.export_capacity(config)
     app.state.request_metrics = RequestMetrics()
     app.state.started_at = time.monotonic()
     routers = (*ROUTERS, login.router) if config.login_enabled else ROUTERS

@@ -265,6 +265,8 @@ class Settings(BaseSettings):
     )
     max_event_streams: int = Field(default=256, ge=1, description="Open event streams; more are refused with 429")
     event_streams_per_key: int = Field(default=64, ge=1, description="Open event streams of one API key")
+    max_exports: int = Field(default=64, ge=1, description="Exports downloaded at once; more are refused with 429")
+    exports_per_key: int = Field(default=16, ge=1, description="Exports that one API key downloads at once")
     max_unfinished_uploads: int = Field(
         default=32, description="Unfinished resumable uploads; more are refused with 429"
     )

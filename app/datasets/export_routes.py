@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import Query
+from fastapi import Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.datasets import label_service, service
 from app.datasets.image_filters import LabelVersionQuery
-from app.errors import DatasetUnavailable, LabelVersionNotFound, NotReady
+from app.errors import DatasetUnavailable, LabelVersionNotFound, NotReady, TooManyExports
 from app.http import files as file_responses
 from app.http import routing
 from app.http.access import READ
+from app.http.capacity import Capacity
 from app.http.deps import Files, ReadSession
 from app.http.openapi import BINARY, problems
 from app.http.routing import Router
+from app.settings import Settings
 from ml.formats import dataset_index
 from ml.formats.export import Export
 from ml.formats.export_source import read_version
 from ml.formats.exporters import Format
 
+RETRY_S = 10
 router = Router(tags=["datasets"])
 MEDIA_TYPES = {"zip": "application/zip", "tar": "application/x-tar"}
 UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def export_capacity(settings: Settings) -> Capacity:
+    """How many exports may be downloaded at once; one more is a TooManyExports."""
+
+    def refusal(reason: str) -> TooManyExports:
+        return TooManyExports(reason, retry_after_s=RETRY_S)
+
+    return Capacity(settings.max_exports, settings.exports_per_key, settings, unit="exports", refusal=refusal)
+
+
+async def _export_place(request: Request) -> AsyncIterator[None]:
+    """A place among the exports, until the response has ended: what an export reads ahead stays in memory so long."""
+    async with request.app.state.exports.hold(request):
+        yield
+
+
+ExportPlace = Annotated[None, Depends(_export_place, scope="request")]
 
 
 @router.get(
@@ -36,13 +58,14 @@ UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
     response_class=Response,
     responses={
         200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)},
-        **problems(NotReady, LabelVersionNotFound, DatasetUnavailable),
+        **problems(NotReady, LabelVersionNotFound, DatasetUnavailable, TooManyExports),
     },
 )
 def export(
     request: Request,
     session: ReadSession,
     files: Files,
+    _: ExportPlace,
     dataset_id: uuid.UUID,
     format: Annotated[
         Format, Query(description="Which programs read which format: docs/howto/export-data.md")

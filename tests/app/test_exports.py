@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -167,6 +168,34 @@ def test_INV10_an_export_that_the_client_breaks_off_leaves_nothing_behind(
     assert 0 < received < int(answer.headers["content-length"])
     eventually(lambda: not open_archives(folder), what="the archive is closed")
     assert {file: file.stat().st_mtime_ns for file in files.root.rglob("*")} == before
+
+
+def test_exports_are_bounded_and_free_their_places_when_their_clients_go(
+    client: Client, live: Callable[..., LiveServer]
+) -> None:
+    dataset_id = upload(client, large()).json()["id"]
+    ingest_it(client, dataset_id)
+    server = live(max_exports=2)
+
+    def answer(stack: contextlib.ExitStack) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        stack.callback(connection.close)
+        connection.request("GET", f"/datasets/{dataset_id}/export")
+        return stack.enter_context(connection.getresponse())
+
+    with contextlib.ExitStack() as slow:
+        answers = [answer(slow) for _ in range(4)]
+        assert [each.status for each in answers] == [200, 200, 429, 429]
+        refused = json.loads(answers[-1].read())
+        assert refused["type"] == "/problems/too-many-exports"
+        assert refused["detail"] == "2 of 2 exports are taken."
+        assert int(answers[-1].headers["retry-after"]) > 0
+
+    def one_more() -> bool:
+        with contextlib.ExitStack() as stack:
+            return answer(stack).status == 200
+
+    eventually(one_more, what="a place of an export whose client is gone")
 
 
 def test_an_export_of_a_damaged_archive_is_incomplete_for_the_client(
