@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -303,6 +304,28 @@ def test_a_damaged_backup_is_refused_before_anything_is_changed(
     with pytest.raises(backup.BackupError):
         backup.restore(settings, copy, force=True)
 
+    assert not (tmp_path / "data" / "denll.sqlite").exists()
+
+
+@pytest.mark.parametrize("member", ["link", "hard link", "absolute", "above", "device"])
+def test_a_tar_that_leaves_its_folder_is_refused(on_sqlite: ServiceHarness, tmp_path: Path, member: str) -> None:
+    small = backed_up(on_sqlite, tmp_path)
+    outside = tmp_path / "outside"
+    names = {"absolute": str(outside), "above": "../outside"}
+    kinds = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
+    entry = tarfile.TarInfo(names.get(member, "files/datasets/entry"))
+    entry.type = kinds.get(member, tarfile.REGTYPE)
+    entry.linkname = str(tmp_path)
+    hostile = tmp_path / "hostile.tar"
+    with tarfile.open(hostile, "w") as tar:
+        tar.addfile(entry)
+        tar.add(small, arcname=".")
+    settings = on_sqlite.settings.model_copy(update={"data_dir": tmp_path / "data", "database_url": ""})
+
+    with pytest.raises(backup.BackupError, match=r"is no place in a backup|is neither file nor folder"):
+        backup.restore(settings, hostile, force=True)
+
+    assert not outside.exists()
     assert not (tmp_path / "data" / "denll.sqlite").exists()
 
 
