@@ -79,6 +79,34 @@ def test_pictures_that_leave_the_page_are_no_longer_requested(page: Page, view: 
         page.get_by_role("link", name="Classes").click()
 
 
+def test_memory_does_not_grow_with_pictures_that_have_left_the_page(page: Page, view: str) -> None:
+    page.route("**/thumbnail", lambda route: None)  # the worst case: none is answered
+    page.reload()
+    cells = page.locator(".grid .cell")
+    expect(cells.first).to_be_visible(timeout=QUICK_MS)
+    cells.first.focus()
+    browser = page.context.new_cdp_session(page)
+
+    def nodes() -> int:
+        browser.send("HeapProfiler.collectGarbage")
+        count: int = browser.send("Memory.getDOMCounters")["nodes"]
+        return count
+
+    def leap(key: str, place: int) -> None:
+        page.keyboard.press(key)
+        expect(page.locator(f'.cell[data-place="{place}"] img')).to_be_attached(timeout=QUICK_MS)
+
+    page.keyboard.press("End")  # goes to the last that is loaded, and more are
+    expect(page.locator(f'li[aria-setsize="{PICTURES}"]').first).to_be_attached(timeout=QUICK_MS)
+    leap("End", PICTURES - 1)
+    leap("Home", 0)
+    before = nodes()
+    for _ in range(5):
+        leap("End", PICTURES - 1)
+        leap("Home", 0)
+    assert nodes() < 1.5 * before
+
+
 def test_more_of_the_report_leaves_the_focus_on_what_is_new(page: Page, service: str) -> None:
     files = {f"train/dog/{n}.jpg": pictures.encoded(n, 24, 24) for n in range(1, 5)}
     files |= {f"train/cat/{n}.jpg": pictures.encoded(0, 24, 24) for n in range(25)}  # 24 are copies
