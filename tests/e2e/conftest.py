@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests import servers
 from tests.e2e import flags
@@ -36,6 +36,7 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 ROOT = Path(__file__).parents[2]
 READY_S = 180.0
 ENDED_S = 40.0
+expect.set_options(timeout=60_000)  # ms that a page has to come to what a test expects: other tests use the cores
 READY_AT = {"worker.embedded": "/readyz", "app.main": "/livez"}  # an API by itself knows neither broker nor inference
 
 

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
 CLASSES = ("cat", "dog", "neu_steel/rust & co")
 PER_CLASS = 200
 PICTURES = PER_CLASS * len(CLASSES)
-QUICK_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +54,14 @@ def view(page: Page, service: str, dataset: str) -> Iterator[str]:
 
 def test_only_pictures_near_the_window_are_in_the_document_and_all_can_be_reached(page: Page, view: str) -> None:
     cells = page.locator(".grid .cell")
-    expect(cells.first).to_be_visible(timeout=QUICK_MS)
+    expect(cells.first).to_be_visible()
     cells.first.focus()
     assert cells.count() < 200
     page.keyboard.press("End")  # goes to the last that is loaded, and more are
-    expect(page.locator(f'li[aria-setsize="{PICTURES}"]').first).to_be_attached(timeout=QUICK_MS)
+    expect(page.locator(f'li[aria-setsize="{PICTURES}"]').first).to_be_attached()
     page.keyboard.press("End")
     last = page.locator(f'.cell[data-place="{PICTURES - 1}"]')
-    expect(last).to_be_focused(timeout=QUICK_MS)
+    expect(last).to_be_focused()
     assert cells.count() < 200
     expect(last.locator("img")).not_to_have_js_property("naturalWidth", 0)
     page.keyboard.press("ArrowUp")
@@ -74,7 +73,7 @@ def test_pictures_that_leave_the_page_are_no_longer_requested(page: Page, view: 
     page.route("**/thumbnail", lambda route: None)  # none is answered
     with page.expect_request("**/thumbnail"):
         page.reload()
-    expect(page.locator(".grid .cell").first).to_be_visible(timeout=QUICK_MS)
+    expect(page.locator(".grid .cell").first).to_be_visible()
     with page.expect_event("requestfailed", lambda request: request.url.endswith("/thumbnail")):
         page.get_by_role("link", name="Classes").click()
 
@@ -83,7 +82,7 @@ def test_memory_does_not_grow_with_pictures_that_have_left_the_page(page: Page, 
     page.route("**/thumbnail", lambda route: None)  # the worst case: none is answered
     page.reload()
     cells = page.locator(".grid .cell")
-    expect(cells.first).to_be_visible(timeout=QUICK_MS)
+    expect(cells.first).to_be_visible()
     cells.first.focus()
     browser = page.context.new_cdp_session(page)
 
@@ -94,10 +93,10 @@ def test_memory_does_not_grow_with_pictures_that_have_left_the_page(page: Page, 
 
     def leap(key: str, place: int) -> None:
         page.keyboard.press(key)
-        expect(page.locator(f'.cell[data-place="{place}"] img')).to_be_attached(timeout=QUICK_MS)
+        expect(page.locator(f'.cell[data-place="{place}"] img')).to_be_attached()
 
     page.keyboard.press("End")  # goes to the last that is loaded, and more are
-    expect(page.locator(f'li[aria-setsize="{PICTURES}"]').first).to_be_attached(timeout=QUICK_MS)
+    expect(page.locator(f'li[aria-setsize="{PICTURES}"]').first).to_be_attached()
     leap("End", PICTURES - 1)
     leap("Home", 0)
     before = nodes()
@@ -137,7 +136,7 @@ def test_filters_stand_in_the_address(page: Page, view: str) -> None:
 
 def test_a_picture_is_enlarged_with_what_is_known_of_it_and_the_focus_comes_back(page: Page, view: str) -> None:
     first = page.locator('.cell[data-place="0"]')
-    expect(first).to_be_visible(timeout=QUICK_MS)
+    expect(first).to_be_visible()
     first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")

@@ -25,7 +25,6 @@ from tests.tables import create_tables
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ROWS = 130
-QUICK_MS = 60_000
 REFRESH = "document.dispatchEvent(new Event('visibilitychange'))"  # as when the user comes back to the page
 
 
@@ -86,7 +85,7 @@ def show_all(rows: Locator, more: Locator) -> None:
     while more.is_visible():
         before = rows.count()
         more.click()
-        expect(rows).not_to_have_count(before, timeout=QUICK_MS)
+        expect(rows).not_to_have_count(before)
 
 
 def test_every_row_can_be_reached_however_many_there_are(
@@ -103,7 +102,7 @@ def test_every_row_can_be_reached_however_many_there_are(
     for name in ("dataset", "job"):
         page.goto(f"{api}/ui/{name}s")
         rows = page.locator(f"#{name}-list > li")
-        expect(rows).to_have_count(20, timeout=QUICK_MS)
+        expect(rows).to_have_count(20)
         show_all(rows, page.locator(f"#{name}s-more"))
         expect(rows).to_have_count(ROWS)
         page.evaluate(REFRESH)  # and they stay
@@ -112,14 +111,14 @@ def test_every_row_can_be_reached_however_many_there_are(
     page.locator(".job", has_text="job 0").get_by_role("link").click()
     job = page.locator(".view.job", has_text="job 0")
     cards = job.locator(".gallery li")
-    expect(cards).to_have_count(24, timeout=QUICK_MS)
+    expect(cards).to_have_count(24)
     show_all(cards, job.get_by_role("button", name="Show more"))
     expect(cards).to_have_count(ROWS)
 
     page.goto(f"{api}/ui/train")
-    expect(page.locator("#train-dataset option")).to_have_count(ROWS, timeout=QUICK_MS)
+    expect(page.locator("#train-dataset option")).to_have_count(ROWS)
     page.goto(f"{api}/ui/predict")
-    expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100, timeout=QUICK_MS)
+    expect(page.locator("#try-model option")).to_have_count(1 + ROWS + 100)
 
 
 def test_of_two_hundred_trainings_one_is_found_to_compare_and_each_says_what_it_is(
@@ -130,7 +129,7 @@ def test_of_two_hundred_trainings_one_is_found_to_compare_and_each_says_what_it_
         add_job(engine, dataset, f"experiment {number:03}")
     page.goto(f"{api}/ui/compare")
     rows = page.locator(".chooser .row")
-    expect(rows).to_have_count(200, timeout=QUICK_MS)
+    expect(rows).to_have_count(200)
     expect(rows.first).to_contain_text("Cross-entropy on steel")
     page.get_by_label("Find a training").fill("experiment 11")
     expect(rows).to_have_count(10)
@@ -144,7 +143,7 @@ def test_the_focus_stays_in_the_view_when_what_had_it_leaves(
     cancel = page.get_by_role("button", name="Cancel")
     cancel.focus()
     page.keyboard.press("Enter")
-    expect(cancel).to_have_count(0, timeout=QUICK_MS)
+    expect(cancel).to_have_count(0)
     expect(page.get_by_role("heading", level=1)).to_be_focused()
 
 
@@ -156,14 +155,14 @@ def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
     page.goto(f"{api}/ui/train")
     picker = page.get_by_label("Data set", exact=True)
     selected = picker.locator("option:checked")
-    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+    expect(selected).to_have_text("mine")
 
     theirs = add_dataset(engine, "theirs")
     page.evaluate(REFRESH)
-    expect(picker.locator("option")).to_have_text(["theirs", "mine"], timeout=QUICK_MS)
+    expect(picker.locator("option")).to_have_text(["theirs", "mine"])
     expect(selected).to_have_text("mine")
     page.get_by_role("button", name="Start training").click()
-    expect(page.locator(".job")).to_have_count(1, timeout=QUICK_MS)
+    expect(page.locator(".job")).to_have_count(1)
     (job,) = httpx2.get(f"{api}/jobs").json()["items"]
     assert job["dataset_id"] == chosen
 
@@ -173,7 +172,7 @@ def test_the_chosen_data_set_stays_chosen_when_another_upload_ends(
     expect(selected).to_have_text("theirs")
     assert httpx2.delete(f"{api}/datasets/{theirs}").status_code == 204
     page.evaluate(REFRESH)
-    expect(selected).to_have_text("Choose a data set", timeout=QUICK_MS)
+    expect(selected).to_have_text("Choose a data set")
     expect(page.get_by_role("button", name="Start training")).to_be_disabled()
 
 
@@ -216,14 +215,14 @@ def test_a_changed_key_leaves_one_form_that_starts_one_job(
     page.on("request", lambda sent: submitted.append(sent.url) if sent.method == "POST" else None)
     page.goto(f"{api}/ui/train")
     selected = page.get_by_label("Data set", exact=True).locator("option:checked")
-    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+    expect(selected).to_have_text("mine")
     change = "keys.dispatchEvent(new Event('key-changed'))"
     page.evaluate(f"import('/static/api.js').then(({{ keys }}) => {{ {change}; {change}; }})")
-    expect(selected).to_have_text("mine", timeout=QUICK_MS)
+    expect(selected).to_have_text("mine")
     page.get_by_role("button", name="Start training").click()
-    expect(page).to_have_url(re.compile("/ui/jobs/"), timeout=QUICK_MS)
+    expect(page).to_have_url(re.compile("/ui/jobs/"))
     page.goto(f"{api}/ui/jobs")
-    expect(page.locator("#job-list > li")).to_have_count(1, timeout=QUICK_MS)
+    expect(page.locator("#job-list > li")).to_have_count(1)
 
     assert [url for url in submitted if url.endswith("/jobs")] == [f"{api}/jobs"]
 
@@ -241,7 +240,7 @@ def test_the_test_pictures_are_those_of_the_model_behind_default(
     with db.transaction(engine) as session:
         session.add(Alias(name="default", model_id=models[0]))
     console.expected = {500, 503}  # the data sets have no files
-    with page.expect_request("**/images?split=test*", timeout=QUICK_MS) as first:
+    with page.expect_request("**/images?split=test*") as first:
         page.goto(f"{api}/ui/predict")
 
     assert str(sets[0]) in first.value.url

@@ -13,7 +13,6 @@ from tests.e2e.flags import CLASSES, PER_CLASS, Flags
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
 
-QUICK_MS = 60_000
 ACROSS = 1.1 * (len(CLASSES) - 1)  # coordinates across the shorter side of the map: its points and a margin
 
 
@@ -49,7 +48,7 @@ class Map(NamedTuple):
 @pytest.fixture
 def points(page: Page, console: Console, service: str, flagged: Flags) -> Map:
     page.goto(f"{service}/ui/datasets/{flagged.dataset}?tab=map")
-    expect(page.get_by_role("img", name=f"Map of {PER_CLASS * len(CLASSES)} pictures")).to_be_visible(timeout=QUICK_MS)
+    expect(page.get_by_role("img", name=f"Map of {PER_CLASS * len(CLASSES)} pictures")).to_be_visible()
     return Map(page)
 
 
@@ -58,17 +57,17 @@ def test_pictures_that_are_drawn_around_on_the_map_are_shown_and_reviewed(page: 
     status = page.get_by_role("status")
     expect(status).to_have_text(f"{PER_CLASS} pictures chosen")
     cells = page.get_by_role("list", name="Chosen pictures").locator(".cell")
-    expect(cells.first).to_have_attribute("aria-label", "train/cat/00.jpg: cat, dog suggested", timeout=QUICK_MS)
+    expect(cells.first).to_have_attribute("aria-label", "train/cat/00.jpg: cat, dog suggested")
 
     page.get_by_role("button", name="Review them").click()
     count = page.locator(".review-count")
-    expect(count).to_have_text(f"0 of {PER_CLASS} reviewed", timeout=QUICK_MS)
+    expect(count).to_have_text(f"0 of {PER_CLASS} reviewed")
     expect(page.locator(".review-side h2")).to_have_text("train/cat/00.jpg")
     page.keyboard.press("c")
     expect(count).to_have_text(f"1 of {PER_CLASS} reviewed")
     expect(page.locator(".saved")).to_have_text("1 in the draft")
     page.reload()
-    expect(count).to_have_text(f"1 of {PER_CLASS} reviewed", timeout=QUICK_MS)
+    expect(count).to_have_text(f"1 of {PER_CLASS} reviewed")
     page.keyboard.press("u")
     expect(count).to_have_text(f"0 of {PER_CLASS} reviewed")
 
@@ -109,7 +108,7 @@ def test_pictures_are_chosen_in_the_grid_by_mouse_and_keyboard(
 ) -> None:
     page.goto(f"{service}/ui/datasets/{flagged.dataset}")
     cells = page.locator(".grid .cell")
-    expect(cells.nth(3)).to_be_visible(timeout=QUICK_MS)
+    expect(cells.nth(3)).to_be_visible()
     page.get_by_role("button", name="Choose pictures").click()
     first, third = (cells.nth(at).bounding_box() for at in (0, 2))
     assert first is not None
@@ -124,5 +123,5 @@ def test_pictures_are_chosen_in_the_grid_by_mouse_and_keyboard(
     cells.nth(3).focus()
     page.keyboard.press("Space")
     page.get_by_role("button", name="Review 3 pictures").click()
-    expect(page.locator(".review-count")).to_have_text("0 of 3 reviewed", timeout=QUICK_MS)
+    expect(page.locator(".review-count")).to_have_text("0 of 3 reviewed")
     expect(page.locator(".review-side h2")).to_have_text("train/cat/01.jpg")
