@@ -51,13 +51,13 @@ class _Archive(NamedTuple):
         fields: Form fields that were sent.
         filename: The client's name of it, or of its folder.
         write: Writes it, complete and synced, to a path where nothing lies.
-        hash: None where nobody has computed it yet.
+        content: Its hash; None where nobody has computed it yet.
     """
 
     fields: dict[str, str]
     filename: str | None
     write: Callable[[Path], object]
-    hash: FileHash | None = None
+    content: FileHash | None = None
 
 
 async def accept_upload(
@@ -156,8 +156,7 @@ async def _receive_dataset(
     path = files.upload(uuid.uuid4()).with_suffix(".part")
     try:
         received = await _receive(request, path, query)
-        content = FileHash(received.size_bytes, received.sha256)
-        archive = _Archive(received.fields, received.filename, path.rename, content)
+        archive = _Archive(received.fields, received.filename, path.rename, received.content)
         return await run_in_threadpool(_create_dataset, request, archive, key, _hash(received))
     finally:
         path.unlink(missing_ok=True)
@@ -210,7 +209,7 @@ def _create_dataset(request: Request, archive: _Archive, key: IdempotentRequest 
     try:
         archive.write(temporary)
         archive_check.check_upload(temporary, archive.fields, request.app.state.settings)
-        content = archive.hash or fsync.hash_file(temporary)
+        content = archive.content or fsync.hash_file(temporary)
         staged = files.stage(temporary, target)
         is_staged = True
         staged.publish()
@@ -275,7 +274,7 @@ def title_of(filename: str | None) -> str:
 
 
 def _hash(received: ReceivedUpload) -> str:
-    return request_hash(received.fields, received.sha256)
+    return request_hash(received.fields, received.content.sha256)
 
 
 def _check_space(request: Request) -> None:
