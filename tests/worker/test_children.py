@@ -372,7 +372,7 @@ def test_scoring_a_data_set_leaves_a_row_for_each_picture(harness: ServiceHarnes
     assert all(0.0 < float(row["score"]) <= 1.0 for row in rows)
     agreements = [row["given_label"] == row["predicted_label"] for row in rows if row["given_label"]]
     agreement = (harness.job(scoring).metrics or {})["agreement_with_given_labels"]
-    assert agreement == (sum(agreements) / len(agreements) if agreements else None)
+    assert agreement == sum(agreements) / len(agreements)
     assert harness.models(scoring) == []
 
 
