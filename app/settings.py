@@ -1,30 +1,37 @@
 """Settings of all processes, from `DENLL_*` environment variables, read once per process.
 
-Experiments are configured by the training spec, not here.
+Experiments are configured by the training spec, not here. What one setting may be is its type (`app.setting_types`);
+what several must be together is a validator of the class.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import ipaddress
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Scope = Literal["read", "train", "predict", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "train", "predict", "admin")
+from app.setting_types import (
+    BucketUrl,
+    DeviceList,
+    EndpointUrl,
+    OptionalSecret,
+    Retention,
+    Scope,
+    ScopesOfClaim,
+    WebAddress,
+    device_names,
+    is_loopback,
+)
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 ADDRESS_REQUESTS_PER_S = 20.0
-MOST_DEVICES = 8  # of one host, for one job
 PREFIX = "DENLL_"
 # Former names of settings and their present names. A former name in the environment is refused, not ignored.
 RENAMED = {
@@ -45,7 +52,6 @@ SECRETS = (
     "oidc_client_secret",
     "redis_url",
 )
-DEVICES = re.compile(r"auto|cuda|cpu(\s*,\s*cpu)*|cuda:\d{1,2}(\s*,\s*cuda:\d{1,2})*")
 
 
 class Settings(BaseSettings):
@@ -74,12 +80,12 @@ class Settings(BaseSettings):
     )
 
     # Files that several hosts share without a common folder
-    object_store: str = Field(
+    object_store: BucketUrl = Field(
         default="",
         description="S3-compatible store of all finished files, as s3://BUCKET/PREFIX; empty: they stay in data_dir, "
         "which all hosts must mount",
     )
-    object_store_endpoint: str = Field(
+    object_store_endpoint: EndpointUrl = Field(
         default="", description="Address of the object store, such as https://minio.example.org; empty: Amazon's"
     )
     object_store_region: str = Field(
@@ -89,7 +95,7 @@ class Settings(BaseSettings):
         default="",
         description="Id of its access key; empty: from the environment, as Amazon's tools find it, such as a role",
     )
-    object_store_secret: SecretStr | None = Field(default=None, description="Secret of that access key")
+    object_store_secret: OptionalSecret = Field(default=None, description="Secret of that access key")
     cache_bytes: int = Field(
         default=100 * GIB,
         ge=0,
@@ -101,12 +107,12 @@ class Settings(BaseSettings):
     key_usage_s: float = Field(
         default=60.0, gt=0.0, description="How often the times at which API keys were last used are written"
     )
-    oidc_issuer: str = Field(
+    oidc_issuer: WebAddress = Field(
         default="",
         description="Issuer of the OpenID Connect provider of logins, exactly as it names itself; empty: no login",
     )
     oidc_client_id: str = Field(default="", description="Id of this service at the provider")
-    oidc_client_secret: SecretStr | None = Field(
+    oidc_client_secret: OptionalSecret = Field(
         default=None, description="Secret of this service at the provider; empty for a public client"
     )
     oidc_scopes: str = Field(
@@ -122,7 +128,7 @@ class Settings(BaseSettings):
     oidc_leeway_s: int = Field(
         default=30, ge=0, le=300, description="Seconds by which the clocks of the provider and this service may differ"
     )
-    public_url: str = Field(
+    public_url: WebAddress = Field(
         default="",
         description="Address of this service for browsers, such as https://denll.example.org; required for a login",
     )
@@ -130,7 +136,7 @@ class Settings(BaseSettings):
         default="groups",
         description="Claim whose values decide what a person may do; dots lead into objects, as in realm_access.roles",
     )
-    login_scopes: Annotated[dict[str, list[Scope]], NoDecode] = Field(
+    login_scopes: ScopesOfClaim = Field(
         default={}, description='Scopes by values of that claim, as JSON: {"labellers": ["read", "train"]}'
     )
     login_default_scopes: list[Scope] = Field(
@@ -185,29 +191,27 @@ class Settings(BaseSettings):
     orphan_files_s: float = Field(
         default=24 * 3600.0, description="Files without a database row are deleted when unchanged for this long"
     )
-    retain_jobs_s: float | None = Field(
-        default=None, ge=0.0, description="Finished jobs that have no model are deleted after this; empty: never"
+    retain_jobs_s: Retention = Field(
+        default=None, description="Finished jobs that have no model are deleted after this; empty: never"
     )
-    retain_job_files_s: float | None = Field(
+    retain_job_files_s: Retention = Field(
         default=None,
-        ge=0.0,
         description="Checkpoints, artifacts and logs of finished jobs are deleted after this; empty: never",
     )
-    retain_label_versions_s: float | None = Field(
+    retain_label_versions_s: Retention = Field(
         default=None,
-        ge=0.0,
         description="Versions of labels that are not the newest and that no job or model learned from are deleted "
         "after this; empty: never",
     )
-    retain_audit_s: float | None = Field(
-        default=None, ge=0.0, description="Entries of the audit table are deleted after this; empty: never"
+    retain_audit_s: Retention = Field(
+        default=None, description="Entries of the audit table are deleted after this; empty: never"
     )
     max_attempts_without_progress: int = Field(
         default=3, ge=1, description="A job fails after this many attempts in a row without a newer checkpoint"
     )
     disk_full_s: float = Field(default=600.0, description="How long a checkpoint is retried on a full disk")
     warm_fork_server: bool = Field(default=True, description="Fork children from a process that has imported torch")
-    devices: str = Field(
+    devices: DeviceList = Field(
         default="auto",
         description="Devices of this process: auto (a GPU if there is one), cpu, cuda, or a list such as cuda:0,cuda:1",
     )
@@ -354,68 +358,6 @@ class Settings(BaseSettings):
             raise ValueError("; ".join(f"{name} is now {renamed[name.upper()]}" for name in sorted(stale)))
         return values
 
-    @field_validator("retain_jobs_s", "retain_job_files_s", "retain_label_versions_s", "retain_audit_s", mode="before")
-    @classmethod
-    def _empty_is_never(cls, value: Any) -> Any:
-        return None if value == "" else value
-
-    @field_validator("login_scopes", mode="before")
-    @classmethod
-    def _scopes_are_json(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value or "{}")
-        except ValueError:
-            raise ValueError('DENLL_LOGIN_SCOPES must be JSON such as {"labellers": ["read", "train"]}') from None
-
-    @field_validator("oidc_client_secret", "object_store_secret", mode="before")
-    @classmethod
-    def _empty_is_no_secret(cls, value: Any) -> Any:
-        return None if value == "" else value
-
-    @field_validator("object_store")
-    @classmethod
-    def _a_bucket(cls, value: str) -> str:
-        if not value:
-            return value
-        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._-]+)*/?", value):
-            raise ValueError("DENLL_OBJECT_STORE must read s3://BUCKET or s3://BUCKET/PREFIX")
-        if importlib.util.find_spec("s3fs") is None:
-            raise ValueError("DENLL_OBJECT_STORE needs the package s3fs: install the extra `s3`, as in denll[s3]")
-        return value
-
-    @field_validator("object_store_endpoint")
-    @classmethod
-    def _a_web_address(cls, value: str) -> str:
-        parts = _split_url(value)
-        if value and (parts is None or parts.username or parts.query or parts.fragment):
-            raise ValueError("DENLL_OBJECT_STORE_ENDPOINT must be an http:// or https:// URL without user and query")
-        return value
-
-    @field_validator("oidc_issuer", "public_url")
-    @classmethod
-    def _web_addresses(cls, value: str) -> str:
-        parts = _split_url(value)
-        if value and (parts is None or parts.username or parts.query or parts.fragment or not value.isascii()):
-            raise ValueError("this must be an https:// URL without user, query and fragment")
-        if parts is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            raise ValueError("this must be an https:// URL; http:// is for loopback alone")
-        return value
-
-    @field_validator("devices")
-    @classmethod
-    def _devices_of_one_kind(cls, devices: str) -> str:
-        names = names_in(devices)
-        cpus, gpus = names.count("cpu"), len(set(names))
-        fits = DEVICES.fullmatch(devices.strip()) and len(names) <= MOST_DEVICES
-        if not fits or (len(names) > 1 and len(names) not in (cpus, gpus)):
-            raise ValueError(
-                f"DENLL_DEVICES must be auto, cpu, cuda or a list like cuda:0,cuda:1 of at most {MOST_DEVICES}, "
-                "each GPU once (cpu,cpu is two CPU processes)"
-            )
-        return devices
-
     @model_validator(mode="after")
     def _public_address_needs_a_key(self) -> Settings:
         if not is_loopback(self.host) and not self.admin_key:
@@ -495,7 +437,7 @@ class Settings(BaseSettings):
 
         `auto` counts as one device and is not resolved here: only torch or the driver can tell what this host has.
         """
-        return names_in(self.devices)
+        return device_names(self.devices)
 
     @property
     def inference_secret_bytes(self) -> bytes | None:
@@ -544,31 +486,6 @@ def without_secrets(environment: Mapping[str, str], *needed: str) -> dict[str, s
             f"{PREFIX}INFERENCE_LISTEN",
         }  # refused without the secret, except on loopback
     return {name: value for name, value in environment.items() if name.upper() not in hidden}
-
-
-def names_in(devices: str) -> tuple[str, ...]:
-    """The device names in a comma-separated list."""
-    return tuple(name.strip() for name in devices.split(","))
-
-
-def _split_url(value: str) -> SplitResult | None:
-    """The parts of an http or https URL; None for text that is none."""
-    try:
-        parts = urlsplit(value)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return None
-    return parts if valid and not re.search(r"[\s\\\x00-\x1f]", value) else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def configuration(settings: Settings) -> Config:
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
-    Storage(settings.data_dir).create()
+    Storage(settings.data_dir).create()  # for a database in the folder; without the object store: no file is touched
     engine = session.connect(settings, "command")
     try:
         session.wait_until_reachable(engine, DATABASE_WAIT_S)

@@ -67,11 +67,9 @@ def find_states(session: Session, files: Storage, dataset: Dataset, image: int) 
     states: list[LabelState] = []
     for row in (None, *reversed(rows)):
         version = label_versions.UPLOADED if row is None else row.version
-        record = dataset_index.find_image(folder, image, version)
-        assert record is not None, "images never change"
-        label = None if record.given is None else dataset_index.read_classes(folder, version)[record.given]
-        if not states or (label, record.status) != (states[-1].label, states[-1].status):
-            states.append(LabelState(version, label, record.status, row))
+        label, status = dataset_index.read_label(folder, image, version)
+        if not states or (label, status) != (states[-1].label, states[-1].status):
+            states.append(LabelState(version, label, status, row))
     return states[::-1]
 
 

@@ -1,6 +1,7 @@
 """From an upload to a queued data set: receive the archive, check it, insert a row. A failure leaves nothing (INV10).
 
-The bytes lie under a temporary name until everything else has succeeded; then they get the name that the row refers to.
+Three kinds of requests bring an archive: its bytes, a resumable upload, or a folder of this host. `_create_dataset`
+does the rest for all: the bytes have a temporary name until they are checked, and then the one that the row refers to.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import asyncio
 import base64
 import contextlib
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +29,7 @@ from app.http.idempotency import IdempotentRequest, StoredResponse, request_hash
 from app.settings import Settings
 from app.storage import Storage
 from ml.formats import fsync
+from ml.formats.fsync import FileHash
 
 RETRY_S = 10
 
@@ -39,6 +42,22 @@ def upload_capacity(settings: Settings) -> Capacity:
 
     most = settings.max_uploads
     return Capacity(most, most, settings, unit="uploads", refusal=refusal, wait_s=settings.contended_wait_s)
+
+
+class _Archive(NamedTuple):
+    """An archive that is to become a data set.
+
+    Attributes:
+        fields: Form fields that were sent.
+        filename: The client's name of it, or of its folder.
+        write: Writes it, complete and synced, to a path where nothing lies.
+        content: Its hash; None where nobody has computed it yet.
+    """
+
+    fields: dict[str, str]
+    filename: str | None
+    write: Callable[[Path], object]
+    content: FileHash | None = None
 
 
 async def accept_upload(
@@ -58,20 +77,16 @@ async def accept_upload(
         ArchiveRejected, QueueFull, InsufficientStorage, TooLarge, InvalidRequest, RequestInFlight,
         IdempotencyMismatch, UnsupportedMediaType, BodyTooSlow, QuotaExceeded.
     """
+
+    async def create() -> StoredResponse:
+        return await _receive_dataset(request, key, query)
+
+    async def hash_body() -> str:
+        return _hash(await _receive(request, None, query))
+
     async with request.app.state.upload_capacity.hold(request, while_body_arrives=True):
         await run_in_threadpool(_check_space, request)
-        if key is None:
-            return await _create_dataset(request, None, query), True
-        stored = await run_in_threadpool(_reserve, request.app.state.engine, key)
-        if stored is not None:
-            response, stored_hash = stored
-            key.compare(stored_hash, _hash(await _receive(request, None, query)))
-            return response, False
-        try:
-            return await _create_dataset(request, key, query), True
-        except BaseException:
-            await asyncio.shield(run_in_threadpool(_abandon, request.app.state.engine, key))
-            raise
+        return await _create_once(request, key, create, hash_body)
 
 
 async def accept_json(request: Request, key: IdempotentRequest | None) -> tuple[StoredResponse, bool]:
@@ -96,89 +111,123 @@ async def accept_json(request: Request, key: IdempotentRequest | None) -> tuple[
         body = kind.model_validate(sent)
     except ValidationError as error:
         raise problems.of_body(error, kind) from None
+    hashed = request_hash(body.model_dump(mode="json", exclude_none=True))
+
+    async def create() -> StoredResponse:
+        if isinstance(body, ServerFolder):
+            return await run_in_threadpool(_pack, request, body, key, hashed)
+        return await run_in_threadpool(_finish, request, body, key, hashed)
+
+    async def hash_body() -> str:
+        return hashed
+
     place = request.app.state.upload_capacity.hold(request) if isinstance(body, ServerFolder) else None
     async with place or contextlib.nullcontext():
-        return await _accept(request, body, key)
+        return await _create_once(request, key, create, hash_body)
 
 
-async def _accept(
-    request: Request, body: FinishedUpload | ServerFolder, key: IdempotentRequest | None
+async def _create_once(
+    request: Request,
+    key: IdempotentRequest | None,
+    create: Callable[[], Awaitable[StoredResponse]],
+    hash_body: Callable[[], Awaitable[str]],
 ) -> tuple[StoredResponse, bool]:
-    """As `accept_json`."""
-    engine, hashed = request.app.state.engine, request_hash(body.model_dump(mode="json", exclude_none=True))
-
-    def make() -> StoredResponse:
-        if isinstance(body, ServerFolder):
-            return _pack(request, body, key, hashed)
-        return _finish(request, body, key, hashed)
-
+    """What `create` returns, and True; or the response to an earlier request with this key and hash, and False."""
     if key is None:
-        return await run_in_threadpool(make), True
+        return await create(), True
+    engine = request.app.state.engine
     stored = await run_in_threadpool(_reserve, engine, key)
     if stored is not None:
-        key.compare(stored[1], hashed)
-        return stored[0], False
+        response, stored_hash = stored
+        key.compare(stored_hash, await hash_body())
+        return response, False
     try:
-        return await run_in_threadpool(make), True
+        return await create(), True
     except BaseException:
         await asyncio.shield(run_in_threadpool(_abandon, engine, key))
         raise
 
 
+async def _receive_dataset(
+    request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
+) -> StoredResponse:
+    """Make the archive of the body a data set."""
+    files: Storage = request.app.state.storage
+    path = files.upload(uuid.uuid4()).with_suffix(".part")
+    try:
+        received = await _receive(request, path, query)
+        archive = _Archive(received.fields, received.filename, path.rename, received.content)
+        return await run_in_threadpool(_create_dataset, request, archive, key, _hash(received))
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _finish(request: Request, body: FinishedUpload, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
-    """The archive gets a second name, to which the row refers, before the upload goes: no crash loses it."""
+    """Make a resumable upload a data set. Its archive gets a second name before it goes: no crash loses it."""
     files: Storage = request.app.state.storage
     settings: Settings = request.app.state.settings
-    fields = body.fields
     with resumable.lock(files, body.upload_id):
         resumable.drop_unverified(files.resumable(body.upload_id))
         upload = resumable.read(files, body.upload_id, settings.upload_expires_s)
         resumable.check_complete(upload)
         resumable.sync(upload)
-        archive_check.check_upload(upload.data, fields, settings)
-        received = ReceivedUpload(
-            fields, _filename(upload.metadata), fsync.hash_file(upload.data).sha256, upload.length
-        )
-        dataset_id = uuid.uuid4()
-        target = files.upload(dataset_id)
-        temporary = target.with_suffix(".part")
-        try:
-            temporary.hardlink_to(upload.data)
-            files.stage(temporary, target).publish()
-            response = _insert(request, dataset_id, received, key, hashed)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            files.remove(target)
-            raise
+
+        def link(path: Path) -> None:
+            path.hardlink_to(upload.data)
+
+        archive = _Archive(body.fields, _filename(upload.metadata), link)
+        response = _create_dataset(request, archive, key, hashed)
         local_files.remove(upload.folder)
     return response
 
 
 def _pack(request: Request, body: ServerFolder, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
-    """Pack the folder; a failure leaves nothing."""
+    """Make a folder of this host a data set."""
     files: Storage = request.app.state.storage
     settings: Settings = request.app.state.settings
-    dataset_id = uuid.uuid4()
-    target = files.upload(dataset_id)
-    temporary = target.with_suffix(".part")
-    try:
+
+    def pack(path: Path) -> None:
         server_folders.pack(
             body.server_folder,
             settings.server_folders,
-            temporary,
+            path,
             files,
             most_bytes=settings.archive_total_bytes,
             min_free=settings.min_free_bytes,
         )
-        archive_check.check_upload(temporary, body.fields, settings)
-        size_bytes, sha256 = fsync.hash_file(temporary)
-        received = ReceivedUpload(body.fields, body.server_folder, sha256, size_bytes)
-        files.stage(temporary, target).publish()
-        return _insert(request, dataset_id, received, key, hashed)
+
+    return _create_dataset(request, _Archive(body.fields, body.server_folder, pack), key, hashed)
+
+
+def _create_dataset(request: Request, archive: _Archive, key: IdempotentRequest | None, hashed: str) -> StoredResponse:
+    """Write the archive, check it, publish it and insert its row; a failure leaves nothing."""
+    files: Storage = request.app.state.storage
+    dataset_id = uuid.uuid4()
+    target = files.upload(dataset_id)
+    temporary = target.with_suffix(".part")
+    is_staged = False
+    try:
+        archive.write(temporary)
+        archive_check.check_upload(temporary, archive.fields, request.app.state.settings)
+        content = archive.content or fsync.hash_file(temporary)
+        staged = files.stage(temporary, target)
+        is_staged = True
+        staged.publish()
+        return _insert(request, dataset_id, archive, content, key, hashed)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        files.remove(target)
+        if is_staged:
+            files.remove(target)
         raise
+
+
+async def _receive(request: Request, path: Path | None, query: dict[str, str | None]) -> ReceivedUpload:
+    settings: Settings = request.app.state.settings
+    writer = UploadWriter(path, request.app.state.storage, settings.min_free_bytes)
+    try:
+        return await uploads.receive(request, writer, query, settings.upload_bytes)
+    finally:
+        writer.close()
 
 
 def _filename(metadata: str) -> str | None:
@@ -191,52 +240,23 @@ def _filename(metadata: str) -> str | None:
         return None
 
 
-async def _create_dataset(
-    request: Request, key: IdempotentRequest | None, query: dict[str, str | None]
-) -> StoredResponse:
-    files: Storage = request.app.state.storage
-    dataset_id = uuid.uuid4()
-    target = files.upload(dataset_id)
-    temporary = target.with_suffix(".part")
-    is_published = is_queued = False
-    try:
-        received = await _receive(request, temporary, query)
-        settings = request.app.state.settings
-        await run_in_threadpool(archive_check.check_upload, temporary, received.fields, settings)
-        staged = await run_in_threadpool(files.stage, temporary, target)
-        is_published = True
-        await run_in_threadpool(staged.publish)
-        response = await run_in_threadpool(_insert, request, dataset_id, received, key, _hash(received))
-        is_queued = True
-    finally:
-        if not is_queued:
-            temporary.unlink(missing_ok=True)
-            if is_published:
-                await asyncio.shield(run_in_threadpool(files.remove, target))
-    return response
-
-
-async def _receive(request: Request, path: Path | None, query: dict[str, str | None]) -> ReceivedUpload:
-    settings: Settings = request.app.state.settings
-    writer = UploadWriter(path, request.app.state.storage, settings.min_free_bytes)
-    try:
-        return await uploads.receive(request, writer, query, settings.upload_bytes)
-    finally:
-        writer.close()
-
-
 def _insert(
-    request: Request, dataset_id: uuid.UUID, received: ReceivedUpload, key: IdempotentRequest | None, hashed: str
+    request: Request,
+    dataset_id: uuid.UUID,
+    archive: _Archive,
+    content: FileHash,
+    key: IdempotentRequest | None,
+    hashed: str,
 ) -> StoredResponse:
     upload: dict[str, Any] = {
-        **{field: received.fields.get(field) for field in archive_check.COLUMN_FIELDS},
-        "sha256": received.sha256,
-        "size_bytes": received.size_bytes,
+        **{field: archive.fields.get(field) for field in archive_check.COLUMN_FIELDS},
+        "sha256": content.sha256,
+        "size_bytes": content.bytes,
     }
     owner = access.key_id(request.state.principal)
     with db.transaction(request.app.state.engine) as session:
-        quotas.check_storage(session, request.app.state.settings, owner, received.size_bytes)
-        name = received.fields.get("name") or title_of(received.filename)
+        quotas.check_storage(session, request.app.state.settings, owner, content.bytes)
+        name = archive.fields.get("name") or title_of(archive.filename)
         row = service.create(session, dataset_id, name, upload, request.state.request_id, owner)
         body = schemas.dataset_out(row, None).model_dump(mode="json")
         response = StoredResponse(202, {"Location": f"/datasets/{dataset_id}"}, body)
@@ -254,7 +274,7 @@ def title_of(filename: str | None) -> str:
 
 
 def _hash(received: ReceivedUpload) -> str:
-    return request_hash(received.fields, received.sha256)
+    return request_hash(received.fields, received.content.sha256)
 
 
 def _check_space(request: Request) -> None:

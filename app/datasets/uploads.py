@@ -21,6 +21,7 @@ from app.http import bodies, problems
 from app.http.fields import Id, Name, Strict, plain
 from app.http.multipart import MultipartReader, PartBegin, PartData
 from app.storage import ENOSPC_RETRY_S, Storage
+from ml.formats.fsync import FileHash
 
 RAW_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/zstd")
 FIELDS = ("name", *COLUMN_FIELDS)
@@ -69,12 +70,11 @@ def body_schemas() -> dict[str, dict[str, Any]]:
 
 
 class ReceivedUpload(NamedTuple):
-    """A complete upload: the form fields that were sent, the client's name of the file, its hash and its size."""
+    """A complete upload: the form fields that were sent, the client's name of the file, its size and its hash."""
 
     fields: dict[str, str]
     filename: str | None
-    sha256: str
-    size_bytes: int
+    content: FileHash
 
 
 class UploadWriter:
@@ -172,7 +172,7 @@ async def receive(request: Request, writer: UploadWriter, query: dict[str, str |
             f"Send multipart/form-data with a file, or the archive itself as {', '.join(RAW_TYPES)}."
         )
     sha256 = await writer.finish()
-    return ReceivedUpload(check_fields(fields), filename, sha256, writer.size_bytes)
+    return ReceivedUpload(check_fields(fields), filename, FileHash(writer.size_bytes, sha256))
 
 
 async def _multipart(request: Request, writer: UploadWriter, fields: dict[str, str]) -> str | None:

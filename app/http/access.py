@@ -22,7 +22,8 @@ from app.db.tables import ApiKey
 from app.errors import Unauthenticated
 from app.http.callers import CallerCache, Principal, digest
 from app.http.rate_limit import RateLimiter
-from app.settings import SCOPES, Scope, Settings
+from app.setting_types import SCOPES, Scope
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.http.sessions import SessionCache

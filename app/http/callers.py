@@ -22,7 +22,8 @@ from starlette.concurrency import run_in_threadpool
 from app.db import session as db
 from app.db.clock import now
 from app.errors import DatabaseUnavailable, Forbidden
-from app.settings import Scope, Settings
+from app.setting_types import Scope
+from app.settings import Settings
 
 FRESH_S = 5.0  # how long a revoked key, or a session that has ended, may still work in another API process
 MOST_CACHED = 1024

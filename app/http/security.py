@@ -22,7 +22,8 @@ from app.errors import CrossSite, HostNotAllowed, Malformed, Problem, Unsupporte
 from app.http import bodies, problems
 from app.http.metrics import RequestMetrics
 from app.http.rate_limit import HEADERS_KEY
-from app.settings import Settings, is_loopback
+from app.setting_types import is_loopback
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -110,6 +110,8 @@ def _compare(folder: Path, sources: tuple[_Source, ...]) -> Comparison | None:
     version = max(source.label_version for source in sources)
     classes = dataset_index.read_classes(folder, version)
     uploaded = dataset_index.uploaded_labels(folder)
+
+    # The predictions of every job by image, with the class names of this version.
     predictions = []
     for source in sources:
         names = image_results.read_classes(source.results)
@@ -117,6 +119,8 @@ def _compare(folder: Path, sources: tuple[_Source, ...]) -> Comparison | None:
         now = [renamed.get(name, name) for name in names]
         rows = image_results.read_all(source.results)
         predictions.append({row.image: (row, now[row.model]) for row in rows if row.model is not None})
+
+    # Images that all jobs have predicted.
     images = [
         image
         for image in dataset_index.read_included(folder, version)
@@ -127,6 +131,8 @@ def _compare(folder: Path, sources: tuple[_Source, ...]) -> Comparison | None:
         for image in images
         if image.split == "train" and all(predicted[image.number][0].held_out for predicted in predictions)
     ]
+
+    # The first kind of labels that any of them has.
     choices: tuple[tuple[JudgedBy, list[ImageRecord], Callable[[ImageRecord], int | None]], ...] = (
         ("test", [image for image in images if image.split == "test"], _true_or_given),
         ("clean_validation", held_out, _known_right),

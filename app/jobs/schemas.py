@@ -14,7 +14,7 @@ from app.db.tables import Job, State
 from app.errors import Fault, InvalidRequest, type_of
 from app.http import problems
 from app.http.fields import Id, Name, Strict, Tags, Text, VersionNumber
-from app.settings import MOST_DEVICES
+from app.setting_types import MOST_DEVICES
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: dict[str, int] = {"low": -1, "normal": 0, "high": 1}

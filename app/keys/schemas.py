@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from app.http.fields import Name, Strict, Time
-from app.settings import Scope
+from app.setting_types import Scope
 
 LONGEST = timedelta(days=3653)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from app.settings import Scope
+from app.setting_types import Scope
 
 
 class SessionOut(BaseModel):

@@ -21,7 +21,8 @@ from app.db.clock import now
 from app.db.tables import ApiKey, LoginSession, PendingLogin
 from app.errors import KeyNotFound, NoAccess
 from app.http import callers, sessions
-from app.settings import SCOPES, Scope, Settings
+from app.setting_types import SCOPES, Scope
+from app.settings import Settings
 
 PENDING_S = 600.0  # how long a login may take at the provider
 CHECK_AGAIN_S = 30.0  # how long the check of a session may take, and when one that failed is repeated

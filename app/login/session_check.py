@@ -13,7 +13,8 @@ from app.errors import LoginDenied, LoginNotVerified, LoginUnavailable
 from app.login import service
 from app.login.provider import Provider
 from app.login.service import Person
-from app.settings import Scope, Settings
+from app.setting_types import Scope
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 

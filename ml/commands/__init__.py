@@ -11,14 +11,21 @@ import importlib
 import json
 import os
 import pkgutil
+import sys
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import ValidationError
 
 from ml import errors
 from ml.formats import votes
 from ml.formats.table_columns import ColumnNames
+
+if TYPE_CHECKING:
+    from ml.data.container_dataset import LoadedDataset
+    from ml.training.checkpoint import Newest
+    from ml.training.spec import TrainingSpec
+    from ml.training.trainer import Trainer
 
 EXPECTED = (errors.Failure, ValidationError, OSError)  # errors that users can correct: one line, no traceback
 
@@ -76,6 +83,29 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
 def column_names(options: argparse.Namespace) -> ColumnNames:
     """The columns that the options name."""
     return ColumnNames(options.path_column, options.label_column, options.clean_column, options.annotator_columns)
+
+
+def load_data(options: argparse.Namespace, spec: TrainingSpec, folder: Path) -> LoadedDataset:
+    """The images of `options.data` as a training has them, whose pixels lie in `folder`; see `load_container`."""
+    from ml.data import container_dataset
+
+    return container_dataset.load_container(
+        options.data,
+        image_size=spec.image_size,
+        resize=spec.resize,
+        columns=[column_names(options)],
+        folder=folder,
+    )
+
+
+def newest_checkpoint(trainer: Trainer, out: Path) -> Newest:
+    """The newest valid checkpoint of this training in its --out folder; what cannot be used is printed."""
+    from ml.training import checkpoint
+
+    newest = checkpoint.newest([out / CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash)
+    for skipped in newest.skipped:
+        print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
+    return newest
 
 
 def json_option(text: str) -> Any:  # any JSON value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ml import commands
@@ -36,39 +35,30 @@ def run(options: argparse.Namespace) -> int:
         Failure: The training has not finished.
     """
     from ml import errors
-    from ml.data import container_dataset
     from ml.evaluation import measure
     from ml.reports import plots, report_data, selftest
-    from ml.training import checkpoint
     from ml.training.spec import TrainingSpec
     from ml.training.trainer import Trainer
 
+    # The training as it ended
     if not (options.trained / commands.SPEC).is_file():
         raise errors.UnusableData(f"{options.trained} holds no training", code="no_training")
     spec = TrainingSpec.model_validate_json((options.trained / commands.SPEC).read_bytes())
     out: Path = options.out or options.trained / FOLDER
     out.mkdir(parents=True, exist_ok=True)
-    data = container_dataset.load_container(
-        options.data,
-        image_size=spec.image_size,
-        resize=spec.resize,
-        columns=[commands.column_names(options)],
-        folder=out,
-    )
+    data = commands.load_data(options, spec, out)
     truth = data.truth
     trainer = Trainer.build(
         spec, data.images, truth=truth, device=options.device, threads=options.threads, weights=options.weights
     )
-    newest = checkpoint.newest(
-        [options.trained / commands.CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash
-    )
-    for skipped in newest.skipped:
-        print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
-    if newest.state is None:
+    state = commands.newest_checkpoint(trainer, options.trained).state
+    if state is None:
         raise errors.CheckpointInvalid("no checkpoint of a training of this data is there")
-    trainer.restore(newest.state)
+    trainer.restore(state)
     if trainer.epoch < trainer.epochs:
         raise errors.Failure(f"the training stopped in epoch {trainer.epoch + 1} of {trainer.epochs}: finish it")
+
+    # Its figures
     clean = selftest.reference_labels(spec, data.images, truth)
     figures = report_data.collect(
         trainer,

@@ -99,20 +99,13 @@ def _rank(rank_info: RankInfo, options: argparse.Namespace, names: list[str]) ->
 
 
 def _train(options: argparse.Namespace, device: str | None, group: process_group.ProcessGroup | None) -> int:
-    from ml.data import container_dataset
     from ml.training import devices
     from ml.training.trainer import Trainer
 
     training_spec = _spec(options)
     first = group is None or group.rank == 0
     options.out.mkdir(parents=True, exist_ok=True)
-    data = container_dataset.load_container(
-        options.data,
-        image_size=training_spec.image_size,
-        resize=training_spec.resize,
-        columns=[commands.column_names(options)],
-        folder=options.out,
-    )
+    data = commands.load_data(options, training_spec, options.out)
     training_spec = _with_suggested_params(training_spec, data.images)
     trainer = Trainer.build(
         training_spec,
@@ -149,13 +142,7 @@ def _train(options: argparse.Namespace, device: str | None, group: process_group
 
 def _resume(trainer: Trainer, out: Path, group: process_group.ProcessGroup | None) -> None:
     """Restore the newest valid checkpoint below `out`, if there is one; the other processes load the same."""
-    from ml.training import checkpoint
-
-    newest = checkpoint.newest(
-        [out / commands.CHECKPOINTS], config_hash=trainer.config_hash, data_hash=trainer.data_hash
-    )
-    for skipped in newest.skipped:
-        print(f"checkpoint {skipped.path} not used: {skipped.detail}", file=sys.stderr)
+    newest = commands.newest_checkpoint(trainer, out)
     if group is not None:
         group.broadcast_object(None if newest.path is None else str(newest.path))
     if newest.state is not None:

@@ -173,6 +173,16 @@ def read_labels(folder: Path, numbers: Sequence[int], version: int = label_versi
         return dict(index.execute(query, (json.dumps(list(numbers)),)))
 
 
+def read_label(folder: Path, number: int, version: int = label_versions.UPLOADED) -> tuple[str | None, str]:
+    """The name of the label of an image that exists, None where it has none; and its status."""
+    query = (
+        'SELECT c.name, l.status FROM labelled l LEFT JOIN labelled_class c ON c."index" = l.given WHERE l."index" = ?'
+    )
+    with open_index(folder, version) as index:
+        label, status = index.execute(query, (number,)).fetchone()
+        return label, status
+
+
 def uploaded_labels(folder: Path) -> label_versions.UploadedLabels:
     """What versions of the labels start from."""
     with open_index(folder) as index:

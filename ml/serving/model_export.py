@@ -139,6 +139,57 @@ def _parts(
     """Fields of the export's manifest that say what lies where, and the files by name, without the README."""
     method = original.trained_method
     state = {key: tensor.detach() for key, tensor in method.state_dict().items()}
+    read = _keys_read(original, state, squares)
+    names = export_reader.published_names(manifest)
+    stages = {key: state[STAGES + key] for key in names.stages}
+    stored = {STAGES + key for key in names.stages}  # keys of the state that are in a file
+
+    # networks, the one whose own prediction is nearest to the model's first
+    pictures = original.normalized(torch.from_numpy(np.stack(squares)))
+    networks: list[tuple[NetworkFile, dict[str, Tensor], Tensor | None]] = []
+    for prefix in _prefixes(method, chain.Chain):
+        own = {key: state[prefix + key] for key in names.network}
+        if read.isdisjoint(prefix + key for key in own):
+            continue
+        stored |= {prefix + key for key in own}
+        tensors = _by_published_name(names, stages, own)
+        logits = _logits(manifest, tensors, pictures)
+        networks.append((_network_file(prefix, logits, answers), tensors, logits))
+    networks.sort(key=lambda one: (1.0, 0.0) if (d := one[0].difference) is None else (-d.same_class, d.largest))
+    files = {
+        WEIGHTS if i == 0 else f"weights-{i + 1}.safetensors": tensors for i, (_, tensors, _) in enumerate(networks)
+    }
+    weights = {file: network for file, (network, *_) in zip(files, networks, strict=True)}
+
+    # the localization module apart
+    localization: PartFile | None = None
+    modules = {prefix: _below(prefix, state) for prefix in _prefixes(method, LocalizationModule)}
+    used = [prefix for prefix, keys in modules.items() if not read.isdisjoint(keys)]
+    if len(used) == 1:
+        localization = PartFile(file=LOCALIZATION, at=used[0])
+        files[LOCALIZATION] = {key.removeprefix(used[0]): state[key] for key in modules[used[0]]}
+        stored |= set(modules[used[0]])
+
+    # the rest; of averages by class only their mean, which is all that networks see
+    for prefix in _prefixes(method, ClassBackgroundAverage):
+        averages = method.get_submodule(prefix.removesuffix("."))
+        assert isinstance(averages, ClassBackgroundAverage)
+        state[prefix + "averages"] = averages.mean().expand_as(averages.averages)
+    if rest := {key: state[key] for key in state if key in read and key not in stored}:
+        files[REST] = rest
+    facts = {
+        "public_library": _public_library(manifest, files[WEIGHTS], pictures, networks[0][2]),
+        "weights": weights,
+        "localization": localization,
+        "rest": REST if rest else None,
+        "left_out": tuple(sorted(state.keys() - stored - rest.keys())),
+        "files": {},
+    }
+    return facts, {file: save_tensors(_owned(tensors)) for file, tensors in files.items()}
+
+
+def _keys_read(original: Predictor, state: Mapping[str, Tensor], squares: Sequence[NDArray[np.uint8]]) -> set[str]:
+    """The keys of the method's state whose tensors predicting reads, and of those that have no elements."""
     with _ReadStorages() as reading:
         original.predict_squares(squares[:MAPPED_SQUARES], maps=True)
     read = {
@@ -146,58 +197,11 @@ def _parts(
         for key, tensor in state.items()
         if tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in reading.pointers
     }
-    names = export_reader.published_names(manifest)
-    read |= {key for key in state if key.startswith(STAGES)}  # a faster copy of the backbone was read in their place
-    stages = {key: state[STAGES + key] for key in names.stages}
-    in_files = {STAGES + key for key in names.stages}
+    return read | set(_below(STAGES, state))  # a faster copy of the backbone was read in their place
 
-    # networks, the one whose own prediction is nearest to the model's first
-    pictures = original.normalized(torch.from_numpy(np.stack(squares)))
-    networks: list[tuple[NetworkFile, dict[str, Tensor], Tensor | None]] = []
-    for prefix in _prefixes(method, chain.Chain):
-        own = {key: state[prefix + key] for key in names.network}
-        in_files |= {prefix + key for key in own}
-        if read.isdisjoint(prefix + key for key in own):
-            continue
-        tensors = _by_published_name(names, stages, own)
-        logits = _logits(manifest, tensors, pictures)
-        networks.append((_judge(prefix, logits, answers), tensors, logits))
-    networks.sort(key=lambda one: (1.0, 0.0) if (d := one[0].difference) is None else (-d.same_class, d.largest))
-    files = {
-        WEIGHTS if i == 0 else f"weights-{i + 1}.safetensors": tensors for i, (_, tensors, _) in enumerate(networks)
-    }
-    weights = {file: judged for file, (judged, *_) in zip(files, networks, strict=True)}
 
-    # the localization module apart; of averages by class only their mean, which is all that networks see
-    modules = [
-        prefix
-        for prefix in _prefixes(method, LocalizationModule)
-        if not read.isdisjoint(key for key in state if key.startswith(prefix))
-    ]
-    localization = PartFile(file=LOCALIZATION, at=modules[0]) if len(modules) == 1 else None
-    if localization is not None:
-        at = localization.at
-        files[LOCALIZATION] = {key.removeprefix(at): state[key] for key in state if key.startswith(at)}
-        in_files |= {at + key for key in files[LOCALIZATION]}
-    for prefix in _prefixes(method, ClassBackgroundAverage):
-        averages = method.get_submodule(prefix.removesuffix("."))
-        assert isinstance(averages, ClassBackgroundAverage)
-        state[prefix + "averages"] = averages.mean().expand_as(averages.averages)
-    if rest := {key: state[key] for key in state if key in read and key not in in_files}:
-        files[REST] = rest
-    stored = {f"{judged.at}{key}" for judged in weights.values() for key in names.network}
-    stored |= {STAGES + key for key in names.stages} | set(rest)
-    if localization is not None:
-        stored |= {localization.at + key for key in files[LOCALIZATION]}
-    facts = {
-        "public_library": _public_library(manifest, files[WEIGHTS], pictures, networks[0][2]),
-        "weights": weights,
-        "localization": localization,
-        "rest": REST if rest else None,
-        "left_out": tuple(sorted(state.keys() - stored)),
-        "files": {},
-    }
-    return facts, {file: save_tensors(_owned(tensors)) for file, tensors in files.items()}
+def _below(prefix: str, state: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in state if key.startswith(prefix)]
 
 
 def _prefixes(method: nn.Module, kind: type[nn.Module]) -> list[str]:
@@ -218,7 +222,7 @@ def _by_published_name(
     }
 
 
-def _judge(at: str, logits: Tensor | None, answers: Sequence[predictor.Prediction]) -> NetworkFile:
+def _network_file(at: str, logits: Tensor | None, answers: Sequence[predictor.Prediction]) -> NetworkFile:
     """What a network predicts by itself, which of the model's heads that is, and how far it is from the answer.
 
     Args:

@@ -145,35 +145,47 @@ def table_rows(plan: Plan, results: Iterable[Result]) -> list[TableRow]:
     rows = []
     for row in plan.study.rows:
         for cell in plan.study.cells:
-            if (position := (row.label, cell.name)) not in planned:
-                continue
-            by_seed = available.get(position, {})
-            values: dict[str, dict[int, float]] = {}
-            for measure in MEASURES:
-                numbers = {seed: measure.read(result, row.head) for seed, result in by_seed.items()}
-                values[measure.name] = {s: v * measure.scale for s, v in numbers.items() if v is not None}
-            reference = available.get((plan.study.reference, cell.name), {})
-            ratios = [
-                _training_seconds(result) / _training_seconds(reference[seed])
-                for seed, result in by_seed.items()
-                if seed in reference and _training_seconds(reference[seed]) > 0
-            ]
-            rows.append(
-                TableRow(
-                    row=row,
-                    cell=cell,
-                    planned_seeds=len(planned[position]),
-                    values=values,
-                    noise_rate=MeanStd.of(result["facts"]["noise_rate"] for result in by_seed.values()),
-                    cost=statistics.median(ratios) if ratios else None,
-                    paper=paper.get((plan.study.paper or "", row.paper or row.label, cell.paper or cell.name)),
-                    conditions=frozenset(
-                        (result["facts"]["device"], result["facts"]["torch"], result["code"])
-                        for result in by_seed.values()
-                    ),
-                )
-            )
+            if (position := (row.label, cell.name)) in planned:
+                by_seed = available.get(position, {})
+                reference = available.get((plan.study.reference, cell.name), {})
+                published = paper.get((plan.study.paper or "", row.paper or row.label, cell.paper or cell.name))
+                rows.append(_table_row(row, cell, len(planned[position]), by_seed, reference, published))
     return rows
+
+
+def _table_row(
+    row: MethodRow,
+    cell: Cell,
+    planned_seeds: int,
+    by_seed: Mapping[int, Result],
+    reference: Mapping[int, Result],
+    paper: tuple[float, float | None] | None,
+) -> TableRow:
+    """The row of these results by seed; those of the row that costs are relative to are `reference`."""
+    # Measures in the table's units.
+    values: dict[str, dict[int, float]] = {}
+    for measure in MEASURES:
+        numbers = {seed: measure.read(result, row.head) for seed, result in by_seed.items()}
+        values[measure.name] = {s: v * measure.scale for s, v in numbers.items() if v is not None}
+
+    # Cost, from seeds that both have.
+    ratios = [
+        _training_seconds(result) / _training_seconds(reference[seed])
+        for seed, result in by_seed.items()
+        if seed in reference and _training_seconds(reference[seed]) > 0
+    ]
+    return TableRow(
+        row=row,
+        cell=cell,
+        planned_seeds=planned_seeds,
+        values=values,
+        noise_rate=MeanStd.of(result["facts"]["noise_rate"] for result in by_seed.values()),
+        cost=statistics.median(ratios) if ratios else None,
+        paper=paper,
+        conditions=frozenset(
+            (result["facts"]["device"], result["facts"]["torch"], result["code"]) for result in by_seed.values()
+        ),
+    )
 
 
 def paper_numbers() -> dict[tuple[str, str, str], tuple[float, float | None]]:

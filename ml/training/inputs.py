@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml import errors, methods
 from ml.data import image_store, streamed_store
@@ -29,7 +30,9 @@ from ml.features.composite_store import CompositeStore
 from ml.features.feature_file import FeatureFile, Progress
 from ml.features.feature_store import FeatureStore
 from ml.features.method_input import MethodInput, Rendering
+from ml.formats.weights_folder import WeightsRecord
 from ml.training import devices, memory, store_choice
+from ml.training.network_factory import normalisation
 from ml.training.spec import TrainingSpec
 from ml.training.store_choice import StoreChoice
 
@@ -65,6 +68,21 @@ class TrainingInputs(NamedTuple):
         return self.choice is not None and self.choice.streamed
 
 
+@dataclass(frozen=True)
+class InputCache:
+    """Where what a training shows to its method is kept, on disk and in memory. Results do not depend on it.
+
+    Attributes:
+        folder: Of the data set, for features of a frozen backbone; None keeps them for as long as the training lives.
+        progress: Called while features are computed, with the numbers of images done and in all; may raise.
+        resident_bytes: What images or features may take of memory, as of `store_choice.choose`.
+    """
+
+    folder: Path | None
+    progress: Progress
+    resident_bytes: int | None
+
+
 def renderings(spec: TrainingSpec) -> tuple[Rendering, ...]:
     """What the spec's method sees of every image, side by side: the picture, unless the method says more."""
     module = methods.load(spec.method)
@@ -84,41 +102,34 @@ def of_pictures(train: ImageViews, test: ImageViews | None, choice: StoreChoice 
 
 
 class BackboneInputs:
-    """Computes, or finds, the features of a training's images."""
+    """What the frozen part of a pretrained network computes of a training's images, or locates in them."""
 
     def __init__(
         self,
         spec: TrainingSpec,
-        method_input: MethodInput,
-        facts: Mapping[str, Any],
+        record: WeightsRecord,
+        frozen: nn.Sequential,
         images: LabeledImages,
         truth: Truth | None,
-        mean: Tensor,
-        std: Tensor,
-        *,
-        cache: Path | None,
-        progress: Progress,
-        resident_bytes: int | None = None,
+        device: torch.device,
+        cache: InputCache,
     ) -> None:
         """Bind images and backbone, and make the encoder fast.
 
         Args:
             spec: Of the training.
-            method_input: On the device that computes; it is completed by `prepare`.
-            facts: What the features depend on besides the data and the rendering, as JSON values.
+            record: Of the pretrained weights.
+            frozen: The part of the network that is not trained; of one that is trained whole, what locates objects.
             images: The N images of the set. Features are those of all images that the data set has to train on, so
                 that they outlive edits of labels. Images in a file are streamed.
             truth: The test set, if there is one.
-            mean: Of each channel in [0, 1], as the backbone's weights need it, (3,).
-            std: Likewise the standard deviation.
-            cache: The folder of the data set; None keeps features for as long as this object lives.
-            progress: Called after every encoded batch.
-            resident_bytes: What features may take of memory, as of `store_choice.choose`.
+            device: That computes.
+            cache: Where features are kept.
         """
-        self._spec, self._progress, self._images = spec, progress, images
-        self._resident_bytes = resident_bytes
-        self._input = method_input
-        self._device = method_input.mean_background.device
+        self._spec, self._images, self._device, self._cache = spec, images, device, cache
+        backbone = encoder.Encoder(frozen, spec.image_size)
+        self._input = MethodInput(backbone, renderings(spec), shows_pixels=spec.tune == "all").to(device)
+        mean, std = normalisation(record)
         splits = {"train": (images.images, images.selection)}
         if truth is not None and truth.test_images is not None:
             splits["test"] = truth.test_images, truth.test_selection
@@ -131,22 +142,26 @@ class BackboneInputs:
         pictures = self._pictures["train"]
         half = spec.precision != "f32" and devices.uses_bf16("auto", self._device)
         few = pictures.unaugmented(image_store.evenly(len(pictures), encoder.CHECKED_IMAGES))
-        encoded = method_input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
+        encoded = self._input.prepare(few.to(self._device), half=half).encode(few.to(self._device))
         self._shape, self._has_maps = tuple(encoded.output.shape[1:]), encoded.maps is not None
-        if len(method_input.renderings) > 1 and not self._has_maps:
+        if len(self._input.renderings) > 1 and not self._has_maps:
             raise errors.ContradictorySpec(
                 f"{spec.network} has no feature maps in which objects could be located",
                 hint="take another network, or a method without composites",
             )
-        self._facts = {**facts, "version": VERSION, "bf16": method_input.uses_bf16}
+        self._facts = {
+            "network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
+            "image_size": spec.image_size, "version": VERSION, "bf16": self._input.uses_bf16,
+        }  # fmt: skip
         self._digests: dict[str, str] = {}  # of the pictures of each split, for features that are kept
-        if cache is not None:
+        if cache.folder is not None:
+            folder = cache.folder
             for split, store in self._pictures.items():
                 self._digests[split] = images.digest or _content_digest(store)
         else:
             self._temporary = tempfile.TemporaryDirectory(prefix="features-")
-            cache = Path(self._temporary.name)
-        self._folder = cache / feature_file.FOLDER
+            folder = Path(self._temporary.name)
+        self._folder = folder / feature_file.FOLDER
 
     def prepare(self, labels: Tensor, rows: Tensor) -> TrainingInputs:
         """Encode what the method sees of all images.
@@ -168,7 +183,9 @@ class BackboneInputs:
             for split, features in parts.items():
                 features.append(self._encode_rendering(split, located[split], rendering))
         held_bytes = sum(features.nbytes for of_split in parts.values() for features in of_split)
-        choice = store_choice.choose_for_features(held_bytes, memory.free_bytes(self._device), self._resident_bytes)
+        choice = store_choice.choose_for_features(
+            held_bytes, memory.free_bytes(self._device), self._cache.resident_bytes
+        )
         stores = {
             split: FeatureStore(
                 features,
@@ -232,7 +249,9 @@ class BackboneInputs:
                 yield (self._input.localizer(cast(Tensor, self._input.encode(batch).maps)),)
 
         file = self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32)
-        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0].in_memory()
+        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._cache.progress)[
+            0
+        ].in_memory()
 
     def _encode_pictures(self, split: str) -> list[StoredRows]:
         """Features of the pictures of a split; and gaussians (n, 3) where the backbone has feature maps."""
@@ -246,7 +265,7 @@ class BackboneInputs:
         files = [self._file("picture", split)]
         if self._has_maps:
             files.append(self._file("gaussians", split)._replace(shape=(3,), dtype=FLOAT32))
-        return feature_file.load_or_write(files, len(self._pictures[split]), encode, self._progress)
+        return self._load_or_write(files, split, encode)
 
     def _encode_rendering(self, split: str, gaussians: Tensor, rendering: Rendering) -> StoredRows:
         """Features of another rendering, which depends on the mean background."""
@@ -258,7 +277,7 @@ class BackboneInputs:
 
         background = hashlib.sha256(self._input.mean_background.cpu().numpy().tobytes()).hexdigest()
         file = self._file(rendering, split, background=background)
-        return feature_file.load_or_write([file], len(self._pictures[split]), encode, self._progress)[0]
+        return self._load_or_write([file], split, encode)[0]
 
     def _set_mean_background(self, gaussians: Tensor, labels: Tensor, rows: Tensor) -> None:
         """b̄ of the images that are trained on (Eq. 4)."""
@@ -291,6 +310,9 @@ class BackboneInputs:
             if memory_bytes is None
             else image_store.eval_batch_size(side, memory_bytes)
         )
+
+    def _load_or_write(self, files: Sequence[FeatureFile], split: str, encode: feature_file.Encode) -> list[StoredRows]:
+        return feature_file.load_or_write(files, len(self._pictures[split]), encode, self._cache.progress)
 
     def _file(self, kind: str, split: str, **facts: Any) -> FeatureFile:
         facts = {**self._facts, "kind": kind, "split": split, "data": self._digests.get(split, ""), **facts}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml import errors, methods, noise
 from ml.blocks import schedules
@@ -26,16 +26,12 @@ from ml.data.stored_rows import ArrayRows
 from ml.distributed import process_group
 from ml.evaluation.measure import EvaluationSplit
 from ml.evaluation.ranking import MarginTracker
-from ml.features.encoder import Encoder
-from ml.features.feature_file import Progress
-from ml.features.method_input import MethodInput
-from ml.formats.weights_folder import WeightsRecord
 from ml.method import Method, Network, Phase, TrainHyperparameters
 from ml.networks import weights as network_weights
 from ml.training import devices, layer_rates, loss_scaling, memory, randomness, spec_check, store_choice
 from ml.training.batch_builder import BatchBuilder
 from ml.training.evaluator import Evaluator
-from ml.training.inputs import BackboneInputs, TrainingInputs, of_pictures, renderings
+from ml.training.inputs import BackboneInputs, InputCache, TrainingInputs, of_pictures, renderings
 from ml.training.network_factory import NetworkFactory, find_weights, normalisation
 from ml.training.phase_schedule import PhaseSchedule
 from ml.training.spec import TrainingSpec, seed_for
@@ -78,11 +74,9 @@ def prepare(
     device: torch.device,
     weights: Path | None,
     group: process_group.ProcessGroup | None,
-    cache: Path | None,
-    progress: Progress,
-    resident_bytes: int | None,
+    cache: InputCache,
 ) -> TrainingParts:
-    """Build everything. The arguments are those of `Trainer.build`."""
+    """Build everything. The arguments are those of `Trainer.build`, with the last three of them as an `InputCache`."""
     classes = len(images.classes)
     random = randomness.Randomness(spec.seed, device)
     dtype = devices.network_dtype(spec.precision, device)
@@ -96,14 +90,15 @@ def prepare(
     mean, std = image_store.statistics(images.images, rows) if record is None else normalisation(record)
     file = None if record is None or weights is None else network_weights.file_of(weights, record)
     networks = NetworkFactory(spec, classes, file, device, group)
-    pictures = functools.partial(pixel_inputs, images, truth, mean, std, device, resident_bytes)
+    pictures = functools.partial(pixel_inputs, images, truth, mean, std, device, cache)
     if record is None or (spec.tune == "all" and len(renderings(spec)) == 1):
         inputs = pictures()
     else:
-        frozen = networks.build_frozen_part()
-        inputs = backbone_inputs(
-            spec, record, frozen, images, truth, labels, rows, device, cache, progress, resident_bytes, pictures
-        )
+        backbone = BackboneInputs(spec, record, networks.build_frozen_part(), images, truth, device, cache)
+        if spec.tune == "all":
+            inputs = backbone.prepare_pixels(pictures(), labels, rows)
+        else:
+            inputs = backbone.prepare(labels, rows)
     device_labels = labels.to(device)
     margins = MarginTracker(device_labels, classes)
     augmentation = Augmentation(spec.augmentation, spec.crop_scale, spec.randaugment, spec.color_jitter)
@@ -188,64 +183,16 @@ def check_data(spec: TrainingSpec, images: LabeledImages) -> None:
         raise errors.UnusableData(f"images are not {spec.image_size} px squares", code="wrong_image_size")
 
 
-def backbone_inputs(
-    spec: TrainingSpec,
-    record: WeightsRecord,
-    frozen: nn.Sequential,
-    images: LabeledImages,
-    truth: Truth | None,
-    labels: Tensor,
-    rows: Tensor,
-    device: torch.device,
-    cache: Path | None,
-    progress: Progress,
-    resident_bytes: int | None,
-    build_pictures: Callable[[], TrainingInputs],
-) -> TrainingInputs:
-    """What the frozen part of a pretrained network computes of images and test set, or locates in them.
-
-    Args:
-        spec: Of the training.
-        record: Of the pretrained weights.
-        frozen: The part of the network that is not trained; of one that is trained whole, what locates objects.
-        images: The N images.
-        truth: The test set, if there is one.
-        labels: Given labels int64 (N,).
-        rows: The images that are trained on, int64 (M,).
-        device: That computes.
-        cache, progress, resident_bytes: As of `Trainer.build`.
-        build_pictures: Of `pixel_inputs`; called for a network that is trained whole.
-    """
-    mean, std = normalisation(record)
-    trains_all = spec.tune == "all"
-    backbone = BackboneInputs(
-        spec,
-        MethodInput(Encoder(frozen, spec.image_size), renderings(spec), shows_pixels=trains_all).to(device),
-        {"network": spec.network, "weights": record.digest, "tune": spec.tune, "resize": spec.resize,
-         "image_size": spec.image_size},
-        images,
-        truth,
-        mean,
-        std,
-        cache=cache,
-        progress=progress,
-        resident_bytes=resident_bytes,
-    )  # fmt: skip
-    if trains_all:
-        return backbone.prepare_pixels(build_pictures(), labels, rows)
-    return backbone.prepare(labels, rows)
-
-
 def pixel_inputs(
     images: LabeledImages,
     truth: Truth | None,
     mean: Tensor,
     std: Tensor,
     device: torch.device,
-    resident_bytes: int | None,
+    cache: InputCache,
 ) -> TrainingInputs:
-    """Images and test set as they are, normalised by `mean` and `std` (3,); `resident_bytes` as of `Trainer.build`."""
-    choice = store_choice.choose(images, truth, device, memory.free_bytes(device), resident_bytes)
+    """Images and test set as they are, normalised by `mean` and `std` (3,)."""
+    choice = store_choice.choose(images, truth, device, memory.free_bytes(device), cache.resident_bytes)
     train, test = store_choice.build(images, truth, mean, std, device, choice)
     return of_pictures(train, test, choice)
 

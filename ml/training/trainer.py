@@ -28,6 +28,7 @@ from ml.features.method_input import PictureMethod
 from ml.method import ENSEMBLE, Batch, Method, Optimizers, Pass, Phase, no_preparation, take_gradient_step
 from ml.training import checkpoint, devices, memory_check, setup, step_graphs, step_state, trainer_state
 from ml.training.events import EpochReport, Step
+from ml.training.inputs import InputCache
 from ml.training.sampler import EpochSampler, StepIndices
 from ml.training.spec import TrainingSpec
 
@@ -144,7 +145,8 @@ class Trainer:
         devices.configure(resolved, exact=spec.precision == "f32", deterministic=spec.deterministic)
         setup.check_data(spec, images)
         with devices.catch_failures("preparing the training"):
-            parts = setup.prepare(spec, images, truth, resolved, weights, group, cache, progress, resident_bytes)
+            input_cache = InputCache(cache, progress, resident_bytes)
+            parts = setup.prepare(spec, images, truth, resolved, weights, group, input_cache)
             trainer = cls(spec, parts, resolved, group)
             if cuda_graphs and resolved.type == "cuda":
                 trainer.record_on_gpu()

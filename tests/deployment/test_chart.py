@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from app.db.session import connect, transaction
 from app.db.tables import Dataset, Job, State
-from app.settings import MOST_DEVICES, Settings
+from app.setting_types import MOST_DEVICES
+from app.settings import Settings
 from tests.deployment.chart import ALL, CHART, RENDERED, ROOT, render
 from tests.deployment.test_agreements import seconds_of
 from tests.deployment.test_containers import GPU, STORE, STORE_SETTINGS, resolved

@@ -364,8 +364,15 @@ def test_scoring_a_data_set_leaves_a_row_for_each_picture(harness: ServiceHarnes
 
     assert job.main(scoring, fence, None, channel) == control_channel.FINISHED
     assert harness.state(scoring) == "succeeded"
-    lines = (harness.files.attempt(scoring, fence) / "artifacts" / "predictions.csv").read_text().splitlines()
-    assert len(lines) == 1 + 8
+    table = harness.files.attempt(scoring, fence) / "artifacts" / "predictions.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert {row["split"] for row in rows} == {"test"}
+    assert all(0.0 < float(row["score"]) <= 1.0 for row in rows)
+    agreements = [row["given_label"] == row["predicted_label"] for row in rows if row["given_label"]]
+    agreement = (harness.job(scoring).metrics or {})["agreement_with_given_labels"]
+    assert agreement == sum(agreements) / len(agreements)
     assert harness.models(scoring) == []
 
 

@@ -6,11 +6,13 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from app.settings import Settings
 from ml.data import dataset
+from ml.evaluation.masks import Gaussian
 from ml.formats import csv_cells
 from ml.formats.records import ImageRecord
 from ml.serving.predictor import Prediction, Predictor
@@ -21,6 +23,29 @@ from worker.children.job_context import JobContext
 from worker.children.job_reporter import JobReporter
 
 HEADER = ["index", "path", "split", "given_label", "predicted_label", "score"]
+
+
+class ScoredImage(NamedTuple):
+    """What the model says of an image; `score` is the probability of the predicted label."""
+
+    image: ImageRecord
+    given_label: str | None
+    predicted_label: str
+    score: float
+    gaussian: Gaussian | None  # where the object is; None where the model does not locate it
+
+    @property
+    def cells(self) -> list[object]:
+        """Its row of the table: the cells that `HEADER` names, and those of the Gaussian if there is one."""
+        return [
+            self.image.number,
+            self.image.path,
+            self.image.split,
+            self.given_label or "",
+            self.predicted_label,
+            f"{self.score:.6f}",
+            *([] if self.gaussian is None else artifacts.gaussian_cells(self.gaussian)),
+        ]
 
 
 def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: JobReporter) -> None:
@@ -68,14 +93,13 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
         if (squares := squares_by_split[split]) is not None
     )
     started = time.monotonic()
-    labelled = agreeing = 0
+    agreements: list[bool] = []  # of images that have a given label
 
     def rows() -> Iterator[list[object]]:
-        nonlocal labelled, agreeing
-        for row in table_rows(predictor, labeled.classes, images, predictions, reporter):
-            labelled += row[3] != ""
-            agreeing += row[3] != "" and row[3] == row[4]
-            yield row
+        for scored in score_images(predictor, labeled.classes, images, predictions, reporter):
+            if scored.given_label is not None:
+                agreements.append(scored.given_label == scored.predicted_label)
+            yield scored.cells
 
     # Write the table while it is made, and end the job.
     with artifacts.replace_folder(ctx.files, ctx.folder) as folder:
@@ -84,20 +108,20 @@ def run(ctx: JobContext, settings: Settings, devices: Sequence[str], reporter: J
     reporter.succeed(
         {
             "images": len(images),
-            "agreement_with_given_labels": agreeing / labelled if labelled else None,
+            "agreement_with_given_labels": sum(agreements) / len(agreements) if agreements else None,
             "images_per_second": len(images) / max(1e-9, time.monotonic() - started),
         }
     )
 
 
-def table_rows(
+def score_images(
     predictor: Predictor,
     classes: Sequence[str],
     images: Sequence[ImageRecord],
     predictions: Iterator[Prediction],
     reporter: JobReporter,
-) -> Iterator[list[object]]:
-    """The row of each image in the table, in order: the cells that `HEADER` names, and those of the Gaussian if any.
+) -> Iterator[ScoredImage]:
+    """What the model says of each image, in their order.
 
     Args:
         predictor: The model; its classes name the predicted labels.
@@ -112,16 +136,13 @@ def table_rows(
             speed = number / (time.monotonic() - started) if number else None
             report(reporter, "predict", number / len(images), speed)
         best = int(prediction.probabilities.argmax())
-        gaussian = prediction.on(predictor.geometry(image.width, image.height))
-        yield [
-            image.number,
-            image.path,
-            image.split,
-            "" if image.given is None else classes[image.given],
-            predictor.classes[best],
-            f"{prediction.probabilities[best]:.6f}",
-            *([] if gaussian is None else artifacts.gaussian_cells(gaussian)),
-        ]
+        yield ScoredImage(
+            image,
+            given_label=None if image.given is None else classes[image.given],
+            predicted_label=predictor.classes[best],
+            score=float(prediction.probabilities[best]),
+            gaussian=prediction.on(predictor.geometry(image.width, image.height)),
+        )
 
 
 def report(reporter: JobReporter, phase: str, fraction: float, speed: float | None) -> None:
