@@ -93,7 +93,7 @@ def append(session: Session, files: Storage, dataset: Dataset, draft: LabelDraft
         }
         for sequence, edit in enumerate(edits, first)
     ]
-    session.execute(insert(LabelDraftEdit), values)
+    session.execute(insert(LabelDraftEdit.__table__), values)  # of the table: the mapper would copy every row
     _advance(session, draft, len(edits))
 
 
