@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from app.datasets import service as datasets
 from app.db import session as db
-from app.db.tables import Job, State
+from app.db.tables import ApiKey, Job, LoginSession, State
 from app.jobs import service as jobs
+from app.login import service as login
+from app.login.service import Person
 from app.models import service as models
 from app.settings import Settings
 from tests.app.conftest import BOTH, Client, FakeWorker
@@ -147,6 +149,34 @@ def test_J5_a_data_set_whose_job_is_retried_meanwhile_is_not_deleted(
 
     answer = during(engine, retry, lambda: client.delete(f"/datasets/{dataset_id}"))
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/in-use")
+
+
+@POSTGRES
+def test_SEC14_a_login_and_the_check_of_another_session_of_the_person_do_not_wait_for_each_other(
+    engine: Engine, settings: Settings
+) -> None:
+    person = Person("https://login.example.org", "ada", "Ada")
+
+    def log_in(session: Session, *scopes: str) -> str:
+        return login.open_session(
+            session, person, scopes, settings=settings, refresh_token=None, replaced="", request_id="1"
+        )
+
+    with db.transaction(engine) as session:
+        session_id = log_in(session, "read")
+
+    def check() -> None:
+        with db.transaction(engine) as session:
+            login.confirm(session, session_id, person, ["read"], "a refresh token", settings)
+
+    with ThreadPoolExecutor(1) as pool, db.transaction(engine) as session:
+        session.execute(select(ApiKey).where(ApiKey.subject == "ada").with_for_update())
+        checked = pool.submit(check)
+        eventually(lambda: waits(engine), what="the check waits for the person's row")
+        log_in(session, "read", "train")  # which ends the other session
+    checked.result()
+    with db.transaction(engine, read_only=True) as session:
+        assert [row.scopes for row in session.scalars(select(LoginSession))] == [["read", "train"]]
 
 
 @BOTH
