@@ -134,11 +134,11 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, settings: Setti
     if work.count_queued(session, Job) >= settings.max_queued:
         raise QueueFull(f"{settings.max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
     job = get(session, job_id)
-    quotas.check_jobs(session, settings, job.key_id, 1)
-    # Who deletes a data set or a model locks it before it looks for jobs: lock what the job needs before the job.
+    # What the job needs is locked before the job, as by those who delete it (docs/decisions/0029).
     session.execute(select(Dataset.id).where(Dataset.id == job.dataset_id).with_for_update(read=True))
     model_id = job.spec.get("model_id")
     has_model = model_id is None or models.lock(session, uuid.UUID(model_id))
+    quotas.check_jobs(session, settings, job.key_id, 1)
     lock(session, job_id)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
     requeued = work.retry(session, Job, job_id, files_deleted_at=None, **(again if scratch else {}))
