@@ -98,8 +98,8 @@ def _refuse_many_scans(data: bytes, frame: int, *, is_progressive: bool) -> None
     """
     components, scans = data[frame + 5], 0
     at = frame - 2 + int.from_bytes(data[frame - 2 : frame], "big")
-    while found := _next_marker(data, at):
-        marker, at = data[found.end() - 1], found.end()
+    while match := _next_marker(data, at):
+        marker, at = data[match.end() - 1], match.end()
         if marker == 0xD9:  # the end
             return
         if marker == 0xDA:
