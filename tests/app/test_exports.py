@@ -185,7 +185,7 @@ def test_exports_are_bounded_and_free_their_places_when_their_clients_go(
 
     with contextlib.ExitStack() as slow:
         answers = [answer(slow) for _ in range(4)]
-        assert [each.status for each in answers] == [200, 200, 429, 429]
+        assert [answer.status for answer in answers] == [200, 200, 429, 429]
         refused = json.loads(answers[-1].read())
         assert refused["type"] == "/problems/too-many-exports"
         assert refused["detail"] == "2 of 2 exports are taken."
