@@ -93,7 +93,8 @@ def append(session: Session, files: Storage, dataset: Dataset, draft: LabelDraft
         }
         for sequence, edit in enumerate(edits, first)
     ]
-    session.execute(insert(LabelDraftEdit), values)
+    # Into the table, not through the mapper, which would copy every row.
+    session.execute(insert(LabelDraftEdit.__table__), values)  # type: ignore[arg-type]
     _advance(session, draft, len(edits))
 
 

@@ -19,7 +19,7 @@ class Strict(BaseModel):
 
 def plain(text: str) -> str:
     """The same text; ValueError if it has control characters."""
-    if any(unicodedata.category(c) in {"Cc", "Cs"} for c in text):
+    if not text.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in text):
         raise ValueError("control characters are not allowed")
     return text
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.errors import RangeNotSatisfiable
+from app.errors import ArtifactNotFound, RangeNotSatisfiable
 from app.http import routing
 from ml.formats import csv_cells, fsync
 
@@ -39,10 +39,17 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
     return fsync.hash_file(path).sha256
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, cached until its size or modification time changes."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
+def size_and_sha256(path: Path) -> tuple[int, str]:
+    """The bytes of a file, and its SHA-256 in hexadecimal, cached until its size or modification time changes.
+
+    Raises:
+        ArtifactNotFound: It is gone: what it belongs to was deleted after it was looked up.
+    """
+    try:
+        status = path.stat()
+        return status.st_size, _sha256(path, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        raise ArtifactNotFound("This file was deleted meanwhile.") from None
 
 
 def download(request: Request, path: Path, filename: str | None = None) -> Response:
@@ -52,8 +59,11 @@ def download(request: Request, path: Path, filename: str | None = None) -> Respo
         request: Its headers say which part, and what the client has already.
         path: The file.
         filename: The name under which a client saves it; by default the file's.
+
+    Raises:
+        ArtifactNotFound, RangeNotSatisfiable: It is gone, or has no such part.
     """
-    size, digest = path.stat().st_size, sha256(path)
+    size, digest = size_and_sha256(path)
     etag = f'"{digest[:32]}"'
     headers = {
         "ETag": etag,

@@ -147,9 +147,12 @@ def _check(value: Any, place: tuple[Any, ...], cut: dict[str, str]) -> None:
     for name, inner in items:
         if isinstance(name, str) and not is_text(name):
             raise _invalid((*place, name), "text", "NUL characters and lone surrogates are not text.")
-        if isinstance(inner, str) and inner in cut:
-            value[name] = cut[inner]
-        else:
+        if isinstance(inner, str):  # most values are texts, and no call is made for these
+            if inner in cut:
+                value[name] = cut[inner]
+            elif not is_text(inner):
+                raise _invalid((*place, name), "text", "NUL characters and lone surrogates are not text.")
+        elif isinstance(inner, (dict, list, float)):
             _check(inner, (*place, name), cut)
 
 

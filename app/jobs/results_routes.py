@@ -141,7 +141,7 @@ def artifacts(session: ReadSession, files: Files, paging: Paging, job_id: uuid.U
         Artifact(
             name=name,
             size_bytes=file.size,
-            sha256=file.sha256 or file_responses.sha256(file.fetch()),
+            sha256=file.sha256 or file_responses.size_and_sha256(file.fetch())[1],
             media_type=file_responses.MEDIA_TYPES.get(PurePath(name).suffix, "application/octet-stream"),
         )
         for name, file in page

@@ -11,9 +11,10 @@ from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from app import quotas, work
-from app.db.tables import ENDED, Epoch, Job, Model, State
+from app.db.tables import ENDED, Dataset, Epoch, Job, Model, State
 from app.errors import JobFinished, JobNotFinished, JobNotFound, NotReady, QueueFull
 from app.jobs import events
+from app.models import service as models
 from app.settings import Settings
 
 QUEUE_RETRY_S = 60
@@ -45,6 +46,15 @@ def create(session: Session, rows: Sequence[Mapping[str, Any]], *, max_queued: i
 def get(session: Session, job_id: uuid.UUID) -> Job:
     """The job with this id; JobNotFound."""
     job = session.get(Job, job_id)
+    if job is None:
+        raise JobNotFound("There is no job with this id.")
+    return job
+
+
+def lock(session: Session, job_id: uuid.UUID) -> Job:
+    """The job, which nobody else changes or deletes before this transaction ends; JobNotFound."""
+    statement = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    job = session.scalar(statement.execution_options(populate_existing=True))
     if job is None:
         raise JobNotFound("There is no job with this id.")
     return job
@@ -85,7 +95,7 @@ def select_jobs(status: str | None, type_: str | None, dataset_id: uuid.UUID | N
 
 def change(session: Session, job_id: uuid.UUID, values: Mapping[str, Any]) -> Job:
     """Set columns of a job: name, tags or priority, which only matters while the job waits. JobNotFound."""
-    job = get(session, job_id)
+    job = lock(session, job_id)
     if values:
         session.execute(update(Job).where(Job.id == job_id).values(**values))
         session.refresh(job)
@@ -94,8 +104,8 @@ def change(session: Session, job_id: uuid.UUID, values: Mapping[str, Any]) -> Jo
 
 def cancel(session: Session, job_id: uuid.UUID) -> Job:
     """End a queued job, ask a running one to stop; JobFinished when it has ended, and nothing changes."""
+    job = lock(session, job_id)
     state = work.request_cancel(session, Job, job_id)
-    job = get(session, job_id)
     session.refresh(job)
     if state is None:
         raise JobFinished(f"The job is {job.state}; only a queued or running one can be cancelled.")
@@ -117,16 +127,21 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, settings: Setti
         JobNotFound: There is no such job.
         JobFinished: It has succeeded.
         JobNotFinished: It is queued or running.
-        NotReady: Its data set was deleted.
+        NotReady: Its data set was deleted, or the model that it scores with.
         QueueFull: Too many jobs wait.
         QuotaExceeded: Too many jobs of its key wait, or the key has used its device time.
     """
     if work.count_queued(session, Job) >= settings.max_queued:
         raise QueueFull(f"{settings.max_queued} jobs are already waiting.", retry_after_s=QUEUE_RETRY_S)
-    quotas.check_jobs(session, settings, get(session, job_id).key_id, 1)
+    job = get(session, job_id)
+    # What the job needs is locked before the job, as by those who delete it (docs/decisions/0029).
+    session.execute(select(Dataset.id).where(Dataset.id == job.dataset_id).with_for_update(read=True))
+    model_id = job.spec.get("model_id")
+    has_model = model_id is None or models.lock(session, uuid.UUID(model_id))
+    quotas.check_jobs(session, settings, job.key_id, 1)
+    lock(session, job_id)
     again = {"checkpoint_step": None, "checkpoint_path": None, "progress": None, "restart_from": Job.fence}
     requeued = work.retry(session, Job, job_id, files_deleted_at=None, **(again if scratch else {}))
-    job = get(session, job_id)
     session.refresh(job)
     if not requeued:
         if job.state == State.succeeded:
@@ -134,6 +149,8 @@ def retry(session: Session, job_id: uuid.UUID, *, scratch: bool, settings: Setti
         raise JobNotFinished(f"The job is {job.state}; only a failed or cancelled one can be retried.")
     if job.dataset_id is None:
         raise NotReady("The job's data set was deleted.", code="dataset_deleted")
+    if not has_model:
+        raise NotReady("The model that the job scores with was deleted.", code="model_deleted")
     if scratch:
         session.execute(sa.delete(Epoch).where(Epoch.job_id == job_id))
     events.record_state(session, job_id, State.queued, reason="retry")

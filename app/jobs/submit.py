@@ -66,8 +66,8 @@ def create(
     """
     if request.priority == "high":
         quotas.require_overtaking(session, key_id)
-    # The data set is locked, so that it cannot be deleted before the job that needs it is there.
-    resolution = resolve(session, catalog, files, request, lock_dataset=True)
+    # What the job needs is locked, so that it cannot be deleted before the job that needs it is there.
+    resolution = resolve(session, catalog, files, request, lock=True)
     quotas.check_jobs(session, settings, key_id, len(resolution.jobs))
     common = {"request_id": request_id, "retrain_of_id": retrain_of, "key_id": key_id}
     rows = [{**job.columns, "request": job.request, **common} for job in resolution.jobs]
@@ -102,7 +102,7 @@ def retraining(session: Session, job_id: uuid.UUID, retrain: Retrain, key_id: uu
 
 def dry_run(session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest) -> DryRun:
     """What `create` would queue, and what it would cost; raises the same except QueueFull."""
-    jobs, images, device = resolve(session, catalog, files, request, lock_dataset=False)
+    jobs, images, device = resolve(session, catalog, files, request, lock=False)
     first = jobs[0].request
     if images is None:
         return DryRun(request=first, estimate=None, warnings=[])
@@ -114,16 +114,16 @@ def dry_run(session: Session, catalog: Catalog, files: Storage, request: Trainin
 
 
 def resolve(
-    session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest, *, lock_dataset: bool
+    session: Session, catalog: Catalog, files: Storage, request: TrainingRequest | ScoringRequest, *, lock: bool
 ) -> Resolution:
     """Look up what the request refers to and fill in its defaults; raises as `create` does, except QueueFull.
 
     Args:
-        lock_dataset: Whether nobody may delete the data set before this transaction ends.
+        lock: Whether nobody may delete the data set or the model before this transaction ends.
     """
-    dataset = datasets.get_ready(session, request.dataset_id, keep=lock_dataset)
+    dataset = datasets.get_ready(session, request.dataset_id, keep=lock)
     if isinstance(request, ScoringRequest):
-        return _resolve_scoring(session, request, dataset)
+        return _resolve_scoring(session, request, dataset, lock=lock)
     return _resolve_training(session, catalog, files, request, dataset)
 
 
@@ -161,8 +161,11 @@ def _resolve_training(
     return Resolution(jobs, images, device)
 
 
-def _resolve_scoring(session: Session, request: ScoringRequest, dataset: Dataset) -> Resolution:
-    model_id = str(models.resolve(session, request.model).model.id)
+def _resolve_scoring(session: Session, request: ScoringRequest, dataset: Dataset, *, lock: bool) -> Resolution:
+    model = models.resolve(session, request.model).model
+    if lock and not models.lock(session, model.id):
+        raise models.no_model()
+    model_id = str(model.id)
     columns = {
         **_common_columns(request, dataset),
         "type": "predict",

@@ -149,11 +149,11 @@ def confirm(
         refresh_token: For the next check.
         settings: How long the session lasts, and how often it is checked.
     """
+    owner = _lock_person(session, person, scopes)  # first, as a login does: or each could wait for the other
     row = session.get(LoginSession, callers.digest(session_id), with_for_update=True)
     if row is None:  # it was ended meanwhile
         return
     _confirm(session, row, session_id, refresh_token, settings)
-    owner = _lock_person(session, person, scopes)
     if sorted(owner.scopes) == sorted(row.scopes) == list(scopes):
         return
     owner.scopes = list(scopes)

@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
@@ -28,8 +29,19 @@ def get(session: Session, model_id: uuid.UUID) -> Model:
     """The model with this id; ModelNotFound."""
     model = session.get(Model, model_id)
     if model is None:
-        raise ModelNotFound("There is no model with this id.")
+        raise no_model()
     return model
+
+
+def no_model() -> ModelNotFound:
+    """The problem with the id of no model."""
+    return ModelNotFound("There is no model with this id.")
+
+
+def lock(session: Session, model_id: uuid.UUID) -> bool:
+    """Whether there is a model with this id, which nobody deletes before this transaction ends then."""
+    statement = select(Model.id).where(Model.id == model_id).with_for_update(read=True, key_share=True)
+    return session.scalar(statement) is not None
 
 
 def resolve(session: Session, name: str) -> ModelAndAlias:
@@ -52,7 +64,7 @@ def resolve(session: Session, name: str) -> ModelAndAlias:
     state = session.scalar(select(Job.state).where(Job.id == model_id))
     if state is not None:
         raise NotReady(f"This is a job without a model: it is {state}.")
-    raise ModelNotFound("There is no model with this id.")
+    raise no_model()
 
 
 def resolve_alias(session: Session, alias: str) -> Model:
@@ -92,7 +104,7 @@ def remove(session: Session, model_id: uuid.UUID) -> Model:
     """
     model = session.scalar(select(Model).where(Model.id == model_id).with_for_update())
     if model is None:
-        raise ModelNotFound("There is no model with this id.")
+        raise no_model()
     names = list(session.scalars(select(Alias.name).where(Alias.model_id == model_id)))
     if names:
         raise InUse(f"The alias {', '.join(names)} points at this model; move it first.")
@@ -120,16 +132,19 @@ def pin(session: Session, name: str, model_id: uuid.UUID) -> tuple[Alias, bool]:
     Raises:
         ModelNotFound: There is no model with this id.
     """
-    get(session, model_id)
+    if not lock(session, model_id):
+        raise no_model()
+    is_new = session.scalar(select(Alias.name).where(Alias.name == name)) is None
+    # One statement: of two requests that make the same alias, the second one moves it.
     values = {"model_id": model_id, "updated_at": now()}
-    moved = session.execute(update(Alias).where(Alias.name == name).values(**values)).rowcount  # type: ignore[attr-defined]
-    if not moved:
-        session.add(Alias(name=name, model_id=model_id))
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = insert(Alias).values(name=name, **values).on_conflict_do_update(index_elements=["name"], set_=values)
+    session.execute(statement)
     session.add(AliasChange(alias=name, model_id=model_id))
     session.flush()
     row = get_alias(session, name)
     session.refresh(row)
-    return row, not moved
+    return row, is_new
 
 
 def roll_back(session: Session, name: str) -> Alias:

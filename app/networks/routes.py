@@ -21,7 +21,14 @@ from app.networks.schemas import NetworkOut, WeightsOut, weights_out
 from ml.formats import weights_folder
 
 router = Router(tags=["networks"])
-Name = Annotated[str, Path(pattern=f"^{weights_folder.NAME}$", max_length=200, description="NETWORK or NETWORK.TAG")]
+Name = Annotated[
+    str,
+    Path(
+        pattern=f"^{weights_folder.NAME}$",
+        max_length=weights_folder.LONGEST_NAME,
+        description="NETWORK or NETWORK.TAG",
+    ),
+]
 Triple = Annotated[
     list[float] | None, Query(min_length=3, max_length=3, description="Of each channel in [0, 1]: three values")
 ]

@@ -30,8 +30,9 @@ ImageArray = NDArray[np.uint8]
 # Modes are converted strip by strip: a whole RGBA picture beside its RGB copy would double the peak.
 STRIP_PIXELS = 1 << 20
 
-# A frame of 8 bits with one or three components, baseline or progressive. CMYK has four, and its own conversion.
-_ordinary = re.compile(rb"\xff[\xc0\xc2]\0[\x0b\x11]\x08").search
+# A baseline frame of 8 bits with one or three components. CMYK has four, and its own conversion; the scans of a
+# progressive one are counted first.
+_ordinary = re.compile(rb"\xff\xc0\0[\x0b\x11]\x08").search
 
 # What Pillow raises for damaged files, collected over its decoders: nearly anything but a crash.
 _PILLOW_ERRORS = (

@@ -5,7 +5,9 @@ No decoder is imported: headers are checked before a decoder allocates memory.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ml.errors import UndecodableImage
@@ -14,9 +16,12 @@ MAX_PIXELS = 25_000_000
 MAX_WEBP_PIXELS = 15_000_000  # its decoder goes through animation canvases: 16 bytes a pixel, the others need 4
 MAX_SIDE = 10_000
 MAX_TEXT_BYTES = 1 << 20
+MAX_SCANS = 100  # of a JPEG; encoders write a dozen. Each costs as much as all pixels, even if it is ten bytes long
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))  # JPEG markers without a segment behind them
 NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # markers in the range of SOF0..SOF15 that start no frame
+PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_next_marker = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]").search  # what no compressed data has: there 0 follows 255
 
 
 class Header(NamedTuple):
@@ -78,13 +83,37 @@ def _jpeg_header(data: bytes) -> Header | None:
     for marker, start in _segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
             height, width = struct.unpack_from(">HH", data, start + 1)
+            _refuse_many_scans(data, start, is_progressive=marker in PROGRESSIVE)
             return Header(width, height, "JPEG")
     raise UndecodableImage("damaged_image", "the JPEG has no frame")
 
 
-def _segments(data: bytes) -> list[tuple[int, int]]:
+def _refuse_many_scans(data: bytes, frame: int, *, is_progressive: bool) -> None:
+    """Refuse a JPEG that describes its pixels more than `MAX_SCANS` times.
+
+    Args:
+        data: The file.
+        frame: Where the payload of its frame header starts.
+        is_progressive: Whether it is of a kind that has several scans of the same components.
+    """
+    components, scans = data[frame + 5], 0
+    at = frame - 2 + int.from_bytes(data[frame - 2 : frame], "big")
+    while match := _next_marker(data, at):
+        marker, at = data[match.end() - 1], match.end()
+        if marker == 0xD9:  # the end
+            return
+        if marker == 0xDA:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise UndecodableImage("image_too_large", f"the JPEG has more than {MAX_SCANS} scans")
+            if not is_progressive and data[at + 2] == components:  # it describes all of them
+                return
+        if marker != 0xD8:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Markers and where their payload starts, up to the frame header: enough for size and EXIF."""
-    segments: list[tuple[int, int]] = []
     at = 2
     while True:
         if data[at] != 0xFF:
@@ -95,10 +124,10 @@ def _segments(data: bytes) -> list[tuple[int, int]]:
             at += 1 if marker == 0xFF else 2
             continue
         if marker in (0xD9, 0xDA):
-            return segments
-        segments.append((marker, at + 4))
+            return
+        yield marker, at + 4
         if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
-            return segments
+            return
         at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
 
 

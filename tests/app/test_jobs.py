@@ -23,6 +23,8 @@ from sqlalchemy.orm import Session
 from app.db import session as db
 from app.db.clock import now
 from app.db.tables import Dataset, Job, Worker
+from app.errors import ArtifactNotFound
+from app.http import files as file_responses
 from app.jobs import attempt, results
 from app.jobs.stream import EventPoller, EventReader, stream_events
 from app.notifier import Notifier, QueueName
@@ -723,6 +725,11 @@ def test_artifacts_are_listed_with_checksums_and_named_exactly(client: Client, f
     assert len(items["figure.png"]["sha256"]) == 64
     for name in ("nothing.png", "..%2f..%2fsecret", "%2e%2e", "log.jsonl", ".hidden"):
         assert client.get(f"/jobs/{finished}/artifacts/{name}").status_code == 404
+
+
+def test_a_file_that_is_deleted_after_it_was_looked_up_is_a_404(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFound):
+        file_responses.size_and_sha256(tmp_path / "model.zip")
 
 
 def test_static_names_are_never_paths(client: Client, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_installed_weights_are_listed_in_pages_with_an_etag(client: Client, file
     assert client.get("/weights/alexnet").status_code == 404
 
 
-@pytest.mark.parametrize("name", ["..%2fx", "a%2fb", ".hidden", "a%00b", "a%0a", "a..b", "a.b.c", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["..%2fx", "a%2fb", ".hidden", "a%00b", "a%0a", "a..b", "a.b.c", "x" * 200, f"{'x' * 50}.{'y' * 50}"]
+)
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_SEC2_a_name_is_no_path(client: Client, files: Storage, method: str, name: str) -> None:
     install(files, "small")

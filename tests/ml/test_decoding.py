@@ -80,6 +80,41 @@ def test_IMG2_a_long_text_chunk_is_refused() -> None:
     assert refusal(plain[:33] + chunk + plain[33:]) == "image_too_large"
 
 
+def jpeg_of_scans(scans: int, *, progressive: bool, after: bytes = b"") -> bytes:
+    """A grey JPEG of 16x16 pixels whose scans hold nothing, each of a few bytes."""
+    frame = struct.pack(">BBHBHHB", 0xFF, 0xC2 if progressive else 0xC0, 11 if progressive else 17, 8, 16, 16, 1)
+    if not progressive:
+        frame = frame[:-1] + b"\3" + bytes((1, 0x11, 0, 2, 0x11, 0)) + bytes((3, 0x11, 0))
+    else:
+        frame += bytes((1, 0x11, 0))
+    tables = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1] * 64)
+    for kind, symbol in ((0x00, 0), (0x10, 0)):
+        tables += b"\xff\xc4" + struct.pack(">HB", 20, kind) + bytes([1] + [0] * 15) + bytes([symbol])
+    first = b"\xff\xda" + bytes((0, 8, 1, 1, 0x00, 0, 0 if progressive else 63, 0)) + b"\0"
+    more = b"\xff\xda" + bytes((0, 8, 1, 1, 0x00, 1, 63, 0)) + b"\0" if progressive else first
+    return b"\xff\xd8" + tables + frame + first + more * (scans - 1) + b"\xff\xd9" + after
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_IMG2_a_jpeg_of_many_scans_is_refused(progressive: bool) -> None:
+    most = image_headers.MAX_SCANS
+    assert image_headers.header(jpeg_of_scans(most, progressive=progressive)) == (16, 16, "JPEG")
+    # What follows the end is not part of it.
+    assert image_headers.header(jpeg_of_scans(3, progressive=progressive, after=b"\xff\xda" * 2 * most))
+    many = jpeg_of_scans(most + 1, progressive=progressive)
+    assert refusal(many) == "image_too_large"
+    # In place, a baseline picture is decoded that has the data of every scan: the time is that of its bytes.
+    assert not progressive or not decoding.decode_into(many, np.zeros((16, 16, 3), np.uint8))
+
+
+def test_IMG2_ordinary_progressive_pictures_are_decoded() -> None:
+    file = io.BytesIO()
+    Image.fromarray(pictures.pixels(5, 40, 30)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    assert data.count(b"\xff\xda") > 5
+    assert np.array_equal(decoding.decode(data), by_pillow(data))
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_IMG2_only_the_first_frame_counts(kind: str) -> None:
     frames = [Image.fromarray(pictures.pixels(0, hue=hue)) for hue in (0, 3)]
@@ -123,6 +158,14 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 def test_IMG3_truncated_pictures_are_refused(kind: str, share: float) -> None:
     data = pictures.encoded(5, 64, 64, kind=kind)
     assert refusal(data[: int(len(data) * share)]) in ("damaged_image", "empty_file", "unsupported_format")
+
+
+def test_IMG3_a_png_without_its_end_is_accepted_as_long_as_every_pixel_is_there() -> None:
+    data = pictures.encoded(4, 24, 18, kind="PNG")
+    end = len(data) - 20  # without the last chunk, the checksums, and nothing that a pixel needs
+    assert np.array_equal(decoding.decode(data[:end]), decoding.decode(data))
+    assert np.array_equal(by_pillow(data[:end]), by_pillow(data))
+    assert refusal(data[: end - 60]) == "damaged_image"
 
 
 def test_IMG3_a_jpeg_is_refused_exactly_where_pillow_refuses_it() -> None:

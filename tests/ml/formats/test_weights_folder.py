@@ -47,7 +47,23 @@ def install(folder: Path, made: WeightsRecord) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "..", "../x", "a/b", "a\\b", ".hidden", "a.", "a.b.c", "a b", "a\n", "a\x00", "x" * 81, "nüll", "a..b"],
+    [
+        "",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        ".hidden",
+        "a.",
+        "a.b.c",
+        "a b",
+        "a\n",
+        "a\x00",
+        "x" * 81,
+        f"{'x' * 50}.{'y' * 50}",
+        "nüll",
+        "a..b",
+    ],
 )
 def test_a_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
     for use in (weights_folder.weights_path, weights_folder.remove):
