@@ -91,13 +91,13 @@ def test_where_consensus_overestimates_a_start_with_fewer_mistakes_is_taken(monk
     classes, count, dimension = 10, 200, 40  # so little is known of each class that neighbours have many others
     generator = torch.Generator().manual_seed(0)
     clean = torch.arange(count) % classes
-    centres = 0.35 * torch.randn(classes, dimension, generator=generator)
+    centres = 0.4 * torch.randn(classes, dimension, generator=generator)
     features = centres[clean] + torch.randn(count, dimension, generator=generator)
-    wrong = torch.rand(count, generator=generator) < 0.2
+    wrong = torch.rand(count, generator=generator) < 0.1
     moved = torch.randint(1, classes, (count,), generator=generator)
     labels = torch.where(wrong, (clean + moved) % classes, clean)
     projected = linear_probe.fit_projection(features)(features)
-    assert label_noise.consensus(projected, labels, classes).diag().mean() < 0.5  # of the labels 80 % are right
+    assert label_noise.consensus(projected, labels, classes).diag().mean() < 0.7  # of the labels 90 % are right
 
     def fit(starts: tuple[float, ...]) -> tuple[float, float]:
         monkeypatch.setattr(label_noise, "STARTS", starts)
@@ -107,7 +107,7 @@ def test_where_consensus_overestimates_a_start_with_fewer_mistakes_is_taken(monk
     (loss, right), (loss_of_first, right_of_first) = fit(label_noise.STARTS), fit((1.0, 0.8))
 
     assert loss < loss_of_first
-    assert right > right_of_first + 0.03
+    assert right > right_of_first + 0.02
 
 
 def test_a_part_of_many_images_is_searched_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
