@@ -40,9 +40,15 @@ def gathered(*, confounded: bool) -> tuple[pair_evidence.PairEvidence, Tensor, T
     return gather(picture, composite, background, labels), clean, labels
 
 
-def gather(*features_and_labels: Tensor) -> pair_evidence.PairEvidence:
+def gather(
+    picture: Tensor,
+    composite: Tensor,
+    background: Tensor,
+    labels: Tensor,
+    clean: tuple[Tensor, Tensor] | None = None,
+) -> pair_evidence.PairEvidence:
     generator, samples = (torch.Generator().manual_seed(seed) for seed in (3, 4))
-    return pair_evidence.gather(*features_and_labels, CLASSES, generator, samples)
+    return pair_evidence.gather(picture, composite, background, labels, CLASSES, generator, samples, clean)
 
 
 def test_labels_that_follow_the_background_are_found_out() -> None:
@@ -98,15 +104,7 @@ def test_probes_that_are_known_already_are_used() -> None:
     picture, composite, background, clean, labels = world(confounded=False)
     known = (6.0 * functional.one_hot(clean, CLASSES)).log_softmax(dim=1)
 
-    result = pair_evidence.gather(
-        picture,
-        composite,
-        background,
-        labels,
-        CLASSES,
-        *(torch.Generator().manual_seed(seed) for seed in (3, 4)),
-        (known, known),
-    )
+    result = gather(picture, composite, background, labels, (known, known))
 
     assert result.log_probabilities.argmax(dim=1).equal(clean)
     assert result.noise is not None
