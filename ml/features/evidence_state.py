@@ -8,6 +8,7 @@ Shapes: `M` images trained on, `B` batch, `C` classes, `D` features; logits (B, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,9 +22,10 @@ from ml.blocks.interaction import InteractionParams
 from ml.features import answer_rule, label_evidence, pair_evidence
 from ml.features.answer_rule import AnswerDecision, BackgroundStatistic
 from ml.features.pair_evidence import PairEvidence
-from ml.method import Method, Pass, TrainContext
+from ml.method import Method, NoiseEstimate, Pass, TrainContext
 
-DRAWS = "evidence"  # the concern of the generator
+DRAWS, SAMPLES = "evidence", "evidence/samples"  # the concerns of generators: folds and images; bootstrap samples
+LATER_BUFFERS = ("transition", "noise_rate")  # which states of an earlier version lack
 
 
 class EvidenceState(nn.Module):
@@ -35,12 +37,15 @@ class EvidenceState(nn.Module):
     shares: Tensor  # f64 (3,): of labels that speak of the object, of the background, of neither
     object_weight: Tensor  # f32 (M,)
     drawn: Tensor  # bool (M,): the images of this epoch
+    transition: Tensor  # f64 (C, C): T of the labels
+    noise_rate: Tensor  # f64 (3,): share of wrong labels and the ends of its interval; NaN where T is not known
 
-    def __init__(self, image_count: int, *, exchange: bool) -> None:
+    def __init__(self, image_count: int, classes: int, *, exchange: bool) -> None:
         """Start with both networks answering alike, and all labels trusted.
 
         Args:
             image_count: M.
+            classes: C.
             exchange: images count by what their labels speak of: by draws in steps; probes are solved for once more,
                 with weights, where labels follow the background.
         """
@@ -52,6 +57,9 @@ class EvidenceState(nn.Module):
         self.register_buffer("shares", torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
         self.register_buffer("object_weight", torch.ones(image_count))
         self.register_buffer("drawn", torch.ones(image_count, dtype=torch.bool))
+        self.register_buffer("transition", torch.eye(classes, dtype=torch.float64))
+        self.register_buffer("noise_rate", torch.full((3,), torch.nan, dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_complete_former_state)  # type: ignore[no-untyped-call]
 
     @property
     def decision(self) -> AnswerDecision:
@@ -114,6 +122,7 @@ class EvidenceState(nn.Module):
             labels,
             first.class_count,
             context.generator(DRAWS),
+            context.generator(SAMPLES),
             probes,
         )
         statistic = gathered.decision.statistic
@@ -121,6 +130,9 @@ class EvidenceState(nn.Module):
         self.answer_weights.copy_(torch.tensor(gathered.decision.weights))
         self.shares.copy_(torch.tensor(gathered.evidence.shares))
         self.object_weight.copy_(gathered.evidence.object_weight)
+        if (noise := gathered.noise) is not None:
+            self.transition.copy_(noise.transition)
+            self.noise_rate.copy_(torch.tensor([noise.noise_rate, *noise.interval]))
         self.is_gathered.fill_(True)
         return gathered
 
@@ -139,6 +151,11 @@ class EvidenceState(nn.Module):
         """Log-probabilities (B, C) of logits of g1 and g2."""
         weight_first, weight_second = self.answer_weights.float()
         return answer_rule.combine(first, second, weight_first, weight_second)
+
+    def noise_estimate(self) -> NoiseEstimate | None:
+        """How clean classes were mistaken; None before it is known, and where labels follow the background."""
+        rate, low, high = self.noise_rate.tolist()
+        return None if math.isnan(rate) else NoiseEstimate(self.transition.cpu(), rate, (low, high))
 
     def findings(self, answer: str = "evidence") -> dict[str, Any]:
         """In words and numbers, for the user; empty before anything is gathered.
@@ -162,11 +179,17 @@ class EvidenceState(nn.Module):
         }
 
 
-def make(params: InteractionParams, image_count: int) -> EvidenceState | None:
-    """The state that the params need; None if nothing is decided by evidence. `image_count` is M."""
+def make(params: InteractionParams, image_count: int, classes: int) -> EvidenceState | None:
+    """The state that the params need for M images of C classes; None if nothing is decided by evidence."""
     if not params.uses_evidence:
         return None
-    return EvidenceState(image_count, exchange=params.agreement == "evidence")
+    return EvidenceState(image_count, classes, exchange=params.agreement == "evidence")
+
+
+def _complete_former_state(module: EvidenceState, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before `state` is loaded: what an earlier version did not know of the labels is not known, in place."""
+    for name in LATER_BUFFERS:
+        state.setdefault(prefix + name, getattr(module, name))
 
 
 @torch.no_grad()

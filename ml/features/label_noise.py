@@ -2,7 +2,8 @@
 
 The steps, each of which gives the next a better start (`ml.features.transition_estimate` has the reasons):
 
-1. T from the consensus of nearest neighbours; and a second start with fewer mistakes, since consensus overestimates.
+1. T from the consensus of nearest neighbours; and starts with fewer mistakes, since consensus overestimates: the more,
+   the weaker the features and the fewer the images.
 2. Forward-corrected classifiers with these T. The given labels say which explains them best out of fold, and how T is
    refined; with the refined T the fit is repeated for as long as it explains them better. Of few images folds are drawn
    several times, and the mean of the logits is taken.
@@ -33,7 +34,7 @@ from ml.features.transition_estimate import Refined
 
 CONSENSUS_NEIGHBOURS = 4  # of each image, whose labels are compared with its own
 REFERENCES = 16_384  # images among which neighbours are searched, evenly spread
-SOFTENED = 0.8  # of the mistakes of the first T, in the second start
+STARTS = (1.0, 0.8, 0.5, 0.25)  # shares of the mistakes of the first T
 ROUNDS = 2  # of fits with a refined T
 REPEATED_IMAGES = 8000  # in all draws of folds: few images are ranked by whom they were drawn with
 MOST_DRAWS = 20  # of folds
@@ -90,7 +91,7 @@ def estimate(
         transition=refined.transition,
         noise_rate=float(1 - posterior.gather(1, labels[:, None]).mean()),
         interval=transition_estimate.noise_interval(logits, labels, refined, generator),
-        log_probabilities=_log_probabilities(logits, refined),
+        log_probabilities=calibrate(logits, refined),
         projection=projection,
         classifier=_final(projected, labels, classes, best, posterior),
     )
@@ -101,7 +102,7 @@ def clean_log_probabilities(features: Tensor, labels: Tensor, classes: int, gene
     *_, logits, refined = _fit_clean(
         features, labels, classes, generator, linear_probe.COMPONENTS, cross_validation.FOLDS
     )
-    return _log_probabilities(logits, refined)
+    return calibrate(logits, refined)
 
 
 class _CleanFit(NamedTuple):
@@ -126,8 +127,13 @@ def _fit_clean(
     return _CleanFit(projection, projected, best, logits, refined)
 
 
-def _log_probabilities(logits: Tensor, refined: Refined) -> Tensor:
-    """Calibrated, f32 (N, C); as much less certain as it takes to tell the most certain labels apart."""
+def calibrate(logits: Tensor, refined: Refined) -> Tensor:
+    """Calibrated log-probabilities f32 (N, C); as much less certain as it takes to tell the most certain labels apart.
+
+    Args:
+        logits: (N, C), as of `transition_estimate.refine`.
+        refined: Their scale.
+    """
     scaled = refined.scale * logits
     if scaled.shape[1] > 1:
         largest, second = scaled.topk(2, dim=1).values.unbind(dim=1)
@@ -157,7 +163,7 @@ def _fit(projected: Tensor, labels: Tensor, classes: int, generator: torch.Gener
 
     first = consensus(projected, labels, classes)
     identity = torch.eye(classes, dtype=first.dtype, device=first.device)
-    best = cross_validate([first, torch.lerp(identity, first, SOFTENED)])
+    best = cross_validate([torch.lerp(identity, first, share) for share in STARTS])
     for _ in range(ROUNDS):
         again = cross_validate([best.estimate.transition])
         if again.estimate.loss >= best.estimate.loss:

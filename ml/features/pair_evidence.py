@@ -14,10 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ml.features import answer_rule, cross_validation, label_evidence, label_noise, linear_probe
+from ml.features import (
+    answer_rule,
+    cross_validation,
+    label_evidence,
+    label_noise,
+    linear_probe,
+    transition_estimate,
+)
 from ml.features.answer_rule import AnswerDecision
 from ml.features.cross_validation import PLAIN, Candidate
 from ml.features.label_evidence import LabelEvidence
+from ml.method import NoiseEstimate
 
 PLAIN_PROBES = (Candidate(1e-3),)  # behind L: its threshold was set with this penalty
 
@@ -30,11 +38,14 @@ class PairEvidence:
         decision: Who answers.
         evidence: Which labels speak of the object.
         log_probabilities: Of the clean class, out of fold, f32 (n, C): labels are ranked by them.
+        noise: How clean classes were mistaken, by which labels are ranked too; None where labels follow the background,
+            which no class explains.
     """
 
     decision: AnswerDecision
     evidence: LabelEvidence
     log_probabilities: Tensor
+    noise: NoiseEstimate | None
 
 
 def gather(
@@ -44,6 +55,7 @@ def gather(
     labels: Tensor,
     classes: int,
     generator: torch.Generator,
+    samples: torch.Generator,
     clean: tuple[Tensor, Tensor] | None = None,
 ) -> PairEvidence:
     """Fit the probes and conclude.
@@ -55,6 +67,7 @@ def gather(
         labels: given labels int64 (n,).
         classes: C.
         generator: draws folds.
+        samples: draws bootstrap samples, for the interval of the noise rate.
         clean: log-probabilities of clean classes by g1 and g2, out of fold, if they are known already; otherwise
             forward-corrected probes estimate them.
     """
@@ -73,11 +86,18 @@ def gather(
     )
     if decision.predictor == "g2":
         evidence = label_evidence.estimate(two.exp(), of_background.exp(), labels)
-        return PairEvidence(decision, evidence, _posterior(two, labels, evidence))
+        return PairEvidence(decision, evidence, _posterior(two, labels, evidence), None)
     mean = _mean(one, two)
     weights = answer_rule.stack_weights(one, two, labels)
     decision = AnswerDecision(decision.statistic, "stack", weights)
-    return PairEvidence(decision, label_evidence.estimate(mean.exp(), None, labels), mean)
+    evidence = label_evidence.estimate(mean.exp(), None, labels)
+    refined = transition_estimate.refine(mean, labels, transition_estimate.diagonal_start(classes).to(labels.device))
+    noise = NoiseEstimate(
+        refined.transition.cpu(),
+        transition_estimate.noise_rate(mean, labels, refined),
+        transition_estimate.noise_interval(mean, labels, refined, samples),
+    )
+    return PairEvidence(decision, evidence, label_noise.calibrate(mean, refined), noise)
 
 
 def fold_weighted_probe(

@@ -67,7 +67,7 @@ def from_consensus(votes: Tensor) -> tuple[Tensor, Tensor]:
     """
     classes = votes.shape[1]
     counts = votes.double()
-    start = _diagonal_start(classes).to(counts)
+    start = diagonal_start(classes).to(counts)
     transition, shares = start, counts.new_full((classes,), 1 / classes)
     for _ in range(ITERATIONS):
         # P(clean class | labels of the neighbourhood), and the labels that each class explains
@@ -102,6 +102,11 @@ def log_posterior(logits: Tensor, labels: Tensor, estimate: Refined) -> Tensor:
     """
     joint = (estimate.scale * logits.double()).log_softmax(dim=1) + _columns(estimate.transition, labels).log()
     return joint.log_softmax(dim=1)
+
+
+def noise_rate(logits: Tensor, labels: Tensor, estimate: Refined) -> float:
+    """Expected share of wrong labels, in [0, 1]; arguments as of `log_posterior`."""
+    return float(1 - log_posterior(logits, labels, estimate).gather(1, labels[:, None]).exp().mean())
 
 
 def noise_interval(
@@ -177,8 +182,8 @@ def _rows_of(counts: Tensor, start: Tensor) -> Tensor:
     return smoothed / smoothed.sum(dim=1, keepdim=True)
 
 
-def _diagonal_start(classes: int) -> Tensor:
-    """A T that is right mostly, and wrong evenly."""
+def diagonal_start(classes: int) -> Tensor:
+    """A T f64 (C, C) that is right mostly, and wrong evenly."""
     if classes == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     start = torch.full((classes, classes), (1 - FIRST_DIAGONAL) / (classes - 1), dtype=torch.float64)

@@ -38,7 +38,7 @@ from torch import Tensor
 from ml import method, methods
 from ml.blocks import branches, deconfounding, interaction, method_pair, mutual_learning, shared_parts, two_networks
 from ml.features import evidence_state
-from ml.method import ENSEMBLE, Batch, Network, Phase, TrainContext, TrainHyperparameters
+from ml.method import ENSEMBLE, Batch, Network, NoiseEstimate, Phase, TrainContext, TrainHyperparameters
 from ml.methods import About
 from ml.networks import chain
 
@@ -150,8 +150,8 @@ class Method(method.Method):
 
         # the first network also tells the shapes; it then becomes the first branch
         unused = [cast(chain.Chain, network())]
-        feature_count = unused[0].feature_count
-        self.deconfounder = deconfounding.make_deconfounder(params, unused[0].class_count, unused[0].image_size)
+        feature_count, class_count = unused[0].feature_count, unused[0].class_count
+        self.deconfounder = deconfounding.make_deconfounder(params, class_count, unused[0].image_size)
         self.recorders = (branches.ActivationRecorder(), branches.ActivationRecorder())
 
         # two base methods, which use the branches as ordinary networks
@@ -171,7 +171,7 @@ class Method(method.Method):
         self.base2 = base.Method(base_params, labels, lambda: branch(second=True))
         self.gates = None if params.gates == "off" else deconfounding.Gates(2 * feature_count)
         self.damping = mutual_learning.AgreementDamping()
-        self.evidence = evidence_state.make(params, len(labels))
+        self.evidence = evidence_state.make(params, len(labels), class_count)
         self.register_buffer("labels", labels, persistent=False)
 
     # --- phases ---
@@ -315,6 +315,10 @@ class Method(method.Method):
     def locate(self, images: Tensor) -> Tensor | None:
         """Centre x, centre y and sigma of each image's mask, in network pixels, (B, 3); None without a module."""
         return None if self.deconfounder.localization is None else self.deconfounder.localization(images)
+
+    def noise_estimate(self) -> NoiseEstimate | None:
+        """See `ml.method.Method.noise_estimate`; known where the evidence ranks labels by classes."""
+        return None if self.evidence is None else self.evidence.noise_estimate()
 
     def findings(self) -> dict[str, Any]:
         """Whether labels follow the background, who answers, and why (`EvidenceState.findings`)."""

@@ -87,6 +87,29 @@ def test_features_that_say_nothing_leave_it_open() -> None:
     assert bool(torch.isfinite(noise.classifier.weight).all())
 
 
+def test_where_consensus_overestimates_a_start_with_fewer_mistakes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, count, dimension = 10, 200, 40  # so little is known of each class that neighbours have many others
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.arange(count) % classes
+    centres = 0.4 * torch.randn(classes, dimension, generator=generator)
+    features = centres[clean] + torch.randn(count, dimension, generator=generator)
+    wrong = torch.rand(count, generator=generator) < 0.1
+    moved = torch.randint(1, classes, (count,), generator=generator)
+    labels = torch.where(wrong, (clean + moved) % classes, clean)
+    projected = linear_probe.fit_projection(features)(features)
+    assert label_noise.consensus(projected, labels, classes).diag().mean() < 0.7  # of the labels 90 % are right
+
+    def fit(starts: tuple[float, ...]) -> tuple[float, float]:
+        monkeypatch.setattr(label_noise, "STARTS", starts)
+        fitted = label_noise._fit(projected, labels, classes, torch.Generator().manual_seed(1), cross_validation.FOLDS)
+        return fitted.estimate.loss, float((fitted.logits.argmax(dim=1) == clean).double().mean())
+
+    (loss, right), (loss_of_first, right_of_first) = fit(label_noise.STARTS), fit((1.0, 0.8))
+
+    assert loss < loss_of_first
+    assert right > right_of_first + 0.02
+
+
 def test_a_part_of_many_images_is_searched_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     features, clean = clusters()
     monkeypatch.setattr(label_noise, "REFERENCES", 200)
@@ -148,7 +171,7 @@ def test_certain_labels_are_told_apart() -> None:
     """Classes far apart make a scale at which posteriors would round to 1."""
     logits = torch.tensor([[900.0, 0.0, 0.0], [600.0, 0.0, 0.0], [3.0, 0.0, 0.0]]).double()
     refined = transition_estimate.Refined(torch.eye(3).double(), 30.0, 0.0)
-    log_p = label_noise._log_probabilities(logits, refined)
+    log_p = label_noise.calibrate(logits, refined)
     posterior = label_posterior.posterior(np.zeros(3, np.int64), log_p.exp().double().numpy(), np.eye(3))[:, 0]
 
     assert log_p.exp().sum(dim=1).numpy() == pytest.approx(np.ones(3), abs=1e-6)
