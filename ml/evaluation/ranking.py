@@ -1,7 +1,8 @@
 """Ranks given labels by how likely they are wrong, from the logits of one training while it learns.
 
 Where a method knows the transition matrix, and has recorded calibrated logits of clean classes that did not learn the
-label itself, a label's score is its posterior probability (`ml.evaluation.label_posterior`).
+label itself, a label's score is its posterior probability (`ml.evaluation.label_posterior`), and a label loses if
+images with similar predictions probably have another class.
 
 Elsewhere a label's score is its margin: how far its logit lies above the best other logit, averaged over epochs (area
 under the margin, Pleiss et al. 2020). Four things are added; `docs/evidence/ranking.md` measures each of them.
@@ -28,7 +29,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ml.evaluation import label_posterior
 from ml.method import NoiseEstimate
@@ -36,12 +36,13 @@ from ml.method import NoiseEstimate
 THRESHOLD_SHARE = 0.75  # of a class's mean logit that is taken off its logits: best on the mean of four data sets
 WEIGHT_EXPONENT = 4.0  # of an epoch's weight
 LEAST_UNFITTED = 1e-3  # share of labels: epochs that fit all labels still have a weight
-AGREEMENT_WEIGHT = 0.5  # of the neighbours' labels, in standard deviations of the margins
+AGREEMENT_WEIGHT = 0.5  # of the neighbours' votes, in standard deviations of margins or log odds
 NEIGHBOURS = 30  # of each image
 REFERENCES = 8192  # images among which neighbours are searched, evenly spread
 MOST_UNEXPLAINED = 0.3  # of the labels estimated to be right are not predicted; docs/evidence/noise_estimates.md
 INTERVAL_DEVIATIONS = 1.96  # of a share of held-out labels: 95 %
 CHUNK = 1024  # images whose neighbours are searched at a time
+LEAST_PROBABILITY = 1e-12  # of a label, so that its log odds stay finite
 LARGEST_LOGIT = 1e4  # logits of a network that is about to diverge are cut here, so that sums stay finite
 
 Vector = NDArray[np.float64]
@@ -197,7 +198,8 @@ def label_issues(
     if held_out is not None and 0 < len(held_out) < len(given_labels):
         margins = calibrate_held_out(margins, held_out.cpu().numpy())
     if recorded.any():
-        agreement = neighbour_agreement(given_labels[recorded], pred_probs[recorded])
+        one_hot = np.eye(pred_probs.shape[1])[given_labels[recorded]]
+        agreement = neighbour_agreement(given_labels[recorded], pred_probs[recorded], one_hot)
         margins[recorded] += AGREEMENT_WEIGHT * agreement * margins[recorded].std()
         margins[~recorded] = np.median(margins[recorded])  # nothing is known of them: the middle of the ranking
     margins[is_confirmed] = np.inf
@@ -231,8 +233,9 @@ def _by_posterior(
 ) -> LabelIssues:
     """The ranking by posterior probability; labels that no epoch has shown are in the middle of it."""
     of_classes = label_posterior.posterior(labels, pred_probs, noise.transition.numpy())
-    score = of_classes[np.arange(len(labels)), labels]
+    score = np.empty(len(labels))
     if recorded.any():
+        score[recorded] = posterior_score(labels[recorded], pred_probs[recorded], of_classes[recorded])
         score[~recorded] = np.median(score[recorded])
     score[is_confirmed] = 1.0
     predicted = np.where(recorded, of_classes.argmax(axis=1), labels)
@@ -248,6 +251,22 @@ def _by_posterior(
     )
 
 
+def posterior_score(labels: NDArray[np.int64], pred_probs: Vector, of_classes: Vector) -> Vector:
+    """How far each label is believed, in [0, 1], (N,): the log odds of its posterior, and what its neighbours say.
+
+    Neighbours vote by their posterior: where one class is mistaken for another, as many of their given labels may be
+    wrong in the same way as are right.
+
+    Args:
+        labels: Given labels (N,).
+        pred_probs: Of clean classes, (N, C).
+        of_classes: Their posterior, (N, C).
+    """
+    right = of_classes[np.arange(len(labels)), labels].clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    odds = np.log(right) - np.log1p(-right)
+    return _sigmoid(odds + AGREEMENT_WEIGHT * odds.std() * neighbour_agreement(labels, pred_probs, of_classes))
+
+
 def _uniform_where(rows: NDArray[np.bool_], probabilities: Vector) -> Vector:
     """Probabilities (N, C) that are equal in some rows: nothing is known of these images."""
     return np.where(rows[:, None], 1 / probabilities.shape[1], probabilities)
@@ -260,34 +279,35 @@ def _lowest(score: Vector, share: float) -> NDArray[np.bool_]:
     return lowest
 
 
-def neighbour_agreement(labels: NDArray[np.int64], pred_probs: Vector) -> Vector:
-    """How well each label agrees with the labels of the images that have the most similar predictions.
+def neighbour_agreement(labels: NDArray[np.int64], pred_probs: Vector, votes: Vector) -> Vector:
+    """How well each label agrees with the votes of the images that have the most similar predictions.
 
-    The log odds of a label are log(its share among the nearest neighbours / its share of all labels). An image's
+    The log odds of a class are log(its share of the nearest neighbours' votes / its share of all votes). An image's
     agreement is the log odds of its own label minus the largest of another class. Similarity is the Bhattacharyya
     coefficient of predicted probabilities.
 
     Args:
         labels: Given labels (N,).
         pred_probs: (N, C).
+        votes: Of the images for classes, (N, C): 1 for the given label, or probabilities.
 
     Returns:
         float64 (N,), standardised to mean 0 and deviation 1. Zeros where there are no more than `NEIGHBOURS` images,
         a single class, or no differences.
     """
-    classes = np.unique(labels)
+    classes = np.union1d(np.flatnonzero(votes.any(axis=0)), labels)
     references = np.linspace(0, len(labels) - 1, min(len(labels), REFERENCES)).round().astype(np.int64)
     if len(references) <= NEIGHBOURS or len(classes) < 2:
         return np.zeros(len(labels))
     roots = torch.from_numpy(np.sqrt(pred_probs)).float()  # their inner product is the Bhattacharyya coefficient
     numbers = torch.from_numpy(np.searchsorted(classes, labels))
-    votes = functional.one_hot(numbers[references]).float()
-    class_share = torch.bincount(numbers) / len(numbers)
+    votes_of = torch.from_numpy(votes[:, classes]).float()
+    class_share = votes_of.mean(dim=0).clamp_min(LEAST_PROBABILITY)
     chunks = []
     for rows in torch.split(torch.arange(len(labels)), CHUNK):
         similarity = roots[rows] @ roots[references].t()
         similarity[rows[:, None] == torch.from_numpy(references)] = -1.0  # an image is not its own neighbour
-        neighbour_share = votes[similarity.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
+        neighbour_share = votes_of[references][similarity.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
         odds = torch.log((neighbour_share + 1 / NEIGHBOURS) / class_share)  # smoothed by one vote
         own = odds.gather(1, numbers[rows, None])
         chunks.append(own[:, 0] - odds.scatter(1, numbers[rows, None], -torch.inf).amax(dim=1))

@@ -101,9 +101,8 @@ def measure_cell(sets: Path, cell: str, keep: Path) -> dict[str, Any]:
     started = time.process_time()
     ours = label_noise.estimate(part.features, labels, classes, torch.Generator().manual_seed(1))
     seconds = time.process_time() - started
-    score = label_posterior.posterior(
-        labels.numpy(), ours.log_probabilities.double().exp().numpy(), ours.transition.numpy()
-    )
+    clean_probs = ours.log_probabilities.double().exp().numpy()
+    of_classes = label_posterior.posterior(labels.numpy(), clean_probs, ours.transition.numpy())
 
     # The others
     projected = ours.projection(part.features)
@@ -121,7 +120,7 @@ def measure_cell(sets: Path, cell: str, keep: Path) -> dict[str, Any]:
         "knn": neighbours.votes(near, labels, classes).gather(1, own)[:, 0],
         "epochs": margins_over_epochs(projected, labels, classes),
         "forward": transition_estimate.log_posterior(forward.logits, labels, forward.estimate).gather(1, own)[:, 0],
-        "ours": score[np.arange(len(labels)), labels.numpy()],
+        "ours": ranking.posterior_score(labels.numpy(), clean_probs, of_classes),
     }
     np.savez(
         keep / f"{cell.replace('/', '-')}.in.npz",

@@ -135,7 +135,7 @@ def test_a_label_that_images_with_similar_predictions_do_not_share_loses() -> No
     similar = np.eye(3)[labels] + rng.uniform(0.2, 0.4, (300, 3))
     probabilities = similar / similar.sum(axis=1, keepdims=True)
     labels[[0, 31]] = [2, 0]  # of the groups 0 and 1
-    agreement = ranking.neighbour_agreement(labels, probabilities)
+    agreement = ranking.neighbour_agreement(labels, probabilities, np.eye(3)[labels])
 
     assert set(np.argsort(agreement)[:2]) == {0, 31}
     assert agreement.mean() == pytest.approx(0.0, abs=1e-9)
@@ -145,7 +145,22 @@ def test_a_label_that_images_with_similar_predictions_do_not_share_loses() -> No
 @pytest.mark.parametrize(("count", "classes"), [(ranking.NEIGHBOURS, 3), (300, 1)])
 def test_few_images_or_one_class_have_no_agreement(count: int, classes: int) -> None:
     labels = np.arange(count) % classes
-    assert not ranking.neighbour_agreement(labels, np.full((count, 3), 1 / 3)).any()
+    assert not ranking.neighbour_agreement(labels, np.full((count, 3), 1 / 3), np.eye(3)[labels]).any()
+
+
+def test_neighbours_vote_by_their_posterior_where_as_many_labels_are_wrong_as_right() -> None:
+    """Of two classes that look alike, half of the labels of one say the other: labels cannot tell, posteriors can."""
+    rng = np.random.default_rng(1)
+    clean = np.arange(400) % 2
+    p = np.stack([1 - clean, clean], axis=1) * 0.2 + 0.4 + rng.uniform(-0.15, 0.15, (400, 1)) * [1, -1]
+    labels = np.where((clean == 0) & (rng.random(400) < 0.5), 1, clean)
+    transition = np.array([[0.5, 0.5], [0.0, 1.0]])
+    of_classes = label_posterior.posterior(labels, p, transition)
+
+    def precision(votes: np.ndarray) -> float:
+        return measure.average_precision(ranking.neighbour_agreement(labels, p, votes), labels != clean)
+
+    assert precision(of_classes) > precision(np.eye(2)[labels]) + 0.05
 
 
 def test_a_margin_by_hand() -> None:
