@@ -2,8 +2,9 @@
 
 The steps, each of which gives the next a better start (`ml.features.transition_estimate` has the reasons):
 
-1. T from the consensus of nearest neighbours; and starts with fewer mistakes, since consensus overestimates: the more,
-   the weaker the features and the fewer the images.
+1. T from the consensus of nearest neighbours; starts with fewer mistakes, since consensus overestimates: the more, the
+   weaker the features and the fewer the images; and the consensus of more neighbours, since with half of the labels
+   wrong that of few can take two classes for one.
 2. Forward-corrected classifiers with these T. The given labels say which explains them best out of fold, and how T is
    refined; with the refined T the fit is repeated for as long as it explains them better. Of few images folds are drawn
    several times, and the mean of the logits is taken.
@@ -34,7 +35,8 @@ from ml.features.transition_estimate import Refined
 
 CONSENSUS_NEIGHBOURS = 4  # of each image, whose labels are compared with its own
 REFERENCES = 16_384  # images among which neighbours are searched, evenly spread
-STARTS = (1.0, 0.8, 0.5, 0.25)  # shares of the mistakes of the first T
+# Neighbours of each image that agree on a T, and the share of its mistakes.
+STARTS = ((4, 1.0), (4, 0.8), (4, 0.5), (4, 0.25), (8, 1.0))
 ROUNDS = 2  # of fits with a refined T
 REPEATED_IMAGES = 8000  # in all draws of folds: few images are ranked by whom they were drawn with
 MOST_DRAWS = 20  # of folds
@@ -141,12 +143,12 @@ def calibrate(logits: Tensor, refined: Refined) -> Tensor:
     return scaled.log_softmax(dim=1).float()
 
 
-def consensus(projected: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The first estimate of T, f64 (C, C), from images whose projected features (N, K) are close."""
+def consensus(projected: Tensor, labels: Tensor, classes: int, most: int = CONSENSUS_NEIGHBOURS) -> Tensor:
+    """A first estimate of T, f64 (C, C), from images and at most so many neighbours by projected features (N, K)."""
     rows = image_store.evenly(len(labels), REFERENCES).to(labels.device)
     x, y = projected[rows], labels[rows]
     votes = functional.one_hot(y, classes).float()
-    if (count := min(CONSENSUS_NEIGHBOURS, len(rows) - 1)) > 0:
+    if (count := min(most, len(rows) - 1)) > 0:
         near = neighbours.nearest(x, x, count, own=torch.arange(len(rows), device=x.device))
         votes = votes + neighbours.votes(near.positions, y, classes)
     return transition_estimate.from_consensus(votes)[0]
@@ -161,9 +163,9 @@ def _fit(projected: Tensor, labels: Tensor, classes: int, generator: torch.Gener
         ]
         return cross_validation.cross_validate(projected, labels, classes, candidates, generator, folds)
 
-    first = consensus(projected, labels, classes)
-    identity = torch.eye(classes, dtype=first.dtype, device=first.device)
-    best = cross_validate([torch.lerp(identity, first, share) for share in STARTS])
+    agreed = {most: consensus(projected, labels, classes, most) for most in {most for most, _ in STARTS}}
+    identity = torch.eye(classes, dtype=torch.float64, device=projected.device)
+    best = cross_validate([torch.lerp(identity, agreed[most], share) for most, share in STARTS])
     for _ in range(ROUNDS):
         again = cross_validate([best.estimate.transition])
         if again.estimate.loss >= best.estimate.loss:

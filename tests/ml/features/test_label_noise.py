@@ -99,15 +99,37 @@ def test_where_consensus_overestimates_a_start_with_fewer_mistakes_is_taken(monk
     projected = linear_probe.fit_projection(features)(features)
     assert label_noise.consensus(projected, labels, classes).diag().mean() < 0.7  # of the labels 90 % are right
 
-    def fit(starts: tuple[float, ...]) -> tuple[float, float]:
+    def fit(starts: tuple[tuple[int, float], ...]) -> tuple[float, float]:
         monkeypatch.setattr(label_noise, "STARTS", starts)
         fitted = label_noise._fit(projected, labels, classes, torch.Generator().manual_seed(1), cross_validation.FOLDS)
         return fitted.estimate.loss, float((fitted.logits.argmax(dim=1) == clean).double().mean())
 
-    (loss, right), (loss_of_first, right_of_first) = fit(label_noise.STARTS), fit((1.0, 0.8))
+    (loss, right), (loss_of_first, right_of_first) = fit(label_noise.STARTS), fit(((4, 1.0), (4, 0.8)))
 
     assert loss < loss_of_first
     assert right > right_of_first + 0.02
+
+
+def test_where_a_consensus_takes_two_classes_for_one_that_of_more_neighbours_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """About half of the labels are those of the next class: four neighbours do not tell which class is which."""
+    classes, count, dimension = 10, 1200, 12
+    generator = torch.Generator().manual_seed(2)
+    clean = torch.arange(count) % classes
+    centres = 1.84 * torch.randn(classes, dimension, generator=generator)
+    features = centres[clean] + torch.randn(count, dimension, generator=generator)
+    right = 0.47 + 0.11 * torch.rand(classes, generator=generator)
+    wrong = torch.rand(count, generator=generator) > right[clean]
+    labels = torch.where(wrong, (clean + 1) % classes, clean)
+
+    def accuracy(starts: tuple[tuple[int, float], ...]) -> float:
+        monkeypatch.setattr(label_noise, "STARTS", starts)
+        return float((estimate(features, labels, classes).log_probabilities.argmax(dim=1) == clean).double().mean())
+
+    every, of_four = label_noise.STARTS, tuple(start for start in label_noise.STARTS if start[0] == 4)
+    assert accuracy(of_four) < 0.8
+    assert accuracy(every) > 0.95
 
 
 def test_a_part_of_many_images_is_searched_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
