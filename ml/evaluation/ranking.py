@@ -301,13 +301,13 @@ def neighbour_agreement(labels: NDArray[np.int64], pred_probs: Vector, votes: Ve
         return np.zeros(len(labels))
     roots = torch.from_numpy(np.sqrt(pred_probs)).float()  # their inner product is the Bhattacharyya coefficient
     numbers = torch.from_numpy(np.searchsorted(classes, labels))
-    votes_of = torch.from_numpy(votes[:, classes]).float()
-    class_share = votes_of.mean(dim=0).clamp_min(LEAST_PROBABILITY)
+    reference_votes = torch.from_numpy(votes[references][:, classes]).float()
+    class_share = (torch.from_numpy(votes.sum(axis=0)[classes]).float() / len(labels)).clamp_min(LEAST_PROBABILITY)
     chunks = []
     for rows in torch.split(torch.arange(len(labels)), CHUNK):
         similarity = roots[rows] @ roots[references].t()
         similarity[rows[:, None] == torch.from_numpy(references)] = -1.0  # an image is not its own neighbour
-        neighbour_share = votes_of[references][similarity.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
+        neighbour_share = reference_votes[similarity.topk(NEIGHBOURS, dim=1).indices].mean(dim=1)
         odds = torch.log((neighbour_share + 1 / NEIGHBOURS) / class_share)  # smoothed by one vote
         own = odds.gather(1, numbers[rows, None])
         chunks.append(own[:, 0] - odds.scatter(1, numbers[rows, None], -torch.inf).amax(dim=1))

@@ -286,7 +286,7 @@ def train_through_a_kill(stack: Stack, dataset: str) -> str:
 
 
 def over_tls(stack: Stack, job: str) -> None:
-    """The API through Caddy, by a certificate of its own authority; the address of the client is the client's."""
+    """The API through Caddy, by a certificate of its own authority: a job, its events, and the check of `Origin`."""
     port = free_port()
     published = {"TLS_PUBLISH": f"127.0.0.1:{port}", "TLS_REDIRECT_PUBLISH": f"127.0.0.1:{free_port()}"}
     stack.engine.environment |= published
@@ -313,7 +313,7 @@ def serves(client: httpx2.Client) -> bool:
 
 
 def monitored(stack: Stack) -> None:
-    """Prometheus reads the API with a key of its own, and its rules give values."""
+    """Prometheus reads the API with a key of its own, and finds no fault in our rules."""
     key = answered(stack.client.post("/keys", json={"name": "prometheus", "scopes": ["read"]}))["key"]
     stack.engine.environment["METRICS_KEY"] = key
     stack.start("prometheus")
